@@ -72,7 +72,7 @@ impl AsRef<[u8]> for Canonical {
 
 /// Normalizes a template: trims the text and the insides of its braces. A text with quotes, which may contain braces,
 /// is only trimmed.
-pub(crate) fn template(text: &str) -> String {
+pub(crate) fn canonical_template(text: &str) -> String {
     let text = text.trim();
     if text.contains(['"', '\'']) {
         return text.to_owned();
@@ -120,9 +120,9 @@ mod tests {
 
     #[test]
     fn whitespace_within_braces_does_not_count() {
-        assert_eq!(template(" {{tag}}-{{ date }}\n"), "{{tag}}-{{date}}");
-        assert_eq!(template("{% if a %}x {{  b}}{%endif%} y"), "{%if a%}x {{b}}{%endif%} y");
-        assert_eq!(template("{{ a | replace('}} ', '') }}"), "{{ a | replace('}} ', '') }}");
-        assert_eq!(template("{{ a"), "{{ a");
+        assert_eq!(canonical_template(" {{tag}}-{{ date }}\n"), "{{tag}}-{{date}}");
+        assert_eq!(canonical_template("{% if a %}x {{  b}}{%endif%} y"), "{%if a%}x {{b}}{%endif%} y");
+        assert_eq!(canonical_template("{{ a | replace('}} ', '') }}"), "{{ a | replace('}} ', '') }}");
+        assert_eq!(canonical_template("{{ a"), "{{ a");
     }
 }

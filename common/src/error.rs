@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Digest, RegistryName};
-use crate::printable::{printable, visible};
+use crate::sanitize::{escape_hidden, sanitize};
 
 /// Kind of an error. Reports, JSON and the ledger use the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Class {
+pub enum ErrorKind {
     /// The tag, manifest, blob or repository does not exist.
     NotFound,
     /// Credentials are missing, wrong or insufficient.
@@ -38,7 +38,7 @@ pub enum Class {
     /// A Docker schema 1 manifest, which current registries reject.
     Outdated,
     /// The response violates the specification.
-    BadAnswer,
+    InvalidResponse,
     /// Following the response would be unsafe, a certificate is not trusted, or the store was altered.
     Insecure,
     /// Invalid input or configuration.
@@ -55,59 +55,59 @@ pub enum Class {
     Cancelled,
 }
 
-impl Class {
+impl ErrorKind {
     /// All kinds.
-    pub const ALL: [Class; 20] = [
-        Class::NotFound,
-        Class::Denied,
-        Class::TokenExpired,
-        Class::RateLimited,
-        Class::Unreachable,
-        Class::TimedOut,
-        Class::ServerError,
-        Class::Corrupt,
-        Class::Refused,
-        Class::Incomplete,
-        Class::Unsupported,
-        Class::Outdated,
-        Class::BadAnswer,
-        Class::Insecure,
-        Class::Invalid,
-        Class::Local,
-        Class::Collision,
-        Class::Immutable,
-        Class::Differs,
-        Class::Cancelled,
+    pub const ALL: [ErrorKind; 20] = [
+        ErrorKind::NotFound,
+        ErrorKind::Denied,
+        ErrorKind::TokenExpired,
+        ErrorKind::RateLimited,
+        ErrorKind::Unreachable,
+        ErrorKind::TimedOut,
+        ErrorKind::ServerError,
+        ErrorKind::Corrupt,
+        ErrorKind::Refused,
+        ErrorKind::Incomplete,
+        ErrorKind::Unsupported,
+        ErrorKind::Outdated,
+        ErrorKind::InvalidResponse,
+        ErrorKind::Insecure,
+        ErrorKind::Invalid,
+        ErrorKind::Local,
+        ErrorKind::Collision,
+        ErrorKind::Immutable,
+        ErrorKind::Differs,
+        ErrorKind::Cancelled,
     ];
 
     /// Returns the word used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
-            Class::NotFound => "not_found",
-            Class::Denied => "denied",
-            Class::TokenExpired => "token_expired",
-            Class::RateLimited => "rate_limited",
-            Class::Unreachable => "unreachable",
-            Class::TimedOut => "timed_out",
-            Class::ServerError => "server_error",
-            Class::Corrupt => "corrupt",
-            Class::Refused => "refused",
-            Class::Incomplete => "incomplete",
-            Class::Unsupported => "unsupported",
-            Class::Outdated => "outdated",
-            Class::BadAnswer => "bad_answer",
-            Class::Insecure => "insecure",
-            Class::Invalid => "invalid",
-            Class::Local => "local",
-            Class::Collision => "collision",
-            Class::Immutable => "immutable",
-            Class::Differs => "differs",
-            Class::Cancelled => "cancelled",
+            ErrorKind::NotFound => "not_found",
+            ErrorKind::Denied => "denied",
+            ErrorKind::TokenExpired => "token_expired",
+            ErrorKind::RateLimited => "rate_limited",
+            ErrorKind::Unreachable => "unreachable",
+            ErrorKind::TimedOut => "timed_out",
+            ErrorKind::ServerError => "server_error",
+            ErrorKind::Corrupt => "corrupt",
+            ErrorKind::Refused => "refused",
+            ErrorKind::Incomplete => "incomplete",
+            ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Outdated => "outdated",
+            ErrorKind::InvalidResponse => "bad_answer",
+            ErrorKind::Insecure => "insecure",
+            ErrorKind::Invalid => "invalid",
+            ErrorKind::Local => "local",
+            ErrorKind::Collision => "collision",
+            ErrorKind::Immutable => "immutable",
+            ErrorKind::Differs => "differs",
+            ErrorKind::Cancelled => "cancelled",
         }
     }
 }
 
-impl fmt::Display for Class {
+impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -119,14 +119,14 @@ pub struct Error(Box<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    class: Class,
-    tried: String,
-    detail: String,
+    kind: ErrorKind,
+    operation: String,
+    message: String,
     hint: Option<String>,
     registry: Option<RegistryName>,
-    unconnected: bool,
+    connect_failed: bool,
     out_of_files: bool,
-    untaken: bool,
+    unprocessed: bool,
     status: Option<u16>,
     code: Option<String>,
     missing: Vec<Digest>,
@@ -140,18 +140,18 @@ struct Inner {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Creates an error. `tried` names operation and location ("reading gcr.io/a/b:c"), `detail` the failure. Both may
-    /// contain external text: they are made safe to print, and known secrets are masked in `detail`.
-    pub fn new(class: Class, tried: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
+    /// Creates an error. `operation` names operation and location ("reading gcr.io/a/b:c"), `message` the failure. Both may
+    /// contain external text: they are made safe to print, and known secrets are masked in `message`.
+    pub fn new(class: ErrorKind, tried: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
         Error(Box::new(Inner {
-            class,
-            tried: visible(tried.as_ref()).into_owned(),
-            detail: printable(detail.as_ref()).into_owned(),
+            kind: class,
+            operation: escape_hidden(tried.as_ref()).into_owned(),
+            message: sanitize(detail.as_ref()).into_owned(),
             hint: None,
             registry: None,
-            unconnected: false,
+            connect_failed: false,
             out_of_files: false,
-            untaken: false,
+            unprocessed: false,
             status: None,
             code: None,
             missing: Vec::new(),
@@ -164,47 +164,47 @@ impl Error {
 
     /// Creates the error of a cancelled operation.
     pub fn cancelled(tried: impl AsRef<str>) -> Error {
-        Error::new(Class::Cancelled, tried, "stopped on request")
+        Error::new(ErrorKind::Cancelled, tried, "stopped on request")
     }
 
     /// Sets the hint: what to do next.
     #[must_use]
-    pub fn hint(mut self, hint: impl AsRef<str>) -> Error {
-        self.0.hint = Some(visible(hint.as_ref()).into_owned());
+    pub fn with_hint(mut self, hint: impl AsRef<str>) -> Error {
+        self.0.hint = Some(escape_hidden(hint.as_ref()).into_owned());
         self
     }
 
     /// Sets the registry whose request failed, unless it is set.
     #[must_use]
-    pub fn at(mut self, registry: &RegistryName) -> Error {
+    pub fn with_registry(mut self, registry: &RegistryName) -> Error {
         self.0.registry.get_or_insert_with(|| registry.clone());
         self
     }
 
     /// Marks the error as a failure to connect.
     #[must_use]
-    pub fn unconnected(mut self) -> Error {
-        self.0.unconnected = true;
+    pub fn mark_connect_error(mut self) -> Error {
+        self.0.connect_failed = true;
         self
     }
 
     /// Marks the error as a lack of file descriptors: transient, for other work closes files.
     #[must_use]
-    pub fn out_of_files(mut self) -> Error {
+    pub fn mark_out_of_files(mut self) -> Error {
         self.0.out_of_files = true;
-        self.hint("raise the limit of open files (`ulimit -n`, LimitNOFILE), or copy fewer images at a time")
+        self.with_hint("raise the limit of open files (`ulimit -n`, LimitNOFILE), or copy fewer images at a time")
     }
 
     /// Marks the request as not processed: the server said that it did not act on it.
     #[must_use]
-    pub fn untaken(mut self) -> Error {
-        self.0.untaken = true;
+    pub fn mark_unprocessed(mut self) -> Error {
+        self.0.unprocessed = true;
         self
     }
 
     /// Sets the HTTP status and the registry's error code.
     #[must_use]
-    pub fn answered(mut self, status: u16, code: Option<String>) -> Error {
+    pub fn with_status(mut self, status: u16, code: Option<String>) -> Error {
         self.0.status = Some(status);
         self.0.code = code;
         self
@@ -212,28 +212,28 @@ impl Error {
 
     /// Sets the digests of content that the registry reports as missing.
     #[must_use]
-    pub fn naming(mut self, missing: Vec<Digest>) -> Error {
+    pub fn with_missing_content(mut self, missing: Vec<Digest>) -> Error {
         self.0.missing = missing;
         self
     }
 
     /// Sets how long the registry asked to wait.
     #[must_use]
-    pub fn retry_after(mut self, wait: Option<Duration>) -> Error {
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Error {
         self.0.retry_after = wait;
         self
     }
 
     /// Sets the underlying error.
     #[must_use]
-    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
         self.0.source = Some(source.into());
         self
     }
 
     /// Sets the number of attempts and their total duration.
     #[must_use]
-    pub fn after(mut self, attempts: u32, elapsed: Duration) -> Error {
+    pub fn with_attempts(mut self, attempts: u32, elapsed: Duration) -> Error {
         self.0.attempts = attempts;
         self.0.elapsed = elapsed;
         self
@@ -241,14 +241,14 @@ impl Error {
 
     /// Changes the kind.
     #[must_use]
-    pub fn as_class(mut self, class: Class) -> Error {
-        self.0.class = class;
+    pub fn with_kind(mut self, class: ErrorKind) -> Error {
+        self.0.kind = class;
         self
     }
 
     /// Returns the kind.
-    pub fn class(&self) -> Class {
-        self.0.class
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
     }
 
     /// Returns the registry whose request failed, if any.
@@ -257,8 +257,8 @@ impl Error {
     }
 
     /// Returns whether no connection could be made: no route, or nothing listening.
-    pub fn is_unconnected(&self) -> bool {
-        self.0.unconnected
+    pub fn is_connect_error(&self) -> bool {
+        self.0.connect_failed
     }
 
     /// Returns whether the process was out of file descriptors.
@@ -267,8 +267,8 @@ impl Error {
     }
 
     /// Returns whether the server said that it did not process the request.
-    pub fn is_untaken(&self) -> bool {
-        self.0.untaken
+    pub fn is_unprocessed(&self) -> bool {
+        self.0.unprocessed
     }
 
     /// Returns the HTTP status, if there was a response.
@@ -282,12 +282,12 @@ impl Error {
     }
 
     /// Returns the digests of content that the registry reports as missing.
-    pub fn missing(&self) -> &[Digest] {
+    pub fn missing_content(&self) -> &[Digest] {
         &self.0.missing
     }
 
     /// Returns how long the registry asked to wait.
-    pub fn wait(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
@@ -297,30 +297,30 @@ impl Error {
     }
 
     /// Returns the operation and its location.
-    pub fn tried(&self) -> &str {
-        &self.0.tried
+    pub fn operation(&self) -> &str {
+        &self.0.operation
     }
 
     /// Returns the failure, without the operation.
-    pub fn detail(&self) -> &str {
-        &self.0.detail
+    pub fn message(&self) -> &str {
+        &self.0.message
     }
 
     /// Returns the hint.
-    pub fn advice(&self) -> Option<&str> {
+    pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
 
     /// Returns whether the operation was cancelled on request.
     pub fn is_cancelled(&self) -> bool {
-        self.0.class == Class::Cancelled
+        self.0.kind == ErrorKind::Cancelled
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &self.0;
-        write!(f, "{}: {}", inner.tried, inner.detail)?;
+        write!(f, "{}: {}", inner.operation, inner.message)?;
         if inner.attempts > 1 {
             write!(f, " (failed {} times in {:.1} s)", inner.attempts, inner.elapsed.as_secs_f64())?;
         }
@@ -339,24 +339,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_says_what_was_tried_how_often_and_is_safe_to_print() {
-        let error = Error::new(Class::Unreachable, "reading gcr.io/a:b", "reset\u{1b}[31m by peer")
-            .after(5, Duration::from_millis(12_400));
+    fn a_message_names_the_operation_and_the_attempts_and_is_safe_to_print() {
+        let error = Error::new(ErrorKind::Unreachable, "reading gcr.io/a:b", "reset\u{1b}[31m by peer")
+            .with_attempts(5, Duration::from_millis(12_400));
         assert_eq!(error.to_string(), "reading gcr.io/a:b: reset\\u{1b}[31m by peer (failed 5 times in 12.4 s)");
     }
 
     #[test]
     fn secrets_are_masked_in_what_happened_and_our_own_words_stay() {
         let secret = crate::secret::Secret::new("token");
-        let error = Error::new(Class::Denied, "getting a token", "answered 400: bad token").hint("it needs a token");
+        let error =
+            Error::new(ErrorKind::Denied, "getting a token", "answered 400: bad token").with_hint("it needs a token");
         assert_eq!(error.to_string(), "getting a token: answered 400: bad ***");
-        assert_eq!(error.advice(), Some("it needs a token"));
+        assert_eq!(error.hint(), Some("it needs a token"));
         drop(secret);
     }
 
     #[test]
-    fn a_class_is_written_alike_everywhere() {
-        for class in Class::ALL {
+    fn an_error_kind_has_one_spelling() {
+        for class in ErrorKind::ALL {
             assert_eq!(serde_json::to_string(&class).unwrap(), format!("\"{class}\""));
         }
     }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crate::batch::Ticket;
-use crate::error::Class;
+use crate::batch::TaskRef;
+use crate::error::ErrorKind;
 use crate::image::{Digest, RegistryName};
 
 /// How a blob reached the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
+pub enum BlobOutcome {
     /// Its bytes were transferred.
     Copied,
     /// The target mounted it from another of its repositories.
@@ -23,7 +23,7 @@ pub enum Arrival {
 
 /// Purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
+pub enum RequestPurpose {
     /// Reading a manifest.
     Manifests,
     /// Reading a blob.
@@ -33,37 +33,37 @@ pub enum Errand {
     /// Listing, and other requests.
     List,
     /// A request to another server: a redirect target or a token service.
-    Elsewhere,
+    OtherHost,
 }
 
-impl Errand {
+impl RequestPurpose {
     /// Returns the label used in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Errand::Manifests => "manifests",
-            Errand::Blobs => "blobs",
-            Errand::Push => "push",
-            Errand::List => "list",
-            Errand::Elsewhere => "elsewhere",
+            RequestPurpose::Manifests => "manifests",
+            RequestPurpose::Blobs => "blobs",
+            RequestPurpose::Push => "push",
+            RequestPurpose::List => "list",
+            RequestPurpose::OtherHost => "elsewhere",
         }
     }
 }
 
 /// Why a request is delayed before it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delay {
+pub enum ThrottleReason {
     /// The rate limit or a quota.
-    Pace,
+    RateLimit,
     /// The limit on open requests.
-    Place,
+    Concurrency,
 }
 
-impl Delay {
+impl ThrottleReason {
     /// Returns the label used in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Delay::Pace => "pace",
-            Delay::Place => "place",
+            ThrottleReason::RateLimit => "pace",
+            ThrottleReason::Concurrency => "place",
         }
     }
 }
@@ -72,31 +72,31 @@ impl Delay {
 #[derive(Debug, Clone)]
 pub enum Event {
     /// A request ended, with or without a response.
-    Answered {
+    RequestCompleted {
         /// The registry.
         registry: RegistryName,
         /// Purpose of the request.
-        errand: Errand,
+        purpose: RequestPurpose,
         /// The status; none without a response.
         status: Option<u16>,
         /// Time from sending to the head of the response.
-        took: Duration,
+        duration: Duration,
     },
     /// A request was delayed.
-    HeldBack {
+    RequestDelayed {
         /// The registry.
         registry: RegistryName,
         /// Reason of the delay.
-        by: Delay,
+        reason: ThrottleReason,
         /// Length of the delay.
-        time: Duration,
+        delay: Duration,
     },
     /// Tasks whose workers or messages were lost returned to the plan.
-    PutBack {
+    TasksReclaimed {
         /// Tasks lost by their workers.
-        leased: u64,
+        from_workers: u64,
         /// Tasks lost by the queue.
-        queued: u64,
+        from_queue: u64,
     },
     /// A blob is about to be transferred or mounted. `moved` counts the bytes sent, and is live.
     BlobStarted {
@@ -114,7 +114,7 @@ pub enum Event {
         /// Its size in bytes.
         size: u64,
         /// How it got there.
-        arrival: Arrival,
+        outcome: BlobOutcome,
     },
     /// A blob failed; the following event says why.
     BlobFailed {
@@ -140,7 +140,7 @@ pub enum Event {
         /// Operation and failure, safe to print.
         error: String,
         /// Kind of the error.
-        class: Class,
+        kind: ErrorKind,
         /// The registry that failed, if any.
         registry: Option<RegistryName>,
         /// Attempts so far.
@@ -151,7 +151,7 @@ pub enum Event {
     /// A worker started a task.
     TaskStarted {
         /// The task.
-        ticket: Ticket,
+        task: TaskRef,
         /// The source tag.
         source: String,
         /// The target tag.
@@ -160,9 +160,9 @@ pub enum Event {
     /// A worker finished its work on a task.
     TaskEnded {
         /// The task.
-        ticket: Ticket,
+        task: TaskRef,
         /// How it ended.
-        end: TaskEnd,
+        completion: TaskCompletion,
     },
     /// A warning that does not end the work.
     Warning {
@@ -186,7 +186,7 @@ pub enum Event {
 
 /// How a worker's work on a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TaskEnd {
+pub enum TaskCompletion {
     /// The image was copied.
     Copied {
         /// Bytes of blobs transferred.
@@ -199,21 +199,21 @@ pub enum TaskEnd {
     /// The task failed permanently.
     Failed {
         /// Kind of the error.
-        class: Class,
+        kind: ErrorKind,
         /// The text, safe to print.
         error: String,
     },
     /// The task was cancelled with its batch.
     Cancelled,
     /// The task failed with a transient error and is rescheduled.
-    Later {
+    Rescheduled {
         /// The text, safe to print.
         error: String,
         /// Delay until the next attempt.
         wait: Duration,
     },
     /// The task went back to the queue: another worker has it, or may have it.
-    GivenBack,
+    Requeued,
     /// The ledger discarded the result: another worker has the task by now, or it had ended before.
     Stale,
 }
@@ -221,7 +221,7 @@ pub enum TaskEnd {
 /// Receives events. Called from many tasks at once: it must be quick and never block.
 pub trait Observer: Send + Sync {
     /// Handles an event.
-    fn on(&self, event: &Event);
+    fn on_event(&self, event: &Event);
 }
 
 /// A handle for emitting events; cheap to clone.
@@ -229,25 +229,25 @@ pub trait Observer: Send + Sync {
 pub struct Events(Option<Arc<dyn Observer>>);
 
 /// Forwards events to several observers, in order.
-struct Several(Vec<Arc<dyn Observer>>);
+struct FanOutObserver(Vec<Arc<dyn Observer>>);
 
-impl Observer for Several {
-    fn on(&self, event: &Event) {
+impl Observer for FanOutObserver {
+    fn on_event(&self, event: &Event) {
         for observer in &self.0 {
-            observer.on(event);
+            observer.on_event(event);
         }
     }
 }
 
 impl Events {
     /// Creates a handle with one observer.
-    pub fn to(observer: Arc<dyn Observer>) -> Events {
+    pub fn new(observer: Arc<dyn Observer>) -> Events {
         Events(Some(observer))
     }
 
     /// Creates a handle with several observers.
-    pub fn to_all(observers: Vec<Arc<dyn Observer>>) -> Events {
-        Events::to(Arc::new(Several(observers)))
+    pub fn fan_out(observers: Vec<Arc<dyn Observer>>) -> Events {
+        Events::new(Arc::new(FanOutObserver(observers)))
     }
 
     /// Creates a handle that discards events.
@@ -258,7 +258,7 @@ impl Events {
     /// Emits an event.
     pub fn emit(&self, event: Event) {
         if let Some(observer) = &self.0 {
-            observer.on(&event);
+            observer.on_event(&event);
         }
     }
 }

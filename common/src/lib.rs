@@ -3,7 +3,6 @@
 
 pub mod batch;
 pub(crate) mod canonical;
-pub mod caught;
 pub mod config;
 pub mod error;
 pub mod event;
@@ -11,15 +10,16 @@ pub mod generational;
 pub mod image;
 pub mod layout;
 pub mod limits;
+pub mod log_throttle;
 pub mod mask;
 pub mod naming;
 pub mod outage;
-pub mod printable;
-pub mod private;
+pub mod panics;
+pub mod private_files;
 pub mod queue;
 pub mod registry;
-pub mod repeated;
 pub mod retry;
+pub mod sanitize;
 pub mod schedule;
 pub mod secret;
 pub mod select;

@@ -15,39 +15,39 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// Replacement for a secret.
 pub(crate) const MASK: &str = "***";
 /// Minimum length of a masked secret, in bytes: shorter ones are ordinary words.
-pub(crate) const MIN_BYTES: usize = 4;
+pub(crate) const MIN_SECRET_BYTES: usize = 4;
 /// Minimum length of a secret that is masked inside a word, in bytes. Shorter ones are masked as whole words only.
-pub(crate) const STANDS_ALONE: usize = 8;
+pub(crate) const MIN_SUBSTRING_BYTES: usize = 8;
 /// Minimum length of a truncated secret that is masked, in bytes.
-const BEGINNING: usize = 12;
+const MIN_PREFIX_BYTES: usize = 12;
 /// Maximum depth of nested encodings that is searched.
-const LEVELS: usize = 3;
+const MAX_DECODE_DEPTH: usize = 3;
 /// Minimum length of a run of base64 that is searched, in characters.
-const MIN_BASE64: usize = 6;
+const MIN_BASE64_CHARS: usize = 6;
 /// Maximum number of retired tokens that stay masked, and of their bytes.
-pub(crate) const KEPT: usize = 1024;
-const KEPT_BYTES: usize = 4 << 20;
+pub(crate) const MAX_RETIRED_SECRETS: usize = 1024;
+const MAX_RETIRED_BYTES: usize = 4 << 20;
 /// Number of latest retired secrets that are checked for duplicates.
-const SAME: usize = 64;
+const DEDUP_WINDOW: usize = 64;
 
-static WATCHED: Mutex<Option<Watched>> = Mutex::new(None);
+static KNOWN_SECRETS: Mutex<Option<KnownSecrets>> = Mutex::new(None);
 
 #[derive(Default)]
-struct Watched {
+struct KnownSecrets {
     /// Live secrets, by their first two bytes in lower case.
     live: HashMap<[u8; 2], Vec<Weak<str>>>,
-    kept: VecDeque<Arc<str>>,
-    kept_bytes: usize,
+    retired: VecDeque<Arc<str>>,
+    retired_bytes: usize,
 }
 
-fn watched() -> MutexGuard<'static, Option<Watched>> {
-    WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
+fn known_secrets() -> MutexGuard<'static, Option<KnownSecrets>> {
+    KNOWN_SECRETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Masks a secret for as long as it is alive.
-pub(crate) fn watch(secret: &Arc<str>) {
-    let Some(key) = key(secret.as_bytes()).filter(|_| secret.len() >= MIN_BYTES) else { return };
-    let mut watched = watched();
+pub(crate) fn register(secret: &Arc<str>) {
+    let Some(key) = bucket_key(secret.as_bytes()).filter(|_| secret.len() >= MIN_SECRET_BYTES) else { return };
+    let mut watched = known_secrets();
     let bucket = watched.get_or_insert_default().live.entry(key).or_default();
     // Drops the secrets that are gone.
     bucket.retain(|other| other.strong_count() > 0);
@@ -55,35 +55,36 @@ pub(crate) fn watch(secret: &Arc<str>) {
 }
 
 /// Keeps masking a secret for some time after its last use: a replaced token may still be valid.
-pub(crate) fn keep(secret: &Arc<str>) {
-    let mut watched = watched();
+pub(crate) fn retire(secret: &Arc<str>) {
+    let mut watched = known_secrets();
     let watched = watched.get_or_insert_default();
     // A secret that is used repeatedly is kept once.
-    if watched.kept.iter().rev().take(SAME).any(|other| other == secret) {
+    if watched.retired.iter().rev().take(DEDUP_WINDOW).any(|other| other == secret) {
         return;
     }
-    watched.kept_bytes += secret.len();
-    watched.kept.push_back(secret.clone());
-    while watched.kept.len() > KEPT || watched.kept_bytes > KEPT_BYTES {
-        let Some(oldest) = watched.kept.pop_front() else { break };
-        watched.kept_bytes -= oldest.len();
+    watched.retired_bytes += secret.len();
+    watched.retired.push_back(secret.clone());
+    while watched.retired.len() > MAX_RETIRED_SECRETS || watched.retired_bytes > MAX_RETIRED_BYTES {
+        let Some(oldest) = watched.retired.pop_front() else { break };
+        watched.retired_bytes -= oldest.len();
     }
 }
 
-fn key(bytes: &[u8]) -> Option<[u8; 2]> {
+fn bucket_key(bytes: &[u8]) -> Option<[u8; 2]> {
     Some([bytes.first()?.to_ascii_lowercase(), bytes.get(1)?.to_ascii_lowercase()])
 }
 
 /// Replaces all known secrets in `text` by `***`. Borrows if there are none.
 pub fn mask(text: &str) -> Cow<'_, str> {
-    let watched = watched();
+    let watched = known_secrets();
     let Some(watched) = watched.as_ref().filter(|watched| !watched.live.is_empty()) else { return Cow::Borrowed(text) };
     let mut found = Vec::new();
-    let mut units: Vec<Unit> = text.bytes().enumerate().map(|(at, byte)| Unit { byte, from: at, to: at + 1 }).collect();
-    for _ in 0..LEVELS {
-        watched.search(&units, &mut found);
-        watched.search_base64(&units, &mut found);
-        match decoded(&units) {
+    let mut units: Vec<SourceByte> =
+        text.bytes().enumerate().map(|(at, byte)| SourceByte { byte, start: at, end: at + 1 }).collect();
+    for _ in 0..MAX_DECODE_DEPTH {
+        watched.find_secrets(&units, &mut found);
+        watched.find_in_base64(&units, &mut found);
+        match decode_escapes(&units) {
             Some(next) => units = next,
             None => break,
         }
@@ -114,21 +115,21 @@ pub fn mask(text: &str) -> Cow<'_, str> {
 
 /// A byte of a text, decoded or not, with its position in the text.
 #[derive(Clone, Copy)]
-struct Unit {
+struct SourceByte {
     byte: u8,
-    from: usize,
-    to: usize,
+    start: usize,
+    end: usize,
 }
 
-impl Watched {
+impl KnownSecrets {
     /// Appends the ranges of secrets in a text.
-    fn search(&self, units: &[Unit], found: &mut Vec<Range<usize>>) {
+    fn find_secrets(&self, units: &[SourceByte], found: &mut Vec<Range<usize>>) {
         let mut at = 0;
         while at < units.len() {
-            match self.longest_at(units, at) {
+            match self.longest_match_at(units, at) {
                 0 => at += 1,
                 length => {
-                    found.push(units[at].from..units[at + length - 1].to);
+                    found.push(units[at].start..units[at + length - 1].end);
                     at += length;
                 }
             }
@@ -136,7 +137,7 @@ impl Watched {
     }
 
     /// Returns the length of the secret, or of its prefix, that starts at a position; 0 if there is none.
-    fn longest_at(&self, units: &[Unit], at: usize) -> usize {
+    fn longest_match_at(&self, units: &[SourceByte], at: usize) -> usize {
         let bytes = &units[at..];
         let Some([first, second]) = bytes.get(..2).map(|two| [two[0].byte, two[1].byte]) else { return 0 };
         // A space may be written as `+`.
@@ -146,15 +147,15 @@ impl Watched {
             .flatten()
             .flat_map(|first| readings(second).into_iter().flatten().map(move |second| [first, second]));
         let secrets = keys.filter_map(|key| self.live.get(&key)).flatten().filter_map(Weak::upgrade);
-        let is_word = |unit: Option<&Unit>| unit.is_some_and(|unit| unit.byte.is_ascii_alphanumeric());
+        let is_word = |unit: Option<&SourceByte>| unit.is_some_and(|unit| unit.byte.is_ascii_alphanumeric());
         secrets
             .map(|secret| {
                 let pairs = bytes.iter().zip(secret.as_bytes());
-                let same = pairs.take_while(|(unit, wanted)| is_same(unit.byte, **wanted)).count();
+                let same = pairs.take_while(|(unit, wanted)| bytes_match(unit.byte, **wanted)).count();
                 let stands_alone = || !is_word(at.checked_sub(1).map(|at| &units[at])) && !is_word(bytes.get(same));
                 match same {
-                    same if same == secret.len() && (same >= STANDS_ALONE || stands_alone()) => same,
-                    same if same < secret.len() && same >= BEGINNING => same,
+                    same if same == secret.len() && (same >= MIN_SUBSTRING_BYTES || stands_alone()) => same,
+                    same if same < secret.len() && same >= MIN_PREFIX_BYTES => same,
                     _ => 0,
                 }
             })
@@ -163,33 +164,33 @@ impl Watched {
     }
 
     /// Appends the ranges of base64 runs that contain a secret at any offset.
-    fn search_base64(&self, units: &[Unit], found: &mut Vec<Range<usize>>) {
+    fn find_in_base64(&self, units: &[SourceByte], found: &mut Vec<Range<usize>>) {
         let mut at = 0;
         while at < units.len() {
-            let length = units[at..].iter().take_while(|unit| value(unit.byte).is_some()).count();
-            if length >= MIN_BASE64 {
+            let length = units[at..].iter().take_while(|unit| base64_value(unit.byte).is_some()).count();
+            if length >= MIN_BASE64_CHARS {
                 let run = &units[at..at + length];
                 let padding = units[at + length..].iter().take(2).take_while(|unit| unit.byte == b'=').count();
-                if (0..4).any(|skip| self.is_in(&from_base64(&run[skip..]))) {
-                    found.push(run[0].from..units[at + length + padding - 1].to);
+                if (0..4).any(|skip| self.contains_secret(&decode_base64(&run[skip..]))) {
+                    found.push(run[0].start..units[at + length + padding - 1].end);
                 }
             }
             at += length.max(1);
         }
     }
 
-    fn is_in(&self, bytes: &[u8]) -> bool {
-        let units: Vec<Unit> = bytes.iter().map(|&byte| Unit { byte, from: 0, to: 0 }).collect();
-        (0..units.len()).any(|at| self.longest_at(&units, at) > 0)
+    fn contains_secret(&self, bytes: &[u8]) -> bool {
+        let units: Vec<SourceByte> = bytes.iter().map(|&byte| SourceByte { byte, start: 0, end: 0 }).collect();
+        (0..units.len()).any(|at| self.longest_match_at(&units, at) > 0)
     }
 }
 
-fn is_same(found: u8, wanted: u8) -> bool {
+fn bytes_match(found: u8, wanted: u8) -> bool {
     found.eq_ignore_ascii_case(&wanted) || (found == b'+' && wanted == b' ')
 }
 
 /// Returns the value of a base64 character, in either alphabet.
-fn value(byte: u8) -> Option<u32> {
+fn base64_value(byte: u8) -> Option<u32> {
     Some(match byte {
         b'A'..=b'Z' => u32::from(byte - b'A'),
         b'a'..=b'z' => u32::from(byte - b'a') + 26,
@@ -200,11 +201,11 @@ fn value(byte: u8) -> Option<u32> {
     })
 }
 
-fn from_base64(run: &[Unit]) -> Vec<u8> {
+fn decode_base64(run: &[SourceByte]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(run.len() * 3 / 4);
     let (mut bits, mut held) = (0_u32, 0);
     for unit in run {
-        bits = (bits << 6) | value(unit.byte).unwrap_or_default();
+        bits = (bits << 6) | base64_value(unit.byte).unwrap_or_default();
         held += 6;
         if held >= 8 {
             held -= 8;
@@ -216,26 +217,30 @@ fn from_base64(run: &[Unit]) -> Vec<u8> {
 }
 
 /// Decodes the escapes of a text; `None` if it has none.
-fn decoded(units: &[Unit]) -> Option<Vec<Unit>> {
+fn decode_escapes(units: &[SourceByte]) -> Option<Vec<SourceByte>> {
     let mut all = Vec::with_capacity(units.len());
     let (mut at, mut any) = (0, false);
     while at < units.len() {
         let rest = &units[at..];
         let escape = match rest[0].byte {
-            b'%' => percent(rest),
-            b'\\' => backslash(rest),
-            b'&' => entity(rest),
+            b'%' => unescape_percent(rest),
+            b'\\' => unescape_json(rest),
+            b'&' => unescape_html(rest),
             _ => None,
         };
         match escape {
             Some((c, length)) => {
                 any = true;
-                let (from, to) = (rest[0].from, rest[length - 1].to);
+                let (from, to) = (rest[0].start, rest[length - 1].end);
                 match c {
-                    Decoded::Byte(byte) => all.push(Unit { byte, from, to }),
-                    Decoded::Char(c) => {
+                    Unescaped::Byte(byte) => all.push(SourceByte { byte, start: from, end: to }),
+                    Unescaped::Char(c) => {
                         let mut buffer = [0; 4];
-                        all.extend(c.encode_utf8(&mut buffer).bytes().map(|byte| Unit { byte, from, to }));
+                        all.extend(c.encode_utf8(&mut buffer).bytes().map(|byte| SourceByte {
+                            byte,
+                            start: from,
+                            end: to,
+                        }));
                     }
                 }
                 at += length;
@@ -249,34 +254,34 @@ fn decoded(units: &[Unit]) -> Option<Vec<Unit>> {
     any.then_some(all)
 }
 
-enum Decoded {
+enum Unescaped {
     Byte(u8),
     Char(char),
 }
 
-fn hex(units: &[Unit]) -> Option<u32> {
+fn parse_hex(units: &[SourceByte]) -> Option<u32> {
     units.iter().try_fold(0_u32, |value, unit| Some(value.checked_mul(16)? + char::from(unit.byte).to_digit(16)?))
 }
 
 /// Decodes `%2F` (RFC 3986).
-fn percent(units: &[Unit]) -> Option<(Decoded, usize)> {
-    let byte = hex(units.get(1..3)?)?;
-    Some((Decoded::Byte(u8::try_from(byte).ok()?), 3))
+fn unescape_percent(units: &[SourceByte]) -> Option<(Unescaped, usize)> {
+    let byte = parse_hex(units.get(1..3)?)?;
+    Some((Unescaped::Byte(u8::try_from(byte).ok()?), 3))
 }
 
 /// Decodes `\"`, `\\`, `\/`, `\u0026` (RFC 8259).
-fn backslash(units: &[Unit]) -> Option<(Decoded, usize)> {
+fn unescape_json(units: &[SourceByte]) -> Option<(Unescaped, usize)> {
     match units.get(1)?.byte {
-        byte @ (b'"' | b'\\' | b'/') => Some((Decoded::Byte(byte), 2)),
-        b'u' => Some((Decoded::Char(char::from_u32(hex(units.get(2..6)?)?)?), 6)),
+        byte @ (b'"' | b'\\' | b'/') => Some((Unescaped::Byte(byte), 2)),
+        b'u' => Some((Unescaped::Char(char::from_u32(parse_hex(units.get(2..6)?)?)?), 6)),
         _ => None,
     }
 }
 
 /// Decodes `&amp;`, `&#39;`, `&#x27;` (HTML).
-fn entity(units: &[Unit]) -> Option<(Decoded, usize)> {
-    const LONGEST: usize = 10;
-    let length = units.iter().take(LONGEST).position(|unit| unit.byte == b';')?;
+fn unescape_html(units: &[SourceByte]) -> Option<(Unescaped, usize)> {
+    const MAX_ENTITY_CHARS: usize = 10;
+    let length = units.iter().take(MAX_ENTITY_CHARS).position(|unit| unit.byte == b';')?;
     let name = &units[1..length];
     let c = match name.iter().map(|unit| unit.byte).collect::<Vec<_>>().as_slice() {
         b"amp" => '&',
@@ -284,11 +289,11 @@ fn entity(units: &[Unit]) -> Option<(Decoded, usize)> {
         b"gt" => '>',
         b"quot" => '"',
         b"apos" => '\'',
-        [b'#', b'x' | b'X', ..] => char::from_u32(hex(&name[2..])?)?,
+        [b'#', b'x' | b'X', ..] => char::from_u32(parse_hex(&name[2..])?)?,
         [b'#', digits @ ..] => char::from_u32(std::str::from_utf8(digits).ok()?.parse().ok()?)?,
         _ => return None,
     };
-    Some((Decoded::Char(c), length + 1))
+    Some((Unescaped::Char(c), length + 1))
 }
 
 #[cfg(test)]
@@ -336,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_one_is_masked_where_it_stands_alone_and_a_shorter_one_nowhere() {
+    fn a_short_secret_is_masked_as_a_whole_word_and_a_shorter_one_never() {
         let (short, shorter) = (Secret::new("12/34"), Secret::new("abc"));
         assert_eq!(mask("Bearer 12/34, or (12/34)"), "Bearer ***, or (***)");
         assert_eq!(mask("112/345 abc"), "112/345 abc");
@@ -353,19 +358,19 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_lately_are_kept_within_a_bound() {
+    fn retired_tokens_are_kept_within_a_bound() {
         let mut first = Secret::new("the-first-token");
-        first.remember();
+        first.keep_masked();
         first = Secret::new("another-token");
         assert_eq!(mask("the-first-token"), "***");
-        for number in 0..KEPT {
-            Secret::new(format!("token-number-{number}")).remember();
+        for number in 0..MAX_RETIRED_SECRETS {
+            Secret::new(format!("token-number-{number}")).keep_masked();
         }
         assert_eq!(mask("the-first-token"), "the-first-token");
-        Secret::new("x".repeat(KEPT_BYTES + 1)).remember();
-        let watched = watched();
+        Secret::new("x".repeat(MAX_RETIRED_BYTES + 1)).keep_masked();
+        let watched = known_secrets();
         let watched = watched.as_ref().unwrap();
-        assert!(watched.kept.is_empty() && watched.kept_bytes == 0);
+        assert!(watched.retired.is_empty() && watched.retired_bytes == 0);
         drop(first);
     }
 
@@ -374,7 +379,7 @@ mod tests {
         fn what_holds_no_secret_stays_and_nothing_panics(text in "\\PC{0,80}|[%&\\\\a-f0-9;#xu+/=-]{0,80}", secret in "\\PC{0,20}") {
             let secret = Secret::new(secret);
             let masked = mask(&text).into_owned();
-            if secret.expose().len() >= STANDS_ALONE {
+            if secret.expose().len() >= MIN_SUBSTRING_BYTES {
                 let said = format!("a {} b", secret.expose());
                 let masked = mask(&said).into_owned();
                 prop_assert!(!masked.contains(secret.expose()), "{}", masked);

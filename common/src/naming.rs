@@ -1,5 +1,5 @@
-//! Target names of images. Pure: a [`Style`], a [`Base`] and an [`Origin`] give a [`TargetName`], or the reason why the
-//! target rejects it. [`Names`] finds collisions while listing, and [`must_collide`] before.
+//! Target names of images. Pure: a [`NamingStyle`], a [`TargetBase`] and an [`SourceName`] give a [`TargetName`], or the reason why the
+//! target rejects it. [`TargetRegister`] finds collisions while listing, and [`find_certain_collision`] before.
 
 mod backup;
 mod collision;
@@ -10,13 +10,13 @@ use std::str::FromStr;
 
 use crate::image::{ParseReferenceError, RegistryName, RepositoryName, Tag};
 
-pub use backup::BackupName;
-pub use collision::{Claim, Collision, FixedRule, Names, must_collide};
-pub use template::{Template, TemplateError};
+pub use backup::BackupTagTemplate;
+pub use collision::{Collision, SingleRepositoryRule, TargetClaim, TargetRegister, find_certain_collision};
+pub use template::{NamingTemplate, NamingTemplateError};
 
 /// Naming style of targets, by the example of `gcr.io/istio-release/pilot` copied to `registry.example.com/mirror`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Style {
+pub enum NamingStyle {
     /// `mirror/gcr.io_istio-release_pilot`: accepted by every registry, and keeps the whole source name.
     #[default]
     Flat,
@@ -26,29 +26,29 @@ pub enum Style {
     Basename,
     /// `mirror/gcr.io/istio-release/pilot`; in a layout, exactly the source's name.
     Full,
-    /// [`Flat`](Style::Flat) of the name that the image had in imgsync 2.1, for presets:
+    /// [`Flat`](NamingStyle::Flat) of the name that the image had in imgsync 2.1, for presets:
     /// `mirror/quay.io_coreos_flannel`.
     Original,
     /// A template below the base: `{{namespace}}/{{basename}}`, or with a tag, `{{basename}}:{{tag}}-mirror`.
-    Template(Template),
+    Template(NamingTemplate),
 }
 
 /// Source of an image, as input of a naming style.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
+pub struct SourceName<'a> {
     /// The source registry.
     pub registry: &'a RegistryName,
     /// The source repository.
     pub repository: &'a RepositoryName,
     /// The source tag.
     pub tag: &'a Tag,
-    /// For [`Style::Original`]: the former registry and repository, `quay.io/coreos/flannel`.
+    /// For [`NamingStyle::Original`]: the former registry and repository, `quay.io/coreos/flannel`.
     pub original: Option<&'a str>,
 }
 
 /// Target registry and path prefix, `to` in a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Base {
+pub struct TargetBase {
     /// The target registry.
     pub registry: RegistryName,
     /// Path prefix of all names; `None` puts them at the top level.
@@ -69,29 +69,29 @@ pub struct TargetName {
 /// Reason why a target name is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` cannot be a target: {reason}")]
-pub struct NameError {
+pub struct TargetNameError {
     /// The invalid name.
     pub name: String,
     /// The reason.
     pub reason: String,
 }
 
-impl Style {
+impl NamingStyle {
     /// Returns the validated name in a registry.
-    pub fn name(&self, base: &Base, origin: &Origin<'_>) -> Result<TargetName, NameError> {
-        let (path, tag) = self.in_layout(origin)?;
+    pub fn target_name(&self, base: &TargetBase, origin: &SourceName<'_>) -> Result<TargetName, TargetNameError> {
+        let (path, tag) = self.layout_name(origin)?;
         // A port's colon and an IPv6 address's brackets are the only characters of a host that paths do not allow.
         let path = match self {
-            Style::Full => path.replace(':', "_").replace(['[', ']'], ""),
+            NamingStyle::Full => path.replace(':', "_").replace(['[', ']'], ""),
             _ => path,
         };
         let path = match &base.prefix {
             Some(prefix) => format!("{prefix}/{path}"),
             None => path,
         };
-        let refuse = |reason: String| NameError { name: format!("{}/{path}", base.registry), reason };
+        let refuse = |reason: String| TargetNameError { name: format!("{}/{path}", base.registry), reason };
         let repository: RepositoryName =
-            path.parse().map_err(|error: ParseReferenceError| refuse(reason_of(&error)))?;
+            path.parse().map_err(|error: ParseReferenceError| refuse(bare_reason(&error)))?;
         if base.registry.is_docker_hub() {
             match path.split('/').count() {
                 2 => {}
@@ -107,29 +107,29 @@ impl Style {
     }
 
     /// Returns the name in an image layout, which accepts any.
-    pub fn in_layout(&self, origin: &Origin<'_>) -> Result<(String, Tag), NameError> {
+    pub fn layout_name(&self, origin: &SourceName<'_>) -> Result<(String, Tag), TargetNameError> {
         let path = match self {
-            Style::Flat => flat(&format!("{}/{}", origin.registry, origin.repository)),
-            Style::Keep => origin.repository.to_string(),
-            Style::Basename => origin.repository.basename().to_owned(),
-            Style::Full => format!("{}/{}", origin.registry, origin.repository),
-            Style::Original => match origin.original {
-                Some(original) => flat(original),
-                None => flat(&format!("{}/{}", origin.registry, origin.repository)),
+            NamingStyle::Flat => flatten_name(&format!("{}/{}", origin.registry, origin.repository)),
+            NamingStyle::Keep => origin.repository.to_string(),
+            NamingStyle::Basename => origin.repository.basename().to_owned(),
+            NamingStyle::Full => format!("{}/{}", origin.registry, origin.repository),
+            NamingStyle::Original => match origin.original {
+                Some(original) => flatten_name(original),
+                None => flatten_name(&format!("{}/{}", origin.registry, origin.repository)),
             },
-            Style::Template(template) => return template.name(origin),
+            NamingStyle::Template(template) => return template.render_name(origin),
         };
         Ok((path, origin.tag.clone()))
     }
 
     /// Whether the tag can affect the repository's name or be changed.
     pub fn depends_on_tag(&self) -> bool {
-        matches!(self, Style::Template(template) if template.depends_on_tag())
+        matches!(self, NamingStyle::Template(template) if template.depends_on_tag())
     }
 }
 
 /// Returns the reason without the path, which the message already begins with.
-fn reason_of(error: &ParseReferenceError) -> String {
+fn bare_reason(error: &ParseReferenceError) -> String {
     let text = error.to_string();
     match text.split_once("is not a repository: ") {
         Some((_, reason)) => reason.to_owned(),
@@ -138,7 +138,7 @@ fn reason_of(error: &ParseReferenceError) -> String {
 }
 
 /// Flattens a name: `gcr.io/istio-release/pilot` → `gcr.io_istio-release_pilot`; `host:5000/a` → `host_5000_a`.
-pub fn flat(name: &str) -> String {
+pub fn flatten_name(name: &str) -> String {
     name.chars()
         .filter_map(|c| match c {
             '/' | ':' => Some('_'),
@@ -148,43 +148,43 @@ pub fn flat(name: &str) -> String {
         .collect()
 }
 
-impl FromStr for Style {
-    type Err = TemplateError;
+impl FromStr for NamingStyle {
+    type Err = NamingTemplateError;
 
-    fn from_str(text: &str) -> Result<Self, TemplateError> {
+    fn from_str(text: &str) -> Result<Self, NamingTemplateError> {
         Ok(match text {
-            "flat" => Style::Flat,
-            "keep" => Style::Keep,
-            "basename" => Style::Basename,
-            "full" => Style::Full,
-            "original" => Style::Original,
-            template => Style::Template(Template::compile(template)?),
+            "flat" => NamingStyle::Flat,
+            "keep" => NamingStyle::Keep,
+            "basename" => NamingStyle::Basename,
+            "full" => NamingStyle::Full,
+            "original" => NamingStyle::Original,
+            template => NamingStyle::Template(NamingTemplate::compile(template)?),
         })
     }
 }
 
-impl fmt::Display for Style {
+impl fmt::Display for NamingStyle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Style::Flat => "flat",
-            Style::Keep => "keep",
-            Style::Basename => "basename",
-            Style::Full => "full",
-            Style::Original => "original",
-            Style::Template(template) => template.as_str(),
+            NamingStyle::Flat => "flat",
+            NamingStyle::Keep => "keep",
+            NamingStyle::Basename => "basename",
+            NamingStyle::Full => "full",
+            NamingStyle::Original => "original",
+            NamingStyle::Template(template) => template.as_str(),
         })
     }
 }
 
-/// Error of parsing a [`Base`].
+/// Error of parsing a [`TargetBase`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BaseError {
+pub enum TargetBaseError {
     /// Ambiguous: `gcrxio` could be a host or a namespace of Docker Hub.
     #[error("`{0}` names no registry; for Docker Hub write `docker.io/{0}`")]
     NoRegistry(String),
     /// It has a tag, a digest or a star, which only a source has.
     #[error("`{0}` is more than a place; write a registry and a path, without a tag, a digest or stars")]
-    NotAPlace(String),
+    NotATarget(String),
     /// An invalid registry or path.
     #[error(transparent)]
     Malformed(#[from] ParseReferenceError),
@@ -193,10 +193,10 @@ pub enum BaseError {
     TooDeep(String),
 }
 
-impl FromStr for Base {
-    type Err = BaseError;
+impl FromStr for TargetBase {
+    type Err = TargetBaseError;
 
-    fn from_str(text: &str) -> Result<Self, BaseError> {
+    fn from_str(text: &str) -> Result<Self, TargetBaseError> {
         let (host, path) = match text.split_once('/') {
             Some((host, path)) => (host, Some(path)),
             None => (text, None),
@@ -206,24 +206,24 @@ impl FromStr for Base {
             return Err(text
                 .parse::<RegistryName>()
                 .err()
-                .map_or(BaseError::NotAPlace(text.to_owned()), BaseError::Malformed));
+                .map_or(TargetBaseError::NotATarget(text.to_owned()), TargetBaseError::Malformed));
         }
         if path.unwrap_or(host).contains(['*', '@']) || path.is_some_and(|path| path.contains(':')) {
-            return Err(BaseError::NotAPlace(text.to_owned()));
+            return Err(TargetBaseError::NotATarget(text.to_owned()));
         }
         if !host.contains(['.', ':', '[']) && host != "localhost" {
-            return Err(BaseError::NoRegistry(text.to_owned()));
+            return Err(TargetBaseError::NoRegistry(text.to_owned()));
         }
         let registry: RegistryName = host.parse()?;
         let prefix = path.filter(|path| !path.is_empty()).map(str::parse::<RepositoryName>).transpose()?;
         if registry.is_docker_hub() && prefix.as_ref().is_some_and(|prefix| prefix.as_str().contains('/')) {
-            return Err(BaseError::TooDeep(text.to_owned()));
+            return Err(TargetBaseError::TooDeep(text.to_owned()));
         }
         Ok(Self { registry, prefix })
     }
 }
 
-impl fmt::Display for Base {
+impl fmt::Display for TargetBase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.prefix {
             Some(prefix) => write!(f, "{}/{prefix}", self.registry),

@@ -12,17 +12,17 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::printable::printable;
-use crate::retry::seconds;
+use crate::retry::format_duration;
+use crate::sanitize::sanitize;
 
 /// Number of events that a slow receiver may lag behind before it misses some.
-const MAX_BEHIND: usize = 64;
+const EVENT_CHANNEL_CAPACITY: usize = 64;
 
 /// How a server fails in an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutageKind {
     /// It does not respond.
-    Away,
+    Unreachable,
     /// The store responds, but refuses writes.
     RefusesWrites,
     /// The broker responds, but blocks publishers: it is low on memory or disk.
@@ -71,7 +71,7 @@ struct Inner {
 impl ServerHealth {
     /// Creates the health of a server without outages; `server` names it in messages.
     pub fn new(server: impl Into<Arc<str>>) -> ServerHealth {
-        let events = broadcast::Sender::new(MAX_BEHIND);
+        let events = broadcast::Sender::new(EVENT_CHANNEL_CAPACITY);
         ServerHealth(Arc::new(Inner {
             server: server.into(),
             count: AtomicUsize::new(0),
@@ -81,7 +81,7 @@ impl ServerHealth {
     }
 
     /// Records a failed call. Returns whether an outage of this kind begins with it.
-    pub fn fail(&self, kind: OutageKind, reason: &str, hint: Option<&str>) -> bool {
+    pub fn record_failure(&self, kind: OutageKind, reason: &str, hint: Option<&str>) -> bool {
         let mut outages = self.outages();
         if let Some((outage, _)) = outages.iter_mut().find(|(outage, _)| outage.kind == kind) {
             outage.failures += 1;
@@ -91,7 +91,7 @@ impl ServerHealth {
             server: self.0.server.clone(),
             kind,
             since: Timestamp::now(),
-            reason: printable(reason).into_owned(),
+            reason: sanitize(reason).into_owned(),
             hint: hint.map(str::to_owned),
             failures: 1,
         };
@@ -103,7 +103,7 @@ impl ServerHealth {
     }
 
     /// Ends the outage of this kind, if there is one.
-    pub fn recover(&self, kind: OutageKind) {
+    pub fn record_recovery(&self, kind: OutageKind) {
         if self.0.count.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -126,7 +126,7 @@ impl ServerHealth {
     }
 
     /// Returns whether there are subscribers.
-    pub fn is_followed(&self) -> bool {
+    pub fn has_subscribers(&self) -> bool {
         self.0.events.receiver_count() > 0
     }
 
@@ -136,9 +136,9 @@ impl ServerHealth {
 }
 
 /// Forwards the outage events of these servers until it is dropped.
-pub async fn follow(servers: &[ServerHealth], tell: impl Fn(&OutageEvent)) {
+pub async fn forward_events(servers: &[ServerHealth], on_event: impl Fn(&OutageEvent)) {
     let each = servers.iter().map(|server| {
-        let (mut events, tell) = (server.subscribe(), &tell);
+        let (mut events, tell) = (server.subscribe(), &on_event);
         async move {
             loop {
                 match events.recv().await {
@@ -157,7 +157,7 @@ impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outage { server, reason, .. } = self;
         match self.kind {
-            OutageKind::Away => write!(f, "{server} is away: {reason}")?,
+            OutageKind::Unreachable => write!(f, "{server} is away: {reason}")?,
             OutageKind::RefusesWrites => write!(f, "{server} takes no writes: {reason}")?,
             OutageKind::Blocked => write!(f, "{server} takes no messages: {reason}")?,
         }
@@ -171,11 +171,11 @@ impl fmt::Display for OutageEvent {
             OutageEvent::Began(outage) => outage.fmt(f),
             OutageEvent::Ended(outage, lasted) => {
                 let what = match outage.kind {
-                    OutageKind::Away => "is back",
+                    OutageKind::Unreachable => "is back",
                     OutageKind::RefusesWrites => "takes writes again",
                     OutageKind::Blocked => "takes messages again",
                 };
-                write!(f, "{} {what} after {}", outage.server, seconds(*lasted))?;
+                write!(f, "{} {what} after {}", outage.server, format_duration(*lasted))?;
                 match outage.failures {
                     0 | 1 => Ok(()),
                     failures => write!(f, " ({failures} calls failed meanwhile)"),
@@ -193,16 +193,19 @@ mod tests {
     async fn an_outage_begins_and_ends_once_however_many_calls_fail() {
         let store = ServerHealth::new("the store redis://s");
         let mut events = store.subscribe();
-        store.recover(OutageKind::Away);
+        store.record_recovery(OutageKind::Unreachable);
         for call in 0..500 {
-            assert_eq!(store.fail(OutageKind::Away, &format!("refused {call}"), Some("start it")), call == 0);
+            assert_eq!(
+                store.record_failure(OutageKind::Unreachable, &format!("refused {call}"), Some("start it")),
+                call == 0
+            );
         }
-        store.fail(OutageKind::RefusesWrites, "OOM\u{1b}[31m", None);
-        assert_eq!(store.outage(OutageKind::Away).unwrap().failures, 500);
-        store.recover(OutageKind::Away);
-        store.recover(OutageKind::Away);
-        store.recover(OutageKind::RefusesWrites);
-        assert_eq!(store.outage(OutageKind::Away), None);
+        store.record_failure(OutageKind::RefusesWrites, "OOM\u{1b}[31m", None);
+        assert_eq!(store.outage(OutageKind::Unreachable).unwrap().failures, 500);
+        store.record_recovery(OutageKind::Unreachable);
+        store.record_recovery(OutageKind::Unreachable);
+        store.record_recovery(OutageKind::RefusesWrites);
+        assert_eq!(store.outage(OutageKind::Unreachable), None);
         let mut lines = Vec::new();
         while let Ok(event) = events.try_recv() {
             lines.push(event.to_string());

@@ -1,6 +1,6 @@
 //! Retry policy: which errors are retried, how often, and after which delay. Nothing else decides this.
 //!
-//! [`Retry::next_delay`] computes without sleeping, so it can be tested without a clock.
+//! [`RetryState::next_delay`] computes without sleeping, so it can be tested without a clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,28 +10,32 @@ use backon::BackoffBuilder;
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Class, Error};
+use crate::error::{Error, ErrorKind};
 
 /// Returns whether an error is transient: a retry may succeed. All others are permanent.
-pub fn is_passing(error: &Error) -> bool {
-    match error.class() {
+pub fn is_transient(error: &Error) -> bool {
+    match error.kind() {
         _ if error.is_out_of_files() => true,
-        Class::Unreachable | Class::TimedOut | Class::ServerError | Class::RateLimited | Class::TokenExpired => true,
-        Class::NotFound
-        | Class::Denied
-        | Class::Corrupt
-        | Class::Refused
-        | Class::Incomplete
-        | Class::Unsupported
-        | Class::Outdated
-        | Class::BadAnswer
-        | Class::Insecure
-        | Class::Invalid
-        | Class::Local
-        | Class::Collision
-        | Class::Immutable
-        | Class::Differs
-        | Class::Cancelled => false,
+        ErrorKind::Unreachable
+        | ErrorKind::TimedOut
+        | ErrorKind::ServerError
+        | ErrorKind::RateLimited
+        | ErrorKind::TokenExpired => true,
+        ErrorKind::NotFound
+        | ErrorKind::Denied
+        | ErrorKind::Corrupt
+        | ErrorKind::Refused
+        | ErrorKind::Incomplete
+        | ErrorKind::Unsupported
+        | ErrorKind::Outdated
+        | ErrorKind::InvalidResponse
+        | ErrorKind::Insecure
+        | ErrorKind::Invalid
+        | ErrorKind::Local
+        | ErrorKind::Collision
+        | ErrorKind::Immutable
+        | ErrorKind::Differs
+        | ErrorKind::Cancelled => false,
     }
 }
 
@@ -42,45 +46,45 @@ pub fn is_out_of_files(error: &std::io::Error) -> bool {
 }
 
 /// Returns the error kind of an HTTP status, before anything else about the response is known.
-pub fn class_of_status(status: u16) -> Class {
+pub fn kind_of_status(status: u16) -> ErrorKind {
     match status {
-        401 | 403 => Class::Denied,
-        404 | 410 => Class::NotFound,
-        429 => Class::RateLimited,
-        408 | 425 | 499 | 500 | 502 | 503 | 504 | 520..=524 => Class::ServerError,
-        300..=399 => Class::BadAnswer,
-        400..=498 => Class::Refused,
-        _ => Class::BadAnswer,
+        401 | 403 => ErrorKind::Denied,
+        404 | 410 => ErrorKind::NotFound,
+        429 => ErrorKind::RateLimited,
+        408 | 425 | 499 | 500 | 502 | 503 | 504 | 520..=524 => ErrorKind::ServerError,
+        300..=399 => ErrorKind::InvalidResponse,
+        400..=498 => ErrorKind::Refused,
+        _ => ErrorKind::InvalidResponse,
     }
 }
 
 /// How long to wait for other work of this process to close files.
-pub const OUT_OF_FILES_PATIENCE: Duration = Duration::from_secs(5 * 60);
+pub const OUT_OF_FILES_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// Number and delays of retries.
 #[derive(Debug, Clone, Copy)]
-pub struct Policy {
+pub struct RetryPolicy {
     /// Maximum attempts of a request without progress, the first included.
     pub attempts: u32,
     /// Upper bound of the first delay.
     pub first_delay: Duration,
-    /// Upper bound of every delay; `Retry-After` may ask for more.
+    /// Upper bound of every delay; `RetryState-After` may ask for more.
     pub max_delay: Duration,
-    /// Maximum `Retry-After` that is waited for; a longer one ends the task with "rate limited".
-    pub max_wait: Duration,
+    /// Maximum `RetryState-After` that is waited for; a longer one ends the task with "rate limited".
+    pub max_retry_after: Duration,
     /// How long to keep waiting for a registry that rejects requests with 429. Such waits count as no attempt, for they
     /// are the registry's. Zero counts them like other errors.
-    pub patience: Duration,
+    pub rate_limit_timeout: Duration,
 }
 
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy {
+impl Default for RetryPolicy {
+    fn default() -> RetryPolicy {
+        RetryPolicy {
             attempts: 5,
             first_delay: Duration::from_secs(1),
             max_delay: Duration::from_secs(30),
-            max_wait: Duration::from_secs(300),
-            patience: Duration::from_secs(15 * 60),
+            max_retry_after: Duration::from_secs(300),
+            rate_limit_timeout: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -89,42 +93,42 @@ impl Default for Policy {
 /// failures, not the needs of an image with many blobs. A retry takes one; an operation that succeeds returns its
 /// retries.
 #[derive(Debug, Clone)]
-pub struct Budget(Arc<AtomicU32>);
+pub struct RetryBudget(Arc<AtomicU32>);
 
-impl Budget {
+impl RetryBudget {
     /// Creates a budget of so many retries.
-    pub fn new(retries: u32) -> Budget {
-        Budget(Arc::new(AtomicU32::new(retries)))
+    pub fn new(retries: u32) -> RetryBudget {
+        RetryBudget(Arc::new(AtomicU32::new(retries)))
     }
 
-    fn take(&self) -> bool {
+    fn try_spend(&self) -> bool {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
-    fn give_back(&self, retries: u32) {
+    fn refund(&self, retries: u32) {
         self.0.fetch_add(retries, Ordering::Relaxed);
     }
 }
 
-impl Default for Budget {
-    fn default() -> Budget {
-        Budget::new(200)
+impl Default for RetryBudget {
+    fn default() -> RetryBudget {
+        RetryBudget::new(200)
     }
 }
 
 /// Retry state of one operation.
 #[derive(Debug)]
-pub struct Retry {
-    policy: Policy,
-    budget: Budget,
+pub struct RetryState {
+    policy: RetryPolicy,
+    budget: RetryBudget,
     started: Instant,
     attempts: u32,
     /// Including attempts that do not count.
-    tries: u32,
-    limited_since: Option<Instant>,
+    total_attempts: u32,
+    rate_limited_since: Option<Instant>,
     out_of_files_since: Option<Instant>,
     /// Consecutive requests that the server did not process.
-    untaken: u32,
+    unprocessed: u32,
     spent: u32,
     delays: backon::ExponentialBackoff,
 }
@@ -132,34 +136,34 @@ pub struct Retry {
 /// Maximum consecutive retries of requests that a server did not process (HTTP/2: a refused stream or GOAWAY) before
 /// one counts as an attempt: a connection that is being closed causes a few, a server that accepts nothing causes them
 /// all.
-pub(crate) const MAX_UNTAKEN: u32 = 20;
+pub(crate) const MAX_UNPROCESSED_RETRIES: u32 = 20;
 /// Delay before the first of them; it grows by as much each time.
-const UNTAKEN_DELAY: Duration = Duration::from_millis(25);
+const UNPROCESSED_DELAY_STEP: Duration = Duration::from_millis(25);
 
-impl Retry {
+impl RetryState {
     /// Creates the state before the first attempt.
-    pub fn new(policy: Policy, budget: &Budget) -> Retry {
-        Retry {
+    pub fn new(policy: RetryPolicy, budget: &RetryBudget) -> RetryState {
+        RetryState {
             policy,
             budget: budget.clone(),
             started: Instant::now(),
             attempts: 0,
-            tries: 0,
-            limited_since: None,
+            total_attempts: 0,
+            rate_limited_since: None,
             out_of_files_since: None,
-            untaken: 0,
+            unprocessed: 0,
             spent: 0,
-            delays: delays(policy),
+            delays: exponential_backoff(policy),
         }
     }
 
     /// Resets the state after progress.
-    pub fn progressed(&mut self) {
-        (self.tries, self.limited_since, self.out_of_files_since, self.untaken) = (0, None, None, 0);
+    pub fn reset(&mut self) {
+        (self.total_attempts, self.rate_limited_since, self.out_of_files_since, self.unprocessed) = (0, None, None, 0);
         if self.attempts > 0 {
             self.attempts = 0;
-            self.delays = delays(self.policy);
-            self.budget.give_back(std::mem::take(&mut self.spent));
+            self.delays = exponential_backoff(self.policy);
+            self.budget.refund(std::mem::take(&mut self.spent));
         }
     }
 
@@ -169,34 +173,34 @@ impl Retry {
             // An error that was retried inside is not retried around it: attempts would multiply.
             return Err(error);
         }
-        self.tries += 1;
-        if error.class() == Class::RateLimited
-            && !self.policy.patience.is_zero()
-            && let Some(wait) = error.wait()
+        self.total_attempts += 1;
+        if error.kind() == ErrorKind::RateLimited
+            && !self.policy.rate_limit_timeout.is_zero()
+            && let Some(wait) = error.retry_after()
         {
-            return self.wait_out(error, wait);
+            return self.rate_limit_delay(error, wait);
         }
         if error.is_out_of_files() {
-            return self.wait_for_files(error);
+            return self.out_of_files_delay(error);
         }
-        if error.is_untaken() && self.untaken < MAX_UNTAKEN {
-            self.untaken += 1;
-            let bound = (UNTAKEN_DELAY * self.untaken).min(self.policy.max_delay);
+        if error.is_unprocessed() && self.unprocessed < MAX_UNPROCESSED_RETRIES {
+            self.unprocessed += 1;
+            let bound = (UNPROCESSED_DELAY_STEP * self.unprocessed).min(self.policy.max_delay);
             return Ok((rand::rng().random_range(Duration::ZERO..=bound), error));
         }
         self.attempts += 1;
-        if !is_passing(&error) {
-            return Err(self.last(error));
+        if !is_transient(&error) {
+            return Err(self.final_error(error));
         }
-        if self.attempts >= self.policy.attempts || !self.budget.take() {
-            return Err(self.last(error));
+        if self.attempts >= self.policy.attempts || !self.budget.try_spend() {
+            return Err(self.final_error(error));
         }
         self.spent += 1;
         let bound = self.delays.next().unwrap_or(self.policy.max_delay);
         // Full jitter: clients that failed together return spread out.
         let delay = rand::rng().random_range(Duration::ZERO..=bound);
-        match error.wait() {
-            Some(wait) if wait > self.policy.max_wait => Err(self.too_long(error, wait)),
+        match error.retry_after() {
+            Some(wait) if wait > self.policy.max_retry_after => Err(self.retry_after_too_long(error, wait)),
             // Never before the time that the registry named, and not all at that moment; nor sooner than without it: a
             // date in the past or a negative number names no time.
             Some(wait) => Ok(((wait + delay.min(wait / 4 + Duration::from_millis(50))).max(delay), error)),
@@ -205,58 +209,58 @@ impl Retry {
     }
 
     /// Returns the delay of a rate limit, which counts as no attempt, until the timeout.
-    fn wait_out(&mut self, error: Error, wait: Duration) -> Result<(Duration, Error), Error> {
-        let since = *self.limited_since.get_or_insert_with(Instant::now);
-        if wait > self.policy.max_wait || since.elapsed() + wait > self.policy.patience {
-            return Err(self.too_long(error, wait));
+    fn rate_limit_delay(&mut self, error: Error, wait: Duration) -> Result<(Duration, Error), Error> {
+        let since = *self.rate_limited_since.get_or_insert_with(Instant::now);
+        if wait > self.policy.max_retry_after || since.elapsed() + wait > self.policy.rate_limit_timeout {
+            return Err(self.retry_after_too_long(error, wait));
         }
         let apart = (wait / 4 + Duration::from_millis(50)).min(self.policy.first_delay);
         Ok((wait + rand::rng().random_range(Duration::ZERO..=apart), error))
     }
 
     /// Returns the delay until other work of this process may have closed files. It counts as no attempt.
-    fn wait_for_files(&mut self, error: Error) -> Result<(Duration, Error), Error> {
+    fn out_of_files_delay(&mut self, error: Error) -> Result<(Duration, Error), Error> {
         let since = *self.out_of_files_since.get_or_insert_with(Instant::now);
-        if since.elapsed() > OUT_OF_FILES_PATIENCE {
-            return Err(self.last(error));
+        if since.elapsed() > OUT_OF_FILES_TIMEOUT {
+            return Err(self.final_error(error));
         }
         Ok((rand::rng().random_range(self.policy.first_delay / 10..=self.policy.first_delay), error))
     }
 
-    fn too_long(&self, error: Error, wait: Duration) -> Error {
-        let hint = format!("the registry is to be left alone for {}: try again then", seconds(wait));
-        self.last(error).hint(hint)
+    fn retry_after_too_long(&self, error: Error, wait: Duration) -> Error {
+        let hint = format!("the registry is to be left alone for {}: try again then", format_duration(wait));
+        self.final_error(error).with_hint(hint)
     }
 
-    /// Waits for [`Retry::next_delay`], unless cancelled. Calls `seen` with the error, the attempts and the delay
+    /// Waits for [`RetryState::next_delay`], unless cancelled. Calls `seen` with the error, the attempts and the delay
     /// first.
-    pub async fn pause(
+    pub async fn wait_before_retry(
         &mut self,
         error: Error,
         cancel: &CancellationToken,
         seen: impl FnOnce(&Error, u32, Duration),
     ) -> Result<(), Error> {
         let (delay, error) = self.next_delay(error)?;
-        seen(&error, self.tries, delay);
+        seen(&error, self.total_attempts, delay);
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(()),
-            () = cancel.cancelled() => Err(self.last(error).as_class(Class::Cancelled)),
+            () = cancel.cancelled() => Err(self.final_error(error).with_kind(ErrorKind::Cancelled)),
         }
     }
 
-    fn last(&self, error: Error) -> Error {
-        error.after(self.tries, self.started.elapsed())
+    fn final_error(&self, error: Error) -> Error {
+        error.with_attempts(self.total_attempts, self.started.elapsed())
     }
 }
 
-impl Drop for Retry {
+impl Drop for RetryState {
     fn drop(&mut self) {
         // Most operations succeed; where the task failed, the budget is not used again.
-        self.budget.give_back(self.spent);
+        self.budget.refund(self.spent);
     }
 }
 
-fn delays(policy: Policy) -> backon::ExponentialBackoff {
+fn exponential_backoff(policy: RetryPolicy) -> backon::ExponentialBackoff {
     backon::ExponentialBuilder::new()
         .with_min_delay(policy.first_delay)
         .with_max_delay(policy.max_delay)
@@ -265,7 +269,7 @@ fn delays(policy: Policy) -> backon::ExponentialBackoff {
 }
 
 /// Formats a duration for people: `90 s`, `0.4 s`, `5 min`.
-pub fn seconds(span: Duration) -> String {
+pub fn format_duration(span: Duration) -> String {
     match span.as_secs_f64() {
         s if s < 10.0 => format!("{s:.1} s"),
         s if s < 120.0 => format!("{s:.0} s"),
@@ -278,12 +282,12 @@ mod tests {
     use super::*;
 
     fn failure() -> Error {
-        Error::new(Class::ServerError, "reading x", "503")
+        Error::new(ErrorKind::ServerError, "reading x", "503")
     }
 
     #[test]
-    fn a_passing_error_is_tried_five_times_and_says_so() {
-        let mut retry = Retry::new(Policy::default(), &Budget::default());
+    fn a_transient_error_is_tried_five_times_and_says_so() {
+        let mut retry = RetryState::new(RetryPolicy::default(), &RetryBudget::default());
         for _ in 0..4 {
             retry.next_delay(failure()).unwrap();
         }
@@ -291,23 +295,23 @@ mod tests {
     }
 
     #[test]
-    fn a_final_error_is_tried_once() {
-        let mut retry = Retry::new(Policy::default(), &Budget::default());
-        let error = retry.next_delay(Error::new(Class::NotFound, "reading x", "404")).unwrap_err();
+    fn a_permanent_error_is_tried_once() {
+        let mut retry = RetryState::new(RetryPolicy::default(), &RetryBudget::default());
+        let error = retry.next_delay(Error::new(ErrorKind::NotFound, "reading x", "404")).unwrap_err();
         assert_eq!(error.attempts(), 1);
     }
 
     #[test]
     fn what_was_tried_often_enough_within_is_not_tried_again_around_it() {
-        let mut retry = Retry::new(Policy::default(), &Budget::default());
-        let error = retry.next_delay(failure().after(5, Duration::from_secs(1))).unwrap_err();
+        let mut retry = RetryState::new(RetryPolicy::default(), &RetryBudget::default());
+        let error = retry.next_delay(failure().with_attempts(5, Duration::from_secs(1))).unwrap_err();
         assert_eq!(error.attempts(), 5);
     }
 
     #[test]
     fn pauses_grow_within_their_bounds() {
-        let policy = Policy { attempts: 100, ..Policy::default() };
-        let mut retry = Retry::new(policy, &Budget::new(100));
+        let policy = RetryPolicy { attempts: 100, ..RetryPolicy::default() };
+        let mut retry = RetryState::new(policy, &RetryBudget::new(100));
         let mut bound = policy.first_delay;
         for _ in 0..50 {
             let (delay, _) = retry.next_delay(failure()).unwrap();
@@ -318,65 +322,72 @@ mod tests {
 
     #[test]
     fn retry_after_is_obeyed_and_one_that_is_too_long_ends_it() {
-        let mut retry = Retry::new(Policy::default(), &Budget::default());
+        let mut retry = RetryState::new(RetryPolicy::default(), &RetryBudget::default());
         let asked = Duration::from_secs(7);
-        let (delay, _) = retry.next_delay(failure().retry_after(Some(asked))).unwrap();
+        let (delay, _) = retry.next_delay(failure().with_retry_after(Some(asked))).unwrap();
         assert!(delay >= asked && delay <= asked * 2);
-        let error = retry.next_delay(failure().retry_after(Some(Duration::from_secs(3600)))).unwrap_err();
-        assert!(error.advice().unwrap().contains("60 min"));
+        let error = retry.next_delay(failure().with_retry_after(Some(Duration::from_secs(3600)))).unwrap_err();
+        assert!(error.hint().unwrap().contains("60 min"));
     }
 
     #[test]
     fn a_retry_after_that_names_no_time_shortens_no_pause() {
         // Full jitter makes each delay anything below its bound: enough of them show the bound.
-        let policy = Policy { attempts: 200, first_delay: Duration::from_secs(8), ..Policy::default() };
-        let mut retry = Retry::new(policy, &Budget::default());
-        let pauses = (0..100).map(|_| retry.next_delay(failure().retry_after(Some(Duration::ZERO))).unwrap().0);
+        let policy = RetryPolicy { attempts: 200, first_delay: Duration::from_secs(8), ..RetryPolicy::default() };
+        let mut retry = RetryState::new(policy, &RetryBudget::default());
+        let pauses = (0..100).map(|_| retry.next_delay(failure().with_retry_after(Some(Duration::ZERO))).unwrap().0);
         assert!(pauses.max().unwrap() > Duration::from_secs(8));
     }
 
     #[test]
-    fn requests_that_were_not_taken_spend_neither_attempts_nor_budget_and_end_all_the_same() {
-        let policy = Policy { attempts: 2, ..Policy::default() };
-        let untaken = || Error::new(Class::Unreachable, "reading x", "refused stream").untaken();
-        let mut retry = Retry::new(policy, &Budget::new(1));
-        for _ in 0..MAX_UNTAKEN {
+    fn unprocessed_requests_spend_neither_attempts_nor_budget_up_to_a_limit() {
+        let policy = RetryPolicy { attempts: 2, ..RetryPolicy::default() };
+        let untaken = || Error::new(ErrorKind::Unreachable, "reading x", "refused stream").mark_unprocessed();
+        let mut retry = RetryState::new(policy, &RetryBudget::new(1));
+        for _ in 0..MAX_UNPROCESSED_RETRIES {
             let (delay, _) = retry.next_delay(untaken()).unwrap();
-            assert!(delay <= UNTAKEN_DELAY * MAX_UNTAKEN);
+            assert!(delay <= UNPROCESSED_DELAY_STEP * MAX_UNPROCESSED_RETRIES);
         }
         retry.next_delay(untaken()).expect("the first attempt of two");
-        assert_eq!(retry.next_delay(untaken()).unwrap_err().attempts(), MAX_UNTAKEN + 2);
-        let mut retry = Retry::new(policy, &Budget::new(0));
-        for _ in 0..5 * MAX_UNTAKEN {
+        assert_eq!(retry.next_delay(untaken()).unwrap_err().attempts(), MAX_UNPROCESSED_RETRIES + 2);
+        let mut retry = RetryState::new(policy, &RetryBudget::new(0));
+        for _ in 0..5 * MAX_UNPROCESSED_RETRIES {
             retry.next_delay(untaken()).unwrap();
-            retry.progressed();
+            retry.reset();
         }
     }
 
     #[test]
-    fn too_many_requests_are_waited_out_and_no_try_is_counted_until_patience_ends() {
-        let policy = Policy { attempts: 1, patience: Duration::from_secs(100), ..Policy::default() };
-        let limited = |wait| Error::new(Class::RateLimited, "reading x", "429").retry_after(wait);
+    fn rate_limited_requests_count_no_attempt_until_the_timeout() {
+        let policy =
+            RetryPolicy { attempts: 1, rate_limit_timeout: Duration::from_secs(100), ..RetryPolicy::default() };
+        let limited = |wait| Error::new(ErrorKind::RateLimited, "reading x", "429").with_retry_after(wait);
         let second = Some(Duration::from_secs(1));
-        let mut retry = Retry::new(policy, &Budget::new(0));
+        let mut retry = RetryState::new(policy, &RetryBudget::new(0));
         for _ in 0..50 {
             retry.next_delay(limited(second)).unwrap();
         }
         assert_eq!(retry.next_delay(limited(Some(Duration::from_secs(101)))).unwrap_err().attempts(), 51);
-        assert!(Retry::new(policy, &Budget::default()).next_delay(limited(None)).is_err(), "nothing to wait for");
-        let hasty = Policy { patience: Duration::ZERO, ..policy };
-        assert!(Retry::new(hasty, &Budget::default()).next_delay(limited(second)).is_err(), "there is another way");
+        assert!(
+            RetryState::new(policy, &RetryBudget::default()).next_delay(limited(None)).is_err(),
+            "nothing to wait for"
+        );
+        let hasty = RetryPolicy { rate_limit_timeout: Duration::ZERO, ..policy };
+        assert!(
+            RetryState::new(hasty, &RetryBudget::default()).next_delay(limited(second)).is_err(),
+            "there is another way"
+        );
     }
 
     #[test]
-    fn too_many_open_files_are_waited_out_and_no_try_is_counted() {
-        let policy = Policy { attempts: 1, ..Policy::default() };
-        let failure = || Error::new(Class::Local, "opening x", "Too many open files").out_of_files();
-        let mut retry = Retry::new(policy, &Budget::new(0));
+    fn too_many_open_files_count_no_attempt_until_the_timeout() {
+        let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+        let failure = || Error::new(ErrorKind::Local, "opening x", "Too many open files").mark_out_of_files();
+        let mut retry = RetryState::new(policy, &RetryBudget::new(0));
         for _ in 0..50 {
             assert!(retry.next_delay(failure()).unwrap().0 <= policy.first_delay);
         }
-        retry.out_of_files_since = retry.out_of_files_since.map(|since| since - OUT_OF_FILES_PATIENCE);
+        retry.out_of_files_since = retry.out_of_files_since.map(|since| since - OUT_OF_FILES_TIMEOUT);
         assert_eq!(retry.next_delay(failure()).unwrap_err().attempts(), 51);
         let codes = [24, 23, 13].map(|code| is_out_of_files(&std::io::Error::from_raw_os_error(code)));
         assert_eq!(codes, [true, true, false]);
@@ -384,21 +395,21 @@ mod tests {
 
     #[test]
     fn nested_retries_share_one_budget_which_success_refills() {
-        let budget = Budget::new(3);
-        let mut one = Retry::new(Policy::default(), &budget);
+        let budget = RetryBudget::new(3);
+        let mut one = RetryState::new(RetryPolicy::default(), &budget);
         one.next_delay(failure()).unwrap();
         one.next_delay(failure()).unwrap();
-        let mut other = Retry::new(Policy::default(), &budget);
+        let mut other = RetryState::new(RetryPolicy::default(), &budget);
         other.next_delay(failure()).unwrap();
         assert!(one.next_delay(failure()).is_err());
-        other.progressed();
-        assert!(Retry::new(Policy::default(), &budget).next_delay(failure()).is_ok());
+        other.reset();
+        assert!(RetryState::new(RetryPolicy::default(), &budget).next_delay(failure()).is_ok());
     }
 
     #[test]
     fn an_image_of_many_blobs_that_all_fail_at_once_has_retries_enough() {
-        let budget = Budget::default();
-        let mut blobs: Vec<Retry> = (0..40).map(|_| Retry::new(Policy::default(), &budget)).collect();
+        let budget = RetryBudget::default();
+        let mut blobs: Vec<RetryState> = (0..40).map(|_| RetryState::new(RetryPolicy::default(), &budget)).collect();
         for blob in &mut blobs {
             for _ in 0..4 {
                 blob.next_delay(failure()).unwrap();
@@ -408,10 +419,10 @@ mod tests {
 
     #[test]
     fn progress_forgets_what_failed_before() {
-        let mut retry = Retry::new(Policy::default(), &Budget::new(4));
+        let mut retry = RetryState::new(RetryPolicy::default(), &RetryBudget::new(4));
         for _ in 0..1000 {
             retry.next_delay(failure()).unwrap();
-            retry.progressed();
+            retry.reset();
         }
     }
 }

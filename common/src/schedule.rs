@@ -14,18 +14,18 @@ use jiff::{SignedDuration, Timestamp, ZonedDateTime};
 use crate::canonical::Canonical;
 
 /// Domain of the hash that gives a run's jitter, with its version.
-const JITTER: &str = "imgsync jitter 1";
+const JITTER_HASH_DOMAIN: &str = "imgsync jitter 1";
 /// Upper limit for cron occurrences skipped in search of one after the last run.
-const MOST_LOOKED_AT: usize = 1_000;
+const MAX_CRON_STEPS: usize = 1_000;
 
 /// Number of next runs in which the longest interval is searched: three months of workdays.
-const INTERVALS_LOOKED_AT: usize = 64;
+const MAX_INTERVALS: usize = 64;
 
 /// Schedule of a rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     /// When the rule runs.
-    pub times: Times,
+    pub recurrence: Recurrence,
     /// Maximum delay of a run, derived from a hash of the rule's name and the time: rules do not all start at once, and
     /// every process computes the same time.
     pub jitter: Duration,
@@ -35,37 +35,37 @@ pub struct Schedule {
 
 /// Times of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Times {
+pub enum Recurrence {
     /// At the times of a cron expression: minute, hour, day of month, month, day of week.
-    Cron(Pattern),
+    Cron(CronPattern),
     /// At this interval; the first run is immediate.
     Every(Duration),
 }
 
 /// A cron expression that has an occurrence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(String);
+pub struct CronPattern(String);
 
-/// Error of parsing a [`Pattern`].
+/// Error of parsing a [`CronPattern`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct PatternError(String);
+pub struct CronPatternError(String);
 
 /// A scheduled run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Due {
+pub struct ScheduledRun {
     /// The time without jitter.
     pub nominal: Timestamp,
     /// The time with jitter.
     pub at: Timestamp,
 }
 
-impl std::str::FromStr for Pattern {
-    type Err = PatternError;
+impl std::str::FromStr for CronPattern {
+    type Err = CronPatternError;
 
-    fn from_str(text: &str) -> Result<Pattern, PatternError> {
+    fn from_str(text: &str) -> Result<CronPattern, CronPatternError> {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let says = |why: String| PatternError(format!("`{text}` is no cron pattern: {why}"));
+        let says = |why: String| CronPatternError(format!("`{text}` is no cron pattern: {why}"));
         let fields = text.split(' ').count();
         if !text.starts_with('@') && fields != 5 {
             let fields = if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") };
@@ -74,14 +74,14 @@ impl std::str::FromStr for Pattern {
         let cron: Cron = text.parse().map_err(|error: CronError| says(error.to_string()))?;
         // The 30th of February is well formed.
         let from = Timestamp::UNIX_EPOCH.to_zoned_datetime(TimeZone::UTC);
-        if cron.find_next_occurrence(&Moment(from), false).is_err() {
-            return Err(PatternError(format!("`{text}` is a time that never comes")));
+        if cron.find_next_occurrence(&CronTime(from), false).is_err() {
+            return Err(CronPatternError(format!("`{text}` is a time that never comes")));
         }
-        Ok(Pattern(text))
+        Ok(CronPattern(text))
     }
 }
 
-impl fmt::Display for Pattern {
+impl fmt::Display for CronPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -89,51 +89,51 @@ impl fmt::Display for Pattern {
 
 impl Schedule {
     /// Creates a schedule in UTC without jitter.
-    pub fn new(times: Times) -> Schedule {
-        Schedule { times, jitter: Duration::ZERO, zone: TimeZone::UTC }
+    pub fn new(times: Recurrence) -> Schedule {
+        Schedule { recurrence: times, jitter: Duration::ZERO, zone: TimeZone::UTC }
     }
 
     /// Returns the next run after `last`, the time at which the named rule was last started or first seen. `None` if
     /// there is none before the end of time.
-    pub fn after(&self, last: Timestamp, name: &str) -> Option<Due> {
-        let nominal = match &self.times {
-            Times::Every(time) => last.checked_add(*time).ok()?,
-            Times::Cron(pattern) => self.next_of(pattern, last)?,
+    pub fn next_after(&self, last: Timestamp, name: &str) -> Option<ScheduledRun> {
+        let nominal = match &self.recurrence {
+            Recurrence::Every(time) => last.checked_add(*time).ok()?,
+            Recurrence::Cron(pattern) => self.next_cron_time(pattern, last)?,
         };
-        let at = nominal.checked_add(self.delay(name, nominal)).ok()?;
-        Some(Due { nominal, at })
+        let at = nominal.checked_add(self.jitter_delay(name, nominal)).ok()?;
+        Some(ScheduledRun { nominal, at })
     }
 
     /// Returns the longest interval between the next runs of the named rule: over a weekend, for a rule that runs on
     /// workdays. `None` if there are not two runs before the end of time.
     pub fn longest_interval(&self, now: Timestamp, name: &str) -> Option<Duration> {
-        if let Times::Every(time) = &self.times {
+        if let Recurrence::Every(time) = &self.recurrence {
             return Some(time.saturating_add(self.jitter));
         }
-        let next = |last: &Timestamp| self.after(*last, name).map(|due| due.nominal);
-        let times: Vec<Timestamp> = std::iter::successors(next(&now), next).take(INTERVALS_LOOKED_AT + 1).collect();
+        let next = |last: &Timestamp| self.next_after(*last, name).map(|due| due.nominal);
+        let times: Vec<Timestamp> = std::iter::successors(next(&now), next).take(MAX_INTERVALS + 1).collect();
         let longest = times.windows(2).map(|pair| pair[1].duration_since(pair[0])).max()?;
         Some(Duration::try_from(longest).ok()?.saturating_add(self.jitter))
     }
 
     /// Returns the time to record as the last run when a due run is started now: missed runs are caught up once, and a
     /// fixed interval stays regular.
-    pub fn begun(&self, due: Due, now: Timestamp) -> Timestamp {
-        match &self.times {
-            Times::Every(time) if due.nominal.checked_add(*time).is_ok_and(|next| next > now) => due.nominal,
-            Times::Every(_) | Times::Cron(_) => now,
+    pub fn last_run_to_record(&self, due: ScheduledRun, now: Timestamp) -> Timestamp {
+        match &self.recurrence {
+            Recurrence::Every(time) if due.nominal.checked_add(*time).is_ok_and(|next| next > now) => due.nominal,
+            Recurrence::Every(_) | Recurrence::Cron(_) => now,
         }
     }
 
     /// Whether the rule runs immediately when first seen.
-    pub fn begins_at_once(&self) -> bool {
-        matches!(self.times, Times::Every(_))
+    pub fn starts_immediately(&self) -> bool {
+        matches!(self.recurrence, Recurrence::Every(_))
     }
 
-    fn next_of(&self, pattern: &Pattern, last: Timestamp) -> Option<Timestamp> {
+    fn next_cron_time(&self, pattern: &CronPattern, last: Timestamp) -> Option<Timestamp> {
         let cron: Cron = pattern.0.parse().ok()?;
-        let mut from = Moment(last.to_zoned_datetime(self.zone.clone()));
-        for _ in 0..MOST_LOOKED_AT {
+        let mut from = CronTime(last.to_zoned_datetime(self.zone.clone()));
+        for _ in 0..MAX_CRON_STEPS {
             from = cron.find_next_occurrence(&from, false).ok()?;
             if from.0.timestamp() > last {
                 return Some(from.0.timestamp());
@@ -142,8 +142,8 @@ impl Schedule {
         None
     }
 
-    fn delay(&self, name: &str, nominal: Timestamp) -> SignedDuration {
-        let hash = Canonical::default().field(1, name).number(2, nominal.as_second()).digest(JITTER);
+    fn jitter_delay(&self, name: &str, nominal: Timestamp) -> SignedDuration {
+        let hash = Canonical::default().field(1, name).number(2, nominal.as_second()).digest(JITTER_HASH_DOMAIN);
         let part = u32::from_str_radix(&hash.hex()[..8], 16).unwrap_or_default();
         let delay = self.jitter.as_secs_f64() * f64::from(part) / f64::from(u32::MAX);
         SignedDuration::from_secs(delay as i64)
@@ -152,15 +152,15 @@ impl Schedule {
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.times {
-            Times::Cron(pattern) => write!(f, "{pattern}")?,
-            Times::Every(time) => write!(f, "every {:#}", SignedDuration::try_from(*time).unwrap_or_default())?,
+        match &self.recurrence {
+            Recurrence::Cron(pattern) => write!(f, "{pattern}")?,
+            Recurrence::Every(time) => write!(f, "every {:#}", SignedDuration::try_from(*time).unwrap_or_default())?,
         }
         if !self.jitter.is_zero() {
             write!(f, ", up to {:#} later", SignedDuration::try_from(self.jitter).unwrap_or_default())?;
         }
         match self.zone.iana_name() {
-            Some(name) if matches!(self.times, Times::Cron(_)) => write!(f, " ({name})"),
+            Some(name) if matches!(self.recurrence, Recurrence::Cron(_)) => write!(f, " ({name})"),
             _ => Ok(()),
         }
     }
@@ -168,9 +168,9 @@ impl fmt::Display for Schedule {
 
 /// Adapts a time to the cron library.
 #[derive(Debug, Clone)]
-struct Moment(ZonedDateTime);
+struct CronTime(ZonedDateTime);
 
-fn civil(of: CivilDateTime) -> Result<DateTime, CronError> {
+fn to_civil_datetime(of: CivilDateTime) -> Result<DateTime, CronError> {
     let small = |value: u32| i8::try_from(value).map_err(|_| CronError::InvalidDate);
     let year = i16::try_from(of.year()).map_err(|_| CronError::InvalidDate)?;
     DateTime::new(
@@ -185,7 +185,7 @@ fn civil(of: CivilDateTime) -> Result<DateTime, CronError> {
     .map_err(|_| CronError::InvalidDate)
 }
 
-impl CronDateTime for Moment {
+impl CronDateTime for CronTime {
     fn to_civil(&self) -> CivilDateTime {
         let at = self.0.datetime();
         let part = |value: i8| u32::from(value.unsigned_abs());
@@ -200,8 +200,8 @@ impl CronDateTime for Moment {
     }
 
     fn resolve_civil(&self, at: CivilDateTime) -> Result<Resolution<Self>, CronError> {
-        let ambiguous = self.0.time_zone().to_ambiguous_zoned_datetime(civil(at)?);
-        let of = |zoned: Result<ZonedDateTime, jiff::Error>| zoned.map(Moment).map_err(|_| CronError::InvalidTime);
+        let ambiguous = self.0.time_zone().to_ambiguous_zoned_datetime(to_civil_datetime(at)?);
+        let of = |zoned: Result<ZonedDateTime, jiff::Error>| zoned.map(CronTime).map_err(|_| CronError::InvalidTime);
         Ok(match ambiguous.offset() {
             AmbiguousOffset::Unambiguous { .. } => Resolution::Single(of(ambiguous.unambiguous())?),
             AmbiguousOffset::Fold { .. } => {
@@ -212,7 +212,7 @@ impl CronDateTime for Moment {
     }
 
     fn checked_add_seconds(&self, seconds: i64) -> Option<Self> {
-        self.0.checked_add(SignedDuration::from_secs(seconds)).ok().map(Moment)
+        self.0.checked_add(SignedDuration::from_secs(seconds)).ok().map(CronTime)
     }
 
     fn cmp_instant(&self, other: &Self) -> Ordering {
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     fn cron(text: &str, zone: &str) -> Schedule {
-        let times = Times::Cron(text.parse().unwrap());
+        let times = Recurrence::Cron(text.parse().unwrap());
         Schedule { zone: TimeZone::get(zone).unwrap(), ..Schedule::new(times) }
     }
 
@@ -234,7 +234,7 @@ mod tests {
     }
 
     fn next(schedule: &Schedule, last: &str) -> String {
-        schedule.after(time(last), "a").unwrap().at.to_string()
+        schedule.next_after(time(last), "a").unwrap().at.to_string()
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
             let mut last = time(from);
             let mut seen = Vec::new();
             for _ in 0..days {
-                last = schedule.after(last, "a").unwrap().at;
+                last = schedule.next_after(last, "a").unwrap().at;
                 seen.push(last.to_zoned_datetime(schedule.zone.clone()).date());
             }
             assert!(seen.windows(2).all(|pair| pair[0].tomorrow().unwrap() == pair[1]), "{seen:?}");
@@ -262,15 +262,19 @@ mod tests {
 
     #[test]
     fn times_that_were_missed_are_caught_up_once() {
-        let every = Schedule::new(Times::Every(Duration::from_secs(3600)));
-        let due = every.after(time("2026-11-25T06:00:00Z"), "a").unwrap();
-        assert_eq!(every.begun(due, time("2026-11-25T07:00:05Z")), time("2026-11-25T07:00:00Z"), "it stays regular");
+        let every = Schedule::new(Recurrence::Every(Duration::from_secs(3600)));
+        let due = every.next_after(time("2026-11-25T06:00:00Z"), "a").unwrap();
+        assert_eq!(
+            every.last_run_to_record(due, time("2026-11-25T07:00:05Z")),
+            time("2026-11-25T07:00:00Z"),
+            "it stays regular"
+        );
         let late = time("2026-11-25T20:10:00Z");
-        assert_eq!(every.begun(due, late), late);
+        assert_eq!(every.last_run_to_record(due, late), late);
         let daily = cron("0 3 * * *", "UTC");
-        let due = daily.after(time("2026-11-20T03:00:00Z"), "a").unwrap();
+        let due = daily.next_after(time("2026-11-20T03:00:00Z"), "a").unwrap();
         assert!(due.at < late);
-        assert_eq!(next(&daily, &daily.begun(due, late).to_string()), "2026-11-26T03:00:00Z");
+        assert_eq!(next(&daily, &daily.last_run_to_record(due, late).to_string()), "2026-11-26T03:00:00Z");
     }
 
     #[test]
@@ -281,15 +285,17 @@ mod tests {
         assert_eq!(hours(&cron("0 */6 * * *", "UTC")), 6);
         assert_eq!(hours(&cron("0 3 * * *", "Europe/Berlin")), 25, "the day on which clocks are set back");
         let jitter = Duration::from_secs(3600);
-        assert_eq!(hours(&Schedule { jitter, ..Schedule::new(Times::Every(Duration::from_secs(7200))) }), 3);
+        assert_eq!(hours(&Schedule { jitter, ..Schedule::new(Recurrence::Every(Duration::from_secs(7200))) }), 3);
     }
 
     #[test]
-    fn jitter_differs_by_name_and_is_the_same_for_all_who_look() {
-        let schedule =
-            Schedule { jitter: Duration::from_secs(600), ..Schedule::new(Times::Every(Duration::from_secs(3600))) };
+    fn jitter_differs_by_name_and_is_the_same_in_every_process() {
+        let schedule = Schedule {
+            jitter: Duration::from_secs(600),
+            ..Schedule::new(Recurrence::Every(Duration::from_secs(3600)))
+        };
         let last = time("2026-11-25T06:00:00Z");
-        let of = |name: &str| schedule.after(last, name).unwrap();
+        let of = |name: &str| schedule.next_after(last, name).unwrap();
         assert_eq!(of("a"), of("a"));
         assert_ne!(of("a"), of("b"));
         let delay = of("a").at.duration_since(of("a").nominal).as_secs();
@@ -310,9 +316,9 @@ mod tests {
             ("@hurly", "is no cron pattern"),
             ("", "it has 1 field,"),
         ] {
-            let error = text.parse::<Pattern>().unwrap_err().to_string();
+            let error = text.parse::<CronPattern>().unwrap_err().to_string();
             assert!(error.contains(wanted), "{text}: {error}");
         }
-        assert_eq!("  0  3 * * * ".parse::<Pattern>().unwrap().to_string(), "0 3 * * *");
+        assert_eq!("  0  3 * * * ".parse::<CronPattern>().unwrap().to_string(), "0 3 * * *");
     }
 }

@@ -16,13 +16,13 @@ impl Secret {
     /// Wraps a text, which is masked from now on.
     pub fn new(text: impl Into<String>) -> Self {
         let text = text.into().into();
-        mask::watch(&text);
+        mask::register(&text);
         Self(text)
     }
 
     /// Keeps the text masked for some time after its last use, for example a replaced token.
-    pub fn remember(&self) {
-        mask::keep(&self.0);
+    pub fn keep_masked(&self) {
+        mask::retire(&self.0);
     }
 
     /// Returns the text, for the wire only.

@@ -9,9 +9,9 @@ use url::Url;
 use crate::image::RegistryName;
 
 /// Address of Docker Hub's API, which is not on its registry's host.
-const HUB: &str = "https://hub.docker.com/";
+const HUB_API_URL: &str = "https://hub.docker.com/";
 /// Address of GitHub's API.
-const GITHUB: &str = "https://api.github.com/";
+const GITHUB_API_URL: &str = "https://api.github.com/";
 
 /// A vendor with an API that lists repositories, and tags with digests and dates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +28,7 @@ pub enum Vendor {
 
 /// Listing method of a registry, `listing:` in the configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum ListingBy {
+pub enum ListingMethod {
     /// By the registry's name.
     #[default]
     Auto,
@@ -40,11 +40,11 @@ pub enum ListingBy {
 
 /// A vendor's API and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
+pub struct VendorEndpoint {
     /// The vendor.
     pub vendor: Vendor,
-    /// Address as configured or well known; `None` means the registry's own. See [`Vendor::base`].
-    pub at: Option<Url>,
+    /// Address as configured or well known; `None` means the registry's own. See [`Vendor::api_base_url`].
+    pub url: Option<Url>,
 }
 
 /// An Amazon registry (ECR) with its account and region, parsed from its name.
@@ -60,7 +60,7 @@ pub struct EcrHost {
 
 impl EcrHost {
     /// Parses `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), or `public.ecr.aws`.
-    pub fn of(registry: &RegistryName) -> Option<EcrHost> {
+    pub fn from_registry(registry: &RegistryName) -> Option<EcrHost> {
         if registry.port().is_some() {
             return None;
         }
@@ -94,7 +94,7 @@ impl EcrHost {
     }
 
     /// Returns a repository's name in the API.
-    pub fn repository<'a>(&self, path: &'a str) -> &'a str {
+    pub fn repository_name<'a>(&self, path: &'a str) -> &'a str {
         match self.account {
             Some(_) => path,
             None => path.split_once('/').map_or(path, |(_, name)| name),
@@ -114,7 +114,7 @@ impl Vendor {
     }
 
     /// Returns the vendor of a registry, if its name tells.
-    fn of(registry: &RegistryName) -> Option<Vendor> {
+    fn from_registry(registry: &RegistryName) -> Option<Vendor> {
         match registry.as_str() {
             _ if registry.is_docker_hub() => Some(Vendor::Hub),
             "ghcr.io" => Some(Vendor::GitHub),
@@ -124,7 +124,7 @@ impl Vendor {
     }
 
     /// Returns the vendor of an API, if its address tells.
-    fn at(api: &Url) -> Option<Vendor> {
+    fn from_api_url(api: &Url) -> Option<Vendor> {
         let path = api.path().trim_end_matches('/');
         match api.host_str() {
             Some("hub.docker.com") => Some(Vendor::Hub),
@@ -136,7 +136,7 @@ impl Vendor {
         }
     }
 
-    fn root(self) -> &'static str {
+    fn api_path(self) -> &'static str {
         match self {
             Vendor::Quay => "api/v1/",
             Vendor::Hub => "v2/",
@@ -146,11 +146,11 @@ impl Vendor {
     }
 
     /// Returns the base URL of requests, with a trailing slash. `at` may be written with the API's own path or without.
-    pub fn base(self, at: &Url) -> Url {
+    pub fn api_base_url(self, at: &Url) -> Url {
         let mut base = at.clone();
         let mut path = format!("{}/", at.path().trim_end_matches('/'));
-        if !path.ends_with(&format!("/{}", self.root())) {
-            path.push_str(self.root());
+        if !path.ends_with(&format!("/{}", self.api_path())) {
+            path.push_str(self.api_path());
         }
         base.set_path(&path);
         base.set_query(None);
@@ -158,60 +158,62 @@ impl Vendor {
     }
 }
 
-impl FromStr for ListingBy {
+impl FromStr for ListingMethod {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<ListingBy, String> {
+    fn from_str(text: &str) -> Result<ListingMethod, String> {
         Ok(match text {
-            "auto" => ListingBy::Auto,
-            "registry" => ListingBy::Registry,
-            "quay" => ListingBy::Vendor(Vendor::Quay),
-            "hub" => ListingBy::Vendor(Vendor::Hub),
-            "harbor" => ListingBy::Vendor(Vendor::Harbor),
-            "github" => ListingBy::Vendor(Vendor::GitHub),
+            "auto" => ListingMethod::Auto,
+            "registry" => ListingMethod::Registry,
+            "quay" => ListingMethod::Vendor(Vendor::Quay),
+            "hub" => ListingMethod::Vendor(Vendor::Hub),
+            "harbor" => ListingMethod::Vendor(Vendor::Harbor),
+            "github" => ListingMethod::Vendor(Vendor::GitHub),
             other => return Err(format!("`{other}` is none of auto, registry, quay, hub, harbor, github")),
         })
     }
 }
 
-impl fmt::Display for ListingBy {
+impl fmt::Display for ListingMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ListingBy::Auto => "auto",
-            ListingBy::Registry => "registry",
-            ListingBy::Vendor(Vendor::Quay) => "quay",
-            ListingBy::Vendor(Vendor::Hub) => "hub",
-            ListingBy::Vendor(Vendor::Harbor) => "harbor",
-            ListingBy::Vendor(Vendor::GitHub) => "github",
+            ListingMethod::Auto => "auto",
+            ListingMethod::Registry => "registry",
+            ListingMethod::Vendor(Vendor::Quay) => "quay",
+            ListingMethod::Vendor(Vendor::Hub) => "hub",
+            ListingMethod::Vendor(Vendor::Harbor) => "harbor",
+            ListingMethod::Vendor(Vendor::GitHub) => "github",
         })
     }
 }
 
 /// Selects the vendor's API that lists a registry; `None` for the registry's own. An `endpoint` is a server other than
 /// the named one, and so disables the vendor's API unless `api` gives its address. An error says what is missing.
-pub fn listing(
+pub fn resolve_listing(
     registry: &RegistryName,
-    by: ListingBy,
+    by: ListingMethod,
     endpoint: Option<&Url>,
     api: Option<&Url>,
-) -> Result<Option<Listing>, String> {
+) -> Result<Option<VendorEndpoint>, String> {
     let vendor = match by {
-        ListingBy::Registry if api.is_some() => return Err("`api` means nothing with `listing: registry`".to_owned()),
-        ListingBy::Registry => return Ok(None),
-        ListingBy::Vendor(vendor) => vendor,
-        ListingBy::Auto => match (Vendor::of(registry), api) {
+        ListingMethod::Registry if api.is_some() => {
+            return Err("`api` means nothing with `listing: registry`".to_owned());
+        }
+        ListingMethod::Registry => return Ok(None),
+        ListingMethod::Vendor(vendor) => vendor,
+        ListingMethod::Auto => match (Vendor::from_registry(registry), api) {
             (Some(_), None) if endpoint.is_some() => return Ok(None),
             (Some(vendor), _) => vendor,
             (None, None) => return Ok(None),
             // ECR's API does not list, but creates repositories.
-            (None, Some(_)) if EcrHost::of(registry).is_some() => return Ok(None),
-            (None, Some(api)) => Vendor::at(api).ok_or(
+            (None, Some(_)) if EcrHost::from_registry(registry).is_some() => return Ok(None),
+            (None, Some(api)) => Vendor::from_api_url(api).ok_or(
                 "whose API this is cannot be told from its address: add `listing:` with quay, hub, harbor or github",
             )?,
         },
     };
     if let Some(api) = api {
-        return Ok(Some(Listing { vendor, at: Some(api.clone()) }));
+        return Ok(Some(VendorEndpoint { vendor, url: Some(api.clone()) }));
     }
     if endpoint.is_some() {
         return Err(format!("`listing: {by}` needs `api:` where `endpoint` is set: where is the API?"));
@@ -222,10 +224,10 @@ pub fn listing(
     };
     let at = match vendor {
         Vendor::Quay | Vendor::Harbor => None,
-        Vendor::Hub => known(HUB, Vendor::of(registry) == Some(vendor))?,
-        Vendor::GitHub => known(GITHUB, Vendor::of(registry) == Some(vendor))?,
+        Vendor::Hub => known(HUB_API_URL, Vendor::from_registry(registry) == Some(vendor))?,
+        Vendor::GitHub => known(GITHUB_API_URL, Vendor::from_registry(registry) == Some(vendor))?,
     };
-    Ok(Some(Listing { vendor, at }))
+    Ok(Some(VendorEndpoint { vendor, url: at }))
 }
 
 #[cfg(test)]
@@ -235,10 +237,10 @@ mod tests {
     fn found(registry: &str, by: &str, endpoint: Option<&str>, api: Option<&str>) -> Result<Option<String>, String> {
         let url = |text: Option<&str>| text.map(|text| text.parse::<Url>().unwrap());
         let (endpoint, api) = (url(endpoint), url(api));
-        let found = listing(&registry.parse().unwrap(), by.parse().unwrap(), endpoint.as_ref(), api.as_ref())?;
-        Ok(found.map(|found| match &found.at {
+        let found = resolve_listing(&registry.parse().unwrap(), by.parse().unwrap(), endpoint.as_ref(), api.as_ref())?;
+        Ok(found.map(|found| match &found.url {
             None => format!("{} at home", found.vendor.name()),
-            Some(at) => format!("{} at {}", found.vendor.name(), found.vendor.base(at)),
+            Some(at) => format!("{} at {}", found.vendor.name(), found.vendor.api_base_url(at)),
         }))
     }
 
@@ -280,8 +282,9 @@ mod tests {
 
     #[test]
     fn amazons_registries_are_known_by_their_names() {
-        let of =
-            |name: &str| EcrHost::of(&name.parse().unwrap()).map(|host| (host.account.clone(), host.api().to_string()));
+        let of = |name: &str| {
+            EcrHost::from_registry(&name.parse().unwrap()).map(|host| (host.account.clone(), host.api().to_string()))
+        };
         let ecr = of("123456789012.dkr.ecr.eu-west-1.amazonaws.com").unwrap();
         assert_eq!(ecr, (Some("123456789012".to_owned()), "https://api.ecr.eu-west-1.amazonaws.com/".to_owned()));
         let fips = of("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com").unwrap();
@@ -289,8 +292,8 @@ mod tests {
         let china = of("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn").unwrap();
         assert_eq!(china.1, "https://api.ecr.cn-north-1.amazonaws.com.cn/");
         assert_eq!(of("public.ecr.aws").unwrap().0, None);
-        let public = EcrHost::of(&"public.ecr.aws".parse().unwrap()).unwrap();
-        assert_eq!(public.repository("alias/team/app"), "team/app");
+        let public = EcrHost::from_registry(&"public.ecr.aws".parse().unwrap()).unwrap();
+        assert_eq!(public.repository_name("alias/team/app"), "team/app");
         for other in [
             "x.dkr.ecr.eu-west-1.amazonaws.com",
             "1.dkr.ecr.eu-west-1.example.com",
@@ -313,6 +316,6 @@ mod tests {
             let error = found("r.example.org", by, None, api).unwrap_err();
             assert!(error.contains(words), "{by}: {error}");
         }
-        assert!("dockerhub".parse::<ListingBy>().unwrap_err().contains("none of auto"));
+        assert!("dockerhub".parse::<ListingMethod>().unwrap_err().contains("none of auto"));
     }
 }

@@ -11,26 +11,26 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often a clock that may be paused is checked.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Measures how long an operation waits for others. It is paused while imgsync itself delays the operation. Clones
 /// share the clock.
 #[derive(Debug, Clone, Default)]
-pub struct WaitClock(Arc<Clock>);
+pub struct WaitClock(Arc<WaitClockState>);
 
 #[derive(Debug, Default)]
-struct Clock {
-    paused: Mutex<Paused>,
+struct WaitClockState {
+    paused: Mutex<PauseState>,
     received: AtomicU64,
     sent: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Paused {
+struct PauseState {
     /// Number of current pauses.
     holders: usize,
     since: Option<Instant>,
-    before: Duration,
+    total: Duration,
 }
 
 /// Pauses a [`WaitClock`] until it is dropped.
@@ -50,44 +50,44 @@ impl WaitClock {
     }
 
     /// Returns the total time that the clock was paused.
-    pub fn paused(&self) -> Duration {
+    pub fn total_pause(&self) -> Duration {
         let paused = self.lock();
-        paused.before + paused.since.map_or(Duration::ZERO, |since| since.elapsed())
+        paused.total + paused.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Waits until the clock has run for this long, not counting pauses.
-    pub async fn reaches(&self, time: Duration) {
-        let (began, paused) = (Instant::now(), self.paused());
+    pub async fn run_for(&self, time: Duration) {
+        let (began, paused) = (Instant::now(), self.total_pause());
         loop {
-            let left = time.saturating_sub(began.elapsed().saturating_sub(self.paused() - paused));
+            let left = time.saturating_sub(began.elapsed().saturating_sub(self.total_pause() - paused));
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.clamp(LOOK, 10 * LOOK)).await;
+            tokio::time::sleep(left.clamp(POLL_INTERVAL, 10 * POLL_INTERVAL)).await;
         }
     }
 
     /// Excludes time that was spent in a pause of another clock.
-    pub fn leave_out(&self, time: Duration) {
-        self.lock().before += time;
+    pub fn exclude(&self, time: Duration) {
+        self.lock().total += time;
     }
 
     /// Records bytes of a blob that were received.
-    pub fn received(&self, bytes: u64) {
+    pub fn record_received(&self, bytes: u64) {
         self.0.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Records bytes of a blob that the other side accepted.
-    pub fn sent(&self, bytes: u64) {
+    pub fn record_sent(&self, bytes: u64) {
         self.0.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Returns the bytes transferred so far, in the busier direction.
-    pub fn flowed(&self) -> u64 {
+    pub fn bytes_moved(&self) -> u64 {
         self.0.received.load(Ordering::Relaxed).max(self.0.sent.load(Ordering::Relaxed))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Paused> {
+    fn lock(&self) -> MutexGuard<'_, PauseState> {
         self.0.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,7 +99,7 @@ impl Drop for ClockPause {
         if paused.holders == 0
             && let Some(since) = paused.since.take()
         {
-            paused.before += since.elapsed();
+            paused.total += since.elapsed();
         }
     }
 }
@@ -108,7 +108,7 @@ impl Drop for ClockPause {
 #[derive(Debug, Clone)]
 pub struct WaitCredit {
     limit: Duration,
-    left: Duration,
+    remaining: Duration,
     /// Bytes that earn one second.
     rate: u64,
 }
@@ -116,30 +116,30 @@ pub struct WaitCredit {
 impl WaitCredit {
     /// Creates a credit of `limit` that `rate` bytes a second keep from shrinking.
     pub fn new(limit: Duration, rate: u64) -> WaitCredit {
-        WaitCredit { limit, left: limit, rate: rate.max(1) }
+        WaitCredit { limit, remaining: limit, rate: rate.max(1) }
     }
 
     /// Returns how long to wait at most for the next byte.
-    pub fn left(&self) -> Duration {
-        self.left
+    pub fn remaining(&self) -> Duration {
+        self.remaining
     }
 
     /// Records a wait and the bytes that arrived.
     pub fn record(&mut self, waited: Duration, bytes: u64) {
         // More than this many seconds fill any credit.
         let earned = Duration::from_secs_f64((bytes as f64 / self.rate as f64).min(self.limit.as_secs_f64()));
-        self.left = (self.left + earned).saturating_sub(waited).min(self.limit);
+        self.remaining = (self.remaining + earned).saturating_sub(waited).min(self.limit);
     }
 
     /// Raises the limit and the remaining credit.
-    pub fn raise(&mut self, by: Duration) {
+    pub fn extend(&mut self, by: Duration) {
         self.limit = self.limit.saturating_add(by);
-        self.left = self.left.saturating_add(by);
+        self.remaining = self.remaining.saturating_add(by);
     }
 
     /// Returns whether the credit is used up.
-    pub fn is_spent(&self) -> bool {
-        self.left.is_zero()
+    pub fn is_exhausted(&self) -> bool {
+        self.remaining.is_zero()
     }
 }
 
@@ -155,10 +155,10 @@ mod tests {
         for _ in 0..1000 {
             credit.record(SECOND, 128);
         }
-        assert_eq!(credit.left(), 60 * SECOND);
+        assert_eq!(credit.remaining(), 60 * SECOND);
         let waits = (1..).find(|_| {
             credit.record(4 * SECOND, 1);
-            credit.is_spent()
+            credit.is_exhausted()
         });
         assert_eq!(waits, Some(16));
     }
@@ -167,9 +167,9 @@ mod tests {
     fn a_claim_or_a_fast_start_earns_no_more_than_the_limit() {
         let mut credit = WaitCredit::new(60 * SECOND, 1);
         credit.record(SECOND, u64::MAX);
-        assert_eq!(credit.left(), 60 * SECOND);
+        assert_eq!(credit.remaining(), 60 * SECOND);
         credit.record(61 * SECOND, 0);
-        assert!(credit.is_spent());
+        assert!(credit.is_exhausted());
     }
 
     #[tokio::test]
@@ -182,12 +182,12 @@ mod tests {
         tokio::time::sleep(step).await;
         drop(first);
         tokio::time::sleep(step).await;
-        assert!(clock.paused() >= 3 * step);
+        assert!(clock.total_pause() >= 3 * step);
         drop(second);
-        let paused = clock.paused();
+        let paused = clock.total_pause();
         tokio::time::sleep(step).await;
-        assert_eq!(clock.paused(), paused);
-        clock.leave_out(SECOND);
-        assert_eq!(clock.paused(), paused + SECOND);
+        assert_eq!(clock.total_pause(), paused);
+        clock.exclude(SECOND);
+        assert_eq!(clock.total_pause(), paused + SECOND);
     }
 }

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 
 use imgsync_tests::fault::FaultRegistry;
-use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::images::{Layer, TestImage};
 use imgsync_tests::program::Imgsync;
 use sha2::{Digest as _, Sha256};
 
@@ -28,13 +28,13 @@ fn main() {
 }
 
 async fn compare(size: u64) {
-    let image = Image::single("pipe").layer(Layer::Synthetic(size)).build();
+    let image = TestImage::single("pipe").layer(Layer::Synthetic(size)).build();
     let digest = image.largest_blob();
     let source = FaultRegistry::start().await;
     source.push("a", "1", &image);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     // Cost of the program without bytes: start, TLS roots, a small image.
-    let small = Image::single("small").layer(Layer::Synthetic(1000)).build();
+    let small = TestImage::single("small").layer(Layer::Synthetic(1000)).build();
     source.push("small", "1", &small);
     let start = sync(&source, "small").await;
     for pair in 0..PAIRS {

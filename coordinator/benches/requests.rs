@@ -4,13 +4,13 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
 use imgsync_tests::fault::FaultRegistry;
-use imgsync_tests::images::{self, Image, Known, floor};
+use imgsync_tests::images::{self, TargetContents, TestImage, floor};
 use imgsync_tests::program::Imgsync;
 
 #[tokio::main]
 async fn main() {
-    let layers = (0..20).fold(Image::single("many-layers"), |image, n| image.layer(images::Layer::File(1000 + n)));
-    let images: [(&str, Image); 7] = [
+    let layers = (0..20).fold(TestImage::single("many-layers"), |image, n| image.layer(images::Layer::File(1000 + n)));
+    let images: [(&str, TestImage); 7] = [
         ("one platform, one layer", images::single("single")),
         ("one platform, 20 layers", layers.build()),
         ("several platforms", images::multi_platform("multi")),
@@ -30,7 +30,7 @@ async fn main() {
         source.clear_requests();
         target.clear_requests();
         sync.run().await.assert_code(0);
-        let least = floor(&image, &Known::nothing());
+        let least = floor(&image, &TargetContents::nothing());
         println!(
             "{name:<28} {:>14} {:>14} {:>7.3} {:>10}",
             format!("{} + {}", least.source, least.target),

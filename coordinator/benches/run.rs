@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use imgsync_tests::fault::FaultRegistry;
-use imgsync_tests::images::{self, Image, Known, Layer, floor};
+use imgsync_tests::images::{self, Layer, TargetContents, TestImage, floor};
 use imgsync_tests::program::{Imgsync, Output};
-use imgsync_tests::servers::{Auth, DockerRegistry};
+use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
 
 const REPOSITORIES: usize = 1000;
 const TAGS: usize = 100;
@@ -47,34 +47,35 @@ async fn unchanged(google: bool) {
         target.clear_requests();
         let output = run(&program).await;
         assert_eq!(output.json()["counts"]["unchanged"], REPOSITORIES * TAGS, "{}", output.stdout);
-        line(&format!("100,000 unchanged tags, {kind}, {pass} run"), &output, source.total(), target.total());
+        print_row(&format!("100,000 unchanged tags, {kind}, {pass} run"), &output, source.total(), target.total());
     }
-    let bytes = store_bytes(&program.state());
+    let bytes = store_bytes(&program.state_dir());
     println!("  {:.1} bytes of store per tag after two runs", bytes as f64 / (REPOSITORIES * TAGS) as f64);
 }
 
 /// 400 tags of small images between two docker-registry servers, compared with the minimum of requests.
 async fn cold() {
-    let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
+    let (source, target) =
+        tokio::join!(DockerRegistry::start(DockerRegistryAuth::None), DockerRegistry::start(DockerRegistryAuth::None));
     let mut rules = String::new();
     let (mut least_source, mut least_target) = (0, 0);
     for repository in 0..40 {
         for tag in 0..10 {
             let child = |platform: &str| {
-                Image::single(&format!("cold-{repository}-{tag}-{platform}"))
+                TestImage::single(&format!("cold-{repository}-{tag}-{platform}"))
                     .layer(Layer::Shared(format!("base-{repository}-{platform}"), 2000))
                     .layer(Layer::File(1500))
                     .build()
             };
-            let image = Image::index(&format!("cold-{repository}-{tag}"))
+            let image = TestImage::index(&format!("cold-{repository}-{tag}"))
                 .child(&child("amd64"), "linux/amd64")
                 .child(&child("arm64"), "linux/arm64")
                 .build();
             source.push(&format!("r{repository}"), &format!("v{tag}"), &image).await;
-            let mut known = Known::nothing();
+            let mut known = TargetContents::nothing();
             if tag > 0 {
                 let shared = |platform: &str| child(platform).layers()[0].clone();
-                known.here.extend([shared("amd64"), shared("arm64")]);
+                known.in_repository.extend([shared("amd64"), shared("arm64")]);
             }
             let least = floor(&image, &known);
             least_source += least.source;
@@ -89,7 +90,7 @@ async fn cold() {
     let json = output.json();
     assert_eq!(json["counts"]["copied"], 400, "{}", output.stdout);
     let (from, to) = (source.requests().len() as u64, target.requests().len() as u64);
-    line("400 tags of small images, cold", &output, from, to);
+    print_row("400 tags of small images, cold", &output, from, to);
     println!(
         "  floor {least_source} + {least_target}: ratio {:.3} (aim 1.02)",
         (from + to) as f64 / (least_source + least_target) as f64
@@ -103,11 +104,11 @@ fn configured(yaml: &str) -> Imgsync {
 }
 
 async fn run(program: &Imgsync) -> Output {
-    let file = program.work().join("imgsync.yaml");
+    let file = program.work_dir().join("imgsync.yaml");
     program.again().args(["run", "--json", "--quiet", "-c"]).arg(file).run().await.assert_code(0)
 }
 
-fn line(what: &str, output: &Output, source: u64, target: u64) {
+fn print_row(what: &str, output: &Output, source: u64, target: u64) {
     println!(
         "{what:<44} {:>8.2} {:>8.2} {:>8} {source:>10} {target:>10}",
         output.elapsed.as_secs_f64(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
-use imgsync_tests::served::Served;
+use imgsync_tests::serve_process::ServeProcess;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -19,10 +19,10 @@ const TAGS: usize = 100;
 const WATCHERS: usize = 50;
 
 /// Duration of a batch, and memory of the coordinator.
-struct Ran {
+struct RunMeasurement {
     seconds: f64,
     mib: f64,
-    told: u64,
+    event_bytes: u64,
 }
 
 #[tokio::main]
@@ -60,7 +60,7 @@ async fn main() {
                 ran.seconds,
                 tasks as f64 / ran.seconds,
                 ran.mib,
-                ran.told as f64 / f64::from(1 << 20)
+                ran.event_bytes as f64 / f64::from(1 << 20)
             );
         }
     }
@@ -74,19 +74,19 @@ async fn main() {
     );
 }
 
-async fn run(config: &str, watchers: usize, tasks: usize) -> Ran {
+async fn run(config: &str, watchers: usize, tasks: usize) -> RunMeasurement {
     let program = Imgsync::at(env!("CARGO_BIN_EXE_imgsync"));
     program.file("imgsync.yaml", config);
-    let mut served = Served::start(&program, &[]).await;
-    let told = Arc::new(AtomicU64::new(0));
+    let mut served = ServeProcess::start(&program, &[]).await;
+    let event_bytes = Arc::new(AtomicU64::new(0));
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..watchers {
         let request = served.request(reqwest::Method::GET, "events").timeout(Duration::from_secs(3600));
-        let told = told.clone();
+        let event_bytes = event_bytes.clone();
         let mut response = request.send().await.unwrap();
         clients.spawn(async move {
             while let Ok(Some(chunk)) = response.chunk().await {
-                told.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                event_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         });
     }
@@ -106,10 +106,10 @@ async fn run(config: &str, watchers: usize, tasks: usize) -> Ran {
     let at = |name: &str, batch: &Value| batch[name].as_str().unwrap().parse::<Timestamp>().unwrap();
     let seconds = at("ended", &batch).duration_since(at("started", &batch)).as_secs_f64();
     let mib = served.running.peak_rss_bytes() as f64 / f64::from(1 << 20);
-    let told = told.load(Ordering::Relaxed);
-    served.end().await.assert_code(0);
+    let event_bytes = event_bytes.load(Ordering::Relaxed);
+    served.stop().await.assert_code(0);
     clients.shutdown().await;
-    Ran { seconds, mib, told }
+    RunMeasurement { seconds, mib, event_bytes }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

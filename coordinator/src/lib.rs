@@ -3,14 +3,14 @@
 // Futures of a listing within a run nest deeply, and the compiler computes their layout recursively.
 #![recursion_limit = "256"]
 
-pub mod batches;
 pub mod cli;
-pub mod enumerate;
+pub mod discovery;
+mod humanize;
 pub mod import;
 #[cfg(test)]
 mod limits;
 pub mod notify;
+pub mod orchestrator;
 pub mod presets;
 pub mod report;
 pub mod serve;
-mod words;

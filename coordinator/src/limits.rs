@@ -2,26 +2,26 @@
 
 use std::fmt::Write as _;
 
-use imgsync_common::limits::{Limit, Page};
+use imgsync_common::limits::{DocsPage, Limit};
 
-use crate::batches::{MAX_DEPTH, MAX_RULES};
+use crate::orchestrator::{MAX_DEPTH, MAX_RULES};
 
 /// Returns the limits of the coordinator.
 fn coordinator_limits() -> Vec<Limit> {
     let tasks = "tasks with the queue of a route, of all batches of a priority";
     let rules = "rules of `imgsync serve` that have figures of their own";
     vec![
-        Limit::count(Page::Operating, tasks, MAX_DEPTH, "the rest waits in the plan"),
+        Limit::count(DocsPage::Operating, tasks, MAX_DEPTH, "the rest waits in the plan"),
         Limit::count(
-            Page::Operating,
+            DocsPage::Operating,
             rules,
             MAX_RULES as u64,
             "the further ones are counted by `imgsync_rules_omitted`",
         ),
         Limit::time(
-            Page::Operating,
+            DocsPage::Operating,
             "telling of a batch after its end",
-            crate::notify::TELL_FOR,
+            crate::notify::DELIVERY_WINDOW,
             "who could not be told is given up, with a warning",
         ),
     ]
@@ -35,10 +35,10 @@ const END: &str = "<!-- End of the limits -->";
 fn the_documented_limits_are_the_constants() {
     let limits: Vec<Limit> =
         [imgsync_common::limits::limits(), imgsync_worker::limits::limits(), coordinator_limits()].concat();
-    for (page, name) in [(Page::Security, "security.md"), (Page::Operating, "operating.md")] {
+    for (page, name) in [(DocsPage::Security, "security.md"), (DocsPage::Operating, "operating.md")] {
         let mut table = String::from("\n| limit | value | when it is met |\n|---|---|---|\n");
         for limit in limits.iter().filter(|limit| limit.page == page) {
-            let _ = writeln!(table, "| {} | {} | {} |", limit.what, limit.value, limit.effect);
+            let _ = writeln!(table, "| {} | {} | {} |", limit.subject, limit.value, limit.effect);
         }
         let path = format!("{}/../docs/{name}", env!("CARGO_MANIFEST_DIR"));
         let written = std::fs::read_to_string(&path).unwrap();

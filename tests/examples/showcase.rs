@@ -6,15 +6,15 @@
 
 use std::time::Duration;
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
-use imgsync_tests::images::{self, Image, Layer};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
+use imgsync_tests::images::{self, Layer, TestImage};
 
 const MIB: u64 = 1 << 20;
 
 /// Builds a registry's error response.
-fn says(code: u16, kind: &str, message: &str) -> Action {
+fn says(code: u16, kind: &str, message: &str) -> FaultAction {
     let body = serde_json::json!({"errors": [{"code": kind, "message": message}]}).to_string();
-    Action::Status {
+    FaultAction::Status {
         code,
         headers: vec![("content-type".to_owned(), "application/json".to_owned())],
         body: body.into(),
@@ -31,7 +31,7 @@ async fn main() {
                 let tag = format!("1.{minor}.{patch}");
                 let base = Layer::Shared(format!("istio-{minor}"), MIB);
                 let own = Layer::Synthetic(MIB / 2 + (at * 3 + minor % 5) * 150_000);
-                let image = Image::single(&format!("{part}-{tag}")).layer(base).layer(own).build();
+                let image = TestImage::single(&format!("{part}-{tag}")).layer(base).layer(own).build();
                 google.push(&format!("istio-release/{part}"), &tag, &image);
                 // Older ones were copied before.
                 if minor < 23 {
@@ -42,25 +42,28 @@ async fn main() {
     }
     for n in 0..40 {
         k8s.push("pause", &format!("3.{n}"), &images::multi_platform(&format!("pause-{n}")));
-        let image = Image::single(&format!("coredns-{n}")).layers(2, 900_000).build();
+        let image = TestImage::single(&format!("coredns-{n}")).layers(2, 900_000).build();
         k8s.push("coredns", &format!("v1.{n}.0"), &image);
     }
     for n in 1..8 {
         quay.push("coreos/flannel", &format!("v0.{n}.0"), &images::single(&format!("flannel-{n}")));
     }
-    google.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 3 * MIB / 2 });
-    let denied = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).repository("coreos/flannel");
+    google.on(RequestType::BlobGet).always().act(FaultAction::Throttle { bytes_per_second: 3 * MIB / 2 });
+    let denied =
+        RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]).repository("coreos/flannel");
     quay.on(denied).always().act(says(401, "UNAUTHORIZED", "access to the requested resource is not authorized"));
-    quay.on(Match::kind(Kind::Tags).repository("coreos/etcd")).always().act(says(
+    quay.on(RequestMatcher::kind(RequestType::Tags).repository("coreos/etcd")).always().act(says(
         404,
         "NAME_UNKNOWN",
         "repository not found",
     ));
     for tag in ["3.7", "3.19", "3.31"] {
-        let gone = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]).repository("pause").reference(tag);
+        let gone = RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead])
+            .repository("pause")
+            .reference(tag);
         k8s.on(gone).always().act(says(404, "MANIFEST_UNKNOWN", &format!("Failed to fetch \"{tag}\"")));
     }
-    let refused = Match::kind(Kind::ManifestPut).repository("mirror/istio-release/install-cni");
+    let refused = RequestMatcher::kind(RequestType::ManifestPut).repository("mirror/istio-release/install-cni");
     let of_26 = refused.when(|record| record.reference.as_deref().is_some_and(|tag| tag.starts_with("1.26.")));
     target.on(of_26).always().act(says(
         412,

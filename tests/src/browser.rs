@@ -16,7 +16,7 @@ use crate::servers::find_program;
 use crate::servers::process::Process;
 
 /// Time limit for the start of a browser and for each response.
-const PATIENCE: Duration = Duration::from_secs(60);
+const BROWSER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A browser with one page, closed on drop.
 pub struct Browser {
@@ -24,7 +24,7 @@ pub struct Browser {
     session: String,
     last: u64,
     /// Errors on the page: exceptions, and requests blocked by its content security policy.
-    complaints: Vec<String>,
+    page_errors: Vec<String>,
     _process: Process,
     _profile: TempDir,
 }
@@ -49,7 +49,8 @@ impl Browser {
         let address = listens_on(&profile.path().join("DevToolsActivePort")).await;
         let (socket, _) = tokio_tungstenite::connect_async(address).await.expect("chromium takes a connection");
         let (session, complaints) = (String::new(), Vec::new());
-        let mut browser = Self { socket, session, last: 0, complaints, _process: process, _profile: profile };
+        let mut browser =
+            Self { socket, session, last: 0, page_errors: complaints, _process: process, _profile: profile };
         let target = browser.call("Target.createTarget", json!({"url": "about:blank"})).await;
         let attached =
             browser.call("Target.attachToTarget", json!({"targetId": target["targetId"], "flatten": true})).await;
@@ -89,9 +90,12 @@ impl Browser {
         // A page that is being left throws.
         let asked = format!("(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()");
         while self.eval(&asked).await != json!(true) {
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > BROWSER_TIMEOUT {
                 let shown = self.text().await;
-                panic!("not so within {PATIENCE:?}: {expression}\n--- the page shows\n{shown}\n{:?}", self.complaints);
+                panic!(
+                    "not so within {BROWSER_TIMEOUT:?}: {expression}\n--- the page shows\n{shown}\n{:?}",
+                    self.page_errors
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -148,13 +152,13 @@ impl Browser {
     }
 
     /// Emulates `prefers-color-scheme`.
-    pub async fn prefer(&mut self, scheme: &str) {
+    pub async fn set_color_scheme(&mut self, scheme: &str) {
         let feature = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call("Emulation.setEmulatedMedia", feature).await;
     }
 
     /// Saves a screenshot of the page as PNG.
-    pub async fn picture(&mut self, path: &Path) {
+    pub async fn save_screenshot(&mut self, path: &Path) {
         let taken = self.call("Page.captureScreenshot", json!({"format": "png"})).await;
         let data = taken["data"].as_str().unwrap_or_default();
         let bytes = base64::engine::general_purpose::STANDARD.decode(data).expect("pictures come as base64");
@@ -162,8 +166,8 @@ impl Browser {
     }
 
     /// Returns the errors on the page so far.
-    pub fn complaints(&self) -> &[String] {
-        &self.complaints
+    pub fn page_errors(&self) -> &[String] {
+        &self.page_errors
     }
 
     async fn call(&mut self, method: &str, parameters: Value) -> Value {
@@ -183,14 +187,14 @@ impl Browser {
                     assert!(told.get("error").is_none(), "{method}: {told}");
                     return told["result"].clone();
                 }
-                note(&told, &mut self.complaints);
+                record_page_error(&told, &mut self.page_errors);
             }
         };
-        tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| panic!("{method}: no answer"))
+        tokio::time::timeout(BROWSER_TIMEOUT, answer).await.unwrap_or_else(|_| panic!("{method}: no answer"))
     }
 }
 
-fn note(told: &Value, complaints: &mut Vec<String>) {
+fn record_page_error(told: &Value, complaints: &mut Vec<String>) {
     match told["method"].as_str() {
         Some("Runtime.exceptionThrown") => complaints.push(told["params"]["exceptionDetails"].to_string()),
         // Some tests expect responses with errors from the server; none expects violations of the page's policy.
@@ -210,7 +214,7 @@ async fn listens_on(file: &Path) -> String {
         if let (Some(port), Some(path)) = (lines.next(), lines.next()) {
             return format!("ws://127.0.0.1:{port}{path}");
         }
-        assert!(started.elapsed() < PATIENCE, "chromium did not start within {PATIENCE:?}");
+        assert!(started.elapsed() < BROWSER_TIMEOUT, "chromium did not start within {BROWSER_TIMEOUT:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

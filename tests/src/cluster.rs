@@ -4,26 +4,26 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::program::{Imgsync, Running};
-use crate::servers::{RabbitMq, RedisOptions, RedisServer};
+use crate::program::{Imgsync, RunningProgram};
+use crate::servers::{RabbitMq, RedisServer, RedisServerOptions};
 
 /// A broker and a store, stopped on drop.
 #[derive(Debug)]
-pub struct Cluster {
+pub struct TestCluster {
     /// RabbitMQ.
     pub broker: RabbitMq,
     /// Redis.
     pub store: RedisServer,
 }
 
-impl Cluster {
+impl TestCluster {
     /// Starts broker and store.
     pub fn start() -> Self {
-        Self::start_with("", RedisOptions::default())
+        Self::start_with("", RedisServerOptions::default())
     }
 
     /// Starts broker and store, with extra lines of `rabbitmq.conf` and options of the store.
-    pub fn start_with(broker: &str, store: RedisOptions) -> Self {
+    pub fn start_with(broker: &str, store: RedisServerOptions) -> Self {
         std::thread::scope(|scope| {
             let broker = scope.spawn(|| RabbitMq::start_with(broker));
             let store = RedisServer::start_with(store);
@@ -33,22 +33,22 @@ impl Cluster {
 
     /// Creates `imgsync` with this configuration, in its own home.
     pub fn imgsync(&self, config: &str) -> Imgsync {
-        self.configured(Imgsync::new(), config)
+        self.with_config(Imgsync::new(), config)
     }
 
     /// Creates `imgsync-worker` with this configuration, in its own home.
     pub fn worker(&self, config: &str) -> Imgsync {
-        self.configured(Imgsync::worker(), config)
+        self.with_config(Imgsync::worker(), config)
     }
 
-    fn configured(&self, program: Imgsync, config: &str) -> Imgsync {
+    fn with_config(&self, program: Imgsync, config: &str) -> Imgsync {
         // An empty file is refused.
         program.file("imgsync.yaml", if config.is_empty() { "registries: {}\n" } else { config });
         program.env("IMGSYNC_BROKER", self.broker.url()).env("IMGSYNC_STORE", self.store.url())
     }
 
     /// Starts workers with this many slots.
-    pub async fn workers(&self, number: usize, slots: usize) -> Vec<Running> {
+    pub async fn start_workers(&self, number: usize, slots: usize) -> Vec<RunningProgram> {
         let mut workers = Vec::new();
         for _ in 0..number {
             workers.push(self.worker("").args(["--concurrency", &slots.to_string()]).spawn());
@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     /// Returns the newest batch from `batch show --json`; `None` if there is none or the store does not respond.
-    pub async fn show(&self) -> Option<Value> {
+    pub async fn show_batch(&self) -> Option<Value> {
         let shown = self.imgsync("").args(["batch", "show", "--json"]).run().await;
         (shown.code == Some(0)).then(|| shown.json())
     }
@@ -69,11 +69,11 @@ impl Cluster {
     ///
     /// # Panics
     /// With the batch, on timeout.
-    pub async fn wait_for(&self, wanted: impl Fn(&Value) -> bool, limit: Duration) -> Value {
+    pub async fn wait_for_batch(&self, wanted: impl Fn(&Value) -> bool, limit: Duration) -> Value {
         let started = Instant::now();
         let mut last = None;
         while started.elapsed() < limit {
-            if let Some(shown) = self.show().await {
+            if let Some(shown) = self.show_batch().await {
                 if wanted(&shown) {
                     return shown;
                 }

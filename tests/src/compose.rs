@@ -19,7 +19,7 @@ const IMAGE: &str = "imgsync:3";
 /// Image without the programs.
 const RUNTIME: &str = "imgsync-test-runtime:latest";
 /// Backup tag of an image that already had our name.
-const KEPT: &str = "imgsync-test-kept:latest";
+const SAVED_IMAGE: &str = "imgsync-test-kept:latest";
 
 /// A docker-compose project. Its containers, volumes, networks and images are removed on drop.
 #[derive(Debug)]
@@ -100,8 +100,8 @@ impl Compose {
         if !made.status.success() {
             return Err(String::from_utf8_lossy(&made.stderr).into_owned());
         }
-        if succeeds(&mut self.on_engine(Command::new("docker")), &["tag", IMAGE, KEPT]) {
-            self.made.push(KEPT.to_owned());
+        if succeeds(&mut self.on_engine(Command::new("docker")), &["tag", IMAGE, SAVED_IMAGE]) {
+            self.made.push(SAVED_IMAGE.to_owned());
         }
         self.made.push(IMAGE.to_owned());
         let root = repository().display().to_string();
@@ -250,7 +250,7 @@ impl Compose {
     }
 
     /// Shows the newest batch, from outside over the loopback ports; `None` while broker or store are down.
-    pub async fn show(&self) -> Option<Value> {
+    pub async fn show_batch(&self) -> Option<Value> {
         let Secrets { broker, store, .. } = &self.password;
         let broker = format!("amqp://imgsync:{broker}@127.0.0.1:{}", self.ports.broker);
         let store = format!("redis://:{store}@127.0.0.1:{}", self.ports.store);
@@ -263,11 +263,11 @@ impl Compose {
     ///
     /// # Panics
     /// With the batch, on timeout.
-    pub async fn wait_for(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait_for_batch(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
         let started = Instant::now();
         let mut last = None;
         while started.elapsed() < limit {
-            if let Some(shown) = self.show().await {
+            if let Some(shown) = self.show_batch().await {
                 if wanted(&shown) {
                     return shown;
                 }
@@ -312,10 +312,10 @@ impl Compose {
             }
         }
         if self.engine.is_none() {
-            if self.made.iter().any(|image| image == KEPT) {
-                self.try_docker(&["tag", KEPT, IMAGE]);
+            if self.made.iter().any(|image| image == SAVED_IMAGE) {
+                self.try_docker(&["tag", SAVED_IMAGE, IMAGE]);
             }
-            let kept = |image: &&String| *image != IMAGE || !self.made.iter().any(|image| image == KEPT);
+            let kept = |image: &&String| *image != IMAGE || !self.made.iter().any(|image| image == SAVED_IMAGE);
             let made: Vec<&str> = self.made.iter().filter(kept).map(String::as_str).collect();
             self.try_docker(&[["rmi"].as_slice(), &made].concat());
         }

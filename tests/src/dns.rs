@@ -13,7 +13,7 @@ const HEADER: usize = 12;
 
 /// A resolver at 127.0.0.1:53, for use in a [`namespace`](crate::namespace). It stops on drop.
 #[derive(Debug)]
-pub struct Dns {
+pub struct DnsServer {
     names: Arc<Mutex<HashMap<String, Name>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -21,10 +21,10 @@ pub struct Dns {
 #[derive(Debug, Default)]
 struct Name {
     answers: Vec<Vec<Ipv4Addr>>,
-    asked: usize,
+    queries: usize,
 }
 
-impl Dns {
+impl DnsServer {
     /// Starts the resolver.
     ///
     /// # Panics
@@ -48,20 +48,20 @@ impl Dns {
     ///
     /// # Panics
     /// If an address is not IPv4.
-    pub fn name(&self, name: &str, answers: &[&[&str]]) -> &Self {
+    pub fn set_answers(&self, name: &str, answers: &[&[&str]]) -> &Self {
         let address = |text: &&str| text.parse().expect("an address");
         let answers = answers.iter().map(|addresses| addresses.iter().map(address).collect()).collect();
-        self.names.lock().expect("the names are whole").insert(name.to_owned(), Name { answers, asked: 0 });
+        self.names.lock().expect("the names are whole").insert(name.to_owned(), Name { answers, queries: 0 });
         self
     }
 
     /// Counts the queries for IPv4 addresses of a name.
-    pub fn asked(&self, name: &str) -> usize {
-        self.names.lock().expect("the names are whole").get(name).map_or(0, |name| name.asked)
+    pub fn query_count(&self, name: &str) -> usize {
+        self.names.lock().expect("the names are whole").get(name).map_or(0, |name| name.queries)
     }
 }
 
-impl Drop for Dns {
+impl Drop for DnsServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -84,8 +84,8 @@ fn answer(packet: &[u8], names: &Mutex<HashMap<String, Name>>) -> Option<Vec<u8>
     let (code, addresses) = match known {
         None => (3, Vec::new()),
         Some(name) if kind == A => {
-            let found = name.answers.get(name.asked).or(name.answers.last()).cloned().unwrap_or_default();
-            name.asked += 1;
+            let found = name.answers.get(name.queries).or(name.answers.last()).cloned().unwrap_or_default();
+            name.queries += 1;
             (0, found)
         }
         Some(_) => (0, Vec::new()),

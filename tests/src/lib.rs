@@ -14,29 +14,29 @@ pub mod compose;
 pub mod dns;
 pub mod fault;
 pub mod images;
-pub mod machine;
 pub mod namespace;
-pub mod personality;
 pub mod program;
 pub mod proxy;
-pub mod relay;
-pub mod served;
+pub mod registry_profiles;
+pub mod resource_usage;
+pub mod serve_process;
 pub mod servers;
 pub mod skopeo;
+pub mod tcp_proxy;
 pub mod tls;
 
+mod registry_client;
 mod sockets;
-mod tree;
 
 pub use browser::Browser;
-pub use cluster::Cluster;
+pub use cluster::TestCluster;
 pub use compose::Compose;
 pub use fault::FaultRegistry;
-pub use images::{Blob, Image};
+pub use images::{Blob, TestImage};
 pub use program::Imgsync;
-pub use served::Served;
+pub use registry_client::FetchedTree;
+pub use serve_process::ServeProcess;
 pub use servers::{DockerEngine, DockerRegistry, RabbitMq, RedisServer};
-pub use tree::Tree;
 
 /// Reports that a test could not run. `scripts/test` repeats these lines at its end.
 pub fn skipped(what: &str) {

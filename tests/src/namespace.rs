@@ -15,7 +15,7 @@ const INSIDE: &str = "IMGSYNC_TESTS_OWN_NETWORK";
 /// # Panics
 /// If the test fails there.
 #[must_use]
-pub fn is_inside(test: &str, addresses: &[&str]) -> bool {
+pub fn enter(test: &str, addresses: &[&str]) -> bool {
     const NEW: [&str; 3] = ["-Urn", "-m", "--kill-child"];
     if env::var_os(INSIDE).is_some() {
         prepare(addresses);

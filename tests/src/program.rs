@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 pub use rustix::process::Signal;
 
-use crate::machine;
+use crate::resource_usage;
 
 /// A program to run. Its home is removed with it unless shared.
 #[derive(Debug)]
@@ -199,23 +199,23 @@ impl Imgsync {
     }
 
     /// Returns the folder of all its homes.
-    pub fn home(&self) -> &Path {
+    pub fn home_dir(&self) -> &Path {
         self.home.path()
     }
 
     /// Returns its working directory.
-    pub fn work(&self) -> PathBuf {
+    pub fn work_dir(&self) -> PathBuf {
         self.home.path().join("work")
     }
 
     /// Returns its XDG_STATE_HOME.
-    pub fn state(&self) -> PathBuf {
+    pub fn state_dir(&self) -> PathBuf {
         self.home.path().join("state")
     }
 
     /// Writes a file into its working directory and returns the path.
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.work().join(name);
+        let path = self.work_dir().join(name);
         fs::write(&path, content).expect("the folder can be written to");
         path
     }
@@ -254,7 +254,7 @@ impl Imgsync {
     }
 
     /// Starts it.
-    pub fn spawn(&self) -> Running {
+    pub fn spawn(&self) -> RunningProgram {
         let umask = self.umask.map(|umask| format!("umask {umask:04o}; "));
         let files = self.open_files.map(|(soft, hard)| format!("ulimit -S -n {soft} && ulimit -H -n {hard} && "));
         let mut command = match umask.into_iter().chain(files).collect::<String>() {
@@ -266,7 +266,7 @@ impl Imgsync {
                 shell
             }
         };
-        command.args(&self.arguments).current_dir(self.work());
+        command.args(&self.arguments).current_dir(self.work_dir());
         for (name, _) in std::env::vars_os() {
             if is_unwanted(&name.to_string_lossy()) {
                 command.env_remove(name);
@@ -295,7 +295,7 @@ impl Imgsync {
         let stdout = child.stdout.take();
         let stderr = child.stderr.take().expect("stderr is piped");
         let lines = Arc::new(Lines { text: Mutex::default(), changed: watch::Sender::new(false) });
-        Running {
+        RunningProgram {
             pid: child.id().expect("it has not been waited for"),
             started: Instant::now(),
             stdout: tokio::spawn(async move {
@@ -360,7 +360,7 @@ async fn collect(stderr: impl AsyncRead + Unpin, lines: Arc<Lines>) {
 
 /// A running program, killed on drop.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningProgram {
     child: Child,
     pid: u32,
     started: Instant,
@@ -371,7 +371,7 @@ pub struct Running {
     _home: Arc<TempDir>,
 }
 
-impl Running {
+impl RunningProgram {
     /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -433,7 +433,7 @@ impl Running {
     }
 
     /// Closes the reading side of its standard error, like a terminal that is gone.
-    pub async fn stop_reading(&mut self) {
+    pub async fn close_stderr(&mut self) {
         self.stderr.abort();
         let ended = (&mut self.stderr).await;
         assert!(ended.is_err_and(|error| error.is_cancelled()), "it has ended already");
@@ -475,6 +475,6 @@ impl Running {
         self.usage.peak_own_bytes = self.usage.peak_own_bytes.max(bytes("RssAnon:"));
         // Checked first: the CPU time of an ended process is final.
         self.usage.ended = !self.is_running();
-        self.usage.cpu_seconds = self.usage.cpu_seconds.max(machine::cpu_seconds(self.pid));
+        self.usage.cpu_seconds = self.usage.cpu_seconds.max(resource_usage::cpu_seconds(self.pid));
     }
 }

@@ -27,19 +27,19 @@ pub struct ProxyRequest {
     /// `user:password`, if sent.
     pub credentials: Option<String>,
     /// Whether the proxy knew the host and connected.
-    pub served: bool,
+    pub forwarded: bool,
 }
 
 /// The proxy. It stops with its connections on drop.
 #[derive(Debug)]
 pub struct Proxy {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     address: SocketAddr,
     scheme: &'static str,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ProxyState {
     table: Mutex<HashMap<String, String>>,
     requests: Mutex<Vec<ProxyRequest>>,
     credentials: Mutex<Option<String>>,
@@ -73,7 +73,7 @@ impl Proxy {
     async fn start(protocol: Protocol, scheme: &'static str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a loopback port is free");
         let address = listener.local_addr().expect("a listener has an address");
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             table: Mutex::default(),
             requests: Mutex::default(),
             credentials: Mutex::default(),
@@ -86,7 +86,7 @@ impl Proxy {
 
     /// Leads a host name with any port to `HOST:PORT`. Other names are refused; loopback addresses need no entry.
     #[must_use]
-    pub fn lead(self, host: &str, to: &str) -> Self {
+    pub fn map_host(self, host: &str, to: &str) -> Self {
         let mut table = self.shared.table.lock().expect("the table is whole");
         table.insert(host.to_owned(), to.to_owned());
         drop(table);
@@ -95,7 +95,7 @@ impl Proxy {
 
     /// Requires a user and a password.
     #[must_use]
-    pub fn demand(self, user: &str, password: &str) -> Self {
+    pub fn require_credentials(self, user: &str, password: &str) -> Self {
         let mut credentials = self.shared.credentials.lock().expect("they are whole");
         *credentials = Some(format!("{user}:{password}"));
         drop(credentials);
@@ -134,9 +134,9 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
+impl ProxyState {
     /// Records a request and connects if it is allowed.
-    async fn reach(
+    async fn record_and_connect(
         &self,
         method: &str,
         host: &str,
@@ -154,7 +154,7 @@ impl Shared {
             host: host.to_owned(),
             port,
             credentials,
-            served: result.is_ok(),
+            forwarded: result.is_ok(),
         });
         result
     }
@@ -175,7 +175,7 @@ enum Refusal {
     Unreachable,
 }
 
-async fn accept(listener: TcpListener, protocol: Protocol, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, protocol: Protocol, shared: Arc<ProxyState>) {
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => return,
@@ -201,7 +201,7 @@ async fn accept(listener: TcpListener, protocol: Protocol, shared: Arc<Shared>) 
 }
 
 /// Serves one HTTP proxy request: a tunnel, or a plain request after which the connection is closed.
-async fn serve_http(mut client: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> io::Result<()> {
+async fn serve_http(mut client: impl AsyncRead + AsyncWrite + Unpin, shared: &ProxyState) -> io::Result<()> {
     let (head, rest) = read_head(&mut client).await?;
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not a request to a proxy");
     let mut lines = head.split("\r\n");
@@ -223,7 +223,7 @@ async fn serve_http(mut client: impl AsyncRead + AsyncWrite + Unpin, shared: &Sh
         let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
         name.starts_with("proxy-") || name == "connection"
     });
-    let mut server = match shared.reach(method, host, port, credentials(&ours)).await {
+    let mut server = match shared.record_and_connect(method, host, port, credentials(&ours)).await {
         Ok(server) => server,
         Err(refusal) => {
             let status = match refusal {
@@ -270,7 +270,7 @@ fn credentials(headers: &[&str]) -> Option<String> {
 }
 
 /// RFC 1928, CONNECT only, and RFC 1929.
-async fn serve_socks(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn serve_socks(mut client: TcpStream, shared: &ProxyState) -> io::Result<()> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not SOCKS5");
     if client.read_u8().await? != 5 {
         return Err(malformed());
@@ -282,7 +282,7 @@ async fn serve_socks(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         host: String::new(),
         port: 0,
         credentials,
-        served: false,
+        forwarded: false,
     };
     let credentials = if methods.contains(&2) {
         client.write_all(&[5, 2]).await?;
@@ -313,7 +313,7 @@ async fn serve_socks(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     };
     let port = client.read_u16().await?;
     let reply = |code| [5, code, 0, 1, 0, 0, 0, 0, 0, 0];
-    match shared.reach("SOCKS5", &host, port, credentials).await {
+    match shared.record_and_connect("SOCKS5", &host, port, credentials).await {
         Ok(mut server) => {
             client.write_all(&reply(0)).await?;
             copy_bidirectional(&mut client, &mut server).await.map(|_| ())

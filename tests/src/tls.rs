@@ -57,7 +57,7 @@ impl Authority {
     }
 
     /// Creates a self-signed server certificate for localhost, as `openssl req -x509` does.
-    pub fn that_serves() -> Self {
+    pub fn self_signed() -> Self {
         Self::make(CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name"), true)
     }
 
@@ -98,7 +98,7 @@ impl Authority {
 
     /// Makes servers send the authority's certificate after theirs.
     #[must_use]
-    pub fn sent_along(self) -> Self {
+    pub fn with_ca_in_chain(self) -> Self {
         Self { is_sent: true, ..self }
     }
 

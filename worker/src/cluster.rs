@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 
 use imgsync_common::batch::SigningKey;
 use imgsync_common::config::{self, SecretUrl};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::outage::ServerHealth;
 use imgsync_common::queue::{RabbitQueue, RabbitSettings};
-use imgsync_common::retry::seconds;
+use imgsync_common::retry::format_duration;
 use imgsync_common::secret::Secret;
 use imgsync_common::store::{RedisOptions, RedisStore};
 
 use crate::settings;
 
 /// Minimum timeout of the first attempt, whatever the wait.
-const FIRST_TRY: Duration = Duration::from_secs(6);
+const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Delay between connection attempts.
-const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+const CONNECT_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// Minimum length of a signing key, in characters: readers of messages could guess a shorter one.
-const SHORTEST_KEY: usize = 16;
+const MIN_KEY_CHARS: usize = 16;
 
 /// Settings that override the configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Given {
+pub struct ClusterOverrides {
     /// URL of the broker.
     pub broker: Option<String>,
     /// URL of the store.
@@ -36,7 +36,7 @@ pub struct Given {
 
 /// Addresses of a cluster.
 #[derive(Debug, Clone)]
-pub struct Addresses {
+pub struct ClusterEndpoints {
     /// URL of RabbitMQ.
     pub broker: SecretUrl,
     /// URL of Redis.
@@ -47,7 +47,7 @@ pub struct Addresses {
     pub ca: Option<Vec<u8>>,
 }
 
-impl Cluster {
+impl ClusterConnection {
     /// Returns the health of broker and store.
     pub fn health(&self) -> [ServerHealth; 2] {
         [self.queue.health().clone(), self.store.health().clone()]
@@ -56,29 +56,33 @@ impl Cluster {
 
 /// Connections to broker and store.
 #[derive(Debug, Clone)]
-pub struct Cluster {
+pub struct ClusterConnection {
     /// Queue.
     pub queue: RabbitQueue,
     /// Store.
     pub store: RedisStore,
 }
 
-impl Addresses {
+impl ClusterEndpoints {
     /// Merges configuration and overrides; `None` if neither names a cluster. Relative paths are resolved against
     /// `folder`.
-    pub fn resolve(written: Option<&config::Cluster>, given: &Given, folder: &Path) -> Result<Option<Addresses>> {
+    pub fn resolve(
+        written: Option<&config::ClusterConfig>,
+        overrides: &ClusterOverrides,
+        folder: &Path,
+    ) -> Result<Option<ClusterEndpoints>> {
         let written_url =
-            |pick: fn(&config::Cluster) -> &Option<SecretUrl>| written.and_then(|written| pick(written).clone());
-        let broker = match &given.broker {
-            Some(text) => Some(url(text, "the broker", &config::BROKER_SCHEMES)?),
+            |pick: fn(&config::ClusterConfig) -> &Option<SecretUrl>| written.and_then(|written| pick(written).clone());
+        let broker = match &overrides.broker {
+            Some(text) => Some(parse_url(text, "the broker", &config::BROKER_SCHEMES)?),
             None => written_url(|cluster| &cluster.broker),
         };
-        let store = match &given.store {
-            Some(text) => Some(url(text, "the store", &config::STORE_SCHEMES)?),
+        let store = match &overrides.store {
+            Some(text) => Some(parse_url(text, "the store", &config::STORE_SCHEMES)?),
             None => written_url(|cluster| &cluster.store),
         };
         let missing = |what: &str, how: &str| {
-            Error::new(Class::Invalid, "reading where the cluster is", format!("{what} is missing")).hint(how)
+            Error::new(ErrorKind::Invalid, "reading where the cluster is", format!("{what} is missing")).with_hint(how)
         };
         let (broker, store) = match (broker, store) {
             (Some(broker), Some(store)) => (broker, store),
@@ -99,22 +103,24 @@ impl Addresses {
                 return Err(missing("the store", "name it by `cluster: {store: redis://…}`, --store or IMGSYNC_STORE"));
             }
         };
-        let key = given.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
-        if key.as_ref().is_some_and(|key| key.expose().chars().count() < SHORTEST_KEY) {
-            let detail = format!("the key that messages are signed with has fewer than {SHORTEST_KEY} characters");
+        let key = overrides.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
+        if key.as_ref().is_some_and(|key| key.expose().chars().count() < MIN_KEY_CHARS) {
+            let detail = format!("the key that messages are signed with has fewer than {MIN_KEY_CHARS} characters");
             let tried = "reading where the cluster is";
-            return Err(Error::new(Class::Invalid, tried, detail).hint("`openssl rand -hex 32` prints a good one"));
+            return Err(
+                Error::new(ErrorKind::Invalid, tried, detail).with_hint("`openssl rand -hex 32` prints a good one")
+            );
         }
         let mut ca = Vec::new();
         for pem in written.iter().flat_map(|written| &written.ca) {
-            ca.extend(settings::certificates(pem, folder)?);
+            ca.extend(settings::load_certificates(pem, folder)?);
             ca.push(b'\n');
         }
-        Ok(Some(Addresses { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
+        Ok(Some(ClusterEndpoints { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
     }
 
     /// Connects to the store only.
-    pub async fn store(&self, options: RedisOptions) -> Result<RedisStore> {
+    pub async fn connect_store(&self, options: RedisOptions) -> Result<RedisStore> {
         RedisStore::connect(
             &self.store,
             RedisOptions { ca: self.ca.clone(), key: self.key.as_ref().map(SigningKey::new), ..options },
@@ -122,48 +128,48 @@ impl Addresses {
         .await
     }
 
-    /// Connects to both; retries for `wait` while the errors satisfy `waited_for`. Calls `say` with each new reason for
+    /// Connects to both; retries for `wait` while the errors satisfy `is_retried`. Calls `report` with each new reason for
     /// the wait.
-    pub async fn connect_within(
+    pub async fn connect_with_retries(
         &self,
         name: &str,
         wait: Duration,
-        waited_for: impl Fn(&Error) -> bool,
-        say: impl Fn(&str),
-    ) -> Result<Cluster> {
+        is_retried: impl Fn(&Error) -> bool,
+        report: impl Fn(&str),
+    ) -> Result<ClusterConnection> {
         let started = Instant::now();
         let (mut tries, mut said) = (0, String::new());
         let mut last: Option<Error> = None;
         loop {
             let left = wait.saturating_sub(started.elapsed());
             // A server that does not respond at all gets one full attempt.
-            let limit = if last.is_none() { left.max(FIRST_TRY) } else { left };
+            let limit = if last.is_none() { left.max(FIRST_CONNECT_TIMEOUT) } else { left };
             let error = match tokio::time::timeout(limit, self.connect(name)).await {
                 Ok(Ok(cluster)) => return Ok(cluster),
                 Ok(Err(error)) => error,
                 Err(_) => last.take().unwrap_or_else(|| {
                     let tried = format!("connecting to {} and {}", self.broker, self.store);
-                    Error::new(Class::Unreachable, tried, "no answer in time")
+                    Error::new(ErrorKind::Unreachable, tried, "no answer in time")
                 }),
             };
             tries += 1;
-            if !waited_for(&error) || started.elapsed() >= wait {
-                return Err(error.after(tries, started.elapsed()));
+            if !is_retried(&error) || started.elapsed() >= wait {
+                return Err(error.with_attempts(tries, started.elapsed()));
             }
-            if error.detail() != said {
-                error.detail().clone_into(&mut said);
-                let left = seconds(wait.saturating_sub(started.elapsed()));
-                let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                say(&format!("{}: {}; trying for {left}{hint}", error.tried(), error.detail()));
+            if error.message() != said {
+                error.message().clone_into(&mut said);
+                let left = format_duration(wait.saturating_sub(started.elapsed()));
+                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                report(&format!("{}: {}; trying for {left}{hint}", error.operation(), error.message()));
             }
             last = Some(error);
-            tokio::time::sleep(BETWEEN_TRIES.min(wait.saturating_sub(started.elapsed()))).await;
+            tokio::time::sleep(CONNECT_RETRY_DELAY.min(wait.saturating_sub(started.elapsed()))).await;
         }
     }
 
     /// Connects to both. `name` is shown in the broker's list of connections.
-    pub async fn connect(&self, name: &str) -> Result<Cluster> {
-        let store = self.store(RedisOptions::patient()).await?;
+    pub async fn connect(&self, name: &str) -> Result<ClusterConnection> {
+        let store = self.connect_store(RedisOptions::long_running()).await?;
         let settings = RabbitSettings {
             name: format!("imgsync {name}"),
             key: self.key.as_ref().map(SigningKey::new),
@@ -171,16 +177,16 @@ impl Addresses {
             ..RabbitSettings::default()
         };
         let queue = RabbitQueue::connect(&self.broker, Arc::new(store.clone()), settings).await?;
-        Ok(Cluster { queue, store })
+        Ok(ClusterConnection { queue, store })
     }
 }
 
 /// Parses a URL. Errors do not show it: it could contain a password.
-fn url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
+fn parse_url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
     SecretUrl::parse(text, schemes).map_err(|error| {
-        let invalid = Error::new(Class::Invalid, format!("reading the URL of {what}"), error.to_string());
+        let invalid = Error::new(ErrorKind::Invalid, format!("reading the URL of {what}"), error.to_string());
         match error.hint() {
-            Some(hint) => invalid.hint(format!("{hint} under `cluster:` in the configuration")),
+            Some(hint) => invalid.with_hint(format!("{hint} under `cluster:` in the configuration")),
             None => invalid,
         }
     })
@@ -190,27 +196,27 @@ fn url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
 mod tests {
     use super::*;
 
-    fn given(broker: Option<&str>, store: Option<&str>) -> Given {
-        Given { broker: broker.map(str::to_owned), store: store.map(str::to_owned), key: None }
+    fn overrides(broker: Option<&str>, store: Option<&str>) -> ClusterOverrides {
+        ClusterOverrides { broker: broker.map(str::to_owned), store: store.map(str::to_owned), key: None }
     }
 
-    fn resolve(given: &Given) -> Result<Option<Addresses>> {
-        Addresses::resolve(None, given, Path::new(""))
+    fn resolve(overrides: &ClusterOverrides) -> Result<Option<ClusterEndpoints>> {
+        ClusterEndpoints::resolve(None, overrides, Path::new(""))
     }
 
     #[test]
     fn a_cluster_has_both_or_there_is_none() {
-        assert!(resolve(&given(None, None)).unwrap().is_none());
-        let both = resolve(&given(Some("amqp://u:hunter2@b"), Some("redis://s"))).unwrap().unwrap();
+        assert!(resolve(&overrides(None, None)).unwrap().is_none());
+        let both = resolve(&overrides(Some("amqp://u:hunter2@b"), Some("redis://s"))).unwrap().unwrap();
         assert_eq!(both.broker.to_string(), "amqp://b");
         assert!(!format!("{both:?}").contains("hunter2"));
-        assert!(resolve(&given(Some("amqp://b"), None)).unwrap_err().advice().unwrap().contains("IMGSYNC_STORE"));
-        assert!(resolve(&given(None, Some("redis://s"))).unwrap_err().advice().unwrap().contains("IMGSYNC_BROKER"));
-        let error = resolve(&given(Some("http://u:hunter2@b"), Some("redis://s"))).unwrap_err();
+        assert!(resolve(&overrides(Some("amqp://b"), None)).unwrap_err().hint().unwrap().contains("IMGSYNC_STORE"));
+        assert!(resolve(&overrides(None, Some("redis://s"))).unwrap_err().hint().unwrap().contains("IMGSYNC_BROKER"));
+        let error = resolve(&overrides(Some("http://u:hunter2@b"), Some("redis://s"))).unwrap_err();
         assert!(error.to_string().contains("amqp://") && !error.to_string().contains("hunter2"));
         for password in ["hunter2/3", "12/34", "hunter@2", "hunter#2", "hunter?2", "100%"] {
-            let error = resolve(&given(Some("amqp://b"), Some(&format!("redis://u:{password}@s")))).unwrap_err();
-            assert!(error.advice().unwrap().starts_with("percent-encode the password"), "{error}");
+            let error = resolve(&overrides(Some("amqp://b"), Some(&format!("redis://u:{password}@s")))).unwrap_err();
+            assert!(error.hint().unwrap().starts_with("percent-encode the password"), "{error}");
             assert!(!error.to_string().contains("hunter") && !error.to_string().contains("34"), "{error}");
         }
     }

@@ -9,47 +9,49 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use futures_util::future::BoxFuture;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::printable::printable;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::sanitize::sanitize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::{host, server};
+use crate::{host_check, server};
 
 /// Checks readiness: `Err` with the reason if the process is not ready, else a list of warnings.
-pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<Vec<String>, String>> + Send + Sync>;
+pub type ReadinessCheck = Arc<dyn Fn() -> BoxFuture<'static, std::result::Result<Vec<String>, String>> + Send + Sync>;
 
 /// Timeout of a readiness request; the process checks broker and store before it responds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum response size in bytes; no response is that long.
-const LONGEST_ANSWER: u64 = 16 * 1024;
+const MAX_RESPONSE_BYTES: u64 = 16 * 1024;
 
 /// Binds a listener, so that an address in use is reported at startup.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = "choose another address with --listen";
-        Error::new(Class::Local, format!("listening on {address}"), error.to_string()).hint(hint).because(error)
+        Error::new(ErrorKind::Local, format!("listening on {address}"), error.to_string())
+            .with_hint(hint)
+            .with_source(error)
     })
 }
 
 /// Serves `/healthz` while the process lives, `/readyz` according to `ready` (503 with the reason), and `more`, until
 /// stopped.
-pub async fn answer(listener: TcpListener, ready: Ready, more: Router, stop: CancellationToken) {
-    let router = routes(ready).merge(more);
+pub async fn serve(listener: TcpListener, ready: ReadinessCheck, more: Router, stop: CancellationToken) {
+    let router = router(ready).merge(more);
     let router = match listener.local_addr() {
-        Ok(address) => host::guard(router, address.ip()),
+        Ok(address) => host_check::reject_foreign_hosts(router, address.ip()),
         Err(_) => router,
     };
     server::serve(listener, router, &stop).await;
 }
 
 /// Returns a router with `/healthz` and `/readyz`, for a larger server.
-pub fn routes(ready: Ready) -> Router {
-    Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(is_ready)).with_state(ready)
+pub fn router(ready: ReadinessCheck) -> Router {
+    Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(get_readyz)).with_state(ready)
 }
 
-async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
+async fn get_readyz(State(ready): State<ReadinessCheck>) -> (StatusCode, String) {
     match ready().await {
         Ok(complaints) => {
             (StatusCode::OK, ["ready".to_owned()].into_iter().chain(complaints).map(|line| line + "\n").collect())
@@ -63,26 +65,26 @@ async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
 /// # Errors
 ///
 /// `Unreachable` if nothing responds, or with the reason if the process is not ready.
-pub async fn ask(address: SocketAddr) -> Result<()> {
+pub async fn check_ready(address: SocketAddr) -> Result<()> {
     let address = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
         IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
         _ => address,
     };
     let tried = format!("asking http://{address}/readyz");
-    let failed = |why: String| Error::new(Class::Unreachable, &tried, why);
-    let answer = match tokio::time::timeout(PATIENCE, fetch(address)).await {
+    let failed = |why: String| Error::new(ErrorKind::Unreachable, &tried, why);
+    let answer = match tokio::time::timeout(READY_TIMEOUT, fetch(address)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             let hint = "is it running there? The address is the one of its --listen";
-            return Err(failed(error.to_string()).hint(hint).because(error));
+            return Err(failed(error.to_string()).with_hint(hint).with_source(error));
         }
-        Err(_) => return Err(failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+        Err(_) => return Err(failed(format!("no answer within {} s", READY_TIMEOUT.as_secs()))),
     };
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     match head.split(' ').nth(1) {
         Some("200") => Ok(()),
-        _ => Err(failed(format!("it is not ready: {}", printable(body.trim())))),
+        _ => Err(failed(format!("it is not ready: {}", sanitize(body.trim())))),
     }
 }
 
@@ -91,7 +93,7 @@ async fn fetch(address: SocketAddr) -> std::io::Result<String> {
     let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+    stream.take(MAX_RESPONSE_BYTES).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
@@ -105,9 +107,9 @@ mod tests {
             let listener = bind(SocketAddr::from((listens_on, 0))).await.unwrap();
             let port = listener.local_addr().unwrap().port();
             let stop = CancellationToken::new();
-            let ready: Ready = Arc::new(|| Box::pin(async { Ok(Vec::new()) }));
+            let ready: ReadinessCheck = Arc::new(|| Box::pin(async { Ok(Vec::new()) }));
             let more = Router::new().route("/metrics", get(async || "metrics"));
-            let answering = tokio::spawn(answer(listener, ready, more, stop.clone()));
+            let answering = tokio::spawn(serve(listener, ready, more, stop.clone()));
             for path in ["/healthz", "/readyz", "/metrics"] {
                 for (host, wanted) in [("evil.example", wanted), ("10.1.2.3:8080", wanted), ("localhost", "200")] {
                     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
@@ -133,12 +135,12 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
             let answers = ready.clone();
-            let ready: Ready = Arc::new(move || {
+            let ready: ReadinessCheck = Arc::new(move || {
                 let ready = answers.clone();
                 Box::pin(async move { ready })
             });
-            let answering = tokio::spawn(answer(listener, ready, Router::new(), stop.clone()));
-            let asked = ask(address).await;
+            let answering = tokio::spawn(serve(listener, ready, Router::new(), stop.clone()));
+            let asked = check_ready(address).await;
             match wanted {
                 None => asked.unwrap(),
                 Some(why) => {
@@ -148,9 +150,9 @@ mod tests {
             }
             stop.cancel();
             answering.await.unwrap();
-            let gone = ask(address).await.unwrap_err();
-            assert_eq!(gone.class(), Class::Unreachable);
-            assert!(gone.advice().unwrap().contains("--listen"));
+            let gone = check_ready(address).await.unwrap_err();
+            assert_eq!(gone.kind(), ErrorKind::Unreachable);
+            assert!(gone.hint().unwrap().contains("--listen"));
         }
     }
 }

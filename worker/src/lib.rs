@@ -3,23 +3,23 @@
 // The compiler needs a higher limit for the deeply nested futures of a copy.
 #![recursion_limit = "256"]
 
-pub mod arguments;
+pub mod cli;
 pub mod cluster;
+pub mod cluster_worker;
 pub mod copy;
-pub mod files;
+pub mod file_limit;
 pub mod health;
-pub mod host;
+pub mod host_check;
 pub mod limits;
-pub mod log;
 pub mod logging;
 pub mod metrics;
+pub mod monthly_quota;
 pub mod runner;
 pub mod server;
-pub mod service;
 pub mod settings;
+pub mod task_log;
 #[cfg(feature = "otel")]
 mod traces;
-pub mod traffic;
 
 /// Returns the host name, or `localhost` if it is empty or not UTF-8.
 pub fn host_name() -> String {
@@ -38,7 +38,7 @@ pub fn process_name() -> String {
 #[derive(Debug)]
 pub struct StopSignals {
     #[cfg(unix)]
-    both: Option<[tokio::signal::unix::Signal; 2]>,
+    signals: Option<[tokio::signal::unix::Signal; 2]>,
 }
 
 impl StopSignals {
@@ -47,7 +47,7 @@ impl StopSignals {
     pub fn new() -> StopSignals {
         StopSignals {
             #[cfg(unix)]
-            both: {
+            signals: {
                 use tokio::signal::unix::{SignalKind, signal};
                 signal(SignalKind::interrupt()).and_then(|one| Ok([one, signal(SignalKind::terminate())?])).ok()
             },
@@ -57,7 +57,7 @@ impl StopSignals {
     /// Waits for the next stop signal.
     pub async fn next(&mut self) {
         #[cfg(unix)]
-        match &mut self.both {
+        match &mut self.signals {
             Some([interrupt, terminate]) => {
                 tokio::select! {
                     _ = interrupt.recv() => {}

@@ -1,25 +1,25 @@
 //! Limits of a worker, as documented.
 
-use imgsync_common::limits::{Limit, Page};
+use imgsync_common::limits::{DocsPage, Limit};
 
-use crate::copy::{CONSISTENCY_WAIT, MAX_MOVES, MIN_COPY_RATE};
-use crate::{server, service, settings};
+use crate::copy::{CONSISTENCY_WAIT, MAX_TAG_MOVES, MIN_COPY_RATE};
+use crate::{cluster_worker, server, settings};
 
 /// Returns the rows of this crate.
 pub fn limits() -> Vec<Limit> {
-    use Page::{Operating, Security};
+    use DocsPage::{Operating, Security};
     let connections = "the connection that was without a request for longest is closed";
     vec![
         Limit::time(
             Operating,
             "a draining program waits for its copies",
-            settings::DRAIN_LIMIT,
+            settings::DRAIN_TIMEOUT,
             "the copies that remain are aborted",
         ),
         Limit::time(
             Operating,
             "an aborted program cleans up",
-            settings::ABORT_LIMIT,
+            settings::ABORT_TIMEOUT,
             "it ends; what it left is tidied up by the next run",
         ),
         Limit::time(
@@ -54,11 +54,16 @@ pub fn limits() -> Vec<Limit> {
             "the request is refused",
         ),
         Limit::count(
-            Page::Operating,
+            DocsPage::Operating,
             "times that a tag is resolved again because its image is gone",
-            u64::from(MAX_MOVES),
+            u64::from(MAX_TAG_MOVES),
             "the task fails with `source keeps changing` and is retried",
         ),
-        Limit::time(Operating, "`/readyz` waits for the store and the broker", service::CHECK_TIMEOUT, "it is 503"),
+        Limit::time(
+            Operating,
+            "`/readyz` waits for the store and the broker",
+            cluster_worker::READY_CHECK_TIMEOUT,
+            "it is 503",
+        ),
     ]
 }

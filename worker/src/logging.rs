@@ -37,14 +37,14 @@ pub fn is_json() -> bool {
 /// Keeps the log, and the export of traces, running until dropped.
 #[derive(Debug)]
 #[must_use = "traces are sent while it is kept"]
-pub struct Logging {
+pub struct LogGuard {
     #[cfg(feature = "otel")]
-    _traces: Option<crate::traces::Traces>,
+    _traces: Option<crate::traces::TraceExporter>,
 }
 
 /// Initializes the log. `RUST_LOG` overrides `default`; `process` adds fields to each JSON line. Must not be called
 /// inside a runtime.
-pub fn begin(format: LogFormat, default: &str, process: &[(&'static str, &str)]) -> Logging {
+pub fn init(format: LogFormat, default: &str, process: &[(&'static str, &str)]) -> LogGuard {
     IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -58,7 +58,7 @@ pub fn begin(format: LogFormat, default: &str, process: &[(&'static str, &str)])
     let log = tracing_subscriber::registry().with(lines.with_filter(filter));
     #[cfg(feature = "otel")]
     {
-        let begun = crate::traces::endpoint().map(|endpoint| crate::traces::begin(&endpoint, process));
+        let begun = crate::traces::endpoint_from_env().map(|endpoint| crate::traces::init(&endpoint, process));
         let (layer, traces, wrong) = match begun {
             None => (None, None, None),
             Some(Ok((layer, traces))) => (Some(layer), Some(traces), None),
@@ -68,12 +68,12 @@ pub fn begin(format: LogFormat, default: &str, process: &[(&'static str, &str)])
         if let Some(error) = wrong {
             tracing::warn!("no traces are sent: {error}");
         }
-        Logging { _traces: traces }
+        LogGuard { _traces: traces }
     }
     #[cfg(not(feature = "otel"))]
     {
         let _ = log.try_init();
-        Logging {}
+        LogGuard {}
     }
 }
 
@@ -101,21 +101,21 @@ where
                 line.extend(fields);
             }
         }
-        event.record(&mut Fields(&mut line));
+        event.record(&mut JsonFieldVisitor(&mut line));
         writeln!(writer, "{}", Value::Object(line))
     }
 }
 
 /// Collects the fields of an event.
-struct Fields<'a>(&'a mut Map<String, Value>);
+struct JsonFieldVisitor<'a>(&'a mut Map<String, Value>);
 
-impl Fields<'_> {
+impl JsonFieldVisitor<'_> {
     fn insert(&mut self, field: &Field, value: impl Into<Value>) {
         self.0.insert(field.name().to_owned(), value.into());
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for JsonFieldVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.insert(field, format!("{value:?}"));
     }
@@ -149,9 +149,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
+    struct SharedBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Written {
+    impl Write for SharedBuffer {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_line_has_the_process_the_task_and_its_own_fields() {
-        let written = Written::default();
+        let written = SharedBuffer::default();
         let writer = written.clone();
         let process = Map::from_iter([("worker".to_owned(), Value::from("w-1"))]);
         let lines = tracing_subscriber::fmt::layer().fmt_fields(JsonFields::new()).event_format(JsonLines { process });

@@ -3,10 +3,10 @@
 // The compiler needs a higher limit for the deeply nested futures of a copy.
 #![recursion_limit = "256"]
 
-mod program;
+mod app;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    program::main()
+    app::main()
 }

@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use imgsync_common::repeated;
+use imgsync_common::log_throttle;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -33,9 +33,9 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Maximum size of request headers, in bytes.
 pub const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Time connections get to close at shutdown: idle keep-alive connections have nothing left to send.
-const STOP_LIMIT: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Delay after a failed accept: the process may have too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Serves until stopped.
 pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationToken) {
@@ -49,11 +49,11 @@ pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationTok
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                repeated::warn("accept", &format!("accepting a connection failed: {error}"));
+                log_throttle::warn("accept", &format!("accepting a connection failed: {error}"));
                 // Closing a connection may free the missing file descriptor.
                 connections.close_oldest_without_request();
                 tokio::select! {
-                    () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
+                    () = tokio::time::sleep(ACCEPT_RETRY_DELAY) => continue,
                     () = stop.cancelled() => break,
                 }
             }
@@ -63,25 +63,25 @@ pub async fn serve(listener: TcpListener, router: Router, stop: &CancellationTok
             () = stop.cancelled() => break,
         }
         let (connection, router, stop) = (connections.open(), router.clone(), stop.clone());
-        tasks.spawn(async move { converse(stream, router, &connection, &stop).await });
+        tasks.spawn(async move { serve_connection(stream, router, &connection, &stop).await });
     }
     drop(listener);
     tasks.close();
-    let _ = tokio::time::timeout(STOP_LIMIT, tasks.wait()).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, tasks.wait()).await;
     connections.close_all();
 }
 
 /// Serves the requests of one connection.
-async fn converse(stream: TcpStream, router: Router, open: &OpenConnection, stop: &CancellationToken) {
+async fn serve_connection(stream: TcpStream, router: Router, open: &ConnectionGuard, stop: &CancellationToken) {
     let _ = stream.set_nodelay(true);
     let state = open.state.clone();
-    let io = TokioIo::new(Watched { stream, state: state.clone() });
+    let io = TokioIo::new(ActivityStream { stream, state: state.clone() });
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |request: Request<Incoming>| {
         // Counted until the whole response is sent.
-        let in_progress = InProgress::begin(&state);
+        let active_request = ActiveRequest::start(&state);
         let answer = router.call(request.map(Body::new));
-        async move { answer.await.map(|answer| counted(answer, in_progress)) }
+        async move { answer.await.map(|answer| track_body(answer, active_request)) }
     });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -92,51 +92,51 @@ async fn converse(stream: TcpStream, router: Router, open: &OpenConnection, stop
     tokio::select! {
         _ = conversation.as_mut() => return,
         () = open.state.close.cancelled() => return,
-        () = open.state.is_silent() => return,
+        () = open.state.wait_until_idle() => return,
         () = stop.cancelled() => conversation.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         _ = conversation => {}
         () = open.state.close.cancelled() => {}
-        () = open.state.is_silent() => {}
+        () = open.state.wait_until_idle() => {}
     }
 }
 
 /// Open connections, by age.
 #[derive(Debug, Default)]
 struct Connections {
-    open: Mutex<(u64, BTreeMap<u64, Arc<State>>)>,
+    open: Mutex<(u64, BTreeMap<u64, Arc<ConnectionActivity>>)>,
     ended: Notify,
 }
 
 /// Activity of a connection.
 #[derive(Debug)]
-struct State {
-    began: Instant,
+struct ConnectionActivity {
+    opened_at: Instant,
     /// Time of the last byte in either direction, in milliseconds since the start.
-    last_byte: AtomicU64,
+    last_activity_ms: AtomicU64,
     /// Requests whose responses are not fully sent.
-    in_progress: AtomicUsize,
+    active_requests: AtomicUsize,
     close: CancellationToken,
 }
 
 impl Connections {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Arc<State>>)> {
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Arc<ConnectionActivity>>)> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(self: &Arc<Self>) -> OpenConnection {
-        let state = Arc::new(State {
-            began: Instant::now(),
-            last_byte: AtomicU64::new(0),
-            in_progress: AtomicUsize::new(0),
+    fn open(self: &Arc<Self>) -> ConnectionGuard {
+        let state = Arc::new(ConnectionActivity {
+            opened_at: Instant::now(),
+            last_activity_ms: AtomicU64::new(0),
+            active_requests: AtomicUsize::new(0),
             close: CancellationToken::new(),
         });
         let mut open = self.lock();
         open.0 += 1;
         let id = open.0;
         open.1.insert(id, state.clone());
-        OpenConnection { id, state, connections: self.clone() }
+        ConnectionGuard { id, state, connections: self.clone() }
     }
 
     /// Waits until another connection may be opened.
@@ -153,7 +153,7 @@ impl Connections {
     /// Closes the oldest connection without a request in progress.
     fn close_oldest_without_request(&self) -> bool {
         let mut open = self.lock();
-        let oldest = open.1.iter().find(|(_, state)| state.in_progress.load(Ordering::Relaxed) == 0);
+        let oldest = open.1.iter().find(|(_, state)| state.active_requests.load(Ordering::Relaxed) == 0);
         let Some(id) = oldest.map(|(id, _)| *id) else { return false };
         open.1.remove(&id).is_some_and(|state| {
             state.close.cancel();
@@ -166,16 +166,16 @@ impl Connections {
     }
 }
 
-impl State {
-    fn note_byte(&self) {
-        let passed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_byte.store(passed, Ordering::Relaxed);
+impl ConnectionActivity {
+    fn record_activity(&self) {
+        let passed = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_activity_ms.store(passed, Ordering::Relaxed);
     }
 
     /// Returns once the connection has been idle for [`IDLE_TIMEOUT`].
-    async fn is_silent(&self) {
+    async fn wait_until_idle(&self) {
         loop {
-            let last = self.began + Duration::from_millis(self.last_byte.load(Ordering::Relaxed));
+            let last = self.opened_at + Duration::from_millis(self.last_activity_ms.load(Ordering::Relaxed));
             if last.elapsed() >= IDLE_TIMEOUT {
                 return;
             }
@@ -185,13 +185,13 @@ impl State {
 }
 
 /// Counts a connection as open until dropped.
-struct OpenConnection {
+struct ConnectionGuard {
     id: u64,
-    state: Arc<State>,
+    state: Arc<ConnectionActivity>,
     connections: Arc<Connections>,
 }
 
-impl Drop for OpenConnection {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.lock().1.remove(&self.id);
         self.connections.ended.notify_waiters();
@@ -199,32 +199,32 @@ impl Drop for OpenConnection {
 }
 
 /// Counts a request as in progress until dropped.
-struct InProgress(Arc<State>);
+struct ActiveRequest(Arc<ConnectionActivity>);
 
-impl InProgress {
-    fn begin(state: &Arc<State>) -> InProgress {
-        state.in_progress.fetch_add(1, Ordering::Relaxed);
-        InProgress(state.clone())
+impl ActiveRequest {
+    fn start(state: &Arc<ConnectionActivity>) -> ActiveRequest {
+        state.active_requests.fetch_add(1, Ordering::Relaxed);
+        ActiveRequest(state.clone())
     }
 }
 
-impl Drop for InProgress {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.in_progress.fetch_sub(1, Ordering::Relaxed);
+        self.0.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn counted(answer: Response<Body>, in_progress: InProgress) -> Response<Counted> {
-    answer.map(|body| Counted { body, _in_progress: in_progress })
+fn track_body(answer: Response<Body>, active_request: ActiveRequest) -> Response<TrackedBody> {
+    answer.map(|body| TrackedBody { body, _in_progress: active_request })
 }
 
 /// Response body that keeps its request in progress until it is sent.
-struct Counted {
+struct TrackedBody {
     body: Body,
-    _in_progress: InProgress,
+    _in_progress: ActiveRequest,
 }
 
-impl hyper::body::Body for Counted {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -245,12 +245,12 @@ impl hyper::body::Body for Counted {
 }
 
 /// TCP stream that records the time of the last byte.
-struct Watched {
+struct ActivityStream {
     stream: TcpStream,
-    state: Arc<State>,
+    state: Arc<ConnectionActivity>,
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for ActivityStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -258,17 +258,17 @@ impl AsyncRead for Watched {
     ) -> Poll<std::io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready() {
-            self.state.note_byte();
+            self.state.record_activity();
         }
         read
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for ActivityStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         if written.is_ready() {
-            self.state.note_byte();
+            self.state.record_activity();
         }
         written
     }
@@ -280,7 +280,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<std::io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
         if written.is_ready() {
-            self.state.note_byte();
+            self.state.record_activity();
         }
         written
     }

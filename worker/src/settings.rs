@@ -3,26 +3,26 @@
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::config::{self, Config, Pem};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::config::{self, Config, PemSource};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::registry::credentials::Credential;
-use imgsync_common::registry::{ClientSettings, RegistrySettings, Reserve, certificates_as_pem};
+use imgsync_common::registry::{ClientSettings, QuotaReserve, RegistrySettings, certificates_as_pem};
 use imgsync_common::secret::Secret;
 
 /// Longest Retry-After that is waited out while holding a slot; for a longer one the task is requeued.
-pub const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+pub const MAX_WAIT_IN_SLOT: Duration = Duration::from_secs(30);
 /// Time a draining program gives copies in progress, before it aborts them.
-pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time an aborted program has to clean up (cancel uploads, requeue tasks) before it exits.
-pub const ABORT_LIMIT: Duration = Duration::from_secs(1);
-/// Total time rate limits (429) are waited out while holding a slot, in waits no longer than [`LONGEST_SLEEP`].
-pub const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+pub const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Total time rate limits (429) are waited out while holding a slot, in waits no longer than [`MAX_WAIT_IN_SLOT`].
+pub const RATE_LIMIT_DEADLINE_IN_SLOT: Duration = Duration::from_secs(60);
 
 /// Creates the client settings. Relative paths are resolved against `folder`, the folder of the configuration.
 pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings> {
     let mut client = ClientSettings::default();
     for (name, written) in &config.registries {
-        client.registries.insert(name.clone(), registry(written, folder)?);
+        client.registries.insert(name.clone(), registry_settings(written, folder)?);
     }
     client.bandwidth = config.bandwidth;
     Ok(client)
@@ -30,7 +30,7 @@ pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings>
 
 /// Returns a warning if a configuration file contains secrets and is readable by others.
 #[must_use]
-pub fn exposed(config: &Config, file: &Path) -> Option<String> {
+pub fn readable_secrets_warning(config: &Config, file: &Path) -> Option<String> {
     let name = file.display();
     (config.has_secrets_inline() && others_can_read(file))
         .then(|| format!("{name} holds secrets and others can read it: chmod 600 {name}"))
@@ -47,17 +47,17 @@ fn others_can_read(_path: &Path) -> bool {
     false
 }
 
-fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<RegistrySettings> {
-    let credential = |written: &config::Credential| match written.clone() {
-        config::Credential::Basic { username, password } => Credential::Basic { username, password },
-        config::Credential::IdentityToken(token) => Credential::IdentityToken { username: None, token },
+fn registry_settings(written: &config::RegistryConfig, folder: &Path) -> Result<RegistrySettings> {
+    let credential = |written: &config::CredentialConfig| match written.clone() {
+        config::CredentialConfig::Basic { username, password } => Credential::Basic { username, password },
+        config::CredentialConfig::IdentityToken(token) => Credential::IdentityToken { username: None, token },
     };
     let identity = match &written.client_identity {
         None => None,
         Some(identity) => {
-            let mut pem = certificates(&identity.certificate, folder)?;
+            let mut pem = load_certificates(&identity.certificate, folder)?;
             pem.push(b'\n');
-            pem.extend(read(&identity.key, folder)?);
+            pem.extend(read_pem(&identity.key, folder)?);
             Some(Secret::new(String::from_utf8_lossy(&pem).into_owned()))
         }
     };
@@ -67,7 +67,7 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         api: written.api.clone(),
         mirrors: written.mirrors.clone(),
         plain_http: written.plain_http,
-        ca: written.ca.iter().map(|pem| certificates(pem, folder)).collect::<Result<_>>()?,
+        ca: written.ca.iter().map(|pem| load_certificates(pem, folder)).collect::<Result<_>>()?,
         identity,
         insecure: written.insecure,
         http1: written.http1,
@@ -79,34 +79,34 @@ fn registry(written: &config::RegistrySettings, folder: &Path) -> Result<Registr
         requests_per_second: written.requests_per_second,
         concurrency: written.concurrency,
         pull_reserve: match written.pull_reserve {
-            None => Reserve::default(),
-            Some(config::PullReserve::Count(count)) => Reserve::Count(count),
-            Some(config::PullReserve::Percent(percent)) => Reserve::Percent(percent),
+            None => QuotaReserve::default(),
+            Some(config::PullReserve::Count(count)) => QuotaReserve::Count(count),
+            Some(config::PullReserve::Percent(percent)) => QuotaReserve::Percent(percent),
         },
         bandwidth: written.bandwidth,
         egress: written.egress.as_deref().map(Into::into),
         create: written.create,
-        chunk: written.chunk,
+        chunk: written.chunk_size,
     })
 }
 
 /// Loads certificates as PEM, also from a DER file; a relative path is resolved against `folder`. The error names the
 /// file and what it contains instead.
-pub fn certificates(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
-    certificates_as_pem(read(pem, folder)?).map_err(|why| {
+pub fn load_certificates(pem: &PemSource, folder: &Path) -> Result<Vec<u8>> {
+    certificates_as_pem(read_pem(pem, folder)?).map_err(|why| {
         let tried = match pem {
-            Pem::Inline(_) => "reading a certificate in the configuration".to_owned(),
-            Pem::File(path) => format!("reading the certificate in {}", folder.join(path).display()),
+            PemSource::Inline(_) => "reading a certificate in the configuration".to_owned(),
+            PemSource::File(path) => format!("reading the certificate in {}", folder.join(path).display()),
         };
-        Error::new(Class::Invalid, tried, why)
+        Error::new(ErrorKind::Invalid, tried, why)
     })
 }
 
 /// Reads the text of a certificate or key; a relative path is resolved against `folder`.
-fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
+fn read_pem(pem: &PemSource, folder: &Path) -> Result<Vec<u8>> {
     match pem {
-        Pem::Inline(text) => Ok(text.expose().as_bytes().to_vec()),
-        Pem::File(path) => {
+        PemSource::Inline(text) => Ok(text.expose().as_bytes().to_vec()),
+        PemSource::File(path) => {
             let path = folder.join(path);
             std::fs::read(&path).map_err(|error| {
                 // A value that is clearly no file name may be a misplaced key or password.
@@ -116,7 +116,7 @@ fn read(pem: &Pem, folder: &Path) -> Result<Vec<u8>> {
                     _ => format!("{}, named in the configuration", path.display()),
                 };
                 let tried = format!("reading {shown}");
-                Error::new(Class::Invalid, tried, error.to_string()).because(error)
+                Error::new(ErrorKind::Invalid, tried, error.to_string()).with_source(error)
             })
         }
     }

@@ -14,9 +14,9 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// Exports the remaining spans when dropped.
 #[derive(Debug)]
-pub(crate) struct Traces(SdkTracerProvider);
+pub(crate) struct TraceExporter(SdkTracerProvider);
 
-impl Drop for Traces {
+impl Drop for TraceExporter {
     fn drop(&mut self) {
         // An unresponsive collector delays the exit only by the library's timeout.
         let _ = self.0.shutdown();
@@ -24,17 +24,17 @@ impl Drop for Traces {
 }
 
 /// Returns the endpoint set in the environment (opentelemetry.io/docs/specs/otel/protocol/exporter).
-pub(crate) fn endpoint() -> Option<String> {
+pub(crate) fn endpoint_from_env() -> Option<String> {
     let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         .or_else(|| Some(format!("{}/v1/traces", named("OTEL_EXPORTER_OTLP_ENDPOINT")?.trim_end_matches('/'))))
 }
 
 /// Starts the export to an endpoint. Must not be called inside a runtime: the exporter blocks in its own thread.
-pub(crate) fn begin<S>(
+pub(crate) fn init<S>(
     endpoint: &str,
     process: &[(&'static str, &str)],
-) -> Result<(impl Layer<S> + use<S>, Traces), String>
+) -> Result<(impl Layer<S> + use<S>, TraceExporter), String>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -54,7 +54,7 @@ where
         .with_target("imgsync", tracing::Level::DEBUG)
         .with_target("imgsync_common", tracing::Level::DEBUG);
     let ours = ours.with_target("imgsync_worker", tracing::Level::DEBUG);
-    Ok((layer.with_filter(ours), Traces(provider)))
+    Ok((layer.with_filter(ours), TraceExporter(provider)))
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}/v1/traces", listener.local_addr().unwrap());
         let collecting = std::thread::spawn(move || collect(listener));
-        let (layer, traces) = begin(&endpoint, &[("program", "imgsync-worker"), ("worker", "w-1")]).unwrap();
+        let (layer, traces) = init(&endpoint, &[("program", "imgsync-worker"), ("worker", "w-1")]).unwrap();
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let task = tracing::error_span!("task", batch = "batch-0198", task = 7u32).entered();
             drop(tracing::debug_span!("request", registry = "registry-of-the-test").entered());

@@ -7,10 +7,10 @@
 use jiff::Timestamp;
 
 use super::{
-    Chunk, Decoded, Home, Message, MessageTarget, Options, Place, Planned, Priority, RuleOptions, SigningKey,
-    decode_chunk, encode_chunk,
+    BatchOptions, DecodedMessage, Message, MessageTarget, PlanChunk, Priority, RepositoryLocator, RuleOptions,
+    SigningKey, TagLocator, TaskSpec, decode_chunk, encode_chunk,
 };
-use crate::image::{Algorithm, Company, Digest};
+use crate::image::{Algorithm, Digest, DigestTagHints};
 use crate::secret::Secret;
 
 const MESSAGE: &[u8] = include_bytes!("golden/1-message.json");
@@ -20,9 +20,9 @@ const REQUEUED_SIGNATURE: &str = include_str!("golden/1-requeued.signature");
 const CHUNK: &[u8] = include_bytes!("golden/1-chunk.bin");
 const OPTIONS: &[u8] = include_bytes!("golden/1-options.json");
 
-fn place(registry: &str, path: &str, tag: &str) -> Place {
-    let home = Home::new(registry.parse().unwrap(), path).unwrap();
-    Place { home: home.into(), tag: tag.parse().unwrap() }
+fn place(registry: &str, path: &str, tag: &str) -> TagLocator {
+    let home = RepositoryLocator::new(registry.parse().unwrap(), path).unwrap();
+    TagLocator { repository: home.into(), tag: tag.parse().unwrap() }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -37,17 +37,17 @@ fn message() -> Message {
         source: place("gcr.io", "distroless/static", "nonroot"),
         digest: Some(Digest::sha256(b"{}")),
         listed_at: at(1_767_225_600),
-        company: Company::default(),
+        digest_tags: DigestTagHints::default(),
         priority: Priority::Normal,
         targets: vec![MessageTarget {
             index: 17,
-            place: place("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
+            locator: place("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
         }],
     }
 }
 
 fn requeued() -> Message {
-    let target = |index, path, tag| MessageTarget { index, place: place("registry.example.com", path, tag) };
+    let target = |index, path, tag| MessageTarget { index, locator: place("registry.example.com", path, tag) };
     Message {
         run: 2,
         rule: 0,
@@ -65,30 +65,30 @@ fn messages_of_version_1_are_read_and_written_and_their_signatures_hold() {
     for (bytes, signature, message) in
         [(MESSAGE, MESSAGE_SIGNATURE, message()), (REQUEUED, REQUEUED_SIGNATURE, requeued())]
     {
-        assert_eq!(Message::decode(bytes), Decoded::Message(message.clone()));
+        assert_eq!(Message::decode(bytes), DecodedMessage::Message(message.clone()));
         // A worker of the previous release may read what is written now.
         assert_eq!(String::from_utf8_lossy(&message.encode()), String::from_utf8_lossy(bytes));
         assert_eq!(key.sign(bytes), signature);
-        assert!(key.verifies(bytes, signature));
+        assert!(key.verify(bytes, signature));
     }
 }
 
 #[test]
 fn a_plan_of_version_1_is_read() {
-    let task = |rule, source_tag, digest, target_tag| Planned {
+    let task = |rule, source_tag, digest, target_tag| TaskSpec {
         rule,
         source: place("gcr.io", "distroless/static", source_tag),
         digest,
         target: place("docker.io", "gcrxio/gcr.io_distroless_static", target_tag),
-        company: Company::default(),
+        digest_tags: DigestTagHints::default(),
     };
     let tasks = vec![
         task(3, "nonroot", Some(Digest::sha256(b"{}")), "nonroot"),
-        task(3, "latest", Some(Digest::of(Algorithm::Sha512, b"{}")), "other"),
+        task(3, "latest", Some(Digest::from_bytes(Algorithm::Sha512, b"{}")), "other"),
         task(300, "debug", None, "debug"),
     ];
     let listed_at = at(1_767_225_600);
-    assert_eq!(decode_chunk(CHUNK).unwrap(), Chunk { listed_at, tasks: tasks.clone() });
+    assert_eq!(decode_chunk(CHUNK).unwrap(), PlanChunk { listed_at, tasks: tasks.clone() });
     // Another deflate may pack it differently; the first byte tells the version.
     assert_eq!(encode_chunk(listed_at, &tasks, |_| true)[0], 1);
     let mut newer = CHUNK.to_vec();
@@ -100,7 +100,7 @@ fn a_plan_of_version_1_is_read() {
 #[allow(clippy::needless_update, reason = "options that come later were not there")]
 fn options_of_version_1_are_read() {
     let platforms = vec!["linux/amd64".parse().unwrap(), "linux/arm64/v8".parse().unwrap()];
-    let wanted = Options {
+    let wanted = BatchOptions {
         title: "gcr.io/distroless/**".into(),
         rules: vec![
             RuleOptions { platforms, verify_every_seconds: 604_800, ..RuleOptions::default() },
@@ -110,7 +110,7 @@ fn options_of_version_1_are_read() {
         timeout_seconds: 600,
         timeout_is_exact: true,
         accounts: [("docker.io".to_owned(), "gcrxio".to_owned())].into(),
-        ..Options::default()
+        ..BatchOptions::default()
     };
-    assert_eq!(Options::decode(std::str::from_utf8(OPTIONS).unwrap(), "it").unwrap(), wanted);
+    assert_eq!(BatchOptions::decode(std::str::from_utf8(OPTIONS).unwrap(), "it").unwrap(), wanted);
 }

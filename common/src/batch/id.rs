@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::printable::printable;
+use crate::sanitize::sanitize;
 
 /// Id of a batch: a UUIDv7 (RFC 9562, section 5.7), so that ids sort by creation time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +54,7 @@ impl FromStr for BatchId {
     type Err = ParseBatchIdError;
 
     fn from_str(text: &str) -> Result<BatchId, ParseBatchIdError> {
-        let refuse = || ParseBatchIdError { text: printable(text).into_owned() };
+        let refuse = || ParseBatchIdError { text: sanitize(text).into_owned() };
         // Accepts only the printed form: ids are compared as text elsewhere.
         if text.len() != 36 {
             return Err(refuse());

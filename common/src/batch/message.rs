@@ -8,8 +8,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, End, Home, Lane, Place, Planned, Priority, Task, Ticket};
-use crate::image::{Company, Digest, Tag};
+use super::{BatchId, Endpoint, Priority, RepositoryLocator, Route, TagLocator, Task, TaskRef, TaskSpec};
+use crate::image::{Digest, DigestTagHints, Tag};
 
 /// Version that is written.
 pub const VERSION: u32 = 1;
@@ -27,13 +27,13 @@ pub struct Message {
     /// Index of the rule in the batch's rules.
     pub rule: u32,
     /// The tag to copy.
-    pub source: Place,
+    pub source: TagLocator,
     /// The digest of the source tag when it was listed, if the listing contained it.
     pub digest: Option<Digest>,
     /// Time of the listing, to the second.
     pub listed_at: Timestamp,
     /// What the listing showed of digest tags.
-    pub company: Company,
+    pub digest_tags: DigestTagHints,
     /// The priority.
     pub priority: Priority,
     /// The target tags: at least one.
@@ -46,37 +46,37 @@ pub struct MessageTarget {
     /// Index of the task in the batch.
     pub index: u32,
     /// The target tag.
-    pub place: Place,
+    pub locator: TagLocator,
 }
 
 /// Result of decoding a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decoded {
+pub enum DecodedMessage {
     /// A message.
     Message(Message),
     /// A message of this version, which needs a newer worker.
     NewerVersion(u64),
     /// Not a message, with the reason.
-    Garbage(String),
+    Invalid(String),
 }
 
 #[derive(Serialize, Deserialize)]
-struct Version1 {
+struct MessageV1 {
     version: u32,
     batch: BatchId,
     run: u32,
     rule: u32,
-    registry: End,
+    registry: Endpoint,
     repository: String,
     tag: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<Digest>,
     listed: i64,
     #[serde(default, skip_serializing_if = "is_zero")]
-    company: u8,
+    digest_tags: u8,
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     priority: Priority,
-    targets: Vec<Target1>,
+    targets: Vec<TargetV1>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
@@ -85,15 +85,15 @@ fn is_zero(bits: &u8) -> bool {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Target1 {
+struct TargetV1 {
     index: u32,
-    registry: End,
+    registry: Endpoint,
     repository: String,
     tag: String,
 }
 
 #[derive(Deserialize)]
-struct AnyVersion {
+struct VersionProbe {
     version: u64,
 }
 
@@ -104,18 +104,18 @@ impl Message {
         batch: BatchId,
         listed_at: Timestamp,
         tasks: impl IntoIterator<Item = (u32, Task)>,
-        lane_of: impl Fn(&Task) -> Lane,
-    ) -> Vec<(Lane, Message)> {
-        let mut messages: Vec<(Lane, Message)> = Vec::new();
+        lane_of: impl Fn(&Task) -> Route,
+    ) -> Vec<(Route, Message)> {
+        let mut messages: Vec<(Route, Message)> = Vec::new();
         // Neighbours alternate between routes where a rule has several targets: look back over this source tag's own.
         let mut of_this_source = 0;
         for (run, task) in tasks {
             let lane = lane_of(&task);
-            let Task { index, planned } = task;
-            let target = MessageTarget { index, place: planned.target.clone() };
+            let Task { index, spec: planned } = task;
+            let target = MessageTarget { index, locator: planned.target.clone() };
             let same_source = messages.last().is_some_and(|(_, last)| {
-                (&last.source, last.rule, &last.digest, last.company)
-                    == (&planned.source, planned.rule, &planned.digest, planned.company)
+                (&last.source, last.rule, &last.digest, last.digest_tags)
+                    == (&planned.source, planned.rule, &planned.digest, planned.digest_tags)
             });
             if !same_source {
                 of_this_source = messages.len();
@@ -124,10 +124,20 @@ impl Message {
             match same {
                 Some((_, message)) => message.targets.push(target),
                 None => {
-                    let Planned { rule, source, digest, company, .. } = planned;
+                    let TaskSpec { rule, source, digest, digest_tags: company, .. } = planned;
                     let targets = vec![target];
                     let priority = Priority::default();
-                    let message = Message { batch, run, rule, source, digest, listed_at, company, priority, targets };
+                    let message = Message {
+                        batch,
+                        run,
+                        rule,
+                        source,
+                        digest,
+                        listed_at,
+                        digest_tags: company,
+                        priority,
+                        targets,
+                    };
                     messages.push((lane, message));
                 }
             }
@@ -136,29 +146,29 @@ impl Message {
     }
 
     /// Iterates over the tasks of the message.
-    pub fn tickets(&self) -> impl Iterator<Item = Ticket> + '_ {
-        self.targets.iter().map(|target| Ticket { batch: self.batch, run: self.run, index: target.index })
+    pub fn task_refs(&self) -> impl Iterator<Item = TaskRef> + '_ {
+        self.targets.iter().map(|target| TaskRef { batch: self.batch, run: self.run, index: target.index })
     }
 
     /// Encodes the message in the current version.
     pub fn encode(&self) -> Vec<u8> {
-        let target = |target: &MessageTarget| Target1 {
+        let target = |target: &MessageTarget| TargetV1 {
             index: target.index,
-            registry: target.place.home.end().clone(),
-            repository: target.place.home.path().to_owned(),
-            tag: target.place.tag.as_str().to_owned(),
+            registry: target.locator.repository.endpoint().clone(),
+            repository: target.locator.repository.path().to_owned(),
+            tag: target.locator.tag.as_str().to_owned(),
         };
-        let message = Version1 {
+        let message = MessageV1 {
             version: VERSION,
             batch: self.batch,
             run: self.run,
             rule: self.rule,
-            registry: self.source.home.end().clone(),
-            repository: self.source.home.path().to_owned(),
+            registry: self.source.repository.endpoint().clone(),
+            repository: self.source.repository.path().to_owned(),
             tag: self.source.tag.as_str().to_owned(),
             digest: self.digest.clone(),
             listed: self.listed_at.as_second(),
-            company: self.company.bits(),
+            digest_tags: self.digest_tags.bits(),
             priority: self.priority,
             targets: self.targets.iter().map(target).collect(),
         };
@@ -168,49 +178,52 @@ impl Message {
     }
 
     /// Decodes external bytes.
-    pub fn decode(body: &[u8]) -> Decoded {
+    pub fn decode(body: &[u8]) -> DecodedMessage {
         if body.len() > MAX_MESSAGE_BYTES {
-            return Decoded::Garbage(format!("{} bytes, {MAX_MESSAGE_BYTES} are allowed", body.len()));
+            return DecodedMessage::Invalid(format!("{} bytes, {MAX_MESSAGE_BYTES} are allowed", body.len()));
         }
-        match serde_json::from_slice::<AnyVersion>(body) {
-            Ok(AnyVersion { version: 1 }) => {}
-            Ok(AnyVersion { version: 0 }) => return Decoded::Garbage("there is no version 0".into()),
-            Ok(AnyVersion { version }) => return Decoded::NewerVersion(version),
-            Err(error) => return Decoded::Garbage(format!("no message: {error}")),
+        match serde_json::from_slice::<VersionProbe>(body) {
+            Ok(VersionProbe { version: 1 }) => {}
+            Ok(VersionProbe { version: 0 }) => return DecodedMessage::Invalid("there is no version 0".into()),
+            Ok(VersionProbe { version }) => return DecodedMessage::NewerVersion(version),
+            Err(error) => return DecodedMessage::Invalid(format!("no message: {error}")),
         }
-        match serde_json::from_slice::<Version1>(body) {
-            Ok(message) => message.read().map_or_else(Decoded::Garbage, Decoded::Message),
-            Err(error) => Decoded::Garbage(format!("no message of version 1: {error}")),
+        match serde_json::from_slice::<MessageV1>(body) {
+            Ok(message) => message.into_message().map_or_else(DecodedMessage::Invalid, DecodedMessage::Message),
+            Err(error) => DecodedMessage::Invalid(format!("no message of version 1: {error}")),
         }
     }
 }
 
-impl Version1 {
-    fn read(self) -> Result<Message, String> {
+impl MessageV1 {
+    fn into_message(self) -> Result<Message, String> {
         if self.targets.is_empty() {
             return Err("it has no targets".into());
         }
         let targets = self.targets.into_iter().map(|target| {
-            Ok(MessageTarget { index: target.index, place: place(target.registry, &target.repository, &target.tag)? })
+            Ok(MessageTarget {
+                index: target.index,
+                locator: tag_locator(target.registry, &target.repository, &target.tag)?,
+            })
         });
         Ok(Message {
             batch: self.batch,
             run: self.run,
             rule: self.rule,
-            source: place(self.registry, &self.repository, &self.tag)?,
+            source: tag_locator(self.registry, &self.repository, &self.tag)?,
             digest: self.digest,
             listed_at: Timestamp::from_second(self.listed).map_err(|error| error.to_string())?,
-            company: Company::from_bits(self.company),
+            digest_tags: DigestTagHints::from_bits(self.digest_tags),
             priority: self.priority,
             targets: targets.collect::<Result<_, String>>()?,
         })
     }
 }
 
-fn place(end: End, path: &str, tag: &str) -> Result<Place, String> {
-    let home = Home::new(end, path).map_err(|error| error.to_string())?;
+fn tag_locator(end: Endpoint, path: &str, tag: &str) -> Result<TagLocator, String> {
+    let home = RepositoryLocator::new(end, path).map_err(|error| error.to_string())?;
     let tag: Tag = tag.parse().map_err(|error| format!("{error}"))?;
-    Ok(Place { home: Arc::new(home), tag })
+    Ok(TagLocator { repository: Arc::new(home), tag })
 }
 
 #[cfg(test)]
@@ -219,8 +232,8 @@ mod tests {
 
     use super::*;
 
-    fn somewhere(end: &str, path: &str, tag: &str) -> Place {
-        place(end.parse().unwrap(), path, tag).unwrap()
+    fn somewhere(end: &str, path: &str, tag: &str) -> TagLocator {
+        tag_locator(end.parse().unwrap(), path, tag).unwrap()
     }
 
     fn message() -> Message {
@@ -231,11 +244,11 @@ mod tests {
             source: somewhere("gcr.io", "distroless/static", "nonroot"),
             digest: Some(Digest::sha256(b"{}")),
             listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
-            company: Company::default(),
+            digest_tags: DigestTagHints::default(),
             priority: Priority::Normal,
             targets: vec![MessageTarget {
                 index: 17,
-                place: somewhere("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
+                locator: somewhere("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
             }],
         }
     }
@@ -251,7 +264,7 @@ mod tests {
     fn version_1_is_these_bytes_for_ever() {
         assert_eq!(String::from_utf8(message().encode()).unwrap(), GOLDEN);
         assert!(GOLDEN.len() < 450);
-        assert_eq!(Message::decode(GOLDEN.as_bytes()), Decoded::Message(message()));
+        assert_eq!(Message::decode(GOLDEN.as_bytes()), DecodedMessage::Message(message()));
     }
 
     #[test]
@@ -260,16 +273,16 @@ mod tests {
             let message = Message { priority, ..message() };
             let body = String::from_utf8(message.encode()).unwrap();
             assert!(body.contains(&format!("\"priority\":\"{priority}\"")), "{body}");
-            assert_eq!(Message::decode(body.as_bytes()), Decoded::Message(message));
+            assert_eq!(Message::decode(body.as_bytes()), DecodedMessage::Message(message));
         }
     }
 
     #[test]
     fn a_newer_version_is_told_from_garbage() {
-        assert_eq!(Message::decode(br#"{"version":2,"all":"else","differs":[]}"#), Decoded::NewerVersion(2));
-        assert_eq!(Message::decode(br#"{"version":18446744073709551615}"#), Decoded::NewerVersion(u64::MAX));
+        assert_eq!(Message::decode(br#"{"version":2,"all":"else","differs":[]}"#), DecodedMessage::NewerVersion(2));
+        assert_eq!(Message::decode(br#"{"version":18446744073709551615}"#), DecodedMessage::NewerVersion(u64::MAX));
         let mut added = GOLDEN.replace("\"run\":0", "\"run\":0,\"added\":{\"later\":1}");
-        assert_eq!(Message::decode(added.as_bytes()), Decoded::Message(message()), "what is added does no harm");
+        assert_eq!(Message::decode(added.as_bytes()), DecodedMessage::Message(message()), "what is added does no harm");
         added.truncate(added.len() - 1);
         for (body, reason) in [
             ("", "no message"),
@@ -286,17 +299,23 @@ mod tests {
             (&" ".repeat(MAX_MESSAGE_BYTES + 1), "bytes"),
         ] {
             match Message::decode(body.as_bytes()) {
-                Decoded::Garbage(why) => assert!(why.contains(reason), "{why}"),
+                DecodedMessage::Invalid(why) => assert!(why.contains(reason), "{why}"),
                 other => panic!("{body}: {other:?}"),
             }
         }
     }
 
     #[test]
-    fn one_source_tag_is_one_message_in_each_lane() {
+    fn one_source_tag_is_one_message_on_each_route() {
         let task = |index, tag: &str, end: &str, path: &str| {
             let (source, target) = (somewhere("gcr.io", "a", tag), somewhere(end, path, tag));
-            (0, Task { index, planned: Planned { rule: 0, source, digest: None, target, company: Company::default() } })
+            (
+                0,
+                Task {
+                    index,
+                    spec: TaskSpec { rule: 0, source, digest: None, target, digest_tags: DigestTagHints::default() },
+                },
+            )
         };
         let tasks = [
             task(0, "1", "docker.io", "x/a"),
@@ -305,7 +324,10 @@ mod tests {
             task(3, "2", "docker.io", "x/a"),
         ];
         let lane = |task: &Task| {
-            Lane::anonymous(task.planned.source.home.end().clone(), task.planned.target.home.end().clone())
+            Route::anonymous(
+                task.spec.source.repository.endpoint().clone(),
+                task.spec.target.repository.endpoint().clone(),
+            )
         };
         let messages = Message::for_tasks(BatchId::generate(), Timestamp::UNIX_EPOCH, tasks, lane);
         let indexes: Vec<(String, Vec<u32>)> = messages

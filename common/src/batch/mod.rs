@@ -3,24 +3,24 @@
 //! A *batch* is one run of rules: a list of *tasks*. Each task copies one source tag to one target tag and has an index
 //! in the batch. This module is pure: no I/O, no async, no clock.
 
-mod chunk;
-mod count;
+mod counts;
 #[cfg(test)]
 mod golden;
 mod id;
+mod locator;
 mod message;
 mod options;
-mod place;
+mod plan_chunk;
 mod priority;
 mod sign;
 mod task;
 
-pub use chunk::{Chunk, ChunkError, MAX_TASKS as MAX_CHUNK_TASKS, decode_chunk, encode_chunk};
-pub use count::{Bytes, Counts, Requests};
+pub use counts::{BlobBytes, RequestCounts, TaskCounts};
 pub use id::{BatchId, ParseBatchIdError};
-pub use message::{Decoded, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
-pub use options::{ForeignLayers, OPTIONS_VERSION, Options, PlanSlice, Referrers, RuleOptions, Verify};
-pub use place::{End, Home, Lane, ParsePlaceError, Place};
+pub use locator::{Endpoint, ParseLocatorError, RepositoryLocator, Route, TagLocator};
+pub use message::{DecodedMessage, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
+pub use options::{BatchOptions, ForeignLayers, OPTIONS_VERSION, PlanSlice, Referrers, RuleOptions, VerifyOptions};
+pub use plan_chunk::{MAX_TASKS as MAX_CHUNK_TASKS, PlanChunk, PlanChunkError, decode_chunk, encode_chunk};
 pub use priority::Priority;
-pub use sign::{SHORT_TAG_BYTES, SigningKey, TAG_BYTES};
-pub use task::{Failure, MAX_ERROR_BYTES, Outcome, Planned, Task, TaskState, Ticket, Verdict};
+pub use sign::{MAC_BYTES, SigningKey, TRUNCATED_MAC_BYTES};
+pub use task::{Failure, MAX_ERROR_BYTES, Task, TaskOutcome, TaskRef, TaskResult, TaskSpec, TaskState};

@@ -10,24 +10,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{End, Lane, Priority};
+use super::{Endpoint, Priority, Route};
 use crate::canonical::Canonical;
-use crate::error::{Class, Error, Result as ErrorResult};
+use crate::error::{Error, ErrorKind, Result as ErrorResult};
 use crate::image::Platform;
-use crate::printable::printable;
+use crate::sanitize::sanitize;
 use crate::select::TagPattern;
 
 /// Domain and version of the hash for the digest cache. Raise the version when the meaning of a field changes: then
 /// every target tag made with options is checked once more.
 const FINGERPRINT: &str = "imgsync options 1";
 
-/// Version of [`Options::encode`]: raised when the meaning of a key changes.
+/// Version of [`BatchOptions::encode`]: raised when the meaning of a key changes.
 pub const OPTIONS_VERSION: u64 = 1;
 
 /// Options of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Options {
+pub struct BatchOptions {
     /// Short description of the batch, for reports.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
@@ -41,7 +41,7 @@ pub struct Options {
     pub prime: bool,
     /// Compare source and target without copying; how thoroughly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verify: Option<Verify>,
+    pub verify: Option<VerifyOptions>,
     /// The slice of the sorted plan that the batch covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<PlanSlice>,
@@ -69,7 +69,7 @@ pub struct PlanSlice {
 /// How source and target are compared (`imgsync verify`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Verify {
+pub struct VerifyOptions {
     /// Read all bytes of the target, instead of checking that they exist.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deep: bool,
@@ -176,7 +176,7 @@ impl Referrers {
     }
 
     /// Returns whether any referrers are copied.
-    pub fn are_wanted(&self) -> bool {
+    pub fn copies_any(&self) -> bool {
         *self != Referrers::None
     }
 }
@@ -199,7 +199,7 @@ impl ForeignLayers {
     }
 }
 
-impl Options {
+impl BatchOptions {
     /// Encodes the options as JSON with their version, as stores keep them.
     pub fn encode(&self) -> String {
         let mut value = serde_json::to_value(self).unwrap_or_default();
@@ -209,12 +209,12 @@ impl Options {
         value.to_string()
     }
 
-    /// Decodes options written by [`Options::encode`]. `what` names them in the error.
+    /// Decodes options written by [`BatchOptions::encode`]. `what` names them in the error.
     ///
     /// # Errors
     /// `Invalid` if the text is of another version, has an unknown key, or is not JSON.
-    pub fn decode(text: &str, what: &str) -> ErrorResult<Options> {
-        let invalid = |detail: String| Error::new(Class::Invalid, format!("reading the options of {what}"), detail);
+    pub fn decode(text: &str, what: &str) -> ErrorResult<BatchOptions> {
+        let invalid = |detail: String| Error::new(ErrorKind::Invalid, format!("reading the options of {what}"), detail);
         if text.is_empty() {
             return Err(invalid("they are missing, or were altered in the store".to_owned()));
         }
@@ -224,13 +224,13 @@ impl Options {
             Some(OPTIONS_VERSION) => {}
             Some(newer) if newer > OPTIONS_VERSION => {
                 let detail = format!("a newer imgsync wrote them (version {newer}, this one knows {OPTIONS_VERSION})");
-                return Err(invalid(detail).hint("use that imgsync for this batch, or run its rules again"));
+                return Err(invalid(detail).with_hint("use that imgsync for this batch, or run its rules again"));
             }
             _ => return Err(invalid("they name no version that this imgsync knows".to_owned())),
         }
         serde_json::from_value(value).map_err(|error| {
             invalid(error.to_string())
-                .hint("if another version of imgsync made the batch, use that one, or run its rules again")
+                .with_hint("if another version of imgsync made the batch, use that one, or run its rules again")
         })
     }
 
@@ -241,7 +241,7 @@ impl Options {
     pub fn rule(&self, number: u32) -> ErrorResult<&RuleOptions> {
         self.rules.get(number as usize).ok_or_else(|| {
             let detail = format!("the batch has {} rules, and none with the number {number}", self.rules.len());
-            Error::new(Class::Invalid, "reading the options of a rule", detail).hint("run the rules again")
+            Error::new(ErrorKind::Invalid, "reading the options of a rule", detail).with_hint("run the rules again")
         })
     }
 
@@ -251,12 +251,12 @@ impl Options {
     }
 
     /// Returns the route from one endpoint to another.
-    pub fn lane(&self, source: &End, target: &End) -> Lane {
-        let account = |end: &End| {
+    pub fn route(&self, source: &Endpoint, target: &Endpoint) -> Route {
+        let account = |end: &Endpoint| {
             let name = end.registry().and_then(|registry| self.accounts.get(registry.as_str()));
             name.map(|name| name.as_str().into())
         };
-        Lane {
+        Route {
             source: source.clone(),
             source_credential: account(source),
             target: target.clone(),
@@ -275,7 +275,7 @@ impl RuleOptions {
         };
         let canonical = Canonical::default()
             .set(1, self.platforms.iter().map(Platform::canonical))
-            .flag(2, self.leaves_out())
+            .flag(2, self.is_sparse())
             .flag(3, self.foreign_layers == ForeignLayers::Copy)
             .option(4, types);
         match canonical.is_empty() {
@@ -285,25 +285,25 @@ impl RuleOptions {
     }
 
     /// Returns whether a target tag may lack parts of the image of its digest.
-    pub fn leaves_out(&self) -> bool {
+    pub fn is_sparse(&self) -> bool {
         self.sparse && !self.platforms.is_empty()
     }
 
     /// Returns whether target digests differ from source digests.
-    pub fn cuts(&self) -> bool {
+    pub fn filters_platforms(&self) -> bool {
         !self.sparse && !self.platforms.is_empty()
     }
 
     /// Returns whether an unchanged image that was checked for referrers this long ago need not be checked again.
-    pub fn knows_referrers(&self, tag: &str, asked_ago: Duration) -> bool {
-        asked_ago.as_secs_f64() < self.referrers_every_seconds as f64 * (0.75 + 0.5 * spread(tag))
+    pub fn are_referrers_fresh(&self, tag: &str, asked_ago: Duration) -> bool {
+        asked_ago.as_secs_f64() < self.referrers_every_seconds as f64 * (0.75 + 0.5 * stable_fraction(tag))
     }
 
     /// Returns the age to record for the referrer check of an image that is at the target but was never checked: a
     /// fraction of the interval that differs by tag, so that no run checks all images.
-    pub fn referrers_head_start(&self, tag: &str) -> Duration {
+    pub fn initial_referrers_age(&self, tag: &str) -> Duration {
         // The check is then due after between a twentieth and the whole of the interval.
-        Duration::from_secs((self.referrers_every_seconds as f64 * (0.7 - 0.45 * spread(tag))) as u64)
+        Duration::from_secs((self.referrers_every_seconds as f64 * (0.7 - 0.45 * stable_fraction(tag))) as u64)
     }
 
     /// Parses the patterns of immutable tags.
@@ -313,7 +313,7 @@ impl RuleOptions {
     pub fn immutable(&self) -> ErrorResult<Vec<TagPattern>> {
         let parse = |pattern: &String| {
             pattern.parse().map_err(|error: <TagPattern as std::str::FromStr>::Err| {
-                Error::new(Class::Invalid, format!("reading `immutable: {}`", printable(pattern)), error.to_string())
+                Error::new(ErrorKind::Invalid, format!("reading `immutable: {}`", sanitize(pattern)), error.to_string())
             })
         };
         self.immutable.iter().map(parse).collect()
@@ -321,13 +321,13 @@ impl RuleOptions {
 
     /// Returns whether a target tag that was seen this long ago is still trusted. The limit differs by tag, between
     /// three quarters and five quarters of the interval, so that no run checks all tags.
-    pub fn believes(&self, tag: &str, seen_ago: Duration) -> bool {
-        seen_ago.as_secs_f64() < self.verify_every_seconds as f64 * (0.75 + 0.5 * spread(tag))
+    pub fn is_cache_fresh(&self, tag: &str, seen_ago: Duration) -> bool {
+        seen_ago.as_secs_f64() < self.verify_every_seconds as f64 * (0.75 + 0.5 * stable_fraction(tag))
     }
 }
 
 /// Returns a number from 0 to 1 that is always the same for a tag.
-fn spread(tag: &str) -> f64 {
+fn stable_fraction(tag: &str) -> f64 {
     // FNV-1a: any hash that is the same on every machine.
     let hash = tag
         .bytes()
@@ -343,7 +343,7 @@ mod tests {
     fn tags_are_asked_again_at_different_times_around_the_one_that_was_set() {
         let options = RuleOptions { verify_every_seconds: 1000, ..Default::default() };
         let asked_again =
-            |after| (0..1000).filter(|n| !options.believes(&format!("v{n}"), Duration::from_secs(after))).count();
+            |after| (0..1000).filter(|n| !options.is_cache_fresh(&format!("v{n}"), Duration::from_secs(after))).count();
         assert_eq!(asked_again(700), 0);
         assert!((300..700).contains(&asked_again(1000)), "{}", asked_again(1000));
         assert_eq!(asked_again(1300), 1000);
@@ -385,9 +385,9 @@ mod tests {
         let options = RuleOptions { referrers_every_seconds: 1000, ..Default::default() };
         let asked_after = |after: u64| {
             let is_due = |tag: &str| {
-                let head_start = options.referrers_head_start(tag);
-                assert!(options.knows_referrers(tag, head_start), "not in this run");
-                !options.knows_referrers(tag, head_start + Duration::from_secs(after))
+                let head_start = options.initial_referrers_age(tag);
+                assert!(options.are_referrers_fresh(tag, head_start), "not in this run");
+                !options.are_referrers_fresh(tag, head_start + Duration::from_secs(after))
             };
             (0..1000).filter(|n| is_due(&format!("v{n}"))).count()
         };
@@ -398,19 +398,19 @@ mod tests {
 
     #[test]
     fn options_are_read_back_as_they_were_written() {
-        let options = Options { timeout_seconds: 5, rules: vec![RuleOptions::default()], ..Default::default() };
+        let options = BatchOptions { timeout_seconds: 5, rules: vec![RuleOptions::default()], ..Default::default() };
         let text = options.encode();
-        assert_eq!(Options::decode(&text, "a batch").unwrap(), options);
+        assert_eq!(BatchOptions::decode(&text, "a batch").unwrap(), options);
         assert!(!text.contains("force"));
     }
 
     #[test]
     fn options_that_this_version_does_not_know_are_an_error_and_never_the_default() {
-        let whole = Options {
+        let whole = BatchOptions {
             rules: vec![RuleOptions { immutable: vec!["v*".into()], ..RuleOptions::default() }],
-            verify: Some(Verify::default()),
+            verify: Some(VerifyOptions::default()),
             slice: Some(PlanSlice { size: NonZeroUsize::MIN, number: NonZeroUsize::MIN }),
-            ..Options::default()
+            ..BatchOptions::default()
         };
         let text = whole.encode();
         for (from, to, wanted) in [
@@ -434,8 +434,8 @@ mod tests {
             (&text, "{", "EOF"),
         ] {
             assert!(text.contains(from), "{from} in {text}");
-            let error = Options::decode(&text.replacen(from, to, 1), "batch 7").unwrap_err();
-            assert_eq!(error.class(), Class::Invalid);
+            let error = BatchOptions::decode(&text.replacen(from, to, 1), "batch 7").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
             let said = error.to_string();
             assert!(said.contains(wanted) && said.contains("batch 7"), "{said}");
         }
@@ -447,10 +447,10 @@ mod tests {
             immutable: patterns.iter().map(|pattern| (*pattern).to_owned()).collect(),
             ..RuleOptions::default()
         };
-        let options = Options { rules: vec![frozen(&["v*", "/^[0-9]+$/"])], ..Options::default() };
+        let options = BatchOptions { rules: vec![frozen(&["v*", "/^[0-9]+$/"])], ..BatchOptions::default() };
         assert_eq!(options.rule(0).unwrap().immutable().unwrap().len(), 2);
         for number in [1, u32::MAX] {
-            assert_eq!(options.rule(number).unwrap_err().class(), Class::Invalid);
+            assert_eq!(options.rule(number).unwrap_err().kind(), ErrorKind::Invalid);
         }
         for bad in ["/(/", "[", ""] {
             let error = frozen(&["v*", bad]).immutable().unwrap_err();

@@ -7,10 +7,10 @@ use sha2::Sha256;
 
 use crate::secret::Secret;
 
-/// Size of a MAC in bytes ([`SigningKey::tag`]).
-pub const TAG_BYTES: usize = 32;
+/// Size of a MAC in bytes ([`SigningKey::compute_mac`]).
+pub const MAC_BYTES: usize = 32;
 /// Size of a truncated MAC in bytes: long enough against guessing, and short where each of millions of records has one.
-pub const SHORT_TAG_BYTES: usize = 16;
+pub const TRUNCATED_MAC_BYTES: usize = 16;
 
 /// Signs messages and verifies signatures.
 #[derive(Clone)]
@@ -38,21 +38,21 @@ impl SigningKey {
     /// Computes the MAC of a stored record: `kind` names its type, and `parts` its content and context. Each part is
     /// hashed with its length, so that no two lists of parts are alike. The kind separates these MACs from message
     /// signatures, whose bodies begin with `{`.
-    pub fn tag(&self, kind: &str, parts: &[&[u8]]) -> Vec<u8> {
-        self.tagging(kind, parts).finalize().into_bytes().to_vec()
+    pub fn compute_mac(&self, kind: &str, parts: &[&[u8]]) -> Vec<u8> {
+        self.mac_over(kind, parts).finalize().into_bytes().to_vec()
     }
 
     /// Verifies the MAC of these parts, in constant time.
-    pub fn tags(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
-        self.tagging(kind, parts).verify_slice(tag).is_ok()
+    pub fn verify_mac(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
+        self.mac_over(kind, parts).verify_slice(tag).is_ok()
     }
 
-    /// Verifies a truncated MAC of these parts, [`SHORT_TAG_BYTES`] long.
-    pub fn tags_in_short(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
-        tag.len() == SHORT_TAG_BYTES && self.tagging(kind, parts).verify_truncated_left(tag).is_ok()
+    /// Verifies a truncated MAC of these parts, [`TRUNCATED_MAC_BYTES`] long.
+    pub fn verify_truncated_mac(&self, kind: &str, parts: &[&[u8]], tag: &[u8]) -> bool {
+        tag.len() == TRUNCATED_MAC_BYTES && self.mac_over(kind, parts).verify_truncated_left(tag).is_ok()
     }
 
-    fn tagging(&self, kind: &str, parts: &[&[u8]]) -> Hmac<Sha256> {
+    fn mac_over(&self, kind: &str, parts: &[&[u8]]) -> Hmac<Sha256> {
         let mut mac = self.0.clone().chain_update(b"imgsync ").chain_update(kind);
         for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());
@@ -62,7 +62,7 @@ impl SigningKey {
     }
 
     /// Verifies the signature of a body, in constant time.
-    pub fn verifies(&self, body: &[u8], signature: &str) -> bool {
+    pub fn verify(&self, body: &[u8], signature: &str) -> bool {
         let Ok(signature) = hex::decode(signature) else { return false };
         self.0.clone().chain_update(body).verify_slice(&signature).is_ok()
     }
@@ -90,20 +90,20 @@ mod tests {
     fn another_body_key_or_signature_is_refused() {
         let key = SigningKey::new(&Secret::new("one"));
         let signature = key.sign(b"body");
-        assert!(key.verifies(b"body", &signature));
-        assert!(!key.verifies(b"bodY", &signature));
-        assert!(!SigningKey::new(&Secret::new("two")).verifies(b"body", &signature));
+        assert!(key.verify(b"body", &signature));
+        assert!(!key.verify(b"bodY", &signature));
+        assert!(!SigningKey::new(&Secret::new("two")).verify(b"body", &signature));
         for wrong in ["", "zz", &signature[..62], &format!("{signature}00")] {
-            assert!(!key.verifies(b"body", wrong), "{wrong}");
+            assert!(!key.verify(b"body", wrong), "{wrong}");
         }
     }
 
     #[test]
-    fn a_tag_holds_for_its_kind_and_its_parts_alone() {
+    fn a_mac_holds_for_its_kind_and_its_parts_alone() {
         let key = SigningKey::new(&Secret::new("one"));
-        let tag = key.tag("segment", &[b"ab", b"c"]);
-        assert_eq!(tag.len(), TAG_BYTES);
-        assert!(key.tags("segment", &[b"ab", b"c"], &tag));
+        let tag = key.compute_mac("segment", &[b"ab", b"c"]);
+        assert_eq!(tag.len(), MAC_BYTES);
+        assert!(key.verify_mac("segment", &[b"ab", b"c"], &tag));
         let others: [(&str, &[&[u8]]); 5] = [
             ("options", &[b"ab", b"c"]),
             ("segment", &[b"a", b"bc"]),
@@ -112,10 +112,12 @@ mod tests {
             ("segment", &[b"c", b"ab"]),
         ];
         for (kind, parts) in others {
-            assert!(!key.tags(kind, parts, &tag), "{kind} {parts:?}");
+            assert!(!key.verify_mac(kind, parts, &tag), "{kind} {parts:?}");
         }
-        assert!(!key.tags("segment", &[b"ab", b"c"], &tag[..31]) && !key.tags("segment", &[b"ab", b"c"], b""));
-        assert!(!SigningKey::new(&Secret::new("two")).tags("segment", &[b"ab", b"c"], &tag));
+        assert!(
+            !key.verify_mac("segment", &[b"ab", b"c"], &tag[..31]) && !key.verify_mac("segment", &[b"ab", b"c"], b"")
+        );
+        assert!(!SigningKey::new(&Secret::new("two")).verify_mac("segment", &[b"ab", b"c"], &tag));
     }
 
     #[test]

@@ -4,26 +4,26 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, Place};
-use crate::error::{Class, Error};
-use crate::image::{Company, Digest};
+use super::{BatchId, TagLocator};
+use crate::error::{Error, ErrorKind};
+use crate::image::{Digest, DigestTagHints};
 
 /// Maximum length of the message of a [`Failure`], in bytes.
 pub const MAX_ERROR_BYTES: usize = 350;
 
 /// A task before it has an index: one source tag to one target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Planned {
+pub struct TaskSpec {
     /// Index of the rule in the configuration.
     pub rule: u32,
     /// The tag to copy.
-    pub source: Place,
+    pub source: TagLocator,
     /// Digest of the source tag, if the listing contained it.
     pub digest: Option<Digest>,
     /// The tag to write.
-    pub target: Place,
+    pub target: TagLocator,
     /// What the listing showed of digest tags.
-    pub company: Company,
+    pub digest_tags: DigestTagHints,
 }
 
 /// A task of a batch.
@@ -32,12 +32,12 @@ pub struct Task {
     /// Its index in the batch, from 0, without gaps.
     pub index: u32,
     /// What to copy.
-    pub planned: Planned,
+    pub spec: TaskSpec,
 }
 
 /// A task in one run of its batch: referenced by messages and leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket {
+pub struct TaskRef {
     /// The batch.
     pub batch: BatchId,
     /// Number of times that the task was requeued.
@@ -71,7 +71,7 @@ pub enum TaskState {
 /// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum TaskOutcome {
     /// The image was copied.
     Copied,
     /// The target was up to date.
@@ -84,7 +84,7 @@ pub enum Outcome {
 
 /// Result of a task: its outcome, with the failure if it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TaskResult {
     /// The image was copied.
     Copied,
     /// The target was up to date.
@@ -99,7 +99,7 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Kind of the error.
-    pub class: Class,
+    pub kind: ErrorKind,
     /// The message, safe to print, at most [`MAX_ERROR_BYTES`] bytes.
     pub error: String,
     /// Number of attempts.
@@ -125,13 +125,13 @@ impl TaskState {
     }
 
     /// Returns how the task ended, if it has.
-    pub fn outcome(self) -> Option<Outcome> {
+    pub fn outcome(self) -> Option<TaskOutcome> {
         match self {
             TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => None,
-            TaskState::Copied => Some(Outcome::Copied),
-            TaskState::Unchanged => Some(Outcome::Unchanged),
-            TaskState::Failed => Some(Outcome::Failed),
-            TaskState::Cancelled => Some(Outcome::Cancelled),
+            TaskState::Copied => Some(TaskOutcome::Copied),
+            TaskState::Unchanged => Some(TaskOutcome::Unchanged),
+            TaskState::Failed => Some(TaskOutcome::Failed),
+            TaskState::Cancelled => Some(TaskOutcome::Cancelled),
         }
     }
 
@@ -160,41 +160,41 @@ impl TaskState {
     }
 }
 
-impl Outcome {
+impl TaskOutcome {
     /// Returns the word used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
-            Outcome::Copied => "copied",
-            Outcome::Unchanged => "unchanged",
-            Outcome::Failed => "failed",
-            Outcome::Cancelled => "cancelled",
+            TaskOutcome::Copied => "copied",
+            TaskOutcome::Unchanged => "unchanged",
+            TaskOutcome::Failed => "failed",
+            TaskOutcome::Cancelled => "cancelled",
         }
     }
 
     /// Returns the state of a task with this outcome.
     pub fn state(self) -> TaskState {
         match self {
-            Outcome::Copied => TaskState::Copied,
-            Outcome::Unchanged => TaskState::Unchanged,
-            Outcome::Failed => TaskState::Failed,
-            Outcome::Cancelled => TaskState::Cancelled,
+            TaskOutcome::Copied => TaskState::Copied,
+            TaskOutcome::Unchanged => TaskState::Unchanged,
+            TaskOutcome::Failed => TaskState::Failed,
+            TaskOutcome::Cancelled => TaskState::Cancelled,
         }
     }
 }
 
-impl Verdict {
+impl TaskResult {
     /// Returns the outcome.
-    pub fn outcome(&self) -> Outcome {
+    pub fn outcome(&self) -> TaskOutcome {
         match self {
-            Verdict::Copied => Outcome::Copied,
-            Verdict::Unchanged => Outcome::Unchanged,
-            Verdict::Failed(_) => Outcome::Failed,
-            Verdict::Cancelled => Outcome::Cancelled,
+            TaskResult::Copied => TaskOutcome::Copied,
+            TaskResult::Unchanged => TaskOutcome::Unchanged,
+            TaskResult::Failed(_) => TaskOutcome::Failed,
+            TaskResult::Cancelled => TaskOutcome::Cancelled,
         }
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for TaskOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -202,22 +202,22 @@ impl fmt::Display for Outcome {
 
 impl Failure {
     /// Creates the failure of a task's final error. Prefers the hint where message and hint do not both fit.
-    pub fn of(error: &Error, attempts: u32) -> Failure {
+    pub fn from_error(error: &Error, attempts: u32) -> Failure {
         let words = error.to_string();
-        let advice = error.advice().map(|advice| format!(" ({advice})")).unwrap_or_default();
-        let advice = cut(&advice, MAX_ERROR_BYTES.saturating_sub(words.len()).max(MAX_ERROR_BYTES / 2));
-        let words = cut(&words, MAX_ERROR_BYTES - advice.len());
-        Failure { class: error.class(), error: words + &advice, attempts }
+        let advice = error.hint().map(|advice| format!(" ({advice})")).unwrap_or_default();
+        let advice = truncate(&advice, MAX_ERROR_BYTES.saturating_sub(words.len()).max(MAX_ERROR_BYTES / 2));
+        let words = truncate(&words, MAX_ERROR_BYTES - advice.len());
+        Failure { kind: error.kind(), error: words + &advice, attempts }
     }
 
     /// Creates a failure from a message, which is truncated and must be safe to print.
-    pub fn new(class: Class, words: &str, attempts: u32) -> Failure {
-        Failure { class, error: cut(words, MAX_ERROR_BYTES), attempts }
+    pub fn new(class: ErrorKind, words: &str, attempts: u32) -> Failure {
+        Failure { kind: class, error: truncate(words, MAX_ERROR_BYTES), attempts }
     }
 }
 
 /// Truncates a text to at most `most` bytes, the end of them then `…`.
-fn cut(text: &str, most: usize) -> String {
+fn truncate(text: &str, most: usize) -> String {
     const CUT: &str = "…";
     if text.len() <= most {
         return text.to_owned();
@@ -242,18 +242,18 @@ mod tests {
 
     #[test]
     fn a_failure_is_cut_at_a_character() {
-        let failure = Failure::new(Class::Refused, &"é".repeat(400), 2);
+        let failure = Failure::new(ErrorKind::Refused, &"é".repeat(400), 2);
         assert!(failure.error.len() <= MAX_ERROR_BYTES && failure.error.ends_with("é…"));
-        assert_eq!(Failure::new(Class::Refused, "short", 1).error, "short");
-        let error = Error::new(Class::Denied, "writing x", "401").hint("log in");
-        assert_eq!(Failure::of(&error, 1).error, "writing x: 401 (log in)");
+        assert_eq!(Failure::new(ErrorKind::Refused, "short", 1).error, "short");
+        let error = Error::new(ErrorKind::Denied, "writing x", "401").with_hint("log in");
+        assert_eq!(Failure::from_error(&error, 1).error, "writing x: 401 (log in)");
     }
 
     #[test]
     fn what_to_do_is_kept_of_a_long_failure() {
         let failed = |detail: usize, advice: usize| {
-            let error = Error::new(Class::Denied, "writing x", "d".repeat(detail)).hint("a".repeat(advice));
-            Failure::of(&error, 1).error
+            let error = Error::new(ErrorKind::Denied, "writing x", "d".repeat(detail)).with_hint("a".repeat(advice));
+            Failure::from_error(&error, 1).error
         };
         let cut = failed(900, 100);
         assert!(cut.len() == MAX_ERROR_BYTES && cut.ends_with(&format!("d… ({})", "a".repeat(100))), "{cut}");

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::keys::secret_names;
-use crate::printable::printable_within;
+use super::schema_table::secret_names;
+use crate::sanitize::sanitize_within;
 
 /// A problem in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// The problem, in one line.
     pub message: String,
     /// Line, from 1.
@@ -28,14 +28,14 @@ pub struct Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: String,
-    problems: Vec<Problem>,
+    problems: Vec<ConfigProblem>,
     /// Number of problems beside these.
     omitted: usize,
 }
 
 impl ConfigErrors {
-    /// Returns the first problems, at most `MAX_SHOWN`.
-    pub fn problems(&self) -> &[Problem] {
+    /// Returns the first problems, at most `MAX_SHOWN_PROBLEMS`.
+    pub fn problems(&self) -> &[ConfigProblem] {
         &self.problems
     }
 
@@ -43,9 +43,9 @@ impl ConfigErrors {
         let Problems { mut list, mut omitted } = found;
         list.sort_by_key(|found| found.at.start);
         list.dedup();
-        omitted += list.len().saturating_sub(MAX_SHOWN);
-        list.truncate(MAX_SHOWN);
-        let mut problems: Vec<Problem> = list.into_iter().map(|found| found.locate(text, secrets)).collect();
+        omitted += list.len().saturating_sub(MAX_SHOWN_PROBLEMS);
+        list.truncate(MAX_SHOWN_PROBLEMS);
+        let mut problems: Vec<ConfigProblem> = list.into_iter().map(|found| found.locate(text, secrets)).collect();
         problems.sort_by_key(|problem| (problem.line, problem.column));
         problems.dedup();
         Self { file: file.to_owned(), problems, omitted }
@@ -53,23 +53,23 @@ impl ConfigErrors {
 }
 
 /// Maximum number of problems collected while reading; those shown are chosen from these.
-const MAX_FOUND: usize = 1000;
+const MAX_COLLECTED_PROBLEMS: usize = 1000;
 /// Maximum number of problems shown; the rest are counted.
-pub(crate) const MAX_SHOWN: usize = 50;
+pub(crate) const MAX_SHOWN_PROBLEMS: usize = 50;
 /// Maximum length of a message or hint in characters: keys and values are quoted in them.
-const MAX_SHOWN_MESSAGE: usize = 2000;
+const MAX_MESSAGE_CHARS: usize = 2000;
 /// Maximum length in bytes of a configuration line that is shown.
-const MAX_SHOWN_LINE: usize = 4096;
+const MAX_LINE_BYTES: usize = 4096;
 
 /// Problems found while reading a configuration, in bounded memory.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
-    list: Vec<Found>,
+    list: Vec<PendingProblem>,
     omitted: usize,
 }
 
 impl Problems {
-    pub(super) fn push(&mut self, found: Found) {
+    pub(super) fn push(&mut self, found: PendingProblem) {
         match self.is_full() {
             true => self.omitted += 1,
             false => self.list.push(found),
@@ -83,36 +83,36 @@ impl Problems {
 
     /// Returns whether further problems are only counted.
     pub(super) fn is_full(&self) -> bool {
-        self.list.len() >= MAX_FOUND
+        self.list.len() >= MAX_COLLECTED_PROBLEMS
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    pub(super) fn first(&self) -> Option<&Found> {
+    pub(super) fn first(&self) -> Option<&PendingProblem> {
         self.list.first()
     }
 }
 
 /// A problem with its byte range.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct PendingProblem {
     pub(super) at: Range<usize>,
     pub(super) message: String,
     pub(super) hint: Option<String>,
 }
 
-impl Found {
-    fn locate(self, text: &str, secrets: &[Range<usize>]) -> Problem {
-        let start = floor(text, self.at.start);
-        let (line, column, line_start) = place(text, start);
+impl PendingProblem {
+    fn locate(self, text: &str, secrets: &[Range<usize>]) -> ConfigProblem {
+        let start = floor_char_boundary(text, self.at.start);
+        let (line, column, line_start) = line_and_column(text, start);
         let written = text[line_start..].lines().next().unwrap_or_default();
         let line_end = line_start + written.len();
-        let end = floor(text, self.at.end.clamp(start, line_end.max(start)));
-        let (snippet, indent, carets) = match written.len() <= MAX_SHOWN_LINE {
+        let end = floor_char_boundary(text, self.at.end.clamp(start, line_end.max(start)));
+        let (snippet, indent, carets) = match written.len() <= MAX_LINE_BYTES {
             true => {
-                let masked = mask(text, line_start..line_end, secrets);
+                let masked = mask_secrets(text, line_start..line_end, secrets);
                 let snippet: String =
                     masked.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
                 let indent = snippet.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
@@ -121,11 +121,11 @@ impl Found {
             // Masking a part of a long line is unreliable.
             false => (format!("(a line of {} bytes)", written.len()), String::new(), 1),
         };
-        Problem {
-            message: printable_within(&self.message, MAX_SHOWN_MESSAGE).into_owned(),
+        ConfigProblem {
+            message: sanitize_within(&self.message, MAX_MESSAGE_CHARS).into_owned(),
             line,
             column,
-            hint: self.hint.map(|hint| printable_within(&hint, MAX_SHOWN_MESSAGE).into_owned()),
+            hint: self.hint.map(|hint| sanitize_within(&hint, MAX_MESSAGE_CHARS).into_owned()),
             snippet,
             indent,
             carets,
@@ -134,13 +134,13 @@ impl Found {
 }
 
 /// Returns line and column, from 1, and the offset where the line begins.
-pub(super) fn place(text: &str, offset: usize) -> (usize, usize, usize) {
-    let before = &text[..floor(text, offset)];
+pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize, usize) {
+    let before = &text[..floor_char_boundary(text, offset)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1, line_start)
 }
 
-fn floor(text: &str, offset: usize) -> usize {
+fn floor_char_boundary(text: &str, offset: usize) -> usize {
     let mut offset = offset.min(text.len());
     while !text.is_char_boundary(offset) {
         offset -= 1;
@@ -149,7 +149,7 @@ fn floor(text: &str, offset: usize) -> usize {
 }
 
 /// Replaces the bytes of secrets, and of passwords in URLs, in a line by stars.
-fn mask(text: &str, line: Range<usize>, secrets: &[Range<usize>]) -> String {
+fn mask_secrets(text: &str, line: Range<usize>, secrets: &[Range<usize>]) -> String {
     let mut hidden: Vec<Range<usize>> =
         secrets.iter().filter(|secret| secret.start < line.end && secret.end > line.start).cloned().collect();
     let (first, text) = (line.start, &text[..line.end]);
@@ -181,7 +181,7 @@ pub(super) fn guess_secrets(text: &str) -> Vec<Range<usize>> {
     let mut first = 0;
     for line in text.split_inclusive('\n') {
         // Longer ones are not shown.
-        if line.len() <= MAX_SHOWN_LINE {
+        if line.len() <= MAX_LINE_BYTES {
             for key in secret_names() {
                 let keys = line.match_indices(key).map(|(at, _)| first + at);
                 secrets.extend(keys.filter_map(|index| guess_secret(text, index, key)));
@@ -213,7 +213,7 @@ fn guess_secret(text: &str, index: usize, key: &str) -> Option<Range<usize>> {
 /// Returns the end of the lines that are indented further than the key at `index`, whose line ends at `end`.
 fn end_of_block(text: &str, index: usize, end: usize) -> usize {
     let indent = |line: &str| line.len() - line.trim_start().len();
-    let (_, _, line_start) = place(text, index);
+    let (_, _, line_start) = line_and_column(text, index);
     let outer = indent(&text[line_start..]);
     let mut end = end;
     for line in text[end..].split_inclusive('\n').skip(1) {

@@ -6,22 +6,22 @@
 use std::path::{Component, Path};
 use std::time::Duration;
 
-use super::{Destination, ForeignLayers, Prune, PruneLimit, Referrers, Rule, Source};
+use super::{ForeignLayers, PruneConfig, PruneLimit, Referrers, Rule, RuleSource, RuleTarget};
 use crate::batch::BatchId;
-use crate::canonical::{Canonical, template};
+use crate::canonical::{Canonical, canonical_template};
 use crate::image::{Digest, Platform};
-use crate::naming::{Base, Style};
-use crate::select::{NewestBy, RepositoryPattern, Selection, TagPattern};
+use crate::naming::{NamingStyle, TargetBase};
+use crate::select::{NewestBy, RepositoryPattern, TagPattern, TagSelection};
 
 /// Domain and version of each hash. Raise the version when the meaning of a field changes: then every rule gets a new
 /// identity.
-const RULE: &str = "imgsync rule 1";
-const BATCH: &str = "imgsync batch 1";
-const VERIFICATION: &str = "imgsync verification 1";
+const RULE_DOMAIN: &str = "imgsync rule 1";
+const BATCH_DOMAIN: &str = "imgsync batch 1";
+const VERIFICATION_DOMAIN: &str = "imgsync verification 1";
 
 /// What a batch does with its rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Purpose {
+pub struct BatchPurpose {
     /// Only the slice with this number, of so many tasks each.
     pub slice: Option<(usize, usize)>,
     /// Compares without copying; whether it reads all bytes.
@@ -52,24 +52,24 @@ impl Rule {
             verify_every,
             referrers_every,
         } = self;
-        of_selection(selection)
-            .field(1, of_source(source))
+        canonical_selection(selection)
+            .field(1, canonical_source(source))
             .set(8, platforms.iter().map(Platform::canonical))
             .flag(9, *sparse && !platforms.is_empty())
             .flag(10, *foreign_layers == ForeignLayers::Copy)
-            .set(11, to.iter().map(|to| of_destination(to, &self.style_at(to))))
-            .option(12, of_referrers(referrers))
+            .set(11, to.iter().map(|to| canonical_target(to, &self.style_at(to))))
+            .option(12, canonical_referrers(referrers))
             .set(13, immutable.iter().map(TagPattern::as_str))
-            .option(14, backup.as_ref().map(|backup| template(&backup.to_string())))
-            .option(15, prune.as_ref().map(of_prune))
+            .option(14, backup.as_ref().map(|backup| canonical_template(&backup.to_string())))
+            .option(15, prune.as_ref().map(canonical_prune))
             .number(16, nanos(*verify_every))
             .number(17, nanos(*referrers_every))
-            .digest(RULE)
+            .digest(RULE_DOMAIN)
     }
 }
 
 /// Returns the identity of a batch of rules. Their order counts: of two that write one target, the first one wins.
-pub fn batch_identity(rules: &[Rule], purpose: Purpose) -> Digest {
+pub fn batch_identity(rules: &[Rule], purpose: BatchPurpose) -> Digest {
     let slice =
         purpose.slice.map(|(number, size)| Canonical::default().number(1, number as u64).number(2, size as u64));
     let verify = purpose.verify.map(|deep| Canonical::default().flag(1, deep));
@@ -77,52 +77,52 @@ pub fn batch_identity(rules: &[Rule], purpose: Purpose) -> Digest {
         .list(1, rules.iter().map(|rule| rule.identity().to_string()))
         .option(2, slice)
         .option(3, verify)
-        .digest(BATCH)
+        .digest(BATCH_DOMAIN)
 }
 
 /// Returns the identity of a batch that verifies another one.
 pub fn verification_identity(of: BatchId) -> Digest {
-    Canonical::default().field(1, of.as_bytes()).digest(VERIFICATION)
+    Canonical::default().field(1, of.as_bytes()).digest(VERIFICATION_DOMAIN)
 }
 
-fn of_source(source: &Source) -> Canonical {
+fn canonical_source(source: &RuleSource) -> Canonical {
     match source {
-        Source::Preset(preset) => Canonical::default()
+        RuleSource::Preset(preset) => Canonical::default()
             .field(1, &preset.name)
             .option(2, preset.versions.as_ref().map(|versions| Canonical::default().set(1, versions.canonical()))),
-        Source::Repositories(pattern) => {
-            let included: RepositoryPattern = pattern.clone().without(Vec::new());
+        RuleSource::Repositories(pattern) => {
+            let included: RepositoryPattern = pattern.clone().excluding(Vec::new());
             let excluded = pattern.excluded().iter().map(ToString::to_string);
             Canonical::default().field(3, included.to_string()).set(4, excluded)
         }
-        Source::Layout(folder) => Canonical::default().list(5, path(folder)),
+        RuleSource::Layout(folder) => Canonical::default().list(5, path_components(folder)),
     }
 }
 
-fn of_destination(to: &Destination, style: &Style) -> Canonical {
+fn canonical_target(to: &RuleTarget, style: &NamingStyle) -> Canonical {
     let at = match to {
-        Destination::Registry(Base { registry, prefix }) => {
+        RuleTarget::Registry(TargetBase { registry, prefix }) => {
             Canonical::default().field(1, registry.as_str()).option(2, prefix.as_ref().map(|prefix| prefix.as_str()))
         }
-        Destination::Layout(folder) => Canonical::default().list(3, path(folder)),
+        RuleTarget::Layout(folder) => Canonical::default().list(3, path_components(folder)),
     };
     match style {
-        Style::Flat => at.number(4, 1),
-        Style::Keep => at.number(4, 2),
-        Style::Basename => at.number(4, 3),
-        Style::Full => at.number(4, 4),
-        Style::Original => at.number(4, 5),
-        Style::Template(text) => at.field(5, template(text.as_str())),
+        NamingStyle::Flat => at.number(4, 1),
+        NamingStyle::Keep => at.number(4, 2),
+        NamingStyle::Basename => at.number(4, 3),
+        NamingStyle::Full => at.number(4, 4),
+        NamingStyle::Original => at.number(4, 5),
+        NamingStyle::Template(text) => at.field(5, canonical_template(text.as_str())),
     }
 }
 
 /// Returns the components of a path, without `.`.
-fn path(path: &Path) -> Vec<Vec<u8>> {
+fn path_components(path: &Path) -> Vec<Vec<u8>> {
     let steps = path.components().filter(|step| !matches!(step, Component::CurDir));
     steps.map(|step| step.as_os_str().as_encoded_bytes().to_vec()).collect()
 }
 
-fn of_selection(selection: &Selection) -> Canonical {
+fn canonical_selection(selection: &TagSelection) -> Canonical {
     // A pattern that matches all equals none.
     let all = selection.include.iter().any(|pattern| pattern.matches_all());
     let include = selection.include.iter().filter(|_| !all).map(|pattern| pattern.as_str());
@@ -139,7 +139,7 @@ fn of_selection(selection: &Selection) -> Canonical {
         .option(7, selection.min.map(|min| (min as u64).to_be_bytes()))
 }
 
-fn of_referrers(referrers: &Referrers) -> Option<Canonical> {
+fn canonical_referrers(referrers: &Referrers) -> Option<Canonical> {
     match referrers {
         Referrers::All => None,
         Referrers::None => Some(Canonical::default()),
@@ -147,8 +147,8 @@ fn of_referrers(referrers: &Referrers) -> Option<Canonical> {
     }
 }
 
-fn of_prune(prune: &Prune) -> Canonical {
-    let kept = Canonical::default().number(1, nanos(prune.keep));
+fn canonical_prune(prune: &PruneConfig) -> Canonical {
+    let kept = Canonical::default().number(1, nanos(prune.grace_period));
     match prune.limit {
         PruneLimit::Count(count) => kept.number(2, count),
         PruneLimit::Percent(percent) => kept.number(3, percent),

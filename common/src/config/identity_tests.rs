@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
-use super::super::{Config, File};
+use super::super::{Config, ConfigFile};
 use super::*;
 
 fn rules(yaml: &str) -> Vec<Rule> {
-    let file = File { name: "c.yaml", text: yaml, environment: &|_| None, presets: None };
+    let file = ConfigFile { name: "c.yaml", text: yaml, environment: &|_| None, presets: None };
     Config::read(&file).unwrap_or_else(|errors| panic!("{yaml}\n{errors}")).rules
 }
 
@@ -55,12 +55,12 @@ fn identities_are_as_they_were() {
     let golden: Vec<_> = GOLDEN.iter().map(|(_, golden)| (*golden).to_owned()).collect();
     assert_eq!(found, golden);
     let both = rules("rules: [{from: gcr.io/a, to: r.example/m}, {from: gcr.io/b, to: r.example/m}]");
-    let of = |purpose: Purpose| batch_identity(&both, purpose).hex().to_owned();
+    let of = |purpose: BatchPurpose| batch_identity(&both, purpose).hex().to_owned();
     let found = [
-        of(Purpose::default()),
-        of(Purpose { slice: Some((2, 100)), ..Purpose::default() }),
-        of(Purpose { verify: Some(false), ..Purpose::default() }),
-        of(Purpose { verify: Some(true), ..Purpose::default() }),
+        of(BatchPurpose::default()),
+        of(BatchPurpose { slice: Some((2, 100)), ..BatchPurpose::default() }),
+        of(BatchPurpose { verify: Some(false), ..BatchPurpose::default() }),
+        of(BatchPurpose { verify: Some(true), ..BatchPurpose::default() }),
         verification_identity(BatchId::from_bytes([7; 16])).hex().to_owned(),
     ];
     assert_eq!(
@@ -199,9 +199,9 @@ fn what_changes_what_is_done_is_another_rule() {
     }
     let [one, other] = [rule(&text("")), rule(&text("from2"))];
     let (both, turned) = ([one.clone(), other.clone()], [other, one.clone()]);
-    assert_ne!(batch_identity(&both, Purpose::default()), batch_identity(&turned, Purpose::default()));
-    assert_ne!(batch_identity(&both[..1], Purpose::default()), batch_identity(&both, Purpose::default()));
-    assert_ne!(batch_identity(&both[..1], Purpose::default()), one.identity());
+    assert_ne!(batch_identity(&both, BatchPurpose::default()), batch_identity(&turned, BatchPurpose::default()));
+    assert_ne!(batch_identity(&both[..1], BatchPurpose::default()), batch_identity(&both, BatchPurpose::default()));
+    assert_ne!(batch_identity(&both[..1], BatchPurpose::default()), one.identity());
 }
 
 /// A rule by its meaning, which can be written in many ways.

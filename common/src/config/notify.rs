@@ -8,32 +8,32 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use url::Url;
 
-use super::keys::{CHAT, EMAIL, NOTIFY, SIGNED_CHAT, Section, TELEGRAM, WEBHOOK};
-use super::reader::{Fields, Reader};
-use super::registry::{Pem, certificates};
-use super::yaml::{Node, Value};
+use super::reader::{SectionFields, ValueReader};
+use super::registry::{PemSource, read_certificates};
+use super::schema_table::{CHAT, ConfigSection, EMAIL, NOTIFY, SIGNED_CHAT, TELEGRAM, WEBHOOK};
+use super::yaml::{YamlNode, YamlValue};
 use crate::secret::Secret;
 
 /// Notification settings.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Notify {
+pub struct NotifyConfig {
     /// A Telegram group. Flags or the environment may provide missing values.
-    pub telegram: Option<Telegram>,
+    pub telegram: Option<TelegramConfig>,
     /// Webhooks.
-    pub webhooks: Vec<Webhook>,
+    pub webhooks: Vec<WebhookConfig>,
     /// Group chats with a bot.
-    pub chats: Vec<Chat>,
+    pub chats: Vec<ChatConfig>,
     /// Email targets.
-    pub emails: Vec<Email>,
+    pub emails: Vec<EmailConfig>,
     /// URLs to request after each successful batch.
     pub pings: Vec<WebhookUrl>,
     /// How long a registry may throttle a batch before targets are notified; an hour.
     pub throttled: Duration,
 }
 
-impl Default for Notify {
-    fn default() -> Notify {
-        Notify {
+impl Default for NotifyConfig {
+    fn default() -> NotifyConfig {
+        NotifyConfig {
             telegram: None,
             webhooks: Vec::new(),
             chats: Vec::new(),
@@ -81,7 +81,7 @@ impl ChatKind {
         }
     }
 
-    fn section(self) -> &'static Section {
+    fn section(self) -> &'static ConfigSection {
         match self {
             ChatKind::Slack | ChatKind::WeCom => &CHAT,
             ChatKind::Feishu | ChatKind::DingTalk => &SIGNED_CHAT,
@@ -91,7 +91,7 @@ impl ChatKind {
 
 /// An entry of `slack:`, `wecom:`, `feishu:` or `dingtalk:`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chat {
+pub struct ChatConfig {
     /// The service.
     pub kind: ChatKind,
     /// The bot's URL.
@@ -101,22 +101,22 @@ pub struct Chat {
     /// Template of the message; a relative path is relative to the configuration file.
     pub template: Option<PathBuf>,
     /// Which batches to report.
-    pub on: When,
+    pub on: NotifyCondition,
 }
 
 /// An entry of `email:`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Email {
+pub struct EmailConfig {
     /// Host of the server.
     pub host: String,
     /// Port of the server.
     pub port: u16,
     /// Implicit TLS; otherwise STARTTLS is required.
-    pub wrapped: bool,
+    pub implicit_tls: bool,
     /// User and password.
     pub login: Option<(String, Secret)>,
     /// Certificates to trust besides the system's.
-    pub ca: Vec<Pem>,
+    pub ca: Vec<PemSource>,
     /// Sender.
     pub from: String,
     /// Recipients; at least one.
@@ -124,12 +124,12 @@ pub struct Email {
     /// Template of the text; a relative path is relative to the configuration file.
     pub template: Option<PathBuf>,
     /// Which batches to report.
-    pub on: When,
+    pub on: NotifyCondition,
 }
 
 /// `telegram:`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Telegram {
+pub struct TelegramConfig {
     /// The bot's token.
     pub token: Option<Secret>,
     /// The chat: a number, or `@name`.
@@ -137,12 +137,12 @@ pub struct Telegram {
     /// URL of the Bot API; `None` uses Telegram's own. http or https.
     pub api: Option<Url>,
     /// Which batches to report.
-    pub on: When,
+    pub on: NotifyCondition,
 }
 
 /// An entry of `webhook:`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Webhook {
+pub struct WebhookConfig {
     /// The URL.
     pub url: WebhookUrl,
     /// Additional headers; names are lowercase, and names and values are valid.
@@ -152,7 +152,7 @@ pub struct Webhook {
     /// Secret that signs the body.
     pub secret: Option<Secret>,
     /// Which batches to report.
-    pub on: When,
+    pub on: NotifyCondition,
 }
 
 /// A webhook's URL, which shows only scheme and host: paths and queries of webhooks contain tokens.
@@ -161,7 +161,7 @@ pub struct WebhookUrl(Url);
 
 /// Which batches to report to a target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum When {
+pub enum NotifyCondition {
     /// All batches.
     #[default]
     Always,
@@ -171,22 +171,22 @@ pub enum When {
     Failure,
 }
 
-impl When {
+impl NotifyCondition {
     /// Returns the word in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
-            When::Always => "always",
-            When::Changes => "changes",
-            When::Failure => "failure",
+            NotifyCondition::Always => "always",
+            NotifyCondition::Changes => "changes",
+            NotifyCondition::Failure => "failure",
         }
     }
 
     /// Returns whether to report a batch.
     pub fn is_met(self, copied: bool, failed: bool) -> bool {
         match self {
-            When::Always => true,
-            When::Changes => copied || failed,
-            When::Failure => failed,
+            NotifyCondition::Always => true,
+            NotifyCondition::Changes => copied || failed,
+            NotifyCondition::Failure => failed,
         }
     }
 }
@@ -214,55 +214,55 @@ impl fmt::Debug for WebhookUrl {
     }
 }
 
-pub(super) fn read(reader: &Reader, node: &Node) -> Notify {
-    let Some(fields) = reader.fields(node, &NOTIFY) else { return Notify::default() };
-    Notify {
-        telegram: fields.get("telegram").map(|node| telegram(reader, node)),
+pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> NotifyConfig {
+    let Some(fields) = reader.fields(node, &NOTIFY) else { return NotifyConfig::default() };
+    NotifyConfig {
+        telegram: fields.get("telegram").map(|node| read_telegram(reader, node)),
         webhooks: match fields.get("webhook") {
-            Some(node) => reader.several(node).iter().filter_map(|node| webhook(reader, node)).collect(),
+            Some(node) => reader.one_or_many(node).iter().filter_map(|node| read_webhook(reader, node)).collect(),
             None => Vec::new(),
         },
-        chats: ChatKind::ALL.into_iter().flat_map(|kind| chats(reader, &fields, kind)).collect(),
+        chats: ChatKind::ALL.into_iter().flat_map(|kind| read_chats(reader, &fields, kind)).collect(),
         emails: match fields.get("email") {
-            Some(node) => reader.several(node).iter().filter_map(|node| email(reader, node)).collect(),
+            Some(node) => reader.one_or_many(node).iter().filter_map(|node| read_email(reader, node)).collect(),
             None => Vec::new(),
         },
         pings: match fields.get("ping") {
-            Some(node) => reader.several(node).iter().filter_map(|node| hidden_url(reader, node)).collect(),
+            Some(node) => reader.one_or_many(node).iter().filter_map(|node| read_webhook_url(reader, node)).collect(),
             None => Vec::new(),
         },
         throttled: fields
             .get("throttled")
             .and_then(|node| reader.duration(node))
-            .unwrap_or(Notify::default().throttled),
+            .unwrap_or(NotifyConfig::default().throttled),
     }
 }
 
-fn chats(reader: &Reader, fields: &Fields<'_>, kind: ChatKind) -> Vec<Chat> {
+fn read_chats(reader: &ValueReader, fields: &SectionFields<'_>, kind: ChatKind) -> Vec<ChatConfig> {
     let Some(node) = fields.get(kind.key()) else { return Vec::new() };
-    reader.several(node).iter().filter_map(|node| chat(reader, node, kind)).collect()
+    reader.one_or_many(node).iter().filter_map(|node| read_chat(reader, node, kind)).collect()
 }
 
-fn chat(reader: &Reader, node: &Node, kind: ChatKind) -> Option<Chat> {
+fn read_chat(reader: &ValueReader, node: &YamlNode, kind: ChatKind) -> Option<ChatConfig> {
     let fields = reader.fields(node, kind.section())?;
     let secret = match kind {
         ChatKind::Slack | ChatKind::WeCom => None,
         ChatKind::Feishu | ChatKind::DingTalk => fields.get("secret").and_then(|node| reader.secret(node)),
     };
     let template = fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from);
-    let on = when(reader, &fields);
+    let on = read_condition(reader, &fields);
     let Some(named) = fields.get("url") else {
         reader.report(&fields.at, "`url` is missing: where to?");
         return None;
     };
-    Some(Chat { kind, url: hidden_url(reader, named)?, secret, template, on })
+    Some(ChatConfig { kind, url: read_webhook_url(reader, named)?, secret, template, on })
 }
 
-fn email(reader: &Reader, node: &Node) -> Option<Email> {
+fn read_email(reader: &ValueReader, node: &YamlNode) -> Option<EmailConfig> {
     let fields = reader.fields(node, &EMAIL)?;
     let username = fields.get("username").and_then(|node| reader.username(node));
     let password = fields.get("password").and_then(|node| reader.secret(node));
-    let on = when(reader, &fields);
+    let on = read_condition(reader, &fields);
     for name in ["server", "from", "to"] {
         if fields.get(name).is_none() {
             reader.report(&fields.at, format!("`{name}` is missing"));
@@ -272,18 +272,18 @@ fn email(reader: &Reader, node: &Node) -> Option<Email> {
         reader.report(&fields.at, "`username` and `password` go together");
     }
     let mut to = Vec::new();
-    for node in fields.get("to").map(|node| reader.several(node)).into_iter().flatten() {
-        to.extend(address(reader, node));
+    for node in fields.get("to").map(|node| reader.one_or_many(node)).into_iter().flatten() {
+        to.extend(read_address(reader, node));
     }
     let server = fields.get("server").and_then(|node| reader.url(node, &["smtps", "smtp"]))?;
     let wrapped = server.scheme() == "smtps";
-    Some(Email {
+    Some(EmailConfig {
         host: server.host_str()?.trim_matches(['[', ']']).to_owned(),
         port: server.port().unwrap_or(if wrapped { 465 } else { 587 }),
-        wrapped,
+        implicit_tls: wrapped,
         login: username.zip(password),
-        ca: fields.get("ca").map(|node| certificates(reader, node)).unwrap_or_default(),
-        from: address(reader, fields.get("from")?)?,
+        ca: fields.get("ca").map(|node| read_certificates(reader, node)).unwrap_or_default(),
+        from: read_address(reader, fields.get("from")?)?,
         to: Some(to).filter(|to| !to.is_empty())?,
         template: fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from),
         on,
@@ -291,29 +291,29 @@ fn email(reader: &Reader, node: &Node) -> Option<Email> {
 }
 
 /// Reads `name@host`, or `words <name@host>`.
-fn address(reader: &Reader, node: &Node) -> Option<String> {
+fn read_address(reader: &ValueReader, node: &YamlNode) -> Option<String> {
     let text = reader.text(node)?.trim();
     let bare = text.strip_suffix('>').and_then(|text| text.rsplit_once('<')).map_or(text, |(_, bare)| bare);
     let is_one =
         bare.split_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty() && !host.contains('@'));
     if !is_one || text.contains(['\r', '\n']) || bare.contains(char::is_whitespace) {
-        reader.refuse(node, format!("`{text}` is no address such as imgsync@example.com"), None);
+        reader.report_value(node, format!("`{text}` is no address such as imgsync@example.com"), None);
         return None;
     }
     Some(text.to_owned())
 }
 
 /// Reads a URL that is not shown, because it contains a token.
-fn hidden_url(reader: &Reader, node: &Node) -> Option<WebhookUrl> {
+fn read_webhook_url(reader: &ValueReader, node: &YamlNode) -> Option<WebhookUrl> {
     reader.hidden_url(node, &["https", "http"]).map(WebhookUrl)
 }
 
-fn telegram(reader: &Reader, node: &Node) -> Telegram {
-    let Some(fields) = reader.fields(node, &TELEGRAM) else { return Telegram::default() };
+fn read_telegram(reader: &ValueReader, node: &YamlNode) -> TelegramConfig {
+    let Some(fields) = reader.fields(node, &TELEGRAM) else { return TelegramConfig::default() };
     let group = fields.get("group").and_then(|node| {
         let group = reader.text(node)?;
         if !is_group(group) {
-            reader.refuse(
+            reader.report_value(
                 node,
                 format!("`{group}` is neither a chat's number nor @name"),
                 Some("a group's number begins with -100; a bot that is in it is told by getUpdates".to_owned()),
@@ -322,11 +322,11 @@ fn telegram(reader: &Reader, node: &Node) -> Telegram {
         }
         Some(group.to_owned())
     });
-    Telegram {
+    TelegramConfig {
         token: fields.get("token").and_then(|node| reader.secret(node)),
         group,
         api: fields.get("api").and_then(|node| reader.url(node, &["https", "http"])),
-        on: when(reader, &fields),
+        on: read_condition(reader, &fields),
     }
 }
 
@@ -335,24 +335,24 @@ pub(super) fn is_group(text: &str) -> bool {
     text.strip_prefix('@').is_some_and(|name| !name.is_empty()) || text.parse::<i64>().is_ok_and(|number| number != 0)
 }
 
-fn webhook(reader: &Reader, node: &Node) -> Option<Webhook> {
+fn read_webhook(reader: &ValueReader, node: &YamlNode) -> Option<WebhookConfig> {
     let fields = reader.fields(node, &WEBHOOK)?;
-    let headers = fields.get("headers").map(|node| headers(reader, node)).unwrap_or_default();
+    let headers = fields.get("headers").map(|node| read_headers(reader, node)).unwrap_or_default();
     let secret = fields.get("secret").and_then(|node| reader.secret(node));
     let template = fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from);
-    let on = when(reader, &fields);
+    let on = read_condition(reader, &fields);
     let Some(named) = fields.get("url") else {
         reader.report(&fields.at, "`url` is missing: where to?");
         return None;
     };
-    Some(Webhook { url: hidden_url(reader, named)?, headers, template, secret, on })
+    Some(WebhookConfig { url: read_webhook_url(reader, named)?, headers, template, secret, on })
 }
 
-fn headers(reader: &Reader, node: &Node) -> BTreeMap<String, Secret> {
+fn read_headers(reader: &ValueReader, node: &YamlNode) -> BTreeMap<String, Secret> {
     let mut headers = BTreeMap::new();
-    let Value::Map(entries) = &node.value else {
-        if !matches!(node.value, Value::Null | Value::Broken) {
-            reader.report(&node.at, format!("`headers` is a mapping of names, and this is {}", node.kind()));
+    let YamlValue::Map(entries) = &node.value else {
+        if !matches!(node.value, YamlValue::Null | YamlValue::Invalid) {
+            reader.report(&node.at, format!("`headers` is a mapping of names, and this is {}", node.type_name()));
         }
         return headers;
     };
@@ -373,21 +373,21 @@ fn headers(reader: &Reader, node: &Node) -> BTreeMap<String, Secret> {
     headers
 }
 
-fn when(reader: &Reader, fields: &Fields<'_>) -> When {
-    let Some(node) = fields.get("on") else { return When::default() };
+fn read_condition(reader: &ValueReader, fields: &SectionFields<'_>) -> NotifyCondition {
+    let Some(node) = fields.get("on") else { return NotifyCondition::default() };
     match reader.text(node) {
-        Some("always") => When::Always,
-        Some("changes") => When::Changes,
-        Some("failure") => When::Failure,
+        Some("always") => NotifyCondition::Always,
+        Some("changes") => NotifyCondition::Changes,
+        Some("failure") => NotifyCondition::Failure,
         Some(other) => {
-            reader.refuse(node, format!("`{other}` is none of always, changes and failure"), None);
-            When::default()
+            reader.report_value(node, format!("`{other}` is none of always, changes and failure"), None);
+            NotifyCondition::default()
         }
-        None => When::default(),
+        None => NotifyCondition::default(),
     }
 }
 
-impl Telegram {
+impl TelegramConfig {
     /// Returns whether a text can name a chat: a number other than 0, or `@name`.
     pub fn is_group(text: &str) -> bool {
         is_group(text)
@@ -396,17 +396,17 @@ impl Telegram {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Config, File};
+    use super::super::{Config, ConfigFile};
     use super::*;
 
     fn read(text: &str) -> Result<Config, String> {
         let environment = |name: &str| (name == "TOKEN").then(|| "123:abc".to_owned());
-        let file = File { name: "c.yaml", text, environment: &environment, presets: None };
+        let file = ConfigFile { name: "c.yaml", text, environment: &environment, presets: None };
         Config::read(&file).map_err(|errors| errors.to_string())
     }
 
     #[test]
-    fn who_is_told_is_read_and_shown_without_secrets() {
+    fn notification_targets_are_read_and_shown_without_secrets() {
         let text = "notify:
   telegram: {token: \"${TOKEN}\", group: -1001234567890, on: failure}
   webhook:
@@ -421,15 +421,18 @@ mod tests {
         let config = read(text).unwrap();
         let telegram = config.notify.telegram.clone().unwrap();
         assert_eq!(telegram.group.as_deref(), Some("-1001234567890"));
-        assert_eq!((telegram.on, telegram.token.unwrap().expose()), (When::Failure, "123:abc"));
+        assert_eq!((telegram.on, telegram.token.unwrap().expose()), (NotifyCondition::Failure, "123:abc"));
         let first = &config.notify.webhooks[0];
         assert_eq!(first.headers["x-key"].expose(), "hushhush");
-        assert_eq!((first.on, config.notify.webhooks[1].on), (When::Changes, When::Always));
+        assert_eq!((first.on, config.notify.webhooks[1].on), (NotifyCondition::Changes, NotifyCondition::Always));
         let shown = config.to_yaml_redacted();
         let [slack, dingtalk] = &config.notify.chats[..] else { panic!("{:?}", config.notify.chats) };
-        assert_eq!((slack.kind, dingtalk.kind, dingtalk.on), (ChatKind::Slack, ChatKind::DingTalk, When::Failure));
+        assert_eq!(
+            (slack.kind, dingtalk.kind, dingtalk.on),
+            (ChatKind::Slack, ChatKind::DingTalk, NotifyCondition::Failure)
+        );
         let mail = &config.notify.emails[0];
-        assert_eq!((mail.host.as_str(), mail.port, mail.wrapped), ("mail.example", 587, false));
+        assert_eq!((mail.host.as_str(), mail.port, mail.implicit_tls), ("mail.example", 587, false));
         assert_eq!((mail.to.as_slice(), config.notify.pings.len()), (["c@d.example".to_owned()].as_slice(), 1));
         assert_eq!(config.notify.throttled, Duration::from_secs(1800));
         let secrets =

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::keys::PRESET;
-use super::reader::Reader;
-use super::yaml::{Node, Value};
+use super::reader::ValueReader;
+use super::schema_table::PRESET;
+use super::yaml::{YamlNode, YamlValue};
 use crate::select::{RepositoryPattern, VersionRange};
 
 /// A reference to a preset: `kubeadm`, or `kubeadm >=1.30` for the images of these versions.
@@ -19,13 +19,13 @@ pub struct Preset {
 
 /// Facts about a known preset that the configuration needs.
 #[derive(Clone, Copy, Debug)]
-pub struct KnownPreset<'a> {
+pub struct PresetInfo<'a> {
     /// Name of the preset.
     pub name: &'a str,
     /// Whether it supports versions.
     pub has_versions: bool,
     /// Repositories that it reads.
-    pub reads: &'a [RepositoryPattern],
+    pub repositories: &'a [RepositoryPattern],
 }
 
 impl FromStr for Preset {
@@ -62,7 +62,7 @@ impl fmt::Display for Preset {
 
 impl Preset {
     /// Finds the preset among the known ones, or returns an error message and a hint.
-    pub fn find<'k, 'a>(&self, known: &'k [KnownPreset<'a>]) -> Result<&'k KnownPreset<'a>, (String, String)> {
+    pub fn find<'k, 'a>(&self, known: &'k [PresetInfo<'a>]) -> Result<&'k PresetInfo<'a>, (String, String)> {
         let name = &self.name;
         let Some(found) = known.iter().find(|preset| preset.name == name) else {
             let longer = known.iter().find(|preset| name.len() > 2 && preset.name.starts_with(name.as_str()));
@@ -84,11 +84,11 @@ impl Preset {
 }
 
 /// Reads the value of `preset:`: a name, or a name with settings.
-pub(super) fn read(reader: &Reader, node: &Node, known: Option<&[KnownPreset<'_>]>) -> Option<Preset> {
+pub(super) fn read(reader: &ValueReader, node: &YamlNode, known: Option<&[PresetInfo<'_>]>) -> Option<Preset> {
     let preset = match &node.value {
-        Value::Map(entries) => {
+        YamlValue::Map(entries) => {
             let [entry] = entries.as_slice() else {
-                reader.report_with(
+                reader.report_with_hint(
                     &node.at,
                     "a preset with settings is one name and what is set",
                     "write `preset: {kubeadm: {versions: \">=1.30\"}}`; a second preset is a rule of its own",
@@ -106,11 +106,11 @@ pub(super) fn read(reader: &Reader, node: &Node, known: Option<&[KnownPreset<'_>
     };
     if let Some(Err((message, hint))) = known.map(|known| preset.find(known)) {
         match &node.value {
-            Value::Map(entries) => match entries.first() {
-                Some(entry) => reader.report_with(&entry.key_at, message, hint),
-                None => reader.report_with(&node.at, message, hint),
+            YamlValue::Map(entries) => match entries.first() {
+                Some(entry) => reader.report_with_hint(&entry.key_at, message, hint),
+                None => reader.report_with_hint(&node.at, message, hint),
             },
-            _ => reader.refuse(node, message, Some(hint)),
+            _ => reader.report_value(node, message, Some(hint)),
         }
         return None;
     }

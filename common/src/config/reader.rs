@@ -9,69 +9,73 @@ use std::time::Duration;
 use jiff::{Span, SpanRelativeTo};
 use url::Url;
 
-use super::errors::{Found, Problems};
-use super::keys::{ADDRESS, Kind, SECTIONS, Section, may_hold_secret};
+use super::errors::{PendingProblem, Problems};
+use super::schema_table::{ADDRESS, ConfigSection, SECTIONS, ValueKind, may_hold_secret};
 use super::url::{SecretUrl, encode_variables, parse};
-use super::yaml::{Entry, Node, Scalar, Value};
+use super::yaml::{YamlEntry, YamlNode, YamlScalar, YamlValue};
 use crate::secret::Secret;
 
 #[derive(Default)]
-pub(super) struct Reader {
-    pub(super) found: RefCell<Problems>,
+pub(super) struct ValueReader {
+    pub(super) problems: RefCell<Problems>,
     /// Byte ranges of secrets, which are not shown.
-    pub(super) secrets: RefCell<Vec<Range<usize>>>,
+    pub(super) secret_spans: RefCell<Vec<Range<usize>>>,
     /// Whether the file itself contains a secret, rather than a variable.
-    pub(super) inline_secrets: Cell<bool>,
+    pub(super) has_inline_secrets: Cell<bool>,
 }
 
 /// A mapping whose keys were checked against its section.
-pub(super) struct Fields<'n> {
+pub(super) struct SectionFields<'n> {
     pub(super) at: Range<usize>,
-    section: &'static Section,
-    entries: &'n [Entry],
+    section: &'static ConfigSection,
+    entries: &'n [YamlEntry],
 }
 
-impl<'n> Fields<'n> {
-    pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
+impl<'n> SectionFields<'n> {
+    pub(super) fn get(&self, name: &str) -> Option<&'n YamlNode> {
         debug_assert!(self.section.keys.iter().any(|key| key.name == name), "{name} is not in the table");
         self.entry(name).map(|entry| &entry.value)
     }
 
-    pub(super) fn entry(&self, name: &str) -> Option<&'n Entry> {
+    pub(super) fn entry(&self, name: &str) -> Option<&'n YamlEntry> {
         self.entries.iter().find(|entry| entry.key == name)
     }
 }
 
-impl Reader {
+impl ValueReader {
     pub(super) fn report(&self, at: &Range<usize>, message: impl Into<String>) {
-        self.found.borrow_mut().push(Found { at: at.clone(), message: message.into(), hint: None });
+        self.problems.borrow_mut().push(PendingProblem { at: at.clone(), message: message.into(), hint: None });
     }
 
-    pub(super) fn report_with(&self, at: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
-        self.found.borrow_mut().push(Found { at: at.clone(), message: message.into(), hint: Some(hint.into()) });
+    pub(super) fn report_with_hint(&self, at: &Range<usize>, message: impl Into<String>, hint: impl Into<String>) {
+        self.problems.borrow_mut().push(PendingProblem {
+            at: at.clone(),
+            message: message.into(),
+            hint: Some(hint.into()),
+        });
     }
 
     /// Reports an error about a value, without the content of its variables.
-    pub(super) fn refuse(&self, node: &Node, error: impl Display, hint: Option<String>) {
+    pub(super) fn report_value(&self, node: &YamlNode, error: impl Display, hint: Option<String>) {
         let (message, hint) = match &node.value {
-            Value::Scalar(scalar) if scalar.filled => match scalar.without_value(&error.to_string()) {
-                Some(message) => (message, hint.and_then(|hint| scalar.without_value(&hint))),
-                None => (format!("`{}` cannot be used here once the variables are filled in", scalar.written), None),
+            YamlValue::Scalar(scalar) if scalar.is_expanded => match scalar.redact(&error.to_string()) {
+                Some(message) => (message, hint.and_then(|hint| scalar.redact(&hint))),
+                None => (format!("`{}` cannot be used here once the variables are filled in", scalar.raw), None),
             },
             _ => (error.to_string(), hint),
         };
-        self.found.borrow_mut().push(Found { at: node.at.clone(), message, hint });
+        self.problems.borrow_mut().push(PendingProblem { at: node.at.clone(), message, hint });
     }
 
     /// Returns the mapping, and reports unknown keys.
-    pub(super) fn fields<'n>(&self, node: &'n Node, section: &'static Section) -> Option<Fields<'n>> {
-        let entries: &[Entry] = match &node.value {
-            Value::Map(entries) => entries,
+    pub(super) fn fields<'n>(&self, node: &'n YamlNode, section: &'static ConfigSection) -> Option<SectionFields<'n>> {
+        let entries: &[YamlEntry] = match &node.value {
+            YamlValue::Map(entries) => entries,
             // All of it is commented out.
-            Value::Null => &[],
-            Value::Broken => return None,
+            YamlValue::Null => &[],
+            YamlValue::Invalid => return None,
             _ => {
-                self.wrong(node, &format!("{} is a mapping of {}", section.title, section.names()));
+                self.report_wrong_type(node, &format!("{} is a mapping of {}", section.title, section.key_names()));
                 return None;
             }
         };
@@ -83,53 +87,53 @@ impl Reader {
                 let key = entry.key.as_str();
                 SECTIONS.iter().find(|other| other.keys.iter().any(|known| known.name == key)).map(|other| other.title)
             };
-            let hint = format!("{} takes {}", section.title, section.names());
+            let hint = format!("{} takes {}", section.title, section.key_names());
             if may_hold_secret(&entry.key) {
-                self.hide(&entry.value);
+                self.mark_hidden(&entry.value);
             }
             if let Some(meant) = section.suggest(&entry.key) {
-                if section.keys.iter().any(|key| key.name == meant && matches!(key.kind, Kind::Secret)) {
-                    self.note_secret(&entry.value);
+                if section.keys.iter().any(|key| key.name == meant && matches!(key.kind, ValueKind::Secret)) {
+                    self.mark_secret(&entry.value);
                 } else if may_hold_secret(meant) {
-                    self.hide(&entry.value);
+                    self.mark_hidden(&entry.value);
                 }
                 self.report(&entry.key_at, format!("unknown key `{}`, did you mean `{meant}`?", entry.key));
             } else if let Some(title) = elsewhere() {
                 let message = format!("`{}` is no key of {}; it belongs to {title}", entry.key, section.title);
-                self.report_with(&entry.key_at, message, hint);
+                self.report_with_hint(&entry.key_at, message, hint);
             } else {
-                self.report_with(&entry.key_at, format!("unknown key `{}`", entry.key), hint);
+                self.report_with_hint(&entry.key_at, format!("unknown key `{}`", entry.key), hint);
             }
         }
-        Some(Fields { at: node.at.clone(), section, entries })
+        Some(SectionFields { at: node.at.clone(), section, entries })
     }
 
-    fn wrong(&self, node: &Node, wanted: &str) {
-        self.report(&node.at, format!("{wanted}, and this is {}", node.kind()));
+    fn report_wrong_type(&self, node: &YamlNode, wanted: &str) {
+        self.report(&node.at, format!("{wanted}, and this is {}", node.type_name()));
     }
 
-    pub(super) fn scalar<'n>(&self, node: &'n Node) -> Option<&'n Scalar> {
+    pub(super) fn scalar<'n>(&self, node: &'n YamlNode) -> Option<&'n YamlScalar> {
         match &node.value {
-            Value::Scalar(scalar) => Some(scalar),
-            Value::Null => {
+            YamlValue::Scalar(scalar) => Some(scalar),
+            YamlValue::Null => {
                 self.report(&node.at, "a value is missing here");
                 None
             }
-            Value::Broken => None,
+            YamlValue::Invalid => None,
             _ => {
-                self.wrong(node, "a single value is wanted");
+                self.report_wrong_type(node, "a single value is wanted");
                 None
             }
         }
     }
 
     /// Returns a text that is not empty.
-    pub(super) fn text<'n>(&self, node: &'n Node) -> Option<&'n str> {
+    pub(super) fn text<'n>(&self, node: &'n YamlNode) -> Option<&'n str> {
         let scalar = self.scalar(node)?;
         if scalar.text.trim().is_empty() {
-            self.refuse(
+            self.report_value(
                 node,
-                if scalar.filled { "this is empty once the variables are filled in" } else { "this is empty" },
+                if scalar.is_expanded { "this is empty once the variables are filled in" } else { "this is empty" },
                 None,
             );
             return None;
@@ -137,59 +141,59 @@ impl Reader {
         Some(&scalar.text)
     }
 
-    pub(super) fn parse<T: FromStr<Err: Display>>(&self, node: &Node) -> Option<T> {
-        self.text(node)?.parse().map_err(|error: T::Err| self.refuse(node, error, None)).ok()
+    pub(super) fn parse<T: FromStr<Err: Display>>(&self, node: &YamlNode) -> Option<T> {
+        self.text(node)?.parse().map_err(|error: T::Err| self.report_value(node, error, None)).ok()
     }
 
-    pub(super) fn flag(&self, node: &Node) -> Option<bool> {
+    pub(super) fn flag(&self, node: &YamlNode) -> Option<bool> {
         let text = self.text(node)?;
         match text.to_ascii_lowercase().as_str() {
             "true" | "on" | "yes" => Some(true),
             "false" | "off" | "no" => Some(false),
             _ => {
-                self.refuse(node, format!("`{text}` is neither true nor false"), None);
+                self.report_value(node, format!("`{text}` is neither true nor false"), None);
                 None
             }
         }
     }
 
-    pub(super) fn whole(&self, node: &Node, range: RangeInclusive<usize>) -> Option<usize> {
+    pub(super) fn integer(&self, node: &YamlNode, range: RangeInclusive<usize>) -> Option<usize> {
         let text = self.text(node)?;
         match text.parse::<usize>() {
             Ok(number) if range.contains(&number) => Some(number),
             _ => {
                 let (from, to) = (range.start(), range.end());
                 let wanted = if *to == usize::MAX { format!("from {from}") } else { format!("from {from} to {to}") };
-                self.refuse(node, format!("`{text}` is not a whole number {wanted}"), None);
+                self.report_value(node, format!("`{text}` is not a whole number {wanted}"), None);
                 None
             }
         }
     }
 
-    pub(super) fn positive(&self, node: &Node) -> Option<f64> {
+    pub(super) fn positive_number(&self, node: &YamlNode) -> Option<f64> {
         let text = self.text(node)?;
         match text.parse::<f64>() {
             Ok(number) if number.is_finite() && number > 0.0 => Some(number),
             _ => {
-                self.refuse(node, format!("`{text}` is not a number above 0"), None);
+                self.report_value(node, format!("`{text}` is not a number above 0"), None);
                 None
             }
         }
     }
 
-    pub(super) fn size(&self, node: &Node) -> Option<u64> {
+    pub(super) fn size(&self, node: &YamlNode) -> Option<u64> {
         let text = self.text(node)?;
         match text.parse::<bytesize::ByteSize>() {
             Ok(size) if size.as_u64() > 0 => Some(size.as_u64()),
             _ => {
-                self.refuse(node, format!("`{text}` is not a size such as 10MiB"), None);
+                self.report_value(node, format!("`{text}` is not a size such as 10MiB"), None);
                 None
             }
         }
     }
 
     /// Reads `1h30m`, `7d`, `2w`; a day has 24 hours.
-    pub(super) fn duration(&self, node: &Node) -> Option<Duration> {
+    pub(super) fn duration(&self, node: &YamlNode) -> Option<Duration> {
         let text = self.text(node)?;
         let duration = text
             .parse::<Span>()
@@ -198,17 +202,17 @@ impl Reader {
             .and_then(|duration| Duration::try_from(duration).ok())
             .filter(|duration| !duration.is_zero());
         if duration.is_none() {
-            self.refuse(node, format!("`{text}` is not a time such as 90s, 1h30m or 7d"), None);
+            self.report_value(node, format!("`{text}` is not a time such as 90s, 1h30m or 7d"), None);
         }
         duration
     }
 
     /// Reads a URL without user and password.
-    pub(super) fn url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
+    pub(super) fn url(&self, node: &YamlNode, schemes: &[&str]) -> Option<Url> {
         let url = self.any_url(node, schemes)?;
         if !url.username().is_empty() || url.password().is_some() {
-            self.hide(node);
-            self.report_with(
+            self.mark_hidden(node);
+            self.report_with_hint(
                 &node.at,
                 "this URL holds a user or a password",
                 "write `username` and `password` instead",
@@ -216,7 +220,7 @@ impl Reader {
             return None;
         }
         if url.query().is_some() || url.fragment().is_some() {
-            self.hide(node);
+            self.mark_hidden(node);
             self.report(&node.at, "this URL has a `?` or a `#`; only scheme, host, port and path are taken");
             return None;
         }
@@ -224,8 +228,8 @@ impl Reader {
     }
 
     /// Reads a URL that may contain a password, or a mapping of a URL with `username` and `password`.
-    pub(super) fn address(&self, node: &Node, schemes: &[&str], is_user_wanted: bool) -> Option<SecretUrl> {
-        if !matches!(node.value, Value::Map(_)) {
+    pub(super) fn address(&self, node: &YamlNode, schemes: &[&str], is_user_wanted: bool) -> Option<SecretUrl> {
+        if !matches!(node.value, YamlValue::Map(_)) {
             return self.secret_url(node, schemes);
         }
         let fields = self.fields(node, &ADDRESS)?;
@@ -240,7 +244,7 @@ impl Reader {
             return Some(url);
         }
         if url.has_login() {
-            self.hide(named);
+            self.mark_hidden(named);
             self.report(
                 &named.at,
                 "this URL holds a user or a password, and `username` or `password` are written as well",
@@ -264,52 +268,56 @@ impl Reader {
     }
 
     /// Reads a user name. It is not shown: it stands beside a password, and the two are easily swapped.
-    pub(super) fn username(&self, node: &Node) -> Option<String> {
-        self.hide(node);
+    pub(super) fn username(&self, node: &YamlNode) -> Option<String> {
+        self.mark_hidden(node);
         self.text(node).map(str::to_owned)
     }
 
-    fn secret_url(&self, node: &Node, schemes: &[&str]) -> Option<SecretUrl> {
-        self.hide(node);
+    fn secret_url(&self, node: &YamlNode, schemes: &[&str]) -> Option<SecretUrl> {
+        self.mark_hidden(node);
         let url = SecretUrl::new(self.any_url(node, schemes)?);
         // As written: `amqp://user:${PASSWORD}@host` contains no secret, `amqp://user:secret@${HOST}` does.
-        if url.login().1
-            && let Value::Scalar(scalar) = &node.value
-            && let Some((_, rest)) = scalar.written.split_once("://")
+        if url.login_parts().1
+            && let YamlValue::Scalar(scalar) = &node.value
+            && let Some((_, rest)) = scalar.raw.split_once("://")
             && let Some((_, password)) = rest.rsplit_once('@').and_then(|(user, _)| user.split_once(':'))
             && (!password.starts_with("${") || password.contains(":-"))
         {
-            self.inline_secrets.set(true);
+            self.has_inline_secrets.set(true);
         }
         Some(url)
     }
 
-    fn any_url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
+    fn any_url(&self, node: &YamlNode, schemes: &[&str]) -> Option<Url> {
         self.text(node)?;
-        let Value::Scalar(scalar) = &node.value else { return None };
+        let YamlValue::Scalar(scalar) = &node.value else { return None };
         let text = encode_variables(&scalar.text, &scalar.variables);
         match parse(&text, schemes) {
             Ok(url) => Some(url),
             // A rejected URL is not shown: it could contain a password.
             Err(error) => {
                 if text.contains('@') {
-                    self.hide(node);
+                    self.mark_hidden(node);
                 }
                 let hint = error.hint().map(str::to_owned);
-                self.found.borrow_mut().push(Found { at: node.at.clone(), message: error.to_string(), hint });
+                self.problems.borrow_mut().push(PendingProblem {
+                    at: node.at.clone(),
+                    message: error.to_string(),
+                    hint,
+                });
                 None
             }
         }
     }
 
     /// Reads a URL that is a secret as a whole.
-    pub(super) fn hidden_url(&self, node: &Node, schemes: &[&str]) -> Option<Url> {
+    pub(super) fn hidden_url(&self, node: &YamlNode, schemes: &[&str]) -> Option<Url> {
         self.secret(node)?;
         self.any_url(node, schemes)
     }
 
-    pub(super) fn secret(&self, node: &Node) -> Option<Secret> {
-        self.note_secret(node);
+    pub(super) fn secret(&self, node: &YamlNode) -> Option<Secret> {
+        self.mark_secret(node);
         let scalar = self.scalar(node)?;
         if scalar.text.is_empty() {
             self.report(&node.at, "this secret is empty");
@@ -319,59 +327,61 @@ impl Reader {
     }
 
     /// Marks the value as a secret: not to be shown, and better kept in a variable.
-    pub(super) fn note_secret(&self, node: &Node) {
-        self.hide(node);
-        self.note_inline(node);
+    pub(super) fn mark_secret(&self, node: &YamlNode) {
+        self.mark_hidden(node);
+        self.mark_inline_secrets(node);
     }
 
-    fn note_inline(&self, node: &Node) {
+    fn mark_inline_secrets(&self, node: &YamlNode) {
         match &node.value {
             // Text around a variable is a word such as Bearer, or a part of a URL.
-            Value::Scalar(scalar) if !scalar.is_variable() && !scalar.has_variable() => self.inline_secrets.set(true),
-            Value::List(items) => items.iter().for_each(|item| self.note_inline(item)),
-            Value::Map(entries) => entries.iter().for_each(|entry| self.note_inline(&entry.value)),
-            Value::Scalar(_) | Value::Null | Value::Broken => {}
+            YamlValue::Scalar(scalar) if !scalar.is_variable() && !scalar.has_variable() => {
+                self.has_inline_secrets.set(true)
+            }
+            YamlValue::List(items) => items.iter().for_each(|item| self.mark_inline_secrets(item)),
+            YamlValue::Map(entries) => entries.iter().for_each(|entry| self.mark_inline_secrets(&entry.value)),
+            YamlValue::Scalar(_) | YamlValue::Null | YamlValue::Invalid => {}
         }
     }
 
     /// Marks the value as not to be shown.
-    pub(super) fn hide(&self, node: &Node) {
+    pub(super) fn mark_hidden(&self, node: &YamlNode) {
         match &node.value {
             // A variable's name is no secret, and helps to find the problem.
-            Value::Scalar(scalar) if scalar.is_variable() => {}
-            Value::Scalar(_) => self.secrets.borrow_mut().push(node.at.clone()),
-            Value::List(items) => items.iter().for_each(|item| self.hide(item)),
-            Value::Map(entries) => entries.iter().for_each(|entry| self.hide(&entry.value)),
-            Value::Null | Value::Broken => {}
+            YamlValue::Scalar(scalar) if scalar.is_variable() => {}
+            YamlValue::Scalar(_) => self.secret_spans.borrow_mut().push(node.at.clone()),
+            YamlValue::List(items) => items.iter().for_each(|item| self.mark_hidden(item)),
+            YamlValue::Map(entries) => entries.iter().for_each(|entry| self.mark_hidden(&entry.value)),
+            YamlValue::Null | YamlValue::Invalid => {}
         }
     }
 
     /// Returns the items of a list.
-    pub(super) fn list<'n>(&self, node: &'n Node) -> &'n [Node] {
+    pub(super) fn list<'n>(&self, node: &'n YamlNode) -> &'n [YamlNode] {
         match &node.value {
-            Value::List(items) => items,
-            Value::Null | Value::Broken => &[],
+            YamlValue::List(items) => items,
+            YamlValue::Null | YamlValue::Invalid => &[],
             _ => {
-                self.wrong(node, "a list is wanted");
+                self.report_wrong_type(node, "a list is wanted");
                 &[]
             }
         }
     }
 
     /// Returns one value or a list of them, which must not be empty.
-    pub(super) fn several<'n>(&self, node: &'n Node) -> &'n [Node] {
+    pub(super) fn one_or_many<'n>(&self, node: &'n YamlNode) -> &'n [YamlNode] {
         match &node.value {
-            Value::List(items) if items.is_empty() => {
+            YamlValue::List(items) if items.is_empty() => {
                 self.report(&node.at, "this list is empty; leave the key out instead");
                 &[]
             }
-            Value::List(items) => items,
+            YamlValue::List(items) => items,
             _ => std::slice::from_ref(node),
         }
     }
 
     /// Parses each item of a list (or the one value), and skips those that fail.
-    pub(super) fn parse_several<T: FromStr<Err: Display>>(&self, node: &Node) -> Vec<T> {
-        self.several(node).iter().filter_map(|item| self.parse(item)).collect()
+    pub(super) fn parse_one_or_many<T: FromStr<Err: Display>>(&self, node: &YamlNode) -> Vec<T> {
+        self.one_or_many(node).iter().filter_map(|item| self.parse(item)).collect()
     }
 }

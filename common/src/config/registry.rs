@@ -7,29 +7,29 @@ use std::str::FromStr;
 
 use url::Url;
 
-use super::keys::{CREDENTIAL, REGISTRY};
-use super::reader::{Fields, Reader};
+use super::reader::{SectionFields, ValueReader};
+use super::schema_table::{CREDENTIAL, REGISTRY};
 use super::url::SecretUrl;
-use super::yaml::{Node, Value};
+use super::yaml::{YamlNode, YamlValue};
 use crate::image::RegistryName;
 use crate::secret::Secret;
-use crate::vendor::{self, ListingBy};
+use crate::vendor::{self, ListingMethod};
 
 /// Settings of a registry. All are optional.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RegistrySettings {
+pub struct RegistryConfig {
     /// User, with or without a password.
     pub username: Option<String>,
     /// Credential for pulling and pushing.
-    pub credential: Option<Credential>,
+    pub credential: Option<CredentialConfig>,
     /// Additional accounts, for pulling only.
-    pub pull_credentials: Vec<Credential>,
+    pub pull_credentials: Vec<CredentialConfig>,
     /// URL to use instead of the registry's own; disables its vendor's API, unless `api` is set. http or https.
     pub endpoint: Option<Url>,
     /// Mirrors to pull from first, in this order. http or https.
     pub mirrors: Vec<Url>,
     /// API for listing repositories and tags.
-    pub listing: ListingBy,
+    pub listing: ListingMethod,
     /// URL of the vendor's API. http or https.
     pub api: Option<Url>,
     /// http, https, socks5 or socks5h.
@@ -37,7 +37,7 @@ pub struct RegistrySettings {
     /// `tls: off` is true, `tls: on` is false; `None` depends on the address (loopback is plain).
     pub plain_http: Option<bool>,
     /// Certificates to trust besides the system's.
-    pub ca: Vec<Pem>,
+    pub ca: Vec<PemSource>,
     /// Client certificate and key.
     pub client_identity: Option<ClientIdentity>,
     /// Trusts any certificate.
@@ -61,12 +61,12 @@ pub struct RegistrySettings {
     /// Creates missing ECR repositories and Harbor projects on push.
     pub create: bool,
     /// Chunk size of uploads in bytes.
-    pub chunk: Option<u64>,
+    pub chunk_size: Option<u64>,
 }
 
 /// A credential in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Credential {
+pub enum CredentialConfig {
     /// User and password.
     Basic {
         /// The user.
@@ -110,7 +110,7 @@ impl fmt::Display for PullReserve {
 
 /// PEM-encoded certificates or a key.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Pem {
+pub enum PemSource {
     /// A file; a relative path is relative to the configuration file.
     File(PathBuf),
     /// Inline in the configuration. (A secret, since it may be a key.)
@@ -119,17 +119,17 @@ pub enum Pem {
 
 /// Displays the file name only if it clearly is one, else stars: a key without its first line looks like a file name,
 /// too.
-impl fmt::Display for Pem {
+impl fmt::Display for PemSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Pem::File(path) if is_plainly_a_path(&path.to_string_lossy()) => path.display().fmt(f),
-            Pem::File(_) => f.write_str("***"),
-            Pem::Inline(secret) => secret.fmt(f),
+            PemSource::File(path) if looks_like_path(&path.to_string_lossy()) => path.display().fmt(f),
+            PemSource::File(_) => f.write_str("***"),
+            PemSource::Inline(secret) => secret.fmt(f),
         }
     }
 }
 
-impl fmt::Debug for Pem {
+impl fmt::Debug for PemSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -137,11 +137,11 @@ impl fmt::Debug for Pem {
 
 /// Returns whether a text can only be a file name: it has a typical extension or starts like a path, and no segment
 /// could be a line of PEM.
-fn is_plainly_a_path(text: &str) -> bool {
+fn looks_like_path(text: &str) -> bool {
     let ending = text.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
     let begins = ["/", "./", "../"].iter().any(|begin| text.starts_with(begin));
-    let is_short = |part: &str| part.contains('.') || part.len() <= LONGEST_SHOWN;
-    (begins || ending.is_some_and(|ending| PEM_ENDINGS.contains(&ending.as_str())))
+    let is_short = |part: &str| part.contains('.') || part.len() <= MAX_SHOWN_SEGMENT_CHARS;
+    (begins || ending.is_some_and(|ending| PEM_EXTENSIONS.contains(&ending.as_str())))
         && text.split('/').all(is_short)
         && !text.contains([' ', '\n', '=', '+'])
 }
@@ -150,56 +150,59 @@ fn is_plainly_a_path(text: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientIdentity {
     /// The certificate, with its chain.
-    pub certificate: Pem,
+    pub certificate: PemSource,
     /// Its key.
-    pub key: Pem,
+    pub key: PemSource,
 }
 
-const HTTP: [&str; 2] = ["https", "http"];
+const HTTP_SCHEMES: [&str; 2] = ["https", "http"];
 const PROXY_SCHEMES: [&str; 4] = ["http", "https", "socks5", "socks5h"];
 /// Extensions of certificate and key files.
-const PEM_ENDINGS: [&str; 8] = ["pem", "crt", "cer", "cert", "key", "p8", "chain", "bundle"];
+const PEM_EXTENSIONS: [&str; 8] = ["pem", "crt", "cer", "cert", "key", "p8", "chain", "bundle"];
 /// Maximum length of a path segment without a dot that is shown: a line of PEM has 64 characters.
-const LONGEST_SHOWN: usize = 48;
+const MAX_SHOWN_SEGMENT_CHARS: usize = 48;
 
 /// Reads the settings of a registry. `name` is the registry's, if it is valid.
-pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) -> RegistrySettings {
-    let Some(fields) = reader.fields(node, &REGISTRY) else { return RegistrySettings::default() };
-    let url = |name| fields.get(name).and_then(|node| reader.url(node, &HTTP));
+pub(super) fn read(reader: &ValueReader, node: &YamlNode, name: Option<&RegistryName>) -> RegistryConfig {
+    let Some(fields) = reader.fields(node, &REGISTRY) else { return RegistryConfig::default() };
+    let url = |name| fields.get(name).and_then(|node| reader.url(node, &HTTP_SCHEMES));
     let flag = |name| fields.get(name).and_then(|node| reader.flag(node));
-    let settings = RegistrySettings {
+    let settings = RegistryConfig {
         username: fields.get("username").and_then(|node| reader.username(node)),
-        credential: credential(reader, &fields, true),
-        pull_credentials: pull_credentials(reader, &fields),
+        credential: read_credential(reader, &fields, true),
+        pull_credentials: read_pull_credentials(reader, &fields),
         endpoint: url("endpoint"),
         mirrors: match fields.get("mirrors") {
-            Some(node) => reader.several(node).iter().filter_map(|node| reader.url(node, &HTTP)).collect(),
+            Some(node) => reader.one_or_many(node).iter().filter_map(|node| reader.url(node, &HTTP_SCHEMES)).collect(),
             None => Vec::new(),
         },
         listing: fields.get("listing").and_then(|node| reader.parse(node)).unwrap_or_default(),
         api: url("api"),
         proxy: fields.get("proxy").and_then(|node| reader.address(node, &PROXY_SCHEMES, true)),
         plain_http: flag("tls").map(|tls| !tls),
-        ca: fields.get("ca").map(|node| certificates(reader, node)).unwrap_or_default(),
-        client_identity: client_identity(reader, &fields),
+        ca: fields.get("ca").map(|node| read_certificates(reader, node)).unwrap_or_default(),
+        client_identity: read_client_identity(reader, &fields),
         insecure: flag("insecure").unwrap_or_default(),
         http1: flag("http1").unwrap_or_default(),
         allow_private: flag("allow_private").unwrap_or_default(),
         allow_metadata: match fields.get("allow_metadata") {
-            Some(node) => reader.several(node).iter().filter_map(|node| address(reader, node)).collect(),
+            Some(node) => {
+                reader.one_or_many(node).iter().filter_map(|node| read_metadata_address(reader, node)).collect()
+            }
             None => Vec::new(),
         },
-        requests_per_second: fields.get("requests_per_second").and_then(|node| reader.positive(node)),
-        concurrency: fields.get("concurrency").and_then(|node| reader.whole(node, 1..=10_000)),
+        requests_per_second: fields.get("requests_per_second").and_then(|node| reader.positive_number(node)),
+        concurrency: fields.get("concurrency").and_then(|node| reader.integer(node, 1..=10_000)),
         pull_reserve: fields.get("pull_reserve").and_then(|node| reader.parse(node)),
         bandwidth: fields.get("bandwidth").and_then(|node| reader.size(node)),
         egress: fields.get("egress").and_then(|node| reader.text(node)).map(str::to_owned),
         create: flag("create").unwrap_or_default(),
-        chunk: fields.get("chunk").and_then(|node| reader.size(node)),
+        chunk_size: fields.get("chunk").and_then(|node| reader.size(node)),
     };
-    contradictions(reader, &fields, &settings);
+    check_contradictions(reader, &fields, &settings);
     if let Some(name) = name
-        && let Err(error) = vendor::listing(name, settings.listing, settings.endpoint.as_ref(), settings.api.as_ref())
+        && let Err(error) =
+            vendor::resolve_listing(name, settings.listing, settings.endpoint.as_ref(), settings.api.as_ref())
         && let Some(entry) = fields.entry("listing").or_else(|| fields.entry("api"))
     {
         reader.report(&entry.key_at, error);
@@ -207,16 +210,16 @@ pub(super) fn read(reader: &Reader, node: &Node, name: Option<&RegistryName>) ->
     settings
 }
 
-fn address(reader: &Reader, node: &Node) -> Option<IpAddr> {
+fn read_metadata_address(reader: &ValueReader, node: &YamlNode) -> Option<IpAddr> {
     let text = reader.text(node)?;
     let address = text.parse().ok();
     if address.is_none() {
-        reader.refuse(node, format!("`{text}` is no address, such as 169.254.169.254"), None);
+        reader.report_value(node, format!("`{text}` is no address, such as 169.254.169.254"), None);
     }
     address
 }
 
-fn contradictions(reader: &Reader, fields: &Fields<'_>, settings: &RegistrySettings) {
+fn check_contradictions(reader: &ValueReader, fields: &SectionFields<'_>, settings: &RegistryConfig) {
     if settings.plain_http == Some(true) {
         for name in ["ca", "client_cert", "insecure"] {
             if let Some(entry) = fields.entry(name)
@@ -243,7 +246,7 @@ fn contradictions(reader: &Reader, fields: &Fields<'_>, settings: &RegistrySetti
 }
 
 /// Reads user and password, or a token. A user alone is valid if `user_alone` is set.
-fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<Credential> {
+fn read_credential(reader: &ValueReader, fields: &SectionFields<'_>, user_alone: bool) -> Option<CredentialConfig> {
     let username = fields.get("username").and_then(|node| reader.username(node));
     let password = fields.get("password").map(|node| reader.secret(node));
     let token = fields.get("identity_token").map(|node| reader.secret(node));
@@ -254,14 +257,14 @@ fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<
             }
             None
         }
-        (Some(username), Some(password), None) => Some(Credential::Basic { username, password: password? }),
+        (Some(username), Some(password), None) => Some(CredentialConfig::Basic { username, password: password? }),
         (None, Some(_), None) => {
             if let (Some(entry), None) = (fields.entry("password"), fields.get("username")) {
                 reader.report(&entry.key_at, "a `password` needs a `username`");
             }
             None
         }
-        (_, None, Some(token)) => Some(Credential::IdentityToken(token?)),
+        (_, None, Some(token)) => Some(CredentialConfig::IdentityToken(token?)),
         (_, None, None) => {
             if !user_alone && fields.get("username").is_none() {
                 reader.report(&fields.at, "a credential is `username` and `password`, or `identity_token`");
@@ -273,14 +276,18 @@ fn credential(reader: &Reader, fields: &Fields<'_>, user_alone: bool) -> Option<
     }
 }
 
-fn pull_credentials(reader: &Reader, fields: &Fields<'_>) -> Vec<Credential> {
+fn read_pull_credentials(reader: &ValueReader, fields: &SectionFields<'_>) -> Vec<CredentialConfig> {
     let Some(node) = fields.get("credentials") else { return Vec::new() };
-    reader.list(node).iter().filter_map(|node| credential(reader, &reader.fields(node, &CREDENTIAL)?, false)).collect()
+    reader
+        .list(node)
+        .iter()
+        .filter_map(|node| read_credential(reader, &reader.fields(node, &CREDENTIAL)?, false))
+        .collect()
 }
 
-fn client_identity(reader: &Reader, fields: &Fields<'_>) -> Option<ClientIdentity> {
-    let certificate = fields.get("client_cert").map(|node| pem(reader, node, "CERTIFICATE"));
-    let key = fields.get("client_key").map(|node| pem(reader, node, "PRIVATE KEY"));
+fn read_client_identity(reader: &ValueReader, fields: &SectionFields<'_>) -> Option<ClientIdentity> {
+    let certificate = fields.get("client_cert").map(|node| read_pem(reader, node, "CERTIFICATE"));
+    let key = fields.get("client_key").map(|node| read_pem(reader, node, "PRIVATE KEY"));
     match (certificate, key) {
         (Some(certificate), Some(key)) => Some(ClientIdentity { certificate: certificate?, key: key? }),
         (None, None) => None,
@@ -296,26 +303,27 @@ fn client_identity(reader: &Reader, fields: &Fields<'_>) -> Option<ClientIdentit
 }
 
 /// Reads certificates to trust.
-pub(super) fn certificates(reader: &Reader, node: &Node) -> Vec<Pem> {
-    reader.several(node).iter().filter_map(|node| pem(reader, node, "CERTIFICATE")).collect()
+pub(super) fn read_certificates(reader: &ValueReader, node: &YamlNode) -> Vec<PemSource> {
+    reader.one_or_many(node).iter().filter_map(|node| read_pem(reader, node, "CERTIFICATE")).collect()
 }
 
-fn pem(reader: &Reader, node: &Node, label: &str) -> Option<Pem> {
-    let is_inline = matches!(&node.value, Value::Scalar(scalar) if scalar.text.trim_start().starts_with("-----BEGIN"));
+fn read_pem(reader: &ValueReader, node: &YamlNode, label: &str) -> Option<PemSource> {
+    let is_inline =
+        matches!(&node.value, YamlValue::Scalar(scalar) if scalar.text.trim_start().starts_with("-----BEGIN"));
     if !is_inline {
         let text = reader.text(node)?;
-        if !is_plainly_a_path(text) {
+        if !looks_like_path(text) {
             // A key without its first line, or a password.
-            reader.hide(node);
+            reader.mark_hidden(node);
         }
         if text.contains('\n') {
             reader.report(&node.at, "this is neither the name of a file nor PEM, which begins with -----BEGIN");
             return None;
         }
-        return Some(Pem::File(PathBuf::from(text)));
+        return Some(PemSource::File(PathBuf::from(text)));
     }
     if label == "PRIVATE KEY" {
-        reader.note_secret(node);
+        reader.mark_secret(node);
     }
     let text = reader.text(node)?;
     // RSA and EC keys name their type before `PRIVATE KEY`.
@@ -323,5 +331,5 @@ fn pem(reader: &Reader, node: &Node, label: &str) -> Option<Pem> {
         reader.report(&node.at, format!("there is no {label} in this PEM"));
         return None;
     }
-    Some(Pem::Inline(Secret::new(text)))
+    Some(PemSource::Inline(Secret::new(text)))
 }

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::keys::REPORT;
-use super::reader::Reader;
-use super::yaml::{Node, Value};
+use super::reader::ValueReader;
+use super::schema_table::REPORT;
+use super::yaml::{YamlNode, YamlValue};
 
 /// Settings of a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct ReportConfig {
     /// .txt, .json, .md or .html; a relative path is relative to the working directory, as on the command line.
     pub file: PathBuf,
     /// 1 totals, 2 failures, 3 everything; `None` leaves it to the format.
@@ -17,13 +17,13 @@ pub struct Report {
     pub template: Option<PathBuf>,
 }
 
-pub(super) fn read(reader: &Reader, node: &Node) -> Option<Report> {
-    let Value::Map(_) = node.value else {
-        return Some(Report { file: file(reader, node)?, level: None, template: None });
+pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<ReportConfig> {
+    let YamlValue::Map(_) = node.value else {
+        return Some(ReportConfig { file: read_path(reader, node)?, level: None, template: None });
     };
     let fields = reader.fields(node, &REPORT)?;
     let level = match fields.get("level") {
-        Some(node) => u8::try_from(reader.whole(node, 1..=3)?).ok(),
+        Some(node) => u8::try_from(reader.integer(node, 1..=3)?).ok(),
         None => None,
     };
     let template = match fields.get("template") {
@@ -34,10 +34,10 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Option<Report> {
         reader.report(&fields.at, "`file` is missing: where to?");
         return None;
     };
-    Some(Report { file: file(reader, named)?, level, template })
+    Some(ReportConfig { file: read_path(reader, named)?, level, template })
 }
 
-fn file(reader: &Reader, node: &Node) -> Option<PathBuf> {
+fn read_path(reader: &ValueReader, node: &YamlNode) -> Option<PathBuf> {
     let path = PathBuf::from(reader.text(node)?);
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("txt" | "json" | "md" | "html") => Some(path),

@@ -5,19 +5,22 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::keep::{self, Prune};
-use super::keys::{DEFAULTS, NEWEST, RULE, TAG_RULES};
-use super::names;
-use super::preset::{KnownPreset, Preset};
-use super::reader::{Fields, Reader};
+use super::preset::{Preset, PresetInfo};
+use super::reader::{SectionFields, ValueReader};
+use super::retention::{self, PruneConfig};
+use super::rule_names;
 use super::schedule;
-use super::source::{layout_path, source};
-use super::yaml::{Node, Value};
+use super::schema_table::{DEFAULTS, NEWEST, RULE, TAG_RULES};
+use super::source::{read_layout_path, read_source};
+use super::yaml::{YamlNode, YamlValue};
 use crate::batch::{ForeignLayers, Priority, Referrers};
 use crate::image::{Platform, RepositoryName, Tag};
-use crate::naming::{BackupName, Base, FixedRule, NameError, Origin, Style, TargetName, must_collide};
+use crate::naming::{
+    BackupTagTemplate, NamingStyle, SingleRepositoryRule, SourceName, TargetBase, TargetName, TargetNameError,
+    find_certain_collision,
+};
 use crate::schedule::Schedule;
-use crate::select::{Contradiction, Newest, NewestBy, RepositoryPattern, Selection, TagPattern};
+use crate::select::{Newest, NewestBy, RepositoryPattern, SelectionContradiction, TagPattern, TagSelection};
 
 /// An entry of `rules`, with `defaults` filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,9 +32,9 @@ pub struct Rule {
     /// Display name; empty for its name or its source. See [`Rule::title`].
     pub(super) title: String,
     /// Source.
-    pub source: Source,
+    pub source: RuleSource,
     /// Tag filter.
-    pub selection: Selection,
+    pub selection: TagSelection,
     /// Platforms to copy; all if empty.
     pub platforms: Vec<Platform>,
     /// Copy only these platforms of an index, and the index unchanged.
@@ -39,17 +42,17 @@ pub struct Rule {
     /// How to treat foreign layers.
     pub foreign_layers: ForeignLayers,
     /// Targets; at least one.
-    pub to: Vec<Destination>,
+    pub to: Vec<RuleTarget>,
     /// Naming of target repositories; `None` leaves it to the preset and the kind of target, see [`Rule::style_at`].
-    pub naming: Option<Style>,
+    pub naming: Option<NamingStyle>,
     /// Referrers to copy.
     pub referrers: Referrers,
     /// Source tags that never move: once copied, they are neither checked again nor overwritten.
     pub immutable: Vec<TagPattern>,
     /// Name of the tag that keeps what an overwritten one pointed to.
-    pub backup: Option<BackupName>,
+    pub backup: Option<BackupTagTemplate>,
     /// Whether, and when, to remove target tags whose source is gone.
-    pub prune: Option<Prune>,
+    pub prune: Option<PruneConfig>,
     /// Schedule for `imgsync serve`.
     pub schedule: Option<Schedule>,
     /// Priority of its tasks, relative to other batches.
@@ -62,7 +65,7 @@ pub struct Rule {
 
 /// Source of a rule.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Source {
+pub enum RuleSource {
     /// A preset by name.
     Preset(Preset),
     /// Repositories of a registry.
@@ -71,69 +74,69 @@ pub enum Source {
     Layout(PathBuf),
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for RuleSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Preset(preset) => write!(f, "preset {preset}"),
-            Source::Repositories(pattern) => write!(f, "{pattern}"),
-            Source::Layout(folder) => write!(f, "oci:{}", folder.display()),
+            RuleSource::Preset(preset) => write!(f, "preset {preset}"),
+            RuleSource::Repositories(pattern) => write!(f, "{pattern}"),
+            RuleSource::Layout(folder) => write!(f, "oci:{}", folder.display()),
         }
     }
 }
 
 /// Target of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Destination {
+pub enum RuleTarget {
     /// A registry, and a path there.
-    Registry(Base),
+    Registry(TargetBase),
     /// An image layout; a relative path is relative to the configuration file.
     Layout(PathBuf),
 }
 
-impl fmt::Display for Destination {
+impl fmt::Display for RuleTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Destination::Registry(base) => write!(f, "{base}"),
-            Destination::Layout(path) => write!(f, "oci:{}", path.display()),
+            RuleTarget::Registry(base) => write!(f, "{base}"),
+            RuleTarget::Layout(path) => write!(f, "oci:{}", path.display()),
         }
     }
 }
 
 impl Rule {
     /// Returns the naming style at a target: the configured one, else `full` in a layout and `flat` in a registry.
-    pub fn style_at(&self, destination: &Destination) -> Style {
+    pub fn style_at(&self, destination: &RuleTarget) -> NamingStyle {
         match (&self.naming, destination) {
             (Some(style), _) => style.clone(),
-            (None, Destination::Registry(_)) => Style::Flat,
-            (None, Destination::Layout(_)) => Style::Full,
+            (None, RuleTarget::Registry(_)) => NamingStyle::Flat,
+            (None, RuleTarget::Layout(_)) => NamingStyle::Full,
         }
     }
 
     /// Returns the source for display.
-    pub fn reads(&self) -> String {
+    pub fn source_label(&self) -> String {
         match &self.source {
-            Source::Repositories(pattern) => pattern.to_string(),
-            Source::Layout(path) => format!("oci:{}", path.display()),
-            Source::Preset(preset) => preset.to_string(),
+            RuleSource::Repositories(pattern) => pattern.to_string(),
+            RuleSource::Layout(path) => format!("oci:{}", path.display()),
+            RuleSource::Preset(preset) => preset.to_string(),
         }
     }
 
     /// Returns the targets for display.
-    pub fn writes(&self) -> Vec<String> {
+    pub fn target_labels(&self) -> Vec<String> {
         self.to.iter().map(ToString::to_string).collect()
     }
 
-    /// Returns the display name of the rule in the API, the dashboard, reports and metrics: its `name`, else its
+    /// Returns the display name of the rule in the API, the dashboard, reports and metrics: its `target_name`, else its
     /// source. It is unique in a configuration: rules without a name that share a source get a longer one.
     pub fn title(&self) -> String {
         match self.title.as_str() {
-            "" => self.name.clone().unwrap_or_else(|| self.reads()),
+            "" => self.name.clone().unwrap_or_else(|| self.source_label()),
             title => title.to_owned(),
         }
     }
 
     /// Returns the reference to the rule in messages: its name, else its line, else its source.
-    pub fn place(&self) -> String {
+    pub fn label(&self) -> String {
         match (&self.name, self.line) {
             (Some(name), _) => format!("rule {name}"),
             (None, 0) => self.source.to_string(),
@@ -143,61 +146,61 @@ impl Rule {
 
     /// Names the shortest repository that a pattern can match at each registry that the rule writes to. A target that
     /// rejects that name rejects all.
-    pub fn sample_names(&self, pattern: &RepositoryPattern) -> Vec<Result<TargetName, NameError>> {
-        let Some(sample) = pattern.shortest() else { return Vec::new() };
+    pub fn sample_names(&self, pattern: &RepositoryPattern) -> Vec<Result<TargetName, TargetNameError>> {
+        let Some(sample) = pattern.shortest_match() else { return Vec::new() };
         let tag = Tag::latest();
-        let origin = Origin { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
+        let origin = SourceName { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
         let bases = self.to.iter().filter_map(|to| match to {
-            Destination::Registry(base) => Some((base, self.style_at(to))),
-            Destination::Layout(_) => None,
+            RuleTarget::Registry(base) => Some((base, self.style_at(to))),
+            RuleTarget::Layout(_) => None,
         });
-        bases.map(|(base, style)| style.name(base, &origin)).collect()
+        bases.map(|(base, style)| style.target_name(base, &origin)).collect()
     }
 }
 
 /// Values of `defaults` that a rule can override.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Defaults {
-    pub(super) to: Option<Vec<Destination>>,
-    pub(super) naming: Option<Style>,
-    selection: Option<Selection>,
+pub(super) struct RuleDefaults {
+    pub(super) to: Option<Vec<RuleTarget>>,
+    pub(super) naming: Option<NamingStyle>,
+    selection: Option<TagSelection>,
     platforms: Option<Vec<Platform>>,
     sparse: Option<bool>,
     foreign_layers: Option<ForeignLayers>,
     referrers: Option<Referrers>,
     immutable: Option<Vec<TagPattern>>,
-    backup: Option<BackupName>,
+    backup: Option<BackupTagTemplate>,
     schedule: Option<Schedule>,
     priority: Option<Priority>,
 }
 
 /// Context of rules: the rest of the configuration.
-pub(super) struct Surroundings<'a> {
-    pub(super) reader: &'a Reader,
-    pub(super) presets: Option<&'a [KnownPreset<'a>]>,
-    pub(super) defaults: Defaults,
+pub(super) struct RuleContext<'a> {
+    pub(super) reader: &'a ValueReader,
+    pub(super) presets: Option<&'a [PresetInfo<'a>]>,
+    pub(super) defaults: RuleDefaults,
     /// Target of rules without one.
-    pub(super) home: Option<Base>,
+    pub(super) default_target: Option<TargetBase>,
     pub(super) verify_every: Duration,
     pub(super) referrers_every: Duration,
     pub(super) in_cluster: bool,
 }
 
-pub(super) fn read_defaults(reader: &Reader, node: &Node) -> Defaults {
+pub(super) fn read_defaults(reader: &ValueReader, node: &YamlNode) -> RuleDefaults {
     match reader.fields(node, &DEFAULTS) {
-        Some(fields) => read_common(reader, &fields, false),
-        None => Defaults::default(),
+        Some(fields) => read_overridable(reader, &fields, false),
+        None => RuleDefaults::default(),
     }
 }
 
-fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaults {
-    Defaults {
+fn read_overridable(reader: &ValueReader, fields: &SectionFields<'_>, has_preset: bool) -> RuleDefaults {
+    RuleDefaults {
         to: fields
             .get("to")
-            .map(|node| reader.several(node).iter().filter_map(|node| destination(reader, node)).collect()),
+            .map(|node| reader.one_or_many(node).iter().filter_map(|node| read_target(reader, node)).collect()),
         naming: fields.get("naming").and_then(|node| {
-            let style: Style = reader.parse(node)?;
-            if style == Style::Original && !has_preset && fields.entry("from").is_some() {
+            let style: NamingStyle = reader.parse(node)?;
+            if style == NamingStyle::Original && !has_preset && fields.entry("from").is_some() {
                 reader.report(
                     &node.at,
                     "`naming: original` is for presets, whose names in the original imgsync are known",
@@ -207,13 +210,13 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
             Some(style)
         }),
         selection: fields.get("tags").map(|node| read_selection(reader, node)),
-        platforms: fields.get("platforms").map(|node| reader.parse_several(node)),
+        platforms: fields.get("platforms").map(|node| reader.parse_one_or_many(node)),
         sparse: fields.get("sparse").and_then(|node| reader.flag(node)),
         foreign_layers: fields.get("foreign_layers").and_then(|node| match reader.text(node)? {
             "keep" => Some(ForeignLayers::Keep),
             "copy" => Some(ForeignLayers::Copy),
             other => {
-                reader.refuse(
+                reader.report_value(
                     node,
                     format!("foreign layers are kept as references (`keep`) or copied (`copy`), not `{other}`"),
                     None,
@@ -223,23 +226,23 @@ fn read_common(reader: &Reader, fields: &Fields<'_>, has_preset: bool) -> Defaul
         }),
         schedule: fields.get("schedule").and_then(|node| schedule::read(reader, node)),
         referrers: fields.get("referrers").and_then(|node| match &node.value {
-            Value::List(_) => {
+            YamlValue::List(_) => {
                 let types: Vec<String> =
-                    reader.several(node).iter().filter_map(|node| artifact_type(reader, node)).collect();
+                    reader.one_or_many(node).iter().filter_map(|node| read_artifact_type(reader, node)).collect();
                 (!types.is_empty()).then_some(Referrers::Types(types))
             }
             _ => reader.flag(node).map(|all| if all { Referrers::All } else { Referrers::None }),
         }),
-        immutable: fields.get("immutable").map(|node| reader.parse_several(node)),
+        immutable: fields.get("immutable").map(|node| reader.parse_one_or_many(node)),
         backup: fields.get("backup").and_then(|node| reader.parse(node)),
         priority: fields.get("priority").and_then(|node| reader.parse(node)),
     }
 }
 
-impl Defaults {
+impl RuleDefaults {
     /// Returns these values, falling back to the others.
-    fn or(self, other: &Defaults) -> Defaults {
-        Defaults {
+    fn or(self, other: &RuleDefaults) -> RuleDefaults {
+        RuleDefaults {
             to: self.to.or_else(|| other.to.clone()),
             naming: self.naming.or_else(|| other.naming.clone()),
             selection: self.selection.or_else(|| other.selection.clone()),
@@ -255,11 +258,11 @@ impl Defaults {
     }
 
     /// Creates a rule from these values alone.
-    pub(super) fn rule(&self, source: Source, home: Option<Base>, every: (Duration, Duration)) -> Rule {
-        let home = || home.map(|home| vec![Destination::Registry(home)]);
+    pub(super) fn rule(&self, source: RuleSource, home: Option<TargetBase>, every: (Duration, Duration)) -> Rule {
+        let home = || home.map(|home| vec![RuleTarget::Registry(home)]);
         // `original` in `defaults` applies to presets only; other sources have no former names.
-        let has_original = matches!(source, Source::Preset(_));
-        let naming = self.naming.clone().filter(|naming| *naming != Style::Original || has_original);
+        let has_original = matches!(source, RuleSource::Preset(_));
+        let naming = self.naming.clone().filter(|naming| *naming != NamingStyle::Original || has_original);
         Rule {
             line: 0,
             name: None,
@@ -284,33 +287,37 @@ impl Defaults {
 }
 
 /// Reads a rule; `None` if not enough of it is valid to check it against others.
-pub(super) fn read(surroundings: &Surroundings<'_>, node: &Node, line: usize) -> Option<Rule> {
+pub(super) fn read(surroundings: &RuleContext<'_>, node: &YamlNode, line: usize) -> Option<Rule> {
     let reader = surroundings.reader;
     let fields = reader.fields(node, &RULE)?;
-    let source = source(surroundings, &fields);
-    let own = read_common(reader, &fields, fields.get("preset").is_some());
+    let source = read_source(surroundings, &fields);
+    let own = read_overridable(reader, &fields, fields.get("preset").is_some());
     let duration = |name, default| fields.get(name).and_then(|node| reader.duration(node)).unwrap_or(default);
     let every = (
         duration("verify_every", surroundings.verify_every),
         duration("referrers_every", surroundings.referrers_every),
     );
-    let to_is_said = own.to.is_some() || surroundings.defaults.to.is_some() || surroundings.home.is_some();
+    let to_is_said = own.to.is_some() || surroundings.defaults.to.is_some() || surroundings.default_target.is_some();
     if !to_is_said && fields.entry("to").is_none() && source.is_some() {
-        reader.report_with(
+        reader.report_with_hint(
             &fields.at,
             "this rule says not where to",
             "write `to` here or in `defaults`, or a `username` for docker.io in `registries`",
         );
     }
-    let prune = fields.get("prune").and_then(|node| keep::prune(reader, node));
-    let name = fields.get("name").and_then(|node| names::read(reader, node));
-    let rule =
-        Rule { line, name, prune, ..own.or(&surroundings.defaults).rule(source?, surroundings.home.clone(), every) };
-    check(surroundings, &rule, &fields);
+    let prune = fields.get("prune").and_then(|node| retention::read_prune(reader, node));
+    let name = fields.get("name").and_then(|node| rule_names::read(reader, node));
+    let rule = Rule {
+        line,
+        name,
+        prune,
+        ..own.or(&surroundings.defaults).rule(source?, surroundings.default_target.clone(), every)
+    };
+    check_rule(surroundings, &rule, &fields);
     Some(rule)
 }
 
-fn artifact_type(reader: &Reader, node: &Node) -> Option<String> {
+fn read_artifact_type(reader: &ValueReader, node: &YamlNode) -> Option<String> {
     let text = reader.text(node)?;
     match Referrers::check_type(text) {
         Ok(()) => Some(text.to_owned()),
@@ -321,45 +328,45 @@ fn artifact_type(reader: &Reader, node: &Node) -> Option<String> {
     }
 }
 
-fn destination(reader: &Reader, node: &Node) -> Option<Destination> {
+fn read_target(reader: &ValueReader, node: &YamlNode) -> Option<RuleTarget> {
     let text = reader.text(node)?;
     match text.strip_prefix("oci:") {
-        Some(layout) => layout_path(reader, node, layout).map(Destination::Layout),
-        None => reader.parse(node).map(Destination::Registry),
+        Some(layout) => read_layout_path(reader, node, layout).map(RuleTarget::Layout),
+        None => reader.parse(node).map(RuleTarget::Registry),
     }
 }
 
-pub(super) fn read_selection(reader: &Reader, node: &Node) -> Selection {
-    let Some(fields) = reader.fields(node, &TAG_RULES) else { return Selection::default() };
-    let selection = Selection {
-        include: fields.get("include").map(|node| reader.parse_several(node)).unwrap_or_default(),
-        exclude: fields.get("exclude").map(|node| reader.parse_several(node)).unwrap_or_default(),
+pub(super) fn read_selection(reader: &ValueReader, node: &YamlNode) -> TagSelection {
+    let Some(fields) = reader.fields(node, &TAG_RULES) else { return TagSelection::default() };
+    let selection = TagSelection {
+        include: fields.get("include").map(|node| reader.parse_one_or_many(node)).unwrap_or_default(),
+        exclude: fields.get("exclude").map(|node| reader.parse_one_or_many(node)).unwrap_or_default(),
         range: fields.get("semver").and_then(|node| reader.parse(node)),
-        newest: fields.get("newest").and_then(|node| newest(reader, node)),
+        newest: fields.get("newest").and_then(|node| read_newest(reader, node)),
         since: fields.get("since").and_then(|node| reader.parse(node)),
-        min: fields.get("min").and_then(|node| reader.whole(node, 1..=usize::MAX)),
+        min: fields.get("min").and_then(|node| reader.integer(node, 1..=usize::MAX)),
     };
     for contradiction in selection.contradictions() {
         let (key, index) = match contradiction {
-            Contradiction::IncludeExcluded { index, .. } => ("include", Some(index)),
-            Contradiction::AllExcluded(_) => ("exclude", None),
-            Contradiction::NewestZero => ("newest", None),
-            Contradiction::MinAboveNewest { .. } => ("min", None),
+            SelectionContradiction::IncludeExcluded { index, .. } => ("include", Some(index)),
+            SelectionContradiction::AllExcluded(_) => ("exclude", None),
+            SelectionContradiction::NewestZero => ("newest", None),
+            SelectionContradiction::MinAboveNewest { .. } => ("min", None),
         };
         let Some(node) = fields.get(key) else { continue };
         // The index is right only if all patterns could be parsed.
         let item = match (&node.value, index) {
-            (Value::List(items), Some(index)) if items.len() == selection.include.len() => items.get(index),
+            (YamlValue::List(items), Some(index)) if items.len() == selection.include.len() => items.get(index),
             _ => None,
         };
-        reader.refuse(item.unwrap_or(node), contradiction, None);
+        reader.report_value(item.unwrap_or(node), contradiction, None);
     }
     selection
 }
 
-fn newest(reader: &Reader, node: &Node) -> Option<Newest> {
-    let Value::Map(_) = node.value else {
-        return reader.whole(node, 1..=usize::MAX).map(|count| Newest { count, by: NewestBy::Version });
+fn read_newest(reader: &ValueReader, node: &YamlNode) -> Option<Newest> {
+    let YamlValue::Map(_) = node.value else {
+        return reader.integer(node, 1..=usize::MAX).map(|count| Newest { count, by: NewestBy::Version });
     };
     let fields = reader.fields(node, &NEWEST)?;
     let by = match fields.get("by") {
@@ -368,7 +375,11 @@ fn newest(reader: &Reader, node: &Node) -> Option<Newest> {
             "version" => NewestBy::Version,
             "date" => NewestBy::Date,
             other => {
-                reader.refuse(node, format!("the newest are found by version or by date, not by `{other}`"), None);
+                reader.report_value(
+                    node,
+                    format!("the newest are found by version or by date, not by `{other}`"),
+                    None,
+                );
                 return None;
             }
         },
@@ -377,36 +388,37 @@ fn newest(reader: &Reader, node: &Node) -> Option<Newest> {
         reader.report(&fields.at, "`count` is missing: how many?");
         return None;
     };
-    reader.whole(count, 1..=usize::MAX).map(|count| Newest { count, by })
+    reader.integer(count, 1..=usize::MAX).map(|count| Newest { count, by })
 }
 
 /// Checks a rule as far as possible before anything is listed.
-fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
+fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionFields<'_>) {
     let reader = surroundings.reader;
     let place = |name: &str| fields.entry(name).map_or(&fields.at, |entry| &entry.value.at).clone();
     if surroundings.in_cluster {
         let message = "a layout works in one process only, and this configuration has a `cluster`";
-        if matches!(rule.source, Source::Layout(_)) {
+        if matches!(rule.source, RuleSource::Layout(_)) {
             reader.report(&place("from"), message);
         }
-        if rule.to.iter().any(|to| matches!(to, Destination::Layout(_))) {
+        if rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))) {
             reader.report(&place("to"), message);
         }
     }
     if rule.prune.is_some()
-        && (matches!(rule.source, Source::Layout(_)) || rule.to.iter().any(|to| matches!(to, Destination::Layout(_))))
+        && (matches!(rule.source, RuleSource::Layout(_))
+            || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))))
     {
         let key = fields.entry("prune").map_or(&fields.at, |entry| &entry.key_at);
         reader.report(key, "`prune` is for rules from registries to registries; nothing is removed from a layout");
     }
     if rule.backup.is_some()
         && fields.entry("backup").is_some()
-        && rule.to.iter().any(|to| matches!(to, Destination::Layout(_)))
+        && rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)))
     {
         reader.report(&place("backup"), "a layout keeps no backups; `backup` is for registries");
     }
     if rule.sparse && rule.platforms.is_empty() && fields.get("sparse").is_some() {
-        reader.report_with(&place("sparse"), "`sparse` needs `platforms`", "name those that are to be copied");
+        reader.report_with_hint(&place("sparse"), "`sparse` needs `platforms`", "name those that are to be copied");
     }
     for (index, to) in rule.to.iter().enumerate() {
         if rule.to[..index].contains(to) {
@@ -414,13 +426,13 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
         }
     }
     let patterns = match &rule.source {
-        Source::Repositories(pattern) => std::slice::from_ref(pattern),
-        Source::Preset(preset) => {
+        RuleSource::Repositories(pattern) => std::slice::from_ref(pattern),
+        RuleSource::Preset(preset) => {
             let known = surroundings.presets.and_then(|known| preset.find(known).ok());
-            known.map(|known| known.reads).unwrap_or_default()
+            known.map(|known| known.repositories).unwrap_or_default()
         }
-        Source::Layout(folder) => {
-            if rule.to.contains(&Destination::Layout(folder.clone())) {
+        RuleSource::Layout(folder) => {
+            if rule.to.contains(&RuleTarget::Layout(folder.clone())) {
                 reader.report(&place("to"), "source and target are the same");
             }
             return;
@@ -450,35 +462,36 @@ fn check(surroundings: &Surroundings<'_>, rule: &Rule, fields: &Fields<'_>) {
 }
 
 /// Returns the platforms of a rule, independent of order and spelling.
-fn wanted(rule: &Rule) -> BTreeSet<String> {
+fn canonical_platforms(rule: &Rule) -> BTreeSet<String> {
     rule.platforms.iter().map(Platform::canonical).collect()
 }
 
 /// Reports rules that would write different images under one name, whatever the registries contain.
-pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
+pub(super) fn check_collisions(reader: &ValueReader, rules: &[(Rule, &YamlNode)]) {
     // Rules that read one repository, by target, so that only rules that meet are compared.
-    let mut writers: HashMap<String, Vec<(usize, RepositoryName, &Base, Style)>> = HashMap::new();
+    let mut writers: HashMap<String, Vec<(usize, RepositoryName, &TargetBase, NamingStyle)>> = HashMap::new();
     for (index, (rule, node)) in rules.iter().enumerate() {
-        let Source::Repositories(pattern) = &rule.source else { continue };
+        let RuleSource::Repositories(pattern) = &rule.source else { continue };
         let Some(repository) = pattern.repository() else { continue };
         for to in &rule.to {
-            let Destination::Registry(base) = to else { continue };
+            let RuleTarget::Registry(base) = to else { continue };
             let style = rule.style_at(to);
             let tag = Tag::latest();
-            let origin = Origin { registry: pattern.registry(), repository: &repository, tag: &tag, original: None };
-            let Ok(target) = style.name(base, &origin) else { continue };
+            let origin =
+                SourceName { registry: pattern.registry(), repository: &repository, tag: &tag, original: None };
+            let Ok(target) = style.target_name(base, &origin) else { continue };
             let target = format!("{}/{}", target.registry, target.repository);
             let earlier = writers.entry(target.clone()).or_default();
             let met = earlier.iter().find(|(other, other_repository, other_base, other_style)| {
-                let Source::Repositories(other_pattern) = &rules[*other].0.source else { return false };
-                let theirs = FixedRule {
+                let RuleSource::Repositories(other_pattern) = &rules[*other].0.source else { return false };
+                let theirs = SingleRepositoryRule {
                     registry: other_pattern.registry(),
                     repository: other_repository,
                     selection: &rules[*other].0.selection,
                     base: other_base,
                     style: other_style,
                 };
-                let this = FixedRule {
+                let this = SingleRepositoryRule {
                     registry: pattern.registry(),
                     repository: &repository,
                     selection: &rule.selection,
@@ -488,14 +501,15 @@ pub(super) fn check_collisions(reader: &Reader, rules: &[(Rule, &Node)]) {
                 let other_rule = &rules[*other].0;
                 // With the same source, the images differ only if the platforms do.
                 let same_source = (this.registry, this.repository) == (theirs.registry, theirs.repository);
-                must_collide(&theirs, &this).is_some()
+                find_certain_collision(&theirs, &this).is_some()
                     || (same_source
-                        && (wanted(other_rule), other_rule.sparse) != (wanted(rule), rule.sparse)
-                        && other_rule.selection.surely_overlaps(&rule.selection))
+                        && (canonical_platforms(other_rule), other_rule.sparse)
+                            != (canonical_platforms(rule), rule.sparse)
+                        && other_rule.selection.certainly_overlaps(&rule.selection))
             });
             if let Some((other, ..)) = met {
                 let line = rules[*other].0.line;
-                reader.report_with(
+                reader.report_with_hint(
                     &node.at,
                     format!("{target} is written by the rule in line {line} already, with other images"),
                     "give one of the two another `naming` or `to`",

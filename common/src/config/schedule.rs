@@ -4,37 +4,37 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::keys::SCHEDULE;
-use super::reader::Reader;
-use super::yaml::{Node, Value};
-use crate::schedule::{PatternError, Schedule, Times};
+use super::reader::ValueReader;
+use super::schema_table::SCHEDULE;
+use super::yaml::{YamlNode, YamlValue};
+use crate::schedule::{CronPatternError, Recurrence, Schedule};
 
 /// Minimum interval: a batch alone takes some seconds, so less is a mistake.
-const LEAST: Duration = Duration::from_secs(5);
+const MIN_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(super) fn read(reader: &Reader, node: &Node) -> Option<Schedule> {
-    let Value::Map(_) = node.value else {
+pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
+    let YamlValue::Map(_) = node.value else {
         let text = reader.text(node)?;
         return match text.parse() {
-            Ok(pattern) => Some(Schedule::new(Times::Cron(pattern))),
+            Ok(pattern) => Some(Schedule::new(Recurrence::Cron(pattern))),
             Err(error) => {
-                let error: PatternError = error;
+                let error: CronPatternError = error;
                 let is_time = text.parse::<jiff::Span>().is_ok();
-                reader.refuse(node, error, is_time.then(|| format!("write `{{every: {text}}}`")));
+                reader.report_value(node, error, is_time.then(|| format!("write `{{every: {text}}}`")));
                 None
             }
         };
     };
     let fields = reader.fields(node, &SCHEDULE)?;
     let times = match (fields.get("cron"), fields.get("every")) {
-        (Some(cron), None) => Times::Cron(reader.parse(cron)?),
+        (Some(cron), None) => Recurrence::Cron(reader.parse(cron)?),
         (None, Some(every)) => {
             let time = reader.duration(every)?;
-            if time < LEAST {
-                reader.refuse(every, "no rule is run more often than every five seconds", None);
+            if time < MIN_INTERVAL {
+                reader.report_value(every, "no rule is run more often than every five seconds", None);
                 return None;
             }
-            Times::Every(time)
+            Recurrence::Every(time)
         }
         (Some(_), Some(_)) => {
             reader.report(&fields.at, "a schedule has either `cron` or `every`, not both");
@@ -47,16 +47,16 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Option<Schedule> {
     };
     let jitter = fields.get("jitter").and_then(|node| {
         let jitter = reader.duration(node)?;
-        if matches!(times, Times::Every(time) if jitter >= time) {
-            reader.refuse(node, "`jitter` is shorter than `every`", None);
+        if matches!(times, Recurrence::Every(time) if jitter >= time) {
+            reader.report_value(node, "`jitter` is shorter than `every`", None);
             return None;
         }
         Some(jitter)
     });
     let zone = match fields.get("zone") {
         None => TimeZone::UTC,
-        Some(node) if matches!(times, Times::Every(_)) => {
-            reader.refuse(node, "`zone` is of `cron`: `every` counts the same everywhere", None);
+        Some(node) if matches!(times, Recurrence::Every(_)) => {
+            reader.report_value(node, "`zone` is of `cron`: `every` counts the same everywhere", None);
             return None;
         }
         Some(node) => {
@@ -65,22 +65,22 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Option<Schedule> {
                 Ok(zone) => zone,
                 Err(_) => {
                     let hint = "write a name such as Europe/Berlin, Asia/Shanghai or UTC".to_owned();
-                    reader.refuse(node, format!("`{name}` is no time zone that is known here"), Some(hint));
+                    reader.report_value(node, format!("`{name}` is no time zone that is known here"), Some(hint));
                     return None;
                 }
             }
         }
     };
-    Some(Schedule { times, jitter: jitter.unwrap_or_default(), zone })
+    Some(Schedule { recurrence: times, jitter: jitter.unwrap_or_default(), zone })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Config, File};
+    use super::super::{Config, ConfigFile};
 
     fn read(schedule: &str) -> Result<Config, String> {
         let text = format!("rules:\n- from: gcr.io/a\n  to: r.example/b\n  schedule: {schedule}\n");
-        let file = File { name: "c.yaml", text: &text, environment: &|_| None, presets: None };
+        let file = ConfigFile { name: "c.yaml", text: &text, environment: &|_| None, presets: None };
         Config::read(&file).map_err(|errors| errors.to_string())
     }
 
@@ -94,7 +94,7 @@ mod tests {
             let config = read(written).unwrap();
             assert_eq!(config.rules[0].schedule.as_ref().unwrap().to_string(), shown);
             let again = config.to_yaml_redacted();
-            let file = File { name: "c.yaml", text: &again, environment: &|_| None, presets: None };
+            let file = ConfigFile { name: "c.yaml", text: &again, environment: &|_| None, presets: None };
             assert_eq!(Config::read(&file).unwrap().rules[0].schedule, config.rules[0].schedule, "{again}");
         }
     }
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn defaults_have_a_schedule_for_rules_without() {
         let text = "defaults: {to: r.example/b, schedule: {every: 1h}}\nrules: [{from: gcr.io/a}, {from: gcr.io/c, schedule: '@daily'}]\n";
-        let file = File { name: "c.yaml", text, environment: &|_| None, presets: None };
+        let file = ConfigFile { name: "c.yaml", text, environment: &|_| None, presets: None };
         let rules = Config::read(&file).unwrap().rules;
         let shown: Vec<String> = rules.iter().map(|rule| rule.schedule.as_ref().unwrap().to_string()).collect();
         assert_eq!(shown, ["every 1h", "@daily (UTC)"]);

@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 
 use super::Config;
-use super::keys::{CONFIG, Key, Kind, Section};
+use super::schema_table::{CONFIG, ConfigKey, ConfigSection, ValueKind};
 
 impl Config {
     /// Returns the schema (draft 2020-12). The repository has it as `schema/imgsync.schema.json`, which a test keeps
     /// current.
     pub fn json_schema() -> Value {
-        let mut schema = section(&CONFIG);
+        let mut schema = section_schema(&CONFIG);
         schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
         schema["title"] = json!("imgsync.yaml");
         schema["description"] =
@@ -34,35 +34,37 @@ impl Config {
     }
 }
 
-fn section(section: &Section) -> Value {
+fn section_schema(section: &ConfigSection) -> Value {
     let properties: serde_json::Map<String, Value> =
-        section.keys.iter().map(|key| (key.name.to_owned(), described(key))).collect();
+        section.keys.iter().map(|key| (key.name.to_owned(), key_schema(key))).collect();
     json!({"type": "object", "additionalProperties": false, "properties": properties})
 }
 
-fn described(key: &Key) -> Value {
-    let mut schema = kind(&key.kind);
-    schema["description"] = json!(key.about);
+fn key_schema(key: &ConfigKey) -> Value {
+    let mut schema = kind_schema(&key.kind);
+    schema["description"] = json!(key.description);
     schema
 }
 
-fn kind(what: &Kind) -> Value {
+fn kind_schema(what: &ValueKind) -> Value {
     let reference = |name: &str| json!({"$ref": format!("#/$defs/{name}")});
     match what {
-        Kind::Text => reference("text"),
-        Kind::Flag => reference("flag"),
-        Kind::Whole => json!({"anyOf": [{"type": "integer", "minimum": 1}, reference("variable")]}),
-        Kind::Number => json!({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, reference("variable")]}),
-        Kind::Duration => reference("duration"),
-        Kind::Since => json!({"type": "string", "examples": ["2025-01-01", "90d"]}),
-        Kind::Size => reference("size"),
-        Kind::Url => reference("url"),
-        Kind::Secret => reference("secret"),
-        Kind::Section(keys) => section(keys),
-        Kind::List(item) => json!({"type": "array", "items": kind(item)}),
-        Kind::Several(item) => json!({"anyOf": [kind(item), {"type": "array", "items": kind(item), "minItems": 1}]}),
-        Kind::Map(value) => json!({"type": "object", "additionalProperties": kind(value)}),
-        Kind::Either(kinds) => json!({"anyOf": kinds.iter().map(kind).collect::<Vec<_>>()}),
+        ValueKind::Text => reference("text"),
+        ValueKind::Flag => reference("flag"),
+        ValueKind::Integer => json!({"anyOf": [{"type": "integer", "minimum": 1}, reference("variable")]}),
+        ValueKind::Number => json!({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, reference("variable")]}),
+        ValueKind::Duration => reference("duration"),
+        ValueKind::Since => json!({"type": "string", "examples": ["2025-01-01", "90d"]}),
+        ValueKind::Size => reference("size"),
+        ValueKind::Url => reference("url"),
+        ValueKind::Secret => reference("secret"),
+        ValueKind::Section(keys) => section_schema(keys),
+        ValueKind::List(item) => json!({"type": "array", "items": kind_schema(item)}),
+        ValueKind::OneOrMany(item) => {
+            json!({"anyOf": [kind_schema(item), {"type": "array", "items": kind_schema(item), "minItems": 1}]})
+        }
+        ValueKind::Map(value) => json!({"type": "object", "additionalProperties": kind_schema(value)}),
+        ValueKind::Either(kinds) => json!({"anyOf": kinds.iter().map(kind_schema).collect::<Vec<_>>()}),
     }
 }
 

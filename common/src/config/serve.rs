@@ -2,17 +2,17 @@
 
 use std::net::SocketAddr;
 
-use super::keys::SERVE;
-use super::reader::Reader;
-use super::yaml::Node;
+use super::reader::ValueReader;
+use super::schema_table::SERVE;
+use super::yaml::YamlNode;
 use crate::secret::Secret;
 
 /// Minimum length of a token in characters: it alone protects the registries from others.
-const SHORTEST_TOKEN: usize = 16;
+const MIN_TOKEN_CHARS: usize = 16;
 
 /// HTTP settings of `imgsync serve`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Serve {
+pub struct ServeConfig {
     /// Listen address.
     pub listen: Option<SocketAddr>,
     /// Token required for changes, and for reading from other hosts.
@@ -21,34 +21,34 @@ pub struct Serve {
     pub hosts: Vec<String>,
 }
 
-impl Serve {
+impl ServeConfig {
     /// Returns why a text is too weak for a token; `None` if it is not.
-    pub fn why_no_token(text: &str) -> Option<String> {
+    pub fn token_weakness(text: &str) -> Option<String> {
         if text.chars().any(|c| !c.is_ascii_graphic()) {
             return Some("a token is of visible ASCII characters, without spaces".to_owned());
         }
-        (text.len() < SHORTEST_TOKEN).then(|| {
+        (text.len() < MIN_TOKEN_CHARS).then(|| {
             format!(
-                "a token of fewer than {SHORTEST_TOKEN} characters can be guessed; `openssl rand -hex 32` makes one"
+                "a token of fewer than {MIN_TOKEN_CHARS} characters can be guessed; `openssl rand -hex 32` makes one"
             )
         })
     }
 }
 
-pub(super) fn read(reader: &Reader, node: &Node) -> Serve {
-    let Some(fields) = reader.fields(node, &SERVE) else { return Serve::default() };
+pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> ServeConfig {
+    let Some(fields) = reader.fields(node, &SERVE) else { return ServeConfig::default() };
     let listen = fields.get("listen").and_then(|node| {
         let text = reader.text(node)?;
         let address = text.parse().ok();
         if address.is_none() {
             let hint = "write 127.0.0.1:8080, or 0.0.0.0:8080 for all addresses".to_owned();
-            reader.refuse(node, format!("`{text}` is no address with a port"), Some(hint));
+            reader.report_value(node, format!("`{text}` is no address with a port"), Some(hint));
         }
         address
     });
     let token = fields.get("token").and_then(|node| {
         let token = reader.secret(node)?;
-        match Serve::why_no_token(token.expose()) {
+        match ServeConfig::token_weakness(token.expose()) {
             Some(why) => {
                 reader.report(&node.at, why);
                 None
@@ -57,26 +57,26 @@ pub(super) fn read(reader: &Reader, node: &Node) -> Serve {
         }
     });
     let hosts = fields.get("hosts").map(|node| {
-        let names = reader.several(node).iter().filter_map(|item| {
+        let names = reader.one_or_many(node).iter().filter_map(|item| {
             let name = reader.text(item)?.to_ascii_lowercase();
             if name.contains('/') || name.contains('*') {
-                reader.refuse(item, format!("`{name}` is no name of a host"), None);
+                reader.report_value(item, format!("`{name}` is no name of a host"), None);
                 return None;
             }
             Some(name)
         });
         names.collect()
     });
-    Serve { listen, token, hosts: hosts.unwrap_or_default() }
+    ServeConfig { listen, token, hosts: hosts.unwrap_or_default() }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Config, File};
+    use super::super::{Config, ConfigFile};
 
     fn read(serve: &str) -> Result<Config, String> {
         let text = format!("serve: {serve}\n");
-        let file = File { name: "c.yaml", text: &text, environment: &|_| None, presets: None };
+        let file = ConfigFile { name: "c.yaml", text: &text, environment: &|_| None, presets: None };
         Config::read(&file).map_err(|errors| errors.to_string())
     }
 

@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
-use super::keys::FROM;
 use super::preset;
-use super::reader::{Fields, Reader};
-use super::rule::{Source, Surroundings};
-use super::yaml::{Node, Value};
+use super::reader::{SectionFields, ValueReader};
+use super::rule::{RuleContext, RuleSource};
+use super::schema_table::FROM;
+use super::yaml::{YamlNode, YamlValue};
 use crate::image::Tag;
 use crate::select::RepositoryPattern;
 
 /// Reads the source of a rule, and reports problems.
-pub(super) fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Option<Source> {
+pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields<'_>) -> Option<RuleSource> {
     let reader = surroundings.reader;
     match (fields.get("preset"), fields.get("from")) {
         (None, None) => {
@@ -24,18 +24,20 @@ pub(super) fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Op
             }
             None
         }
-        (Some(node), None) => preset::read(reader, node, surroundings.presets).map(Source::Preset),
-        (None, Some(node)) if matches!(node.value, Value::Map(_)) => some_of(reader, node).map(Source::Repositories),
+        (Some(node), None) => preset::read(reader, node, surroundings.presets).map(RuleSource::Preset),
+        (None, Some(node)) if matches!(node.value, YamlValue::Map(_)) => {
+            read_repositories(reader, node).map(RuleSource::Repositories)
+        }
         (None, Some(node)) => {
             let text = reader.text(node)?;
             if let Some(layout) = text.strip_prefix("oci:") {
-                return layout_path(reader, node, layout).map(Source::Layout);
+                return read_layout_path(reader, node, layout).map(RuleSource::Layout);
             }
             match text.parse::<RepositoryPattern>() {
-                Ok(pattern) => Some(Source::Repositories(pattern)),
+                Ok(pattern) => Some(RuleSource::Repositories(pattern)),
                 Err(error) => {
                     let hint = error.hint.clone();
-                    reader.refuse(node, error, hint);
+                    reader.report_value(node, error, hint);
                     None
                 }
             }
@@ -44,7 +46,7 @@ pub(super) fn source(surroundings: &Surroundings<'_>, fields: &Fields<'_>) -> Op
 }
 
 /// Reads `from: {repositories: …, exclude: […]}`.
-fn some_of(reader: &Reader, node: &Node) -> Option<RepositoryPattern> {
+fn read_repositories(reader: &ValueReader, node: &YamlNode) -> Option<RepositoryPattern> {
     let fields = reader.fields(node, &FROM)?;
     let Some(repositories) = fields.get("repositories") else {
         reader.report(&fields.at, "`repositories` is missing: which?");
@@ -53,35 +55,35 @@ fn some_of(reader: &Reader, node: &Node) -> Option<RepositoryPattern> {
     let text = reader.text(repositories)?;
     let pattern = match text.parse::<RepositoryPattern>() {
         _ if text.starts_with("oci:") => {
-            reader.refuse(repositories, "a layout is read as a whole", Some(format!("write `from: {text}`")));
+            reader.report_value(repositories, "a layout is read as a whole", Some(format!("write `from: {text}`")));
             return None;
         }
         Ok(pattern) => pattern,
         Err(error) => {
             let hint = error.hint.clone();
-            reader.refuse(repositories, error, hint);
+            reader.report_value(repositories, error, hint);
             return None;
         }
     };
     let mut excluded = Vec::new();
-    for node in fields.get("exclude").map(|node| reader.several(node)).unwrap_or_default() {
-        match pattern.read_excluded(reader.text(node)?) {
+    for node in fields.get("exclude").map(|node| reader.one_or_many(node)).unwrap_or_default() {
+        match pattern.parse_exclusion(reader.text(node)?) {
             Ok(_) if pattern.repository().is_some() => {
-                reader.refuse(node, "nothing can be excluded from one repository", None);
+                reader.report_value(node, "nothing can be excluded from one repository", None);
             }
-            Ok(other) if other == pattern => reader.refuse(node, format!("this excludes all of {pattern}"), None),
+            Ok(other) if other == pattern => reader.report_value(node, format!("this excludes all of {pattern}"), None),
             Ok(other) => excluded.push(other),
             Err(error) => {
                 let hint = error.hint.clone();
-                reader.refuse(node, error, hint);
+                reader.report_value(node, error, hint);
             }
         }
     }
-    Some(pattern.without(excluded))
+    Some(pattern.excluding(excluded))
 }
 
 /// Reads the folder of a whole layout.
-pub(super) fn layout_path(reader: &Reader, node: &Node, text: &str) -> Option<PathBuf> {
+pub(super) fn read_layout_path(reader: &ValueReader, node: &YamlNode, text: &str) -> Option<PathBuf> {
     if text.is_empty() {
         reader.report(&node.at, "`oci:` needs the name of a folder");
         return None;
@@ -89,7 +91,7 @@ pub(super) fn layout_path(reader: &Reader, node: &Node, text: &str) -> Option<Pa
     if let Some((folder, tag)) = text.rsplit_once(':')
         && tag.parse::<Tag>().is_ok()
     {
-        reader.refuse(
+        reader.report_value(
             node,
             "a layout in a rule has no tag",
             Some(format!("write `oci:{folder}` and `tags: {{include: [\"{tag}\"]}}`")),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::naming::Style;
+use crate::naming::NamingStyle;
 use crate::select::{Newest, NewestBy};
 use proptest::prelude::*;
 
@@ -19,10 +19,10 @@ fn environment(name: &str) -> Option<String> {
 fn read(text: &str) -> Result<Config, ConfigErrors> {
     let pattern = |text: &str| vec![text.parse().unwrap()];
     let (distroless, kubeadm) = (pattern("gcr.io/distroless/**"), pattern("registry.k8s.io/**"));
-    let preset = |name, has_versions, reads| KnownPreset { name, has_versions, reads };
+    let preset = |name, has_versions, reads| PresetInfo { name, has_versions, repositories: reads };
     let presets =
         [preset("distroless", false, &distroless), preset("flannel", false, &[]), preset("kubeadm", true, &kubeadm)];
-    Config::read(&File { name: "imgsync.yaml", text, environment: &environment, presets: Some(&presets) })
+    Config::read(&ConfigFile { name: "imgsync.yaml", text, environment: &environment, presets: Some(&presets) })
 }
 
 fn good(text: &str) -> Config {
@@ -76,13 +76,16 @@ fn the_example_of_the_documentation_means_what_it_says() {
     let cluster = config.cluster.as_ref().unwrap();
     assert_eq!(cluster.broker.as_ref().unwrap().expose().as_str(), "amqp://imgsync:rabbit@rabbitmq:5672");
     let hub = &config.registries[&"docker.io".parse().unwrap()];
-    let Some(Credential::Basic { username, password }) = &hub.credential else { panic!("{hub:?}") };
+    let Some(CredentialConfig::Basic { username, password }) = &hub.credential else { panic!("{hub:?}") };
     assert_eq!((username.as_str(), password.expose()), ("gcrxio", "dckr: #pat\n  rules: []"), "a value stays a value");
     assert_eq!(config.rules.len(), 2);
-    assert_eq!(config.rules[0].source, Source::Preset("distroless".parse().unwrap()));
-    assert_eq!(config.rules[0].naming, Some(Style::Flat));
+    assert_eq!(config.rules[0].source, RuleSource::Preset("distroless".parse().unwrap()));
+    assert_eq!(config.rules[0].naming, Some(NamingStyle::Flat));
     let rule = &config.rules[1];
-    assert_eq!((rule.line, rule.naming.clone(), rule.to.len(), rule.platforms.len()), (12, Some(Style::Keep), 2, 2));
+    assert_eq!(
+        (rule.line, rule.naming.clone(), rule.to.len(), rule.platforms.len()),
+        (12, Some(NamingStyle::Keep), 2, 2)
+    );
     assert_eq!(rule.selection.newest, Some(Newest { count: 10, by: NewestBy::Version }));
     assert!(!config.has_secrets_inline());
     assert!(!format!("{config:?}").contains("rabbit@"), "passwords are never printed");
@@ -98,7 +101,7 @@ fn what_is_not_written_has_its_default() {
     }
     let config = Config::default();
     let days = |days: u32| days * DAY;
-    assert_eq!((config.verify_every, config.keep, config.concurrency), (days(7), days(90), 20));
+    assert_eq!((config.verify_every, config.batch_retention, config.concurrency), (days(7), days(90), 20));
 }
 
 #[test]
@@ -152,9 +155,9 @@ fn values_stay_as_they_were_written() {
 }
 
 #[test]
-fn without_a_target_images_go_home() {
+fn without_a_target_images_go_to_the_docker_hub_user() {
     let config = good("registries: {docker.io: {username: gcrxio}}\nrules: [{from: gcr.io/a/b}]");
-    assert_eq!(config.rules[0].to, [Destination::Registry("docker.io/gcrxio".parse().unwrap())]);
+    assert_eq!(config.rules[0].to, [RuleTarget::Registry("docker.io/gcrxio".parse().unwrap())]);
     assert_eq!(messages("rules: [{from: gcr.io/a/b}]"), ["this rule says not where to"]);
 }
 
@@ -449,7 +452,7 @@ fn a_configuration_is_shown_as_it_is_understood() {
 }
 
 #[test]
-fn what_is_kept_and_what_is_removed_is_read_and_shown() {
+fn retention_settings_are_read_and_shown() {
     let config = good(&rule(
         "immutable: ['v*', '/^[0-9.]+$/'], backup: '{{tag}}-before-{{date}}', prune: {keep_days: 0, limit: 5}",
     ));
@@ -458,7 +461,7 @@ fn what_is_kept_and_what_is_removed_is_read_and_shown() {
         (immutable.len(), backup.as_ref().map(ToString::to_string)),
         (2, Some("{{tag}}-before-{{date}}".into()))
     );
-    assert_eq!(*prune, Some(Prune { keep: Duration::ZERO, limit: PruneLimit::Count(5) }));
+    assert_eq!(*prune, Some(PruneConfig { grace_period: Duration::ZERO, limit: PruneLimit::Count(5) }));
     assert_eq!(good(&config.to_yaml_redacted()).rules, {
         let mut again = good(&config.to_yaml_redacted()).rules;
         again[0].prune = *prune;
@@ -466,7 +469,7 @@ fn what_is_kept_and_what_is_removed_is_read_and_shown() {
     });
     assert_eq!(
         good(&rule("prune: true")).rules[0].prune,
-        Some(Prune { keep: 30 * DAY, limit: PruneLimit::Percent(10) })
+        Some(PruneConfig { grace_period: 30 * DAY, limit: PruneLimit::Percent(10) })
     );
     assert_eq!(good(&rule("prune: {}")).rules[0].prune, good(&rule("prune: on")).rules[0].prune);
     assert_eq!(good(&rule("prune: false")).rules[0].prune, None);
@@ -521,8 +524,8 @@ proptest! {
     fn no_value_of_a_variable_changes_what_is_configured(value in "(?s).{1,30}") {
         let environment = |_: &str| Some(value.clone());
         let text = "registries:\n  gcr.io:\n    username: u\n    password: ${X}\n";
-        let config = Config::read(&File { name: "f", text, environment: &environment, presets: None }).unwrap();
+        let config = Config::read(&ConfigFile { name: "f", text, environment: &environment, presets: None }).unwrap();
         let settings = &config.registries[&"gcr.io".parse().unwrap()];
-        prop_assert_eq!(&settings.credential, &Some(Credential::Basic { username: "u".into(), password: Secret::new(&*value) }));
+        prop_assert_eq!(&settings.credential, &Some(CredentialConfig::Basic { username: "u".into(), password: Secret::new(&*value) }));
     }
 }

@@ -8,7 +8,7 @@ use url::Url;
 use crate::secret::Secret;
 
 /// Hint for a URL in which the end of the password is ambiguous.
-pub(super) const ENCODE: &str = "percent-encode the password, or use `username`/`password`";
+pub(super) const ENCODE_HINT: &str = "percent-encode the password, or use `username`/`password`";
 
 /// A URL whose user and password are not shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,8 +44,8 @@ impl SecretUrl {
     #[must_use]
     pub fn with_login(mut self, username: Option<&str>, password: Option<&Secret>) -> SecretUrl {
         // Both fail only without a host, which `parse` requires. They do not encode a `%`.
-        _ = self.0.set_username(&encode(username.unwrap_or_default(), &[]));
-        _ = self.0.set_password(password.map(|password| encode(password.expose(), &[])).as_deref());
+        _ = self.0.set_username(&percent_encode(username.unwrap_or_default(), &[]));
+        _ = self.0.set_password(password.map(|password| percent_encode(password.expose(), &[])).as_deref());
         self
     }
 
@@ -60,7 +60,7 @@ impl SecretUrl {
     }
 
     /// Returns whether the URL contains a user, and whether a password.
-    pub(super) fn login(&self) -> (bool, bool) {
+    pub(super) fn login_parts(&self) -> (bool, bool) {
         (!self.0.username().is_empty(), self.0.password().is_some())
     }
 }
@@ -87,8 +87,8 @@ impl fmt::Debug for SecretUrl {
 pub(crate) fn parse(text: &str, schemes: &[&str]) -> Result<Url, UrlError> {
     let wanted = || schemes.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
     let refuse = |message: String, hint| Err(UrlError { message, hint });
-    if let Some(why) = why_ambiguous(text) {
-        return refuse(why.to_owned(), Some(ENCODE));
+    if let Some(why) = ambiguity(text) {
+        return refuse(why.to_owned(), Some(ENCODE_HINT));
     }
     match Url::parse(text) {
         Ok(url) if schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty()) => Ok(url),
@@ -98,12 +98,12 @@ pub(crate) fn parse(text: &str, schemes: &[&str]) -> Result<Url, UrlError> {
         Ok(_) | Err(url::ParseError::RelativeUrlWithoutBase) => {
             refuse(format!("this is not a URL: it begins with {}", wanted()), None)
         }
-        Err(error) => refuse(format!("this is not a URL: {error}"), text.contains('@').then_some(ENCODE)),
+        Err(error) => refuse(format!("this is not a URL: {error}"), text.contains('@').then_some(ENCODE_HINT)),
     }
 }
 
 /// Returns why the end of user and password in a URL is ambiguous (RFC 3986, section 3.2); `None` if it is not.
-pub(crate) fn why_ambiguous(text: &str) -> Option<&'static str> {
+pub(crate) fn ambiguity(text: &str) -> Option<&'static str> {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
     let (authority, after) = rest.split_at(end);
@@ -159,16 +159,16 @@ pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String
             // User and password in one variable.
             at if at == authority && variable.end == login => {
                 let (user, password) = value.split_once(':').map_or((value, None), |(user, rest)| (user, Some(rest)));
-                encoded.push_str(&encode(user, &[]));
+                encoded.push_str(&percent_encode(user, &[]));
                 if let Some(password) = password {
                     encoded.push(':');
-                    encoded.push_str(&encode(password, &[]));
+                    encoded.push_str(&percent_encode(password, &[]));
                 }
             }
-            at if at < login => encoded.push_str(&encode(value, &[])),
+            at if at < login => encoded.push_str(&percent_encode(value, &[])),
             at if at < path || path == text.len() => encoded.push_str(value),
-            at if at < query || query == text.len() => encoded.push_str(&encode(value, kept_in_path)),
-            _ => encoded.push_str(&encode(value, &[])),
+            at if at < query || query == text.len() => encoded.push_str(&percent_encode(value, kept_in_path)),
+            _ => encoded.push_str(&percent_encode(value, &[])),
         }
         done = variable.end;
     }
@@ -177,7 +177,7 @@ pub(super) fn encode_variables(text: &str, variables: &[Range<usize>]) -> String
 }
 
 /// Percent-encodes all but unreserved characters (RFC 3986, section 2.3) and those of `kept`.
-fn encode(text: &str, kept: &[u8]) -> String {
+fn percent_encode(text: &str, kept: &[u8]) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
@@ -194,13 +194,13 @@ fn encode(text: &str, kept: &[u8]) -> String {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::variables::fill;
+    use super::super::variables::expand;
     use super::*;
 
     const SCHEMES: [&str; 2] = ["amqp", "redis"];
 
     fn filled(written: &str, value: &str) -> String {
-        let filled = fill(written, &|_| Some(value.to_owned())).unwrap();
+        let filled = expand(written, &|_| Some(value.to_owned())).unwrap();
         encode_variables(&filled.text, &filled.variables)
     }
 
@@ -241,7 +241,7 @@ mod tests {
             "redis://me:s3cret?w@h",
         ] {
             let error = SecretUrl::parse(text, &SCHEMES).unwrap_err();
-            assert_eq!(error.hint(), Some(ENCODE), "{text}");
+            assert_eq!(error.hint(), Some(ENCODE_HINT), "{text}");
             assert!(!error.to_string().contains("34") && !error.to_string().contains("s3cret"), "{text}: {error}");
         }
         for text in [

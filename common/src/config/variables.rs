@@ -6,10 +6,10 @@
 
 /// A value with its variables expanded.
 #[derive(Debug, PartialEq)]
-pub(super) struct Filled {
+pub(super) struct Expanded {
     pub(super) text: String,
     /// Whether there were any variables.
-    pub(super) used: bool,
+    pub(super) has_variables: bool,
     /// Ranges of the variables' content in the text, in order.
     pub(super) variables: Vec<std::ops::Range<usize>>,
 }
@@ -22,8 +22,8 @@ pub(super) struct VariableError {
 }
 
 /// Expands the variables of a value.
-pub(super) fn fill(value: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Filled, VariableError> {
-    let mut filled = Filled { text: String::with_capacity(value.len()), used: false, variables: Vec::new() };
+pub(super) fn expand(value: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Expanded, VariableError> {
+    let mut filled = Expanded { text: String::with_capacity(value.len()), has_variables: false, variables: Vec::new() };
     let mut position = 0;
     while let Some(dollar) = value[position..].find('$').map(|found| position + found) {
         filled.text.push_str(&value[position..dollar]);
@@ -37,12 +37,12 @@ pub(super) fn fill(value: &str, environment: &dyn Fn(&str) -> Option<String>) ->
                     let message = "`${` without a `}` (a dollar itself is written `$$`)".to_owned();
                     return Err(VariableError { message, at: dollar..value.len() });
                 };
-                let text = variable(&value[dollar + 2..end], environment)
+                let text = expand_variable(&value[dollar + 2..end], environment)
                     .map_err(|message| VariableError { message, at: dollar..end + 1 })?;
                 let start = filled.text.len();
                 filled.text.push_str(&text);
                 filled.variables.push(start..filled.text.len());
-                filled.used = true;
+                filled.has_variables = true;
                 position = end + 1;
             }
             _ => {
@@ -55,7 +55,7 @@ pub(super) fn fill(value: &str, environment: &dyn Fn(&str) -> Option<String>) ->
     Ok(filled)
 }
 
-fn variable(inside: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+fn expand_variable(inside: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let end = inside.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(inside.len());
     let (name, rest) = inside.split_at(end);
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
@@ -87,11 +87,11 @@ mod tests {
             "EMPTY" => Some(String::new()),
             _ => None,
         };
-        fill(value, &environment).map(|filled| filled.text).map_err(|error| error.message)
+        expand(value, &environment).map(|filled| filled.text).map_err(|error| error.message)
     }
 
     #[test]
-    fn variables_are_filled_in_once() {
+    fn variables_are_expanded_once() {
         for (value, text) in [
             ("plain", "plain"),
             ("robot$name", "robot$name"),

@@ -7,72 +7,72 @@ use std::ops::Range;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::errors::{Found, Problems};
-use super::variables::fill;
-use crate::printable::printable;
+use super::errors::{PendingProblem, Problems};
+use super::variables::expand;
+use crate::sanitize::sanitize;
 
 /// Maximum size of a configuration in bytes. A rule takes some 200.
 pub(crate) const MAX_FILE_BYTES: usize = 16 << 20;
 /// Maximum number of values in a configuration, including those that aliases add.
 pub(crate) const MAX_VALUES: usize = 500_000;
 /// Maximum number of values that aliases may add to a file.
-const MAX_COPIES: usize = 20_000;
+const MAX_ALIAS_VALUES: usize = 20_000;
 /// Maximum number of bytes that aliases and variables may add to a file.
 pub(crate) const MAX_ADDED_BYTES: usize = 8 << 20;
 /// Memory of a value beside its text, in bytes.
-const VALUE_BYTES: usize = 128;
+const VALUE_OVERHEAD_BYTES: usize = 128;
 const MAX_DEPTH: usize = 64;
 
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct YamlNode {
     pub(super) at: Range<usize>,
-    pub(super) value: Value,
+    pub(super) value: YamlValue,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(super) enum YamlValue {
     Null,
     /// A value with invalid variables, which were reported.
-    Broken,
-    Scalar(Scalar),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
+    Invalid,
+    Scalar(YamlScalar),
+    List(Vec<YamlNode>),
+    Map(Vec<YamlEntry>),
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Scalar {
+pub(super) struct YamlScalar {
     /// With variables expanded.
     pub(super) text: String,
     /// As written; messages show only this.
-    pub(super) written: String,
+    pub(super) raw: String,
     /// Whether a variable was expanded.
-    pub(super) filled: bool,
+    pub(super) is_expanded: bool,
     /// Ranges of the variables' content in the text.
     pub(super) variables: Vec<Range<usize>>,
 }
 
-impl Scalar {
+impl YamlScalar {
     /// Returns whether it is exactly one variable without a default, so that the file contains nothing of its value.
     pub(super) fn is_variable(&self) -> bool {
-        let inside = self.written.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
-        self.filled && inside.is_some_and(|inside| !inside.contains('}') && !inside.contains(":-"))
+        let inside = self.raw.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        self.is_expanded && inside.is_some_and(|inside| !inside.contains('}') && !inside.contains(":-"))
     }
 
     /// Returns whether it contains a variable without a default.
     pub(super) fn has_variable(&self) -> bool {
-        self.filled && self.written.contains("${") && !self.written.contains(":-")
+        self.is_expanded && self.raw.contains("${") && !self.raw.contains(":-")
     }
 
     /// Replaces the content of variables in a message by the value as written; returns `None` if a piece of it may
     /// remain. It rather drops a message than shows a piece of a secret, however short.
-    pub(super) fn without_value(&self, message: &str) -> Option<String> {
+    pub(super) fn redact(&self, message: &str) -> Option<String> {
         let mut message = message.to_owned();
-        for value in [self.text.as_str(), &printable(&self.text)] {
+        for value in [self.text.as_str(), &sanitize(&self.text)] {
             if !value.is_empty() {
-                message = message.replace(value, &self.written);
+                message = message.replace(value, &self.raw);
             }
         }
-        let (value, written) = (self.text.to_lowercase(), self.written.to_lowercase());
+        let (value, written) = (self.text.to_lowercase(), self.raw.to_lowercase());
         let words = |text: &str| -> Vec<String> {
             let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
             words.map(str::to_owned).collect()
@@ -90,31 +90,31 @@ impl Scalar {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct YamlEntry {
     pub(super) key: String,
     pub(super) key_at: Range<usize>,
-    pub(super) value: Node,
+    pub(super) value: YamlNode,
 }
 
-impl Node {
-    pub(super) fn kind(&self) -> &'static str {
+impl YamlNode {
+    pub(super) fn type_name(&self) -> &'static str {
         match self.value {
-            Value::Null | Value::Broken => "nothing",
-            Value::Scalar(_) => "a single value",
-            Value::List(_) => "a list",
-            Value::Map(_) => "a mapping",
+            YamlValue::Null | YamlValue::Invalid => "nothing",
+            YamlValue::Scalar(_) => "a single value",
+            YamlValue::List(_) => "a list",
+            YamlValue::Map(_) => "a mapping",
         }
     }
 
     /// Returns the number of values in it, and the bytes that a copy takes.
     fn size(&self) -> (usize, usize) {
         let add = |sum: (usize, usize), more: (usize, usize)| (sum.0 + more.0, sum.1 + more.1);
-        let own = (1, VALUE_BYTES);
+        let own = (1, VALUE_OVERHEAD_BYTES);
         match &self.value {
-            Value::Null | Value::Broken => own,
-            Value::Scalar(scalar) => add(own, (0, scalar.text.len() + scalar.written.len())),
-            Value::List(items) => items.iter().map(Node::size).fold(own, add),
-            Value::Map(entries) => {
+            YamlValue::Null | YamlValue::Invalid => own,
+            YamlValue::Scalar(scalar) => add(own, (0, scalar.text.len() + scalar.raw.len())),
+            YamlValue::List(items) => items.iter().map(YamlNode::size).fold(own, add),
+            YamlValue::Map(entries) => {
                 entries.iter().map(|entry| add(entry.value.size(), (0, entry.key.len()))).fold(own, add)
             }
         }
@@ -122,16 +122,16 @@ impl Node {
 }
 
 /// Parses a text into a tree.
-pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Parsed {
-    let mut builder = Builder {
+pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> ParsedYaml {
+    let mut builder = TreeBuilder {
         text,
         environment,
-        found: Problems::default(),
+        problems: Problems::default(),
         secrets: Vec::new(),
         anchors: HashMap::new(),
-        values: 0,
-        copies: 0,
-        added: 0,
+        value_count: 0,
+        alias_values: 0,
+        added_bytes: 0,
     };
     let root = match text.len() <= MAX_FILE_BYTES {
         true => builder.document(),
@@ -140,49 +140,53 @@ pub(super) fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) ->
             None
         }
     };
-    Parsed { root, found: builder.found, secrets: builder.secrets }
+    ParsedYaml { root, problems: builder.problems, secrets: builder.secrets }
 }
 
 /// Result of [`parse`].
-pub(super) struct Parsed {
+pub(super) struct ParsedYaml {
     /// `None` if the text is not YAML.
-    pub(super) root: Option<Node>,
-    pub(super) found: Problems,
+    pub(super) root: Option<YamlNode>,
+    pub(super) problems: Problems,
     /// Values whose keys look like secrets, wherever they are.
     pub(super) secrets: Vec<Range<usize>>,
 }
 
-struct Builder<'a> {
+struct TreeBuilder<'a> {
     text: &'a str,
     environment: &'a dyn Fn(&str) -> Option<String>,
-    found: Problems,
+    problems: Problems,
     secrets: Vec<Range<usize>>,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, YamlNode>,
     /// Number of values so far.
-    values: usize,
+    value_count: usize,
     /// Number of values that aliases have added.
-    copies: usize,
+    alias_values: usize,
     /// Bytes that aliases, anchors and variables have added.
-    added: usize,
+    added_bytes: usize,
 }
 
-type Source<'a> = Parser<'a, granit_parser::StrInput<'a>>;
+type EventParser<'a> = Parser<'a, granit_parser::StrInput<'a>>;
 
 /// The error was reported.
 type Reported<T> = Result<T, ()>;
 
-fn bytes(span: &Span) -> Range<usize> {
+fn byte_range(span: &Span) -> Range<usize> {
     span.byte_range().unwrap_or(0..0)
 }
 
-impl<'a> Builder<'a> {
-    fn document(&mut self) -> Option<Node> {
+impl<'a> TreeBuilder<'a> {
+    fn document(&mut self) -> Option<YamlNode> {
         let mut parser = Parser::new_from_str(self.text);
         let mut root = None;
         while let Some((event, span)) = self.next(&mut parser).ok()? {
             match event {
                 Event::DocumentStart(..) if root.is_some() => {
-                    self.report(bytes(&span), "a configuration is one YAML document; a second one begins here", None);
+                    self.report(
+                        byte_range(&span),
+                        "a configuration is one YAML document; a second one begins here",
+                        None,
+                    );
                     return root;
                 }
                 Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
@@ -190,14 +194,14 @@ impl<'a> Builder<'a> {
                 event => root = Some(self.node(&mut parser, event, &span, 0).ok()?),
             }
         }
-        Some(root.unwrap_or(Node { at: 0..0, value: Value::Null }))
+        Some(root.unwrap_or(YamlNode { at: 0..0, value: YamlValue::Null }))
     }
 
     fn report(&mut self, at: Range<usize>, message: impl Into<String>, hint: Option<String>) {
-        self.found.push(Found { at, message: message.into(), hint });
+        self.problems.push(PendingProblem { at, message: message.into(), hint });
     }
 
-    fn next(&mut self, parser: &mut Source<'a>) -> Reported<Option<(Event<'a>, Span)>> {
+    fn next(&mut self, parser: &mut EventParser<'a>) -> Reported<Option<(Event<'a>, Span)>> {
         match parser.next_event() {
             None => Ok(None),
             Some(Ok(event)) => Ok(Some(event)),
@@ -220,14 +224,20 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn node(&mut self, parser: &mut Source<'a>, event: Event<'a>, span: &Span, depth: usize) -> Reported<Node> {
-        let at = bytes(span);
+    fn node(
+        &mut self,
+        parser: &mut EventParser<'a>,
+        event: Event<'a>,
+        span: &Span,
+        depth: usize,
+    ) -> Reported<YamlNode> {
+        let at = byte_range(span);
         if depth > MAX_DEPTH {
             self.report(at, "this is nested too deeply", None);
             return Err(());
         }
-        self.values += 1;
-        if self.values > MAX_VALUES {
+        self.value_count += 1;
+        if self.value_count > MAX_VALUES {
             self.report(at, format!("this file has more than {MAX_VALUES} values"), None);
             return Err(());
         }
@@ -239,13 +249,13 @@ impl<'a> Builder<'a> {
                     return Err(());
                 };
                 let (values, bytes) = node.size();
-                self.copies += values;
-                self.values += values;
-                if self.copies > MAX_COPIES {
+                self.alias_values += values;
+                self.value_count += values;
+                if self.alias_values > MAX_ALIAS_VALUES {
                     self.report(at, "aliases make this file too large", None);
                     return Err(());
                 }
-                self.add(bytes, &at)?;
+                self.count_added(bytes, &at)?;
                 return self.anchors.get(&id).cloned().ok_or(());
             }
             Event::SequenceStart(_, anchor, _) => {
@@ -256,24 +266,24 @@ impl<'a> Builder<'a> {
                         Some((event, span)) => items.push(self.node(parser, event, &span, depth + 1)?),
                     }
                 }
-                (anchor, Value::List(items))
+                (anchor, YamlValue::List(items))
             }
             Event::MappingStart(_, anchor, _) => (anchor, self.map(parser, depth)?),
-            _ => (0, Value::Null),
+            _ => (0, YamlValue::Null),
         };
-        let node = Node { at, value };
+        let node = YamlNode { at, value };
         if anchor > 0 {
             let at = node.at.clone();
-            self.add(node.size().1, &at)?;
+            self.count_added(node.size().1, &at)?;
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
     }
 
     /// Counts bytes that are in memory and not in the file.
-    fn add(&mut self, bytes: usize, at: &Range<usize>) -> Reported<()> {
-        self.added = self.added.saturating_add(bytes);
-        if self.added <= MAX_ADDED_BYTES {
+    fn count_added(&mut self, bytes: usize, at: &Range<usize>) -> Reported<()> {
+        self.added_bytes = self.added_bytes.saturating_add(bytes);
+        if self.added_bytes <= MAX_ADDED_BYTES {
             return Ok(());
         }
         let what = format!("aliases and variables add more than {} MiB to this file", MAX_ADDED_BYTES >> 20);
@@ -281,9 +291,9 @@ impl<'a> Builder<'a> {
         Err(())
     }
 
-    fn map(&mut self, parser: &mut Source<'a>, depth: usize) -> Reported<Value> {
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut merged: Vec<Entry> = Vec::new();
+    fn map(&mut self, parser: &mut EventParser<'a>, depth: usize) -> Reported<YamlValue> {
+        let mut entries: Vec<YamlEntry> = Vec::new();
+        let mut merged: Vec<YamlEntry> = Vec::new();
         // Offset of each key.
         let mut keys: HashMap<String, usize> = HashMap::new();
         loop {
@@ -291,7 +301,7 @@ impl<'a> Builder<'a> {
                 None | Some((Event::MappingEnd, _)) => break,
                 Some(next) => next,
             };
-            let key_at = bytes(&span);
+            let key_at = byte_range(&span);
             let key = match event {
                 Event::Scalar(text, ..) => Some(text.into_owned()),
                 event => {
@@ -303,8 +313,8 @@ impl<'a> Builder<'a> {
             let Some((event, span)) = self.next(parser)? else { break };
             let value = self.node(parser, event, &span, depth + 1)?;
             let Some(key) = key else { continue };
-            if sounds_secret(&key)
-                && let Value::Scalar(scalar) = &value.value
+            if looks_secret(&key)
+                && let YamlValue::Scalar(scalar) = &value.value
                 && !scalar.is_variable()
             {
                 self.secrets.push(value.at.clone());
@@ -313,24 +323,24 @@ impl<'a> Builder<'a> {
                 self.report(key_at, "variables can stand in values, not in keys", None);
             } else if key == "<<" {
                 let nodes = match value.value {
-                    Value::List(nodes) => nodes,
+                    YamlValue::List(nodes) => nodes,
                     _ => vec![value],
                 };
                 for node in nodes {
                     match node.value {
-                        Value::Map(entries) => merged.extend(entries),
+                        YamlValue::Map(entries) => merged.extend(entries),
                         _ => self.report(key_at.clone(), "`<<` takes mappings only", None),
                     }
                 }
             } else if let Some(first) = keys.get(&key) {
-                if self.found.is_full() {
+                if self.problems.is_full() {
                     continue;
                 }
-                let line = super::errors::place(self.text, *first).0;
+                let line = super::errors::line_and_column(self.text, *first).0;
                 self.report(key_at, format!("`{key}` is written twice, first in line {line}"), None);
             } else {
                 keys.insert(key.clone(), key_at.start);
-                entries.push(Entry { key, key_at, value });
+                entries.push(YamlEntry { key, key_at, value });
             }
         }
         for entry in merged {
@@ -338,22 +348,22 @@ impl<'a> Builder<'a> {
                 entries.push(entry);
             }
         }
-        Ok(Value::Map(entries))
+        Ok(YamlValue::Map(entries))
     }
 
-    fn scalar(&mut self, text: &str, style: ScalarStyle, at: &Range<usize>) -> Reported<Value> {
+    fn scalar(&mut self, text: &str, style: ScalarStyle, at: &Range<usize>) -> Reported<YamlValue> {
         if style == ScalarStyle::Plain && matches!(text, "" | "~" | "null" | "Null" | "NULL") {
-            return Ok(Value::Null);
+            return Ok(YamlValue::Null);
         }
-        match fill(text, self.environment) {
+        match expand(text, self.environment) {
             Ok(filled) => {
-                if filled.used {
-                    self.add(filled.text.len(), at)?;
+                if filled.has_variables {
+                    self.count_added(filled.text.len(), at)?;
                 }
-                Ok(Value::Scalar(Scalar {
-                    written: text.to_owned(),
+                Ok(YamlValue::Scalar(YamlScalar {
+                    raw: text.to_owned(),
                     text: filled.text,
-                    filled: filled.used,
+                    is_expanded: filled.has_variables,
                     variables: filled.variables,
                 }))
             }
@@ -364,13 +374,13 @@ impl<'a> Builder<'a> {
                     None => at.clone(),
                 };
                 self.report(at, error.message, None);
-                Ok(Value::Broken)
+                Ok(YamlValue::Invalid)
             }
         }
     }
 }
 
-fn sounds_secret(key: &str) -> bool {
+fn looks_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["pass", "pwd", "token", "secret", "credential"].iter().any(|word| key.contains(word))
         || key == "key"

@@ -68,11 +68,11 @@ impl Descriptor {
 }
 
 /// Upper limit for a size, in bytes: sums of claimed sizes cannot overflow.
-const MAX_SIZE: u64 = 1 << 50;
+const MAX_CONTENT_BYTES: u64 = 1 << 50;
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     match u64::deserialize(deserializer)? {
-        size if size > MAX_SIZE => Err(serde::de::Error::custom(format!("a size of {size} bytes cannot be"))),
+        size if size > MAX_CONTENT_BYTES => Err(serde::de::Error::custom(format!("a size of {size} bytes cannot be"))),
         size => Ok(size),
     }
 }

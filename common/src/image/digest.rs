@@ -50,7 +50,7 @@ pub struct ParseDigestError {
 
 impl Digest {
     /// Hashes bytes with an algorithm.
-    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+    pub fn from_bytes(algorithm: Algorithm, bytes: &[u8]) -> Digest {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
@@ -58,7 +58,7 @@ impl Digest {
 
     /// Hashes bytes with SHA-256.
     pub fn sha256(bytes: &[u8]) -> Digest {
-        Digest::of(Algorithm::Sha256, bytes)
+        Digest::from_bytes(Algorithm::Sha256, bytes)
     }
 
     /// Returns the hash algorithm.
@@ -78,7 +78,7 @@ impl Digest {
 
     /// Whether the bytes have this digest.
     pub fn verifies(&self, bytes: &[u8]) -> bool {
-        Digest::of(self.algorithm, bytes) == *self
+        Digest::from_bytes(self.algorithm, bytes) == *self
     }
 
     /// Returns the tag under which a registry without the referrers API keeps the index of this digest's referrers:
@@ -93,7 +93,7 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Digest, ParseDigestError> {
-        let error = |reason| ParseDigestError { text: crate::printable::printable(text).into_owned(), reason };
+        let error = |reason| ParseDigestError { text: crate::sanitize::sanitize(text).into_owned(), reason };
         let (algorithm, hex) = text.split_once(':').ok_or_else(|| error("it has no `algorithm:`"))?;
         let algorithm = match algorithm {
             "sha256" => Algorithm::Sha256,
@@ -140,10 +140,10 @@ impl<'de> Deserialize<'de> for Digest {
 
 /// An incremental hash. A clone keeps the state, so a stream can be rewound to that point.
 #[derive(Clone)]
-pub struct Hasher(State);
+pub struct Hasher(HashState);
 
 #[derive(Clone)]
-enum State {
+enum HashState {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
@@ -152,24 +152,28 @@ impl Hasher {
     /// Creates a hasher without input.
     pub fn new(algorithm: Algorithm) -> Hasher {
         Hasher(match algorithm {
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
-            Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
+            Algorithm::Sha256 => HashState::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => HashState::Sha512(sha2::Sha512::new()),
         })
     }
 
     /// Adds bytes to the hash.
     pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
-            State::Sha256(hash) => hash.update(bytes),
-            State::Sha512(hash) => hash.update(bytes),
+            HashState::Sha256(hash) => hash.update(bytes),
+            HashState::Sha512(hash) => hash.update(bytes),
         }
     }
 
     /// Returns the digest of all bytes added.
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()).into() },
-            State::Sha512(hash) => Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hash.finalize()).into() },
+            HashState::Sha256(hash) => {
+                Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()).into() }
+            }
+            HashState::Sha512(hash) => {
+                Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hash.finalize()).into() }
+            }
         }
     }
 }
@@ -191,13 +195,13 @@ mod tests {
             Digest::sha256(b"{}").to_string(),
             "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
         );
-        assert!(Digest::of(Algorithm::Sha512, b"").to_string().starts_with("sha512:cf83e1357eefb8bd"));
+        assert!(Digest::from_bytes(Algorithm::Sha512, b"").to_string().starts_with("sha512:cf83e1357eefb8bd"));
     }
 
     #[test]
     fn a_fallback_tag_is_cut_to_what_a_tag_may_hold() {
         assert_eq!(Digest::sha256(b"x").fallback_tag().len(), "sha256-".len() + 64);
-        assert_eq!(Digest::of(Algorithm::Sha512, b"x").fallback_tag().len(), "sha512-".len() + 64);
+        assert_eq!(Digest::from_bytes(Algorithm::Sha512, b"x").fallback_tag().len(), "sha512-".len() + 64);
     }
 
     #[test]
@@ -218,7 +222,7 @@ mod tests {
         #[test]
         fn what_is_printed_parses_back(bytes: Vec<u8>, long: bool) {
             let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
-            let digest = Digest::of(algorithm, &bytes);
+            let digest = Digest::from_bytes(algorithm, &bytes);
             prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
             prop_assert!(digest.verifies(&bytes));
         }

@@ -17,14 +17,14 @@ pub struct Manifest {
     bytes: Bytes,
     digest: Digest,
     media_type: MediaType,
-    parsed: Arc<Parsed>,
+    parsed: Arc<ParsedManifest>,
 }
 
 /// Parsed content of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parsed {
+pub struct ParsedManifest {
     /// Descriptors it contains.
-    pub kind: Kind,
+    pub kind: ManifestKind,
     /// The manifest that this one refers to (a signature's image), if any.
     pub subject: Option<Descriptor>,
     /// Artifact type as written in `artifactType`.
@@ -35,7 +35,7 @@ pub struct Parsed {
 
 /// An index of manifests, or the manifest of one image or artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum ManifestKind {
     /// OCI index or Docker manifest list.
     Index {
         /// Children in order, repeated ones included.
@@ -71,7 +71,7 @@ pub enum ManifestError {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+struct RawManifest {
     #[serde(default)]
     schema_version: Option<u64>,
     #[serde(default)]
@@ -117,7 +117,8 @@ impl Manifest {
         if bytes.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
             return Err(ManifestError::Unparsable("it is not a JSON object".to_owned()));
         }
-        let raw: Raw = serde_json::from_slice(&bytes).map_err(|error| ManifestError::Unparsable(error.to_string()))?;
+        let raw: RawManifest =
+            serde_json::from_slice(&bytes).map_err(|error| ManifestError::Unparsable(error.to_string()))?;
         if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
             return Err(ManifestError::Schema1);
         }
@@ -131,9 +132,9 @@ impl Manifest {
             _ => MediaType::OciManifest,
         };
         let kind = match (raw.manifests, raw.config, raw.layers.or(raw.blobs)) {
-            (Some(manifests), _, _) if !media_type.is_manifest() => Kind::Index { manifests },
+            (Some(manifests), _, _) if !media_type.is_manifest() => ManifestKind::Index { manifests },
             (None, config, layers) if !media_type.is_index() && (config.is_some() || layers.is_some()) => {
-                Kind::Image { config, layers: layers.unwrap_or_default() }
+                ManifestKind::Image { config, layers: layers.unwrap_or_default() }
             }
             (Some(_), _, _) => return Err(ManifestError::Unknown(format!("{media_type} with `manifests`"))),
             _ => return Err(ManifestError::Unknown(format!("{media_type} without the fields of one"))),
@@ -142,7 +143,7 @@ impl Manifest {
             bytes,
             digest,
             media_type,
-            parsed: Arc::new(Parsed {
+            parsed: Arc::new(ParsedManifest {
                 kind,
                 subject: raw.subject,
                 artifact_type: raw.artifact_type,
@@ -167,12 +168,12 @@ impl Manifest {
     }
 
     /// Returns the parsed content.
-    pub fn parsed(&self) -> &Parsed {
+    pub fn parsed(&self) -> &ParsedManifest {
         &self.parsed
     }
 
     /// Returns the descriptors: an index's children, or an image's config and layers.
-    pub fn kind(&self) -> &Kind {
+    pub fn kind(&self) -> &ManifestKind {
         &self.parsed.kind
     }
 
@@ -184,7 +185,7 @@ impl Manifest {
     /// Returns the artifact type as registries list it among referrers: `artifactType`, else the config's media type.
     pub fn artifact_type(&self) -> Option<&str> {
         self.parsed.artifact_type.as_deref().or_else(|| match &self.parsed.kind {
-            Kind::Image { config: Some(config), .. } => Some(config.media_type.as_str()),
+            ManifestKind::Image { config: Some(config), .. } => Some(config.media_type.as_str()),
             _ => None,
         })
     }
@@ -199,8 +200,8 @@ impl Manifest {
     pub fn blobs_with(&self, foreign_layers: bool) -> Vec<&Descriptor> {
         let mut seen = std::collections::HashSet::new();
         let (config, layers) = match &self.parsed.kind {
-            Kind::Image { config, layers } => (config, layers),
-            Kind::Index { manifests } => {
+            ManifestKind::Image { config, layers } => (config, layers),
+            ManifestKind::Index { manifests } => {
                 let blobs = manifests.iter().filter(|child| child.media_type.is_blob_in_index());
                 return blobs.filter(|blob| seen.insert(&blob.digest)).collect();
             }
@@ -212,7 +213,7 @@ impl Manifest {
 
     /// Returns the manifests that an index lists, each once, without the blobs that some indexes list too.
     pub fn children(&self) -> Vec<&Descriptor> {
-        let Kind::Index { manifests } = &self.parsed.kind else { return Vec::new() };
+        let ManifestKind::Index { manifests } = &self.parsed.kind else { return Vec::new() };
         let mut seen = std::collections::HashSet::new();
         let children = manifests.iter().filter(|child| !child.media_type.is_blob_in_index());
         children.filter(|child| seen.insert(&child.digest)).collect()

@@ -25,7 +25,7 @@ pub enum MediaType {
 }
 
 /// Manifest types that were in use before version 1.1 of the image specification replaced them.
-const MORE_MANIFESTS: [&str; 2] =
+const LEGACY_MANIFEST_TYPES: [&str; 2] =
     ["application/vnd.oci.artifact.manifest.v1+json", "application/vnd.cncf.oras.artifact.manifest.v1+json"];
 
 impl MediaType {
@@ -72,7 +72,7 @@ impl MediaType {
     pub fn names_a_manifest(&self) -> bool {
         match self {
             MediaType::DockerSchema1 => true,
-            MediaType::Other(text) => MORE_MANIFESTS.iter().any(|known| text.eq_ignore_ascii_case(known)),
+            MediaType::Other(text) => LEGACY_MANIFEST_TYPES.iter().any(|known| text.eq_ignore_ascii_case(known)),
             _ => self.is_index() || self.is_manifest(),
         }
     }

@@ -31,7 +31,7 @@ impl Platform {
     /// Whether an image for this platform satisfies a request for `wanted`. Names are compared after normalization
     /// (`x86_64` is `amd64`, `aarch64` is `arm64`); arm64 without a variant is v8, arm without one v7; a request
     /// without a variant accepts any.
-    pub fn serves(&self, wanted: &Platform) -> bool {
+    pub fn satisfies(&self, wanted: &Platform) -> bool {
         let (have, want) = (self.normalized(), wanted.normalized());
         have.os == want.os
             && have.architecture == want.architecture
@@ -86,7 +86,7 @@ impl FromStr for Platform {
     type Err = ParsePlatformError;
 
     fn from_str(text: &str) -> Result<Platform, ParsePlatformError> {
-        let error = || ParsePlatformError(crate::printable::printable(text).into_owned());
+        let error = || ParsePlatformError(crate::sanitize::sanitize(text).into_owned());
         let parts: Vec<&str> = text.split('/').collect();
         let plain = |part: &&str| {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
@@ -124,13 +124,13 @@ mod tests {
 
     #[test]
     fn variants_are_matched_as_containerd_matches_them() {
-        assert!(platform("linux/arm64/v8").serves(&platform("linux/arm64")));
-        assert!(platform("linux/arm64").serves(&platform("linux/arm64/v8")));
-        assert!(platform("linux/aarch64").serves(&platform("linux/arm64")));
-        assert!(platform("linux/arm/v7").serves(&platform("linux/arm")));
-        assert!(!platform("linux/arm/v6").serves(&platform("linux/arm/v7")));
-        assert!(!platform("linux/amd64").serves(&platform("linux/arm64")));
-        assert!(!platform("windows/amd64").serves(&platform("linux/amd64")));
+        assert!(platform("linux/arm64/v8").satisfies(&platform("linux/arm64")));
+        assert!(platform("linux/arm64").satisfies(&platform("linux/arm64/v8")));
+        assert!(platform("linux/aarch64").satisfies(&platform("linux/arm64")));
+        assert!(platform("linux/arm/v7").satisfies(&platform("linux/arm")));
+        assert!(!platform("linux/arm/v6").satisfies(&platform("linux/arm/v7")));
+        assert!(!platform("linux/amd64").satisfies(&platform("linux/arm64")));
+        assert!(!platform("windows/amd64").satisfies(&platform("linux/amd64")));
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         fn what_is_printed_parses_back(os in "[a-z]{1,8}", arch in "[a-z0-9]{1,8}", variant in proptest::option::of("v[0-9]")) {
             let platform = Platform { os, architecture: arch, variant, os_version: None };
             prop_assert_eq!(platform.to_string().parse::<Platform>().unwrap(), platform.clone());
-            prop_assert!(platform.serves(&platform));
+            prop_assert!(platform.satisfies(&platform));
             prop_assert_eq!(platform.normalized().normalized(), platform.normalized());
         }
 

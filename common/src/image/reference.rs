@@ -6,10 +6,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Digest;
-use crate::printable::printable;
+use crate::sanitize::sanitize;
 
 /// Upper limit for host and path together, in characters.
-const MAX_NAME: usize = 255;
+const MAX_NAME_LENGTH: usize = 255;
 const DOCKER_HUB: &str = "docker.io";
 
 /// Name of a registry: a host, with a port unless it is the default one. Docker Hub is `docker.io`.
@@ -46,8 +46,8 @@ pub struct ParseReferenceError {
     reason: String,
 }
 
-fn refuse(text: &str, what: &'static str, reason: impl Into<String>) -> ParseReferenceError {
-    ParseReferenceError { text: printable(text).into_owned(), what, reason: reason.into() }
+fn parse_error(text: &str, what: &'static str, reason: impl Into<String>) -> ParseReferenceError {
+    ParseReferenceError { text: sanitize(text).into_owned(), what, reason: reason.into() }
 }
 
 impl RegistryName {
@@ -95,21 +95,21 @@ impl FromStr for RegistryName {
     fn from_str(text: &str) -> Result<RegistryName, ParseReferenceError> {
         const WHAT: &str = "a registry";
         if text.contains("://") {
-            return Err(refuse(text, WHAT, "write the host alone, without a scheme"));
+            return Err(parse_error(text, WHAT, "write the host alone, without a scheme"));
         }
         let lower = text.to_ascii_lowercase();
         let (host, port) = split_port(&lower);
         if let Some(port) = port
             && !port.parse::<u16>().is_ok_and(|port| port > 0)
         {
-            return Err(refuse(text, WHAT, "its port is not a number from 1 to 65535"));
+            return Err(parse_error(text, WHAT, "its port is not a number from 1 to 65535"));
         }
         if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return Err(refuse(text, WHAT, "there is no IPv6 address within the brackets"));
+                return Err(parse_error(text, WHAT, "there is no IPv6 address within the brackets"));
             }
         } else if host.contains(['[', ']', ':']) {
-            return Err(refuse(text, WHAT, "an IPv6 address stands in brackets, as in [::1]:5000"));
+            return Err(parse_error(text, WHAT, "an IPv6 address stands in brackets, as in [::1]:5000"));
         } else {
             let label = |label: &str| {
                 !label.is_empty()
@@ -118,7 +118,7 @@ impl FromStr for RegistryName {
                     && !label.ends_with('-')
             };
             if host.len() > 253 || !host.split('.').all(label) {
-                return Err(refuse(text, WHAT, "a host has letters, digits, dots and dashes"));
+                return Err(parse_error(text, WHAT, "a host has letters, digits, dots and dashes"));
             }
         }
         // Docker Hub has several host names; all mean the same registry.
@@ -147,19 +147,23 @@ impl FromStr for RepositoryName {
     fn from_str(text: &str) -> Result<RepositoryName, ParseReferenceError> {
         const WHAT: &str = "a repository";
         if text.is_empty() {
-            return Err(refuse(text, WHAT, "it is empty"));
+            return Err(parse_error(text, WHAT, "it is empty"));
         }
-        if text.len() > MAX_NAME {
-            return Err(refuse(text, WHAT, format!("it has {} characters, {MAX_NAME} are allowed", text.len())));
+        if text.len() > MAX_NAME_LENGTH {
+            return Err(parse_error(
+                text,
+                WHAT,
+                format!("it has {} characters, {MAX_NAME_LENGTH} are allowed", text.len()),
+            ));
         }
         if text.bytes().any(|b| b.is_ascii_uppercase()) {
             let lower = text.to_ascii_lowercase();
-            return Err(refuse(text, WHAT, format!("repository names are lowercase (did you mean `{lower}`?)")));
+            return Err(parse_error(text, WHAT, format!("repository names are lowercase (did you mean `{lower}`?)")));
         }
         if !text.split('/').all(is_path_component) {
             let reason = "each part between slashes starts and ends with a letter or digit and holds only a-z, 0-9, \
                           and between those one `.`, one or two `_`, or dashes";
-            return Err(refuse(text, WHAT, reason));
+            return Err(parse_error(text, WHAT, reason));
         }
         Ok(RepositoryName(text.into()))
     }
@@ -189,7 +193,7 @@ impl Tag {
     }
 
     /// Creates a tag from parts that are known to form a valid one.
-    pub(super) fn of_checked(text: String) -> Tag {
+    pub(super) fn from_checked(text: String) -> Tag {
         Tag(text.into())
     }
 }
@@ -203,12 +207,12 @@ impl FromStr for Tag {
             && text.bytes().next().is_some_and(word)
             && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'));
         if !fits && text.contains('+') {
-            let reason = format!("tags cannot contain `+`; Helm writes {}", printable(&text.replace('+', "_")));
-            return Err(refuse(text, "a tag", reason));
+            let reason = format!("tags cannot contain `+`; Helm writes {}", sanitize(&text.replace('+', "_")));
+            return Err(parse_error(text, "a tag", reason));
         }
         if !fits {
             let reason = "a tag has 1 to 128 letters, digits, `_`, `.` and `-`, and does not start with `.` or `-`";
-            return Err(refuse(text, "a tag", reason));
+            return Err(parse_error(text, "a tag", reason));
         }
         Ok(Tag(text.into()))
     }
@@ -240,7 +244,7 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Reference, ParseReferenceError> {
         const WHAT: &str = "a reference";
-        let fail = |reason: String| refuse(text, WHAT, reason);
+        let fail = |reason: String| parse_error(text, WHAT, reason);
         if text.is_empty() {
             return Err(fail("it is empty".into()));
         }
@@ -250,7 +254,7 @@ impl FromStr for Reference {
         // The transport prefix of skopeo and others.
         let rest = text.strip_prefix("docker://").unwrap_or(text);
         if let Some((scheme, after)) = rest.split_once("://") {
-            return Err(fail(format!("write it without `{scheme}://`, as in `{}`", printable(after))));
+            return Err(fail(format!("write it without `{scheme}://`, as in `{}`", sanitize(after))));
         }
         let (rest, digest) = match rest.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse::<Digest>().map_err(|error| fail(error.to_string()))?)),
@@ -313,7 +317,7 @@ impl fmt::Display for Reference {
     }
 }
 
-macro_rules! text {
+macro_rules! impl_text_traits {
     ($($name:ident)*) => {$(
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -335,7 +339,7 @@ macro_rules! text {
         }
     )*};
 }
-text!(RegistryName RepositoryName Tag);
+impl_text_traits!(RegistryName RepositoryName Tag);
 
 impl serde::Serialize for Reference {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

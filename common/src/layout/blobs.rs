@@ -7,41 +7,41 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::Stream;
 
-use super::trouble::Trouble;
-use super::{BLOBS, Layout, Shared, blocking};
-use crate::error::{Class, Error, Result};
+use super::error::LayoutError;
+use super::{BLOBS, Layout, LayoutInner, run_blocking};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Descriptor, Digest};
 
 /// Size of a chunk in bytes.
-const CHUNK: u64 = 256 << 10;
+const CHUNK_BYTES: u64 = 256 << 10;
 
 /// Contents of a blob, read in chunks.
 #[derive(Debug)]
-pub struct BlobStream {
+pub struct LayoutBlobStream {
     file: Arc<File>,
-    at: u64,
+    offset: u64,
     size: u64,
-    tried: String,
+    operation: String,
 }
 
 /// A blob stream and its start offset.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedLayoutBlob {
     /// The stream.
-    pub stream: BlobStream,
+    pub stream: LayoutBlobStream,
     /// Offset of the first byte, as requested.
     pub offset: u64,
 }
 
-impl BlobStream {
+impl LayoutBlobStream {
     /// Reads the next chunk of at most 256 KiB; `None` at the end. A file that became shorter fails with
-    /// [`Class::Corrupt`].
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        if self.at == self.size {
+    /// [`ErrorKind::Corrupt`].
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        if self.offset == self.size {
             return Ok(None);
         }
-        let (file, at) = (self.file.clone(), self.at);
-        let want = usize::try_from((self.size - at).min(CHUNK)).unwrap_or_default();
+        let (file, at) = (self.file.clone(), self.offset);
+        let want = usize::try_from((self.size - at).min(CHUNK_BYTES)).unwrap_or_default();
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; want];
             file.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
@@ -49,48 +49,54 @@ impl BlobStream {
         let chunk = match read.await {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(Error::new(Class::Corrupt, &self.tried, "the file became shorter while it was read"));
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    &self.operation,
+                    "the file became shorter while it was read",
+                ));
             }
-            Ok(Err(error)) => return Err(Error::new(Class::Local, &self.tried, error.to_string()).because(error)),
-            Err(error) => return Err(Error::cancelled(&self.tried).because(error)),
+            Ok(Err(error)) => {
+                return Err(Error::new(ErrorKind::Local, &self.operation, error.to_string()).with_source(error));
+            }
+            Err(error) => return Err(Error::cancelled(&self.operation).with_source(error)),
         };
-        self.at += chunk.len() as u64;
+        self.offset += chunk.len() as u64;
         Ok(Some(chunk))
     }
 
     /// Converts into a stream, which ends after an error.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes>> + Send {
         futures_util::stream::try_unfold(self, |mut stream| async move {
-            Ok(stream.chunk().await?.map(|chunk| (chunk, stream)))
+            Ok(stream.next_chunk().await?.map(|chunk| (chunk, stream)))
         })
     }
 }
 
-impl Shared {
+impl LayoutInner {
     /// Opens a blob's file and returns its size in bytes; `None` if it does not exist.
-    pub(super) fn blob_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, Trouble> {
-        let Some(blobs) = self.root.folder(BLOBS)? else { return Ok(None) };
-        let Some(folder) = blobs.folder(digest.algorithm().as_str())? else { return Ok(None) };
-        folder.file(digest.hex())
+    pub(super) fn open_blob_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, LayoutError> {
+        let Some(blobs) = self.root.open_dir(BLOBS)? else { return Ok(None) };
+        let Some(folder) = blobs.open_dir(digest.algorithm().as_str())? else { return Ok(None) };
+        folder.open_file(digest.hex())
     }
 
     /// Opens a blob's file and checks its size.
-    pub(super) fn sized_blob_file(&self, digest: &Digest, size: u64) -> Result<File, Trouble> {
-        match self.blob_file(digest)? {
+    pub(super) fn open_blob_file_of_size(&self, digest: &Digest, size: u64) -> Result<File, LayoutError> {
+        match self.open_blob_file(digest)? {
             Some((file, found)) if found == size => Ok(file),
             Some((_, found)) => {
                 let detail = format!("it should have {size} bytes, the file has {found}");
-                Err(Trouble::bad(Class::Corrupt, detail).hint("the layout is damaged; make it again"))
+                Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; make it again"))
             }
-            None => Err(Trouble::bad(Class::NotFound, "the layout does not hold it")
-                .hint("the layout is not complete; make it again")),
+            None => Err(LayoutError::new(ErrorKind::NotFound, "the layout does not hold it")
+                .with_hint("the layout is not complete; make it again")),
         }
     }
 }
 
 impl Layout {
     /// Returns the description of a blob read, for messages.
-    pub fn reading(&self, digest: &Digest) -> String {
+    pub fn read_operation(&self, digest: &Digest) -> String {
         format!("reading blob {}@{digest}", self.0.label)
     }
 
@@ -101,17 +107,23 @@ impl Layout {
     }
 
     /// Opens a blob at an offset. Fails immediately if the file's size differs from the descriptor's.
-    pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        let tried = self.reading(&blob.digest);
+    pub async fn open_blob(&self, blob: &Descriptor, offset: u64) -> Result<OpenedLayoutBlob> {
+        let tried = self.read_operation(&blob.digest);
         let (digest, size, shared) = (blob.digest.clone(), blob.size, self.0.clone());
-        let file = blocking(&tried, move || {
-            let file = shared.sized_blob_file(&digest, size)?;
+        let file = run_blocking(&tried, move || {
+            let file = shared.open_blob_file_of_size(&digest, size)?;
             match offset <= size {
                 true => Ok(file),
-                false => Err(Trouble::bad(Class::Corrupt, format!("it ends before byte {offset}, after {size} bytes"))),
+                false => Err(LayoutError::new(
+                    ErrorKind::Corrupt,
+                    format!("it ends before byte {offset}, after {size} bytes"),
+                )),
             }
         })
         .await?;
-        Ok(Opened { stream: BlobStream { file: Arc::new(file), at: offset, size, tried }, offset })
+        Ok(OpenedLayoutBlob {
+            stream: LayoutBlobStream { file: Arc::new(file), offset, size, operation: tried },
+            offset,
+        })
     }
 }

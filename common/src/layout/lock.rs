@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::folder::Folder;
+use super::error::LayoutError;
 use super::open::OCI_LAYOUT;
-use super::trouble::Trouble;
-use crate::error::Class;
+use super::safe_dir::SafeDir;
+use crate::error::ErrorKind;
 use crate::event::{Event, Events};
-use crate::printable::printable;
 use crate::registry::Context;
-use crate::retry::seconds;
+use crate::retry::format_duration;
+use crate::sanitize::sanitize;
 
 /// Timeout of a wait for the lock. A working process holds it for milliseconds.
-pub const LOCK_LIMIT: Duration = Duration::from_secs(60);
-const LOCK_POLL: Duration = Duration::from_millis(4);
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(4);
 /// Time before the first warning of a wait, and between warnings.
-const WARN_EVERY: Duration = Duration::from_secs(5);
+const LOCK_WARN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Cancellation and events of a wait for the lock.
 #[derive(Debug, Clone, Default)]
@@ -39,28 +39,29 @@ impl From<&Context> for LockWait {
 
 /// A lock held by another process, shared by all tasks of this process that wait for it.
 #[derive(Debug, Clone, Copy)]
-struct Busy {
+struct ContendedLock {
     since: Instant,
     seen: Instant,
     warned: Option<Instant>,
 }
 
 /// Contended layout locks by path: the images for one layout wait together, warn once and time out at the same time.
-static BUSY: Mutex<Option<HashMap<PathBuf, Busy>>> = Mutex::new(None);
+static CONTENDED_LOCKS: Mutex<Option<HashMap<PathBuf, ContendedLock>>> = Mutex::new(None);
 
-fn with_busy<T>(work: impl FnOnce(&mut HashMap<PathBuf, Busy>) -> T) -> T {
-    work(BUSY.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+fn with_contended_locks<T>(work: impl FnOnce(&mut HashMap<PathBuf, ContendedLock>) -> T) -> T {
+    work(CONTENDED_LOCKS.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
 }
 
 /// Records contention of a lock. Returns how long it has lasted, and whether to warn now.
-fn is_busy(path: &Path, limit: Duration) -> (Duration, bool) {
+fn record_contention(path: &Path, limit: Duration) -> (Duration, bool) {
     let now = Instant::now();
-    with_busy(|busy| {
+    with_contended_locks(|busy| {
         busy.retain(|_, one| now - one.seen <= limit);
-        let one = busy.entry(path.to_owned()).or_insert(Busy { since: now, seen: now, warned: None });
+        let one = busy.entry(path.to_owned()).or_insert(ContendedLock { since: now, seen: now, warned: None });
         one.seen = now;
         let waited = now - one.since;
-        let warns = waited >= WARN_EVERY.min(limit / 4) && one.warned.is_none_or(|at| now - at >= WARN_EVERY);
+        let warns =
+            waited >= LOCK_WARN_INTERVAL.min(limit / 4) && one.warned.is_none_or(|at| now - at >= LOCK_WARN_INTERVAL);
         if warns {
             one.warned = Some(now);
         }
@@ -70,57 +71,67 @@ fn is_busy(path: &Path, limit: Duration) -> (Duration, bool) {
 
 /// Locks a file until it is closed. File systems without locks are not safe for concurrent writers, and are used
 /// unlocked.
-pub(super) fn lock(root: &Folder, file: &File, wait: &LockWait) -> Result<(), Trouble> {
-    lock_within(root, file, wait, LOCK_LIMIT)
+pub(super) fn lock(root: &SafeDir, file: &File, wait: &LockWait) -> Result<(), LayoutError> {
+    lock_with_timeout(root, file, wait, LOCK_TIMEOUT)
 }
 
-pub(super) fn lock_within(root: &Folder, file: &File, wait: &LockWait, limit: Duration) -> Result<(), Trouble> {
+pub(super) fn lock_with_timeout(
+    root: &SafeDir,
+    file: &File,
+    wait: &LockWait,
+    limit: Duration,
+) -> Result<(), LayoutError> {
     loop {
         match file.try_lock() {
             Ok(()) => {
-                with_busy(|busy| busy.remove(root.path()));
+                with_contended_locks(|busy| busy.remove(root.path()));
                 return Ok(());
             }
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(root.failed(OCI_LAYOUT, "locking", error)),
+            Err(TryLockError::Error(error)) => return Err(root.io_error(OCI_LAYOUT, "locking", error)),
         }
         if wait.cancel.is_cancelled() {
-            return Err(Trouble::bad(Class::Cancelled, "stopped on request while another program held its lock"));
+            return Err(LayoutError::new(
+                ErrorKind::Cancelled,
+                "stopped on request while another program held its lock",
+            ));
         }
-        let (waited, warns) = is_busy(root.path(), limit);
+        let (waited, warns) = record_contention(root.path(), limit);
         if waited >= limit {
-            let detail = format!("{} has held its lock for {} and more", holder(file), seconds(waited));
-            return Err(Trouble::bad(Class::TimedOut, detail).hint("see which other program writes to this folder"));
+            let detail =
+                format!("{} has held its lock for {} and more", describe_holder(file), format_duration(waited));
+            return Err(LayoutError::new(ErrorKind::TimedOut, detail)
+                .with_hint("see which other program writes to this folder"));
         }
         if warns {
             let folder = root.path().display().to_string();
             let message = format!(
                 "waiting for the lock of oci:{}: {} has held it for {}; it is waited for up to {}",
-                printable(&folder),
-                holder(file),
-                seconds(waited),
-                seconds(limit)
+                sanitize(&folder),
+                describe_holder(file),
+                format_duration(waited),
+                format_duration(limit)
             );
             wait.events.emit(Event::Warning { message });
         }
-        std::thread::sleep(LOCK_POLL);
+        std::thread::sleep(LOCK_POLL_INTERVAL);
     }
 }
 
 /// Describes a lock's holder as far as this machine knows: proc_locks(5) lists the locks of all its processes.
-fn holder(file: &File) -> String {
+fn describe_holder(file: &File) -> String {
     let unknown = || "another program, perhaps on another machine,".to_owned();
     let (Ok(data), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else { return unknown() };
-    let Some(process) = process_in(&locks, data.ino()) else { return unknown() };
+    let Some(process) = find_lock_holder(&locks, data.ino()) else { return unknown() };
     match std::fs::read_to_string(format!("/proc/{process}/comm")) {
-        Ok(name) => format!("process {process} ({})", printable(name.trim())),
+        Ok(name) => format!("process {process} ({})", sanitize(name.trim())),
         Err(_) => format!("process {process}"),
     }
 }
 
 /// Finds the process that holds a lock on a whole file, by inode. Waiting processes are marked with an arrow.
-fn process_in(locks: &str, inode: u64) -> Option<u32> {
+fn find_lock_holder(locks: &str, inode: u64) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let is_whole = words.next()? == "FLOCK";
@@ -138,40 +149,42 @@ mod tests {
     use crate::event::Observer;
 
     #[derive(Default)]
-    struct Heard(Mutex<Vec<String>>);
+    struct WarningRecorder(Mutex<Vec<String>>);
 
-    impl Observer for Heard {
-        fn on(&self, event: &Event) {
+    impl Observer for WarningRecorder {
+        fn on_event(&self, event: &Event) {
             if let Event::Warning { message } = event {
                 self.0.lock().unwrap().push(message.clone());
             }
         }
     }
 
-    fn held() -> (tempfile::TempDir, Folder, File) {
+    fn held() -> (tempfile::TempDir, SafeDir, File) {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join(OCI_LAYOUT)).unwrap();
         file.lock().unwrap();
-        let root = Folder::open(dir.path()).unwrap().unwrap();
+        let root = SafeDir::open(dir.path()).unwrap().unwrap();
         (dir, root, file)
     }
 
     #[test]
-    fn who_waits_for_a_lock_is_told_of_its_holder_and_gives_up_in_the_end() {
+    fn a_wait_for_a_lock_warns_with_its_holder_and_times_out() {
         let (dir, root, _holder) = held();
-        let heard = Arc::new(Heard::default());
-        let wait = LockWait { events: Events::to(heard.clone()), ..LockWait::default() };
+        let heard = Arc::new(WarningRecorder::default());
+        let wait = LockWait { events: Events::new(heard.clone()), ..LockWait::default() };
         let ours = File::open(dir.path().join(OCI_LAYOUT)).unwrap();
         let limit = Duration::from_millis(200);
-        let Err(Trouble::Bad { class, detail, .. }) = lock_within(&root, &ours, &wait, limit) else { panic!() };
-        assert_eq!(class, Class::TimedOut);
+        let Err(LayoutError::Other { kind: class, detail, .. }) = lock_with_timeout(&root, &ours, &wait, limit) else {
+            panic!()
+        };
+        assert_eq!(class, ErrorKind::TimedOut);
         let process = format!("process {} (", std::process::id());
         assert!(detail.contains(&process), "{detail}");
         let heard = heard.0.lock().unwrap();
         assert!(heard.len() == 1 && heard[0].contains(&process) && heard[0].contains("oci:"), "{heard:?}");
         // Another image for this layout does not wait for the full timeout again.
         let began = Instant::now();
-        assert!(lock_within(&root, &ours, &wait, limit).is_err());
+        assert!(lock_with_timeout(&root, &ours, &wait, limit).is_err());
         assert!(began.elapsed() < limit, "{:?}", began.elapsed());
     }
 
@@ -181,8 +194,8 @@ mod tests {
         let wait = LockWait::default();
         wait.cancel.cancel();
         let ours = File::open(dir.path().join(OCI_LAYOUT)).unwrap();
-        let waited = lock_within(&root, &ours, &wait, LOCK_LIMIT);
-        assert!(matches!(waited, Err(Trouble::Bad { class: Class::Cancelled, .. })));
+        let waited = lock_with_timeout(&root, &ours, &wait, LOCK_TIMEOUT);
+        assert!(matches!(waited, Err(LayoutError::Other { kind: ErrorKind::Cancelled, .. })));
         drop(holder);
         lock(&root, &ours, &wait).unwrap();
     }
@@ -191,6 +204,6 @@ mod tests {
     fn the_holder_of_a_lock_is_told_from_those_that_wait_and_from_locks_of_ranges() {
         let locks = "1: POSIX  ADVISORY  WRITE 11 08:01:7 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 08:01:7 0 EOF\n\
                      2: -> FLOCK  ADVISORY  WRITE 13 08:01:7 0 EOF\n3: FLOCK  ADVISORY  READ 14 00:2d:8 0 EOF\n";
-        assert_eq!([7, 8, 9].map(|inode| process_in(locks, inode)), [Some(12), Some(14), None]);
+        assert_eq!([7, 8, 9].map(|inode| find_lock_holder(locks, inode)), [Some(12), Some(14), None]);
     }
 }

@@ -13,100 +13,100 @@
 //!   are removed when the layout is next opened for writing.
 
 mod blobs;
-mod commit;
-mod folder;
-mod hashed;
+mod error;
 mod index;
+mod index_file;
 mod lock;
 mod manifests;
 mod open;
 mod reference;
 mod referrers;
+mod safe_dir;
 #[cfg(test)]
 mod tests;
-mod trouble;
+mod verification;
 mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-pub use blobs::{BlobStream, Opened};
-pub use hashed::{HashMemory, Hashing};
-pub use index::Entry;
-pub use lock::LOCK_LIMIT;
+pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
+pub use index::IndexEntry;
+pub use lock::LOCK_TIMEOUT;
 pub use manifests::LayoutRepository;
-pub use reference::{FullName, ImageName, LayoutRef, ParseLayoutRefError};
+pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
+pub use verification::{HashPolicy, VerifiedFileCache};
 pub use writer::BlobWriter;
 
-use self::commit::IndexFile;
-use self::folder::Folder;
+use self::error::LayoutError;
+use self::index_file::IndexFile;
 use self::lock::LockWait;
-use self::trouble::Trouble;
-use crate::error::{Class, Error, Result};
+use self::safe_dir::SafeDir;
+use crate::error::{Error, ErrorKind, Result};
 use crate::generational::GenerationalCache;
 use crate::image::{Descriptor, Digest};
 use crate::registry::Context;
 
 /// Upper limit for the cached subjects of manifests, per layout.
-const MAX_SUBJECTS: usize = 100_000;
+const MAX_CACHED_SUBJECTS: usize = 100_000;
 const BLOBS: &str = "blobs";
 /// Prefix of unfinished files, which are in the layout's root: the specification allows nothing else among the blobs.
-const HIDDEN_PREFIX: &str = ".imgsync-";
-const HIDDEN_SUFFIX: &str = ".partial";
+const PARTIAL_PREFIX: &str = ".imgsync-";
+const PARTIAL_SUFFIX: &str = ".partial";
 
 /// An image layout. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Layout(Arc<Shared>);
+pub struct Layout(Arc<LayoutInner>);
 
 #[derive(Debug)]
-struct Shared {
-    root: Folder,
+struct LayoutInner {
+    root: SafeDir,
     /// `oci:DIR`, for messages.
     label: String,
     index: IndexFile,
     /// Subjects of manifests without a tag, each read once.
     subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
     /// Cancellation and events of a wait for the lock.
-    wait: LockWait,
+    lock_wait: LockWait,
     /// Canonical path of the folder.
-    folder: String,
-    hashing: Hashing,
+    canonical_dir: String,
+    hash_policy: HashPolicy,
     /// Versions of files whose hash was verified, by digest.
-    hashed: Mutex<HashMap<Digest, String>>,
+    verified_files: Mutex<HashMap<Digest, String>>,
 }
 
 impl Layout {
-    /// Opens a layout. Fails with [`Class::NotFound`] if the folder is missing, with [`Class::BadAnswer`] if it is not
-    /// a layout, and with [`Class::Unsupported`] for another layout version.
+    /// Opens a layout. Fails with [`ErrorKind::NotFound`] if the folder is missing, with [`ErrorKind::BadAnswer`] if it is not
+    /// a layout, and with [`ErrorKind::Unsupported`] for another layout version.
     pub async fn open(dir: impl AsRef<Path>) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
         let tried = format!("opening {}", label(&dir));
-        blocking(&tried, move || open::open(&dir)).await
+        run_blocking(&tried, move || open::open(&dir)).await
     }
 
     /// Sets when existing files are hashed. Call it before the layout is used.
-    pub fn hashing(self, hashing: Hashing) -> Layout {
+    pub fn with_hash_policy(self, hashing: HashPolicy) -> Layout {
         match Arc::try_unwrap(self.0) {
-            Ok(shared) => Layout(Arc::new(Shared { hashing, ..shared })),
+            Ok(shared) => Layout(Arc::new(LayoutInner { hash_policy: hashing, ..shared })),
             // A layout in use keeps its policy.
             Err(shared) => Layout(shared),
         }
     }
 
     /// Opens a layout for writing, creating it if the folder is missing or empty, and removes files left by killed
-    /// processes. A folder with other content is left alone: [`Class::BadAnswer`].
+    /// processes. A folder with other content is left alone: [`ErrorKind::BadAnswer`].
     pub async fn open_or_create(dir: impl AsRef<Path>) -> Result<Layout> {
-        Layout::open_or_create_in(dir, &Context::default()).await
+        Layout::open_or_create_with_context(dir, &Context::default()).await
     }
 
     /// Like [`Layout::open_or_create`], with a context: its cancellation ends a wait for the lock, and its events
     /// report the wait.
-    pub async fn open_or_create_in(dir: impl AsRef<Path>, context: &Context) -> Result<Layout> {
+    pub async fn open_or_create_with_context(dir: impl AsRef<Path>, context: &Context) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
         let tried = format!("opening {} for writing", label(&dir));
         let wait = LockWait::from(context);
-        blocking(&tried, move || open::open_or_create(&dir, wait)).await
+        run_blocking(&tried, move || open::open_or_create(&dir, wait)).await
     }
 
     /// Returns the folder, as given.
@@ -115,31 +115,31 @@ impl Layout {
     }
 
     /// Lists all images in index order. Fails on an invalid entry: none is skipped silently.
-    pub async fn entries(&self) -> Result<Vec<Entry>> {
+    pub async fn entries(&self) -> Result<Vec<IndexEntry>> {
         let tried = format!("listing {}", self.0.label);
-        self.blocking(&tried, |shared| shared.read_index()?.all_entries()).await
+        self.run_blocking(&tried, |shared| shared.read_index()?.all_entries()).await
     }
 
     /// Returns a repository of this layout; `None` selects the images with a bare tag.
-    pub fn repository(&self, name: Option<FullName>) -> LayoutRepository {
+    pub fn repository(&self, name: Option<QualifiedRepositoryName>) -> LayoutRepository {
         LayoutRepository::new(self.clone(), name)
     }
 
     /// Resolves a reference to this layout into the repository and the image's descriptor.
-    pub async fn find(&self, image: &LayoutRef) -> Result<(LayoutRepository, Descriptor)> {
+    pub async fn resolve(&self, image: &LayoutRef) -> Result<(LayoutRepository, Descriptor)> {
         let repository = self.repository(image.repository());
         let found = repository.resolve(image.manifest().as_ref()).await?;
         Ok((repository, found))
     }
 
     /// Runs blocking file operations on a blocking thread.
-    async fn blocking<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &self,
         tried: &str,
-        work: impl FnOnce(&Arc<Shared>) -> Result<T, Trouble> + Send + 'static,
+        work: impl FnOnce(&Arc<LayoutInner>) -> Result<T, LayoutError> + Send + 'static,
     ) -> Result<T> {
         let shared = self.0.clone();
-        blocking(tried, move || work(&shared)).await
+        run_blocking(tried, move || work(&shared)).await
     }
 }
 
@@ -147,13 +147,13 @@ fn label(dir: &Path) -> String {
     format!("oci:{}", dir.display())
 }
 
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     tried: &str,
-    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+    work: impl FnOnce() -> Result<T, LayoutError> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|trouble| trouble.error(tried)),
+        Ok(result) => result.map_err(|trouble| trouble.into_error(tried)),
         Err(error) if error.is_cancelled() => Err(Error::cancelled(tried)),
-        Err(error) => Err(Error::new(Class::Local, tried, "the program failed").because(error)),
+        Err(error) => Err(Error::new(ErrorKind::Local, tried, "the program failed").with_source(error)),
     }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::image::{Digest, Reference, RegistryName, RepositoryName, Tag};
-use crate::printable::printable;
 use crate::registry::ManifestRef;
+use crate::sanitize::sanitize;
 
 const SCHEME: &str = "oci:";
 
@@ -33,7 +33,7 @@ pub enum ImageName {
 
 /// Full name of a repository, `gcr.io/distroless/static`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FullName {
+pub struct QualifiedRepositoryName {
     /// Registry of the name.
     pub registry: RegistryName,
     /// Path within the registry.
@@ -50,14 +50,14 @@ pub struct ParseLayoutRefError {
 
 impl LayoutRef {
     /// Whether a text begins with `oci:`.
-    pub fn is_meant_by(text: &str) -> bool {
+    pub fn has_scheme(text: &str) -> bool {
         text.starts_with(SCHEME)
     }
 
     /// Returns the repository of a full name.
-    pub fn repository(&self) -> Option<FullName> {
+    pub fn repository(&self) -> Option<QualifiedRepositoryName> {
         match &self.image {
-            Some(ImageName::Full(reference)) => Some(FullName::of(reference)),
+            Some(ImageName::Full(reference)) => Some(QualifiedRepositoryName::from_reference(reference)),
             _ => None,
         }
     }
@@ -82,7 +82,7 @@ impl FromStr for LayoutRef {
     /// written with a slash at its end.
     fn from_str(text: &str) -> Result<LayoutRef, ParseLayoutRefError> {
         let fail = |reason: &str| {
-            Err(ParseLayoutRefError { text: printable(text).into_owned(), reason: printable(reason).into_owned() })
+            Err(ParseLayoutRefError { text: sanitize(text).into_owned(), reason: sanitize(reason).into_owned() })
         };
         let Some(rest) = text.strip_prefix(SCHEME) else { return fail("it does not begin with `oci:`") };
         if rest.chars().any(char::is_control) {
@@ -136,7 +136,7 @@ fn image_name(text: &str) -> Option<ImageName> {
 }
 
 impl LayoutRef {
-    fn written(&self, slash: &str) -> String {
+    fn to_text(&self, slash: &str) -> String {
         let dir = format!("{SCHEME}{}{slash}", self.dir.display());
         match &self.image {
             None => dir,
@@ -149,11 +149,11 @@ impl LayoutRef {
 
 impl fmt::Display for LayoutRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = self.written("");
+        let plain = self.to_text("");
         match plain.parse::<LayoutRef>() {
             Ok(read) if read == *self => f.write_str(&plain),
             // A colon in the folder's name would be misread.
-            _ => f.write_str(&self.written("/")),
+            _ => f.write_str(&self.to_text("/")),
         }
     }
 }
@@ -171,14 +171,14 @@ impl<'de> serde::Deserialize<'de> for LayoutRef {
     }
 }
 
-impl FullName {
+impl QualifiedRepositoryName {
     /// Takes the repository of a reference.
-    pub fn of(reference: &Reference) -> FullName {
-        FullName { registry: reference.registry.clone(), repository: reference.repository.clone() }
+    pub fn from_reference(reference: &Reference) -> QualifiedRepositoryName {
+        QualifiedRepositoryName { registry: reference.registry.clone(), repository: reference.repository.clone() }
     }
 }
 
-impl fmt::Display for FullName {
+impl fmt::Display for QualifiedRepositoryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.registry, self.repository)
     }

@@ -7,27 +7,27 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
-use super::hashed::version;
-use super::trouble::Trouble;
-use super::{BLOBS, HIDDEN_PREFIX, HIDDEN_SUFFIX, Layout, Shared, blocking};
-use crate::error::{Class, Error, Result};
+use super::error::LayoutError;
+use super::verification::file_version_key;
+use super::{BLOBS, Layout, LayoutInner, PARTIAL_PREFIX, PARTIAL_SUFFIX, run_blocking};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Descriptor, Digest, Hasher};
 
 /// Smallest unfinished file that is worth resuming, in bytes.
-pub(super) const WORTH_KEEPING: u64 = 1 << 20;
+pub(super) const MIN_RESUMABLE_BYTES: u64 = 1 << 20;
 
 /// A blob being written. Dropped before [`BlobWriter::commit`], it leaves no blob; a large unfinished file stays hidden
 /// and is resumed by the next writer of the same blob.
 #[derive(Debug)]
 pub struct BlobWriter {
-    part: Option<Part>,
+    partial: Option<PartialBlob>,
     written: u64,
-    tried: String,
+    operation: String,
 }
 
 #[derive(Debug)]
-pub(super) struct Part {
-    shared: Arc<Shared>,
+pub(super) struct PartialBlob {
+    shared: Arc<LayoutInner>,
     digest: Digest,
     size: u64,
     /// Locked while open.
@@ -35,14 +35,14 @@ pub(super) struct Part {
     name: String,
     hasher: Hasher,
     written: u64,
-    fate: Fate,
+    disposition: PartialDisposition,
 }
 
 /// What to do with the hidden file on drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum PartialDisposition {
     /// Keep it if it is large enough to resume.
-    Continue,
+    KeepForResume,
     /// Remove it: its content is wrong, or no writer could find it by its name.
     Remove,
     /// Renamed already; another writer may own the hidden name now.
@@ -51,20 +51,20 @@ enum Fate {
 
 impl Layout {
     /// Returns the description of a blob write, for messages.
-    pub fn writing(&self, digest: &Digest) -> String {
+    pub fn write_operation(&self, digest: &Digest) -> String {
         format!("writing blob {}@{digest}", self.0.label)
     }
 
     /// Starts writing a blob; `None` if it exists. Resumes an unfinished file of an earlier writer:
     /// [`BlobWriter::offset`] is where to continue.
-    pub async fn blob_start(&self, blob: &Descriptor) -> Result<Option<BlobWriter>> {
-        self.begin(blob, true).await
+    pub async fn start_blob(&self, blob: &Descriptor) -> Result<Option<BlobWriter>> {
+        self.start_write(blob, true).await
     }
 
-    /// Writes a whole blob, unless it exists. Content that differs from the descriptor fails with [`Class::Corrupt`]
+    /// Writes a whole blob, unless it exists. Content that differs from the descriptor fails with [`ErrorKind::Corrupt`]
     /// and leaves nothing behind.
-    pub async fn blob_write(&self, blob: &Descriptor, stream: impl Stream<Item = Result<Bytes>>) -> Result<()> {
-        let Some(mut writer) = self.begin(blob, false).await? else { return Ok(()) };
+    pub async fn write_blob(&self, blob: &Descriptor, stream: impl Stream<Item = Result<Bytes>>) -> Result<()> {
+        let Some(mut writer) = self.start_write(blob, false).await? else { return Ok(()) };
         let mut stream = std::pin::pin!(stream);
         while let Some(chunk) = stream.next().await {
             writer.write(chunk?).await?;
@@ -72,15 +72,16 @@ impl Layout {
         writer.commit().await
     }
 
-    async fn begin(&self, blob: &Descriptor, go_on: bool) -> Result<Option<BlobWriter>> {
-        let tried = self.writing(&blob.digest);
+    async fn start_write(&self, blob: &Descriptor, go_on: bool) -> Result<Option<BlobWriter>> {
+        let tried = self.write_operation(&blob.digest);
         // A damaged blob is replaced.
         if self.is_intact(blob, &tried).await? {
             return Ok(None);
         }
         let (digest, size) = (blob.digest.clone(), blob.size);
-        let part = self.blocking(&tried, move |shared| Part::begin(shared.clone(), digest, size, go_on)).await?;
-        Ok(Some(BlobWriter { written: part.written, part: Some(part), tried }))
+        let part =
+            self.run_blocking(&tried, move |shared| PartialBlob::open(shared.clone(), digest, size, go_on)).await?;
+        Ok(Some(BlobWriter { written: part.written, partial: Some(part), operation: tried }))
     }
 }
 
@@ -90,42 +91,47 @@ impl BlobWriter {
         self.written
     }
 
-    /// Writes the next bytes. More bytes than in the descriptor fail with [`Class::Corrupt`].
+    /// Writes the next bytes. More bytes than in the descriptor fail with [`ErrorKind::Corrupt`].
     pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        let mut part = self.take()?;
-        let part = blocking(&self.tried, move || {
+        let mut part = self.take_partial()?;
+        let part = run_blocking(&self.operation, move || {
             part.write(&bytes)?;
             Ok(part)
         })
         .await?;
         self.written = part.written;
-        self.part = Some(part);
+        self.partial = Some(part);
         Ok(())
     }
 
     /// Finishes the blob: it is synced and verified afterwards. Fewer bytes than in the descriptor fail with
-    /// [`Class::Unreachable`] (the sender stopped early), other content with [`Class::Corrupt`].
+    /// [`ErrorKind::Unreachable`] (the sender stopped early), other content with [`ErrorKind::Corrupt`].
     pub async fn commit(mut self) -> Result<()> {
-        let part = self.take()?;
+        let part = self.take_partial()?;
         let (shared, digest) = (part.shared.clone(), part.digest.clone());
-        let version = blocking(&self.tried, move || part.commit()).await?;
+        let version = run_blocking(&self.operation, move || part.commit()).await?;
         if let Some(version) = version {
-            shared.learn(&digest, &version).await;
+            shared.record_verified(&digest, &version).await;
         }
         Ok(())
     }
 
-    fn take(&mut self) -> Result<Part> {
-        self.part.take().ok_or_else(|| Error::new(Class::Cancelled, &self.tried, "it was given up before"))
+    fn take_partial(&mut self) -> Result<PartialBlob> {
+        self.partial.take().ok_or_else(|| Error::new(ErrorKind::Cancelled, &self.operation, "it was given up before"))
     }
 }
 
-impl Part {
-    pub(super) fn begin(shared: Arc<Shared>, digest: Digest, size: u64, go_on: bool) -> Result<Part, Trouble> {
-        let base = format!("{HIDDEN_PREFIX}{}-{}", digest.algorithm().as_str(), digest.hex());
-        let name = format!("{base}{HIDDEN_SUFFIX}");
+impl PartialBlob {
+    pub(super) fn open(
+        shared: Arc<LayoutInner>,
+        digest: Digest,
+        size: u64,
+        go_on: bool,
+    ) -> Result<PartialBlob, LayoutError> {
+        let base = format!("{PARTIAL_PREFIX}{}-{}", digest.algorithm().as_str(), digest.hex());
+        let name = format!("{base}{PARTIAL_SUFFIX}");
         let hasher = Hasher::new(digest.algorithm());
-        let part = |file, name, fate| Part {
+        let part = |file, name, fate| PartialBlob {
             shared: shared.clone(),
             digest: digest.clone(),
             size,
@@ -133,16 +139,16 @@ impl Part {
             name,
             hasher: hasher.clone(),
             written: 0,
-            fate,
+            disposition: fate,
         };
         loop {
-            let file = shared.root.file_or_new(&name)?;
+            let file = shared.root.open_or_create_file(&name)?;
             match file.try_lock() {
                 // Its former writer may have finished between open and lock.
-                Ok(()) if !shared.root.holds(&name, &file)? => {}
+                Ok(()) if !shared.root.is_same_file(&name, &file)? => {}
                 Ok(()) => {
-                    let mut part = part(file, name, Fate::Continue);
-                    part.go_on(go_on)?;
+                    let mut part = part(file, name, PartialDisposition::KeepForResume);
+                    part.resume_or_truncate(go_on)?;
                     return Ok(part);
                 }
                 Err(TryLockError::WouldBlock) => break,
@@ -155,24 +161,24 @@ impl Part {
         }
         // Another writer is active: write to a separate file, so that no writer waits for a slow one.
         loop {
-            let name = format!("{base}.{:016x}{HIDDEN_SUFFIX}", rand::random::<u64>());
-            let file = shared.root.new_file(&name)?;
+            let name = format!("{base}.{:016x}{PARTIAL_SUFFIX}", rand::random::<u64>());
+            let file = shared.root.create_file(&name)?;
             let _ = file.try_lock();
-            if shared.root.holds(&name, &file)? {
-                return Ok(part(file, name, Fate::Remove));
+            if shared.root.is_same_file(&name, &file)? {
+                return Ok(part(file, name, PartialDisposition::Remove));
             }
         }
     }
 
     /// Hashes and keeps the existing content, or truncates the file.
-    fn go_on(&mut self, go_on: bool) -> Result<(), Trouble> {
-        let found = self.file.metadata().map_err(|error| self.failed(error))?.len();
+    fn resume_or_truncate(&mut self, go_on: bool) -> Result<(), LayoutError> {
+        let found = self.file.metadata().map_err(|error| self.write_error(error))?.len();
         if !go_on || found > self.size {
-            return self.file.set_len(0).map_err(|error| self.failed(error));
+            return self.file.set_len(0).map_err(|error| self.write_error(error));
         }
         let mut chunk = vec![0; 256 << 10];
         loop {
-            match self.file.read(&mut chunk).map_err(|error| self.failed(error))? {
+            match self.file.read(&mut chunk).map_err(|error| self.write_error(error))? {
                 0 => break,
                 length => {
                     self.hasher.update(&chunk[..length]);
@@ -180,54 +186,54 @@ impl Part {
                 }
             }
         }
-        self.file.seek(SeekFrom::Start(self.written)).map_err(|error| self.failed(error))?;
+        self.file.seek(SeekFrom::Start(self.written)).map_err(|error| self.write_error(error))?;
         Ok(())
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LayoutError> {
         if bytes.len() as u64 > self.size - self.written {
-            self.fate = Fate::Remove;
+            self.disposition = PartialDisposition::Remove;
             let detail = format!("it has more than the {} bytes that the manifest gives it", self.size);
-            return Err(Trouble::bad(Class::Corrupt, detail));
+            return Err(LayoutError::new(ErrorKind::Corrupt, detail));
         }
-        self.file.write_all(bytes).map_err(|error| self.failed(error))?;
+        self.file.write_all(bytes).map_err(|error| self.write_error(error))?;
         self.hasher.update(bytes);
         self.written += bytes.len() as u64;
         Ok(())
     }
 
     /// Renames the file and returns the key of its version, if available.
-    pub(super) fn commit(mut self) -> Result<Option<String>, Trouble> {
+    pub(super) fn commit(mut self) -> Result<Option<String>, LayoutError> {
         if self.written < self.size {
             let detail = format!("the stream ended after {} of {} bytes", self.written, self.size);
-            return Err(Trouble::bad(Class::Unreachable, detail));
+            return Err(LayoutError::new(ErrorKind::Unreachable, detail));
         }
         let found = self.hasher.clone().finish();
         if found != self.digest {
-            self.fate = Fate::Remove;
-            return Err(Trouble::bad(Class::Corrupt, format!("its bytes have the digest {found}")));
+            self.disposition = PartialDisposition::Remove;
+            return Err(LayoutError::new(ErrorKind::Corrupt, format!("its bytes have the digest {found}")));
         }
-        self.file.sync_all().map_err(|error| self.failed(error))?;
-        let blobs = self.shared.root.folder_or_new(BLOBS)?;
-        let folder = blobs.folder_or_new(self.digest.algorithm().as_str())?;
+        self.file.sync_all().map_err(|error| self.write_error(error))?;
+        let blobs = self.shared.root.open_or_create_dir(BLOBS)?;
+        let folder = blobs.open_or_create_dir(self.digest.algorithm().as_str())?;
         self.shared.root.rename(&self.name, &folder, self.digest.hex())?;
-        self.fate = Fate::Committed;
-        Ok(version(&self.file).ok())
+        self.disposition = PartialDisposition::Committed;
+        Ok(file_version_key(&self.file).ok())
     }
 
     /// Marks the file for removal: one that cannot be written only fills the disk.
-    fn failed(&mut self, error: std::io::Error) -> Trouble {
-        self.fate = Fate::Remove;
-        self.shared.root.failed(&self.name, "writing", error)
+    fn write_error(&mut self, error: std::io::Error) -> LayoutError {
+        self.disposition = PartialDisposition::Remove;
+        self.shared.root.io_error(&self.name, "writing", error)
     }
 }
 
-impl Drop for Part {
+impl Drop for PartialBlob {
     fn drop(&mut self) {
-        let keep = match self.fate {
-            Fate::Continue => self.written >= WORTH_KEEPING,
-            Fate::Remove => false,
-            Fate::Committed => true,
+        let keep = match self.disposition {
+            PartialDisposition::KeepForResume => self.written >= MIN_RESUMABLE_BYTES,
+            PartialDisposition::Remove => false,
+            PartialDisposition::Committed => true,
         };
         if !keep {
             let _ = self.shared.root.remove(&self.name);

@@ -13,17 +13,17 @@ use crate::image::{Digest, Tag};
 /// Variables of a template.
 const VARIABLES: [&str; 4] = ["tag", "date", "time", "digest"];
 
-/// A tag template such as `{{tag}}-before-{{date}}`. For latest, overwritten on the 25th of November: `tag` latest,
+/// A tag template such as `{{tag}}-before-{{date}}`. For latest, overwritten on the 25th of November: `render` latest,
 /// `date` 2026-11-25, `time` 152000 (UTC), `digest` the first 12 digits of the backed-up digest.
 #[derive(Clone, Debug)]
-pub struct BackupName {
+pub struct BackupTagTemplate {
     text: String,
     environment: Arc<Environment<'static>>,
 }
 
-impl BackupName {
+impl BackupTagTemplate {
     /// Renders the tag. Fails if the result is not a valid tag, mostly because it is too long.
-    pub fn tag(&self, tag: &Tag, kept: &Digest, now: Timestamp) -> Result<Tag, String> {
+    pub fn render(&self, tag: &Tag, kept: &Digest, now: Timestamp) -> Result<Tag, String> {
         let (date, time) = (now.strftime("%Y-%m-%d").to_string(), now.strftime("%H%M%S").to_string());
         let values = [tag.as_str(), &date, &time, &kept.hex()[..12]];
         let context = Value::from_pairs(VARIABLES.into_iter().zip(values));
@@ -33,10 +33,10 @@ impl BackupName {
     }
 }
 
-impl FromStr for BackupName {
+impl FromStr for BackupTagTemplate {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<BackupName, String> {
+    fn from_str(text: &str) -> Result<BackupTagTemplate, String> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         let broken = |error: minijinja::Error| format!("the template does not work: {}", describe(&error));
@@ -53,9 +53,9 @@ impl FromStr for BackupName {
         if !used.contains("tag") {
             return Err("a backup's tag must contain {{tag}}, or all would be called the same".to_owned());
         }
-        let name = BackupName { text: text.to_owned(), environment: Arc::new(environment) };
+        let name = BackupTagTemplate { text: text.to_owned(), environment: Arc::new(environment) };
         let tag = Tag::latest();
-        let made = name.tag(&tag, &Digest::sha256(b""), Timestamp::UNIX_EPOCH)?;
+        let made = name.render(&tag, &Digest::sha256(b""), Timestamp::UNIX_EPOCH)?;
         match made == tag {
             true => Err("a backup needs another tag than what it is a backup of".to_owned()),
             false => Ok(name),
@@ -63,13 +63,13 @@ impl FromStr for BackupName {
     }
 }
 
-impl fmt::Display for BackupName {
+impl fmt::Display for BackupTagTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl PartialEq for BackupName {
+impl PartialEq for BackupTagTemplate {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
@@ -83,16 +83,16 @@ mod tests {
     fn a_backup_has_a_tag_of_its_own() {
         let now: Timestamp = "2026-11-25T15:20:00Z".parse().unwrap();
         let kept = Digest::sha256(b"kept");
-        let name = |template: &str| template.parse::<BackupName>().unwrap();
-        let tag = |template: &str| name(template).tag(&"1.0".parse().unwrap(), &kept, now).unwrap().to_string();
+        let name = |template: &str| template.parse::<BackupTagTemplate>().unwrap();
+        let tag = |template: &str| name(template).render(&"1.0".parse().unwrap(), &kept, now).unwrap().to_string();
         assert_eq!(tag("{{tag}}-before-{{date}}"), "1.0-before-2026-11-25");
         assert_eq!(tag("{{ date }}T{{ time }}_{{ tag }}"), "2026-11-25T152000_1.0");
         assert_eq!(tag("{{tag}}-{{digest}}"), format!("1.0-{}", &kept.hex()[..12]));
         for bad in ["{{tag}}", "backup", "{{date}}", "{{tag}}/x", "{{tag}}-{{version}}", "{{tag}}-{{", ""] {
-            assert!(bad.parse::<BackupName>().is_err(), "{bad}");
+            assert!(bad.parse::<BackupTagTemplate>().is_err(), "{bad}");
         }
         let long = format!("v{}", "1".repeat(126));
-        let error = name("{{tag}}-before-{{date}}").tag(&long.parse().unwrap(), &kept, now).unwrap_err();
+        let error = name("{{tag}}-before-{{date}}").render(&long.parse().unwrap(), &kept, now).unwrap_err();
         assert!(error.contains("`backup` makes"), "{error}");
     }
 }

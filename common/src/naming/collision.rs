@@ -3,38 +3,38 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use super::{Base, Origin, Style, TargetName};
+use super::{NamingStyle, SourceName, TargetBase, TargetName};
 use crate::image::{RegistryName, RepositoryName, Tag};
-use crate::select::Selection;
+use crate::select::TagSelection;
 
 /// Register of target names and their sources. Takes repositories as they are discovered, then tags as they are listed.
 /// It stores each pair of repositories once, and tags (16 bytes each) only for targets with several sources, so its
 /// memory grows with the number of repositories.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct TargetRegister {
     sources: HashMap<String, u32>,
     names: Vec<String>,
-    targets: HashMap<String, Target>,
+    targets: HashMap<String, TargetEntry>,
     hasher: RandomState,
 }
 
 #[derive(Debug)]
-struct Target {
-    claimants: Vec<u32>,
+struct TargetEntry {
+    sources: Vec<u32>,
     /// Whether a tag was claimed while there was one source, and so was not stored.
-    passed: bool,
+    has_unrecorded_tags: bool,
     tags: HashMap<u64, u32>,
 }
 
 /// Result of claiming a target repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum TargetClaim {
     /// No other source writes to it.
-    Alone,
+    Exclusive,
     /// This other source writes to it too; tags are compared from now on.
     Shared(String),
     /// This other source writes to it too, and earlier tags were not stored: check the plan for the target tag.
-    Late(String),
+    SharedAfterTags(String),
 }
 
 /// Two sources with one target tag. The first keeps it, the second fails.
@@ -49,7 +49,7 @@ pub struct Collision {
     pub second: String,
 }
 
-impl Names {
+impl TargetRegister {
     /// Creates an empty register.
     pub fn new() -> Self {
         Self::default()
@@ -57,35 +57,37 @@ impl Names {
 
     /// Claims a target repository for a source repository. Call it for all known repositories before their tags;
     /// repeating it is safe.
-    pub fn claim(&mut self, source: &str, target: &str) -> Claim {
-        let source = self.id(source);
-        let entry = self.targets.entry(target.to_owned()).or_insert_with(|| Target {
-            claimants: Vec::with_capacity(1),
-            passed: false,
+    pub fn claim_repository(&mut self, source: &str, target: &str) -> TargetClaim {
+        let source = self.intern_source(source);
+        let entry = self.targets.entry(target.to_owned()).or_insert_with(|| TargetEntry {
+            sources: Vec::with_capacity(1),
+            has_unrecorded_tags: false,
             tags: HashMap::new(),
         });
-        if !entry.claimants.contains(&source) {
-            entry.claimants.push(source);
+        if !entry.sources.contains(&source) {
+            entry.sources.push(source);
         }
-        match entry.claimants.iter().find(|&&other| other != source) {
-            None => Claim::Alone,
-            Some(&other) if entry.passed => Claim::Late(self.names[other as usize].clone()),
-            Some(&other) => Claim::Shared(self.names[other as usize].clone()),
+        match entry.sources.iter().find(|&&other| other != source) {
+            None => TargetClaim::Exclusive,
+            Some(&other) if entry.has_unrecorded_tags => {
+                TargetClaim::SharedAfterTags(self.names[other as usize].clone())
+            }
+            Some(&other) => TargetClaim::Shared(self.names[other as usize].clone()),
         }
     }
 
     /// Claims a target tag for a source, or fails with the source that has it. Templates with the tag in the
     /// repository's name may do so without claiming the repository: such tags are compared with each other.
-    pub fn take(&mut self, source: &str, target: &str, tag: &str) -> Result<(), Collision> {
-        let id = self.id(source);
+    pub fn claim_tag(&mut self, source: &str, target: &str, tag: &str) -> Result<(), Collision> {
+        let id = self.intern_source(source);
         let hash = self.hasher.hash_one(tag);
-        let entry = self.targets.entry(target.to_owned()).or_insert_with(|| Target {
-            claimants: Vec::new(),
-            passed: false,
+        let entry = self.targets.entry(target.to_owned()).or_insert_with(|| TargetEntry {
+            sources: Vec::new(),
+            has_unrecorded_tags: false,
             tags: HashMap::new(),
         });
-        if entry.claimants == [id] {
-            entry.passed = true;
+        if entry.sources == [id] {
+            entry.has_unrecorded_tags = true;
             return Ok(());
         }
         match *entry.tags.entry(hash).or_insert(id) {
@@ -99,14 +101,14 @@ impl Names {
     }
 
     /// Returns the target repositories with several sources, and these, sorted.
-    pub fn shared(&self) -> Vec<(&str, Vec<&str>)> {
+    pub fn shared_targets(&self) -> Vec<(&str, Vec<&str>)> {
         let mut shared: Vec<_> = self
             .targets
             .iter()
-            .filter(|(_, target)| target.claimants.len() > 1)
+            .filter(|(_, target)| target.sources.len() > 1)
             .map(|(name, target)| {
                 let mut sources: Vec<&str> =
-                    target.claimants.iter().map(|&id| self.names[id as usize].as_str()).collect();
+                    target.sources.iter().map(|&id| self.names[id as usize].as_str()).collect();
                 sources.sort_unstable();
                 (name.as_str(), sources)
             })
@@ -116,11 +118,11 @@ impl Names {
     }
 
     #[cfg(test)]
-    pub(super) fn remembered_tags(&self) -> usize {
+    pub(super) fn recorded_tags(&self) -> usize {
         self.targets.values().map(|target| target.tags.len()).sum()
     }
 
-    fn id(&mut self, source: &str) -> u32 {
+    fn intern_source(&mut self, source: &str) -> u32 {
         if let Some(&id) = self.sources.get(source) {
             return id;
         }
@@ -133,29 +135,29 @@ impl Names {
 
 /// A rule for a single source repository, known before listing.
 #[derive(Clone, Copy, Debug)]
-pub struct FixedRule<'a> {
+pub struct SingleRepositoryRule<'a> {
     /// The source registry.
     pub registry: &'a RegistryName,
     /// The source repository.
     pub repository: &'a RepositoryName,
     /// Tag selection.
-    pub selection: &'a Selection,
+    pub selection: &'a TagSelection,
     /// Target.
-    pub base: &'a Base,
+    pub base: &'a TargetBase,
     /// Naming style.
-    pub style: &'a Style,
+    pub style: &'a NamingStyle,
 }
 
 /// Finds a collision that two rules have whatever the registries hold: different sources, one target repository, and
-/// selections that certainly overlap. Returns `None` if it depends on the tags; then [`Names`] finds it.
-pub fn must_collide(a: &FixedRule<'_>, b: &FixedRule<'_>) -> Option<TargetName> {
-    if (a.registry, a.repository) == (b.registry, b.repository) || !a.selection.surely_overlaps(b.selection) {
+/// selections that certainly overlap. Returns `None` if it depends on the tags; then [`TargetRegister`] finds it.
+pub fn find_certain_collision(a: &SingleRepositoryRule<'_>, b: &SingleRepositoryRule<'_>) -> Option<TargetName> {
+    if (a.registry, a.repository) == (b.registry, b.repository) || !a.selection.certainly_overlaps(b.selection) {
         return None;
     }
-    let name = |rule: &FixedRule<'_>, tag: &str| {
+    let name = |rule: &SingleRepositoryRule<'_>, tag: &str| {
         let tag: Tag = tag.parse().ok()?;
-        let origin = Origin { registry: rule.registry, repository: rule.repository, tag: &tag, original: None };
-        rule.style.name(rule.base, &origin).ok()
+        let origin = SourceName { registry: rule.registry, repository: rule.repository, tag: &tag, original: None };
+        rule.style.target_name(rule.base, &origin).ok()
     };
     let met = |tag: &str| name(a, tag).filter(|target| name(b, tag).as_ref() == Some(target));
     // Two tags, because a template may set a fixed tag.

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use minijinja::{Environment, UndefinedBehavior, Value};
 
-use super::{NameError, Origin, flat};
+use super::{SourceName, TargetNameError, flatten_name};
 use crate::image::Tag;
 
 const VARIABLES: [&str; 6] = ["registry", "repository", "namespace", "basename", "tag", "flat"];
 
 /// A compiled name template. Its variables, for gcr.io/istio-release/pilot:1.25: `registry` gcr.io, `repository`
-/// istio-release/pilot, `namespace` istio-release, `basename` pilot, `tag` 1.25, `flat` gcr.io_istio-release_pilot.
+/// istio-release/pilot, `namespace` istio-release, `basename` pilot, `tag` 1.25, `flatten_name` gcr.io_istio-release_pilot.
 /// Filters such as `replace`, `lower` and `split` are available.
 #[derive(Clone, Debug)]
-pub struct Template {
+pub struct NamingTemplate {
     text: String,
     environment: Arc<Environment<'static>>,
     uses_tag: bool,
@@ -21,7 +21,7 @@ pub struct Template {
 
 /// Error of parsing a naming style.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TemplateError {
+pub enum NamingTemplateError {
     /// Neither a style nor a template.
     #[error(
         "`{0}` is no style: there are flat, keep, basename, full, original and templates such as {{{{namespace}}}}/{{{{basename}}}}"
@@ -40,13 +40,13 @@ pub enum TemplateError {
     Constant,
 }
 
-impl Template {
+impl NamingTemplate {
     /// Compiles a template and renders it once as a test.
-    pub fn compile(text: &str) -> Result<Self, TemplateError> {
+    pub fn compile(text: &str) -> Result<Self, NamingTemplateError> {
         if !text.contains("{{") && !text.contains("{%") {
-            return Err(TemplateError::NotAStyle(text.to_owned()));
+            return Err(NamingTemplateError::NotAStyle(text.to_owned()));
         }
-        let broken = |error: minijinja::Error| TemplateError::Broken(describe(&error));
+        let broken = |error: minijinja::Error| NamingTemplateError::Broken(describe(&error));
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.add_template_owned("name", text.to_owned()).map_err(broken)?;
@@ -56,10 +56,10 @@ impl Template {
             used.iter().filter(|name| !VARIABLES.contains(&name.as_str()) && !is_global(&environment, name)).collect();
         unknown.sort();
         if let Some(unknown) = unknown.first() {
-            return Err(TemplateError::UnknownVariable((*unknown).clone()));
+            return Err(NamingTemplateError::UnknownVariable((*unknown).clone()));
         }
         if !["repository", "basename", "flat"].iter().any(|name| used.contains(*name)) {
-            return Err(TemplateError::Constant);
+            return Err(NamingTemplateError::Constant);
         }
         let uses_tag = used.contains("tag");
         let template = Self { text: text.to_owned(), environment: Arc::new(environment), uses_tag };
@@ -76,8 +76,8 @@ impl Template {
         self.uses_tag
     }
 
-    pub(super) fn name(&self, origin: &Origin<'_>) -> Result<(String, Tag), NameError> {
-        let refuse = |name: &str, reason: String| NameError { name: name.to_owned(), reason };
+    pub(super) fn render_name(&self, origin: &SourceName<'_>) -> Result<(String, Tag), TargetNameError> {
+        let refuse = |name: &str, reason: String| TargetNameError { name: name.to_owned(), reason };
         let name = self
             .render(origin.registry.as_str(), origin.repository.as_str(), origin.tag.as_str())
             .map_err(|error| refuse(&self.text, describe(&error)))?;
@@ -92,14 +92,14 @@ impl Template {
 
     fn render(&self, registry: &str, repository: &str, tag: &str) -> Result<String, minijinja::Error> {
         let (namespace, basename) = repository.rsplit_once('/').unwrap_or(("", repository));
-        let flat = flat(&format!("{registry}/{repository}"));
+        let flat = flatten_name(&format!("{registry}/{repository}"));
         let values = [registry, repository, namespace, basename, tag, &flat];
         let context = Value::from_pairs(VARIABLES.into_iter().zip(values));
         self.environment.get_template("name")?.render(context)
     }
 }
 
-impl PartialEq for Template {
+impl PartialEq for NamingTemplate {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }

@@ -1,14 +1,14 @@
 use super::*;
-use crate::select::Selection;
+use crate::select::TagSelection;
 use proptest::prelude::*;
 
 fn named(style: &str, base: &str, source: &str) -> Result<String, String> {
-    let style: Style = style.parse().map_err(|error: TemplateError| error.to_string())?;
-    let base: Base = base.parse().map_err(|error: BaseError| error.to_string())?;
+    let style: NamingStyle = style.parse().map_err(|error: NamingTemplateError| error.to_string())?;
+    let base: TargetBase = base.parse().map_err(|error: TargetBaseError| error.to_string())?;
     let source: crate::image::Reference = source.parse().unwrap();
     let tag = source.tag_or_latest().unwrap();
-    let origin = Origin { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
-    style.name(&base, &origin).map(|target| target.to_string()).map_err(|error| error.to_string())
+    let origin = SourceName { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
+    style.target_name(&base, &origin).map(|target| target.to_string()).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -39,13 +39,13 @@ fn each_style_gives_its_name() {
 fn the_name_in_the_originals_days_can_be_kept() {
     let source: crate::image::Reference = "ghcr.io/flannel-io/flannel:v0.26.0".parse().unwrap();
     let tag = source.tag_or_latest().unwrap();
-    let origin = Origin {
+    let origin = SourceName {
         registry: &source.registry,
         repository: &source.repository,
         tag: &tag,
         original: Some("quay.io/coreos/flannel"),
     };
-    let target = Style::Original.name(&"docker.io/gcrxio".parse().unwrap(), &origin).unwrap();
+    let target = NamingStyle::Original.target_name(&"docker.io/gcrxio".parse().unwrap(), &origin).unwrap();
     assert_eq!(target.to_string(), "docker.io/gcrxio/quay.io_coreos_flannel:v0.26.0");
 }
 
@@ -53,8 +53,8 @@ fn the_name_in_the_originals_days_can_be_kept() {
 fn a_layout_keeps_the_whole_name() {
     let source: crate::image::Reference = "localhost:5000/a/b:1".parse().unwrap();
     let tag = source.tag_or_latest().unwrap();
-    let origin = Origin { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
-    assert_eq!(Style::Full.in_layout(&origin).unwrap().0, "localhost:5000/a/b");
+    let origin = SourceName { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
+    assert_eq!(NamingStyle::Full.layout_name(&origin).unwrap().0, "localhost:5000/a/b");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn what_the_target_will_not_take_is_refused_with_the_reason() {
 
 #[test]
 fn templates_are_checked_before_they_are_used() {
-    let refused = |text: &str| text.parse::<Style>().unwrap_err().to_string();
+    let refused = |text: &str| text.parse::<NamingStyle>().unwrap_err().to_string();
     assert!(
         refused("flatt").starts_with(
             "`flatt` is no style: there are flat, keep, basename, full, original and templates such as {{"
@@ -89,51 +89,59 @@ fn templates_are_checked_before_they_are_used() {
 
 #[test]
 fn a_base_is_a_registry_and_a_path() {
-    let refused = |text: &str| text.parse::<Base>().unwrap_err().to_string();
+    let refused = |text: &str| text.parse::<TargetBase>().unwrap_err().to_string();
     assert_eq!(refused("gcrxio"), "`gcrxio` names no registry; for Docker Hub write `docker.io/gcrxio`");
     assert!(refused("r.example.com/a:latest").contains("without a tag"));
     assert!(refused("r.example.com/a/*").contains("stars"));
     assert!(refused("https://r.example.com/a").contains("without a scheme"));
     assert!(refused("r.example.com/A").contains("lowercase"));
     assert!(refused("docker.io/a/b").contains("too deep"));
-    assert_eq!("localhost:5000".parse::<Base>().unwrap().to_string(), "localhost:5000");
+    assert_eq!("localhost:5000".parse::<TargetBase>().unwrap().to_string(), "localhost:5000");
     assert_eq!(
-        "r.example.com/a/".parse::<Base>().map(|base| base.to_string()),
-        Err(BaseError::Malformed("a/".parse::<RepositoryName>().unwrap_err()))
+        "r.example.com/a/".parse::<TargetBase>().map(|base| base.to_string()),
+        Err(TargetBaseError::Malformed("a/".parse::<RepositoryName>().unwrap_err()))
     );
 }
 
 #[test]
 fn two_sources_of_one_target_are_found_tag_by_tag() {
-    let mut names = Names::new();
-    assert_eq!(names.claim("gcr.io/a/pilot", "r/pilot"), Claim::Alone);
-    assert_eq!(names.claim("gcr.io/a/pilot", "r/pilot"), Claim::Alone, "another rule for the same pair");
-    assert_eq!(names.claim("gcr.io/b/pilot", "r/pilot"), Claim::Shared("gcr.io/a/pilot".into()));
-    assert_eq!(names.claim("gcr.io/c/other", "r/other"), Claim::Alone);
-    assert_eq!(names.take("gcr.io/a/pilot", "r/pilot", "1.0"), Ok(()));
-    assert_eq!(names.take("gcr.io/b/pilot", "r/pilot", "2.0"), Ok(()));
-    assert_eq!(names.take("gcr.io/a/pilot", "r/pilot", "1.0"), Ok(()), "once more does no harm");
-    let collision = names.take("gcr.io/b/pilot", "r/pilot", "1.0").unwrap_err();
+    let mut names = TargetRegister::new();
+    assert_eq!(names.claim_repository("gcr.io/a/pilot", "r/pilot"), TargetClaim::Exclusive);
+    assert_eq!(
+        names.claim_repository("gcr.io/a/pilot", "r/pilot"),
+        TargetClaim::Exclusive,
+        "another rule for the same pair"
+    );
+    assert_eq!(names.claim_repository("gcr.io/b/pilot", "r/pilot"), TargetClaim::Shared("gcr.io/a/pilot".into()));
+    assert_eq!(names.claim_repository("gcr.io/c/other", "r/other"), TargetClaim::Exclusive);
+    assert_eq!(names.claim_tag("gcr.io/a/pilot", "r/pilot", "1.0"), Ok(()));
+    assert_eq!(names.claim_tag("gcr.io/b/pilot", "r/pilot", "2.0"), Ok(()));
+    assert_eq!(names.claim_tag("gcr.io/a/pilot", "r/pilot", "1.0"), Ok(()), "once more does no harm");
+    let collision = names.claim_tag("gcr.io/b/pilot", "r/pilot", "1.0").unwrap_err();
     assert_eq!(collision.to_string(), "r/pilot:1.0 is already the target of gcr.io/a/pilot");
-    assert_eq!(names.shared(), [("r/pilot", vec!["gcr.io/a/pilot", "gcr.io/b/pilot"])]);
+    assert_eq!(names.shared_targets(), [("r/pilot", vec!["gcr.io/a/pilot", "gcr.io/b/pilot"])]);
 }
 
 #[test]
 fn tags_are_remembered_only_where_they_can_collide() {
-    let mut names = Names::new();
-    names.claim("gcr.io/a", "r/a");
+    let mut names = TargetRegister::new();
+    names.claim_repository("gcr.io/a", "r/a");
     for tag in 0..1000 {
-        names.take("gcr.io/a", "r/a", &tag.to_string()).unwrap();
+        names.claim_tag("gcr.io/a", "r/a", &tag.to_string()).unwrap();
     }
-    assert_eq!(names.remembered_tags(), 0);
-    assert_eq!(names.claim("gcr.io/b", "r/a"), Claim::Late("gcr.io/a".into()), "only the plan knows what passed");
+    assert_eq!(names.recorded_tags(), 0);
+    assert_eq!(
+        names.claim_repository("gcr.io/b", "r/a"),
+        TargetClaim::SharedAfterTags("gcr.io/a".into()),
+        "only the plan knows what passed"
+    );
 }
 
 #[test]
 fn tags_in_the_repositorys_name_are_compared_without_a_claim() {
-    let mut names = Names::new();
-    assert_eq!(names.take("gcr.io/a", "r/a-1.0", "latest"), Ok(()));
-    assert!(names.take("gcr.io/b", "r/a-1.0", "latest").is_err());
+    let mut names = TargetRegister::new();
+    assert_eq!(names.claim_tag("gcr.io/a", "r/a-1.0", "latest"), Ok(()));
+    assert!(names.claim_tag("gcr.io/b", "r/a-1.0", "latest").is_err());
 }
 
 #[test]
@@ -141,15 +149,17 @@ fn rules_that_must_collide_are_known_before_listing() {
     let collide = |a: (&str, &str, &str), b: (&str, &str, &str)| {
         let parse = |(source, base, style): (&str, &str, &str)| {
             let source: crate::image::Reference = source.parse().unwrap();
-            (source, base.parse::<Base>().unwrap(), style.parse::<Style>().unwrap())
+            (source, base.parse::<TargetBase>().unwrap(), style.parse::<NamingStyle>().unwrap())
         };
         let (a, b) = (parse(a), parse(b));
-        let selection = Selection::default();
-        let rule = |rule: &(crate::image::Reference, Base, Style)| (rule.0.registry.clone(), rule.0.repository.clone());
+        let selection = TagSelection::default();
+        let rule = |rule: &(crate::image::Reference, TargetBase, NamingStyle)| {
+            (rule.0.registry.clone(), rule.0.repository.clone())
+        };
         let ((ra, pa), (rb, pb)) = (rule(&a), rule(&b));
-        must_collide(
-            &FixedRule { registry: &ra, repository: &pa, selection: &selection, base: &a.1, style: &a.2 },
-            &FixedRule { registry: &rb, repository: &pb, selection: &selection, base: &b.1, style: &b.2 },
+        find_certain_collision(
+            &SingleRepositoryRule { registry: &ra, repository: &pa, selection: &selection, base: &a.1, style: &a.2 },
+            &SingleRepositoryRule { registry: &rb, repository: &pb, selection: &selection, base: &b.1, style: &b.2 },
         )
         .map(|target| format!("{}/{}", target.registry, target.repository))
     };

@@ -10,87 +10,94 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, Lanes, Published, Receipt, TaskQueue, URGENT_TURNS};
-use crate::batch::{BatchId, Lane, Message, Priority};
+use super::{AckHandle, Delivery, PRIORITY_CYCLE_TURNS, PublishResult, RouteFilter, TaskQueue};
+use crate::batch::{BatchId, Message, Priority, Route};
 use crate::error::Result;
 
 /// Default limit of ready messages per batch, priority and route.
-pub const WINDOW: usize = 2_000;
+pub const DEFAULT_ROUTE_CAPACITY: usize = 2_000;
 
 /// A [`TaskQueue`] in memory. It serves batches of a priority in turn, and the routes of a batch in turn; four messages
 /// of normal priority for one of low. Delays are exact. Cheap to clone; clones share the queue.
 #[derive(Clone)]
-pub struct MemoryQueue(Arc<Shared>);
+pub struct MemoryQueue(Arc<Inner>);
 
-struct Shared {
-    window: usize,
-    state: Mutex<State>,
+struct Inner {
+    route_capacity: usize,
+    state: Mutex<QueueState>,
     /// Signals that a message is ready, or is due earlier than expected.
-    arrived: Notify,
+    message_available: Notify,
     /// Signals that a message was received.
-    left: Notify,
+    capacity_freed: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     /// Batches with ready messages for each of [`Priority::ALL`], the next one first.
-    batches: [VecDeque<(BatchId, OfBatch)>; 3],
+    batches: [VecDeque<(BatchId, BatchQueues)>; 3],
     /// Counts of all messages received, and of those that were not urgent.
-    turns: [usize; 2],
-    later: BinaryHeap<Later>,
+    turn_counts: [usize; 2],
+    delayed: BinaryHeap<DelayedMessage>,
     /// Orders messages that are due at the same time.
     sequence: u64,
 }
 
 /// Ready messages of a batch by route, the next route first; none is empty.
 #[derive(Default)]
-struct OfBatch(VecDeque<(Lane, VecDeque<Waiting>)>);
+struct BatchQueues(VecDeque<(Route, VecDeque<QueuedMessage>)>);
 
-struct Waiting {
+struct QueuedMessage {
     message: Message,
     redelivered: bool,
 }
 
-struct Later {
+struct DelayedMessage {
     due: Instant,
     sequence: u64,
-    lane: Lane,
-    waiting: Waiting,
+    route: Route,
+    queued: QueuedMessage,
 }
 
 impl MemoryQueue {
-    /// Creates an empty queue with a limit of [`WINDOW`] ready messages per batch and route.
+    /// Creates an empty queue with a limit of [`DEFAULT_ROUTE_CAPACITY`] ready messages per batch and route.
     pub fn new() -> MemoryQueue {
-        MemoryQueue::with_window(WINDOW)
+        MemoryQueue::with_route_capacity(DEFAULT_ROUTE_CAPACITY)
     }
 
     /// Creates an empty queue with this limit of ready messages per batch and route; at least one.
-    pub fn with_window(window: usize) -> MemoryQueue {
-        MemoryQueue(Arc::new(Shared {
-            window: window.max(1),
+    pub fn with_route_capacity(window: usize) -> MemoryQueue {
+        MemoryQueue(Arc::new(Inner {
+            route_capacity: window.max(1),
             state: Mutex::default(),
-            arrived: Notify::new(),
-            left: Notify::new(),
+            message_available: Notify::new(),
+            capacity_freed: Notify::new(),
         }))
     }
 }
 
 impl MemoryQueue {
-    async fn take_next(&self, lanes: &Lanes, only_urgent: bool, cancel: &CancellationToken) -> Option<Delivery> {
+    async fn receive_next(
+        &self,
+        lanes: &RouteFilter,
+        only_urgent: bool,
+        cancel: &CancellationToken,
+    ) -> Option<Delivery> {
         loop {
             if cancel.is_cancelled() {
                 return None;
             }
             // Listen before looking, so that no arrival in between is missed.
-            let arrived = self.0.arrived.notified();
+            let arrived = self.0.message_available.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
             let next_due = {
                 let mut state = self.0.state();
-                if let Some((lane, waiting)) = state.take(lanes, only_urgent) {
-                    self.0.left.notify_waiters();
-                    let receipt =
-                        MemoryReceipt { queue: self.0.clone(), held: Some((lane.clone(), waiting.message.clone())) };
+                if let Some((lane, waiting)) = state.pop_next(lanes, only_urgent) {
+                    self.0.capacity_freed.notify_waiters();
+                    let receipt = MemoryAckHandle {
+                        queue: self.0.clone(),
+                        unacknowledged: Some((lane.clone(), waiting.message.clone())),
+                    };
                     return Some(Delivery::new(lane, waiting.message, waiting.redelivered, Box::new(receipt)));
                 }
                 state.next_due()
@@ -122,35 +129,40 @@ impl fmt::Debug for MemoryQueue {
     }
 }
 
-impl Shared {
+impl Inner {
     /// A panic elsewhere leaves the state consistent: nothing panics between two changes that belong together.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put_back(&self, lane: Lane, waiting: Waiting, after: Duration) {
-        self.state().put(lane, waiting, after);
+    fn requeue(&self, lane: Route, waiting: QueuedMessage, after: Duration) {
+        self.state().enqueue(lane, waiting, after);
         // A single woken consumer may not serve this route.
-        self.arrived.notify_waiters();
+        self.message_available.notify_waiters();
     }
 }
 
-impl State {
+impl QueueState {
     /// Enqueues regardless of the limit: messages that were received before may always return.
-    fn put(&mut self, lane: Lane, waiting: Waiting, after: Duration) {
+    fn enqueue(&mut self, lane: Route, waiting: QueuedMessage, after: Duration) {
         if after.is_zero() {
-            self.row(&waiting.message, &lane).push_back(waiting);
+            self.route_queue(&waiting.message, &lane).push_back(waiting);
         } else {
             self.sequence += 1;
-            self.later.push(Later { due: Instant::now() + after, sequence: self.sequence, lane, waiting });
+            self.delayed.push(DelayedMessage {
+                due: Instant::now() + after,
+                sequence: self.sequence,
+                route: lane,
+                queued: waiting,
+            });
         }
     }
 
     /// Returns the queue of a message's batch, priority and route.
-    fn row(&mut self, message: &Message, lane: &Lane) -> &mut VecDeque<Waiting> {
+    fn route_queue(&mut self, message: &Message, lane: &Route) -> &mut VecDeque<QueuedMessage> {
         let batches = &mut self.batches[message.priority as usize];
         let at = batches.iter().position(|(id, _)| *id == message.batch).unwrap_or_else(|| {
-            batches.push_back((message.batch, OfBatch::default()));
+            batches.push_back((message.batch, BatchQueues::default()));
             batches.len() - 1
         });
         let lanes = &mut batches[at].1.0;
@@ -161,38 +173,38 @@ impl State {
         &mut lanes[at].1
     }
 
-    fn wake_those_due(&mut self) {
+    fn enqueue_due(&mut self) {
         let now = Instant::now();
-        while self.later.peek().is_some_and(|later| later.due <= now) {
-            if let Some(Later { lane, waiting, .. }) = self.later.pop() {
-                self.put(lane, waiting, Duration::ZERO);
+        while self.delayed.peek().is_some_and(|later| later.due <= now) {
+            if let Some(DelayedMessage { route: lane, queued: waiting, .. }) = self.delayed.pop() {
+                self.enqueue(lane, waiting, Duration::ZERO);
             }
         }
     }
 
     /// Pops the next message of these routes; the turn decides which priority goes first.
-    fn take(&mut self, lanes: &Lanes, only_urgent: bool) -> Option<(Lane, Waiting)> {
-        self.wake_those_due();
-        let [turn, plain_turn] = self.turns.map(|turns| turns % URGENT_TURNS);
-        let plain = match plain_turn + 1 == URGENT_TURNS {
+    fn pop_next(&mut self, lanes: &RouteFilter, only_urgent: bool) -> Option<(Route, QueuedMessage)> {
+        self.enqueue_due();
+        let [turn, plain_turn] = self.turn_counts.map(|turns| turns % PRIORITY_CYCLE_TURNS);
+        let plain = match plain_turn + 1 == PRIORITY_CYCLE_TURNS {
             true => [Priority::Low, Priority::Normal],
             false => [Priority::Normal, Priority::Low],
         };
-        let order = match turn + 1 == URGENT_TURNS {
+        let order = match turn + 1 == PRIORITY_CYCLE_TURNS {
             true => [plain[0], plain[1], Priority::High],
             false => [Priority::High, plain[0], plain[1]],
         };
         let wanted = order.into_iter().filter(|priority| priority.is_urgent() || !only_urgent);
-        let (priority, taken) = wanted.into_iter().find_map(|one| Some((one, self.take_of(one, lanes)?)))?;
-        self.turns[0] = self.turns[0].wrapping_add(1);
-        self.turns[1] = self.turns[1].wrapping_add(usize::from(!priority.is_urgent()));
+        let (priority, taken) = wanted.into_iter().find_map(|one| Some((one, self.pop_priority(one, lanes)?)))?;
+        self.turn_counts[0] = self.turn_counts[0].wrapping_add(1);
+        self.turn_counts[1] = self.turn_counts[1].wrapping_add(usize::from(!priority.is_urgent()));
         Some(taken)
     }
 
     /// Pops the next message of a priority; its batch, and its route within that, move to the end.
-    fn take_of(&mut self, priority: Priority, lanes: &Lanes) -> Option<(Lane, Waiting)> {
+    fn pop_priority(&mut self, priority: Priority, lanes: &RouteFilter) -> Option<(Route, QueuedMessage)> {
         let batches = &mut self.batches[priority as usize];
-        let serves = |(lane, _): &(Lane, VecDeque<Waiting>)| lanes.contains(lane);
+        let serves = |(lane, _): &(Route, VecDeque<QueuedMessage>)| lanes.contains(lane);
         let at = batches.iter().position(|(_, batch)| batch.0.iter().any(serves))?;
         let (id, mut batch) = batches.remove(at)?;
         let at = batch.0.iter().position(serves)?;
@@ -208,52 +220,52 @@ impl State {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        self.later.peek().map(|later| later.due)
+        self.delayed.peek().map(|later| later.due)
     }
 }
 
 #[async_trait]
 impl TaskQueue for MemoryQueue {
-    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published> {
-        let mut refused = Vec::new();
+    async fn publish(&self, block: &[(Route, Message)]) -> Result<PublishResult> {
+        let mut rejected = Vec::new();
         {
             let mut state = self.0.state();
-            state.wake_those_due();
+            state.enqueue_due();
             for (position, (lane, message)) in block.iter().enumerate() {
-                let row = state.row(message, lane);
-                if row.len() >= self.0.window {
-                    refused.push(position);
+                let row = state.route_queue(message, lane);
+                if row.len() >= self.0.route_capacity {
+                    rejected.push(position);
                 } else {
-                    row.push_back(Waiting { message: message.clone(), redelivered: false });
+                    row.push_back(QueuedMessage { message: message.clone(), redelivered: false });
                 }
             }
         }
-        self.0.arrived.notify_waiters();
-        Ok(Published { refused })
+        self.0.message_available.notify_waiters();
+        Ok(PublishResult { rejected })
     }
 
-    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()> {
-        self.0.put_back(lane.clone(), Waiting { message: message.clone(), redelivered: true }, wait);
+    async fn publish_delayed(&self, lane: &Route, message: &Message, wait: Duration) -> Result<()> {
+        self.0.requeue(lane.clone(), QueuedMessage { message: message.clone(), redelivered: true }, wait);
         Ok(())
     }
 
-    async fn room(&self) {
+    async fn wait_for_capacity(&self) {
         // Half a second, in case a message was received before this began to wait.
-        _ = tokio::time::timeout(Duration::from_millis(500), self.0.left.notified()).await;
+        _ = tokio::time::timeout(Duration::from_millis(500), self.0.capacity_freed.notified()).await;
     }
 
-    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        Ok(self.take_next(lanes, false, cancel).await)
+    async fn receive(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        Ok(self.receive_next(lanes, false, cancel).await)
     }
 
-    async fn take_urgent(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        Ok(self.take_next(lanes, true, cancel).await)
+    async fn receive_urgent(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        Ok(self.receive_next(lanes, true, cancel).await)
     }
 
-    async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>> {
+    async fn count_ready(&self, lanes: &[Route]) -> Result<Vec<u64>> {
         let mut state = self.0.state();
-        state.wake_those_due();
-        let count = |lane: &Lane| {
+        state.enqueue_due();
+        let count = |lane: &Route| {
             let rows = state.batches.iter().flatten().flat_map(|(_, batch)| &batch.0);
             rows.filter(|(its, _)| its == lane).map(|(_, messages)| messages.len() as u64).sum()
         };
@@ -261,65 +273,65 @@ impl TaskQueue for MemoryQueue {
     }
 }
 
-struct MemoryReceipt {
-    queue: Arc<Shared>,
-    held: Option<(Lane, Message)>,
+struct MemoryAckHandle {
+    queue: Arc<Inner>,
+    unacknowledged: Option<(Route, Message)>,
 }
 
 #[async_trait]
-impl Receipt for MemoryReceipt {
+impl AckHandle for MemoryAckHandle {
     async fn acknowledge(mut self: Box<Self>) -> Result<()> {
-        self.held = None;
+        self.unacknowledged = None;
         Ok(())
     }
 
-    async fn give_back(mut self: Box<Self>, message: Message, after: Duration) -> Result<()> {
-        if let Some((lane, _)) = self.held.take() {
-            self.queue.put_back(lane, Waiting { message, redelivered: true }, after);
+    async fn requeue(mut self: Box<Self>, message: Message, after: Duration) -> Result<()> {
+        if let Some((lane, _)) = self.unacknowledged.take() {
+            self.queue.requeue(lane, QueuedMessage { message, redelivered: true }, after);
         }
         Ok(())
     }
 }
 
-impl Drop for MemoryReceipt {
+impl Drop for MemoryAckHandle {
     fn drop(&mut self) {
-        if let Some((lane, message)) = self.held.take() {
-            self.queue.put_back(lane, Waiting { message, redelivered: true }, Duration::ZERO);
+        if let Some((lane, message)) = self.unacknowledged.take() {
+            self.queue.requeue(lane, QueuedMessage { message, redelivered: true }, Duration::ZERO);
         }
     }
 }
 
-impl Ord for Later {
-    fn cmp(&self, other: &Later) -> std::cmp::Ordering {
+impl Ord for DelayedMessage {
+    fn cmp(&self, other: &DelayedMessage) -> std::cmp::Ordering {
         // The heap pops the greatest first: the soonest is the greatest.
         (other.due, other.sequence).cmp(&(self.due, self.sequence))
     }
 }
 
-impl PartialOrd for Later {
-    fn partial_cmp(&self, other: &Later) -> Option<std::cmp::Ordering> {
+impl PartialOrd for DelayedMessage {
+    fn partial_cmp(&self, other: &DelayedMessage) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Later {
-    fn eq(&self, other: &Later) -> bool {
+impl PartialEq for DelayedMessage {
+    fn eq(&self, other: &DelayedMessage) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl Eq for Later {}
+impl Eq for DelayedMessage {}
 
 #[cfg(test)]
 mod tests {
-    use super::super::contract::{Subject, message};
+    use super::super::contract::{QueueUnderTest, message};
     use super::*;
 
-    async fn make() -> Subject {
-        Subject {
-            queue: Arc::new(MemoryQueue::with_window(1_000)),
-            room: 1_000,
-            shortest_wait: Duration::from_millis(30),
+    async fn make() -> QueueUnderTest {
+        QueueUnderTest {
+            queue: Arc::new(MemoryQueue::with_route_capacity(1_000)),
+            capacity: 1_000,
+            min_delay: Duration::from_millis(30),
             guard: Box::new(()),
         }
     }
@@ -327,13 +339,13 @@ mod tests {
     crate::queue_contract_tests!(make);
 
     #[tokio::test]
-    async fn a_batch_is_refused_beyond_its_window_and_another_is_not() {
-        let queue = MemoryQueue::with_window(2);
+    async fn a_batch_is_rejected_beyond_its_capacity_and_another_is_not() {
+        let queue = MemoryQueue::with_route_capacity(2);
         let (large, small) = (BatchId::generate(), BatchId::generate());
         let block: Vec<_> = (0..4).map(|index| message("gcr.io", large, index)).collect();
-        assert_eq!(queue.publish(&block).await.unwrap().refused, [2, 3]);
-        assert_eq!(queue.publish(&[message("gcr.io", small, 0)]).await.unwrap().refused, [0usize; 0]);
-        assert_eq!(queue.publish(&[message("quay.io", large, 5)]).await.unwrap().refused, [0usize; 0]);
+        assert_eq!(queue.publish(&block).await.unwrap().rejected, [2, 3]);
+        assert_eq!(queue.publish(&[message("gcr.io", small, 0)]).await.unwrap().rejected, [0usize; 0]);
+        assert_eq!(queue.publish(&[message("quay.io", large, 5)]).await.unwrap().rejected, [0usize; 0]);
     }
 
     #[tokio::test]
@@ -348,7 +360,7 @@ mod tests {
         let cancel = CancellationToken::new();
         let mut low = 0;
         for _ in 0..50 {
-            let delivery = queue.take(&Lanes::All, &cancel).await.unwrap().unwrap();
+            let delivery = queue.receive(&RouteFilter::All, &cancel).await.unwrap().unwrap();
             low += usize::from(delivery.message.priority == Priority::Low);
             delivery.acknowledge().await.unwrap();
         }
@@ -356,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_lanes_of_one_batch_have_no_more_turns_than_one_of_another() {
+    async fn many_routes_of_one_batch_have_no_more_turns_than_one_of_another() {
         let queue = MemoryQueue::new();
         let (wide, narrow) = (BatchId::generate(), BatchId::generate());
         for lane in 0..10 {
@@ -367,7 +379,7 @@ mod tests {
         let cancel = CancellationToken::new();
         let mut of_narrow = 0;
         for _ in 0..10 {
-            let delivery = queue.take(&Lanes::All, &cancel).await.unwrap().unwrap();
+            let delivery = queue.receive(&RouteFilter::All, &cancel).await.unwrap().unwrap();
             of_narrow += usize::from(delivery.message.batch == narrow);
             delivery.acknowledge().await.unwrap();
         }

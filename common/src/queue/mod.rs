@@ -15,15 +15,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Lane, Message};
+use crate::batch::{Message, Route};
 use crate::error::Result;
 
-pub use memory::{MemoryQueue, WINDOW};
-pub(crate) use rabbitmq::{KEPT as KEPT_REFUSED, KEPT_BYTES as KEPT_REFUSED_BYTES};
+pub use memory::{DEFAULT_ROUTE_CAPACITY, MemoryQueue};
+pub(crate) use rabbitmq::{MAX_REFUSED_BYTES, MAX_REFUSED_MESSAGES};
 pub use rabbitmq::{RabbitQueue, RabbitSettings};
 
 /// Length of the priority cycle: high priority goes first in all turns but one of so many, so that nothing starves.
-pub const URGENT_TURNS: usize = 5;
+pub const PRIORITY_CYCLE_TURNS: usize = 5;
 
 /// Delays before redelivery that every queue offers, shortest first.
 pub const RETRY_DELAYS: [Duration; 4] =
@@ -31,31 +31,31 @@ pub const RETRY_DELAYS: [Duration; 4] =
 
 /// Selects the routes that a worker consumes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lanes {
+pub enum RouteFilter {
     /// All routes.
     All,
     /// Only these.
-    Only(BTreeSet<Lane>),
+    Only(BTreeSet<Route>),
     /// All but these, which are paused or out of reach.
-    Except(BTreeSet<Lane>),
+    Except(BTreeSet<Route>),
 }
 
-impl Lanes {
+impl RouteFilter {
     /// Returns whether a route is selected.
-    pub fn contains(&self, lane: &Lane) -> bool {
+    pub fn contains(&self, lane: &Route) -> bool {
         match self {
-            Lanes::All => true,
-            Lanes::Only(lanes) => lanes.contains(lane),
-            Lanes::Except(lanes) => !lanes.contains(lane),
+            RouteFilter::All => true,
+            RouteFilter::Only(lanes) => lanes.contains(lane),
+            RouteFilter::Except(lanes) => !lanes.contains(lane),
         }
     }
 }
 
 /// Result of publishing a block of messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishResult {
     /// Positions in the block of messages that the queue had no room for. It accepted all others.
-    pub refused: Vec<usize>,
+    pub rejected: Vec<usize>,
 }
 
 /// Carries messages to workers.
@@ -67,7 +67,7 @@ pub struct Published {
 /// - **No order** is promised. Messages of one batch and route arrive roughly in the order of publishing.
 /// - **Fair.** A route with many ready messages does not delay one with few, nor one batch another, as long as the
 ///   publisher gives each its share. High priority goes first in most turns, and others in at least one of
-///   [`URGENT_TURNS`].
+///   [`PRIORITY_CYCLE_TURNS`].
 /// - **Bounded.** Messages without room are rejected, not dropped; one batch does not use up the room of another for
 ///   ever.
 /// - A queue never reads the ledger, and a ready message may be obsolete.
@@ -77,30 +77,30 @@ pub struct Published {
 pub trait TaskQueue: Send + Sync {
     /// Publishes a block of messages, and returns when each is confirmed or rejected. After an error any of them may or
     /// may not have been accepted: publish them again.
-    async fn publish(&self, block: &[(Lane, Message)]) -> Result<Published>;
+    async fn publish(&self, block: &[(Route, Message)]) -> Result<PublishResult>;
 
     /// Publishes one message that was received before, for delivery after `wait` at the earliest. A queue may delay it
-    /// longer, as for [`Delivery::give_back_after`]. A message without a delay bypasses the limits of its batch: it is
+    /// longer, as for [`Delivery::requeue_after`]. A message without a delay bypasses the limits of its batch: it is
     /// rejected only if the queue itself is full.
-    async fn publish_later(&self, lane: &Lane, message: &Message, wait: Duration) -> Result<()>;
+    async fn publish_delayed(&self, lane: &Route, message: &Message, wait: Duration) -> Result<()>;
 
     /// Waits until it may be worth publishing rejected messages again. May return early.
-    async fn room(&self);
+    async fn wait_for_capacity(&self);
 
     /// Waits for a message of these routes; returns `None` if cancelled first. Acquire a slot first, then receive: a
     /// delivery is withheld from other workers.
-    async fn take(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>>;
+    async fn receive(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
 
-    /// Receives like [`TaskQueue::take`], from high priority only.
-    async fn take_urgent(&self, lanes: &Lanes, cancel: &CancellationToken) -> Result<Option<Delivery>>;
+    /// Receives like [`TaskQueue::receive`], from high priority only.
+    async fn receive_urgent(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
 
     /// Returns the number of ready messages of each route, of all priorities; unacknowledged and delayed ones are not
     /// counted.
-    async fn waiting(&self, lanes: &[Lane]) -> Result<Vec<u64>>;
+    async fn count_ready(&self, lanes: &[Route]) -> Result<Vec<u64>>;
 
     /// Returns the next dead letter: a message that was delivered too often without an acknowledgement. `None` if there
     /// is none now, or ever.
-    async fn take_dead(&self, _cancel: &CancellationToken) -> Result<Option<Dead>> {
+    async fn receive_dead_letter(&self, _cancel: &CancellationToken) -> Result<Option<DeadLetter>> {
         Ok(None)
     }
 }
@@ -108,75 +108,75 @@ pub trait TaskQueue: Send + Sync {
 /// A message, withheld from others until it is acknowledged or requeued. Dropped, it is redelivered.
 pub struct Delivery {
     /// The route.
-    pub lane: Lane,
+    pub route: Route,
     /// The message.
     pub message: Message,
     /// Whether it may have been delivered before. A hint: the ledger's lease decides.
     pub redelivered: bool,
-    receipt: Box<dyn Receipt>,
+    ack_handle: Box<dyn AckHandle>,
 }
 
 /// A message that the broker dead-lettered. Dropped, it is delivered again.
-pub struct Dead {
+pub struct DeadLetter {
     /// The route.
-    pub lane: Lane,
+    pub route: Route,
     /// The message.
     pub message: Message,
     /// The broker's reason.
-    pub why: String,
-    receipt: Box<dyn Receipt>,
+    pub reason: String,
+    ack_handle: Box<dyn AckHandle>,
 }
 
-impl Dead {
+impl DeadLetter {
     /// Creates a dead letter; called by queues.
-    pub fn new(lane: Lane, message: Message, why: String, receipt: Box<dyn Receipt>) -> Dead {
-        Dead { lane, message, why, receipt }
+    pub fn new(lane: Route, message: Message, why: String, receipt: Box<dyn AckHandle>) -> DeadLetter {
+        DeadLetter { route: lane, message, reason: why, ack_handle: receipt }
     }
 
     /// Acknowledges the dead letter.
     pub async fn acknowledge(self) -> Result<()> {
-        self.receipt.acknowledge().await
+        self.ack_handle.acknowledge().await
     }
 }
 
 /// A queue's side of a [`Delivery`]. Dropped without a call, the message is redelivered.
 #[async_trait]
-pub trait Receipt: Send {
+pub trait AckHandle: Send {
     /// Acknowledges the message.
     async fn acknowledge(self: Box<Self>) -> Result<()>;
 
     /// Returns the message to the queue, at once or after a delay.
-    async fn give_back(self: Box<Self>, message: Message, after: Duration) -> Result<()>;
+    async fn requeue(self: Box<Self>, message: Message, after: Duration) -> Result<()>;
 }
 
 impl Delivery {
     /// Creates a delivery; called by queues.
-    pub fn new(lane: Lane, message: Message, redelivered: bool, receipt: Box<dyn Receipt>) -> Delivery {
-        Delivery { lane, message, redelivered, receipt }
+    pub fn new(lane: Route, message: Message, redelivered: bool, receipt: Box<dyn AckHandle>) -> Delivery {
+        Delivery { route: lane, message, redelivered, ack_handle: receipt }
     }
 
     /// Acknowledges the message: the ledger has its result, or does not need it. After an error it may be redelivered.
     pub async fn acknowledge(self) -> Result<()> {
-        self.receipt.acknowledge().await
+        self.ack_handle.acknowledge().await
     }
 
     /// Returns the message to the queue at once.
-    pub async fn give_back(self) -> Result<()> {
-        self.give_back_after(Duration::ZERO).await
+    pub async fn requeue(self) -> Result<()> {
+        self.requeue_after(Duration::ZERO).await
     }
 
     /// Returns the message to the queue for delivery after `wait` at the earliest. A queue may delay it longer, up to
     /// the next of [`RETRY_DELAYS`], and uses the longest of these for all longer waits. To return a message with fewer
     /// targets, change [`Delivery::message`] first.
-    pub async fn give_back_after(self, wait: Duration) -> Result<()> {
-        self.receipt.give_back(self.message, wait).await
+    pub async fn requeue_after(self, wait: Duration) -> Result<()> {
+        self.ack_handle.requeue(self.message, wait).await
     }
 }
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
-            .field("lane", &self.lane)
+            .field("lane", &self.route)
             .field("message", &self.message)
             .field("redelivered", &self.redelivered)
             .finish_non_exhaustive()

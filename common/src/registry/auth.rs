@@ -14,20 +14,20 @@ use futures_util::future::BoxFuture;
 use url::Url;
 
 use super::challenge::{self, Challenge, Scheme};
-use super::context::Counted;
+use super::context::RequestKind;
 use super::credentials::Credential;
-use super::hop;
-use super::pace::Errand;
-use super::transport::Payload;
+use super::ssrf;
+use super::throttling::RequestClass;
+use super::transport::RequestBody;
 use super::{Client, Registry, Repository, failure};
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::generational::GenerationalCache;
 use crate::image::RepositoryName;
 use crate::secret::Secret;
 
 pub(super) use token::MAX_TOKEN_BYTES;
 #[cfg(test)]
-pub(super) use token::shape;
+pub(super) use token::fuzz_parse;
 
 /// Tokens cached for each registry. A token lives for minutes, so only some hundred are in use at a time.
 pub(super) const MAX_TOKENS: usize = 1000;
@@ -47,15 +47,15 @@ pub enum Access {
 
 /// Scope of a token: one repository, and optionally another to mount from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Scope {
+pub(crate) struct TokenScope {
     pub repository: RepositoryName,
     pub access: Access,
-    pub from: Option<RepositoryName>,
+    pub mount_from: Option<RepositoryName>,
     /// Index of the credential in the pool.
-    pub login: usize,
+    pub credential_index: usize,
 }
 
-impl Scope {
+impl TokenScope {
     fn actions(&self) -> &'static str {
         match self.access {
             Access::Pull => "pull",
@@ -67,7 +67,7 @@ impl Scope {
 
     /// Extends the scopes of a challenge by all actions that will be needed: a HEAD is challenged for `pull` alone,
     /// though a push follows.
-    fn widened(&self, said: &[String]) -> Vec<String> {
+    fn widen(&self, said: &[String]) -> Vec<String> {
         let widen = |scope: &str| match scope.rsplit_once(':') {
             Some((name, actions)) if name.starts_with("repository:") => {
                 let more = self.actions().split(',').filter(|action| !actions.split(',').any(|said| said == *action));
@@ -79,23 +79,23 @@ impl Scope {
         said.iter().flat_map(|scope| scope.split_whitespace()).map(widen).collect()
     }
 
-    fn written(&self) -> Vec<String> {
+    fn to_scopes(&self) -> Vec<String> {
         let actions = self.actions();
         if self.access == Access::Catalog {
             return vec!["registry:catalog:*".to_owned()];
         }
         let mut scopes = vec![format!("repository:{}:{actions}", self.repository)];
-        scopes.extend(self.from.iter().map(|from| format!("repository:{from}:pull")));
+        scopes.extend(self.mount_from.iter().map(|from| format!("repository:{from}:pull")));
         scopes
     }
 }
 
 /// Authentication scheme that a registry requires.
 #[derive(Debug, Clone, Default)]
-enum Known {
+enum AuthScheme {
     /// No challenge was received yet.
     #[default]
-    Nothing,
+    Unknown,
     Basic,
     Bearer {
         realm: Url,
@@ -113,7 +113,7 @@ pub(crate) struct Authorization {
 }
 
 #[derive(Debug)]
-struct Token {
+struct CachedToken {
     authorization: Authorization,
     renew_at: Instant,
     /// Scopes that the registry's challenge named, which can differ from ours behind a rewriting proxy.
@@ -122,51 +122,51 @@ struct Token {
     _secret: Secret,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+type TokenSlot = Arc<tokio::sync::Mutex<Option<CachedToken>>>;
 
 /// Authentication state of one registry.
 #[derive(Debug)]
-pub(crate) struct Auth {
-    known: Mutex<Known>,
-    tokens: Mutex<GenerationalCache<Scope, Slot>>,
+pub(crate) struct RegistryAuth {
+    scheme: Mutex<AuthScheme>,
+    tokens: Mutex<GenerationalCache<TokenScope, TokenSlot>>,
 }
 
-impl Default for Auth {
-    fn default() -> Auth {
-        Auth { known: Mutex::default(), tokens: Mutex::new(GenerationalCache::new(MAX_TOKENS)) }
+impl Default for RegistryAuth {
+    fn default() -> RegistryAuth {
+        RegistryAuth { scheme: Mutex::default(), tokens: Mutex::new(GenerationalCache::new(MAX_TOKENS)) }
     }
 }
 
-impl Auth {
-    fn known(&self) -> Known {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+impl RegistryAuth {
+    fn scheme(&self) -> AuthScheme {
+        self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the service name of the token service, once a challenge named it.
     pub(crate) fn service(&self) -> Option<String> {
-        match self.known() {
-            Known::Bearer { service, .. } => service,
-            Known::Nothing | Known::Basic => None,
+        match self.scheme() {
+            AuthScheme::Bearer { service, .. } => service,
+            AuthScheme::Unknown | AuthScheme::Basic => None,
         }
     }
 
-    fn slot(&self, scope: &Scope) -> Slot {
+    fn slot(&self, scope: &TokenScope) -> TokenSlot {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get_or_insert_with(scope, Slot::default).clone()
+        tokens.get_or_insert_with(scope, TokenSlot::default).clone()
     }
 }
 
 impl Repository {
-    pub(crate) fn scope(&self, from: Option<&RepositoryName>, login: usize) -> Scope {
-        Scope { repository: self.name.clone(), access: self.access, from: from.cloned(), login }
+    pub(crate) fn scope(&self, from: Option<&RepositoryName>, credential_index: usize) -> TokenScope {
+        TokenScope { repository: self.name.clone(), access: self.access, mount_from: from.cloned(), credential_index }
     }
 
     /// Returns the authorization to send, as far as known before a challenge.
-    pub(crate) async fn authorization(&self, scope: &Scope) -> Result<Option<Authorization>> {
-        match self.registry.auth.known() {
-            Known::Nothing => Ok(None),
-            Known::Basic => Ok(self.basic(scope.login).await?),
-            Known::Bearer { realm, service } => {
+    pub(crate) async fn get_authorization(&self, scope: &TokenScope) -> Result<Option<Authorization>> {
+        match self.registry.auth.scheme() {
+            AuthScheme::Unknown => Ok(None),
+            AuthScheme::Basic => Ok(self.basic(scope.credential_index).await?),
+            AuthScheme::Bearer { realm, service } => {
                 let slot = self.registry.auth.slot(scope);
                 let mut token = slot.lock().await;
                 if let Some(token) = &*token
@@ -177,7 +177,8 @@ impl Repository {
                 if scope.access == Access::Delete && token.is_none() {
                     // Some token services issue no token at all for `delete`: request it only when challenged.
                     drop(token);
-                    return Box::pin(self.authorization(&Scope { access: Access::Push, ..scope.clone() })).await;
+                    return Box::pin(self.get_authorization(&TokenScope { access: Access::Push, ..scope.clone() }))
+                        .await;
                 }
                 let scopes = token.take().and_then(|token| token.scopes);
                 let fresh = self.fetch_token(&realm, service.as_deref(), scope, scopes).await?;
@@ -189,34 +190,34 @@ impl Repository {
     }
 
     /// Answers a 401. `used` is the authorization of the failed request. Returns `None` if there is nothing to send.
-    pub(crate) async fn challenged(
+    pub(crate) async fn answer_challenge(
         &self,
         headers: &HeaderMap,
-        scope: &Scope,
+        scope: &TokenScope,
         used: Option<&Authorization>,
     ) -> Result<Option<Authorization>> {
         let mut challenges = read_challenges(headers);
         if challenges.is_empty() {
             // Some paths answer 401 without a challenge; the API root sends one.
-            challenges = self.ask_root(scope.login).await?;
+            challenges = self.fetch_challenges(scope.credential_index).await?;
         }
         let bearer = challenges.iter().find(|c| c.scheme == Scheme::Bearer && c.realm.is_some());
         let Some(bearer) = bearer else {
             if !challenges.iter().any(|c| c.scheme == Scheme::Basic) {
                 return Ok(None);
             }
-            *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::Basic;
-            let Some(used) = used else { return self.basic(scope.login).await };
+            *self.registry.auth.scheme.lock().unwrap_or_else(PoisonError::into_inner) = AuthScheme::Basic;
+            let Some(used) = used else { return self.basic(scope.credential_index).await };
             // The same credentials would be refused again, but a helper may return others by now.
-            if !Box::pin(self.forget_credential(scope.login, used.since)).await {
+            if !Box::pin(self.refresh_credential(scope.credential_index, used.since)).await {
                 return Ok(None);
             }
-            return Ok(self.basic(scope.login).await?.filter(|fresh| fresh.header != used.header));
+            return Ok(self.basic(scope.credential_index).await?.filter(|fresh| fresh.header != used.header));
         };
-        let realm = self.realm(bearer)?;
+        let realm = self.resolve_realm(bearer)?;
         let service = bearer.service.clone();
-        *self.registry.auth.known.lock().unwrap_or_else(PoisonError::into_inner) =
-            Known::Bearer { realm: realm.clone(), service: service.clone() };
+        *self.registry.auth.scheme.lock().unwrap_or_else(PoisonError::into_inner) =
+            AuthScheme::Bearer { realm: realm.clone(), service: service.clone() };
         let slot = self.registry.auth.slot(scope);
         let mut token = slot.lock().await;
         if let Some(token) = &*token
@@ -228,7 +229,7 @@ impl Repository {
         }
         *token = None;
         // Two scopes come only from us (a mount); the registry's challenge would name only one.
-        let said = (!bearer.scope.is_empty() && scope.from.is_none()).then(|| scope.widened(&bearer.scope));
+        let said = (!bearer.scope.is_empty() && scope.mount_from.is_none()).then(|| scope.widen(&bearer.scope));
         let fresh = self.fetch_token(&realm, service.as_deref(), scope, said).await?;
         let authorization = fresh.authorization.clone();
         *token = Some(fresh);
@@ -236,7 +237,7 @@ impl Repository {
     }
 
     /// Drops a token that the registry rejected, unless it was replaced already.
-    pub(crate) async fn forget(&self, scope: &Scope, used: &Authorization) {
+    pub(crate) async fn forget_token(&self, scope: &TokenScope, used: &Authorization) {
         let slot = self.registry.auth.slot(scope);
         let mut token = slot.lock().await;
         if token.as_ref().is_some_and(|token| token.authorization.since <= used.since) {
@@ -246,15 +247,19 @@ impl Repository {
 
     /// Drops everything a credential obtained before an instant and that can be renewed: tokens, and passwords from
     /// files and helpers. Returns whether the next attempt may use something else.
-    pub(crate) async fn renew(&self, login: usize, before: Instant) -> bool {
-        match self.registry.auth.known() {
-            Known::Nothing => false,
-            Known::Basic => self.forget_credential(login, before).await,
-            Known::Bearer { .. } => {
-                self.forget_credential(login, before).await;
-                let slots: Vec<Slot> = {
+    pub(crate) async fn forget_credentials(&self, credential_index: usize, before: Instant) -> bool {
+        match self.registry.auth.scheme() {
+            AuthScheme::Unknown => false,
+            AuthScheme::Basic => self.refresh_credential(credential_index, before).await,
+            AuthScheme::Bearer { .. } => {
+                self.refresh_credential(credential_index, before).await;
+                let slots: Vec<TokenSlot> = {
                     let tokens = self.registry.auth.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-                    tokens.iter().filter(|(scope, _)| scope.login == login).map(|(_, slot)| slot.clone()).collect()
+                    tokens
+                        .iter()
+                        .filter(|(scope, _)| scope.credential_index == credential_index)
+                        .map(|(_, slot)| slot.clone())
+                        .collect()
                 };
                 for slot in slots {
                     let mut token = slot.lock().await;
@@ -268,20 +273,20 @@ impl Repository {
     }
 
     /// Drops a cached credential of a file or helper, so that it is looked up again. Returns whether there was one.
-    async fn forget_credential(&self, login: usize, before: Instant) -> bool {
-        if self.registry.logins.get(login).credential.is_some() {
+    async fn refresh_credential(&self, credential_index: usize, before: Instant) -> bool {
+        if self.registry.credential_pool.get(credential_index).credential.is_some() {
             return false;
         }
-        self.client.0.credentials.forget(&host_of(&self.registry), before).await
+        self.client.0.credentials.forget(&credential_host(&self.registry), before).await
     }
 
     /// Whether requests carry tokens, which can expire.
     pub(crate) fn uses_tokens(&self) -> bool {
-        matches!(self.registry.auth.known(), Known::Bearer { .. })
+        matches!(self.registry.auth.scheme(), AuthScheme::Bearer { .. })
     }
 
-    async fn basic(&self, login: usize) -> Result<Option<Authorization>> {
-        match self.credential(login).await? {
+    async fn basic(&self, credential_index: usize) -> Result<Option<Authorization>> {
+        match self.find_credential(credential_index).await? {
             Some(Credential::Basic { username, password }) => {
                 let header = basic_header(&username, &password)?;
                 Ok(Some(Authorization { header, since: Instant::now(), with_credentials: true }))
@@ -290,38 +295,45 @@ impl Repository {
         }
     }
 
-    async fn ask_root(&self, login: usize) -> Result<Vec<Challenge>> {
+    async fn fetch_challenges(&self, credential_index: usize) -> Result<Vec<Challenge>> {
         let mut url = self.registry.base.clone();
         url.set_path(&format!("{}v2/", url.path()));
-        let tried = format!("asking {} how to log in", self.registry.name);
-        self.paced(Errand::aside(login), &tried).await?;
-        self.tally.count(Counted::Token);
-        let answer =
-            self.exchange(&self.registry.http, Method::GET, url, HeaderMap::new(), Payload::Nothing, &tried).await?;
-        Ok(read_challenges(answer.headers()))
+        let operation = format!("asking {} how to log in", self.registry.name);
+        self.await_rate(RequestClass::auxiliary(credential_index), &operation).await?;
+        self.counters.count(RequestKind::Token);
+        let response = self
+            .send_once(&self.registry.http, Method::GET, url, HeaderMap::new(), RequestBody::Empty, &operation)
+            .await?;
+        Ok(read_challenges(response.headers()))
     }
 
     /// Returns the token service that a challenge names, if it may receive credentials.
-    fn realm(&self, challenge: &Challenge) -> Result<Url> {
+    fn resolve_realm(&self, challenge: &Challenge) -> Result<Url> {
         let written = challenge.realm.as_deref().unwrap_or_default();
-        let tried = format!("logging in at {}", self.registry.name);
+        let operation = format!("logging in at {}", self.registry.name);
         let realm = self.registry.base.join(written).map_err(|error| {
-            Error::new(Class::BadAnswer, &tried, format!("it names `{written}` as its token service, which is no URL"))
-                .because(error)
+            Error::new(
+                ErrorKind::InvalidResponse,
+                &operation,
+                format!("it names `{written}` as its token service, which is no URL"),
+            )
+            .with_source(error)
         })?;
-        let home = self.reach();
-        let realm = hop::check(&self.registry.base, realm, home, self.registry.settings.allowed(), "token service")?;
+        let home = self.network_scope();
+        let realm =
+            ssrf::validate_url(&self.registry.base, realm, home, self.registry.settings.allowed(), "token service")?;
         // If the registry itself uses plain HTTP, the user decided that for its host, but not that a password may be
         // sent in clear to another. On the same machine nobody can read it.
         let elsewhere = realm.host() != self.registry.base.host();
-        let stays_here = home == hop::Reach::Loopback && hop::literal_reach(&realm) == Some(hop::Reach::Loopback);
+        let stays_here =
+            home == ssrf::NetworkScope::Loopback && ssrf::literal_scope(&realm) == Some(ssrf::NetworkScope::Loopback);
         if realm.scheme() == "http" && elsewhere && !stays_here {
             return Err(Error::new(
-                Class::Insecure,
-                &tried,
-                format!("it wants credentials sent in plain HTTP to {}", hop::origin(&realm)),
+                ErrorKind::Insecure,
+                &operation,
+                format!("it wants credentials sent in plain HTTP to {}", ssrf::origin(&realm)),
             )
-            .hint("the token service of a registry must be reached over TLS"));
+            .with_hint("the token service of a registry must be reached over TLS"));
         }
         Ok(realm)
     }
@@ -329,7 +341,7 @@ impl Repository {
     /// Returns the hint for denied access.
     pub(crate) fn login_hint(&self, with_credentials: bool) -> String {
         // With an `endpoint`, credentials are looked up by its host.
-        let host = host_of(&self.registry);
+        let host = credential_host(&self.registry);
         let registry = match self.registry.settings.endpoint {
             Some(_) => format!("{host} (the `endpoint` of {})", self.registry.name),
             None => host.clone(),
@@ -357,14 +369,14 @@ impl Repository {
 
     /// Returns the credentials for this repository, `None` if there are none. A failing credential helper is an error
     /// for reads as well: the anonymous view of a registry lacks private repositories and looks complete.
-    pub(crate) fn credential(&self, login: usize) -> BoxFuture<'_, Result<Option<Credential>>> {
+    pub(crate) fn find_credential(&self, credential_index: usize) -> BoxFuture<'_, Result<Option<Credential>>> {
         // Boxed: part of nearly every request, whose futures are large already.
         Box::pin(async move {
             let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
             tokio::select! {
-                found = credential(&self.client, &self.registry, name, login) => found,
+                found = find_credential(&self.client, &self.registry, name, credential_index) => found,
                 () = self.context.cancel.cancelled() => {
-                    Err(Error::cancelled(format!("finding credentials for {}", host_of(&self.registry))))
+                    Err(Error::cancelled(format!("finding credentials for {}", credential_host(&self.registry))))
                 }
             }
         })
@@ -372,23 +384,24 @@ impl Repository {
 }
 
 /// Returns the credentials for a registry: from its settings, else those of docker and containers for the actual host.
-pub(crate) async fn credential(
+pub(crate) async fn find_credential(
     client: &Client,
     registry: &Registry,
     repository: &str,
-    login: usize,
+    credential_index: usize,
 ) -> Result<Option<Credential>> {
-    if let Some(credential) = &registry.logins.get(login).credential {
+    if let Some(credential) = &registry.credential_pool.get(credential_index).credential {
         return Ok(Some(credential.clone()));
     }
-    let host = host_of(registry);
+    let host = credential_host(registry);
     client.0.credentials.lookup(&host, repository).await.map_err(|error| {
-        Error::new(Class::Local, format!("finding credentials for {host}"), failure::words(&error)).because(error)
+        Error::new(ErrorKind::Local, format!("finding credentials for {host}"), failure::error_chain(&error))
+            .with_source(error)
     })
 }
 
 /// Returns the actual host, as docker's files name it.
-fn host_of(registry: &Registry) -> String {
+fn credential_host(registry: &Registry) -> String {
     match &registry.settings.endpoint {
         None => registry.name.to_string(),
         Some(endpoint) => {
@@ -407,10 +420,10 @@ pub(crate) fn user(credential: Credential) -> Option<String> {
 }
 
 pub(crate) fn basic_header(username: &str, password: &Secret) -> Result<HeaderValue> {
-    password.remember();
+    password.keep_masked();
     let text = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{}", password.expose()));
     let mut header = HeaderValue::from_str(&format!("Basic {text}"))
-        .map_err(|error| Error::new(Class::Invalid, "making a login", error.to_string()))?;
+        .map_err(|error| Error::new(ErrorKind::Invalid, "making a login", error.to_string()))?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -425,10 +438,10 @@ mod tests {
 
     #[test]
     fn tokens_of_100_000_repositories_are_not_all_kept() {
-        let auth = Auth::default();
+        let auth = RegistryAuth::default();
         let scope = |n: usize| {
             let repository = format!("team/app-{n}").parse().unwrap();
-            Scope { repository, access: Access::Pull, from: None, login: 0 }
+            TokenScope { repository, access: Access::Pull, mount_from: None, credential_index: 0 }
         };
         let first = auth.slot(&scope(0));
         for n in 1..100_000 {
@@ -440,21 +453,31 @@ mod tests {
 
     #[test]
     fn a_scope_asks_for_no_more_than_it_needs() {
-        let mut scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Pull, from: None, login: 0 };
-        assert_eq!(scope.written(), ["repository:a/b:pull"]);
+        let mut scope = TokenScope {
+            repository: "a/b".parse().unwrap(),
+            access: Access::Pull,
+            mount_from: None,
+            credential_index: 0,
+        };
+        assert_eq!(scope.to_scopes(), ["repository:a/b:pull"]);
         scope.access = Access::Push;
-        scope.from = Some("c/d".parse().unwrap());
-        assert_eq!(scope.written(), ["repository:a/b:pull,push", "repository:c/d:pull"]);
+        scope.mount_from = Some("c/d".parse().unwrap());
+        assert_eq!(scope.to_scopes(), ["repository:a/b:pull,push", "repository:c/d:pull"]);
         scope.access = Access::Catalog;
-        assert_eq!(scope.written(), ["registry:catalog:*"]);
+        assert_eq!(scope.to_scopes(), ["registry:catalog:*"]);
     }
 
     #[test]
     fn a_challenge_is_answered_with_all_that_will_be_needed_under_the_name_it_gives() {
-        let scope = Scope { repository: "a/b".parse().unwrap(), access: Access::Push, from: None, login: 0 };
-        assert_eq!(scope.widened(&["repository:proxied/a/b:pull".to_owned()]), ["repository:proxied/a/b:pull,push"]);
-        assert_eq!(scope.widened(&["registry:catalog:*".to_owned()]), ["registry:catalog:*"]);
-        let scope = Scope { access: Access::Pull, ..scope };
-        assert_eq!(scope.widened(&["repository:a/b:pull repository:c:pull".to_owned()]).len(), 2);
+        let scope = TokenScope {
+            repository: "a/b".parse().unwrap(),
+            access: Access::Push,
+            mount_from: None,
+            credential_index: 0,
+        };
+        assert_eq!(scope.widen(&["repository:proxied/a/b:pull".to_owned()]), ["repository:proxied/a/b:pull,push"]);
+        assert_eq!(scope.widen(&["registry:catalog:*".to_owned()]), ["registry:catalog:*"]);
+        let scope = TokenScope { access: Access::Pull, ..scope };
+        assert_eq!(scope.widen(&["repository:a/b:pull repository:c:pull".to_owned()]).len(), 2);
     }
 }

@@ -7,26 +7,26 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Unused bandwidth of up to this long may be used in a burst.
-const SLACK: Duration = Duration::from_millis(100);
+const BURST: Duration = Duration::from_millis(100);
 
 /// Limits bytes per second, over all streams that use it.
 #[derive(Debug)]
-pub(crate) struct Throttle {
+pub(crate) struct ByteRateLimiter {
     bytes_per_second: f64,
     /// When the bytes let through so far will have been transferred.
-    over_at: Mutex<Option<Instant>>,
+    busy_until: Mutex<Option<Instant>>,
 }
 
-impl Throttle {
-    pub(crate) fn new(bytes_per_second: u64) -> Throttle {
-        Throttle { bytes_per_second: bytes_per_second.max(1) as f64, over_at: Mutex::default() }
+impl ByteRateLimiter {
+    pub(crate) fn new(bytes_per_second: u64) -> ByteRateLimiter {
+        ByteRateLimiter { bytes_per_second: bytes_per_second.max(1) as f64, busy_until: Mutex::default() }
     }
 
     /// Reserves bytes. Returns when the next may follow.
     fn reserve(&self, now: Instant, bytes: u64) -> Instant {
-        let mut over_at = self.over_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut over_at = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
         let takes = Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second).unwrap_or(Duration::MAX / 4);
-        let begins = over_at.map_or(now, |at| at.max(now.checked_sub(SLACK).unwrap_or(now)));
+        let begins = over_at.map_or(now, |at| at.max(now.checked_sub(BURST).unwrap_or(now)));
         let ends = begins.checked_add(takes).unwrap_or(begins);
         *over_at = Some(ends);
         ends
@@ -35,27 +35,30 @@ impl Throttle {
 
 /// Bandwidth meter for one registry in one direction. Cheap to clone; clones share counts and limits.
 #[derive(Debug, Clone, Default)]
-pub struct Meter {
-    throttles: Vec<Arc<Throttle>>,
-    moved: Arc<AtomicU64>,
+pub struct BandwidthMeter {
+    limiters: Vec<Arc<ByteRateLimiter>>,
+    bytes_moved: Arc<AtomicU64>,
 }
 
-impl Meter {
+impl BandwidthMeter {
     /// Creates a meter that counts bytes and applies all given limits.
-    pub(crate) fn new(throttles: impl IntoIterator<Item = Arc<Throttle>>, moved: &Arc<AtomicU64>) -> Meter {
-        Meter { throttles: throttles.into_iter().collect(), moved: moved.clone() }
+    pub(crate) fn new(
+        throttles: impl IntoIterator<Item = Arc<ByteRateLimiter>>,
+        moved: &Arc<AtomicU64>,
+    ) -> BandwidthMeter {
+        BandwidthMeter { limiters: throttles.into_iter().collect(), bytes_moved: moved.clone() }
     }
 
     /// Counts bytes transferred now. Returns when more may follow.
-    pub fn note(&self, bytes: usize) -> Option<Instant> {
-        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    pub fn record(&self, bytes: usize) -> Option<Instant> {
+        self.bytes_moved.fetch_add(bytes as u64, Ordering::Relaxed);
         let now = Instant::now();
-        self.throttles.iter().map(|throttle| throttle.reserve(now, bytes as u64)).max()
+        self.limiters.iter().map(|throttle| throttle.reserve(now, bytes as u64)).max()
     }
 
     /// Counts bytes transferred, and waits until more may follow.
-    pub async fn pass(&self, bytes: usize) {
-        if let Some(until) = self.note(bytes) {
+    pub async fn acquire(&self, bytes: usize) {
+        if let Some(until) = self.record(bytes) {
             tokio::time::sleep_until(until).await;
         }
     }
@@ -66,8 +69,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_streams_together_keep_the_rate_and_idleness_is_not_saved_up() {
-        let throttle = Throttle::new(1000);
+    fn streams_share_the_rate_and_idle_time_is_not_credited() {
+        let throttle = ByteRateLimiter::new(1000);
         let start = Instant::now();
         let after = |until: Instant| until.saturating_duration_since(start).as_millis();
         assert_eq!(after(throttle.reserve(start, 500)), 500);

@@ -7,30 +7,30 @@ use ::http::{Method, StatusCode, header};
 use bytes::Bytes;
 use url::Url;
 
-use super::transport::{Answer, Outgoing};
-use super::{Access, Registry, Repository, hop, range};
-use crate::error::{Class, Error, Result};
+use super::transport::{RequestSpec, Response};
+use super::{Access, Registry, Repository, range, ssrf};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Descriptor, Digest};
 use crate::wait::WaitClock;
 
 /// A stream of a blob's bytes.
 #[derive(Debug)]
 pub struct BlobStream {
-    answer: Answer,
-    meter: super::Meter,
+    response: Response,
+    meter: super::BandwidthMeter,
     /// When the bandwidth limit allows the next read.
-    more_at: Option<tokio::time::Instant>,
-    tally: Arc<super::Tally>,
+    resume_at: Option<tokio::time::Instant>,
+    counters: Arc<super::TrafficCounters>,
     clock: WaitClock,
-    tried: String,
+    operation: String,
     registry: Arc<Registry>,
     /// How long a mirror is skipped after its stream breaks off.
-    rest: Duration,
+    mirror_backoff: Duration,
 }
 
 /// A blob stream and its offset.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenBlob {
     /// The content.
     pub stream: BlobStream,
     /// Offset of its first byte. Less than requested if the registry does not support Range.
@@ -40,25 +40,25 @@ pub struct Opened {
 impl BlobStream {
     /// Whether the blob is available to anybody: from a public address, without credentials.
     pub fn is_public(&self) -> bool {
-        self.answer.is_public() && self.registry.settings.identity.is_none()
+        self.response.is_public() && self.registry.settings.identity.is_none()
     }
 
     /// Returns the next bytes; `None` at the end, which may be premature. A stall is an error.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         // Before the read and not after it: a caller dropped while waiting loses no bytes.
-        if let Some(until) = self.more_at {
+        if let Some(until) = self.resume_at {
             let _pause = self.clock.pause();
-            self.answer.or_cancelled(tokio::time::sleep_until(until), &self.tried).await?;
+            self.response.or_cancelled(tokio::time::sleep_until(until), &self.operation).await?;
         }
-        let chunk = self.answer.chunk(&self.tried).await.inspect_err(|error| {
-            if !error.is_cancelled() && !error.is_untaken() {
-                self.registry.failed(self.rest);
+        let chunk = self.response.next_chunk(&self.operation).await.inspect_err(|error| {
+            if !error.is_cancelled() && !error.is_unprocessed() {
+                self.registry.record_mirror_failure(self.mirror_backoff);
             }
         })?;
         if let Some(chunk) = &chunk {
-            self.tally.received(chunk.len() as u64);
-            self.clock.received(chunk.len() as u64);
-            self.more_at = self.meter.note(chunk.len());
+            self.counters.record_received(chunk.len() as u64);
+            self.clock.record_received(chunk.len() as u64);
+            self.resume_at = self.meter.record(chunk.len());
         }
         Ok(chunk)
     }
@@ -66,42 +66,42 @@ impl BlobStream {
 
 impl Repository {
     /// Returns the text for reading a blob, for messages.
-    pub fn reading(&self, digest: &Digest) -> String {
+    pub fn read_operation(&self, digest: &Digest) -> String {
         format!("reading blob {}@{digest}", self.label())
     }
 
     /// Checks whether a blob exists. Some registries answer 401 or 403 for missing blobs: with push access that counts
     /// as missing, and the push shows whether access is denied.
-    pub async fn blob_head(&self, digest: &Digest) -> Result<bool> {
-        let tried = format!("asking for blob {}@{digest}", self.label());
+    pub async fn head_blob(&self, digest: &Digest) -> Result<bool> {
+        let operation = format!("asking for blob {}@{digest}", self.label());
         let asked = self.with_retries(|| async {
             let url = self.url(&format!("blobs/{digest}"));
-            let answer = self.send(Outgoing::new(Method::HEAD, url, &tried)).await?;
-            match answer.status() {
+            let response = self.send(RequestSpec::new(Method::HEAD, url, &operation)).await?;
+            match response.status() {
                 StatusCode::OK => Ok(true),
                 StatusCode::NOT_FOUND => Ok(false),
-                _ => Err(self.refusal(answer, &tried).await),
+                _ => Err(self.error_from_response(response, &operation).await),
             }
         });
         match asked.await {
-            Err(error) if self.access == Access::Push && error.class() == Class::Denied => Ok(false),
+            Err(error) if self.access == Access::Push && error.kind() == ErrorKind::Denied => Ok(false),
             asked => asked,
         }
     }
 
     /// Whether this repository, or a mirror, confirms that it has a blob. A failed request is no confirmation and no
     /// error: the blob is read then.
-    pub async fn shows_blob(&self, digest: &Digest) -> Result<bool> {
+    pub async fn confirms_blob(&self, digest: &Digest) -> Result<bool> {
         let at_mirror = |mirror: Repository| async move {
-            match mirror.blob_head(digest).await? {
+            match mirror.head_blob(digest).await? {
                 true => Ok(()),
-                false => Err(Error::new(Class::NotFound, "asking a mirror for a blob", "it is not there")),
+                false => Err(Error::new(ErrorKind::NotFound, "asking a mirror for a blob", "it is not there")),
             }
         };
-        if self.has_mirrors() && Box::pin(self.at_mirrors(at_mirror)).await?.is_some() {
+        if self.has_mirrors() && Box::pin(self.try_mirrors(at_mirror)).await?.is_some() {
             return Ok(true);
         }
-        match self.blob_head(digest).await {
+        match self.head_blob(digest).await {
             Err(error) if error.is_cancelled() => Err(error),
             found => Ok(found.unwrap_or(false)),
         }
@@ -109,16 +109,16 @@ impl Repository {
 
     /// Opens a blob at an offset, once: the caller decides about retries. Fails immediately if the registry reports
     /// another size than the descriptor.
-    pub async fn blob_open(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        let at_mirror = |mirror: Repository| async move { mirror.blob_open_here(blob, offset).await };
+    pub async fn open_blob(&self, blob: &Descriptor, offset: u64) -> Result<OpenBlob> {
+        let at_mirror = |mirror: Repository| async move { mirror.open_blob_here(blob, offset).await };
         if self.has_mirrors()
-            && let Some(opened) = Box::pin(self.at_mirrors(at_mirror)).await?
+            && let Some(opened) = Box::pin(self.try_mirrors(at_mirror)).await?
         {
             return Ok(opened);
         }
-        match self.blob_open_here(blob, offset).await {
-            Err(error) if error.class() == Class::NotFound && blob.media_type.is_foreign_layer() => {
-                self.foreign_open(blob, offset, error).await
+        match self.open_blob_here(blob, offset).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && blob.media_type.is_foreign_layer() => {
+                self.open_foreign_layer(blob, offset, error).await
             }
             opened => opened,
         }
@@ -126,17 +126,17 @@ impl Repository {
 
     /// Opens a foreign layer at the first of its URLs that has it. Sends no credentials, and reaches only addresses
     /// that a redirect could.
-    async fn foreign_open(&self, blob: &Descriptor, offset: u64, missing: Error) -> Result<Opened> {
+    async fn open_foreign_layer(&self, blob: &Descriptor, offset: u64, missing: Error) -> Result<OpenBlob> {
         let mut failure = missing;
         for written in &blob.urls {
-            let tried = format!("{} at a URL that the manifest names", self.reading(&blob.digest));
-            let url = written
-                .parse::<Url>()
-                .map_err(|error| Error::new(Class::BadAnswer, &tried, format!("`{written}` is no URL")).because(error));
+            let operation = format!("{} at a URL that the manifest names", self.read_operation(&blob.digest));
+            let url = written.parse::<Url>().map_err(|error| {
+                Error::new(ErrorKind::InvalidResponse, &operation, format!("`{written}` is no URL")).with_source(error)
+            });
             let opened = async {
-                let (from, reach) = (&self.registry.base, self.reach());
-                let url = hop::check(from, url?, reach, self.registry.settings.allowed(), "foreign layer")?;
-                self.blob_open_at(url, blob, offset, tried).await
+                let (from, reach) = (&self.registry.base, self.network_scope());
+                let url = ssrf::validate_url(from, url?, reach, self.registry.settings.allowed(), "foreign layer")?;
+                self.open_blob_at(url, blob, offset, operation).await
             };
             match opened.await {
                 Ok(opened) => return Ok(opened),
@@ -144,53 +144,54 @@ impl Repository {
                 Err(error) => failure = error,
             }
         }
-        Err(failure.hint("`foreign_layers: keep` leaves such layers where they are"))
+        Err(failure.with_hint("`foreign_layers: keep` leaves such layers where they are"))
     }
 
-    async fn blob_open_here(&self, blob: &Descriptor, offset: u64) -> Result<Opened> {
-        self.blob_open_at(self.url(&format!("blobs/{}", blob.digest)), blob, offset, self.reading(&blob.digest)).await
+    async fn open_blob_here(&self, blob: &Descriptor, offset: u64) -> Result<OpenBlob> {
+        self.open_blob_at(self.url(&format!("blobs/{}", blob.digest)), blob, offset, self.read_operation(&blob.digest))
+            .await
     }
 
     /// Opens a blob at an offset in the ways that registries support, the usual one first: some answer an open range
     /// with 416 although bytes are left and accept a closed one; some support no ranges. At offset 0 there is one way.
-    async fn blob_open_at(&self, url: Url, blob: &Descriptor, offset: u64, tried: String) -> Result<Opened> {
+    async fn open_blob_at(&self, url: Url, blob: &Descriptor, offset: u64, tried: String) -> Result<OpenBlob> {
         let open = (offset > 0).then(|| format!("bytes={offset}-"));
         let closed = open.as_ref().map(|open| format!("{open}{}", blob.size.saturating_sub(1)));
         for range in [open, closed].into_iter().flatten() {
-            if let Some(opened) = self.blob_open_range(url.clone(), blob, (offset, Some(&range)), &tried).await? {
+            if let Some(opened) = self.open_blob_range(url.clone(), blob, (offset, Some(&range)), &tried).await? {
                 return Ok(opened);
             }
         }
-        let whole = self.blob_open_range(url, blob, (0, None), &tried).await?;
+        let whole = self.open_blob_range(url, blob, (0, None), &tried).await?;
         whole.ok_or_else(|| {
-            Error::new(Class::BadAnswer, &tried, "the registry answers a request for all of it with 416")
+            Error::new(ErrorKind::InvalidResponse, &tried, "the registry answers a request for all of it with 416")
         })
     }
 
     /// Opens a blob, or a range of it. Returns `None` if the registry does not accept the range: the whole blob shows
     /// what it has.
-    async fn blob_open_range(
+    async fn open_blob_range(
         &self,
         url: Url,
         blob: &Descriptor,
         (offset, range): (u64, Option<&str>),
-        tried: &str,
-    ) -> Result<Option<Opened>> {
-        let mut request = Outgoing::new(Method::GET, url, tried);
+        operation: &str,
+    ) -> Result<Option<OpenBlob>> {
+        let mut request = RequestSpec::new(Method::GET, url, operation);
         if let Some(range) = range {
             request = request.header(header::RANGE, range);
         }
-        let answer = self.send(request).await?;
+        let response = self.send(request).await?;
         let lies = |says: u64| {
             let detail = format!("the manifest gives it {} bytes, the registry {says}", blob.size);
-            Error::new(Class::Corrupt, tried, detail)
+            Error::new(ErrorKind::Corrupt, operation, detail)
         };
-        let said = answer.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
-        let begins = match (answer.status(), said) {
+        let said = response.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
+        let begins = match (response.status(), said) {
             // Some send a part with `Content-Range` and status 200.
             (StatusCode::OK, Some((first, _, _))) if first > 0 && first <= offset => first,
             (StatusCode::OK, _) => {
-                if let Some(length) = answer.content_length().filter(|length| *length != blob.size) {
+                if let Some(length) = response.content_length().filter(|length| *length != blob.size) {
                     return Err(lies(length));
                 }
                 0
@@ -201,17 +202,27 @@ impl Repository {
             (StatusCode::PARTIAL_CONTENT, Some(_)) if range.is_some() => return Ok(None),
             (StatusCode::PARTIAL_CONTENT, Some((first, _, _))) => {
                 let detail = format!("asked for all of it, got bytes from {first}");
-                return Err(Error::new(Class::BadAnswer, tried, detail));
+                return Err(Error::new(ErrorKind::InvalidResponse, operation, detail));
             }
             (StatusCode::PARTIAL_CONTENT, None) => offset,
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => return Ok(None),
             (StatusCode::BAD_REQUEST | StatusCode::NOT_IMPLEMENTED, _) if range.is_some() => return Ok(None),
-            _ => return Err(self.refusal(answer, tried).await),
+            _ => return Err(self.error_from_response(response, operation).await),
         };
-        let tried = tried.to_owned();
-        let (meter, tally, clock) = (self.registry.meters[0].clone(), self.tally.clone(), self.context.clock.clone());
-        let (registry, rest) = (self.registry.clone(), self.client.0.settings.mirror_rest);
-        let stream = BlobStream { answer, meter, more_at: None, tally, clock, tried, registry, rest };
-        Ok(Some(Opened { stream, offset: begins }))
+        let operation = operation.to_owned();
+        let (meter, tally, clock) =
+            (self.registry.meters[0].clone(), self.counters.clone(), self.context.clock.clone());
+        let (registry, rest) = (self.registry.clone(), self.client.0.settings.mirror_backoff);
+        let stream = BlobStream {
+            response,
+            meter,
+            resume_at: None,
+            counters: tally,
+            clock,
+            operation,
+            registry,
+            mirror_backoff: rest,
+        };
+        Ok(Some(OpenBlob { stream, offset: begins }))
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::page_reader::Entries;
-use super::paged::{self, Cursor, Page};
-use super::{Access, Client, Context, Repository, TagPages, Tally};
-use crate::error::{Class, Error, Result};
+use super::page_reader::BoundedList;
+use super::pagination::{self, ListPage, Paginator};
+use super::{Access, Client, Context, Repository, TagPages, TrafficCounters};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::RegistryName;
 
 /// Page size requested first, as for tag lists.
@@ -18,33 +18,33 @@ pub(super) const MAX_PAGE_BYTES: usize = 64 << 20;
 
 /// A registry as a whole, for listing its content.
 #[derive(Debug, Clone)]
-pub struct Root(pub(super) Repository);
+pub struct RegistryCatalog(pub(super) Repository);
 
 /// The pages of a catalog, one request each.
 #[derive(Debug)]
 pub struct CatalogPages {
     root: Repository,
-    cursor: Cursor,
+    paginator: Paginator,
 }
 
 #[derive(Deserialize)]
-struct Body {
+struct CatalogBody {
     /// `null` if there are none, in some registries.
-    #[serde(default, deserialize_with = "paged::present")]
-    repositories: Option<Option<Entries<String>>>,
+    #[serde(default, deserialize_with = "pagination::present")]
+    repositories: Option<Option<BoundedList<String>>>,
 }
 
 /// Parses a page and describes the result, for fuzzing.
 #[cfg(test)]
-pub(super) fn shape(bytes: &[u8]) -> String {
-    match serde_json::from_slice::<Body>(bytes) {
-        Ok(body) => format!("{} {:?}", body.is_one(), body.repositories),
+pub(super) fn fuzz_parse(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<CatalogBody>(bytes) {
+        Ok(body) => format!("{} {:?}", body.is_listing(), body.repositories),
         Err(error) => format!("{:?}", error.classify()),
     }
 }
 
-impl Page for Body {
-    fn is_one(&self) -> bool {
+impl ListPage for CatalogBody {
+    fn is_listing(&self) -> bool {
         self.repositories.is_some()
     }
 
@@ -55,26 +55,31 @@ impl Page for Body {
 
 impl Client {
     /// Opens a registry's catalog. Fails only if the registry's settings are invalid (a bad certificate).
-    pub fn root(&self, registry: &RegistryName, context: &Context, tally: &Arc<Tally>) -> Result<Root> {
+    pub fn open_catalog(
+        &self,
+        registry: &RegistryName,
+        context: &Context,
+        tally: &Arc<TrafficCounters>,
+    ) -> Result<RegistryCatalog> {
         // A placeholder: requests and messages with `Access::Catalog` do not contain the name.
         let name = "catalog".parse().map_err(|error: crate::image::ParseReferenceError| {
-            Error::new(Class::Invalid, "asking for a catalog", error.to_string())
+            Error::new(ErrorKind::Invalid, "asking for a catalog", error.to_string())
         })?;
-        self.repository(registry, &name, Access::Catalog, context, tally).map(Root)
+        self.repository(registry, &name, Access::Catalog, context, tally).map(RegistryCatalog)
     }
 }
 
-impl Root {
+impl RegistryCatalog {
     /// Lists the names of the repositories page by page.
-    pub fn catalog(&self) -> CatalogPages {
+    pub fn list_repositories(&self) -> CatalogPages {
         let mut first = self.0.url("_catalog");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
-        CatalogPages { root: self.0.with_own_clock(), cursor: Cursor::new(first) }
+        CatalogPages { root: self.0.with_own_clock(), paginator: Paginator::new(first) }
     }
 
     /// Lists the root of a Google-style tree.
-    pub fn tags(&self) -> TagPages {
-        self.0.tags()
+    pub fn list_tags(&self) -> TagPages {
+        self.0.list_tags()
     }
 }
 
@@ -83,13 +88,13 @@ impl CatalogPages {
     /// is an error, never an empty page; if the registry shows no catalog, it has a hint.
     pub async fn next_page(&mut self) -> Result<Option<Vec<String>>> {
         let registry = self.root.registry();
-        let tried = format!("listing the repositories of {registry}");
-        let page = self.cursor.next_page(&self.root, MAX_PAGE_BYTES, &tried).await;
+        let operation = format!("listing the repositories of {registry}");
+        let page = self.paginator.next_page(&self.root, MAX_PAGE_BYTES, &operation).await;
         match page {
-            Ok(page) => Ok(page.map(|body: Body| body.repositories.flatten().unwrap_or_default().into_vec())),
+            Ok(page) => Ok(page.map(|body: CatalogBody| body.repositories.flatten().unwrap_or_default().into_vec())),
             Err(error) if shows_none(&error) => {
-                let log_in = error.advice().map(|advice| format!("{advice}; or ")).unwrap_or_default();
-                Err(error.hint(format!(
+                let log_in = error.hint().map(|advice| format!("{advice}; or ")).unwrap_or_default();
+                Err(error.with_hint(format!(
                     "{log_in}name the repositories one by one, without a star, or set `api:` for {registry} under \
                      `registries` if it has an API of its own that lists them"
                 )))
@@ -101,10 +106,10 @@ impl CatalogPages {
 
 /// Whether a registry answered but does not list its repositories to us.
 fn shows_none(error: &Error) -> bool {
-    match error.class() {
-        Class::Denied | Class::NotFound | Class::Refused | Class::Unsupported => true,
+    match error.kind() {
+        ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Refused | ErrorKind::Unsupported => true,
         // A web page instead of the API.
-        Class::BadAnswer => true,
+        ErrorKind::InvalidResponse => true,
         _ => false,
     }
 }

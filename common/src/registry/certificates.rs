@@ -17,7 +17,7 @@ pub fn certificates_as_pem(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let labels: Vec<&str> =
         text.split("-----BEGIN ").skip(1).filter_map(|rest| rest.split_once("-----").map(|(label, _)| label)).collect();
     if labels.is_empty() {
-        return of_der(&bytes);
+        return pem_from_der(&bytes);
     }
     if labels.contains(&TRUSTED) {
         return Err(format!(
@@ -35,7 +35,7 @@ pub fn certificates_as_pem(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     Ok(pem.into_bytes())
 }
 
-fn of_der(bytes: &[u8]) -> Result<Vec<u8>, String> {
+fn pem_from_der(bytes: &[u8]) -> Result<Vec<u8>, String> {
     match bytes {
         [] => return Err("it is empty".to_owned()),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {

@@ -1,7 +1,7 @@
 //! Parses `WWW-Authenticate` challenges (RFC 9110, section 11.6.1).
 
 /// Limit of challenges per response, and of parameters per challenge.
-const MOST: usize = 32;
+const MAX_CHALLENGES: usize = 32;
 
 /// Authentication scheme of a challenge. Names are case-insensitive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,9 +49,9 @@ impl Challenge {
             "realm" => _ = self.realm.get_or_insert(value),
             "service" => _ = self.service.get_or_insert(value),
             "error" => _ = self.error.get_or_insert(value),
-            "scope" if self.scope.len() < MOST => self.scope.push(value),
+            "scope" if self.scope.len() < MAX_CHALLENGES => self.scope.push(value),
             "scope" => {}
-            _ if self.params.len() < MOST && !self.params.iter().any(|(known, _)| *known == name) => {
+            _ if self.params.len() < MAX_CHALLENGES && !self.params.iter().any(|(known, _)| *known == name) => {
                 self.params.push((name, value));
             }
             _ => {}
@@ -81,7 +81,7 @@ pub fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Challenge> {
 
 /// The preceding token, which decides how a bare word is read.
 #[derive(PartialEq)]
-enum Last {
+enum LastToken {
     Scheme,
     BareScope,
     Else,
@@ -90,7 +90,7 @@ enum Last {
 fn read(header: &str, challenges: &mut Vec<Challenge>) {
     // First challenge of this header: parameters never belong to a challenge of an earlier header.
     let first = challenges.len();
-    let mut last = Last::Else;
+    let mut last = LastToken::Else;
     let mut rest = header;
     loop {
         let trimmed = rest.trim_start_matches(|c: char| c == ',' || c.is_whitespace());
@@ -102,7 +102,7 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
         if let Some(quoted) = rest.strip_prefix('"') {
             // A quoted text without a name.
             (_, rest) = unquote(quoted);
-            last = Last::Else;
+            last = LastToken::Else;
             continue;
         }
 
@@ -110,11 +110,11 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
         let (word, after) = rest.split_at(rest.find(ends).unwrap_or(rest.len()));
         let next = after.trim_start();
         if let Some(after) = next.strip_prefix('=') {
-            if last == Last::Scheme && !comma && is_padding(after) {
+            if last == LastToken::Scheme && !comma && is_padding(after) {
                 let end = next.find(|c| c != '=').unwrap_or(next.len());
                 push(challenges, first, "token68", format!("{word}{}", &next[..end]));
                 rest = &next[end..];
-                last = Last::Else;
+                last = LastToken::Else;
                 continue;
             }
             let after = after.trim_start();
@@ -132,8 +132,8 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
                 }
             };
             last = match bare && word.eq_ignore_ascii_case("scope") {
-                true => Last::BareScope,
-                false => Last::Else,
+                true => LastToken::BareScope,
+                false => LastToken::Else,
             };
             push(challenges, first, word, value);
             continue;
@@ -141,18 +141,18 @@ fn read(header: &str, challenges: &mut Vec<Challenge>) {
 
         rest = after;
         let alone = next.is_empty() || next.starts_with(',');
-        if last == Last::Scheme && !comma && alone {
+        if last == LastToken::Scheme && !comma && alone {
             push(challenges, first, "token68", word.to_owned());
-            last = Last::Else;
-        } else if last == Last::BareScope && comma && is_action(word) {
+            last = LastToken::Else;
+        } else if last == LastToken::BareScope && comma && is_action(word) {
             // `scope=repository:app:pull,push`, without the quotes.
             if let Some(scope) = challenges.last_mut().and_then(|last| last.scope.last_mut()) {
                 scope.push(',');
                 scope.push_str(word);
             }
-        } else if challenges.len() < MOST {
+        } else if challenges.len() < MAX_CHALLENGES {
             challenges.push(Challenge::new(word));
-            last = Last::Scheme;
+            last = LastToken::Scheme;
         } else {
             return;
         }
@@ -269,10 +269,10 @@ mod tests {
 
     #[test]
     fn what_is_read_is_bounded() {
-        assert_eq!(schemes(&"a b ".repeat(1000)).len(), MOST);
+        assert_eq!(schemes(&"a b ".repeat(1000)).len(), MAX_CHALLENGES);
         let many: String = (0..1000).map(|n| format!("p{n}=1,scope=s,")).collect();
         let challenge = one(&format!("Bearer {many}"));
-        assert_eq!((challenge.params.len(), challenge.scope.len()), (MOST, MOST));
+        assert_eq!((challenge.params.len(), challenge.scope.len()), (MAX_CHALLENGES, MAX_CHALLENGES));
     }
 
     proptest! {

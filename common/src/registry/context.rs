@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::listing_memory::ListingShare;
 use crate::event::{Event, Events};
-use crate::retry::Budget;
+use crate::retry::RetryBudget;
 use crate::wait::WaitClock;
 
 /// Context shared by all requests of a task.
@@ -16,13 +16,13 @@ pub struct Context {
     /// Cancels all requests.
     pub cancel: CancellationToken,
     /// Retries that are left.
-    pub budget: Budget,
+    pub budget: RetryBudget,
     /// Receives events.
     pub events: Events,
     /// Paused while imgsync itself holds requests back.
     pub clock: WaitClock,
     /// Memory share of the listing being read. `None`: each listing has its own.
-    pub listing: Option<ListingShare>,
+    pub listing_memory: Option<ListingShare>,
 }
 
 impl Context {
@@ -33,7 +33,7 @@ impl Context {
 
     /// Emits a warning.
     pub fn warn(&self, message: impl AsRef<str>) {
-        let message = crate::printable::printable(message.as_ref()).into_owned();
+        let message = crate::sanitize::sanitize(message.as_ref()).into_owned();
         self.events.emit(Event::Warning { message });
     }
 }
@@ -46,7 +46,7 @@ impl Default for Events {
 
 /// Counters of requests and bytes for one endpoint of a copy. All counts are exact.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct TrafficCounters {
     requests: AtomicU64,
     referrers: AtomicU64,
     tokens: AtomicU64,
@@ -56,9 +56,9 @@ pub struct Tally {
     sent: AtomicU64,
 }
 
-/// Snapshot of a [`Tally`].
+/// Snapshot of a [`TrafficCounters`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Traffic {
+pub struct TrafficSnapshot {
     /// Requests to the registry's API, failed attempts included. Excludes the kinds below.
     pub requests: u64,
     /// Requests that read or write referrers and digest tags.
@@ -77,23 +77,23 @@ pub struct Traffic {
 
 /// Which counter a request increments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Counted {
+pub(crate) enum RequestKind {
     Request,
     Referrers,
     Token,
     Redirect,
 }
 
-impl Tally {
+impl TrafficCounters {
     /// Creates zeroed counters.
-    pub fn new() -> Arc<Tally> {
+    pub fn new() -> Arc<TrafficCounters> {
         Arc::default()
     }
 
     /// Returns the current values.
-    pub fn read(&self) -> Traffic {
+    pub fn snapshot(&self) -> TrafficSnapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Traffic {
+        TrafficSnapshot {
             requests: read(&self.requests),
             referrers: read(&self.referrers),
             tokens: read(&self.tokens),
@@ -104,27 +104,27 @@ impl Tally {
         }
     }
 
-    pub(crate) fn count(&self, what: Counted) {
+    pub(crate) fn count(&self, what: RequestKind) {
         let counter = match what {
-            Counted::Request => &self.requests,
-            Counted::Referrers => &self.referrers,
-            Counted::Token => &self.tokens,
-            Counted::Redirect => &self.redirects,
+            RequestKind::Request => &self.requests,
+            RequestKind::Referrers => &self.referrers,
+            RequestKind::Token => &self.tokens,
+            RequestKind::Redirect => &self.redirects,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn retried(&self) {
+    pub(crate) fn record_retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Adds blob bytes received from the source.
-    pub fn received(&self, bytes: u64) {
+    pub fn record_received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Adds blob bytes handed to the target's connection.
-    pub fn sent(&self, bytes: u64) {
+    pub fn record_sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 }

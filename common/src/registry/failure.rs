@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use ::http::StatusCode;
 use rustls::pki_types::UnixTime;
 
-use super::authorities::UnknownAuthority;
-use super::hop;
+use super::custom_ca::UnknownAuthority;
 use super::http::chain;
-use crate::error::{Class, Error};
+use super::ssrf;
+use crate::error::{Error, ErrorKind};
 use crate::retry;
 
 /// Messages of the HTTP and SOCKS connectors for a proxy that requires authentication.
@@ -26,21 +26,21 @@ pub(super) const OWN_AUTHORITY: &str =
     "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`";
 
 /// Classifies an error response by its status, code and message.
-pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait: bool) -> Class {
+pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait: bool) -> ErrorKind {
     let code = code.unwrap_or_default();
     let limited = code == "TOOMANYREQUESTS" || {
         let message = message.to_ascii_lowercase();
         message.contains("rate limit") || message.contains("too many requests")
     };
     match (status.as_u16(), code) {
-        (403, _) if told_to_wait || limited => Class::RateLimited,
+        (403, _) if told_to_wait || limited => ErrorKind::RateLimited,
         // distribution answers 500 if something else is wrong with the manifest as well, such as a foreign layer's URL.
-        (400 | 404 | 500, "MANIFEST_BLOB_UNKNOWN") => Class::Incomplete,
-        (400 | 404, "BLOB_UNKNOWN") if status == StatusCode::BAD_REQUEST => Class::Incomplete,
+        (400 | 404 | 500, "MANIFEST_BLOB_UNKNOWN") => ErrorKind::Incomplete,
+        (400 | 404, "BLOB_UNKNOWN") if status == StatusCode::BAD_REQUEST => ErrorKind::Incomplete,
         // Seen: distribution answers so for a session that is gone, or whose state a cut connection broke.
-        (_, "BLOB_UPLOAD_INVALID" | "BLOB_UPLOAD_UNKNOWN") => Class::NotFound,
-        (400, _) if limited => Class::RateLimited,
-        (status, _) => retry::class_of_status(status),
+        (_, "BLOB_UPLOAD_INVALID" | "BLOB_UPLOAD_UNKNOWN") => ErrorKind::NotFound,
+        (400, _) if limited => ErrorKind::RateLimited,
+        (status, _) => retry::kind_of_status(status),
     }
 }
 
@@ -52,47 +52,47 @@ pub(crate) fn says_expired(detail: &str) -> bool {
 
 /// Target of a request and the proxy in between, for error messages.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Way {
+pub(crate) struct RequestTarget {
     /// Registry that the request is for.
     pub registry: String,
     /// Origin that the request is sent to.
-    pub host: String,
+    pub origin: String,
     /// Whether that is another origin than the registry's own: a redirect or the like.
-    pub is_elsewhere: bool,
+    pub is_other_origin: bool,
     /// Whether messages name the origin besides the registry.
-    pub is_named: bool,
+    pub names_origin: bool,
     /// Proxy in between, without user and password.
     pub proxy: Option<String>,
     /// Whether the proxy is sent a user name.
-    pub is_proxy_told_who: bool,
+    pub has_proxy_credentials: bool,
 }
 
-impl Way {
+impl RequestTarget {
     /// Returns the operation's text, with the origin added where it matters.
-    pub(crate) fn tried<'t>(&self, tried: &'t str) -> Cow<'t, str> {
-        match self.is_named && !tried.contains(&self.host) {
-            true => format!("{tried}, at {}", self.host).into(),
+    pub(crate) fn with_origin<'t>(&self, tried: &'t str) -> Cow<'t, str> {
+        match self.names_origin && !tried.contains(&self.origin) {
+            true => format!("{tried}, at {}", self.origin).into(),
             false => tried.into(),
         }
     }
 
     /// Returns the error of a proxy that requires authentication.
-    pub(crate) fn proxy_refusal(&self, tried: &str) -> Error {
+    pub(crate) fn proxy_auth_error(&self, operation: &str) -> Error {
         let proxy = self.proxy.as_deref().unwrap_or("in between");
-        let detail = match self.is_proxy_told_who {
+        let detail = match self.has_proxy_credentials {
             true => format!("the proxy {proxy} does not take the user and password that it was given (407)"),
             false => format!("the proxy {proxy} wants a user and a password (407)"),
         };
-        Error::new(Class::Denied, self.tried(tried), detail).hint(format!(
+        Error::new(ErrorKind::Denied, self.with_origin(operation), detail).with_hint(format!(
             "write them as http://USER:PASSWORD@HOST:PORT in HTTPS_PROXY, or in `proxy:` for {} under `registries`",
             self.registry
         ))
     }
 
     /// Whether a failed connection was one to the proxy.
-    fn ends_at_proxy(&self, text: &str) -> bool {
+    fn failed_at_proxy(&self, text: &str) -> bool {
         let forwards =
-            || self.host.starts_with("http:") && self.proxy.as_deref().is_some_and(|it| it.starts_with("http"));
+            || self.origin.starts_with("http:") && self.proxy.as_deref().is_some_and(|it| it.starts_with("http"));
         self.proxy.is_some() && (text.contains("failed to create underlying connection") || forwards())
     }
 }
@@ -114,18 +114,18 @@ pub(crate) fn says_wants_tls(message: &str) -> bool {
 }
 
 /// Returns the error of a request that got no response, or whose response broke off.
-pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> Error {
+pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &RequestTarget) -> Error {
     // Without the URL: its query may hold a signature.
     let error = error.without_url();
-    let text = plain(&words(&error));
-    let tried = way.tried(tried);
-    let at_proxy = error.is_connect() && way.ends_at_proxy(&text);
+    let text = plain(&error_chain(&error));
+    let operation = way.with_origin(operation);
+    let at_proxy = error.is_connect() && way.failed_at_proxy(&text);
     let whose = match &way.proxy {
         Some(proxy) if at_proxy => format!("the proxy {proxy}"),
-        _ => way.host.clone(),
+        _ => way.origin.clone(),
     };
     if PROXY_REFUSALS.iter().any(|words| text.contains(words)) {
-        return way.proxy_refusal(&tried).because(error);
+        return way.proxy_auth_error(&operation).with_source(error);
     }
     if let Some(tls) = find::<rustls::Error>(&error) {
         return match tls {
@@ -136,69 +136,72 @@ pub(crate) fn transport_error(error: reqwest::Error, tried: &str, way: &Way) -> 
                         format!("if {0} speaks plain HTTP, set `tls: off` for it under `registries`", way.registry)
                     }
                 };
-                Error::new(Class::BadAnswer, &tried, format!("{whose} does not speak TLS: {text}")).hint(hint)
+                Error::new(ErrorKind::InvalidResponse, &operation, format!("{whose} does not speak TLS: {text}"))
+                    .with_hint(hint)
             }
-            rustls::Error::InvalidMessage(_) => Error::new(Class::Unreachable, &tried, &text),
-            _ => Error::new(Class::Insecure, &tried, of_certificate(tls, &whose).unwrap_or(text)).hint(advice(tls)),
+            rustls::Error::InvalidMessage(_) => Error::new(ErrorKind::Unreachable, &operation, &text),
+            _ => Error::new(ErrorKind::Insecure, &operation, describe_certificate_error(tls, &whose).unwrap_or(text))
+                .with_hint(tls_hint(tls)),
         }
-        .because(error);
+        .with_source(error);
     }
     // HTTP/2 reports only a text for what broke its connection.
     if text.contains("received fatal alert") {
-        return Error::new(Class::Insecure, tried, text).hint(CLIENT_CERTIFICATE).because(error);
+        return Error::new(ErrorKind::Insecure, operation, text).with_hint(CLIENT_CERTIFICATE).with_source(error);
     }
     if find::<std::io::Error>(&error).is_some_and(retry::is_out_of_files) {
-        return Error::new(Class::Local, tried, text).out_of_files().because(error);
+        return Error::new(ErrorKind::Local, operation, text).mark_out_of_files().with_source(error);
     }
-    if let Some(withheld) = find::<hop::Withheld>(&error) {
+    if let Some(withheld) = find::<ssrf::BlockedAddress>(&error) {
         let key = match withheld {
-            hop::Withheld::Inside(_) => "allow_private: true".to_owned(),
-            hop::Withheld::Metadata(_, address) => format!("allow_metadata: {address}"),
+            ssrf::BlockedAddress::Private(_) => "allow_private: true".to_owned(),
+            ssrf::BlockedAddress::Metadata(_, address) => format!("allow_metadata: {address}"),
         };
-        return Error::new(Class::Insecure, tried, text)
-            .hint(format!("if that is meant, set `{key}` for the registry under `registries`"))
-            .because(error);
+        return Error::new(ErrorKind::Insecure, operation, text)
+            .with_hint(format!("if that is meant, set `{key}` for the registry under `registries`"))
+            .with_source(error);
     }
     if error.is_builder() {
-        return Error::new(Class::Invalid, tried, text).because(error);
+        return Error::new(ErrorKind::Invalid, operation, text).with_source(error);
     }
-    if text.contains("invalid HTTP version parsed") && way.host.starts_with("http:") {
+    if text.contains("invalid HTTP version parsed") && way.origin.starts_with("http:") {
         // The first bytes of a TLS response, or of another protocol.
-        return Error::new(Class::BadAnswer, tried, format!("{whose} does not speak HTTP: {text}"))
-            .hint(tls_on(&way.registry))
-            .because(error);
+        return Error::new(ErrorKind::InvalidResponse, operation, format!("{whose} does not speak HTTP: {text}"))
+            .with_hint(tls_on(&way.registry))
+            .with_source(error);
     }
     if error.is_timeout() && !error.is_connect() {
-        return Error::new(Class::TimedOut, tried, format!("the connection stood still: {text}")).because(error);
+        return Error::new(ErrorKind::TimedOut, operation, format!("the connection stood still: {text}"))
+            .with_source(error);
     }
     let detail = match &way.proxy {
         Some(proxy) if error.is_connect() => format!("by the proxy {proxy}: {text}"),
         _ => text.clone(),
     };
-    let failed = Error::new(Class::Unreachable, tried, detail);
-    if find::<h2::Error>(&error).is_some_and(is_untaken) {
-        return failed.untaken().because(error);
+    let failed = Error::new(ErrorKind::Unreachable, operation, detail);
+    if find::<h2::Error>(&error).is_some_and(is_unprocessed) {
+        return failed.mark_unprocessed().with_source(error);
     }
     let failed = match () {
         () if text.contains("failed to lookup address") || text.contains("dns error") => {
-            failed.hint(match text.contains("socks proxy") {
+            failed.with_hint(match text.contains("socks proxy") {
                 true => "this machine resolves the name for a proxy of `socks5://`; with `socks5h://` the proxy does",
                 false => "the host's name does not resolve: check its spelling, DNS, and whether a proxy is needed",
             })
         }
         () if error.is_connect() => {
-            failed.hint("check the host, its port, and whether a firewall or proxy is in between")
+            failed.with_hint("check the host, its port, and whether a firewall or proxy is in between")
         }
         () => failed,
     };
     match error.is_connect() {
-        true => failed.unconnected().because(error),
-        false => failed.because(error),
+        true => failed.mark_connect_error().with_source(error),
+        false => failed.with_source(error),
     }
 }
 
 /// Describes a certificate error where rustls prints times as seconds since 1970 or has no text.
-fn of_certificate(error: &rustls::Error, whose: &str) -> Option<String> {
+fn describe_certificate_error(error: &rustls::Error, whose: &str) -> Option<String> {
     use rustls::CertificateError::{ExpiredContext, NotValidYetContext, Other};
     match error {
         rustls::Error::InvalidCertificate(Other(other)) => {
@@ -222,13 +225,13 @@ fn date(time: UnixTime) -> Option<String> {
 
 /// Whether a server reported over HTTP/2 that it did not process a request: it refused the stream, or closed the
 /// connection to streams that new (RFC 9113, 8.7).
-fn is_untaken(error: &h2::Error) -> bool {
+fn is_unprocessed(error: &h2::Error) -> bool {
     error.is_remote()
         && (error.is_go_away() || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
 }
 
 /// Returns the hint for a TLS error.
-fn advice(error: &rustls::Error) -> Cow<'static, str> {
+fn tls_hint(error: &rustls::Error) -> Cow<'static, str> {
     use rustls::CertificateError::{
         Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, Other,
     };
@@ -248,7 +251,7 @@ fn advice(error: &rustls::Error) -> Cow<'static, str> {
         }
         rustls::Error::AlertReceived(_) => CLIENT_CERTIFICATE.into(),
         rustls::Error::InvalidCertificate(Other(other)) => match other.0.downcast_ref::<UnknownAuthority>() {
-            Some(unknown) => unknown.advice().into(),
+            Some(unknown) => unknown.hint().into(),
             None => OWN_AUTHORITY.into(),
         },
         _ => OWN_AUTHORITY.into(),
@@ -267,7 +270,7 @@ fn plain(words: &str) -> String {
 }
 
 /// Returns an error and its sources in one line.
-pub(crate) fn words(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     chain(error)
 }
 
@@ -292,27 +295,27 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
 mod tests {
     use super::*;
 
-    fn class(status: u16, code: &str, message: &str, told_to_wait: bool) -> Class {
+    fn class(status: u16, code: &str, message: &str, told_to_wait: bool) -> ErrorKind {
         classify(StatusCode::from_u16(status).unwrap(), Some(code).filter(|c| !c.is_empty()), message, told_to_wait)
     }
 
     #[test]
-    fn a_rate_limit_in_disguise_is_seen() {
-        assert_eq!(class(403, "", "", true), Class::RateLimited);
-        assert_eq!(class(403, "DENIED", "API rate limit exceeded", false), Class::RateLimited);
-        assert_eq!(class(403, "DENIED", "no", false), Class::Denied);
-        assert_eq!(class(429, "", "", false), Class::RateLimited);
+    fn a_rate_limit_sent_as_403_is_recognised() {
+        assert_eq!(class(403, "", "", true), ErrorKind::RateLimited);
+        assert_eq!(class(403, "DENIED", "API rate limit exceeded", false), ErrorKind::RateLimited);
+        assert_eq!(class(403, "DENIED", "no", false), ErrorKind::Denied);
+        assert_eq!(class(429, "", "", false), ErrorKind::RateLimited);
     }
 
     #[test]
     fn missing_content_is_told_from_a_missing_manifest() {
-        assert_eq!(class(400, "MANIFEST_BLOB_UNKNOWN", "", false), Class::Incomplete);
-        assert_eq!(class(500, "MANIFEST_BLOB_UNKNOWN", "", false), Class::Incomplete);
-        assert_eq!(class(404, "MANIFEST_UNKNOWN", "", false), Class::NotFound);
-        assert_eq!(class(400, "MANIFEST_INVALID", "", false), Class::Refused);
-        assert_eq!(class(502, "", "", false), Class::ServerError);
-        assert_eq!(class(522, "", "", false), Class::ServerError);
-        assert_eq!(class(501, "", "", false), Class::BadAnswer);
-        assert_eq!(class(405, "UNSUPPORTED", "", false), Class::Refused);
+        assert_eq!(class(400, "MANIFEST_BLOB_UNKNOWN", "", false), ErrorKind::Incomplete);
+        assert_eq!(class(500, "MANIFEST_BLOB_UNKNOWN", "", false), ErrorKind::Incomplete);
+        assert_eq!(class(404, "MANIFEST_UNKNOWN", "", false), ErrorKind::NotFound);
+        assert_eq!(class(400, "MANIFEST_INVALID", "", false), ErrorKind::Refused);
+        assert_eq!(class(502, "", "", false), ErrorKind::ServerError);
+        assert_eq!(class(522, "", "", false), ErrorKind::ServerError);
+        assert_eq!(class(501, "", "", false), ErrorKind::InvalidResponse);
+        assert_eq!(class(405, "UNSUPPORTED", "", false), ErrorKind::Refused);
     }
 }

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustls::pki_types::CertificateDer;
 use url::Url;
 
-use super::authorities;
-use super::hop::{Guarded, Names, Resolver, Seen};
-use super::proxies::{self, Proxies};
+use super::custom_ca;
+use super::environment_proxies::{self, EnvironmentProxies};
 use super::settings::{ClientSettings, RegistrySettings};
-use crate::error::{Class, Error, Result};
+use super::ssrf::{AddressFilter, GuardedResolver, HostScopes, ResolvePolicy};
+use crate::error::{Error, ErrorKind, Result};
 use crate::secret::Secret;
 
 /// `User-Agent` header.
@@ -21,22 +21,22 @@ const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", e
 /// HTTP/2 flow control window of a stream in bytes: large enough for long distances, small enough for many streams.
 const STREAM_WINDOW: u32 = 512 << 10;
 /// The connection window holds this many full stream windows, so that stalled streams do not block the others.
-const STREAMS: u32 = 128;
+const CONNECTION_WINDOW_STREAMS: u32 = 128;
 
 /// Everything in which two connection setups can differ.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Shape {
+struct ClientKey {
     ca: Vec<Vec<u8>>,
     identity: Option<String>,
     insecure: bool,
     http1: bool,
     proxy: Option<String>,
-    names: Names,
+    resolve_policy: ResolvePolicy,
     metadata: Vec<IpAddr>,
 }
 
 /// Prints no contents: they include private keys and the proxy's password.
-impl fmt::Debug for Shape {
+impl fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shape")
     }
@@ -44,11 +44,11 @@ impl fmt::Debug for Shape {
 
 /// Purpose of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Toward {
+pub(crate) enum ClientPurpose {
     /// Requests to the registry itself.
-    Home,
+    Registry,
     /// Requests to other hosts: without the client certificate, which is for the registry alone.
-    Elsewhere,
+    Redirect,
     /// The same, but names must not resolve to link-local addresses.
     NotLinkLocal,
     /// The same, but names must resolve to public addresses.
@@ -58,8 +58,8 @@ pub(crate) enum Toward {
 /// Clients built so far, and the networks they connected to.
 #[derive(Debug, Default)]
 pub(crate) struct HttpClients {
-    made: Mutex<HashMap<Shape, reqwest::Client>>,
-    pub(crate) seen: Arc<Seen>,
+    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
+    pub(crate) host_scopes: Arc<HostScopes>,
     /// Proxy passwords, held so that they are masked if a proxy echoes them.
     passwords: Mutex<Vec<Secret>>,
 }
@@ -70,48 +70,48 @@ impl HttpClients {
         &self,
         settings: &ClientSettings,
         registry: &RegistrySettings,
-        toward: Toward,
+        purpose: ClientPurpose,
     ) -> Result<reqwest::Client> {
-        let shape = Shape {
+        let key = ClientKey {
             ca: registry.ca.clone(),
             identity: registry
                 .identity
                 .as_ref()
-                .filter(|_| toward == Toward::Home)
+                .filter(|_| purpose == ClientPurpose::Registry)
                 .map(|secret| secret.expose().to_owned()),
             insecure: registry.insecure,
             http1: registry.http1,
             proxy: registry.proxy.as_ref().map(|proxy| proxy.expose().to_string()),
-            names: match toward {
-                Toward::Home if registry.allow_private => Names::Anywhere,
-                Toward::Home => Names::Home,
-                Toward::Elsewhere => Names::Anywhere,
-                Toward::NotLinkLocal => Names::NotLinkLocal,
-                Toward::Public => Names::Public,
+            resolve_policy: match purpose {
+                ClientPurpose::Registry if registry.allow_private => ResolvePolicy::Anywhere,
+                ClientPurpose::Registry => ResolvePolicy::Registry,
+                ClientPurpose::Redirect => ResolvePolicy::Anywhere,
+                ClientPurpose::NotLinkLocal => ResolvePolicy::NotLinkLocal,
+                ClientPurpose::Public => ResolvePolicy::Public,
             },
             metadata: registry.allow_metadata.clone(),
         };
-        let mut clients = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&shape) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = build(settings, &shape, &self.seen)?;
-        let proxy = shape.proxy.as_ref().and_then(|proxy| Url::parse(proxy).ok());
+        let client = build(settings, &key, &self.host_scopes)?;
+        let proxy = key.proxy.as_ref().and_then(|proxy| Url::parse(proxy).ok());
         let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
-        for password in proxy.iter().chain(Proxies::of_environment().urls()).filter_map(proxy_password) {
+        for password in proxy.iter().chain(EnvironmentProxies::from_environment().urls()).filter_map(proxy_password) {
             if !passwords.contains(&password) {
                 passwords.push(password);
             }
         }
-        clients.insert(shape, client.clone());
+        clients.insert(key, client.clone());
         Ok(client)
     }
 }
 
-fn build(settings: &ClientSettings, shape: &Shape, seen: &Arc<Seen>) -> Result<reqwest::Client> {
+fn build(settings: &ClientSettings, key: &ClientKey, seen: &Arc<HostScopes>) -> Result<reqwest::Client> {
     install_tls_provider();
     let invalid = |what: &str, error: reqwest::Error| {
-        Error::new(Class::Invalid, format!("setting up connections: {what}"), chain(&error))
+        Error::new(ErrorKind::Invalid, format!("setting up connections: {what}"), chain(&error))
     };
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
@@ -119,49 +119,54 @@ fn build(settings: &ClientSettings, shape: &Shape, seen: &Arc<Seen>) -> Result<r
         .referer(false)
         .retry(reqwest::retry::never())
         // Shorter than the stall timeout, so that the error shows which of the two passed.
-        .connect_timeout(settings.connect_timeout.min(settings.stall.mul_f32(0.9)))
+        .connect_timeout(settings.connect_timeout.min(settings.stall_timeout.mul_f32(0.9)))
         .tcp_keepalive(std::time::Duration::from_secs(30))
         // An abandoned, stalled connection may still hold a body: the kernel closes it.
-        .tcp_user_timeout(settings.stall * 2)
+        .tcp_user_timeout(settings.stall_timeout * 2)
         .tcp_nodelay(true)
         .http2_initial_stream_window_size(STREAM_WINDOW)
-        .http2_initial_connection_window_size(STREAM_WINDOW * STREAMS)
+        .http2_initial_connection_window_size(STREAM_WINDOW * CONNECTION_WINDOW_STREAMS)
         .http2_max_header_list_size(64 << 10)
-        .tls_danger_accept_invalid_certs(shape.insecure);
-    if shape.insecure {
+        .tls_danger_accept_invalid_certs(key.insecure);
+    if key.insecure {
         builder = builder.tls_certs_only(system_certificates());
-        if let Some(pem) = &shape.identity {
+        if let Some(pem) = &key.identity {
             let identity = reqwest::Identity::from_pem(pem.as_bytes())
                 .map_err(|error| invalid("`client_cert` and `client_key`", error))?;
             builder = builder.identity(identity);
         }
     } else {
-        let tls = authorities::trusting(system_roots(), &shape.ca, shape.identity.as_deref(), shape.http1)?;
+        let tls = custom_ca::tls_config(system_roots(), &key.ca, key.identity.as_deref(), key.http1)?;
         builder = builder.tls_backend_preconfigured(tls);
     }
-    if shape.http1 {
+    if key.http1 {
         builder = builder.http1_only();
     }
-    let environment = Proxies::of_environment();
-    builder = match &shape.proxy {
+    let environment = EnvironmentProxies::from_environment();
+    builder = match &key.proxy {
         Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| invalid("`proxy`", error))?),
-        None => of_environment(builder),
+        None => with_environment_proxies(builder),
     };
-    let proxies = match &shape.proxy {
-        Some(proxy) => Url::parse(proxy).ok().as_ref().and_then(proxies::host).into_iter().collect(),
+    let proxies = match &key.proxy {
+        Some(proxy) => Url::parse(proxy).ok().as_ref().and_then(environment_proxies::host).into_iter().collect(),
         None => environment.hosts(),
     };
-    let (names, metadata, seen) = (shape.names, shape.metadata.clone(), seen.clone());
-    builder = builder.dns_resolver(Resolver(Arc::new(Guarded { proxies, names, metadata, seen })));
+    let (names, metadata, seen) = (key.resolve_policy, key.metadata.clone(), seen.clone());
+    builder = builder.dns_resolver(GuardedResolver(Arc::new(AddressFilter {
+        proxies,
+        policy: names,
+        metadata,
+        host_scopes: seen,
+    })));
     builder.build().map_err(|error| invalid("TLS", error))
 }
 
-/// Adds the environment's proxies. Whether a variable is valid is checked with each request ([`Proxies::to`]).
-fn of_environment(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
-    let proxies = Proxies::of_environment();
+/// Adds the environment's proxies. Whether a variable is valid is checked with each request ([`EnvironmentProxies::proxy_for`]).
+fn with_environment_proxies(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    let proxies = EnvironmentProxies::from_environment();
     match proxies.is_empty() {
         true => builder.no_proxy(),
-        false => builder.proxy(reqwest::Proxy::custom(move |url| proxies.to(url).ok().flatten().cloned())),
+        false => builder.proxy(reqwest::Proxy::custom(move |url| proxies.proxy_for(url).ok().flatten().cloned())),
     }
 }
 
@@ -174,9 +179,9 @@ fn proxy_password(proxy: &Url) -> Option<Secret> {
 /// Builds a client for a URL that is not a registry's, such as a notification target. It follows no redirects, retries
 /// nothing, and resolves no name to a cloud's metadata service. Fails if the proxy that the environment sets for the
 /// URL is invalid.
-pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
+pub fn non_registry_client(url: &Url) -> Result<reqwest::Client> {
     install_tls_provider();
-    Proxies::of_environment().to(url)?;
+    EnvironmentProxies::from_environment().proxy_for(url)?;
     let builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
@@ -184,10 +189,11 @@ pub fn client_for_others(url: &Url) -> Result<reqwest::Client> {
         .retry(reqwest::retry::never())
         .connect_timeout(std::time::Duration::from_secs(10))
         .tls_certs_only(system_certificates());
-    let proxies = Proxies::of_environment().hosts();
-    let guarded = Guarded { proxies, names: Names::Anywhere, metadata: Vec::new(), seen: Arc::default() };
-    let builder = of_environment(builder).dns_resolver(Resolver(Arc::new(guarded)));
-    builder.build().map_err(|error| Error::new(Class::Invalid, "setting up connections", chain(&error)))
+    let proxies = EnvironmentProxies::from_environment().hosts();
+    let guarded =
+        AddressFilter { proxies, policy: ResolvePolicy::Anywhere, metadata: Vec::new(), host_scopes: Arc::default() };
+    let builder = with_environment_proxies(builder).dns_resolver(GuardedResolver(Arc::new(guarded)));
+    builder.build().map_err(|error| Error::new(ErrorKind::Invalid, "setting up connections", chain(&error)))
 }
 
 /// Installs the process-wide TLS implementation. No other code names it.
@@ -212,9 +218,9 @@ fn system_roots() -> &'static [CertificateDer<'static>] {
 }
 
 /// Returns a TLS configuration for other servers than registries: trusts these certificates (PEM) besides the system's.
-pub(crate) fn tls_trusting(own: &[Vec<u8>]) -> Result<rustls::ClientConfig> {
+pub(crate) fn client_tls_config(own: &[Vec<u8>]) -> Result<rustls::ClientConfig> {
     install_tls_provider();
-    authorities::trusting(system_roots(), own, None, true)
+    custom_ca::tls_config(system_roots(), own, None, true)
 }
 
 /// Returns the system's authorities for the HTTP client, without those that it cannot parse.

@@ -9,7 +9,7 @@
 /// let header = r#"</v2/app/tags/list?n=100&last=v1>; rel="next""#;
 /// assert_eq!(link::next([header]).as_deref(), Some("/v2/app/tags/list?n=100&last=v1"));
 /// ```
-pub fn next<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub fn find_next<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<String> {
     headers.into_iter().find_map(next_in)
 }
 
@@ -28,7 +28,7 @@ fn next_in(header: &str) -> Option<String> {
     }
 }
 
-/// Parses the parameters of one link. Returns whether a `rel` contains `next`, and the rest after the link.
+/// Parses the parameters of one link. Returns whether a `rel` contains `find_next`, and the rest after the link.
 fn parameters(mut rest: &str) -> (bool, &str) {
     let mut is_next = false;
     loop {
@@ -92,14 +92,14 @@ mod tests {
             r#"</p?n=2>;; crossorigin; rel=next;"#,
             r#"</first>,</p?n=2>; rel=next"#,
         ] {
-            assert_eq!(next([header]).as_deref(), Some("/p?n=2"), "{header}");
+            assert_eq!(find_next([header]).as_deref(), Some("/p?n=2"), "{header}");
         }
     }
 
     #[test]
     fn looks_into_every_header() {
         assert_eq!(
-            next([r#"</a>; rel="prev""#, r#"<https://r.example/b,c?x=<>; rel="next""#]).as_deref(),
+            find_next([r#"</a>; rel="prev""#, r#"<https://r.example/b,c?x=<>; rel="next""#]).as_deref(),
             Some("https://r.example/b,c?x=<")
         );
     }
@@ -116,21 +116,21 @@ mod tests {
             r#"</p>; rev="next""#,
             r#"</p>; title="rel=next""#,
         ] {
-            assert_eq!(next([header]), None, "{header}");
+            assert_eq!(find_next([header]), None, "{header}");
         }
-        assert_eq!(next([]), None);
+        assert_eq!(find_next([]), None);
     }
 
     proptest! {
         #[test]
         fn never_panics(headers in prop::collection::vec(r#"([<>;,="\\ a]|rel|next|\PC){0,40}"#, 0..3)) {
-            next(headers.iter().map(String::as_str));
+            find_next(headers.iter().map(String::as_str));
         }
 
         #[test]
         fn a_target_comes_back_as_it_went_in(target in "[!-=?-~]{1,60}", before in "(</x>; rel=prev, )?") {
             let header = format!("{before}<{target}>; rel=\"next\"");
-            prop_assert_eq!(next([header.as_str()]), Some(target));
+            prop_assert_eq!(find_next([header.as_str()]), Some(target));
         }
     }
 }

@@ -19,33 +19,33 @@ static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(Pool::new(MAX_LISTI
 
 /// Order of listings: by group, then by name, then by age. Group 0 holds listings without dependents: they are dropped
 /// as soon as they are read.
-type Key = (u64, Box<str>, u64);
+type ShareKey = (u64, Box<str>, u64);
 
 #[derive(Debug)]
 struct Pool {
     limit: u64,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PoolState {
     used: u64,
     last_id: u64,
     last_group: u64,
-    shares: BTreeMap<Key, Holding>,
+    shares: BTreeMap<ShareKey, ShareUsage>,
 }
 
 /// Memory of one share.
 #[derive(Debug)]
-struct Holding {
+struct ShareUsage {
     bytes: u64,
     /// Whether more pages may come.
     is_growing: bool,
     /// Whether shares with a lower key are consumed first.
     is_ordered: bool,
     /// Whether it exceeded the budget.
-    is_beyond: bool,
+    is_over_budget: bool,
 }
 
 impl Pool {
@@ -53,14 +53,14 @@ impl Pool {
         Pool { limit, state: Mutex::default(), changed: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl PoolState {
     /// Whether a share may take `more` bytes now. Marks the share if that exceeds the budget.
-    fn may_take(&mut self, key: &Key, more: u64, limit: u64) -> bool {
+    fn try_reserve(&mut self, key: &ShareKey, more: u64, limit: u64) -> bool {
         if self.used.saturating_add(more) <= limit {
             return true;
         }
@@ -71,12 +71,12 @@ impl State {
         }
         // Waits for shares that are consumed before this one. Shares consumed later may wait for it.
         let is_ordered = self.shares.get(key).is_some_and(|own| own.is_ordered);
-        let waits_for = |other: &Key| other != key && (!is_ordered || other < key);
-        if rivals().any(|(other, holding)| holding.is_beyond && waits_for(other)) {
+        let waits_for = |other: &ShareKey| other != key && (!is_ordered || other < key);
+        if rivals().any(|(other, holding)| holding.is_over_budget && waits_for(other)) {
             return false;
         }
         if let Some(own) = self.shares.get_mut(key) {
-            own.is_beyond = true;
+            own.is_over_budget = true;
         }
         true
     }
@@ -99,7 +99,7 @@ impl ListingGroup {
     }
 
     /// Registers one listing of the group.
-    pub fn share(&self, repository: &str) -> ListingShare {
+    pub fn new_share(&self, repository: &str) -> ListingShare {
         // Compare the parts of a path one by one.
         let name = repository.replace('/', "\u{1}").into_boxed_str();
         ListingShare::register(&POOL, self.group, name, self.is_ordered)
@@ -108,13 +108,13 @@ impl ListingGroup {
 
 /// Memory share of one listing. Cheap to clone; the last clone releases it when dropped.
 #[derive(Debug, Clone)]
-pub struct ListingShare(Arc<Share>);
+pub struct ListingShare(Arc<ListingShareInner>);
 
 #[derive(Debug)]
-struct Share {
+struct ListingShareInner {
     pool: Arc<Pool>,
-    key: Key,
-    held: AtomicU64,
+    key: ShareKey,
+    reserved_bytes: AtomicU64,
 }
 
 /// Listings compare equal whatever memory they hold.
@@ -134,19 +134,19 @@ impl ListingShare {
         let mut state = pool.state();
         state.last_id += 1;
         let key = (group, name, state.last_id);
-        let holding = Holding { bytes: 0, is_growing: true, is_ordered, is_beyond: false };
-        state.shares.insert(key.clone(), holding);
-        ListingShare(Arc::new(Share { pool: pool.clone(), key, held: AtomicU64::new(0) }))
+        let usage = ShareUsage { bytes: 0, is_growing: true, is_ordered, is_over_budget: false };
+        state.shares.insert(key.clone(), usage);
+        ListingShare(Arc::new(ListingShareInner { pool: pool.clone(), key, reserved_bytes: AtomicU64::new(0) }))
     }
 
     /// Returns the bytes held.
-    pub(crate) fn held(&self) -> u64 {
-        self.0.held.load(Ordering::Relaxed)
+    pub(crate) fn reserved_bytes(&self) -> u64 {
+        self.0.reserved_bytes.load(Ordering::Relaxed)
     }
 
     /// Sets the bytes held, waiting for an increase.
-    pub(crate) async fn hold(&self, bytes: u64) {
-        let Share { pool, key, held } = &*self.0;
+    pub(crate) async fn reserve(&self, bytes: u64) {
+        let ListingShareInner { pool, key, reserved_bytes: held } = &*self.0;
         loop {
             let changed = pool.changed.notified();
             let mut changed = std::pin::pin!(changed);
@@ -154,7 +154,7 @@ impl ListingShare {
             {
                 let mut state = pool.state();
                 let before = held.load(Ordering::Relaxed);
-                if bytes <= before || state.may_take(key, bytes - before, pool.limit) {
+                if bytes <= before || state.try_reserve(key, bytes - before, pool.limit) {
                     state.used = state.used.saturating_sub(before).saturating_add(bytes);
                     if let Some(own) = state.shares.get_mut(key) {
                         own.bytes = bytes;
@@ -172,8 +172,8 @@ impl ListingShare {
     }
 
     /// Marks the listing as complete: another one may be the first to exceed the budget.
-    pub fn end(&self) {
-        let Share { pool, key, .. } = &*self.0;
+    pub fn finish(&self) {
+        let ListingShareInner { pool, key, .. } = &*self.0;
         if let Some(own) = pool.state().shares.get_mut(key) {
             own.is_growing = false;
         }
@@ -181,7 +181,7 @@ impl ListingShare {
     }
 }
 
-impl Drop for Share {
+impl Drop for ListingShareInner {
     fn drop(&mut self) {
         let mut state = self.pool.state();
         if let Some(own) = state.shares.remove(&self.key) {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     async fn waits(share: &ListingShare, bytes: u64) -> bool {
-        tokio::time::timeout(Duration::from_millis(20), share.hold(bytes)).await.is_err()
+        tokio::time::timeout(Duration::from_millis(20), share.reserve(bytes)).await.is_err()
     }
 
     #[tokio::test]
@@ -213,14 +213,14 @@ mod tests {
         assert!(!waits(&b, 60).await && !waits(&c, 40).await);
         assert!(waits(&b, 61).await, "a may still grow");
         assert!(!waits(&a, 1000).await, "it is wanted first");
-        a.end();
+        a.finish();
         assert!(waits(&b, 61).await, "the consumer has yet to take what went beyond");
         drop(a);
         assert!(!waits(&b, 500).await);
         assert!(waits(&c, 41).await);
         drop(b);
         assert!(!waits(&c, 100).await);
-        c.hold(10).await;
+        c.reserve(10).await;
         assert_eq!(pool.state().used, 10);
         drop(c);
         let state = pool.state();
@@ -232,18 +232,18 @@ mod tests {
         let pool = Arc::new(Pool::new(100));
         let b = share(&pool, 1, "b", true);
         assert!(!waits(&b, 1000).await);
-        b.end();
+        b.finish();
         let (a, c) = (share(&pool, 1, "a", true), share(&pool, 1, "c", true));
         assert!(!waits(&a, 500).await, "b is not consumed before a is");
         assert!(waits(&c, 1).await);
-        a.end();
+        a.finish();
         assert!(waits(&c, 1).await, "a and b are consumed before c is");
         drop((a, b));
         assert!(!waits(&c, 1).await);
     }
 
     #[tokio::test]
-    async fn what_is_dropped_when_it_is_read_waits_for_nothing_that_is_planned() {
+    async fn a_transient_listing_does_not_wait_for_planned_ones() {
         let pool = Arc::new(Pool::new(100));
         let source = share(&pool, 1, "a", false);
         assert!(!waits(&source, 1000).await);
@@ -255,18 +255,18 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn many_at_once_all_come_to_their_end_within_the_budget_and_one_more() {
+    async fn concurrent_listings_all_finish_within_the_budget_plus_one_listing() {
         let pool = Arc::new(Pool::new(1000));
         let tasks = (0..50).map(|n: u64| {
             let share = share(&pool, 1, &format!("{n:03}"), false);
             let pool = pool.clone();
             tokio::spawn(async move {
                 for step in 1..=20 {
-                    share.hold(step * 50).await;
+                    share.reserve(step * 50).await;
                     assert!(pool.state().used <= 1000 + 1000, "{}", pool.state().used);
                     tokio::task::yield_now().await;
                 }
-                share.end();
+                share.finish();
             })
         });
         for task in tasks.collect::<Vec<_>>() {

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 
 use ::http::{Method, StatusCode, header};
 
-use super::context::Counted;
-use super::transport::{Outgoing, Payload};
+use super::context::RequestKind;
+use super::transport::{RequestBody, RequestSpec};
 use super::{Access, Repository};
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digest, Manifest, ManifestError, MediaType, Tag};
 
 /// All types that can be copied, and schema 1, so that it is recognised rather than converted by the registry.
@@ -51,7 +51,7 @@ impl std::fmt::Display for ManifestRef {
 
 /// Result of a HEAD request for a manifest.
 #[derive(Debug, Clone)]
-pub struct Head {
+pub struct ManifestHead {
     /// The digest.
     pub digest: Digest,
     /// The media type; [`MediaType::Missing`] if the registry does not send one.
@@ -64,19 +64,19 @@ pub struct ManifestPut {
     /// Whether the registry adds it to its subject's referrers itself (`OCI-Subject`).
     pub subject_kept: bool,
     /// Why the registry refused the PUT, although the tag points at the manifest.
-    pub refused: Option<Error>,
+    pub refusal: Option<Error>,
 }
 
 impl ManifestPut {
     /// Whether it was refused for missing permission, and not because the tag is immutable.
     pub fn is_denied(&self) -> bool {
-        self.refused.as_ref().is_some_and(|error| error.class() == Class::Denied && !says_immutable(error))
+        self.refusal.as_ref().is_some_and(|error| error.kind() == ErrorKind::Denied && !says_immutable(error))
     }
 }
 
 /// Result of a DELETE.
 #[derive(Debug)]
-pub enum Deleted {
+pub enum DeleteResult {
     /// Deleted.
     Done,
     /// The registry reports that it does not exist.
@@ -87,7 +87,7 @@ pub enum Deleted {
 
 impl Repository {
     /// `registry/repository:tag` or `…@digest`, for messages.
-    pub(crate) fn place(&self, reference: &ManifestRef) -> String {
+    pub(crate) fn display_reference(&self, reference: &ManifestRef) -> String {
         match reference {
             ManifestRef::Tag(tag) => format!("{}:{tag}", self.label()),
             ManifestRef::Digest(digest) => format!("{}@{digest}", self.label()),
@@ -97,29 +97,29 @@ impl Repository {
     /// Returns the digest of a manifest without reading its body; `None` if it does not exist. Falls back to a GET if
     /// the registry does not support HEAD properly. Some answer 401 or 403 for a missing tag or repository: with push
     /// access that counts as missing, and the push shows whether access is denied.
-    pub async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<Head>> {
-        self.manifest_head_counted(reference, Counted::Request).await
+    pub async fn head_manifest(&self, reference: &ManifestRef) -> Result<Option<ManifestHead>> {
+        self.head_manifest_as(reference, RequestKind::Request).await
     }
 
-    pub(crate) async fn manifest_head_counted(
+    pub(crate) async fn head_manifest_as(
         &self,
         reference: &ManifestRef,
-        counted: Counted,
-    ) -> Result<Option<Head>> {
+        kind: RequestKind,
+    ) -> Result<Option<ManifestHead>> {
         let at_mirror = |mirror: Repository| async move {
-            let missing = || Error::new(Class::NotFound, mirror.place(reference), "it is not there");
-            mirror.manifest_asked(reference, counted).await?.ok_or_else(missing)
+            let missing = || Error::new(ErrorKind::NotFound, mirror.display_reference(reference), "it is not there");
+            mirror.head_manifest_here(reference, kind).await?.ok_or_else(missing)
         };
         if self.has_mirrors()
-            && let Some(head) = Box::pin(self.at_mirrors(at_mirror)).await?
+            && let Some(head) = Box::pin(self.try_mirrors(at_mirror)).await?
         {
             return Ok(Some(head));
         }
-        match self.manifest_asked(reference, counted).await {
+        match self.head_manifest_here(reference, kind).await {
             // From the registry and not from a proxy.
             Err(error)
                 if self.access == Access::Push
-                    && error.class() == Class::Denied
+                    && error.kind() == ErrorKind::Denied
                     && error.status().is_some_and(|status| status != 407) =>
             {
                 Ok(None)
@@ -128,169 +128,178 @@ impl Repository {
         }
     }
 
-    pub(super) async fn manifest_asked(&self, reference: &ManifestRef, counted: Counted) -> Result<Option<Head>> {
-        let tried = format!("asking for {}", self.place(reference));
+    pub(super) async fn head_manifest_here(
+        &self,
+        reference: &ManifestRef,
+        kind: RequestKind,
+    ) -> Result<Option<ManifestHead>> {
+        let operation = format!("asking for {}", self.display_reference(reference));
         let head = self
             .with_retries(|| async {
-                let request = self.manifest_request(Method::HEAD, reference, &tried).counted(counted);
-                let answer = self.send(request).await?;
-                match answer.status() {
+                let request = self.manifest_request(Method::HEAD, reference, &operation).kind(kind);
+                let response = self.send(request).await?;
+                match response.status() {
                     StatusCode::OK => {
-                        let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
-                        let media_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
-                        Ok(Asked::There(said.map(|digest| Head { digest, media_type })))
+                        let said = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+                        let media_type = MediaType::new(response.text_header(header::CONTENT_TYPE).unwrap_or_default());
+                        Ok(HeadResult::Found(said.map(|digest| ManifestHead { digest, media_type })))
                     }
                     StatusCode::NOT_FOUND => {
                         // Nexus is known for HEADs that find nothing.
-                        if answer.text_header(header::SERVER).is_some_and(|server| server.starts_with("Nexus/")) {
-                            self.registry.heads_fail.store(true, Ordering::Relaxed);
+                        if response.text_header(header::SERVER).is_some_and(|server| server.starts_with("Nexus/")) {
+                            self.registry.heads_unreliable.store(true, Ordering::Relaxed);
                         }
-                        Ok(Asked::Missing)
+                        Ok(HeadResult::Missing)
                     }
-                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Asked::There(None)),
-                    _ => Err(self.refusal(answer, &tried).await),
+                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(HeadResult::Found(None)),
+                    _ => Err(self.error_from_response(response, &operation).await),
                 }
             })
             .await?;
         match head {
             // For a push, a wrong "missing" costs a request and no image. The same for referrers, which mostly do not
             // exist.
-            Asked::Missing
-                if (self.access == Access::Push || counted == Counted::Referrers)
-                    && !self.registry.heads_fail.load(Ordering::Relaxed) =>
+            HeadResult::Missing
+                if (self.access == Access::Push || kind == RequestKind::Referrers)
+                    && !self.registry.heads_unreliable.load(Ordering::Relaxed) =>
             {
                 Ok(None)
             }
-            Asked::There(Some(head)) => Ok(Some(head)),
+            HeadResult::Found(Some(head)) => Ok(Some(head)),
             // Some answer every HEAD with 404, or without the required headers.
-            Asked::Missing | Asked::There(None) => match self.manifest_get_here(reference, counted).await {
+            HeadResult::Missing | HeadResult::Found(None) => match self.get_manifest_here(reference, kind).await {
                 Ok(manifest) => {
-                    self.registry.heads_fail.store(true, Ordering::Relaxed);
-                    Ok(Some(Head { digest: manifest.digest().clone(), media_type: manifest.media_type().clone() }))
+                    self.registry.heads_unreliable.store(true, Ordering::Relaxed);
+                    Ok(Some(ManifestHead {
+                        digest: manifest.digest().clone(),
+                        media_type: manifest.media_type().clone(),
+                    }))
                 }
-                Err(error) if error.class() == Class::NotFound => Ok(None),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             },
         }
     }
 
     /// Returns a manifest, verified against the requested digest, else against the response's digest header, if any.
-    pub async fn manifest_get(&self, reference: &ManifestRef) -> Result<Manifest> {
-        self.manifest_get_counted(reference, Counted::Request).await
+    pub async fn get_manifest(&self, reference: &ManifestRef) -> Result<Manifest> {
+        self.get_manifest_as(reference, RequestKind::Request).await
     }
 
-    pub(crate) async fn manifest_get_counted(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
-        let at_mirror = |mirror: Repository| async move { mirror.manifest_get_here(reference, counted).await };
+    pub(crate) async fn get_manifest_as(&self, reference: &ManifestRef, kind: RequestKind) -> Result<Manifest> {
+        let at_mirror = |mirror: Repository| async move { mirror.get_manifest_here(reference, kind).await };
         if self.has_mirrors()
-            && let Some(manifest) = Box::pin(self.at_mirrors(at_mirror)).await?
+            && let Some(manifest) = Box::pin(self.try_mirrors(at_mirror)).await?
         {
             return Ok(manifest);
         }
-        self.manifest_get_here(reference, counted).await
+        self.get_manifest_here(reference, kind).await
     }
 
-    async fn manifest_get_here(&self, reference: &ManifestRef, counted: Counted) -> Result<Manifest> {
-        let tried = format!("reading {}", self.place(reference));
-        let mut retry = self.retry();
+    async fn get_manifest_here(&self, reference: &ManifestRef, kind: RequestKind) -> Result<Manifest> {
+        let operation = format!("reading {}", self.display_reference(reference));
+        let mut retry = self.new_retry();
         let mut read_again = false;
         loop {
-            match self.manifest_get_once(reference, counted, &tried).await {
+            match self.get_manifest_once(reference, kind, &operation).await {
                 Ok(manifest) => return Ok(manifest),
                 // A mismatch may be a transfer error: read once more, then fail.
-                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
-                Err(error) => self.pause(&mut retry, error).await?,
+                Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => read_again = true,
+                Err(error) => self.wait_before_retry(&mut retry, error).await?,
             }
         }
     }
 
-    async fn manifest_get_once(&self, reference: &ManifestRef, counted: Counted, tried: &str) -> Result<Manifest> {
-        let answer = self.send(self.manifest_request(Method::GET, reference, tried).counted(counted)).await?;
-        if answer.status() != StatusCode::OK {
-            let missing = answer.status() == StatusCode::NOT_FOUND;
-            let error = self.refusal(answer, tried).await;
-            return Err(if missing { error.hint("check the repository's name and the tag") } else { error });
+    async fn get_manifest_once(&self, reference: &ManifestRef, kind: RequestKind, operation: &str) -> Result<Manifest> {
+        let response = self.send(self.manifest_request(Method::GET, reference, operation).kind(kind)).await?;
+        if response.status() != StatusCode::OK {
+            let missing = response.status() == StatusCode::NOT_FOUND;
+            let error = self.error_from_response(response, operation).await;
+            return Err(if missing { error.with_hint("check the repository's name and the tag") } else { error });
         }
-        let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
-        let content_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
-        let bytes = answer.bytes(Manifest::MAX_BYTES, tried).await?;
+        let said = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+        let content_type = MediaType::new(response.text_header(header::CONTENT_TYPE).unwrap_or_default());
+        let bytes = response.bytes(Manifest::MAX_BYTES, operation).await?;
         let digest = match (reference, said) {
             (ManifestRef::Digest(digest), _) => digest.clone(),
             (ManifestRef::Tag(_), Some(said)) => said,
             (ManifestRef::Tag(_), None) => Digest::sha256(&bytes),
         };
         if !digest.verifies(&bytes) {
-            let found = Digest::of(digest.algorithm(), &bytes);
+            let found = Digest::from_bytes(digest.algorithm(), &bytes);
             return Err(Error::new(
-                Class::Corrupt,
-                tried,
+                ErrorKind::Corrupt,
+                operation,
                 format!("the manifest should have the digest {digest}, its bytes have {found}"),
             )
-            .hint("the source, or something between, changes content; nothing was written"));
+            .with_hint("the source, or something between, changes content; nothing was written"));
         }
         Manifest::parse_as(bytes, digest, &content_type).map_err(|error| {
             let class = match error {
-                ManifestError::Schema1 => Class::Outdated,
-                ManifestError::Unknown(_) => Class::Unsupported,
-                ManifestError::Unparsable(_) | ManifestError::TooLarge => Class::BadAnswer,
+                ManifestError::Schema1 => ErrorKind::Outdated,
+                ManifestError::Unknown(_) => ErrorKind::Unsupported,
+                ManifestError::Unparsable(_) | ManifestError::TooLarge => ErrorKind::InvalidResponse,
             };
-            Error::new(class, tried, error.to_string()).because(error)
+            Error::new(class, operation, error.to_string()).with_source(error)
         })
     }
 
     /// Puts a manifest under a tag or its digest, with its bytes unchanged.
-    pub async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
-        self.manifest_put_counted(reference, manifest, Counted::Request).await
+    pub async fn put_manifest(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
+        self.put_manifest_as(reference, manifest, RequestKind::Request).await
     }
 
-    pub(crate) async fn manifest_put_counted(
+    pub(crate) async fn put_manifest_as(
         &self,
         reference: &ManifestRef,
         manifest: &Manifest,
-        counted: Counted,
+        kind: RequestKind,
     ) -> Result<ManifestPut> {
-        let tried = format!("writing {}", self.place(reference));
+        let operation = format!("writing {}", self.display_reference(reference));
         let once = || async {
-            let request = Outgoing::new(Method::PUT, self.url(&format!("manifests/{reference}")), &tried)
+            let request = RequestSpec::new(Method::PUT, self.url(&format!("manifests/{reference}")), &operation)
                 .header(header::CONTENT_TYPE, manifest.media_type().as_str())
-                .payload(Payload::Bytes(manifest.bytes().clone()))
-                .counted(counted);
-            let answer = self.send(request).await?;
-            if !answer.status().is_success() {
-                let error = self.refusal(answer, &tried).await;
+                .body(RequestBody::Bytes(manifest.bytes().clone()))
+                .kind(kind);
+            let response = self.send(request).await?;
+            if !response.status().is_success() {
+                let error = self.error_from_response(response, &operation).await;
                 return Err(match () {
-                    () if wants_oci(&error, manifest) => error.hint(OCI_ONLY),
-                    () if lacks_content(&error) => error.as_class(Class::Incomplete),
-                    () if error.status() == Some(413) => error.hint(BODY_LIMIT),
+                    () if wants_oci(&error, manifest) => error.with_hint(OCI_ONLY),
+                    () if lacks_content(&error) => error.with_kind(ErrorKind::Incomplete),
+                    () if error.status() == Some(413) => error.with_hint(BODY_LIMIT),
                     () => error,
                 });
             }
-            let said = answer.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
-            let subject_kept = answer.headers().contains_key("oci-subject");
-            answer.drain().await;
+            let said = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+            let subject_kept = response.headers().contains_key("oci-subject");
+            response.drain().await;
             if let Some(said) = said
                 && said.algorithm() == manifest.digest().algorithm()
                 && said != *manifest.digest()
             {
                 return Err(Error::new(
-                    Class::Corrupt,
-                    &tried,
+                    ErrorKind::Corrupt,
+                    &operation,
                     format!("{} was sent, the registry stored {said}", manifest.digest()),
                 ));
             }
-            Ok(ManifestPut { subject_kept, refused: None })
+            Ok(ManifestPut { subject_kept, refusal: None })
         };
-        match self.with_retries(|| self.in_place(&once)).await {
+        match self.with_retries(|| self.with_provisioning(&once)).await {
             // Immutable tags refuse even the same manifest. Its subject was handled when it was first written.
             Err(error)
                 if matches!(reference, ManifestRef::Tag(_))
-                    && counted == Counted::Request
-                    && matches!(error.class(), Class::Refused | Class::Denied) =>
+                    && kind == RequestKind::Request
+                    && matches!(error.kind(), ErrorKind::Refused | ErrorKind::Denied) =>
             {
-                match self.manifest_head(reference).await {
+                match self.head_manifest(reference).await {
                     Ok(Some(head)) if head.digest == *manifest.digest() => {
-                        Ok(ManifestPut { subject_kept: true, refused: Some(error) })
+                        Ok(ManifestPut { subject_kept: true, refusal: Some(error) })
                     }
-                    Ok(Some(_)) if says_immutable(&error) => Err(error.as_class(Class::Immutable).hint(IMMUTABLE)),
+                    Ok(Some(_)) if says_immutable(&error) => {
+                        Err(error.with_kind(ErrorKind::Immutable).with_hint(IMMUTABLE))
+                    }
                     _ => Err(error),
                 }
             }
@@ -299,36 +308,35 @@ impl Repository {
     }
 
     /// Deletes a tag, or a manifest by digest with all its tags. Requires [`Access::Delete`].
-    pub async fn manifest_delete(&self, reference: &ManifestRef) -> Result<Deleted> {
-        let tried = format!("deleting {}", self.place(reference));
+    pub async fn delete_manifest(&self, reference: &ManifestRef) -> Result<DeleteResult> {
+        let operation = format!("deleting {}", self.display_reference(reference));
         self.with_retries(|| async {
             let url = self.url(&format!("manifests/{reference}"));
-            let answer = self.send(Outgoing::new(Method::DELETE, url, &tried)).await?;
-            let status = answer.status();
+            let response = self.send(RequestSpec::new(Method::DELETE, url, &operation)).await?;
+            let status = response.status();
             if status.is_success() {
-                answer.drain().await;
-                return Ok(Deleted::Done);
+                response.drain().await;
+                return Ok(DeleteResult::Done);
             }
-            let error = self.refusal(answer, &tried).await;
+            let error = self.error_from_response(response, &operation).await;
             match status {
-                StatusCode::NOT_FOUND => Ok(Deleted::Missing),
+                StatusCode::NOT_FOUND => Ok(DeleteResult::Missing),
                 // distribution 2.8 answers 405 for a tag, others 400 (DIGEST_INVALID) or 501; with deletion disabled,
                 // all answer 405.
-                StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(Deleted::Unsupported(error)),
-                StatusCode::BAD_REQUEST if error.class() == Class::Refused => Ok(Deleted::Unsupported(error)),
+                StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => Ok(DeleteResult::Unsupported(error)),
+                StatusCode::BAD_REQUEST if error.kind() == ErrorKind::Refused => Ok(DeleteResult::Unsupported(error)),
                 _ => Err(error),
             }
         })
         .await
     }
 
-    fn manifest_request<'a>(&self, method: Method, reference: &ManifestRef, tried: &'a str) -> Outgoing<'a> {
+    fn manifest_request<'a>(&self, method: Method, reference: &ManifestRef, operation: &'a str) -> RequestSpec<'a> {
         // One header for each: some registries read only the first line of a combined one.
-        ACCEPT
-            .iter()
-            .fold(Outgoing::new(method, self.url(&format!("manifests/{reference}")), tried), |request, accept| {
-                request.header(header::ACCEPT, accept)
-            })
+        ACCEPT.iter().fold(
+            RequestSpec::new(method, self.url(&format!("manifests/{reference}")), operation),
+            |request, accept| request.header(header::ACCEPT, accept),
+        )
     }
 }
 
@@ -337,7 +345,7 @@ impl Repository {
 /// immutability"; others have codes of their own, `TAG_IMMUTABLE` or `TAG_ALREADY_EXISTS`.
 fn says_immutable(error: &Error) -> bool {
     let code = error.code().unwrap_or_default().to_ascii_uppercase();
-    let detail = error.detail().to_ascii_lowercase();
+    let detail = error.message().to_ascii_lowercase();
     code.contains("IMMUTABLE")
         || code.contains("ALREADY_EXISTS")
         || ["immutab", "cannot be overwritten", "alreadyexists"].iter().any(|word| detail.contains(word))
@@ -354,7 +362,7 @@ fn lacks_content(error: &Error) -> bool {
     matches!(error.status(), Some(400 | 404)) && matches!(error.code(), Some("MANIFEST_UNKNOWN" | "BLOB_UNKNOWN"))
 }
 
-enum Asked {
+enum HeadResult {
     Missing,
-    There(Option<Head>),
+    Found(Option<ManifestHead>),
 }

@@ -1,52 +1,52 @@
 //! Registry client (OCI distribution-spec v1.1), limited to what copying images needs.
 //!
 //! A [`Client`] holds connections, credentials and settings. A [`Repository`] is a handle to one repository, with an
-//! [`Access`] and the [`Context`] of its requests. [`crate::retry`] decides what is retried.
+//! [`Access`] and the [`Context`] of its requests. [`crate::new_retry`] decides what is retried.
 
-mod answer;
-mod api;
-pub mod api_error;
+mod aimd;
 mod auth;
-mod authorities;
 mod bandwidth;
 mod blobs;
 mod catalog;
 mod certificates;
 pub mod challenge;
+mod concurrency;
 mod context;
-mod create;
+mod credential_pool;
 pub mod credentials;
+mod custom_ca;
+mod environment_proxies;
+pub mod error_body;
 mod failure;
 #[cfg(test)]
 mod fuzz;
-mod hop;
 mod http;
-pub mod known;
 mod limits;
 pub mod link;
 mod listing_memory;
-mod login;
 mod manifests;
 mod mirrors;
-mod mounts;
-mod pace;
-mod pacer;
+mod mount_support;
 mod page_reader;
-mod paged;
-mod patience;
-mod places;
-mod proxies;
+mod pagination;
+pub mod provider_limits;
+mod provision;
+pub mod quota_headers;
 pub mod range;
-pub mod ratelimit;
+mod rate_limiter;
 mod referrers;
+mod rejection_backoff;
+mod resizable_semaphore;
+mod response;
 pub mod retry_after;
-mod seats;
-mod sending;
+mod send_progress;
 mod settings;
+mod ssrf;
 mod tags;
+mod throttling;
 mod transport;
 mod uploads;
-mod window;
+mod vendor_api;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -56,44 +56,44 @@ use std::time::{Duration, Instant};
 
 use url::Url;
 
-pub use api::{Api, Pages};
 pub use auth::Access;
-pub use bandwidth::Meter;
-pub use blobs::{BlobStream, Opened};
-pub use catalog::{CatalogPages, Root};
+pub use bandwidth::BandwidthMeter;
+pub use blobs::{BlobStream, OpenBlob};
+pub use catalog::{CatalogPages, RegistryCatalog};
 pub use certificates::certificates_as_pem;
-pub use context::{Context, Tally, Traffic};
-pub(crate) use http::tls_trusting;
-pub use http::{client_for_others, install_tls_provider};
+pub use context::{Context, TrafficCounters, TrafficSnapshot};
+pub(crate) use http::client_tls_config;
+pub use http::{install_tls_provider, non_registry_client};
 pub use limits::limits;
 pub use listing_memory::{ListingGroup, ListingShare};
-pub use manifests::{Deleted, Head, ManifestPut, ManifestRef};
-pub use pacer::Hold;
-pub use page_reader::{Entries, Entry};
-pub use paged::{Next, Page};
-pub use patience::PATIENCE;
+pub use manifests::{DeleteResult, ManifestHead, ManifestPut, ManifestRef};
+pub use page_reader::{BoundedList, ListEntry};
+pub use pagination::{ListPage, NextPage};
+pub use rate_limiter::RateLimitHold;
 pub use referrers::FallbackTag;
-pub use sending::Sent;
-pub use settings::{ClientSettings, RegistrySettings, Reserve, SharedPace};
+pub use rejection_backoff::REJECTION_TIMEOUT;
+pub use send_progress::SendProgress;
+pub use settings::{ClientSettings, QuotaReserve, RegistrySettings, SharedRateLimit};
 pub use tags::{ListedManifest, TagPage, TagPages};
-pub use uploads::{Part, Started, Upload};
+pub use uploads::{StartedUpload, UploadBody, UploadSession};
+pub use vendor_api::{VendorApi, VendorApiPages};
 
-use self::api::ApiHome;
-use self::auth::Auth;
-use self::bandwidth::Throttle;
-use self::credentials::{CredentialStore, Environment};
-use self::failure::Way;
-use self::http::{HttpClients, Toward};
-use self::login::Logins;
-use self::mirrors::Mirror;
-use self::mounts::Mounts;
-use self::proxies::Proxies;
+use self::aimd::AimdWindows;
+use self::auth::RegistryAuth;
+use self::bandwidth::ByteRateLimiter;
+use self::credential_pool::CredentialPool;
+use self::credentials::{CredentialEnvironment, CredentialStore};
+use self::environment_proxies::EnvironmentProxies;
+use self::failure::RequestTarget;
+use self::http::{ClientPurpose, HttpClients};
+use self::mirrors::MirrorState;
+use self::mount_support::MountSupport;
 use self::referrers::FallbackLocks;
-use self::window::Windows;
-use crate::error::{Class, Error, Result};
+use self::vendor_api::VendorApiState;
+use crate::error::{Error, ErrorKind, Result};
 use crate::generational::GenerationalCache;
 use crate::image::{RegistryName, RepositoryName};
-use crate::retry::{Policy, Retry};
+use crate::retry::{RetryPolicy, RetryState};
 use crate::wait::WaitClock;
 
 /// Docker Hub's API endpoint; `docker.io` itself serves a web site.
@@ -101,33 +101,33 @@ const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
 
 /// Repositories cached for each registry, in each cache: those without the referrers API, those that were created,
 /// those that a vendor's API does not list.
-const MAX_REPOSITORY_NOTES: usize = 10_000;
+const MAX_CACHED_REPOSITORIES: usize = 10_000;
 
 /// Size of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
-const AZURE_CHUNK: u64 = 16 << 20;
+const AZURE_CHUNK_BYTES: u64 = 16 << 20;
 
 /// A client for registries. Cheap to clone; clones share connections, tokens and everything learned about registries.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client(Arc<ClientInner>);
 
 /// A registry's name and its endpoint, if that differs.
-type Whereabouts = (RegistryName, Option<Url>);
+type RegistryKey = (RegistryName, Option<Url>);
 
 #[derive(Debug)]
-struct Shared {
+struct ClientInner {
     settings: ClientSettings,
     credentials: CredentialStore,
     http: HttpClients,
     registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
     /// Vendor APIs by the registries that they list.
-    apis: Mutex<HashMap<RegistryName, Arc<ApiHome>>>,
-    fallbacks: FallbackLocks,
+    apis: Mutex<HashMap<RegistryName, Arc<VendorApiState>>>,
+    fallback_locks: FallbackLocks,
     /// Credential pools by registry and endpoint, so registries that share a mirror share its rate limit.
-    logins: Mutex<HashMap<Whereabouts, Arc<Logins>>>,
+    credential_pools: Mutex<HashMap<RegistryKey, Arc<CredentialPool>>>,
     /// For reading and for writing.
-    throttles: [Option<Arc<Throttle>>; 2],
+    bandwidth_limiters: [Option<Arc<ByteRateLimiter>>; 2],
     /// Blob bytes transferred, in both directions.
-    moved: Arc<AtomicU64>,
+    bytes_moved: Arc<AtomicU64>,
 }
 
 /// One registry, with its settings and learned state.
@@ -138,52 +138,52 @@ struct Registry {
     settings: RegistrySettings,
     http: reqwest::Client,
     /// For redirects and other URLs that the registry names.
-    http_elsewhere: reqwest::Client,
+    http_redirect: reqwest::Client,
     /// The same, limited to public addresses.
     http_public_only: reqwest::Client,
     /// The most public network in which the registry was connected to.
-    reach: Mutex<Option<hop::Reach>>,
+    network_scope: Mutex<Option<ssrf::NetworkScope>>,
     /// Networks in which hosts were connected to, for name resolution.
-    seen: Arc<hop::Seen>,
-    auth: Auth,
-    mounts: Mounts,
-    making: create::Making,
+    host_scopes: Arc<ssrf::HostScopes>,
+    auth: RegistryAuth,
+    mount_support: MountSupport,
+    provision: provision::ProvisionState,
     /// The largest accepted request body, where larger ones were refused; 0 if unknown.
     body_limit: AtomicU64,
     /// Whether HEAD requests for manifests missed what GET found.
-    heads_fail: AtomicBool,
+    heads_unreliable: AtomicBool,
     /// Repositories without the referrers API, and when that was seen. By repository: one host can serve several
     /// registries.
-    no_referrers: Mutex<GenerationalCache<RepositoryName, Instant>>,
-    logins: Arc<Logins>,
+    without_referrers_api: Mutex<GenerationalCache<RepositoryName, Instant>>,
+    credential_pool: Arc<CredentialPool>,
     /// Counts pulls, to rotate the pull credentials.
-    turn: AtomicUsize,
-    windows: Windows,
+    pull_counter: AtomicUsize,
+    windows: AimdWindows,
     /// For reading and for writing.
-    meters: [Meter; 2],
+    meters: [BandwidthMeter; 2],
     /// Whether it was opened for reading, and for writing.
-    ends: (AtomicBool, AtomicBool),
+    used_as: (AtomicBool, AtomicBool),
     /// Mirrors, read from first.
     mirrors: Vec<Arc<Registry>>,
     /// Mirror state, if this registry is a mirror itself.
-    mirror: Option<Mirror>,
+    mirror_state: Option<MirrorState>,
 }
 
 impl Client {
     /// Creates a client. Credentials that the settings do not contain are searched for where docker and podman store
     /// them, as `environment` says.
-    pub fn new(settings: ClientSettings, environment: Environment) -> Client {
-        let throttle = || settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate)));
-        Client(Arc::new(Shared {
-            throttles: [throttle(), throttle()],
+    pub fn new(settings: ClientSettings, environment: CredentialEnvironment) -> Client {
+        let limiter = || settings.bandwidth.map(|rate| Arc::new(ByteRateLimiter::new(rate)));
+        Client(Arc::new(ClientInner {
+            bandwidth_limiters: [limiter(), limiter()],
             settings,
             credentials: CredentialStore::new(Default::default(), environment),
             http: HttpClients::default(),
             registries: Mutex::default(),
             apis: Mutex::default(),
-            fallbacks: FallbackLocks::default(),
-            logins: Mutex::default(),
-            moved: Arc::default(),
+            fallback_locks: FallbackLocks::default(),
+            credential_pools: Mutex::default(),
+            bytes_moved: Arc::default(),
         }))
     }
 
@@ -194,26 +194,26 @@ impl Client {
         repository: &RepositoryName,
         access: Access,
         context: &Context,
-        tally: &Arc<Tally>,
+        tally: &Arc<TrafficCounters>,
     ) -> Result<Repository> {
         let registry = self.registry(registry)?;
         match access {
-            Access::Pull => registry.ends.0.store(true, Ordering::Relaxed),
-            Access::Push => registry.ends.1.store(true, Ordering::Relaxed),
+            Access::Pull => registry.used_as.0.store(true, Ordering::Relaxed),
+            Access::Push => registry.used_as.1.store(true, Ordering::Relaxed),
             Access::Delete | Access::Catalog => {}
         }
         let turn = match access {
-            Access::Pull => registry.turn.fetch_add(1, Ordering::Relaxed),
+            Access::Pull => registry.pull_counter.fetch_add(1, Ordering::Relaxed),
             Access::Push | Access::Delete | Access::Catalog => 0,
         };
         Ok(Repository {
             client: self.clone(),
             registry,
-            turn,
+            pull_index: turn,
             name: repository.clone(),
             access,
             context: context.clone(),
-            tally: tally.clone(),
+            counters: tally.clone(),
         })
     }
 
@@ -223,25 +223,26 @@ impl Client {
     }
 
     /// Returns the user name of the credentials found for a registry, if any.
-    pub async fn user_of(&self, registry: &RegistryName) -> Result<Option<String>> {
+    pub async fn find_username(&self, registry: &RegistryName) -> Result<Option<String>> {
         let registry = self.registry(registry)?;
-        Ok(auth::credential(self, &registry, "", 0).await?.and_then(auth::user))
+        Ok(auth::find_credential(self, &registry, "", 0).await?.and_then(auth::user))
     }
 
     /// Checks that a registry is reachable; any response counts. Tries once, within the connect timeout.
     pub async fn ping(&self, registry: &RegistryName, context: &Context) -> Result<()> {
         let registry = self.registry(registry)?;
-        let tried = format!("reaching {}", registry.name);
-        let url = registry.base.join("v2/").map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
-        let way = registry.way(&url)?;
-        hop::refuse_metadata(&url, registry.settings.allowed(), &tried)?;
+        let operation = format!("reaching {}", registry.name);
+        let url =
+            registry.base.join("v2/").map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
+        let way = registry.request_target(&url)?;
+        ssrf::refuse_metadata(&url, registry.settings.allowed(), &operation)?;
         let request = registry.http.get(url).timeout(self.0.settings.connect_timeout);
         tokio::select! {
             answer = request.send() => match answer {
                 Ok(_) => Ok(()),
-                Err(error) => Err(failure::transport_error(error, &tried, &way).at(&registry.name)),
+                Err(error) => Err(failure::transport_error(error, &operation, &way).with_registry(&registry.name)),
             },
-            () = context.cancel.cancelled() => Err(Error::cancelled(tried)),
+            () = context.cancel.cancelled() => Err(Error::cancelled(operation)),
         }
     }
 
@@ -256,117 +257,118 @@ impl Client {
         Ok(registry)
     }
 
-    fn build(&self, name: &RegistryName, settings: RegistrySettings, mirror: Option<Mirror>) -> Result<Registry> {
-        let base = base_of(name, &settings);
+    fn build(&self, name: &RegistryName, settings: RegistrySettings, mirror: Option<MirrorState>) -> Result<Registry> {
+        let base = base_url(name, &settings);
         let key = (name.clone(), settings.endpoint.clone());
-        let logins = {
-            let mut logins = self.0.logins.lock().unwrap_or_else(PoisonError::into_inner);
-            logins.entry(key).or_insert_with(|| self.logins_of(name, &settings)).clone()
+        let pool = {
+            let mut pools = self.0.credential_pools.lock().unwrap_or_else(PoisonError::into_inner);
+            pools.entry(key).or_insert_with(|| self.build_credential_pool(name, &settings)).clone()
         };
-        self.connect(name, base, settings, logins, mirror)
+        self.build_registry_at(name, base, settings, pool, mirror)
     }
 
-    fn logins_of(&self, name: &RegistryName, settings: &RegistrySettings) -> Arc<Logins> {
-        Arc::new(Logins::new(name, settings, self.0.settings.pace.as_ref()))
+    fn build_credential_pool(&self, name: &RegistryName, settings: &RegistrySettings) -> Arc<CredentialPool> {
+        Arc::new(CredentialPool::new(name, settings, self.0.settings.shared_rate_limit.as_ref()))
     }
 
     /// Builds a registry at a base URL.
-    fn connect(
+    fn build_registry_at(
         &self,
         name: &RegistryName,
         base: Url,
         settings: RegistrySettings,
-        logins: Arc<Logins>,
-        mirror: Option<Mirror>,
+        pool: Arc<CredentialPool>,
+        mirror: Option<MirrorState>,
     ) -> Result<Registry> {
-        let meter = |all: &Option<Arc<Throttle>>| {
-            let own = settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate)));
-            Meter::new(all.iter().cloned().chain(own), &self.0.moved)
+        let meter = |all: &Option<Arc<ByteRateLimiter>>| {
+            let own = settings.bandwidth.map(|rate| Arc::new(ByteRateLimiter::new(rate)));
+            BandwidthMeter::new(all.iter().cloned().chain(own), &self.0.bytes_moved)
         };
-        let meters = self.0.throttles.each_ref().map(meter);
-        let client = |toward| self.0.http.get(&self.0.settings, &settings, toward);
-        let is_link_local = hop::literal_reach(&base) == Some(hop::Reach::LinkLocal);
+        let meters = self.0.bandwidth_limiters.each_ref().map(meter);
+        let client = |purpose| self.0.http.get(&self.0.settings, &settings, purpose);
+        let is_link_local = ssrf::literal_scope(&base) == Some(ssrf::NetworkScope::LinkLocal);
         let (http, http_elsewhere) = match settings.allow_private || is_link_local {
-            true => (client(Toward::Home)?, client(Toward::Elsewhere)?),
-            false => (client(Toward::Home)?, client(Toward::NotLinkLocal)?),
+            true => (client(ClientPurpose::Registry)?, client(ClientPurpose::Redirect)?),
+            false => (client(ClientPurpose::Registry)?, client(ClientPurpose::NotLinkLocal)?),
         };
-        let http_public_only = client(Toward::Public)?;
+        let http_public_only = client(ClientPurpose::Public)?;
         Ok(Registry {
             name: name.clone(),
             base,
-            mirrors: self.mirrors(&settings)?,
-            mirror,
+            mirrors: self.build_mirrors(&settings)?,
+            mirror_state: mirror,
             settings,
             http,
-            http_elsewhere,
+            http_redirect: http_elsewhere,
             http_public_only,
-            reach: Mutex::new(None),
-            seen: self.0.http.seen.clone(),
-            auth: Auth::default(),
-            mounts: Mounts::default(),
-            making: create::Making::default(),
+            network_scope: Mutex::new(None),
+            host_scopes: self.0.http.host_scopes.clone(),
+            auth: RegistryAuth::default(),
+            mount_support: MountSupport::default(),
+            provision: provision::ProvisionState::default(),
             body_limit: AtomicU64::new(0),
-            heads_fail: AtomicBool::new(false),
-            no_referrers: Mutex::new(GenerationalCache::new(MAX_REPOSITORY_NOTES)),
-            logins,
-            turn: AtomicUsize::new(0),
-            windows: Windows::default(),
+            heads_unreliable: AtomicBool::new(false),
+            without_referrers_api: Mutex::new(GenerationalCache::new(MAX_CACHED_REPOSITORIES)),
+            credential_pool: pool,
+            pull_counter: AtomicUsize::new(0),
+            windows: AimdWindows::default(),
             meters,
-            ends: Default::default(),
+            used_as: Default::default(),
         })
     }
 }
 
 impl Registry {
     /// Describes how requests to a URL are sent. Fails if the proxy that the environment sets for it is invalid.
-    fn way(&self, url: &Url) -> Result<Way> {
+    fn request_target(&self, url: &Url) -> Result<RequestTarget> {
         let proxy = match &self.settings.proxy {
             Some(proxy) => Some(proxy.expose()),
-            None => Proxies::of_environment().to(url)?,
+            None => EnvironmentProxies::from_environment().proxy_for(url)?,
         };
-        let is_elsewhere = !hop::same_origin(url, &self.base);
-        Ok(Way {
+        let is_elsewhere = !ssrf::same_origin(url, &self.base);
+        Ok(RequestTarget {
             registry: self.name.to_string(),
-            host: hop::origin(url),
-            is_elsewhere,
-            is_named: is_elsewhere || self.settings.endpoint.is_some(),
-            proxy: proxy.map(proxies::shown),
-            is_proxy_told_who: proxy.is_some_and(|proxy| !proxy.username().is_empty()),
+            origin: ssrf::origin(url),
+            is_other_origin: is_elsewhere,
+            names_origin: is_elsewhere || self.settings.endpoint.is_some(),
+            proxy: proxy.map(environment_proxies::shown),
+            has_proxy_credentials: proxy.is_some_and(|proxy| !proxy.username().is_empty()),
         })
     }
 
     /// Whether requests to a URL go through a proxy.
     fn is_proxied(&self, url: &Url) -> bool {
-        self.settings.proxy.is_some() || Proxies::of_environment().to(url).is_ok_and(|proxy| proxy.is_some())
+        self.settings.proxy.is_some()
+            || EnvironmentProxies::from_environment().proxy_for(url).is_ok_and(|proxy| proxy.is_some())
     }
 
     /// The network that the registry was connected to in; of several the most public. Before the first connection it is
     /// derived from the name.
-    fn reach(&self) -> hop::Reach {
-        let known = *self.reach.lock().unwrap_or_else(PoisonError::into_inner);
-        known.or_else(|| hop::literal_reach(&self.base)).unwrap_or(hop::Reach::Public)
+    fn network_scope(&self) -> ssrf::NetworkScope {
+        let known = *self.network_scope.lock().unwrap_or_else(PoisonError::into_inner);
+        known.or_else(|| ssrf::literal_scope(&self.base)).unwrap_or(ssrf::NetworkScope::Public)
     }
 
     /// Returns the network that a response came from. Behind a proxy the peer address is the proxy's and is ignored.
-    fn reach_of(&self, url: &Url, peer: Option<SocketAddr>) -> hop::Reach {
+    fn record_peer_scope(&self, url: &Url, peer: Option<SocketAddr>) -> ssrf::NetworkScope {
         let is_direct = !self.is_proxied(url);
         let reach = match peer.filter(|_| is_direct) {
-            Some(peer) => hop::reach(peer.ip()),
-            None => hop::literal_reach(url).unwrap_or(hop::Reach::Public),
+            Some(peer) => ssrf::network_scope(peer.ip()),
+            None => ssrf::literal_scope(url).unwrap_or(ssrf::NetworkScope::Public),
         };
-        if hop::same_origin(url, &self.base) {
-            let mut known = self.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        if ssrf::same_origin(url, &self.base) {
+            let mut known = self.network_scope.lock().unwrap_or_else(PoisonError::into_inner);
             *known = Some(known.map_or(reach, |known| known.min(reach)));
             if let Some(host) = url.host_str().filter(|_| is_direct) {
-                self.seen.note(host.trim_end_matches('.'), reach);
+                self.host_scopes.record(host.trim_end_matches('.'), reach);
             }
         }
         reach
     }
 
     /// Whether the registry is a source and a target.
-    fn is_both_ends(&self) -> bool {
-        self.ends.0.load(Ordering::Relaxed) && self.ends.1.load(Ordering::Relaxed)
+    fn is_source_and_target(&self) -> bool {
+        self.used_as.0.load(Ordering::Relaxed) && self.used_as.1.load(Ordering::Relaxed)
     }
 }
 
@@ -380,7 +382,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Returns the base URL: plain HTTP for loopback and HTTPS for all others, unless the settings override it.
-fn base_of(name: &RegistryName, settings: &RegistrySettings) -> Url {
+fn base_url(name: &RegistryName, settings: &RegistrySettings) -> Url {
     let scheme = match settings.plain_http.unwrap_or_else(|| name.is_loopback()) {
         true => "http",
         false => "https",
@@ -402,11 +404,11 @@ pub struct Repository {
     client: Client,
     registry: Arc<Registry>,
     /// Position in the rotation of pull credentials.
-    turn: usize,
+    pull_index: usize,
     name: RepositoryName,
     access: Access,
     context: Context,
-    tally: Arc<Tally>,
+    counters: Arc<TrafficCounters>,
 }
 
 impl Repository {
@@ -421,8 +423,8 @@ impl Repository {
     }
 
     /// Returns the counters of requests and bytes.
-    pub fn tally(&self) -> &Arc<Tally> {
-        &self.tally
+    pub fn counters(&self) -> &Arc<TrafficCounters> {
+        &self.counters
     }
 
     /// Returns the context of its requests.
@@ -432,33 +434,33 @@ impl Repository {
 
     /// Returns the same repository with another context.
     #[must_use]
-    pub fn within(&self, context: &Context) -> Repository {
+    pub fn with_context(&self, context: &Context) -> Repository {
         Repository { context: context.clone(), ..self.clone() }
     }
 
     /// Returns the same repository with a wait clock of its own.
     fn with_own_clock(&self) -> Repository {
-        self.within(&Context { clock: WaitClock::default(), ..self.context.clone() })
+        self.with_context(&Context { clock: WaitClock::default(), ..self.context.clone() })
     }
 
     /// Returns how long a response or a stream may stall.
-    pub fn stall(&self) -> Duration {
-        self.client.0.settings.stall
+    pub fn stall_timeout(&self) -> Duration {
+        self.client.0.settings.stall_timeout
     }
 
     /// Returns the meter that uploaded blob bytes pass through.
-    pub fn meter(&self) -> Meter {
+    pub fn upload_meter(&self) -> BandwidthMeter {
         self.registry.meters[1].clone()
     }
 
     /// Whether the registry may support blob mounts.
-    pub fn takes_mounts(&self) -> bool {
-        !self.registry.mounts.are_unknown()
+    pub fn supports_mounts(&self) -> bool {
+        !self.registry.mount_support.is_unsupported()
     }
 
     /// Returns the size of each PATCH, if blobs are to be uploaded in chunks.
-    pub fn chunk(&self) -> Option<u64> {
-        let chunk = self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK));
+    pub fn upload_chunk_size(&self) -> Option<u64> {
+        let chunk = self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK_BYTES));
         match self.registry.body_limit.load(Ordering::Relaxed) {
             0 => chunk,
             limit => Some(chunk.map_or(limit, |chunk| chunk.min(limit))),
@@ -466,31 +468,35 @@ impl Repository {
     }
 
     /// Records that the registry accepts bodies of this size and refused larger ones.
-    pub fn limit_bodies(&self, bytes: u64) {
+    pub fn set_body_limit(&self, bytes: u64) {
         self.registry.body_limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Returns fresh retry state for one request.
-    pub fn retry(&self) -> Retry {
-        Retry::new(self.policy(), &self.context.budget)
+    pub fn new_retry(&self) -> RetryState {
+        RetryState::new(self.policy(), &self.context.budget)
     }
 
     /// Returns retry state for listings. Listings of sources are retried for longer, since they have no second chance
     /// and delay nothing else; listings of targets only save requests.
-    pub(crate) fn patient_retry(&self) -> Retry {
-        let (policy, most) = (self.policy(), Policy::default());
+    pub(crate) fn new_listing_retry(&self) -> RetryState {
+        let (policy, most) = (self.policy(), RetryPolicy::default());
         if self.access == Access::Push {
-            return self.retry();
+            return self.new_retry();
         }
-        let (max_wait, patience) = (policy.max_wait.max(most.max_wait), policy.patience.max(most.patience));
-        Retry::new(Policy { max_wait, patience, ..policy }, &self.context.budget)
+        let (max_wait, patience) =
+            (policy.max_retry_after.max(most.max_retry_after), policy.rate_limit_timeout.max(most.rate_limit_timeout));
+        RetryState::new(
+            RetryPolicy { max_retry_after: max_wait, rate_limit_timeout: patience, ..policy },
+            &self.context.budget,
+        )
     }
 
-    fn policy(&self) -> Policy {
+    fn policy(&self) -> RetryPolicy {
         let policy = self.client.0.settings.retry;
-        match self.registry.mirror {
+        match self.registry.mirror_state {
             // There is another registry to read from.
-            Some(_) => Policy { attempts: 1, patience: Duration::ZERO, ..policy },
+            Some(_) => RetryPolicy { attempts: 1, rate_limit_timeout: Duration::ZERO, ..policy },
             None => policy,
         }
     }
@@ -520,11 +526,11 @@ mod tests {
     use super::*;
 
     fn base(name: &str, settings: &RegistrySettings) -> String {
-        base_of(&name.parse().unwrap(), settings).to_string()
+        base_url(&name.parse().unwrap(), settings).to_string()
     }
 
     #[test]
-    fn only_loopback_is_spoken_to_without_tls_unless_told() {
+    fn only_loopback_uses_plain_http_by_default() {
         let default = RegistrySettings::default();
         assert_eq!(base("gcr.io", &default), "https://gcr.io/");
         assert_eq!(base("10.0.0.1:5000", &default), "https://10.0.0.1:5000/");
@@ -537,14 +543,17 @@ mod tests {
     }
 
     #[test]
-    fn azure_is_sent_blobs_in_pieces_unless_the_settings_say_how_large() {
+    fn azure_uploads_are_chunked_and_the_settings_override_the_size() {
         let chunk = |name: &str, chunk| {
             let name: RegistryName = name.parse().unwrap();
             let one = RegistrySettings { chunk, ..Default::default() };
             let settings = ClientSettings { registries: [(name.clone(), one)].into(), ..Default::default() };
-            let client = Client::new(settings, Environment::default());
+            let client = Client::new(settings, CredentialEnvironment::default());
             let (repository, context) = ("a".parse().unwrap(), Context::default());
-            client.repository(&name, &repository, Access::Push, &context, &Tally::new()).unwrap().chunk()
+            client
+                .repository(&name, &repository, Access::Push, &context, &TrafficCounters::new())
+                .unwrap()
+                .upload_chunk_size()
         };
         assert_eq!(chunk("team.azurecr.io", None), Some(16 << 20));
         assert_eq!(chunk("team.azurecr.io", Some(1 << 20)), Some(1 << 20));
@@ -552,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_hub_and_endpoints_live_elsewhere() {
+    fn docker_hub_and_endpoints_override_the_base_url() {
         assert_eq!(base("docker.io", &RegistrySettings::default()), "https://registry-1.docker.io/");
         let mirror =
             RegistrySettings { endpoint: Some("http://127.0.0.1:1/proxy".parse().unwrap()), ..Default::default() };

@@ -13,19 +13,19 @@ use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use tokio::sync::mpsc;
 
-use super::answer::Answer;
 use super::context::Context;
 use super::listing_memory::{ENTRY_BYTES, ListingShare};
-use crate::error::{Class, Error, Result};
+use super::response::Response;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Pages up to this size in bytes are buffered, as most are. Larger ones are parsed in a separate thread while they are
 /// received.
-const WHOLE_BYTES: usize = 256 << 10;
+const MAX_BUFFERED_PAGE_BYTES: usize = 256 << 10;
 /// Memory reserved for a larger page while it is parsed, in bytes. That limits how many are parsed concurrently, since
 /// each allocating thread retains memory.
-const LONG_PAGE_BYTES: u64 = 16 << 20;
+const STREAMED_PAGE_MEMORY_BYTES: u64 = 16 << 20;
 /// Chunks of a page queued for the parser.
-const WAITING_PIECES: usize = 2;
+const MAX_QUEUED_CHUNKS: usize = 2;
 /// Size limit of a text in a page that is not buffered, in bytes.
 pub(crate) const MAX_TEXT_BYTES: usize = 1 << 20;
 
@@ -39,7 +39,7 @@ pub(super) struct PageLimits {
     /// Text bytes left.
     pub(super) texts: u64,
     /// Limits of all pages together, for messages.
-    pub(super) of_all: PageSize,
+    pub(super) listing_total: PageSize,
 }
 
 /// Size of a page.
@@ -60,65 +60,66 @@ impl PageSize {
 
 /// Reads a response body as a page. The share then holds the memory of its entries.
 pub(super) async fn read_page<T: DeserializeOwned + Send + 'static>(
-    answer: &mut Answer,
+    response: &mut Response,
     limits: PageLimits,
     share: &ListingShare,
     context: &Context,
-    tried: &str,
+    operation: &str,
 ) -> Result<(T, PageSize)> {
-    let before = share.held();
-    let read = read(answer, limits, share, context, tried).await;
+    let before = share.reserved_bytes();
+    let read = read(response, limits, share, context, operation).await;
     let after = read.as_ref().map_or(before, |(_, size)| before + size.memory());
-    hold(share, after, context, tried).await?;
+    reserve_memory(share, after, context, operation).await?;
     read
 }
 
-async fn hold(share: &ListingShare, bytes: u64, context: &Context, tried: &str) -> Result<()> {
+async fn reserve_memory(share: &ListingShare, bytes: u64, context: &Context, operation: &str) -> Result<()> {
     // Does not count as waiting for the registry.
     let _pause = context.clock.pause();
     tokio::select! {
         biased;
-        () = share.hold(bytes) => Ok(()),
-        () = context.cancel.cancelled() => Err(Error::cancelled(tried)),
+        () = share.reserve(bytes) => Ok(()),
+        () = context.cancel.cancelled() => Err(Error::cancelled(operation)),
     }
 }
 
 async fn read<T: DeserializeOwned + Send + 'static>(
-    answer: &mut Answer,
+    response: &mut Response,
     limits: PageLimits,
     share: &ListingShare,
     context: &Context,
-    tried: &str,
+    operation: &str,
 ) -> Result<(T, PageSize)> {
     let too_large = || {
         let detail = format!("the answer is larger than {} MiB", limits.bytes.div_ceil(1 << 20));
-        Error::new(Class::BadAnswer, tried, detail)
+        Error::new(ErrorKind::InvalidResponse, operation, detail)
     };
-    if answer.content_length().is_some_and(|length| length > limits.bytes as u64) {
+    if response.content_length().is_some_and(|length| length > limits.bytes as u64) {
         return Err(too_large());
     }
-    let counter = Arc::new(Counter::new(limits));
+    let counter = Arc::new(EntryCounter::new(limits));
     let parsed = |result: serde_json::Result<T>| match result {
-        _ if counter.is_exceeded() => Err(Error::new(Class::BadAnswer, tried, counter.excess())),
+        _ if counter.is_exceeded() => Err(Error::new(ErrorKind::InvalidResponse, operation, counter.excess())),
         Ok(page) => Ok((page, counter.size())),
         Err(error) => {
-            Err(Error::new(Class::BadAnswer, tried, format!("the listing cannot be parsed: {error}")).because(error))
+            Err(Error::new(ErrorKind::InvalidResponse, operation, format!("the listing cannot be parsed: {error}"))
+                .with_source(error))
         }
     };
     let mut first = Vec::new();
-    while first.len() <= WHOLE_BYTES {
-        match answer.chunk(tried).await? {
+    while first.len() <= MAX_BUFFERED_PAGE_BYTES {
+        match response.next_chunk(operation).await? {
             Some(chunk) => first.extend_from_slice(&chunk),
-            None => return parsed(counter.count(|| serde_json::from_slice(&first))),
+            None => return parsed(counter.count_during(|| serde_json::from_slice(&first))),
         }
     }
-    let before = share.held();
-    let least = before + LONG_PAGE_BYTES;
-    hold(share, least, context, tried).await?;
-    let (pieces, waiting) = mpsc::channel(WAITING_PIECES);
+    let before = share.reserved_bytes();
+    let least = before + STREAMED_PAGE_MEMORY_BYTES;
+    reserve_memory(share, least, context, operation).await?;
+    let (pieces, waiting) = mpsc::channel(MAX_QUEUED_CHUNKS);
     let parsing = tokio::task::spawn_blocking({
         let counter = counter.clone();
-        move || counter.count(|| serde_json::from_reader(BufReader::new(Pieces::new(waiting))))
+        move || counter.count_during(|| serde_json::from_reader(BufReader::new(ChunkReader::new(waiting))))
     });
     let mut bytes = 0;
     let mut next = Some(Bytes::from(first));
@@ -128,33 +129,33 @@ async fn read<T: DeserializeOwned + Send + 'static>(
             return Err(too_large());
         }
         let needed = before + counter.size().memory() + piece.len() as u64;
-        hold(share, needed.max(least), context, tried).await?;
+        reserve_memory(share, needed.max(least), context, operation).await?;
         if pieces.send(piece).await.is_err() {
             break;
         }
-        next = answer.chunk(tried).await?;
+        next = response.next_chunk(operation).await?;
     }
     drop(pieces);
-    let page = parsing.await.map_err(|error| Error::new(Class::Local, tried, error.to_string()))?;
+    let page = parsing.await.map_err(|error| Error::new(ErrorKind::Local, operation, error.to_string()))?;
     parsed(page)
 }
 
 /// Reads the chunks of a body in a thread that may block. Rejects texts too long to buffer.
-struct Pieces {
-    waiting: mpsc::Receiver<Bytes>,
-    piece: Bytes,
+struct ChunkReader {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
     /// Bytes of the current text; `None` outside of texts.
     text: Option<usize>,
     is_escaped: bool,
 }
 
-impl Pieces {
-    fn new(waiting: mpsc::Receiver<Bytes>) -> Pieces {
-        Pieces { waiting, piece: Bytes::new(), text: None, is_escaped: false }
+impl ChunkReader {
+    fn new(waiting: mpsc::Receiver<Bytes>) -> ChunkReader {
+        ChunkReader { chunks: waiting, current: Bytes::new(), text: None, is_escaped: false }
     }
 
     /// Tracks where texts begin and end.
-    fn follow(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    fn check_text_length(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         for byte in bytes {
             match (&mut self.text, byte) {
                 (None, b'"') => self.text = Some(0),
@@ -174,42 +175,42 @@ impl Pieces {
     }
 }
 
-impl Read for Pieces {
+impl Read for ChunkReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.waiting.blocking_recv() {
-                Some(piece) => self.piece = piece,
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(piece) => self.current = piece,
                 None => return Ok(0),
             }
         }
-        let length = buffer.len().min(self.piece.len());
-        buffer[..length].copy_from_slice(&self.piece[..length]);
-        self.follow(&buffer[..length])?;
-        self.piece.advance(length);
+        let length = buffer.len().min(self.current.len());
+        buffer[..length].copy_from_slice(&self.current[..length]);
+        self.check_text_length(&buffer[..length])?;
+        self.current.advance(length);
         Ok(length)
     }
 }
 
 thread_local! {
     /// Counter of the page that this thread parses.
-    static COUNTER: RefCell<Option<Arc<Counter>>> = const { RefCell::new(None) };
+    static COUNTER: RefCell<Option<Arc<EntryCounter>>> = const { RefCell::new(None) };
 }
 
 /// Counts entries and their texts while a page is parsed.
 #[derive(Debug)]
-struct Counter {
+struct EntryCounter {
     limits: PageLimits,
     entries: AtomicU64,
     texts: AtomicU64,
 }
 
-impl Counter {
-    fn new(limits: PageLimits) -> Counter {
-        Counter { limits, entries: AtomicU64::new(0), texts: AtomicU64::new(0) }
+impl EntryCounter {
+    fn new(limits: PageLimits) -> EntryCounter {
+        EntryCounter { limits, entries: AtomicU64::new(0), texts: AtomicU64::new(0) }
     }
 
     /// Counts what `parse` parses.
-    fn count<T>(self: &Arc<Counter>, parse: impl FnOnce() -> T) -> T {
+    fn count_during<T>(self: &Arc<EntryCounter>, parse: impl FnOnce() -> T) -> T {
         COUNTER.set(Some(self.clone()));
         let parsed = parse();
         COUNTER.set(None);
@@ -227,8 +228,8 @@ impl Counter {
 
     fn excess(&self) -> String {
         match self.size().entries > self.limits.entries {
-            true => format!("it lists more than {} entries", self.limits.of_all.entries),
-            false => format!("its names and digests have more than {} MiB", self.limits.of_all.texts >> 20),
+            true => format!("it lists more than {} entries", self.limits.listing_total.entries),
+            false => format!("its names and digests have more than {} MiB", self.limits.listing_total.texts >> 20),
         }
     }
 }
@@ -246,12 +247,12 @@ fn count_entry<E: serde::de::Error>(texts: usize) -> Result<(), E> {
 }
 
 /// An entry of a listing.
-pub trait Entry {
+pub trait ListEntry {
     /// Returns the bytes of its texts that are kept.
     fn text_bytes(&self) -> usize;
 }
 
-impl Entry for String {
+impl ListEntry for String {
     fn text_bytes(&self) -> usize {
         self.len()
     }
@@ -259,22 +260,22 @@ impl Entry for String {
 
 /// Entries of a page: a list whose length and texts are limited while it is parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entries<T>(Vec<T>);
+pub struct BoundedList<T>(Vec<T>);
 
-impl<T> Default for Entries<T> {
-    fn default() -> Entries<T> {
-        Entries(Vec::new())
+impl<T> Default for BoundedList<T> {
+    fn default() -> BoundedList<T> {
+        BoundedList(Vec::new())
     }
 }
 
-impl<T> Entries<T> {
+impl<T> BoundedList<T> {
     /// Returns the list.
     pub fn into_vec(self) -> Vec<T> {
         self.0
     }
 }
 
-impl<T> Deref for Entries<T> {
+impl<T> Deref for BoundedList<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -282,7 +283,7 @@ impl<T> Deref for Entries<T> {
     }
 }
 
-impl<T> IntoIterator for Entries<T> {
+impl<T> IntoIterator for BoundedList<T> {
     type Item = T;
     type IntoIter = std::vec::IntoIter<T>;
 
@@ -291,7 +292,7 @@ impl<T> IntoIterator for Entries<T> {
     }
 }
 
-impl<'a, T> IntoIterator for &'a Entries<T> {
+impl<'a, T> IntoIterator for &'a BoundedList<T> {
     type Item = &'a T;
     type IntoIter = std::slice::Iter<'a, T>;
 
@@ -300,24 +301,24 @@ impl<'a, T> IntoIterator for &'a Entries<T> {
     }
 }
 
-impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries<T>, D::Error> {
+impl<'de, T: Deserialize<'de> + ListEntry> Deserialize<'de> for BoundedList<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BoundedList<T>, D::Error> {
         struct List<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de> + Entry> Visitor<'de> for List<T> {
-            type Value = Entries<T>;
+        impl<'de, T: Deserialize<'de> + ListEntry> Visitor<'de> for List<T> {
+            type Value = BoundedList<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a list")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entries<T>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<BoundedList<T>, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = list.next_element::<T>()? {
                     count_entry(entry.text_bytes())?;
                     entries.push(entry);
                 }
-                Ok(Entries(entries))
+                Ok(BoundedList(entries))
             }
         }
 
@@ -327,26 +328,26 @@ impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for Entries<T> {
 
 /// Entries of a page by key, in the page's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct KeyedEntries<T>(pub(super) Vec<(String, T)>);
+pub(super) struct BoundedMap<T>(pub(super) Vec<(String, T)>);
 
-impl<'de, T: Deserialize<'de> + Entry> Deserialize<'de> for KeyedEntries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<KeyedEntries<T>, D::Error> {
+impl<'de, T: Deserialize<'de> + ListEntry> Deserialize<'de> for BoundedMap<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BoundedMap<T>, D::Error> {
         struct Map<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de> + Entry> Visitor<'de> for Map<T> {
-            type Value = KeyedEntries<T>;
+        impl<'de, T: Deserialize<'de> + ListEntry> Visitor<'de> for Map<T> {
+            type Value = BoundedMap<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a map")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<KeyedEntries<T>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BoundedMap<T>, A::Error> {
                 let mut entries = Vec::new();
                 while let Some((key, entry)) = map.next_entry::<String, T>()? {
                     count_entry(key.len() + entry.text_bytes())?;
                     entries.push((key, entry));
                 }
-                Ok(KeyedEntries(entries))
+                Ok(BoundedMap(entries))
             }
         }
 
@@ -359,25 +360,25 @@ mod tests {
     use super::*;
 
     const LIMITS: PageLimits =
-        PageLimits { bytes: 1 << 20, entries: 3, texts: 100, of_all: PageSize { entries: 3, texts: 100 } };
+        PageLimits { bytes: 1 << 20, entries: 3, texts: 100, listing_total: PageSize { entries: 3, texts: 100 } };
 
     fn counted<T: DeserializeOwned>(json: &str) -> (serde_json::Result<T>, PageSize) {
-        let counter = Arc::new(Counter::new(LIMITS));
-        (counter.count(|| serde_json::from_str(json)), counter.size())
+        let counter = Arc::new(EntryCounter::new(LIMITS));
+        (counter.count_during(|| serde_json::from_str(json)), counter.size())
     }
 
     #[test]
     fn entries_and_texts_are_limited_while_they_are_parsed() {
-        let (list, size) = counted::<Entries<String>>(r#"["a","bc","def"]"#);
+        let (list, size) = counted::<BoundedList<String>>(r#"["a","bc","def"]"#);
         assert_eq!((list.unwrap().len(), size), (3, PageSize { entries: 3, texts: 6 }));
-        let (list, size) = counted::<Entries<String>>(r#"["a","b","c","d","e" what comes after is not looked at"#);
+        let (list, size) = counted::<BoundedList<String>>(r#"["a","b","c","d","e" what comes after is not looked at"#);
         assert!(list.unwrap_err().to_string().contains("more than"), "before the whole is read");
         assert_eq!(size.entries, 4);
         let long = "x".repeat(101);
-        let (map, _) = counted::<KeyedEntries<String>>(&format!(r#"{{"{long}":""}}"#));
+        let (map, _) = counted::<BoundedMap<String>>(&format!(r#"{{"{long}":""}}"#));
         assert!(map.unwrap_err().to_string().contains("names and digests"));
         assert!(
-            serde_json::from_str::<Entries<String>>(r#"["a","b","c","d"]"#).is_ok(),
+            serde_json::from_str::<BoundedList<String>>(r#"["a","b","c","d"]"#).is_ok(),
             "elsewhere nothing is counted"
         );
     }
@@ -390,12 +391,13 @@ mod tests {
             sender.send(Bytes::copy_from_slice(&json.as_bytes()[..cut])).await.unwrap();
             sender.send(Bytes::copy_from_slice(&json.as_bytes()[cut..])).await.unwrap();
             drop(sender);
-            let read = tokio::task::spawn_blocking(|| serde_json::from_reader::<_, Vec<String>>(Pieces::new(waiting)));
+            let read =
+                tokio::task::spawn_blocking(|| serde_json::from_reader::<_, Vec<String>>(ChunkReader::new(waiting)));
             assert_eq!(read.await.unwrap().unwrap(), ["a\"b\\", "\\", "c"]);
         }
-        let mut pieces = Pieces::new(mpsc::channel(1).1);
-        pieces.follow(b"[\"").unwrap();
-        pieces.follow(&vec![b'x'; MAX_TEXT_BYTES]).unwrap();
-        assert!(pieces.follow(b"x").is_err());
+        let mut pieces = ChunkReader::new(mpsc::channel(1).1);
+        pieces.check_text_length(b"[\"").unwrap();
+        pieces.check_text_length(&vec![b'x'; MAX_TEXT_BYTES]).unwrap();
+        assert!(pieces.check_text_length(b"x").is_err());
     }
 }

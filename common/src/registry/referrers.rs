@@ -12,15 +12,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::context::Counted;
+use super::context::RequestKind;
 use super::listing_memory::ListingShare;
-use super::manifests::{Head, ManifestPut, ManifestRef};
-use super::page_reader::{Entries, Entry, PageLimits, PageSize, read_page};
-use super::transport::Outgoing;
-use super::{Repository, hop, link};
-use crate::error::{Class, Error, Result};
+use super::manifests::{ManifestHead, ManifestPut, ManifestRef};
+use super::page_reader::{BoundedList, ListEntry, PageLimits, PageSize, read_page};
+use super::transport::RequestSpec;
+use super::{Repository, link, ssrf};
+use crate::error::{Error, ErrorKind, Result};
 use crate::generational::GenerationalCache;
-use crate::image::{Companion, Descriptor, Digest, Kind, Manifest, MediaType, RepositoryName, Tag};
+use crate::image::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, RepositoryName, Tag};
 use crate::retry;
 
 /// Size limit of a page, which is an index.
@@ -32,12 +32,12 @@ pub(super) const MAX_REFERRERS: u64 = 10_000;
 const MAX_ANNOTATIONS_BYTES: u64 = 16 << 20;
 
 #[derive(Deserialize)]
-struct Index {
+struct ReferrersIndex {
     #[serde(default)]
-    manifests: Entries<Descriptor>,
+    manifests: BoundedList<Descriptor>,
 }
 
-impl Entry for Descriptor {
+impl ListEntry for Descriptor {
     fn text_bytes(&self) -> usize {
         self.annotations.iter().map(|(key, value)| key.len() + value.len()).sum()
     }
@@ -45,8 +45,8 @@ impl Entry for Descriptor {
 
 /// Parses a page of referrers and describes the result, for fuzzing.
 #[cfg(test)]
-pub(super) fn shape(bytes: &[u8]) -> String {
-    match serde_json::from_slice::<Index>(bytes) {
+pub(super) fn fuzz_parse(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<ReferrersIndex>(bytes) {
         Ok(index) => format!("{:?}", index.manifests),
         Err(error) => format!("{:?}", error.classify()),
     }
@@ -67,7 +67,7 @@ impl Default for FallbackLocks {
 }
 
 impl FallbackLocks {
-    fn of(&self, index: impl Hash) -> &tokio::sync::Mutex<()> {
+    fn lock_for(&self, index: impl Hash) -> &tokio::sync::Mutex<()> {
         let mut hasher = DefaultHasher::new();
         index.hash(&mut hasher);
         &self.0[(hasher.finish() % FALLBACK_LOCKS as u64) as usize]
@@ -75,11 +75,11 @@ impl FallbackLocks {
 }
 
 /// A repository without the API is asked again after this time: registries are upgraded.
-const NO_API_FOR: Duration = Duration::from_secs(3600);
+const NO_API_TTL: Duration = Duration::from_secs(3600);
 /// Number of attempts to write an index that others write concurrently.
-const FALLBACK_ROUNDS: usize = 8;
+const MAX_FALLBACK_WRITES: usize = 8;
 /// Longest pause before a further attempt, in milliseconds.
-const FALLBACK_PAUSE_MS: u64 = 400;
+const MAX_FALLBACK_PAUSE_MS: u64 = 400;
 
 /// Prior knowledge about the index under the fallback tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,20 +94,20 @@ pub enum FallbackTag {
 
 impl Repository {
     /// Lists the referrers of a manifest: signatures, SBOMs, attestations. Empty if there are none.
-    pub async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        Ok(self.referrers_beside(subject, FallbackTag::Unknown).await?.0)
+    pub async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        Ok(self.list_referrers_with_fallback(subject, FallbackTag::Unknown).await?.0)
     }
 
     /// The same with prior knowledge about the fallback tag. Also returns the digest of the fallback index, if it was
     /// read.
-    pub async fn referrers_beside(
+    pub async fn list_referrers_with_fallback(
         &self,
         subject: &Digest,
         fallback: FallbackTag,
     ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
-        let listed = match self.referrers_by_api(subject).await {
+        let listed = match self.list_referrers_by_api(subject).await {
             // A mirror serves manifests and blobs, but does not list referrers.
-            Err(error) if self.has_mirrors() && retry::is_passing(&error) => {
+            Err(error) if self.has_mirrors() && retry::is_transient(&error) => {
                 self.context.warn(format!("{error}; what refers to it is left out this time"));
                 None
             }
@@ -118,8 +118,8 @@ impl Repository {
         if fallback == FallbackTag::Absent || (has_api && fallback == FallbackTag::Unknown) {
             return Ok((found, None));
         }
-        let Some(index) = self.fallback_index(subject).await? else { return Ok((found, None)) };
-        if let Kind::Index { manifests } = index.kind() {
+        let Some(index) = self.get_fallback_index(subject).await? else { return Ok((found, None)) };
+        if let ManifestKind::Index { manifests } = index.kind() {
             for other in manifests {
                 if !found.iter().any(|known| known.digest == other.digest) {
                     found.push(other.clone());
@@ -130,24 +130,24 @@ impl Repository {
     }
 
     /// Returns `None` if the registry lacks the API.
-    async fn referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
-        if self.without_api().get(&self.name).is_some_and(|seen| seen.elapsed() < NO_API_FOR) {
+    async fn list_referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
+        if self.without_api().get(&self.name).is_some_and(|seen| seen.elapsed() < NO_API_TTL) {
             return Ok(None);
         }
-        let tried = format!("listing the referrers of {}@{subject}", self.label());
+        let operation = format!("listing the referrers of {}@{subject}", self.label());
         let mut found = Vec::new();
         let mut next = Some(self.url(&format!("referrers/{subject}")));
         let mut pages = 0;
         let share = ListingShare::transient();
         let of_all = PageSize { entries: MAX_REFERRERS, texts: MAX_ANNOTATIONS_BYTES };
         let PageSize { entries, texts } = of_all;
-        let mut left = PageLimits { bytes: MAX_PAGE_BYTES, entries, texts, of_all };
+        let mut left = PageLimits { bytes: MAX_PAGE_BYTES, entries, texts, listing_total: of_all };
         while let Some(url) = next {
             pages += 1;
             if pages > MAX_PAGES {
-                return Err(Error::new(Class::BadAnswer, &tried, "its pages do not end"));
+                return Err(Error::new(ErrorKind::InvalidResponse, &operation, "its pages do not end"));
             }
-            match self.with_retries(|| self.referrers_page(&url, left, &share, &tried)).await? {
+            match self.with_retries(|| self.referrers_page(&url, left, &share, &operation)).await? {
                 Some((page, size, after)) => {
                     left.entries -= size.entries.min(left.entries);
                     left.texts -= size.texts.min(left.texts);
@@ -161,7 +161,7 @@ impl Repository {
     }
 
     fn without_api(&self) -> std::sync::MutexGuard<'_, GenerationalCache<RepositoryName, Instant>> {
-        self.registry.no_referrers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.without_referrers_api.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns `None` if the registry lacks the API.
@@ -170,18 +170,18 @@ impl Repository {
         url: &Url,
         limits: PageLimits,
         share: &ListingShare,
-        tried: &str,
-    ) -> Result<Option<(Entries<Descriptor>, PageSize, Option<Url>)>> {
-        let request = Outgoing::new(Method::GET, url.clone(), tried)
+        operation: &str,
+    ) -> Result<Option<(BoundedList<Descriptor>, PageSize, Option<Url>)>> {
+        let request = RequestSpec::new(Method::GET, url.clone(), operation)
             .header(header::ACCEPT, MediaType::OciIndex.as_str())
-            .counted(Counted::Referrers);
-        let mut answer = self.send(request).await?;
-        let status = answer.status();
+            .kind(RequestKind::Referrers);
+        let mut response = self.send(request).await?;
+        let status = response.status();
         if status != StatusCode::OK {
-            let error = self.refusal(answer, tried).await;
+            let error = self.error_from_response(response, operation).await;
             let about_content = matches!(error.code(), Some("NAME_UNKNOWN" | "MANIFEST_UNKNOWN"));
             return match status {
-                _ if error.class() == Class::RateLimited => Err(error),
+                _ if error.kind() == ErrorKind::RateLimited => Err(error),
                 StatusCode::NOT_FOUND
                 | StatusCode::METHOD_NOT_ALLOWED
                 | StatusCode::BAD_REQUEST
@@ -193,43 +193,45 @@ impl Repository {
                     Ok(None)
                 }
                 // Some deny access to unknown paths. Denied access to the repository shows with the manifest.
-                _ if error.class() == Class::Denied => Ok(None),
-                _ => Err(error.hint("`referrers: false` copies the image without what refers to it")),
+                _ if error.kind() == ErrorKind::Denied => Ok(None),
+                _ => Err(error.with_hint("`referrers: false` copies the image without what refers to it")),
             };
         }
         // A proxy that answers everything with its own page has no API.
-        let content_type = MediaType::new(answer.text_header(header::CONTENT_TYPE).unwrap_or_default());
+        let content_type = MediaType::new(response.text_header(header::CONTENT_TYPE).unwrap_or_default());
         if !content_type.is_index() && content_type.as_str() != "application/json" {
             return Ok(None);
         }
-        let next = link::next(answer.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok()));
-        let next = next.and_then(|written| answer.url().join(&written).ok());
+        let next =
+            link::find_next(response.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok()));
+        let next = next.and_then(|written| response.url().join(&written).ok());
         if let Some(next) = &next
-            && !hop::same_origin(next, answer.url())
+            && !ssrf::same_origin(next, response.url())
         {
-            let detail = format!("the link to its next page leads to another host, {}", hop::origin(next));
-            return Err(Error::new(Class::Insecure, tried, detail));
+            let detail = format!("the link to its next page leads to another host, {}", ssrf::origin(next));
+            return Err(Error::new(ErrorKind::Insecure, operation, detail));
         }
-        let (index, size): (Index, _) = read_page(&mut answer, limits, share, &self.context, tried).await?;
+        let (index, size): (ReferrersIndex, _) =
+            read_page(&mut response, limits, share, &self.context, operation).await?;
         Ok(Some((index.manifests, size, next)))
     }
 
-    async fn fallback_index(&self, subject: &Digest) -> Result<Option<Manifest>> {
-        let tag = Companion::Referrers.tag_of(subject);
-        match self.manifest_get_counted(&ManifestRef::Tag(tag), Counted::Referrers).await {
+    async fn get_fallback_index(&self, subject: &Digest) -> Result<Option<Manifest>> {
+        let tag = DigestTag::Referrers.tag_for(subject);
+        match self.get_manifest_as(&ManifestRef::Tag(tag), RequestKind::Referrers).await {
             Ok(manifest) => Ok(Some(manifest)),
             // Some deny access to missing tags. Denied access to the repository shows with the image.
-            Err(error) if matches!(error.class(), Class::NotFound | Class::Denied) => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Denied) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// Returns the manifest under a digest tag; counted as a referrers request.
-    pub async fn companion_head(&self, tag: &Tag) -> Result<Option<Head>> {
+    pub async fn head_digest_tag(&self, tag: &Tag) -> Result<Option<ManifestHead>> {
         // A missing tag at a mirror proves nothing: the registry itself is asked, as for lists.
-        match self.manifest_asked(&ManifestRef::Tag(tag.clone()), Counted::Referrers).await {
-            Err(error) if error.class() == Class::Denied => Ok(None),
-            Err(error) if self.has_mirrors() && retry::is_passing(&error) => {
+        match self.head_manifest_here(&ManifestRef::Tag(tag.clone()), RequestKind::Referrers).await {
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
+            Err(error) if self.has_mirrors() && retry::is_transient(&error) => {
                 self.context.warn(format!("{error}; it is left out this time"));
                 Ok(None)
             }
@@ -238,8 +240,8 @@ impl Repository {
     }
 
     /// Puts a manifest under its digest tag; counted as a referrers request.
-    pub async fn companion_put(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
-        self.manifest_put_counted(&ManifestRef::Tag(tag.clone()), manifest, Counted::Referrers).await
+    pub async fn put_digest_tag(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
+        self.put_manifest_as(&ManifestRef::Tag(tag.clone()), manifest, RequestKind::Referrers).await
     }
 
     /// Adds referrers to the index under their subject's fallback tag, for registries that do not maintain referrers
@@ -248,16 +250,19 @@ impl Repository {
     /// The index is read, changed and written back, so concurrent writes could lose one. Writers within this process
     /// are serialized by a lock; the caller excludes other imgsync processes. Against all others the index is read
     /// again after the write, and written again if entries are missing.
-    pub async fn add_to_fallback(&self, subject: &Digest, referrers: &[Manifest]) -> Result<()> {
-        let tried = format!("writing the index of referrers of {}@{subject}", self.label());
-        let lock = self.client.0.fallbacks.of((&self.registry.name, &self.name, subject));
-        let cancelled = || Error::cancelled(&tried);
+    pub async fn add_to_fallback_index(&self, subject: &Digest, referrers: &[Manifest]) -> Result<()> {
+        let operation = format!("writing the index of referrers of {}@{subject}", self.label());
+        let lock = self.client.0.fallback_locks.lock_for((&self.registry.name, &self.name, subject));
+        let cancelled = || Error::cancelled(&operation);
         let _alone = tokio::select! {
             alone = lock.lock() => alone,
             () = self.context.cancel.cancelled() => return Err(cancelled()),
         };
-        for _ in 0..FALLBACK_ROUNDS {
-            let found = self.fallback_index(subject).await?.filter(|found| matches!(found.kind(), Kind::Index { .. }));
+        for _ in 0..MAX_FALLBACK_WRITES {
+            let found = self
+                .get_fallback_index(subject)
+                .await?
+                .filter(|found| matches!(found.kind(), ManifestKind::Index { .. }));
             let is_listed = |referrer: &Manifest| {
                 found.iter().flat_map(Manifest::children).any(|known| known.digest == *referrer.digest())
             };
@@ -265,23 +270,24 @@ impl Repository {
             if missing.is_empty() {
                 return Ok(());
             }
-            let index =
-                with_added(found.as_ref(), &missing).map_err(|error| Error::new(Class::Invalid, &tried, error))?;
-            let tag = Companion::Referrers.tag_of(subject);
-            self.manifest_put_counted(&ManifestRef::Tag(tag.clone()), &index, Counted::Referrers).await?;
+            let index = with_added(found.as_ref(), &missing)
+                .map_err(|error| Error::new(ErrorKind::Invalid, &operation, error))?;
+            let tag = DigestTag::Referrers.tag_for(subject);
+            self.put_manifest_as(&ManifestRef::Tag(tag.clone()), &index, RequestKind::Referrers).await?;
             // A writer outside those locks may have written at the same time.
-            let there = self.manifest_head_counted(&ManifestRef::Tag(tag), Counted::Referrers).await?;
+            let there = self.head_manifest_as(&ManifestRef::Tag(tag), RequestKind::Referrers).await?;
             if there.is_none_or(|there| there.digest == *index.digest()) {
                 return Ok(());
             }
-            let pause = Duration::from_millis(rand::rng().random_range(0..FALLBACK_PAUSE_MS));
+            let pause = Duration::from_millis(rand::rng().random_range(0..MAX_FALLBACK_PAUSE_MS));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.context.cancel.cancelled() => return Err(cancelled()),
             }
         }
         let detail = "others write it at the same time, again and again";
-        Err(Error::new(Class::ServerError, tried, detail).hint("let one program at a time write referrers there"))
+        Err(Error::new(ErrorKind::ServerError, operation, detail)
+            .with_hint("let one program at a time write referrers there"))
     }
 }
 

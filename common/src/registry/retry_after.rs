@@ -4,72 +4,72 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, header};
 
-use super::ratelimit::Quota;
+use super::quota_headers::Quota;
 
 /// Longest delay returned: 24 hours.
-pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+pub const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longest delay accepted from `Retry-After` alone, since clocks and units are often wrong. A quota that is exhausted
 /// for longer confirms a longer one.
-pub const LONGEST_UNCONFIRMED: Duration = Duration::from_secs(60 * 60);
+pub const MAX_UNCONFIRMED_DELAY: Duration = Duration::from_secs(60 * 60);
 /// Numbers from here on are seconds since 1970, not a delay in seconds.
-const SECONDS_ARE_A_MOMENT: u64 = 1_000_000_000;
+const MIN_EPOCH_SECONDS: u64 = 1_000_000_000;
 /// Numbers from here on are milliseconds since 1970.
-const MILLIS_ARE_A_MOMENT: u64 = 1_000_000_000_000;
+const MIN_EPOCH_MILLIS: u64 = 1_000_000_000_000;
 
-/// Returns the delay that a response asks for. Dates are relative to `now`, the server's time: see [`time_of`].
-pub fn wait(headers: &HeaderMap, quota: Option<&Quota>, now: SystemTime) -> Option<Duration> {
+/// Returns the delay that a response asks for. Dates are relative to `now`, the server's time: see [`server_time`].
+pub fn retry_delay(headers: &HeaderMap, quota: Option<&Quota>, now: SystemTime) -> Option<Duration> {
     let said = parse(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)?;
     let confirmed = quota.filter(|quota| quota.is_exhausted()).and_then(|quota| quota.reset.or(quota.window));
-    Some(said.min(confirmed.unwrap_or_default().max(LONGEST_UNCONFIRMED)))
+    Some(said.min(confirmed.unwrap_or_default().max(MAX_UNCONFIRMED_DELAY)))
 }
 
 /// Returns the server's time of a response (`Date`), or the local time without one.
-pub fn time_of(headers: &HeaderMap) -> SystemTime {
-    let said = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(date);
+pub fn server_time(headers: &HeaderMap) -> SystemTime {
+    let said = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(parse_date);
     said.unwrap_or_else(SystemTime::now)
 }
 
 /// Parses a `Retry-After`: seconds (`60`, `1.5`), an HTTP date in any of its three forms, and other forms seen in use:
 /// RFC 3339 and e-mail dates, and times in seconds or milliseconds since 1970. Past times and negative delays are zero;
-/// delays above [`LONGEST`] are capped; `None` if it cannot be parsed.
+/// delays above [`MAX_DELAY`] are capped; `None` if it cannot be parsed.
 pub fn parse(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
-    let until = match moment(value) {
+    let until = match parse_epoch(value) {
         Some(until) => until,
-        None => match seconds(value) {
+        None => match parse_seconds(value) {
             Some(wait) => return Some(wait),
-            None => date(value)?,
+            None => parse_date(value)?,
         },
     };
-    Some(until.duration_since(now).unwrap_or_default().min(LONGEST))
+    Some(until.duration_since(now).unwrap_or_default().min(MAX_DELAY))
 }
 
 /// Parses a time written as a number since 1970.
-pub(super) fn moment(value: &str) -> Option<SystemTime> {
+pub(super) fn parse_epoch(value: &str) -> Option<SystemTime> {
     let whole = value.split('.').next()?;
     if whole.is_empty() || !whole.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     // A number too large for any clock is as far away as possible.
     let since = match whole.parse::<u64>().unwrap_or(u64::MAX) {
-        number if number >= MILLIS_ARE_A_MOMENT => Duration::from_millis(number),
-        number if number >= SECONDS_ARE_A_MOMENT => Duration::from_secs(number),
+        number if number >= MIN_EPOCH_MILLIS => Duration::from_millis(number),
+        number if number >= MIN_EPOCH_SECONDS => Duration::from_secs(number),
         _ => return None,
     };
     UNIX_EPOCH.checked_add(since)
 }
 
 /// Parses plain seconds. Rejects letters first: `inf` and `NaN` are valid for `f64`.
-pub(super) fn seconds(value: &str) -> Option<Duration> {
+pub(super) fn parse_seconds(value: &str) -> Option<Duration> {
     if !value.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-')) {
         return None;
     }
     let seconds: f64 = value.parse().ok()?;
-    Some(Duration::from_secs_f64(seconds.clamp(0.0, LONGEST.as_secs_f64())))
+    Some(Duration::from_secs_f64(seconds.clamp(0.0, MAX_DELAY.as_secs_f64())))
 }
 
 /// Parses a date in any format.
-pub(super) fn date(value: &str) -> Option<SystemTime> {
+pub(super) fn parse_date(value: &str) -> Option<SystemTime> {
     if let Ok(time) = httpdate::parse_http_date(value) {
         return Some(time);
     }
@@ -140,12 +140,12 @@ mod tests {
             ("Mon, 06 Nov 1989 08:00:00 GMT", "Mon, 06 Nov 1989 08:00:42 GMT"),
         ] {
             let answer = headers(&[("date", date), ("retry-after", until)]);
-            assert_eq!(wait(&answer, None, time_of(&answer)), Some(Duration::from_secs(42)), "{date}");
+            assert_eq!(retry_delay(&answer, None, server_time(&answer)), Some(Duration::from_secs(42)), "{date}");
         }
         let bare = headers(&[("retry-after", "9"), ("date", "nonsense")]);
-        assert!(time_of(&bare) >= now());
-        assert_eq!(wait(&bare, None, time_of(&bare)), Some(Duration::from_secs(9)));
-        assert_eq!(wait(&headers(&[]), None, now()), None);
+        assert!(server_time(&bare) >= now());
+        assert_eq!(retry_delay(&bare, None, server_time(&bare)), Some(Duration::from_secs(9)));
+        assert_eq!(retry_delay(&headers(&[]), None, now()), None);
     }
 
     #[test]
@@ -163,14 +163,14 @@ mod tests {
             ("1800", Some(quota(0, Some(Duration::from_secs(30)), None)), Some(Duration::from_secs(1800))),
         ] {
             let answer = headers(&[("retry-after", said)]);
-            assert_eq!(wait(&answer, quota.as_ref(), now()), obeyed, "{said} {quota:?}");
+            assert_eq!(retry_delay(&answer, quota.as_ref(), now()), obeyed, "{said} {quota:?}");
         }
     }
 
     #[test]
     fn nothing_is_believed_beyond_a_day() {
         for value in ["86401", "99999999999999999999999999", "Sat, 06 Nov 2094 08:49:37 GMT", "9999-01-01T00:00:00Z"] {
-            assert_eq!(parse(value, now()), Some(LONGEST), "{value:?}");
+            assert_eq!(parse(value, now()), Some(MAX_DELAY), "{value:?}");
         }
     }
 
@@ -186,7 +186,7 @@ mod tests {
         fn never_panics_and_never_exceeds_a_day(value in "([0-9]{1,30}|[-.:+ TZ,]|Sun|Nov|GMT|\\PC){0,10}", secs in 0u64..1 << 40) {
             let now = UNIX_EPOCH + Duration::from_secs(secs);
             if let Some(wait) = parse(&value, now) {
-                prop_assert!(wait <= LONGEST);
+                prop_assert!(wait <= MAX_DELAY);
             }
         }
     }

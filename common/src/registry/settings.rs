@@ -9,13 +9,13 @@ use std::time::Duration;
 use url::Url;
 
 use super::credentials::Credential;
-use super::hop::Allowed;
+use super::ssrf::AllowedAddresses;
 use crate::config::SecretUrl;
 use crate::image::RegistryName;
-use crate::retry::Policy;
+use crate::retry::RetryPolicy;
 use crate::secret::Secret;
-use crate::store::Pace;
-use crate::vendor::ListingBy;
+use crate::store::RateLimitStore;
+use crate::vendor::ListingMethod;
 
 /// Settings of one registry. The default suits registries that follow the specification.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +23,7 @@ pub struct RegistrySettings {
     /// API endpoint, if it differs from the name: a mirror, a pull-through cache, a test server.
     pub endpoint: Option<Url>,
     /// Which API lists its repositories and tags.
-    pub listing: ListingBy,
+    pub listing: ListingMethod,
     /// Base URL of the vendor's API, if it is not the known one.
     pub api: Option<Url>,
     /// Mirrors, read first and in this order. Whatever a mirror lacks or fails to serve is read from the registry
@@ -57,7 +57,7 @@ pub struct RegistrySettings {
     /// and target, a request stops counting once its response begins, since an upload may be waiting to forward it.
     pub concurrency: Option<usize>,
     /// Part of the pull quota that is left to other clients.
-    pub pull_reserve: Reserve,
+    pub pull_reserve: QuotaReserve,
     /// Bandwidth limit for blobs in bytes per second, for reading and for writing each, in this process.
     pub bandwidth: Option<u64>,
     /// Name of the egress address by which the limits of anonymous users are counted.
@@ -70,32 +70,34 @@ pub struct RegistrySettings {
 
 impl RegistrySettings {
     /// Returns the non-public addresses that it may redirect to.
-    pub(crate) fn allowed(&self) -> Allowed<'_> {
-        Allowed { private: self.allow_private, metadata: &self.allow_metadata }
+    pub(crate) fn allowed(&self) -> AllowedAddresses<'_> {
+        AllowedAddresses { private: self.allow_private, metadata: &self.allow_metadata }
     }
 }
 
 /// Part of a quota that is left to other clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reserve {
+pub enum QuotaReserve {
     /// A number of requests.
     Count(u64),
     /// A share of the quota in percent, rounded up.
     Percent(u8),
 }
 
-impl Default for Reserve {
-    fn default() -> Reserve {
-        Reserve::Count(0)
+impl Default for QuotaReserve {
+    fn default() -> QuotaReserve {
+        QuotaReserve::Count(0)
     }
 }
 
-impl Reserve {
+impl QuotaReserve {
     /// Returns the number of requests to leave.
-    pub fn of(self, limit: Option<u64>) -> u64 {
+    pub fn requests(self, limit: Option<u64>) -> u64 {
         match self {
-            Reserve::Count(count) => count,
-            Reserve::Percent(percent) => limit.map_or(0, |limit| limit.saturating_mul(percent.into()).div_ceil(100)),
+            QuotaReserve::Count(count) => count,
+            QuotaReserve::Percent(percent) => {
+                limit.map_or(0, |limit| limit.saturating_mul(percent.into()).div_ceil(100))
+            }
         }
     }
 }
@@ -106,34 +108,34 @@ pub struct ClientSettings {
     /// Settings by registry; all others have the default.
     pub registries: BTreeMap<RegistryName, RegistrySettings>,
     /// Retry policy.
-    pub retry: Policy,
+    pub retry: RetryPolicy,
     /// Time limit for establishing a connection.
     pub connect_timeout: Duration,
     /// How long a response, or a stream, may stall.
-    pub stall: Duration,
+    pub stall_timeout: Duration,
     /// A token this old may have expired earlier than announced: a 400 or 403 may then mean that.
-    pub doubtful_age: Duration,
+    pub suspect_token_age: Duration,
     /// Minimum time for which a mirror is skipped after a failure.
-    pub mirror_rest: Duration,
+    pub mirror_backoff: Duration,
     /// Rate limits shared with other processes, if any.
-    pub pace: Option<SharedPace>,
+    pub shared_rate_limit: Option<SharedRateLimit>,
     /// Bandwidth limit for blobs in bytes per second, for reading and for writing each, over all registries.
     pub bandwidth: Option<u64>,
 }
 
 /// Rate limits shared with other processes, or kept for later ones.
 #[derive(Clone)]
-pub struct SharedPace {
+pub struct SharedRateLimit {
     /// The store that holds them.
-    pub store: Arc<dyn Pace>,
+    pub store: Arc<dyn RateLimitStore>,
     /// Start slowly with registries without a known limit; see [`crate::store::Ask`].
-    pub careful: bool,
+    pub slow_start: bool,
     /// No other process runs at the same time: rate and concurrency limits are local, and only holds and quotas are
     /// stored for later processes.
-    pub alone: bool,
+    pub exclusive: bool,
 }
 
-impl fmt::Debug for SharedPace {
+impl fmt::Debug for SharedRateLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SharedPace")
     }
@@ -143,12 +145,12 @@ impl Default for ClientSettings {
     fn default() -> ClientSettings {
         ClientSettings {
             registries: BTreeMap::new(),
-            retry: Policy::default(),
+            retry: RetryPolicy::default(),
             connect_timeout: Duration::from_secs(15),
-            stall: Duration::from_secs(60),
-            doubtful_age: Duration::from_secs(30),
-            mirror_rest: Duration::from_secs(30),
-            pace: None,
+            stall_timeout: Duration::from_secs(60),
+            suspect_token_age: Duration::from_secs(30),
+            mirror_backoff: Duration::from_secs(30),
+            shared_rate_limit: None,
             bandwidth: None,
         }
     }

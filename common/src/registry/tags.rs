@@ -4,8 +4,8 @@
 use serde::Deserialize;
 
 use super::Repository;
-use super::page_reader::{Entries, Entry, KeyedEntries};
-use super::paged::{self, Cursor, Page};
+use super::page_reader::{BoundedList, BoundedMap, ListEntry};
+use super::pagination::{self, ListPage, Paginator};
 use crate::error::Result;
 use crate::image::MediaType;
 
@@ -33,7 +33,7 @@ pub struct TagPage {
 pub struct ListedManifest {
     /// Tags that point at it.
     #[serde(default)]
-    pub tag: Entries<String>,
+    pub tag: BoundedList<String>,
     /// Its media type.
     #[serde(default, deserialize_with = "media_type")]
     pub media_type: MediaType,
@@ -49,7 +49,7 @@ fn media_type<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Media
     String::deserialize(deserializer).map(|text| MediaType::new(&text))
 }
 
-impl Entry for ListedManifest {
+impl ListEntry for ListedManifest {
     fn text_bytes(&self) -> usize {
         match &self.media_type {
             MediaType::Other(text) => text.len(),
@@ -67,29 +67,29 @@ fn millis<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i6
 }
 
 #[derive(Deserialize)]
-struct Body {
+struct TagListBody {
     /// `null` if there are none, in some registries.
-    #[serde(default, deserialize_with = "paged::present")]
-    tags: Option<Option<Entries<String>>>,
+    #[serde(default, deserialize_with = "pagination::present")]
+    tags: Option<Option<BoundedList<String>>>,
     #[serde(default)]
-    child: Option<Entries<String>>,
+    child: Option<BoundedList<String>>,
     #[serde(default)]
-    manifest: Option<KeyedEntries<ListedManifest>>,
+    manifest: Option<BoundedMap<ListedManifest>>,
 }
 
 /// The pages of a tag listing, one request each.
 #[derive(Debug)]
 pub struct TagPages {
     repository: Repository,
-    cursor: Cursor,
+    paginator: Paginator,
 }
 
 impl Repository {
     /// Lists the tags page by page.
-    pub fn tags(&self) -> TagPages {
+    pub fn list_tags(&self) -> TagPages {
         let mut first = self.url("tags/list");
         first.query_pairs_mut().append_pair("n", &PAGE_SIZE.to_string());
-        TagPages { repository: self.with_own_clock(), cursor: Cursor::new(first) }
+        TagPages { repository: self.with_own_clock(), paginator: Paginator::new(first) }
     }
 }
 
@@ -97,9 +97,9 @@ impl TagPages {
     /// Returns the next page; `None` after the last. An error response is an error, never an empty page. Pages that
     /// repeat, form a loop or never end are an error, too.
     pub async fn next_page(&mut self) -> Result<Option<TagPage>> {
-        let tried = format!("listing the tags of {}", self.repository.label());
-        let page = self.cursor.next_page(&self.repository, MAX_PAGE_BYTES, &tried).await?;
-        Ok(page.map(|body: Body| TagPage {
+        let operation = format!("listing the tags of {}", self.repository.label());
+        let page = self.paginator.next_page(&self.repository, MAX_PAGE_BYTES, &operation).await?;
+        Ok(page.map(|body: TagListBody| TagPage {
             google: body.child.is_some() || body.manifest.is_some(),
             tags: body.tags.flatten().unwrap_or_default().into_vec(),
             children: body.child.unwrap_or_default().into_vec(),
@@ -110,15 +110,15 @@ impl TagPages {
 
 /// Parses a page and describes the result, for fuzzing.
 #[cfg(test)]
-pub(super) fn shape(bytes: &[u8]) -> String {
-    match serde_json::from_slice::<Body>(bytes) {
-        Ok(body) => format!("{} {:?} {:?} {:?}", body.is_one(), body.tags, body.child, body.manifest),
+pub(super) fn fuzz_parse(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<TagListBody>(bytes) {
+        Ok(body) => format!("{} {:?} {:?} {:?}", body.is_listing(), body.tags, body.child, body.manifest),
         Err(error) => format!("{:?}", error.classify()),
     }
 }
 
-impl Page for Body {
-    fn is_one(&self) -> bool {
+impl ListPage for TagListBody {
+    fn is_listing(&self) -> bool {
         self.tags.is_some() || self.child.is_some() || self.manifest.is_some()
     }
 

@@ -9,74 +9,74 @@ use reqwest::Body;
 use tracing::Instrument as _;
 use url::Url;
 
-pub(crate) use super::answer::Answer;
+use super::aimd::OperationKind;
 use super::auth::Authorization;
-use super::context::Counted;
+use super::context::RequestKind;
 use super::failure::{says_expired, transport_error};
-use super::pace::{Errand, UnderWay};
-use super::sending::{self, Sent};
-use super::window::Action;
-use super::{Repository, hop};
-use crate::error::{Class, Error, Result};
+pub(crate) use super::response::Response;
+use super::send_progress::{self, SendProgress};
+use super::throttling::{RequestClass, RequestPermits};
+use super::{Repository, ssrf};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{self, Event};
 use crate::image::RepositoryName;
-use crate::retry::{self, Retry};
+use crate::retry::{self, RetryState};
 
 /// More redirects than this are a loop.
 pub(super) const MAX_REDIRECTS: usize = 10;
 
 /// Body of a request.
-pub(crate) enum Payload {
-    Nothing,
+pub(crate) enum RequestBody {
+    Empty,
     Bytes(Bytes),
     /// Can be sent once only, and reports its progress.
-    Stream(Body, Progress),
+    Stream(Body, ProgressFn),
 }
 
 /// Returns the progress of a body.
-pub(crate) type Progress = Box<dyn Fn() -> Sent + Send + Sync>;
+pub(crate) type ProgressFn = Box<dyn Fn() -> SendProgress + Send + Sync>;
 
-impl std::fmt::Debug for Payload {
+impl std::fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Payload::Nothing => f.write_str("Nothing"),
-            Payload::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
-            Payload::Stream(..) => f.write_str("Stream"),
+            RequestBody::Empty => f.write_str("Nothing"),
+            RequestBody::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            RequestBody::Stream(..) => f.write_str("Stream"),
         }
     }
 }
 
 /// A request to send.
 #[derive(Debug)]
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct RequestSpec<'a> {
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
-    pub payload: Payload,
+    pub body: RequestBody,
     /// Repository to mount from, which needs access of its own.
-    pub from: Option<&'a RepositoryName>,
+    pub mount_from: Option<&'a RepositoryName>,
     /// Network of the host that named the URL, if not the registry itself.
-    pub named_in: Option<hop::Reach>,
-    pub counted: Counted,
+    pub named_by_scope: Option<ssrf::NetworkScope>,
+    pub kind: RequestKind,
     /// The operation, for errors.
-    pub tried: &'a str,
+    pub operation: &'a str,
 }
 
-impl<'a> Outgoing<'a> {
-    pub(crate) fn new(method: Method, url: Url, tried: &'a str) -> Outgoing<'a> {
-        Outgoing {
+impl<'a> RequestSpec<'a> {
+    pub(crate) fn new(method: Method, url: Url, operation: &'a str) -> RequestSpec<'a> {
+        RequestSpec {
             method,
             url,
             headers: HeaderMap::new(),
-            payload: Payload::Nothing,
-            from: None,
-            named_in: None,
-            counted: Counted::Request,
-            tried,
+            body: RequestBody::Empty,
+            mount_from: None,
+            named_by_scope: None,
+            kind: RequestKind::Request,
+            operation,
         }
     }
 
-    pub(crate) fn header(mut self, name: header::HeaderName, value: &str) -> Outgoing<'a> {
+    pub(crate) fn header(mut self, name: header::HeaderName, value: &str) -> RequestSpec<'a> {
         // Values come from validated types; an invalid header value is skipped.
         if let Ok(value) = HeaderValue::from_str(value) {
             self.headers.append(name, value);
@@ -84,18 +84,18 @@ impl<'a> Outgoing<'a> {
         self
     }
 
-    pub(crate) fn payload(mut self, payload: Payload) -> Outgoing<'a> {
-        self.payload = payload;
+    pub(crate) fn body(mut self, payload: RequestBody) -> RequestSpec<'a> {
+        self.body = payload;
         self
     }
 
-    pub(crate) fn named_in(mut self, reach: hop::Reach) -> Outgoing<'a> {
-        self.named_in = Some(reach);
+    pub(crate) fn named_by_scope(mut self, reach: ssrf::NetworkScope) -> RequestSpec<'a> {
+        self.named_by_scope = Some(reach);
         self
     }
 
-    pub(crate) fn counted(mut self, counted: Counted) -> Outgoing<'a> {
-        self.counted = counted;
+    pub(crate) fn kind(mut self, counted: RequestKind) -> RequestSpec<'a> {
+        self.kind = counted;
         self
     }
 }
@@ -103,30 +103,30 @@ impl<'a> Outgoing<'a> {
 impl Repository {
     /// Sends a request once, apart from a renewed token and redirects (of GET and HEAD). Returns at once on
     /// cancellation, whether it waits for DNS, a token fetched by another request, or the registry.
-    pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
-        let tried = outgoing.tried;
-        self.or_cancelled(Box::pin(self.send_once(outgoing)), tried).await
+    pub(crate) async fn send(&self, outgoing: RequestSpec<'_>) -> Result<Response> {
+        let operation = outgoing.operation;
+        self.or_cancelled(Box::pin(self.send_authorized(outgoing)), operation).await
     }
 
-    async fn or_cancelled<T>(&self, work: BoxFuture<'_, Result<T>>, tried: &str) -> Result<T> {
+    async fn or_cancelled<T>(&self, work: BoxFuture<'_, Result<T>>, operation: &str) -> Result<T> {
         tokio::select! {
             biased;
-            () = self.context.cancel.cancelled() => Err(Error::cancelled(tried)),
+            () = self.context.cancel.cancelled() => Err(Error::cancelled(operation)),
             done = work => done,
         }
     }
 
-    async fn send_once(&self, outgoing: Outgoing<'_>) -> Result<Answer> {
-        let Outgoing { method, url, headers, payload, from, named_in, counted, tried } = outgoing;
-        let errand = self.errand(&method, &url, &headers);
-        let scope = self.scope(from, errand.login);
-        let is_home = hop::same_origin(&url, &self.registry.base);
-        let http = self.http_for(&url, named_in);
+    async fn send_authorized(&self, outgoing: RequestSpec<'_>) -> Result<Response> {
+        let RequestSpec { method, url, headers, body, mount_from, named_by_scope, kind, operation } = outgoing;
+        let class = self.classify_request(&method, &url, &headers);
+        let scope = self.scope(mount_from, class.credential_index);
+        let is_home = ssrf::same_origin(&url, &self.registry.base);
+        let http = self.http_client_for(&url, named_by_scope);
         let mut authorization = match is_home {
-            true => self.authorization(&scope).await?,
+            true => self.get_authorization(&scope).await?,
             false => None,
         };
-        let mut payload = payload;
+        let mut body = body;
         let mut renewed = false;
         loop {
             let mut with_login = headers.clone();
@@ -137,47 +137,49 @@ impl Repository {
             let doubtful = self.uses_tokens()
                 && authorization
                     .as_ref()
-                    .is_some_and(|used| used.since.elapsed() > self.client.0.settings.doubtful_age);
-            let once = matches!(payload, Payload::Stream(..));
-            let carried = match &payload {
-                Payload::Bytes(bytes) => Payload::Bytes(bytes.clone()),
-                Payload::Nothing | Payload::Stream(..) => std::mem::replace(&mut payload, Payload::Nothing),
+                    .is_some_and(|used| used.since.elapsed() > self.client.0.settings.suspect_token_age);
+            let once = matches!(body, RequestBody::Stream(..));
+            let carried = match &body {
+                RequestBody::Bytes(bytes) => RequestBody::Bytes(bytes.clone()),
+                RequestBody::Empty | RequestBody::Stream(..) => std::mem::replace(&mut body, RequestBody::Empty),
             };
-            let mut under_way = match is_home {
-                true => self.begin(errand, tried).await?,
-                false => UnderWay::default(),
+            let mut permits = match is_home {
+                true => self.acquire_permits(class, operation).await?,
+                false => RequestPermits::default(),
             };
-            self.paced(errand, tried).await?;
-            self.tally.count(counted);
-            let sent = self.exchange(&http, method.clone(), url.clone(), with_login, carried, tried).await;
-            let sent = sent.inspect_err(|error| self.heed_failure(errand, &under_way, error))?;
-            let sent = Answer { errand, ..sent };
+            self.await_rate(class, operation).await?;
+            self.counters.count(kind);
+            let sent = self.send_once(&http, method.clone(), url.clone(), with_login, carried, operation).await;
+            let sent = sent.inspect_err(|error| self.observe_timeout(class, &permits, error))?;
+            let sent = Response { class, ..sent };
             let status = sent.status();
             if is_home {
-                self.heed(errand, &under_way, status, sent.headers()).await;
+                self.observe_response(class, &permits, status, sent.headers()).await;
             }
             if is_home && !renewed {
                 if status.is_client_error() {
                     // The token may have to be fetched first, which needs a permit itself.
-                    under_way = UnderWay::default();
+                    permits = RequestPermits::default();
                 }
                 let fresh = match status {
-                    StatusCode::UNAUTHORIZED => self.challenged(sent.headers(), &scope, authorization.as_ref()).await?,
+                    StatusCode::UNAUTHORIZED => {
+                        self.answer_challenge(sent.headers(), &scope, authorization.as_ref()).await?
+                    }
                     // Some registries answer so to an expired token. Only a second attempt can tell; a request that
                     // cannot be repeated fails with the registry's own message.
                     StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN if doubtful => {
                         if let Some(used) = &authorization {
-                            self.forget(&scope, used).await;
+                            self.forget_token(&scope, used).await;
                         }
-                        if once { None } else { self.authorization(&scope).await? }
+                        if once { None } else { self.get_authorization(&scope).await? }
                     }
                     _ => None,
                 };
                 if let Some(fresh) = fresh {
                     if once {
                         return Err(Error::new(
-                            Class::TokenExpired,
-                            tried,
+                            ErrorKind::TokenExpired,
+                            operation,
                             "the token ran out before the upload began",
                         ));
                     }
@@ -189,15 +191,15 @@ impl Repository {
             let with_credentials = authorization.as_ref().is_some_and(|used| used.with_credentials);
             let may_follow = matches!(method, Method::GET | Method::HEAD);
             if may_follow && matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-                let sent = Answer { with_credentials, ..sent };
-                return self.follow(sent, &method, &headers, authorization, tried).await;
+                let sent = Response { with_credentials, ..sent };
+                return self.follow_redirects(sent, &method, &headers, authorization, operation).await;
             }
             // Other requests release their permits with the response head.
-            let seats = match method == Method::GET && !self.registry.is_both_ends() {
-                true => under_way.into_seats(),
+            let permits = match method == Method::GET && !self.registry.is_source_and_target() {
+                true => permits.into_permits(),
                 false => Default::default(),
             };
-            return Ok(Answer { with_credentials, _seats: seats, ..sent });
+            return Ok(Response { with_credentials, _permits: permits, ..sent });
         }
     }
 
@@ -205,170 +207,184 @@ impl Repository {
     /// redirects of GET and HEAD.
     pub(crate) async fn send_as(
         &self,
-        outgoing: Outgoing<'_>,
-        who: usize,
+        outgoing: RequestSpec<'_>,
+        credential_index: usize,
         login: Option<Authorization>,
-    ) -> Result<Answer> {
-        let tried = outgoing.tried;
-        self.or_cancelled(Box::pin(self.send_as_once(outgoing, who, login)), tried).await
+    ) -> Result<Response> {
+        let operation = outgoing.operation;
+        self.or_cancelled(Box::pin(self.send_as_once(outgoing, credential_index, login)), operation).await
     }
 
-    async fn send_as_once(&self, outgoing: Outgoing<'_>, who: usize, login: Option<Authorization>) -> Result<Answer> {
-        let Outgoing { method, url, headers, payload, counted, tried, .. } = outgoing;
-        let is_home = hop::same_origin(&url, &self.registry.base);
+    async fn send_as_once(
+        &self,
+        outgoing: RequestSpec<'_>,
+        credential_index: usize,
+        login: Option<Authorization>,
+    ) -> Result<Response> {
+        let RequestSpec { method, url, headers, body, kind, operation, .. } = outgoing;
+        let is_home = ssrf::same_origin(&url, &self.registry.base);
         let mut with_login = headers.clone();
         if let Some(login) = login.as_ref().filter(|_| is_home) {
             with_login.insert(header::AUTHORIZATION, login.header.clone());
         }
-        let http = self.http_for(&url, None);
-        let errand = Errand::aside(who);
-        let under_way = match is_home {
-            true => self.begin(errand, tried).await?,
-            false => UnderWay::default(),
+        let http = self.http_client_for(&url, None);
+        let class = RequestClass::auxiliary(credential_index);
+        let permits = match is_home {
+            true => self.acquire_permits(class, operation).await?,
+            false => RequestPermits::default(),
         };
-        self.paced(errand, tried).await?;
-        self.tally.count(counted);
-        let sent = self.exchange(&http, method.clone(), url, with_login, payload, tried).await;
-        let sent = sent.inspect_err(|error| self.heed_failure(errand, &under_way, error))?;
+        self.await_rate(class, operation).await?;
+        self.counters.count(kind);
+        let sent = self.send_once(&http, method.clone(), url, with_login, body, operation).await;
+        let sent = sent.inspect_err(|error| self.observe_timeout(class, &permits, error))?;
         if is_home {
-            self.heed(errand, &under_way, sent.status(), sent.headers()).await;
+            self.observe_response(class, &permits, sent.status(), sent.headers()).await;
         }
         let with_credentials = login.is_some();
-        let sent = Answer { with_credentials, errand, _seats: under_way.into_seats(), ..sent };
+        let sent = Response { with_credentials, class, _permits: permits.into_permits(), ..sent };
         match matches!(method, Method::GET | Method::HEAD) {
-            true => self.follow(sent, &method, &headers, login, tried).await,
+            true => self.follow_redirects(sent, &method, &headers, login, operation).await,
             false => Ok(sent),
         }
     }
 
-    async fn follow(
+    async fn follow_redirects(
         &self,
-        first: Answer,
+        first: Response,
         method: &Method,
         headers: &HeaderMap,
         authorization: Option<Authorization>,
-        tried: &str,
-    ) -> Result<Answer> {
-        let mut answer = first;
+        operation: &str,
+    ) -> Result<Response> {
+        let mut response = first;
         for _ in 0..MAX_REDIRECTS {
-            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(answer);
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
             }
-            let (next, named_in) = self.location(&answer, "redirect", tried)?;
+            let (next, named_by_scope) = self.resolve_location(&response, "redirect", operation)?;
             let mut headers = headers.clone();
-            if hop::same_origin(&next, &self.registry.base)
+            if ssrf::same_origin(&next, &self.registry.base)
                 && let Some(authorization) = &authorization
             {
                 headers.insert(header::AUTHORIZATION, authorization.header.clone());
             }
-            let http = self.http_for(&next, Some(named_in));
-            let errand = answer.errand;
-            if hop::same_origin(&next, &self.registry.base) {
-                self.paced(errand, tried).await?;
+            let http = self.http_client_for(&next, Some(named_by_scope));
+            let class = response.class;
+            if ssrf::same_origin(&next, &self.registry.base) {
+                self.await_rate(class, operation).await?;
             }
-            self.tally.count(Counted::Redirect);
-            let (with_credentials, was_outside) = (answer.with_credentials, answer.is_from_outside);
-            let next = self.exchange(&http, method.clone(), next, headers, Payload::Nothing, tried).await?;
-            let is_from_outside = next.is_from_outside && was_outside;
-            answer = Answer { with_credentials, errand, is_from_outside, ..next };
+            self.counters.count(RequestKind::Redirect);
+            let (with_credentials, was_outside) = (response.with_credentials, response.is_publicly_routed);
+            let next = self.send_once(&http, method.clone(), next, headers, RequestBody::Empty, operation).await?;
+            let is_from_outside = next.is_publicly_routed && was_outside;
+            response = Response { with_credentials, class, is_publicly_routed: is_from_outside, ..next };
         }
-        Err(Error::new(Class::BadAnswer, tried, format!("it redirected more than {MAX_REDIRECTS} times")))
+        Err(Error::new(ErrorKind::InvalidResponse, operation, format!("it redirected more than {MAX_REDIRECTS} times")))
     }
 
     /// Returns the validated URL in a response's `Location`, and the network of the host that named it.
-    pub(crate) fn location(&self, answer: &Answer, what: &str, tried: &str) -> Result<(Url, hop::Reach)> {
-        let written = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    pub(crate) fn resolve_location(
+        &self,
+        response: &Response,
+        what: &str,
+        operation: &str,
+    ) -> Result<(Url, ssrf::NetworkScope)> {
+        let written = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
         let Some(written) = written else {
             return Err(Error::new(
-                Class::BadAnswer,
-                tried,
-                format!("the answer ({}) has no Location", answer.status()),
+                ErrorKind::InvalidResponse,
+                operation,
+                format!("the answer ({}) has no Location", response.status()),
             ));
         };
-        let next = answer
-            .url
-            .join(written)
-            .map_err(|error| Error::new(Class::BadAnswer, tried, "the answer's Location is no URL").because(error))?;
-        let named_in = self.reach().min(answer.reach);
-        Ok((hop::check(&answer.url, next, named_in, self.registry.settings.allowed(), what)?, named_in))
+        let next = response.url.join(written).map_err(|error| {
+            Error::new(ErrorKind::InvalidResponse, operation, "the answer's Location is no URL").with_source(error)
+        })?;
+        let named_by_scope = self.network_scope().min(response.network_scope);
+        Ok((
+            ssrf::validate_url(&response.url, next, named_by_scope, self.registry.settings.allowed(), what)?,
+            named_by_scope,
+        ))
     }
 
     /// Returns the network that the registry itself is in.
-    pub(crate) fn reach(&self) -> hop::Reach {
-        self.registry.reach()
+    pub(crate) fn network_scope(&self) -> ssrf::NetworkScope {
+        self.registry.network_scope()
     }
 
     /// Returns the HTTP client for a URL: one limited to public addresses if a public host named another host.
-    /// `named_in` is the network of the host that named the URL, if not the registry itself.
-    pub(crate) fn http_for(&self, url: &Url, named_in: Option<hop::Reach>) -> reqwest::Client {
-        if hop::same_origin(url, &self.registry.base) {
+    /// `named_by_scope` is the network of the host that named the URL, if not the registry itself.
+    pub(crate) fn http_client_for(&self, url: &Url, named_by_scope: Option<ssrf::NetworkScope>) -> reqwest::Client {
+        if ssrf::same_origin(url, &self.registry.base) {
             return self.registry.http.clone();
         }
-        let named_in = named_in.map_or(self.reach(), |named_in| named_in.min(self.reach()));
-        match !self.registry.settings.allow_private && named_in == hop::Reach::Public {
+        let named_by_scope = named_by_scope.map_or(self.network_scope(), |named_in| named_in.min(self.network_scope()));
+        match !self.registry.settings.allow_private && named_by_scope == ssrf::NetworkScope::Public {
             true => self.registry.http_public_only.clone(),
-            false => self.registry.http_elsewhere.clone(),
+            false => self.registry.http_redirect.clone(),
         }
     }
 
     /// Sends one request. The response head must arrive within the stall timeout; for a slow request body, within that
     /// time after the last byte, while bytes must flow at a minimum rate before.
-    pub(crate) async fn exchange(
+    pub(crate) async fn send_once(
         &self,
         http: &reqwest::Client,
         method: Method,
         url: Url,
         headers: HeaderMap,
-        carried: Payload,
-        tried: &str,
-    ) -> Result<Answer> {
-        let way = self.registry.way(&url).map_err(|error| error.at(&self.registry.name))?;
-        let (began, stall, errand) = (Instant::now(), self.stall(), self.purpose(&method, &url));
+        carried: RequestBody,
+        operation: &str,
+    ) -> Result<Response> {
+        let way = self.registry.request_target(&url).map_err(|error| error.with_registry(&self.registry.name))?;
+        let (began, stall, purpose) = (Instant::now(), self.stall_timeout(), self.request_purpose(&method, &url));
         let mut headers = headers;
-        let (body, progress): (_, Option<Progress>) = match carried {
-            Payload::Nothing => (None, None),
-            Payload::Bytes(bytes) if bytes.len() <= sending::WATCHED_BODY => (Some(Body::from(bytes)), None),
-            Payload::Bytes(bytes) => {
+        let (body, progress): (_, Option<ProgressFn>) = match carried {
+            RequestBody::Empty => (None, None),
+            RequestBody::Bytes(bytes) if bytes.len() <= send_progress::MAX_UNWATCHED_BODY_BYTES => {
+                (Some(Body::from(bytes)), None)
+            }
+            RequestBody::Bytes(bytes) => {
                 headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-                let (body, progress) = sending::watched(bytes);
+                let (body, progress) = send_progress::watch_body(bytes);
                 (Some(body), Some(Box::new(progress)))
             }
-            Payload::Stream(body, progress) => (Some(body), Some(progress)),
+            RequestBody::Stream(body, progress) => (Some(body), Some(progress)),
         };
         let late = async {
             match progress {
-                Some(progress) => sending::too_slow(stall, progress).await,
+                Some(progress) => send_progress::wait_until_stalled(stall, progress).await,
                 None => {
                     tokio::time::sleep(stall).await;
-                    format!("no answer within {}", retry::seconds(stall))
+                    format!("no answer within {}", retry::format_duration(stall))
                 }
             }
         };
         tokio::select! {
-            result = self.exchange_at_leisure(http, method, url, headers, body, tried) => result,
+            result = self.send_once_without_deadline(http, method, url, headers, body, operation) => result,
             detail = late => {
-                self.answered(errand, None, began.elapsed());
-                Err(Error::new(Class::TimedOut, way.tried(tried), detail).at(&self.registry.name))
+                self.emit_answered(purpose, None, began.elapsed());
+                Err(Error::new(ErrorKind::TimedOut, way.with_origin(operation), detail).with_registry(&self.registry.name))
             }
         }
     }
 
-    async fn exchange_at_leisure(
+    async fn send_once_without_deadline(
         &self,
         http: &reqwest::Client,
         method: Method,
         url: Url,
         headers: HeaderMap,
         body: Option<Body>,
-        tried: &str,
-    ) -> Result<Answer> {
+        operation: &str,
+    ) -> Result<Response> {
         let began = Instant::now();
-        let errand = self.purpose(&method, &url);
-        let way = self.registry.way(&url).map_err(|error| error.at(&self.registry.name))?;
+        let purpose = self.request_purpose(&method, &url);
+        let way = self.registry.request_target(&url).map_err(|error| error.with_registry(&self.registry.name))?;
         let span = tracing::debug_span!(
-            "request", registry = %self.registry.name, %method, purpose = errand.as_str(), status = tracing::field::Empty
+            "request", registry = %self.registry.name, %method, purpose = purpose.as_str(), status = tracing::field::Empty
         );
-        hop::refuse_metadata(&url, self.registry.settings.allowed(), tried)?;
+        ssrf::refuse_metadata(&url, self.registry.settings.allowed(), operation)?;
         let mut request = http.request(method.clone(), url.clone()).headers(headers);
         // hyper omits the length of an empty body, which some servers answer with 411 (RFC 9110, 8.6).
         let is_empty = body.as_ref().is_none_or(|body| body.as_bytes().is_some_and(<[u8]>::is_empty));
@@ -380,30 +396,31 @@ impl Repository {
         }
         let response = tokio::select! {
             biased;
-            () = self.context.cancel.cancelled() => return Err(Error::cancelled(tried)),
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(operation)),
             response = request.send().instrument(span.clone()) => response,
         };
         let status = response.as_ref().ok().map(|response| response.status().as_u16());
         span.record("status", status);
-        self.answered(errand, status, began.elapsed());
-        let response = response.map_err(|error| transport_error(error, tried, &way).at(&self.registry.name))?;
-        let reach = self.registry.reach_of(&url, response.remote_addr());
-        let is_from_outside = reach == hop::Reach::Public && !self.registry.is_proxied(&url);
-        let answer = Answer::new(response, url, way, began, self.stall(), self.context.cancel.clone());
-        Ok(Answer { reach, is_from_outside, ..answer })
+        self.emit_answered(purpose, status, began.elapsed());
+        let response =
+            response.map_err(|error| transport_error(error, operation, &way).with_registry(&self.registry.name))?;
+        let reach = self.registry.record_peer_scope(&url, response.remote_addr());
+        let is_from_outside = reach == ssrf::NetworkScope::Public && !self.registry.is_proxied(&url);
+        let response = Response::new(response, url, way, began, self.stall_timeout(), self.context.cancel.clone());
+        Ok(Response { network_scope: reach, is_publicly_routed: is_from_outside, ..response })
     }
 
     /// Returns the purpose of a request, for metrics.
-    fn purpose(&self, method: &Method, url: &Url) -> event::Errand {
-        match hop::same_origin(url, &self.registry.base) {
-            true => Action::of(method, url).into(),
-            false => event::Errand::Elsewhere,
+    fn request_purpose(&self, method: &Method, url: &Url) -> event::RequestPurpose {
+        match ssrf::same_origin(url, &self.registry.base) {
+            true => OperationKind::from_request(method, url).into(),
+            false => event::RequestPurpose::OtherHost,
         }
     }
 
-    fn answered(&self, errand: event::Errand, status: Option<u16>, took: Duration) {
+    fn emit_answered(&self, purpose: event::RequestPurpose, status: Option<u16>, took: Duration) {
         let registry = self.registry.name.clone();
-        self.context.events.emit(Event::Answered { registry, errand, status, took });
+        self.context.events.emit(Event::RequestCompleted { registry, purpose, status, duration: took });
     }
 
     /// Retries an operation until it succeeds, fails permanently, or the attempts are used up.
@@ -411,30 +428,30 @@ impl Repository {
     where
         F: Future<Output = Result<T>>,
     {
-        self.with_retry(self.retry(), once).await
+        self.with_retry_state(self.new_retry(), once).await
     }
 
     /// The same, with given retry state.
-    pub(crate) async fn with_retry<T, F>(&self, mut retry: Retry, mut once: impl FnMut() -> F) -> Result<T>
+    pub(crate) async fn with_retry_state<T, F>(&self, mut retry: RetryState, mut once: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         loop {
             match once().await {
                 Ok(value) => return Ok(value),
-                Err(error) => self.pause(&mut retry, error).await?,
+                Err(error) => self.wait_before_retry(&mut retry, error).await?,
             }
         }
     }
 
     /// Waits before the next attempt, emitting an event, or returns the error if there is none.
-    pub async fn pause(&self, retry: &mut Retry, error: Error) -> Result<()> {
+    pub async fn wait_before_retry(&self, retry: &mut RetryState, error: Error) -> Result<()> {
         retry
-            .pause(error, &self.context.cancel, |error, attempt, wait| {
-                self.tally.retried();
+            .wait_before_retry(error, &self.context.cancel, |error, attempt, wait| {
+                self.counters.record_retry();
                 self.context.events.emit(Event::Retrying {
                     error: error.to_string(),
-                    class: error.class(),
+                    kind: error.kind(),
                     registry: error.registry().cloned(),
                     attempt,
                     wait,
@@ -444,32 +461,33 @@ impl Repository {
     }
 
     /// Returns the error of an unexpected response, with a hint.
-    pub(crate) async fn refusal(&self, answer: Answer, tried: &str) -> Error {
-        let (with_credentials, began, errand) = (answer.with_credentials, answer.began, answer.errand);
-        let (is_elsewhere, host) = (answer.way.is_elsewhere, answer.way.host.clone());
-        let error = answer.into_error(tried).await.at(&self.registry.name);
-        let error = self.mind(errand, error).await;
-        match error.class() {
+    pub(crate) async fn error_from_response(&self, response: Response, operation: &str) -> Error {
+        let (with_credentials, began, class) = (response.with_credentials, response.began, response.class);
+        let (is_elsewhere, host) = (response.target.is_other_origin, response.target.origin.clone());
+        let error = response.into_error(operation).await.with_registry(&self.registry.name);
+        let error = self.observe_error(class, error).await;
+        match error.kind() {
             // Some registries report an expired token by message and not by a challenge: a renewed token may help.
-            Class::Denied | Class::Refused
-                if says_expired(error.detail()) && Box::pin(self.renew(errand.login, began)).await =>
+            ErrorKind::Denied | ErrorKind::Refused
+                if says_expired(error.message())
+                    && Box::pin(self.forget_credentials(class.credential_index, began)).await =>
             {
                 let hint = self.login_hint(true);
-                error.as_class(Class::TokenExpired).hint(hint)
+                error.with_kind(ErrorKind::TokenExpired).with_hint(hint)
             }
             // From the proxy; the error already has a hint.
-            Class::Denied if error.status() == Some(407) => error,
-            Class::Denied if is_elsewhere => error.hint(format!(
+            ErrorKind::Denied if error.status() == Some(407) => error,
+            ErrorKind::Denied if is_elsewhere => error.with_hint(format!(
                 "it is {host} that refuses: {} sent us there, and no login goes along",
                 self.registry.name
             )),
-            Class::Denied => {
+            ErrorKind::Denied => {
                 let hint = self.login_hint(with_credentials);
-                error.hint(hint)
+                error.with_hint(hint)
             }
-            Class::RateLimited if !with_credentials => {
+            ErrorKind::RateLimited if !with_credentials => {
                 let hint = format!("logging in to {} usually allows more", self.registry.name);
-                error.hint(hint)
+                error.with_hint(hint)
             }
             _ => error,
         }

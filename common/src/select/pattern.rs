@@ -12,11 +12,11 @@ use regex::{Regex, RegexBuilder};
 #[derive(Clone, Debug)]
 pub struct TagPattern {
     text: String,
-    matcher: Matcher,
+    matcher: TagMatcher,
 }
 
 #[derive(Clone, Debug)]
-enum Matcher {
+enum TagMatcher {
     Literal,
     Glob(GlobMatcher),
     Regex(Regex),
@@ -24,7 +24,7 @@ enum Matcher {
 
 /// Error of parsing a [`TagPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PatternError {
+pub enum TagPatternError {
     /// Empty text.
     #[error("a pattern must not be empty")]
     Empty,
@@ -48,7 +48,7 @@ pub enum PatternError {
     #[error(
         "`{0}` matches no tag: a tag has only letters, digits, `.`, `_` and `-` (regular expressions are written /…/)"
     )]
-    Never(String),
+    MatchesNothing(String),
     /// A glob with `+`, SemVer's separator of build metadata.
     #[error("`{pattern}` matches no tag: tags cannot contain `+`; Helm writes {}", .pattern.replace('+', "_"))]
     Plus {
@@ -61,15 +61,15 @@ impl TagPattern {
     /// Whether the whole tag matches.
     pub fn matches(&self, tag: &str) -> bool {
         match &self.matcher {
-            Matcher::Literal => self.text == tag,
-            Matcher::Glob(glob) => glob.is_match(tag),
-            Matcher::Regex(regex) => regex.is_match(tag),
+            TagMatcher::Literal => self.text == tag,
+            TagMatcher::Glob(glob) => glob.is_match(tag),
+            TagMatcher::Regex(regex) => regex.is_match(tag),
         }
     }
 
     /// Returns the tag, if the pattern is a literal.
     pub fn literal(&self) -> Option<&str> {
-        matches!(self.matcher, Matcher::Literal).then_some(&self.text)
+        matches!(self.matcher, TagMatcher::Literal).then_some(&self.text)
     }
 
     /// Whether the pattern certainly matches all tags.
@@ -89,32 +89,33 @@ impl TagPattern {
 }
 
 impl FromStr for TagPattern {
-    type Err = PatternError;
+    type Err = TagPatternError;
 
-    fn from_str(text: &str) -> Result<Self, PatternError> {
+    fn from_str(text: &str) -> Result<Self, TagPatternError> {
         let matcher = if let Some(regex) = text.strip_prefix('/').and_then(|text| text.strip_suffix('/')) {
             let regex = RegexBuilder::new(&format!("^(?:{regex})$"))
                 .size_limit(1 << 20)
                 .build()
                 // The compiler's message points a caret at a text that differs from the one written.
-                .map_err(|error| PatternError::Regex {
+                .map_err(|error| TagPatternError::Regex {
                     pattern: text.to_owned(),
                     reason: last_line(&error.to_string()),
                 })?;
-            Matcher::Regex(regex)
+            TagMatcher::Regex(regex)
         } else if text.is_empty() {
-            return Err(PatternError::Empty);
+            return Err(TagPatternError::Empty);
         } else if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
-            Matcher::Literal
+            TagMatcher::Literal
         } else if text.contains('+') {
-            return Err(PatternError::Plus { pattern: text.to_owned() });
+            return Err(TagPatternError::Plus { pattern: text.to_owned() });
         } else if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"._-*?[]{},!^\\".contains(c)) {
-            return Err(PatternError::Never(text.to_owned()));
+            return Err(TagPatternError::MatchesNothing(text.to_owned()));
         } else {
-            let glob = GlobBuilder::new(text)
-                .build()
-                .map_err(|error| PatternError::Glob { pattern: text.to_owned(), reason: error.kind().to_string() })?;
-            Matcher::Glob(glob.compile_matcher())
+            let glob = GlobBuilder::new(text).build().map_err(|error| TagPatternError::Glob {
+                pattern: text.to_owned(),
+                reason: error.kind().to_string(),
+            })?;
+            TagMatcher::Glob(glob.compile_matcher())
         };
         Ok(Self { text: text.to_owned(), matcher })
     }

@@ -13,19 +13,19 @@ use std::fmt;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::str::FromStr;
 
-use super::version::{Core, Kind, Parts, Stage, Version};
+use super::version::{ReleaseStage, Version, VersionCore, VersionKind, VersionParts};
 use crate::canonical::Canonical;
 
 /// A set of versions, parsed by [`FromStr`].
 #[derive(Clone, Debug)]
 pub struct VersionRange {
     text: String,
-    intervals: Vec<Interval>,
+    intervals: Vec<VersionInterval>,
 }
 
 /// Error of parsing a [`VersionRange`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RangeError {
+pub enum VersionRangeError {
     /// An empty range, or nothing between two `||`.
     #[error("a version range must not be empty")]
     Empty,
@@ -50,10 +50,10 @@ pub enum RangeError {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Interval {
-    kind: Kind,
-    lower: Bound<Core>,
-    upper: Bound<Core>,
+struct VersionInterval {
+    kind: VersionKind,
+    lower: Bound<VersionCore>,
+    upper: Bound<VersionCore>,
 }
 
 impl VersionRange {
@@ -64,7 +64,7 @@ impl VersionRange {
 
     /// Returns the meaning of the range, independent of its text: the set of its alternatives.
     pub(crate) fn canonical(&self) -> Vec<Canonical> {
-        self.intervals.iter().map(Interval::canonical).collect()
+        self.intervals.iter().map(VersionInterval::canonical).collect()
     }
 
     /// Returns the range as written.
@@ -86,27 +86,27 @@ impl fmt::Display for VersionRange {
 }
 
 impl FromStr for VersionRange {
-    type Err = RangeError;
+    type Err = VersionRangeError;
 
-    fn from_str(text: &str) -> Result<Self, RangeError> {
+    fn from_str(text: &str) -> Result<Self, VersionRangeError> {
         let text = text.trim();
-        let intervals = text.split("||").map(conjunction).collect::<Result<_, _>>()?;
+        let intervals = text.split("||").map(parse_conjunction).collect::<Result<_, _>>()?;
         Ok(Self { text: text.to_owned(), intervals })
     }
 }
 
-impl Interval {
+impl VersionInterval {
     fn canonical(&self) -> Canonical {
-        let bound = |canonical: Canonical, number: u8, bound: &Bound<Core>| match bound {
+        let bound = |canonical: Canonical, number: u8, bound: &Bound<VersionCore>| match bound {
             Unbounded => canonical,
             Included(core) => canonical.field(number, core.canonical()),
             Excluded(core) => canonical.field(number + 1, core.canonical()),
         };
-        let kind = Canonical::default().flag(1, self.kind == Kind::Date);
+        let kind = Canonical::default().flag(1, self.kind == VersionKind::Date);
         bound(bound(kind, 2, &self.lower), 4, &self.upper)
     }
 
-    fn contains(&self, core: &Core) -> bool {
+    fn contains(&self, core: &VersionCore) -> bool {
         if core.kind != self.kind {
             return false;
         }
@@ -123,8 +123,9 @@ impl Interval {
             }
     }
 
-    fn and(self, other: Self) -> Self {
-        let (lower, upper) = (tighter(self.lower, other.lower, true), tighter(self.upper, other.upper, false));
+    fn intersect(self, other: Self) -> Self {
+        let (lower, upper) =
+            (tighter_bound(self.lower, other.lower, true), tighter_bound(self.upper, other.upper, false));
         Self { kind: self.kind, lower, upper }
     }
 
@@ -138,7 +139,7 @@ impl Interval {
 }
 
 /// Returns the more restrictive bound.
-fn tighter(a: Bound<Core>, b: Bound<Core>, lower: bool) -> Bound<Core> {
+fn tighter_bound(a: Bound<VersionCore>, b: Bound<VersionCore>, lower: bool) -> Bound<VersionCore> {
     let (Included(x) | Excluded(x)) = &a else {
         return b;
     };
@@ -152,37 +153,39 @@ fn tighter(a: Bound<Core>, b: Bound<Core>, lower: bool) -> Bound<Core> {
     if a_is_tighter { a } else { b }
 }
 
-fn conjunction(text: &str) -> Result<Interval, RangeError> {
-    let mut interval: Option<Interval> = None;
-    let mut rest = text.trim_matches(separator);
+fn parse_conjunction(text: &str) -> Result<VersionInterval, VersionRangeError> {
+    let mut interval: Option<VersionInterval> = None;
+    let mut rest = text.trim_matches(is_separator);
     while !rest.is_empty() {
         let operator_end = rest.find(|c| !"<>=^~".contains(c)).unwrap_or(rest.len());
         let (operator, after) = rest.split_at(operator_end);
         let after = after.trim_start();
-        let end = after.find(separator).unwrap_or(after.len());
-        let next = comparator(operator, &after[..end])?;
+        let end = after.find(is_separator).unwrap_or(after.len());
+        let next = parse_comparator(operator, &after[..end])?;
         interval = Some(match interval {
-            Some(interval) if interval.kind != next.kind => return Err(RangeError::Mixed(text.trim().to_owned())),
-            Some(interval) => interval.and(next),
+            Some(interval) if interval.kind != next.kind => {
+                return Err(VersionRangeError::Mixed(text.trim().to_owned()));
+            }
+            Some(interval) => interval.intersect(next),
             None => next,
         });
-        rest = after[end..].trim_start_matches(separator);
+        rest = after[end..].trim_start_matches(is_separator);
     }
-    let interval = interval.ok_or(RangeError::Empty)?;
+    let interval = interval.ok_or(VersionRangeError::Empty)?;
     if interval.is_empty() {
-        return Err(RangeError::Contradiction(text.trim().to_owned()));
+        return Err(VersionRangeError::Contradiction(text.trim().to_owned()));
     }
     Ok(interval)
 }
 
-fn separator(c: char) -> bool {
+fn is_separator(c: char) -> bool {
     c == ',' || c.is_whitespace()
 }
 
-fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
-    let unknown = || RangeError::NotAVersion(format!("{operator}{version}"));
+fn parse_comparator(operator: &str, version: &str) -> Result<VersionInterval, VersionRangeError> {
+    let unknown = || VersionRangeError::NotAVersion(format!("{operator}{version}"));
     if version.contains('+') {
-        return Err(RangeError::Plus { version: version.to_owned() });
+        return Err(VersionRangeError::Plus { version: version.to_owned() });
     }
     // `1.x`, `1.25.*`: the numbers before the wildcard, matched as a whole.
     let mut stem = version;
@@ -193,27 +196,27 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
     if matches!(stem, "x" | "X" | "*") {
         return match operator {
             "" | "=" | "==" | ">=" | "<=" | "^" | "~" => {
-                Ok(Interval { kind: Kind::Version, lower: Unbounded, upper: Unbounded })
+                Ok(VersionInterval { kind: VersionKind::Version, lower: Unbounded, upper: Unbounded })
             }
-            _ => Err(RangeError::Contradiction(format!("{operator}{version}"))),
+            _ => Err(VersionRangeError::Contradiction(format!("{operator}{version}"))),
         };
     }
-    let parts = Parts::parse(stem).ok_or_else(unknown)?;
-    if wild && parts.stage != Stage::Release {
+    let parts = VersionParts::parse(stem).ok_or_else(unknown)?;
+    if wild && parts.stage != ReleaseStage::Release {
         return Err(unknown());
     }
     // A date of three numbers covers its hours.
-    let full = if parts.kind == Kind::Date { 4 } else { 3 };
-    let whole = parts.stage == Stage::Release && (wild || parts.written < full);
+    let full = if parts.kind == VersionKind::Date { 4 } else { 3 };
+    let whole = parts.stage == ReleaseStage::Release && (wild || parts.written_numbers < full);
     let numbers = &parts.numbers;
-    let at = |stage: &Stage| Core::new(parts.kind, numbers.clone(), stage.clone());
+    let at = |stage: &ReleaseStage| VersionCore::new(parts.kind, numbers.clone(), stage.clone());
     // Returns the first version after all that begin with the first `kept` numbers.
     let after = |kept: usize| {
         let mut next = numbers[..kept].to_vec();
         if let Some(last) = next.last_mut() {
             *last = last.saturating_add(1);
         }
-        Excluded(Core::new(parts.kind, next, Stage::Lowest))
+        Excluded(VersionCore::new(parts.kind, next, ReleaseStage::Lowest))
     };
     let from = Included(at(&parts.stage));
     let (lower, upper) = match operator {
@@ -225,7 +228,7 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
             _ => return Err(unknown()),
         },
         ">" => (Excluded(at(&parts.stage)), Unbounded),
-        "<" if parts.stage == Stage::Release => (Unbounded, Excluded(at(&Stage::Lowest))),
+        "<" if parts.stage == ReleaseStage::Release => (Unbounded, Excluded(at(&ReleaseStage::Lowest))),
         "<" => (Unbounded, Excluded(at(&parts.stage))),
         "<=" if whole => (Unbounded, after(numbers.len())),
         "<=" => (Unbounded, from),
@@ -236,7 +239,7 @@ fn comparator(operator: &str, version: &str) -> Result<Interval, RangeError> {
         }
         _ => return Err(unknown()),
     };
-    Ok(Interval { kind: parts.kind, lower, upper })
+    Ok(VersionInterval { kind: parts.kind, lower, upper })
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@ use crate::image::{RegistryName, RepositoryName};
 pub struct RepositoryPattern {
     registry: RegistryName,
     prefix: String,
-    levels: Vec<Level>,
-    deep: bool,
+    segments: Vec<PatternSegment>,
+    recursive: bool,
     excluded: Vec<RepositoryPattern>,
 }
 
 #[derive(Clone, Debug)]
-struct Level {
+struct PatternSegment {
     text: String,
     glob: Option<GlobMatcher>,
 }
@@ -48,7 +48,7 @@ impl RepositoryPattern {
     }
 
     /// Returns the pattern without the repositories that these patterns of the same registry match.
-    pub fn without(self, excluded: Vec<RepositoryPattern>) -> Self {
+    pub fn excluding(self, excluded: Vec<RepositoryPattern>) -> Self {
         Self { excluded, ..self }
     }
 
@@ -58,7 +58,7 @@ impl RepositoryPattern {
     }
 
     /// Parses an excluded pattern: one of this pattern's registry, or without a registry.
-    pub fn read_excluded(&self, text: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
+    pub fn parse_exclusion(&self, text: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
         let (first, rest) = text.split_once('/').unwrap_or((text, ""));
         let names_registry = !rest.is_empty() && (first.contains(['.', ':', '[']) || first == "localhost");
         let pattern: RepositoryPattern = match names_registry {
@@ -66,73 +66,73 @@ impl RepositoryPattern {
             false => format!("{}/{text}", self.registry).parse()?,
         };
         if pattern.registry != self.registry {
-            return refuse(format!("`{text}` is of another registry than {self}"), None);
+            return pattern_error(format!("`{text}` is of another registry than {self}"), None);
         }
         if pattern.repository().is_some_and(|repository| !self.matches(repository.as_str())) {
-            return refuse(format!("`{text}` is not in {self}: there is nothing to exclude"), None);
+            return pattern_error(format!("`{text}` is not in {self}: there is nothing to exclude"), None);
         }
         Ok(pattern)
     }
 
     /// Returns the repository, if the pattern names exactly one.
     pub fn repository(&self) -> Option<RepositoryName> {
-        if self.deep || self.levels.iter().any(|level| level.glob.is_some()) {
+        if self.recursive || self.segments.iter().any(|level| level.glob.is_some()) {
             return None;
         }
         self.prefix.parse().ok()
     }
 
     /// Returns a shortest matching repository, with `a` for each star; `None` if it would be too long.
-    pub fn shortest(&self) -> Option<RepositoryName> {
-        let mut levels: Vec<String> = self.levels.iter().map(|level| level.text.replace('*', "a")).collect();
-        levels.extend(self.deep.then(|| "a".to_owned()));
+    pub fn shortest_match(&self) -> Option<RepositoryName> {
+        let mut levels: Vec<String> = self.segments.iter().map(|level| level.text.replace('*', "a")).collect();
+        levels.extend(self.recursive.then(|| "a".to_owned()));
         levels.join("/").parse().ok()
     }
 
     /// Whether a repository below this path, at any depth, can match: decides where to descend in a tree. `a/*/c`
     /// descends into `a` and `a/b`, not into `b` or `a/b/c`.
-    pub fn leads_through(&self, path: &str) -> bool {
-        if self.excluded.iter().any(|excluded| excluded.means_all_below(path)) {
+    pub fn can_match_below(&self, path: &str) -> bool {
+        if self.excluded.iter().any(|excluded| excluded.matches_all_below(path)) {
             return false;
         }
-        let mut levels = self.levels.iter();
+        let mut levels = self.segments.iter();
         for part in path.split('/') {
             match levels.next() {
-                None => return self.deep,
-                Some(level) if !level.fits(part) => return false,
+                None => return self.recursive,
+                Some(level) if !level.matches(part) => return false,
                 Some(_) => {}
             }
         }
-        self.deep || levels.next().is_some()
+        self.recursive || levels.next().is_some()
     }
 
     /// Whether a repository matches. `a/**` does not match `a` itself.
     pub fn matches(&self, repository: &str) -> bool {
-        self.fits(repository) && !self.excluded.iter().any(|excluded| excluded.matches(repository))
+        self.matches_segments(repository) && !self.excluded.iter().any(|excluded| excluded.matches(repository))
     }
 
     /// Whether everything below this path matches.
-    fn means_all_below(&self, path: &str) -> bool {
+    fn matches_all_below(&self, path: &str) -> bool {
         let mut parts = path.split('/');
-        self.deep && self.levels.iter().all(|level| parts.next().is_some_and(|part| level.fits(part)))
+        self.recursive && self.segments.iter().all(|level| parts.next().is_some_and(|part| level.matches(part)))
     }
 
-    fn fits(&self, repository: &str) -> bool {
+    fn matches_segments(&self, repository: &str) -> bool {
         let mut parts = repository.split('/');
-        for level in &self.levels {
+        for level in &self.segments {
             let Some(part) = parts.next() else {
                 return false;
             };
-            if !level.fits(part) {
+            if !level.matches(part) {
                 return false;
             }
         }
-        parts.next().is_some() == self.deep
+        parts.next().is_some() == self.recursive
     }
 }
 
-impl Level {
-    fn fits(&self, part: &str) -> bool {
+impl PatternSegment {
+    fn matches(&self, part: &str) -> bool {
         match &self.glob {
             Some(glob) => glob.is_match(part),
             None => self.text == part,
@@ -140,7 +140,7 @@ impl Level {
     }
 }
 
-fn refuse<T>(reason: impl Into<String>, hint: Option<String>) -> Result<T, RepositoryPatternError> {
+fn pattern_error<T>(reason: impl Into<String>, hint: Option<String>) -> Result<T, RepositoryPatternError> {
     Err(RepositoryPatternError { reason: reason.into(), hint })
 }
 
@@ -149,13 +149,13 @@ impl FromStr for RepositoryPattern {
 
     fn from_str(text: &str) -> Result<Self, RepositoryPatternError> {
         if let Some((scheme, rest)) = text.split_once("://") {
-            return refuse(
+            return pattern_error(
                 format!("`{scheme}://` does not belong here"),
                 Some(format!("write `{rest}`; `tls: off` for plain HTTP goes to `registries`")),
             );
         }
         if let Some((name, _)) = text.split_once('@') {
-            return refuse("a rule reads tags, not a digest", Some(format!("write `{name}`")));
+            return pattern_error("a rule reads tags, not a digest", Some(format!("write `{name}`")));
         }
         let (name, tag) = match text.rsplit_once(':') {
             Some((name, tag))
@@ -166,7 +166,7 @@ impl FromStr for RepositoryPattern {
             _ => (text, None),
         };
         if let Some(tag) = tag {
-            return refuse(
+            return pattern_error(
                 "a pattern of repositories has no tag",
                 Some(format!("write `from: {name}` and `tags: {{include: [\"{tag}\"]}}`")),
             );
@@ -175,18 +175,18 @@ impl FromStr for RepositoryPattern {
             Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => (first, path.to_owned()),
             Some(_) => ("docker.io", text.to_owned()),
             None if text.contains(['.', ':']) || text == "localhost" => {
-                return refuse(
+                return pattern_error(
                     format!("`{text}` names a registry and no repository"),
                     Some(format!("for all its repositories write `{text}/**`")),
                 );
             }
             None if text.contains('*') => {
-                return refuse("it names no registry", Some("write `docker.io/NAMESPACE/*`".to_owned()));
+                return pattern_error("it names no registry", Some("write `docker.io/NAMESPACE/*`".to_owned()));
             }
             None => ("docker.io", text.to_owned()),
         };
         if host.contains('*') {
-            return refuse("a star cannot stand for a registry", None);
+            return pattern_error("a star cannot stand for a registry", None);
         }
         let registry: RegistryName = host.parse().map_err(|error: crate::image::ParseReferenceError| {
             RepositoryPatternError { reason: error.to_string(), hint: None }
@@ -195,11 +195,11 @@ impl FromStr for RepositoryPattern {
             true => format!("library/{path}"),
             false => path,
         };
-        levels(registry, &path)
+        parse_segments(registry, &path)
     }
 }
 
-fn levels(registry: RegistryName, path: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
+fn parse_segments(registry: RegistryName, path: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
     let (above, deep) = match path.strip_suffix("**") {
         Some("") => ("", true),
         Some(above) if above.ends_with('/') => (&above[..above.len() - 1], true),
@@ -208,7 +208,7 @@ fn levels(registry: RegistryName, path: &str) -> Result<RepositoryPattern, Repos
     let mut levels = Vec::new();
     for part in above.split('/').filter(|_| !(deep && above.is_empty())) {
         if part.contains("**") {
-            return refuse("`**` can only be the last level", Some("`*` stands for one level".to_owned()));
+            return pattern_error("`**` can only be the last level", Some("`*` stands for one level".to_owned()));
         }
         let sample = part.replace('*', "a");
         if let Err(error) = sample.parse::<RepositoryName>() {
@@ -217,7 +217,7 @@ fn levels(registry: RegistryName, path: &str) -> Result<RepositoryPattern, Repos
             } else {
                 error.to_string()
             };
-            return refuse(error, None);
+            return pattern_error(error, None);
         }
         let glob = match part.contains('*') {
             true => Some(
@@ -228,24 +228,24 @@ fn levels(registry: RegistryName, path: &str) -> Result<RepositoryPattern, Repos
             ),
             false => None,
         };
-        levels.push(Level { text: part.to_owned(), glob });
+        levels.push(PatternSegment { text: part.to_owned(), glob });
     }
     let prefix: Vec<&str> =
         levels.iter().take_while(|level| level.glob.is_none()).map(|level| level.text.as_str()).collect();
     let prefix = prefix.join("/");
     if prefix.len() > 255 {
-        return refuse(format!("the path has {} characters, 255 are allowed", prefix.len()), None);
+        return pattern_error(format!("the path has {} characters, 255 are allowed", prefix.len()), None);
     }
-    Ok(RepositoryPattern { registry, prefix, levels, deep, excluded: Vec::new() })
+    Ok(RepositoryPattern { registry, prefix, segments: levels, recursive: deep, excluded: Vec::new() })
 }
 
 impl fmt::Display for RepositoryPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.registry)?;
-        for level in &self.levels {
+        for level in &self.segments {
             write!(f, "/{}", level.text)?;
         }
-        if self.deep {
+        if self.recursive {
             f.write_str("/**")?;
         }
         for (index, excluded) in self.excluded.iter().enumerate() {
@@ -300,9 +300,9 @@ mod tests {
             ("gcr.io/a/etcd-*/**", "a a/etcd-1 a/etcd-1/b", "a/etc"),
         ] {
             let pattern = pattern(text);
-            assert!(yes.split_whitespace().all(|name| pattern.leads_through(name)), "{text} leads through {yes}");
+            assert!(yes.split_whitespace().all(|name| pattern.can_match_below(name)), "{text} leads through {yes}");
             assert!(
-                !no.split_whitespace().any(|name| pattern.leads_through(name)),
+                !no.split_whitespace().any(|name| pattern.can_match_below(name)),
                 "{text} does not lead through {no}"
             );
         }
@@ -312,8 +312,8 @@ mod tests {
     fn what_is_excluded_is_not_meant_and_not_walked() {
         let all = pattern("gcr.io/team/**");
         let excluded = ["gcr.io/team/broken", "team/*-test", "team/old/**"];
-        let excluded = excluded.iter().map(|text| all.read_excluded(text).unwrap()).collect();
-        let some = all.clone().without(excluded);
+        let excluded = excluded.iter().map(|text| all.parse_exclusion(text).unwrap()).collect();
+        let some = all.clone().excluding(excluded);
         for (name, is_meant) in [
             ("team/app", true),
             ("team/broken", false),
@@ -326,18 +326,18 @@ mod tests {
         ] {
             assert_eq!(some.matches(name), is_meant, "{name}");
         }
-        assert!(some.leads_through("team") && some.leads_through("team/broken"));
-        assert!(!some.leads_through("team/old") && !some.leads_through("team/old/a"));
+        assert!(some.can_match_below("team") && some.can_match_below("team/broken"));
+        assert!(!some.can_match_below("team/old") && !some.can_match_below("team/old/a"));
         assert_eq!(
             some.to_string(),
             "gcr.io/team/** without gcr.io/team/broken, gcr.io/team/*-test, gcr.io/team/old/**"
         );
         assert_ne!(some, all);
-        let refused = |text: &str| all.read_excluded(text).unwrap_err().to_string();
+        let refused = |text: &str| all.parse_exclusion(text).unwrap_err().to_string();
         assert!(refused("quay.io/team/a").contains("is of another registry"));
         assert!(refused("elsewhere/a").contains("there is nothing to exclude"));
         assert!(refused("team/**/x").contains("`**` can only be the last level"));
-        assert_eq!(pattern("docker.io/grafana/*").read_excluded("grafana/old").unwrap(), pattern("grafana/old"));
+        assert_eq!(pattern("docker.io/grafana/*").parse_exclusion("grafana/old").unwrap(), pattern("grafana/old"));
     }
 
     #[test]

@@ -6,21 +6,21 @@ use std::fmt;
 
 use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
 
-use super::drops::Drops;
-use super::version::{Kind, behind_prefix};
+use super::drop_counts::DropCounts;
+use super::version::{VersionKind, split_prefix};
 use super::{TagPattern, Version, VersionRange};
 use crate::canonical::Canonical;
 
 /// A listed tag, before selection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct TagCandidate {
     /// The tag.
     pub tag: String,
     /// Date of push or build, if the listing has it.
     pub created: Option<Timestamp>,
 }
 
-impl Candidate {
+impl TagCandidate {
     /// Creates a candidate without a date.
     pub fn new(tag: impl Into<String>) -> Self {
         Self { tag: tag.into(), created: None }
@@ -29,7 +29,7 @@ impl Candidate {
 
 /// Filters for tags; by default all are selected.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Selection {
+pub struct TagSelection {
     /// Patterns of which one must match; if empty, all tags do.
     pub include: Vec<TagPattern>,
     /// Patterns of which none may match.
@@ -135,24 +135,24 @@ impl std::str::FromStr for Since {
 impl fmt::Display for Since {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Since::Moment(moment) => show_moment(*moment, f),
+            Since::Moment(moment) => write_timestamp(*moment, f),
             Since::Ago(span) => write!(f, "{span:#}"),
         }
     }
 }
 
-fn show_moment(moment: Timestamp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write_timestamp(moment: Timestamp, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let civil = moment.to_zoned_datetime(TimeZone::UTC).datetime();
     if civil.time() == jiff::civil::Time::midnight() { write!(f, "{}", civil.date()) } else { write!(f, "{moment:.0}") }
 }
 
 /// Reason for dropping a tag. Displayed after the tag and a colon: `1.19.3: is not >=1.20`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Reason {
+pub enum DropReason {
     /// Not a valid tag by the OCI specification.
     NotATag,
     /// A digest tag (signature, attestation, SBOM or referrers index): it is copied with its image.
-    Companion,
+    DigestTag,
     /// Matched by `exclude`.
     Excluded(String),
     /// Matched by nothing in `include`.
@@ -183,9 +183,9 @@ pub enum Reason {
         cutoff: Timestamp,
     },
     /// Read from another repository of the same preset, which has the same tag under the same target name.
-    Elsewhere(String),
+    DuplicateInPreset(String),
     /// Older than the newest tags.
-    NotNewest {
+    BeyondNewest {
         /// Number of tags kept.
         count: usize,
         /// Variant; empty for plain versions and for `by: date`.
@@ -193,43 +193,43 @@ pub enum Reason {
     },
 }
 
-impl Reason {
+impl DropReason {
     /// Returns the reason without tag-specific parts, for counting: `not >=1.20`.
-    pub fn in_general(&self) -> String {
+    pub fn summary(&self) -> String {
         match self {
-            Reason::OutOfRange { range, .. } => format!("not {range}"),
-            Reason::TooOld { cutoff, .. } => format!("older than {}", Since::Moment(*cutoff)),
-            Reason::NotNewest { count, .. } => format!("not among the newest {count}"),
-            Reason::OtherPrefixes { .. } => "versions behind different beginnings".to_owned(),
+            DropReason::OutOfRange { range, .. } => format!("not {range}"),
+            DropReason::TooOld { cutoff, .. } => format!("older than {}", Since::Moment(*cutoff)),
+            DropReason::BeyondNewest { count, .. } => format!("not among the newest {count}"),
+            DropReason::OtherPrefixes { .. } => "versions behind different beginnings".to_owned(),
             other => other.to_string(),
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for DropReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::NotATag => f.write_str("not a valid tag"),
-            Reason::Companion => f.write_str("belongs to the image that it names"),
-            Reason::Excluded(pattern) => write!(f, "excluded by {pattern}"),
-            Reason::NotIncluded => f.write_str("not matched by any include"),
-            Reason::NotAVersion => f.write_str("not a version"),
-            Reason::OtherPrefixes { prefix, other } => {
+            DropReason::NotATag => f.write_str("not a valid tag"),
+            DropReason::DigestTag => f.write_str("belongs to the image that it names"),
+            DropReason::Excluded(pattern) => write!(f, "excluded by {pattern}"),
+            DropReason::NotIncluded => f.write_str("not matched by any include"),
+            DropReason::NotAVersion => f.write_str("not a version"),
+            DropReason::OtherPrefixes { prefix, other } => {
                 write!(f, "a version behind `{prefix}`, and others stand behind `{other}`: choose one with include")
             }
-            Reason::OutOfRange { version, range } => write!(f, "{version} is not {range}"),
-            Reason::Elsewhere(first) => write!(f, "taken from {first}"),
-            Reason::NoDate => f.write_str("no date known"),
-            Reason::TooOld { created, cutoff } => {
+            DropReason::OutOfRange { version, range } => write!(f, "{version} is not {range}"),
+            DropReason::DuplicateInPreset(first) => write!(f, "taken from {first}"),
+            DropReason::NoDate => f.write_str("no date known"),
+            DropReason::TooOld { created, cutoff } => {
                 f.write_str("older than ")?;
-                show_moment(*cutoff, f)?;
+                write_timestamp(*cutoff, f)?;
                 f.write_str(", from ")?;
-                show_moment(*created, f)
+                write_timestamp(*created, f)
             }
-            Reason::NotNewest { count, variant } if variant.is_empty() => {
+            DropReason::BeyondNewest { count, variant } if variant.is_empty() => {
                 write!(f, "not among the newest {count}")
             }
-            Reason::NotNewest { count, variant } => {
+            DropReason::BeyondNewest { count, variant } => {
                 write!(f, "not among the newest {count} of {variant}")
             }
         }
@@ -237,31 +237,31 @@ impl fmt::Display for Reason {
 }
 
 /// A tag and the version it parses as.
-type Judged = (Option<Version>, Candidate);
-type Dropped = (Option<Version>, Candidate, Reason);
+type ParsedTag = (Option<Version>, TagCandidate);
+type DroppedTag = (Option<Version>, TagCandidate, DropReason);
 
-/// Result of evaluating a [`Selection`]; both lists in the order of [`compare_tags`] (versions after a prefix in
+/// Result of evaluating a [`TagSelection`]; both lists in the order of [`compare_tags`] (versions after a prefix in
 /// version order), each tag once.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
+pub struct SelectionResult {
     /// Selected tags.
-    pub kept: Vec<Candidate>,
+    pub kept: Vec<TagCandidate>,
     /// Dropped tags with reasons.
-    pub dropped: Vec<(Candidate, Reason)>,
+    pub dropped: Vec<(TagCandidate, DropReason)>,
     /// The value of `min`, if fewer tags are kept.
     pub below_min: Option<usize>,
 }
 
-impl Evaluation {
+impl SelectionResult {
     /// Counts the dropped tags by reason, in filter order.
-    pub fn drops(&self) -> Drops {
+    pub fn count_drops(&self) -> DropCounts {
         self.dropped.iter().map(|(_, reason)| reason).collect()
     }
 }
 
 /// A contradiction that makes a selection empty for any list of tags.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Contradiction {
+pub enum SelectionContradiction {
     /// An include pattern is always excluded.
     #[error("`{include}` is always excluded by `{exclude}`")]
     IncludeExcluded {
@@ -288,18 +288,18 @@ pub enum Contradiction {
     },
 }
 
-impl Selection {
+impl TagSelection {
     /// Whether dates are needed: they must be requested if the listing has none.
     pub fn needs_created(&self) -> bool {
         self.since.is_some() || matches!(self.newest, Some(Newest { by: NewestBy::Date, .. }))
     }
 
     /// Returns all contradictions of the selection.
-    pub fn contradictions(&self) -> Vec<Contradiction> {
+    pub fn contradictions(&self) -> Vec<SelectionContradiction> {
         let mut found = Vec::new();
         for (index, include) in self.include.iter().enumerate() {
             if let Some(exclude) = self.exclude.iter().find(|exclude| exclude.covers(include)) {
-                found.push(Contradiction::IncludeExcluded {
+                found.push(SelectionContradiction::IncludeExcluded {
                     index,
                     include: include.to_string(),
                     exclude: exclude.to_string(),
@@ -309,12 +309,12 @@ impl Selection {
         if let Some(exclude) = self.exclude.iter().find(|pattern| pattern.matches_all())
             && self.include.is_empty()
         {
-            found.push(Contradiction::AllExcluded(exclude.to_string()));
+            found.push(SelectionContradiction::AllExcluded(exclude.to_string()));
         }
         match (self.newest, self.min) {
-            (Some(Newest { count: 0, .. }), _) => found.push(Contradiction::NewestZero),
+            (Some(Newest { count: 0, .. }), _) => found.push(SelectionContradiction::NewestZero),
             (Some(Newest { count, by: NewestBy::Date }), Some(min)) if min > count => {
-                found.push(Contradiction::MinAboveNewest { min, newest: count });
+                found.push(SelectionContradiction::MinAboveNewest { min, newest: count });
             }
             _ => {}
         }
@@ -323,12 +323,12 @@ impl Selection {
 
     /// Whether two selections certainly share tags if they select any: their filters are equal, or one names a tag that
     /// the other selects.
-    pub fn surely_overlaps(&self, other: &Self) -> bool {
+    pub fn certainly_overlaps(&self, other: &Self) -> bool {
         let same =
             |a: &[TagPattern], b: &[TagPattern]| a.len() == b.len() && a.iter().all(|pattern| b.contains(pattern));
         let takes = |selection: &Self, tag: &str| {
-            selection.matches(tag).is_ok()
-                && selection.sieve(&Candidate::new(tag), None, Version::parse(tag).as_ref()).is_ok()
+            selection.check_patterns(tag).is_ok()
+                && selection.check_version_and_date(&TagCandidate::new(tag), None, Version::parse(tag).as_ref()).is_ok()
         };
         let timeless = |selection: &Self| selection.newest.is_none() && selection.since.is_none();
         (same(&self.include, &other.include) && same(&self.exclude, &other.exclude) && self.range == other.range)
@@ -343,28 +343,28 @@ impl Selection {
     }
 
     /// Evaluates the tags in O(n log n). `since: 90d` counts back from `now`.
-    pub fn evaluate(&self, candidates: impl IntoIterator<Item = Candidate>, now: Timestamp) -> Evaluation {
+    pub fn evaluate(&self, candidates: impl IntoIterator<Item = TagCandidate>, now: Timestamp) -> SelectionResult {
         let cutoff = self.since.map(|since| since.cutoff(now));
-        let mut dropped: Vec<Dropped> = Vec::new();
-        let mut matched: Vec<Judged> = Vec::new();
-        for (version, candidate) in sorted(candidates) {
-            match self.matches(&candidate.tag) {
+        let mut dropped: Vec<DroppedTag> = Vec::new();
+        let mut matched: Vec<ParsedTag> = Vec::new();
+        for (version, candidate) in sort_and_dedup(candidates) {
+            match self.check_patterns(&candidate.tag) {
                 Ok(()) => matched.push((version, candidate)),
                 Err(reason) => dropped.push((version, candidate, reason)),
             }
         }
         if self.needs_versions() && matched.iter().all(|(version, _)| version.is_none()) {
-            read_behind_prefix(&mut matched, &mut dropped);
+            parse_after_common_prefix(&mut matched, &mut dropped);
         }
-        let mut kept: Vec<Judged> = Vec::new();
+        let mut kept: Vec<ParsedTag> = Vec::new();
         for (version, candidate) in matched {
-            match self.sieve(&candidate, cutoff, version.as_ref()) {
+            match self.check_version_and_date(&candidate, cutoff, version.as_ref()) {
                 Ok(()) => kept.push((version, candidate)),
                 Err(reason) => dropped.push((version, candidate, reason)),
             }
         }
         if let Some(newest) = self.newest {
-            let losers = newest.losers(&kept);
+            let losers = newest.find_excess(&kept);
             let mut losers = losers.into_iter().peekable();
             let all = std::mem::take(&mut kept);
             for (index, (version, candidate)) in all.into_iter().enumerate() {
@@ -374,8 +374,8 @@ impl Selection {
                 }
             }
         }
-        dropped.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
-        Evaluation {
+        dropped.sort_by(|a, b| compare_by_version((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
+        SelectionResult {
             below_min: self.min.filter(|&min| kept.len() < min),
             kept: kept.into_iter().map(|(_, candidate)| candidate).collect(),
             dropped: dropped.into_iter().map(|(_, candidate, reason)| (candidate, reason)).collect(),
@@ -388,35 +388,40 @@ impl Selection {
     }
 
     /// Applies the filters on the tag's text.
-    fn matches(&self, tag: &str) -> Result<(), Reason> {
-        if !is_tag(tag) {
-            return Err(Reason::NotATag);
+    fn check_patterns(&self, tag: &str) -> Result<(), DropReason> {
+        if !is_valid_tag(tag) {
+            return Err(DropReason::NotATag);
         }
-        if crate::image::Companion::read(tag).is_some() {
-            return Err(Reason::Companion);
+        if crate::image::DigestTag::parse_tag(tag).is_some() {
+            return Err(DropReason::DigestTag);
         }
         if let Some(pattern) = self.exclude.iter().find(|pattern| pattern.matches(tag)) {
-            return Err(Reason::Excluded(pattern.to_string()));
+            return Err(DropReason::Excluded(pattern.to_string()));
         }
         if !self.include.is_empty() && !self.include.iter().any(|pattern| pattern.matches(tag)) {
-            return Err(Reason::NotIncluded);
+            return Err(DropReason::NotIncluded);
         }
         Ok(())
     }
 
     /// Applies the filters on version and date; `newest` needs all tags.
-    fn sieve(&self, candidate: &Candidate, cutoff: Option<Timestamp>, version: Option<&Version>) -> Result<(), Reason> {
+    fn check_version_and_date(
+        &self,
+        candidate: &TagCandidate,
+        cutoff: Option<Timestamp>,
+        version: Option<&Version>,
+    ) -> Result<(), DropReason> {
         let tag = &candidate.tag;
         if let Some(range) = &self.range {
-            let version = version.ok_or(Reason::NotAVersion)?;
+            let version = version.ok_or(DropReason::NotAVersion)?;
             if !range.contains(version) {
-                return Err(Reason::OutOfRange { version: tag.clone(), range: range.to_string() });
+                return Err(DropReason::OutOfRange { version: tag.clone(), range: range.to_string() });
             }
         }
         if let Some(cutoff) = cutoff {
-            let created = candidate.created.ok_or(Reason::NoDate)?;
+            let created = candidate.created.ok_or(DropReason::NoDate)?;
             if created < cutoff {
-                return Err(Reason::TooOld { created, cutoff });
+                return Err(DropReason::TooOld { created, cutoff });
             }
         }
         Ok(())
@@ -425,22 +430,22 @@ impl Selection {
 
 impl Newest {
     /// Returns the tags beyond the limit, by ascending index.
-    fn losers(self, tags: &[Judged]) -> Vec<(usize, Reason)> {
+    fn find_excess(self, tags: &[ParsedTag]) -> Vec<(usize, DropReason)> {
         let mut losers = Vec::new();
-        let beaten = |variant: &str| Reason::NotNewest { count: self.count, variant: variant.to_owned() };
+        let beaten = |variant: &str| DropReason::BeyondNewest { count: self.count, variant: variant.to_owned() };
         match self.by {
             NewestBy::Version => {
                 // The tags are sorted, so the newest of each variant come last.
-                let mut counts: HashMap<(Kind, &str), usize> = HashMap::new();
+                let mut counts: HashMap<(VersionKind, &str), usize> = HashMap::new();
                 for (index, (version, _)) in tags.iter().enumerate().rev() {
                     let Some(version) = version else {
-                        losers.push((index, Reason::NotAVersion));
+                        losers.push((index, DropReason::NotAVersion));
                         continue;
                     };
-                    let count = counts.entry((version.core().kind, version.family())).or_default();
+                    let count = counts.entry((version.core().kind, version.variant_name())).or_default();
                     *count += 1;
                     if *count > self.count {
-                        let variant = match (version.is_date(), version.family()) {
+                        let variant = match (version.is_date(), version.variant_name()) {
                             (false, family) => family.to_owned(),
                             (true, "") => "dates".to_owned(),
                             (true, family) => format!("dates with {family}"),
@@ -454,7 +459,7 @@ impl Newest {
                 for (index, (_, candidate)) in tags.iter().enumerate() {
                     match candidate.created {
                         Some(created) => dated.push((Reverse(created), Reverse(index))),
-                        None => losers.push((index, Reason::NoDate)),
+                        None => losers.push((index, DropReason::NoDate)),
                     }
                 }
                 dated.sort_unstable();
@@ -468,44 +473,46 @@ impl Newest {
 
 /// Whether the OCI specification allows the tag: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}` (distribution-spec, "Pulling
 /// manifests").
-pub fn is_tag(text: &str) -> bool {
+pub fn is_valid_tag(text: &str) -> bool {
     text.parse::<crate::image::Tag>().is_ok()
 }
 
 /// Orders tags for lists: non-versions first, by text, then versions, old to new.
 pub fn compare_tags(a: &str, b: &str) -> Ordering {
-    natural((&Version::parse(a), a), (&Version::parse(b), b))
+    compare_by_version((&Version::parse(a), a), (&Version::parse(b), b))
 }
 
-fn natural(a: (&Option<Version>, &str), b: (&Option<Version>, &str)) -> Ordering {
+fn compare_by_version(a: (&Option<Version>, &str), b: (&Option<Version>, &str)) -> Ordering {
     a.0.cmp(b.0).then_with(|| a.1.cmp(b.1))
 }
 
 /// Parses the versions after a common prefix, if no tag is a version by itself. With different prefixes it is unknown
 /// which tags are wanted, and they are dropped.
-fn read_behind_prefix(matched: &mut Vec<Judged>, dropped: &mut Vec<Dropped>) {
+fn parse_after_common_prefix(matched: &mut Vec<ParsedTag>, dropped: &mut Vec<DroppedTag>) {
     let prefixes: BTreeSet<&str> =
-        matched.iter().filter_map(|(_, candidate)| Some(behind_prefix(&candidate.tag)?.0)).collect();
+        matched.iter().filter_map(|(_, candidate)| Some(split_prefix(&candidate.tag)?.0)).collect();
     let two: Vec<String> = prefixes.into_iter().take(2).map(str::to_owned).collect();
     let all = std::mem::take(matched);
     for (_, candidate) in all {
-        let found = behind_prefix(&candidate.tag).map(|(prefix, version)| (prefix.to_owned(), version));
+        let found = split_prefix(&candidate.tag).map(|(prefix, version)| (prefix.to_owned(), version));
         match (found, two.as_slice()) {
             (Some((prefix, _)), [first, second]) => {
                 let other = if prefix == *first { second.clone() } else { first.clone() };
-                dropped.push((None, candidate, Reason::OtherPrefixes { prefix, other }));
+                dropped.push((None, candidate, DropReason::OtherPrefixes { prefix, other }));
             }
             (found, _) => matched.push((found.map(|(_, version)| version), candidate)),
         }
     }
-    matched.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
+    matched.sort_by(|a, b| compare_by_version((&a.0, &a.1.tag), (&b.0, &b.1.tag)));
 }
 
 /// Sorts the tags and keeps each once; of duplicates the one with the later date.
-fn sorted(candidates: impl IntoIterator<Item = Candidate>) -> Vec<Judged> {
-    let mut tags: Vec<Judged> =
+fn sort_and_dedup(candidates: impl IntoIterator<Item = TagCandidate>) -> Vec<ParsedTag> {
+    let mut tags: Vec<ParsedTag> =
         candidates.into_iter().map(|candidate| (Version::parse(&candidate.tag), candidate)).collect();
-    tags.sort_by(|a, b| natural((&a.0, &a.1.tag), (&b.0, &b.1.tag)).then_with(|| b.1.created.cmp(&a.1.created)));
+    tags.sort_by(|a, b| {
+        compare_by_version((&a.0, &a.1.tag), (&b.0, &b.1.tag)).then_with(|| b.1.created.cmp(&a.1.created))
+    });
     tags.dedup_by(|later, first| later.1.tag == first.1.tag);
     tags
 }

@@ -20,7 +20,7 @@
 //!   (`-g1a2b3c4`) make no variant.
 //!
 //! `latest`, `stable`, `alpine3.19`, `sha-0a1b2c3` and `30517284` are no versions. In repositories where all tags have
-//! a prefix, such as `app-1.2.0`, versions are parsed after it, see [`behind_prefix`].
+//! a prefix, such as `app-1.2.0`, versions are parsed after it, see [`split_prefix`].
 //!
 //! **Order**: dates before versions; numbers (missing ones are 0), then pre-releases (development < alpha < beta <
 //! milestone and preview < release candidate < none), then revision, then the variant's name, then the variant's
@@ -42,29 +42,29 @@ const MAX_LONE_DIGITS: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Version {
     text: String,
-    core: Core,
+    core: VersionCore,
     revision: Vec<u64>,
-    family: String,
-    flavour: Vec<u64>,
+    variant_name: String,
+    variant_numbers: Vec<u64>,
 }
 
 /// Kind of the numbers; the two are never compared with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub(super) enum VersionKind {
     Date,
     Version,
 }
 
 /// The part that version ranges compare: numbers without trailing zeros, and the pre-release.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Core {
-    pub(super) kind: Kind,
+pub(super) struct VersionCore {
+    pub(super) kind: VersionKind,
     pub(super) numbers: Vec<u64>,
-    pub(super) stage: Stage,
+    pub(super) stage: ReleaseStage,
 }
 
-impl Core {
-    pub(super) fn new(kind: Kind, mut numbers: Vec<u64>, stage: Stage) -> Self {
+impl VersionCore {
+    pub(super) fn new(kind: VersionKind, mut numbers: Vec<u64>, stage: ReleaseStage) -> Self {
         while numbers.last() == Some(&0) {
             numbers.pop();
         }
@@ -77,16 +77,16 @@ impl Core {
         };
         let canonical = numbers(Canonical::default(), 1, &self.numbers);
         match &self.stage {
-            Stage::Release => canonical,
-            Stage::Lowest => canonical.flag(2, true),
-            Stage::Pre(stage, its) => numbers(canonical.number(3, *stage), 4, its),
+            ReleaseStage::Release => canonical,
+            ReleaseStage::Lowest => canonical.flag(2, true),
+            ReleaseStage::Pre(stage, its) => numbers(canonical.number(3, *stage), 4, its),
         }
     }
 }
 
 /// Release stage of a version, in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
+pub(super) enum ReleaseStage {
     /// Below any pre-release; only used as a bound of ranges.
     Lowest,
     Pre(u8, Vec<u64>),
@@ -96,12 +96,12 @@ pub(super) enum Stage {
 impl Version {
     /// Parses a tag as a version or a date; `None` if it is neither.
     pub fn parse(tag: &str) -> Option<Self> {
-        Parts::parse(tag).map(|parts| parts.version(tag))
+        VersionParts::parse(tag).map(|parts| parts.into_version(tag))
     }
 
     /// Whether it is a date, which is not compared with versions.
     pub fn is_date(&self) -> bool {
-        self.core.kind == Kind::Date
+        self.core.kind == VersionKind::Date
     }
 
     /// Returns the tag as written.
@@ -110,11 +110,11 @@ impl Version {
     }
 
     /// Returns the variant without its numbers: `alpine` for `1.25-alpine3.19`, empty for `1.25`.
-    pub fn family(&self) -> &str {
-        &self.family
+    pub fn variant_name(&self) -> &str {
+        &self.variant_name
     }
 
-    pub(super) fn core(&self) -> &Core {
+    pub(super) fn core(&self) -> &VersionCore {
         &self.core
     }
 }
@@ -124,8 +124,8 @@ impl Ord for Version {
         self.core
             .cmp(&other.core)
             .then_with(|| self.revision.cmp(&other.revision))
-            .then_with(|| self.family.cmp(&other.family))
-            .then_with(|| self.flavour.cmp(&other.flavour))
+            .then_with(|| self.variant_name.cmp(&other.variant_name))
+            .then_with(|| self.variant_numbers.cmp(&other.variant_numbers))
             .then_with(|| self.text.cmp(&other.text))
     }
 }
@@ -150,53 +150,54 @@ impl fmt::Display for Version {
     }
 }
 
-/// The parts of a tag. `written` is the count of written numbers, which ranges need (`1.25` is short for `1.25.x`).
+/// The parts of a tag. `written_numbers` is the count of written numbers, which ranges need (`1.25` is short for `1.25.x`).
 #[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) kind: Kind,
+pub(super) struct VersionParts {
+    pub(super) kind: VersionKind,
     pub(super) numbers: Vec<u64>,
-    pub(super) written: usize,
-    pub(super) stage: Stage,
+    pub(super) written_numbers: usize,
+    pub(super) stage: ReleaseStage,
     revision: Vec<u64>,
     variant: String,
 }
 
-impl Parts {
+impl VersionParts {
     pub(super) fn parse(tag: &str) -> Option<Self> {
         let body = tag.strip_prefix("release-").unwrap_or(tag);
         let body = body.strip_prefix(['v', 'V']).unwrap_or(body);
-        let (kind, numbers, rest) = match date::read(body) {
-            Some((numbers, rest)) => (Kind::Date, numbers, rest),
+        let (kind, numbers, rest) = match date::parse_date(body) {
+            Some((numbers, rest)) => (VersionKind::Date, numbers, rest),
             None => {
-                let (numbers, rest) = numbers(body)?;
-                (Kind::Version, numbers, rest)
+                let (numbers, rest) = parse_numbers(body)?;
+                (VersionKind::Version, numbers, rest)
             }
         };
-        if kind == Kind::Version && numbers.len() == 1 && body.len() - rest.len() > MAX_LONE_DIGITS {
+        if kind == VersionKind::Version && numbers.len() == 1 && body.len() - rest.len() > MAX_LONE_DIGITS {
             return None;
         }
         let written = numbers.len();
         let (revision, variant) = Default::default();
-        let mut parts = Self { kind, numbers, written, stage: Stage::Release, revision, variant };
-        parts.suffix(rest)?;
+        let mut parts =
+            Self { kind, numbers, written_numbers: written, stage: ReleaseStage::Release, revision, variant };
+        parts.parse_suffix(rest)?;
         Some(parts)
     }
 
     /// Builds the version of the whole tag; the parts may come from its end only.
-    fn version(self, tag: &str) -> Version {
-        let (family, flavour) = variant::split(&self.variant);
-        let core = Core::new(self.kind, self.numbers, self.stage);
-        Version { text: tag.to_owned(), core, revision: self.revision, family, flavour }
+    fn into_version(self, tag: &str) -> Version {
+        let (family, flavour) = variant::split_variant(&self.variant);
+        let core = VersionCore::new(self.kind, self.numbers, self.stage);
+        Version { text: tag.to_owned(), core, revision: self.revision, variant_name: family, variant_numbers: flavour }
     }
 
-    fn suffix(&mut self, rest: &str) -> Option<()> {
+    fn parse_suffix(&mut self, rest: &str) -> Option<()> {
         if rest.is_empty() {
             return Some(());
         }
         let glued = rest.find(['-', '_']).unwrap_or(rest.len());
         let (word, mut rest) = rest.split_at(glued);
         if !word.is_empty() {
-            self.glued(word)?;
+            self.parse_attached(word)?;
         }
         let mut segments: Vec<(bool, &str)> = Vec::new();
         while let Some(separator) = rest.chars().next() {
@@ -213,27 +214,27 @@ impl Parts {
             if segment.is_empty() {
                 continue;
             }
-            if self.stage == Stage::Release
-                && let Some(stage) = pre_release(segment, false)
+            if self.stage == ReleaseStage::Release
+                && let Some(stage) = parse_pre_release(segment, false)
             {
                 self.stage = stage;
                 // `-rc-1` is written as often as `-rc1`.
-                if let (Stage::Pre(_, counts), Some((_, next))) = (&mut self.stage, segments.get(i))
+                if let (ReleaseStage::Pre(_, counts), Some((_, next))) = (&mut self.stage, segments.get(i))
                     && counts.is_empty()
-                    && let Some(count) = dotted(next)
+                    && let Some(count) = parse_dotted_numbers(next)
                 {
                     *counts = count;
                     i += 1;
                 }
             } else if variant.is_empty()
                 && self.revision.is_empty()
-                && let Some(revision) = dotted(segment).or_else(|| post_release(segment, false))
+                && let Some(revision) = parse_dotted_numbers(segment).or_else(|| parse_post_release(segment, false))
             {
                 self.revision = revision;
-            } else if is_plus && let Some(build) = variant::build(segment) {
+            } else if is_plus && let Some(build) = variant::parse_build(segment) {
                 self.revision.extend(build);
             } else if i == segments.len()
-                && let Some(revision) = segment.strip_prefix('r').and_then(dotted)
+                && let Some(revision) = segment.strip_prefix('r').and_then(parse_dotted_numbers)
             {
                 self.revision.extend(revision);
             } else {
@@ -245,20 +246,20 @@ impl Parts {
     }
 
     /// Parses a suffix attached to the numbers without a dash.
-    fn glued(&mut self, word: &str) -> Option<()> {
+    fn parse_attached(&mut self, word: &str) -> Option<()> {
         match word.strip_prefix('.') {
             // Java's suffixes: `4.1.Final`, `2.0.RC1`.
             Some("Final" | "RELEASE" | "GA") => {}
-            Some(word) => match post_release(word, false) {
+            Some(word) => match parse_post_release(word, false) {
                 Some(revision) => self.revision = revision,
-                None => self.stage = pre_release(word, false)?,
+                None => self.stage = parse_pre_release(word, false)?,
             },
             // An attached suffix can only be a pre-release or a patch (`1.2rc1`, `9.6p1`), and only after a dot:
             // `1234a5` is a commit.
-            None if self.written < 2 => return None,
-            None => match post_release(word, true) {
+            None if self.written_numbers < 2 => return None,
+            None => match parse_post_release(word, true) {
                 Some(revision) => self.revision = revision,
-                None => self.stage = pre_release(word, true)?,
+                None => self.stage = parse_pre_release(word, true)?,
             },
         }
         Some(())
@@ -267,7 +268,7 @@ impl Parts {
 
 /// Splits a tag into a prefix and the version at its end: `app-` for `app-1.2.0`, `go` for `go1.22.3`. Returns `None`
 /// if the whole tag is a version, or does not end with one.
-pub(super) fn behind_prefix(tag: &str) -> Option<(&str, Version)> {
+pub(super) fn split_prefix(tag: &str) -> Option<(&str, Version)> {
     if !tag.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         || variant::is_commit(tag)
         || Version::parse(tag).is_some()
@@ -284,14 +285,14 @@ pub(super) fn behind_prefix(tag: &str) -> Option<(&str, Version)> {
             return None;
         }
         // Surrounded by ASCII, so it is a character boundary.
-        let parts = tag.get(at..).and_then(Parts::parse)?;
+        let parts = tag.get(at..).and_then(VersionParts::parse)?;
         // `arm64` and `jdk17` are words.
-        (separated || parts.written > 1).then(|| (&tag[..at], parts.version(tag)))
+        (separated || parts.written_numbers > 1).then(|| (&tag[..at], parts.into_version(tag)))
     })
 }
 
 /// Splits off the numbers: `1.25.3` and the rest.
-fn numbers(body: &str) -> Option<(Vec<u64>, &str)> {
+fn parse_numbers(body: &str) -> Option<(Vec<u64>, &str)> {
     let mut numbers = Vec::new();
     let mut rest = body;
     loop {
@@ -306,12 +307,12 @@ fn numbers(body: &str) -> Option<(Vec<u64>, &str)> {
 }
 
 /// Parses `4` or `4.1`, and nothing else.
-fn dotted(text: &str) -> Option<Vec<u64>> {
+fn parse_dotted_numbers(text: &str) -> Option<Vec<u64>> {
     text.split('.').map(|part| Some(part).filter(|p| p.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()).collect()
 }
 
 /// Parses a post-release, a patched version: `post2`, `.post.2`, `SP1`, and attached `p1`.
-fn post_release(segment: &str, glued: bool) -> Option<Vec<u64>> {
+fn parse_post_release(segment: &str, glued: bool) -> Option<Vec<u64>> {
     let end = segment.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(segment.len());
     let (word, count) = segment.split_at(end);
     let known = match word.to_ascii_lowercase().as_str() {
@@ -319,15 +320,15 @@ fn post_release(segment: &str, glued: bool) -> Option<Vec<u64>> {
         "p" | "pl" => glued,
         _ => false,
     };
-    dotted(count.strip_prefix('.').unwrap_or(count)).filter(|_| known)
+    parse_dotted_numbers(count.strip_prefix('.').unwrap_or(count)).filter(|_| known)
 }
 
-fn pre_release(segment: &str, glued: bool) -> Option<Stage> {
+fn parse_pre_release(segment: &str, glued: bool) -> Option<ReleaseStage> {
     let end = segment.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(segment.len());
     let (word, count) = segment.split_at(end);
     let count = match count.strip_prefix('.').unwrap_or(count) {
         "" => Vec::new(),
-        count => dotted(count)?,
+        count => parse_dotted_numbers(count)?,
     };
     let rank = match word.to_ascii_lowercase().as_str() {
         "dev" | "snapshot" | "nightly" | "canary" | "edge" => 0,
@@ -341,7 +342,7 @@ fn pre_release(segment: &str, glued: bool) -> Option<Stage> {
         "c" if glued && !count.is_empty() => 4,
         _ => return None,
     };
-    Some(Stage::Pre(rank, count))
+    Some(ReleaseStage::Pre(rank, count))
 }
 
 #[cfg(test)]

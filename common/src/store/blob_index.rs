@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
 
-use crate::batch::{End, Home};
+use crate::batch::{Endpoint, RepositoryLocator};
 use crate::error::Result;
 use crate::image::Digest;
 
@@ -16,30 +16,30 @@ pub const BLOB_GENERATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// permissions.
 pub const PROOF_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Granularity of proof times.
-pub(crate) const PROOF_UNIT: Duration = Duration::from_secs(60 * 60);
+pub(crate) const PROOF_GRANULARITY: Duration = Duration::from_secs(60 * 60);
 
 /// Proof that a source repository holds a blob, or that the blob is public. A 20-byte hash, whatever the length of the
 /// names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Proof([u8; 20]);
+pub struct BlobProof([u8; 20]);
 
-impl Proof {
+impl BlobProof {
     /// Creates the proof that a repository holds a blob.
-    pub fn held_by(source: &Home, blob: &Digest) -> Proof {
-        Proof::hash(&source.to_string(), blob)
+    pub fn for_repository(source: &RepositoryLocator, blob: &Digest) -> BlobProof {
+        BlobProof::hash(&source.to_string(), blob)
     }
 
     /// Creates the proof that a blob was read from a public address without credentials.
-    pub fn public(blob: &Digest) -> Proof {
+    pub fn for_public_blob(blob: &Digest) -> BlobProof {
         // No repository has an empty name.
-        Proof::hash("", blob)
+        BlobProof::hash("", blob)
     }
 
-    fn hash(source: &str, blob: &Digest) -> Proof {
+    fn hash(source: &str, blob: &Digest) -> BlobProof {
         let hash = Sha256::new().chain_update(source).chain_update([0]).chain_update(blob.to_string()).finalize();
         let mut short = [0; 20];
         short.copy_from_slice(&hash[..20]);
-        Proof(short)
+        BlobProof(short)
     }
 
     /// Returns its bytes.
@@ -50,12 +50,12 @@ impl Proof {
 
 /// Returns the hour of a time in seconds since 1970.
 pub(crate) fn proof_hour(seconds: i64) -> i64 {
-    seconds / i64::try_from(PROOF_UNIT.as_secs()).unwrap_or(i64::MAX)
+    seconds / i64::try_from(PROOF_GRANULARITY.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Returns whether a proof is still valid. One from the future was written by a wrong clock.
-pub(crate) fn is_proof_believed(given: i64, now: i64) -> bool {
-    (0..i64::try_from(PROOF_TTL.as_secs() / PROOF_UNIT.as_secs()).unwrap_or(i64::MAX)).contains(&(now - given))
+pub(crate) fn is_proof_valid(given: i64, now: i64) -> bool {
+    (0..i64::try_from(PROOF_TTL.as_secs() / PROOF_GRANULARITY.as_secs()).unwrap_or(i64::MAX)).contains(&(now - given))
 }
 
 /// One version of a blob file in a local image layout.
@@ -85,23 +85,23 @@ impl HashedFile {
 #[async_trait]
 pub trait BlobIndex: Send + Sync {
     /// Returns a repository at this registry or layout for each blob, in order.
-    async fn blob_homes(&self, end: &End, blobs: &[Digest]) -> Result<Vec<Option<Home>>>;
+    async fn find_blobs(&self, end: &Endpoint, blobs: &[Digest]) -> Result<Vec<Option<RepositoryLocator>>>;
 
     /// Records that these blobs are in a repository.
-    async fn learn_blobs(&self, home: &Home, blobs: &[Digest]) -> Result<()>;
+    async fn record_blobs(&self, home: &RepositoryLocator, blobs: &[Digest]) -> Result<()>;
 
     /// Returns whether this version of a layout's file was hashed and matched its digest.
-    async fn is_hashed(&self, file: &HashedFile) -> Result<bool>;
+    async fn is_hashed_file(&self, file: &HashedFile) -> Result<bool>;
 
     /// Records that a file was hashed and matched. Replaces earlier versions.
-    async fn note_hashed(&self, file: &HashedFile) -> Result<()>;
+    async fn record_hashed_file(&self, file: &HashedFile) -> Result<()>;
 
     /// Deletes the location of a blob that turned out not to be in this repository. Other locations stay.
-    async fn forget_blob(&self, home: &Home, blob: &Digest) -> Result<()>;
+    async fn forget_blob(&self, home: &RepositoryLocator, blob: &Digest) -> Result<()>;
 
     /// Records proofs as of now.
-    async fn learn_proofs(&self, proofs: &[Proof]) -> Result<()>;
+    async fn record_proofs(&self, proofs: &[BlobProof]) -> Result<()>;
 
     /// Returns whether each proof was given within [`PROOF_TTL`], in order.
-    async fn proofs(&self, proofs: &[Proof]) -> Result<Vec<bool>>;
+    async fn check_proofs(&self, proofs: &[BlobProof]) -> Result<Vec<bool>>;
 }

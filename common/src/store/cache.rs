@@ -6,17 +6,17 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{End, Home};
-use crate::error::{Class, Error, Result};
+use crate::batch::{Endpoint, RepositoryLocator};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digest, Tag};
 
-use super::clock::is_ahead;
+use super::clock::is_in_future;
 
 /// Target tags of one repository written with the same options.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CacheScope {
     /// The target repository.
-    pub home: Home,
+    pub repository: RepositoryLocator,
     /// Short fingerprint of the options that change what is written, such as platforms; empty if there are none. Not
     /// secret.
     pub options: Box<str>,
@@ -25,14 +25,14 @@ pub struct CacheScope {
 impl CacheScope {
     /// Returns the scope that records which tags of the repository may lack parts of the image of their digest: for
     /// each, the hashed fingerprint of the options that left something out, as its target digest.
-    pub fn parts(&self) -> CacheScope {
-        CacheScope { home: self.home.clone(), options: "parts".into() }
+    pub fn partial_images(&self) -> CacheScope {
+        CacheScope { repository: self.repository.clone(), options: "parts".into() }
     }
 }
 
 /// Cached state of a target tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct CachedTag {
     /// Digest of its source.
     pub source: Digest,
     /// Digest written to the target.
@@ -47,7 +47,7 @@ pub struct Known {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheEntry {
     /// The target registry.
-    pub registry: End,
+    pub registry: Endpoint,
     /// The target repository.
     pub repository: String,
     /// See [`CacheScope::options`].
@@ -75,27 +75,27 @@ pub struct CacheEntry {
 #[async_trait]
 pub trait DigestCache: Send + Sync {
     /// Returns the cached state of these tags, in their order.
-    async fn known(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<Known>>>;
+    async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>>;
 
     /// Caches these tags.
-    async fn learn(&self, scope: &CacheScope, tags: Vec<(Tag, Known)>) -> Result<()>;
+    async fn cache_tags(&self, scope: &CacheScope, tags: Vec<(Tag, CachedTag)>) -> Result<()>;
 
     /// Deletes these tags.
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()>;
 
     /// Deletes all tags of a target repository, in all scopes. Returns their number.
-    async fn forget_repository(&self, home: &Home) -> Result<u64>;
+    async fn forget_repository(&self, home: &RepositoryLocator) -> Result<u64>;
 
     /// Deletes all tags of a target registry or layout. Returns their number.
-    async fn forget_end(&self, end: &End) -> Result<u64>;
+    async fn forget_endpoint(&self, end: &Endpoint) -> Result<u64>;
 
     /// Returns up to `limit` entries after the given one, in an order of the cache's own.
-    async fn entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>>;
+    async fn list_cache_entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>>;
 }
 
 /// Result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Imported {
+pub struct CacheImport {
     /// Number of tags read.
     pub tags: u64,
     /// Line numbers, from 1, and errors of lines that were not understood. The first hundred.
@@ -104,10 +104,10 @@ pub struct Imported {
 
 impl CacheEntry {
     /// Creates an entry.
-    pub fn new(scope: &CacheScope, tag: &Tag, known: &Known) -> CacheEntry {
+    pub fn new(scope: &CacheScope, tag: &Tag, known: &CachedTag) -> CacheEntry {
         CacheEntry {
-            registry: scope.home.end().clone(),
-            repository: scope.home.path().to_owned(),
+            registry: scope.repository.endpoint().clone(),
+            repository: scope.repository.path().to_owned(),
             options: scope.options.to_string(),
             tag: tag.as_str().to_owned(),
             source: known.source.clone(),
@@ -118,30 +118,30 @@ impl CacheEntry {
     }
 
     /// Splits and checks an entry.
-    pub fn parts(self) -> Result<(CacheScope, Tag, Known), String> {
+    pub fn into_parts(self) -> Result<(CacheScope, Tag, CachedTag), String> {
         let time = |second| Timestamp::from_second(second).map_err(|error| error.to_string());
-        let home = Home::new(self.registry, &self.repository).map_err(|error| error.to_string())?;
+        let home = RepositoryLocator::new(self.registry, &self.repository).map_err(|error| error.to_string())?;
         let tag = self.tag.parse().map_err(|error| format!("{error}"))?;
         let target = self.target.unwrap_or_else(|| self.source.clone());
-        let known = Known {
+        let known = CachedTag {
             source: self.source,
             target,
             seen_at: time(self.seen)?,
             referrers_at: self.referrers.map(time).transpose()?,
         };
-        Ok((CacheScope { home, options: self.options.into() }, tag, known))
+        Ok((CacheScope { repository: home, options: self.options.into() }, tag, known))
     }
 }
 
 /// Exports a cache as lines of JSON. Returns their number.
 pub async fn export_cache(cache: &dyn DigestCache, out: &mut (dyn Write + Send)) -> Result<u64> {
-    const PAGE: usize = 1_000;
+    const EXPORT_PAGE_SIZE: usize = 1_000;
     let failed =
-        |error: std::io::Error| Error::new(Class::Local, "writing the cache", error.to_string()).because(error);
+        |error: std::io::Error| Error::new(ErrorKind::Local, "writing the cache", error.to_string()).with_source(error);
     let mut lines = 0;
     let mut last: Option<CacheEntry> = None;
     loop {
-        let page = cache.entries(last.as_ref(), PAGE).await?;
+        let page = cache.list_cache_entries(last.as_ref(), EXPORT_PAGE_SIZE).await?;
         for entry in &page {
             serde_json::to_writer(&mut *out, entry).map_err(|error| failed(error.into()))?;
             out.write_all(b"\n").map_err(failed)?;
@@ -157,28 +157,28 @@ pub async fn export_cache(cache: &dyn DigestCache, out: &mut (dyn Write + Send))
 }
 
 /// Imports what [`export_cache`] wrote. Keeps cached tags that were seen later.
-pub async fn import_cache(cache: &dyn DigestCache, lines: &mut (dyn BufRead + Send)) -> Result<Imported> {
-    const AT_ONCE: usize = 500;
-    let mut imported = Imported::default();
+pub async fn import_cache(cache: &dyn DigestCache, lines: &mut (dyn BufRead + Send)) -> Result<CacheImport> {
+    const IMPORT_BATCH_SIZE: usize = 500;
+    let mut imported = CacheImport::default();
     let mut scope: Option<CacheScope> = None;
     let mut tags = Vec::new();
     let mut line = String::new();
     for number in 1.. {
         line.clear();
         let read = lines.read_line(&mut line);
-        if read.map_err(|error| Error::new(Class::Local, "reading a cache", error.to_string()))? == 0 {
+        if read.map_err(|error| Error::new(ErrorKind::Local, "reading a cache", error.to_string()))? == 0 {
             break;
         }
         if line.trim().is_empty() {
             continue;
         }
         let entry = serde_json::from_str::<CacheEntry>(&line).map_err(|error| error.to_string());
-        match entry.and_then(CacheEntry::parts) {
-            Ok((its, tag, known)) => {
-                if tags.len() >= AT_ONCE || scope.as_ref().is_some_and(|scope| *scope != its) {
+        match entry.and_then(CacheEntry::into_parts) {
+            Ok((entry_scope, tag, known)) => {
+                if tags.len() >= IMPORT_BATCH_SIZE || scope.as_ref().is_some_and(|scope| *scope != entry_scope) {
                     imported.tags += flush(cache, scope.as_ref(), &mut tags).await?;
                 }
-                scope = Some(its);
+                scope = Some(entry_scope);
                 tags.push((tag, known));
             }
             Err(reason) if imported.refused.len() < 100 => imported.refused.push((number, reason)),
@@ -189,15 +189,15 @@ pub async fn import_cache(cache: &dyn DigestCache, lines: &mut (dyn BufRead + Se
     Ok(imported)
 }
 
-async fn flush(cache: &dyn DigestCache, scope: Option<&CacheScope>, tags: &mut Vec<(Tag, Known)>) -> Result<u64> {
+async fn flush(cache: &dyn DigestCache, scope: Option<&CacheScope>, tags: &mut Vec<(Tag, CachedTag)>) -> Result<u64> {
     let Some(scope) = scope else { return Ok(0) };
     let mut tags = std::mem::take(tags);
     let read = tags.len() as u64;
     let names: Vec<Tag> = tags.iter().map(|(tag, _)| tag.clone()).collect();
-    let mut known = cache.known(scope, &names).await?.into_iter();
+    let mut known = cache.cached_tags(scope, &names).await?.into_iter();
     let now = Timestamp::now();
-    let is_older = |old: &Known, new: &Known| old.seen_at < new.seen_at || is_ahead(old.seen_at, now);
+    let is_older = |old: &CachedTag, new: &CachedTag| old.seen_at < new.seen_at || is_in_future(old.seen_at, now);
     tags.retain(|(_, new)| known.next().flatten().is_none_or(|old| is_older(&old, new)));
-    cache.learn(scope, tags).await?;
+    cache.cache_tags(scope, tags).await?;
     Ok(read)
 }

@@ -10,24 +10,24 @@ use jiff::Timestamp;
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 /// The latest that a lease, a block or a retry may end: no registry is blocked for longer than 24 hours. A later
 /// deadline was written by a wrong clock, and counts as expired.
-pub const LONGEST_AHEAD: Duration = Duration::from_secs(25 * 60 * 60);
+pub const MAX_DEADLINE_AHEAD: Duration = Duration::from_secs(25 * 60 * 60);
 
 /// Returns whether a time lies in the future, so that it was written by a wrong clock and says nothing.
-pub fn is_ahead(then: Timestamp, now: Timestamp) -> bool {
+pub fn is_in_future(then: Timestamp, now: Timestamp) -> bool {
     Duration::try_from(then.duration_since(now)).is_ok_and(|ahead| ahead > CLOCK_TOLERANCE)
 }
 
 /// Returns the time since `then`, or [`Duration::MAX`] if `then` lies in the future.
 pub fn age(then: Timestamp, now: Timestamp) -> Duration {
-    match is_ahead(then, now) {
+    match is_in_future(then, now) {
         true => Duration::MAX,
         false => Duration::try_from(now.duration_since(then)).unwrap_or(Duration::ZERO),
     }
 }
 
-/// Returns [`LONGEST_AHEAD`] from now, in milliseconds since 1970.
-pub(crate) fn latest_end(now: i64) -> i64 {
-    now.saturating_add(i64::try_from(LONGEST_AHEAD.as_millis()).unwrap_or(i64::MAX))
+/// Returns [`MAX_DEADLINE_AHEAD`] from now, in milliseconds since 1970.
+pub(crate) fn latest_deadline_ms(now: i64) -> i64 {
+    now.saturating_add(i64::try_from(MAX_DEADLINE_AHEAD.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Source of the time for leases and ages.
@@ -52,7 +52,7 @@ pub struct ManualClock(AtomicI64);
 
 impl ManualClock {
     /// Creates a clock at this time, to the millisecond.
-    pub fn at(time: Timestamp) -> ManualClock {
+    pub fn starting_at(time: Timestamp) -> ManualClock {
         ManualClock(AtomicI64::new(time.as_millisecond()))
     }
 
@@ -82,8 +82,8 @@ mod tests {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let at = |seconds: i64| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
         assert_eq!(age(at(-60), now), Duration::from_secs(60));
-        assert_eq!((age(at(60), now), is_ahead(at(300), now)), (Duration::ZERO, false));
-        assert_eq!((age(at(301), now), is_ahead(at(301), now)), (Duration::MAX, true));
+        assert_eq!((age(at(60), now), is_in_future(at(300), now)), (Duration::ZERO, false));
+        assert_eq!((age(at(301), now), is_in_future(at(301), now)), (Duration::MAX, true));
         assert_eq!(age(at(400 * 86_400), now), Duration::MAX);
     }
 }

@@ -10,21 +10,21 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Fence, Leases, Named};
+use super::{Fence, LeaseResult, Leases};
 use crate::error::{Error, Result};
 
 /// Renewals per term: two may fail before the lease is lost.
 const RENEWALS_PER_TERM: u32 = 3;
 /// Maximum age of a renewal that needs no confirmation before the lease is used. Store leases last several times
 /// longer, so nobody else can have acquired it since, unless the store has lost its latest writes.
-pub const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+pub const CONFIRMATION_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// Reference for renewal times, which are kept as microseconds since this instant.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+static REFERENCE_INSTANT: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Result of [`LeaseGuard::try_acquire`].
 #[derive(Debug)]
-pub enum Leased {
+pub enum TryAcquireResult {
     /// Acquired, and renewed until the guard is dropped.
     Acquired(LeaseGuard),
     /// Held by another process.
@@ -43,22 +43,27 @@ pub struct LeaseGuard {
 impl LeaseGuard {
     /// Tries once to acquire a lease with this term. The holder name must be unique to what it protects: two uses of
     /// one name share the lease, and the first release ends it for both.
-    pub async fn try_acquire(leases: Arc<dyn Leases>, name: &str, holder: &str, term: Duration) -> Result<Leased> {
-        LazyLock::force(&START);
+    pub async fn try_acquire(
+        leases: Arc<dyn Leases>,
+        name: &str,
+        holder: &str,
+        term: Duration,
+    ) -> Result<TryAcquireResult> {
+        LazyLock::force(&REFERENCE_INSTANT);
         let asked = Instant::now();
         match leases.acquire(name, holder, term).await? {
-            Named::Others { holder, .. } => Ok(Leased::HeldBy(holder)),
-            Named::Yours { epoch } => {
-                let fence = Fence { name: name.to_owned(), holder: holder.to_owned(), token: epoch };
-                let renewed = AtomicU64::new(micros(asked));
+            LeaseResult::HeldBy { holder, .. } => Ok(TryAcquireResult::HeldBy(holder)),
+            LeaseResult::Acquired { token } => {
+                let fence = Fence { name: name.to_owned(), holder: holder.to_owned(), token };
+                let renewed = AtomicU64::new(micros_since_reference(asked));
                 let lease = Arc::new(Lease { leases, fence, term, renewed, lost: CancellationToken::new() });
                 let (release, released) = (CancellationToken::new(), CancellationToken::new());
                 let (renewal, asked_to_release, has_released) = (lease.clone(), release.clone(), released.clone());
                 tokio::spawn(async move {
-                    renewal.keep(&asked_to_release).await;
+                    renewal.renew_then_release(&asked_to_release).await;
                     has_released.cancel();
                 });
-                Ok(Leased::Acquired(LeaseGuard { lease, released, _release: release.drop_guard() }))
+                Ok(TryAcquireResult::Acquired(LeaseGuard { lease, released, _release: release.drop_guard() }))
             }
         }
     }
@@ -69,15 +74,17 @@ impl LeaseGuard {
         (name, holder): (&str, &str),
         (term, poll_interval): (Duration, Duration),
         cancel: &CancellationToken,
-        tried: &str,
+        operation: &str,
     ) -> Result<LeaseGuard> {
         loop {
-            if let Leased::Acquired(guard) = LeaseGuard::try_acquire(leases.clone(), name, holder, term).await? {
+            if let TryAcquireResult::Acquired(guard) =
+                LeaseGuard::try_acquire(leases.clone(), name, holder, term).await?
+            {
                 return Ok(guard);
             }
             tokio::select! {
                 () = sleep(poll_interval) => {}
-                () = cancel.cancelled() => return Err(Error::cancelled(tried)),
+                () = cancel.cancelled() => return Err(Error::cancelled(operation)),
             }
         }
     }
@@ -146,8 +153,8 @@ impl LeaseGuard {
     }
 }
 
-fn micros(at: Instant) -> u64 {
-    u64::try_from(at.saturating_duration_since(*START).as_micros()).unwrap_or(u64::MAX)
+fn micros_since_reference(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(*REFERENCE_INSTANT).as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A lease as shared by its guard and its renewal task.
@@ -162,7 +169,7 @@ struct Lease {
 
 impl Lease {
     fn renewed_at(&self) -> Instant {
-        *START + Duration::from_micros(self.renewed.load(Ordering::Acquire))
+        *REFERENCE_INSTANT + Duration::from_micros(self.renewed.load(Ordering::Acquire))
     }
 
     fn is_held(&self) -> bool {
@@ -170,7 +177,7 @@ impl Lease {
     }
 
     /// Renews the lease until it is lost or released, then releases it in the store.
-    async fn keep(&self, release: &CancellationToken) {
+    async fn renew_then_release(&self, release: &CancellationToken) {
         tokio::select! {
             () = self.renew_until_lost() => self.lost.cancel(),
             () = self.lost.cancelled() => {}
@@ -203,12 +210,12 @@ impl Lease {
         }
         let Fence { name, holder, token } = &self.fence;
         match timeout(expires - now, self.leases.acquire(name, holder, self.term)).await {
-            Ok(Ok(Named::Yours { epoch })) if epoch == *token => {
-                self.renewed.fetch_max(micros(now), Ordering::AcqRel);
+            Ok(Ok(LeaseResult::Acquired { token: renewed_token })) if renewed_token == *token => {
+                self.renewed.fetch_max(micros_since_reference(now), Ordering::AcqRel);
                 Ok(true)
             }
             // It expired and was acquired anew: another process may have held it in between.
-            Ok(Ok(Named::Yours { .. } | Named::Others { .. })) | Err(_) => Ok(false),
+            Ok(Ok(LeaseResult::Acquired { .. } | LeaseResult::HeldBy { .. })) | Err(_) => Ok(false),
             Ok(Err(error)) => Err(error),
         }
     }
@@ -227,7 +234,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::error::Class;
+    use crate::error::ErrorKind;
     use crate::store::{SqliteStore, SystemClock};
 
     const TERM: Duration = Duration::from_millis(400);
@@ -238,7 +245,7 @@ mod tests {
 
     async fn acquired(leases: &Arc<dyn Leases>, holder: &str) -> LeaseGuard {
         match LeaseGuard::try_acquire(leases.clone(), "a name", holder, TERM).await.unwrap() {
-            Leased::Acquired(guard) => guard,
+            TryAcquireResult::Acquired(guard) => guard,
             held => panic!("{held:?}"),
         }
     }
@@ -250,7 +257,7 @@ mod tests {
         sleep(TERM * 3).await;
         assert!(guard.is_held());
         let other = LeaseGuard::try_acquire(leases.clone(), "a name", "two", TERM).await.unwrap();
-        assert!(matches!(other, Leased::HeldBy(holder) if holder == "one"));
+        assert!(matches!(other, TryAcquireResult::HeldBy(holder) if holder == "one"));
         let first = guard.fence().token;
         guard.release().await;
         assert!(acquired(&leases, "two").await.fence().token > first);
@@ -275,7 +282,7 @@ mod tests {
         stop.cancelled().await;
         assert!(!guard.is_held());
         guard.release().await;
-        assert_eq!(leases.held("a name").await.unwrap().as_deref(), Some("two"));
+        assert_eq!(leases.lease_holder("a name").await.unwrap().as_deref(), Some("two"));
     }
 
     #[tokio::test]
@@ -308,13 +315,13 @@ mod tests {
     }
 
     /// Leases of a store that becomes unreachable.
-    struct Away(Arc<dyn Leases>, AtomicBool);
+    struct UnreachableLeases(Arc<dyn Leases>, AtomicBool);
 
     #[async_trait]
-    impl Leases for Away {
-        async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named> {
+    impl Leases for UnreachableLeases {
+        async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
             match self.1.load(Ordering::Relaxed) {
-                true => Err(Error::new(Class::Unreachable, "leasing", "the store is away")),
+                true => Err(Error::new(ErrorKind::Unreachable, "leasing", "the store is away")),
                 false => self.0.acquire(name, holder, lease).await,
             }
         }
@@ -330,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_that_cannot_be_renewed_within_its_term_is_lost() {
-        let away = Arc::new(Away(store().await, AtomicBool::new(false)));
+        let away = Arc::new(UnreachableLeases(store().await, AtomicBool::new(false)));
         let guard = acquired(&(away.clone() as Arc<dyn Leases>), "one").await;
         away.1.store(true, Ordering::Relaxed);
         assert!(guard.is_held());

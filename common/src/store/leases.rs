@@ -5,21 +5,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::batch::{BatchId, Home, Place};
+use crate::batch::{BatchId, RepositoryLocator, TagLocator};
 use crate::error::Result;
 use crate::image::Digest;
 
 /// Result of acquiring a named lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Named {
+pub enum LeaseResult {
     /// Acquired, or renewed.
-    Yours {
+    Acquired {
         /// The fencing token: greater than that of every earlier holder, also of leases that the store has lost,
         /// because it is never below the store's time in microseconds. It stays the same while the lease is held.
-        epoch: u64,
+        token: u64,
     },
     /// Held by another process.
-    Others {
+    HeldBy {
         /// The holder.
         holder: String,
         /// Expiry unless renewed.
@@ -45,13 +45,13 @@ pub struct Fence {
 #[async_trait]
 pub trait Leases: Send + Sync {
     /// Acquires or renews a lease for this time from now, or returns its holder.
-    async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named>;
+    async fn acquire(&self, name: &str, holder: &str, ttl: Duration) -> Result<LeaseResult>;
 
     /// Returns the first of these names that is held now, with its holder.
     async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>>;
 
     /// Returns the holder of a name, if it is held now.
-    async fn held(&self, name: &str) -> Result<Option<String>> {
+    async fn lease_holder(&self, name: &str) -> Result<Option<String>> {
         Ok(self.first_held(&[name.to_owned()]).await?.map(|(_, holder)| holder))
     }
 
@@ -66,31 +66,31 @@ pub trait Leases: Send + Sync {
 }
 
 /// Lease name of the leader of one batch, or of all.
-pub fn leader(of: &str) -> String {
-    format!("leader:{of}")
+pub fn leader_lease_name(scope: &str) -> String {
+    format!("leader:{scope}")
 }
 
 /// Lease name held while the rules of a batch are listed.
-pub fn listing(batch: BatchId) -> String {
+pub fn listing_lease_name(batch: BatchId) -> String {
     format!("listing:{batch}")
 }
 
 /// Lease name held while a batch of these rules is created, so that of two creators one sees the other's batch.
-pub fn starting(rules: &Digest) -> String {
+pub fn start_lease_name(rules: &Digest) -> String {
     format!("starting:{rules}")
 }
 
 /// Lease name of the one run that waits for a batch of these rules to end.
-pub fn waiting(rules: &Digest) -> String {
+pub fn waiting_lease_name(rules: &Digest) -> String {
     format!("waiting:{rules}")
 }
 
 /// Lease name held while a target tag is written.
-pub fn target_tag(target: &Place) -> String {
+pub fn tag_lease_name(target: &TagLocator) -> String {
     format!("tag:{target}")
 }
 
 /// Lease name held while tags of a target repository are pruned.
-pub fn removal(target: &Home) -> String {
+pub fn prune_lease_name(target: &RepositoryLocator) -> String {
     format!("removal:{target}")
 }

@@ -7,14 +7,16 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Course, Pruned};
-use crate::batch::{BatchId, Bytes, Counts, Failure, Planned, Requests, Task, TaskState, Ticket, Verdict};
-use crate::error::{Class, Error, Result};
+use super::{BatchTimeline, PruneRecord};
+use crate::batch::{
+    BatchId, BlobBytes, Failure, RequestCounts, Task, TaskCounts, TaskRef, TaskResult, TaskSpec, TaskState,
+};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digest, RegistryName};
-use crate::printable::printable;
+use crate::sanitize::sanitize;
 
 /// TTL of a lease. Renew it three times per TTL.
-pub const LEASE: Duration = Duration::from_secs(30);
+pub const LEASE_TTL: Duration = Duration::from_secs(30);
 
 /// A batch to be created.
 #[derive(Debug, Clone)]
@@ -32,7 +34,7 @@ pub struct NewBatch {
 /// State of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Control {
+pub enum BatchState {
     /// Tasks are published and started.
     Running,
     /// No task starts until the batch is resumed.
@@ -47,30 +49,30 @@ pub enum Control {
 
 /// The tasks of one repository, added to the plan once its listing is complete.
 #[derive(Debug, Clone)]
-pub struct Sealed {
+pub struct PlanSegment {
     /// Identifies the repository within the batch: rule number and repository.
     pub key: String,
     /// When the repository was listed.
     pub listed_at: Timestamp,
     /// Its tasks in order. A task may already have a result: `Unchanged` if the listing settled it, `Failed` if it
     /// collides with another task.
-    pub tasks: Vec<(Planned, Option<Verdict>)>,
+    pub tasks: Vec<(TaskSpec, Option<TaskResult>)>,
 }
 
 /// Result of [`Ledger::append`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Appended {
+pub enum AppendResult {
     /// Added to the plan. The tasks have consecutive indexes from this one on.
-    At(u32),
+    Appended(u32),
     /// Already in the plan.
-    Already,
+    AlreadyPlanned,
     /// The batch accepts no more tasks; its state.
-    Stopped(Control),
+    Closed(BatchState),
 }
 
 /// A chunk of the plan with tasks to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
+pub struct PlanBlock {
     /// Index of the first task of the chunk. Continue with the next index.
     pub first: u32,
     /// When its tasks were listed.
@@ -80,7 +82,7 @@ pub struct Block {
     pub tasks: Vec<(u32, Task)>,
 }
 
-/// The holder of a task's lease: a worker and the fencing token from [`Ledger::start`]. The store compares both, so
+/// The holder of a task's lease: a worker and the fencing token from [`Ledger::claim_task`]. The store compares both, so
 /// that a store restored from a backup, which may issue a token twice, does not mistake one worker for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskHolder<'a> {
@@ -92,12 +94,12 @@ pub struct TaskHolder<'a> {
 
 /// Result of claiming a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Start {
+pub enum ClaimResult {
     /// Claimed: acknowledge the delivery. If the worker dies, its lease expires and the leader returns the task to the
     /// plan.
-    Go {
+    Claimed {
         /// Fencing token of the lease.
-        epoch: u64,
+        token: u64,
         /// Attempts counted so far.
         attempts: u32,
         /// Lost leases in this run: a lease expired, and another worker or the leader took the task. Identifies tasks
@@ -105,10 +107,10 @@ pub enum Start {
         losses: u32,
     },
     /// This worker already holds the task: a redelivery. If it is running, return the delivery with a delay; else
-    /// continue as with `Go`.
-    Own {
+    /// continue as with `Claimed`.
+    AlreadyOwned {
         /// Fencing token of the lease.
-        epoch: u64,
+        token: u64,
         /// Attempts counted so far.
         attempts: u32,
     },
@@ -131,7 +133,7 @@ pub enum Start {
 
 /// Status of a task's lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum LeaseStatus {
     /// Held and renewed.
     Held {
         /// Expiry unless renewed.
@@ -140,12 +142,12 @@ pub enum Standing {
     /// Another worker holds the task, or it has ended: stop, write nothing.
     Lost,
     /// The batch was cancelled or superseded, and the task is counted as cancelled: stop, write nothing.
-    Stop,
+    BatchStopped,
 }
 
 /// Result of [`Ledger::finish`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finished {
+pub enum FinishResult {
     /// The result was recorded and counted.
     Counted,
     /// Not counted: another worker holds the lease, or the batch was stopped.
@@ -154,11 +156,11 @@ pub enum Finished {
     AlreadyDone,
 }
 
-/// Result of [`Ledger::retry_later`].
+/// Result of [`Ledger::reschedule`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retried {
+pub enum RescheduleResult {
     /// Rescheduled.
-    Waits {
+    Scheduled {
         /// Attempts counted so far, including this one if it counts.
         attempts: u32,
     },
@@ -168,11 +170,11 @@ pub enum Retried {
 
 /// Bytes, requests and time used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Spent {
+pub struct Usage {
     /// Bytes of blobs.
-    pub bytes: Bytes,
+    pub bytes: BlobBytes,
     /// Requests to registries.
-    pub requests: Requests,
+    pub requests: RequestCounts,
     /// Time that workers spent, to the millisecond.
     pub time: Duration,
 }
@@ -181,7 +183,7 @@ pub struct Spent {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequeueFilter {
     /// Matches tasks that failed with this kind of error.
-    pub class: Option<Class>,
+    pub kind: Option<ErrorKind>,
     /// Matches tasks with this registry as source or target.
     pub registry: Option<RegistryName>,
 }
@@ -189,9 +191,9 @@ pub struct RequeueFilter {
 impl RequeueFilter {
     /// Returns whether the filter matches a failed task.
     pub fn selects(&self, failed: &FailedTask) -> bool {
-        let planned = &failed.task.planned;
-        let endpoints = [planned.source.home.end(), planned.target.home.end()];
-        self.class.is_none_or(|class| failed.failure.class == class)
+        let planned = &failed.task.spec;
+        let endpoints = [planned.source.repository.endpoint(), planned.target.repository.endpoint()];
+        self.kind.is_none_or(|class| failed.failure.kind == class)
             && self
                 .registry
                 .as_ref()
@@ -199,16 +201,16 @@ impl RequeueFilter {
     }
 }
 
-/// Which tasks [`Ledger::sweep`] returns to the plan.
+/// Which tasks [`Ledger::reclaim`] returns to the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sweep {
+pub enum ReclaimScope {
     /// Tasks whose lease expired at least this long ago.
-    Leases {
+    ExpiredLeases {
         /// Grace period.
         grace: Duration,
     },
     /// Expired leases, tasks whose messages are missing from an empty queue, and retries overdue by this long.
-    QueueIsEmpty {
+    EmptyQueue {
         /// Grace period.
         grace: Duration,
     },
@@ -216,9 +218,9 @@ pub enum Sweep {
     Everything,
 }
 
-/// Number of tasks that [`Ledger::sweep`] returned to the plan.
+/// Number of tasks that [`Ledger::reclaim`] returned to the plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct Reclaimed {
     /// Tasks with a lease.
     pub leased: u64,
     /// Tasks that were queued.
@@ -231,7 +233,7 @@ pub struct Batch {
     /// Batch id.
     pub id: BatchId,
     /// Current state.
-    pub control: Control,
+    pub state: BatchState,
     /// Number of times that failed tasks were requeued.
     pub run: u32,
     /// Digest of its rules.
@@ -243,17 +245,17 @@ pub struct Batch {
     /// When it was created.
     pub created_at: Timestamp,
     /// When its plan was complete and its total final.
-    pub sealed_at: Option<Timestamp>,
+    pub plan_completed_at: Option<Timestamp>,
     /// When its last task ended.
     pub ended_at: Option<Timestamp>,
     /// Task counts.
-    pub counts: Counts,
+    pub counts: TaskCounts,
     /// Waiting tasks that are in the queue.
     pub queued: u64,
     /// Waiting tasks that are due for a retry later.
     pub retrying: u64,
     /// Bytes, requests and time used.
-    pub spent: Spent,
+    pub usage: Usage,
 }
 
 /// A rule that selected no tag although its sources were listed.
@@ -273,11 +275,11 @@ pub struct EmptyRule {
 
 /// A repository, or a pattern of repositories, that could not be listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unlisted {
+pub struct ListingFailure {
     /// Repository or pattern.
     pub repository: String,
     /// Kind of error.
-    pub class: Class,
+    pub kind: ErrorKind,
     /// Error message, safe to print.
     pub error: String,
 }
@@ -314,11 +316,11 @@ pub struct TaskRow {
 ///   in microseconds. The lease decides, not the queue's redelivery flag.
 /// - **Acknowledged writes are durable**: a call that returned survives a kill of the process. A call that fails or is
 ///   dropped may have taken effect; every call may be repeated.
-/// - An expired lease stays valid until another worker or [`Ledger::sweep`] takes the task.
-/// - A batch ends when its plan is complete and its last task has ended: it becomes [`Control::Done`], or stays
+/// - An expired lease stays valid until another worker or [`Ledger::reclaim`] takes the task.
+/// - A batch ends when its plan is complete and its last task has ended: it becomes [`BatchState::Done`], or stays
 ///   cancelled or superseded, and gets an `ended_at`.
-/// - Calls about an unknown batch fail with [`Class::NotFound`] unless their result type has a variant for it.
-/// - [`Ledger::course`] changes in the same steps as the counters: a call that does not count leaves no trace in it.
+/// - Calls about an unknown batch fail with [`ErrorKind::NotFound`] unless their result type has a variant for it.
+/// - [`Ledger::timeline`] changes in the same steps as the counters: a call that does not count leaves no trace in it.
 /// - All times are those of the store's own clock.
 #[async_trait]
 pub trait Ledger: Send + Sync {
@@ -330,98 +332,104 @@ pub trait Ledger: Send + Sync {
 
     /// Adds the tasks of a repository to the plan, all or none. They may start at once. A repository whose key is
     /// already in the plan is left unchanged.
-    async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended>;
+    async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult>;
 
     /// Returns the keys of the repositories in the plan. An interrupted listing resumes without these.
-    async fn sealed(&self, batch: BatchId) -> Result<Vec<String>>;
+    async fn segment_keys(&self, batch: BatchId) -> Result<Vec<String>>;
 
     /// Records that a repository could not be listed. The last record of a repository wins.
-    async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()>;
+    async fn record_listing_failure(&self, batch: BatchId, unlisted: ListingFailure) -> Result<()>;
 
     /// Records the prune outcome of a target tag whose source is gone, also after the batch has ended. The last record
     /// of a tag wins.
-    async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()>;
+    async fn record_pruned(&self, batch: BatchId, pruned: PruneRecord) -> Result<()>;
 
     /// Records that a rule selected no tag. The last record of a rule wins.
-    async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()>;
+    async fn record_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()>;
 
     /// Records that a notification of the batch's end was sent, as a string of the caller's choice: one target, or all
     /// of them.
-    async fn note_told(&self, batch: BatchId, told: &str) -> Result<()>;
+    async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()>;
 
     /// Returns the recorded notifications in order.
-    async fn told(&self, batch: BatchId) -> Result<Vec<String>>;
+    async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>>;
 
     /// Marks the plan as complete: the total is final.
-    async fn seal_all(&self, batch: BatchId) -> Result<()>;
+    async fn complete_plan(&self, batch: BatchId) -> Result<()>;
 
     /// Adds the usage of a listing. It counts once, however often the call to the store was retried.
-    async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()>;
+    async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()>;
 
     /// Returns tasks to be published from an index on, in whole chunks: as many as hold this number of tasks, and at
     /// least one if there is any. None if the batch is not running.
-    async fn unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>>;
+    async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>>;
 
     /// Marks tasks as published, after the queue has confirmed them. Skips tasks that moved on or were requeued since.
-    async fn published(&self, batch: BatchId, tickets: Vec<Ticket>) -> Result<()>;
+    async fn mark_published(&self, batch: BatchId, tickets: Vec<TaskRef>) -> Result<()>;
 
     // Tasks.
 
     /// Claims a task for a worker, with a lease of this TTL. A worker name belongs to one process.
-    async fn start(&self, ticket: Ticket, worker: &str, lease: Duration) -> Result<Start>;
+    async fn claim_task(&self, ticket: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult>;
 
     /// Renews the lease of a task for this TTL from now.
-    async fn renew(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing>;
+    async fn renew(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus>;
 
     /// Checks and renews the lease of a task right before a tag is put.
-    async fn check(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing> {
+    async fn check(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
         self.renew(ticket, holder, lease).await
     }
 
     /// Records the result of a task.
-    async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished>;
+    async fn finish(
+        &self,
+        ticket: TaskRef,
+        holder: TaskHolder<'_>,
+        verdict: TaskResult,
+        spent: Usage,
+    ) -> Result<FinishResult>;
 
     /// Reschedules a task. With a delay it is a retry: publish its delayed message first, so that a worker that dies in
     /// between leaves a held task and a message that is absorbed. Without a delay the task returns to the plan, and the
     /// leader of the batch publishes it. `counts` says whether this was an attempt.
-    async fn retry_later(
+    async fn reschedule(
         &self,
-        ticket: Ticket,
+        ticket: TaskRef,
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
-        spent: Spent,
-    ) -> Result<Retried>;
+        spent: Usage,
+    ) -> Result<RescheduleResult>;
 
     // Batch state.
 
     /// Returns the state of a batch, or `None` if the batch is unknown. Cheap: called about once a second.
-    async fn control(&self, batch: BatchId) -> Result<Option<Control>>;
+    async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>>;
 
     /// Returns how many tasks of a batch may be published now: none unless it is running. Cheap: called many times a
     /// second.
-    async fn publishable(&self, batch: BatchId) -> Result<u64>;
+    async fn count_publishable(&self, batch: BatchId) -> Result<u64>;
 
     /// Returns the states of tasks. Cheap for tasks with nearby indexes: called many times a second.
-    async fn states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>>;
+    async fn task_states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>>;
 
     /// Pauses a batch: no task starts from now on. Returns the state afterwards; a batch that has ended keeps its
     /// state.
-    async fn pause(&self, batch: BatchId) -> Result<Control>;
+    async fn pause(&self, batch: BatchId) -> Result<BatchState>;
 
     /// Resumes a paused batch. Returns the state afterwards.
-    async fn resume(&self, batch: BatchId) -> Result<Control>;
+    async fn resume(&self, batch: BatchId) -> Result<BatchState>;
 
     /// Cancels a batch: all unfinished tasks count as cancelled, and the batch has ended. Running tasks are no longer
     /// counted; their workers learn of it when they renew or check. Returns the state afterwards.
-    async fn cancel(&self, batch: BatchId) -> Result<Control>;
+    async fn cancel(&self, batch: BatchId) -> Result<BatchState>;
 
     /// Requeues failed tasks: they return to the plan in a new run with no attempts counted. Returns their number. A
-    /// finished batch is running again; one that was cancelled or superseded fails with [`Class::Invalid`].
+    /// finished batch is running again; one that was cancelled or superseded fails with [`ErrorKind::Invalid`].
     async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64>;
 
     /// Returns lost tasks to the plan.
-    async fn sweep(&self, batch: BatchId, sweep: Sweep) -> Result<Swept>;
+    async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed>;
 
     /// Removes batches created before a time that have ended or were left unfinished and have no held task. Returns
     /// their number.
@@ -436,19 +444,19 @@ pub trait Ledger: Send + Sync {
     async fn batches(&self, limit: usize) -> Result<Vec<Batch>>;
 
     /// Returns the newest batch of these rules that is running or paused.
-    async fn unfinished(&self, rules: &Digest) -> Result<Option<BatchId>>;
+    async fn find_unfinished(&self, rules: &Digest) -> Result<Option<BatchId>>;
 
     /// Returns batches by id prefix, newest first, at most a few.
-    async fn find(&self, prefix: &str) -> Result<Vec<BatchId>>;
+    async fn find_batches(&self, prefix: &str) -> Result<Vec<BatchId>>;
 
     /// Returns the repositories that could not be listed.
-    async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>>;
+    async fn listing_failures(&self, batch: BatchId) -> Result<Vec<ListingFailure>>;
 
     /// Returns the rules that selected no tag, in order.
     async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>>;
 
     /// Returns the prune outcomes of target tags, ordered by outcome and target.
-    async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>>;
+    async fn prune_records(&self, batch: BatchId) -> Result<Vec<PruneRecord>>;
 
     /// Returns failed tasks from an index on.
     async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>>;
@@ -457,59 +465,59 @@ pub trait Ledger: Send + Sync {
     async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>>;
 
     /// Returns the timeline of a batch.
-    async fn course(&self, batch: BatchId) -> Result<Course>;
+    async fn timeline(&self, batch: BatchId) -> Result<BatchTimeline>;
 
     /// Returns the one batch with this id prefix.
     async fn resolve(&self, prefix: &str) -> Result<BatchId> {
-        let found = self.find(prefix).await?;
-        let tried = format!("looking for batch {}", printable(prefix));
+        let found = self.find_batches(prefix).await?;
+        let tried = format!("looking for batch {}", sanitize(prefix));
         match found.as_slice() {
             [one] => Ok(*one),
-            [] => Err(Error::new(Class::NotFound, tried, "there is none whose id begins so")
-                .hint("imgsync batch list shows those that there are")),
+            [] => Err(Error::new(ErrorKind::NotFound, tried, "there is none whose id begins so")
+                .with_hint("imgsync batch list shows those that there are")),
             several => {
                 let ids: Vec<_> = several.iter().map(BatchId::to_string).collect();
-                Err(Error::new(Class::Invalid, tried, format!("several ids begin so: {}", ids.join(", "))))
+                Err(Error::new(ErrorKind::Invalid, tried, format!("several ids begin so: {}", ids.join(", "))))
             }
         }
     }
 }
 
-impl Control {
+impl BatchState {
     /// All states in the order of their codes.
-    pub const ALL: [Control; 5] =
-        [Control::Running, Control::Paused, Control::Cancelled, Control::Superseded, Control::Done];
+    pub const ALL: [BatchState; 5] =
+        [BatchState::Running, BatchState::Paused, BatchState::Cancelled, BatchState::Superseded, BatchState::Done];
 
     /// Returns the name used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
-            Control::Running => "running",
-            Control::Paused => "paused",
-            Control::Cancelled => "cancelled",
-            Control::Superseded => "superseded",
-            Control::Done => "done",
+            BatchState::Running => "running",
+            BatchState::Paused => "paused",
+            BatchState::Cancelled => "cancelled",
+            BatchState::Superseded => "superseded",
+            BatchState::Done => "done",
         }
     }
 
     /// Returns whether its tasks must stop.
     pub fn is_stopped(self) -> bool {
-        matches!(self, Control::Cancelled | Control::Superseded)
+        matches!(self, BatchState::Cancelled | BatchState::Superseded)
     }
 
     /// Returns whether tasks may still be left to do.
     pub fn is_live(self) -> bool {
-        matches!(self, Control::Running | Control::Paused)
+        matches!(self, BatchState::Running | BatchState::Paused)
     }
 }
 
-impl fmt::Display for Control {
+impl fmt::Display for BatchState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl std::ops::AddAssign for Spent {
-    fn add_assign(&mut self, other: Spent) {
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Usage) {
         self.bytes += other.bytes;
         self.requests += other.requests;
         self.time += other.time;

@@ -1,9 +1,9 @@
 //! State shared by all processes of a batch.
 //!
 //! Nine traits, each with a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags,
-//! the [`BlobIndex`] of blob locations at targets, the [`Pace`] that registries allow, [`Leases`] by name, the
-//! [`Roster`] of workers and routes, the last runs of [`Schedules`], the [`Origins`] of target tags, and
-//! [`TagRecords`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one machine,
+//! the [`BlobIndex`] of blob locations at targets, the [`RateLimitStore`] that registries allow, [`Leases`] by name, the
+//! [`WorkerRegistry`] of workers and routes, the last runs of [`Schedules`], the [`ProvenanceStore`] of target tags, and
+//! [`TagRecorder`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one machine,
 //! [`RedisStore`] in a cluster.
 
 mod blob_index;
@@ -11,43 +11,68 @@ mod cache;
 mod clock;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
-mod course;
+mod idempotency_key;
 mod lease_guard;
 mod leases;
 mod ledger;
-mod origins;
-mod pace;
+mod provenance;
+mod rate_limit;
 mod records;
 mod redis;
-mod request;
-mod roster;
 mod schedules;
 mod sqlite;
+mod timeline;
+mod worker_registry;
 
 pub use self::redis::{RedisOptions, RedisStore};
-pub use blob_index::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof};
-pub(crate) use blob_index::{is_proof_believed, proof_hour};
-pub use cache::{CacheEntry, CacheScope, DigestCache, Imported, Known, export_cache, import_cache};
-pub(crate) use clock::latest_end;
-pub use clock::{CLOCK_TOLERANCE, Clock, LONGEST_AHEAD, ManualClock, SystemClock, age, is_ahead};
-pub use course::{Course, MAX_PARTS, MAX_SLOWEST, Part, Share, Slow};
-pub use lease_guard::{CONFIRMED_FOR, LeaseGuard, Leased};
-pub use leases::{Fence, Leases, Named, leader, listing, removal, starting, target_tag, waiting};
-pub use ledger::{
-    Appended, Batch, Block, Control, EmptyRule, FailedTask, Finished, LEASE, Ledger, NewBatch, RequeueFilter, Retried,
-    Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
+pub use blob_index::{BLOB_GENERATION, BlobIndex, BlobProof, HashedFile, PROOF_TTL};
+pub(crate) use blob_index::{is_proof_valid, proof_hour};
+pub use cache::{CacheEntry, CacheImport, CacheScope, CachedTag, DigestCache, export_cache, import_cache};
+pub(crate) use clock::latest_deadline_ms;
+pub use clock::{CLOCK_TOLERANCE, Clock, MAX_DEADLINE_AHEAD, ManualClock, SystemClock, age, is_in_future};
+pub use idempotency_key::IdempotencyKey;
+pub use lease_guard::{CONFIRMATION_MAX_AGE, LeaseGuard, TryAcquireResult};
+pub use leases::{
+    Fence, LeaseResult, Leases, leader_lease_name, listing_lease_name, prune_lease_name, start_lease_name,
+    tag_lease_name, waiting_lease_name,
 };
-pub use origins::{Origin, Origins, PruneOutcome, Pruned};
-pub(crate) use pace::Allowance;
-pub(crate) use pace::QuotaWindow;
-pub use pace::{Account, AccountPart, Ask, Claim, Grant, LOOK_EVERY, Pace, PlaceShare, Told, WindowTime};
-pub use records::{TagOrigin, TagRecord, TagRecords};
-pub use request::RequestId;
-pub use roster::{BROKER_ALARM_HINT, BrokerAlarm, Doing, Feeding, HEARTBEAT, Heartbeat, LANE_KEPT, Roster, Unserved};
-pub use schedules::{Begun, Schedules};
+pub use ledger::{
+    AppendResult, Batch, BatchState, ClaimResult, EmptyRule, FailedTask, FinishResult, LEASE_TTL, LeaseStatus, Ledger,
+    ListingFailure, NewBatch, PlanBlock, PlanSegment, ReclaimScope, Reclaimed, RequeueFilter, RescheduleResult,
+    TaskHolder, TaskRow, Usage,
+};
+pub use provenance::{ProvenanceStore, PruneOutcome, PruneRecord, TagProvenance};
+pub(crate) use rate_limit::QuotaWindow;
+pub(crate) use rate_limit::RateAllocator;
+pub use rate_limit::{
+    Account, ConcurrencyClaim, ConcurrencyGrant, GRANT_TTL, QuotaPeriod, QuotaReport, RateGrant, RateLimitCategory,
+    RateLimitStore, RateRequest,
+};
+pub use records::{ProvenanceUpdate, TagRecord, TagRecorder};
+pub use schedules::{LastRun, Schedules};
 pub use sqlite::{LockHolder, LockUse, RunLock, SqliteStore};
+pub use timeline::{BatchTimeline, MAX_SLOWEST_TASKS, MAX_TIME_BUCKETS, SlowTask, TimeBucket, WorkerStats};
+pub use worker_registry::{
+    BROKER_ALARM_HINT, BrokerAlarm, HEARTBEAT_TTL, Heartbeat, ROUTE_RETENTION, RouteThroughput, RunningTask,
+    UnservedRoute, WorkerRegistry,
+};
 
 /// All store traits together.
-pub trait Store: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins + TagRecords {}
+pub trait Store:
+    Ledger + DigestCache + BlobIndex + RateLimitStore + Leases + WorkerRegistry + Schedules + ProvenanceStore + TagRecorder
+{
+}
 
-impl<T: Ledger + DigestCache + BlobIndex + Pace + Leases + Roster + Schedules + Origins + TagRecords> Store for T {}
+impl<
+    T: Ledger
+        + DigestCache
+        + BlobIndex
+        + RateLimitStore
+        + Leases
+        + WorkerRegistry
+        + Schedules
+        + ProvenanceStore
+        + TagRecorder,
+> Store for T
+{
+}

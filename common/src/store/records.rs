@@ -1,19 +1,19 @@
-//! Records of a target tag, written by the task that wrote the tag. See [`TagRecords`].
+//! Records of a target tag, written by the task that wrote the tag. See [`TagRecorder`].
 
 use async_trait::async_trait;
 
-use super::{CacheScope, Fence, Known};
-use crate::batch::Place;
+use super::{CacheScope, CachedTag, Fence};
+use crate::batch::TagLocator;
 use crate::error::Result;
 use crate::image::{Digest, Tag};
 
 /// Provenance of a target tag that was just written.
 #[derive(Debug, Clone, Copy)]
-pub struct TagOrigin<'a> {
+pub struct ProvenanceUpdate<'a> {
     /// The source tag.
-    pub source: &'a Place,
+    pub source: &'a TagLocator,
     /// The target tag.
-    pub target: &'a Place,
+    pub target: &'a TagLocator,
     /// Digest of the written manifest.
     pub digest: &'a Digest,
 }
@@ -22,13 +22,13 @@ pub struct TagOrigin<'a> {
 #[derive(Debug, Clone)]
 pub struct TagRecord<'a> {
     /// Provenance of the tag if it was put; `None` if it was found up to date.
-    pub origin: Option<TagOrigin<'a>>,
+    pub provenance: Option<ProvenanceUpdate<'a>>,
     /// Cache scope of the tags.
     pub scope: &'a CacheScope,
     /// Cached state of the tag and of its digest tags.
-    pub tags: Vec<(Tag, Known)>,
+    pub tags: Vec<(Tag, CachedTag)>,
     /// A tag whose image is complete from now on: clears its mark in [`CacheScope::parts`].
-    pub whole: Option<&'a Tag>,
+    pub complete: Option<&'a Tag>,
 }
 
 /// Records target tags under the lease of the task that wrote them.
@@ -38,7 +38,7 @@ pub struct TagRecord<'a> {
 /// is written: another process may have written the tag since. The records are those of the
 /// [`DigestCache`](super::DigestCache) and of [`Origins`](super::Origins).
 #[async_trait]
-pub trait TagRecords: Send + Sync {
+pub trait TagRecorder: Send + Sync {
     /// Records a tag. Returns `false` if the lease is lost and nothing was recorded.
     async fn record_tag(&self, fence: &Fence, record: TagRecord<'_>) -> Result<bool>;
 }

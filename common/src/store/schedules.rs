@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// Last run of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
+pub struct LastRun {
     /// Reference for the next run: when it was last started, or first seen. To the millisecond.
     pub at: Timestamp,
     /// The batch that was started.
@@ -22,8 +22,8 @@ pub struct Begun {
 #[async_trait]
 pub trait Schedules: Send + Sync {
     /// Records that a schedule was started, or seen for the first time.
-    async fn note_schedule(&self, name: &str, begun: Begun) -> Result<()>;
+    async fn record_schedule_run(&self, name: &str, last_run: LastRun) -> Result<()>;
 
     /// Returns the last runs by schedule name.
-    async fn schedules(&self) -> Result<Vec<(String, Begun)>>;
+    async fn schedule_runs(&self) -> Result<Vec<(String, LastRun)>>;
 }

@@ -11,7 +11,7 @@
 mod latency;
 mod memory;
 mod queue;
-mod scene;
+mod setup;
 mod traffic;
 mod unchanged;
 
@@ -34,7 +34,7 @@ async fn main() {
         let name = part.split_once('=').map_or(part.as_str(), |(name, _)| name);
         assert!(PARTS.iter().any(|(known, _)| *known == name), "there is no part `{name}`, but: {PARTS:?}");
     }
-    scene::describe_machine();
+    setup::describe_machine();
     for (name, usual) in PARTS {
         let Some(size) = size_of(name, usual) else { continue };
         match name {

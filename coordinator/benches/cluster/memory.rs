@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::Planned;
-use imgsync_common::image::{Company, Digest};
-use imgsync_common::store::{Batch, CacheScope, DigestCache as _, Known, Ledger as _, RedisStore, Sealed};
+use imgsync_common::batch::TaskSpec;
+use imgsync_common::image::{Digest, DigestTagHints};
+use imgsync_common::store::{Batch, CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
 use imgsync_tests::fault::FaultRegistry;
-use imgsync_tests::{Cluster, images};
+use imgsync_tests::{TestCluster, images};
 use jiff::Timestamp;
 
-use crate::scene::{self, MIB, SOURCE, TARGET, home, place};
+use crate::setup::{self, MIB, SOURCE, TARGET, repository_locator, tag_locator};
 
 /// Tags per repository.
 const TAGS: usize = 1000;
@@ -19,7 +19,7 @@ const TAGS: usize = 1000;
 const SAMPLE: usize = 20_000;
 
 pub(crate) async fn run(most: usize) {
-    scene::title(
+    setup::title(
         "planned by `imgsync run` from plain listings of 1,000 tags, no worker yet: the window is full, the rest waits",
     );
     println!(
@@ -28,38 +28,38 @@ pub(crate) async fn run(most: usize) {
     );
     let mut size = 10_000;
     while size <= most {
-        planned(size).await;
+        measure_planned(size).await;
         size *= 10;
     }
-    scene::title("bytes of the store for a planned task");
+    setup::title("bytes of the store for a planned task");
     println!("{:<42} {:>9} {:>9} {:>9}", "", "10 tags", "100 tags", "1,000 tags");
     for (what, with_digest, hashes) in [
         ("version tags, plain listing", false, false),
         ("commit hashes as tags, plain listing", false, true),
         ("version tags, digests listed, to be copied", true, false),
     ] {
-        let cluster = scene::cluster();
-        let store = scene::store(&cluster).await;
+        let cluster = setup::start_cluster();
+        let store = setup::connect_store(&cluster).await;
         let mut bytes = Vec::new();
         for tags in [10, 100, 1000] {
-            bytes.push(of_tasks(&cluster, &store, tags, with_digest, hashes).await);
+            bytes.push(bytes_per_task(&cluster, &store, tags, with_digest, hashes).await);
         }
         println!("{what:<42} {:>9.2} {:>9.2} {:>9.2}", bytes[0], bytes[1], bytes[2]);
     }
-    scene::title("bytes of the store for a known tag (aim: 80)");
+    setup::title("bytes of the store for a known tag (aim: 80)");
     println!("{:<42} {:>9} {:>9} {:>9}", "", "10 tags", "100 tags", "1,000 tags");
-    let cluster = scene::cluster();
-    let store = scene::store(&cluster).await;
+    let cluster = setup::start_cluster();
+    let store = setup::connect_store(&cluster).await;
     let mut bytes = Vec::new();
     for tags in [10, 100, 1000] {
-        bytes.push(of_known(&cluster, &store, tags).await);
+        bytes.push(bytes_per_cached_tag(&cluster, &store, tags).await);
     }
     println!("{:<42} {:>9.1} {:>9.1} {:>9.1}", "version tags", bytes[0], bytes[1], bytes[2]);
 }
 
-async fn planned(size: usize) {
-    let cluster = scene::cluster();
-    let store = scene::store(&cluster).await;
+async fn measure_planned(size: usize) {
+    let cluster = setup::start_cluster();
+    let store = setup::connect_store(&cluster).await;
     let source = FaultRegistry::start().await;
     let image = images::single("planned");
     for repository in 0..size / TAGS {
@@ -74,7 +74,7 @@ async fn planned(size: usize) {
     let batch = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let found: Option<Batch> = store.batches(1).await.unwrap().pop();
-        if let Some(batch) = found.filter(|batch| batch.sealed_at.is_some() && batch.queued > 0) {
+        if let Some(batch) = found.filter(|batch| batch.plan_completed_at.is_some() && batch.queued > 0) {
             break batch;
         }
         assert!(run.is_running(), "{}", run.stderr());
@@ -83,8 +83,8 @@ async fn planned(size: usize) {
     assert_eq!(batch.counts.total, size as u64);
     // The broker updates its statistics every few seconds.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let bytes = cluster.store.bytes_of("imgsync:{*");
-    let waiting: u64 = cluster.broker.messages().values().sum();
+    let bytes = cluster.store.key_memory_bytes("imgsync:{*");
+    let waiting: u64 = cluster.broker.message_counts().values().sum();
     let broker = cluster.broker.memory_bytes();
     let peak = run.peak_rss_bytes();
     // One step of the store, which blocks it.
@@ -102,36 +102,49 @@ async fn planned(size: usize) {
     );
 }
 
-async fn of_tasks(cluster: &Cluster, store: &RedisStore, tags: usize, with_digest: bool, hashes: bool) -> f64 {
-    let id = scene::new_batch(store).await;
+async fn bytes_per_task(
+    cluster: &TestCluster,
+    store: &RedisStore,
+    tags: usize,
+    with_digest: bool,
+    hashes: bool,
+) -> f64 {
+    let id = setup::new_batch(store).await;
     for repository in 0..SAMPLE / tags {
         let path = format!("library/app-{repository}");
-        let (source, target) = (Arc::new(home(SOURCE, &path)), Arc::new(home(TARGET, &format!("mirror/{path}"))));
+        let (source, target) = (
+            Arc::new(repository_locator(SOURCE, &path)),
+            Arc::new(repository_locator(TARGET, &format!("mirror/{path}"))),
+        );
         let planned = |tag: usize| {
             let digest = Digest::sha256(format!("{repository} {tag}").as_bytes());
             let name = if hashes { digest.hex()[..12].to_owned() } else { version(tag) };
             let digest = with_digest.then_some(digest);
-            let (source, target) = (place(&source, &name), place(&target, &name));
-            (Planned { rule: 0, source, digest, target, company: Company::default() }, None)
+            let (source, target) = (tag_locator(&source, &name), tag_locator(&target, &name));
+            (TaskSpec { rule: 0, source, digest, target, digest_tags: DigestTagHints::default() }, None)
         };
         let tasks = (0..tags).map(planned).collect();
-        let sealed = Sealed { key: format!("0 {SOURCE}/{path}"), listed_at: Timestamp::now(), tasks };
+        let sealed = PlanSegment { key: format!("0 {SOURCE}/{path}"), listed_at: Timestamp::now(), tasks };
         store.append(id, sealed).await.unwrap();
     }
-    cluster.store.bytes_of(&format!("imgsync:{{{id}}}*")) as f64 / SAMPLE as f64
+    cluster.store.key_memory_bytes(&format!("imgsync:{{{id}}}*")) as f64 / SAMPLE as f64
 }
 
-async fn of_known(cluster: &Cluster, store: &RedisStore, tags: usize) -> f64 {
-    let bytes = || cluster.store.bytes_of("imgsync:t:*") + cluster.store.bytes_of("imgsync:scopes");
+async fn bytes_per_cached_tag(cluster: &TestCluster, store: &RedisStore, tags: usize) -> f64 {
+    let bytes = || cluster.store.key_memory_bytes("imgsync:t:*") + cluster.store.key_memory_bytes("imgsync:scopes");
     let before = bytes();
     for repository in 0..SAMPLE / tags {
-        let scope = CacheScope { home: home(TARGET, &format!("mirror/app-{repository}-{tags}")), options: "".into() };
+        let scope = CacheScope {
+            repository: repository_locator(TARGET, &format!("mirror/app-{repository}-{tags}")),
+            options: "".into(),
+        };
         let known = |tag: usize| {
             let digest = Digest::sha256(format!("{repository} {tag}").as_bytes());
-            let known = Known { source: digest.clone(), target: digest, seen_at: Timestamp::now(), referrers_at: None };
+            let known =
+                CachedTag { source: digest.clone(), target: digest, seen_at: Timestamp::now(), referrers_at: None };
             (version(tag).parse().unwrap(), known)
         };
-        store.learn(&scope, (0..tags).map(known).collect()).await.unwrap();
+        store.cache_tags(&scope, (0..tags).map(known).collect()).await.unwrap();
     }
     (bytes() - before) as f64 / SAMPLE as f64
 }

@@ -4,20 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, Planned};
-use imgsync_common::image::{Company, Digest};
-use imgsync_common::store::{CacheScope, DigestCache as _, Known, Ledger as _, RedisStore, Sealed};
-use imgsync_tests::machine::{Processors, cpu_seconds};
+use imgsync_common::batch::{BatchId, TaskSpec};
+use imgsync_common::image::{Digest, DigestTagHints};
+use imgsync_common::store::{CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
+use imgsync_tests::resource_usage::{CpuTimes, cpu_seconds};
 use jiff::Timestamp;
 
-use crate::scene::{self, MIB, SOURCE, TARGET, count, home, place};
+use crate::setup::{self, MIB, SOURCE, TARGET, json_count, repository_locator, tag_locator};
 
 /// Tasks per repository.
 const TAGS: usize = 1000;
 const SLOTS: usize = 20;
 
 pub(crate) async fn run(tasks: usize) {
-    scene::title(&format!(
+    setup::title(&format!(
         "{tasks} tasks through seal → feed → take → finish, nothing to copy, {SLOTS} slots a worker (aim: 3,000/s)"
     ));
     println!(
@@ -35,46 +35,47 @@ pub(crate) async fn run(tasks: usize) {
         "peak MiB"
     );
     for workers in [1, 4] {
-        one(tasks, workers).await;
+        measure(tasks, workers).await;
     }
 }
 
-async fn one(tasks: usize, workers: usize) {
-    let cluster = scene::cluster();
-    let store = scene::store(&cluster).await;
+async fn measure(tasks: usize, workers: usize) {
+    let cluster = setup::start_cluster();
+    let store = setup::connect_store(&cluster).await;
     let digest = Digest::sha256(b"the image");
     let repositories = tasks.div_ceil(TAGS);
     let tags: Vec<String> = (0..TAGS).map(|tag| format!("v1.{}.{}", tag / 20, tag % 20)).collect();
     let now = Timestamp::now();
     for repository in 0..repositories {
-        let scope = CacheScope { home: home(TARGET, &format!("m/r{repository}")), options: "".into() };
-        let known = Known { source: digest.clone(), target: digest.clone(), seen_at: now, referrers_at: Some(now) };
+        let scope =
+            CacheScope { repository: repository_locator(TARGET, &format!("m/r{repository}")), options: "".into() };
+        let known = CachedTag { source: digest.clone(), target: digest.clone(), seen_at: now, referrers_at: Some(now) };
         let known = tags.iter().map(|tag| (tag.parse().unwrap(), known.clone())).collect();
-        store.learn(&scope, known).await.unwrap();
+        store.cache_tags(&scope, known).await.unwrap();
     }
-    let mut fleet = cluster.workers(workers, SLOTS).await;
-    let id = scene::new_batch(&store).await;
+    let mut fleet = cluster.start_workers(workers, SLOTS).await;
+    let id = setup::new_batch(&store).await;
     let scripts = cluster.store.calls("evalsha");
-    let pids: Vec<u32> = fleet.iter().map(imgsync_tests::program::Running::pid).collect();
+    let pids: Vec<u32> = fleet.iter().map(imgsync_tests::program::RunningProgram::pid).collect();
     let used = || {
         let of_workers: f64 = pids.iter().copied().map(cpu_seconds).sum();
         [cpu_seconds(cluster.broker.pid().unwrap()), cpu_seconds(cluster.store.pid().unwrap()), of_workers]
     };
     let before = used();
-    let processors = Processors::now();
+    let processors = CpuTimes::now();
     let began = Instant::now();
-    seal(&store, id, repositories, &tags, &digest).await;
+    append_plan(&store, id, repositories, &tags, &digest).await;
     let sealed = began.elapsed();
     let resume = cluster.imgsync("").args(["batch", "resume", &id.to_string(), "--json", "--quiet"]);
     let output = resume.limit(Duration::from_secs(3600)).run().await.assert_code(0);
     let all = began.elapsed();
-    let idle = Processors::idle_since(processors);
+    let idle = CpuTimes::idle_since(processors);
     let total = repositories * TAGS;
-    assert_eq!(count(&output, "unchanged"), total as u64, "{}", output.stdout);
+    assert_eq!(json_count(&output, "unchanged"), total as u64, "{}", output.stdout);
     let per_task = |seconds: f64| seconds * 1e6 / total as f64;
     let after = used();
     let rate = |time: Duration| total as f64 / time.as_secs_f64();
-    let peak = fleet.iter_mut().map(imgsync_tests::program::Running::peak_rss_bytes).max().unwrap_or_default();
+    let peak = fleet.iter_mut().map(imgsync_tests::program::RunningProgram::peak_rss_bytes).max().unwrap_or_default();
     println!(
         "{workers:>7} {:>9.0} {:>11.0} {:>11.0} {:>5.0}%   {:>9.0} {:>8.0} {:>7.0} {:>12.0}   {:>14.2} {:>9}",
         rate(sealed),
@@ -90,20 +91,20 @@ async fn one(tasks: usize, workers: usize) {
     );
 }
 
-async fn seal(store: &RedisStore, id: BatchId, repositories: usize, tags: &[String], digest: &Digest) {
+async fn append_plan(store: &RedisStore, id: BatchId, repositories: usize, tags: &[String], digest: &Digest) {
     for repository in 0..repositories {
-        let source = Arc::new(home(SOURCE, &format!("r{repository}")));
-        let target = Arc::new(home(TARGET, &format!("m/r{repository}")));
-        let planned = |tag: &String| Planned {
+        let source = Arc::new(repository_locator(SOURCE, &format!("r{repository}")));
+        let target = Arc::new(repository_locator(TARGET, &format!("m/r{repository}")));
+        let planned = |tag: &String| TaskSpec {
             rule: 0,
-            source: place(&source, tag),
+            source: tag_locator(&source, tag),
             digest: Some(digest.clone()),
-            target: place(&target, tag),
-            company: Company::default(),
+            target: tag_locator(&target, tag),
+            digest_tags: DigestTagHints::default(),
         };
         let tasks = tags.iter().map(|tag| (planned(tag), None)).collect();
-        let sealed = Sealed { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };
+        let sealed = PlanSegment { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };
         store.append(id, sealed).await.unwrap();
     }
-    store.seal_all(id).await.unwrap();
+    store.complete_plan(id).await.unwrap();
 }

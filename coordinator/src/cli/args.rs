@@ -6,19 +6,19 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use imgsync_common::batch::{Priority, Referrers};
 use imgsync_common::config::IfRunning;
-use imgsync_common::error::Class;
+use imgsync_common::error::ErrorKind;
 use imgsync_common::image::{Platform, RegistryName};
 use imgsync_common::secret::Secret;
-use imgsync_worker::arguments::duration;
-use imgsync_worker::copy::Location;
+use imgsync_worker::cli::parse_duration;
+use imgsync_worker::copy::ImageLocation;
 use imgsync_worker::logging::LogFormat;
 
+use super::completions::{CompletionsArgs, ManArgs};
 use super::explain::ExplainArgs;
 use super::import::ImportArgs;
 use super::inspect::InspectArgs;
+use super::legacy::{GcrArgs, LegacyArgs};
 use super::notify::NotifyArgs;
-use super::original::{GcrArgs, OriginalArgs};
-use super::pages::{CompletionsArgs, ManArgs};
 use super::presets::{PresetsArgs, RunCommand};
 use super::report::ReportArgs;
 use super::tags::TagsArgs;
@@ -29,7 +29,7 @@ use super::verify::VerifyArgs;
 #[command(name = "imgsync", version, disable_version_flag = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) global: Global,
+    pub(crate) global: GlobalArgs,
     /// Print the version
     #[arg(short = 'v', long, action = ArgAction::Version)]
     version: Option<bool>,
@@ -39,7 +39,7 @@ pub(crate) struct Cli {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Global {
+pub(crate) struct GlobalArgs {
     /// Say on stderr, in detail, what is done
     #[arg(long, global = true)]
     pub(crate) debug: bool,
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// Copy Flannel to Docker Hub, as imgsync 2.1 did
     ///
     /// To docker.io/<user>, under the names of then. docs/from-2.1.md says what became of each flag.
-    Flannel(Box<OriginalArgs>),
+    Flannel(Box<LegacyArgs>),
     /// Compare targets with their sources, and copy nothing
     ///
     /// Every digest of every image: the tag, its manifests, its blobs, and what refers to them. Of the rules, of what an earlier
@@ -134,16 +134,16 @@ pub(crate) enum ConfigAction {
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
     /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
-    #[arg(value_name = "SOURCE", value_parser = location)]
-    pub(crate) source: Location,
+    #[arg(value_name = "SOURCE", value_parser = parse_location)]
+    pub(crate) source: ImageLocation,
     /// Where to copy it; without a tag it keeps the source's [default: docker.io/<user>/<source's name with _ for />]
-    #[arg(value_name = "TARGET", value_parser = target)]
-    pub(crate) target: Option<Location>,
+    #[arg(value_name = "TARGET", value_parser = parse_target)]
+    pub(crate) target: Option<ImageLocation>,
     /// Copy this platform alone (os/arch[/variant]); the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
     /// Signatures, SBOMs and other referrers that come along: all, none, or these artifact types
-    #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',', value_parser = referrers)]
+    #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',', value_parser = parse_referrers)]
     pub(crate) referrers: Vec<String>,
     /// Copy layers that live at URLs of their own ("foreign"), in place of leaving them there
     #[arg(long)]
@@ -170,7 +170,7 @@ pub(crate) struct SyncArgs {
     #[arg(long, requires = "user", conflicts_with = "password")]
     pub(crate) password_stdin: bool,
     /// Give up when registries were waited for so long (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// Compare both ends, and copy nothing (imgsync 2.1; today --dry-run)
     #[arg(long)]
@@ -182,7 +182,7 @@ pub(crate) struct SyncArgs {
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) concurrency: u16,
     #[command(flatten)]
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryArgs,
 }
 
 impl SyncArgs {
@@ -244,7 +244,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
     /// How long registries are waited for with one image (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// Ask both ends about everything, and push even what is there already
     #[arg(long)]
@@ -259,7 +259,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryArgs,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
     /// Set by `imgsync verify`: whether to read all bytes. Not a flag.
@@ -284,7 +284,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryArgs,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
     /// Ask the one that runs and answers on that address whether it is ready, and end: 0 if it is, else 3
@@ -330,7 +330,7 @@ pub(crate) struct BatchArgs {
 
 /// A batch's id, or how it begins; the newest where none is given.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Named {
+pub(crate) struct BatchSelector {
     /// The batch's id, or its beginning [default: the newest batch]
     #[arg(value_name = "BATCH")]
     pub(crate) batch: Option<String>,
@@ -350,7 +350,7 @@ pub(crate) enum BatchCommand {
     /// Show how a batch stands, and what failed
     Show {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
         /// As a JSON object
         #[arg(long)]
         json: bool,
@@ -361,42 +361,42 @@ pub(crate) enum BatchCommand {
     /// Follow a batch until it ends: as a full view on a terminal, as lines elsewhere
     Watch {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
     },
     /// Begin no more of its images until it is resumed
     Pause {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
     },
     /// Go on with a batch that was paused, interrupted or killed, in this process unless another is running it
     Resume {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
         #[command(flatten)]
-        run: Box<Resumed>,
+        run: Box<ResumeArgs>,
     },
     /// Stop a batch for good: what is not done counts as cancelled
     Cancel {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
     },
     /// Try again what failed, in this process unless another is running the batch
     Requeue {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
         /// Only what failed like this (not_found, denied, unreachable …)
-        #[arg(long, value_name = "CLASS", value_parser = class)]
-        class: Option<Class>,
+        #[arg(long, value_name = "CLASS", value_parser = parse_error_kind)]
+        kind: Option<ErrorKind>,
         /// Only what has this registry at either end
         #[arg(long, value_name = "REGISTRY")]
         registry: Option<RegistryName>,
         #[command(flatten)]
-        run: Box<Resumed>,
+        run: Box<ResumeArgs>,
     },
     /// Write the report of a batch
     Report {
         #[command(flatten)]
-        id: Named,
+        id: BatchSelector,
         #[command(flatten)]
         report: ReportArgs,
     },
@@ -404,7 +404,7 @@ pub(crate) enum BatchCommand {
 
 /// What a resumed run takes.
 #[derive(Debug, Args)]
-pub(crate) struct Resumed {
+pub(crate) struct ResumeArgs {
     /// Print the result as one JSON object on stdout
     #[arg(long)]
     pub(crate) json: bool,
@@ -414,17 +414,17 @@ pub(crate) struct Resumed {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
     /// How long registries are waited for with one image (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryArgs,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
 }
 
-impl From<Resumed> for RunArgs {
-    fn from(resumed: Resumed) -> RunArgs {
-        let Resumed { json, report, concurrency, timeout, patience, notify } = resumed;
+impl From<ResumeArgs> for RunArgs {
+    fn from(resumed: ResumeArgs) -> RunArgs {
+        let ResumeArgs { json, report, concurrency, timeout, retry: patience, notify } = resumed;
         RunArgs {
             dry_run: false,
             json,
@@ -443,7 +443,7 @@ impl From<Resumed> for RunArgs {
             download_manifests: false,
             manifests: None,
             state: None,
-            patience,
+            retry: patience,
             notify,
             verify: None,
         }
@@ -451,9 +451,9 @@ impl From<Resumed> for RunArgs {
 }
 
 /// Parses an error kind by name.
-fn class(text: &str) -> Result<Class, String> {
+fn parse_error_kind(text: &str) -> Result<ErrorKind, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
-        let all: Vec<&str> = Class::ALL.into_iter().map(Class::as_str).collect();
+        let all: Vec<&str> = ErrorKind::ALL.into_iter().map(ErrorKind::as_str).collect();
         format!("there is no such class; there are {}", all.join(", "))
     })
 }
@@ -461,25 +461,25 @@ fn class(text: &str) -> Result<Class, String> {
 /// How long something that fails is put up with.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Patience")]
-pub(crate) struct Patience {
+pub(crate) struct RetryArgs {
     /// Tries of a request that makes no progress
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) attempts: u32,
     /// The longest first pause before trying again; it doubles, up to 30s, and Retry-After is obeyed
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     pub(crate) retry_delay: Duration,
     /// Give up on an answer or a stream that stands still, or drips, for this long
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub(crate) stall_timeout: Duration,
 }
 
 /// Parses a reference to an image in a registry or in a layout.
-pub(super) fn location(text: &str) -> Result<Location, String> {
-    text.parse::<Location>().map_err(|error| error.detail().to_owned())
+pub(super) fn parse_location(text: &str) -> Result<ImageLocation, String> {
+    text.parse::<ImageLocation>().map_err(|error| error.message().to_owned())
 }
 
 /// Parses `all`, `none`, or an artifact type.
-fn referrers(text: &str) -> Result<String, String> {
+fn parse_referrers(text: &str) -> Result<String, String> {
     match text {
         "all" | "none" => {}
         _ => Referrers::check_type(text).map_err(|error| format!("{error}; or all, or none"))?,
@@ -488,7 +488,7 @@ fn referrers(text: &str) -> Result<String, String> {
 }
 
 /// Parses a target. Rejects `host:port`, which would otherwise be an image of Docker Hub with a numeric tag.
-fn target(text: &str) -> Result<Location, String> {
+fn parse_target(text: &str) -> Result<ImageLocation, String> {
     if let Some((host, port)) = text.split_once(':')
         && !host.contains('/')
         && (host == "localhost" || host.contains('.'))
@@ -496,7 +496,7 @@ fn target(text: &str) -> Result<Location, String> {
     {
         return Err(format!("it names the registry {text} and no repository there: write {text}/NAME"));
     }
-    location(text)
+    parse_location(text)
 }
 
 #[cfg(test)]

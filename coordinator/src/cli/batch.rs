@@ -1,46 +1,46 @@
 //! `imgsync batch …`: shows and controls batches, also while another process runs them.
 
-use imgsync_common::batch::{BatchId, Options};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::batch::{BatchId, BatchOptions};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::store::{Batch, Control, LockUse, RequeueFilter, Store, leader, listing};
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
 use serde_json::json;
 
-use super::args::{BatchArgs, BatchCommand, Global, Named, RunArgs};
+use super::args::{BatchArgs, BatchCommand, BatchSelector, GlobalArgs, RunArgs};
+use super::backend;
 use super::exit::Exit;
 use super::printer::Printer;
-use super::report::Wanted;
-use super::run::{Work, fail, notifier};
+use super::report::ReportOptions;
+use super::run::{RunContext, build_notifier, fail};
 use super::settings::Settings;
-use super::show::Shown;
-use super::state;
+use super::show::BatchDetails;
 use super::watch::watch;
-use crate::batches::{BatchView, House, SERVE, coordinator_name, living_leader, owner};
+use crate::humanize::pluralize;
+use crate::orchestrator::{Backend, BatchView, GLOBAL_LEADER, coordinator_name, find_active_leader, find_owner};
 use crate::report::{self, Report};
-use crate::words::many;
 
 /// Runs the command.
-pub(crate) async fn run(args: BatchArgs, global: &Global, printer: &Printer) -> Exit {
+pub(crate) async fn run(args: BatchArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    match work(args, &settings, printer).await {
+    match execute(args, &settings, printer).await {
         Ok(exit) => exit,
         Err(error) => fail(&error, printer),
     }
 }
 
-async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
-    let store = async || state::store(settings, args.state.as_ref()).await;
+async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    let store = async || backend::open_store(settings, args.state.as_ref()).await;
     match args.command {
         BatchCommand::List { json, limit } => list(&*store().await?, json, limit, printer).await,
         BatchCommand::Show { id, json, failures } => {
             let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
-            let shown = Shown::read(&*store, id, is_cluster, settings).await?;
+            let shown = BatchDetails::read(&*store, id, is_cluster, settings).await?;
             match json {
                 true => _ = printer.data(&shown.to_json(failures).await?.to_string()),
                 false => shown.print(failures, printer).await?,
@@ -50,48 +50,48 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
         BatchCommand::Watch { id } => {
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
-            let client = Client::new(settings.client()?, Environment::from_process());
+            let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
             let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
             watch(&*store, id, (&client, is_cluster), printer).await
         }
         BatchCommand::Pause { id } => {
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
-            say(printer, id, store.pause(id).await?, Control::Paused)
+            print_state(printer, id, store.pause(id).await?, BatchState::Paused)
         }
         BatchCommand::Cancel { id } => {
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
-            say(printer, id, store.cancel(id).await?, Control::Cancelled)
+            print_state(printer, id, store.cancel(id).await?, BatchState::Cancelled)
         }
         BatchCommand::Resume { id, run } => {
-            let house = state::open(settings, args.state.as_ref()).await?;
-            let id = resolve(&*house.store, &id).await?;
-            let batch = look(&*house.store, id).await?;
+            let backend = backend::open(settings, args.state.as_ref()).await?;
+            let id = resolve(&*backend.store, &id).await?;
+            let batch = get_batch(&*backend.store, id).await?;
             if batch.ended_at.is_some() {
-                let detail = format!("it is {}", batch.control);
-                return Err(Error::new(Class::Invalid, format!("resuming batch {id}"), detail).hint(
-                    match batch.control {
-                        Control::Done => format!("`imgsync batch requeue {id}` tries its failed images again"),
+                let detail = format!("it is {}", batch.state);
+                return Err(Error::new(ErrorKind::Invalid, format!("resuming batch {id}"), detail).with_hint(
+                    match batch.state {
+                        BatchState::Done => format!("`imgsync batch requeue {id}` tries its failed images again"),
                         _ => "run the rules again: what is there is not copied twice".to_owned(),
                     },
                 ));
             }
-            resume(&house, id, ((*run).into(), None), settings, printer).await
+            resume(&backend, id, ((*run).into(), None), settings, printer).await
         }
-        BatchCommand::Requeue { id, class, registry, run } => {
-            let house = state::open(settings, args.state.as_ref()).await?;
-            let id = resolve(&*house.store, &id).await?;
-            let requeued = house.store.requeue(id, RequeueFilter { class, registry }).await?;
-            printer.line(&format!("{} of batch {id} requeued", many(requeued, "failed image", "failed images")));
+        BatchCommand::Requeue { id, kind: class, registry, run } => {
+            let backend = backend::open(settings, args.state.as_ref()).await?;
+            let id = resolve(&*backend.store, &id).await?;
+            let requeued = backend.store.requeue(id, RequeueFilter { kind: class, registry }).await?;
+            printer.line(&format!("{} of batch {id} requeued", pluralize(requeued, "failed image", "failed images")));
             match requeued {
                 0 => {
-                    let now = look(&*house.store, id).await?.control;
-                    print_steered(run.json, json!({"batch": id, "state": now, "requeued": 0}), printer);
+                    let now = get_batch(&*backend.store, id).await?.state;
+                    print_control_result(run.json, json!({"batch": id, "state": now, "requeued": 0}), printer);
                     Ok(Exit::Done)
                 }
                 // The process that runs the batch picks them up; if there is none, this process runs them.
-                _ => resume(&house, id, ((*run).into(), Some(requeued)), settings, printer).await,
+                _ => resume(&backend, id, ((*run).into(), Some(requeued)), settings, printer).await,
             }
         }
         BatchCommand::Report { id, report } => {
@@ -103,50 +103,50 @@ async fn work(args: BatchArgs, settings: &Settings, printer: &Printer) -> Result
 }
 
 /// Resolves a batch by its id or a prefix of it; by default the newest batch.
-async fn resolve(store: &dyn Store, id: &Named) -> Result<BatchId> {
+async fn resolve(store: &dyn Store, id: &BatchSelector) -> Result<BatchId> {
     match &id.batch {
-        Some(prefix) => by_prefix(store, prefix).await,
+        Some(prefix) => find_by_prefix(store, prefix).await,
         None => store.batches(1).await?.first().map(|batch| batch.id).ok_or_else(|| {
-            Error::new(Class::NotFound, "looking for the newest batch", "there is none yet")
-                .hint("`imgsync run` makes one")
+            Error::new(ErrorKind::NotFound, "looking for the newest batch", "there is none yet")
+                .with_hint("`imgsync run` makes one")
         }),
     }
 }
 
 /// Finds a batch by a prefix of its id. An unknown id is a usage error.
-pub(super) async fn by_prefix(store: &dyn Store, prefix: &str) -> Result<BatchId> {
-    store.resolve(prefix).await.map_err(|error| match error.class() {
-        Class::NotFound => error.as_class(Class::Invalid),
+pub(super) async fn find_by_prefix(store: &dyn Store, prefix: &str) -> Result<BatchId> {
+    store.resolve(prefix).await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => error.with_kind(ErrorKind::Invalid),
         _ => error,
     })
 }
 
-async fn look(store: &dyn Store, id: BatchId) -> Result<Batch> {
+async fn get_batch(store: &dyn Store, id: BatchId) -> Result<Batch> {
     store.batch(id).await?.ok_or_else(|| {
-        Error::new(Class::NotFound, format!("reading batch {id}"), "the store does not have it any more")
-            .hint("imgsync batch list shows those that there are")
+        Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "the store does not have it any more")
+            .with_hint("imgsync batch list shows those that there are")
     })
 }
 
 /// Prints the result of a control command on a batch that another process runs.
-fn print_steered(json: bool, result: serde_json::Value, printer: &Printer) {
+fn print_control_result(json: bool, result: serde_json::Value, printer: &Printer) {
     if json {
         printer.data(&result.to_string());
     }
 }
 
-fn say(printer: &Printer, id: BatchId, now: Control, wanted: Control) -> Result<Exit> {
+fn print_state(printer: &Printer, id: BatchId, now: BatchState, wanted: BatchState) -> Result<Exit> {
     match now == wanted {
         true => {
             printer.line(&format!("batch {id} is {now}"));
             Ok(Exit::Done)
         }
-        false => Err(Error::new(Class::Invalid, format!("changing batch {id}"), format!("it is {now}"))),
+        false => Err(Error::new(ErrorKind::Invalid, format!("changing batch {id}"), format!("it is {now}"))),
     }
 }
 
 async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) -> Result<Exit> {
-    let batches = BatchView::of_all(store, store.batches(limit).await?).await?;
+    let batches = BatchView::load_all(store, store.batches(limit).await?).await?;
     if batches.is_empty() {
         printer.line("no batch was made yet: `imgsync run` makes one");
     } else if !json {
@@ -159,7 +159,7 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
         let batch = &view.batch;
         let counts = &batch.counts;
         printer.data(&match json {
-            true => to_json(view).to_string(),
+            true => view_to_json(view).to_string(),
             false => format!(
                 "{:<36}  {:<11}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
                 batch.id.to_string(),
@@ -180,21 +180,21 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
     Ok(Exit::Done)
 }
 
-pub(super) fn to_json(view: &BatchView) -> serde_json::Value {
+pub(super) fn view_to_json(view: &BatchView) -> serde_json::Value {
     let batch = &view.batch;
     // A list shows what it can; commands on a single batch report options that cannot be decoded.
-    let options = Options::decode(&batch.options, "a batch").unwrap_or_default();
+    let options = BatchOptions::decode(&batch.options, "a batch").unwrap_or_default();
     json!({
         "batch": batch.id,
         "state": view.state,
         "owner": view.owner,
-        "resume": view.resume(),
+        "resume": view.resume_command(),
         "priority": options.priority(),
         "counts": batch.counts,
-        "bytes": batch.spent.bytes,
-        "requests": batch.spent.requests,
+        "bytes": batch.usage.bytes,
+        "requests": batch.usage.requests,
         "started": batch.created_at.to_string(),
-        "sealed": batch.sealed_at.map(|time| time.to_string()),
+        "sealed": batch.plan_completed_at.map(|time| time.to_string()),
         "ended": batch.ended_at.map(|time| time.to_string()),
         "run": batch.run,
         "supersedes": batch.supersedes,
@@ -202,13 +202,13 @@ pub(super) fn to_json(view: &BatchView) -> serde_json::Value {
 }
 
 async fn resume(
-    house: &House,
+    backend: &Backend,
     id: BatchId,
     (run, requeued): (RunArgs, Option<u64>),
     settings: &Settings,
     printer: &Printer,
 ) -> Result<Exit> {
-    let steered = |state: Control, led_by: Option<&str>| {
+    let steered = |state: BatchState, led_by: Option<&str>| {
         let mut result = json!({"batch": id, "state": state});
         if let Some(requeued) = requeued {
             result["requeued"] = json!(requeued);
@@ -218,64 +218,64 @@ async fn resume(
         }
         result
     };
-    let _lock = match house.try_lock(LockUse::Run).await? {
+    let _lock = match backend.try_lock(LockUse::Run).await? {
         Ok(lock) => lock,
-        Err(holder) if owner(&*house.store, &look(&*house.store, id).await?).await?.is_none() => {
-            return Err(house.lock_refusal(&holder));
+        Err(holder) if find_owner(&*backend.store, &get_batch(&*backend.store, id).await?).await?.is_none() => {
+            return Err(backend.lock_refusal(&holder));
         }
         // The run in the other process picks up the resumed batch.
         Err(_) => {
-            let now = house.store.resume(id).await?;
+            let now = backend.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}; the run in the other process goes on with it"));
-            print_steered(run.json, steered(now, None), printer);
+            print_control_result(run.json, steered(now, None), printer);
             return Ok(Exit::Done);
         }
     };
     // The process that lists or leads the batch continues it; an interrupted listing is resumed here.
-    if house.is_cluster() {
+    if backend.is_cluster() {
         let asks = format!("resume on {}", coordinator_name());
-        let is_listed = look(&*house.store, id).await?.sealed_at.is_some();
+        let is_listed = get_batch(&*backend.store, id).await?.plan_completed_at.is_some();
         let led_by = match is_listed {
-            false => living_leader(house, &listing(id), &asks).await?,
-            true => match living_leader(house, &leader(&id.to_string()), &asks).await? {
+            false => find_active_leader(backend, &listing_lease_name(id), &asks).await?,
+            true => match find_active_leader(backend, &leader_lease_name(&id.to_string()), &asks).await? {
                 Some(holder) => Some(holder),
-                None => living_leader(house, &leader(SERVE), &asks).await?,
+                None => find_active_leader(backend, &leader_lease_name(GLOBAL_LEADER), &asks).await?,
             },
         };
         if let Some(holder) = led_by {
             let holder = holder.replacen(&format!(" {id}"), "", 1);
-            let now = house.store.resume(id).await?;
+            let now = backend.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}, and led by {holder}; `imgsync batch watch {id}` follows it"));
-            print_steered(run.json, steered(now, Some(&holder)), printer);
+            print_control_result(run.json, steered(now, Some(&holder)), printer);
             return Ok(Exit::Done);
         }
     }
     let wanted = run.report.resolve(settings)?;
-    let notifier = notifier(&run, settings, printer)?;
-    let work = Work::new(&run, settings, house, printer)?;
-    let ended = work.follow(id, &notifier, async |run| run.again(id).await).await?;
+    let notifier = build_notifier(&run, settings, printer)?;
+    let work = RunContext::new(&run, settings, backend, printer)?;
+    let ended = work.follow(id, &notifier, async |run| run.resume(id).await).await?;
     work.report(&ended, (&wanted, run.report.report_name.as_deref()), run.json, &notifier, printer).await
 }
 
 async fn write_report(
     store: &dyn Store,
-    id: &Named,
-    (wanted, name): (&Wanted, Option<&str>),
+    id: &BatchSelector,
+    (options, name): (&ReportOptions, Option<&str>),
     printer: &Printer,
 ) -> Result<Exit> {
     let id = resolve(store, id).await?;
-    let mut report = Report::of(store, id).await?;
+    let mut report = Report::load(store, id).await?;
     if let Some(name) = name {
         report.title = name.to_owned();
     }
-    match &wanted.file {
-        Some(file) => match report::write_file(&report, &wanted.shape, file).await {
+    match &options.file {
+        Some(file) => match report::write_file(&report, &options.shape, file).await {
             Ok(()) => printer.line(&format!("the report is in {}", file.display())),
-            Err(error) => printer.lost_file(&error),
+            Err(error) => printer.report_file_error(&error),
         },
         None => {
             let mut text = Vec::new();
-            report::write(&report, &wanted.shape, &mut text).await?;
+            report::write(&report, &options.shape, &mut text).await?;
             printer.data(String::from_utf8_lossy(&text).trim_end());
         }
     }

@@ -5,32 +5,32 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::private;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::private_files;
 use imgsync_common::store::{DigestCache, export_cache, import_cache};
 
-use super::args::{CacheAction, CacheArgs, Global};
+use super::args::{CacheAction, CacheArgs, GlobalArgs};
+use super::backend;
 use super::exit::Exit;
 use super::printer::Printer;
 use super::run::fail;
 use super::settings::Settings;
-use super::state;
-use crate::words::many;
+use crate::humanize::pluralize;
 
 /// Runs the command.
-pub(crate) async fn run(args: CacheArgs, global: &Global, printer: &Printer) -> Exit {
+pub(crate) async fn run(args: CacheArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    match work(&args, &settings, printer).await {
+    match execute(&args, &settings, printer).await {
         Ok(exit) => exit,
         Err(error) => fail(&error, printer),
     }
 }
 
-async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
-    let store = state::store(settings, args.state.as_ref()).await?;
+async fn execute(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    let store = backend::open_store(settings, args.state.as_ref()).await?;
     let cache: &dyn DigestCache = &*store;
     match &args.action {
         CacheAction::Export { file } => {
@@ -38,7 +38,7 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
                 Some(file) => match export_to(cache, file).await {
                     Ok(tags) => tags,
                     Err(error) => {
-                        printer.lost_file(&error);
+                        printer.report_file_error(&error);
                         return Ok(Exit::OutputLost);
                     }
                 },
@@ -46,27 +46,27 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
                     Ok(tags) => tags,
                     Err(error) => match error.source().and_then(|below| below.downcast_ref::<std::io::Error>()) {
                         Some(unwritten) => {
-                            printer.lost_on_stdout(unwritten);
+                            printer.report_stdout_error(unwritten);
                             return Ok(Exit::Done);
                         }
                         None => return Err(error),
                     },
                 },
             };
-            printer.line(&many(tags, "tag", "tags"));
+            printer.line(&pluralize(tags, "tag", "tags"));
             Ok(Exit::Done)
         }
         CacheAction::Import { file } => {
             let imported = match file.as_deref().filter(|file| *file != Path::new("-")) {
                 Some(file) => {
                     let open = File::open(file).map_err(|error| {
-                        Error::new(Class::Invalid, format!("reading {}", file.display()), error.to_string())
+                        Error::new(ErrorKind::Invalid, format!("reading {}", file.display()), error.to_string())
                     })?;
                     import_cache(cache, &mut BufReader::new(open)).await?
                 }
                 None => import_cache(cache, &mut BufReader::new(std::io::stdin())).await?,
             };
-            printer.line(&many(imported.tags, "tag", "tags"));
+            printer.line(&pluralize(imported.tags, "tag", "tags"));
             for (line, reason) in &imported.refused {
                 printer.warning(&format!("line {line} was not understood: {reason}"));
             }
@@ -78,11 +78,11 @@ async fn work(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Resul
 /// Writes the cache to a file, readable only by its owner unless the file exists: it names private repositories.
 async fn export_to(cache: &dyn DigestCache, file: &Path) -> Result<u64> {
     let failed = |error: std::io::Error| {
-        Error::new(Class::Local, format!("writing {}", file.display()), error.to_string()).because(error)
+        Error::new(ErrorKind::Local, format!("writing {}", file.display()), error.to_string()).with_source(error)
     };
     // A temporary file, so that a failed export keeps an earlier one.
     let part = PathBuf::from(format!("{}.part", file.display()));
-    let mut out = BufWriter::new(private::replace(&part).map_err(failed)?);
+    let mut out = BufWriter::new(private_files::create_or_truncate(&part).map_err(failed)?);
     let tags = export_cache(cache, &mut out).await?;
     out.flush().map_err(failed)?;
     if let Ok(before) = std::fs::metadata(file) {

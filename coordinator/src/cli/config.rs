@@ -3,20 +3,20 @@
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::config::{Config, Source};
+use imgsync_common::config::{Config, RuleSource};
 use imgsync_common::error::Error;
 
-use super::args::{ConfigAction, Global};
+use super::args::{ConfigAction, GlobalArgs};
 use super::exit::Exit;
 use super::import;
 use super::printer::Printer;
 use super::settings::Settings;
+use crate::humanize::pluralize;
 use crate::notify::Notifier;
-use crate::report::{Form, Template};
-use crate::words::many;
+use crate::report::{ReportFormat, ReportTemplate};
 
 /// Runs the command.
-pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> Exit {
+pub(crate) fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) -> Exit {
     match &action {
         ConfigAction::Schema => return print(&format!("{:#}", Config::json_schema()), printer),
         ConfigAction::Import(args) => return import::run(args, printer),
@@ -32,7 +32,7 @@ pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> E
     };
     match action {
         ConfigAction::Check => {
-            let wrong = beside(&settings);
+            let wrong = check_references(&settings);
             wrong.iter().for_each(|error| printer.failure(error));
             if !wrong.is_empty() {
                 return Exit::Usage;
@@ -47,11 +47,11 @@ pub(crate) fn run(action: ConfigAction, global: &Global, printer: &Printer) -> E
 
 /// Checks what parsing does not: the files that the configuration names, and its combination with flags and
 /// environment. Sends no requests.
-fn beside(settings: &Settings) -> Vec<Error> {
+fn check_references(settings: &Settings) -> Vec<Error> {
     let template = settings.config.report.as_ref().and_then(|report| report.template.as_ref());
     let template = template.map_or(Ok(()), |path| {
         let path = settings.folder().join(path);
-        Template::read(&path, Form::of_template(&path)).map(drop)
+        ReportTemplate::read(&path, ReportFormat::from_template_path(&path)).map(drop)
     });
     let notifier = Notifier::new(&settings.config.notify, settings.folder(), Duration::ZERO);
     [settings.client().map(drop), settings.cluster().map(drop), notifier.map(drop), template]
@@ -69,7 +69,7 @@ fn print(text: &str, printer: &Printer) -> Exit {
 fn summary(file: &Path, config: &Config) -> String {
     let count = |count: usize, one: &str, several: &str| match count {
         0 => format!("no {several}"),
-        count => many(count as u64, one, several),
+        count => pluralize(count as u64, one, several),
     };
     let rules = count(config.rules.len(), "rule", "rules");
     let registries = match config.registries.len() {
@@ -79,7 +79,7 @@ fn summary(file: &Path, config: &Config) -> String {
             format!("{} ({})", count(number, "registry", "registries"), names.join(", "))
         }
     };
-    let presets = config.rules.iter().filter(|rule| matches!(rule.source, Source::Preset(_))).count();
+    let presets = config.rules.iter().filter(|rule| matches!(rule.source, RuleSource::Preset(_))).count();
     let presets = if presets == 0 { String::new() } else { format!(" ({})", count(presets, "preset", "presets")) };
     let place = if config.cluster.is_some() { "a cluster" } else { "one process" };
     format!("{} is fine: {rules}{presets}, {registries}, in {place}", file.display())

@@ -4,81 +4,81 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use imgsync_common::error::{Class, Result};
+use imgsync_common::error::{ErrorKind, Result};
 use imgsync_common::event::Events;
 use imgsync_common::image::Reference;
 use imgsync_common::layout::{ImageName, LayoutRef};
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_worker::copy::{Copier, Job, Limits, Location, Overwrite, Platforms};
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::registry::{Client, Context, TrafficCounters};
+use imgsync_worker::copy::{Copier, CopyLimits, CopyRequest, ImageLocation, Overwrite, PlatformSelection};
 use serde_json::json;
 
 use super::args::RunArgs;
+use super::batch_progress::BatchProgress;
 use super::exit::Exit;
 use super::printer::Printer;
-use super::run::folder;
+use super::run::config_dir;
 use super::settings::Settings;
-use super::watching::Watching;
-use super::{signals, state};
-use crate::batches::{Dry, PlannedTask, Pruning, Slice, Target};
-use crate::words::many;
+use super::{backend, signals};
+use crate::humanize::pluralize;
+use crate::orchestrator::{DryRun, PlannedTarget, PlannedTask, PrunePlan, Slice};
 
-const AT_ONCE: usize = 20;
+const MAX_CONCURRENT_COMPARISONS: usize = 20;
 
 pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
     let mut client = settings.client()?;
-    client.retry.attempts = args.patience.attempts;
-    client.retry.first_delay = args.patience.retry_delay;
-    client.stall = args.patience.stall_timeout;
-    let client = Client::new(client, Environment::from_process());
-    let context = Context { events: Events::to(Watching::new(printer, false)), ..Context::default() };
+    client.retry.attempts = args.retry.attempts;
+    client.retry.first_delay = args.retry.retry_delay;
+    client.stall_timeout = args.retry.stall_timeout;
+    let client = Client::new(client, CredentialEnvironment::from_process());
+    let context = Context { events: Events::new(BatchProgress::new(printer, false)), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
     let slice =
         args.batch_size.map(|size| Slice { size, number: args.batch_number.unwrap_or(std::num::NonZeroUsize::MIN) });
     let store = match settings.config.rules.iter().any(|rule| rule.prune.is_some()) {
-        true => Some(state::store(settings, args.state.as_ref()).await?),
+        true => Some(backend::open_store(settings, args.state.as_ref()).await?),
         false => None,
     };
-    let dry = Dry {
+    let dry = DryRun {
         client: &client,
         context: &context,
         rules: &settings.config.rules,
-        folder: folder(settings),
+        folder: config_dir(settings),
         slice,
         query_limit: args.query_limit.into(),
         store: store.as_deref(),
     };
-    let mut planned = dry.plan(&Tally::new()).await?;
-    let prunings = std::mem::take(&mut planned.prunings);
+    let mut planned = dry.plan(&TrafficCounters::new()).await?;
+    let prunings = std::mem::take(&mut planned.prune_plans);
     let targets: HashSet<String> = planned.tasks.iter().map(|task| task.target.to_string()).collect();
     let mut failed = planned.failed.len();
     let (total, unlisted) = (planned.tasks.len() + failed, std::mem::take(&mut planned.unlisted));
     for (source, target, error) in &planned.failed {
         print(args, printer, (source, target), "fail", (None, Some(&error.to_string())));
     }
-    let copier = Arc::new(Copier::new(client.clone(), Limits::default()));
+    let copier = Arc::new(Copier::new(client.clone(), CopyLimits::default()));
     let mut looked = futures_util::stream::iter(planned.tasks)
         .map(|task| {
             let (copier, context) = (copier.clone(), context.clone());
             let rule = &settings.config.rules[task.rule];
-            let platforms = Platforms::of_rule(&rule.platforms, rule.sparse);
-            let place = dry.source_of(&task);
+            let platforms = PlatformSelection::from_rule(&rule.platforms, rule.sparse);
+            let source = dry.source_location(&task);
             let is_immutable =
                 settings.config.rules[task.rule].immutable.iter().any(|p| p.matches(task.source.tag.as_str()));
             async move {
-                let target = location(&task.target, folder(settings));
-                let job = Job {
+                let target = to_location(&task.target, config_dir(settings));
+                let job = CopyRequest {
                     platforms,
                     force: args.force,
-                    listed: task.digest.clone(),
+                    listed_digest: task.digest.clone(),
                     overwrite: if is_immutable { Overwrite::Never } else { Overwrite::Allowed },
-                    ..Job::new(place, target)
+                    ..CopyRequest::new(source, target)
                 };
                 let same = copier.compare(&job, &context).await;
                 (task, same)
             }
         })
-        .buffered(AT_ONCE);
+        .buffered(MAX_CONCURRENT_COMPARISONS);
     let (mut copies, mut unchanged) = (0, 0);
     while let Some((task, same)) = looked.next().await {
         let PlannedTask { source, target, .. } = &task;
@@ -96,7 +96,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         let rule = settings.config.rules[task.rule].title();
         print(args, printer, (&source.to_string(), &target.to_string()), what, (Some(&rule), error.as_deref()));
     }
-    let removals = removals(args, settings, printer, prunings, &targets);
+    let removals = print_removals(args, settings, printer, prunings, &targets);
     let removing = if removals > 0 { format!(", {removals} to remove") } else { String::new() };
     let not_listed = if unlisted.is_empty() { String::new() } else { format!(", {} not listed", unlisted.len()) };
     printer.line(&format!(
@@ -105,7 +105,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     Ok(match () {
         () if total == 0
             && !unlisted.is_empty()
-            && unlisted.iter().all(|(_, error)| error.class() == Class::Unreachable) =>
+            && unlisted.iter().all(|(_, error)| error.kind() == ErrorKind::Unreachable) =>
         {
             Exit::CouldNotStart
         }
@@ -115,27 +115,27 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
 }
 
 /// Prints the planned removals and returns their number.
-fn removals(
+fn print_removals(
     args: &RunArgs,
     settings: &Settings,
     printer: &Printer,
-    prunings: Vec<Pruning>,
+    prunings: Vec<PrunePlan>,
     targets: &HashSet<String>,
 ) -> usize {
     let mut removals = 0;
     for mut pruning in prunings {
         let rule = &settings.config.rules[pruning.rule];
-        let (place, title) = (rule.place(), rule.title());
+        let (place, title) = (rule.label(), rule.title());
         if pruning.waiting() > 0 {
-            let waiting = many(pruning.waiting(), "tag is", "tags are");
+            let waiting = pluralize(pruning.waiting(), "tag is", "tags are");
             printer.line(&format!("{place}: {waiting} gone at the source, and kept for now"));
         }
         let left = pruning.take_unauthenticated().len() as u64;
         if left > 0 {
-            let left = many(left, "tag is", "tags are");
+            let left = pluralize(left, "tag is", "tags are");
             printer.line(&format!("{place}: {left} gone at the source, and left: not recorded with this cluster.key"));
         }
-        match pruning.decide() {
+        match pruning.finalize() {
             Err(why) => printer.line(&format!("{place}: nothing would be removed: {why}")),
             Ok(due) => {
                 for due in due.into_iter().filter(|due| !targets.contains(&due.target.to_string())) {
@@ -174,17 +174,17 @@ fn print(
     });
 }
 
-fn location(target: &Target, folder: &std::path::Path) -> Location {
+fn to_location(target: &PlannedTarget, folder: &std::path::Path) -> ImageLocation {
     match target {
-        Target::Registry(name) => Location::Registry(Reference {
+        PlannedTarget::Registry(name) => ImageLocation::Registry(Reference {
             registry: name.registry.clone(),
             repository: name.repository.clone(),
             tag: Some(name.tag.clone()),
             digest: None,
         }),
-        Target::Layout { folder: layout, name, tag } => {
+        PlannedTarget::Layout { folder: layout, name, tag } => {
             let image = format!("{name}:{tag}").parse().map_or_else(|_| ImageName::Tag(tag.clone()), ImageName::Full);
-            Location::Layout(LayoutRef { dir: folder.join(layout), image: Some(image) })
+            ImageLocation::Layout(LayoutRef { dir: folder.join(layout), image: Some(image) })
         }
     }
 }

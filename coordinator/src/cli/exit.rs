@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use imgsync_common::error::{Class, Error};
+use imgsync_common::error::{Error, ErrorKind};
 
 /// Result of the program, mapped to an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,36 +35,36 @@ impl From<Exit> for ExitCode {
 
 /// Returns the exit code of a failed copy of one image. `moved`: data had reached the target, so that a connection
 /// error does not mean that nothing could start.
-pub(crate) fn of_copy(error: &Error, moved: bool) -> Exit {
-    match of_error(error) {
+pub(crate) fn for_copy_error(error: &Error, moved: bool) -> Exit {
+    match for_error(error) {
         Exit::CouldNotStart if moved => Exit::Failed,
         exit => exit,
     }
 }
 
 /// Returns the exit code of a command that failed with this error.
-pub(crate) fn of_error(error: &Error) -> Exit {
-    match error.class() {
-        Class::Invalid => Exit::Usage,
-        Class::Unreachable => Exit::CouldNotStart,
-        Class::Cancelled => Exit::Interrupted,
-        Class::NotFound
-        | Class::Denied
-        | Class::TokenExpired
-        | Class::RateLimited
-        | Class::TimedOut
-        | Class::ServerError
-        | Class::Corrupt
-        | Class::Refused
-        | Class::Incomplete
-        | Class::Unsupported
-        | Class::Outdated
-        | Class::BadAnswer
-        | Class::Insecure
-        | Class::Local
-        | Class::Collision
-        | Class::Immutable
-        | Class::Differs => Exit::Failed,
+pub(crate) fn for_error(error: &Error) -> Exit {
+    match error.kind() {
+        ErrorKind::Invalid => Exit::Usage,
+        ErrorKind::Unreachable => Exit::CouldNotStart,
+        ErrorKind::Cancelled => Exit::Interrupted,
+        ErrorKind::NotFound
+        | ErrorKind::Denied
+        | ErrorKind::TokenExpired
+        | ErrorKind::RateLimited
+        | ErrorKind::TimedOut
+        | ErrorKind::ServerError
+        | ErrorKind::Corrupt
+        | ErrorKind::Refused
+        | ErrorKind::Incomplete
+        | ErrorKind::Unsupported
+        | ErrorKind::Outdated
+        | ErrorKind::InvalidResponse
+        | ErrorKind::Insecure
+        | ErrorKind::Local
+        | ErrorKind::Collision
+        | ErrorKind::Immutable
+        | ErrorKind::Differs => Exit::Failed,
     }
 }
 
@@ -74,9 +74,9 @@ mod tests {
 
     #[test]
     fn what_is_out_of_reach_could_not_start_unless_something_was_moved() {
-        let lost = Error::new(Class::Unreachable, "reading x", "reset");
-        assert_eq!(of_copy(&lost, false), Exit::CouldNotStart);
-        assert_eq!(of_copy(&lost, true), Exit::Failed);
-        assert_eq!(of_copy(&Error::cancelled("copying x"), true), Exit::Interrupted);
+        let lost = Error::new(ErrorKind::Unreachable, "reading x", "reset");
+        assert_eq!(for_copy_error(&lost, false), Exit::CouldNotStart);
+        assert_eq!(for_copy_error(&lost, true), Exit::Failed);
+        assert_eq!(for_copy_error(&Error::cancelled("copying x"), true), Exit::Interrupted);
     }
 }

@@ -4,43 +4,43 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use imgsync_common::batch::{Home, Options, Place};
-use imgsync_common::config::{Config, Source};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::batch::{BatchOptions, RepositoryLocator, TagLocator};
+use imgsync_common::config::{Config, RuleSource};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::image::{ParseReferenceError, Reference, Tag};
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::registry::{Access, Client, Context, Tally};
-use imgsync_common::select::Candidate;
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::registry::{Access, Client, Context, TrafficCounters};
+use imgsync_common::select::TagCandidate;
 use imgsync_common::store::{CacheScope, Store};
 use jiff::Timestamp;
 
-use super::args::Global;
+use super::args::GlobalArgs;
+use super::backend;
 use super::exit::Exit;
 use super::printer::Printer;
 use super::run::fail;
 use super::settings::Settings;
-use super::state;
-use crate::enumerate::list;
-use crate::presets::parts;
-use crate::words::many;
+use crate::discovery::list_repository;
+use crate::humanize::pluralize;
+use crate::presets::source_selectors;
 
 /// Limit of searched batches, newest first.
-const BATCHES: usize = 5;
-const PAGE: usize = 5000;
+const MAX_BATCHES: usize = 5;
+const TASK_PAGE_SIZE: usize = 5000;
 
 /// Says why a tag was, or was not, copied: what the rules say of it, how it went in the newest batch that had it, and
 /// what is remembered of it.
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     /// The tag, at the source or at the target: gcr.io/distroless/static:nonroot
-    #[arg(value_name = "REF", value_parser = reference)]
+    #[arg(value_name = "REF", value_parser = parse_reference)]
     pub(crate) reference: Reference,
     /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 }
 
-fn reference(text: &str) -> std::result::Result<Reference, String> {
+fn parse_reference(text: &str) -> std::result::Result<Reference, String> {
     if text.starts_with("oci:") {
         return Err(
             "images of layouts are not explained: name what it is called in a registry, at the other end".to_owned()
@@ -50,7 +50,7 @@ fn reference(text: &str) -> std::result::Result<Reference, String> {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: ExplainArgs, global: &Global, printer: &Printer) -> Exit {
+pub(crate) async fn run(args: ExplainArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
@@ -70,51 +70,51 @@ pub(crate) async fn run(args: ExplainArgs, global: &Global, printer: &Printer) -
 
 async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> Result<bool> {
     let tag = args.reference.tag_or_latest().ok_or_else(|| {
-        Error::new(Class::Invalid, format!("explaining {}", args.reference), "a tag is explained, not a digest")
+        Error::new(ErrorKind::Invalid, format!("explaining {}", args.reference), "a tag is explained, not a digest")
     })?;
-    let by_rules = by_rules(&args.reference, &tag, settings, printer).await?;
-    let store = state::store(settings, args.state.as_ref()).await?;
-    let by_batches = by_batches(&args.reference, &tag, &*store, printer).await?;
+    let by_rules = explain_rules(&args.reference, &tag, settings, printer).await?;
+    let store = backend::open_store(settings, args.state.as_ref()).await?;
+    let by_batches = explain_batches(&args.reference, &tag, &*store, printer).await?;
     Ok(by_rules || by_batches)
 }
 
 /// Prints how each rule that reads the repository selects the tag.
-async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer: &Printer) -> Result<bool> {
-    let mut told = false;
+async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer: &Printer) -> Result<bool> {
+    let mut found = false;
     let Config { rules, .. } = &settings.config;
     for (number, rule) in rules.iter().enumerate() {
-        for part in parts(&rule.source)? {
+        for part in source_selectors(&rule.source)? {
             let pattern = &part.pattern;
             if *pattern.registry() != reference.registry || !pattern.matches(reference.repository.as_str()) {
                 continue;
             }
-            told = true;
+            found = true;
             let from = match &rule.source {
-                Source::Preset(preset) => format!("preset {preset}"),
+                RuleSource::Preset(preset) => format!("preset {preset}"),
                 _ => format!("from {pattern}"),
             };
             let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
             let place = format!("rule {}{name} (line {}, {from})", number + 1, rule.line);
-            let client = Client::new(settings.client()?, Environment::from_process());
-            let (context, tally) = (Context::default(), Tally::new());
+            let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
+            let (context, tally) = (Context::default(), TrafficCounters::new());
             let repository =
                 client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &tally)?;
-            let listing = list(&repository).await?;
+            let listing = list_repository(&repository).await?;
             if listing.get(tag.as_str()).is_none() {
                 printer.data(&format!("{place}: the source does not list the tag {tag}"));
                 continue;
             }
-            if let Some(error) = listing.lacks_dates_for(&rule.selection) {
+            if let Some(error) = listing.missing_dates_error(&rule.selection) {
                 printer.data(&format!("{place}: not copied: {error}"));
                 continue;
             }
             let candidates =
-                listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+                listing.tags.iter().map(|listed| TagCandidate { tag: listed.tag.clone(), created: listed.created });
             let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());
             if let Some(min) = evaluation.below_min {
                 printer.data(&format!(
                     "{place}: not copied: no more than {} left, and `min` is {min}",
-                    many(evaluation.kept.len() as u64, "tag is", "tags are")
+                    pluralize(evaluation.kept.len() as u64, "tag is", "tags are")
                 ));
             } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
             {
@@ -124,19 +124,21 @@ async fn by_rules(reference: &Reference, tag: &Tag, settings: &Settings, printer
             }
         }
     }
-    Ok(told)
+    Ok(found)
 }
 
 /// Prints the tag's results in the newest batches, as a source or as a target.
-async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer: &Printer) -> Result<bool> {
-    let home = Home::in_registry(reference.registry.clone(), &reference.repository);
-    let is_it = |place: &Place| *place.home == home && place.tag == *tag;
-    let mut told = false;
-    for batch in store.batches(BATCHES).await? {
+async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer: &Printer) -> Result<bool> {
+    let home = RepositoryLocator::in_registry(reference.registry.clone(), &reference.repository);
+    let is_it = |place: &TagLocator| *place.repository == home && place.tag == *tag;
+    let mut found = false;
+    for batch in store.batches(MAX_BATCHES).await? {
         let started = batch.created_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
         let name = format!("{home}:{tag}");
-        for line in store.pruned(batch.id).await?.iter().filter(|line| line.target == name || line.source == name) {
-            told = true;
+        for line in
+            store.prune_records(batch.id).await?.iter().filter(|line| line.target == name || line.source == name)
+        {
+            found = true;
             let why = if line.reason.is_empty() { String::new() } else { format!(": {}", line.reason) };
             printer.data(&format!(
                 "batch {} of {started}: {} is gone at the source, {} {}{why}",
@@ -148,15 +150,15 @@ async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer
         }
         let mut from = 0;
         loop {
-            let rows = store.tasks(batch.id, None, from, PAGE).await?;
+            let rows = store.tasks(batch.id, None, from, TASK_PAGE_SIZE).await?;
             let Some(last) = rows.last() else { break };
             from = last.task.index + 1;
             for row in rows {
-                let planned = &row.task.planned;
+                let planned = &row.task.spec;
                 if !is_it(&planned.source) && !is_it(&planned.target) {
                     continue;
                 }
-                told = true;
+                found = true;
                 let state = row.state.as_str();
                 printer.data(&format!(
                     "batch {} of {started}: {} -> {}: {state}",
@@ -164,12 +166,13 @@ async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer
                 ));
                 let failures = store.failures(batch.id, row.task.index, 1).await?;
                 if let Some(failed) = failures.iter().find(|failed| failed.task.index == row.task.index) {
-                    printer.data(&format!("  {}: {}", failed.failure.class, failed.failure.error));
+                    printer.data(&format!("  {}: {}", failed.failure.kind, failed.failure.error));
                 }
-                let options = Options::decode(&batch.options, &format!("batch {}", batch.id))?;
+                let options = BatchOptions::decode(&batch.options, &format!("batch {}", batch.id))?;
                 let rule = options.rule(planned.rule)?;
-                let scope = CacheScope { home: (*planned.target.home).clone(), options: rule.fingerprint().into() };
-                let known = store.known(&scope, std::slice::from_ref(&planned.target.tag)).await?;
+                let scope =
+                    CacheScope { repository: (*planned.target.repository).clone(), options: rule.fingerprint().into() };
+                let known = store.cached_tags(&scope, std::slice::from_ref(&planned.target.tag)).await?;
                 if let Some(known) = known.into_iter().next().flatten() {
                     printer.data(&format!(
                         "  remembered: source {}, seen at the target {}",
@@ -179,9 +182,9 @@ async fn by_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer
                 }
             }
         }
-        if told {
+        if found {
             break;
         }
     }
-    Ok(told)
+    Ok(found)
 }

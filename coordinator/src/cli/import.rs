@@ -4,16 +4,16 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use imgsync_common::config::{Config, File};
-use imgsync_common::naming::Style;
+use imgsync_common::config::{Config, ConfigFile};
+use imgsync_common::naming::NamingStyle;
 
 use super::exit::Exit;
 use super::printer::Printer;
-use crate::import::{self, Draft, Format, Hints};
+use crate::humanize::pluralize;
+use crate::import::{self, ConfigDraft, ImportFormat, ImportHints};
 use crate::presets;
-use crate::words::many;
 
-const LARGEST: u64 = 16 << 20;
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Turns what another program was told into a configuration.
 #[derive(Debug, Clone, Args)]
@@ -25,8 +25,8 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["file", "auth", "format"])]
     pub(crate) command: Option<String>,
     /// Whose file it is: skopeo, regsync or image-syncer [default: what it looks like]
-    #[arg(long, value_name = "PROGRAM", value_parser = |text: &str| text.parse::<Format>())]
-    pub(crate) format: Option<Format>,
+    #[arg(long, value_name = "PROGRAM", value_parser = |text: &str| text.parse::<ImportFormat>())]
+    pub(crate) format: Option<ImportFormat>,
     /// image-syncer's file with credentials
     #[arg(long, value_name = "FILE")]
     pub(crate) auth: Option<PathBuf>,
@@ -34,20 +34,20 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "PLACE")]
     pub(crate) to: Option<String>,
     /// What targets are called, if not as skopeo calls them without --scoped; with it: full
-    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<Style>())]
-    pub(crate) naming: Option<Style>,
+    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
+    pub(crate) naming: Option<NamingStyle>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
-    let draft = match draft(args, printer) {
+    let draft = match build_draft(args, printer) {
         Ok(draft) => draft,
         Err(error) => {
             printer.error(&error, None);
             return Exit::Usage;
         }
     };
-    let yaml = draft.yaml();
+    let yaml = draft.to_yaml();
     printer.data(yaml.trim_end());
     for note in draft.notes() {
         printer.line(&format!("note: {note}"));
@@ -55,47 +55,47 @@ pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
     for (name, what) in draft.variables() {
         printer.line(&format!("set {name}: {what}, which is not repeated here"));
     }
-    let is_right = check(&yaml, printer);
-    let left_out = draft.left_out();
+    let is_right = check_draft(&yaml, printer);
+    let left_out = draft.omissions();
     if left_out > 0 {
-        let (what, is) = (many(left_out as u64, "thing", "things"), if left_out == 1 { "is" } else { "are" });
+        let (what, is) = (pluralize(left_out as u64, "thing", "things"), if left_out == 1 { "is" } else { "are" });
         printer.error(&format!("{what} that were to be copied, or not, {is} left out: see the notes"), None);
         return Exit::Failed;
     }
     is_right
 }
 
-fn draft(args: &ImportArgs, printer: &Printer) -> Result<Draft, String> {
+fn build_draft(args: &ImportArgs, printer: &Printer) -> Result<ConfigDraft, String> {
     if let Some(command) = &args.command {
-        return import::command(command);
+        return import::import_command(command);
     }
     let path = args.file.as_deref().unwrap_or(Path::new("-"));
-    let hints = Hints {
+    let hints = ImportHints {
         to: args.to.clone(),
         naming: args.naming.as_ref().map(ToString::to_string),
-        auth: args.auth.as_deref().map(read).transpose()?,
+        auth: args.auth.as_deref().map(read_file).transpose()?,
     };
-    let (format, draft) = import::file(&read(path)?, args.format, &hints)
+    let (format, draft) = import::import_file(&read_file(path)?, args.format, &hints)
         .map_err(|error| format!("{} cannot be taken over: {error}", path.display()))?;
     printer.line(&format!("{} is read as {format}'s", path.display()));
     Ok(draft)
 }
 
-fn read(path: &Path) -> Result<String, String> {
+fn read_file(path: &Path) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let mut text = String::new();
     match path == Path::new("-") {
-        true => std::io::stdin().take(LARGEST).read_to_string(&mut text),
-        false => std::fs::File::open(path).map_err(failed)?.take(LARGEST).read_to_string(&mut text),
+        true => std::io::stdin().take(MAX_FILE_BYTES).read_to_string(&mut text),
+        false => std::fs::File::open(path).map_err(failed)?.take(MAX_FILE_BYTES).read_to_string(&mut text),
     }
     .map_err(failed)?;
     Ok(text)
 }
 
 /// Validates the generated configuration, and prints what has to be fixed by hand.
-fn check(yaml: &str, printer: &Printer) -> Exit {
-    let presets = presets::known();
-    let file = File {
+fn check_draft(yaml: &str, printer: &Printer) -> Exit {
+    let presets = presets::known_presets();
+    let file = ConfigFile {
         name: "the configuration above",
         text: yaml,
         // The real values are set later.

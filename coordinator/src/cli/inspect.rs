@@ -5,43 +5,43 @@ use clap::Args;
 use imgsync_common::error::Result;
 use imgsync_common::event::Events;
 use imgsync_common::image::MediaType;
-use imgsync_common::printable::printable;
-use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::credentials::CredentialEnvironment;
 use imgsync_common::registry::{Client, Context};
-use imgsync_common::retry::Policy;
-use imgsync_worker::copy::{Inspected, InspectedBlob, Location, inspect};
+use imgsync_common::retry::RetryPolicy;
+use imgsync_common::sanitize::sanitize;
+use imgsync_worker::copy::{ImageLocation, InspectedBlob, ManifestTree, inspect};
 use serde_json::json;
 
-use super::args::{Global, Patience, location};
+use super::args::{GlobalArgs, RetryArgs, parse_location};
+use super::batch_progress::BatchProgress;
 use super::exit::{self, Exit};
 use super::printer::Printer;
 use super::settings::Settings;
 use super::signals;
-use super::watching::Watching;
-use crate::words::many;
+use crate::humanize::pluralize;
 
 /// Shows what an image is made of.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The image: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
-    #[arg(value_name = "REF", value_parser = location)]
-    pub(crate) reference: Location,
+    #[arg(value_name = "REF", value_parser = parse_location)]
+    pub(crate) reference: ImageLocation,
     /// Print it as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryArgs,
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: InspectArgs, global: &Global, printer: &Printer) -> Exit {
+pub(crate) async fn run(args: InspectArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    match look(&args, &settings, printer).await {
+    match inspect_image(&args, &settings, printer).await {
         Ok(image) => {
-            let (blobs, bytes) = image.blobs();
+            let (blobs, bytes) = image.count_blobs();
             printer.data(&match args.json {
                 true => {
                     let mut object = json!({"reference": args.reference.to_string(), "blobs": blobs, "bytes": bytes});
@@ -53,10 +53,10 @@ pub(crate) async fn run(args: InspectArgs, global: &Global, printer: &Printer) -
                     let mut lines = vec![format!(
                         "{}: {}, {}",
                         args.reference,
-                        many(blobs as u64, "blob", "blobs"),
+                        pluralize(blobs as u64, "blob", "blobs"),
                         ByteSize(bytes)
                     )];
-                    tree(&image, "", &mut lines);
+                    push_tree(&image, "", &mut lines);
                     lines.join("\n")
                 }
             });
@@ -64,24 +64,24 @@ pub(crate) async fn run(args: InspectArgs, global: &Global, printer: &Printer) -
         }
         Err(error) => {
             printer.failure(&error);
-            exit::of_error(&error)
+            exit::for_error(&error)
         }
     }
 }
 
-async fn look(args: &InspectArgs, settings: &Settings, printer: &Printer) -> Result<Inspected> {
+async fn inspect_image(args: &InspectArgs, settings: &Settings, printer: &Printer) -> Result<ManifestTree> {
     let mut client = settings.client()?;
-    client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
+    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall = args.patience.stall_timeout;
-    let context = Context { events: Events::to(Watching::new(printer, false)), ..Context::default() };
+    client.stall_timeout = args.retry.stall_timeout;
+    let context = Context { events: Events::new(BatchProgress::new(printer, false)), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
-    let client = Client::new(client, Environment::from_process());
+    let client = Client::new(client, CredentialEnvironment::from_process());
     inspect(&client, &args.reference, &context).await
 }
 
 /// Formats a manifest in one line.
-fn title(image: &Inspected) -> String {
+fn format_manifest(image: &ManifestTree) -> String {
     let kind = match (&image.artifact_type, image.manifests.is_empty()) {
         (Some(kind), _) => kind.clone(),
         (None, false) => "index".to_owned(),
@@ -93,32 +93,32 @@ fn title(image: &Inspected) -> String {
     words.push(image.digest.to_string());
     words.push(kind);
     words.push(ByteSize(image.size).to_string());
-    if let Some(about) = &image.about {
+    if let Some(about) = &image.attested_digest {
         words.push(format!("about {about}"));
     }
     words.extend(image.tag.as_ref().map(|tag| format!("by the tag {tag}")));
     if image.missing {
         words.push("(listed, and not there)".to_owned());
     }
-    printable(&words.join("  ")).into_owned()
+    sanitize(&words.join("  ")).into_owned()
 }
 
-fn blob(name: &str, blob: &InspectedBlob) -> String {
+fn format_blob(name: &str, blob: &InspectedBlob) -> String {
     let mut line = format!("{name}  {}  {}  {}", blob.digest, ByteSize(blob.size), blob.media_type);
     if !blob.urls.is_empty() {
         line.push_str(&format!("  lives at {}", blob.urls.join(" ")));
     }
-    printable(&line).into_owned()
+    sanitize(&line).into_owned()
 }
 
 /// Appends a manifest and its children, which are prefixed with `indent`.
-fn tree(image: &Inspected, indent: &str, lines: &mut Vec<String>) {
-    lines.push(title(image));
-    let mut below: Vec<(String, Option<&Inspected>)> = Vec::new();
-    below.extend(image.config.iter().map(|config| (blob("config", config), None)));
+fn push_tree(image: &ManifestTree, indent: &str, lines: &mut Vec<String>) {
+    lines.push(format_manifest(image));
+    let mut below: Vec<(String, Option<&ManifestTree>)> = Vec::new();
+    below.extend(image.config.iter().map(|config| (format_blob("config", config), None)));
     let of_index = MediaType::new(&image.media_type).is_index();
     let name = if of_index { "blob" } else { "layer" };
-    below.extend(image.layers.iter().map(|layer| (blob(name, layer), None)));
+    below.extend(image.layers.iter().map(|layer| (format_blob(name, layer), None)));
     below.extend(image.manifests.iter().map(|child| (String::new(), Some(child))));
     below.extend(image.referrers.iter().map(|referrer| ("referrer  ".to_owned(), Some(referrer))));
     let last = below.len().saturating_sub(1);
@@ -128,7 +128,7 @@ fn tree(image: &Inspected, indent: &str, lines: &mut Vec<String>) {
             None => lines.push(format!("{indent}{branch}{text}")),
             Some(child) => {
                 let first = lines.len();
-                tree(child, &format!("{indent}{more}"), lines);
+                push_tree(child, &format!("{indent}{more}"), lines);
                 lines[first] = format!("{indent}{branch}{text}{}", lines[first]);
             }
         }

@@ -1,9 +1,9 @@
 //! `imgsync presets`: lists the presets and what they expand to; parses preset arguments.
 
 use clap::Args;
-use imgsync_common::config::{Preset, Source};
+use imgsync_common::config::{Preset, RuleSource};
 use imgsync_common::error::Result;
-use imgsync_common::select::Selection;
+use imgsync_common::select::TagSelection;
 use serde::Serialize;
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use super::exit::Exit;
 use super::printer::Printer;
 use super::run::fail;
 use super::target::TargetArgs;
-use crate::presets::{self, Names, Part, parts};
+use crate::presets::{self, SourceSelector, TargetNamePatterns, source_selectors};
 
 /// `imgsync run`.
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub(crate) struct RunCommand {
     /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
     ///
     /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --naming and --user go with it.
-    #[arg(long, value_name = "PRESET", value_parser = preset)]
+    #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Vec<Preset>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
@@ -32,7 +32,7 @@ pub(crate) struct RunCommand {
 #[derive(Debug, Args)]
 pub(crate) struct PresetsArgs {
     /// Only this one; with versions, what these need: "kubeadm >=1.30"
-    #[arg(value_name = "PRESET", value_parser = preset)]
+    #[arg(value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Option<Preset>,
     /// Print a JSON array, with earlier homes
     #[arg(long)]
@@ -41,35 +41,35 @@ pub(crate) struct PresetsArgs {
 
 /// A preset in the output of `--json`.
 #[derive(Debug, Serialize)]
-struct Shown<'a> {
+struct PresetOutput<'a> {
     preset: &'a str,
     about: &'a str,
     /// Whether it takes a version range.
     versions: bool,
-    reads: Vec<Reads>,
+    sources: Vec<PresetSourceOutput>,
 }
 
 #[derive(Debug, Serialize)]
-struct Reads {
+struct PresetSourceOutput {
     from: String,
-    /// As in a rule's `tags`; empty for all tags.
+    /// As in a rule's `format_tags`; empty for all tags.
     tags: serde_json::Value,
     target: String,
     /// Target name with `naming: original`.
     original: String,
     /// Former locations, newest first.
-    was: Vec<String>,
+    former_locations: Vec<String>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &PresetsArgs, printer: &Printer) -> Exit {
-    match show(args, printer) {
+    match print_presets(args, printer) {
         Ok(()) => Exit::Done,
         Err(error) => fail(&error, printer),
     }
 }
 
-fn show(args: &PresetsArgs, printer: &Printer) -> Result<()> {
+fn print_presets(args: &PresetsArgs, printer: &Printer) -> Result<()> {
     let named = match &args.preset {
         Some(preset) => vec![preset.clone()],
         None => presets::all().iter().map(|known| Preset { name: known.name.clone(), versions: None }).collect(),
@@ -78,16 +78,21 @@ fn show(args: &PresetsArgs, printer: &Printer) -> Result<()> {
     let mut shown = Vec::new();
     for preset in &named {
         let known = presets::find(preset)?;
-        let parts = parts(&Source::Preset(preset.clone()))?;
+        let parts = source_selectors(&RuleSource::Preset(preset.clone()))?;
         if args.preset.is_some() {
             printer.line(&format!("{}: {}", known.name, known.about));
         }
         for part in &parts {
-            let Names { target, original } = part.names();
-            rows.push([preset.name.clone(), part.pattern.to_string(), tags(&part.selection), target, original]);
+            let TargetNamePatterns { target, original } = part.target_name_patterns();
+            rows.push([preset.name.clone(), part.pattern.to_string(), format_tags(&part.selection), target, original]);
         }
-        let reads = parts.iter().map(reads).collect();
-        shown.push(Shown { preset: &known.name, about: &known.about, versions: known.has_versions(), reads });
+        let reads = parts.iter().map(source_output).collect();
+        shown.push(PresetOutput {
+            preset: &known.name,
+            about: &known.about,
+            versions: known.has_versions(),
+            sources: reads,
+        });
     }
     if args.json {
         printer.data(&serde_json::to_string(&shown).unwrap_or_default());
@@ -104,9 +109,9 @@ fn show(args: &PresetsArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-fn reads(part: &Part) -> Reads {
-    let Names { target, original } = part.names();
-    let Selection { include, exclude, range, .. } = &part.selection;
+fn source_output(part: &SourceSelector) -> PresetSourceOutput {
+    let TargetNamePatterns { target, original } = part.target_name_patterns();
+    let TagSelection { include, exclude, range, .. } = &part.selection;
     let mut tags = json!({});
     for (key, patterns) in [("include", include), ("exclude", exclude)] {
         if !patterns.is_empty() {
@@ -116,21 +121,27 @@ fn reads(part: &Part) -> Reads {
     if let Some(range) = range {
         tags["semver"] = range.as_str().into();
     }
-    Reads { from: part.pattern.to_string(), tags, target, original, was: part.was() }
+    PresetSourceOutput {
+        from: part.pattern.to_string(),
+        tags,
+        target,
+        original,
+        former_locations: part.former_locations(),
+    }
 }
 
 /// Formats the selected tags; `*` for all.
-fn tags(selection: &Selection) -> String {
+fn format_tags(selection: &TagSelection) -> String {
     let mut words: Vec<String> = selection.include.iter().map(ToString::to_string).collect();
     words.extend(selection.range.as_ref().map(ToString::to_string));
     if words.is_empty() { "*".to_owned() } else { words.join(", ") }
 }
 
 /// Parses a preset with an optional version range: `kubeadm`, `kubeadm >=1.30`.
-pub(crate) fn preset(text: &str) -> std::result::Result<Preset, String> {
+pub(crate) fn parse_preset(text: &str) -> std::result::Result<Preset, String> {
     let preset: Preset = text.parse()?;
-    presets::find(&preset).map(|_| preset).map_err(|error| match error.advice() {
-        Some(advice) => format!("{} ({advice})", error.detail()),
-        None => error.detail().to_owned(),
+    presets::find(&preset).map(|_| preset).map_err(|error| match error.hint() {
+        Some(advice) => format!("{} ({advice})", error.message()),
+        None => error.message().to_owned(),
     })
 }

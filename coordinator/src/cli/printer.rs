@@ -13,21 +13,21 @@ use jiff::Timestamp;
 pub(crate) struct Printer {
     quiet: bool,
     /// Whether messages go to the log, which is then for programs.
-    logs: bool,
+    to_log: bool,
     bars: MultiProgress,
     /// Whether requested output could not be written.
-    has_lost: Arc<AtomicBool>,
+    output_lost: Arc<AtomicBool>,
 }
 
 impl Printer {
     /// Creates a printer. A quiet one prints errors only.
     pub(crate) fn new(quiet: bool) -> Printer {
-        Printer { quiet, logs: false, bars: MultiProgress::new(), has_lost: Arc::default() }
+        Printer { quiet, to_log: false, bars: MultiProgress::new(), output_lost: Arc::default() }
     }
 
     /// Returns the printer with all messages sent to the log.
-    pub(crate) fn into_log(self, logs: bool) -> Printer {
-        Printer { logs, ..self }
+    pub(crate) fn with_log(self, logs: bool) -> Printer {
+        Printer { to_log: logs, ..self }
     }
 
     /// Returns the progress bars, to be used on a terminal only.
@@ -38,7 +38,7 @@ impl Printer {
     /// Returns whether progress bars can be shown and are wanted.
     pub(crate) fn shows_bars(&self) -> bool {
         !self.quiet
-            && !self.logs
+            && !self.to_log
             && std::io::stderr().is_terminal()
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
@@ -49,12 +49,12 @@ impl Printer {
             let mut stdout = std::io::stdout();
             writeln!(stdout, "{line}").and_then(|()| stdout.flush())
         });
-        written.map_err(|error| self.lost_on_stdout(&error)).is_ok()
+        written.map_err(|error| self.report_stdout_error(&error)).is_ok()
     }
 
     /// Reports once that stdout could not be written. A closed pipe (`| head`) is no error.
-    pub(crate) fn lost_on_stdout(&self, error: &std::io::Error) {
-        if error.kind() != std::io::ErrorKind::BrokenPipe && !self.has_lost.swap(true, Ordering::Relaxed) {
+    pub(crate) fn report_stdout_error(&self, error: &std::io::Error) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe && !self.output_lost.swap(true, Ordering::Relaxed) {
             self.error(
                 &format!("writing to stdout: {error}"),
                 Some("what stands there is not all; make room, or send it elsewhere, and run the command again"),
@@ -63,19 +63,19 @@ impl Printer {
     }
 
     /// Reports that a requested file could not be written.
-    pub(crate) fn lost_file(&self, error: &Error) {
-        self.has_lost.store(true, Ordering::Relaxed);
+    pub(crate) fn report_file_error(&self, error: &Error) {
+        self.output_lost.store(true, Ordering::Relaxed);
         self.failure(error);
     }
 
     /// Returns whether requested output could not be written.
-    pub(crate) fn has_lost(&self) -> bool {
-        self.has_lost.load(Ordering::Relaxed)
+    pub(crate) fn output_lost(&self) -> bool {
+        self.output_lost.load(Ordering::Relaxed)
     }
 
     /// Prints a message.
     pub(crate) fn line(&self, line: &str) {
-        if self.logs {
+        if self.to_log {
             tracing::info!("{line}");
         } else if !self.quiet {
             self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
@@ -83,24 +83,24 @@ impl Printer {
     }
 
     /// Prints a message with the time, for later reading.
-    pub(crate) fn stamped(&self, line: &str) {
-        match self.logs {
+    pub(crate) fn timestamped(&self, line: &str) {
+        match self.to_log {
             true => tracing::info!("{line}"),
             false => self.line(&format!("{} {line}", Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ"))),
         }
     }
 
     /// Prints a warning with the time, for later reading.
-    pub(crate) fn stamped_warning(&self, message: &str) {
-        match self.logs {
+    pub(crate) fn timestamped_warning(&self, message: &str) {
+        match self.to_log {
             true => tracing::warn!("{message}"),
-            false => self.stamped(&format!("warning: {message}")),
+            false => self.timestamped(&format!("warning: {message}")),
         }
     }
 
     /// Prints a warning.
     pub(crate) fn warning(&self, message: &str) {
-        match self.logs {
+        match self.to_log {
             true => tracing::warn!("{message}"),
             false => self.line(&format!("warning: {message}")),
         }
@@ -108,7 +108,7 @@ impl Printer {
 
     /// Prints an error and its hint.
     pub(crate) fn error(&self, message: &str, hint: Option<&str>) {
-        if self.logs {
+        if self.to_log {
             return tracing::error!(hint, "{message}");
         }
         self.bars.suspend(|| {
@@ -122,7 +122,7 @@ impl Printer {
 
     /// Prints an error that is already formatted: several lines, with carets.
     pub(crate) fn raw(&self, text: &str) {
-        if self.logs {
+        if self.to_log {
             return tracing::error!("{}", text.trim_end());
         }
         self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", text.trim_end()));
@@ -130,6 +130,6 @@ impl Printer {
 
     /// Prints a registry's error and its hint.
     pub(crate) fn failure(&self, error: &Error) {
-        self.error(&error.to_string(), error.advice());
+        self.error(&error.to_string(), error.hint());
     }
 }

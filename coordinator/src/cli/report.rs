@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::error::{Error, ErrorKind, Result};
 
 use super::settings::Settings;
-use crate::report::{Form, Level, Shape, Template};
+use crate::report::{ReportFormat, ReportLevel, ReportSpec, ReportTemplate};
 
 /// The report.
 #[derive(Debug, Clone, Default, Args)]
@@ -20,7 +20,7 @@ pub(crate) struct ReportArgs {
     pub(crate) report_level: Option<u8>,
     /// What the report is written as on stdout, or in a file whatever its name ends with
     #[arg(long, value_name = "FORM")]
-    pub(crate) report_format: Option<FormArg>,
+    pub(crate) report_format: Option<ReportFormatArg>,
     /// Write it by a template of your own (Jinja); docs/reports.md says what it is given
     #[arg(long, value_name = "FILE")]
     pub(crate) report_template: Option<PathBuf>,
@@ -31,7 +31,7 @@ pub(crate) struct ReportArgs {
 
 /// `--report-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FormArg {
+pub(crate) enum ReportFormatArg {
     Text,
     Json,
     #[value(alias = "markdown")]
@@ -39,33 +39,33 @@ pub(crate) enum FormArg {
     Html,
 }
 
-impl From<FormArg> for Form {
-    fn from(form: FormArg) -> Form {
+impl From<ReportFormatArg> for ReportFormat {
+    fn from(form: ReportFormatArg) -> ReportFormat {
         match form {
-            FormArg::Text => Form::Text,
-            FormArg::Json => Form::Json,
-            FormArg::Md => Form::Markdown,
-            FormArg::Html => Form::Html,
+            ReportFormatArg::Text => ReportFormat::Text,
+            ReportFormatArg::Json => ReportFormat::Json,
+            ReportFormatArg::Md => ReportFormat::Markdown,
+            ReportFormatArg::Html => ReportFormat::Html,
         }
     }
 }
 
 /// Destination and format of a report. Templates are loaded and validated.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct ReportOptions {
     /// Whether it is printed on stdout.
     pub(crate) on_stdout: bool,
     /// File to write.
     pub(crate) file: Option<PathBuf>,
     /// Format, level and template.
-    pub(crate) shape: Shape,
+    pub(crate) shape: ReportSpec,
     /// Whether a flag requests it.
-    pub(crate) is_typed: bool,
+    pub(crate) is_explicit: bool,
 }
 
 impl ReportArgs {
     /// Resolves the flags, with the configured file if no flag names another destination.
-    pub(crate) fn resolve(&self, settings: &Settings) -> Result<Wanted> {
+    pub(crate) fn resolve(&self, settings: &Settings) -> Result<ReportOptions> {
         let configured = settings.config.report.as_ref();
         let is_typed = self.report.is_some() || self.report_format.is_some();
         // A template alone applies to the configured file, if there is one.
@@ -85,33 +85,42 @@ impl ReportArgs {
             let name = path.file_name()?.to_str()?;
             // report.html.j2 makes HTML, as report.html does.
             let name = [".j2", ".jinja", ".jinja2"].into_iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-            Form::of_file(name.as_ref())
+            ReportFormat::from_path(name.as_ref())
         });
         if let Some(file) = &file {
-            writable(file)?;
+            check_writable(file)?;
         }
         let form = match (self.report_format, &file) {
             (Some(form), _) => form.into(),
-            (None, Some(file)) => Form::of_file(file).ok_or_else(|| {
-                Error::new(Class::Invalid, format!("writing the report {}", file.display()), "its form is not known")
-                    .hint("end its name with .txt, .json, .md or .html, or say --report-format")
+            (None, Some(file)) => ReportFormat::from_path(file).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Invalid,
+                    format!("writing the report {}", file.display()),
+                    "its form is not known",
+                )
+                .with_hint("end its name with .txt, .json, .md or .html, or say --report-format")
             })?,
-            (None, None) => of_template.unwrap_or(Form::Text),
+            (None, None) => of_template.unwrap_or(ReportFormat::Text),
         };
         let template = match template {
-            Some(path) => Some(Template::read(&path, form)?),
+            Some(path) => Some(ReportTemplate::read(&path, form)?),
             None => None,
         };
-        let level = self.report_level.or(configured.and_then(|report| report.level)).map(Level::from_number);
-        Ok(Wanted { on_stdout, file, shape: Shape { form, level, template }, is_typed })
+        let level = self.report_level.or(configured.and_then(|report| report.level)).map(ReportLevel::from_number);
+        Ok(ReportOptions {
+            on_stdout,
+            file,
+            shape: ReportSpec { format: form, level, template },
+            is_explicit: is_typed,
+        })
     }
 }
 
 /// Checks that the report's file can be written, before anything is copied.
-fn writable(file: &Path) -> Result<()> {
+fn check_writable(file: &Path) -> Result<()> {
     let wrong = |detail: &str| {
-        Error::new(Class::Invalid, format!("writing the report {}", file.display()), detail)
-            .hint("name another file by --report=FILE")
+        Error::new(ErrorKind::Invalid, format!("writing the report {}", file.display()), detail)
+            .with_hint("name another file by --report=FILE")
     };
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder {

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use imgsync_common::config::{Config, File};
+use imgsync_common::config::{Config, ConfigFile};
 use imgsync_common::error::Result;
 use imgsync_common::registry::ClientSettings;
 use imgsync_common::secret::Secret;
-use imgsync_worker::cluster::{Addresses, Given};
-use imgsync_worker::settings::{client_settings, exposed};
+use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
+use imgsync_worker::settings::{client_settings, readable_secrets_warning};
 
-use super::args::Global;
+use super::args::GlobalArgs;
 use super::exit::Exit;
 use super::printer::Printer;
 use crate::{import, presets};
@@ -24,31 +24,31 @@ pub(crate) struct Settings {
     /// The file, if there is one.
     pub(crate) file: Option<PathBuf>,
     /// Cluster addresses from flags and the environment.
-    given: Given,
+    cluster_overrides: ClusterOverrides,
 }
 
 /// Why settings could not be loaded, as a message.
 #[derive(Debug)]
-pub(crate) enum Wrong {
+pub(crate) enum SettingsError {
     /// The file cannot be read.
     Unreadable(String),
     /// The configuration is invalid: several lines, with carets.
-    Refused(String),
+    Invalid(String),
 }
 
 impl Settings {
     /// Reads the named file, else `./imgsync.yaml` if it exists. Prints warnings and errors.
-    pub(crate) fn load(global: &Global, printer: &Printer) -> std::result::Result<Settings, Exit> {
+    pub(crate) fn load(global: &GlobalArgs, printer: &Printer) -> std::result::Result<Settings, Exit> {
         match Settings::read(global) {
             Ok((settings, warning)) => {
                 warning.iter().for_each(|warning| printer.warning(warning));
                 Ok(settings)
             }
-            Err(Wrong::Unreadable(why)) => {
+            Err(SettingsError::Unreadable(why)) => {
                 printer.error(&why, None);
                 Err(Exit::Usage)
             }
-            Err(Wrong::Refused(errors)) => {
+            Err(SettingsError::Invalid(errors)) => {
                 printer.raw(&errors);
                 Err(Exit::Usage)
             }
@@ -56,29 +56,32 @@ impl Settings {
     }
 
     /// Like [`Settings::load`], but returns warnings and errors instead of printing them.
-    pub(crate) fn read(global: &Global) -> std::result::Result<(Settings, Option<String>), Wrong> {
-        let path = Settings::path(global);
+    pub(crate) fn read(global: &GlobalArgs) -> std::result::Result<(Settings, Option<String>), SettingsError> {
+        let path = Settings::config_path(global);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && global.config.is_none() => None,
             Err(error) => {
-                return Err(Wrong::Unreadable(format!("cannot read the configuration {}: {error}", path.display())));
+                return Err(SettingsError::Unreadable(format!(
+                    "cannot read the configuration {}: {error}",
+                    path.display()
+                )));
             }
         };
         let config = match &text {
             None => Config::default(),
-            Some(text) => config(&path, text)?,
+            Some(text) => parse_config(&path, text)?,
         };
-        let warning = exposed(&config, &path);
+        let warning = readable_secrets_warning(&config, &path);
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
         // An empty variable counts as unset.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
-        let given = Given { broker: named(&global.broker), store: named(&global.store), key };
-        Ok((Settings { config, file: text.map(|_| path), given }, warning))
+        let given = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
+        Ok((Settings { config, file: text.map(|_| path), cluster_overrides: given }, warning))
     }
 
     /// Returns the path of the configuration file.
-    pub(crate) fn path(global: &Global) -> PathBuf {
+    pub(crate) fn config_path(global: &GlobalArgs) -> PathBuf {
         global.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
     }
 
@@ -90,8 +93,8 @@ impl Settings {
     }
 
     /// Returns the addresses of the cluster, if there is one.
-    pub(crate) fn cluster(&self) -> Result<Option<Addresses>> {
-        Addresses::resolve(self.config.cluster.as_ref(), &self.given, self.folder())
+    pub(crate) fn cluster(&self) -> Result<Option<ClusterEndpoints>> {
+        ClusterEndpoints::resolve(self.config.cluster.as_ref(), &self.cluster_overrides, self.folder())
     }
 
     /// Returns the base folder of relative paths of the configuration.
@@ -106,18 +109,18 @@ impl Settings {
 }
 
 /// Parses the file. For a file of another program, the error names the command that imports it.
-fn config(path: &Path, text: &str) -> std::result::Result<Config, Wrong> {
+fn parse_config(path: &Path, text: &str) -> std::result::Result<Config, SettingsError> {
     let name = path.display().to_string();
-    let presets = presets::known();
+    let presets = presets::known_presets();
     let environment = |name: &str| std::env::var(name).ok();
-    let file = File { name: &name, text, environment: &environment, presets: Some(&presets) };
+    let file = ConfigFile { name: &name, text, environment: &environment, presets: Some(&presets) };
     Config::read(&file).map_err(|errors| {
         let mut words = errors.to_string();
-        if let Some(format) = import::whose(text) {
+        if let Some(format) = import::detect_format(text) {
             words.push_str(&format!(
                 "\nhint: this looks like a file of {format}: `imgsync config import {name}` makes a configuration of it\n"
             ));
         }
-        Wrong::Refused(words)
+        SettingsError::Invalid(words)
     })
 }

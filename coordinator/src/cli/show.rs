@@ -1,69 +1,69 @@
 //! `imgsync batch show`: a batch, its failures by error kind and registry, its workers and rate limits.
 
-use imgsync_common::batch::{BatchId, Options, Priority};
+use imgsync_common::batch::{BatchId, BatchOptions, Priority};
 use imgsync_common::error::Result;
 use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::credentials::CredentialEnvironment;
 use imgsync_common::store::Store;
 use serde_json::{Value, json};
 
-use super::batch::to_json;
+use super::batch::view_to_json;
 use super::printer::Printer;
 use super::settings::Settings;
-use crate::batches::{Crew, waits};
+use crate::humanize::pluralize;
+use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::{FailureGroups, FailureRow};
-use crate::report::{self, Level, Report};
-use crate::words::many;
+use crate::report::{self, Report, ReportLevel};
 
 const MAX_RUNNING_TASKS: usize = 50;
 const MAX_REGISTRIES: usize = 10;
 const MAX_RULES: usize = 10;
-const PAGE: usize = 1_000;
+const FAILURE_PAGE_SIZE: usize = 1_000;
 
 /// The batch as the command shows it.
-pub(super) struct Shown<'a> {
+pub(super) struct BatchDetails<'a> {
     store: &'a dyn Store,
     report: Report<'a>,
     groups: FailureGroups,
     /// Coverage by workers; none without a cluster.
-    crew: Option<Crew>,
-    waits: Vec<String>,
+    coverage: Option<WorkerCoverage>,
+    rate_limit_messages: Vec<String>,
 }
 
-impl<'a> Shown<'a> {
+impl<'a> BatchDetails<'a> {
     /// Reads the batch from the store.
     pub(super) async fn read(
         store: &'a dyn Store,
         id: BatchId,
         is_cluster: bool,
         settings: &Settings,
-    ) -> Result<Shown<'a>> {
-        let report = Report::of(store, id).await?;
+    ) -> Result<BatchDetails<'a>> {
+        let report = Report::load(store, id).await?;
         let groups = FailureGroups::read(store, id, report.unlisted.clone()).await?;
-        let crew = match is_cluster {
-            true => Some(Crew::of(store, &report.batch).await?),
+        let coverage = match is_cluster {
+            true => Some(WorkerCoverage::load(store, &report.batch).await?),
             false => None,
         };
-        let client = Client::new(settings.client()?, Environment::from_process());
-        let waits = waits(store, &report.batch, &client).await?;
-        Ok(Shown { store, report, groups, crew, waits })
+        let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
+        let rate_limit_messages = rate_limit_messages(store, &report.batch, &client).await?;
+        Ok(BatchDetails { store, report, groups, coverage, rate_limit_messages })
     }
 
     /// Returns the batch as JSON, with its failure groups, and with every failure on request.
     pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
-        let mut shown = to_json(&self.report.view());
+        let mut shown = view_to_json(&self.report.batch_view());
         shown["rules"] = json!(self.rules());
-        shown["waits"] = json!(self.waits);
-        shown["failed_by_class"] = json!(self.groups.by_class);
+        shown["waits"] = json!(self.rate_limit_messages);
+        shown["failed_by_class"] = json!(self.groups.by_kind);
         shown["failed_by_registry"] = json!(self.groups.by_registry);
         shown["unlisted"] = json!(self.groups.unlisted);
-        if let Some(crew) = &self.crew {
+        if let Some(crew) = &self.coverage {
             shown["workers"] = json!(crew.workers);
-            shown["complaints"] = json!(crew.complaints());
+            shown["complaints"] = json!(crew.problems());
         }
         if failures {
             let mut rows = Vec::new();
-            self.each_failure(|row| rows.push(row)).await?;
+            self.for_each_failure(|row| rows.push(row)).await?;
             shown["failures"] = json!(rows);
         }
         Ok(shown)
@@ -73,7 +73,7 @@ impl<'a> Shown<'a> {
     pub(super) async fn print(&self, failures: bool, printer: &Printer) -> Result<()> {
         self.print_groups(printer);
         let mut text = Vec::new();
-        report::write_text(&self.report, Level::Totals, &mut text).await?;
+        report::write_text(&self.report, ReportLevel::Totals, &mut text).await?;
         printer.data(String::from_utf8_lossy(&text).trim_end());
         self.print_rules(printer);
         if let Some(priority) = self.priority() {
@@ -81,23 +81,23 @@ impl<'a> Shown<'a> {
         }
         if failures && self.groups.failed > 0 {
             printer.data("Failed images:");
-            self.each_failure(|row| _ = printer.data(&format!("  {}", row.to_text()))).await?;
+            self.for_each_failure(|row| _ = printer.data(&format!("  {}", row.to_text()))).await?;
         }
         for unlisted in &self.groups.unlisted {
-            printer.data(&format!("Not listed: {}\n    {}: {}", unlisted.repository, unlisted.class, unlisted.error));
+            printer.data(&format!("Not listed: {}\n    {}: {}", unlisted.repository, unlisted.kind, unlisted.error));
         }
-        for wait in &self.waits {
+        for wait in &self.rate_limit_messages {
             printer.data(&format!("Waiting: {wait}"));
         }
-        if let Some(crew) = &self.crew {
-            print_crew(self.report.batch.id, crew, printer);
+        if let Some(crew) = &self.coverage {
+            print_coverage(self.report.batch.id, crew, printer);
         }
         Ok(())
     }
 
     /// Returns the priority of the batch, unless it is normal.
     fn priority(&self) -> Option<Priority> {
-        let options = Options::decode(&self.report.batch.options, "a batch").ok()?;
+        let options = BatchOptions::decode(&self.report.batch.options, "a batch").ok()?;
         Some(options.priority()).filter(|priority| !priority.is_normal())
     }
 
@@ -121,9 +121,9 @@ impl<'a> Shown<'a> {
         if self.groups.failed == 0 {
             return;
         }
-        printer.data(&format!("{} failed:", many(self.groups.failed, "image", "images")));
-        for group in &self.groups.by_class {
-            printer.data(&format!("  {:>6}  {}: {}", group.failed, group.class, group.advice));
+        printer.data(&format!("{} failed:", pluralize(self.groups.failed, "image", "images")));
+        for group in &self.groups.by_kind {
+            printer.data(&format!("  {:>6}  {}: {}", group.failed, group.kind, group.advice));
             printer.data(&format!("          such as {}", group.example.to_text().replace('\n', "\n          ")));
         }
         for group in self.groups.by_registry.iter().take(MAX_REGISTRIES) {
@@ -131,7 +131,7 @@ impl<'a> Shown<'a> {
         }
         let more = self.groups.by_registry.len().saturating_sub(MAX_REGISTRIES);
         if more > 0 {
-            printer.data(&format!("          and {}", many(more as u64, "more registry", "more registries")));
+            printer.data(&format!("          and {}", pluralize(more as u64, "more registry", "more registries")));
         }
         let id = self.report.batch.id;
         printer.data(&format!(
@@ -139,10 +139,10 @@ impl<'a> Shown<'a> {
         ));
     }
 
-    async fn each_failure(&self, mut with: impl FnMut(FailureRow)) -> Result<()> {
+    async fn for_each_failure(&self, mut with: impl FnMut(FailureRow)) -> Result<()> {
         let mut from = 0;
         loop {
-            let page = self.store.failures(self.report.batch.id, from, PAGE).await?;
+            let page = self.store.failures(self.report.batch.id, from, FAILURE_PAGE_SIZE).await?;
             let Some(last) = page.last() else { return Ok(()) };
             from = last.task.index.saturating_add(1);
             page.iter().map(FailureRow::new).for_each(&mut with);
@@ -151,14 +151,14 @@ impl<'a> Shown<'a> {
 }
 
 /// Prints the workers, their running tasks, and the problems that block the batch.
-fn print_crew(id: BatchId, crew: &Crew, printer: &Printer) {
-    let slots: u32 = crew.workers.iter().map(|worker| worker.slots).sum();
-    let running: usize = crew.workers.iter().map(|worker| worker.running.len()).sum();
-    printer.data(&format!("Workers: {}, {running} of {slots} slots busy", crew.workers.len()));
-    for (worker, source, target) in crew.at_work(id).take(MAX_RUNNING_TASKS) {
+fn print_coverage(id: BatchId, coverage: &WorkerCoverage, printer: &Printer) {
+    let slots: u32 = coverage.workers.iter().map(|worker| worker.slots).sum();
+    let running: usize = coverage.workers.iter().map(|worker| worker.running.len()).sum();
+    printer.data(&format!("Workers: {}, {running} of {slots} slots busy", coverage.workers.len()));
+    for (worker, source, target) in coverage.running_tasks(id).take(MAX_RUNNING_TASKS) {
         printer.data(&format!("  {worker}: {source} -> {target}"));
     }
-    for complaint in crew.complaints() {
+    for complaint in coverage.problems() {
         printer.data(&format!("Attention: {complaint}"));
     }
 }

@@ -6,29 +6,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use imgsync_worker::StopSignals;
-use imgsync_worker::runner::Stop;
-use imgsync_worker::settings::{ABORT_LIMIT, DRAIN_LIMIT};
+use imgsync_worker::runner::Shutdown;
+use imgsync_worker::settings::{ABORT_TIMEOUT, DRAIN_TIMEOUT};
 use tokio_util::sync::CancellationToken;
 
 use super::printer::Printer;
 
-/// Cancels the token at the first signal, and ends the program [`ABORT_LIMIT`] later at the latest.
+/// Cancels the token at the first signal, and ends the program [`ABORT_TIMEOUT`] later at the latest.
 pub(crate) fn cancel_on_signal(cancel: CancellationToken, printer: Printer) {
     let mut signals = StopSignals::new();
     tokio::spawn(async move {
         signals.next().await;
         printer.line("stopping");
         cancel.cancel();
-        end_within(ABORT_LIMIT, signals).await;
+        end_within(ABORT_TIMEOUT, signals).await;
     });
 }
 
-/// Drains at the first signal, for at most [`DRAIN_LIMIT`], and aborts at the second. Whatever the program is doing
-/// then (listing, waiting for the store, sending notifications), it ends at most [`ABORT_LIMIT`] later. `copies`:
+/// Drains at the first signal, for at most [`DRAIN_TIMEOUT`], and aborts at the second. Whatever the program is doing
+/// then (listing, waiting for the store, sending notifications), it ends at most [`ABORT_TIMEOUT`] later. `copies`:
 /// whether copying has started; until then there is nothing to finish.
-pub(crate) fn drain_on_signal(stop: &Stop, copies: Arc<AtomicBool>, printer: Printer) {
+pub(crate) fn drain_on_signal(stop: &Shutdown, copies: Arc<AtomicBool>, printer: Printer) {
     let mut signals = StopSignals::new();
-    let Stop { drain, abort } = stop.clone();
+    let Shutdown { drain, abort } = stop.clone();
     tokio::spawn(async move {
         signals.next().await;
         printer.line(match copies.load(Ordering::Relaxed) {
@@ -37,9 +37,9 @@ pub(crate) fn drain_on_signal(stop: &Stop, copies: Arc<AtomicBool>, printer: Pri
         });
         drain.cancel();
         let limit = tokio::select! {
-            () = signals.next() => ABORT_LIMIT,
+            () = signals.next() => ABORT_TIMEOUT,
             // Nobody is waiting at a terminal: aborted tasks get time to be recorded.
-            () = tokio::time::sleep(DRAIN_LIMIT) => 5 * ABORT_LIMIT,
+            () = tokio::time::sleep(DRAIN_TIMEOUT) => 5 * ABORT_TIMEOUT,
         };
         printer.line("stopping");
         abort.cancel();

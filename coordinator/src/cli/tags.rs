@@ -4,39 +4,40 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use imgsync_common::config::{Preset, Source};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::config::{Preset, RuleSource};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::event::{Event, Events, Observer};
 use imgsync_common::image::{Digest, RegistryName, RepositoryName};
-use imgsync_common::printable::printable;
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::registry::{Client, Context, Tally};
-use imgsync_common::retry::{Policy, seconds};
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::registry::{Client, Context, TrafficCounters};
+use imgsync_common::retry::{RetryPolicy, format_duration};
+use imgsync_common::sanitize::sanitize;
 use imgsync_common::select::{
-    Candidate, Newest, NewestBy, RepositoryPattern, RepositoryPatternError, Selection, Since, TagPattern, VersionRange,
+    Newest, NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagCandidate, TagPattern, TagSelection,
+    VersionRange,
 };
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::args::{Global, Patience};
+use super::args::{GlobalArgs, RetryArgs};
 use super::exit::{self, Exit};
-use super::presets::preset;
+use super::presets::parse_preset;
 use super::printer::Printer;
 use super::settings::Settings;
 use super::signals;
-use crate::batches::{Listings, Offer};
-use crate::enumerate::{Found, Listing, Options, Order};
-use crate::presets::Part;
-use crate::words::many;
+use crate::discovery::{DiscoveryItem, DiscoveryOptions, RepositoryListing, RepositoryOrder};
+use crate::humanize::pluralize;
+use crate::orchestrator::{Listings, RuleListing};
+use crate::presets::SourceSelector;
 
 /// Which repositories, and which of their tags.
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all below), or oci:DIR, an image layout
-    #[arg(value_name = "PATTERN", value_parser = pattern, required_unless_present = "preset")]
-    pub(crate) pattern: Option<Source>,
+    #[arg(value_name = "PATTERN", value_parser = parse_pattern, required_unless_present = "preset")]
+    pub(crate) pattern: Option<RuleSource>,
     /// What this preset reads, in place of a pattern: kubeadm, "kubeadm >=1.30"
-    #[arg(long, value_name = "PRESET", value_parser = preset, conflicts_with = "pattern")]
+    #[arg(long, value_name = "PRESET", value_parser = parse_preset, conflicts_with = "pattern")]
     pub(crate) preset: Option<Preset>,
     /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
     #[arg(long, value_name = "GLOB")]
@@ -48,7 +49,7 @@ pub(crate) struct TagsArgs {
     #[arg(long, value_name = "RANGE")]
     pub(crate) semver: Option<VersionRange>,
     /// Only the newest so many of each repository; by version, of each variant
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     pub(crate) newest: Option<usize>,
     /// What makes a tag newer
     #[arg(long, value_name = "WHAT", default_value = "version", requires = "newest")]
@@ -63,7 +64,7 @@ pub(crate) struct TagsArgs {
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
     #[command(flatten)]
-    pub(crate) patience: Patience,
+    pub(crate) patience: RetryArgs,
 }
 
 /// `--newest-by`.
@@ -82,13 +83,13 @@ impl From<NewestByArg> for NewestBy {
     }
 }
 
-fn pattern(text: &str) -> std::result::Result<Source, String> {
+fn parse_pattern(text: &str) -> std::result::Result<RuleSource, String> {
     if let Some(folder) = text.strip_prefix("oci:") {
         let absolute = std::path::absolute(folder).map_err(|error| format!("not a folder: {error}"))?;
-        return Ok(Source::Layout(absolute));
+        return Ok(RuleSource::Layout(absolute));
     }
     let pattern: std::result::Result<RepositoryPattern, _> = text.parse();
-    pattern.map(Source::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {
+    pattern.map(RuleSource::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {
         // The hint is about rules.
         Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
         Some(hint) => format!("{error} ({hint})"),
@@ -96,7 +97,7 @@ fn pattern(text: &str) -> std::result::Result<Source, String> {
     })
 }
 
-fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+fn parse_count(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("the newest 0 are none".to_owned()),
         Ok(count) => Ok(count),
@@ -105,11 +106,11 @@ fn at_least_one(text: &str) -> std::result::Result<usize, String> {
 }
 
 /// More dropped tags are counted instead of named.
-const MOST_NAMED: usize = 20;
+const MAX_NAMED_TAGS: usize = 20;
 
 /// A line of `--json`.
 #[derive(Debug, Serialize)]
-struct Line<'a> {
+struct TagOutput<'a> {
     registry: &'a RegistryName,
     repository: &'a RepositoryName,
     tag: &'a str,
@@ -120,66 +121,68 @@ struct Line<'a> {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: TagsArgs, global: &Global, printer: &Printer) -> Exit {
+pub(crate) async fn run(args: TagsArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
     let settings = match Settings::load(global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    match work(&args, &settings, global.debug, printer).await {
+    match execute(&args, &settings, global.debug, printer).await {
         Ok(exit) => exit,
         Err(error) => {
             printer.failure(&error);
-            exit::of_error(&error)
+            exit::for_error(&error)
         }
     }
 }
 
-async fn work(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
-    let selection = selection(args)?;
+async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
+    let selection = build_selection(args)?;
     let mut client = settings.client()?;
-    client.retry = Policy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
+    client.retry =
+        RetryPolicy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall = args.patience.stall_timeout;
-    let client = Client::new(client, Environment::from_process());
-    let context = Context { events: Events::to(Arc::new(Words(printer.clone()))), ..Context::default() };
+    client.stall_timeout = args.patience.stall_timeout;
+    let client = Client::new(client, CredentialEnvironment::from_process());
+    let context = Context { events: Events::new(Arc::new(RequestEventPrinter(printer.clone()))), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
 
-    let tally = Tally::new();
-    let options = Options { query_limit: args.query_limit.into(), order: Order::ByName };
-    let Some(source) = args.preset.clone().map(Source::Preset).or_else(|| args.pattern.clone()) else {
-        return Err(Error::new(Class::Invalid, "listing tags", "there is neither a pattern nor a preset"));
+    let tally = TrafficCounters::new();
+    let options = DiscoveryOptions { query_limit: args.query_limit.into(), order: RepositoryOrder::ByName };
+    let Some(source) = args.preset.clone().map(RuleSource::Preset).or_else(|| args.pattern.clone()) else {
+        return Err(Error::new(ErrorKind::Invalid, "listing tags", "there is neither a pattern nor a preset"));
     };
-    let mut listings = Listings::of(&source, settings.folder(), &client, options, &context, &tally).await?;
-    let mut told = Told { args, debug, printer, dropped: Dropped::default(), kept: 0, listed: 0, unlisted: 0 };
+    let mut listings = Listings::for_source(&source, settings.folder(), &client, options, &context, &tally).await?;
+    let mut output =
+        TagPrinter { args, debug, printer, dropped: DroppedTags::default(), kept: 0, listed: 0, unlisted: 0 };
     let now = Timestamp::now();
-    while let Some(Offer { found, part }) = listings.next().await? {
+    while let Some(RuleListing { item: found, selector: part }) = listings.next().await? {
         match found {
-            Found::Listed(listing) => {
-                if let Some(error) = listing.lacks_dates_for(&selection) {
-                    told.unlisted += 1;
+            DiscoveryItem::Listed(listing) => {
+                if let Some(error) = listing.missing_dates_error(&selection) {
+                    output.unlisted += 1;
                     printer.failure(&error);
                     continue;
                 }
                 let part = part.as_deref();
-                if !told.repository(part, &selection, &listing, now) {
+                if !output.print_repository(part, &selection, &listing, now) {
                     // The reader has closed the pipe: `| head`.
                     return Ok(Exit::Done);
                 }
             }
-            Found::Unlisted(unlisted) => {
-                told.unlisted += 1;
+            DiscoveryItem::Failed(unlisted) => {
+                output.unlisted += 1;
                 printer.failure(&unlisted.error);
             }
         }
     }
-    told.end();
-    tracing::info!(traffic = ?tally.read(), "done");
-    Ok(if told.unlisted > 0 { Exit::Failed } else { Exit::Done })
+    output.print_summary();
+    tracing::info!(traffic = ?tally.snapshot(), "done");
+    Ok(if output.unlisted > 0 { Exit::Failed } else { Exit::Done })
 }
 
 /// Builds the selection of a rule's `tags` from the flags.
-fn selection(args: &TagsArgs) -> Result<Selection> {
-    let selection = Selection {
+fn build_selection(args: &TagsArgs) -> Result<TagSelection> {
+    let selection = TagSelection {
         include: args.include.clone(),
         exclude: args.exclude.clone(),
         range: args.semver.clone(),
@@ -188,17 +191,17 @@ fn selection(args: &TagsArgs) -> Result<Selection> {
         min: None,
     };
     match selection.contradictions().first() {
-        Some(contradiction) => Err(Error::new(Class::Invalid, "choosing tags", contradiction.to_string())),
+        Some(contradiction) => Err(Error::new(ErrorKind::Invalid, "choosing tags", contradiction.to_string())),
         None => Ok(selection),
     }
 }
 
 /// Prints tags, and collects the summary.
-struct Told<'a> {
+struct TagPrinter<'a> {
     args: &'a TagsArgs,
     debug: bool,
     printer: &'a Printer,
-    dropped: Dropped,
+    dropped: DroppedTags,
     kept: usize,
     listed: usize,
     unlisted: usize,
@@ -206,46 +209,52 @@ struct Told<'a> {
 
 /// Dropped tags: the first few by name, all by reason.
 #[derive(Default)]
-struct Dropped {
+struct DroppedTags {
     named: Vec<String>,
     reasons: BTreeMap<String, usize>,
     count: usize,
 }
 
-impl Told<'_> {
+impl TagPrinter<'_> {
     /// Prints the tags of a repository. Returns false if the output is closed.
-    fn repository(&mut self, part: Option<&Part>, selection: &Selection, listing: &Listing, now: Timestamp) -> bool {
+    fn print_repository(
+        &mut self,
+        part: Option<&SourceSelector>,
+        selection: &TagSelection,
+        listing: &RepositoryListing,
+        now: Timestamp,
+    ) -> bool {
         self.listed += 1;
         let candidates =
-            listing.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), created: listed.created });
+            listing.tags.iter().map(|listed| TagCandidate { tag: listed.tag.clone(), created: listed.created });
         let evaluation = match part {
             Some(part) => part.evaluate(selection, candidates, now),
             None => selection.evaluate(candidates, now),
         };
         for (candidate, reason) in &evaluation.dropped {
             let name = format!("{}/{}:{}", listing.registry, listing.repository, candidate.tag);
-            let line = format!("dropped {}: {reason}", printable(&name));
+            let line = format!("dropped {}: {reason}", sanitize(&name));
             self.dropped.count += 1;
-            *self.dropped.reasons.entry(reason.in_general()).or_default() += 1;
+            *self.dropped.reasons.entry(reason.summary()).or_default() += 1;
             if self.debug {
                 self.printer.line(&line);
-            } else if self.dropped.named.len() < MOST_NAMED {
+            } else if self.dropped.named.len() < MAX_NAMED_TAGS {
                 self.dropped.named.push(line);
             }
         }
         self.kept += evaluation.kept.len();
-        evaluation.kept.iter().all(|candidate| self.printer.data(&self.line(listing, &candidate.tag)))
+        evaluation.kept.iter().all(|candidate| self.printer.data(&self.format_tag(listing, &candidate.tag)))
     }
 
-    fn line(&self, listing: &Listing, tag: &str) -> String {
+    fn format_tag(&self, listing: &RepositoryListing, tag: &str) -> String {
         if !self.args.json {
             return match &self.args.pattern {
-                Some(Source::Repositories(pattern)) if pattern.repository().is_some() => tag.to_owned(),
+                Some(RuleSource::Repositories(pattern)) if pattern.repository().is_some() => tag.to_owned(),
                 _ => format!("{}/{}:{tag}", listing.registry, listing.repository),
             };
         }
         let listed = listing.get(tag);
-        let line = Line {
+        let line = TagOutput {
             registry: &listing.registry,
             repository: &listing.repository,
             tag,
@@ -256,9 +265,9 @@ impl Told<'_> {
         serde_json::to_string(&line).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
     }
 
-    fn end(&self) {
-        let Dropped { named, reasons, count } = &self.dropped;
-        let of = |count: usize, one: &str, several: &str| many(count as u64, one, several);
+    fn print_summary(&self) {
+        let DroppedTags { named, reasons, count } = &self.dropped;
+        let of = |count: usize, one: &str, several: &str| pluralize(count as u64, one, several);
         if *count > named.len() && !self.debug {
             let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
             self.printer.line(&format!(
@@ -283,13 +292,13 @@ impl Told<'_> {
 }
 
 /// Prints retries and messages of requests.
-struct Words(Printer);
+struct RequestEventPrinter(Printer);
 
-impl Observer for Words {
-    fn on(&self, event: &Event) {
+impl Observer for RequestEventPrinter {
+    fn on_event(&self, event: &Event) {
         match event {
             Event::Retrying { error, wait, .. } => {
-                self.0.line(&format!("{error}; trying again in {}", seconds(*wait)));
+                self.0.line(&format!("{error}; trying again in {}", format_duration(*wait)));
             }
             Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.0.warning(message),
             Event::Notice { message } => self.0.line(message),

@@ -4,17 +4,17 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use imgsync_common::config::{Credential, Destination, Rule, Source};
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::config::{CredentialConfig, Rule, RuleSource, RuleTarget};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::image::{ParseReferenceError, RegistryName};
-use imgsync_common::naming::{Base, Style};
+use imgsync_common::naming::{NamingStyle, TargetBase};
 use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::Environment;
+use imgsync_common::registry::credentials::CredentialEnvironment;
 use imgsync_common::secret::Secret;
 
 use super::printer::Printer;
 use super::settings::Settings;
-use crate::presets::parts;
+use crate::presets::source_selectors;
 
 /// Password of `--user`, unless it is given otherwise.
 const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
@@ -24,11 +24,11 @@ const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
 #[command(next_help_heading = "Target")]
 pub(crate) struct TargetArgs {
     /// Copy to here: a registry and a path, or oci:DIR; may be repeated [default: docker.io/<user>, or the configuration's]
-    #[arg(long, value_name = "PLACE", value_parser = destination)]
-    pub(crate) to: Vec<Destination>,
+    #[arg(long, value_name = "PLACE", value_parser = parse_destination)]
+    pub(crate) to: Vec<RuleTarget>,
     /// What targets are called: flat, keep, basename, full, original, or a template
-    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<Style>())]
-    pub(crate) naming: Option<Style>,
+    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
+    pub(crate) naming: Option<NamingStyle>,
     /// The user at the target's registry; without --to, the target is docker.io/<user>
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
@@ -52,19 +52,19 @@ impl TargetArgs {
     /// if the flag is missing. The configuration's defaults apply.
     pub(crate) async fn set_rules(
         &self,
-        sources: Vec<Source>,
-        naming: Option<Style>,
+        sources: Vec<RuleSource>,
+        naming: Option<NamingStyle>,
         settings: &mut Settings,
         printer: &Printer,
     ) -> Result<()> {
-        let to = self.places(settings).await?;
-        self.log_in(to.as_deref(), settings, printer)?;
+        let to = self.resolve_destinations(settings).await?;
+        self.set_credentials(to.as_deref(), settings, printer)?;
         let mut rules = Vec::new();
         for source in sources {
-            let mut rule = settings.config.rule_for(source);
+            let mut rule = settings.config.rule_from_defaults(source);
             rule.to = to.clone().unwrap_or(rule.to);
             rule.naming = self.naming.clone().or_else(|| naming.clone()).or(rule.naming);
-            check(&rule)?;
+            check_rule(&rule)?;
             rules.push(rule);
         }
         settings.config.rules = rules;
@@ -72,44 +72,50 @@ impl TargetArgs {
     }
 
     /// Returns the targets from the flags or the logged-in user; none if the configuration defines them.
-    async fn places(&self, settings: &Settings) -> Result<Option<Vec<Destination>>> {
+    async fn resolve_destinations(&self, settings: &Settings) -> Result<Option<Vec<RuleTarget>>> {
         if !self.to.is_empty() {
             return Ok(Some(self.to.clone()));
         }
         let user = match &self.user {
             Some(user) => Some(user.clone()),
-            None if !settings.config.to.is_empty() || settings.config.hub_user().is_some() => return Ok(None),
-            None => Client::new(settings.client()?, Environment::from_process()).user_of(&hub()).await?,
+            None if !settings.config.default_targets.is_empty() || settings.config.hub_user().is_some() => {
+                return Ok(None);
+            }
+            None => {
+                Client::new(settings.client()?, CredentialEnvironment::from_process())
+                    .find_username(&docker_hub())
+                    .await?
+            }
         };
         let tried = "choosing the target";
         let user = user.ok_or_else(|| {
-            Error::new(Class::Invalid, tried, "nobody says where to, and no user at Docker Hub is known")
-                .hint("give --user or --to, write `defaults: {to: …}` in the configuration, or run `docker login`")
+            Error::new(ErrorKind::Invalid, tried, "nobody says where to, and no user at Docker Hub is known")
+                .with_hint("give --user or --to, write `defaults: {to: …}` in the configuration, or run `docker login`")
         })?;
         let prefix = user.to_ascii_lowercase().parse().map_err(|error: ParseReferenceError| {
-            Error::new(Class::Invalid, tried, format!("the user {user} has no place at Docker Hub: {error}"))
+            Error::new(ErrorKind::Invalid, tried, format!("the user {user} has no place at Docker Hub: {error}"))
         })?;
-        Ok(Some(vec![Destination::Registry(Base { registry: hub(), prefix: Some(prefix) })]))
+        Ok(Some(vec![RuleTarget::Registry(TargetBase { registry: docker_hub(), prefix: Some(prefix) })]))
     }
 
     /// Sets the credentials of the target's registry.
-    fn log_in(&self, to: Option<&[Destination]>, settings: &mut Settings, printer: &Printer) -> Result<()> {
-        let password = password(self.user.as_deref(), self.password.as_ref(), self.password_stdin)?;
+    fn set_credentials(&self, to: Option<&[RuleTarget]>, settings: &mut Settings, printer: &Printer) -> Result<()> {
+        let password = read_password(self.user.as_deref(), self.password.as_ref(), self.password_stdin)?;
         let (Some(username), Some(password)) = (self.user.clone(), password) else { return Ok(()) };
         let registries = to.unwrap_or_default().iter().filter_map(|to| match to {
-            Destination::Registry(base) => Some(&base.registry),
-            Destination::Layout(_) => None,
+            RuleTarget::Registry(base) => Some(&base.registry),
+            RuleTarget::Layout(_) => None,
         });
         let mut registries: Vec<&RegistryName> = registries.collect();
         registries.dedup();
         let [registry] = registries.as_slice() else {
             let detail = "a user and a password are for one registry, and the targets are not in one";
-            return Err(Error::new(Class::Invalid, "choosing the target", detail)
-                .hint("write the credentials in `registries:` of a configuration"));
+            return Err(Error::new(ErrorKind::Invalid, "choosing the target", detail)
+                .with_hint("write the credentials in `registries:` of a configuration"));
         };
         let entry = settings.config.registries.entry((*registry).clone()).or_default();
         entry.username = Some(username.clone());
-        entry.credential = Some(Credential::Basic { username, password });
+        entry.credential = Some(CredentialConfig::Basic { username, password });
         if settings.cluster()?.is_some() {
             printer.warning("workers of the cluster do not learn this password: they need credentials of their own");
         }
@@ -118,21 +124,23 @@ impl TargetArgs {
 }
 
 /// Validates a rule before anything is listed.
-fn check(rule: &Rule) -> Result<()> {
+fn check_rule(rule: &Rule) -> Result<()> {
     let tried = || format!("copying {}", rule.source);
     if rule.to.is_empty() {
-        return Err(Error::new(Class::Invalid, tried(), "nobody says where to").hint("give --to or --user"));
+        return Err(Error::new(ErrorKind::Invalid, tried(), "nobody says where to").with_hint("give --to or --user"));
     }
-    for part in parts(&rule.source)? {
+    for part in source_selectors(&rule.source)? {
         if let Some(error) = rule.sample_names(&part.pattern).into_iter().find_map(std::result::Result::err) {
-            return Err(Error::new(Class::Invalid, tried(), error.to_string()).hint("choose another --naming or --to"));
+            return Err(
+                Error::new(ErrorKind::Invalid, tried(), error.to_string()).with_hint("choose another --naming or --to")
+            );
         }
     }
     Ok(())
 }
 
 /// Returns the password of a user: typed, from stdin, or from the environment.
-pub(crate) fn password(user: Option<&str>, typed: Option<&Secret>, from_stdin: bool) -> Result<Option<Secret>> {
+pub(crate) fn read_password(user: Option<&str>, typed: Option<&Secret>, from_stdin: bool) -> Result<Option<Secret>> {
     if !from_stdin {
         let variable = || std::env::var(PASSWORD_VARIABLE).ok().filter(|text| user.is_some() && !text.is_empty());
         // Scripts for imgsync 2.1 pass an empty password if a secret is not set.
@@ -141,27 +149,27 @@ pub(crate) fn password(user: Option<&str>, typed: Option<&Secret>, from_stdin: b
     }
     let mut text = String::new();
     std::io::stdin().take(64 << 10).read_to_string(&mut text).map_err(|error| {
-        Error::new(Class::Invalid, "reading the password from stdin", error.to_string()).because(error)
+        Error::new(ErrorKind::Invalid, "reading the password from stdin", error.to_string()).with_source(error)
     })?;
     let text = text.trim_end_matches(['\n', '\r']);
     if text.is_empty() {
-        return Err(Error::new(Class::Invalid, "reading the password from stdin", "it is empty"));
+        return Err(Error::new(ErrorKind::Invalid, "reading the password from stdin", "it is empty"));
     }
     Ok(Some(Secret::new(text)))
 }
 
 /// Returns the name of Docker Hub.
-pub(crate) fn hub() -> RegistryName {
+pub(crate) fn docker_hub() -> RegistryName {
     "docker.io".parse().expect("a constant name parses")
 }
 
-fn destination(text: &str) -> std::result::Result<Destination, String> {
+fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
     match text.strip_prefix("oci:") {
         Some("") => Err("`oci:` needs the name of a folder".to_owned()),
-        Some(folder) => Ok(Destination::Layout(PathBuf::from(folder))),
+        Some(folder) => Ok(RuleTarget::Layout(PathBuf::from(folder))),
         None => text
             .parse()
-            .map(Destination::Registry)
-            .map_err(|error: imgsync_common::naming::BaseError| error.to_string()),
+            .map(RuleTarget::Registry)
+            .map_err(|error: imgsync_common::naming::TargetBaseError| error.to_string()),
     }
 }

@@ -7,18 +7,18 @@ use imgsync_common::config::yaml_scalar;
 
 /// A value of the draft.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Text {
+pub(super) enum DraftValue {
     /// A literal, quoted if necessary.
     Plain(String),
     /// Name of an environment variable.
     Variable(String),
 }
 
-impl Text {
-    fn written(&self) -> String {
+impl DraftValue {
+    fn to_yaml(&self) -> String {
         match self {
-            Text::Plain(text) => yaml_scalar(text),
-            Text::Variable(name) => format!("\"${{{name}}}\""),
+            DraftValue::Plain(text) => yaml_scalar(text),
+            DraftValue::Variable(name) => format!("\"${{{name}}}\""),
         }
     }
 }
@@ -40,17 +40,17 @@ pub(super) struct DraftRule {
 
 /// An imported configuration with notes for the user.
 #[derive(Debug, Default)]
-pub struct Draft {
-    registries: BTreeMap<String, Vec<(&'static str, Text)>>,
+pub struct ConfigDraft {
+    registries: BTreeMap<String, Vec<(&'static str, DraftValue)>>,
     /// Top-level keys with values in YAML.
     settings: BTreeMap<&'static str, String>,
     rules: Vec<DraftRule>,
     notes: Vec<String>,
     variables: BTreeMap<String, String>,
-    left_out: usize,
+    omissions: usize,
 }
 
-impl Draft {
+impl ConfigDraft {
     /// Returns notes on settings without an equivalent or with another meaning, each once, in order of occurrence.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -63,65 +63,67 @@ impl Draft {
     }
 
     /// Returns the number of omissions: images missing from the configuration, and exclusions missing from it.
-    pub fn left_out(&self) -> usize {
-        self.left_out
+    pub fn omissions(&self) -> usize {
+        self.omissions
     }
 
-    pub(super) fn leave_out(&mut self, what: impl std::fmt::Display) {
-        self.left_out += 1;
-        self.note(format!("left out: {what}"));
+    pub(super) fn record_omission(&mut self, what: impl std::fmt::Display) {
+        self.omissions += 1;
+        self.add_note(format!("left out: {what}"));
     }
 
-    pub(super) fn note(&mut self, note: impl Into<String>) {
-        let note = imgsync_common::printable::printable(&note.into()).into_owned();
+    pub(super) fn add_note(&mut self, note: impl Into<String>) {
+        let note = imgsync_common::sanitize::sanitize(&note.into()).into_owned();
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }
     }
 
     /// Sets a key of a registry; the first value wins.
-    pub(super) fn registry(&mut self, registry: &str, key: &'static str, value: Text) {
-        let fields = self.registries.entry(hub(registry)).or_default();
+    pub(super) fn set_registry_key(&mut self, registry: &str, key: &'static str, value: DraftValue) {
+        let fields = self.registries.entry(canonical_registry(registry)).or_default();
         if !fields.iter().any(|(known, _)| *known == key) {
             fields.push((key, value));
         }
     }
 
     /// Whether a registry has a key.
-    pub(super) fn has(&self, registry: &str, key: &str) -> bool {
-        self.registries.get(&hub(registry)).is_some_and(|fields| fields.iter().any(|(known, _)| *known == key))
+    pub(super) fn has_registry_key(&self, registry: &str, key: &str) -> bool {
+        self.registries
+            .get(&canonical_registry(registry))
+            .is_some_and(|fields| fields.iter().any(|(known, _)| *known == key))
     }
 
-    /// Sets a secret of a registry as a variable. `written` is the value in the file: a reference to a variable is
+    /// Sets a secret of a registry as a variable. `to_yaml` is the value in the file: a reference to a variable is
     /// kept.
-    pub(super) fn secret(&mut self, registry: &str, key: &'static str, written: &str) {
-        let name = variable_of(written).unwrap_or_else(|| {
+    pub(super) fn set_secret(&mut self, registry: &str, key: &'static str, written: &str) {
+        let name = parse_variable(written).unwrap_or_else(|| {
             let host: String = registry.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
             let name = format!("{host}_{key}").to_ascii_uppercase();
             let name = if name.starts_with(|c: char| c.is_ascii_digit()) { format!("REGISTRY_{name}") } else { name };
             self.variables.insert(name.clone(), format!("the {} of {registry}", key.replace('_', " ")));
             name
         });
-        self.registry(registry, key, Text::Variable(name));
+        self.set_registry_key(registry, key, DraftValue::Variable(name));
     }
 
     /// Sets a user name, which is not a secret: a literal or a variable.
-    pub(super) fn user(&mut self, registry: &str, written: &str) {
-        let value = variable_of(written).map_or_else(|| Text::Plain(written.to_owned()), Text::Variable);
-        self.registry(registry, "username", value);
+    pub(super) fn set_username(&mut self, registry: &str, written: &str) {
+        let value = parse_variable(written).map_or_else(|| DraftValue::Plain(written.to_owned()), DraftValue::Variable);
+        self.set_registry_key(registry, "username", value);
     }
 
     /// Adds a variable that must be set.
-    pub(super) fn variable(&mut self, name: &str, what: &str) {
+    pub(super) fn require_variable(&mut self, name: &str, what: &str) {
         self.variables.insert(name.to_owned(), what.to_owned());
     }
 
     /// Sets a top-level key, with its value in YAML.
-    pub(super) fn setting(&mut self, key: &'static str, yaml: String) {
+    pub(super) fn set_top_level(&mut self, key: &'static str, yaml: String) {
         self.settings.entry(key).or_insert(yaml);
     }
 
-    pub(super) fn rule(&mut self, rule: DraftRule) {
+    pub(super) fn add_rule(&mut self, rule: DraftRule) {
         if !self.rules.contains(&rule) {
             self.rules.push(rule);
         }
@@ -132,13 +134,13 @@ impl Draft {
     }
 
     /// Writes the configuration as YAML.
-    pub fn yaml(&self) -> String {
+    pub fn to_yaml(&self) -> String {
         let mut yaml = String::new();
         if !self.registries.is_empty() {
             yaml.push_str("registries:\n");
             for (name, fields) in &self.registries {
                 let fields: Vec<String> =
-                    fields.iter().map(|(key, value)| format!("{key}: {}", value.written())).collect();
+                    fields.iter().map(|(key, value)| format!("{key}: {}", value.to_yaml())).collect();
                 _ = writeln!(yaml, "  {}: {{{}}}", yaml_scalar(name), fields.join(", "));
             }
         }
@@ -147,14 +149,14 @@ impl Draft {
         }
         yaml.push_str("rules:\n");
         for rule in &self.rules {
-            rule.write(&mut yaml);
+            rule.write_yaml(&mut yaml);
         }
         yaml
     }
 }
 
 impl DraftRule {
-    fn write(&self, yaml: &mut String) {
+    fn write_yaml(&self, yaml: &mut String) {
         match &self.preset {
             Some(preset) => _ = writeln!(yaml, "  - preset: {}", yaml_scalar(preset)),
             None => _ = writeln!(yaml, "  - from: {}", yaml_scalar(&self.from)),
@@ -195,7 +197,7 @@ impl DraftRule {
 }
 
 /// Maps Docker Hub's host names to `docker.io`.
-fn hub(registry: &str) -> String {
+fn canonical_registry(registry: &str) -> String {
     match registry {
         "registry-1.docker.io" | "index.docker.io" | "registry.hub.docker.com" | "hub.docker.com" => "docker.io".into(),
         other => other.to_owned(),
@@ -203,7 +205,7 @@ fn hub(registry: &str) -> String {
 }
 
 /// Parses a reference to a variable: `${NAME}`, `$NAME`, regsync's `{{env "NAME"}}`.
-pub(super) fn variable_of(written: &str) -> Option<String> {
+pub(super) fn parse_variable(written: &str) -> Option<String> {
     let written = written.trim();
     let inside = written
         .strip_prefix("${")

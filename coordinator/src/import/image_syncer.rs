@@ -4,29 +4,34 @@
 use imgsync_common::image::Reference;
 use serde_json::Value;
 
-use super::draft::{Draft, DraftRule, Text};
-use super::place::{of_regex, of_tag, placed};
-use super::{Hints, is_true, leave_out, text, texts};
+use super::draft::{ConfigDraft, DraftRule, DraftValue};
+use super::target_mapping::{map_target, pattern_from_regex, pattern_from_tag};
+use super::{ImportHints, as_text, as_texts, is_true, unknown_keys};
 
 /// The tags of a source or target.
-enum Tags<'a> {
+enum TagChoice<'a> {
     All,
     These(Vec<&'a str>),
     Matching(&'a str),
     Digest(&'a str),
 }
 
-pub(super) fn read(tree: &Value, auth: Option<&Value>, hints: &Hints, draft: &mut Draft) -> Result<(), String> {
+pub(super) fn read_file(
+    tree: &Value,
+    auth: Option<&Value>,
+    hints: &ImportHints,
+    draft: &mut ConfigDraft,
+) -> Result<(), String> {
     let whole = tree.as_object().ok_or("image-syncer's file is a mapping")?;
     let (images, inside) = match whole.get("images").and_then(Value::as_object) {
         Some(images) => (images, whole.get("auth")),
         None => (whole, None),
     };
     for auth in auth.into_iter().chain(inside) {
-        credentials(auth, draft);
+        read_credentials(auth, draft);
     }
     if auth.is_none() && inside.is_none() {
-        draft.note(
+        draft.add_note(
             "credentials are in image-syncer's other file: name it with --auth; without it, `docker login` counts",
         );
     }
@@ -34,17 +39,17 @@ pub(super) fn read(tree: &Value, auth: Option<&Value>, hints: &Hints, draft: &mu
         let targets = match targets {
             Value::Null => vec![""],
             Value::String(one) => vec![one.trim()],
-            several => texts(Some(several)),
+            several => as_texts(Some(several)),
         };
         for target in targets {
-            if let Err(why) = rules(source, target, hints, draft) {
-                draft.leave_out(format!("{source} -> {target}: {why}"));
+            if let Err(why) = add_rules(source, target, hints, draft) {
+                draft.record_omission(format!("{source} -> {target}: {why}"));
             }
         }
     }
     if inside.is_some() {
-        for key in leave_out(whole, &["images", "auth"]) {
-            draft.note(format!("`{key}` has no counterpart"));
+        for key in unknown_keys(whole, &["images", "auth"]) {
+            draft.add_note(format!("`{key}` has no counterpart"));
         }
     }
     match draft.is_empty() {
@@ -54,11 +59,11 @@ pub(super) fn read(tree: &Value, auth: Option<&Value>, hints: &Hints, draft: &mu
 }
 
 /// Adds the rules for one source and one target.
-fn rules(source: &str, target: &str, hints: &Hints, draft: &mut Draft) -> Result<(), String> {
-    let (repository, tags) = split(source);
+fn add_rules(source: &str, target: &str, hints: &ImportHints, draft: &mut ConfigDraft) -> Result<(), String> {
+    let (repository, tags) = split_tags(source);
     let from: Reference = repository.parse().map_err(|error| format!("{error}"))?;
     let rule = |from: &Reference, to: &Reference| {
-        let placed = placed(from, to);
+        let placed = map_target(from, to);
         DraftRule {
             from: format!("{}/{}", from.registry, from.repository),
             to: vec![placed.to],
@@ -74,21 +79,21 @@ fn rules(source: &str, target: &str, hints: &Hints, draft: &mut Draft) -> Result
             naming: Some("basename".to_owned()),
             ..DraftRule::default()
         };
-        draft.rule(chosen(rule, &tags)?);
+        draft.add_rule(with_tags(rule, &tags)?);
         return Ok(());
     }
-    let (wanted, names) = split(target);
+    let (wanted, names) = split_tags(target);
     let to: Reference = wanted.parse().map_err(|error| format!("{error}"))?;
     match (&tags, names) {
-        (_, Tags::All) => draft.rule(chosen(rule(&from, &to), &tags)?),
-        (Tags::These(tags), Tags::These(names)) if tags.len() == names.len() => {
+        (_, TagChoice::All) => draft.add_rule(with_tags(rule(&from, &to), &tags)?),
+        (TagChoice::These(tags), TagChoice::These(names)) if tags.len() == names.len() => {
             for (tag, name) in tags.iter().zip(names) {
                 let tagged = |reference: &Reference, tag: &str| {
                     let tag = tag.parse().map_err(|error| format!("{error}"))?;
                     Ok::<_, String>(Reference { tag: Some(tag), ..reference.clone() })
                 };
                 let rule = rule(&tagged(&from, tag)?, &tagged(&to, name)?);
-                draft.rule(DraftRule { include: vec![of_tag(tag)?], ..rule });
+                draft.add_rule(DraftRule { include: vec![pattern_from_tag(tag)?], ..rule });
             }
         }
         _ => return Err("its tags at the target do not match those at the source".to_owned()),
@@ -96,13 +101,13 @@ fn rules(source: &str, target: &str, hints: &Hints, draft: &mut Draft) -> Result
     Ok(())
 }
 
-fn chosen(rule: DraftRule, tags: &Tags<'_>) -> Result<DraftRule, String> {
+fn with_tags(rule: DraftRule, tags: &TagChoice<'_>) -> Result<DraftRule, String> {
     let include = match tags {
-        Tags::All => Vec::new(),
-        Tags::These(tags) => tags.iter().map(|tag| of_tag(tag)).collect::<Result<_, _>>()?,
+        TagChoice::All => Vec::new(),
+        TagChoice::These(tags) => tags.iter().map(|tag| pattern_from_tag(tag)).collect::<Result<_, _>>()?,
         // image-syncer matches the expression anywhere in a tag.
-        Tags::Matching(regex) => vec![of_regex(regex)?],
-        Tags::Digest(digest) => {
+        TagChoice::Matching(regex) => vec![pattern_from_regex(regex)?],
+        TagChoice::Digest(digest) => {
             return Err(format!("{digest} is no tag; `imgsync sync` copies by digest"));
         }
     };
@@ -110,25 +115,25 @@ fn chosen(rule: DraftRule, tags: &Tags<'_>) -> Result<DraftRule, String> {
 }
 
 /// Splits a reference from its tags: `a/b:1,2`, `a/b:/v.*/`, `a/b@sha256:…`.
-fn split(written: &str) -> (&str, Tags<'_>) {
+fn split_tags(written: &str) -> (&str, TagChoice<'_>) {
     if let Some((repository, digest)) = written.split_once('@') {
-        return (repository, Tags::Digest(digest));
+        return (repository, TagChoice::Digest(digest));
     }
     if let Some((repository, regex)) = written.split_once(":/")
         && let Some(regex) = regex.strip_suffix('/')
     {
-        return (repository, Tags::Matching(regex));
+        return (repository, TagChoice::Matching(regex));
     }
     match written.rsplit_once(':') {
         // Not the port of a registry.
         Some((repository, tags)) if !tags.contains('/') => {
-            (repository, Tags::These(tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).collect()))
+            (repository, TagChoice::These(tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).collect()))
         }
-        _ => (written, Tags::All),
+        _ => (written, TagChoice::All),
     }
 }
 
-fn credentials(auth: &Value, draft: &mut Draft) {
+fn read_credentials(auth: &Value, draft: &mut ConfigDraft) {
     let Some(auth) = auth.as_object() else { return };
     // Entries of a whole registry come first: only they have an equivalent.
     let mut entries: Vec<_> = auth.iter().collect();
@@ -136,8 +141,8 @@ fn credentials(auth: &Value, draft: &mut Draft) {
     for (place, entry) in entries {
         let registry = place.split('/').next().unwrap_or_default();
         if place.contains('/') {
-            let has = draft.has(registry, "username");
-            draft.note(match has {
+            let has = draft.has_registry_key(registry, "username");
+            draft.add_note(match has {
                 true => format!("{place}: credentials are a registry's here; those of {registry} are taken"),
                 false => format!("{place}: credentials are a registry's here; these are taken for all of {registry}"),
             });
@@ -145,18 +150,18 @@ fn credentials(auth: &Value, draft: &mut Draft) {
                 continue;
             }
         }
-        if let Some(user) = text(entry.get("username")) {
-            draft.user(registry, user);
+        if let Some(user) = as_text(entry.get("username")) {
+            draft.set_username(registry, user);
         }
-        if let Some(password) = text(entry.get("password")) {
-            draft.secret(registry, "password", password);
+        if let Some(password) = as_text(entry.get("password")) {
+            draft.set_secret(registry, "password", password);
         }
-        if let Some(token) = text(entry.get("identityToken")) {
-            draft.secret(registry, "identity_token", token);
+        if let Some(token) = as_text(entry.get("identityToken")) {
+            draft.set_secret(registry, "identity_token", token);
         }
         if is_true(entry.get("insecure")) {
-            draft.registry(registry, "tls", Text::Plain("off".into()));
-            draft.note(format!(
+            draft.set_registry_key(registry, "tls", DraftValue::Plain("off".into()));
+            draft.add_note(format!(
                 "{registry}: `insecure` is `tls: off` here, plain HTTP; with a certificate of its own write `insecure: true`"
             ));
         }

@@ -1,26 +1,26 @@
 //! Converts configurations of other programs: files of skopeo, regsync and image-syncer, and command lines of imgsync
 //! 2.1. Settings without an equivalent are reported, and secrets are never copied: each becomes a variable.
 //!
-//! A file is parsed into an untyped tree, each format converts it into a [`Draft`], and that is written as YAML.
+//! A file is parsed into an untyped tree, each format converts it into a [`ConfigDraft`], and that is written as YAML.
 
 mod draft;
 mod image_syncer;
-mod original;
-mod place;
+mod legacy;
 mod regsync;
 mod skopeo;
+mod target_mapping;
 
 use std::fmt;
 use std::str::FromStr;
 
-use imgsync_common::config::yaml_tree;
+use imgsync_common::config::parse_yaml_tree;
 use serde_json::Value;
 
-pub use draft::Draft;
+pub use draft::ConfigDraft;
 
 /// Format of a file, by program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum ImportFormat {
     /// `skopeo sync --src yaml`.
     Skopeo,
     /// regclient's regsync.
@@ -29,32 +29,32 @@ pub enum Format {
     ImageSyncer,
 }
 
-impl FromStr for Format {
+impl FromStr for ImportFormat {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Format, String> {
+    fn from_str(text: &str) -> Result<ImportFormat, String> {
         match text {
-            "skopeo" => Ok(Format::Skopeo),
-            "regsync" => Ok(Format::Regsync),
-            "image-syncer" => Ok(Format::ImageSyncer),
+            "skopeo" => Ok(ImportFormat::Skopeo),
+            "regsync" => Ok(ImportFormat::Regsync),
+            "image-syncer" => Ok(ImportFormat::ImageSyncer),
             other => Err(format!("`{other}` is not known: there are skopeo, regsync and image-syncer")),
         }
     }
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for ImportFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Format::Skopeo => "skopeo",
-            Format::Regsync => "regsync",
-            Format::ImageSyncer => "image-syncer",
+            ImportFormat::Skopeo => "skopeo",
+            ImportFormat::Regsync => "regsync",
+            ImportFormat::ImageSyncer => "image-syncer",
         })
     }
 }
 
 /// Values that a file does not contain.
 #[derive(Debug, Clone, Default)]
-pub struct Hints {
+pub struct ImportHints {
     /// Target.
     pub to: Option<String>,
     /// Naming style of targets.
@@ -64,27 +64,32 @@ pub struct Hints {
 }
 
 /// Converts a file into a configuration. Errors contain nothing of the file's content.
-pub fn file(text: &str, format: Option<Format>, hints: &Hints) -> Result<(Format, Draft), String> {
-    let tree = yaml_tree(text)?;
-    let format = match format.or_else(|| guess(&tree)) {
+pub fn import_file(
+    text: &str,
+    format: Option<ImportFormat>,
+    hints: &ImportHints,
+) -> Result<(ImportFormat, ConfigDraft), String> {
+    let tree = parse_yaml_tree(text)?;
+    let format = match format.or_else(|| guess_format(&tree)) {
         Some(format) => format,
         None => return Err("it is neither skopeo's, nor regsync's, nor image-syncer's; say with --format whose".into()),
     };
-    let mut draft = Draft::default();
+    let mut draft = ConfigDraft::default();
     match format {
-        Format::Skopeo => skopeo::read(&tree, hints, &mut draft)?,
-        Format::Regsync => regsync::read(&tree, &mut draft)?,
-        Format::ImageSyncer => {
-            let auth = hints.auth.as_deref().map(yaml_tree).transpose().map_err(|error| format!("--auth: {error}"))?;
-            image_syncer::read(&tree, auth.as_ref(), hints, &mut draft)?;
+        ImportFormat::Skopeo => skopeo::read_file(&tree, hints, &mut draft)?,
+        ImportFormat::Regsync => regsync::read_file(&tree, &mut draft)?,
+        ImportFormat::ImageSyncer => {
+            let auth =
+                hints.auth.as_deref().map(parse_yaml_tree).transpose().map_err(|error| format!("--auth: {error}"))?;
+            image_syncer::read_file(&tree, auth.as_ref(), hints, &mut draft)?;
         }
     }
     Ok((format, draft))
 }
 
 /// Detects the format of a text that is certainly not an imgsync configuration.
-pub fn whose(text: &str) -> Option<Format> {
-    let tree = yaml_tree(text).ok()?;
+pub fn detect_format(text: &str) -> Option<ImportFormat> {
+    let tree = parse_yaml_tree(text).ok()?;
     let keys: Vec<&String> = tree.as_object()?.keys().collect();
     let ours = ["rules", "registries", "cluster", "notify", "report", "serve"];
     if keys.iter().any(|key| ours.contains(&key.as_str())) {
@@ -92,53 +97,53 @@ pub fn whose(text: &str) -> Option<Format> {
     }
     // Require image names, because any mapping of texts would otherwise be a file of image-syncer.
     let names_images = tree.get("images").is_some() || keys.iter().all(|key| key.contains('/'));
-    guess(&tree).filter(|format| *format != Format::ImageSyncer || names_images)
+    guess_format(&tree).filter(|format| *format != ImportFormat::ImageSyncer || names_images)
 }
 
 /// Converts a command line of imgsync 2.1 into a configuration.
-pub fn command(line: &str) -> Result<Draft, String> {
-    original::read(line)
+pub fn import_command(line: &str) -> Result<ConfigDraft, String> {
+    legacy::read_command(line)
 }
 
 /// Guesses the format by keys that only one has.
-fn guess(tree: &Value) -> Option<Format> {
+fn guess_format(tree: &Value) -> Option<ImportFormat> {
     let map = tree.as_object()?;
     if map.get("sync").is_some_and(Value::is_array) {
-        return Some(Format::Regsync);
+        return Some(ImportFormat::Regsync);
     }
     if map.get("images").is_some_and(Value::is_object) {
-        return Some(Format::ImageSyncer);
+        return Some(ImportFormat::ImageSyncer);
     }
     let is_skopeo = |value: &Value| {
         let keys = ["images", "images-by-tag-regex", "images-by-semver"];
         value.as_object().is_some_and(|value| keys.iter().any(|key| value.contains_key(*key)))
     };
     if map.values().any(is_skopeo) {
-        return Some(Format::Skopeo);
+        return Some(ImportFormat::Skopeo);
     }
     let is_place = |value: &Value| value.is_null() || value.is_string() || value.is_array();
-    (!map.is_empty() && map.values().all(is_place)).then_some(Format::ImageSyncer)
+    (!map.is_empty() && map.values().all(is_place)).then_some(ImportFormat::ImageSyncer)
 }
 
 /// Returns a value as text; `None` if it is empty or not a scalar.
-fn text(value: Option<&Value>) -> Option<&str> {
+fn as_text(value: Option<&Value>) -> Option<&str> {
     value.and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty())
 }
 
 fn is_true(value: Option<&Value>) -> bool {
-    text(value).is_some_and(|text| ["true", "yes", "on"].contains(&text.to_ascii_lowercase().as_str()))
+    as_text(value).is_some_and(|text| ["true", "yes", "on"].contains(&text.to_ascii_lowercase().as_str()))
 }
 
 /// Returns a single value, or each item of a list.
-fn texts(value: Option<&Value>) -> Vec<&str> {
+fn as_texts(value: Option<&Value>) -> Vec<&str> {
     match value {
-        Some(Value::Array(items)) => items.iter().filter_map(|item| text(Some(item))).collect(),
-        one => text(one).into_iter().collect(),
+        Some(Value::Array(items)) => items.iter().filter_map(|item| as_text(Some(item))).collect(),
+        one => as_text(one).into_iter().collect(),
     }
 }
 
 /// Returns the keys that are not converted.
-fn leave_out<'a>(map: &'a serde_json::Map<String, Value>, known: &[&str]) -> Vec<&'a str> {
+fn unknown_keys<'a>(map: &'a serde_json::Map<String, Value>, known: &[&str]) -> Vec<&'a str> {
     map.keys().map(String::as_str).filter(|key| !known.contains(key) && !key.starts_with("x-")).collect()
 }
 

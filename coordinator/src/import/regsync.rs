@@ -1,16 +1,16 @@
-//! Files of regclient's regsync: `creds`, `defaults` and `sync`, with entries for an image, a repository or a registry.
+//! Files of regclient's regsync: `creds`, `defaults` and `read_sync_entry`, with entries for an image, a repository or a registry.
 
 use imgsync_common::image::Reference;
-use imgsync_common::naming::BackupName;
+use imgsync_common::naming::BackupTagTemplate;
 use imgsync_common::select::VersionRange;
 use serde_json::{Map, Value};
 
-use super::draft::{Draft, DraftRule, Text, variable_of};
-use super::place::{of_anchored_regex, of_tag, placed};
-use super::{leave_out, text, texts};
+use super::draft::{ConfigDraft, DraftRule, DraftValue, parse_variable};
+use super::target_mapping::{map_target, pattern_from_anchored_regex, pattern_from_tag};
+use super::{as_text, as_texts, unknown_keys};
 
-const TOP: [&str; 4] = ["version", "creds", "defaults", "sync"];
-const CREDS: [&str; 14] = [
+const TOP_LEVEL_KEYS: [&str; 4] = ["version", "creds", "defaults", "sync"];
+const CREDS_KEYS: [&str; 14] = [
     "registry",
     "hostname",
     "user",
@@ -26,8 +26,8 @@ const CREDS: [&str; 14] = [
     "reqConcurrent",
     "blobChunk",
 ];
-const DEFAULTS: [&str; 7] = ["backup", "interval", "schedule", "ratelimit", "parallel", "platform", "referrers"];
-const SYNC: [&str; 13] = [
+const DEFAULTS_KEYS: [&str; 7] = ["backup", "interval", "schedule", "ratelimit", "parallel", "platform", "referrers"];
+const SYNC_KEYS: [&str; 13] = [
     "source",
     "target",
     "type",
@@ -43,35 +43,35 @@ const SYNC: [&str; 13] = [
     "referrerFilters",
 ];
 
-pub(super) fn read(tree: &Value, draft: &mut Draft) -> Result<(), String> {
+pub(super) fn read_file(tree: &Value, draft: &mut ConfigDraft) -> Result<(), String> {
     let top = tree.as_object().ok_or("regsync's file is a mapping")?;
     for entry in top.get("creds").and_then(Value::as_array).into_iter().flatten() {
         if let Some(entry) = entry.as_object() {
-            credentials(entry, draft);
+            read_credentials(entry, draft);
         }
     }
     let nothing = Map::new();
     let defaults = top.get("defaults").and_then(Value::as_object).unwrap_or(&nothing);
     if let Some(parallel) =
-        text(defaults.get("parallel")).filter(|parallel| parallel.parse::<u32>().is_ok_and(|n| n > 0))
+        as_text(defaults.get("parallel")).filter(|parallel| parallel.parse::<u32>().is_ok_and(|n| n > 0))
     {
-        draft.setting("concurrency", parallel.to_owned());
+        draft.set_top_level("concurrency", parallel.to_owned());
     }
-    for key in leave_out(defaults, &DEFAULTS) {
-        draft.note(format!("defaults: `{key}` has no counterpart"));
+    for key in unknown_keys(defaults, &DEFAULTS_KEYS) {
+        draft.add_note(format!("defaults: `{key}` has no counterpart"));
     }
     for (number, entry) in top.get("sync").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let Some(entry) = entry.as_object() else { continue };
-        let place = match text(entry.get("source")) {
+        let place = match as_text(entry.get("source")) {
             Some(source) => source.to_owned(),
             None => format!("sync {}", number + 1),
         };
-        if let Err(why) = sync(entry, defaults, &place, draft) {
-            draft.leave_out(format!("{place}: {why}"));
+        if let Err(why) = read_sync_entry(entry, defaults, &place, draft) {
+            draft.record_omission(format!("{place}: {why}"));
         }
     }
-    for key in leave_out(top, &TOP) {
-        draft.note(format!("`{key}` has no counterpart"));
+    for key in unknown_keys(top, &TOP_LEVEL_KEYS) {
+        draft.add_note(format!("`{key}` has no counterpart"));
     }
     match draft.is_empty() {
         true => Err("it names no image that could be copied".to_owned()),
@@ -79,29 +79,29 @@ pub(super) fn read(tree: &Value, draft: &mut Draft) -> Result<(), String> {
     }
 }
 
-fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
-    let Some(registry) = text(entry.get("registry")) else { return };
-    if variable_of(registry).is_some() || registry.contains("{{") {
-        draft.note(format!("creds: `{registry}` is a template; a registry's name is written out here"));
+fn read_credentials(entry: &Map<String, Value>, draft: &mut ConfigDraft) {
+    let Some(registry) = as_text(entry.get("registry")) else { return };
+    if parse_variable(registry).is_some() || registry.contains("{{") {
+        draft.add_note(format!("creds: `{registry}` is a template; a registry's name is written out here"));
         return;
     }
-    let value = |key: &str| text(entry.get(key));
+    let value = |key: &str| as_text(entry.get(key));
     if let Some(user) = value("user") {
-        match user.contains("{{") && variable_of(user).is_none() {
+        match user.contains("{{") && parse_variable(user).is_none() {
             true => {
-                draft.secret(registry, "username", user);
-                draft.note(format!("{registry}: `user` is read by a template; a variable stands in its place"));
+                draft.set_secret(registry, "username", user);
+                draft.add_note(format!("{registry}: `user` is read by a template; a variable stands in its place"));
             }
-            false => draft.user(registry, user),
+            false => draft.set_username(registry, user),
         }
     }
     let plain = value("tls") == Some("disabled") || value("scheme") == Some("http");
     if plain {
-        draft.registry(registry, "tls", Text::Plain("off".into()));
+        draft.set_registry_key(registry, "tls", DraftValue::Plain("off".into()));
     }
     let insecure = !plain && value("tls") == Some("insecure");
     if insecure {
-        draft.registry(registry, "insecure", Text::Plain("true".into()));
+        draft.set_registry_key(registry, "insecure", DraftValue::Plain("true".into()));
     }
     // Settings that contradict this here have no effect in regsync either.
     let mut useless: Vec<(&str, &str)> = Vec::new();
@@ -121,15 +121,15 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
     }
     useless.retain(|(key, _)| value(key).is_some());
     for (key, why) in &useless {
-        draft.note(format!("creds of {registry}: `{key}` was not taken over: {why}"));
+        draft.add_note(format!("creds of {registry}: `{key}` was not taken over: {why}"));
     }
     let value = |key: &str| value(key).filter(|_| !useless.iter().any(|(useless, _)| *useless == key));
     for (theirs, ours) in [("pass", "password"), ("token", "identity_token"), ("clientKey", "client_key")] {
         let Some(secret) = value(theirs) else { continue };
-        if secret.contains("{{") && variable_of(secret).is_none() {
-            draft.note(format!("{registry}: `{theirs}` is read by a template; a variable stands in its place"));
+        if secret.contains("{{") && parse_variable(secret).is_none() {
+            draft.add_note(format!("{registry}: `{theirs}` is read by a template; a variable stands in its place"));
         }
-        draft.secret(registry, ours, secret);
+        draft.set_secret(registry, ours, secret);
     }
     let url = |host: &str| match host.split_once("://") {
         Some((_, host)) if plain => format!("http://{host}"),
@@ -137,7 +137,7 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
         None => format!("{}://{host}", if plain { "http" } else { "https" }),
     };
     if let Some(host) = value("hostname").filter(|host| *host != registry) {
-        draft.registry(registry, "endpoint", Text::Plain(url(host)));
+        draft.set_registry_key(registry, "endpoint", DraftValue::Plain(url(host)));
     }
     for (theirs, ours) in [
         ("regcert", "ca"),
@@ -147,31 +147,33 @@ fn credentials(entry: &Map<String, Value>, draft: &mut Draft) {
         ("blobChunk", "chunk"),
     ] {
         if let Some(value) = value(theirs).filter(|value| *value != "0") {
-            draft.registry(registry, ours, Text::Plain(value.to_owned()));
+            draft.set_registry_key(registry, ours, DraftValue::Plain(value.to_owned()));
         }
     }
-    let mirrors = texts(entry.get("mirrors"));
+    let mirrors = as_texts(entry.get("mirrors"));
     match mirrors.as_slice() {
         [] => {}
-        [one] => draft.registry(registry, "mirrors", Text::Plain(url(one))),
+        [one] => draft.set_registry_key(registry, "mirrors", DraftValue::Plain(url(one))),
         several => {
-            draft.registry(registry, "mirrors", Text::Plain(url(several[0])));
-            draft.note(format!("{registry}: only the first of its mirrors was taken; `mirrors` takes a list of URLs"));
+            draft.set_registry_key(registry, "mirrors", DraftValue::Plain(url(several[0])));
+            draft.add_note(format!(
+                "{registry}: only the first of its mirrors was taken; `mirrors` takes a list of URLs"
+            ));
         }
     }
-    for key in leave_out(entry, &CREDS) {
-        draft.note(format!("creds of {registry}: `{key}` has no counterpart"));
+    for key in unknown_keys(entry, &CREDS_KEYS) {
+        draft.add_note(format!("creds of {registry}: `{key}` has no counterpart"));
     }
 }
 
-/// Converts one entry of `sync`.
-fn sync(
+/// Converts one entry of `read_sync_entry`.
+fn read_sync_entry(
     entry: &Map<String, Value>,
     defaults: &Map<String, Value>,
     place: &str,
-    draft: &mut Draft,
+    draft: &mut ConfigDraft,
 ) -> Result<(), String> {
-    let (source, target) = (text(entry.get("source")), text(entry.get("target")));
+    let (source, target) = (as_text(entry.get("source")), as_text(entry.get("target")));
     let (source, target) = (source.ok_or("it has no source")?, target.ok_or("it has no target")?);
     if source.contains("{{") || target.contains("{{") {
         return Err("source and target are written out here, not by templates".to_owned());
@@ -183,54 +185,54 @@ fn sync(
         );
     }
     let said = |key: &str| entry.get(key).or_else(|| defaults.get(key)).filter(|value| !value.is_null());
-    let mut rule = DraftRule { platforms: platforms(entry, defaults), ..DraftRule::default() };
-    if text(said("platform")).is_some() {
-        draft.note(format!("{place}: one `platform` makes an index of that platform alone here, not a bare image"));
+    let mut rule = DraftRule { platforms: read_platforms(entry, defaults), ..DraftRule::default() };
+    if as_text(said("platform")).is_some() {
+        draft.add_note(format!("{place}: one `platform` makes an index of that platform alone here, not a bare image"));
     }
-    if let Some(backup) = text(said("backup")) {
-        match of_template(backup) {
+    if let Some(backup) = as_text(said("backup")) {
+        match convert_backup_template(backup) {
             Ok(backup) => rule.backup = Some(backup),
-            Err(why) => draft.note(format!("{place}: `backup` has no counterpart: {why}")),
+            Err(why) => draft.add_note(format!("{place}: `backup` has no counterpart: {why}")),
         }
     }
     for filter in entry.get("referrerFilters").and_then(Value::as_array).into_iter().flatten() {
-        match text(filter.get("artifactType")) {
+        match as_text(filter.get("artifactType")) {
             Some(kind) => rule.referrers.push(kind.to_owned()),
-            None => draft.note(format!("{place}: `referrerFilters` go by `artifactType` alone here")),
+            None => draft.add_note(format!("{place}: `referrerFilters` go by `artifactType` alone here")),
         }
     }
     if !super::is_true(said("referrers")) {
-        draft.note("signatures and other referrers come along unless a rule says `referrers: false`");
+        draft.add_note("signatures and other referrers come along unless a rule says `referrers: false`");
     }
     if said("interval").is_some() || said("schedule").is_some() {
-        draft.note(
+        draft.add_note(
             "`interval` and `schedule` are not taken over: write `schedule: {every: …}` or a cron pattern, and run `imgsync serve`",
         );
     }
-    let reserve = said("ratelimit").and_then(|limit| text(limit.get("min")));
-    match text(entry.get("type")).unwrap_or("image") {
+    let reserve = said("ratelimit").and_then(|limit| as_text(limit.get("min")));
+    match as_text(entry.get("type")).unwrap_or("image") {
         "image" => {
-            let (from, to) = (reference(source)?, reference(target)?);
+            let (from, to) = (parse_reference(source)?, parse_reference(target)?);
             let tag = from.tag_or_latest().ok_or("it names a digest; `imgsync sync` copies by digest")?;
             let from = Reference { tag: Some(tag.clone()), ..from };
             let to = Reference { tag: to.tag_or_latest(), ..to };
-            rule.include = vec![of_tag(tag.as_str())?];
-            limit(draft, &from, reserve);
-            draft.rule(put(rule, &from, &to));
+            rule.include = vec![pattern_from_tag(tag.as_str())?];
+            set_pull_reserve(draft, &from, reserve);
+            draft.add_rule(with_target(rule, &from, &to));
         }
         "repository" => {
-            let (from, to) = (reference(source)?, reference(target)?);
-            tags(entry, place, &mut rule, draft)?;
-            limit(draft, &from, reserve);
-            draft.rule(put(rule, &from, &to));
+            let (from, to) = (parse_reference(source)?, parse_reference(target)?);
+            read_tags(entry, place, &mut rule, draft)?;
+            set_pull_reserve(draft, &from, reserve);
+            draft.add_rule(with_target(rule, &from, &to));
         }
         "registry" => {
-            tags(entry, place, &mut rule, draft)?;
+            read_tags(entry, place, &mut rule, draft)?;
             if let Some(count) = reserve.filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)) {
-                draft.registry(source, "pull_reserve", Text::Plain(count.to_owned()));
+                draft.set_registry_key(source, "pull_reserve", DraftValue::Plain(count.to_owned()));
             }
-            for repositories in repositories(entry, place, draft) {
-                draft.rule(DraftRule {
+            for repositories in read_repositories(entry, place, draft) {
+                draft.add_rule(DraftRule {
                     from: format!("{source}/{repositories}"),
                     to: vec![target.to_owned()],
                     naming: Some("keep".to_owned()),
@@ -240,14 +242,14 @@ fn sync(
         }
         other => return Err(format!("`type: {other}` is not known")),
     }
-    for key in leave_out(entry, &SYNC) {
-        draft.note(format!("{place}: `{key}` has no counterpart"));
+    for key in unknown_keys(entry, &SYNC_KEYS) {
+        draft.add_note(format!("{place}: `{key}` has no counterpart"));
     }
     Ok(())
 }
 
-fn put(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
-    let placed = placed(from, to);
+fn with_target(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
+    let placed = map_target(from, to);
     DraftRule {
         from: format!("{}/{}", from.registry, from.repository),
         to: vec![placed.to],
@@ -257,32 +259,37 @@ fn put(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
 }
 
 /// `ratelimit.min` is the remaining pull quota to keep.
-fn limit(draft: &mut Draft, from: &Reference, reserve: Option<&str>) {
+fn set_pull_reserve(draft: &mut ConfigDraft, from: &Reference, reserve: Option<&str>) {
     if let Some(count) = reserve.filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)) {
-        draft.registry(from.registry.as_str(), "pull_reserve", Text::Plain(count.to_owned()));
+        draft.set_registry_key(from.registry.as_str(), "pull_reserve", DraftValue::Plain(count.to_owned()));
     }
 }
 
-fn reference(text: &str) -> Result<Reference, String> {
+fn parse_reference(text: &str) -> Result<Reference, String> {
     text.parse::<Reference>().map_err(|error| error.to_string())
 }
 
-fn platforms(entry: &Map<String, Value>, defaults: &Map<String, Value>) -> Vec<String> {
-    let several = texts(entry.get("platforms"));
-    let one = || text(entry.get("platform").or_else(|| defaults.get("platform"))).into_iter().collect();
+fn read_platforms(entry: &Map<String, Value>, defaults: &Map<String, Value>) -> Vec<String> {
+    let several = as_texts(entry.get("platforms"));
+    let one = || as_text(entry.get("platform").or_else(|| defaults.get("platform"))).into_iter().collect();
     let wanted: Vec<&str> = if several.is_empty() { one() } else { several };
     wanted.into_iter().map(str::to_owned).collect()
 }
 
-/// Converts `tags`: regular expressions for whole tags, and version ranges.
-fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &mut Draft) -> Result<(), String> {
+/// Converts `read_tags`: regular expressions for whole tags, and version ranges.
+fn read_tags(
+    entry: &Map<String, Value>,
+    place: &str,
+    rule: &mut DraftRule,
+    draft: &mut ConfigDraft,
+) -> Result<(), String> {
     let Some(tags) = entry.get("tags").and_then(Value::as_object) else { return Ok(()) };
-    let patterns = |key: &str, draft: &mut Draft| -> Vec<String> {
+    let patterns = |key: &str, draft: &mut ConfigDraft| -> Vec<String> {
         let mut patterns = Vec::new();
-        for regex in texts(tags.get(key)) {
-            match of_anchored_regex(regex) {
+        for regex in as_texts(tags.get(key)) {
+            match pattern_from_anchored_regex(regex) {
                 Ok(pattern) => patterns.push(pattern),
-                Err(error) => draft.leave_out(format!("{place}: {error}")),
+                Err(error) => draft.record_omission(format!("{place}: {error}")),
             }
         }
         patterns
@@ -290,28 +297,30 @@ fn tags(entry: &Map<String, Value>, place: &str, rule: &mut DraftRule, draft: &m
     rule.include = patterns("allow", draft);
     rule.exclude = patterns("deny", draft);
     // If none of the patterns can be converted, the rule must not select everything.
-    if rule.include.is_empty() && !texts(tags.get("allow")).is_empty() {
+    if rule.include.is_empty() && !as_texts(tags.get("allow")).is_empty() {
         return Err("none of its `allow` can be taken".to_owned());
     }
-    let ranges = texts(tags.get("semverRange"));
+    let ranges = as_texts(tags.get("semverRange"));
     if !ranges.is_empty() {
         let range = ranges.join(" || ");
         range.parse::<VersionRange>().map_err(|error| error.to_string())?;
         rule.semver = Some(range);
     }
-    for key in leave_out(tags, &["allow", "deny", "semverRange"]) {
-        draft.note(format!("{place}: tags: `{key}` has no counterpart"));
+    for key in unknown_keys(tags, &["allow", "deny", "semverRange"]) {
+        draft.add_note(format!("{place}: tags: `{key}` has no counterpart"));
     }
     Ok(())
 }
 
 /// Converts `repos`, as far as repository patterns can express it.
-fn repositories(entry: &Map<String, Value>, place: &str, draft: &mut Draft) -> Vec<String> {
+fn read_repositories(entry: &Map<String, Value>, place: &str, draft: &mut ConfigDraft) -> Vec<String> {
     let Some(repos) = entry.get("repos").and_then(Value::as_object) else { return vec!["**".to_owned()] };
-    for regex in texts(repos.get("deny")) {
-        draft.leave_out(format!("{place}: repositories are not denied here (`{regex}`); name those that are wanted"));
+    for regex in as_texts(repos.get("deny")) {
+        draft.record_omission(format!(
+            "{place}: repositories are not denied here (`{regex}`); name those that are wanted"
+        ));
     }
-    let allowed = texts(repos.get("allow"));
+    let allowed = as_texts(repos.get("allow"));
     if allowed.is_empty() {
         return vec!["**".to_owned()];
     }
@@ -326,16 +335,15 @@ fn repositories(entry: &Map<String, Value>, place: &str, draft: &mut Draft) -> V
         match !path.is_empty() && path.chars().all(is_path) {
             true => found.push(format!("{path}{star}")),
             false if [".*", ".+"].contains(&bare) => found.push("**".to_owned()),
-            false => {
-                draft.leave_out(format!("{place}: `{regex}` says more than `from` can: * is one level, ** all below"))
-            }
+            false => draft
+                .record_omission(format!("{place}: `{regex}` says more than `from` can: * is one level, ** all below")),
         }
     }
     found
 }
 
 /// Converts a regsync backup template.
-fn of_template(written: &str) -> Result<String, String> {
+fn convert_backup_template(written: &str) -> Result<String, String> {
     let mut text = String::new();
     let mut rest = written;
     while let Some((before, after)) = rest.split_once("{{") {
@@ -350,5 +358,5 @@ fn of_template(written: &str) -> Result<String, String> {
         rest = after;
     }
     text.push_str(rest);
-    text.parse::<BackupName>().map(|name| name.to_string())
+    text.parse::<BackupTagTemplate>().map(|name| name.to_string())
 }

@@ -1,23 +1,23 @@
-use imgsync_common::config::{Config, File};
+use imgsync_common::config::{Config, ConfigFile};
 
 use super::*;
 
-fn made(text: &str, hints: &Hints) -> (String, Draft) {
-    let (_, draft) = file(text, None, hints).unwrap_or_else(|error| panic!("{error}\n{text}"));
+fn made(text: &str, hints: &ImportHints) -> (String, ConfigDraft) {
+    let (_, draft) = import_file(text, None, hints).unwrap_or_else(|error| panic!("{error}\n{text}"));
     (checked(&draft), draft)
 }
 
 /// Returns the YAML, after checking that it is a valid configuration.
-fn checked(draft: &Draft) -> String {
-    let yaml = draft.yaml();
-    let presets = crate::presets::known();
+fn checked(draft: &ConfigDraft) -> String {
+    let yaml = draft.to_yaml();
+    let presets = crate::presets::known_presets();
     let environment = |_: &str| Some("x".to_owned());
-    let read = Config::read(&File { name: "f", text: &yaml, environment: &environment, presets: Some(&presets) });
+    let read = Config::read(&ConfigFile { name: "f", text: &yaml, environment: &environment, presets: Some(&presets) });
     read.unwrap_or_else(|errors| panic!("{errors}\n{yaml}"));
     yaml
 }
 
-fn has_note(draft: &Draft, words: &str) -> bool {
+fn has_note(draft: &ConfigDraft, words: &str) -> bool {
     draft.notes().iter().any(|note| note.contains(words))
 }
 
@@ -50,7 +50,7 @@ quay.io:
 
 #[test]
 fn a_file_of_skopeo_becomes_a_rule_an_image() {
-    let hints = Hints { to: Some("mirror.example.com/all".into()), ..Hints::default() };
+    let hints = ImportHints { to: Some("mirror.example.com/all".into()), ..ImportHints::default() };
     let (yaml, draft) = made(SKOPEO, &hints);
     let expected = r#"registries:
   registry.example.com: {username: john, password: "${REGISTRY_EXAMPLE_COM_PASSWORD}", insecure: true}
@@ -89,7 +89,7 @@ rules:
     }
     assert_eq!(draft.variables().len(), 1);
     assert!(!yaml.contains("this is a secret"));
-    assert!(file(SKOPEO, None, &Hints::default()).unwrap_err().contains("--to"));
+    assert!(import_file(SKOPEO, None, &ImportHints::default()).unwrap_err().contains("--to"));
 }
 
 /// Returns the rules sorted: the tree's keys have no order.
@@ -144,7 +144,7 @@ sync:
 
 #[test]
 fn a_file_of_regsync_becomes_rules_with_its_choices_and_backups() {
-    let (yaml, draft) = made(REGSYNC, &Hints::default());
+    let (yaml, draft) = made(REGSYNC, &ImportHints::default());
     let expected = r#"registries:
   docker.io: {username: "${HUB_USER}", password: "${DOCKER_IO_PASSWORD}", requests_per_second: 5, pull_reserve: 60}
   ghcr.io: {pull_reserve: 60}
@@ -205,7 +205,8 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     let auth = "quay.io: {username: me, password: 'hush hush'}\n\
                 'r.example.com': {username: '${R_USER}', password: $R_PASSWORD, insecure: true}\n\
                 quay.io/coreos: {username: other, password: other}\n";
-    let hints = Hints { auth: Some(auth.into()), to: Some("r.example.com/default".into()), ..Hints::default() };
+    let hints =
+        ImportHints { auth: Some(auth.into()), to: Some("r.example.com/default".into()), ..ImportHints::default() };
     let (yaml, draft) = made(images, &hints);
     for part in [
         "quay.io: {username: me, password: \"${QUAY_IO_PASSWORD}\"}",
@@ -227,7 +228,7 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     assert_eq!(draft.variables().keys().collect::<Vec<_>>(), ["QUAY_IO_PASSWORD"]);
     // Both in one file, as before 1.2.
     let old = "auth: {quay.io: {username: me, password: hush}}\nimages: {quay.io/a/b: r.example.com/a/b}\nproc: 6\n";
-    let (yaml, draft) = made(old, &Hints::default());
+    let (yaml, draft) = made(old, &ImportHints::default());
     assert!(yaml.contains("to: r.example.com\n    naming: keep"), "{yaml}");
     assert!(has_note(&draft, "`proc` has no counterpart"));
 }
@@ -242,9 +243,9 @@ fn expressions_of_image_syncer_are_found_anywhere_in_a_tag_as_there() {
         (r"^1\.1$", "1.1"),
         ("^v|beta", "v1.1.3 beta"),
     ] {
-        let (yaml, _) = made(&format!("gcr.io/a/b:/{written}/: r.example.com/b\n"), &Hints::default());
-        let read = Config::read(&File { name: "f", text: &yaml, environment: &|_| None, presets: None }).unwrap();
-        let candidates = tags.map(imgsync_common::select::Candidate::new);
+        let (yaml, _) = made(&format!("gcr.io/a/b:/{written}/: r.example.com/b\n"), &ImportHints::default());
+        let read = Config::read(&ConfigFile { name: "f", text: &yaml, environment: &|_| None, presets: None }).unwrap();
+        let candidates = tags.map(imgsync_common::select::TagCandidate::new);
         let kept = read.rules[0].selection.evaluate(candidates, jiff::Timestamp::UNIX_EPOCH).kept;
         let mut kept: Vec<&str> = kept.iter().map(|candidate| candidate.tag.as_str()).collect();
         kept.sort_by_key(|tag| tags.iter().position(|known| known == tag));
@@ -266,7 +267,7 @@ fn credentials_of_regsync_that_contradict_each_other_give_a_configuration_that_i
             "creds: [{{registry: \"r.example.com:5000\", {creds}}}]\nsync: [{{source: \"r.example.com:5000/a\", target: \"t.example.com/a\", type: repository}}]\n"
         );
         // `made` checks that the result is a valid configuration.
-        let (yaml, draft) = made(&text, &Hints::default());
+        let (yaml, draft) = made(&text, &ImportHints::default());
         assert!(yaml.contains(has) && !yaml.contains(lacks), "{creds}: {yaml}");
         assert!(note.is_empty() || has_note(&draft, note), "{creds}: {:?}", draft.notes());
     }
@@ -275,24 +276,24 @@ fn credentials_of_regsync_that_contradict_each_other_give_a_configuration_that_i
 #[test]
 fn a_file_of_another_program_is_known_by_what_stands_in_it() {
     for (text, format) in [
-        (SKOPEO, Some(Format::Skopeo)),
-        (REGSYNC, Some(Format::Regsync)),
-        ("gcr.io/a/b: r.example.com/b\n", Some(Format::ImageSyncer)),
-        ("images: {gcr.io/a/b: r.example.com/b}\nauth: {}\n", Some(Format::ImageSyncer)),
+        (SKOPEO, Some(ImportFormat::Skopeo)),
+        (REGSYNC, Some(ImportFormat::Regsync)),
+        ("gcr.io/a/b: r.example.com/b\n", Some(ImportFormat::ImageSyncer)),
+        ("images: {gcr.io/a/b: r.example.com/b}\nauth: {}\n", Some(ImportFormat::ImageSyncer)),
         ("rules: [{from: a}]\n", None),
         ("registries: {gcr.io: {images: {a: []}}}\n", None),
         ("timeout: 10 parsecs\n", None),
         ("", None),
         ("a: [", None),
     ] {
-        assert_eq!(whose(text), format, "{text}");
+        assert_eq!(detect_format(text), format, "{text}");
     }
 }
 
 #[test]
-fn a_command_of_the_original_becomes_its_rule() {
+fn a_command_of_2_1_becomes_its_rule() {
     let read = |line: &str| {
-        let draft = command(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let draft = import_command(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         (checked(&draft), draft)
     };
     let (yaml, draft) = read(
@@ -318,17 +319,17 @@ fn a_command_of_the_original_becomes_its_rule() {
     );
     assert!(read("imgsync flannel --user me --report=out.json").0.contains("report: {file: out.json}"));
     for bad in ["", "imgsync", "imgsync sync alpine", "imgsync gcr --nope", "imgsync run", "imgsync gcr 'x"] {
-        assert!(command(bad).is_err(), "{bad}");
+        assert!(import_command(bad).is_err(), "{bad}");
     }
-    let error = command("imgsync gcr --user me --passwort S3cret").unwrap_err();
+    let error = import_command("imgsync gcr --user me --passwort S3cret").unwrap_err();
     assert!(!error.contains("S3cret"), "{error}");
 }
 
 #[test]
 fn what_is_none_of_these_is_said_to_be_none_and_shows_nothing() {
     for text in ["", "[1, 2]", "just words", "a: {b: c}", "rules: [{from: x}]", "a: [", "password: \"s3cret"] {
-        let error = file(text, None, &Hints::default()).unwrap_err();
+        let error = import_file(text, None, &ImportHints::default()).unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
     }
-    assert!(file("a: b", Some(Format::Regsync), &Hints::default()).is_err());
+    assert!(import_file("a: b", Some(ImportFormat::Regsync), &ImportHints::default()).is_err());
 }

@@ -8,19 +8,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use imgsync_common::batch::SigningKey;
 use imgsync_common::config::{self, ChatKind};
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::printable::printable_within;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::sanitize::sanitize_within;
 use imgsync_common::secret::Secret;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::message::{Message, fitted, template_at};
-use super::post::{Answer, Post, refused};
-use crate::report::Template;
+use super::http_sender::{HttpReply, HttpSender, status_error};
+use super::notification::{Notification, load_template, truncate_lines};
+use crate::report::ReportTemplate;
 
 /// Timeout of a request.
-const LIMIT: Duration = Duration::from_secs(30);
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A chat group.
 #[derive(Debug)]
@@ -28,16 +28,16 @@ pub(super) struct Chat {
     kind: ChatKind,
     url: config::WebhookUrl,
     secret: Option<Secret>,
-    pub(super) template: Option<Template>,
-    post: Post,
+    pub(super) template: Option<ReportTemplate>,
+    http: HttpSender,
 }
 
 impl Chat {
     /// Creates the channel from its configuration.
-    pub(super) fn new(configured: &config::Chat, folder: &Path, post: Post) -> Result<Chat> {
-        let template = template_at(configured.template.as_deref(), folder)?;
-        let config::Chat { kind, url, secret, .. } = configured.clone();
-        Ok(Chat { kind, url, secret, template, post })
+    pub(super) fn new(configured: &config::ChatConfig, folder: &Path, post: HttpSender) -> Result<Chat> {
+        let template = load_template(configured.template.as_deref(), folder)?;
+        let config::ChatConfig { kind, url, secret, .. } = configured.clone();
+        Ok(Chat { kind, url, secret, template, http: post })
     }
 
     /// Returns the display name of the chat service.
@@ -56,24 +56,24 @@ impl Chat {
     }
 
     /// Sends a message.
-    pub(super) async fn tell(&self, message: &Message) -> Result<()> {
+    pub(super) async fn send(&self, message: &Notification) -> Result<()> {
         let tried = format!("sending a message to {} by {}", self.kind.name(), self.url);
-        let read = |answer: &Answer| match self.kind {
-            ChatKind::Slack => read_slack(&tried, answer),
-            ChatKind::WeCom | ChatKind::Feishu | ChatKind::DingTalk => self.read(&tried, answer),
+        let read = |answer: &HttpReply| match self.kind {
+            ChatKind::Slack => check_slack_reply(&tried, answer),
+            ChatKind::WeCom | ChatKind::Feishu | ChatKind::DingTalk => self.check_reply(&tried, answer),
         };
         // Signed again for each attempt, because signatures expire soon.
         let request = |client: &reqwest::Client| {
             let (url, body) = self.signed(message, Timestamp::now());
             client.post(url).json(&body)
         };
-        self.post.send(self.url.expose(), &tried, LIMIT, request, read).await
+        self.http.send(self.url.expose(), &tried, SEND_TIMEOUT, request, read).await
     }
 
     /// Returns URL and body, with a signature if there is a secret.
-    fn signed(&self, message: &Message, now: Timestamp) -> (Url, Value) {
+    fn signed(&self, message: &Notification, now: Timestamp) -> (Url, Value) {
         let mut url = self.url.expose().clone();
-        let mut body = body(self.kind, message);
+        let mut body = message_body(self.kind, message);
         let Some(secret) = &self.secret else { return (url, body) };
         match self.kind {
             ChatKind::Feishu => {
@@ -95,11 +95,11 @@ impl Chat {
     }
 
     /// Returns the error of a reply with an error code.
-    fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
+    fn check_reply(&self, tried: &str, answer: &HttpReply) -> Option<Error> {
         let status = answer.status.as_u16();
         let Ok(said) = serde_json::from_slice::<Value>(&answer.body) else {
             let detail = format!("HTTP {status}, and not in {}'s words", self.kind.name());
-            return Some(refused(tried, answer, &detail));
+            return Some(status_error(tried, answer, &detail));
         };
         let number = |names: &[&str]| names.iter().find_map(|name| said.get(*name)?.as_i64());
         let code = number(&["errcode", "code", "StatusCode"]);
@@ -108,44 +108,45 @@ impl Chat {
         }
         let words = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| said.get(*name)?.as_str());
         let code = code.unwrap_or(-1);
-        let detail = format!("{} {code}: {}", self.kind.name(), printable_within(words.unwrap_or("no words"), 200));
+        let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(words.unwrap_or("no words"), 200));
         if !answer.status.is_success() {
-            return Some(refused(tried, answer, &detail));
+            return Some(status_error(tried, answer, &detail));
         }
-        let (class, hint) = meaning(self.kind, code);
-        let error = Error::new(class, tried, detail).answered(status, Some(code.to_string()));
+        let (class, hint) = classify_code(self.kind, code);
+        let error = Error::new(class, tried, detail).with_status(status, Some(code.to_string()));
         Some(match hint {
             "" => error,
-            hint => error.hint(hint),
+            hint => error.with_hint(hint),
         })
     }
 }
 
 /// Returns the error class and hint of a reply code. Rate limits are errors that are retried.
-fn meaning(kind: ChatKind, code: i64) -> (Class, &'static str) {
+fn classify_code(kind: ChatKind, code: i64) -> (ErrorKind, &'static str) {
     match (kind, code) {
         (ChatKind::DingTalk, 130_101)
         | (ChatKind::Feishu, 11_232 | 99_991_400)
-        | (ChatKind::WeCom, 45_009 | 45_033) => (Class::RateLimited, ""),
-        (ChatKind::DingTalk | ChatKind::WeCom, -1) => (Class::ServerError, ""),
+        | (ChatKind::WeCom, 45_009 | 45_033) => (ErrorKind::RateLimited, ""),
+        (ChatKind::DingTalk | ChatKind::WeCom, -1) => (ErrorKind::ServerError, ""),
         (ChatKind::DingTalk, 310_000) => (
-            Class::Denied,
+            ErrorKind::Denied,
             "the robot's security settings ask for something else: is `secret` right, the clock of this machine, its address, a keyword?",
         ),
         (ChatKind::DingTalk, 300_001 | 300_005) | (ChatKind::WeCom, 93_000) => {
-            (Class::Denied, "the robot's URL is not right, or the robot was removed")
+            (ErrorKind::Denied, "the robot's URL is not right, or the robot was removed")
         }
-        (ChatKind::Feishu, 19_021) => (Class::Denied, "is `secret` right, and the clock of this machine?"),
-        (ChatKind::Feishu, 19_022 | 19_024) => {
-            (Class::Denied, "the robot's security settings ask for a keyword, or another address than this machine's")
-        }
-        (ChatKind::Feishu, 19_001) => (Class::Denied, "the robot's URL is not right, or the robot was removed"),
-        _ => (Class::Refused, ""),
+        (ChatKind::Feishu, 19_021) => (ErrorKind::Denied, "is `secret` right, and the clock of this machine?"),
+        (ChatKind::Feishu, 19_022 | 19_024) => (
+            ErrorKind::Denied,
+            "the robot's security settings ask for a keyword, or another address than this machine's",
+        ),
+        (ChatKind::Feishu, 19_001) => (ErrorKind::Denied, "the robot's URL is not right, or the robot was removed"),
+        _ => (ErrorKind::Refused, ""),
     }
 }
 
 /// Returns the error of a reply. Slack replies with single words.
-fn read_slack(tried: &str, answer: &Answer) -> Option<Error> {
+fn check_slack_reply(tried: &str, answer: &HttpReply) -> Option<Error> {
     if answer.status.is_success() {
         return None;
     }
@@ -155,40 +156,41 @@ fn read_slack(tried: &str, answer: &Answer) -> Option<Error> {
         true => format!("HTTP {}: {said}", answer.status.as_u16()),
         false => format!("HTTP {}", answer.status.as_u16()),
     };
-    let error = refused(tried, answer, &detail);
+    let error = status_error(tried, answer, &detail);
     Some(match answer.status.as_u16() {
-        403 | 404 | 410 => error.hint("the webhook's URL is not right, or was revoked with its app or channel"),
+        403 | 404 | 410 => error.with_hint("the webhook's URL is not right, or was revoked with its app or channel"),
         _ => error,
     })
 }
 
 /// Formats a message for a chat service.
-fn body(kind: ChatKind, message: &Message) -> Value {
-    let Message { title, text, is_markup } = message;
+fn message_body(kind: ChatKind, message: &Notification) -> Value {
+    let Notification { title, text, is_markup } = message;
     match kind {
         // The limit is 40,000 characters; Slack folds text after 4,000.
         ChatKind::Slack => {
             let text = match is_markup {
-                true => fitted(text, 3_900, |text| text.chars().count()),
+                true => truncate_lines(text, 3_900, |text| text.chars().count()),
                 false => {
-                    let fenced = fitted(&escape(text).replace("```", "'''"), 3_500, |text| text.chars().count());
+                    let fenced =
+                        truncate_lines(&escape(text).replace("```", "'''"), 3_500, |text| text.chars().count());
                     format!("*{}*\n```\n{fenced}\n```", escape(title))
                 }
             };
             json!({"text": text})
         }
         // The limit is 2,048 bytes.
-        ChatKind::WeCom => json!({"msgtype": "text", "text": {"content": whole(message, 2_000)}}),
+        ChatKind::WeCom => json!({"msgtype": "text", "text": {"content": full_text(message, 2_000)}}),
         // The limit of the whole body is 20 KB, and a Chinese character takes six bytes of it.
-        ChatKind::Feishu => json!({"msg_type": "text", "content": {"text": whole(message, 9_000)}}),
-        ChatKind::DingTalk => json!({"msgtype": "text", "text": {"content": whole(message, 9_000)}}),
+        ChatKind::Feishu => json!({"msg_type": "text", "content": {"text": full_text(message, 9_000)}}),
+        ChatKind::DingTalk => json!({"msgtype": "text", "text": {"content": full_text(message, 9_000)}}),
     }
 }
 
-fn whole(message: &Message, most: usize) -> String {
+fn full_text(message: &Notification, most: usize) -> String {
     match message.is_markup {
-        true => fitted(&message.text, most, str::len),
-        false => fitted(&format!("{}\n\n{}", message.title, message.text), most, str::len),
+        true => truncate_lines(&message.text, most, str::len),
+        false => truncate_lines(&format!("{}\n\n{}", message.title, message.text), most, str::len),
     }
 }
 
@@ -201,13 +203,13 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn message(text: &str) -> Message {
-        Message { title: "imgsync: 1 of 2 images failed".to_owned(), text: text.to_owned(), is_markup: false }
+    fn message(text: &str) -> Notification {
+        Notification { title: "imgsync: 1 of 2 images failed".to_owned(), text: text.to_owned(), is_markup: false }
     }
 
     #[test]
     fn nothing_in_a_text_is_markup_of_slack() {
-        let body = body(ChatKind::Slack, &message("a <!channel> & ```b```"));
+        let body = message_body(ChatKind::Slack, &message("a <!channel> & ```b```"));
         assert_eq!(body["text"], "*imgsync: 1 of 2 images failed*\n```\na &lt;!channel&gt; &amp; '''b'''\n```");
     }
 
@@ -220,7 +222,7 @@ mod tests {
             (ChatKind::Feishu, "/content/text", 10_000),
             (ChatKind::DingTalk, "/text/content", 10_000),
         ] {
-            let body = body(kind, &message(&long));
+            let body = message_body(kind, &message(&long));
             let text = body.pointer(pointer).unwrap().as_str().unwrap();
             assert!(text.len() <= most && text.contains("lines more"), "{kind:?}: {}", text.len());
         }

@@ -6,69 +6,69 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::event::{Event, Events};
-use imgsync_common::retry::seconds;
-use imgsync_common::store::{Batch, Clock, LeaseGuard, Leased, Store};
+use imgsync_common::retry::format_duration;
+use imgsync_common::store::{Batch, Clock, LeaseGuard, Store, TryAcquireResult};
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio_util::sync::CancellationToken;
 
 use super::Notifier;
-use crate::report::{Level, Report};
+use crate::report::{Report, ReportLevel};
 
 /// Time after the end of a batch when undelivered notifications are given up.
-pub(crate) const TELL_FOR: Duration = Duration::from_secs(60 * 60);
+pub(crate) const DELIVERY_WINDOW: Duration = Duration::from_secs(60 * 60);
 /// Pause after the first round with a failure, which doubles with each further one, and the maximum pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5 * 60));
 /// TTL of the delivery lease, which is renewed: another process continues this long after a crash.
-const TERM: Duration = Duration::from_secs(15);
+const DELIVERY_LEASE_TTL: Duration = Duration::from_secs(15);
 /// Interval between checks whether another process has delivered.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const DELIVERY_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Counters of notifications by result.
 static NOTIFICATIONS: LazyLock<Family<[(&'static str, &'static str); 1], Counter>> = LazyLock::new(Family::default);
 
 /// Returns the counters of notifications, for `/metrics`.
-pub(crate) fn notifications() -> Family<[(&'static str, &'static str); 1], Counter> {
+pub(crate) fn notification_counters() -> Family<[(&'static str, &'static str); 1], Counter> {
     for result in ["delivered", "failed", "given_up"] {
         drop(NOTIFICATIONS.get_or_create(&[("result", result)]));
     }
     NOTIFICATIONS.clone()
 }
 
-fn count(result: &'static str, notifications: u64) {
+fn count_notifications(result: &'static str, notifications: u64) {
     NOTIFICATIONS.get_or_create(&[("result", result)]).inc_by(notifications);
 }
 
 /// Mark for all notifications of a batch having been delivered or given up. It contains the run, because a requeued
 /// batch ends again.
-fn all_told(batch: &Batch) -> String {
+fn all_delivered_mark(batch: &Batch) -> String {
     batch.run.to_string()
 }
 
 /// Sends the undelivered notifications of a batch's end. Returns the failures, or `None` if another process is sending.
 /// If the store cannot grant the lease, sends all.
-pub async fn tell_once(
+pub async fn deliver_once(
     store: &Arc<dyn Store>,
     report: &Report<'_>,
     notifier: &Notifier,
-    level: Level,
+    level: ReportLevel,
     holder: &str,
 ) -> Result<Option<Vec<String>>> {
     let id = report.batch.id;
-    match LeaseGuard::try_acquire(store.clone(), &format!("telling:{id}"), holder, TERM).await {
+    match LeaseGuard::try_acquire(store.clone(), &format!("telling:{id}"), holder, DELIVERY_LEASE_TTL).await {
         Err(error) => {
             tracing::warn!("{error}");
-            Ok(Some(notifier.tell(report, level).await))
+            Ok(Some(notifier.send(report, level).await))
         }
-        Ok(Leased::HeldBy(_)) => Ok(None),
-        Ok(Leased::Acquired(guard)) => {
+        Ok(TryAcquireResult::HeldBy(_)) => Ok(None),
+        Ok(TryAcquireResult::Acquired(guard)) => {
             let told = tokio::select! {
-                told = round(&**store, report, notifier, level) => told,
+                told = deliver_round(&**store, report, notifier, level) => told,
                 () = guard.lost().cancelled() => {
-                    Err(Error::new(Class::Unreachable, format!("telling of batch {id}"), "the lease was lost"))
+                    Err(Error::new(ErrorKind::Unreachable, format!("telling of batch {id}"), "the lease was lost"))
                 }
             };
             guard.release().await;
@@ -77,9 +77,14 @@ pub async fn tell_once(
     }
 }
 
-async fn round(store: &dyn Store, report: &Report<'_>, notifier: &Notifier, level: Level) -> Result<Vec<String>> {
-    let (id, all) = (report.batch.id, all_told(&report.batch));
-    let told: BTreeSet<String> = store.told(id).await?.into_iter().collect();
+async fn deliver_round(
+    store: &dyn Store,
+    report: &Report<'_>,
+    notifier: &Notifier,
+    level: ReportLevel,
+) -> Result<Vec<String>> {
+    let (id, all) = (report.batch.id, all_delivered_mark(&report.batch));
+    let told: BTreeSet<String> = store.sent_notifications(id).await?.into_iter().collect();
     let mut warnings = Vec::new();
     if told.contains(&all) {
         return Ok(warnings);
@@ -89,26 +94,26 @@ async fn round(store: &dyn Store, report: &Report<'_>, notifier: &Notifier, leve
         if told.contains(&mark) {
             continue;
         }
-        match notifier.tell_one(&recipient, report, level).await {
+        match notifier.send_to(&recipient, report, level).await {
             Ok(()) => {
-                count("delivered", 1);
-                store.note_told(id, &mark).await?;
+                count_notifications("delivered", 1);
+                store.record_notification(id, &mark).await?;
             }
             Err(warning) => {
-                count("failed", 1);
+                count_notifications("failed", 1);
                 warnings.push(warning);
             }
         }
     }
     if warnings.is_empty() {
-        store.note_told(id, &all).await?;
+        store.record_notification(id, &all).await?;
     }
     Ok(warnings)
 }
 
 /// Returns whether a batch ended recently enough to notify.
-pub(crate) fn is_news(batch: &Batch, now: Timestamp) -> bool {
-    let limit = SignedDuration::try_from(TELL_FOR).unwrap_or(SignedDuration::MAX);
+pub(crate) fn is_within_delivery_window(batch: &Batch, now: Timestamp) -> bool {
+    let limit = SignedDuration::try_from(DELIVERY_WINDOW).unwrap_or(SignedDuration::MAX);
     batch.ended_at.is_some_and(|ended| now.duration_since(ended) < limit)
 }
 
@@ -124,27 +129,27 @@ pub(crate) async fn deliver(
     let mut rounds: u32 = 0;
     while !stop.is_cancelled() {
         let notifier = notifier();
-        let report = Report::of(&**store, id).await?;
+        let report = Report::load(&**store, id).await?;
         if notifier.is_empty() || report.batch.ended_at.is_none() {
             return Ok(false);
         }
-        let pause = match tell_once(store, &report, &notifier, Level::Failures, holder).await? {
-            None => LOOK_AGAIN,
+        let pause = match deliver_once(store, &report, &notifier, ReportLevel::Failures, holder).await? {
+            None => DELIVERY_POLL_INTERVAL,
             Some(warnings) if warnings.is_empty() => return Ok(true),
             Some(warnings) => {
                 rounds += 1;
                 let pause = PAUSES.0.saturating_mul(1 << (rounds - 1).min(10)).min(PAUSES.1);
-                let is_over = !is_news(&report.batch, clock.now());
+                let is_over = !is_within_delivery_window(&report.batch, clock.now());
                 let what_next = match is_over {
-                    true => format!("given up {} after the batch has ended", seconds(TELL_FOR)),
-                    false => format!("again in {}", seconds(pause)),
+                    true => format!("given up {} after the batch has ended", format_duration(DELIVERY_WINDOW)),
+                    false => format!("again in {}", format_duration(pause)),
                 };
                 for warning in &warnings {
                     warn(events, &format!("batch {id}: {warning}; {what_next}"));
                 }
                 if is_over {
-                    count("given_up", warnings.len() as u64);
-                    store.note_told(id, &all_told(&report.batch)).await?;
+                    count_notifications("given_up", warnings.len() as u64);
+                    store.record_notification(id, &all_delivered_mark(&report.batch)).await?;
                     return Ok(true);
                 }
                 pause

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use imgsync_common::config;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::printable::printable_within;
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::registry::install_tls_provider;
-use imgsync_common::retry::{Budget, Policy, Retry};
+use imgsync_common::retry::{RetryBudget, RetryPolicy, RetryState};
+use imgsync_common::sanitize::sanitize_within;
 use imgsync_worker::settings;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
@@ -17,13 +17,13 @@ use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message as Mail, Tokio1Executor};
 use tokio_util::sync::CancellationToken;
 
-use super::message::{Message, template_at};
-use crate::report::Template;
+use super::notification::{Notification, load_template};
+use crate::report::ReportTemplate;
 
 /// Timeout of one email.
-const LIMIT: Duration = Duration::from_secs(60);
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of the attached page: many servers accept no more than 10 MB.
-const MAX_PAGE: usize = 5_000_000;
+const MAX_ATTACHMENT_BYTES: usize = 5_000_000;
 
 /// SMTP server and recipients.
 pub(super) struct Email {
@@ -31,8 +31,8 @@ pub(super) struct Email {
     server: String,
     from: Mailbox,
     to: Vec<Mailbox>,
-    pub(super) template: Option<Template>,
-    policy: Policy,
+    pub(super) template: Option<ReportTemplate>,
+    policy: RetryPolicy,
 }
 
 impl fmt::Debug for Email {
@@ -49,26 +49,26 @@ impl Email {
     }
 
     /// Creates the channel from its configuration.
-    pub(super) fn new(configured: &config::Email, folder: &Path, policy: Policy) -> Result<Email> {
+    pub(super) fn new(configured: &config::EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
         install_tls_provider();
         let server = format!("{}:{}", configured.host, configured.port);
         let tried = format!("reading how mails go to {server}");
-        let invalid = |error: String| Error::new(Class::Invalid, &tried, error);
+        let invalid = |error: String| Error::new(ErrorKind::Invalid, &tried, error);
         let mut tls = TlsParameters::builder(configured.host.clone());
         for pem in &configured.ca {
-            let pem = settings::certificates(pem, folder)?;
+            let pem = settings::load_certificates(pem, folder)?;
             let trusted = Certificate::from_pem(&pem).map_err(|error| invalid(format!("`ca`: {error}")))?;
             tls = tls.add_root_certificate(trusted);
         }
         let tls = tls.build_rustls().map_err(|error| invalid(error.to_string()))?;
-        let tls = match configured.wrapped {
+        let tls = match configured.implicit_tls {
             true => Tls::Wrapper(tls),
             false => Tls::Required(tls),
         };
         let mut transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(&configured.host)
             .port(configured.port)
             .tls(tls)
-            .timeout(Some(LIMIT));
+            .timeout(Some(SEND_TIMEOUT));
         if let Some((username, password)) = &configured.login {
             transport = transport.credentials(Credentials::new(username.clone(), password.expose().to_owned()));
         }
@@ -78,29 +78,30 @@ impl Email {
             server,
             from: mailbox(&configured.from)?,
             to: configured.to.iter().map(mailbox).collect::<Result<_>>()?,
-            template: template_at(configured.template.as_deref(), folder)?,
+            template: load_template(configured.template.as_deref(), folder)?,
             policy,
         })
     }
 
     /// Sends an email, with a page attached if there is one.
-    pub(super) async fn tell(&self, message: &Message, page: Option<(&str, Vec<u8>)>) -> Result<()> {
+    pub(super) async fn send(&self, message: &Notification, page: Option<(&str, Vec<u8>)>) -> Result<()> {
         let tried = format!("sending a mail by {}", self.server);
-        let mail = self.mail(message, page).map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()))?;
-        let mut retry = Retry::new(self.policy, &Budget::default());
+        let mail =
+            self.mail(message, page).map_err(|error| Error::new(ErrorKind::Invalid, &tried, error.to_string()))?;
+        let mut retry = RetryState::new(self.policy, &RetryBudget::default());
         loop {
             let error = match self.transport.send(mail.clone()).await {
                 Ok(_) => return Ok(()),
                 Err(error) => failure(&tried, &error),
             };
             tracing::debug!("{error}");
-            retry.pause(error, &CancellationToken::new(), |_, _, _| {}).await?;
+            retry.wait_before_retry(error, &CancellationToken::new(), |_, _, _| {}).await?;
         }
     }
 
     fn mail(
         &self,
-        message: &Message,
+        message: &Notification,
         page: Option<(&str, Vec<u8>)>,
     ) -> std::result::Result<Mail, lettre::error::Error> {
         let mut mail = Mail::builder().from(self.from.clone()).subject(&message.title).message_id(None);
@@ -110,7 +111,7 @@ impl Email {
         // Suppresses automatic replies (RFC 3834).
         let automatic = HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
         let text = SinglePart::plain(format!("{}\n", message.text));
-        let mut mail = match page.filter(|(_, page)| page.len() <= MAX_PAGE) {
+        let mut mail = match page.filter(|(_, page)| page.len() <= MAX_ATTACHMENT_BYTES) {
             Some((name, page)) => {
                 let page = Attachment::new(name.to_owned()).body(page, ContentType::TEXT_HTML);
                 mail.multipart(MultiPart::mixed().singlepart(text).singlepart(page))?
@@ -133,21 +134,21 @@ fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
         }
         next = source.source();
     }
-    let words = printable_within(&words, 400).into_owned();
+    let words = sanitize_within(&words, 400).into_owned();
     let status = error.status().map(u16::from);
     match () {
         () if matches!(status, Some(530 | 534 | 535 | 538)) => {
-            Error::new(Class::Denied, tried, words).hint("the server wants another `username` and `password`")
+            Error::new(ErrorKind::Denied, tried, words).with_hint("the server wants another `username` and `password`")
         }
         // The client reports certificate errors as failed connections.
         () if error.is_tls() || status.is_none() && words.contains("certificate") => {
-            Error::new(Class::Insecure, tried, words)
-                .hint("set `ca` for a certificate of your own; a server without TLS is not given mails")
+            Error::new(ErrorKind::Insecure, tried, words)
+                .with_hint("set `ca` for a certificate of your own; a server without TLS is not given mails")
         }
-        () if error.is_permanent() => Error::new(Class::Refused, tried, words),
-        () if error.is_transient() => Error::new(Class::ServerError, tried, words),
-        () if error.is_timeout() => Error::new(Class::TimedOut, tried, words),
-        () if error.is_client() => Error::new(Class::Refused, tried, words),
-        () => Error::new(Class::Unreachable, tried, words),
+        () if error.is_permanent() => Error::new(ErrorKind::Refused, tried, words),
+        () if error.is_transient() => Error::new(ErrorKind::ServerError, tried, words),
+        () if error.is_timeout() => Error::new(ErrorKind::TimedOut, tried, words),
+        () if error.is_client() => Error::new(ErrorKind::Refused, tried, words),
+        () => Error::new(ErrorKind::Unreachable, tried, words),
     }
 }

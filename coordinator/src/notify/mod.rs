@@ -1,73 +1,78 @@
 //! Notifications of batches: Telegram, chats, email, webhooks, and pings after success. A failed notification is a
 //! warning, never a failed run.
 
-mod bounded;
 mod chat;
 mod delivery;
 mod email;
-mod message;
-mod post;
+mod http_sender;
+mod notification;
 mod split;
 mod telegram;
-mod watch;
+mod throttle_watch;
+mod truncating_writer;
 mod webhook;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::config::{Notify, WebhookUrl, When};
+use imgsync_common::config::{NotifyCondition, NotifyConfig, WebhookUrl};
 use imgsync_common::error::Result;
 use imgsync_common::image::Digest;
-use imgsync_common::retry::Policy;
-use imgsync_common::store::{Named, Store};
+use imgsync_common::retry::RetryPolicy;
+use imgsync_common::store::{LeaseResult, Store};
 
 #[cfg(test)]
-pub(crate) use self::delivery::TELL_FOR;
-pub use self::delivery::tell_once;
-pub(crate) use self::delivery::{deliver, is_news, notifications};
-pub use self::message::Throttled;
-pub use self::watch::watch;
+pub(crate) use self::delivery::DELIVERY_WINDOW;
+pub use self::delivery::deliver_once;
+pub(crate) use self::delivery::{deliver, is_within_delivery_window, notification_counters};
+pub use self::notification::ThrottleNotice;
+pub use self::throttle_watch::watch_throttling;
 
 use self::chat::Chat;
 use self::email::Email;
-use self::message::Message;
-use self::post::{Answer, Post, refused};
+use self::http_sender::{HttpReply, HttpSender, status_error};
+use self::notification::Notification;
 use self::telegram::Telegram;
 use self::webhook::Webhook;
-use crate::report::{self, Form, Level, Report, Shape};
+use crate::report::{self, Report, ReportFormat, ReportLevel, ReportSpec};
 
 /// Maximum attempts of a request.
-const ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: u32 = 5;
 /// Maximum pause between two attempts.
 const MAX_DELAY: Duration = Duration::from_secs(15);
 /// Maximum `Retry-After` that is waited for.
-const MAX_WAIT: Duration = Duration::from_secs(90);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(90);
 /// TTL of the claim to notify of a hold: longer than the time in which two coordinators may notice the same one.
-const TOLD: Duration = Duration::from_secs(3600);
+const NOTIFICATION_CLAIM_TTL: Duration = Duration::from_secs(3600);
 /// Timeout of a ping.
-const FOR_PING: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Notification targets.
 #[derive(Debug)]
 pub struct Notifier {
-    telegram: Option<(Telegram, When)>,
-    webhooks: Vec<(Webhook, When)>,
-    chats: Vec<(Chat, When)>,
-    emails: Vec<(Email, When)>,
+    telegram: Option<(Telegram, NotifyCondition)>,
+    webhooks: Vec<(Webhook, NotifyCondition)>,
+    chats: Vec<(Chat, NotifyCondition)>,
+    emails: Vec<(Email, NotifyCondition)>,
     pings: Vec<WebhookUrl>,
-    throttled: Duration,
-    post: Post,
+    throttle_threshold: Duration,
+    http: HttpSender,
 }
 
 impl Notifier {
     /// Creates the targets from the configuration and reads their templates, relative to `folder`. Transient errors are
     /// retried after `first_delay` at first.
-    pub fn new(notify: &Notify, folder: &Path, first_delay: Duration) -> Result<Notifier> {
+    pub fn new(notify: &NotifyConfig, folder: &Path, first_delay: Duration) -> Result<Notifier> {
         let max_delay = MAX_DELAY.max(first_delay);
-        let policy =
-            Policy { attempts: ATTEMPTS, first_delay, max_delay, max_wait: MAX_WAIT, patience: Duration::ZERO };
-        let post = Post::new(policy);
+        let policy = RetryPolicy {
+            attempts: MAX_ATTEMPTS,
+            first_delay,
+            max_delay,
+            max_retry_after: MAX_RETRY_AFTER,
+            rate_limit_timeout: Duration::ZERO,
+        };
+        let post = HttpSender::new(policy);
         let telegram = notify.telegram.as_ref().and_then(|it| Some((Telegram::new(it, post.clone())?, it.on)));
         let webhook = |it| Ok((Webhook::new(it, folder, post.clone())?, it.on));
         let webhooks = notify.webhooks.iter().map(webhook).collect::<Result<_>>()?;
@@ -76,24 +81,24 @@ impl Notifier {
         let emails = notify.emails.iter().map(|it| Ok((Email::new(it, folder, policy)?, it.on)));
         let emails = emails.collect::<Result<_>>()?;
         let (pings, throttled) = (notify.pings.clone(), notify.throttled);
-        Ok(Notifier { telegram, webhooks, chats, emails, pings, throttled, post })
+        Ok(Notifier { telegram, webhooks, chats, emails, pings, throttle_threshold: throttled, http: post })
     }
 
     /// Returns whether there are no targets.
     pub fn is_empty(&self) -> bool {
-        !self.has_listeners() && self.pings.is_empty()
+        !self.has_channels() && self.pings.is_empty()
     }
 
     /// Returns whether any target receives notifications of registry holds.
-    fn has_listeners(&self) -> bool {
+    fn has_channels(&self) -> bool {
         self.telegram.is_some() || !self.webhooks.is_empty() || !self.chats.is_empty() || !self.emails.is_empty()
     }
 
     /// Sends the report to all targets whose condition is met. Returns the failures.
-    pub async fn tell(&self, report: &Report<'_>, level: Level) -> Vec<String> {
+    pub async fn send(&self, report: &Report<'_>, level: ReportLevel) -> Vec<String> {
         let mut warnings = Vec::new();
         for (_, recipient) in self.recipients(report) {
-            warnings.extend(self.tell_one(&recipient, report, level).await.err());
+            warnings.extend(self.send_to(&recipient, report, level).await.err());
         }
         warnings
     }
@@ -102,8 +107,8 @@ impl Notifier {
     /// contains no secret.
     fn recipients(&self, report: &Report<'_>) -> Vec<(String, Recipient<'_>)> {
         let counts = &report.batch.counts;
-        let failed = counts.failed + counts.cancelled + counts.open() > 0 || !report.unlisted.is_empty();
-        let is_met = |on: &When| on.is_met(counts.copied > 0, failed);
+        let failed = counts.failed + counts.cancelled + counts.unfinished() > 0 || !report.unlisted.is_empty();
+        let is_met = |on: &NotifyCondition| on.is_met(counts.copied > 0, failed);
         let telegram = self.telegram.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Telegram(to));
         let webhooks = self.webhooks.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Webhook(to));
         let chats = self.chats.iter().filter(|(_, on)| is_met(on)).map(|(to, _)| Recipient::Chat(to));
@@ -120,46 +125,51 @@ impl Notifier {
     }
 
     /// Sends the report to one recipient. The error names the recipient.
-    async fn tell_one(&self, to: &Recipient<'_>, report: &Report<'_>, level: Level) -> std::result::Result<(), String> {
+    async fn send_to(
+        &self,
+        to: &Recipient<'_>,
+        report: &Report<'_>,
+        level: ReportLevel,
+    ) -> std::result::Result<(), String> {
         match to {
             Recipient::Telegram(telegram) => {
-                telegram.tell(report, level).await.map_err(|error| format!("Telegram was not told: {error}"))
+                telegram.send_report(report, level).await.map_err(|error| format!("Telegram was not told: {error}"))
             }
             Recipient::Webhook(webhook) => {
-                webhook.tell(report, level).await.map_err(|error| format!("a webhook was not told: {error}"))
+                webhook.send_report(report, level).await.map_err(|error| format!("a webhook was not told: {error}"))
             }
-            Recipient::Chat(chat) => tell_chat(chat, report, level)
+            Recipient::Chat(chat) => send_chat(chat, report, level)
                 .await
-                .map_err(|error| format!("{} was not told: {}", chat.name(), with_advice(&error))),
-            Recipient::Email(email) => tell_by_mail(email, report, level)
+                .map_err(|error| format!("{} was not told: {}", chat.name(), with_hint(&error))),
+            Recipient::Email(email) => send_email(email, report, level)
                 .await
-                .map_err(|error| format!("no mail was sent: {}", with_advice(&error))),
+                .map_err(|error| format!("no mail was sent: {}", with_hint(&error))),
             Recipient::Ping(url) => self.ping(url).await.map_err(|error| format!("a ping was not heard: {error}")),
         }
     }
 
     /// Notifies all targets but pings of a registry that holds up a batch. Returns the failures.
-    pub async fn tell_throttled(&self, throttled: &Throttled) -> Vec<String> {
-        let message = Message::throttled(throttled);
+    pub async fn send_throttle_notice(&self, throttled: &ThrottleNotice) -> Vec<String> {
+        let message = Notification::for_throttle(throttled);
         let mut warnings = Vec::new();
         if let Some((telegram, _)) = &self.telegram
-            && let Err(error) = telegram.say(&format!("{}\n\n{}", message.title, message.text)).await
+            && let Err(error) = telegram.send_text(&format!("{}\n\n{}", message.title, message.text)).await
         {
             warnings.push(format!("Telegram was not told: {error}"));
         }
         for (webhook, _) in &self.webhooks {
-            if let Err(error) = webhook.tell_throttled(throttled).await {
+            if let Err(error) = webhook.send_throttle_notice(throttled).await {
                 warnings.push(format!("a webhook was not told: {error}"));
             }
         }
         for (chat, _) in &self.chats {
-            if let Err(error) = chat.tell(&message).await {
-                warnings.push(format!("{} was not told: {}", chat.name(), with_advice(&error)));
+            if let Err(error) = chat.send(&message).await {
+                warnings.push(format!("{} was not told: {}", chat.name(), with_hint(&error)));
             }
         }
         for (email, _) in &self.emails {
-            if let Err(error) = email.tell(&message, None).await {
-                warnings.push(format!("no mail was sent: {}", with_advice(&error)));
+            if let Err(error) = email.send(&message, None).await {
+                warnings.push(format!("no mail was sent: {}", with_hint(&error)));
             }
         }
         warnings
@@ -168,12 +178,12 @@ impl Notifier {
     /// Pings a monitoring URL after success.
     async fn ping(&self, url: &WebhookUrl) -> Result<()> {
         let tried = format!("asking {url}");
-        let read = |answer: &Answer| match answer.status.is_success() {
+        let read = |answer: &HttpReply| match answer.status.is_success() {
             true => None,
-            false => Some(refused(&tried, answer, &format!("HTTP {}", answer.status))),
+            false => Some(status_error(&tried, answer, &format!("HTTP {}", answer.status))),
         };
         let request = |client: &reqwest::Client| client.get(url.expose().clone());
-        self.post.send(url.expose(), &tried, FOR_PING, request, read).await
+        self.http.send(url.expose(), &tried, PING_TIMEOUT, request, read).await
     }
 }
 
@@ -200,25 +210,29 @@ impl Recipient<'_> {
     }
 }
 
-async fn tell_chat(chat: &Chat, report: &Report<'_>, level: Level) -> Result<()> {
-    chat.tell(&Message::of(report, level, chat.template.as_ref()).await?).await
+async fn send_chat(chat: &Chat, report: &Report<'_>, level: ReportLevel) -> Result<()> {
+    chat.send(&Notification::for_report(report, level, chat.template.as_ref()).await?).await
 }
 
-async fn tell_by_mail(email: &Email, report: &Report<'_>, level: Level) -> Result<()> {
-    let message = Message::of(report, level, email.template.as_ref()).await?;
+async fn send_email(email: &Email, report: &Report<'_>, level: ReportLevel) -> Result<()> {
+    let message = Notification::for_report(report, level, email.template.as_ref()).await?;
     let mut page = Vec::new();
-    report::write(report, &Shape { form: Form::Html, level: Some(level), template: None }, &mut page).await?;
-    email.tell(&message, Some((&format!("imgsync-{}.html", report.batch.id), page))).await
+    report::write(report, &ReportSpec { format: ReportFormat::Html, level: Some(level), template: None }, &mut page)
+        .await?;
+    email.send(&message, Some((&format!("imgsync-{}.html", report.batch.id), page))).await
 }
 
-fn with_advice(error: &imgsync_common::error::Error) -> String {
-    match error.advice() {
+fn with_hint(error: &imgsync_common::error::Error) -> String {
+    match error.hint() {
         Some(advice) => format!("{error} ({advice})"),
         None => error.to_string(),
     }
 }
 
 /// Claims a notification, so that one of several coordinators sends it. If the store does not respond, each sends it.
-async fn is_ours(store: &dyn Store, what: &str, name: &str) -> bool {
-    !matches!(store.acquire(&format!("told:{what}"), name, TOLD).await, Ok(Named::Others { .. }))
+async fn claim_notification(store: &dyn Store, what: &str, name: &str) -> bool {
+    !matches!(
+        store.acquire(&format!("told:{what}"), name, NOTIFICATION_CLAIM_TTL).await,
+        Ok(LeaseResult::HeldBy { .. })
+    )
 }

@@ -1,7 +1,7 @@
 //! Splits text into Telegram messages, at lines where possible.
 
 /// Returns the length of a text as Telegram counts it, in UTF-16 code units.
-pub(super) fn length(text: &str) -> usize {
+pub(super) fn utf16_length(text: &str) -> usize {
     text.encode_utf16().count()
 }
 
@@ -13,20 +13,20 @@ pub(super) fn split(text: &str, most: usize) -> Vec<String> {
     let mut long = 0;
     for line in text.split_inclusive('\n') {
         let mut rest = line;
-        while long + length(rest) > most {
-            if long > 0 && length(rest) <= most {
+        while long + utf16_length(rest) > most {
+            if long > 0 && utf16_length(rest) <= most {
                 // The whole line goes to the next part.
                 parts.push(std::mem::take(&mut part));
                 long = 0;
                 continue;
             }
-            let cut = fitting(rest, most - long);
+            let cut = fitting_bytes(rest, most - long);
             part.push_str(&rest[..cut]);
             parts.push(std::mem::take(&mut part));
             (rest, long) = (&rest[cut..], 0);
         }
         part.push_str(rest);
-        long += length(rest);
+        long += utf16_length(rest);
     }
     parts.push(part);
     let trimmed = parts.into_iter().map(|part| part.trim_end().to_owned());
@@ -34,7 +34,7 @@ pub(super) fn split(text: &str, most: usize) -> Vec<String> {
 }
 
 /// Returns how many bytes of a text fit in `most` UTF-16 units.
-fn fitting(text: &str, most: usize) -> usize {
+fn fitting_bytes(text: &str, most: usize) -> usize {
     let mut units = 0;
     for (at, c) in text.char_indices() {
         units += c.len_utf16();
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(split("ab\n🐳🐳🐳🐳\nc", 5), ["ab\n🐳", "🐳🐳", "🐳\nc"]);
         let text: String = (0..3_000).map(|n| format!("line {n} 镜像 🐳\n")).collect();
         let parts = split(&text, 4096);
-        assert!(parts.iter().all(|part| length(part) <= 4096 && !part.starts_with('\n')));
+        assert!(parts.iter().all(|part| utf16_length(part) <= 4096 && !part.starts_with('\n')));
         assert_eq!(parts.join("\n"), text.trim_end());
     }
 }

@@ -4,37 +4,37 @@ use std::fmt;
 use std::time::Duration;
 
 use imgsync_common::config;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::printable::printable_within;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::sanitize::sanitize_within;
 use imgsync_common::secret::Secret;
 use reqwest::multipart::{Form, Part};
 use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
-use super::bounded::Bounded;
-use super::post::{Answer, Post, refused};
-use super::split::{length, split};
-use crate::report::{Level, Report, write_text};
+use super::http_sender::{HttpReply, HttpSender, status_error};
+use super::split::{split, utf16_length};
+use super::truncating_writer::TruncatingWriter;
+use crate::report::{Report, ReportLevel, write_text};
 
-const API: &str = "https://api.telegram.org";
+const DEFAULT_API_URL: &str = "https://api.telegram.org";
 /// Maximum length of a message, in UTF-16 units after its entities are parsed.
-const MAX_MESSAGE: usize = 4096;
+const MAX_MESSAGE_LENGTH: usize = 4096;
 /// Maximum number of messages; a longer report is attached as a file.
 const MAX_MESSAGES: usize = 3;
 /// Maximum size of a file: bots may send 50 MB, including the form.
-const MAX_FILE: usize = 49_000_000;
+const MAX_FILE_BYTES: usize = 49_000_000;
 /// Timeout of a message.
-const FOR_MESSAGE: Duration = Duration::from_secs(30);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Timeout of a file.
-const FOR_FILE: Duration = Duration::from_secs(300);
+const FILE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A bot and its group.
 pub(super) struct Telegram {
     api: Url,
     token: Secret,
     group: String,
-    post: Post,
+    http: HttpSender,
 }
 
 impl fmt::Debug for Telegram {
@@ -45,28 +45,28 @@ impl fmt::Debug for Telegram {
 
 /// Reply of the Bot API.
 #[derive(Deserialize)]
-struct Said {
+struct BotApiReply {
     ok: bool,
     #[serde(default)]
     description: String,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: ReplyParameters,
 }
 
 #[derive(Default, Deserialize)]
-struct Parameters {
+struct ReplyParameters {
     retry_after: Option<u64>,
     migrate_to_chat_id: Option<i64>,
 }
 
 impl Telegram {
     /// Creates the channel, or returns `None` if token or group are missing.
-    pub(super) fn new(configured: &config::Telegram, post: Post) -> Option<Telegram> {
+    pub(super) fn new(configured: &config::TelegramConfig, post: HttpSender) -> Option<Telegram> {
         Some(Telegram {
-            api: configured.api.clone().or_else(|| API.parse().ok())?,
+            api: configured.api.clone().or_else(|| DEFAULT_API_URL.parse().ok())?,
             token: configured.token.clone()?,
             group: configured.group.clone()?,
-            post,
+            http: post,
         })
     }
 
@@ -76,25 +76,29 @@ impl Telegram {
     }
 
     /// Sends the report.
-    pub(super) async fn tell(&self, report: &Report<'_>, level: Level) -> Result<()> {
-        let mut whole = Bounded::of(MAX_FILE);
+    pub(super) async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
+        let mut whole = TruncatingWriter::with_limit(MAX_FILE_BYTES);
         write_text(report, level, &mut whole).await?;
         let text = String::from_utf8_lossy(&whole.text).into_owned();
-        let parts = if length(&text) <= MAX_MESSAGE * MAX_MESSAGES { split(&text, MAX_MESSAGE) } else { Vec::new() };
+        let parts = if utf16_length(&text) <= MAX_MESSAGE_LENGTH * MAX_MESSAGES {
+            split(&text, MAX_MESSAGE_LENGTH)
+        } else {
+            Vec::new()
+        };
         if (1..=MAX_MESSAGES).contains(&parts.len()) {
             for part in parts {
-                self.message(&part).await?;
+                self.send_message(&part).await?;
             }
             return Ok(());
         }
         let mut totals = Vec::new();
-        write_text(report, Level::Totals, &mut totals).await?;
+        write_text(report, ReportLevel::Totals, &mut totals).await?;
         let totals = format!("{}\nThe rest is in the file.", String::from_utf8_lossy(&totals).trim_end());
-        for part in split(&totals, MAX_MESSAGE) {
-            self.message(&part).await?;
+        for part in split(&totals, MAX_MESSAGE_LENGTH) {
+            self.send_message(&part).await?;
         }
         let id = report.batch.id;
-        let text = match whole.is_cut {
+        let text = match whole.is_truncated {
             false => text,
             // Not within a line or a character.
             true => {
@@ -102,17 +106,17 @@ impl Telegram {
                 format!("{lines}\nCut here. All of it: imgsync batch report {id} --report=all.txt --report-level 3\n")
             }
         };
-        self.file(&format!("imgsync-{id}.txt"), text).await
+        self.send_file(&format!("imgsync-{id}.txt"), text).await
     }
 
     /// Sends a short text.
-    pub(super) async fn say(&self, text: &str) -> Result<()> {
-        self.message(text).await
+    pub(super) async fn send_text(&self, text: &str) -> Result<()> {
+        self.send_message(text).await
     }
 
     /// Sends preformatted text.
-    async fn message(&self, text: &str) -> Result<()> {
-        let url = self.method("sendMessage")?;
+    async fn send_message(&self, text: &str) -> Result<()> {
+        let url = self.method_url("sendMessage")?;
         let body = json!({
             "chat_id": self.group,
             "text": format!("<pre>{}</pre>", escape(text)),
@@ -120,36 +124,40 @@ impl Telegram {
             "link_preview_options": {"is_disabled": true},
         });
         let tried = format!("sending a message to {} at {}", self.group, self.api);
-        let read = |answer: &Answer| self.read(&tried, answer);
-        self.post.send(&url, &tried, FOR_MESSAGE, |client| client.post(url.clone()).json(&body), read).await
+        let read = |answer: &HttpReply| self.check_reply(&tried, answer);
+        self.http.send(&url, &tried, MESSAGE_TIMEOUT, |client| client.post(url.clone()).json(&body), read).await
     }
 
-    async fn file(&self, name: &str, text: String) -> Result<()> {
-        let url = self.method("sendDocument")?;
+    async fn send_file(&self, name: &str, text: String) -> Result<()> {
+        let url = self.method_url("sendDocument")?;
         let text = bytes::Bytes::from(text);
         let tried = format!("sending a file to {} at {}", self.group, self.api);
-        let read = |answer: &Answer| self.read(&tried, answer);
+        let read = |answer: &HttpReply| self.check_reply(&tried, answer);
         let request = |client: &reqwest::Client| {
             let length = text.len() as u64;
             let part = Part::stream_with_length(text.clone(), length).file_name(name.to_owned());
             let part = part.mime_str("text/plain; charset=utf-8").unwrap_or_else(|_| Part::bytes(Vec::new()));
             client.post(url.clone()).multipart(Form::new().text("chat_id", self.group.clone()).part("document", part))
         };
-        self.post.send(&url, &tried, FOR_FILE, request, read).await
+        self.http.send(&url, &tried, FILE_TIMEOUT, request, read).await
     }
 
     /// Returns the URL of an API method, which contains the token.
-    fn method(&self, name: &str) -> Result<Url> {
+    fn method_url(&self, name: &str) -> Result<Url> {
         let base = self.api.as_str().trim_end_matches('/');
         format!("{base}/bot{}/{name}", self.token.expose()).parse().map_err(|_| {
-            Error::new(Class::Invalid, format!("asking Telegram at {}", self.api), "the token cannot stand in a URL")
+            Error::new(
+                ErrorKind::Invalid,
+                format!("asking Telegram at {}", self.api),
+                "the token cannot stand in a URL",
+            )
         })
     }
 
     /// Returns the error of a reply.
-    fn read(&self, tried: &str, answer: &Answer) -> Option<Error> {
-        let Ok(said) = serde_json::from_slice::<Said>(&answer.body) else {
-            return Some(refused(
+    fn check_reply(&self, tried: &str, answer: &HttpReply) -> Option<Error> {
+        let Ok(said) = serde_json::from_slice::<BotApiReply>(&answer.body) else {
+            return Some(status_error(
                 tried,
                 answer,
                 &format!("HTTP {}, and not in Telegram's words", answer.status.as_u16()),
@@ -160,7 +168,7 @@ impl Telegram {
         }
         // A server other than Telegram's could echo the token.
         let description = said.description.replace(self.token.expose(), "***");
-        let mut detail = format!("HTTP {}, {}", answer.status.as_u16(), printable_within(&description, 200));
+        let mut detail = format!("HTTP {}, {}", answer.status.as_u16(), sanitize_within(&description, 200));
         match answer.status.as_u16() {
             401 | 404 => detail.push_str(" (is the token right?)"),
             403 => detail.push_str(" (is the bot in the group, and may it write there?)"),
@@ -174,9 +182,9 @@ impl Telegram {
             _ => {}
         }
         let asked = said.parameters.retry_after.map(Duration::from_secs);
-        let error = refused(tried, answer, &detail);
+        let error = status_error(tried, answer, &detail);
         Some(match asked {
-            Some(wait) => error.retry_after(Some(wait)),
+            Some(wait) => error.with_retry_after(Some(wait)),
             None => error,
         })
     }

@@ -1,12 +1,12 @@
 //! Presets: well-known sources as data (`presets.toml`), and the repositories and tags that a rule reads: those of a
-//! preset, or the rule's pattern. Only [`parts`] looks into a preset.
+//! preset, or the rule's pattern. Only [`source_selectors`] looks into a preset.
 
 mod catalog;
-mod part;
+mod selector;
 mod versions;
 
-pub use catalog::{Known, all, find, known, of_original, original_of};
-pub use part::{Names, Part, is_of_preset, parts};
+pub use catalog::{PresetDefinition, all, find, find_by_original, known_presets, original_name};
+pub use selector::{SourceSelector, TargetNamePatterns, preset_contains, source_selectors};
 
 #[cfg(test)]
 mod tests;

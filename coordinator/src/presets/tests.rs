@@ -1,25 +1,25 @@
 use std::fmt::Write as _;
 
-use imgsync_common::config::Source;
+use imgsync_common::config::RuleSource;
 
 use super::*;
 
-fn read(preset: &str) -> Vec<Part> {
-    parts(&Source::Preset(preset.parse().unwrap())).unwrap_or_else(|error| panic!("{preset}: {error}"))
+fn read(preset: &str) -> Vec<SourceSelector> {
+    source_selectors(&RuleSource::Preset(preset.parse().unwrap())).unwrap_or_else(|error| panic!("{preset}: {error}"))
 }
 
 /// Lists the patterns of a preset with their tags.
 fn images(preset: &str) -> Vec<String> {
-    let tags = |part: &Part| match part.selection.include.is_empty() {
+    let tags = |part: &SourceSelector| match part.selection.include.is_empty() {
         true => part.selection.range.as_ref().map_or("*".to_owned(), ToString::to_string),
         false => part.selection.include.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
     };
-    let strip = |part: &Part| part.pattern.to_string().trim_start_matches("registry.k8s.io/").to_owned();
+    let strip = |part: &SourceSelector| part.pattern.to_string().trim_start_matches("registry.k8s.io/").to_owned();
     read(preset).iter().map(|part| format!("{}:{}", strip(part), tags(part))).collect()
 }
 
 #[test]
-fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
+fn the_eight_presets_of_the_original_keep_their_original_names() {
     let names: Vec<&str> = all().iter().map(|known| known.name.as_str()).collect();
     assert_eq!(names, ["flannel", "kubeadm", "helm", "istio", "linkerd", "spinnaker", "distroless", "samples"]);
     for (preset, repository, original) in [
@@ -36,15 +36,15 @@ fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
         let part =
             read(preset).into_iter().find(|part| part.pattern.matches(path)).unwrap_or_else(|| panic!("{preset}"));
         assert_eq!(part.pattern.registry().as_str(), registry);
-        let found = part.original(&registry.parse().unwrap(), &path.parse().unwrap());
+        let found = part.original_name(&registry.parse().unwrap(), &path.parse().unwrap());
         assert_eq!(found.as_deref(), Some(original));
         let home = original.rsplit_once('/').unwrap().0.trim_end_matches("/coredns");
-        assert_eq!(of_original(home).map(|known| known.name.as_str()), Some(preset));
+        assert_eq!(find_by_original(home).map(|known| known.name.as_str()), Some(preset));
     }
     // Repositories that 2.1 did not read have no original name.
     let plugin = &read("flannel")[1];
-    assert_eq!(plugin.original(plugin.pattern.registry(), &plugin.pattern.repository().unwrap()), None);
-    assert_eq!(read("helm")[0].was(), ["gcr.io/kubernetes-helm/tiller"]);
+    assert_eq!(plugin.original_name(plugin.pattern.registry(), &plugin.pattern.repository().unwrap()), None);
+    assert_eq!(read("helm")[0].former_locations(), ["gcr.io/kubernetes-helm/tiller"]);
     // Two locations at a time, where old versions were not moved.
     let homes = |preset: &str, name: &str| -> Vec<String> {
         let parts = read(preset).into_iter().map(|part| part.pattern.to_string());
@@ -58,7 +58,7 @@ fn the_eight_systems_of_the_original_are_there_under_the_names_of_then() {
         homes("flannel", "/flannel"),
         ["ghcr.io/flannel-io/flannel", "docker.io/flannel/flannel", "quay.io/coreos/flannel"]
     );
-    assert_eq!(of_original("gcr.io/google-containers").map(|known| known.name.as_str()), None);
+    assert_eq!(find_by_original("gcr.io/google-containers").map(|known| known.name.as_str()), None);
 }
 
 #[test]
@@ -87,8 +87,11 @@ fn versions_of_kubernetes_bring_what_kubeadm_needs_for_them() {
     assert_eq!(images("kubeadm"), ["**:*"]);
     let part = &read("kubeadm ~1.30")[0];
     assert_eq!(
-        part.names(),
-        Names { target: "registry.k8s.io_kube-apiserver".into(), original: "k8s.gcr.io_kube-apiserver".into() }
+        part.target_name_patterns(),
+        TargetNamePatterns {
+            target: "registry.k8s.io_kube-apiserver".into(),
+            original: "k8s.gcr.io_kube-apiserver".into()
+        }
     );
 }
 
@@ -96,18 +99,18 @@ fn versions_of_kubernetes_bring_what_kubeadm_needs_for_them() {
 fn the_table_of_versions_goes_from_old_to_new() {
     let kubeadm = all().iter().find(|known| known.has_versions()).unwrap();
     let releases = &kubeadm.versions.as_ref().unwrap().releases;
-    let from: Vec<_> = releases.iter().map(|release| super::versions::triple(&release.from).unwrap()).collect();
+    let from: Vec<_> = releases.iter().map(|release| super::versions::parse_triple(&release.from).unwrap()).collect();
     assert!(from.is_sorted_by(|a, b| a < b), "{from:?}");
     assert!(releases.iter().all(|release| release.images.len() == 3));
-    assert_eq!(super::versions::triple("v1.31.0-rc.1"), Some((1, 31, 0)));
-    assert_eq!(super::versions::triple("latest"), None);
+    assert_eq!(super::versions::parse_triple("v1.31.0-rc.1"), Some((1, 31, 0)));
+    assert_eq!(super::versions::parse_triple("latest"), None);
 }
 
 #[test]
 fn what_is_no_preset_or_takes_no_versions_is_refused_with_what_there_is() {
     let refused = |text: &str| find(&text.parse().unwrap()).unwrap_err();
     assert!(refused("kubadm").to_string().contains("did you mean `kubeadm`?"));
-    assert!(refused("cilium").advice().unwrap().contains("flannel, kubeadm, helm"));
+    assert!(refused("cilium").hint().unwrap().contains("flannel, kubeadm, helm"));
     assert!(refused("flannel >=0.20").to_string().contains("`flannel` is not cut down to versions"));
 }
 
@@ -121,8 +124,8 @@ fn the_tables_of_the_documentation_are_current() {
             .to_owned();
     for known in all() {
         for part in read(&known.name) {
-            let Names { target, original } = part.names();
-            let was: Vec<String> = part.was().iter().map(|was| format!("`{was}`")).collect();
+            let TargetNamePatterns { target, original } = part.target_name_patterns();
+            let was: Vec<String> = part.former_locations().iter().map(|was| format!("`{was}`")).collect();
             let line = [
                 known.name.clone(),
                 format!("`{}`", part.pattern),

@@ -2,48 +2,48 @@
 
 use std::collections::BTreeMap;
 
-use imgsync_common::select::{Selection, TagPattern, Version, VersionRange};
+use imgsync_common::select::{TagPattern, TagSelection, Version, VersionRange};
 use serde::Deserialize;
 
-use super::part::{Part, Watch};
+use super::selector::{Expectation, SourceSelector};
 
 /// Upper limit for the patch releases of a minor version.
-const PATCHES: u64 = 100;
+const MAX_PATCH_RELEASES: u64 = 100;
 /// Number of minor versions after the newest known one that a range is checked for.
-const NEWER: u64 = 100;
+const MAX_MINORS_AHEAD: u64 = 100;
 /// Pre-release labels; a range without any of these selects releases.
-const STAGES: [&str; 3] = ["alpha", "beta", "rc"];
+const PRE_RELEASE_LABELS: [&str; 3] = ["alpha", "beta", "rc"];
 
 /// Table of a product's versions.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Versions {
+pub(super) struct VersionTable {
     /// Preset that the table belongs to.
     pub(super) preset: String,
     /// Product of the versions.
-    of: String,
+    product: String,
     /// Registry and path.
     at: String,
     /// Repositories with the version as their tag.
     components: Vec<String>,
     /// Releases in ascending order.
     #[serde(rename = "release")]
-    pub(super) releases: Vec<Release>,
+    pub(super) releases: Vec<ReleaseImages>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Release {
+pub(super) struct ReleaseImages {
     pub(super) from: String,
     /// `repository:tag`.
     pub(super) images: Vec<String>,
 }
 
 /// Major, minor, patch.
-type Triple = (u64, u64, u64);
+type VersionTriple = (u64, u64, u64);
 
 /// Parses the numbers of `v1.30.5` or `1.30.5-rc.1`; a missing patch is 0.
-pub(super) fn triple(text: &str) -> Option<Triple> {
+pub(super) fn parse_triple(text: &str) -> Option<VersionTriple> {
     let plain = text.trim_start_matches('v');
     let plain = plain.split_once(['-', '+']).map_or(plain, |(plain, _)| plain);
     let mut numbers = plain.split('.').map(str::parse);
@@ -51,27 +51,28 @@ pub(super) fn triple(text: &str) -> Option<Triple> {
     Some((next()??, next()??, next()?.unwrap_or(0)))
 }
 
-impl Versions {
+impl VersionTable {
     /// Returns the selectors for the images that a range of versions needs.
-    pub(super) fn parts(&self, range: &VersionRange) -> Vec<Part> {
+    pub(super) fn source_selectors(&self, range: &VersionRange) -> Vec<SourceSelector> {
         let glob = |text: &str| text.parse::<TagPattern>().ok();
-        let plain = !STAGES.iter().any(|stage| range.as_str().contains(stage));
-        let exclude = STAGES.iter().filter(|_| plain).filter_map(|stage| glob(&format!("*-{stage}*"))).collect();
-        let selection = Selection { range: Some(range.clone()), exclude, ..Selection::default() };
+        let plain = !PRE_RELEASE_LABELS.iter().any(|stage| range.as_str().contains(stage));
+        let exclude =
+            PRE_RELEASE_LABELS.iter().filter(|_| plain).filter_map(|stage| glob(&format!("*-{stage}*"))).collect();
+        let selection = TagSelection { range: Some(range.clone()), exclude, ..TagSelection::default() };
         let known = self.releases.first().zip(self.releases.last());
-        let known = known.and_then(|(first, last)| Some((triple(&first.from)?, triple(&last.from)?)));
+        let known = known.and_then(|(first, last)| Some((parse_triple(&first.from)?, parse_triple(&last.from)?)));
         let components = self.components.iter().enumerate().filter_map(|(index, component)| {
             let pattern = format!("{}/{component}", self.at).parse().ok()?;
             // All components have the same versions: one of them reports unexpected ones.
-            let watch = known.filter(|_| index == 0).map(|(oldest, newest)| Watch::Versions {
-                of: self.of.clone(),
+            let watch = known.filter(|_| index == 0).map(|(oldest, newest)| Expectation::Versions {
+                of: self.product.clone(),
                 oldest: (oldest.0, oldest.1),
                 newest: (newest.0, newest.1),
             });
-            Some(Part { pattern, selection: selection.clone(), watch, home: None })
+            Some(SourceSelector { pattern, selection: selection.clone(), expectation: watch, home: None })
         });
         let mut images: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for release in self.needed(range) {
+        for release in self.matching_releases(range) {
             for (repository, tag) in release.images.iter().filter_map(|image| image.split_once(':')) {
                 let tags = images.entry(repository).or_default();
                 if !tags.contains(&tag) {
@@ -82,25 +83,27 @@ impl Versions {
         let images = images.into_iter().filter_map(|(repository, tags)| {
             let pattern = format!("{}/{repository}", self.at).parse().ok()?;
             let include = tags.iter().filter_map(|tag| glob(tag)).collect();
-            let selection = Selection { include, ..Selection::default() };
-            let watch = Some(Watch::Tags { of: self.of.clone() });
-            Some(Part { pattern, selection, watch, home: None })
+            let selection = TagSelection { include, ..TagSelection::default() };
+            let watch = Some(Expectation::Tags { of: self.product.clone() });
+            Some(SourceSelector { pattern, selection, expectation: watch, home: None })
         });
         components.chain(images).collect()
     }
 
     /// Returns the releases of the table that a range matches. The last one also covers newer versions.
-    fn needed(&self, range: &VersionRange) -> Vec<&Release> {
-        let within = |version: Triple| {
+    fn matching_releases(&self, range: &VersionRange) -> Vec<&ReleaseImages> {
+        let within = |version: VersionTriple| {
             Version::parse(&format!("v{}.{}.{}", version.0, version.1, version.2)).is_some_and(|v| range.contains(&v))
         };
         let mut needed = Vec::new();
         for (index, release) in self.releases.iter().enumerate() {
-            let Some((major, minor, patch)) = triple(&release.from) else { continue };
-            let next = self.releases.get(index + 1).and_then(|next| triple(&next.from));
-            let end = next.filter(|next| (next.0, next.1) == (major, minor)).map_or(PATCHES, |next| next.2);
-            let newer =
-                || (minor + 1..=minor + NEWER).any(|minor| (0..PATCHES).any(|patch| within((major, minor, patch))));
+            let Some((major, minor, patch)) = parse_triple(&release.from) else { continue };
+            let next = self.releases.get(index + 1).and_then(|next| parse_triple(&next.from));
+            let end = next.filter(|next| (next.0, next.1) == (major, minor)).map_or(MAX_PATCH_RELEASES, |next| next.2);
+            let newer = || {
+                (minor + 1..=minor + MAX_MINORS_AHEAD)
+                    .any(|minor| (0..MAX_PATCH_RELEASES).any(|patch| within((major, minor, patch))))
+            };
             if (patch..end).any(|patch| within((major, minor, patch))) || (next.is_none() && newer()) {
                 needed.push(release);
             }

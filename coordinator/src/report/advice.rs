@@ -1,82 +1,86 @@
 //! Titles of the error kinds, and advice on each.
 
-use imgsync_common::error::Class;
+use imgsync_common::error::ErrorKind;
 
 /// Returns the title of an error kind.
-pub(crate) fn title(class: Class) -> &'static str {
+pub(crate) fn title(class: ErrorKind) -> &'static str {
     match class {
-        Class::NotFound => "Not found",
-        Class::Denied => "Denied",
-        Class::TokenExpired => "Token expired",
-        Class::RateLimited => "Rate limited",
-        Class::Unreachable => "Unreachable",
-        Class::TimedOut => "Timed out",
-        Class::ServerError => "Server error",
-        Class::Corrupt => "Corrupt",
-        Class::Refused => "Refused",
-        Class::Incomplete => "Incomplete",
-        Class::Unsupported => "Unsupported",
-        Class::Outdated => "Outdated (Docker schema 1)",
-        Class::BadAnswer => "Bad answer",
-        Class::Insecure => "Insecure",
-        Class::Invalid => "Invalid",
-        Class::Local => "On this machine",
-        Class::Collision => "Collision of names",
-        Class::Immutable => "Immutable",
-        Class::Differs => "Different at the target",
-        Class::Cancelled => "Cancelled",
+        ErrorKind::NotFound => "Not found",
+        ErrorKind::Denied => "Denied",
+        ErrorKind::TokenExpired => "Token expired",
+        ErrorKind::RateLimited => "Rate limited",
+        ErrorKind::Unreachable => "Unreachable",
+        ErrorKind::TimedOut => "Timed out",
+        ErrorKind::ServerError => "Server error",
+        ErrorKind::Corrupt => "Corrupt",
+        ErrorKind::Refused => "Refused",
+        ErrorKind::Incomplete => "Incomplete",
+        ErrorKind::Unsupported => "Unsupported",
+        ErrorKind::Outdated => "Outdated (Docker schema 1)",
+        ErrorKind::InvalidResponse => "Bad answer",
+        ErrorKind::Insecure => "Insecure",
+        ErrorKind::Invalid => "Invalid",
+        ErrorKind::Local => "On this machine",
+        ErrorKind::Collision => "Collision of names",
+        ErrorKind::Immutable => "Immutable",
+        ErrorKind::Differs => "Different at the target",
+        ErrorKind::Cancelled => "Cancelled",
     }
 }
 
 /// Returns the advice on an error kind.
-pub(crate) fn on(class: Class) -> &'static str {
+pub(crate) fn for_kind(class: ErrorKind) -> &'static str {
     match class {
-        Class::NotFound => {
+        ErrorKind::NotFound => {
             "The source does not have it any more, or never had: run again, which lists afresh; exclude the tag if it stays away."
         }
-        Class::Denied => {
+        ErrorKind::Denied => {
             "Log in, or check the credentials of the registry that the error names: it wants to be pulled from, or pushed to, by somebody else."
         }
-        Class::TokenExpired => {
+        ErrorKind::TokenExpired => {
             "The token ran out while bytes were moving: requeue; with slow lines give images more time (--timeout)."
         }
-        Class::RateLimited => {
+        ErrorKind::RateLimited => {
             "Requeue later. Log in for a higher limit, and set `requests_per_second` for the registry so that it is not asked too fast."
         }
-        Class::Unreachable => "Check name, port, proxy and network of the registry that the error names; then requeue.",
-        Class::TimedOut => {
+        ErrorKind::Unreachable => {
+            "Check name, port, proxy and network of the registry that the error names; then requeue."
+        }
+        ErrorKind::TimedOut => {
             "Requeue; if it happens again, give images more time (--timeout) or copy fewer at a time (--concurrency)."
         }
-        Class::ServerError => "The registry itself failed: requeue; if it stays so, ask those who run it.",
-        Class::Corrupt => {
+        ErrorKind::ServerError => "The registry itself failed: requeue; if it stays so, ask those who run it.",
+        ErrorKind::Corrupt => {
             "What the source sent is not what its digest says, and nothing of it was published: the image is broken there, or something between changes bytes."
         }
-        Class::Refused => {
+        ErrorKind::Refused => {
             "The target does not take this: its quota, its rules for names or for content. Its words are in the error."
         }
-        Class::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
-        Class::Unsupported => {
+        ErrorKind::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
+        ErrorKind::Unsupported => {
             "Content that cannot be copied as it is, or a platform that the image lacks: see the error; choose other `platforms`, or exclude its tag."
         }
-        Class::Outdated => {
+        ErrorKind::Outdated => {
             "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag, or build it again."
         }
-        Class::BadAnswer => {
+        ErrorKind::InvalidResponse => {
             "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`."
         }
-        Class::Insecure => {
+        ErrorKind::Insecure => {
             "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so. Or the store was altered: docs/security.md."
         }
-        Class::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
-        Class::Local => "A file, a disk or a program on this machine: the error says which.",
-        Class::Collision => "Two sources want the same target: give one of the rules another `naming` or another `to`.",
-        Class::Immutable => {
+        ErrorKind::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
+        ErrorKind::Local => "A file, a disk or a program on this machine: the error says which.",
+        ErrorKind::Collision => {
+            "Two sources want the same target: give one of the rules another `naming` or another `to`."
+        }
+        ErrorKind::Immutable => {
             "The tag is not to be moved, by the target's settings or by `immutable`, and the source has something else under it by now: find out why it was moved; exclude the tag, or copy it once with `imgsync sync`."
         }
-        Class::Differs => {
+        ErrorKind::Differs => {
             "The target lacks something that the source has, or has something else: `imgsync run --force` brings it."
         }
-        Class::Cancelled => "It was stopped on request; run again to go on.",
+        ErrorKind::Cancelled => "It was stopped on request; run again to go on.",
     }
 }
 
@@ -91,10 +95,10 @@ mod tests {
 
     /// Rewritten by `UPDATE_DOCS=1 cargo nextest run classes`.
     #[test]
-    fn the_page_for_operators_explains_all_classes() {
+    fn the_operating_page_explains_all_error_kinds() {
         let mut table = String::from("\n| class | | what to do |\n|---|---|---|\n");
-        for class in Class::ALL {
-            let _ = writeln!(table, "| `{}` | {} | {} |", class.as_str(), title(class), on(class));
+        for class in ErrorKind::ALL {
+            let _ = writeln!(table, "| `{}` | {} | {} |", class.as_str(), title(class), for_kind(class));
         }
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md");
         let page = std::fs::read_to_string(path).unwrap();

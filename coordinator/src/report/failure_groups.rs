@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Class, Result};
-use imgsync_common::store::{FailedTask, Store, Unlisted};
+use imgsync_common::error::{ErrorKind, Result};
+use imgsync_common::store::{FailedTask, ListingFailure, Store};
 use serde::Serialize;
 
 use super::advice;
 
 /// Failures read per query.
-const PAGE: usize = 1_000;
+const ROWS_PER_PAGE: usize = 1_000;
 
 /// A failed task and its error.
 #[derive(Debug, Clone, Serialize)]
@@ -18,7 +18,7 @@ pub(crate) struct FailureRow {
     pub(crate) index: u32,
     source: String,
     target: String,
-    class: Class,
+    kind: ErrorKind,
     error: String,
     attempts: u32,
 }
@@ -27,9 +27,9 @@ impl FailureRow {
     pub(crate) fn new(failed: &FailedTask) -> FailureRow {
         FailureRow {
             index: failed.task.index,
-            source: failed.task.planned.source.to_string(),
-            target: failed.task.planned.target.to_string(),
-            class: failed.failure.class,
+            source: failed.task.spec.source.to_string(),
+            target: failed.task.spec.target.to_string(),
+            kind: failed.failure.kind,
             error: failed.failure.error.clone(),
             attempts: failed.failure.attempts,
         }
@@ -41,14 +41,14 @@ impl FailureRow {
             0 | 1 => String::new(),
             n => format!(", {n} tries"),
         };
-        format!("{} -> {}\n    {}{times}: {}", self.source, self.target, self.class, self.error)
+        format!("{} -> {}\n    {}{times}: {}", self.source, self.target, self.kind, self.error)
     }
 }
 
 /// Failures of one error kind.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct ClassGroup {
-    pub(crate) class: Class,
+pub(crate) struct ErrorKindGroup {
+    pub(crate) kind: ErrorKind,
     pub(crate) title: &'static str,
     pub(crate) advice: &'static str,
     pub(crate) failed: u64,
@@ -66,51 +66,56 @@ pub(crate) struct RegistryGroup {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FailureGroups {
     pub(crate) failed: u64,
-    pub(crate) by_class: Vec<ClassGroup>,
+    pub(crate) by_kind: Vec<ErrorKindGroup>,
     pub(crate) by_registry: Vec<RegistryGroup>,
-    pub(crate) unlisted: Vec<Unlisted>,
+    pub(crate) unlisted: Vec<ListingFailure>,
 }
 
 impl FailureGroups {
     /// Reads and groups the failures of a batch. `unlisted` is returned as it is.
-    pub(crate) async fn read(store: &dyn Store, batch: BatchId, unlisted: Vec<Unlisted>) -> Result<FailureGroups> {
-        let mut by_class: BTreeMap<Class, (u64, FailureRow)> = BTreeMap::new();
+    pub(crate) async fn read(
+        store: &dyn Store,
+        batch: BatchId,
+        unlisted: Vec<ListingFailure>,
+    ) -> Result<FailureGroups> {
+        let mut by_class: BTreeMap<ErrorKind, (u64, FailureRow)> = BTreeMap::new();
         let mut by_registry: BTreeMap<String, u64> = BTreeMap::new();
         let mut from = 0;
         let mut failed = 0;
         loop {
-            let page = store.failures(batch, from, PAGE).await?;
+            let page = store.failures(batch, from, ROWS_PER_PAGE).await?;
             let Some(last) = page.last() else { break };
             from = last.task.index.saturating_add(1);
             for one in &page {
                 failed += 1;
-                by_class.entry(one.failure.class).or_insert_with(|| (0, FailureRow::new(one))).0 += 1;
-                let planned = &one.task.planned;
-                let mut registries: Vec<String> = [planned.source.home.end(), planned.target.home.end()]
-                    .into_iter()
-                    .filter_map(|end| end.registry().map(ToString::to_string))
-                    .collect();
+                by_class.entry(one.failure.kind).or_insert_with(|| (0, FailureRow::new(one))).0 += 1;
+                let planned = &one.task.spec;
+                let mut registries: Vec<String> =
+                    [planned.source.repository.endpoint(), planned.target.repository.endpoint()]
+                        .into_iter()
+                        .filter_map(|end| end.registry().map(ToString::to_string))
+                        .collect();
                 registries.dedup();
                 for registry in registries {
                     *by_registry.entry(registry).or_default() += 1;
                 }
             }
-            if page.len() < PAGE {
+            if page.len() < ROWS_PER_PAGE {
                 break;
             }
         }
-        let class = |(class, (failed, example)): (Class, (u64, FailureRow))| ClassGroup {
-            class,
+        let class = |(class, (failed, example)): (ErrorKind, (u64, FailureRow))| ErrorKindGroup {
+            kind: class,
             title: advice::title(class),
-            advice: advice::on(class),
+            advice: advice::for_kind(class),
             failed,
             example,
         };
-        let mut by_class: Vec<ClassGroup> = by_class.into_iter().map(class).collect();
+        let mut by_class: Vec<ErrorKindGroup> = by_class.into_iter().map(class).collect();
         by_class.sort_by_key(|group| std::cmp::Reverse(group.failed));
         let mut by_registry: Vec<RegistryGroup> =
             by_registry.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();
         by_registry.sort_by_key(|group| std::cmp::Reverse(group.failed));
-        Ok(FailureGroups { failed, by_class, by_registry, unlisted })
+        Ok(FailureGroups { failed, by_kind: by_class, by_registry, unlisted })
     }
 }

@@ -2,29 +2,29 @@
 
 use std::io::Write;
 
-use imgsync_common::batch::{Bytes, Counts, Requests, TaskState};
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::store::{EmptyRule, Pruned, Unlisted};
+use imgsync_common::batch::{BlobBytes, RequestCounts, TaskCounts, TaskState};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::store::{EmptyRule, ListingFailure, PruneRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Level, Report};
+use super::{Report, ReportLevel};
 
 /// JSON report without the failures, which are written page by page.
 #[derive(Debug, Serialize)]
-pub struct Json<'a> {
+pub struct ReportJson<'a> {
     batch: String,
     state: &'static str,
-    counts: &'a Counts,
-    bytes: &'a Bytes,
-    requests: &'a Requests,
+    counts: &'a TaskCounts,
+    bytes: &'a BlobBytes,
+    requests: &'a RequestCounts,
     seconds: f64,
-    unlisted: &'a [Unlisted],
+    unlisted: &'a [ListingFailure],
     rules: Vec<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     empty_rules: Vec<NamedEmptyRule<'a>>,
     #[serde(skip_serializing_if = "are_none")]
-    pruned: &'a [Pruned],
+    pruned: &'a [PruneRecord],
 }
 
 #[derive(Debug, Serialize)]
@@ -34,35 +34,35 @@ struct NamedEmptyRule<'a> {
     rule: &'a EmptyRule,
 }
 
-fn are_none(lines: &&[Pruned]) -> bool {
+fn are_none(lines: &&[PruneRecord]) -> bool {
     lines.is_empty()
 }
 
 #[derive(Serialize)]
-struct Failed {
+struct FailureJson {
     source: String,
     target: String,
-    class: Class,
+    kind: ErrorKind,
     error: String,
     attempts: u32,
 }
 
 #[derive(Serialize)]
-struct Image {
+struct ImageJson {
     source: String,
     target: String,
     state: &'static str,
 }
 
 /// Writes the report as one JSON object on one line, at level 3 with every image.
-pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write + Send)) -> Result<()> {
-    let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
-    let head = Json {
+pub async fn write_json(report: &Report<'_>, level: ReportLevel, out: &mut (dyn Write + Send)) -> Result<()> {
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, "writing the report", error.to_string());
+    let head = ReportJson {
         batch: report.batch.id.to_string(),
         state: report.state.as_str(),
         counts: &report.batch.counts,
-        bytes: &report.batch.spent.bytes,
-        requests: &report.batch.spent.requests,
+        bytes: &report.batch.usage.bytes,
+        requests: &report.batch.usage.requests,
         seconds: report.seconds(),
         unlisted: &report.unlisted,
         rules: report.options.rules.iter().map(|rule| rule.name.as_str()).collect(),
@@ -86,10 +86,10 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
             if !std::mem::take(&mut first) {
                 out.write_all(b",").map_err(failed)?;
             }
-            let failure = Failed {
-                source: row.task.planned.source.to_string(),
-                target: row.task.planned.target.to_string(),
-                class: row.failure.class,
+            let failure = FailureJson {
+                source: row.task.spec.source.to_string(),
+                target: row.task.spec.target.to_string(),
+                kind: row.failure.kind,
                 error: row.failure.error,
                 attempts: row.failure.attempts,
             };
@@ -97,7 +97,7 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
             out.write_all(text.as_bytes()).map_err(failed)?;
         }
     }
-    if level >= Level::Everything {
+    if level >= ReportLevel::Everything {
         out.write_all(b"],\"images\":[").map_err(failed)?;
         (from, first) = (0, true);
         loop {
@@ -108,9 +108,9 @@ pub async fn write_json(report: &Report<'_>, level: Level, out: &mut (dyn Write 
                 if !std::mem::take(&mut first) {
                     out.write_all(b",").map_err(failed)?;
                 }
-                let planned = &row.task.planned;
+                let planned = &row.task.spec;
                 let state = row.state.as_str();
-                let image = Image { source: planned.source.to_string(), target: planned.target.to_string(), state };
+                let image = ImageJson { source: planned.source.to_string(), target: planned.target.to_string(), state };
                 let text = serde_json::to_string(&image).map_err(|error| failed(error.into()))?;
                 out.write_all(text.as_bytes()).map_err(failed)?;
             }

@@ -2,8 +2,8 @@
 //! the user's own.
 
 pub(crate) mod advice;
+mod collect;
 pub(crate) mod failure_groups;
-mod gather;
 mod json;
 mod plot;
 #[cfg(test)]
@@ -17,26 +17,26 @@ mod view;
 use std::io::Write;
 use std::path::Path;
 
-use imgsync_common::batch::{BatchId, Options, TaskState};
+use imgsync_common::batch::{BatchId, BatchOptions, TaskState};
 use imgsync_common::config::{Config, Rule};
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::private;
-use imgsync_common::store::{Batch, Course, EmptyRule, FailedTask, Pruned, Store, TaskRow, Unlisted};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::private_files;
+use imgsync_common::store::{Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow};
 use jiff::Timestamp;
 
-use crate::batches::{BatchState, BatchView};
+use crate::orchestrator::{BatchStatus, BatchView};
 
-pub use json::{Json, json_schema, write_json};
-pub use template::Template;
+pub use json::{ReportJson, json_schema, write_json};
+pub use template::ReportTemplate;
 pub use text::write_text;
-pub use view::View;
+pub use view::ReportData;
 
 /// Rows read from the store per query.
-const PAGE: usize = 1000;
+const ROWS_PER_PAGE: usize = 1000;
 
 /// Level of detail of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub enum ReportLevel {
     /// Totals.
     Totals,
     /// Totals and failures.
@@ -45,29 +45,29 @@ pub enum Level {
     Everything,
 }
 
-impl Level {
+impl ReportLevel {
     /// Returns the level of a `--report-level`: 1, 2 or 3.
-    pub fn from_number(number: u8) -> Level {
+    pub fn from_number(number: u8) -> ReportLevel {
         match number {
-            0 | 1 => Level::Totals,
-            2 => Level::Failures,
-            _ => Level::Everything,
+            0 | 1 => ReportLevel::Totals,
+            2 => ReportLevel::Failures,
+            _ => ReportLevel::Everything,
         }
     }
 
     /// Returns the number of the level.
     pub fn number(self) -> u8 {
         match self {
-            Level::Totals => 1,
-            Level::Failures => 2,
-            Level::Everything => 3,
+            ReportLevel::Totals => 1,
+            ReportLevel::Failures => 2,
+            ReportLevel::Everything => 3,
         }
     }
 }
 
 /// Format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum ReportFormat {
     /// Text, with the lines of imgsync 2.1.
     Text,
     /// One JSON object on one line.
@@ -78,51 +78,51 @@ pub enum Form {
     Html,
 }
 
-impl Form {
+impl ReportFormat {
     /// Returns the format of a file extension, if it is known.
-    pub fn of_file(path: &Path) -> Option<Form> {
+    pub fn from_path(path: &Path) -> Option<ReportFormat> {
         match path.extension()?.to_str()? {
-            "txt" => Some(Form::Text),
-            "json" => Some(Form::Json),
-            "md" => Some(Form::Markdown),
-            "html" => Some(Form::Html),
+            "txt" => Some(ReportFormat::Text),
+            "json" => Some(ReportFormat::Json),
+            "md" => Some(ReportFormat::Markdown),
+            "html" => Some(ReportFormat::Html),
             _ => None,
         }
     }
 
     /// Returns the format that a template renders to, by its name: `slack.json`, `chat.md.j2`.
-    pub fn of_template(path: &Path) -> Form {
+    pub fn from_template_path(path: &Path) -> ReportFormat {
         match path.extension().and_then(|end| end.to_str()) {
             Some("j2" | "jinja" | "jinja2") => {
-                path.file_stem().map_or(Form::Text, |stem| Form::of_template(stem.as_ref()))
+                path.file_stem().map_or(ReportFormat::Text, |stem| ReportFormat::from_template_path(stem.as_ref()))
             }
-            _ => Form::of_file(path).unwrap_or(Form::Text),
+            _ => ReportFormat::from_path(path).unwrap_or(ReportFormat::Text),
         }
     }
 }
 
 /// Format, level and template of a report.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub struct ReportSpec {
     /// Format.
-    pub form: Form,
+    pub format: ReportFormat,
     /// Level; `None` selects the default of the format.
-    pub level: Option<Level>,
+    pub level: Option<ReportLevel>,
     /// Template in place of the built-in one.
-    pub template: Option<Template>,
+    pub template: Option<ReportTemplate>,
 }
 
-impl Shape {
+impl ReportSpec {
     /// Creates a text report of a level.
-    pub fn text(level: Level) -> Shape {
-        Shape { form: Form::Text, level: Some(level), template: None }
+    pub fn text(level: ReportLevel) -> ReportSpec {
+        ReportSpec { format: ReportFormat::Text, level: Some(level), template: None }
     }
 
     /// Returns the level, by default with failures in formats that have room for them.
-    pub fn level(&self) -> Level {
-        self.level.unwrap_or(match self.form {
-            Form::Text | Form::Json => Level::Totals,
-            Form::Markdown | Form::Html => Level::Failures,
+    pub fn level(&self) -> ReportLevel {
+        self.level.unwrap_or(match self.format {
+            ReportFormat::Text | ReportFormat::Json => ReportLevel::Totals,
+            ReportFormat::Markdown | ReportFormat::Html => ReportLevel::Failures,
         })
     }
 }
@@ -133,40 +133,40 @@ pub struct Report<'a> {
     /// State of the batch when the report was loaded.
     pub batch: Batch,
     /// Status of the batch at that time.
-    pub state: BatchState,
+    pub state: BatchStatus,
     /// Process that listed or led the batch at that time.
     pub owner: Option<String>,
     /// What could not be listed.
-    pub unlisted: Vec<Unlisted>,
+    pub unlisted: Vec<ListingFailure>,
     /// Rules that selected no tag.
     pub empty_rules: Vec<EmptyRule>,
     /// Outcomes of target tags whose source is gone.
-    pub pruned: Vec<Pruned>,
+    pub pruned: Vec<PruneRecord>,
     /// Title: the names of the rules, or `--report-name`.
     pub title: String,
     /// Options of the batch.
-    pub options: Options,
+    pub options: BatchOptions,
 }
 
 impl<'a> Report<'a> {
     /// Loads the state of a batch.
-    pub async fn of(store: &'a dyn Store, id: BatchId) -> Result<Report<'a>> {
+    pub async fn load(store: &'a dyn Store, id: BatchId) -> Result<Report<'a>> {
         let tried = format!("reporting on batch {id}");
         let batch = store.batch(id).await?.ok_or_else(|| {
-            Error::new(Class::NotFound, tried, "the store does not have it")
-                .hint("imgsync batch list shows those that there are")
+            Error::new(ErrorKind::NotFound, tried, "the store does not have it")
+                .with_hint("imgsync batch list shows those that there are")
         })?;
-        let unlisted = store.unlisted(id).await?;
+        let unlisted = store.listing_failures(id).await?;
         let empty_rules = store.empty_rules(id).await?;
-        let pruned = store.pruned(id).await?;
-        let options = Options::decode(&batch.options, &format!("batch {id}"))?;
-        let BatchView { batch, state, owner } = BatchView::of(store, batch).await?;
+        let pruned = store.prune_records(id).await?;
+        let options = BatchOptions::decode(&batch.options, &format!("batch {id}"))?;
+        let BatchView { batch, state, owner } = BatchView::load(store, batch).await?;
         let title = options.title.clone();
         Ok(Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options })
     }
 
     /// Returns the batch with its status and owner.
-    pub fn view(&self) -> BatchView {
+    pub fn batch_view(&self) -> BatchView {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
@@ -185,12 +185,12 @@ impl<'a> Report<'a> {
 
     /// Reads a page of failures.
     async fn failures(&self, from: u32) -> Result<Vec<FailedTask>> {
-        self.store.failures(self.batch.id, from, PAGE).await
+        self.store.failures(self.batch.id, from, ROWS_PER_PAGE).await
     }
 
     /// Reads the timeline.
-    async fn course(&self) -> Result<Course> {
-        self.store.course(self.batch.id).await
+    async fn timeline(&self) -> Result<BatchTimeline> {
+        self.store.timeline(self.batch.id).await
     }
 
     /// Reads one task.
@@ -199,12 +199,12 @@ impl<'a> Report<'a> {
     }
 
     async fn tasks(&self, state: Option<TaskState>, from: u32) -> Result<Vec<TaskRow>> {
-        self.store.tasks(self.batch.id, state, from, PAGE).await
+        self.store.tasks(self.batch.id, state, from, ROWS_PER_PAGE).await
     }
 }
 
 /// Returns the names of the rules in a few words.
-pub fn title(config: &Config) -> String {
+pub fn rules_title(config: &Config) -> String {
     let names: Vec<String> = config.rules.iter().map(Rule::title).collect();
     match names.len() {
         0..=3 => names.join(", "),
@@ -213,27 +213,27 @@ pub fn title(config: &Config) -> String {
 }
 
 /// Writes a report.
-pub async fn write(report: &Report<'_>, shape: &Shape, out: &mut (dyn Write + Send)) -> Result<()> {
+pub async fn write(report: &Report<'_>, shape: &ReportSpec, out: &mut (dyn Write + Send)) -> Result<()> {
     let level = shape.level();
-    let template = match (&shape.template, shape.form) {
+    let template = match (&shape.template, shape.format) {
         (Some(template), _) => template.clone(),
-        (None, Form::Text) => return write_text(report, level, out).await,
-        (None, Form::Json) => return write_json(report, level, out).await,
-        (None, Form::Markdown | Form::Html) => Template::own(shape.form)?,
+        (None, ReportFormat::Text) => return write_text(report, level, out).await,
+        (None, ReportFormat::Json) => return write_json(report, level, out).await,
+        (None, ReportFormat::Markdown | ReportFormat::Html) => ReportTemplate::builtin(shape.format)?,
     };
-    let text = template.render(&View::of(report, level).await?)?;
+    let text = template.render(&ReportData::load(report, level).await?)?;
     let end = if text.ends_with('\n') { "" } else { "\n" };
     out.write_all(text.as_bytes())
         .and_then(|()| out.write_all(end.as_bytes()))
-        .map_err(|error| Error::new(Class::Local, "writing the report", error.to_string()))
+        .map_err(|error| Error::new(ErrorKind::Local, "writing the report", error.to_string()))
 }
 
 /// Writes a report to a file. A new file is readable only by its owner, because it names private repositories.
-pub async fn write_file(report: &Report<'_>, shape: &Shape, path: &Path) -> Result<()> {
+pub async fn write_file(report: &Report<'_>, shape: &ReportSpec, path: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
-        Error::new(Class::Local, format!("writing the report {}", path.display()), error.to_string())
+        Error::new(ErrorKind::Local, format!("writing the report {}", path.display()), error.to_string())
     };
-    let mut file = std::io::BufWriter::new(private::replace(path).map_err(failed)?);
+    let mut file = std::io::BufWriter::new(private_files::create_or_truncate(path).map_err(failed)?);
     write(report, shape, &mut file).await?;
     file.flush().map_err(failed)
 }

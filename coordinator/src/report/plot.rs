@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use serde::Deserialize;
 
 use super::template::{bytes, duration};
-use crate::words::thousands;
+use crate::humanize::group_digits;
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 56.0;
@@ -21,14 +21,14 @@ const GAP: f64 = 18.0;
 
 /// A [`Timeline`](super::view::Timeline), as passed back by a template.
 #[derive(Debug, Deserialize)]
-pub(super) struct Plotted {
+pub(super) struct PlotTimeline {
     width: f64,
     length: u32,
-    parts: Vec<PlottedPart>,
+    buckets: Vec<PlotBucket>,
 }
 
 #[derive(Debug, Deserialize)]
-struct PlottedPart {
+struct PlotBucket {
     at: f64,
     copied: u64,
     unchanged: u64,
@@ -38,9 +38,9 @@ struct PlottedPart {
 }
 
 /// Renders the plot; empty if nothing happened.
-pub(super) fn svg(timeline: &Plotted) -> String {
-    let above = timeline.parts.iter().map(|part| part.copied + part.failed + part.cancelled).max().unwrap_or(0);
-    let below = timeline.parts.iter().map(|part| part.unchanged).max().unwrap_or(0);
+pub(super) fn svg(timeline: &PlotTimeline) -> String {
+    let above = timeline.buckets.iter().map(|part| part.copied + part.failed + part.cancelled).max().unwrap_or(0);
+    let below = timeline.buckets.iter().map(|part| part.unchanged).max().unwrap_or(0);
     if above + below == 0 || timeline.width <= 0.0 {
         return String::new();
     }
@@ -62,7 +62,7 @@ pub(super) fn svg(timeline: &Plotted) -> String {
     if below > 0 {
         axis(&mut svg, TOP + main + gap, strip, below);
     }
-    for part in &timeline.parts {
+    for part in &timeline.buckets {
         let x = LEFT + (part.at / timeline.width) * step + (step - bar) / 2.0;
         // Writing to a `String` cannot fail.
         let _ = write!(svg, "<g><title>{}</title>", tip(part, timeline.width));
@@ -73,13 +73,13 @@ pub(super) fn svg(timeline: &Plotted) -> String {
             (part.failed, "var(--failed,#c8463c)"),
         ] {
             if count > 0 {
-                let tall = (count as f64 / top_of(above) * main).max(1.5);
+                let tall = (count as f64 / axis_maximum(above) * main).max(1.5);
                 base -= tall;
                 rect(&mut svg, x, base, bar, tall, colour);
             }
         }
         if part.unchanged > 0 {
-            let tall = (part.unchanged as f64 / top_of(below) * strip).max(1.5);
+            let tall = (part.unchanged as f64 / axis_maximum(below) * strip).max(1.5);
             rect(&mut svg, x, bottom - tall, bar, tall, "var(--unchanged,#9db4c8)");
         }
         svg.push_str("</g>");
@@ -100,7 +100,7 @@ pub(super) fn svg(timeline: &Plotted) -> String {
 
 /// Draws lines at zero, half and maximum, with their values.
 fn axis(svg: &mut String, top: f64, tall: f64, most: u64) {
-    let top_value = top_of(most);
+    let top_value = axis_maximum(most);
     let marks: &[f64] = if tall > 100.0 { &[0.0, 0.5, 1.0] } else { &[0.0, 1.0] };
     for share in marks {
         let value = top_value * share;
@@ -116,14 +116,14 @@ fn axis(svg: &mut String, top: f64, tall: f64, most: u64) {
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"var(--soft,#777)\">{}</text>",
                 LEFT - 8.0,
                 y + 4.0,
-                thousands(value as u64)
+                group_digits(value as u64)
             );
         }
     }
 }
 
 /// Returns the maximum of an axis: round, and not below the largest value.
-fn top_of(most: u64) -> f64 {
+fn axis_maximum(most: u64) -> f64 {
     let most = most.max(1) as f64;
     let power = 10f64.powf(most.log10().floor());
     [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].into_iter().map(|step| step * power).find(|top| *top >= most).unwrap_or(most)
@@ -138,14 +138,14 @@ fn rect(svg: &mut String, x: f64, y: f64, wide: f64, tall: f64, colour: &str) {
 }
 
 /// Returns the tooltip of a bar.
-fn tip(part: &PlottedPart, width: f64) -> String {
+fn tip(part: &PlotBucket, width: f64) -> String {
     let mut tip =
         format!("{} to {}", if part.at == 0.0 { "0".to_owned() } else { duration(part.at) }, duration(part.at + width));
     for (count, what) in
         [(part.copied, "copied"), (part.unchanged, "unchanged"), (part.failed, "failed"), (part.cancelled, "cancelled")]
     {
         if count > 0 {
-            let _ = write!(tip, ", {} {what}", thousands(count));
+            let _ = write!(tip, ", {} {what}", group_digits(count));
         }
     }
     if part.bytes > 0 {
@@ -158,25 +158,25 @@ fn tip(part: &PlottedPart, width: f64) -> String {
 mod tests {
     use super::*;
 
-    fn part(at: f64, copied: u64, unchanged: u64, failed: u64) -> PlottedPart {
-        PlottedPart { at, copied, unchanged, failed, cancelled: 0, bytes: 5 << 20 }
+    fn part(at: f64, copied: u64, unchanged: u64, failed: u64) -> PlotBucket {
+        PlotBucket { at, copied, unchanged, failed, cancelled: 0, bytes: 5 << 20 }
     }
 
     #[test]
     fn a_batch_is_drawn_within_its_frame() {
         let parts = vec![part(0.0, 0, 120_000, 0), part(2.0, 33, 5, 1), part(6.0, 1, 0, 0)];
-        let svg = svg(&Plotted { width: 2.0, length: 5, parts });
+        let svg = svg(&PlotTimeline { width: 2.0, length: 5, buckets: parts });
         assert_eq!(svg.matches("<rect").count(), 5);
         assert!(svg.contains("<title>2.0 s to 4.0 s, 33 copied, 5 unchanged, 1 failed, 5.0 MiB</title>"), "{svg}");
         for number in svg.split('"').filter_map(|text| text.parse::<f64>().ok()) {
             assert!((0.0..=WIDTH).contains(&number), "{number} in {svg}");
         }
-        assert_eq!(super::svg(&Plotted { width: 1.0, length: 0, parts: Vec::new() }), "");
+        assert_eq!(super::svg(&PlotTimeline { width: 1.0, length: 0, buckets: Vec::new() }), "");
     }
 
     #[test]
     fn an_axis_ends_at_a_round_number() {
-        let tops = [1, 3, 7, 12, 99, 120_000].map(top_of);
+        let tops = [1, 3, 7, 12, 99, 120_000].map(axis_maximum);
         assert_eq!(tops, [1.0, 4.0, 8.0, 20.0, 100.0, 200_000.0]);
     }
 }

@@ -1,6 +1,6 @@
 //! Test data: a batch in which everything happened, with texts from hostile registries.
 
-use imgsync_common::batch::{Bytes, Counts, Requests};
+use imgsync_common::batch::{BlobBytes, RequestCounts, TaskCounts};
 
 use super::view::*;
 
@@ -8,15 +8,15 @@ use super::view::*;
 pub(super) const HOSTILE: &str = "</title><script>alert(1)</script>`code` | <img src=x onerror=\"alert(2)\"> [x](javascript:alert(3)) &amp; *b* @all";
 
 /// Returns the report data.
-pub(super) fn view() -> View {
-    let ends = Ends { total: 100_000, copied: 10, unchanged: 99_000, failed: 30, cancelled: 900, open: 60 };
-    let image = || FailedImage {
+pub(super) fn view() -> ReportData {
+    let ends = OutcomeCounts { total: 100_000, copied: 10, unchanged: 99_000, failed: 30, cancelled: 900, open: 60 };
+    let image = || ReportFailedImage {
         source: format!("evil.example/{HOSTILE}:1"),
         target: "docker.io/m/a:1".to_owned(),
         error: format!("reading x: {HOSTILE}"),
         attempts: 3,
     };
-    View {
+    ReportData {
         version: "3.0.0".to_owned(),
         name: format!("nightly {HOSTILE}"),
         batch: "0190a1b2-0000-7000-8000-000000000001".to_owned(),
@@ -30,7 +30,7 @@ pub(super) fn view() -> View {
         written: "2026-11-25T15:22:00Z".to_owned(),
         seconds: 60.0,
         work_seconds: 600.0,
-        counts: Counts {
+        counts: TaskCounts {
             total: 100_000,
             waiting: 50,
             running: 10,
@@ -39,17 +39,24 @@ pub(super) fn view() -> View {
             failed: 30,
             cancelled: 900,
         },
-        bytes: Bytes { copied: 123_456_789, mounted: 1_000_000, reused: 5_000_000 },
-        requests: Requests { source: 1_234, target: 5_678 },
-        timeline: Timeline {
+        bytes: BlobBytes { copied: 123_456_789, mounted: 1_000_000, reused: 5_000_000 },
+        requests: RequestCounts { source: 1_234, target: 5_678 },
+        timeline: ReportTimeline {
             width: 1.0,
             length: 60,
-            parts: vec![TimelinePart { at: 3.0, copied: 10, unchanged: 99_000, failed: 30, cancelled: 900, bytes: 9 }],
+            buckets: vec![ReportTimelineBucket {
+                at: 3.0,
+                copied: 10,
+                unchanged: 99_000,
+                failed: 30,
+                cancelled: 900,
+                bytes: 9,
+            }],
         },
-        failures: Failures {
+        failures: ReportFailures {
             total: 30,
-            groups: vec![Group {
-                class: "refused".to_owned(),
+            groups: vec![ReportFailureGroup {
+                kind: "refused".to_owned(),
                 title: "Refused".to_owned(),
                 advice: "Ask.".to_owned(),
                 source: HOSTILE.to_owned(),
@@ -60,19 +67,19 @@ pub(super) fn view() -> View {
             }],
             more: 2,
         },
-        unlisted: Listed {
+        unlisted: Truncated {
             total: 2,
-            items: vec![Unlisted {
+            items: vec![ReportUnlisted {
                 repository: format!("evil.example/{HOSTILE}"),
-                class: "denied".to_owned(),
+                kind: "denied".to_owned(),
                 error: HOSTILE.to_owned(),
                 advice: "Log in.".to_owned(),
             }],
             more: 1,
         },
-        empty_rules: Listed {
+        empty_rules: Truncated {
             total: 2,
-            items: vec![EmptyRule {
+            items: vec![ReportEmptyRule {
                 number: 4,
                 name: HOSTILE.to_owned(),
                 from: HOSTILE.to_owned(),
@@ -82,9 +89,9 @@ pub(super) fn view() -> View {
             }],
             more: 1,
         },
-        pruned: Listed {
+        pruned: Truncated {
             total: 2,
-            items: vec![Pruned {
+            items: vec![ReportPrunedTag {
                 source: format!("evil.example/{HOSTILE}:2"),
                 target: "docker.io/m/a:2".to_owned(),
                 outcome: "left".to_owned(),
@@ -93,7 +100,7 @@ pub(super) fn view() -> View {
             }],
             more: 1,
         },
-        slowest: vec![Slowest {
+        slowest: vec![ReportSlowTask {
             source: HOSTILE.to_owned(),
             target: HOSTILE.to_owned(),
             state: "copied".to_owned(),
@@ -101,9 +108,9 @@ pub(super) fn view() -> View {
             bytes: 77,
             worker: HOSTILE.to_owned(),
         }],
-        rules: Listed {
+        rules: Truncated {
             total: 2,
-            items: vec![Rule {
+            items: vec![ReportRule {
                 number: 1,
                 name: HOSTILE.to_owned(),
                 from: HOSTILE.to_owned(),
@@ -112,19 +119,23 @@ pub(super) fn view() -> View {
             }],
             more: 1,
         },
-        lanes: Listed {
+        routes: Truncated {
             total: 1,
-            items: vec![Lane { source: HOSTILE.to_owned(), target: "docker.io".to_owned(), counts: ends }],
+            items: vec![ReportRoute { source: HOSTILE.to_owned(), target: "docker.io".to_owned(), counts: ends }],
             more: 0,
         },
-        workers: Listed {
+        workers: Truncated {
             total: 1,
-            items: vec![Worker { name: HOSTILE.to_owned(), ended: 5, failed: 1, bytes: 6, seconds: 7.5 }],
+            items: vec![ReportWorker { name: HOSTILE.to_owned(), ended: 5, failed: 1, bytes: 6, seconds: 7.5 }],
             more: 0,
         },
-        images: Listed {
+        images: Truncated {
             total: 100_000,
-            items: vec![Image { source: HOSTILE.to_owned(), target: HOSTILE.to_owned(), state: "failed".to_owned() }],
+            items: vec![ReportImage {
+                source: HOSTILE.to_owned(),
+                target: HOSTILE.to_owned(),
+                state: "failed".to_owned(),
+            }],
             more: 99_999,
         },
     }

@@ -6,16 +6,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::printable::printable;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::sanitize::sanitize;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 
-use super::Form;
-use super::plot::{Plotted, svg};
-use super::view::View;
-use crate::words::{many, thousands};
+use super::ReportFormat;
+use super::plot::{PlotTimeline, svg};
+use super::view::ReportData;
+use crate::humanize::{group_digits, pluralize};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");
@@ -24,71 +24,71 @@ const FOR_MARKDOWN: AutoEscape = AutoEscape::Custom(Cow::Borrowed("markdown"));
 
 /// A compiled template.
 #[derive(Debug, Clone)]
-pub struct Template {
+pub struct ReportTemplate {
     environment: Environment<'static>,
     /// Name in messages.
     name: String,
 }
 
-impl Template {
+impl ReportTemplate {
     /// Returns the built-in template of a format.
-    pub(super) fn own(form: Form) -> Result<Template> {
+    pub(super) fn builtin(form: ReportFormat) -> Result<ReportTemplate> {
         match form {
-            Form::Html => Template::new("our template", HTML.to_owned(), form),
-            _ => Template::new("our template", MARKDOWN.to_owned(), Form::Markdown),
+            ReportFormat::Html => ReportTemplate::new("our template", HTML.to_owned(), form),
+            _ => ReportTemplate::new("our template", MARKDOWN.to_owned(), ReportFormat::Markdown),
         }
     }
 
     /// Reads a user's template and reports its errors now rather than at the end of a batch.
-    pub fn read(path: &Path, form: Form) -> Result<Template> {
+    pub fn read(path: &Path, form: ReportFormat) -> Result<ReportTemplate> {
         let tried = format!("reading the template {}", path.display());
         let text = std::fs::read_to_string(path)
-            .map_err(|error| Error::new(Class::Invalid, &tried, error.to_string()).because(error))?;
-        Template::new(&path.display().to_string(), text, form)
+            .map_err(|error| Error::new(ErrorKind::Invalid, &tried, error.to_string()).with_source(error))?;
+        ReportTemplate::new(&path.display().to_string(), text, form)
     }
 
     /// Compiles a template and renders it once with an empty batch.
-    fn new(name: &str, text: String, form: Form) -> Result<Template> {
+    fn new(name: &str, text: String, form: ReportFormat) -> Result<ReportTemplate> {
         let mut environment = environment(form);
-        let wrong = |error: minijinja::Error| wrong(name, &error);
+        let wrong = |error: minijinja::Error| template_error(name, &error);
         environment.add_template_owned("report", text).map_err(wrong)?;
-        let template = Template { environment, name: name.to_owned() };
-        template.render(&View::default())?;
+        let template = ReportTemplate { environment, name: name.to_owned() };
+        template.render(&ReportData::default())?;
         Ok(template)
     }
 
     /// Renders the report of a batch.
-    pub fn render(&self, view: &View) -> Result<String> {
+    pub fn render(&self, view: &ReportData) -> Result<String> {
         self.render_with(Value::from(Serde(view)))
     }
 
     fn render_with(&self, value: Value) -> Result<String> {
         let rendered = self.environment.get_template("report").and_then(|template| template.render(value));
-        rendered.map_err(|error| wrong(&self.name, &error))
+        rendered.map_err(|error| template_error(&self.name, &error))
     }
 }
 
-fn wrong(name: &str, error: &minijinja::Error) -> Error {
+fn template_error(name: &str, error: &minijinja::Error) -> Error {
     let place = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
     let detail = match error.detail() {
         Some(detail) => format!("{place}{}: {detail}", error.kind()),
         None => format!("{place}{}", error.kind()),
     };
-    Error::new(Class::Invalid, format!("rendering {name}"), detail)
-        .hint("docs/reports.md says what templates are given, and which filters there are")
+    Error::new(ErrorKind::Invalid, format!("rendering {name}"), detail)
+        .with_hint("docs/reports.md says what templates are given, and which filters there are")
 }
 
-fn environment(form: Form) -> Environment<'static> {
+fn environment(form: ReportFormat) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
     environment.set_auto_escape_callback(move |_| match form {
-        Form::Html => AutoEscape::Html,
-        Form::Markdown => FOR_MARKDOWN,
-        Form::Json => AutoEscape::Json,
-        Form::Text => AutoEscape::None,
+        ReportFormat::Html => AutoEscape::Html,
+        ReportFormat::Markdown => FOR_MARKDOWN,
+        ReportFormat::Json => AutoEscape::Json,
+        ReportFormat::Text => AutoEscape::None,
     });
     environment.set_formatter(|out, state, value| {
         let escape: fn(&str) -> String = match state.auto_escape() {
@@ -106,13 +106,13 @@ fn environment(form: Form) -> Environment<'static> {
     });
     environment.add_filter("bytes", bytes);
     environment.add_filter("duration", |seconds: f64| duration(seconds));
-    environment.add_filter("number", thousands);
-    environment.add_filter("many", |number: u64, one: &str, several: &str| many(number, one, several));
+    environment.add_filter("number", group_digits);
+    environment.add_filter("many", |number: u64, one: &str, several: &str| pluralize(number, one, several));
     environment.add_filter("time", |text: &str| time(text));
     environment.add_filter("code", |text: &str| Value::from_safe_string(code(text)));
     environment.add_filter("markdown", |text: &str| Value::from_safe_string(markdown(text)));
-    environment.add_filter("share", |part: u64, whole: u64| share(part, whole));
-    environment.add_filter("plot", |timeline: Serde<Plotted>| Value::from_safe_string(svg(&timeline)));
+    environment.add_filter("share", |part: u64, whole: u64| percentage(part, whole));
+    environment.add_filter("plot", |timeline: Serde<PlotTimeline>| Value::from_safe_string(svg(&timeline)));
     environment
 }
 
@@ -143,7 +143,7 @@ fn time(text: &str) -> String {
 }
 
 /// Returns a part of a whole in per cent, for widths. Parts above zero stay visible.
-fn share(part: u64, whole: u64) -> f64 {
+fn percentage(part: u64, whole: u64) -> f64 {
     if part == 0 || whole == 0 {
         return 0.0;
     }
@@ -170,7 +170,7 @@ fn html(text: &str) -> String {
 /// Escapes text for Markdown.
 fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 8);
-    for c in printable(text).chars() {
+    for c in sanitize(text).chars() {
         if matches!(c, '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '~' | '&' | '#' | '@' | '$' | '!') {
             escaped.push('\\');
         }
@@ -181,7 +181,7 @@ fn markdown(text: &str) -> String {
 
 /// Formats text as a Markdown code span. Not for tables, in which a `|` ends a cell even in code.
 fn code(text: &str) -> String {
-    let text = printable(text);
+    let text = sanitize(text);
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
     // A span that starts or ends with a backtick or a space, or is empty, needs spaces around it.
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn whatever_registries_say_stays_text_in_html() {
-        let html = Template::own(Form::Html).unwrap().render(&view()).unwrap();
+        let html = ReportTemplate::builtin(ReportFormat::Html).unwrap().render(&view()).unwrap();
         for tag in ["<script", "<img", "onerror=\"", "href", "</title><script", "http-equiv=\"refresh"] {
             assert!(!html.contains(tag), "{tag} in {html}");
         }
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn whatever_registries_say_stays_text_in_markdown() {
-        let text = Template::own(Form::Markdown).unwrap().render(&view()).unwrap();
+        let text = ReportTemplate::builtin(ReportFormat::Markdown).unwrap().render(&view()).unwrap();
         // Outside code, every special character is escaped.
         for line in text.lines().filter(|line| line.contains("script")) {
             let fenced = line.contains("`` ") || line.contains("``` ");
@@ -234,11 +234,12 @@ mod tests {
     fn a_template_of_json_gives_json() {
         let text =
             r#"{"text": {{ headline }}, "who": {{ failures.groups[0].images[0].error }}, "n": {{ counts.failed }}}"#;
-        let template = Template::new("x", text.replace(".groups[0].images[0].error", ".total"), Form::Json).unwrap();
+        let template =
+            ReportTemplate::new("x", text.replace(".groups[0].images[0].error", ".total"), ReportFormat::Json).unwrap();
         let made: serde_json::Value = serde_json::from_str(&template.render(&view()).unwrap()).unwrap();
         assert_eq!(made["n"], view().counts.failed);
         let loops = r#"[{% for group in failures.groups %}{{ group.images[0].error }}{% if not loop.last %},{% endif %}{% endfor %}]"#;
-        let template = Template::new("x", loops.to_owned(), Form::Json);
+        let template = ReportTemplate::new("x", loops.to_owned(), ReportFormat::Json);
         let made = template.unwrap().render(&view()).unwrap();
         assert!(serde_json::from_str::<Vec<String>>(&made).unwrap()[0].contains(HOSTILE), "{made}");
     }
@@ -250,9 +251,9 @@ mod tests {
             ("a\n{% for x in %}", "line 2: syntax error"),
             ("{{ counts.total|upperlower }}", "unknown filter"),
         ] {
-            let said = Template::new("mine.html", text.to_owned(), Form::Html).unwrap_err();
+            let said = ReportTemplate::new("mine.html", text.to_owned(), ReportFormat::Html).unwrap_err();
             assert!(said.to_string().contains(wanted), "{said}");
-            assert_eq!(said.class(), Class::Invalid);
+            assert_eq!(said.kind(), ErrorKind::Invalid);
         }
     }
 }

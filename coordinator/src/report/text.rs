@@ -3,18 +3,18 @@
 use std::io::Write;
 
 use bytesize::ByteSize;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::retry::seconds;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::retry::format_duration;
 use imgsync_common::store::PruneOutcome;
 
-use super::{Level, Report};
-use crate::words::many;
+use super::{Report, ReportLevel};
+use crate::humanize::pluralize;
 
 const BANNER: &str = "========================================";
 
 /// Writes the report as text.
-pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write + Send)) -> Result<()> {
-    let failed = |error: std::io::Error| Error::new(Class::Local, "writing the report", error.to_string());
+pub async fn write_text(report: &Report<'_>, level: ReportLevel, out: &mut (dyn Write + Send)) -> Result<()> {
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, "writing the report", error.to_string());
     let text = totals(report);
     out.write_all(text.as_bytes()).map_err(failed)?;
     if !report.empty_rules.is_empty() {
@@ -29,7 +29,7 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
     if !report.pruned.is_empty() {
         out.write_all(pruned(report).as_bytes()).map_err(failed)?;
     }
-    if level >= Level::Failures {
+    if level >= ReportLevel::Failures {
         let mut from = 0;
         let mut first = true;
         loop {
@@ -41,25 +41,25 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
                 text.push_str("Failed images:\n");
             }
             for row in &page {
-                let planned = &row.task.planned;
+                let planned = &row.task.spec;
                 text.push_str(&format!("  {} -> {}\n", planned.source, planned.target));
                 let times = match row.failure.attempts {
                     0 | 1 => String::new(),
                     n => format!(", {n} tries"),
                 };
-                text.push_str(&format!("    {}{times}: {}\n", row.failure.class, row.failure.error));
+                text.push_str(&format!("    {}{times}: {}\n", row.failure.kind, row.failure.error));
             }
             out.write_all(text.as_bytes()).map_err(failed)?;
         }
         if !report.unlisted.is_empty() {
             let mut text = "Not listed:\n".to_owned();
             for unlisted in &report.unlisted {
-                text.push_str(&format!("  {}\n    {}: {}\n", unlisted.repository, unlisted.class, unlisted.error));
+                text.push_str(&format!("  {}\n    {}: {}\n", unlisted.repository, unlisted.kind, unlisted.error));
             }
             out.write_all(text.as_bytes()).map_err(failed)?;
         }
     }
-    if level >= Level::Everything {
+    if level >= ReportLevel::Everything {
         out.write_all(b"All images:\n").map_err(failed)?;
         let mut from = 0;
         loop {
@@ -68,7 +68,7 @@ pub async fn write_text(report: &Report<'_>, level: Level, out: &mut (dyn Write 
             from = last.task.index + 1;
             let mut text = String::new();
             for row in &page {
-                let planned = &row.task.planned;
+                let planned = &row.task.spec;
                 text.push_str(&format!("  {:<9} {} -> {}\n", row.state.as_str(), planned.source, planned.target));
             }
             out.write_all(text.as_bytes()).map_err(failed)?;
@@ -91,7 +91,7 @@ fn pruned(report: &Report<'_>) -> String {
 }
 
 fn totals(report: &Report<'_>) -> String {
-    let (counts, spent) = (&report.batch.counts, &report.batch.spent);
+    let (counts, spent) = (&report.batch.counts, &report.batch.usage);
     let mut lines = vec![
         BANNER.to_owned(),
         format!("Batch: {} ({})", report.batch.id, report.state.as_str()),
@@ -100,9 +100,9 @@ fn totals(report: &Report<'_>) -> String {
         format!("Sync Failed: {}", counts.failed),
         format!("Sync Success: {}", counts.copied + counts.unchanged),
         format!("Manifests CacheHit: {}", counts.unchanged),
-        format!("Copied: {}, {}", many(counts.copied, "image", "images"), ByteSize(spent.bytes.copied)),
+        format!("Copied: {}, {}", pluralize(counts.copied, "image", "images"), ByteSize(spent.bytes.copied)),
     ];
-    if let Some(notice) = report.view().notice() {
+    if let Some(notice) = report.batch_view().notice() {
         lines.insert(2, format!("Attention: {notice}"));
     }
     if spent.bytes.mounted + spent.bytes.reused > 0 {
@@ -115,7 +115,7 @@ fn totals(report: &Report<'_>) -> String {
     if counts.cancelled > 0 {
         lines.push(format!("Cancelled: {}", counts.cancelled));
     }
-    if counts.open() > 0 {
+    if counts.unfinished() > 0 {
         lines.push(format!("Not done: {} waiting, {} running", counts.waiting, counts.running));
     }
     if !report.unlisted.is_empty() {
@@ -129,7 +129,7 @@ fn totals(report: &Report<'_>) -> String {
         lines.push(format!("Removed: {removed}"));
     }
     lines.push(format!("Requests: {} to sources, {} to targets", spent.requests.source, spent.requests.target));
-    lines.push(format!("Time: {}", seconds(std::time::Duration::from_secs_f64(report.seconds().max(0.0)))));
+    lines.push(format!("Time: {}", format_duration(std::time::Duration::from_secs_f64(report.seconds().max(0.0)))));
     lines.push(BANNER.to_owned());
     lines.push(String::new());
     lines.join("\n")

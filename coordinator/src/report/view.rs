@@ -3,12 +3,12 @@
 //! Totals are exact. Lists are bounded and count the rest, so that the report of a million tasks is as small as one of
 //! a thousand.
 
-use imgsync_common::batch::{Bytes, Counts, Requests, TaskState};
+use imgsync_common::batch::{BlobBytes, RequestCounts, TaskCounts, TaskState};
 use serde::Serialize;
 
 /// Data of a batch for templates.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct View {
+pub struct ReportData {
     /// Version of imgsync.
     pub version: String,
     /// Names of the rules, or `--report-name`.
@@ -36,36 +36,36 @@ pub struct View {
     /// Time that workers spent on tasks, summed over all slots, in seconds.
     pub work_seconds: f64,
     /// Tasks by state.
-    pub counts: Counts,
+    pub counts: TaskCounts,
     /// Bytes of blobs.
-    pub bytes: Bytes,
+    pub bytes: BlobBytes,
     /// Requests sent.
-    pub requests: Requests,
+    pub requests: RequestCounts,
     /// Outcomes over time.
-    pub timeline: Timeline,
+    pub timeline: ReportTimeline,
     /// Failed images.
-    pub failures: Failures,
+    pub failures: ReportFailures,
     /// Repositories and patterns that could not be listed.
-    pub unlisted: Listed<Unlisted>,
+    pub unlisted: Truncated<ReportUnlisted>,
     /// Rules that selected no tag.
-    pub empty_rules: Listed<EmptyRule>,
+    pub empty_rules: Truncated<ReportEmptyRule>,
     /// Outcomes of target tags whose source is gone.
-    pub pruned: Listed<Pruned>,
+    pub pruned: Truncated<ReportPrunedTag>,
     /// Tasks that took longest.
-    pub slowest: Vec<Slowest>,
+    pub slowest: Vec<ReportSlowTask>,
     /// Totals by rule.
-    pub rules: Listed<Rule>,
+    pub rules: Truncated<ReportRule>,
     /// Totals by source and target registry.
-    pub lanes: Listed<Lane>,
+    pub routes: Truncated<ReportRoute>,
     /// Totals by worker; empty if there was only one.
-    pub workers: Listed<Worker>,
+    pub workers: Truncated<ReportWorker>,
     /// Images, at level 3.
-    pub images: Listed<Image>,
+    pub images: Truncated<ReportImage>,
 }
 
 /// A truncated list.
 #[derive(Debug, Clone, Serialize)]
-pub struct Listed<T> {
+pub struct Truncated<T> {
     /// Number of all items.
     pub total: u64,
     /// First items.
@@ -76,18 +76,18 @@ pub struct Listed<T> {
 
 /// Outcomes over time.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Timeline {
+pub struct ReportTimeline {
     /// Length of a part in seconds.
     pub width: f64,
     /// Number of parts.
     pub length: u32,
     /// Parts in which something happened.
-    pub parts: Vec<TimelinePart>,
+    pub buckets: Vec<ReportTimelineBucket>,
 }
 
 /// Part of a batch's time.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct TimelinePart {
+pub struct ReportTimelineBucket {
     /// Start of the part, in seconds after the creation of the batch.
     pub at: f64,
     /// Copied images.
@@ -104,20 +104,20 @@ pub struct TimelinePart {
 
 /// Failures by kind and registries.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Failures {
+pub struct ReportFailures {
     /// Number of failed tasks.
     pub total: u64,
     /// Groups, the largest first.
-    pub groups: Vec<Group>,
+    pub groups: Vec<ReportFailureGroup>,
     /// Number of omitted groups.
     pub more: u64,
 }
 
 /// Failures of one kind between two registries.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Group {
+pub struct ReportFailureGroup {
     /// Error kind, as in JSON: not_found, denied …
-    pub class: String,
+    pub kind: String,
     /// Title of the error kind.
     pub title: String,
     /// Advice on the error kind.
@@ -129,14 +129,14 @@ pub struct Group {
     /// Number of failures.
     pub count: u64,
     /// First failed images.
-    pub images: Vec<FailedImage>,
+    pub images: Vec<ReportFailedImage>,
     /// Number of omitted images.
     pub more: u64,
 }
 
 /// A failed image.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct FailedImage {
+pub struct ReportFailedImage {
     /// Source tag.
     pub source: String,
     /// Target tag.
@@ -149,11 +149,11 @@ pub struct FailedImage {
 
 /// A repository or pattern that could not be listed.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Unlisted {
+pub struct ReportUnlisted {
     /// Repository or pattern.
     pub repository: String,
     /// Error kind.
-    pub class: String,
+    pub kind: String,
     /// Error message.
     pub error: String,
     /// Advice on the error kind.
@@ -162,7 +162,7 @@ pub struct Unlisted {
 
 /// A rule that selected no tag although its sources were listed completely.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct EmptyRule {
+pub struct ReportEmptyRule {
     /// Number of the rule in the configuration, from 1.
     pub number: u32,
     /// Its `name`, else its source.
@@ -179,7 +179,7 @@ pub struct EmptyRule {
 
 /// A target tag whose source is gone, or a rule that pruned nothing.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Pruned {
+pub struct ReportPrunedTag {
     /// Source tag, or the rule's source.
     pub source: String,
     /// Target tag, or the rule's target.
@@ -194,7 +194,7 @@ pub struct Pruned {
 
 /// One of the tasks that took longest.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Slowest {
+pub struct ReportSlowTask {
     /// Source tag.
     pub source: String,
     /// Target tag.
@@ -211,7 +211,7 @@ pub struct Slowest {
 
 /// Counts of tasks by outcome.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
-pub struct Ends {
+pub struct OutcomeCounts {
     /// All tasks.
     pub total: u64,
     /// Copied.
@@ -228,7 +228,7 @@ pub struct Ends {
 
 /// Totals of a rule.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Rule {
+pub struct ReportRule {
     /// Number of the rule in the configuration, from 1.
     pub number: u32,
     /// Its `name`, else its source.
@@ -238,23 +238,23 @@ pub struct Rule {
     /// Targets of the rule.
     pub to: Vec<String>,
     /// Counts of its tasks.
-    pub counts: Ends,
+    pub counts: OutcomeCounts,
 }
 
 /// Totals of the tasks between two registries.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Lane {
+pub struct ReportRoute {
     /// Source registry.
     pub source: String,
     /// Target registry.
     pub target: String,
     /// Counts of their tasks.
-    pub counts: Ends,
+    pub counts: OutcomeCounts,
 }
 
 /// Totals of a worker.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Worker {
+pub struct ReportWorker {
     /// Name of the worker.
     pub name: String,
     /// Tasks that it ended.
@@ -269,7 +269,7 @@ pub struct Worker {
 
 /// An image and its state.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Image {
+pub struct ReportImage {
     /// Source tag.
     pub source: String,
     /// Target tag.
@@ -278,22 +278,22 @@ pub struct Image {
     pub state: String,
 }
 
-impl<T> Default for Listed<T> {
+impl<T> Default for Truncated<T> {
     fn default() -> Self {
-        Listed { total: 0, items: Vec::new(), more: 0 }
+        Truncated { total: 0, items: Vec::new(), more: 0 }
     }
 }
 
-impl<T> Listed<T> {
+impl<T> Truncated<T> {
     /// Truncates a list to `at` items.
-    pub(super) fn cut(mut items: Vec<T>, at: usize) -> Listed<T> {
+    pub(super) fn truncate(mut items: Vec<T>, at: usize) -> Truncated<T> {
         let total = items.len() as u64;
         items.truncate(at);
-        Listed { total, more: total - items.len() as u64, items }
+        Truncated { total, more: total - items.len() as u64, items }
     }
 }
 
-impl Ends {
+impl OutcomeCounts {
     pub(super) fn add(&mut self, state: TaskState) {
         self.total += 1;
         *match state {

@@ -4,53 +4,53 @@ use std::sync::Arc;
 
 use imgsync_common::error::Result;
 use imgsync_common::store::{Heartbeat, Store};
-use imgsync_worker::health::Ready;
+use imgsync_worker::health::ReadinessCheck;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::access::Access;
-use super::current::{Current, Reading};
-use super::groups::Groups;
-use super::lanes::{self, LanesShape};
-use super::live::Live;
-use super::timetable::Timetable;
-use crate::batches::House;
+use super::active_config::{ActiveConfig, ReloadStatus};
+use super::auth::AuthPolicy;
+use super::event_stream::EventHub;
+use super::failure_group_cache::FailureGroupCache;
+use super::routes::{self, RoutesResponse};
+use super::scheduler::Scheduler;
+use crate::orchestrator::Backend;
 
 /// State shared by all request handlers.
-pub struct App {
-    pub(super) house: House,
-    pub(super) current: watch::Receiver<Arc<Current>>,
-    pub(super) readings: watch::Receiver<Reading>,
-    pub(super) leads: watch::Receiver<bool>,
-    pub(super) timetable: Timetable,
-    pub(super) live: Arc<Live>,
-    pub(super) groups: Groups,
-    pub(super) access: Access,
-    pub(super) ready: Ready,
+pub struct AppState {
+    pub(super) backend: Backend,
+    pub(super) active_config: watch::Receiver<Arc<ActiveConfig>>,
+    pub(super) reload_status: watch::Receiver<ReloadStatus>,
+    pub(super) is_leader: watch::Receiver<bool>,
+    pub(super) scheduler: Scheduler,
+    pub(super) event_hub: Arc<EventHub>,
+    pub(super) failure_groups: FailureGroupCache,
+    pub(super) auth: AuthPolicy,
+    pub(super) ready: ReadinessCheck,
     /// Notified when batches may have new tasks.
-    pub(super) more: Arc<Notify>,
+    pub(super) work_available: Arc<Notify>,
     pub(super) started_at: Timestamp,
     pub(super) stop: CancellationToken,
 }
 
 /// Status of the server.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct StatusShape {
+pub(super) struct StatusResponse {
     version: &'static str,
     /// `embedded` or `cluster`.
     mode: &'static str,
     /// Whether this process is the leader.
-    leads: bool,
+    leader: bool,
     started: Timestamp,
     /// Whether reads need the token, too.
     reading_needs_token: bool,
-    configuration: ConfigurationShape,
+    configuration: ConfigStatusResponse,
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct ConfigurationShape {
+struct ConfigStatusResponse {
     /// Time of the last load.
     read: Timestamp,
     /// Why the last load failed; the previous configuration is still in use.
@@ -58,30 +58,30 @@ struct ConfigurationShape {
     rules: usize,
 }
 
-impl App {
+impl AppState {
     pub(super) fn store(&self) -> &dyn Store {
-        &*self.house.store
+        &*self.backend.store
     }
 
-    pub(super) fn status(&self) -> StatusShape {
-        let Reading { at, error } = self.readings.borrow().clone();
-        StatusShape {
+    pub(super) fn status(&self) -> StatusResponse {
+        let ReloadStatus { at, error } = self.reload_status.borrow().clone();
+        StatusResponse {
             version: env!("CARGO_PKG_VERSION"),
-            mode: if self.house.is_cluster() { "cluster" } else { "embedded" },
-            leads: *self.leads.borrow(),
+            mode: if self.backend.is_cluster() { "cluster" } else { "embedded" },
+            leader: *self.is_leader.borrow(),
             started: self.started_at,
-            reading_needs_token: self.access.reading_needs_token(),
-            configuration: ConfigurationShape { read: at, error, rules: self.current.borrow().rules.len() },
+            reading_needs_token: self.auth.reading_needs_token(),
+            configuration: ConfigStatusResponse { read: at, error, rules: self.active_config.borrow().rules.len() },
         }
     }
 
-    pub(super) async fn lanes(&self, workers: &[Heartbeat]) -> Result<LanesShape> {
-        let current = self.current.borrow().clone();
-        lanes::look(&self.house, &current.client, workers).await
+    pub(super) async fn routes(&self, workers: &[Heartbeat]) -> Result<RoutesResponse> {
+        let current = self.active_config.borrow().clone();
+        routes::read_routes(&self.backend, &current.client, workers).await
     }
 }
 
-impl std::fmt::Debug for App {
+impl std::fmt::Debug for AppState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("App")
     }

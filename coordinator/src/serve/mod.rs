@@ -1,39 +1,39 @@
 //! `imgsync serve`: runs rules on their schedules, and serves the dashboard, the API and the event stream.
 //!
-//! [`Office`] runs everything. `current` holds the active configuration; `timetable` starts batches; leading and
+//! [`Server`] runs everything. `active_config` holds the active configuration; `scheduler` starts batches; leading and
 //! working are in [`batches`](crate::batches). `router` combines the routes: `api` (JSON, with the event stream of
-//! `live`) and `page` (the dashboard). `access` authorizes requests.
+//! `event_stream`) and `assets` (the dashboard). `auth` authorizes requests.
 
-mod access;
+mod active_config;
 mod api;
 mod app;
-mod asked;
-mod current;
-mod groups;
-mod lanes;
-mod live;
-mod office;
-mod page;
+mod assets;
+mod auth;
+mod dto;
+mod error_response;
+mod event_stream;
+mod extract;
+mod failure_group_cache;
 mod router;
-mod shape;
-mod timetable;
+mod routes;
+mod scheduler;
+mod server;
 mod token;
-mod trouble;
 
 use imgsync_common::error::Error;
 use imgsync_common::event::{Event, Events};
 
-pub use access::Access;
-pub use app::App;
-pub use current::{Current, Given, Known, Manner, Origin, Reading};
-pub use live::Live;
-pub use office::{Doors, Office};
+pub use active_config::{ActiveConfig, ActiveRule, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions};
+pub use app::AppState;
+pub use auth::AuthPolicy;
+pub use event_stream::EventHub;
 pub use router::router;
-pub use timetable::{Entry, Timetable};
-pub use token::{Token, token};
+pub use scheduler::{ScheduleEntry, Scheduler};
+pub use server::{HttpBinding, Server};
+pub use token::{ApiToken, load_token};
 
 /// Emits a notice.
-fn say(events: &Events, what: &str) {
+fn emit_notice(events: &Events, what: &str) {
     events.emit(Event::Notice { message: what.to_owned() });
 }
 
@@ -44,6 +44,6 @@ fn warn(events: &Events, what: &str) {
 
 /// Emits a warning about an error that repeats while its cause lasts.
 fn warn_repeatedly(events: &Events, what: &str, error: &Error) {
-    let kind = format!("{what}: {}", error.class());
+    let kind = format!("{what}: {}", error.kind());
     events.emit(Event::RepeatedWarning { kind, message: error.to_string() });
 }

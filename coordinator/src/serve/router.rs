@@ -11,31 +11,35 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use imgsync_worker::health;
 
-use super::app::App;
-use super::trouble::Trouble;
-use super::{access, api, page};
+use super::app::AppState;
+use super::error_response::ErrorResponse;
+use super::{api, assets, auth};
 
 /// A client does not wait longer for a store that is down.
-const PATIENCE: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Builds the router: health and metrics for probes, the API, and the dashboard.
-pub fn router(app: Arc<App>, metrics: Router) -> Router {
+pub fn router(app: Arc<AppState>, metrics: Router) -> Router {
     // Probes have no token. On loopback they must use the server's own names, like all requests.
-    let probes = from_fn_with_state(app.access.clone(), access::guard_probes);
-    let open = health::routes(app.ready.clone()).merge(metrics).layer(probes);
-    let guard = from_fn_with_state(app.access.clone(), access::guard);
-    let api = api_routes().layer(from_fn(in_time)).route("/events", get(api::events));
-    let api = api.fallback(api::nowhere).method_not_allowed_fallback(api::not_so).layer(guard).with_state(app);
-    open.nest("/api/v1", api).merge(page::routes()).layer(from_fn(access::tell_browsers))
+    let probes = from_fn_with_state(app.auth.clone(), auth::guard_probes);
+    let open = health::router(app.ready.clone()).merge(metrics).layer(probes);
+    let guard = from_fn_with_state(app.auth.clone(), auth::guard);
+    let api = api_routes().layer(from_fn(with_timeout)).route("/events", get(api::events));
+    let api = api
+        .fallback(api::path_not_found)
+        .method_not_allowed_fallback(api::method_not_allowed)
+        .layer(guard)
+        .with_state(app);
+    open.nest("/api/v1", api).merge(assets::routes()).layer(from_fn(auth::set_security_headers))
 }
 
-fn api_routes() -> Router<Arc<App>> {
+fn api_routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/openapi.json", get(api::openapi))
         .route("/status", get(api::status))
         .route("/batches", get(api::batches))
         .route("/batches/{batch}", get(api::batch))
-        .route("/batches/{batch}/course", get(api::course))
+        .route("/batches/{batch}/course", get(api::timeline))
         .route("/batches/{batch}/tasks", get(api::tasks))
         .route("/batches/{batch}/failures", get(api::failures))
         .route("/batches/{batch}/failures/groups", get(api::groups))
@@ -46,16 +50,16 @@ fn api_routes() -> Router<Arc<App>> {
         .route("/schedules", get(api::schedules))
         .route("/schedules/{rule}/start", post(api::start))
         .route("/workers", get(api::workers))
-        .route("/lanes", get(api::lanes))
+        .route("/lanes", get(api::routes))
 }
 
 /// Responds with 503 to a request that takes too long.
-async fn in_time(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(PATIENCE, next.run(request)).await {
+async fn with_timeout(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let why = format!("the store did not answer within {} s", PATIENCE.as_secs());
-            Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why).into_response()
+            let why = format!("the store did not answer within {} s", REQUEST_TIMEOUT.as_secs());
+            ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why).into_response()
         }
     }
 }

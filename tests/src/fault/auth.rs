@@ -8,12 +8,12 @@ use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::answer::Answer;
-use super::options::{Auth, Bearer, Refresh, TokenField};
-use super::record::Record;
-use super::route::{Kind, parameter, parameters};
+use super::incoming_body::{BodyError, IncomingBody};
+use super::options::{AuthMode, Bearer, RefreshPolicy, TokenField};
+use super::request_log::RecordedRequest;
+use super::request_type::{RequestType, parameter, parameters};
+use super::response::FaultResponse;
 use super::state::{Inner, now};
-use super::upload_body::{Broken, Incoming};
 
 /// Content of a token. Tokens are not signed: the registry trusts whatever decodes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,59 +27,61 @@ struct Claims {
 }
 
 /// Checks the credentials of a request. Returns the error response, or `None` if it is allowed.
-pub(super) fn check(inner: &Inner, record: &Record) -> Option<Answer> {
+pub(super) fn check(inner: &Inner, record: &RecordedRequest) -> Option<FaultResponse> {
     let given = record.header("authorization").unwrap_or_default();
     match &inner.options.auth {
-        Auth::None => None,
-        Auth::Basic(user, password) => {
-            let expired = inner.tokens_since() > 0;
-            let now = inner.options.habits.next_password.filter(|_| expired).unwrap_or(password);
+        AuthMode::None => None,
+        AuthMode::Basic(user, password) => {
+            let is_expired = inner.first_valid_token() > 0;
+            let now = inner.options.quirks.next_password.filter(|_| is_expired).unwrap_or(password);
             match given {
                 given if given == basic(user, now) => None,
-                given if given == basic(user, password) => Some(ran_out(inner, || "Basic realm=\"fault\"".to_owned())),
+                given if given == basic(user, password) => Some(expired(inner, || "Basic realm=\"fault\"".to_owned())),
                 _ => Some(unauthorized(inner, record, "Basic realm=\"fault\"")),
             }
         }
-        Auth::AnyUser if given.starts_with("Basic ") => None,
-        Auth::AnyUser => Some(unauthorized(inner, record, "Basic realm=\"fault\"")),
-        Auth::Bearer(bearer) => {
-            let wanted = wanted(record);
-            match verdict(inner, bearer, given, &wanted) {
-                Verdict::Allowed => None,
-                Verdict::Expired => Some(ran_out(inner, || challenge(inner, bearer, &wanted))),
-                Verdict::Refused => Some(unauthorized(inner, record, &challenge(inner, bearer, &wanted))),
+        AuthMode::AnyUser if given.starts_with("Basic ") => None,
+        AuthMode::AnyUser => Some(unauthorized(inner, record, "Basic realm=\"fault\"")),
+        AuthMode::Bearer(bearer) => {
+            let wanted = required_scopes(record);
+            match check_token(inner, bearer, given, &wanted) {
+                TokenCheck::Allowed => None,
+                TokenCheck::Expired => Some(expired(inner, || challenge(inner, bearer, &wanted))),
+                TokenCheck::Refused => Some(unauthorized(inner, record, &challenge(inner, bearer, &wanted))),
             }
         }
     }
 }
 
 /// Result of checking a token.
-enum Verdict {
+enum TokenCheck {
     Allowed,
     Expired,
     Refused,
 }
 
-fn unauthorized(inner: &Inner, record: &Record, challenge: &str) -> Answer {
-    if record.kind != Kind::Ping {
-        inner.misled();
+fn unauthorized(inner: &Inner, record: &RecordedRequest, challenge: &str) -> FaultResponse {
+    if record.kind != RequestType::Ping {
+        inner.count_wasted_request();
     }
-    let habits = &inner.options.habits;
-    let answer = Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
-    if habits.bare_401 && record.kind != Kind::Ping {
+    let habits = &inner.options.quirks;
+    let answer = FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
+    if habits.bare_401 && record.kind != RequestType::Ping {
         return answer;
     }
-    let more = habits.more_challenges.map(|more| format!("{more}, ")).unwrap_or_default();
+    let more = habits.extra_challenges.map(|more| format!("{more}, ")).unwrap_or_default();
     answer.header(header::WWW_AUTHENTICATE, format!("{more}{challenge}"))
 }
 
 /// Builds the response for expired credentials.
-fn ran_out(inner: &Inner, challenge: impl Fn() -> String) -> Answer {
-    inner.misled();
-    match inner.options.habits.expired {
-        Some((status, message)) => Answer::error(StatusCode::from_u16(status).expect("a status"), "DENIED", message),
-        None if inner.options.habits.bare_401 => Answer::new(StatusCode::UNAUTHORIZED),
-        None => Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "it holds no longer")
+fn expired(inner: &Inner, challenge: impl Fn() -> String) -> FaultResponse {
+    inner.count_wasted_request();
+    match inner.options.quirks.expired_response {
+        Some((status, message)) => {
+            FaultResponse::error(StatusCode::from_u16(status).expect("a status"), "DENIED", message)
+        }
+        None if inner.options.quirks.bare_401 => FaultResponse::new(StatusCode::UNAUTHORIZED),
+        None => FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "it holds no longer")
             .header(header::WWW_AUTHENTICATE, challenge()),
     }
 }
@@ -89,20 +91,24 @@ pub(super) fn basic(user: &str, password: &str) -> String {
 }
 
 /// Returns the scopes that a request needs, as (type:name, actions).
-fn wanted(record: &Record) -> Vec<(String, Vec<&'static str>)> {
+fn required_scopes(record: &RecordedRequest) -> Vec<(String, Vec<&'static str>)> {
     let actions = match record.kind {
-        Kind::Ping
-        | Kind::Token
-        | Kind::ApiRepositories
-        | Kind::ApiTags
-        | Kind::ApiLogin
-        | Kind::ApiCreate
-        | Kind::Other => {
+        RequestType::Ping
+        | RequestType::Token
+        | RequestType::ApiRepositories
+        | RequestType::ApiTags
+        | RequestType::ApiLogin
+        | RequestType::ApiCreate
+        | RequestType::Other => {
             return Vec::new();
         }
-        Kind::Catalog => return vec![("registry:catalog".to_owned(), vec!["*"])],
-        Kind::ManifestDelete | Kind::BlobDelete | Kind::UploadDelete => vec!["delete"],
-        Kind::ManifestPut | Kind::UploadStart | Kind::UploadMount | Kind::UploadPatch | Kind::UploadPut => {
+        RequestType::Catalog => return vec![("registry:catalog".to_owned(), vec!["*"])],
+        RequestType::ManifestDelete | RequestType::BlobDelete | RequestType::UploadDelete => vec!["delete"],
+        RequestType::ManifestPut
+        | RequestType::UploadStart
+        | RequestType::UploadMount
+        | RequestType::UploadPatch
+        | RequestType::UploadPut => {
             vec!["pull", "push"]
         }
         _ => vec!["pull"],
@@ -120,20 +126,20 @@ fn service(inner: &Inner, bearer: &Bearer) -> String {
 }
 
 fn challenge(inner: &Inner, bearer: &Bearer, wanted: &[(String, Vec<&str>)]) -> String {
-    let own = || inner.options.habits.realm.map_or_else(|| format!("{}/token", inner.url()), str::to_owned);
+    let own = || inner.options.quirks.realm.map_or_else(|| format!("{}/token", inner.url()), str::to_owned);
     let realm = bearer.realm.clone().unwrap_or_else(own);
     let scopes: Vec<_> = wanted.iter().map(|(name, actions)| format!("{name}:{}", actions.join(","))).collect();
     let scope = if scopes.is_empty() { String::new() } else { format!(",scope=\"{}\"", scopes.join(" ")) };
     format!("Bearer realm=\"{realm}\",service=\"{}\"{scope}", service(inner, bearer))
 }
 
-fn verdict(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&str>)]) -> Verdict {
+fn check_token(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&str>)]) -> TokenCheck {
     let claims = given.strip_prefix("Bearer ").and_then(|token| URL_SAFE_NO_PAD.decode(token).ok());
     let Some(claims) = claims.and_then(|claims| serde_json::from_slice::<Claims>(&claims).ok()) else {
-        return Verdict::Refused;
+        return TokenCheck::Refused;
     };
     // Numbers order tokens only if this registry issues them itself.
-    let revoked = bearer.realm.is_none() && claims.number < inner.tokens_since();
+    let revoked = bearer.realm.is_none() && claims.number < inner.first_valid_token();
     let granted = |name: &str, action: &str| {
         claims.scopes.iter().any(|scope| {
             let Some((granted, actions)) = scope.rsplit_once(':') else {
@@ -144,22 +150,26 @@ fn verdict(inner: &Inner, bearer: &Bearer, given: &str, wanted: &[(String, Vec<&
     };
     let suffices = wanted.iter().all(|(name, actions)| actions.iter().all(|action| granted(name, action)));
     match claims.service == service(inner, bearer) && suffices {
-        true if claims.expires <= now() || revoked => Verdict::Expired,
-        true => Verdict::Allowed,
-        false => Verdict::Refused,
+        true if claims.expires <= now() || revoked => TokenCheck::Expired,
+        true => TokenCheck::Allowed,
+        false => TokenCheck::Refused,
     }
 }
 
 /// Token service: GET with or without Basic credentials, POST with an identity token or a password.
-pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
+pub(super) async fn token(
+    inner: &Arc<Inner>,
+    record: &RecordedRequest,
+    body: &mut IncomingBody,
+) -> Result<FaultResponse, BodyError> {
     let form = body.all(64 * 1024).await?.unwrap_or_default();
-    let Auth::Bearer(bearer) = &inner.options.auth else {
-        return Ok(Answer::not_found("NOT_FOUND"));
+    let AuthMode::Bearer(bearer) = &inner.options.auth else {
+        return Ok(FaultResponse::not_found("NOT_FOUND"));
     };
     let form = String::from_utf8_lossy(&form).into_owned();
     let given = record.header("authorization").unwrap_or_default();
     // Login credentials expire together with tokens, if there is a next password.
-    let next = inner.options.habits.next_password.filter(|_| inner.tokens_since() > 0);
+    let next = inner.options.quirks.next_password.filter(|_| inner.first_valid_token() > 0);
     let known = |user: &str, password: &str| {
         bearer.user.as_ref().is_some_and(|(name, secret)| name == user && next.unwrap_or(secret) == password)
     };
@@ -167,29 +177,29 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     let trusted = if post {
         let field = |name| parameter(&form, name).unwrap_or_default();
         match (&bearer.refresh, field("grant_type").as_str()) {
-            (Refresh::Refuse(status), _) => return Ok(Answer::new(*status)),
-            (Refresh::Accept(identity), "refresh_token") => field("refresh_token") == next.unwrap_or(identity),
-            (Refresh::Accept(_), _) => known(&field("username"), &field("password")),
+            (RefreshPolicy::Refuse(status), _) => return Ok(FaultResponse::new(*status)),
+            (RefreshPolicy::Accept(identity), "refresh_token") => field("refresh_token") == next.unwrap_or(identity),
+            (RefreshPolicy::Accept(_), _) => known(&field("username"), &field("password")),
         }
     } else {
         bearer.user.as_ref().is_some_and(|(user, password)| given == basic(user, next.unwrap_or(password)))
     };
     let anonymous = !post && given.is_empty() && bearer.anonymous_pull;
     if !trusted && !anonymous {
-        return Ok(Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "wrong credentials"));
+        return Ok(FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "wrong credentials"));
     }
     let source = if post { &form } else { &record.query };
     let asked: Vec<String> =
         parameters(source, "scope").flat_map(|scope| scope.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-    let habits = &inner.options.habits;
-    if let Some(status) = habits.many_scopes.filter(|_| asked.len() > 1) {
+    let habits = &inner.options.quirks;
+    if let Some(status) = habits.multi_scope_status.filter(|_| asked.len() > 1) {
         let status = StatusCode::from_u16(status).expect("a status");
-        return Ok(Answer::error(status, "DENIED", "one scope at a time"));
+        return Ok(FaultResponse::error(status, "DENIED", "one scope at a time"));
     }
     let deletes = asked.iter().any(|scope| scope.rsplit(':').next().is_some_and(|a| a.contains("delete")));
     let offline = parameter(source, "offline_token").is_some();
-    if habits.never_delete && deletes || habits.no_offline_token && offline {
-        return Ok(Answer::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "no token for that"));
+    if habits.no_delete_tokens && deletes || habits.no_offline_token && offline {
+        return Ok(FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "no token for that"));
     }
     let mut scopes: Vec<String> =
         if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
@@ -214,7 +224,7 @@ pub(super) async fn token(inner: &Arc<Inner>, record: &Record, body: &mut Incomi
     if bearer.field != TokenField::Token {
         answer["access_token"] = json!(token);
     }
-    Ok(Answer::json(StatusCode::OK, &answer))
+    Ok(FaultResponse::json(StatusCode::OK, &answer))
 }
 
 /// Returns what an anonymous client is granted of a scope.

@@ -4,23 +4,23 @@ use std::sync::Arc;
 
 use http::{StatusCode, header};
 
-use super::answer::{Answer, Payload};
 use super::manifests::names;
-use super::record::Record;
-use super::state::{Inner, Stored};
+use super::request_log::RecordedRequest;
+use super::response::{FaultResponse, ResponseBody};
+use super::state::{Inner, StoredBlob};
 
-pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn get(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let (repository, digest) = names(record);
     let mut stored = inner.store().blob(repository, digest);
-    if inner.options.habits.heads_of_all_blobs && record.method == "HEAD" {
+    if inner.options.quirks.heads_find_all_blobs && record.method == "HEAD" {
         let store = inner.store();
         stored = stored.or_else(|| store.repositories.values().find_map(|other| other.blobs.get(digest).cloned()));
     }
     let Some(stored) = stored else {
-        return Answer::not_found("BLOB_UNKNOWN");
+        return FaultResponse::not_found("BLOB_UNKNOWN");
     };
     let answer = |status| {
-        Answer::new(status)
+        FaultResponse::new(status)
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::ACCEPT_RANGES, "bytes")
             .header("docker-content-digest", digest)
@@ -29,8 +29,8 @@ pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
     if record.method == "HEAD" {
         return answer(StatusCode::OK).header(header::CONTENT_LENGTH, size);
     }
-    let Stored::Kept(blob) = stored else {
-        return Answer::error(StatusCode::GONE, "BLOB_UNKNOWN", "this registry forgets the bytes of blobs");
+    let StoredBlob::Kept(blob) = stored else {
+        return FaultResponse::error(StatusCode::GONE, "BLOB_UNKNOWN", "this registry forgets the bytes of blobs");
     };
     let (mut answer, start, end) = match record.header("range").map(|range| parse_range(range, size)) {
         None => (answer(StatusCode::OK), 0, size),
@@ -39,11 +39,11 @@ pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
             (answer(StatusCode::PARTIAL_CONTENT).header(header::CONTENT_RANGE, said), start, end)
         }
         Some(None) => {
-            return Answer::new(StatusCode::RANGE_NOT_SATISFIABLE)
+            return FaultResponse::new(StatusCode::RANGE_NOT_SATISFIABLE)
                 .header(header::CONTENT_RANGE, format!("bytes */{size}"));
         }
     };
-    answer.body = Payload::Blob(blob, start, end);
+    answer.body = ResponseBody::Blob(blob, start, end);
     answer
 }
 
@@ -58,10 +58,10 @@ fn parse_range(range: &str, size: u64) -> Option<(u64, u64)> {
     (start < end).then_some((start, end))
 }
 
-pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn delete(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let (repository, digest) = names(record);
     match inner.store().repository(repository).blobs.remove(digest) {
-        Some(_) => Answer::new(StatusCode::ACCEPTED),
-        None => Answer::not_found("BLOB_UNKNOWN"),
+        Some(_) => FaultResponse::new(StatusCode::ACCEPTED),
+        None => FaultResponse::not_found("BLOB_UNKNOWN"),
     }
 }

@@ -1,36 +1,36 @@
 //! Direct access to the stored content.
 
-use super::state::{Held, Stored, now};
-use super::{FaultRegistry, Kind};
-use crate::images::{Blob, Image, Manifest};
+use super::state::{StoredBlob, StoredManifest, now};
+use super::{FaultRegistry, RequestType};
+use crate::images::{Blob, TestImage, TestManifest};
 
 impl FaultRegistry {
     /// Stores an image under a tag.
-    pub fn push(&self, repository: &str, tag: &str, image: &Image) {
+    pub fn push(&self, repository: &str, tag: &str, image: &TestImage) {
         self.push_untagged(repository, image);
         self.move_tag(repository, tag, &image.root);
     }
 
     /// Stores an image without a tag.
-    pub fn push_untagged(&self, repository: &str, image: &Image) {
+    pub fn push_untagged(&self, repository: &str, image: &TestImage) {
         let mut store = self.inner.store();
         let here = store.repository(repository);
         for (digest, blob) in &image.blobs {
-            here.blobs.insert(digest.clone(), Stored::Kept(blob.clone()));
+            here.blobs.insert(digest.clone(), StoredBlob::Kept(blob.clone()));
         }
         for (digest, manifest) in &image.manifests {
-            here.manifests.insert(digest.clone(), Held { manifest: manifest.clone(), uploaded: now() });
+            here.manifests.insert(digest.clone(), StoredManifest { manifest: manifest.clone(), uploaded: now() });
         }
     }
 
     /// Stores a blob.
     pub fn push_blob(&self, repository: &str, digest: &str, blob: &Blob) {
-        self.inner.store().repository(repository).blobs.insert(digest.to_owned(), Stored::Kept(blob.clone()));
+        self.inner.store().repository(repository).blobs.insert(digest.to_owned(), StoredBlob::Kept(blob.clone()));
     }
 
     /// Stores a manifest without checks, so that it may be broken.
-    pub fn push_manifest(&self, repository: &str, digest: &str, manifest: Manifest) {
-        let held = Held { manifest, uploaded: now() };
+    pub fn push_manifest(&self, repository: &str, digest: &str, manifest: TestManifest) {
+        let held = StoredManifest { manifest, uploaded: now() };
         self.inner.store().repository(repository).manifests.insert(digest.to_owned(), held);
     }
 
@@ -106,7 +106,7 @@ impl FaultRegistry {
     }
 
     /// Returns a manifest by tag or digest.
-    pub fn manifest(&self, repository: &str, reference: &str) -> Option<Manifest> {
+    pub fn manifest(&self, repository: &str, reference: &str) -> Option<TestManifest> {
         self.inner.store().manifest(repository, reference).map(|(_, held)| held.manifest)
     }
 
@@ -123,7 +123,7 @@ impl FaultRegistry {
     }
 
     /// Compares an image byte for byte with the stored tree. Returns the differences, or an empty list.
-    pub fn differences(&self, repository: &str, tag: &str, image: &Image) -> Vec<String> {
+    pub fn differences(&self, repository: &str, tag: &str, image: &TestImage) -> Vec<String> {
         let mut differences = Vec::new();
         let at = self.tag_digest(repository, tag);
         if at.as_deref() != Some(image.root.as_str()) {
@@ -133,7 +133,7 @@ impl FaultRegistry {
         differences
     }
 
-    fn tree_differences(&self, repository: &str, image: &Image) -> Vec<String> {
+    fn tree_differences(&self, repository: &str, image: &TestImage) -> Vec<String> {
         let mut differences = Vec::new();
         for (digest, wanted) in &image.manifests {
             match self.manifest(repository, digest) {
@@ -148,8 +148,8 @@ impl FaultRegistry {
                     differences.push(format!("blob {digest} is missing"));
                     continue;
                 }
-                Some(Stored::Forgotten(size)) => size == wanted.size(),
-                Some(Stored::Kept(found)) => found.size() == wanted.size() && found.pieces().eq(wanted.pieces()),
+                Some(StoredBlob::Forgotten(size)) => size == wanted.size(),
+                Some(StoredBlob::Kept(found)) => found.size() == wanted.size() && found.pieces().eq(wanted.pieces()),
             };
             if !same {
                 differences.push(format!("blob {digest} is another"));
@@ -163,7 +163,7 @@ impl FaultRegistry {
     /// # Panics
     /// With the missing or different content.
     #[track_caller]
-    pub fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
+    pub fn assert_holds(&self, repository: &str, tag: &str, image: &TestImage) {
         let differences = self.differences(repository, tag, image);
         assert!(differences.is_empty(), "{}/{repository}:{tag}: {}", self.host(), differences.join("; "));
     }
@@ -173,7 +173,7 @@ impl FaultRegistry {
     /// # Panics
     /// With the missing or different content.
     #[track_caller]
-    pub fn assert_holds_untagged(&self, repository: &str, image: &Image) {
+    pub fn assert_holds_untagged(&self, repository: &str, image: &TestImage) {
         let differences = self.tree_differences(repository, image);
         assert!(differences.is_empty(), "{}/{repository}: {}", self.host(), differences.join("; "));
     }
@@ -183,8 +183,9 @@ impl FaultRegistry {
     /// # Panics
     /// With the requests, otherwise.
     #[track_caller]
-    pub fn assert_order_was_kept(&self) {
-        let refused = self.count_where(|request| request.kind == Kind::ManifestPut && request.status == Some(400));
+    pub fn assert_children_came_first(&self) {
+        let refused =
+            self.count_where(|request| request.kind == RequestType::ManifestPut && request.status == Some(400));
         assert_eq!(refused, 0, "{}", self.describe_requests());
     }
 
@@ -202,7 +203,7 @@ impl FaultRegistry {
                     let held = here.manifests.get(&digest);
                     let held = held.unwrap_or_else(|| panic!("{name}:{tag} lacks the manifest {digest}"));
                     let json = held.manifest.json();
-                    let odd = crate::images::odd_entries(&json);
+                    let odd = crate::images::untyped_entries(&json);
                     let is_blob = |digest: &String| odd.contains(digest) && store.blob(name, digest).is_some();
                     open.extend(crate::images::children(&json).into_iter().filter(|digest| !is_blob(digest)));
                     let missing = super::manifests::missing(&store, name, &json);

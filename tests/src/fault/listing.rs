@@ -6,20 +6,20 @@ use std::sync::Arc;
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::answer::Answer;
-use super::habits::Links;
 use super::manifests::{is_index, names};
-use super::record::Record;
-use super::state::{Inner, Repository, Store};
-use crate::images::{Manifest, media};
+use super::quirks::NextPageLink;
+use super::request_log::RecordedRequest;
+use super::response::FaultResponse;
+use super::state::{FaultRegistryStore, Inner, StoredRepository};
+use crate::images::{TestManifest, media};
 
-pub(super) fn tags(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn tags(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let (name, _) = names(record);
     let store = inner.store();
     let tags = store.repositories.get(name).map(|repository| repository.tags.keys().cloned().collect::<Vec<_>>());
     let children = child_names(&store, name);
     let Some(tags) = tags.or_else(|| (inner.options.google && !children.is_empty()).then(Vec::new)) else {
-        return Answer::not_found("NAME_UNKNOWN");
+        return FaultResponse::not_found("NAME_UNKNOWN");
     };
     let (page, link) = page(inner, record, tags);
     let mut body = json!({"name": name, "tags": page});
@@ -27,17 +27,17 @@ pub(super) fn tags(inner: &Arc<Inner>, record: &Record) -> Answer {
         body["child"] = json!(children);
         body["manifest"] = store.repositories.get(name).map_or_else(|| json!({}), google_manifests);
     }
-    linked(Answer::json(StatusCode::OK, &body), link)
+    linked(FaultResponse::json(StatusCode::OK, &body), link)
 }
 
 /// Returns the names one level below a repository.
-fn child_names(store: &Store, name: &str) -> BTreeSet<String> {
+fn child_names(store: &FaultRegistryStore, name: &str) -> BTreeSet<String> {
     let prefix = format!("{name}/");
     let below = store.repositories.keys().filter_map(|other| other.strip_prefix(&prefix));
     below.map(|rest| rest.split('/').next().unwrap_or_default().to_owned()).collect()
 }
 
-fn google_manifests(repository: &Repository) -> Value {
+fn google_manifests(repository: &StoredRepository) -> Value {
     let entries = repository.manifests.iter().map(|(digest, held)| {
         let tags: Vec<_> = repository.tags.iter().filter(|(_, at)| *at == digest).map(|(tag, _)| tag).collect();
         let described = json!({
@@ -53,20 +53,20 @@ fn google_manifests(repository: &Repository) -> Value {
     Value::Object(entries.collect())
 }
 
-fn image_size(manifest: &Manifest) -> u64 {
+fn image_size(manifest: &TestManifest) -> u64 {
     let json = manifest.json();
     json["layers"].as_array().into_iter().flatten().filter_map(|layer| layer["size"].as_u64()).sum()
 }
 
-pub(super) fn catalog(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn catalog(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let names = inner.store().repositories.keys().cloned().collect();
     let (page, link) = page(inner, record, names);
-    linked(Answer::json(StatusCode::OK, &json!({"repositories": page})), link)
+    linked(FaultResponse::json(StatusCode::OK, &json!({"repositories": page})), link)
 }
 
-pub(super) fn referrers(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn referrers(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     if !inner.options.referrers {
-        return Answer::not_found("NOT_FOUND");
+        return FaultResponse::not_found("NOT_FOUND");
     }
     let (name, subject) = names(record);
     let wanted = record.parameter("artifactType");
@@ -98,14 +98,14 @@ pub(super) fn referrers(inner: &Arc<Inner>, record: &Record) -> Answer {
     let (page, link) = page(inner, record, found.iter().map(|(digest, _)| digest.clone()).collect());
     let page: Vec<_> = found.into_iter().filter(|(digest, _)| page.contains(digest)).map(|(_, entry)| entry).collect();
     let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": page});
-    let answer = Answer::json(StatusCode::OK, &index).header(header::CONTENT_TYPE, media::OCI_INDEX);
+    let answer = FaultResponse::json(StatusCode::OK, &index).header(header::CONTENT_TYPE, media::OCI_INDEX);
     let answer = if wanted.is_some() { answer.header("oci-filters-applied", "artifactType") } else { answer };
     linked(answer, link)
 }
 
 /// Returns the entries of one page and the URL of the next.
-fn page(inner: &Inner, record: &Record, mut entries: Vec<String>) -> (Vec<String>, Option<String>) {
-    let habits = &inner.options.habits;
+fn page(inner: &Inner, record: &RecordedRequest, mut entries: Vec<String>) -> (Vec<String>, Option<String>) {
+    let habits = &inner.options.quirks;
     let cursor = if habits.opaque_cursors { "next_token" } else { "last" };
     let last = record.parameter(cursor).map(|last| if habits.opaque_cursors { uncover(&last) } else { last });
     if let Some(last) = last {
@@ -124,12 +124,12 @@ fn page(inner: &Inner, record: &Record, mut entries: Vec<String>) -> (Vec<String
     let filter = record.parameter("artifactType").map(|kind| format!("&artifactType={kind}")).unwrap_or_default();
     let last = if habits.opaque_cursors { hex::encode(last) } else { last };
     let base = match habits.links {
-        Links::PlainHttp => inner.url().replace("https://", "http://"),
+        NextPageLink::PlainHttp => inner.url().replace("https://", "http://"),
         _ if inner.options.absolute_links => inner.url(),
         _ => String::new(),
     };
     let path = match (habits.links, record.path.strip_prefix("/v2/").and_then(|rest| rest.split_once('/'))) {
-        (Links::WithoutPrefix, Some((_, rest))) => format!("/v2/{rest}"),
+        (NextPageLink::WithoutPrefix, Some((_, rest))) => format!("/v2/{rest}"),
         _ => record.path.clone(),
     };
     let count = asked.map(|n| format!("n={n}&")).unwrap_or_default();
@@ -141,7 +141,7 @@ fn uncover(cursor: &str) -> String {
     String::from_utf8(hex::decode(cursor).unwrap_or_default()).unwrap_or_default()
 }
 
-fn linked(answer: Answer, link: Option<String>) -> Answer {
+fn linked(answer: FaultResponse, link: Option<String>) -> FaultResponse {
     match link {
         Some(link) => answer.header(header::LINK, format!("<{link}>; rel=\"next\"")),
         None => answer,

@@ -5,22 +5,24 @@ use std::sync::Arc;
 use http::{StatusCode, header};
 use serde_json::Value;
 
-use super::answer::Answer;
-use super::record::Record;
-use super::state::{Held, Inner, Store, now};
-use super::upload_body::{Broken, Incoming};
-use crate::images::{Manifest, children, digest_with, media, odd_entries, sha256};
+use super::incoming_body::{BodyError, IncomingBody};
+use super::request_log::RecordedRequest;
+use super::response::FaultResponse;
+use super::state::{FaultRegistryStore, Inner, StoredManifest, now};
+use crate::images::{TestManifest, children, digest_with, media, sha256, untyped_entries};
 
 /// Largest accepted manifest, the limit of most registries.
-const LIMIT: usize = 4 * 1024 * 1024;
+const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serves a manifest. Every authorized response reports the remaining quota.
-pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn get(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let Some((limit, window)) = inner.options.pulls else { return read(inner, record) };
-    let left = inner.pull(record.header("authorization").unwrap_or_default(), record.method == "GET");
+    let left = inner.take_pull(record.header("authorization").unwrap_or_default(), record.method == "GET");
     let answer = match left {
         Some(_) => read(inner, record),
-        None => Answer::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "You have reached your pull limit"),
+        None => {
+            FaultResponse::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "You have reached your pull limit")
+        }
     };
     let seconds = window.as_secs();
     answer
@@ -28,21 +30,25 @@ pub(super) fn get(inner: &Arc<Inner>, record: &Record) -> Answer {
         .header("ratelimit-remaining", format!("{};w={seconds}", left.unwrap_or_default()))
 }
 
-fn read(inner: &Arc<Inner>, record: &Record) -> Answer {
+fn read(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let (repository, reference) = names(record);
     let Some((digest, held)) = inner.store().manifest(repository, reference) else {
-        return Answer::not_found("MANIFEST_UNKNOWN");
+        return FaultResponse::not_found("MANIFEST_UNKNOWN");
     };
-    let answer = Answer::new(StatusCode::OK).header(header::CONTENT_TYPE, &held.manifest.media_type);
+    let answer = FaultResponse::new(StatusCode::OK).header(header::CONTENT_TYPE, &held.manifest.media_type);
     let answer = if inner.options.digest_header { answer.header("docker-content-digest", &digest) } else { answer };
     answer.header(header::ETAG, format!("\"{digest}\"")).body(held.manifest.bytes)
 }
 
-pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming) -> Result<Answer, Broken> {
-    let Some(bytes) = body.all(LIMIT).await? else {
-        return Ok(Answer::error(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", "above 4 MiB"));
+pub(super) async fn put(
+    inner: &Arc<Inner>,
+    record: &RecordedRequest,
+    body: &mut IncomingBody,
+) -> Result<FaultResponse, BodyError> {
+    let Some(bytes) = body.all(MAX_MANIFEST_BYTES).await? else {
+        return Ok(FaultResponse::error(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", "above 4 MiB"));
     };
-    let bad = |code, message: &str| Ok(Answer::error(StatusCode::BAD_REQUEST, code, message));
+    let bad = |code, message: &str| Ok(FaultResponse::error(StatusCode::BAD_REQUEST, code, message));
     let (repository, reference) = names(record);
     let Ok(json) = serde_json::from_slice::<Value>(&bytes) else {
         return bad("MANIFEST_INVALID", "not JSON");
@@ -52,7 +58,7 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
     if said.is_some() && inside.is_some() && said != inside {
         return bad("MANIFEST_INVALID", "Content-Type and mediaType differ");
     }
-    let habits = &inner.options.habits;
+    let habits = &inner.options.quirks;
     if habits.media_type_in_body && inside.is_none() {
         return bad("MANIFEST_INVALID", "the manifest does not say its mediaType");
     }
@@ -60,7 +66,7 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
         && said.as_deref().or(inside.as_deref()).is_some_and(|kind| kind.contains(".docker."))
     {
         let status = StatusCode::from_u16(status).expect("a status");
-        return Ok(Answer::error(status, "MANIFEST_INVALID", "the media type is not supported"));
+        return Ok(FaultResponse::error(status, "MANIFEST_INVALID", "the media type is not supported"));
     }
     let Some(media_type) = said.or(inside) else {
         return bad("MANIFEST_INVALID", "no media type");
@@ -83,11 +89,12 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
     if inner.options.immutable_tags && moves {
         return bad("TAG_INVALID", "the tag is immutable and has another digest");
     }
-    here.manifests.insert(digest.clone(), Held { manifest: Manifest { media_type, bytes }, uploaded: now() });
+    here.manifests
+        .insert(digest.clone(), StoredManifest { manifest: TestManifest { media_type, bytes }, uploaded: now() });
     if !by_digest {
         here.tags.insert(reference.to_owned(), digest.clone());
     }
-    let answer = Answer::new(StatusCode::CREATED)
+    let answer = FaultResponse::new(StatusCode::CREATED)
         .header("docker-content-digest", &digest)
         .header(header::LOCATION, format!("/v2/{repository}/manifests/{digest}"));
     Ok(match json["subject"]["digest"].as_str().filter(|_| inner.options.referrers) {
@@ -97,12 +104,12 @@ pub(super) async fn put(inner: &Arc<Inner>, record: &Record, body: &mut Incoming
 }
 
 /// Returns a reference of a manifest that the repository lacks.
-pub(super) fn missing(store: &Store, repository: &str, json: &Value) -> Option<String> {
+pub(super) fn missing(store: &FaultRegistryStore, repository: &str, json: &Value) -> Option<String> {
     let is_foreign = |descriptor: &Value| descriptor["urls"].as_array().is_some_and(|urls| !urls.is_empty());
     let layers = json["layers"].as_array().into_iter().flatten().filter(|layer| !is_foreign(layer));
     let named = layers.chain(std::iter::once(&json["config"])).filter_map(|descriptor| descriptor["digest"].as_str());
     let blob = named.filter(|digest| store.blob(repository, digest).is_none()).map(|digest| format!("blob {digest}"));
-    let odd = odd_entries(json);
+    let odd = untyped_entries(json);
     let is_here = |digest: &String| {
         store.manifest(repository, digest).is_some()
             || (odd.contains(digest) && store.blob(repository, digest).is_some())
@@ -111,18 +118,18 @@ pub(super) fn missing(store: &Store, repository: &str, json: &Value) -> Option<S
     blob.chain(child.map(|digest| format!("manifest {digest}"))).next()
 }
 
-pub(super) fn delete(inner: &Arc<Inner>, record: &Record) -> Answer {
+pub(super) fn delete(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultResponse {
     let (repository, reference) = names(record);
     let mut store = inner.store();
     let here = store.repository(repository);
     if here.tags.remove(reference).is_some() {
-        return Answer::new(StatusCode::ACCEPTED);
+        return FaultResponse::new(StatusCode::ACCEPTED);
     }
     if here.manifests.remove(reference).is_none() {
-        return Answer::not_found("MANIFEST_UNKNOWN");
+        return FaultResponse::not_found("MANIFEST_UNKNOWN");
     }
     here.tags.retain(|_, digest| digest != reference);
-    Answer::new(StatusCode::ACCEPTED)
+    FaultResponse::new(StatusCode::ACCEPTED)
 }
 
 /// Reports whether a media type is an index.
@@ -131,6 +138,6 @@ pub(super) fn is_index(media_type: &str) -> bool {
 }
 
 /// Returns the repository and the tag or digest of a request.
-pub(super) fn names(record: &Record) -> (&str, &str) {
+pub(super) fn names(record: &RecordedRequest) -> (&str, &str) {
     (record.repository.as_deref().unwrap_or_default(), record.reference.as_deref().unwrap_or_default())
 }

@@ -14,26 +14,26 @@
 //! # }
 //! ```
 
-mod answer;
 mod auth;
 mod blobs;
+mod body_sender;
+mod connections;
 mod content;
-mod create;
+mod create_api;
+mod fault_rules;
 mod goaway;
-mod habits;
-mod head;
+mod incoming_body;
 mod listing;
 mod manifests;
 mod options;
-mod pump;
-mod record;
-mod route;
-mod script;
-mod serve;
+mod quirks;
+mod randomized;
+mod request_log;
+mod request_type;
+mod response;
+mod response_head;
 mod state;
-mod upload_body;
 mod uploads;
-mod vary;
 mod vendor;
 
 use std::net::SocketAddr;
@@ -44,14 +44,14 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-pub use create::Makes;
-pub use habits::{Errors, Habits, Heads, Links, Patches};
-pub use options::{Auth, Bearer, Builder, MountPolicy, Refresh, TokenField};
-pub use record::Record;
-pub use route::Kind;
-pub use script::{Action, Match, On, RuleHandle};
-pub use vary::Vary;
-pub use vendor::Vendor;
+pub use create_api::CreateApi;
+pub use fault_rules::{FaultAction, FaultRuleBuilder, RequestMatcher, RuleHandle};
+pub use options::{AuthMode, Bearer, FaultRegistryBuilder, MountPolicy, RefreshPolicy, TokenField};
+pub use quirks::{ErrorFormat, ManifestHeadStyle, NextPageLink, PatchHandling, Quirks};
+pub use randomized::RandomizedResponses;
+pub use request_log::RecordedRequest;
+pub use request_type::RequestType;
+pub use vendor::VendorKind;
 
 use state::Inner;
 
@@ -69,15 +69,15 @@ impl FaultRegistry {
     }
 
     /// Builds a registry with options.
-    pub fn builder() -> Builder {
-        Builder::default()
+    pub fn builder() -> FaultRegistryBuilder {
+        FaultRegistryBuilder::default()
     }
 
-    async fn start_with(options: Builder) -> Self {
+    async fn start_with(options: FaultRegistryBuilder) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", options.port)).await.expect("a loopback port is free");
         let address = listener.local_addr().expect("a listener has an address");
         let inner = Arc::new(Inner::new(options, address));
-        tokio::spawn(serve::accept(listener, Arc::clone(&inner)));
+        tokio::spawn(connections::accept(listener, Arc::clone(&inner)));
         Self { inner, address }
     }
 
@@ -102,8 +102,8 @@ impl FaultRegistry {
     }
 
     /// Starts a rule for matching requests. The first live rule that matches a request applies.
-    pub fn on(&self, what: impl Into<Match>) -> On<'_> {
-        On::new(&self.inner, what.into())
+    pub fn on(&self, what: impl Into<RequestMatcher>) -> FaultRuleBuilder<'_> {
+        FaultRuleBuilder::new(&self.inner, what.into())
     }
 
     /// Removes all rules.
@@ -112,40 +112,49 @@ impl FaultRegistry {
     }
 
     /// Returns all requests so far, in order of arrival.
-    pub fn requests(&self) -> Vec<Record> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.inner.log.all()
     }
 
     /// Counts requests of a kind, without those for digest tags: see [`FaultRegistry::referrer_requests`].
-    pub fn count(&self, kind: Kind) -> u64 {
-        self.inner.log.count(|request| request.kind == kind && !request.is_about_a_companion())
+    pub fn count(&self, kind: RequestType) -> u64 {
+        self.inner.log.count(|request| request.kind == kind && !request.is_for_digest_tag())
     }
 
     /// Counts requests that match a predicate.
-    pub fn count_where(&self, wanted: impl Fn(&Record) -> bool) -> u64 {
+    pub fn count_where(&self, wanted: impl Fn(&RecordedRequest) -> bool) -> u64 {
         self.inner.log.count(wanted)
     }
 
     /// Returns requests of a kind, without those for digest tags.
-    pub fn requests_of(&self, kind: Kind) -> Vec<Record> {
-        let wanted = |request: &Record| request.kind == kind && !request.is_about_a_companion();
+    pub fn requests_of_kind(&self, kind: RequestType) -> Vec<RecordedRequest> {
+        let wanted = |request: &RecordedRequest| request.kind == kind && !request.is_for_digest_tag();
         self.requests().into_iter().filter(wanted).collect()
     }
 
     /// Counts requests, without pings, tokens, logins, reads from signed URLs, and requests for referrers.
     pub fn total(&self) -> u64 {
-        let aside = |kind| matches!(kind, Kind::Ping | Kind::Token | Kind::ApiLogin | Kind::Signed | Kind::Referrers);
-        self.inner.log.count(|request| !aside(request.kind) && !request.is_about_a_companion())
+        let aside = |kind| {
+            matches!(
+                kind,
+                RequestType::Ping
+                    | RequestType::Token
+                    | RequestType::ApiLogin
+                    | RequestType::Signed
+                    | RequestType::Referrers
+            )
+        };
+        self.inner.log.count(|request| !aside(request.kind) && !request.is_for_digest_tag())
     }
 
     /// Counts requests, with pings and tokens.
-    pub fn total_with_all(&self) -> u64 {
+    pub fn total_with_pings_and_tokens(&self) -> u64 {
         self.inner.log.count(|_| true)
     }
 
     /// Returns requests for referrers: by the API, by the fallback tag, or by cosign's tags.
-    pub fn referrer_requests(&self) -> Vec<Record> {
-        let about = |request: &Record| request.kind == Kind::Referrers || request.is_about_a_companion();
+    pub fn referrer_requests(&self) -> Vec<RecordedRequest> {
+        let about = |request: &RecordedRequest| request.kind == RequestType::Referrers || request.is_for_digest_tag();
         self.requests().into_iter().filter(about).collect()
     }
 
@@ -161,7 +170,7 @@ impl FaultRegistry {
 
     /// Clears the recorded requests.
     pub fn clear_requests(&self) {
-        self.inner.misled.store(0, Ordering::SeqCst);
+        self.inner.wasted_requests.store(0, Ordering::SeqCst);
         self.inner.log.clear();
     }
 
@@ -188,28 +197,28 @@ impl FaultRegistry {
 
     /// Counts requests wasted by this registry's quirks alone: challenged, with a truncated body, or with a useless
     /// response.
-    pub fn misled(&self) -> u64 {
-        self.inner.misled.load(Ordering::SeqCst)
+    pub fn wasted_requests(&self) -> u64 {
+        self.inner.wasted_requests.load(Ordering::SeqCst)
     }
 
     /// Returns the variations made so far, a line for each.
-    pub fn varied(&self) -> Vec<(Kind, String)> {
-        self.inner.varied.lock().expect("the list is whole").clone()
+    pub fn variations(&self) -> Vec<(RequestType, String)> {
+        self.inner.variations.lock().expect("the list is whole").clone()
     }
 
     /// Closes all open connections. New ones are accepted.
-    pub fn cut_all(&self) {
-        self.inner.cut_all();
+    pub fn close_connections(&self) {
+        self.inner.close_connections();
     }
 
     /// Closes the next connections with GOAWAY at their first request. HTTP/2 only, so it needs TLS.
-    pub fn take_leave(&self, connections: u64) {
-        self.inner.leaves.store(connections, Ordering::SeqCst);
+    pub fn send_goaway(&self, connections: u64) {
+        self.inner.pending_goaways.store(connections, Ordering::SeqCst);
     }
 
     /// Returns how many connections are still to be closed with GOAWAY.
-    pub fn leaves_to_take(&self) -> u64 {
-        self.inner.leaves.load(Ordering::SeqCst)
+    pub fn pending_goaways(&self) -> u64 {
+        self.inner.pending_goaways.load(Ordering::SeqCst)
     }
 
     /// Expires all tokens that its own token service has issued.

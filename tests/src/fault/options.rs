@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::habits::Habits;
-use super::{FaultRegistry, Vendor};
+use super::quirks::Quirks;
+use super::{FaultRegistry, VendorKind};
 use crate::tls::Authority;
 
 /// Required credentials.
 #[derive(Clone, Debug)]
-pub enum Auth {
+pub enum AuthMode {
     /// No credentials required.
     None,
     /// Basic authentication with this user and password.
@@ -35,7 +35,7 @@ pub enum TokenField {
 
 /// Response of the token service to `POST grant_type=refresh_token`.
 #[derive(Clone, Debug)]
-pub enum Refresh {
+pub enum RefreshPolicy {
     /// Accepts this identity token.
     Accept(String),
     /// Refuses with 404 or 405, so that the client uses GET.
@@ -51,7 +51,7 @@ pub struct Bearer {
     pub(super) ttl: Duration,
     pub(super) say_expiry: bool,
     pub(super) field: TokenField,
-    pub(super) refresh: Refresh,
+    pub(super) refresh: RefreshPolicy,
     pub(super) anonymous_pull: bool,
 }
 
@@ -70,7 +70,7 @@ impl Bearer {
             ttl: Duration::from_secs(300),
             say_expiry: true,
             field: TokenField::Token,
-            refresh: Refresh::Refuse(StatusCode::METHOD_NOT_ALLOWED),
+            refresh: RefreshPolicy::Refuse(StatusCode::METHOD_NOT_ALLOWED),
             anonymous_pull: true,
         }
     }
@@ -119,7 +119,7 @@ impl Bearer {
 
     /// Sets the handling of identity tokens.
     #[must_use]
-    pub fn refresh(mut self, refresh: Refresh) -> Self {
+    pub fn refresh(mut self, refresh: RefreshPolicy) -> Self {
         self.refresh = refresh;
         self
     }
@@ -138,8 +138,8 @@ pub enum MountPolicy {
 
 /// Builder of a [`FaultRegistry`].
 #[derive(Clone, Debug)]
-pub struct Builder {
-    pub(super) auth: Auth,
+pub struct FaultRegistryBuilder {
+    pub(super) auth: AuthMode,
     pub(super) authority: Option<Arc<Authority>>,
     pub(super) hosts: Vec<String>,
     pub(super) http1_only: bool,
@@ -162,17 +162,17 @@ pub struct Builder {
     pub(super) digest_header: bool,
     pub(super) lenient: bool,
     pub(super) port: u16,
-    pub(super) vendor: Option<Vendor>,
+    pub(super) vendor: Option<VendorKind>,
     pub(super) vendor_login: Option<(String, String)>,
     pub(super) namespaces: Vec<String>,
     pub(super) github_users: bool,
-    pub(super) habits: Habits,
+    pub(super) quirks: Quirks,
 }
 
-impl Default for Builder {
+impl Default for FaultRegistryBuilder {
     fn default() -> Self {
         Self {
-            auth: Auth::None,
+            auth: AuthMode::None,
             authority: None,
             hosts: Vec::new(),
             http1_only: false,
@@ -199,7 +199,7 @@ impl Default for Builder {
             vendor_login: None,
             namespaces: Vec::new(),
             github_users: false,
-            habits: Habits::default(),
+            quirks: Quirks::default(),
         }
     }
 }
@@ -210,10 +210,10 @@ macro_rules! switches {
     };
 }
 
-impl Builder {
+impl FaultRegistryBuilder {
     switches! {
         /// Sets the required credentials.
-        auth(auth = auth, auth: Auth);
+        auth(auth = auth, auth: AuthMode);
         /// Serves HTTPS with a certificate of this authority for loopback addresses, and offers HTTP/2.
         tls(authority = Some(authority), authority: Arc<Authority>);
         /// Serves HTTP/1.1 only, also over TLS.
@@ -257,25 +257,25 @@ impl Builder {
         /// Accepts manifests without their references, which exposes a wrong push order.
         lenient(lenient = true);
         /// Serves a vendor's API at the same address.
-        vendor(vendor = Some(vendor), vendor: Vendor);
+        vendor(vendor = Some(vendor), vendor: VendorKind);
         /// Treats the owners of GitHub packages as users instead of organizations.
         github_users(github_users = true);
         /// Sets its quirks.
-        habits(habits = habits, habits: Habits);
+        quirks(quirks = habits, habits: Quirks);
         /// Sets the port.
         port(port = port, port: u16);
     }
 
-    /// `Auth::Basic`.
+    /// `AuthMode::Basic`.
     #[must_use]
     pub fn basic(self, user: &str, password: &str) -> Self {
-        self.auth(Auth::Basic(user.to_owned(), password.to_owned()))
+        self.auth(AuthMode::Basic(user.to_owned(), password.to_owned()))
     }
 
-    /// `Auth::Bearer`.
+    /// `AuthMode::Bearer`.
     #[must_use]
     pub fn bearer(self, bearer: Bearer) -> Self {
-        self.auth(Auth::Bearer(bearer))
+        self.auth(AuthMode::Bearer(bearer))
     }
 
     /// Restricts the vendor's API listings to this login.

@@ -24,12 +24,12 @@ pub struct Synthetic {
 }
 
 /// Page size of synthetic content. Pages differ only in their first eight bytes, the page number.
-const PAGE: u64 = 64 * 1024;
+const PAGE_BYTES: u64 = 64 * 1024;
 
 impl Synthetic {
     /// Creates content of `size` bytes from a seed.
     pub fn new(seed: u64, size: u64) -> Self {
-        let words = (0..PAGE / 8).flat_map(|word| mix(seed ^ mix(word)).to_le_bytes());
+        let words = (0..PAGE_BYTES / 8).flat_map(|word| mix(seed ^ mix(word)).to_le_bytes());
         Self { size, seed, page: words.collect() }
     }
 
@@ -37,8 +37,8 @@ impl Synthetic {
         let mut out = Vec::with_capacity(usize::try_from(range.end - range.start).expect("a chunk fits in memory"));
         let mut at = range.start;
         while at < range.end {
-            let (page, within) = (at / PAGE, at % PAGE);
-            let take = (PAGE - within).min(range.end - at);
+            let (page, within) = (at / PAGE_BYTES, at % PAGE_BYTES);
+            let take = (PAGE_BYTES - within).min(range.end - at);
             let start = out.len();
             out.extend_from_slice(&self.page[within as usize..(within + take) as usize]);
             let number = mix(self.seed.wrapping_add(page)).to_le_bytes();
@@ -62,7 +62,7 @@ fn mix(value: u64) -> u64 {
 impl Blob {
     /// Creates content of `size` bytes seeded by a name, generated while reading.
     pub fn synthetic(name: &str, size: u64) -> Self {
-        Self::Synthetic(Synthetic::new(seed_of(name), size))
+        Self::Synthetic(Synthetic::new(seed_from_name(name), size))
     }
 
     /// Returns the size in bytes.
@@ -84,7 +84,8 @@ impl Blob {
     /// Returns the content in chunks of at most 64 KiB.
     pub fn pieces(&self) -> impl Iterator<Item = Bytes> + '_ {
         let size = self.size();
-        (0..size.div_ceil(PAGE)).map(move |page| self.read(page * PAGE..((page + 1) * PAGE).min(size)))
+        (0..size.div_ceil(PAGE_BYTES))
+            .map(move |page| self.read(page * PAGE_BYTES..((page + 1) * PAGE_BYTES).min(size)))
     }
 
     /// Computes the sha256 digest, `sha256:…`.
@@ -132,7 +133,7 @@ pub fn digest_with(like: &str, bytes: &[u8]) -> Option<String> {
 }
 
 /// Derives a seed from a name.
-pub fn seed_of(name: &str) -> u64 {
+pub fn seed_from_name(name: &str) -> u64 {
     let hash: [u8; 32] = Sha256::digest(name.as_bytes()).into();
     u64::from_le_bytes(hash[..8].try_into().expect("a hash has eight bytes"))
 }

@@ -2,32 +2,32 @@
 
 use std::collections::BTreeSet;
 
-use super::Image;
+use super::TestImage;
 
 /// Content of the target before a copy.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub struct TargetContents {
     /// Digests of blobs and manifests in the target repository.
-    pub here: BTreeSet<String>,
+    pub in_repository: BTreeSet<String>,
     /// Digests of blobs in other repositories of the target registry.
     pub mountable: BTreeSet<String>,
 }
 
-impl Known {
+impl TargetContents {
     /// An empty target.
     pub fn nothing() -> Self {
         Self::default()
     }
 
     /// All blobs of an image are in another repository of the target registry.
-    pub fn mountable(image: &Image) -> Self {
-        Self { here: BTreeSet::new(), mountable: image.blobs.keys().cloned().collect() }
+    pub fn mountable(image: &TestImage) -> Self {
+        Self { in_repository: BTreeSet::new(), mountable: image.blobs.keys().cloned().collect() }
     }
 
     /// The image is in the target repository.
-    pub fn here(image: &Image) -> Self {
+    pub fn in_repository(image: &TestImage) -> Self {
         let here = image.blobs.keys().chain(image.manifests.keys()).cloned().collect();
-        Self { here, mountable: BTreeSet::new() }
+        Self { in_repository: here, mountable: BTreeSet::new() }
     }
 }
 
@@ -43,10 +43,10 @@ pub struct Floor {
 }
 
 /// Computes the fewest requests for a copy of `image` under one tag.
-pub fn floor(image: &Image, known: &Known) -> Floor {
-    let absent = image.blobs.keys().filter(|digest| !known.here.contains(*digest));
+pub fn floor(image: &TestImage, known: &TargetContents) -> Floor {
+    let absent = image.blobs.keys().filter(|digest| !known.in_repository.contains(*digest));
     let (mounted, fresh): (Vec<_>, Vec<_>) = absent.partition(|digest| known.mountable.contains(*digest));
-    let has_manifest = |digest: &String| known.here.contains(digest) && *digest != image.root;
+    let has_manifest = |digest: &String| known.in_repository.contains(digest) && *digest != image.root;
     let manifests = image.manifests.keys().filter(|digest| !has_manifest(digest)).count();
     Floor {
         source: (image.manifests.len() + fresh.len() + mounted.len()) as u64,

@@ -8,22 +8,22 @@
 //! ```
 
 mod blob;
-mod build;
+mod builders;
+mod fixtures;
 mod floor;
-mod gallery;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde_json::Value;
 
-pub use blob::{Blob, Synthetic, digest_with, seed_of, sha256, sha512};
-pub use build::{Index, Layer, Single, tarball};
-pub use floor::{Floor, Known, floor};
-pub use gallery::{
-    artifact, big, cosign, foreign_layer, inline_data, layer_twice, multi_platform, nested, odd_config, referrer,
-    sha512_blobs, shared_child, shared_layers, single, single_docker, zero_layer,
+pub use blob::{Blob, Synthetic, digest_with, seed_from_name, sha256, sha512};
+pub use builders::{ImageBuilder, IndexBuilder, Layer, tarball};
+pub use fixtures::{
+    artifact, big, cosign, empty_layer, foreign_layer, helm_chart, inline_data, layer_twice, multi_platform, nested,
+    referrer, sha512_blobs, shared_child, shared_layers, single, single_docker,
 };
+pub use floor::{Floor, TargetContents, floor};
 
 /// Media types of the OCI and Docker specifications.
 pub mod media {
@@ -58,14 +58,14 @@ pub mod media {
 
 /// A stored manifest: media type and exact bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Manifest {
+pub struct TestManifest {
     /// Media type to serve and push.
     pub media_type: String,
     /// Bytes that the digest is computed from.
     pub bytes: Bytes,
 }
 
-impl Manifest {
+impl TestManifest {
     /// Parses the bytes.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.bytes).expect("a manifest is JSON")
@@ -74,32 +74,32 @@ impl Manifest {
 
 /// An image with everything below it.
 #[derive(Clone, Debug)]
-pub struct Image {
+pub struct TestImage {
     /// Seed of its content.
     pub name: String,
     /// Digest of the root manifest.
     pub root: String,
     /// All manifests of the tree including the root, by digest.
-    pub manifests: BTreeMap<String, Manifest>,
+    pub manifests: BTreeMap<String, TestManifest>,
     /// All blobs that a registry stores for the tree, by digest.
     pub blobs: BTreeMap<String, Blob>,
     /// Foreign layers by digest, which a registry need not store.
     pub foreign: BTreeMap<String, Blob>,
 }
 
-impl Image {
+impl TestImage {
     /// Creates a builder of a single-platform image or artifact.
-    pub fn single(name: &str) -> Single {
-        Single::new(name)
+    pub fn single(name: &str) -> ImageBuilder {
+        ImageBuilder::new(name)
     }
 
     /// Creates a builder of an index.
-    pub fn index(name: &str) -> Index {
-        Index::new(name)
+    pub fn index(name: &str) -> IndexBuilder {
+        IndexBuilder::new(name)
     }
 
     /// Returns the root manifest.
-    pub fn root_manifest(&self) -> &Manifest {
+    pub fn root_manifest(&self) -> &TestManifest {
         &self.manifests[&self.root]
     }
 
@@ -116,7 +116,7 @@ impl Image {
 
     /// Returns the digests of the manifests, children before parents, the root last.
     pub fn push_order(&self) -> Vec<String> {
-        fn visit(image: &Image, digest: &str, seen: &mut BTreeSet<String>, order: &mut Vec<String>) {
+        fn visit(image: &TestImage, digest: &str, seen: &mut BTreeSet<String>, order: &mut Vec<String>) {
             let Some(manifest) = image.manifests.get(digest) else {
                 return;
             };
@@ -155,7 +155,7 @@ impl Image {
     }
 
     /// Returns the digest tag of a kind: `sig`, `att` or `sbom` of cosign, or the referrers fallback tag if empty.
-    pub fn companion_tag(&self, kind: &str) -> String {
+    pub fn digest_tag(&self, kind: &str) -> String {
         let stem = self.root.replace(':', "-");
         if kind.is_empty() { stem } else { format!("{stem}.{kind}") }
     }
@@ -166,8 +166,8 @@ impl Image {
     }
 
     /// Returns the subtree of a manifest as an image.
-    pub fn subtree(&self, digest: &str) -> Image {
-        let mut part = Image { root: digest.to_owned(), ..self.clone() };
+    pub fn subtree(&self, digest: &str) -> TestImage {
+        let mut part = TestImage { root: digest.to_owned(), ..self.clone() };
         let keep: BTreeSet<_> = part.push_order().into_iter().collect();
         part.manifests.retain(|digest, _| keep.contains(digest));
         let blobs: BTreeSet<_> = part.manifests.values().flat_map(|manifest| blobs(&manifest.json())).collect();
@@ -184,7 +184,7 @@ pub fn children(manifest: &Value) -> Vec<String> {
 }
 
 /// Returns the digests of index entries whose media type does not tell whether they are manifests.
-pub fn odd_entries(manifest: &Value) -> Vec<String> {
+pub fn untyped_entries(manifest: &Value) -> Vec<String> {
     let says_manifest = |entry: &Value| {
         let kind = entry["mediaType"].as_str().unwrap_or_default();
         [media::OCI_INDEX, media::OCI_MANIFEST, media::DOCKER_LIST, media::DOCKER_MANIFEST, media::OCI_ARTIFACT]

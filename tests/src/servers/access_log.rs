@@ -34,7 +34,7 @@ fn parse_line(line: &str) -> Option<LoggedRequest> {
 }
 
 /// Counts each `METHOD status`.
-pub(super) fn tally(requests: &[LoggedRequest]) -> HashMap<String, u64> {
+pub(super) fn count_by_method_and_status(requests: &[LoggedRequest]) -> HashMap<String, u64> {
     let mut tally = HashMap::new();
     for request in requests {
         *tally.entry(format!("{} {}", request.method, request.status)).or_default() += 1;

@@ -15,18 +15,18 @@ use jiff::Timestamp;
 use ring::hmac;
 use serde_json::{Value, json};
 
-use super::answering::Answering;
+use super::router_server::RouterServer;
 
 /// Token in the URL of each bot.
 const TOKEN: &str = "t0k3n-in-the-url";
 /// Secret of signed bots.
 const SECRET: &str = "SEC-of-the-robot";
 /// Lifetime of a signature.
-const HOUR: i64 = 3600;
+const SIGNATURE_TTL_SECONDS: i64 = 3600;
 
 /// A received message or ping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct ChatMessage {
     /// Target: slack, wecom, feishu, dingtalk or ping.
     pub to: &'static str,
     /// Text of the message as shown there.
@@ -36,13 +36,13 @@ pub struct Said {
 /// The server of all bots, stopped on drop.
 #[derive(Debug)]
 pub struct ChatServer {
-    shared: Arc<Shared>,
-    answering: Answering,
+    shared: Arc<ChatServerState>,
+    server: RouterServer,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    said: Mutex<Vec<Said>>,
+struct ChatServerState {
+    messages: Mutex<Vec<ChatMessage>>,
     requests: Mutex<u64>,
     /// Responses sent in place of the normal ones, once each.
     refusals: Mutex<Vec<(u16, String)>>,
@@ -51,9 +51,9 @@ struct Shared {
 impl ChatServer {
     /// Starts the server.
     pub async fn start() -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(ChatServerState::default());
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        Self { shared, answering: Answering::start(router).await }
+        Self { shared, server: RouterServer::start(router).await }
     }
 
     /// Returns the URL of a bot, as its settings show it.
@@ -69,7 +69,7 @@ impl ChatServer {
             "ping" => format!("/ping/{TOKEN}"),
             other => panic!("no robot is called {other}"),
         };
-        format!("http://{}{path}", self.answering.address)
+        format!("http://{}{path}", self.server.address)
     }
 
     /// Returns the secret of signed bots.
@@ -83,13 +83,13 @@ impl ChatServer {
     }
 
     /// Returns the messages in order.
-    pub fn said(&self) -> Vec<Said> {
-        self.shared.said.lock().expect("no test panics in here").clone()
+    pub fn messages(&self) -> Vec<ChatMessage> {
+        self.shared.messages.lock().expect("no test panics in here").clone()
     }
 
     /// Returns the messages to one target.
-    pub fn said_to(&self, to: &str) -> Vec<String> {
-        self.said().into_iter().filter(|said| said.to == to).map(|said| said.text).collect()
+    pub fn messages_to(&self, to: &str) -> Vec<String> {
+        self.messages().into_iter().filter(|said| said.to == to).map(|said| said.text).collect()
     }
 
     /// Counts all requests.
@@ -104,7 +104,7 @@ impl ChatServer {
 }
 
 async fn answer(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<ChatServerState>>,
     method: Method,
     uri: Uri,
     Query(query): Query<HashMap<String, String>>,
@@ -120,7 +120,7 @@ async fn answer(
         return (StatusCode::from_u16(status).expect("a status"), body).into_response();
     }
     let said = |to: &'static str, text: &str| {
-        shared.said.lock().expect("no test panics in here").push(Said { to, text: text.to_owned() });
+        shared.messages.lock().expect("no test panics in here").push(ChatMessage { to, text: text.to_owned() });
     };
     if uri.path() == format!("/ping/{TOKEN}") && method == Method::GET {
         said("ping", "");
@@ -203,7 +203,7 @@ fn feishu(size: usize, body: Option<&Value>) -> Result<String, Refused> {
     let time = body["timestamp"].as_str().and_then(|time| time.parse::<i64>().ok()).unwrap_or_default();
     let key = hmac::Key::new(hmac::HMAC_SHA256, format!("{time}\n{SECRET}").as_bytes());
     let wanted = STANDARD.encode(hmac::sign(&key, b""));
-    if (Timestamp::now().as_second() - time).abs() > HOUR || body["sign"] != wanted.as_str() {
+    if (Timestamp::now().as_second() - time).abs() > SIGNATURE_TTL_SECONDS || body["sign"] != wanted.as_str() {
         return Err((19_021, "sign match fail or timestamp is not within one hour from current time".to_owned()));
     }
     match (body["msg_type"].as_str(), body["content"]["text"].as_str()) {
@@ -221,7 +221,9 @@ fn dingtalk(query: &HashMap<String, String>, body: Option<&Value>) -> Result<Str
     let time = query.get("timestamp").and_then(|time| time.parse::<i64>().ok()).unwrap_or_default();
     let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
     let wanted = STANDARD.encode(hmac::sign(&key, format!("{time}\n{SECRET}").as_bytes()));
-    if (Timestamp::now().as_millisecond() - time).abs() > HOUR * 1000 || query.get("sign") != Some(&wanted) {
+    if (Timestamp::now().as_millisecond() - time).abs() > SIGNATURE_TTL_SECONDS * 1000
+        || query.get("sign") != Some(&wanted)
+    {
         return Err((310_000, "sign not match".to_owned()));
     }
     let body = body.ok_or((43_004, "invalid Content-Type or body".to_owned()))?;

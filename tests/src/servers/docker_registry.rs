@@ -13,12 +13,12 @@ use tempfile::TempDir;
 use super::access_log::{self, LoggedRequest};
 use super::process::{Process, find_program, free_port};
 use super::token::TokenServer;
-use crate::images::{Image, Manifest};
-use crate::tree::{Client, Tree};
+use crate::images::{TestImage, TestManifest};
+use crate::registry_client::{FetchedTree, RegistryClient};
 
 /// Authentication of the registry.
 #[derive(Clone, Debug, Default)]
-pub enum Auth {
+pub enum DockerRegistryAuth {
     /// No authentication.
     #[default]
     None,
@@ -40,13 +40,13 @@ pub enum Auth {
     },
 }
 
-impl Auth {
-    /// Creates `Auth::Htpasswd`.
+impl DockerRegistryAuth {
+    /// Creates `DockerRegistryAuth::Htpasswd`.
     pub fn htpasswd(user: &str, password: &str) -> Self {
         Self::Htpasswd { user: user.to_owned(), password: password.to_owned() }
     }
 
-    /// Creates `Auth::Token` with a token lifetime of five minutes.
+    /// Creates `DockerRegistryAuth::Token` with a token lifetime of five minutes.
     pub fn token(user: &str, password: &str) -> Self {
         Self::Token { user: user.to_owned(), password: password.to_owned(), ttl: Duration::from_secs(300) }
     }
@@ -63,9 +63,9 @@ impl Auth {
 
 /// Options of the registry.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct DockerRegistryOptions {
     /// Authentication.
-    pub auth: Auth,
+    pub auth: DockerRegistryAuth,
     /// Enables deletion of manifests and blobs.
     pub delete: bool,
     /// Makes it a pull-through cache of this upstream registry.
@@ -80,28 +80,28 @@ pub struct DockerRegistry {
     process: Process,
     port: u16,
     folder: TempDir,
-    client: Client,
-    auth: Auth,
+    client: RegistryClient,
+    auth: DockerRegistryAuth,
     tokens: Option<TokenServer>,
 }
 
 impl DockerRegistry {
     /// Starts a registry and waits until it responds.
-    pub async fn start(auth: Auth) -> Self {
-        Self::start_with(Options { auth, ..Options::default() }).await
+    pub async fn start(auth: DockerRegistryAuth) -> Self {
+        Self::start_with(DockerRegistryOptions { auth, ..DockerRegistryOptions::default() }).await
     }
 
     /// Starts a registry with options.
     ///
     /// # Panics
     /// If `docker-registry` is not installed or does not come up.
-    pub async fn start_with(options: Options) -> Self {
+    pub async fn start_with(options: DockerRegistryOptions) -> Self {
         let folder = tempfile::Builder::new().prefix("docker-registry-").tempdir().expect("a folder can be made");
         let mut tokens = None;
         let auth = match &options.auth {
-            Auth::None => String::new(),
-            Auth::Htpasswd { user, password } => htpasswd(folder.path(), user, password),
-            Auth::Token { user, password, ttl } => {
+            DockerRegistryAuth::None => String::new(),
+            DockerRegistryAuth::Htpasswd { user, password } => htpasswd(folder.path(), user, password),
+            DockerRegistryAuth::Token { user, password, ttl } => {
                 let server = TokenServer::start(user, password, *ttl).await;
                 let auth = token_auth(folder.path(), &server);
                 tokens = Some(server);
@@ -115,7 +115,7 @@ impl DockerRegistry {
             fs::write(folder.path().join("config.yml"), config).expect("the folder can be written to");
             let mut process = launch(folder.path());
             if is_up(&mut process, port).await {
-                let client = Client::new(&format!("http://127.0.0.1:{port}"), options.auth.credentials());
+                let client = RegistryClient::new(&format!("http://127.0.0.1:{port}"), options.auth.credentials());
                 return Self { process, port, folder, client, auth: options.auth, tokens };
             }
         }
@@ -164,12 +164,12 @@ impl DockerRegistry {
     }
 
     /// Pushes an image by plain HTTP.
-    pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
+    pub async fn push(&self, repository: &str, tag: &str, image: &TestImage) {
         self.client.push(repository, tag, image).await;
     }
 
     /// Pushes a manifest under a tag or its digest.
-    pub async fn put_manifest(&self, repository: &str, reference: &str, manifest: &Manifest) {
+    pub async fn put_manifest(&self, repository: &str, reference: &str, manifest: &TestManifest) {
         self.client.put_manifest(repository, reference, manifest).await;
     }
 
@@ -179,7 +179,7 @@ impl DockerRegistry {
     }
 
     /// Reads and hashes every byte of the tree below a tag or digest; `None` if the reference does not exist.
-    pub async fn fetch_tree(&self, repository: &str, reference: &str) -> Option<Tree> {
+    pub async fn fetch_tree(&self, repository: &str, reference: &str) -> Option<FetchedTree> {
         self.client.fetch(repository, reference).await
     }
 
@@ -187,7 +187,7 @@ impl DockerRegistry {
     ///
     /// # Panics
     /// With the missing or different content.
-    pub async fn assert_holds(&self, repository: &str, tag: &str, image: &Image) {
+    pub async fn assert_holds(&self, repository: &str, tag: &str, image: &TestImage) {
         let at = format!("{}/{repository}:{tag}", self.host());
         let tree = self.fetch_tree(repository, tag).await.unwrap_or_else(|| panic!("{at} is not there"));
         let differences = tree.differences(image);
@@ -198,7 +198,7 @@ impl DockerRegistry {
     pub async fn delete_manifest(&self, repository: &str, digest: &str) {
         let url = format!("/v2/{repository}/manifests/{digest}");
         let response = self.client.send(Method::DELETE, &url, &[], Bytes::new()).await;
-        crate::tree::expect(&response, http::StatusCode::ACCEPTED, "the manifest is deleted");
+        crate::registry_client::expect(&response, http::StatusCode::ACCEPTED, "the manifest is deleted");
     }
 
     /// Returns the bytes of stored blobs and manifests.
@@ -212,8 +212,8 @@ impl DockerRegistry {
     }
 
     /// Counts the log entries of each `METHOD status`.
-    pub fn tally(&self) -> HashMap<String, u64> {
-        access_log::tally(&self.requests())
+    pub fn count_by_method_and_status(&self) -> HashMap<String, u64> {
+        access_log::count_by_method_and_status(&self.requests())
     }
 
     /// Clears the recorded requests.
@@ -228,7 +228,7 @@ impl DockerRegistry {
     }
 }
 
-fn config(folder: &Path, port: u16, auth: &str, options: &Options) -> String {
+fn config(folder: &Path, port: u16, auth: &str, options: &DockerRegistryOptions) -> String {
     let proxy = options.proxy.as_ref().map(|url| format!("proxy:\n  remoteurl: {url}\n")).unwrap_or_default();
     let urls = match options.refuse_urls {
         true => "",

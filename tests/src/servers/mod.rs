@@ -1,31 +1,31 @@
 //! Real servers, started by a test and stopped with it.
 
 mod access_log;
-mod answering;
 mod chats;
 mod docker_engine;
 mod docker_registry;
+mod ferro_registry;
 mod firewall;
-mod other_registry;
 pub(crate) mod process;
 mod rabbitmq;
-mod receiver;
 mod redis;
 mod remote;
+mod router_server;
 mod smtp;
 mod telegram;
 mod token;
+mod webhook_receiver;
 
 pub use access_log::LoggedRequest;
-pub use chats::{ChatServer, Said};
+pub use chats::{ChatMessage, ChatServer};
 pub use docker_engine::DockerEngine;
-pub use docker_registry::{Auth, DockerRegistry, Options};
-pub use other_registry::OtherRegistry;
+pub use docker_registry::{DockerRegistry, DockerRegistryAuth, DockerRegistryOptions};
+pub use ferro_registry::FerroRegistry;
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
-pub use receiver::{Received, Receiver};
-pub use redis::{RedisOptions, RedisServer};
+pub use redis::{RedisServer, RedisServerOptions};
 pub use remote::RemoteRegistry;
-pub use smtp::{Delivered, MailServer};
-pub use telegram::{Posted, TelegramServer};
+pub use smtp::{MailServer, ReceivedMail};
+pub use telegram::{TelegramPost, TelegramServer};
 pub use token::{TokenRequest, TokenServer};
+pub use webhook_receiver::{ReceivedWebhook, WebhookReceiver};

@@ -14,9 +14,9 @@ use tempfile::TempDir;
 use super::process::{Process, find_program, free_port};
 
 /// Time limit for the start of a node on a busy machine.
-const UP: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// Number of starts with other ports.
-const TRIES: usize = 2;
+const START_ATTEMPTS: usize = 2;
 
 /// The broker. Its processes and data are removed on drop.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl RabbitMq {
             folder,
             config: config.to_owned(),
         };
-        for _ in 0..TRIES {
+        for _ in 0..START_ATTEMPTS {
             match broker.launch() {
                 Ok(()) => return broker,
                 // Another process took one of the ports meanwhile.
@@ -80,7 +80,7 @@ impl RabbitMq {
         let mut command = self.command("rabbitmq-server");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
         let mut process = Process::spawn(&mut command, Duration::ZERO).expect("rabbitmq-server can be started");
-        let limit = Instant::now() + UP;
+        let limit = Instant::now() + START_TIMEOUT;
         while !self.answers() {
             if Instant::now() > limit || process.has_ended() {
                 self.process = Some(process);
@@ -180,7 +180,7 @@ impl RabbitMq {
     }
 
     /// Counts the messages in each queue, delivered or not.
-    pub fn messages(&self) -> BTreeMap<String, u64> {
+    pub fn message_counts(&self) -> BTreeMap<String, u64> {
         let said = self.ctl(&["list_queues", "name", "messages", "--no-table-headers"]);
         said.lines()
             .filter_map(|line| line.split_once('\t'))
@@ -189,11 +189,11 @@ impl RabbitMq {
     }
 
     /// Counts the current messages in a quorum queue of the default virtual host, delivered or not.
-    /// [`RabbitMq::messages`] lags by some seconds.
+    /// [`RabbitMq::message_counts`] lags by some seconds.
     ///
     /// # Panics
     /// If the queue does not report it.
-    pub fn messages_of(&self, queue: &str) -> u64 {
+    pub fn message_count(&self, queue: &str) -> u64 {
         let total = "fun rabbit_fifo:query_messages_total/1";
         let said = self
             .ctl(&["eval", &format!("{{ok, {{_, N}}, _}} = ra:local_query({{'%2F_{queue}', node()}}, {total}), N.")]);
@@ -210,14 +210,14 @@ impl RabbitMq {
     ///
     /// # Panics
     /// If it does not come up.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         self.kill();
         self.launch().unwrap_or_else(|log| panic!("rabbitmq-server did not come up again; its log is:\n{log}"));
     }
 
     /// Flushes its metadata to disk, which it does by itself after some seconds. A node killed before that has lost the
     /// leaders and messages of its queues after a restart.
-    pub fn settle(&self) {
+    pub fn sync_metadata(&self) {
         self.ctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]);
     }
 
@@ -228,7 +228,7 @@ impl RabbitMq {
     }
 
     /// Stops or restarts the only member of a quorum queue of the default virtual host, as if its leader were gone.
-    pub fn unlead(&self, queue: &str, away: bool) {
+    pub fn set_leader_stopped(&self, queue: &str, away: bool) {
         let what = if away { "stop_server" } else { "restart_server" };
         self.ctl(&["eval", &format!("ra:{what}(quorum_queues, {{'%2F_{queue}', node()}}).")]);
     }

@@ -14,17 +14,17 @@ use crate::tls::Identity;
 
 /// Options of the server.
 #[derive(Debug, Default)]
-pub struct RedisOptions {
+pub struct RedisServerOptions {
     /// Password required of clients.
     pub password: Option<String>,
     /// Serves TLS only.
     pub tls: Option<Identity>,
     /// Uses `appendfsync everysec`, so that a kill can lose up to a second of writes. Otherwise it loses none.
-    pub loses_a_second: bool,
+    pub fsync_every_second: bool,
     /// Runs as a sentinel (`--sentinel`).
     pub is_sentinel: bool,
     /// Extra lines of its configuration.
-    pub more: Vec<String>,
+    pub extra_config: Vec<String>,
 }
 
 /// The server. Process and data are removed on drop.
@@ -33,20 +33,20 @@ pub struct RedisServer {
     process: Option<Process>,
     port: u16,
     folder: TempDir,
-    options: RedisOptions,
+    options: RedisServerOptions,
 }
 
 impl RedisServer {
     /// Starts a server that persists each write before it responds.
     pub fn start() -> Self {
-        Self::start_with(RedisOptions::default())
+        Self::start_with(RedisServerOptions::default())
     }
 
     /// Starts a server with options and waits until it responds.
     ///
     /// # Panics
     /// If `redis-server` is not installed or does not come up.
-    pub fn start_with(options: RedisOptions) -> Self {
+    pub fn start_with(options: RedisServerOptions) -> Self {
         let folder = tempfile::Builder::new().prefix("redis-").tempdir().expect("a folder can be made");
         if let Some(tls) = &options.tls {
             fs::write(folder.path().join("cert.pem"), &tls.certificate_pem).expect("the folder can be written to");
@@ -67,7 +67,11 @@ impl RedisServer {
         let program = find_program("redis-server").expect("redis-server is installed (Debian: redis-server)");
         let mut config = format!("bind 127.0.0.1\ndir {}\ndaemonize no\nsave \"\"\n", self.folder.path().display());
         config.push_str("appendonly yes\nno-appendfsync-on-rewrite no\n");
-        config.push_str(if self.options.loses_a_second { "appendfsync everysec\n" } else { "appendfsync always\n" });
+        config.push_str(if self.options.fsync_every_second {
+            "appendfsync everysec\n"
+        } else {
+            "appendfsync always\n"
+        });
         match self.options.tls {
             None => config.push_str(&format!("port {}\n", self.port)),
             Some(_) => config.push_str(&format!(
@@ -78,7 +82,7 @@ impl RedisServer {
         if let Some(password) = &self.options.password {
             config.push_str(&format!("requirepass {password}\n"));
         }
-        for line in &self.options.more {
+        for line in &self.options.extra_config {
             config.push_str(line);
             config.push('\n');
         }
@@ -142,7 +146,7 @@ impl RedisServer {
     ///
     /// # Panics
     /// If it does not come up.
-    pub fn start_again(&mut self) {
+    pub fn restart(&mut self) {
         self.process = None;
         let limit = Instant::now() + Duration::from_secs(20);
         while !self.launch() {
@@ -206,7 +210,7 @@ impl RedisServer {
     ///
     /// # Panics
     /// If it refuses.
-    pub fn follow(&self, master: &RedisServer) {
+    pub fn replicate_from(&self, master: &RedisServer) {
         let answer = self.command(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
         assert!(answer.starts_with("+OK"), "{answer}");
     }
@@ -215,7 +219,7 @@ impl RedisServer {
     ///
     /// # Panics
     /// If it refuses.
-    pub fn lead(&self) {
+    pub fn promote(&self) {
         let answer = self.command(&["REPLICAOF", "NO", "ONE"]);
         assert!(answer.starts_with("+OK"), "{answer}");
     }
@@ -233,7 +237,7 @@ impl RedisServer {
     ///
     /// # Panics
     /// If it does not report it.
-    pub fn bytes_of(&self, pattern: &str) -> u64 {
+    pub fn key_memory_bytes(&self, pattern: &str) -> u64 {
         let script = "local sum = 0 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \
                       sum = sum + redis.call('MEMORY', 'USAGE', key, 'SAMPLES', '0') end return sum";
         let answer = self.command(&["EVAL", script, "0", pattern]);

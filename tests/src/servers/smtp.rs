@@ -15,7 +15,7 @@ use crate::tls::Authority;
 
 /// A received mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivered {
+pub struct ReceivedMail {
     /// MAIL FROM.
     pub from: String,
     /// RCPT TO.
@@ -24,7 +24,7 @@ pub struct Delivered {
     pub data: String,
 }
 
-impl Delivered {
+impl ReceivedMail {
     /// Returns an unfolded header; encoded words stay encoded.
     pub fn header(&self, name: &str) -> Option<String> {
         let head = self.data.split("\n\n").next()?.replace("\n ", " ").replace("\n\t", " ");
@@ -99,20 +99,20 @@ fn quoted_printable(body: &str) -> String {
 /// The server, stopped on drop.
 #[derive(Debug)]
 pub struct MailServer {
-    shared: Arc<Shared>,
+    shared: Arc<MailServerState>,
     address: SocketAddr,
     authority: Authority,
     _stop: DropGuard,
 }
 
-struct Shared {
+struct MailServerState {
     tls: TlsAcceptor,
     login: (String, String),
-    delivered: Mutex<Vec<Delivered>>,
+    mails: Mutex<Vec<ReceivedMail>>,
     refusals: Mutex<Vec<String>>,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for MailServerState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Shared")
     }
@@ -122,10 +122,10 @@ impl MailServer {
     /// Starts a server with one user. `wrapped` means TLS from the first byte.
     pub async fn start(user: &str, password: &str, wrapped: bool) -> Self {
         let authority = Authority::new();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(MailServerState {
             tls: authority.acceptor(&[], &[], false),
             login: (user.to_owned(), password.to_owned()),
-            delivered: Mutex::default(),
+            mails: Mutex::default(),
             refusals: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port is free");
@@ -142,15 +142,15 @@ impl MailServer {
                 tokio::spawn(async move {
                     if wrapped {
                         if let Ok(stream) = shared.tls.accept(stream).await {
-                            let _ = Session::new(&shared, true).talk(BufReader::new(stream), true).await;
+                            let _ = Session::new(&shared, true).run(BufReader::new(stream), true).await;
                         }
                         return;
                     }
                     let mut session = Session::new(&shared, false);
-                    if let Ok(Some(stream)) = session.talk(BufReader::new(stream), true).await
+                    if let Ok(Some(stream)) = session.run(BufReader::new(stream), true).await
                         && let Ok(stream) = shared.tls.accept(stream.into_inner()).await
                     {
-                        let _ = Session::new(&shared, true).talk(BufReader::new(stream), false).await;
+                        let _ = Session::new(&shared, true).run(BufReader::new(stream), false).await;
                     }
                 });
             }
@@ -169,8 +169,8 @@ impl MailServer {
     }
 
     /// Returns the received mails.
-    pub fn delivered(&self) -> Vec<Delivered> {
-        self.shared.delivered.lock().expect("no test panics in here").clone()
+    pub fn mails(&self) -> Vec<ReceivedMail> {
+        self.shared.mails.lock().expect("no test panics in here").clone()
     }
 
     /// Refuses the next recipient with this line, such as `451 4.3.0 later`.
@@ -181,7 +181,7 @@ impl MailServer {
 
 /// State of a connection.
 struct Session<'a> {
-    shared: &'a Shared,
+    shared: &'a MailServerState,
     is_secure: bool,
     is_known: bool,
     from: Option<String>,
@@ -189,12 +189,12 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(shared: &'a Shared, is_secure: bool) -> Self {
+    fn new(shared: &'a MailServerState, is_secure: bool) -> Self {
         Self { shared, is_secure, is_known: false, from: None, to: Vec::new() }
     }
 
     /// Serves commands until the client quits, or starts TLS, in which case it returns the stream.
-    async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         mut stream: BufReader<S>,
         greets: bool,
@@ -274,13 +274,13 @@ impl<'a> Session<'a> {
         if too_long {
             return Ok("550 5.6.0 a line is longer than 998 bytes".to_owned());
         }
-        let mail = Delivered { from: self.from.take().unwrap_or_default(), to: std::mem::take(&mut self.to), data };
+        let mail = ReceivedMail { from: self.from.take().unwrap_or_default(), to: std::mem::take(&mut self.to), data };
         for name in ["From", "Date", "Message-ID", "Subject", "To"] {
             if mail.header(name).is_none() {
                 return Ok(format!("550 5.6.0 there is no {name}"));
             }
         }
-        self.shared.delivered.lock().expect("no test panics in here").push(mail);
+        self.shared.mails.lock().expect("no test panics in here").push(mail);
         Ok("250 2.0.0 taken".to_owned())
     }
 }

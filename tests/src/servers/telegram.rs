@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Value, json};
 
-use super::answering::Answering;
+use super::router_server::RouterServer;
 
 /// Maximum length of a message in UTF-16 units, after parsing of entities.
 const MAX_TEXT: usize = 4096;
@@ -19,7 +19,7 @@ const MAX_FILE: usize = 50_000_000;
 
 /// A post in the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Posted {
+pub enum TelegramPost {
     /// A message as shown to people, with its markup parsed.
     Message {
         /// Its text.
@@ -39,15 +39,15 @@ pub enum Posted {
 /// The server, stopped on drop.
 #[derive(Debug)]
 pub struct TelegramServer {
-    shared: Arc<Shared>,
-    answering: Answering,
+    shared: Arc<TelegramServerState>,
+    server: RouterServer,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct TelegramServerState {
     token: String,
     group: String,
-    posted: Mutex<Vec<Posted>>,
+    posts: Mutex<Vec<TelegramPost>>,
     requests: Mutex<u64>,
     /// Responses sent in place of the normal ones, once each.
     refusals: Mutex<Vec<(StatusCode, Value)>>,
@@ -56,35 +56,35 @@ struct Shared {
 impl TelegramServer {
     /// Starts a server with a single bot in a single group.
     pub async fn start(token: &str, group: &str) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TelegramServerState {
             token: token.to_owned(),
             group: group.to_owned(),
-            posted: Mutex::default(),
+            posts: Mutex::default(),
             requests: Mutex::default(),
             refusals: Mutex::default(),
         });
         let router =
             Router::new().fallback(answer).layer(DefaultBodyLimit::max(2 * MAX_FILE)).with_state(Arc::clone(&shared));
-        Self { shared, answering: Answering::start(router).await }
+        Self { shared, server: RouterServer::start(router).await }
     }
 
     /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.answering.address)
+        format!("http://{}", self.server.address)
     }
 
     /// Returns the posts in order.
-    pub fn posted(&self) -> Vec<Posted> {
-        self.shared.posted.lock().expect("no test panics in here").clone()
+    pub fn posts(&self) -> Vec<TelegramPost> {
+        self.shared.posts.lock().expect("no test panics in here").clone()
     }
 
     /// Returns the texts of the messages.
     pub fn texts(&self) -> Vec<String> {
         let text = |posted| match posted {
-            Posted::Message { text, .. } => Some(text),
-            Posted::File { .. } => None,
+            TelegramPost::Message { text, .. } => Some(text),
+            TelegramPost::File { .. } => None,
         };
-        self.posted().into_iter().filter_map(text).collect()
+        self.posts().into_iter().filter_map(text).collect()
     }
 
     /// Counts all requests.
@@ -93,7 +93,7 @@ impl TelegramServer {
     }
 
     /// Tells the next request to retry after this many seconds.
-    pub fn flood_once(&self, seconds: u64) {
+    pub fn rate_limit_once(&self, seconds: u64) {
         let refusal = json!({
             "ok": false,
             "error_code": 429,
@@ -109,7 +109,7 @@ impl TelegramServer {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer(State(shared): State<Arc<TelegramServerState>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     *shared.requests.lock().expect("no test panics in here") += 1;
     let refusal = {
         let mut refusals = shared.refusals.lock().expect("no test panics in here");
@@ -120,7 +120,7 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap,
     }
     match handle(&shared, uri.path(), &headers, &body) {
         Ok(posted) => {
-            shared.posted.lock().expect("no test panics in here").push(posted);
+            shared.posts.lock().expect("no test panics in here").push(posted);
             Json(json!({"ok": true, "result": {"message_id": 1}})).into_response()
         }
         Err((code, description)) => {
@@ -137,7 +137,7 @@ fn bad(description: impl Into<String>) -> Refused {
     (400, format!("Bad Request: {}", description.into()))
 }
 
-fn handle(shared: &Shared, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<Posted, Refused> {
+fn handle(shared: &TelegramServerState, path: &str, headers: &HeaderMap, body: &[u8]) -> Result<TelegramPost, Refused> {
     let (token, method) =
         path.strip_prefix("/bot").and_then(|rest| rest.split_once('/')).ok_or((404, "Not Found".to_owned()))?;
     if token != shared.token {
@@ -160,7 +160,7 @@ fn handle(shared: &Shared, path: &str, headers: &HeaderMap, body: &[u8]) -> Resu
             match (file.file, file.content.len()) {
                 (None, _) | (_, 0) => Err(bad("file must be non-empty")),
                 (_, size) if size > MAX_FILE => Err((413, "Request Entity Too Large".to_owned())),
-                (Some(name), _) => Ok(Posted::File { name, content: file.content }),
+                (Some(name), _) => Ok(TelegramPost::File { name, content: file.content }),
             }
         }
         _ => Err((404, "Not Found".to_owned())),
@@ -172,14 +172,14 @@ fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn check_chat(shared: &Shared, chat: &str) -> Result<(), Refused> {
+fn check_chat(shared: &TelegramServerState, chat: &str) -> Result<(), Refused> {
     match chat == shared.group {
         true => Ok(()),
         false => Err(bad("chat not found")),
     }
 }
 
-fn message(written: &str, mode: Option<&str>) -> Result<Posted, Refused> {
+fn message(written: &str, mode: Option<&str>) -> Result<TelegramPost, Refused> {
     let (text, is_preformatted) = match mode {
         None => (written.to_owned(), false),
         Some("HTML") => parse_html(written).map_err(|why| bad(format!("can't parse entities: {why}")))?,
@@ -189,7 +189,7 @@ fn message(written: &str, mode: Option<&str>) -> Result<Posted, Refused> {
     match text.encode_utf16().count() {
         0 => Err(bad("message text is empty")),
         long if long > MAX_TEXT => Err(bad("message is too long")),
-        _ => Ok(Posted::Message { text, is_preformatted }),
+        _ => Ok(TelegramPost::Message { text, is_preformatted }),
     }
 }
 

@@ -31,14 +31,14 @@ pub struct TokenRequest {
 /// The service, stopped on drop.
 #[derive(Debug)]
 pub struct TokenServer {
-    shared: Arc<Shared>,
+    shared: Arc<TokenServerState>,
     address: SocketAddr,
     certificate: String,
     _stop: DropGuard,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct TokenServerState {
     user: String,
     password: String,
     ttl: Duration,
@@ -61,7 +61,7 @@ impl TokenServer {
         let certificate = certificate.expect("the service signs itself");
         let random = SystemRandom::new();
         let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der(), &random);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TokenServerState {
             user: user.to_owned(),
             password: password.to_owned(),
             ttl,
@@ -102,7 +102,7 @@ impl TokenServer {
 }
 
 async fn answer(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<TokenServerState>>,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> (StatusCode, Json<Value>) {
@@ -135,7 +135,7 @@ fn url_query(query: &str) -> impl Iterator<Item = String> + '_ {
     pairs.into_iter().filter(|(name, _)| name == "scope").map(|(_, value)| value)
 }
 
-impl Shared {
+impl TokenServerState {
     fn sign(&self, scopes: &[String]) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970").as_secs();
         let access: Vec<_> = scopes.iter().filter_map(|scope| access(scope)).collect();

@@ -34,7 +34,7 @@ async fn a_file_of_another_program_becomes_a_configuration_that_runs() {
 }
 
 #[tokio::test]
-async fn a_command_line_of_the_original_becomes_a_configuration() {
+async fn a_command_line_of_2_1_becomes_a_configuration() {
     let line = "imgsync gcr --user me --password hush-hush --namespace distroless --process-limit 3";
     let made = Imgsync::new().args(["config", "import", "--command", line]).run().await.assert_code(0);
     assert!(made.stdout.contains("- preset: distroless") && made.stdout.contains("concurrency: 3"), "{}", made.stdout);

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
 mod bad_input;
-mod connections;
-mod endings;
+mod connection_errors;
+mod exit_codes;
 mod import;
-mod original;
+mod legacy_commands;
 mod output;
 mod presets;
-mod reach;
+mod transport_settings;

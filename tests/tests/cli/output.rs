@@ -1,7 +1,7 @@
 //! stdout carries data, stderr messages for people.
 
-use imgsync_tests::fault::{FaultRegistry, Kind};
-use imgsync_tests::images::{self, Image};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::Imgsync;
 
 async fn pair() -> (FaultRegistry, FaultRegistry, String, String) {
@@ -55,9 +55,15 @@ async fn a_dry_run_says_what_would_move_and_writes_nothing() {
     assert_eq!(json["outcome"], "would_copy");
     assert_eq!(json["bytes"], image.blob_bytes());
     assert_eq!(json["blobs"], image.blobs.len());
-    let writes = [Kind::ManifestPut, Kind::UploadStart, Kind::UploadMount, Kind::UploadPut, Kind::UploadPatch];
+    let writes = [
+        RequestType::ManifestPut,
+        RequestType::UploadStart,
+        RequestType::UploadMount,
+        RequestType::UploadPut,
+        RequestType::UploadPatch,
+    ];
     assert_eq!(writes.iter().map(|kind| target.count(*kind)).sum::<u64>(), 0, "{}", target.describe_requests());
-    assert_eq!(source.count(Kind::BlobGet), 0);
+    assert_eq!(source.count(RequestType::BlobGet), 0);
     target.push("b", "1", &image);
     assert!(sync.run().await.assert_code(0).stdout.starts_with("unchanged "));
 }
@@ -66,7 +72,7 @@ async fn a_dry_run_says_what_would_move_and_writes_nothing() {
 async fn one_platform_is_copied_under_its_own_digest() {
     let (source, target, from, to) = pair().await;
     let [amd, arm] = ["choose-amd", "choose-arm"].map(images::single);
-    source.push("a", "1", &Image::index("choose").child(&amd, "linux/amd64").child(&arm, "linux/arm64").build());
+    source.push("a", "1", &TestImage::index("choose").child(&amd, "linux/amd64").child(&arm, "linux/arm64").build());
     let sync = Imgsync::new().args(["sync", &from, &to, "--platform", "linux/arm64", "--json"]);
     assert_eq!(sync.run().await.assert_code(0).json()["digest"], arm.root);
     target.assert_holds("b", "1", &arm);
@@ -81,7 +87,7 @@ async fn force_pushes_what_is_there_already() {
     target.push("b", "1", &image);
     let json = Imgsync::new().args(["sync", &from, &to, "--json", "--force"]).run().await.assert_code(0).json();
     assert_eq!(json["outcome"], "copied");
-    assert_eq!(target.count(Kind::ManifestPut), 1);
+    assert_eq!(target.count(RequestType::ManifestPut), 1);
 }
 
 #[tokio::test]
@@ -109,7 +115,7 @@ async fn without_a_target_the_flat_name_goes_below_the_user_at_docker_hub() {
 }
 
 #[tokio::test]
-async fn the_version_is_printed_as_the_original_did() {
+async fn the_version_is_printed_as_2_1_did() {
     for flag in ["--version", "-v"] {
         let output = Imgsync::new().arg(flag).run().await.assert_code(0);
         assert!(output.stdout.starts_with("imgsync 3."), "{}", output.stdout);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 
@@ -34,7 +34,7 @@ pub(crate) fn pairs(expected: &[(&str, &str)]) -> BTreeSet<(String, String)> {
 }
 
 /// A preset, the host it reads, its content there, and the targets with names by home and with original names.
-struct Case {
+struct PresetCase {
     preset: &'static str,
     host: &'static str,
     google: bool,
@@ -44,8 +44,8 @@ struct Case {
     read: &'static [(&'static str, &'static str, &'static str)],
 }
 
-const CASES: [Case; 8] = [
-    Case {
+const CASES: [PresetCase; 8] = [
+    PresetCase {
         preset: "flannel",
         host: "ghcr.io",
         google: false,
@@ -60,7 +60,7 @@ const CASES: [Case; 8] = [
             ),
         ],
     },
-    Case {
+    PresetCase {
         preset: "kubeadm",
         host: "registry.k8s.io",
         google: true,
@@ -71,7 +71,7 @@ const CASES: [Case; 8] = [
             ("coredns/coredns", "registry.k8s.io_coredns_coredns", "k8s.gcr.io_coredns_coredns"),
         ],
     },
-    Case {
+    PresetCase {
         preset: "helm",
         host: "ghcr.io",
         google: false,
@@ -79,7 +79,7 @@ const CASES: [Case; 8] = [
         earlier: &[],
         read: &[("helm/tiller", "ghcr.io_helm_tiller", "gcr.io_kubernetes-helm_tiller")],
     },
-    Case {
+    PresetCase {
         preset: "istio",
         host: "registry.istio.io",
         google: false,
@@ -101,7 +101,7 @@ const CASES: [Case; 8] = [
             ("release/ztunnel", "registry.istio.io_release_ztunnel", "gcr.io_istio-release_ztunnel"),
         ],
     },
-    Case {
+    PresetCase {
         preset: "linkerd",
         host: "ghcr.io",
         google: false,
@@ -137,7 +137,7 @@ const CASES: [Case; 8] = [
             ("linkerd/web", "ghcr.io_linkerd_web", "gcr.io_linkerd-io_web"),
         ],
     },
-    Case {
+    PresetCase {
         preset: "spinnaker",
         host: "ghcr.io",
         google: false,
@@ -188,7 +188,7 @@ const CASES: [Case; 8] = [
             ("spinnaker/rosco", "ghcr.io_spinnaker_rosco", "gcr.io_spinnaker-marketplace_rosco"),
         ],
     },
-    Case {
+    PresetCase {
         preset: "distroless",
         host: "gcr.io",
         google: true,
@@ -199,7 +199,7 @@ const CASES: [Case; 8] = [
             ("distroless/base/debug", "gcr.io_distroless_base_debug", "gcr.io_distroless_base_debug"),
         ],
     },
-    Case {
+    PresetCase {
         preset: "samples",
         host: "us-docker.pkg.dev",
         google: true,
@@ -214,7 +214,7 @@ const CASES: [Case; 8] = [
 ];
 
 #[tokio::test]
-async fn versions_that_stayed_at_an_earlier_home_are_read_there() {
+async fn versions_that_stayed_at_a_former_location_are_read_there() {
     let google = || FaultRegistry::builder().google().start();
     let (newer, older, target) = tokio::join!(FaultRegistry::start(), google(), FaultRegistry::start());
     let image = |name: &str| images::single(&format!("home-{name}"));
@@ -262,7 +262,7 @@ async fn versions_that_stayed_at_an_earlier_home_are_read_there() {
 #[tokio::test]
 async fn every_preset_expands_to_what_it_should_under_both_kinds_of_names() {
     let image = images::single("preset");
-    for Case { preset, host, google, there, earlier, read } in CASES {
+    for PresetCase { preset, host, google, there, earlier, read } in CASES {
         let source = if google { FaultRegistry::builder().google() } else { FaultRegistry::builder() };
         let (source, target) = tokio::join!(source.start(), FaultRegistry::start());
         for repository in there {
@@ -376,7 +376,7 @@ async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_e
     source.clear_requests();
     let again = program.again().args(["run", "--json"]).run().await.assert_code(0);
     assert_eq!(again.json()["counts"]["unchanged"], 18);
-    assert_eq!((source.count(Kind::Tags), source.total()), (7, 7), "{}", source.describe_requests());
+    assert_eq!((source.count(RequestType::Tags), source.total()), (7, 7), "{}", source.describe_requests());
 
     // The rule's own selection is applied to these tags.
     let newest = configured(&rule.replace("  naming:", "  tags: {newest: 1}\n  naming:"));

@@ -4,29 +4,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{Home, Place};
-use imgsync_common::store::{Leases as _, Named, Origins as _, RedisOptions, RedisStore, removal, target_tag};
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
-use imgsync_tests::images::{self, Image};
-use imgsync_tests::program::{Running, Signal};
+use imgsync_common::batch::{RepositoryLocator, TagLocator};
+use imgsync_common::store::{
+    LeaseResult, Leases as _, ProvenanceStore as _, RedisOptions, RedisStore, prune_lease_name, tag_lease_name,
+};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
+use imgsync_tests::images::{self, TestImage};
+use imgsync_tests::program::{RunningProgram, Signal};
 use tokio::sync::Semaphore;
 
-use crate::scene::{PATIENCE, Scene, until};
-use crate::store::secret;
+use crate::store_contract::secret;
+use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// TTL of the leases that the test takes over from a paused holder.
-const HELD: Duration = Duration::from_secs(600);
+const HELD_LEASE_TTL: Duration = Duration::from_secs(600);
 
-async fn open(scene: &Scene) -> RedisStore {
+async fn open(scene: &ClusterFixture) -> RedisStore {
     RedisStore::connect(&secret(&scene.cluster.store.url()), RedisOptions::default()).await.unwrap()
 }
 
-fn home(registry: &FaultRegistry, path: &str) -> Arc<Home> {
-    Arc::new(Home::new(registry.host().parse().unwrap(), path).unwrap())
+fn repository_locator(registry: &FaultRegistry, path: &str) -> Arc<RepositoryLocator> {
+    Arc::new(RepositoryLocator::new(registry.host().parse().unwrap(), path).unwrap())
 }
 
-fn place(registry: &FaultRegistry, path: &str, tag: &str) -> Place {
-    Place { home: home(registry, path), tag: tag.parse().unwrap() }
+fn tag_locator(registry: &FaultRegistry, path: &str, tag: &str) -> TagLocator {
+    TagLocator { repository: repository_locator(registry, path), tag: tag.parse().unwrap() }
 }
 
 async fn holder_of(store: &RedisStore, name: &str) -> Option<String> {
@@ -38,25 +40,27 @@ async fn take_over(store: &RedisStore, name: &str, by: &str) {
     let paused = holder_of(store, name).await.expect("the paused one holds it");
     assert_ne!(paused, by);
     let taken = async {
-        while let Named::Others { .. } = store.acquire(name, by, HELD).await.unwrap() {
+        while let LeaseResult::HeldBy { .. } = store.acquire(name, by, HELD_LEASE_TTL).await.unwrap() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, taken).await.expect("a lease that nobody renews expires");
+    tokio::time::timeout(WAIT_TIMEOUT, taken).await.expect("a lease that nobody renews expires");
 }
 
 /// Starts a worker whose leases last six seconds.
-async fn worker(scene: &Scene) -> Running {
+async fn worker(scene: &ClusterFixture) -> RunningProgram {
     let broker = format!("{}?heartbeat=5", scene.cluster.broker.url());
     let worker = scene.cluster.worker("").env("IMGSYNC_BROKER", broker).args(["--lease", "6"]).spawn();
-    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     worker
 }
 
 /// Prepares a target tag that is about to move, and a worker with the tag's lease that waits at the target in a request
 /// of this kind.
-async fn paused_worker(kind: Kind) -> (Scene, RedisStore, Running, Running, Arc<Semaphore>) {
-    let mut scene = Scene::new(1, 0).await;
+async fn paused_worker(
+    kind: RequestType,
+) -> (ClusterFixture, RedisStore, RunningProgram, RunningProgram, Arc<Semaphore>) {
+    let mut scene = ClusterFixture::new(1, 0).await;
     scene.config = scene.config.replace("naming: keep", "naming: keep, backup: '{{tag}}-before'");
     assert!(scene.config.contains("backup"), "{}", scene.config);
     let image = images::single("leases-new");
@@ -64,35 +68,35 @@ async fn paused_worker(kind: Kind) -> (Scene, RedisStore, Running, Running, Arc<
     scene.images.push(("r00".to_owned(), "moves".to_owned(), image));
     scene.target.push("m/r00", "moves", &images::single("leases-old"));
     let gate = Arc::new(Semaphore::new(0));
-    let hits = scene.target.on(Match::kind(kind).reference("moves")).act(Action::Gate(gate.clone()));
+    let hits = scene.target.on(RequestMatcher::kind(kind).reference("moves")).act(FaultAction::Gate(gate.clone()));
     let store = open(&scene).await;
     let worker = worker(&scene).await;
     let run = scene.run();
-    until("the worker waits at the target", PATIENCE, || hits.hits() > 0).await;
+    until("the worker waits at the target", WAIT_TIMEOUT, || hits.hits() > 0).await;
     worker.signal(Signal::STOP);
     (scene, store, worker, run, gate)
 }
 
 /// Reports whether a worker says that it has stopped at the tag.
-fn has_let_go(line: &str) -> bool {
+fn reports_lost_tag_lease(line: &str) -> bool {
     line.contains(":moves") && (line.contains("gave back ") || line.contains("lease of the target tag was lost"))
 }
 
 /// Returns the cached target tags.
-async fn remembered(scene: &Scene) -> String {
+async fn cached_tags(scene: &ClusterFixture) -> String {
     scene.cluster.imgsync(&scene.config).args(["cache", "export"]).run().await.assert_code(0).stdout
 }
 
 #[tokio::test]
 async fn a_worker_paused_before_its_tag_does_not_put_it_once_the_lease_is_anothers() {
     // It reads the current tag: after it has acquired the lease, before it puts the tag.
-    let (scene, store, worker, mut run, gate) = paused_worker(Kind::ManifestGet).await;
-    let name = target_tag(&place(&scene.target, "m/r00", "moves"));
+    let (scene, store, worker, mut run, gate) = paused_worker(RequestType::ManifestGet).await;
+    let name = tag_lease_name(&tag_locator(&scene.target, "m/r00", "moves"));
     take_over(&store, &name, "another").await;
     gate.add_permits(1);
     worker.signal(Signal::CONT);
-    worker.wait_for_line(has_let_go, PATIENCE).await;
-    let puts = scene.target.requests_of(Kind::ManifestPut);
+    worker.wait_for_line(reports_lost_tag_lease, WAIT_TIMEOUT).await;
+    let puts = scene.target.requests_of_kind(RequestType::ManifestPut);
     let tags: Vec<_> = puts.iter().filter(|put| !put.reference.as_deref().unwrap_or_default().contains(':')).collect();
     assert!(tags.is_empty(), "{tags:?}");
     scene.target.assert_holds("m/r00", "moves", &images::single("leases-old"));
@@ -105,22 +109,22 @@ async fn a_worker_paused_before_its_tag_does_not_put_it_once_the_lease_is_anothe
 
 #[tokio::test]
 async fn a_worker_paused_while_its_tag_is_put_does_not_record_it_once_the_lease_is_anothers() {
-    let (scene, store, worker, mut run, gate) = paused_worker(Kind::ManifestPut).await;
-    let name = target_tag(&place(&scene.target, "m/r00", "moves"));
+    let (scene, store, worker, mut run, gate) = paused_worker(RequestType::ManifestPut).await;
+    let name = tag_lease_name(&tag_locator(&scene.target, "m/r00", "moves"));
     take_over(&store, &name, "another").await;
     // The registry carries out the PUT; the paused worker must not record a tag that another has changed since.
     gate.add_permits(1);
     worker.signal(Signal::CONT);
-    worker.wait_for_line(has_let_go, PATIENCE).await;
-    assert!(!remembered(&scene).await.contains("moves"));
-    assert!(store.written(&home(&scene.target, "m/r00")).await.unwrap().is_empty());
+    worker.wait_for_line(reports_lost_tag_lease, WAIT_TIMEOUT).await;
+    assert!(!cached_tags(&scene).await.contains("moves"));
+    assert!(store.written_digests(&repository_locator(&scene.target, "m/r00")).await.unwrap().is_empty());
     store.release(&name, "another").await.unwrap();
     scene.assert_ended_whole(&run.wait().await);
-    assert!(remembered(&scene).await.contains("moves"));
+    assert!(cached_tags(&scene).await.contains("moves"));
 }
 
 /// Starts to prune two tags, in deletion order, at a target that deletes by digest.
-async fn removing(scene: &Scene) -> ([(&'static str, Image); 2], String, Vec<Running>) {
+async fn start_pruning(scene: &ClusterFixture) -> ([(&'static str, TestImage); 2], String, Vec<RunningProgram>) {
     let mut going = [("1", images::single("leases-1")), ("2", images::single("leases-2"))];
     for (tag, image) in &going {
         scene.source.push("app", tag, image);
@@ -131,37 +135,38 @@ async fn removing(scene: &Scene) -> ([(&'static str, Image); 2], String, Vec<Run
         scene.source.host(),
         scene.target.host()
     );
-    let workers = scene.cluster.workers(1, 4).await;
+    let workers = scene.cluster.start_workers(1, 4).await;
     scene.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
     going.iter().for_each(|(tag, _)| scene.source.delete_tag("app", tag));
-    let is_tag =
-        |request: &imgsync_tests::fault::Record| !request.reference.as_deref().unwrap_or_default().contains(':');
-    let by_tag = Match::kind(Kind::ManifestDelete).when(is_tag);
-    scene.target.on(by_tag).always().act(Action::error(405, "UNSUPPORTED"));
+    let is_tag = |request: &imgsync_tests::fault::RecordedRequest| {
+        !request.reference.as_deref().unwrap_or_default().contains(':')
+    };
+    let by_tag = RequestMatcher::kind(RequestType::ManifestDelete).when(is_tag);
+    scene.target.on(by_tag).always().act(FaultAction::error(405, "UNSUPPORTED"));
     scene.target.clear_requests();
     going.sort_by(|(_, a), (_, b)| a.root.cmp(&b.root));
     (going, config, workers)
 }
 
 fn deleted(target: &FaultRegistry) -> Vec<String> {
-    let deletes = target.requests_of(Kind::ManifestDelete).into_iter();
+    let deletes = target.requests_of_kind(RequestType::ManifestDelete).into_iter();
     deletes.filter(|request| request.status == Some(202)).filter_map(|request| request.reference).collect()
 }
 
 #[tokio::test]
 async fn a_coordinator_paused_while_it_removes_tags_deletes_no_more_once_the_lease_is_anothers() {
-    let scene = Scene::new(1, 0).await;
-    let (going, config, _workers) = removing(&scene).await;
+    let scene = ClusterFixture::new(1, 0).await;
+    let (going, config, _workers) = start_pruning(&scene).await;
     let store = open(&scene).await;
     // It is at the second of two, and has checked that nothing needs it.
     let (tag, image) = &going[1];
     let gate = Arc::new(Semaphore::new(0));
-    let head = Match::kind(Kind::ManifestHead).reference(tag);
-    let hits = scene.target.on(head).skip(1).act(Action::Gate(gate.clone()));
+    let head = RequestMatcher::kind(RequestType::ManifestHead).reference(tag);
+    let hits = scene.target.on(head).skip(1).act(FaultAction::Gate(gate.clone()));
     let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
-    until("it looks at the tag once more", PATIENCE, || hits.hits() > 0).await;
+    until("it looks at the tag once more", WAIT_TIMEOUT, || hits.hits() > 0).await;
     run.signal(Signal::STOP);
-    take_over(&store, &removal(&home(&scene.target, "m/app")), "another").await;
+    take_over(&store, &prune_lease_name(&repository_locator(&scene.target, "m/app")), "another").await;
     gate.add_permits(1);
     run.signal(Signal::CONT);
     let json = run.wait().await.assert_code(0).json();
@@ -180,19 +185,19 @@ async fn a_coordinator_paused_while_it_removes_tags_deletes_no_more_once_the_lea
 
 #[tokio::test]
 async fn a_lease_lost_midway_stops_the_deletes() {
-    let scene = Scene::new(1, 0).await;
-    let (going, config, _workers) = removing(&scene).await;
+    let scene = ClusterFixture::new(1, 0).await;
+    let (going, config, _workers) = start_pruning(&scene).await;
     let store = open(&scene).await;
     let gate = Arc::new(Semaphore::new(0));
-    let first = Match::kind(Kind::ManifestDelete).reference(&going[0].1.root);
-    let hits = scene.target.on(first).act(Action::Gate(gate.clone()));
+    let first = RequestMatcher::kind(RequestType::ManifestDelete).reference(&going[0].1.root);
+    let hits = scene.target.on(first).act(FaultAction::Gate(gate.clone()));
     let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
-    until("the first is deleted", PATIENCE, || hits.hits() > 0).await;
+    until("the first is deleted", WAIT_TIMEOUT, || hits.hits() > 0).await;
     // As after a failover in which the store lost its latest writes.
-    let name = removal(&home(&scene.target, "m/app"));
+    let name = prune_lease_name(&repository_locator(&scene.target, "m/app"));
     let holder = holder_of(&store, &name).await.expect("it is removing tags");
     store.release(&name, &holder).await.unwrap();
-    assert!(matches!(store.acquire(&name, "another", HELD).await.unwrap(), Named::Yours { .. }));
+    assert!(matches!(store.acquire(&name, "another", HELD_LEASE_TTL).await.unwrap(), LeaseResult::Acquired { .. }));
     gate.add_permits(1);
     let json = run.wait().await.assert_code(0).json();
     assert_eq!(deleted(&scene.target), [going[0].1.root.clone()], "{json}");
@@ -201,14 +206,14 @@ async fn a_lease_lost_midway_stops_the_deletes() {
 }
 
 #[tokio::test]
-async fn a_tag_that_another_run_has_moved_since_the_look_keeps_its_manifest() {
-    let scene = Scene::new(1, 0).await;
-    let (going, config, _workers) = removing(&scene).await;
+async fn a_tag_that_another_run_has_moved_since_the_check_keeps_its_manifest() {
+    let scene = ClusterFixture::new(1, 0).await;
+    let (going, config, _workers) = start_pruning(&scene).await;
     let gate = Arc::new(Semaphore::new(0));
-    let first = Match::kind(Kind::ManifestDelete).reference(&going[0].1.root);
-    let hits = scene.target.on(first).act(Action::Gate(gate.clone()));
+    let first = RequestMatcher::kind(RequestType::ManifestDelete).reference(&going[0].1.root);
+    let hits = scene.target.on(first).act(FaultAction::Gate(gate.clone()));
     let mut run = scene.cluster.imgsync(&config).args(["run", "--json"]).spawn();
-    until("the tags are looked at, and the first is deleted", PATIENCE, || hits.hits() > 0).await;
+    until("the tags are looked at, and the first is deleted", WAIT_TIMEOUT, || hits.hits() > 0).await;
     // A tag that stays moves to the digest that is deleted next: its name is not new.
     scene.source.push("other/app", "stays", &going[1].1);
     let other = format!(

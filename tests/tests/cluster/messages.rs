@@ -3,18 +3,21 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, Lane, SigningKey};
+use imgsync_common::batch::{BatchId, Route, SigningKey};
 use imgsync_common::queue::contract::message;
-use imgsync_common::queue::{Dead, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
+use imgsync_common::queue::{DeadLetter, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
 use imgsync_common::secret::Secret;
 use imgsync_tests::RabbitMq;
 use imgsync_tests::program::Signal;
 use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{Aside, PATIENCE, block, connect, index, is_silent, only, publish, roster, settings, take};
-use crate::scene::Scene;
-use crate::store::secret;
+use crate::queue::{
+    BrokerProbe, WAIT_TIMEOUT, connect, index, is_silent, only, publish, route_messages, settings, take,
+    worker_registry,
+};
+use crate::store_contract::secret;
+use crate::support::ClusterFixture;
 
 fn keyed(key: &str) -> RabbitSettings {
     RabbitSettings { key: Some(SigningKey::new(&Secret::new(key))), ..settings() }
@@ -24,28 +27,28 @@ fn keyed(key: &str) -> RabbitSettings {
 async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
     let broker = RabbitMq::start();
     let url = broker.url();
-    let roster = roster().await;
+    let roster = worker_registry().await;
     let with = async |settings| RabbitQueue::connect(&secret(&url), roster.clone(), settings).await.unwrap();
     let (ours, theirs, nobodys) = (with(keyed("ours")).await, with(keyed("theirs")).await, with(settings()).await);
-    let block = block("gcr.io", 3);
+    let block = route_messages("gcr.io", 3);
     publish(&ours, &block[..1]).await;
     publish(&theirs, &block[1..2]).await;
     publish(&nobodys, &block[2..]).await;
 
-    let mine = take(&ours, &Lanes::All).await;
+    let mine = take(&ours, &RouteFilter::All).await;
     assert_eq!(mine.message, block[0].1);
     // A message that returns after a wait is still signed.
-    mine.give_back_after(Duration::from_millis(300)).await.unwrap();
-    let again = take(&ours, &Lanes::All).await;
+    mine.requeue_after(Duration::from_millis(300)).await.unwrap();
+    let again = take(&ours, &RouteFilter::All).await;
     assert_eq!(again.message, block[0].1);
     again.acknowledge().await.unwrap();
-    assert!(is_silent(&ours, &Lanes::All).await);
+    assert!(is_silent(&ours, &RouteFilter::All).await);
     let (number, why) = ours.refused();
     assert_eq!(number, 2);
     assert!(why.as_ref().unwrap().contains("cluster.key"), "{why:?}");
 
     // If they are moved back manually, they are refused again: refusing must never sign them.
-    let aside = Aside::new(&url).await;
+    let aside = BrokerProbe::new(&url).await;
     let mut reasons = BTreeSet::new();
     for _ in 0..2 {
         let (body, headers) = aside.get("sync.refused").await.expect("kept for people to look at");
@@ -53,7 +56,7 @@ async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
         aside.put(&format!("w.{}", block[0].0), &body, headers).await;
     }
     assert_eq!(reasons.len(), 2, "{reasons:?}");
-    assert!(is_silent(&ours, &Lanes::All).await);
+    assert!(is_silent(&ours, &RouteFilter::All).await);
     assert_eq!(ours.refused().0, 4);
 }
 
@@ -61,18 +64,18 @@ async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
 async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
     let broker = RabbitMq::start();
     let queue = connect(&broker.url(), settings()).await.unwrap();
-    let block = block("gcr.io", 1);
+    let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
     let lane = format!("w.{}", block[0].0);
-    let aside = Aside::new(&broker.url()).await;
+    let aside = BrokerProbe::new(&broker.url()).await;
     let newer = br#"{"version":2,"all":"new"}"#;
     aside.put(&lane, b"\x1b[31m garbage", FieldTable::default()).await;
     aside.put(&lane, newer, FieldTable::default()).await;
 
-    let delivery = take(&queue, &Lanes::All).await;
+    let delivery = take(&queue, &RouteFilter::All).await;
     assert_eq!(delivery.message, block[0].1);
     delivery.acknowledge().await.unwrap();
-    assert!(is_silent(&queue, &Lanes::All).await);
+    assert!(is_silent(&queue, &RouteFilter::All).await);
     let (number, why) = queue.refused();
     assert_eq!(number, 1, "the newer one is not refused: {why:?}");
     let (body, headers) = aside.get("sync.refused").await.unwrap();
@@ -87,20 +90,20 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_worker_takes_it() {
     let broker = RabbitMq::start();
-    let roster = roster().await;
+    let roster = worker_registry().await;
     let queue = RabbitQueue::connect(&secret(&broker.url()), roster, keyed("ours")).await.unwrap();
-    let block = block("gcr.io", 1);
+    let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
-    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+    take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
     let lane = format!("w.{}", block[0].0);
     let newer = br#"{"version":2,"all":"new"}"#;
     let key = SigningKey::new(&Secret::new("ours"));
     let mut headers = FieldTable::default();
     headers.insert("signature".into(), AMQPValue::LongString(key.sign(newer).into()));
-    let aside = Aside::new(&broker.url()).await;
+    let aside = BrokerProbe::new(&broker.url()).await;
     for _ in 0..3 {
         aside.put(&lane, newer, headers.clone()).await;
-        assert!(is_silent(&queue, &Lanes::All).await);
+        assert!(is_silent(&queue, &RouteFilter::All).await);
         // The broker returns it to its route from here, by the routing key it was published with.
         let (body, found) = aside.get("sync.retry.10s").await.expect("it waits for a newer worker");
         assert_eq!(body, newer);
@@ -113,11 +116,11 @@ async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn queues_that_are_deleted_come_back_and_other_lanes_notice_nothing() {
+async fn deleted_queues_are_declared_again_and_other_routes_are_unaffected() {
     let broker = RabbitMq::start();
     let queue = connect(&broker.url(), settings()).await.unwrap();
-    let aside = Aside::new(&broker.url()).await;
-    let (gone, kept) = (block("gone.example", 3), block("kept.example", 2));
+    let aside = BrokerProbe::new(&broker.url()).await;
+    let (gone, kept) = (route_messages("gone.example", 3), route_messages("kept.example", 2));
     publish(&queue, &gone).await;
     publish(&queue, &kept).await;
     let held = take(&queue, &only(&kept)).await;
@@ -130,7 +133,7 @@ async fn queues_that_are_deleted_come_back_and_other_lanes_notice_nothing() {
     // Publishers notice that their messages are unroutable.
     aside.delete(&format!("w.{}", gone[0].0)).await;
     publish(&queue, &gone).await;
-    assert_eq!(queue.waiting(&[gone[0].0.clone(), kept[0].0.clone()]).await.unwrap(), [3, 1]);
+    assert_eq!(queue.count_ready(&[gone[0].0.clone(), kept[0].0.clone()]).await.unwrap(), [3, 1]);
 
     // The delivery held meanwhile has kept its channel.
     assert_eq!(index(&held.message), 0);
@@ -143,59 +146,59 @@ async fn queues_that_are_deleted_come_back_and_other_lanes_notice_nothing() {
     for name in ["sync.dead", "sync.refused", "sync.retry.300ms"] {
         aside.delete(name).await;
     }
-    other.give_back_after(Duration::from_millis(300)).await.unwrap();
+    other.requeue_after(Duration::from_millis(300)).await.unwrap();
     let again = take(&queue, &only(&kept)).await;
     assert_eq!(index(&again.message), 1);
     again.acknowledge().await.unwrap();
-    assert!(queue.take_dead(&CancellationToken::new()).await.unwrap().is_none());
+    assert!(queue.receive_dead_letter(&CancellationToken::new()).await.unwrap().is_none());
     aside.put(&format!("w.{}", kept[0].0), b"garbage", FieldTable::default()).await;
     assert!(is_silent(&queue, &only(&kept)).await);
     assert!(aside.get("sync.refused").await.is_some());
-    assert_eq!(queue.waiting(&[message("never.example", BatchId::generate(), 0).0]).await.unwrap(), [0]);
+    assert_eq!(queue.count_ready(&[message("never.example", BatchId::generate(), 0).0]).await.unwrap(), [0]);
     aside.0.close(200, "done".into()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_delivered_too_often_is_dead_and_given_to_a_coordinator() {
+async fn a_message_delivered_too_often_is_dead_lettered_and_given_to_a_coordinator() {
     let broker = RabbitMq::start();
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let never = CancellationToken::new();
     // A route with a credential, which is not part of the message.
     let (lane, message) = message("gcr.io", BatchId::generate(), 0);
-    let lane = Lane { target_credential: Some("robot".into()), ..lane };
+    let lane = Route { target_credential: Some("robot".into()), ..lane };
     publish(&queue, &[(lane.clone(), message.clone())]).await;
     // It had to wait once: the expired wait does not count as a failed delivery.
-    take(&queue, &Lanes::All).await.give_back_after(Duration::from_millis(300)).await.unwrap();
+    take(&queue, &RouteFilter::All).await.requeue_after(Duration::from_millis(300)).await.unwrap();
     for delivery in 0..=20 {
-        assert!(queue.take_dead(&never).await.unwrap().is_none());
-        let taken = take(&queue, &Lanes::All).await;
+        assert!(queue.receive_dead_letter(&never).await.unwrap().is_none());
+        let taken = take(&queue, &RouteFilter::All).await;
         assert_eq!(taken.redelivered, delivery > 0);
         drop(taken);
     }
-    assert!(is_silent(&queue, &Lanes::All).await, "nobody gets it any more");
+    assert!(is_silent(&queue, &RouteFilter::All).await, "nobody gets it any more");
 
-    let dead = queue.take_dead(&never).await.unwrap().expect("given up on");
-    assert_eq!((&dead.lane, &dead.message), (&lane, &message));
-    assert!(dead.why.contains("delivery_limit") && dead.why.contains(&lane.to_string()), "{}", dead.why);
+    let dead = queue.receive_dead_letter(&never).await.unwrap().expect("given up on");
+    assert_eq!((&dead.route, &dead.message), (&lane, &message));
+    assert!(dead.reason.contains("delivery_limit") && dead.reason.contains(&lane.to_string()), "{}", dead.reason);
     // If dropped, it is delivered again; if requeued, its count starts anew.
     drop(dead);
     let dead = until_dead(&queue).await;
-    publish(&queue, &[(dead.lane.clone(), dead.message.clone())]).await;
+    publish(&queue, &[(dead.route.clone(), dead.message.clone())]).await;
     dead.acknowledge().await.unwrap();
-    let taken = take(&queue, &Lanes::All).await;
-    assert_eq!((&taken.lane, &taken.message, taken.redelivered), (&lane, &message, false));
+    let taken = take(&queue, &RouteFilter::All).await;
+    assert_eq!((&taken.route, &taken.message, taken.redelivered), (&lane, &message, false));
     taken.acknowledge().await.unwrap();
 
     // Malformed messages are left to people and not given to coordinators.
-    Aside::new(&broker.url()).await.put("sync.dead", b"garbage", FieldTable::default()).await;
-    assert!(queue.take_dead(&never).await.unwrap().is_none());
+    BrokerProbe::new(&broker.url()).await.put("sync.dead", b"garbage", FieldTable::default()).await;
+    assert!(queue.receive_dead_letter(&never).await.unwrap().is_none());
     assert_eq!(queue.refused().0, 1);
 }
 
-async fn until_dead(queue: &RabbitQueue) -> Dead {
-    let limit = Instant::now() + PATIENCE;
+async fn until_dead(queue: &RabbitQueue) -> DeadLetter {
+    let limit = Instant::now() + WAIT_TIMEOUT;
     loop {
-        if let Some(dead) = queue.take_dead(&CancellationToken::new()).await.unwrap() {
+        if let Some(dead) = queue.receive_dead_letter(&CancellationToken::new()).await.unwrap() {
             return dead;
         }
         assert!(Instant::now() < limit, "nothing is dead");
@@ -204,18 +207,18 @@ async fn until_dead(queue: &RabbitQueue) -> Dead {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lane_that_the_store_has_forgotten_is_found_again() {
+async fn a_route_that_the_store_has_lost_is_found_again() {
     let broker = RabbitMq::start();
-    let (roster, emptied) = (roster().await, roster().await);
+    let (roster, emptied) = (worker_registry().await, worker_registry().await);
     let coordinator = RabbitQueue::connect(&secret(&broker.url()), emptied.clone(), settings()).await.unwrap();
     // The store has lost the route that was published to.
     let before = RabbitQueue::connect(&secret(&broker.url()), roster, settings()).await.unwrap();
-    let block = block("gcr.io", 1);
+    let block = route_messages("gcr.io", 1);
     publish(&before, &block).await;
     let worker = RabbitQueue::connect(&secret(&broker.url()), emptied, settings()).await.unwrap();
-    assert!(is_silent(&worker, &Lanes::All).await);
-    assert_eq!(coordinator.waiting(&[block[0].0.clone()]).await.unwrap(), [1]);
-    let taken = take(&worker, &Lanes::All).await;
+    assert!(is_silent(&worker, &RouteFilter::All).await);
+    assert_eq!(coordinator.count_ready(&[block[0].0.clone()]).await.unwrap(), [1]);
+    let taken = take(&worker, &RouteFilter::All).await;
     assert_eq!(taken.message, block[0].1);
     taken.acknowledge().await.unwrap();
 }
@@ -227,26 +230,26 @@ async fn the_rights_that_the_documentation_names_suffice() {
     let ours = r"^(w|sync)\..*";
     broker.ctl(&["set_permissions", "imgsync", ours, r"^((w|sync)\..*|amq\.default)$", ours]);
     let url = broker.url().replace("guest:guest", "imgsync:pw");
-    let roster = roster().await;
+    let roster = worker_registry().await;
     let queue = RabbitQueue::connect(&secret(&url), roster.clone(), keyed("ours")).await.unwrap();
     let unsigned = RabbitQueue::connect(&secret(&url), roster, settings()).await.unwrap();
-    let block = block("gcr.io", 2);
+    let block = route_messages("gcr.io", 2);
     publish(&queue, &block[..1]).await;
     publish(&unsigned, &block[1..]).await;
-    take(&queue, &Lanes::All).await.give_back_after(Duration::from_millis(300)).await.unwrap();
-    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
-    assert!(is_silent(&queue, &Lanes::All).await);
-    assert_eq!((queue.refused().0, queue.waiting(&[block[0].0.clone()]).await.unwrap()), (1, vec![0]));
+    take(&queue, &RouteFilter::All).await.requeue_after(Duration::from_millis(300)).await.unwrap();
+    take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
+    assert!(is_silent(&queue, &RouteFilter::All).await);
+    assert_eq!((queue.refused().0, queue.count_ready(&[block[0].0.clone()]).await.unwrap()), (1, vec![0]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_without_end_fills_neither_the_log_nor_memory_nor_the_queue_of_what_is_refused() {
-    let scene = Scene::new(1, 2).await;
-    let mut workers = scene.cluster.workers(1, 2).await;
+    let scene = ClusterFixture::new(1, 2).await;
+    let mut workers = scene.cluster.start_workers(1, 2).await;
     scene.assert_ended_whole(&scene.run().wait().await);
     let (source, target) = (scene.source.host().parse().unwrap(), scene.target.host().parse().unwrap());
-    let lane = format!("w.{}", Lane::anonymous(source, target));
-    let aside = Aside::new(&scene.cluster.broker.url()).await;
+    let lane = format!("w.{}", Route::anonymous(source, target));
+    let aside = BrokerProbe::new(&scene.cluster.broker.url()).await;
     let large = vec![b'x'; 40 << 20];
     for _ in 0..3 {
         aside.put(&lane, &large, FieldTable::default()).await;
@@ -254,7 +257,7 @@ async fn garbage_without_end_fills_neither_the_log_nor_memory_nor_the_queue_of_w
     for n in 0..3000 {
         aside.put(&lane, format!("garbage {n}").as_bytes(), FieldTable::default()).await;
     }
-    let limit = Instant::now() + 3 * PATIENCE;
+    let limit = Instant::now() + 3 * WAIT_TIMEOUT;
     while aside.waiting(&lane).await > 0 || aside.waiting("sync.refused").await < 3003 {
         assert!(Instant::now() < limit, "{} are left", aside.waiting(&lane).await);
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use imgsync_tests::Served;
+use imgsync_tests::ServeProcess;
 use imgsync_tests::cluster::number;
-use imgsync_tests::fault::{Action, Kind, Match};
+use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 use imgsync_tests::program::Signal;
 
-use crate::scene::{PATIENCE, Scene, until};
+use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Returns the lines that contain all of these words.
 fn lines<'t>(text: &'t str, words: &[&str]) -> Vec<&'t str> {
@@ -20,31 +20,31 @@ pub(crate) fn has_time(line: &str) -> bool {
     time == "0000-00-00T00:00:00"
 }
 
-async fn text(served: &Served, path: &str) -> (u16, String) {
+async fn text(served: &ServeProcess, path: &str) -> (u16, String) {
     let answer = served.fetch(path).await;
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_with_what_to_do() {
-    let scene = Scene::new(2, 5).await;
+    let scene = ClusterFixture::new(2, 5).await;
     let broker = &scene.cluster.broker;
-    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
-    let workers = scene.cluster.workers(1, 4).await;
+    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let workers = scene.cluster.start_workers(1, 4).await;
     assert_eq!(text(&served, "/readyz").await, (200, "ready\n".to_owned()));
     broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
-    until("the alarm is on", PATIENCE, || broker.log().contains("resource limit alarm set")).await;
+    until("the alarm is on", WAIT_TIMEOUT, || broker.log().contains("resource limit alarm set")).await;
 
     // One batch led by a coordinator, and one led by a run in the foreground.
     scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
-    let told = served.running.wait_for_line(|line| line.contains("takes no messages"), PATIENCE).await;
+    let told = served.running.wait_for_line(|line| line.contains("takes no messages"), WAIT_TIMEOUT).await;
     assert!(
         has_time(&told) && told.contains("low on memory") && told.contains("rabbitmq-diagnostics alarms"),
         "{told}"
     );
     let is_said =
         |shown: &serde_json::Value| shown["complaints"][0].as_str().is_some_and(|it| it.contains("low on memory"));
-    scene.cluster.wait_for(is_said, PATIENCE).await;
+    scene.cluster.wait_for_batch(is_said, WAIT_TIMEOUT).await;
     let shown = scene.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0).stdout;
     let attention =
         lines(&shown, &["Attention: the broker has taken no messages since", "rabbitmq-diagnostics alarms"]);
@@ -57,11 +57,11 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
 
     let other = scene.config.replace("/m,", "/other,");
     let mut run = scene.cluster.imgsync(&other).args(["run", "--json"]).spawn();
-    run.wait_for_line(|line| line.starts_with("warning: the broker ") && line.contains("low on memory"), PATIENCE)
+    run.wait_for_line(|line| line.starts_with("warning: the broker ") && line.contains("low on memory"), WAIT_TIMEOUT)
         .await;
 
     broker.ctl(&["set_vm_memory_high_watermark", "0.8"]);
-    let back = served.running.wait_for_line(|line| line.contains("takes messages again after"), PATIENCE).await;
+    let back = served.running.wait_for_line(|line| line.contains("takes messages again after"), WAIT_TIMEOUT).await;
     assert!(has_time(&back), "{back}");
     let ended = run.wait().await.assert_code(0);
     assert_eq!(number(&ended.json(), "/counts/copied"), 10, "{}", ended.stdout);
@@ -70,7 +70,7 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     let over = |text: &str| lines(text, &["imgsync_broker_blocked 0"]).len() == 1;
     let started = std::time::Instant::now();
     while !over(&text(&served, "/metrics").await.1) {
-        assert!(started.elapsed() < PATIENCE, "the figure says that it is over");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "the figure says that it is over");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert_eq!(text(&served, "/readyz").await, (200, "ready\n".to_owned()));
@@ -86,36 +86,36 @@ fn about_servers(log: &str) -> Vec<&str> {
 }
 
 /// Length of an outage: long enough for each slot to notice it several times.
-const OUTAGE: Duration = Duration::from_secs(20);
+const OUTAGE_DURATION: Duration = Duration::from_secs(20);
 /// Maximum lines of a worker about an outage: its start, one for each kind of affected call, and its end.
-const MOST_LINES: usize = 8;
+const MAX_OUTAGE_LINES: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
-    let mut scene = Scene::new(4, 25).await;
-    let gate = scene.hold_tags_after(20);
-    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
-    let workers = scene.cluster.workers(2, 20).await;
+    let mut scene = ClusterFixture::new(4, 25).await;
+    let gate = scene.gate_tags_after(20);
+    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let workers = scene.cluster.start_workers(2, 20).await;
     let mut run = scene.run();
     gate.wait_for(40).await;
     tokio::task::block_in_place(|| scene.cluster.store.kill());
     gate.open();
     for program in workers.iter().chain([&served.running, &run]) {
         program
-            .wait_for_line(|line| line.contains("the store redis://") && line.contains(" is away: "), PATIENCE)
+            .wait_for_line(|line| line.contains("the store redis://") && line.contains(" is away: "), WAIT_TIMEOUT)
             .await;
     }
-    scene.target.wait_until(|target| target.count(Kind::ManifestPut) >= 60, PATIENCE).await;
-    tokio::time::sleep(OUTAGE).await;
-    tokio::task::block_in_place(|| scene.cluster.store.start_again());
+    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) >= 60, WAIT_TIMEOUT).await;
+    tokio::time::sleep(OUTAGE_DURATION).await;
+    tokio::task::block_in_place(|| scene.cluster.store.restart());
     for program in workers.iter().chain([&served.running, &run]) {
-        program.wait_for_line(|line| line.contains(" is back after "), PATIENCE).await;
+        program.wait_for_line(|line| line.contains(" is back after "), WAIT_TIMEOUT).await;
     }
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
         let its = about_servers(&log);
-        assert!(its.len() <= MOST_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
+        assert!(its.len() <= MAX_OUTAGE_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
         assert_eq!(lines(&log, &[" is away: "]).len(), 1, "{log}");
         assert_eq!(lines(&log, &[" is back after "]).len(), 1, "{log}");
     }
@@ -125,32 +125,32 @@ async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
-    let mut scene = Scene::new(4, 25).await;
-    let gate = scene.hold_tags_after(20);
-    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
-    let workers = scene.cluster.workers(2, 20).await;
+    let mut scene = ClusterFixture::new(4, 25).await;
+    let gate = scene.gate_tags_after(20);
+    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let workers = scene.cluster.start_workers(2, 20).await;
     let mut run = scene.run();
     gate.wait_for(40).await;
     tokio::task::block_in_place(|| {
-        scene.cluster.broker.settle();
+        scene.cluster.broker.sync_metadata();
         scene.cluster.broker.kill();
     });
     gate.open();
     for program in workers.iter().chain([&served.running, &run]) {
         program
-            .wait_for_line(|line| line.contains("the broker amqp://") && line.contains(" is away: "), PATIENCE)
+            .wait_for_line(|line| line.contains("the broker amqp://") && line.contains(" is away: "), WAIT_TIMEOUT)
             .await;
     }
-    tokio::time::sleep(OUTAGE).await;
-    tokio::task::block_in_place(|| scene.cluster.broker.start_again());
+    tokio::time::sleep(OUTAGE_DURATION).await;
+    tokio::task::block_in_place(|| scene.cluster.broker.restart());
     for program in workers.iter().chain([&served.running]) {
-        program.wait_for_line(|line| line.contains(" is back after "), PATIENCE).await;
+        program.wait_for_line(|line| line.contains(" is back after "), WAIT_TIMEOUT).await;
     }
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
         let its = about_servers(&log);
-        assert!(its.len() <= MOST_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
+        assert!(its.len() <= MAX_OUTAGE_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
         // A run may end before it has reconnected, since workers finish what is queued.
         let (away, back) = (lines(&log, &[" is away: "]).len(), lines(&log, &[" is back after "]).len());
         // A starting broker may accept a connection and drop it.
@@ -160,13 +160,13 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why() {
-    let scene = Scene::new(1, 1).await;
+    let scene = ClusterFixture::new(1, 1).await;
     let store = &scene.cluster.store;
-    let served = Served::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
     let port = imgsync_tests::servers::free_port().to_string();
     let listen = format!("127.0.0.1:{port}");
     let worker = scene.cluster.worker("").args(["--listen", &listen]).spawn();
-    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let ready = async || {
         let of_worker = client.get(format!("http://{listen}/readyz")).send().await.unwrap();
@@ -193,7 +193,7 @@ async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why(
     for (refuse, mend, code) in refusals {
         until_all(200).await;
         store.command(refuse);
-        for (status, why) in tokio::time::timeout(PATIENCE, until_all(503)).await.expect(code) {
+        for (status, why) in tokio::time::timeout(WAIT_TIMEOUT, until_all(503)).await.expect(code) {
             assert_eq!(status, 503);
             assert!(why.starts_with("the store takes no writes: "), "{code}: {why}");
             assert!(why.to_uppercase().contains(&code.to_uppercase()) || why.contains("ReadOnly"), "{code}: {why}");
@@ -203,17 +203,17 @@ async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why(
         let page = served.fetch("/").await;
         assert_eq!(page.status(), 200, "the dashboard stays in reach");
         store.command(mend);
-        tokio::time::timeout(PATIENCE, until_all(200)).await.expect("ready again");
+        tokio::time::timeout(WAIT_TIMEOUT, until_all(200)).await.expect("ready again");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_registry_that_fails_a_worker_says_so_in_one_line_with_a_count_whatever_its_slots() {
-    let scene = Scene::new(4, 10).await;
-    let fails = Match::kind(Kind::ManifestGet);
-    let failed = scene.source.on(fails).times(40).act(Action::status(503));
+    let scene = ClusterFixture::new(4, 10).await;
+    let fails = RequestMatcher::kind(RequestType::ManifestGet);
+    let failed = scene.source.on(fails).times(40).act(FaultAction::status(503));
     let mut worker = scene.cluster.worker("").args(["--concurrency", "20"]).spawn();
-    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     let ended = scene.run().wait().await;
     scene.assert_ended_whole(&ended);
     assert_eq!(failed.hits(), 40);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::config::{Config, File};
+use imgsync_common::config::{Config, ConfigFile};
 use imgsync_common::queue::{RabbitQueue, RabbitSettings};
-use imgsync_common::store::{ManualClock, RedisOptions, RedisStore, Roster as _, SqliteStore};
-use imgsync_tests::cluster::Cluster;
+use imgsync_common::store::{ManualClock, RedisOptions, RedisStore, SqliteStore, WorkerRegistry as _};
+use imgsync_tests::cluster::TestCluster;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
@@ -27,7 +27,7 @@ fn encoded(text: &str) -> String {
 }
 
 /// Creates a user for each password at broker and store, named `u0`, `u1` and so on.
-fn with_users(cluster: &Cluster) {
+fn with_users(cluster: &TestCluster) {
     let users: Vec<String> = passwords().iter().map(|password| format!("{:?}", password.as_bytes())).collect();
     let script = format!(
         "lists:foldl(fun(P, N) -> U = list_to_binary(\"u\" ++ integer_to_list(N)), \
@@ -46,10 +46,11 @@ fn with_users(cluster: &Cluster) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_password_opens_broker_and_store_wherever_it_is_written() {
-    let cluster = Cluster::start();
+    let cluster = TestCluster::start();
     with_users(&cluster);
     let (broker, store) = (cluster.broker.port(), cluster.store.port());
-    let roster = Arc::new(SqliteStore::in_memory(Arc::new(ManualClock::at(jiff::Timestamp::now()))).await.unwrap());
+    let roster =
+        Arc::new(SqliteStore::in_memory(Arc::new(ManualClock::starting_at(jiff::Timestamp::now()))).await.unwrap());
     for (number, password) in passwords().iter().enumerate() {
         let encoded = encoded(password);
         let written = [
@@ -73,7 +74,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
                 _ => None,
             };
             let text = format!("cluster: {{{text}}}\n");
-            let file = File { name: "imgsync.yaml", text: &text, environment: &environment, presets: None };
+            let file = ConfigFile { name: "imgsync.yaml", text: &text, environment: &environment, presets: None };
             let config = Config::read(&file).unwrap_or_else(|errors| panic!("{password}: {errors}"));
             let addresses = config.cluster.unwrap();
             let (broker, store) = (addresses.broker.unwrap(), addresses.store.unwrap());
@@ -89,7 +90,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_programs_work_with_a_password_of_all_characters_and_show_nothing_of_it() {
-    let cluster = Cluster::start();
+    let cluster = TestCluster::start();
     with_users(&cluster);
     let number = CHARACTERS.len();
     let password: String = CHARACTERS.iter().collect();

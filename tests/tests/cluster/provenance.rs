@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::{Home, Place, SigningKey};
+use imgsync_common::batch::{RepositoryLocator, SigningKey, TagLocator};
 use imgsync_common::image::Digest;
 use imgsync_common::secret::Secret;
-use imgsync_common::store::{Origins as _, RedisOptions, RedisStore};
+use imgsync_common::store::{ProvenanceStore as _, RedisOptions, RedisStore};
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::number;
 
-use crate::scene::Scene;
-use crate::store::secret;
+use crate::store_contract::secret;
+use crate::support::ClusterFixture;
 
 /// Maximum bytes per record of a tag such as `v1.12.3-alpine`, as Redis counts them: name, digest, and authentication.
-const MAX_BYTES: u64 = 90;
+const MAX_BYTES_PER_TAG: u64 = 90;
 
-fn place(registry: &str, path: &str, tag: &str) -> Place {
-    let home = Home::new(registry.parse().unwrap(), path).unwrap();
-    Place { home: Arc::new(home), tag: tag.parse().unwrap() }
+fn tag_locator(registry: &str, path: &str, tag: &str) -> TagLocator {
+    let home = RepositoryLocator::new(registry.parse().unwrap(), path).unwrap();
+    TagLocator { repository: Arc::new(home), tag: tag.parse().unwrap() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,8 +25,8 @@ async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key()
     let mut too_much = Vec::new();
     for key in [None, Some(SigningKey::new(&Secret::new("the key of this cluster")))] {
         for tags in [100, 5_000] {
-            let server = RedisServer::start_with(imgsync_tests::servers::RedisOptions {
-                loses_a_second: true,
+            let server = RedisServer::start_with(imgsync_tests::servers::RedisServerOptions {
+                fsync_every_second: true,
                 ..Default::default()
             });
             let options = RedisOptions { key: key.clone(), ..RedisOptions::default() };
@@ -34,21 +34,24 @@ async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key()
             let mut noting = tokio::task::JoinSet::new();
             for n in 0..tags {
                 let tag = format!("v1.{}.{}-alpine", n / 100, n % 100);
-                let (source, target) = (place("gcr.io", "a/b", &tag), place("target.example", "m/b", &tag));
+                let (source, target) = (tag_locator("gcr.io", "a/b", &tag), tag_locator("target.example", "m/b", &tag));
                 let store = store.clone();
                 noting.spawn(async move {
-                    store.note_origin(&source, &target, &Digest::sha256(target.tag.as_str().as_bytes())).await.unwrap();
+                    store
+                        .record_provenance(&source, &target, &Digest::sha256(target.tag.as_str().as_bytes()))
+                        .await
+                        .unwrap();
                 });
             }
             while let Some(noted) = noting.join_next().await {
                 noted.unwrap();
             }
-            let source = place("gcr.io", "a/b", "v1").home;
-            assert_eq!(store.origins(&source).await.unwrap().len(), tags);
-            let bytes = server.bytes_of("imgsync:o*") / tags as u64;
+            let source = tag_locator("gcr.io", "a/b", "v1").repository;
+            assert_eq!(store.provenance_by_source(&source).await.unwrap().len(), tags);
+            let bytes = server.key_memory_bytes("imgsync:o*") / tags as u64;
             let line = format!("{tags} tags, {} key: {bytes} bytes a tag", if key.is_some() { "with a" } else { "no" });
             println!("{line}");
-            if bytes > MAX_BYTES {
+            if bytes > MAX_BYTES_PER_TAG {
                 too_much.push(line);
             }
         }
@@ -64,8 +67,8 @@ fn keys(store: &RedisServer) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_is_left_later() {
-    let scene = Scene::new(2, 3).await;
-    let _workers = scene.cluster.workers(1, 4).await;
+    let scene = ClusterFixture::new(2, 3).await;
+    let _workers = scene.cluster.start_workers(1, 4).await;
     let run = async |rules: &str| {
         let output = scene.cluster.imgsync(&format!("keep: 20ms\n{rules}")).args(["run", "--json"]).run().await;
         output.assert_code(0)

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, Lane, Message};
+use imgsync_common::batch::{BatchId, Message, Route};
 use imgsync_common::error::Result;
-use imgsync_common::queue::contract::{self, Subject, message};
-use imgsync_common::queue::{Delivery, Lanes, RabbitQueue, RabbitSettings, TaskQueue as _};
-use imgsync_common::store::{Roster, SqliteStore, SystemClock};
+use imgsync_common::queue::contract::{self, QueueUnderTest, message};
+use imgsync_common::queue::{Delivery, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
+use imgsync_common::store::{SqliteStore, SystemClock, WorkerRegistry};
 use imgsync_tests::RabbitMq;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -19,25 +19,25 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::secret;
+use crate::store_contract::secret;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(crate) async fn roster() -> Arc<dyn Roster> {
+pub(crate) async fn worker_registry() -> Arc<dyn WorkerRegistry> {
     Arc::new(SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap())
 }
 
 pub(crate) async fn connect(url: &str, settings: RabbitSettings) -> Result<RabbitQueue> {
-    RabbitQueue::connect(&secret(url), roster().await, settings).await
+    RabbitQueue::connect(&secret(url), worker_registry().await, settings).await
 }
 
-pub(crate) fn block(source: &str, number: u32) -> Vec<(Lane, Message)> {
+pub(crate) fn route_messages(source: &str, number: u32) -> Vec<(Route, Message)> {
     let batch = BatchId::generate();
     (0..number).map(|index| message(source, batch, index)).collect()
 }
 
-pub(crate) fn only(block: &[(Lane, Message)]) -> Lanes {
-    Lanes::Only(block.iter().map(|(lane, _)| lane.clone()).collect())
+pub(crate) fn only(block: &[(Route, Message)]) -> RouteFilter {
+    RouteFilter::Only(block.iter().map(|(lane, _)| lane.clone()).collect())
 }
 
 pub(crate) fn index(message: &Message) -> u32 {
@@ -45,11 +45,11 @@ pub(crate) fn index(message: &Message) -> u32 {
 }
 
 /// Returns the next message of these routes, and retries if the queue fails.
-pub(crate) async fn take(queue: &RabbitQueue, lanes: &Lanes) -> Delivery {
+pub(crate) async fn take(queue: &RabbitQueue, lanes: &RouteFilter) -> Delivery {
     let never = CancellationToken::new();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + WAIT_TIMEOUT;
     loop {
-        match tokio::time::timeout(PATIENCE, queue.take(lanes, &never)).await.expect("a delivery") {
+        match tokio::time::timeout(WAIT_TIMEOUT, queue.receive(lanes, &never)).await.expect("a delivery") {
             Ok(delivery) => return delivery.unwrap(),
             Err(error) if Instant::now() > until => panic!("{error}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -58,24 +58,24 @@ pub(crate) async fn take(queue: &RabbitQueue, lanes: &Lanes) -> Delivery {
 }
 
 /// Publishes until all messages are accepted, and retries if the queue fails.
-pub(crate) async fn publish(queue: &RabbitQueue, block: &[(Lane, Message)]) {
-    let until = Instant::now() + PATIENCE;
+pub(crate) async fn publish(queue: &RabbitQueue, block: &[(Route, Message)]) {
+    let until = Instant::now() + WAIT_TIMEOUT;
     loop {
         match queue.publish(block).await {
-            Ok(published) if published.refused.is_empty() => return,
+            Ok(published) if published.rejected.is_empty() => return,
             failed if Instant::now() > until => panic!("{failed:?}"),
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-pub(crate) async fn is_silent(queue: &RabbitQueue, lanes: &Lanes) -> bool {
-    tokio::time::timeout(Duration::from_millis(700), queue.take(lanes, &CancellationToken::new())).await.is_err()
+pub(crate) async fn is_silent(queue: &RabbitQueue, lanes: &RouteFilter) -> bool {
+    tokio::time::timeout(Duration::from_millis(700), queue.receive(lanes, &CancellationToken::new())).await.is_err()
 }
 
 /// Waits until a condition holds.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let limit = Instant::now() + PATIENCE;
+    let limit = Instant::now() + WAIT_TIMEOUT;
     while !condition().await {
         assert!(Instant::now() < limit, "{what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -83,9 +83,9 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl 
 }
 
 /// Direct access to the broker.
-pub(crate) struct Aside(pub(crate) Connection, pub(crate) Channel);
+pub(crate) struct BrokerProbe(pub(crate) Connection, pub(crate) Channel);
 
-impl Aside {
+impl BrokerProbe {
     pub(crate) async fn new(url: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
@@ -120,7 +120,7 @@ impl Aside {
 /// Short waits and small queues.
 pub(crate) fn settings() -> RabbitSettings {
     let retry_delays = [300, 2_000, 5_000, 10_000].map(Duration::from_millis);
-    RabbitSettings { retry_delays, lane_length: 600, ..RabbitSettings::default() }
+    RabbitSettings { retry_delays, max_route_messages: 600, ..RabbitSettings::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,48 +132,48 @@ async fn the_contract_of_queues_holds() {
             (broker.url(), Some(broker))
         }
     };
-    let aside = Aside::new(&broker.0).await;
-    macro_rules! hold {
+    let aside = BrokerProbe::new(&broker.0).await;
+    macro_rules! run_contract {
         ($($test:ident),+) => {$(
             eprintln!("{}", stringify!($test));
-            let subject = Subject {
+            let subject = QueueUnderTest {
                 queue: Arc::new(connect(&broker.0, settings()).await.unwrap()),
-                room: 1_200,
-                shortest_wait: Duration::from_millis(300),
+                capacity: 1_200,
+                min_delay: Duration::from_millis(300),
                 guard: Box::new(()),
             };
             contract::$test(subject).await;
-            let lanes = ["w.gcr.io>target.example", "w.quay.io>target.example"];
-            for lane in lanes.into_iter().chain(["w.!gcr.io>target.example", "w.!quay.io>target.example"]) {
-                aside.delete(lane).await;
+            let queues = ["w.gcr.io>target.example", "w.quay.io>target.example"];
+            for queue in queues.into_iter().chain(["w.!gcr.io>target.example", "w.!quay.io>target.example"]) {
+                aside.delete(queue).await;
             }
         )+};
     }
-    hold!(
-        what_is_published_is_taken_once,
-        what_is_dropped_is_delivered_again,
-        what_is_given_back_is_delivered_again,
-        what_is_given_back_for_later_comes_later,
-        only_the_lanes_that_are_asked_for_are_served,
-        a_taker_waits_for_what_comes_and_stops_when_told,
+    run_contract!(
+        a_published_message_is_received_once,
+        a_dropped_delivery_is_redelivered,
+        a_requeued_delivery_is_redelivered,
+        a_delivery_requeued_with_a_delay_is_redelivered_after_it,
+        only_the_selected_routes_are_served,
+        a_consumer_waits_for_a_message_and_stops_when_cancelled,
         a_small_batch_beside_a_large_one_is_served_promptly,
-        what_is_urgent_is_taken_first_and_never_alone,
-        who_takes_what_is_urgent_is_given_nothing_else,
-        what_is_urgent_comes_back_urgent,
-        a_full_queue_refuses_and_has_room_again,
-        many_takers_share_the_work
+        high_priority_is_received_first_and_starves_nothing,
+        receive_urgent_returns_high_priority_only,
+        a_requeued_message_keeps_its_priority,
+        a_full_queue_rejects_and_has_capacity_again,
+        many_consumers_share_the_messages
     );
 }
 
 /// Measures messages per second published, and consumed and acknowledged by several consumers that do nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures; asserts nothing"]
-async fn how_fast_it_is() {
+async fn measure_throughput() {
     const NUMBER: u32 = 20_000;
     let broker = RabbitMq::start();
-    let queue = connect(&broker.url(), RabbitSettings { lane_length: 100_000, ..settings() }).await.unwrap();
+    let queue = connect(&broker.url(), RabbitSettings { max_route_messages: 100_000, ..settings() }).await.unwrap();
     let began = Instant::now();
-    publish(&queue, &block("gcr.io", NUMBER)).await;
+    publish(&queue, &route_messages("gcr.io", NUMBER)).await;
     let published = began.elapsed();
     for takers in [1, 4, 8] {
         let began = Instant::now();
@@ -181,7 +181,7 @@ async fn how_fast_it_is() {
             let queue = queue.clone();
             tokio::spawn(async move {
                 for _ in 0..NUMBER / 4 / takers {
-                    take(&queue, &Lanes::All).await.acknowledge().await.unwrap();
+                    take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
                 }
             })
         });

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::Lane;
-use imgsync_common::queue::{Lanes, RabbitQueue, TaskQueue as _};
-use imgsync_common::store::{ManualClock, Roster, SqliteStore};
+use imgsync_common::batch::Route;
+use imgsync_common::queue::{RabbitQueue, RouteFilter, TaskQueue as _};
+use imgsync_common::store::{ManualClock, SqliteStore, WorkerRegistry};
 use imgsync_tests::RabbitMq;
-use imgsync_tests::cluster::{Cluster, number};
+use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 
-use crate::queue::{block, index, settings};
-use crate::scene::PATIENCE;
-use crate::store::secret;
+use crate::queue::{index, route_messages, settings};
+use crate::store_contract::secret;
+use crate::support::WAIT_TIMEOUT;
 
 /// Queue depth that a coordinator keeps for a route without workers.
-const MIN_DEPTH: u64 = 20;
+const MIN_QUEUE_DEPTH: u64 = 20;
 
 /// Pushes one image per repository, under this many tags.
 fn fill(registry: &FaultRegistry, below: &str, repositories: usize, tags: usize) {
@@ -31,15 +31,15 @@ fn fill(registry: &FaultRegistry, below: &str, repositories: usize, tags: usize)
 /// Plans tags of plain listings without a worker. Returns the coordinator's peak memory and the bytes of the store per
 /// task.
 async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
-    let cluster = Cluster::start();
+    let cluster = TestCluster::start();
     let source = FaultRegistry::start().await;
     fill(&source, "p", repositories, tags);
     let total = (repositories * tags) as u64;
     let config = format!("defaults: {{to: target.test/m, naming: keep}}\nrules:\n- from: {}/p/**\n", source.host());
     let mut run = cluster.imgsync(&config).args(["run", "--json"]).spawn();
     let is_planned = |shown: &serde_json::Value| number(shown, "/counts/total") == total && !shown["sealed"].is_null();
-    cluster.wait_for(is_planned, PATIENCE).await;
-    let waiting = || cluster.broker.messages().values().sum::<u64>();
+    cluster.wait_for_batch(is_planned, WAIT_TIMEOUT).await;
+    let waiting = || cluster.broker.message_counts().values().sum::<u64>();
     let started = std::time::Instant::now();
     let mut before = 0;
     // Until the count stays the same.
@@ -48,12 +48,12 @@ async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
         if now > 0 && now == before {
             break now;
         }
-        assert!(started.elapsed() < PATIENCE, "{now} messages wait, and it goes on");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "{now} messages wait, and it goes on");
         before = now;
         tokio::time::sleep(Duration::from_millis(500)).await;
     };
-    assert!(waits <= MIN_DEPTH, "{waits} messages are with the broker");
-    let bytes = cluster.store.bytes_of("imgsync:{*") as f64 / total as f64;
+    assert!(waits <= MIN_QUEUE_DEPTH, "{waits} messages are with the broker");
+    let bytes = cluster.store.key_memory_bytes("imgsync:{*") as f64 / total as f64;
     let peak = run.peak_rss_bytes();
     cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
     let ended = run.wait().await;
@@ -72,13 +72,13 @@ async fn planned_tasks_take_a_few_bytes_of_the_store_and_nothing_of_broker_and_c
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tags_that_the_listings_settle_are_never_queued_and_take_less_than_80_bytes_each() {
-    let cluster = Cluster::start();
+async fn tags_that_listings_show_unchanged_are_never_queued_and_take_less_than_80_bytes_each() {
+    let cluster = TestCluster::start();
     let google = || FaultRegistry::builder().google().start();
     let (source, target) = tokio::join!(google(), google());
     fill(&source, "p", 200, 100);
     fill(&target, "m/p", 200, 100);
-    let _workers = cluster.workers(1, 4).await;
+    let _workers = cluster.start_workers(1, 4).await;
     let config =
         format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/p/**\n", target.host(), source.host());
     for (source_requests, target_requests) in [(201, 200..=200), (201, 1..=50)] {
@@ -89,40 +89,42 @@ async fn tags_that_the_listings_settle_are_never_queued_and_take_less_than_80_by
         assert_eq!(source.total(), source_requests, "a request a repository, and one for the tree");
         assert!(target_requests.contains(&target.total()), "{} requests at the target", target.total());
     }
-    let queues = cluster.broker.messages();
+    let queues = cluster.broker.message_counts();
     assert!(!queues.keys().any(|queue| queue.starts_with("w.")), "nothing was ever published: {queues:?}");
-    let bytes = (cluster.store.bytes_of("imgsync:t:*") + cluster.store.bytes_of("imgsync:scopes")) as f64 / 20_000.0;
+    let bytes = (cluster.store.key_memory_bytes("imgsync:t:*") + cluster.store.key_memory_bytes("imgsync:scopes"))
+        as f64
+        / 20_000.0;
     println!("{bytes:.1} bytes a tag");
     assert!(bytes < 80.0, "{bytes:.1} bytes of the store for a known tag");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_in_one_of_fifty_lanes_that_were_quiet_for_a_day_is_found() {
+async fn a_message_in_one_of_fifty_routes_that_were_idle_for_a_day_is_found() {
     let broker = RabbitMq::start();
-    let clock = Arc::new(ManualClock::at(jiff::Timestamp::now()));
-    let roster: Arc<dyn Roster> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
-    let of = |n: u32| Lane::anonymous(format!("source{n}.test").parse().unwrap(), "target.test".parse().unwrap());
-    let lanes: Vec<Lane> = (0..50).map(of).collect();
-    roster.note_lanes(&lanes).await.unwrap();
+    let clock = Arc::new(ManualClock::starting_at(jiff::Timestamp::now()));
+    let roster: Arc<dyn WorkerRegistry> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
+    let of = |n: u32| Route::anonymous(format!("source{n}.test").parse().unwrap(), "target.test".parse().unwrap());
+    let lanes: Vec<Route> = (0..50).map(of).collect();
+    roster.record_routes(&lanes).await.unwrap();
     clock.advance(Duration::from_secs(24 * 60 * 60));
     let url = secret(&broker.url());
     let connect = || RabbitQueue::connect(&url, roster.clone(), settings());
     let (taker, publisher) = tokio::try_join!(connect(), connect()).unwrap();
     let never = tokio_util::sync::CancellationToken::new();
-    let taken = tokio::spawn(async move { taker.take(&Lanes::All, &never).await });
+    let taken = tokio::spawn(async move { taker.receive(&RouteFilter::All, &never).await });
     // Each of them has been polled by now.
-    let all_are_there = || broker.messages().keys().filter(|queue| queue.starts_with("w.")).count() == 50;
-    crate::scene::until("fifty queues", PATIENCE, all_are_there).await;
-    let (_, message) = block("source17.test", 1).remove(0);
+    let all_are_there = || broker.message_counts().keys().filter(|queue| queue.starts_with("w.")).count() == 50;
+    crate::support::until("fifty queues", WAIT_TIMEOUT, all_are_there).await;
+    let (_, message) = route_messages("source17.test", 1).remove(0);
     publisher.publish(&[(of(17), message)]).await.unwrap();
-    let delivery = tokio::time::timeout(PATIENCE, taken).await.expect("it is found").unwrap().unwrap().unwrap();
-    assert_eq!((&delivery.lane, index(&delivery.message)), (&of(17), 0));
+    let delivery = tokio::time::timeout(WAIT_TIMEOUT, taken).await.expect("it is found").unwrap().unwrap().unwrap();
+    assert_eq!((&delivery.route, index(&delivery.message)), (&of(17), 0));
     delivery.acknowledge().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_that_overlap_in_many_repositories_plan_each_image_once() {
-    let cluster = Cluster::start();
+    let cluster = TestCluster::start();
     let google = || FaultRegistry::builder().google().start();
     let (source, target) = tokio::join!(google(), google());
     fill(&source, "p", 60, 60);

@@ -5,33 +5,33 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Class, Error};
+use imgsync_common::error::{Error, ErrorKind};
 use imgsync_common::image::Digest;
-use imgsync_common::retry::Policy;
+use imgsync_common::retry::RetryPolicy;
 use imgsync_common::store::{
-    Begun, Ledger as _, NewBatch, RedisOptions as Options, RedisStore, Roster as _, Schedules as _,
+    LastRun, Ledger as _, NewBatch, RedisOptions as Options, RedisStore, Schedules as _, WorkerRegistry as _,
 };
 use imgsync_tests::RedisServer;
-use imgsync_tests::cluster::{Cluster, number};
-use imgsync_tests::relay::{Direction, Relay};
-use imgsync_tests::servers::RedisOptions;
+use imgsync_tests::cluster::{TestCluster, number};
+use imgsync_tests::servers::RedisServerOptions;
+use imgsync_tests::tcp_proxy::{Direction, TcpProxy};
 
-use crate::scene::{PATIENCE, Scene, until};
-use crate::store::secret;
+use crate::store_contract::secret;
+use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Options with many short retries.
-fn patient() -> Options {
-    let patience = Policy {
+fn patient_options() -> Options {
+    let patience = RetryPolicy {
         attempts: 10_000,
         first_delay: Duration::from_millis(5),
         max_delay: Duration::from_millis(50),
-        ..Options::default().patience
+        ..Options::default().retry_policy
     };
-    Options { patience, ..Options::default() }
+    Options { retry_policy: patience, ..Options::default() }
 }
 
 async fn open(url: &str) -> RedisStore {
-    RedisStore::connect(&secret(url), patient()).await.unwrap()
+    RedisStore::connect(&secret(url), patient_options()).await.unwrap()
 }
 
 /// Opens a store that gives up soon.
@@ -51,19 +51,19 @@ async fn write(store: &RedisStore) -> Result<(), Error> {
 
 /// Writes by commands in a pipeline.
 async fn write_in_pipeline(store: &RedisStore) -> Result<(), Error> {
-    store.note_schedule("a", Begun { at: jiff::Timestamp::now(), batch: None }).await
+    store.record_schedule_run("a", LastRun { at: jiff::Timestamp::now(), batch: None }).await
 }
 
-fn with(more: &[&str]) -> RedisServer {
-    RedisServer::start_with(RedisOptions {
-        more: more.iter().map(|line| (*line).to_owned()).collect(),
-        ..RedisOptions::default()
+fn start_server(more: &[&str]) -> RedisServer {
+    RedisServer::start_with(RedisServerOptions {
+        extra_config: more.iter().map(|line| (*line).to_owned()).collect(),
+        ..RedisServerOptions::default()
     })
 }
 
 #[track_caller]
-fn assert_says(error: &Error, class: Class, code: &str) {
-    assert!(error.class() == class && error.detail().contains(code) && error.advice().is_some(), "{error}");
+fn assert_says(error: &Error, class: ErrorKind, code: &str) {
+    assert!(error.kind() == class && error.message().contains(code) && error.hint().is_some(), "{error}");
 }
 
 /// Asserts that writes wait while the server refuses them with this code, and complete afterwards.
@@ -73,10 +73,10 @@ async fn assert_waits(server: &RedisServer, code: &str, heal: impl FnOnce(&Redis
         write(&store).await?;
         write_in_pipeline(&store).await
     });
-    until(&format!("{code} is answered"), PATIENCE, || server.errors(code) >= 2).await;
-    assert_says(&write(&impatient).await.unwrap_err(), Class::ServerError, code);
+    until(&format!("{code} is answered"), WAIT_TIMEOUT, || server.errors(code) >= 2).await;
+    assert_says(&write(&impatient).await.unwrap_err(), ErrorKind::ServerError, code);
     // The client does not report the code of a pipeline.
-    assert_says(&write_in_pipeline(&impatient).await.unwrap_err(), Class::ServerError, code);
+    assert_says(&write_in_pipeline(&impatient).await.unwrap_err(), ErrorKind::ServerError, code);
     // Reads continue.
     impatient.batches(10).await.unwrap();
     assert!(!writing.is_finished());
@@ -86,42 +86,42 @@ async fn assert_waits(server: &RedisServer, code: &str, heal: impl FnOnce(&Redis
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_wait_while_replicas_are_missing() {
-    let server = with(&["min-replicas-to-write 1"]);
+    let server = start_server(&["min-replicas-to-write 1"]);
     assert_waits(&server, "NOREPLICAS", |server| server.set("min-replicas-to-write", "0")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_wait_while_memory_is_full() {
-    let server = with(&["maxmemory 1", "maxmemory-policy noeviction"]);
+    let server = start_server(&["maxmemory 1", "maxmemory-policy noeviction"]);
     assert_waits(&server, "OOM", |server| server.set("maxmemory", "0")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_wait_while_the_server_cannot_write_its_disk() {
-    let server = with(&["enable-protected-configs yes"]);
+    let server = start_server(&["enable-protected-configs yes"]);
     let folder = tempfile::tempdir().unwrap();
     server.set("dir", &folder.path().display().to_string());
     server.set("save", "3600 1000000");
     drop(folder);
     server.command(&["BGSAVE"]);
     let has_failed = || server.command(&["INFO", "persistence"]).contains("rdb_last_bgsave_status:err");
-    until("its snapshot fails", PATIENCE, has_failed).await;
+    until("its snapshot fails", WAIT_TIMEOUT, has_failed).await;
     assert_waits(&server, "MISCONF", |server| server.set("stop-writes-on-bgsave-error", "no")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_waits_while_a_script_does_not_end() {
-    let server = with(&["busy-reply-threshold 20"]);
-    let relay = Relay::start(&format!("127.0.0.1:{}", server.port())).await;
+    let server = start_server(&["busy-reply-threshold 20"]);
+    let relay = TcpProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let url = format!("redis://{}", relay.host());
     let (store, impatient) = (open(&url).await, open_once(&url).await);
     let mut endless = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
     endless.write_all(b"EVAL \"while true do end\" 0\r\n").unwrap();
-    until("it is busy", PATIENCE, || server.command(&["PING"]).starts_with("-BUSY")).await;
-    assert_says(&impatient.batches(10).await.unwrap_err(), Class::ServerError, "BUSY");
+    until("it is busy", WAIT_TIMEOUT, || server.command(&["PING"]).starts_with("-BUSY")).await;
+    assert_says(&impatient.batches(10).await.unwrap_err(), ErrorKind::ServerError, "BUSY");
     let answered = relay.bytes(Direction::Down);
     let writing = tokio::spawn(async move { write(&store).await });
-    until("the write is refused", PATIENCE, || relay.bytes(Direction::Down) > answered).await;
+    until("the write is refused", WAIT_TIMEOUT, || relay.bytes(Direction::Down) > answered).await;
     assert!(!writing.is_finished());
     server.command(&["SCRIPT", "KILL"]);
     writing.await.unwrap().unwrap();
@@ -131,13 +131,13 @@ async fn everything_waits_while_a_script_does_not_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_wait_while_the_server_loads_its_data() {
     let slow = ["enable-debug-command yes", "key-load-delay 1500", "loading-process-events-interval-bytes 1024"];
-    let server = with(&slow);
+    let server = start_server(&slow);
     server.command(&["DEBUG", "POPULATE", "2000", "key", "100"]);
     let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
     let mut loading = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
     loading.write_all(b"DEBUG RELOAD\r\n").unwrap();
-    until("it is loading", PATIENCE, || server.command(&["GET", "a"]).starts_with("-LOADING")).await;
-    assert_says(&impatient.batches(10).await.unwrap_err(), Class::ServerError, "LOADING");
+    until("it is loading", WAIT_TIMEOUT, || server.command(&["GET", "a"]).starts_with("-LOADING")).await;
+    assert_says(&impatient.batches(10).await.unwrap_err(), ErrorKind::ServerError, "LOADING");
     write(&store).await.unwrap();
     assert!(server.errors("LOADING") > 0);
 }
@@ -156,10 +156,10 @@ async fn a_script_that_the_server_has_forgotten_is_sent_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
     let (old, new) = (RedisServer::start(), RedisServer::start());
-    let relay = Relay::start(&format!("127.0.0.1:{}", old.port())).await;
+    let relay = TcpProxy::start(&format!("127.0.0.1:{}", old.port())).await;
     let store = open(&format!("redis://{}", relay.host())).await;
     write(&store).await.unwrap();
-    old.follow(&new);
+    old.replicate_from(&new);
     // The name still resolves to the old one.
     let writing = tokio::spawn({
         let store = store.clone();
@@ -168,7 +168,7 @@ async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
             write_in_pipeline(&store).await
         }
     });
-    until("it is asked again on new connections", PATIENCE, || relay.connections() >= 3).await;
+    until("it is asked again on new connections", WAIT_TIMEOUT, || relay.connections() >= 3).await;
     assert!(old.errors("READONLY") > 0 && !writing.is_finished());
     assert!(store.check_writes().await.is_err(), "nothing can be written there");
     relay.retarget(&format!("127.0.0.1:{}", new.port()));
@@ -181,18 +181,18 @@ async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_has_lost_its_master_is_left_too() {
-    let (server, away) = (with(&["replica-serve-stale-data no"]), RedisServer::start());
+    let (server, away) = (start_server(&["replica-serve-stale-data no"]), RedisServer::start());
     let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
     let before = server.info("total_connections_received");
     let mut away = away;
     away.kill();
-    server.follow(&away);
+    server.replicate_from(&away);
     let reading = tokio::spawn(async move { store.batches(10).await });
-    until("the read is refused", PATIENCE, || server.errors("MASTERDOWN") > 0).await;
+    until("the read is refused", WAIT_TIMEOUT, || server.errors("MASTERDOWN") > 0).await;
     let error = impatient.batches(10).await.unwrap_err();
-    assert!(error.class() == Class::ServerError && error.detail().contains("replica"), "{error}");
+    assert!(error.kind() == ErrorKind::ServerError && error.message().contains("replica"), "{error}");
     assert!(!reading.is_finished());
-    server.lead();
+    server.promote();
     reading.await.unwrap().unwrap();
     assert!(server.info("total_connections_received") > before + 1);
 }
@@ -200,7 +200,7 @@ async fn a_replica_that_has_lost_its_master_is_left_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_was_cut_and_one_that_is_silent_are_replaced() {
     let (frozen, other) = (RedisServer::start(), RedisServer::start());
-    let relay = Relay::start(&format!("127.0.0.1:{}", frozen.port())).await;
+    let relay = TcpProxy::start(&format!("127.0.0.1:{}", frozen.port())).await;
     let store = open(&format!("redis://{}", relay.host())).await;
     write(&store).await.unwrap();
     relay.cut_all();
@@ -218,43 +218,43 @@ async fn a_connection_that_was_cut_and_one_that_is_silent_are_replaced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
-    let server = with(&[
+    let server = start_server(&[
         "user default off",
         "user all on >good ~* &* +@all",
         "user reads on >good ~* resetchannels +@read +@connection",
         "user lists on >good ~* resetchannels +@all -hset",
     ]);
     let url = |login: &str| server.url().replace("redis://", &format!("redis://{login}"));
-    let refused = async |login: &str| RedisStore::connect(&secret(&url(login)), patient()).await.unwrap_err();
+    let refused = async |login: &str| RedisStore::connect(&secret(&url(login)), patient_options()).await.unwrap_err();
     let error = refused("").await;
-    assert_says(&error, Class::Denied, "NOAUTH");
+    assert_says(&error, ErrorKind::Denied, "NOAUTH");
     for login in ["all:wrong-secret@", "nobody:wrong-secret@", ":wrong-secret@"] {
         let error = refused(login).await;
-        assert_says(&error, Class::Denied, "WRONGPASS");
-        assert!(!format!("{error} {:?}", error.advice()).contains("wrong-secret"), "{error}");
+        assert_says(&error, ErrorKind::Denied, "WRONGPASS");
+        assert!(!format!("{error} {:?}", error.hint()).contains("wrong-secret"), "{error}");
     }
-    let reads = RedisStore::connect(&secret(&url("reads:good@")), patient()).await.unwrap();
+    let reads = RedisStore::connect(&secret(&url("reads:good@")), patient_options()).await.unwrap();
     let error = write(&reads).await.unwrap_err();
-    assert_says(&error, Class::Denied, "NOPERM");
-    let lists = RedisStore::connect(&secret(&url("lists:good@")), patient()).await.unwrap();
+    assert_says(&error, ErrorKind::Denied, "NOPERM");
+    let lists = RedisStore::connect(&secret(&url("lists:good@")), patient_options()).await.unwrap();
     let error = write_in_pipeline(&lists).await.unwrap_err();
-    assert_says(&error, Class::Denied, "'hset'");
+    assert_says(&error, ErrorKind::Denied, "'hset'");
     // In a script, too.
-    assert_says(&write(&lists).await.unwrap_err(), Class::Denied, "NOPERM");
-    write(&RedisStore::connect(&secret(&url("all:good@")), patient()).await.unwrap()).await.unwrap();
+    assert_says(&write(&lists).await.unwrap_err(), ErrorKind::Denied, "NOPERM");
+    write(&RedisStore::connect(&secret(&url("all:good@")), patient_options()).await.unwrap()).await.unwrap();
 }
 
 /// A password change while programs run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_that_was_good_is_tried_again_when_it_is_refused() {
-    let server = with(&["user imgsync on >good ~* &* +@all"]);
-    let relay = Relay::start(&format!("127.0.0.1:{}", server.port())).await;
+    let server = start_server(&["user imgsync on >good ~* &* +@all"]);
+    let relay = TcpProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let store = open(&format!("redis://imgsync:good@{}", relay.host())).await;
     write(&store).await.unwrap();
     server.command(&["ACL", "SETUSER", "imgsync", "resetpass", ">other"]);
     relay.cut_all();
     let writing = tokio::spawn(async move { write(&store).await });
-    until("the login is refused twice", PATIENCE, || server.errors("WRONGPASS") >= 2).await;
+    until("the login is refused twice", WAIT_TIMEOUT, || server.errors("WRONGPASS") >= 2).await;
     assert!(!writing.is_finished());
     server.command(&["ACL", "SETUSER", "imgsync", ">good"]);
     writing.await.unwrap().unwrap();
@@ -262,17 +262,17 @@ async fn a_login_that_was_good_is_tried_again_when_it_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_waits_for_replicas_and_no_task_goes_round_the_retry_queues() {
-    let scene = Scene::new(4, 25).await;
-    let gate = scene.hold_tags_after(5);
-    let workers = scene.cluster.workers(2, 4).await;
+    let scene = ClusterFixture::new(4, 25).await;
+    let gate = scene.gate_tags_after(5);
+    let workers = scene.cluster.start_workers(2, 4).await;
     let mut run = scene.run();
     gate.wait_for(8).await;
     let store = &scene.cluster.store;
     store.set("min-replicas-to-write", "1");
     gate.open();
     // Both workers, the run and all of their slots have met it by then.
-    until("writes are refused", PATIENCE, || store.errors("NOREPLICAS") >= 60).await;
-    run.wait_for_line(|line| line.contains("too few replicas"), PATIENCE).await;
+    until("writes are refused", WAIT_TIMEOUT, || store.errors("NOREPLICAS") >= 60).await;
+    run.wait_for_line(|line| line.contains("too few replicas"), WAIT_TIMEOUT).await;
     let queues = scene.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
     let retrying = queues.lines().filter(|line| line.starts_with("sync.retry") && !line.ends_with("\t0"));
     assert_eq!(retrying.collect::<Vec<_>>(), Vec::<&str>::new());
@@ -291,8 +291,8 @@ async fn a_batch_waits_for_replicas_and_no_task_goes_round_the_retry_queues() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_store_can_be_looked_at_and_a_new_run_waits_for_memory() {
-    let scene = Scene::with(Cluster::start(), 2, 5).await;
-    let _workers = scene.cluster.workers(1, 4).await;
+    let scene = ClusterFixture::with_cluster(TestCluster::start(), 2, 5).await;
+    let _workers = scene.cluster.start_workers(1, 4).await;
     scene.assert_ended_whole(&scene.run().wait().await);
     let store = &scene.cluster.store;
     store.command(&["DEL", "imgsync:version"]);
@@ -301,7 +301,7 @@ async fn a_full_store_can_be_looked_at_and_a_new_run_waits_for_memory() {
         scene.cluster.imgsync("").args(command).run().await.assert_code(0);
     }
     let mut run = scene.run();
-    let said = run.wait_for_line(|line| line.contains("out of memory"), PATIENCE).await;
+    let said = run.wait_for_line(|line| line.contains("out of memory"), WAIT_TIMEOUT).await;
     assert!(said.contains("maxmemory-policy volatile-lru"), "what to do is said: {said}");
     assert!(run.is_running());
     store.set("maxmemory", "0");

@@ -2,36 +2,39 @@
 
 use std::time::{Duration, Instant};
 
-use imgsync_tests::cluster::{Cluster, number};
-use imgsync_tests::fault::{Action, Kind, Match};
-use imgsync_tests::program::{Running, Signal};
-use imgsync_tests::relay::Relay;
+use imgsync_tests::cluster::{TestCluster, number};
+use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
+use imgsync_tests::program::{RunningProgram, Signal};
 use imgsync_tests::servers::free_port;
+use imgsync_tests::tcp_proxy::TcpProxy;
 
-use crate::scene::{PATIENCE, Scene, kill, reader_of, readers, until};
+use crate::support::{ClusterFixture, WAIT_TIMEOUT, kill, reader_of, readers, until};
 
 const MIB: u64 = 1 << 20;
 
 /// Starts a worker with these URLs of broker and store.
-async fn worker_by(cluster: &Cluster, broker: &str, store: &str, arguments: &[&str]) -> Running {
+async fn worker_by(cluster: &TestCluster, broker: &str, store: &str, arguments: &[&str]) -> RunningProgram {
     let worker = cluster.worker("").env("IMGSYNC_BROKER", broker).env("IMGSYNC_STORE", store);
     let worker = worker.args(["--concurrency", "4"]).args(arguments).spawn();
-    worker.wait_for_line(|line| line.starts_with("worker "), PATIENCE).await;
+    worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     worker
 }
 
 /// Fault row 1.
 #[tokio::test]
 async fn a_worker_killed_in_a_blob_is_replaced_within_45_seconds_and_its_task_counted_once() {
-    let mut scene = Scene::new(2, 5).await;
+    let mut scene = ClusterFixture::new(2, 5).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
-    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
-    let mut workers = scene.cluster.workers(2, 4).await;
+    scene
+        .source
+        .on(RequestMatcher::kind(RequestType::BlobGet).reference(&blob))
+        .act(FaultAction::StallAfter { bytes: MIB });
+    let mut workers = scene.cluster.start_workers(2, 4).await;
     let mut run = scene.run();
     let victim = reader_of(&scene.source, &blob, 1, &workers).await;
     kill(&mut workers[victim]).await;
     let killed = Instant::now();
-    scene.source.wait_until(|source| readers(source, &blob).len() == 2, PATIENCE).await;
+    scene.source.wait_until(|source| readers(source, &blob).len() == 2, WAIT_TIMEOUT).await;
     assert!(killed.elapsed() < Duration::from_secs(45), "{:?}", killed.elapsed());
     let ended = run.wait().await;
     // What it wrote but did not record is unchanged for the next worker.
@@ -41,20 +44,20 @@ async fn a_worker_killed_in_a_blob_is_replaced_within_45_seconds_and_its_task_co
 
 /// Fault rows 2 and 3.
 #[tokio::test]
-async fn a_worker_killed_between_its_tag_and_its_word_of_it_moves_nothing_twice() {
-    let mut scene = Scene::new(1, 0).await;
+async fn a_worker_killed_between_putting_a_tag_and_recording_it_copies_nothing_twice() {
+    let mut scene = ClusterFixture::new(1, 0).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
     // The tag is written, and the response never arrives.
-    let put = Match::kind(Kind::ManifestPut).reference("large");
-    let put = scene.target.on(put).act(Action::CutInsteadOfAnswer);
+    let put = RequestMatcher::kind(RequestType::ManifestPut).reference("large");
+    let put = scene.target.on(put).act(FaultAction::CutInsteadOfAnswer);
     // Nor does any response to the worker's further requests.
-    let silence = scene.target.on(Match::any().when(move |_| put.hits() > 0)).act(Action::StallForever);
-    let mut workers = scene.cluster.workers(1, 4).await;
+    let silence = scene.target.on(RequestMatcher::any().when(move |_| put.hits() > 0)).act(FaultAction::StallForever);
+    let mut workers = scene.cluster.start_workers(1, 4).await;
     let mut run = scene.run();
-    until("the tag is put, and more is asked", PATIENCE, || silence.hits() > 0).await;
+    until("the tag is put, and more is asked", WAIT_TIMEOUT, || silence.hits() > 0).await;
     assert!(scene.target.tag_digest("m/r00", "large").is_some());
     kill(&mut workers[0]).await;
-    let _another = scene.cluster.workers(1, 4).await;
+    let _another = scene.cluster.start_workers(1, 4).await;
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/unchanged"), 1, "{}", ended.stdout);
@@ -64,47 +67,47 @@ async fn a_worker_killed_between_its_tag_and_its_word_of_it_moves_nothing_twice(
 /// Fault row 5.
 #[tokio::test]
 async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
-    let mut scene = Scene::new(1, 3).await;
+    let mut scene = ClusterFixture::new(1, 3).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::Gate(gate.clone()));
+    scene.source.on(RequestMatcher::kind(RequestType::BlobGet).reference(&blob)).act(FaultAction::Gate(gate.clone()));
     let broker = format!("{}?heartbeat=5", scene.cluster.broker.url());
     let frozen = worker_by(&scene.cluster, &broker, &scene.cluster.store.url(), &["--lease", "6"]).await;
     let mut run = scene.run();
-    scene.source.wait_until(|source| readers(source, &blob).len() == 1, PATIENCE).await;
+    scene.source.wait_until(|source| readers(source, &blob).len() == 1, WAIT_TIMEOUT).await;
     let _other = worker_by(&scene.cluster, &broker, &scene.cluster.store.url(), &["--lease", "6"]).await;
     frozen.signal(Signal::STOP);
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
-    let puts = scene.target.count(Kind::ManifestPut);
+    let puts = scene.target.count(RequestType::ManifestPut);
     gate.add_permits(1);
     frozen.signal(Signal::CONT);
-    frozen.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), PATIENCE).await;
+    frozen.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), WAIT_TIMEOUT).await;
     assert_eq!(scene.puts("r00", "large"), 1);
-    assert_eq!(scene.target.count(Kind::ManifestPut), puts, "{}", frozen.stderr());
-    let shown = scene.cluster.show().await.expect("the store answers");
+    assert_eq!(scene.target.count(RequestType::ManifestPut), puts, "{}", frozen.stderr());
+    let shown = scene.cluster.show_batch().await.expect("the store answers");
     scene.assert_whole(&shown);
 }
 
 /// Fault row 6.
 #[tokio::test]
 async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within_90_seconds() {
-    let mut scene = Scene::new(1, 3).await;
+    let mut scene = ClusterFixture::new(1, 3).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::Gate(gate.clone()));
-    let broker = Relay::start(&format!("127.0.0.1:{}", scene.cluster.broker.port())).await;
-    let store = Relay::start(&format!("127.0.0.1:{}", scene.cluster.store.port())).await;
+    scene.source.on(RequestMatcher::kind(RequestType::BlobGet).reference(&blob)).act(FaultAction::Gate(gate.clone()));
+    let broker = TcpProxy::start(&format!("127.0.0.1:{}", scene.cluster.broker.port())).await;
+    let store = TcpProxy::start(&format!("127.0.0.1:{}", scene.cluster.store.port())).await;
     let (to_broker, to_store) =
         (format!("amqp://guest:guest@{}/%2f?heartbeat=5", broker.host()), format!("redis://{}", store.host()));
     let lost = worker_by(&scene.cluster, &to_broker, &to_store, &[]).await;
     let mut run = scene.run();
-    scene.source.wait_until(|source| readers(source, &blob).len() == 1, PATIENCE).await;
-    let _other = scene.cluster.workers(1, 4).await;
+    scene.source.wait_until(|source| readers(source, &blob).len() == 1, WAIT_TIMEOUT).await;
+    let _other = scene.cluster.start_workers(1, 4).await;
     broker.freeze(true);
     store.freeze(true);
     let cut = Instant::now();
-    scene.source.wait_until(|source| readers(source, &blob).len() == 2, PATIENCE).await;
+    scene.source.wait_until(|source| readers(source, &blob).len() == 2, WAIT_TIMEOUT).await;
     assert!(cut.elapsed() < Duration::from_secs(90), "{:?}", cut.elapsed());
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
@@ -112,20 +115,24 @@ async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within
     gate.add_permits(1);
     broker.freeze(false);
     store.freeze(false);
-    lost.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), PATIENCE).await;
+    lost.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), WAIT_TIMEOUT).await;
     assert_eq!(scene.puts("r00", "large"), 1);
-    let shown = scene.cluster.wait_for(|shown| shown["workers"].as_array().unwrap().len() == 2, PATIENCE).await;
+    let shown =
+        scene.cluster.wait_for_batch(|shown| shown["workers"].as_array().unwrap().len() == 2, WAIT_TIMEOUT).await;
     scene.assert_whole(&shown);
 }
 
 /// Fault row 7.
 #[tokio::test]
-async fn a_worker_told_to_end_is_out_within_45_seconds_and_nothing_is_lost() {
-    let mut scene = Scene::new(2, 20).await;
+async fn a_draining_worker_exits_within_45_seconds_and_nothing_is_lost() {
+    let mut scene = ClusterFixture::new(2, 20).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
     // It would not end within the thirty seconds it is given.
-    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
-    let mut workers = scene.cluster.workers(2, 4).await;
+    scene
+        .source
+        .on(RequestMatcher::kind(RequestType::BlobGet).reference(&blob))
+        .act(FaultAction::StallAfter { bytes: MIB });
+    let mut workers = scene.cluster.start_workers(2, 4).await;
     let mut run = scene.run();
     let leaving = reader_of(&scene.source, &blob, 1, &workers).await;
     let told = Instant::now();
@@ -141,41 +148,48 @@ async fn a_worker_told_to_end_is_out_within_45_seconds_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_told_twice_aborts_at_once_and_gives_back_what_it_had() {
-    let mut scene = Scene::new(1, 2).await;
+async fn a_worker_signalled_twice_aborts_at_once_and_requeues_its_tasks() {
+    let mut scene = ClusterFixture::new(1, 2).await;
     let blob = scene.add_large("r00", "large", 4 * MIB);
-    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).act(Action::StallAfter { bytes: MIB });
-    let mut workers = scene.cluster.workers(1, 4).await;
+    scene
+        .source
+        .on(RequestMatcher::kind(RequestType::BlobGet).reference(&blob))
+        .act(FaultAction::StallAfter { bytes: MIB });
+    let mut workers = scene.cluster.start_workers(1, 4).await;
     let mut run = scene.run();
     reader_of(&scene.source, &blob, 1, &workers).await;
     workers[0].signal(Signal::TERM);
-    workers[0].wait_for_line(|line| line.contains("finishing copies in progress"), PATIENCE).await;
+    workers[0].wait_for_line(|line| line.contains("finishing copies in progress"), WAIT_TIMEOUT).await;
     let told = Instant::now();
     workers[0].signal(Signal::TERM);
     workers[0].wait().await.assert_code(0);
     assert!(told.elapsed() < Duration::from_millis(2500), "{:?}", told.elapsed());
-    workers[0] = scene.cluster.workers(1, 4).await.remove(0);
+    workers[0] = scene.cluster.start_workers(1, 4).await.remove(0);
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
 }
 
 #[tokio::test]
-async fn a_worker_whose_words_nobody_reads_ends_when_it_is_told_to() {
-    let scene = Scene::new(1, 1).await;
-    let mut worker = scene.cluster.workers(1, 2).await.remove(0);
-    worker.stop_reading().await;
+async fn a_worker_whose_output_is_not_read_ends_when_signalled() {
+    let scene = ClusterFixture::new(1, 1).await;
+    let mut worker = scene.cluster.start_workers(1, 2).await.remove(0);
+    worker.close_stderr().await;
     worker.signal(Signal::TERM);
-    tokio::time::timeout(PATIENCE, worker.wait()).await.expect("it ends").assert_code(0);
+    tokio::time::timeout(WAIT_TIMEOUT, worker.wait()).await.expect("it ends").assert_code(0);
 }
 
 /// Fault row 13.
 #[tokio::test]
 async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_done() {
-    let mut scene = Scene::new(2, 5).await;
+    let mut scene = ClusterFixture::new(2, 5).await;
     // Small enough that the next worker need not wait for the dead one's lease on the blob.
     let blob = scene.add_large("r00", "deadly", MIB / 2);
     let (repository, tag, _) = scene.images.pop().expect("it was added just now");
-    scene.source.on(Match::kind(Kind::BlobGet).reference(&blob)).always().act(Action::StallAfter { bytes: MIB / 4 });
+    scene
+        .source
+        .on(RequestMatcher::kind(RequestType::BlobGet).reference(&blob))
+        .always()
+        .act(FaultAction::StallAfter { bytes: MIB / 4 });
     let (broker, store) = (scene.cluster.broker.url(), scene.cluster.store.url());
     let start = async || worker_by(&scene.cluster, &broker, &store, &["--lease", "5"]).await;
     let mut workers = vec![start().await, start().await];
@@ -208,24 +222,24 @@ async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_do
 /// A worker is cut off from the ledger until another has done its task.
 #[tokio::test]
 async fn a_failure_that_the_ledger_calls_stale_is_counted_as_that_and_as_no_failure() {
-    let scene = Scene::new(1, 1).await;
-    let store = Relay::start(&format!("127.0.0.1:{}", scene.cluster.store.port())).await;
+    let scene = ClusterFixture::new(1, 1).await;
+    let store = TcpProxy::start(&format!("127.0.0.1:{}", scene.cluster.store.port())).await;
     let (listen, lease) = (format!("127.0.0.1:{}", free_port()), ["--lease", "5"]);
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-    let denied = Match::kinds(&[Kind::ManifestGet, Kind::ManifestHead]);
-    let denied = scene.source.on(denied).times(1).act_all([Action::Gate(gate.clone()), Action::status(403)]);
+    let denied = RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]);
+    let denied = scene.source.on(denied).times(1).act_all([FaultAction::Gate(gate.clone()), FaultAction::status(403)]);
     let arguments = [&lease[..], &["--listen", &listen]].concat();
     let through = format!("redis://{}", store.host());
     let cut_off = worker_by(&scene.cluster, &scene.cluster.broker.url(), &through, &arguments).await;
     let mut run = scene.run();
-    until("it has begun the task", PATIENCE, || denied.hits() == 1).await;
+    until("it has begun the task", WAIT_TIMEOUT, || denied.hits() == 1).await;
     store.freeze(true);
     gate.add_permits(1);
     let _other = worker_by(&scene.cluster, &scene.cluster.broker.url(), &scene.cluster.store.url(), &lease).await;
     let ended = run.wait().await;
     scene.assert_ended_whole(&ended);
     store.freeze(false);
-    cut_off.wait_for_line(|line| line.contains("not counted ") && line.contains("r00:v0"), PATIENCE).await;
+    cut_off.wait_for_line(|line| line.contains("not counted ") && line.contains("r00:v0"), WAIT_TIMEOUT).await;
     imgsync_tests::tls::install_provider();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let figures = client.get(format!("http://{listen}/metrics")).send().await.unwrap().text().await.unwrap();

@@ -4,18 +4,18 @@
 use std::time::{Duration, Instant};
 
 use imgsync_tests::cluster::number;
-use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::images::{Layer, TestImage};
 use imgsync_tests::{Compose, skipped};
 use serde_json::Value;
 
 /// Generous limit for anything that should not take long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 const REPOSITORIES: usize = 8;
 const TAGS: usize = 50;
 const TOTAL: u64 = (REPOSITORIES * TAGS) as u64;
 
 /// Rate-limited for all workers together, so that faults hit the middle of the batch.
-const STORM: &str = "
+const RATE_LIMITED_CONFIG: &str = "
 registries:
   source:5000: {tls: off}
   target:5000: {tls: off, requests_per_second: 40}
@@ -78,7 +78,7 @@ async fn a_new_user_sees_a_batch_copied(compose: &Compose) {
 
 async fn containers_are_what_they_should_be(compose: &Compose) {
     for service in ["rabbitmq", "redis", "coordinator", "worker"] {
-        compose.wait_healthy(service, PATIENCE).await;
+        compose.wait_healthy(service, WAIT_TIMEOUT).await;
         for container in compose.containers(service) {
             let bindings = compose.inspect(&container, "{{json .HostConfig.PortBindings}}");
             let bindings: Value = serde_json::from_str(&bindings).unwrap();
@@ -110,15 +110,17 @@ async fn containers_are_what_they_should_be(compose: &Compose) {
 
 async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     let images = fill(compose).await;
-    compose.write_env(true, Some(STORM));
+    compose.write_env(true, Some(RATE_LIMITED_CONFIG));
     compose.compose(&["up", "-d", "--scale", "worker=3"]);
     // Containers with the example's configuration have been replaced.
-    compose.wait_healthy("coordinator", PATIENCE).await;
-    compose.wait_healthy("worker", PATIENCE).await;
+    compose.wait_healthy("coordinator", WAIT_TIMEOUT).await;
+    compose.wait_healthy("worker", WAIT_TIMEOUT).await;
     let workers = compose.containers("worker");
     assert_eq!(workers.len(), 3);
     compose
-        .wait_for("three workers that wait", PATIENCE, |shown| workers.iter().all(|worker| is_at_work(shown, worker)))
+        .wait_for_batch("three workers that wait", WAIT_TIMEOUT, |shown| {
+            workers.iter().all(|worker| is_worker_alive(shown, worker))
+        })
         .await;
     let batch = compose.compose(&["run", "--rm", "-T", "imgsync", "run", "--detach"]);
     let batch = batch.lines().last().unwrap().to_owned();
@@ -126,7 +128,7 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     let has_copied = |shown: &Value, count| is_ours(shown) && number(shown, "/counts/copied") >= count;
     said("a batch begins");
 
-    compose.wait_for("a batch that is under way", PATIENCE, |shown| has_copied(shown, 20)).await;
+    compose.wait_for_batch("a batch that is under way", WAIT_TIMEOUT, |shown| has_copied(shown, 20)).await;
     compose.docker(&["kill", &workers[0]]);
     said("a worker is killed");
     let address = compose.address(&workers[1]);
@@ -136,8 +138,10 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     compose.docker(&["kill", &coordinator]);
     said("the coordinator is killed");
     let shown = compose
-        .wait_for("the last worker alone", PATIENCE, |shown| {
-            is_at_work(shown, &workers[2]) && !is_at_work(shown, &workers[0]) && !is_at_work(shown, &workers[1])
+        .wait_for_batch("the last worker alone", WAIT_TIMEOUT, |shown| {
+            is_worker_alive(shown, &workers[2])
+                && !is_worker_alive(shown, &workers[0])
+                && !is_worker_alive(shown, &workers[1])
         })
         .await;
     assert_sums(&shown);
@@ -149,17 +153,19 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
     compose.docker(&["network", "connect", &compose.network(), &workers[1]]);
     assert_ne!(compose.address(&workers[1]), address);
     others.iter().for_each(|other| _ = compose.docker(&["rm", "-f", other]));
-    compose.wait_for("a worker that is back", PATIENCE, |shown| is_at_work(shown, &workers[1])).await;
+    compose.wait_for_batch("a worker that is back", WAIT_TIMEOUT, |shown| is_worker_alive(shown, &workers[1])).await;
     said("the worker that was cut off is back by itself");
     compose.compose(&["up", "-d", "--no-recreate", "--scale", "worker=6"]);
     let all = compose.containers("worker");
     assert_eq!(all.len(), 6);
-    let shown =
-        compose.wait_for("six workers", PATIENCE, |shown| all.iter().all(|worker| is_at_work(shown, worker))).await;
+    let shown = compose
+        .wait_for_batch("six workers", WAIT_TIMEOUT, |shown| all.iter().all(|worker| is_worker_alive(shown, worker)))
+        .await;
     assert!(is_ours(&shown) && shown["state"] != "done", "they came in the middle: {shown}");
     said("there are six workers");
 
-    let ended = compose.wait_for("the end", 3 * PATIENCE, |shown| is_ours(shown) && shown["state"] == "done").await;
+    let ended =
+        compose.wait_for_batch("the end", 3 * WAIT_TIMEOUT, |shown| is_ours(shown) && shown["state"] == "done").await;
     said("the batch is done");
     assert_sums(&ended);
     assert_eq!(number(&ended, "/counts/total"), TOTAL, "{ended}");
@@ -172,14 +178,14 @@ async fn a_batch_survives(compose: &Compose, said: &impl Fn(&str)) {
 }
 
 /// Pushes small images to the source.
-async fn fill(compose: &Compose) -> Vec<(String, String, Image)> {
+async fn fill(compose: &Compose) -> Vec<(String, String, TestImage)> {
     let mut filling = tokio::task::JoinSet::new();
     for repository in 0..REPOSITORIES {
         let source = compose.source();
         filling.spawn(async move {
             let mut images = Vec::new();
             for tag in 0..TAGS {
-                let image = Image::single(&format!("compose-{repository}-{tag}"))
+                let image = TestImage::single(&format!("compose-{repository}-{tag}"))
                     .layer(Layer::Shared(format!("base-{repository}"), 20_000))
                     .layer(Layer::File(500))
                     .build();
@@ -194,7 +200,7 @@ async fn fill(compose: &Compose) -> Vec<(String, String, Image)> {
 }
 
 /// Reports whether a container's worker sends heartbeats. Its host name is the container's.
-fn is_at_work(shown: &Value, container: &str) -> bool {
+fn is_worker_alive(shown: &Value, container: &str) -> bool {
     let workers = shown["workers"].as_array().into_iter().flatten();
     workers.filter_map(|worker| worker["host"].as_str()).any(|host| container.starts_with(host))
 }

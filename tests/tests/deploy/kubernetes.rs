@@ -8,7 +8,7 @@ use std::process::Command;
 use imgsync_tests::program::Imgsync;
 use serde_json::Value;
 
-use super::{assert_taken, assert_well, deploy, read, tool};
+use super::{assert_accepted, assert_success, deploy, read, tool};
 
 /// Returns all documents of a file.
 fn documents(file: &str) -> Vec<Value> {
@@ -78,7 +78,7 @@ async fn what_the_containers_run_are_commands_of_the_programs_and_probes_ask_whe
             .iter()
             .map(|argument| argument.as_str().unwrap().to_owned())
             .collect();
-        assert_taken(program, &arguments).await;
+        assert_accepted(program, &arguments).await;
         let Some(port) = port else { continue };
         assert!(arguments.contains(&format!("0.0.0.0:{port}")), "{arguments:?}");
         assert_eq!(container["ports"][0]["containerPort"], port);
@@ -90,7 +90,7 @@ async fn what_the_containers_run_are_commands_of_the_programs_and_probes_ask_whe
 }
 
 #[test]
-fn a_coordinator_that_is_not_ready_stays_in_reach_of_who_looks_at_its_dashboard() {
+fn a_coordinator_that_is_not_ready_still_serves_its_dashboard() {
     let services: Vec<Value> = all().into_iter().filter(|document| document["kind"] == "Service").collect();
     let dashboard = services.iter().find(|service| service["metadata"]["name"] == "coordinator").unwrap();
     assert_eq!(dashboard["spec"]["publishNotReadyAddresses"], true);
@@ -144,7 +144,7 @@ fn kustomize_puts_it_together() {
     let Some(made) = tool(Command::new("kubectl").arg("kustomize").arg(folder.path()), "kubernetes-client") else {
         return;
     };
-    assert_well(&made);
+    assert_success(&made);
     let text = String::from_utf8(made.stdout).unwrap();
     assert!(text.contains("image: ghcr.io/imgsync/imgsync:"), "the image is put in");
 }

@@ -1,7 +1,7 @@
 //! JSON logs: one object per line, with worker, batch and task.
 
-use imgsync_tests::cluster::Cluster;
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::cluster::TestCluster;
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use serde_json::Value;
@@ -12,11 +12,11 @@ fn lines(log: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn lines_of_a_worker_say_which_batch_and_task_they_are_about() {
-    let cluster = Cluster::start();
+    let cluster = TestCluster::start();
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "v1", &images::single("log-1"));
     source.push("a", "v2", &images::single("log-2"));
-    source.on(Match::kind(Kind::BlobGet)).times(1).act(Action::status(503));
+    source.on(RequestMatcher::kind(RequestType::BlobGet)).times(1).act(FaultAction::status(503));
     let config = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     let worker = cluster.worker("").args(["--log-format", "json"]).spawn();
     let run =

@@ -1,12 +1,12 @@
 //! Deployment files: units, manifests, alerts, a dashboard. Real tools accept them, and they match the programs.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
-mod figures;
+mod ci_workflows;
+mod completions;
 mod kubernetes;
 mod logs;
-mod pages;
-mod units;
-mod workflow;
+mod metrics;
+mod systemd_units;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -38,13 +38,13 @@ fn tool(command: &mut Command, package: &str) -> Option<Output> {
 }
 
 #[track_caller]
-fn assert_well(output: &Output) {
+fn assert_success(output: &Output) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
 /// Asserts that a program accepts a command line, without running it.
-async fn assert_taken(program: &str, arguments: &[String]) {
+async fn assert_accepted(program: &str, arguments: &[String]) {
     let asked = Imgsync::named(program).args(arguments).arg("--help").run().await;
     assert_eq!(asked.code, Some(0), "{program} {arguments:?}: {}", asked.stderr);
     assert!(asked.stdout.contains("Usage: "), "{}", asked.stdout);

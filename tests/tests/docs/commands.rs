@@ -8,7 +8,7 @@ use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use imgsync_tests::tls::Authority;
 
-use super::page::{all, read, root};
+use super::markdown::{all, read, root};
 
 /// Returns fenced blocks with their info strings.
 fn blocks(text: &str) -> Vec<(String, Vec<String>)> {
@@ -153,10 +153,10 @@ fn block_with(page: &str, command: &str) -> Vec<String> {
 }
 
 /// Runs the commands of a block in a shell with our programs on PATH, up to the first failure.
-async fn follow(program: &Imgsync, lines: &[String], inside: &Path) -> String {
+async fn run_block(program: &Imgsync, lines: &[String], inside: &Path) -> String {
     let folder = program.path().parent().unwrap().display().to_string();
     let script = format!("set -e\nexport PATH=\"{folder}:$PATH\"\ncd \"{}\"\n{}\n", inside.display(), lines.join("\n"));
-    let state = program.state();
+    let state = program.state_dir();
     let shell = Imgsync::at("/bin/bash").env("XDG_STATE_HOME", state).args(["-c", &script]).run().await.assert_code(0);
     format!("{}{}", shell.stdout, shell.stderr)
 }
@@ -166,23 +166,23 @@ async fn the_first_commands_of_getting_started_work_as_they_stand() {
     let program = Imgsync::new();
     // A copy of the folders that they need, since they write next to them.
     for folder in ["examples/images/blobs/sha256", "target"] {
-        std::fs::create_dir_all(program.work().join(folder)).unwrap();
+        std::fs::create_dir_all(program.work_dir().join(folder)).unwrap();
     }
-    let copy = |file: &str| _ = std::fs::copy(root().join(file), program.work().join(file)).unwrap();
+    let copy = |file: &str| _ = std::fs::copy(root().join(file), program.work_dir().join(file)).unwrap();
     for file in ["examples/quickstart.yaml", "examples/images/index.json", "examples/images/oci-layout"] {
         copy(file);
     }
     for blob in std::fs::read_dir(root().join("examples/images/blobs/sha256")).unwrap() {
         copy(&format!("examples/images/blobs/sha256/{}", blob.unwrap().file_name().to_str().unwrap()));
     }
-    let said = follow(
+    let said = run_block(
         &program,
         &block_with("docs/getting-started.md", "imgsync run -c examples/quickstart.yaml"),
-        &program.work(),
+        &program.work_dir(),
     )
     .await;
     assert!(said.contains("Sync Total: 6") || said.matches("Sync Total:").count() >= 3, "{said}");
-    assert!(program.work().join("target/quickstart/index.json").exists());
+    assert!(program.work_dir().join("target/quickstart/index.json").exists());
 }
 
 #[tokio::test]
@@ -205,9 +205,9 @@ async fn the_recipe_across_an_air_gap_carries_images_as_they_are() {
     let (there, here) = (Imgsync::new(), Imgsync::new());
     there.file("out.yaml", yaml("oci:carry\""));
     here.file("in.yaml", yaml("from: oci:carry"));
-    follow(&there, &block_with("docs/recipes.md", "imgsync run -c out.yaml"), &there.work()).await;
-    std::fs::copy(there.work().join("carry.tar"), here.work().join("carry.tar")).unwrap();
-    follow(&here, &block_with("docs/recipes.md", "imgsync run -c in.yaml"), &here.work()).await;
+    run_block(&there, &block_with("docs/recipes.md", "imgsync run -c out.yaml"), &there.work_dir()).await;
+    std::fs::copy(there.work_dir().join("carry.tar"), here.work_dir().join("carry.tar")).unwrap();
+    run_block(&here, &block_with("docs/recipes.md", "imgsync run -c in.yaml"), &here.work_dir()).await;
     let name = format!("mirror/{}", "distroless/static");
     inside.assert_holds(&name, "nonroot", &image);
     inside.assert_tags_complete();

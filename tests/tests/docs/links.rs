@@ -1,6 +1,6 @@
 //! Links between pages resolve.
 
-use super::page::{all, prose, read, root};
+use super::markdown::{all, prose, read, root};
 
 /// Returns the targets of a text's links and pictures.
 pub(crate) fn targets(text: &str) -> Vec<String> {

@@ -3,5 +3,5 @@
 
 mod commands;
 mod links;
-mod page;
+mod markdown;
 mod readmes;

@@ -1,6 +1,6 @@
 //! README.md and README.zh-CN.md have the same content.
 
-use super::page::{code, prose, read};
+use super::markdown::{code, prose, read};
 
 #[test]
 fn both_readmes_have_the_same_commands_and_configurations() {

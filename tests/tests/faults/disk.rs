@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 
@@ -68,14 +68,14 @@ async fn every_command_whose_output_is_lost_says_so_and_ends_with_3() {
 }
 
 #[tokio::test]
-async fn who_closes_the_pipe_is_told_nothing() {
+async fn a_closed_pipe_gets_no_error_message() {
     let (program, source, _target) = a_home().await;
     let from = format!("{}/a", source.host());
     for arguments in [vec!["--help"], vec!["tags", &from], vec!["cache", "export"], vec!["config", "schema"]] {
         let script = format!("{} \"$@\" | true; exit ${{PIPESTATUS[0]}}", program.path().display());
         let mut shell = Imgsync::at("/bin/bash").args(["-c", &script, "bash"]).args(&arguments);
         // Writing to a closed pipe fails at the second write at the latest.
-        shell = shell.env("XDG_STATE_HOME", program.state());
+        shell = shell.env("XDG_STATE_HOME", program.state_dir());
         let output = shell.run().await.assert_code(0);
         assert!(!output.stderr.contains("writing to stdout"), "{arguments:?}: {}", output.stderr);
     }
@@ -123,18 +123,18 @@ async fn state_and_reports_are_for_their_owner_alone_whatever_the_umask() {
         let shared = program.file("shared.json", "");
         std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o664)).unwrap();
         // An older, world-readable database.
-        let state = program.home().join("new/state");
+        let state = program.home_dir().join("new/state");
         let at = state.display().to_string();
         for (report, wanted) in [("report.html", 0o600), ("shared.json", 0o664)] {
             let run = ["run", "--state", &at, &format!("--report={report}")];
             program.again().args(run).run().await.assert_code(0);
-            assert_eq!(mode(&program.work().join(report)), wanted, "{report} with umask {umask:o}");
+            assert_eq!(mode(&program.work_dir().join(report)), wanted, "{report} with umask {umask:o}");
             let database = state.join("imgsync.db");
             assert_eq!(mode(&database), 0o600);
             std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
         }
         program.again().args(["cache", "export", "cache.jsonl", "--state", &at]).run().await.assert_code(0);
-        assert_eq!(mode(&program.work().join("cache.jsonl")), 0o600);
+        assert_eq!(mode(&program.work_dir().join("cache.jsonl")), 0o600);
         assert_eq!(mode(&state), 0o700, "with umask {umask:o}");
         let found = modes_below(&state);
         assert!(found.len() >= 2, "{found:?}");
@@ -175,14 +175,14 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
         source.push("a", &format!("{number}"), &images::single(&format!("fills-{number}")));
     }
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-    source.on(Kind::ManifestGet).skip(40).always().act(Action::Gate(gate.clone()));
+    source.on(RequestType::ManifestGet).skip(40).always().act(FaultAction::Gate(gate.clone()));
     let program = Imgsync::new();
     let rule = format!("rules:\n- {{from: {}/a, to: {}/m, naming: keep}}\n", source.host(), target.host());
     program.file("imgsync.yaml", rule);
     let state = disk.0.path().join("state");
     let running = ["run", "--state", &state.display().to_string(), "--concurrency", "30"];
     let mut running = program.again().args(running).spawn();
-    source.wait_until(|source| source.count(Kind::ManifestGet) > 60, Duration::from_secs(60)).await;
+    source.wait_until(|source| source.count(RequestType::ManifestGet) > 60, Duration::from_secs(60)).await;
     // Another program fills it to the last byte.
     let filler = std::fs::File::create(disk.0.path().join("filler")).unwrap();
     let bytes = vec![1; 64 << 10];

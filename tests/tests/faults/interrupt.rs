@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn ctrl_c_ends_within_a_second_and_leaves_neither_tag_nor_upload() {
@@ -16,10 +16,10 @@ async fn ctrl_c_ends_within_a_second_and_leaves_neither_tag_nor_upload() {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         let image = images::big("interrupted", 64 * MIB);
         source.push("a", "1", &image);
-        source.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 4 * MIB });
+        source.on(RequestType::BlobGet).always().act(FaultAction::Throttle { bytes_per_second: 4 * MIB });
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
         let mut running = Imgsync::new().args(["sync", &from, &to, "--json"]).spawn();
-        target.wait_until(|target| target.bytes_received() > MIB, LIMIT).await;
+        target.wait_until(|target| target.bytes_received() > MIB, WAIT_TIMEOUT).await;
         let asked = Instant::now();
         running.signal(signal);
         let output = running.wait().await.assert_code(4);
@@ -33,11 +33,11 @@ async fn ctrl_c_ends_within_a_second_and_leaves_neither_tag_nor_upload() {
 #[tokio::test]
 async fn ctrl_c_ends_while_a_registry_does_not_answer() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    source.on(Kind::ManifestGet).always().act(Action::StallForever);
+    source.on(RequestType::ManifestGet).always().act(FaultAction::StallForever);
     source.push("a", "1", &images::single("mute"));
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let mut running = Imgsync::new().args(["sync", &from, &to]).spawn();
-    source.wait_until(|source| source.count(Kind::ManifestGet) > 0, LIMIT).await;
+    source.wait_until(|source| source.count(RequestType::ManifestGet) > 0, WAIT_TIMEOUT).await;
     let asked = Instant::now();
     running.signal(Signal::INT);
     running.wait().await.assert_code(4);
@@ -48,16 +48,18 @@ async fn ctrl_c_ends_while_a_registry_does_not_answer() {
 /// request had arrived and waits.
 async fn kill_after(target: &FaultRegistry, requests: u64, from: &str, to: &str) -> bool {
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
-    let waiting = target.on(Match::any()).skip(requests).always().act(Action::Gate(gate));
+    let waiting = target.on(RequestMatcher::any()).skip(requests).always().act(FaultAction::Gate(gate));
     let tag = to.rsplit_once(':').unwrap().1;
     let mut running = Imgsync::new().args(["sync", from, to]).spawn();
     let over = |target: &FaultRegistry| {
         waiting.hits() > 0
             || target.count_where(|request| {
-                request.kind == Kind::ManifestPut && request.reference.as_deref() == Some(tag) && request.done
+                request.kind == RequestType::ManifestPut
+                    && request.reference.as_deref() == Some(tag)
+                    && request.is_body_complete
             }) > 0
     };
-    target.wait_until(over, LIMIT).await;
+    target.wait_until(over, WAIT_TIMEOUT).await;
     let was_running = waiting.hits() > 0;
     running.signal(Signal::KILL);
     running.wait().await;
@@ -70,7 +72,7 @@ async fn kill_at_every_request(lenient: bool) {
     let source = FaultRegistry::start().await;
     source.push("a", "1", &image);
     let from = format!("{}/a:1", source.host());
-    let least = images::floor(&image, &images::Known::nothing()).target;
+    let least = images::floor(&image, &images::TargetContents::nothing()).target;
     let mut requests = 0;
     loop {
         let builder = FaultRegistry::builder();
@@ -78,11 +80,11 @@ async fn kill_at_every_request(lenient: bool) {
         let to = format!("{}/b:1", target.host());
         let was_running = kill_after(&target, requests, &from, &to).await;
         target.assert_tags_complete();
-        target.assert_order_was_kept();
+        target.assert_children_came_first();
         assert_eq!(target.tags("b").is_empty(), requests < least, "after {requests}: {}", target.describe_requests());
         Imgsync::new().args(["sync", &from, &to]).run().await.assert_code(0);
         target.assert_holds("b", "1", &image);
-        target.assert_order_was_kept();
+        target.assert_children_came_first();
         if !was_running {
             break;
         }
@@ -134,7 +136,7 @@ async fn whatever_moment_it_is_killed_at_a_tagged_artifact_is_listed_under_its_s
 async fn a_dry_run_ends_when_its_time_is_over_and_at_ctrl_c() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::single("slow-survey"));
-    target.on(Kind::BlobHead).always().act(Action::StallForever);
+    target.on(RequestType::BlobHead).always().act(FaultAction::StallForever);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let asked = Instant::now();
     let dry = ["sync", &from, &to, "--dry-run", "--json", "--timeout", "1s"];
@@ -145,7 +147,7 @@ async fn a_dry_run_ends_when_its_time_is_over_and_at_ctrl_c() {
 
     target.clear_requests();
     let mut running = Imgsync::new().args(["sync", &from, &to, "--dry-run"]).spawn();
-    target.wait_until(|target| target.count(Kind::BlobHead) > 0, LIMIT).await;
+    target.wait_until(|target| target.count(RequestType::BlobHead) > 0, WAIT_TIMEOUT).await;
     running.signal(Signal::INT);
     running.wait().await.assert_code(4);
 }

@@ -1,20 +1,20 @@
 //! Faults and the guarantees under them: cut connections, corrupt bytes, stalled registries, Ctrl-C.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is a failure of the test")]
 
-mod addresses;
-mod clock;
+mod blob_proofs;
+mod clock_skew;
+mod corrupt_content;
+mod deadlines;
 mod disk;
-mod echoes;
-mod elsewhere;
-mod inline;
+mod dns_rebinding;
+mod inline_data;
 mod interrupt;
-mod lies;
-mod limits;
 mod memory;
-mod moves;
-mod proofs;
+mod moving_tags;
+mod redirects;
+mod resource_limits;
 mod resume;
+mod secret_masking;
 mod security;
 mod signals;
-mod stalls;
-mod waits;
+mod stall_timeout;

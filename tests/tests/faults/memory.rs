@@ -1,15 +1,15 @@
 //! Memory does not grow with the size of blobs.
 
 use imgsync_tests::fault::FaultRegistry;
-use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::images::{Layer, TestImage};
 use imgsync_tests::program::Imgsync;
 
 const MIB: u64 = 1 << 20;
 /// Limit of private memory, without the executable, whose size differs between builds.
-const LIMIT: u64 = 48 * MIB;
+const MAX_OWN_BYTES: u64 = 48 * MIB;
 
 /// Returns peak memory in bytes, without and with the executable.
-async fn peaks_of(image: &Image, concurrency: &str) -> (u64, u64) {
+async fn peak_memory_bytes(image: &TestImage, concurrency: &str) -> (u64, u64) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().blackhole().start());
     source.push("a", "1", image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
@@ -21,16 +21,16 @@ async fn peaks_of(image: &Image, concurrency: &str) -> (u64, u64) {
 #[tokio::test]
 async fn two_layers_of_a_gib_take_less_than_48_mib() {
     let image =
-        Image::single("gib").layer(Layer::Synthetic(1024 * MIB)).layer(Layer::Synthetic(1024 * MIB + 1)).build();
-    let (peak, whole) = peaks_of(&image, "8").await;
+        TestImage::single("gib").layer(Layer::Synthetic(1024 * MIB)).layer(Layer::Synthetic(1024 * MIB + 1)).build();
+    let (peak, whole) = peak_memory_bytes(&image, "8").await;
     println!("peak: {} MiB, {} with its executable", peak / MIB, whole / MIB);
-    assert!(peak < LIMIT, "{} MiB", peak / MIB);
+    assert!(peak < MAX_OWN_BYTES, "{} MiB", peak / MIB);
 }
 
 #[tokio::test]
 async fn twenty_blobs_of_256_mib_in_flight_take_less_than_48_mib() {
-    let layers = (0..20).fold(Image::single("twenty"), |image, n| image.layer(Layer::Synthetic(256 * MIB + n)));
-    let (peak, whole) = peaks_of(&layers.build(), "20").await;
+    let layers = (0..20).fold(TestImage::single("twenty"), |image, n| image.layer(Layer::Synthetic(256 * MIB + n)));
+    let (peak, whole) = peak_memory_bytes(&layers.build(), "20").await;
     println!("peak: {} MiB, {} with its executable", peak / MIB, whole / MIB);
-    assert!(peak < LIMIT, "{} MiB", peak / MIB);
+    assert!(peak < MAX_OWN_BYTES, "{} MiB", peak / MIB);
 }

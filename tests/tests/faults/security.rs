@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Record};
+use imgsync_tests::fault::{Bearer, FaultAction, FaultRegistry, RecordedRequest, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::proxy::Proxy;
@@ -10,7 +10,7 @@ use imgsync_tests::tls::Authority;
 
 const LOGIN: (&str, &str) = ("me", "s3cret-password");
 
-fn carries_login(request: &Record) -> bool {
+fn carries_login(request: &RecordedRequest) -> bool {
     request.header("authorization").is_some() || request.header("cookie").is_some()
 }
 
@@ -25,16 +25,20 @@ async fn sync(source: &FaultRegistry, target: &FaultRegistry) -> Output {
 async fn credentials_do_not_follow_a_redirect() {
     let cdn = FaultRegistry::start().await;
     for (source, kind) in [
-        (FaultRegistry::builder().basic(LOGIN.0, LOGIN.1).start().await, Kind::BlobGet),
-        (FaultRegistry::builder().bearer(Bearer::user(LOGIN.0, LOGIN.1)).start().await, Kind::BlobGet),
-        (FaultRegistry::builder().basic(LOGIN.0, LOGIN.1).start().await, Kind::ManifestGet),
+        (FaultRegistry::builder().basic(LOGIN.0, LOGIN.1).start().await, RequestType::BlobGet),
+        (FaultRegistry::builder().bearer(Bearer::user(LOGIN.0, LOGIN.1)).start().await, RequestType::BlobGet),
+        (FaultRegistry::builder().basic(LOGIN.0, LOGIN.1).start().await, RequestType::ManifestGet),
     ] {
         let target = FaultRegistry::start().await;
         let image = images::single("redirected");
         source.push("a", "1", &image);
         cdn.push("a", "1", &image);
         cdn.clear_requests();
-        source.on(kind).skip(1).always().act(Action::Redirect { to: format!("{}{{path}}", cdn.url()), status: 307 });
+        source
+            .on(kind)
+            .skip(1)
+            .always()
+            .act(FaultAction::Redirect { to: format!("{}{{path}}", cdn.url()), status: 307 });
         sync(&source, &target).await.assert_code(0);
         target.assert_holds("b", "1", &image);
         assert!(cdn.total() > 0);
@@ -49,8 +53,8 @@ async fn credentials_do_not_follow_an_upload_location() {
     let target = FaultRegistry::builder().basic(LOGIN.0, LOGIN.1).start().await;
     source.push("a", "1", &images::single("location"));
     let elsewhere = format!("{}/v2/b/blobs/uploads/1", thief.url());
-    for kind in [Kind::UploadStart, Kind::UploadMount] {
-        target.on(kind).always().act(Action::Status {
+    for kind in [RequestType::UploadStart, RequestType::UploadMount] {
+        target.on(kind).always().act(FaultAction::Status {
             code: 202,
             headers: vec![("location".into(), elsewhere.clone())],
             body: Default::default(),
@@ -68,7 +72,7 @@ async fn a_foreign_layers_url_is_not_visited() {
     source.push("a", "1", &image);
     sync(&source, &target).await.assert_code(0);
     target.assert_holds("b", "1", &image);
-    assert_eq!(thief.total_with_all(), 0);
+    assert_eq!(thief.total_with_pings_and_tokens(), 0);
 }
 
 /// Starts a registry under a public name over TLS, reached through a proxy.
@@ -90,33 +94,36 @@ async fn sync_public(authority: &Authority, proxy: &Proxy, target: &FaultRegistr
 async fn a_public_registry_may_not_lead_to_loopback_link_local_or_private_addresses() {
     let authority = Arc::new(Authority::new());
     let source = public(&authority, "registry.example.com").await;
-    let proxy = Proxy::http().await.lead("registry.example.com", &source.address().to_string());
+    let proxy = Proxy::http().await.map_host("registry.example.com", &source.address().to_string());
     let (target, inside) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::single("inside"));
     for to in ["https://127.0.0.1:1/x", "https://169.254.169.254/latest", "https://10.0.0.1/x", "https://[::1]/x"] {
-        source.on(Kind::BlobGet).always().act(Action::Redirect { to: to.into(), status: 307 });
+        source.on(RequestType::BlobGet).always().act(FaultAction::Redirect { to: to.into(), status: 307 });
         let output = sync_public(&authority, &proxy, &target, false).await.assert_code(1);
         assert_eq!(output.json()["class"], "insecure", "{to}: {output:?}");
         assert!(output.stderr.contains("allow_private"), "{}", output.stderr);
         source.clear_rules();
     }
     // From https to http, at an address that is reachable.
-    source.on(Kind::BlobGet).always().act(Action::Redirect { to: format!("{}{{path}}", inside.url()), status: 302 });
+    source
+        .on(RequestType::BlobGet)
+        .always()
+        .act(FaultAction::Redirect { to: format!("{}{{path}}", inside.url()), status: 302 });
     let output = sync_public(&authority, &proxy, &target, false).await.assert_code(1);
     assert_eq!(output.json()["class"], "insecure");
     assert!(output.stderr.contains("from https to http"), "{}", output.stderr);
-    assert_eq!(inside.total_with_all(), 0);
+    assert_eq!(inside.total_with_pings_and_tokens(), 0);
 }
 
 #[tokio::test]
 async fn a_public_registry_may_not_name_a_token_service_inside_or_without_tls() {
     let authority = Arc::new(Authority::new());
     let source = public(&authority, "registry.example.com").await;
-    let proxy = Proxy::http().await.lead("registry.example.com", &source.address().to_string());
+    let proxy = Proxy::http().await.map_host("registry.example.com", &source.address().to_string());
     let (target, inside) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::single("realm"));
     for realm in ["https://127.0.0.1:1/token", "https://192.168.1.1/token", &format!("{}/token", inside.url())] {
-        source.on(Kind::ManifestGet).always().act(Action::Status {
+        source.on(RequestType::ManifestGet).always().act(FaultAction::Status {
             code: 401,
             headers: vec![("www-authenticate".into(), format!("Bearer realm=\"{realm}\",service=\"x\""))],
             body: Default::default(),
@@ -126,14 +133,14 @@ async fn a_public_registry_may_not_name_a_token_service_inside_or_without_tls() 
         assert!(!output.stderr.contains(LOGIN.1));
         source.clear_rules();
     }
-    assert_eq!(inside.total_with_all(), 0, "no password went to where it did not belong");
+    assert_eq!(inside.total_with_pings_and_tokens(), 0, "no password went to where it did not belong");
 }
 
 #[tokio::test]
 async fn tls_is_spoken_through_a_proxy_and_an_unknown_authority_is_refused() {
     let authority = Arc::new(Authority::new());
     let source = public(&authority, "registry.example.com").await;
-    let proxy = Proxy::http().await.lead("registry.example.com", &source.address().to_string());
+    let proxy = Proxy::http().await.map_host("registry.example.com", &source.address().to_string());
     let target = FaultRegistry::start().await;
     let image = images::multi_platform("through-a-proxy");
     source.push("a", "1", &image);
@@ -150,7 +157,7 @@ async fn tls_is_spoken_through_a_proxy_and_an_unknown_authority_is_refused() {
 #[tokio::test]
 async fn control_characters_of_a_registry_do_not_reach_the_terminal() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    source.on(Kind::ManifestGet).always().act(Action::Status {
+    source.on(RequestType::ManifestGet).always().act(FaultAction::Status {
         code: 404,
         headers: vec![("content-type".into(), "text/plain".into())],
         body: bytes::Bytes::from_static("\u{1b}]0;owned\u{7}\u{1b}[2Jgone\r\nerror: fake\u{202e}".as_bytes()),

@@ -3,40 +3,40 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
-use imgsync_tests::program::{Imgsync, Output, Running, Signal};
+use imgsync_tests::program::{Imgsync, Output, RunningProgram, Signal};
 
 const MIB: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A second, plus tolerance for a busy machine.
-const AT_ONCE: Duration = Duration::from_millis(2500);
-const DRAINS: &str = "finishing copies in progress; press Ctrl-C again to abort";
+const ABORT_TIMEOUT: Duration = Duration::from_millis(2500);
+const DRAIN_MESSAGE: &str = "finishing copies in progress; press Ctrl-C again to abort";
 
 fn run(source: &FaultRegistry, target: &FaultRegistry) -> Imgsync {
-    let run = Imgsync::new().args(["run", "--json"]).limit(LIMIT);
+    let run = Imgsync::new().args(["run", "--json"]).limit(WAIT_TIMEOUT);
     run.file("imgsync.yaml", format!("rules:\n  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host()));
     run
 }
 
 /// Sends a signal, and asserts that the program ends with this code within about a second.
-async fn aborted(running: &mut Running, code: i32) -> Output {
+async fn abort(running: &mut RunningProgram, code: i32) -> Output {
     let asked = Instant::now();
     running.signal(Signal::INT);
     let output = running.wait().await.assert_code(code);
-    assert!(asked.elapsed() < AT_ONCE, "{:?}: {}", asked.elapsed(), output.stderr);
+    assert!(asked.elapsed() < ABORT_TIMEOUT, "{:?}: {}", asked.elapsed(), output.stderr);
     output
 }
 
 #[tokio::test]
 async fn a_lone_copy_of_many_small_blobs_ends_at_the_first_ctrl_c() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    source.push("a", "1", &images::Image::single("lone").layers(12, MIB).build());
-    source.on(Kind::BlobGet).always().act(Action::Throttle { bytes_per_second: 64 << 10 });
+    source.push("a", "1", &images::TestImage::single("lone").layers(12, MIB).build());
+    source.on(RequestType::BlobGet).always().act(FaultAction::Throttle { bytes_per_second: 64 << 10 });
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
-    let mut running = Imgsync::new().args(["sync", &from, &to]).limit(LIMIT).spawn();
-    source.wait_until(|source| source.bytes_sent() > MIB / 4, LIMIT).await;
-    aborted(&mut running, 4).await;
+    let mut running = Imgsync::new().args(["sync", &from, &to]).limit(WAIT_TIMEOUT).spawn();
+    source.wait_until(|source| source.bytes_sent() > MIB / 4, WAIT_TIMEOUT).await;
+    abort(&mut running, 4).await;
     assert!(target.tags("b").is_empty());
 }
 
@@ -44,32 +44,32 @@ async fn a_lone_copy_of_many_small_blobs_ends_at_the_first_ctrl_c() {
 async fn a_run_drains_at_the_first_ctrl_c_and_aborts_at_the_second() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::big("drains", 8 * MIB));
-    source.on(Kind::BlobGet).always().act(Action::StallAfter { bytes: MIB });
+    source.on(RequestType::BlobGet).always().act(FaultAction::StallAfter { bytes: MIB });
     let mut running = run(&source, &target).spawn();
-    source.wait_until(|source| source.bytes_sent() > MIB / 2, LIMIT).await;
+    source.wait_until(|source| source.bytes_sent() > MIB / 2, WAIT_TIMEOUT).await;
     running.signal(Signal::INT);
-    running.wait_for_line(|line| line.contains(DRAINS), LIMIT).await;
-    tokio::time::sleep(AT_ONCE).await;
+    running.wait_for_line(|line| line.contains(DRAIN_MESSAGE), WAIT_TIMEOUT).await;
+    tokio::time::sleep(ABORT_TIMEOUT).await;
     assert!(running.is_running(), "it did not drain: {}", running.stderr());
-    let output = aborted(&mut running, 4).await;
+    let output = abort(&mut running, 4).await;
     assert!(output.stderr.contains("imgsync batch resume"), "{}", output.stderr);
     assert!(target.tags("b").is_empty());
 }
 
 #[tokio::test]
 async fn a_run_aborts_a_listing_at_the_first_ctrl_c() {
-    for kind in [Kind::Tags, Kind::Catalog] {
+    for kind in [RequestType::Tags, RequestType::Catalog] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &images::single("listed"));
-        source.on(kind).always().act(Action::Drip { after: 3, every: Duration::from_secs(1) });
-        let run = Imgsync::new().args(["run", "--json"]).limit(LIMIT);
-        let pattern = if kind == Kind::Tags { "a" } else { "**" };
+        source.on(kind).always().act(FaultAction::Drip { after: 3, every: Duration::from_secs(1) });
+        let run = Imgsync::new().args(["run", "--json"]).limit(WAIT_TIMEOUT);
+        let pattern = if kind == RequestType::Tags { "a" } else { "**" };
         let rule = format!("  - {{from: \"{}/{pattern}\", to: {}/b}}\n", source.host(), target.host());
         run.file("imgsync.yaml", format!("rules:\n{rule}"));
         let mut running = run.spawn();
-        source.wait_until(|source| source.count(kind) > 0, LIMIT).await;
+        source.wait_until(|source| source.count(kind) > 0, WAIT_TIMEOUT).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
-        aborted(&mut running, 4).await;
+        abort(&mut running, 4).await;
     }
 }
 
@@ -77,9 +77,9 @@ async fn a_run_aborts_a_listing_at_the_first_ctrl_c() {
 async fn a_run_drains_for_half_a_minute_at_the_most() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::big("never-drains", 8 * MIB));
-    source.on(Kind::BlobGet).always().act(Action::StallAfter { bytes: MIB });
+    source.on(RequestType::BlobGet).always().act(FaultAction::StallAfter { bytes: MIB });
     let mut running = run(&source, &target).limit(Duration::from_secs(100)).spawn();
-    source.wait_until(|source| source.bytes_sent() > MIB / 2, LIMIT).await;
+    source.wait_until(|source| source.bytes_sent() > MIB / 2, WAIT_TIMEOUT).await;
     let asked = Instant::now();
     running.signal(Signal::TERM);
     running.wait().await.assert_code(4);
@@ -92,7 +92,7 @@ async fn who_waits_for_the_lock_of_a_layout_is_told_whose_it_is_and_may_stop() {
     let source = FaultRegistry::start().await;
     source.push("a", "1", &images::single("locked"));
     let from = format!("{}/a:1", source.host());
-    let sync = |name: &str| Imgsync::new().args(["sync", &from, &format!("oci:{name}:1")]).limit(LIMIT);
+    let sync = |name: &str| Imgsync::new().args(["sync", &from, &format!("oci:{name}:1")]).limit(WAIT_TIMEOUT);
     let folder = tempfile::tempdir().unwrap();
     let name = folder.path().join("layout").display().to_string();
     sync(&name).run().await.assert_code(0);
@@ -100,8 +100,8 @@ async fn who_waits_for_the_lock_of_a_layout_is_told_whose_it_is_and_may_stop() {
     marker.lock().unwrap();
     let mut running = sync(&name).spawn();
     let told = format!("waiting for the lock of oci:{name}: process {} (", std::process::id());
-    running.wait_for_line(|line| line.contains(&told), LIMIT).await;
-    aborted(&mut running, 4).await;
+    running.wait_for_line(|line| line.contains(&told), WAIT_TIMEOUT).await;
+    abort(&mut running, 4).await;
     drop(marker);
     sync(&name).run().await.assert_code(0);
 }

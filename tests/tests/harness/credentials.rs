@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::client;
-use imgsync_tests::fault::{Bearer, FaultRegistry, Kind, Refresh, TokenField};
+use imgsync_tests::fault::{Bearer, FaultRegistry, RefreshPolicy, RequestType, TokenField};
 use imgsync_tests::images;
 use imgsync_tests::skopeo::Skopeo;
 use imgsync_tests::tls::Authority;
@@ -18,8 +18,8 @@ async fn tokens_of_the_fault_registry_let_skopeo_in() {
     assert!(Skopeo::new().copy(&from, &to).await.is_err());
     Skopeo::new().target_credentials("amy", "secret").copy(&from, &to).await.unwrap();
     target.assert_holds("app", "1", &image);
-    assert!(target.count(Kind::Token) > 0);
-    assert!(target.total() < target.total_with_all());
+    assert!(target.count(RequestType::Token) > 0);
+    assert!(target.total() < target.total_with_pings_and_tokens());
 }
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn tls_registries_speak_http2_to_who_trusts_their_authority() {
     assert!(registry.requests()[0].http2);
     assert!(client().get(format!("{}/v2/", registry.url())).send().await.is_err());
     Skopeo::new().inspect_raw(&format!("{}/app:1", registry.host())).await.unwrap_err();
-    assert_eq!(registry.count(Kind::ManifestGet), 1);
+    assert_eq!(registry.count(RequestType::ManifestGet), 1);
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn a_client_certificate_is_demanded() {
 
 #[tokio::test]
 async fn tokens_expire_and_identity_tokens_are_taken() {
-    let refresh = Refresh::Accept("identity".to_owned());
+    let refresh = RefreshPolicy::Accept("identity".to_owned());
     let bearer = Bearer::user("amy", "secret").refresh(refresh).field(TokenField::AccessToken);
     let registry = FaultRegistry::builder().bearer(bearer).start().await;
     registry.push("app", "1", &images::single("expire"));
@@ -89,6 +89,6 @@ async fn one_registry_gives_tokens_for_another() {
     let skopeo = Skopeo::new().source_credentials("amy", "secret");
     let raw = skopeo.inspect_raw(&format!("{}/app:1", registry.host())).await.unwrap();
     assert_eq!(raw, image.root_manifest().bytes);
-    assert_eq!((registry.count(Kind::Token), tokens.count(Kind::Token)), (0, 1));
+    assert_eq!((registry.count(RequestType::Token), tokens.count(RequestType::Token)), (0, 1));
     assert_eq!(tokens.requests()[0].parameter("service").unwrap(), "the registry");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::client;
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
 use tokio::sync::Semaphore;
 
@@ -16,45 +16,45 @@ async fn faults_of_an_answer_are_as_they_were_asked_for() {
     let digest = image.largest_blob();
     let blob = image.blobs[&digest].read(0..200_000);
     let (http, url) = (client(), format!("{}/v2/app/blobs/{digest}", registry.url()));
-    let on = || registry.on(Match::kind(Kind::BlobGet).reference(&digest));
+    let on = || registry.on(RequestMatcher::kind(RequestType::BlobGet).reference(&digest));
     let get = async || http.get(&url).send().await.unwrap();
 
     let range = http.get(&url).header("range", "bytes=150000-").send().await.unwrap();
     assert_eq!((range.status().as_u16(), range.bytes().await.unwrap()), (206, blob.slice(150_000..)));
 
-    on().act(Action::CutAfter { bytes: 70_000 });
+    on().act(FaultAction::CutAfter { bytes: 70_000 });
     get().await.bytes().await.unwrap_err();
     assert_eq!(registry.requests().last().unwrap().sent, 70_000);
 
-    on().act(Action::Corrupt { at: 123_456 });
+    on().act(FaultAction::Corrupt { at: 123_456 });
     let corrupt = get().await.bytes().await.unwrap();
     assert_eq!(corrupt.iter().zip(&blob).filter(|(found, wanted)| found != wanted).count(), 1);
 
-    on().act(Action::Truncate { to: 5 });
+    on().act(FaultAction::Truncate { to: 5 });
     assert_eq!(get().await.bytes().await.unwrap(), blob.slice(..5));
 
-    on().act(Action::CutBefore);
+    on().act(FaultAction::CutBefore);
     http.get(&url).send().await.unwrap_err();
 
-    on().act(Action::StallAfter { bytes: 100 });
+    on().act(FaultAction::StallAfter { bytes: 100 });
     let stalled = tokio::time::timeout(Duration::from_millis(300), get().await.bytes()).await;
     assert!(stalled.is_err());
 
-    on().act(Action::Redirect { to: "http://other.example{path}".to_owned(), status: 307 });
+    on().act(FaultAction::Redirect { to: "http://other.example{path}".to_owned(), status: 307 });
     assert_eq!(get().await.headers()["location"], format!("http://other.example/v2/app/blobs/{digest}"));
 
-    let twice = on().skip(1).times(2).act(Action::too_many("3"));
+    let twice = on().skip(1).times(2).act(FaultAction::too_many_requests("3"));
     let mut statuses = Vec::new();
     for _ in 0..4 {
         statuses.push(get().await.status().as_u16());
     }
     assert_eq!((statuses, twice.hits()), (vec![200, 429, 429, 200], 2));
 
-    on().act(Action::Throttle { bytes_per_second: 400_000 });
+    on().act(FaultAction::Throttle { bytes_per_second: 400_000 });
     let started = Instant::now();
     assert_eq!(get().await.bytes().await.unwrap(), blob);
     assert!(started.elapsed() > Duration::from_millis(450));
-    assert!(registry.requests().last().unwrap().done);
+    assert!(registry.requests().last().unwrap().is_body_complete);
 }
 
 #[tokio::test]
@@ -66,22 +66,22 @@ async fn answers_and_uploads_drip_and_heads_never_end_where_that_is_asked_for() 
         let answer = async { request.send().await?.bytes().await };
         tokio::time::timeout(Duration::from_secs(20), answer).await.expect("it ends")
     };
-    let body = || Action::ReplaceBody(vec![b'x'; 20].into());
+    let body = || FaultAction::ReplaceBody(vec![b'x'; 20].into());
 
-    registry.on(Kind::Ping).act_all([body(), Action::Drip { after: 10, every: EVERY }]);
+    registry.on(RequestType::Ping).act_all([body(), FaultAction::Drip { after: 10, every: EVERY }]);
     let started = Instant::now();
     assert_eq!(within(http.get(&url)).await.unwrap().len(), 20);
     assert!(started.elapsed() >= 10 * EVERY, "{:?}", started.elapsed());
 
-    registry.on(Kind::Ping).act_all([body(), Action::DripHead { every: EVERY / 10 }]);
+    registry.on(RequestType::Ping).act_all([body(), FaultAction::DripHead { every: EVERY / 10 }]);
     let started = Instant::now();
     assert_eq!(within(http.get(&url)).await.unwrap().len(), 20);
     assert!(started.elapsed() >= 5 * EVERY, "{:?}", started.elapsed());
 
-    registry.on(Kind::Ping).act(Action::EndlessHead);
+    registry.on(RequestType::Ping).act(FaultAction::EndlessHead);
     within(http.get(&url)).await.unwrap_err();
 
-    registry.on(Kind::Other).act(Action::DripUpload { after: 5, every: EVERY });
+    registry.on(RequestType::Other).act(FaultAction::DripUpload { after: 5, every: EVERY });
     let started = Instant::now();
     within(http.post(format!("{}/elsewhere", registry.url())).body(vec![b'x'; 15])).await.unwrap();
     assert!(started.elapsed() >= 10 * EVERY, "{:?}", started.elapsed());
@@ -92,9 +92,9 @@ async fn answers_and_uploads_drip_and_heads_never_end_where_that_is_asked_for() 
 async fn a_gate_holds_a_request_until_the_test_opens_it() {
     let registry = FaultRegistry::start().await;
     let gate = Arc::new(Semaphore::new(0));
-    registry.on(Kind::Ping).always().act(Action::Gate(Arc::clone(&gate)));
+    registry.on(RequestType::Ping).always().act(FaultAction::Gate(Arc::clone(&gate)));
     let ping = tokio::spawn(client().get(format!("{}/v2/", registry.url())).send());
-    registry.wait_until(|registry| registry.count(Kind::Ping) == 1, Duration::from_secs(5)).await;
+    registry.wait_until(|registry| registry.count(RequestType::Ping) == 1, Duration::from_secs(5)).await;
     assert_eq!(registry.requests()[0].status, None);
     gate.add_permits(1);
     assert_eq!(ping.await.unwrap().unwrap().status(), 200);
@@ -120,7 +120,7 @@ async fn lists_come_by_the_page() {
         tags.extend(page["tags"].as_array().unwrap().clone());
     }
     assert_eq!(tags, ["a", "b", "c", "d", "e"]);
-    assert_eq!(registry.count(Kind::Tags), 3);
+    assert_eq!(registry.count(RequestType::Tags), 3);
 }
 
 #[tokio::test]
@@ -151,8 +151,11 @@ async fn referrers_are_listed_and_manifests_without_their_blobs_refused() {
 #[tokio::test]
 async fn any_path_can_be_answered_and_its_body_is_remembered() {
     let registry = FaultRegistry::start().await;
-    let rule = Match::any().path("/api/v1/hook");
-    registry.on(rule).always().act(Action::compute(|record| Action::json(&serde_json::json!({"n": record.n}))));
+    let rule = RequestMatcher::any().path("/api/v1/hook");
+    registry
+        .on(rule)
+        .always()
+        .act(FaultAction::compute(|record| FaultAction::json(&serde_json::json!({"n": record.n}))));
     let http = client();
     for n in 0..2 {
         let answer = http.post(format!("{}/api/v1/hook", registry.url())).body("hello").send().await.unwrap();

@@ -2,10 +2,10 @@
 
 use imgsync_tests::DockerRegistry;
 use imgsync_tests::fault::FaultRegistry;
-use imgsync_tests::images::{self, Blob, Image, Known, floor, sha256};
-use imgsync_tests::servers::Auth;
+use imgsync_tests::images::{self, Blob, TargetContents, TestImage, floor, sha256};
+use imgsync_tests::servers::DockerRegistryAuth;
 
-fn gallery(name: &str) -> Vec<Image> {
+fn fixtures(name: &str) -> Vec<TestImage> {
     let single = images::single(&format!("{name}/single"));
     vec![
         images::referrer(&format!("{name}/referrer"), &single),
@@ -16,11 +16,11 @@ fn gallery(name: &str) -> Vec<Image> {
         images::shared_child(&format!("{name}/shared-child")),
         images::shared_layers(&format!("{name}/shared-layers")),
         images::artifact(&format!("{name}/artifact")),
-        images::odd_config(&format!("{name}/odd")),
+        images::helm_chart(&format!("{name}/odd")),
         images::layer_twice(&format!("{name}/twice")),
         images::inline_data(&format!("{name}/inline")),
         images::foreign_layer(&format!("{name}/foreign"), "http://127.0.0.1:1/layer"),
-        images::zero_layer(&format!("{name}/zero")),
+        images::empty_layer(&format!("{name}/zero")),
     ]
 }
 
@@ -44,15 +44,15 @@ fn images_follow_from_their_names() {
     assert_eq!(images::layer_twice("a").layers().len(), 3);
     assert_eq!(images::layer_twice("a").blobs.len(), 3);
     let image = images::multi_platform("a");
-    assert_eq!(floor(&image, &Known::nothing()), images::Floor { source: 9, target: 16 });
-    assert_eq!(floor(&image, &Known::mountable(&image)), images::Floor { source: 9, target: 10 });
+    assert_eq!(floor(&image, &TargetContents::nothing()), images::Floor { source: 9, target: 16 });
+    assert_eq!(floor(&image, &TargetContents::mountable(&image)), images::Floor { source: 9, target: 10 });
 }
 
 #[tokio::test]
 async fn both_registries_hold_every_kind_of_image() {
     let fault = FaultRegistry::start().await;
-    let real = DockerRegistry::start(Auth::None).await;
-    for (number, image) in gallery("kinds").iter().enumerate() {
+    let real = DockerRegistry::start(DockerRegistryAuth::None).await;
+    for (number, image) in fixtures("kinds").iter().enumerate() {
         let tag = format!("v{number}");
         fault.push("some/app", &tag, image);
         fault.assert_holds("some/app", &tag, image);
@@ -88,7 +88,7 @@ async fn what_differs_is_found() {
     registry.move_tag("app", "1", &other.root);
     assert_eq!(registry.differences("app", "1", &image).len(), 1);
 
-    let real = DockerRegistry::start(Auth::None).await;
+    let real = DockerRegistry::start(DockerRegistryAuth::None).await;
     real.push("app", "1", &image).await;
     let tree = real.fetch_tree("app", "1").await.unwrap();
     assert!(tree.differences(&image).is_empty());

@@ -6,11 +6,11 @@ use imgsync_tests::Imgsync;
 use imgsync_tests::program::Signal;
 
 #[tokio::test]
-async fn a_program_is_measured_and_told_its_homes() {
+async fn a_program_is_measured_and_given_its_home_folders() {
     let shell = Imgsync::at("/bin/sh").arg("-c").arg("cat; echo $HOME >&2; exit 7").stdin("hello");
     let output = shell.run().await.assert_code(7);
     assert_eq!(output.stdout, "hello");
-    assert_eq!(output.stderr.trim(), shell.home().join("home").to_str().unwrap());
+    assert_eq!(output.stderr.trim(), shell.home_dir().join("home").to_str().unwrap());
 
     // `tail` keeps what it will print in memory.
     let tail = Imgsync::at("/usr/bin/tail").arg("-c").arg("40000000").stdin(vec![b'x'; 50_000_000]);

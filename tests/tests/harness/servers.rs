@@ -1,15 +1,15 @@
 //! Real servers accept, serve and unpack the harness's images.
 
-use imgsync_tests::fault::{FaultRegistry, Kind};
-use imgsync_tests::images::{self, Image, Layer};
-use imgsync_tests::servers::{Auth, Options};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::images::{self, Layer, TestImage};
+use imgsync_tests::servers::{DockerRegistryAuth, DockerRegistryOptions};
 use imgsync_tests::skopeo::Skopeo;
 use imgsync_tests::{DockerEngine, DockerRegistry};
 
 #[tokio::test]
 async fn skopeo_copies_from_the_fault_registry_to_a_real_one_and_back() {
     let (source, target) = (FaultRegistry::start().await, FaultRegistry::start().await);
-    let real = DockerRegistry::start(Auth::htpasswd("amy", "pass word")).await;
+    let real = DockerRegistry::start(DockerRegistryAuth::htpasswd("amy", "pass word")).await;
     let image = images::multi_platform("there-and-back");
     source.push("library/app", "1.0", &image);
     let there = Skopeo::new().target_credentials("amy", "pass word");
@@ -20,7 +20,7 @@ async fn skopeo_copies_from_the_fault_registry_to_a_real_one_and_back() {
     back.copy(&middle, &format!("{}/back/app:1.0", target.host())).await.unwrap();
     target.assert_holds("back/app", "1.0", &image);
     assert_eq!(target.open_uploads(), 0);
-    assert_eq!(source.count(Kind::BlobGet), 6);
+    assert_eq!(source.count(RequestType::BlobGet), 6);
     assert!(source.bytes_sent() >= image.blob_bytes());
     assert!(target.bytes_received() >= image.blob_bytes());
 }
@@ -28,7 +28,7 @@ async fn skopeo_copies_from_the_fault_registry_to_a_real_one_and_back() {
 #[tokio::test]
 async fn signed_tokens_let_skopeo_into_a_real_registry() {
     let source = FaultRegistry::start().await;
-    let real = DockerRegistry::start(Auth::token("amy", "secret")).await;
+    let real = DockerRegistry::start(DockerRegistryAuth::token("amy", "secret")).await;
     let image = images::single("signed");
     source.push("app", "1", &image);
     let target = format!("{}/app:1", real.host());
@@ -41,7 +41,8 @@ async fn signed_tokens_let_skopeo_into_a_real_registry() {
 
 #[tokio::test]
 async fn a_real_registry_deletes_restarts_and_is_gone_when_dropped() {
-    let mut real = DockerRegistry::start_with(Options { delete: true, ..Options::default() }).await;
+    let mut real =
+        DockerRegistry::start_with(DockerRegistryOptions { delete: true, ..DockerRegistryOptions::default() }).await;
     let image = images::single("restart");
     real.push("app", "1", &image).await;
     real.kill();
@@ -72,7 +73,7 @@ async fn docker_engine_pulls_and_unpacks_an_image() {
 #[tokio::test]
 async fn skopeo_unpacks_what_is_real() {
     let registry = FaultRegistry::start().await;
-    let image = Image::single("unpack").layer(Layer::File(100_000)).build();
+    let image = TestImage::single("unpack").layer(Layer::File(100_000)).build();
     registry.push("app", "1", &image);
     let folder = tempfile::tempdir().unwrap();
     Skopeo::new().copy_to_dir(&format!("{}/app:1", registry.host()), folder.path()).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::client;
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, MountPolicy};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, MountPolicy, RequestType};
 use imgsync_tests::images::{self, Blob, sha256};
 
 #[tokio::test]
@@ -13,7 +13,7 @@ async fn an_upload_that_was_cut_resumes() {
     let digest = blob.sha256();
     let start = http.post(format!("{}/v2/app/blobs/uploads/", registry.url())).send().await.unwrap();
     let location = start.headers()["location"].to_str().unwrap().to_owned();
-    registry.on(Kind::UploadPut).act(Action::CutUploadAfter { bytes: 40_000 });
+    registry.on(RequestType::UploadPut).act(FaultAction::CutUploadAfter { bytes: 40_000 });
     let put = |bytes| http.put(format!("{location}&digest={digest}")).body(bytes);
     put(blob.read(0..100_000)).send().await.unwrap_err();
     let status = http.get(&location).send().await.unwrap();
@@ -29,7 +29,7 @@ async fn a_registry_without_resuming_forgets_a_cut_upload() {
     let http = client();
     let start = http.post(format!("{}/v2/app/blobs/uploads/", registry.url())).send().await.unwrap();
     let location = start.headers()["location"].to_str().unwrap().to_owned();
-    registry.on(Kind::UploadPatch).act(Action::CutUploadAfter { bytes: 10 });
+    registry.on(RequestType::UploadPatch).act(FaultAction::CutUploadAfter { bytes: 10 });
     http.patch(&location).body(vec![0; 1000]).send().await.unwrap_err();
     registry.wait_until(|registry| registry.open_uploads() == 0, Duration::from_secs(5)).await;
     let status = http.get(&location).send().await.unwrap();
@@ -62,7 +62,7 @@ async fn a_mount_gives_the_blob_or_a_session() {
         registry.push("a", "1", &image);
         let url = format!("{}/v2/b/blobs/uploads/?mount={digest}&from={from}", registry.url());
         let answer = client().post(url).send().await.unwrap().status().as_u16();
-        assert_eq!(registry.count(Kind::UploadMount), 1);
+        assert_eq!(registry.count(RequestType::UploadMount), 1);
         (answer, registry.has_blob("b", &digest))
     };
     assert_eq!(status(MountPolicy::Mount, "a").await, (201, true));
@@ -113,21 +113,21 @@ async fn uploads_are_answered_early_and_bodies_are_as_big_as_asked() {
         start.headers()["location"].to_str().unwrap().to_owned()
     };
     // If the response comes while the body is still being sent, closing the connection may lose it.
-    registry.on(Kind::UploadPut).act(Action::AnswerUploadEarly { after: 1000, status: 413 });
+    registry.on(RequestType::UploadPut).act(FaultAction::AnswerUploadEarly { after: 1000, status: 413 });
     let body = vec![0; 64 << 20];
     let early = http.put(format!("{}&digest=sha256:0", start().await)).body(body).send().await;
     assert!(early.is_err() || early.unwrap().status() == 413);
-    let put = registry.requests_of(Kind::UploadPut).pop().unwrap();
+    let put = registry.requests_of_kind(RequestType::UploadPut).pop().unwrap();
     assert_eq!((put.received, put.status), (1000, Some(413)));
 
     let location = start().await;
     let patch = async |bytes| http.patch(&location).body(vec![0; bytes]).send().await.unwrap().status().as_u16();
     assert_eq!((patch(150).await, patch(20).await, patch(150).await), (202, 202, 416));
 
-    registry.on(Kind::Ping).act_all([
-        Action::BigBody { mib: 3, announced: false },
-        Action::SetHeader("x-odd".to_owned(), "yes".to_owned()),
-        Action::RemoveHeader("content-type".to_owned()),
+    registry.on(RequestType::Ping).act_all([
+        FaultAction::BigBody { mib: 3, announced: false },
+        FaultAction::SetHeader("x-odd".to_owned(), "yes".to_owned()),
+        FaultAction::RemoveHeader("content-type".to_owned()),
     ]);
     let big = http.get(format!("{}/v2/", registry.url())).send().await.unwrap();
     assert_eq!((big.content_length(), big.headers().get("content-type")), (None, None));

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use imgsync_common::registry::credentials::{Credential, Environment};
+use imgsync_common::registry::credentials::{Credential, CredentialEnvironment};
 use imgsync_common::registry::{
-    Access, Client, ClientSettings, Context, RegistrySettings, Repository, Tally, install_tls_provider,
+    Access, Client, ClientSettings, Context, RegistrySettings, Repository, TrafficCounters, install_tls_provider,
 };
-use imgsync_common::retry::Policy;
+use imgsync_common::retry::RetryPolicy;
 use imgsync_common::secret::Secret;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::tls::Authority;
@@ -23,20 +23,20 @@ pub(crate) fn settings(registry: &FaultRegistry, authority: Option<&Authority>) 
         plain_http: Some(authority.is_none()),
         ..RegistrySettings::default()
     };
-    let retry = Policy { first_delay: std::time::Duration::from_millis(10), ..Policy::default() };
+    let retry = RetryPolicy { first_delay: std::time::Duration::from_millis(10), ..RetryPolicy::default() };
     ClientSettings { registries: [(registry.host().parse().unwrap(), one)].into(), retry, ..ClientSettings::default() }
 }
 
 /// Creates a client with these settings.
 pub(crate) fn client(settings: ClientSettings) -> Client {
     install_tls_provider();
-    Client::new(settings, Environment::default())
+    Client::new(settings, CredentialEnvironment::default())
 }
 
 /// Returns a repository of a registry.
 pub(crate) fn repository(client: &Client, registry: &FaultRegistry, name: &str, access: Access) -> Repository {
     let (host, name) = (registry.host().parse().unwrap(), name.parse().unwrap());
-    client.repository(&host, &name, access, &Context::default(), &Tally::new()).unwrap()
+    client.repository(&host, &name, access, &Context::default(), &TrafficCounters::new()).unwrap()
 }
 
 /// Starts a registry behind TLS. Returns it with its authority.

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use imgsync_common::registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
-use imgsync_common::retry::Policy;
-use imgsync_tests::fault::{Action, FaultRegistry, Habits, Kind, Match};
-use imgsync_tests::images::{self, Image, Layer};
+use imgsync_common::retry::RetryPolicy;
+use imgsync_tests::fault::{FaultAction, FaultRegistry, Quirks, RequestMatcher, RequestType};
+use imgsync_tests::images::{self, Layer, TestImage};
 use imgsync_tests::program::{Imgsync, Signal};
 
 use super::client::{client, repository};
 
-const LIMIT: Duration = Duration::from_secs(90);
+const RUN_TIMEOUT: Duration = Duration::from_secs(90);
 
-async fn takes_at_once(most: u64, status: u16) -> FaultRegistry {
-    let habits = Habits { most_at_once: Some((most, status)), ..Habits::default() };
-    FaultRegistry::builder().latency(Duration::from_millis(15)).habits(habits).start().await
+async fn registry_with_max_in_flight(most: u64, status: u16) -> FaultRegistry {
+    let habits = Quirks { max_in_flight: Some((most, status)), ..Quirks::default() };
+    FaultRegistry::builder().latency(Duration::from_millis(15)).quirks(habits).start().await
 }
 
 fn refused(registry: &FaultRegistry) -> u64 {
@@ -24,16 +24,16 @@ fn refused(registry: &FaultRegistry) -> u64 {
 }
 
 #[tokio::test]
-async fn who_asks_too_much_at_once_finds_out_how_much_is_taken() {
+async fn the_concurrency_window_adapts_to_what_a_registry_accepts() {
     for status in [429, 503] {
-        let registry = takes_at_once(6, status).await;
+        let registry = registry_with_max_in_flight(6, status).await;
         registry.push("a", "1", &images::single("congestion"));
-        let retry = Policy { attempts: 10, first_delay: Duration::from_millis(50), ..Policy::default() };
+        let retry = RetryPolicy { attempts: 10, first_delay: Duration::from_millis(50), ..RetryPolicy::default() };
         let client = client(ClientSettings { retry, ..ClientSettings::default() });
         let asking = (0..24).map(|_| async {
             let repository = repository(&client, &registry, "a", Access::Pull);
             for _ in 0..6 {
-                repository.manifest_get(&ManifestRef::Tag("1".parse().unwrap())).await.unwrap();
+                repository.get_manifest(&ManifestRef::Tag("1".parse().unwrap())).await.unwrap();
             }
         });
         join_all(asking).await;
@@ -45,12 +45,12 @@ async fn who_asks_too_much_at_once_finds_out_how_much_is_taken() {
 }
 
 #[tokio::test]
-async fn a_batch_goes_through_the_eye_of_a_needle() {
+async fn a_batch_completes_at_registries_that_accept_few_requests_at_a_time() {
     // One per kind of request.
-    let (registry, target) = (takes_at_once(4, 503).await, takes_at_once(4, 429).await);
+    let (registry, target) = (registry_with_max_in_flight(4, 503).await, registry_with_max_in_flight(4, 429).await);
     let mut images = Vec::new();
     for n in 0..6 {
-        let image = Image::single(&format!("one-{n}")).layers(3, 2000).build();
+        let image = TestImage::single(&format!("one-{n}")).layers(3, 2000).build();
         registry.push("a", &format!("v{n}"), &image);
         images.push((format!("v{n}"), image));
     }
@@ -85,8 +85,8 @@ async fn a_refusal_that_does_not_say_for_how_long_spends_no_attempt() {
         images.push((format!("v{n}"), image));
     }
     // Each image has a single attempt, for reading and for writing.
-    source.on(Kind::ManifestGet).times(4).act(Action::error(429, "TOOMANYREQUESTS"));
-    target.on(Kind::ManifestPut).skip(1).times(3).act(Action::error(429, "TOOMANYREQUESTS"));
+    source.on(RequestType::ManifestGet).times(4).act(FaultAction::error(429, "TOOMANYREQUESTS"));
+    target.on(RequestType::ManifestPut).skip(1).times(3).act(FaultAction::error(429, "TOOMANYREQUESTS"));
     let output = batch(&source, &target).args(["run", "--json", "--attempts", "1"]).run().await.assert_code(0);
     let json = output.json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&12.into(), &0.into()), "{json}");
@@ -101,13 +101,13 @@ async fn a_registry_that_refuses_for_long_is_left_alone_and_it_is_said_until_whe
     for n in 0..5 {
         source.push("a", &format!("v{n}"), &images::single(&format!("long-{n}")));
     }
-    source.on(Kind::ManifestGet).always().act(Action::error(429, "TOOMANYREQUESTS"));
+    source.on(RequestType::ManifestGet).always().act(FaultAction::error(429, "TOOMANYREQUESTS"));
     let program = batch(&source, &target);
     let mut running = program.again().args(["run", "--json", "--attempts", "1"]).spawn();
     let says =
         |line: &str| line.contains("refuses more requests and does not say for how long") && line.contains(" UTC");
-    running.wait_for_line(says, LIMIT).await;
-    let asked = source.count(Kind::ManifestGet);
+    running.wait_for_line(says, RUN_TIMEOUT).await;
+    let asked = source.count(RequestType::ManifestGet);
     assert!(asked <= 60, "{asked} requests in half a minute");
     let shown = program.again().args(["batch", "show", "--json"]).run().await.assert_code(0).json();
     let waits = shown["waits"].to_string();
@@ -122,12 +122,12 @@ async fn a_registry_that_refuses_for_long_is_left_alone_and_it_is_said_until_whe
 }
 
 #[tokio::test]
-async fn one_image_keeps_to_the_pace_and_to_what_is_taken_at_once_as_well() {
+async fn a_single_image_obeys_the_rate_limit_and_the_concurrency_limit() {
     let (source, target) = tokio::join!(
         FaultRegistry::builder().rate((20.0, 20.0)).start(),
         FaultRegistry::builder().rate((20.0, 20.0)).start()
     );
-    let image = Image::single("paced").layers(40, 2000).build();
+    let image = TestImage::single("paced").layers(40, 2000).build();
     source.push("a", "1", &image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let sync = Imgsync::new().args(["sync", &from, &to, "--json"]);
@@ -137,7 +137,7 @@ async fn one_image_keeps_to_the_pace_and_to_what_is_taken_at_once_as_well() {
     target.assert_holds("b", "1", &image);
     assert_eq!((refused(&source), refused(&target)), (0, 0));
 
-    let (source, target) = (takes_at_once(2, 429).await, takes_at_once(2, 503).await);
+    let (source, target) = (registry_with_max_in_flight(2, 429).await, registry_with_max_in_flight(2, 503).await);
     source.push("a", "1", &image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--retry-delay", "100ms", "--attempts", "10"]);
@@ -150,7 +150,7 @@ async fn a_mirror_whose_quota_is_used_up_is_passed_over_and_never_overdrawn() {
     let window = Duration::from_secs(600);
     let (mirror, source) = tokio::join!(FaultRegistry::builder().pulls((5, window)).start(), FaultRegistry::start());
     for n in 0..8 {
-        let image = Image::single(&format!("mirrored-{n}")).layer(Layer::File(500)).build();
+        let image = TestImage::single(&format!("mirrored-{n}")).layer(Layer::File(500)).build();
         mirror.push("a", &format!("v{n}"), &image);
         source.push("a", &format!("v{n}"), &image);
     }
@@ -161,11 +161,12 @@ async fn a_mirror_whose_quota_is_used_up_is_passed_over_and_never_overdrawn() {
     });
     for n in 0..8 {
         let tag = ManifestRef::Tag(format!("v{n}").parse().unwrap());
-        repository(&client, &source, "a", Access::Pull).manifest_get(&tag).await.unwrap();
+        repository(&client, &source, "a", Access::Pull).get_manifest(&tag).await.unwrap();
     }
-    let answered = mirror.count_where(|request| request.status == Some(200) && request.kind == Kind::ManifestGet);
+    let answered =
+        mirror.count_where(|request| request.status == Some(200) && request.kind == RequestType::ManifestGet);
     assert_eq!((answered, refused(&mirror)), (5, 0), "{}", mirror.describe_requests());
-    assert_eq!(source.count(Kind::ManifestGet), 3);
+    assert_eq!(source.count(RequestType::ManifestGet), 3);
 }
 
 #[tokio::test]
@@ -175,7 +176,7 @@ async fn a_mirror_that_refuses_is_not_waited_for() {
     for registry in [&mirror, &source] {
         registry.push("a", "1", &image);
     }
-    let rule = mirror.on(Match::any()).always().act(Action::error(429, "TOOMANYREQUESTS"));
+    let rule = mirror.on(RequestMatcher::any()).always().act(FaultAction::error(429, "TOOMANYREQUESTS"));
     let one = RegistrySettings { mirrors: vec![mirror.url().parse().unwrap()], ..RegistrySettings::default() };
     let client = client(ClientSettings {
         registries: [(source.host().parse().unwrap(), one)].into(),
@@ -183,7 +184,7 @@ async fn a_mirror_that_refuses_is_not_waited_for() {
     });
     for _ in 0..3 {
         let tag = ManifestRef::Tag("1".parse().unwrap());
-        repository(&client, &source, "a", Access::Pull).manifest_get(&tag).await.unwrap();
+        repository(&client, &source, "a", Access::Pull).get_manifest(&tag).await.unwrap();
     }
-    assert_eq!((rule.hits(), source.count(Kind::ManifestGet)), (1, 3));
+    assert_eq!((rule.hits(), source.count(RequestType::ManifestGet)), (1, 3));
 }

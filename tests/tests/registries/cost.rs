@@ -1,8 +1,8 @@
 //! Request counts of copies, compared with the floor computed from the image.
 
 use axum::http::StatusCode;
-use imgsync_tests::fault::{FaultRegistry, Kind, MountPolicy};
-use imgsync_tests::images::{self, Image, Known, Layer, floor};
+use imgsync_tests::fault::{FaultRegistry, MountPolicy, RequestType};
+use imgsync_tests::images::{self, Layer, TargetContents, TestImage, floor};
 use imgsync_tests::program::{Imgsync, Output};
 
 const MIB: u64 = 1 << 20;
@@ -10,13 +10,13 @@ const MIB: u64 = 1 << 20;
 async fn sync(source: &FaultRegistry, target: &FaultRegistry, from: &str, to: &str) -> Output {
     let (from, to) = (format!("{}/{from}", source.host()), format!("{}/{to}", target.host()));
     let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await;
-    target.assert_order_was_kept();
+    target.assert_children_came_first();
     output
 }
 
 #[tokio::test]
 async fn a_fresh_image_costs_the_floor() {
-    let images: [(&str, Image); 7] = [
+    let images: [(&str, TestImage); 7] = [
         ("single", images::single("cost-single")),
         ("multi", images::multi_platform("cost-multi")),
         ("nested", images::nested("cost-nested")),
@@ -30,7 +30,7 @@ async fn a_fresh_image_costs_the_floor() {
         source.push("a", "1", &image);
         let output = sync(&source, &target, "a:1", "b:1").await.assert_code(0).json();
         target.assert_holds("b", "1", &image);
-        let least = floor(&image, &Known::nothing());
+        let least = floor(&image, &TargetContents::nothing());
         assert_eq!(source.total(), least.source, "{name}: {}", source.describe_requests());
         assert_eq!(target.total(), least.target, "{name}: {}", target.describe_requests());
         // Referrers are requested once per manifest and counted separately, as are the three cosign tags of the image,
@@ -46,10 +46,10 @@ async fn a_fresh_image_costs_the_floor() {
         assert_eq!(output["requests"]["source"], source.total());
         assert_eq!(output["requests"]["target"], target.total());
         // No slow path: nothing is requested that is known otherwise.
-        for kind in [Kind::BlobHead, Kind::UploadStatus, Kind::UploadPatch, Kind::Ping] {
+        for kind in [RequestType::BlobHead, RequestType::UploadStatus, RequestType::UploadPatch, RequestType::Ping] {
             assert_eq!(source.count(kind) + target.count(kind), 0, "{name}: {kind:?}");
         }
-        assert_eq!(source.count(Kind::ManifestHead), 0, "{name}");
+        assert_eq!(source.count(RequestType::ManifestHead), 0, "{name}");
     }
 }
 
@@ -61,8 +61,8 @@ async fn an_unchanged_image_costs_two_heads() {
     target.push("b", "1", &image);
     let output = sync(&source, &target, "a:1", "b:1").await.assert_code(0).json();
     assert_eq!(output["outcome"], "unchanged");
-    assert_eq!((source.total(), source.count(Kind::ManifestHead)), (1, 1), "{}", source.describe_requests());
-    assert_eq!((target.total(), target.count(Kind::ManifestHead)), (1, 1), "{}", target.describe_requests());
+    assert_eq!((source.total(), source.count(RequestType::ManifestHead)), (1, 1), "{}", source.describe_requests());
+    assert_eq!((target.total(), target.count(RequestType::ManifestHead)), (1, 1), "{}", target.describe_requests());
 }
 
 #[tokio::test]
@@ -85,8 +85,8 @@ async fn blobs_of_a_neighbour_at_the_same_registry_are_mounted() {
     registry.assert_holds("b", "1", &image);
     assert_eq!(output["bytes"]["copied"], 0);
     assert_eq!(output["bytes"]["mounted"], image.blob_bytes());
-    let least = floor(&image, &Known::mountable(&image));
-    assert_eq!(registry.count(Kind::BlobGet) + registry.count(Kind::UploadPut), 0);
+    let least = floor(&image, &TargetContents::mountable(&image));
+    assert_eq!(registry.count(RequestType::BlobGet) + registry.count(RequestType::UploadPut), 0);
     assert_eq!(output["requests"]["target"], least.target);
 }
 
@@ -98,11 +98,11 @@ async fn an_image_that_is_there_under_another_tag_becomes_one_put() {
     target.push("b", "1.0", &image);
     sync(&source, &target, "a:latest", "b:latest").await.assert_code(0);
     target.assert_holds("b", "latest", &image);
-    assert_eq!(target.count(Kind::ManifestPut), 1, "{}", target.describe_requests());
-    assert_eq!(target.count(Kind::UploadPut), 0);
+    assert_eq!(target.count(RequestType::ManifestPut), 1, "{}", target.describe_requests());
+    assert_eq!(target.count(RequestType::UploadPut), 0);
     // This takes one request for a blob and one for the digest; no blob is read.
     assert_eq!(target.total(), 4, "{}", target.describe_requests());
-    assert_eq!(source.count(Kind::BlobGet), 0);
+    assert_eq!(source.count(RequestType::BlobGet), 0);
 }
 
 /// Mount policies of registries that never mount.
@@ -114,13 +114,13 @@ const WITHOUT_MOUNTS: [MountPolicy; 4] = [
 ];
 
 /// Builds an index of two platforms with a layer of 3 MiB each, and one of 2 MiB shared by versions.
-fn large(version: &str) -> Image {
+fn large(version: &str) -> TestImage {
     let child = |platform: &str| {
         let name = format!("{version}/{platform}");
         let base = Layer::Shared("large-base".to_owned(), 2 * MIB);
-        Image::single(&name).platform(platform).layer(base).layer(Layer::Synthetic(3 * MIB)).build()
+        TestImage::single(&name).platform(platform).layer(base).layer(Layer::Synthetic(3 * MIB)).build()
     };
-    let index = Image::index(version).child(&child("linux/amd64"), "linux/amd64");
+    let index = TestImage::index(version).child(&child("linux/amd64"), "linux/amd64");
     index.child(&child("linux/arm64"), "linux/arm64").build()
 }
 
@@ -135,8 +135,8 @@ async fn a_target_that_knows_no_mounts_is_not_sent_again_what_it_has_under_anoth
         target.assert_holds("b", "latest", &image);
         // Learning the registry's behaviour takes one config at most.
         assert!(output["bytes"]["copied"].as_u64().unwrap() < 4096, "{policy:?}: {}", output["bytes"]);
-        assert!(source.count(Kind::BlobGet) <= 1, "{policy:?}: {}", source.describe_requests());
-        assert_eq!(target.count(Kind::ManifestPut), 1, "{policy:?}: {}", target.describe_requests());
+        assert!(source.count(RequestType::BlobGet) <= 1, "{policy:?}: {}", source.describe_requests());
+        assert_eq!(target.count(RequestType::ManifestPut), 1, "{policy:?}: {}", target.describe_requests());
         assert_eq!(target.open_uploads(), 0, "{policy:?}: {}", target.describe_requests());
     }
 }
@@ -176,16 +176,16 @@ async fn a_target_that_knows_no_mounts_gets_a_fresh_image() {
 
 #[tokio::test]
 async fn the_first_large_image_at_a_registry_costs_at_most_one_question_whether_it_knows_mounts() {
-    let few = Image::single("few-large").layer(Layer::Synthetic(3 * MIB)).layer(Layer::Synthetic(2 * MIB)).build();
+    let few = TestImage::single("few-large").layer(Layer::Synthetic(3 * MIB)).layer(Layer::Synthetic(2 * MIB)).build();
     for (image, questions) in [(large("first-large"), 1), (few, 0)] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &image);
         sync(&source, &target, "a:1", "b:1").await.assert_code(0);
         target.assert_holds("b", "1", &image);
-        let least = floor(&image, &Known::nothing());
+        let least = floor(&image, &TargetContents::nothing());
         assert_eq!(source.total(), least.source, "{}", source.describe_requests());
         assert_eq!(target.total(), least.target + questions, "{}", target.describe_requests());
-        assert_eq!(target.count(Kind::BlobHead), 0);
+        assert_eq!(target.count(RequestType::BlobHead), 0);
         let (all, floor) = ((source.total() + target.total()) as f64, (least.source + least.target) as f64);
         assert!(all / floor <= 1.05, "{all} of {floor}");
     }
@@ -195,14 +195,14 @@ async fn the_first_large_image_at_a_registry_costs_at_most_one_question_whether_
 async fn an_image_of_which_one_platform_changed_moves_that_one_alone() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let [old, new, same] =
-        ["part-old", "part-new", "part-same"].map(|name| Image::single(name).layers(3, 4000).build());
-    let before = Image::index("before").child(&same, "linux/amd64").child(&old, "linux/arm64").build();
-    let after = Image::index("after").child(&same, "linux/amd64").child(&new, "linux/arm64").build();
+        ["part-old", "part-new", "part-same"].map(|name| TestImage::single(name).layers(3, 4000).build());
+    let before = TestImage::index("before").child(&same, "linux/amd64").child(&old, "linux/arm64").build();
+    let after = TestImage::index("after").child(&same, "linux/amd64").child(&new, "linux/arm64").build();
     target.push("b", "1", &before);
     source.push("a", "1", &after);
     let output = sync(&source, &target, "a:1", "b:1").await.assert_code(0).json();
     target.assert_holds("b", "1", &after);
     assert_eq!(output["bytes"]["copied"], new.blob_bytes());
-    let read = source.requests_of(Kind::BlobGet);
+    let read = source.requests_of_kind(RequestType::BlobGet);
     assert!(read.iter().all(|request| new.blobs.contains_key(request.reference.as_deref().unwrap())), "{read:?}");
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::tls::Authority;
@@ -31,11 +31,12 @@ async fn a_refused_stream_spends_no_attempt() {
     let image = images::big("refused-streams", 5 * MIB);
     source.push("a", "1", &image);
     let mut rules = Vec::new();
-    for kind in [Kind::ManifestGet, Kind::BlobGet] {
-        rules.push((source.on(kind).times(3).act(Action::RefuseStream), 3));
+    for kind in [RequestType::ManifestGet, RequestType::BlobGet] {
+        rules.push((source.on(kind).times(3).act(FaultAction::RefuseStream), 3));
     }
-    for kind in [Kind::ManifestHead, Kind::UploadMount, Kind::UploadPut, Kind::ManifestPut] {
-        rules.push((target.on(kind).times(3).act(Action::RefuseStream), 3));
+    for kind in [RequestType::ManifestHead, RequestType::UploadMount, RequestType::UploadPut, RequestType::ManifestPut]
+    {
+        rules.push((target.on(kind).times(3).act(FaultAction::RefuseStream), 3));
     }
     sync(&source, &target, &authority).await.assert_code(0);
     target.assert_holds("b", "1", &image);
@@ -52,11 +53,11 @@ async fn a_connection_that_is_closed_to_its_first_request_spends_no_attempt() {
     let (source, target) = tokio::join!(behind_tls(&authority), behind_tls(&authority));
     let image = images::multi_platform("go-away");
     source.push("a", "1", &image);
-    source.take_leave(4);
-    target.take_leave(3);
+    source.send_goaway(4);
+    target.send_goaway(3);
     sync(&source, &target, &authority).await.assert_code(0);
     target.assert_holds("b", "1", &image);
-    assert_eq!((source.leaves_to_take(), target.leaves_to_take()), (0, 0));
+    assert_eq!((source.pending_goaways(), target.pending_goaways()), (0, 0));
 }
 
 #[tokio::test]
@@ -64,7 +65,7 @@ async fn a_server_that_takes_nothing_at_all_ends_the_copy() {
     let authority = Arc::new(Authority::new());
     let (source, target) = tokio::join!(behind_tls(&authority), behind_tls(&authority));
     source.push("a", "1", &images::single("takes-nothing"));
-    let rule = source.on(Kind::ManifestGet).always().act(Action::RefuseStream);
+    let rule = source.on(RequestType::ManifestGet).always().act(FaultAction::RefuseStream);
     let output = sync(&source, &target, &authority).await.assert_code(3);
     assert_eq!(output.json()["class"], "unreachable", "{output:?}");
     assert!((2..100).contains(&rule.hits()), "{}", rule.hits());

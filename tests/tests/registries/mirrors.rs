@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use imgsync_common::registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
-use imgsync_tests::fault::{Action, Bearer, FaultRegistry, Kind, Match};
-use imgsync_tests::images::{self, Image};
+use imgsync_tests::fault::{Bearer, FaultAction, FaultRegistry, RequestMatcher, RequestType};
+use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::{Imgsync, Output};
-use imgsync_tests::relay::Relay;
+use imgsync_tests::tcp_proxy::TcpProxy;
 
 use super::client::{client, repository, settings};
 
@@ -28,7 +28,7 @@ async fn sync(
 }
 
 fn reads(registry: &FaultRegistry) -> u64 {
-    registry.count(Kind::ManifestGet) + registry.count(Kind::BlobGet)
+    registry.count(RequestType::ManifestGet) + registry.count(RequestType::BlobGet)
 }
 
 async fn three() -> (FaultRegistry, FaultRegistry, FaultRegistry) {
@@ -47,7 +47,7 @@ async fn a_mirror_that_has_the_image_is_all_that_is_read() {
     assert!(
         source.referrer_requests().iter().all(|request| request.status == Some(200) || request.status == Some(404))
     );
-    let least = images::floor(&image, &images::Known::nothing());
+    let least = images::floor(&image, &images::TargetContents::nothing());
     assert_eq!((mirror.total(), target.total()), (least.source, least.target));
     assert_eq!(output["requests"]["source"], least.source);
 }
@@ -85,16 +85,19 @@ async fn what_a_mirror_lacks_comes_from_the_next_and_at_last_from_the_registry()
 }
 
 #[tokio::test]
-async fn a_mirror_that_is_dead_or_broken_or_wrong_costs_no_image_and_is_told_of_once() {
-    let wrong = Image::single("wrong").layers(2, 4096).build();
-    let html =
-        Action::Status { code: 200, headers: vec![("content-type".into(), "text/html".into())], body: "<p>hi".into() };
+async fn a_mirror_that_is_dead_or_broken_or_wrong_costs_no_image_and_is_reported_once() {
+    let wrong = TestImage::single("wrong").layers(2, 4096).build();
+    let html = FaultAction::Status {
+        code: 200,
+        headers: vec![("content-type".into(), "text/html".into())],
+        body: "<p>hi".into(),
+    };
     for what in [
-        Some(Action::error(503, "UNAVAILABLE")),
-        Some(Action::error(401, "UNAUTHORIZED")),
-        Some(Action::ReplaceBody(wrong.root_manifest().bytes.clone())),
+        Some(FaultAction::error(503, "UNAVAILABLE")),
+        Some(FaultAction::error(401, "UNAUTHORIZED")),
+        Some(FaultAction::ReplaceBody(wrong.root_manifest().bytes.clone())),
         Some(html),
-        Some(Action::CutBefore),
+        Some(FaultAction::CutBefore),
         None,
     ] {
         let (source, mirror, target) = three().await;
@@ -103,7 +106,7 @@ async fn a_mirror_that_is_dead_or_broken_or_wrong_costs_no_image_and_is_told_of_
         mirror.push("a", "1", &image);
         let mut url = mirror.url();
         match what.clone() {
-            Some(action) => _ = mirror.on(Match::any()).always().act(action),
+            Some(action) => _ = mirror.on(RequestMatcher::any()).always().act(action),
             None => url = format!("http://127.0.0.1:{}", dead_port().await),
         }
         let output = sync(&source, &[url], &target, &[]).await.assert_code(0);
@@ -125,10 +128,12 @@ async fn a_blob_of_which_a_mirror_gives_half_is_read_on_from_the_registry() {
     source.push("a", "1", &image);
     mirror.push("a", "1", &image);
     let large = image.largest_blob();
-    mirror.on(Match::kind(Kind::BlobGet).reference(&large)).act(Action::CutAfter { bytes: 3 * MIB });
+    mirror
+        .on(RequestMatcher::kind(RequestType::BlobGet).reference(&large))
+        .act(FaultAction::CutAfter { bytes: 3 * MIB });
     sync(&source, &[mirror.url()], &target, &[]).await.assert_code(0);
     target.assert_holds("b", "1", &image);
-    let rest = source.requests_of(Kind::BlobGet);
+    let rest = source.requests_of_kind(RequestType::BlobGet);
     assert_eq!(rest.len(), 1, "{}", source.describe_requests());
     let from: u64 =
         rest[0].header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()).unwrap();
@@ -142,7 +147,10 @@ async fn a_blob_that_a_mirror_changed_is_read_from_the_registry() {
         let image = images::big("changed", size);
         source.push("a", "1", &image);
         mirror.push("a", "1", &image);
-        mirror.on(Match::kind(Kind::BlobGet).reference(&image.largest_blob())).always().act(Action::Corrupt { at: 17 });
+        mirror
+            .on(RequestMatcher::kind(RequestType::BlobGet).reference(&image.largest_blob()))
+            .always()
+            .act(FaultAction::Corrupt { at: 17 });
         sync(&source, &[mirror.url()], &target, &[]).await.assert_code(0);
         target.assert_holds("b", "1", &image);
     }
@@ -185,7 +193,7 @@ async fn nothing_is_written_to_a_mirror_and_a_target_is_asked_itself() {
         .file("imgsync.yaml", format!("registries:\n  \"{}\": {{mirrors: [\"{}\"]}}\n", target.host(), mirror.url()));
     program.run().await.assert_code(0);
     target.assert_holds("b", "1", &image);
-    assert_eq!(mirror.total_with_all(), 0);
+    assert_eq!(mirror.total_with_pings_and_tokens(), 0);
 }
 
 #[tokio::test]
@@ -194,21 +202,21 @@ async fn the_first_mirror_is_read_again_when_it_lives_again() {
     let image = images::single("again");
     source.push("a", "1", &image);
     mirror.push("a", "1", &image);
-    let relay = Relay::start(&mirror.host()).await;
+    let relay = TcpProxy::start(&mirror.host()).await;
     relay.refuse(true);
     let mut settings = settings(&source, None);
     let one = settings.registries.values_mut().next().unwrap();
     *one = RegistrySettings { mirrors: vec![relay.url().parse().unwrap()], ..one.clone() };
     let rest = Duration::from_millis(200);
-    let client = client(ClientSettings { mirror_rest: rest, ..settings });
+    let client = client(ClientSettings { mirror_backoff: rest, ..settings });
     let repository = repository(&client, &source, "a", Access::Pull);
     let tag = ManifestRef::Tag("1".parse().unwrap());
-    let read = || async { repository.manifest_get(&tag).await.unwrap() };
+    let read = || async { repository.get_manifest(&tag).await.unwrap() };
     read().await;
     read().await;
-    assert_eq!((source.count(Kind::ManifestGet), relay.connections()), (2, 1), "it is left alone for a while");
+    assert_eq!((source.count(RequestType::ManifestGet), relay.connections()), (2, 1), "it is left alone for a while");
     relay.refuse(false);
     tokio::time::sleep(rest).await;
     read().await;
-    assert_eq!((source.count(Kind::ManifestGet), mirror.count(Kind::ManifestGet)), (2, 1));
+    assert_eq!((source.count(RequestType::ManifestGet), mirror.count(RequestType::ManifestGet)), (2, 1));
 }

@@ -1,7 +1,7 @@
 //! Copying one platform of an index to a tag that already exists.
 
-use imgsync_tests::fault::{FaultRegistry, Kind};
-use imgsync_tests::images::{self, Image};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::{Imgsync, Output};
 
 async fn sync(source: &FaultRegistry, target: &FaultRegistry, from: &str) -> Output {
@@ -21,7 +21,7 @@ async fn one_platform_replaces_the_whole_index_that_the_target_has() {
         let chosen = image.subtree(&image.children()[1]);
         target.assert_holds("b", "1", &chosen);
         // All content existed: one PUT.
-        assert_eq!(source.count(Kind::BlobGet), 0, "{}", source.describe_requests());
+        assert_eq!(source.count(RequestType::BlobGet), 0, "{}", source.describe_requests());
         target.clear_requests();
         assert_eq!(sync(&source, &target, &from).await.assert_code(0).json()["outcome"], "unchanged");
         assert_eq!(target.total(), 1, "{}", target.describe_requests());
@@ -29,11 +29,11 @@ async fn one_platform_replaces_the_whole_index_that_the_target_has() {
 }
 
 /// Builds an index of images without a platform, or with `unknown`.
-fn unnamed(name: &str, unknown: bool) -> Image {
+fn unnamed(name: &str, unknown: bool) -> TestImage {
     let image = |n: u32| images::single(&format!("{name}/{n}"));
     match unknown {
-        true => Image::index(name).child(&image(1), "unknown/unknown").child(&image(2), "unknown/unknown").build(),
-        false => Image::index(name).bare_child(&image(1)).bare_child(&image(2)).build(),
+        true => TestImage::index(name).child(&image(1), "unknown/unknown").child(&image(2), "unknown/unknown").build(),
+        false => TestImage::index(name).bare_child(&image(1)).bare_child(&image(2)).build(),
     }
 }
 
@@ -50,15 +50,15 @@ async fn an_index_that_names_no_platform_is_said_to_and_what_it_has_is_shown() {
     // Next to platforms, and for an index with attestations only.
     let (amd64, bare) = (images::single("amd64"), images::single("bare"));
     let mixed =
-        Image::index("mixed").child(&amd64, "linux/amd64").bare_child(&bare).child(&amd64, "linux/amd64").build();
+        TestImage::index("mixed").child(&amd64, "linux/amd64").bare_child(&bare).child(&amd64, "linux/amd64").build();
     source.push("a", "2", &mixed);
     let output = sync(&source, &target, "a:2").await.assert_code(1);
     assert!(output.stderr.contains("it has: linux/amd64, and 1 entry that names no platform"), "{}", output.stderr);
-    let attested = Image::index("attested").attestation(&images::single("attestation"), &amd64).build();
+    let attested = TestImage::index("attested").attestation(&images::single("attestation"), &amd64).build();
     source.push("a", "3", &attested);
     let output = sync(&source, &target, "a:3").await.assert_code(1);
     assert!(output.stderr.contains("it has: 1 attestation"), "{}", output.stderr);
-    source.push("a", "4", &Image::index("empty").build());
+    source.push("a", "4", &TestImage::index("empty").build());
     let output = sync(&source, &target, "a:4").await.assert_code(1);
     assert!(output.stderr.contains("its index is empty"), "{}", output.stderr);
     assert!(target.tags("b").is_empty());
@@ -69,7 +69,7 @@ async fn an_entry_without_a_platform_is_not_left_out_silently() {
     for sparse in [false, true] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().lenient().start());
         let (image, bare) = (images::single("named"), images::single("without"));
-        let index = Image::index("mixed").child(&image, "linux/amd64").bare_child(&bare);
+        let index = TestImage::index("mixed").child(&image, "linux/amd64").bare_child(&bare);
         source.push("a", "1", &index.attestation(&images::single("about"), &image).build());
         let program = Imgsync::new();
         program.file(
@@ -80,7 +80,7 @@ async fn an_entry_without_a_platform_is_not_left_out_silently() {
                 target.host()
             ),
         );
-        let file = program.work().join("imgsync.yaml");
+        let file = program.work_dir().join("imgsync.yaml");
         let output = program.again().args(["run", "-c"]).arg(file).run().await.assert_code(0);
         let said = format!("entries that name no platform are left out: 1 ({} of type", bare.root);
         assert!(output.stderr.contains(&said), "{}", output.stderr);

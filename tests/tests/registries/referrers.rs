@@ -1,18 +1,18 @@
 //! Referrers by the API and by the fallback tag, at registries that support one or the other.
 
 use imgsync_common::image::{Digest, MediaType};
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::registry::{Access, Client, ClientSettings, Context, Repository, Tally};
-use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::registry::{Access, Client, ClientSettings, Context, Repository, TrafficCounters};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
-use imgsync_tests::servers::{Auth, DockerRegistry};
+use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
 use serde_json::Value;
 
 fn repository(host: &str, name: &str) -> Repository {
-    let client = Client::new(ClientSettings::default(), Environment::default());
+    let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
     let (host, name) = (host.parse().unwrap(), name.parse().unwrap());
-    client.repository(&host, &name, Access::Pull, &Context::default(), &Tally::new()).unwrap()
+    client.repository(&host, &name, Access::Pull, &Context::default(), &TrafficCounters::new()).unwrap()
 }
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn an_artifact_that_refers_to_an_image_is_listed_under_it_at_the_target() 
     let subject: Digest = image.root.parse().unwrap();
 
     // docker-registry 2.8 has no referrers API: the client maintains the index under the fallback tag.
-    let old = DockerRegistry::start(Auth::None).await;
+    let old = DockerRegistry::start(DockerRegistryAuth::None).await;
     let modern = FaultRegistry::start().await;
     for tag in ["1", "sig", "sig2", "sig"] {
         for host in [old.host(), modern.host()] {
@@ -46,7 +46,7 @@ async fn an_artifact_that_refers_to_an_image_is_listed_under_it_at_the_target() 
     assert!(modern.tags("b").iter().all(|tag| *tag != fallback), "where the registry keeps them, we do not");
 
     for host in [old.host(), modern.host()] {
-        let found = repository(&host, "b").referrers(&subject).await.unwrap();
+        let found = repository(&host, "b").list_referrers(&subject).await.unwrap();
         let mut found: Vec<String> = found.into_iter().map(|found| found.digest.to_string()).collect();
         found.sort();
         let mut wanted = [signature.root.clone(), other.root.clone()];
@@ -72,14 +72,14 @@ async fn several_at_once_are_all_kept_and_so_is_what_others_wrote_into_the_index
     });
     let bytes = index.to_string();
     let digest = images::sha256(bytes.as_bytes());
-    let manifest = images::Manifest { media_type: images::media::OCI_INDEX.to_owned(), bytes: bytes.into() };
+    let manifest = images::TestManifest { media_type: images::media::OCI_INDEX.to_owned(), bytes: bytes.into() };
     registry.push_manifest("a", &digest, manifest);
     let fallback = image.root.replace(':', "-");
     registry.move_tag("a", &fallback, &digest);
 
-    let client = Client::new(ClientSettings::default(), Environment::default());
+    let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
     let (host, name) = (registry.host().parse().unwrap(), "a".parse().unwrap());
-    let open = || client.repository(&host, &name, Access::Push, &Context::default(), &Tally::new()).unwrap();
+    let open = || client.repository(&host, &name, Access::Push, &Context::default(), &TrafficCounters::new()).unwrap();
     let signatures: Vec<_> = (0..8).map(|n| images::referrer(&format!("at-once-{n}"), &image)).collect();
     for signature in &signatures {
         registry.push_untagged("a", signature);
@@ -88,7 +88,7 @@ async fn several_at_once_are_all_kept_and_so_is_what_others_wrote_into_the_index
         let (repository, subject, root) = (open(), subject.clone(), signature.root_manifest().clone());
         async move {
             let manifest = imgsync_common::image::Manifest::parse(root.bytes, &MediaType::new(&root.media_type));
-            repository.add_to_fallback(&subject, &[manifest.unwrap()]).await
+            repository.add_to_fallback_index(&subject, &[manifest.unwrap()]).await
         }
     });
     for result in futures_util::future::join_all(added).await {
@@ -116,10 +116,10 @@ async fn many_referrers_come_by_pages_and_none_is_an_empty_list() {
         registry.push_untagged("a", &images::referrer(&format!("r{n}"), &image));
     }
     let repository = repository(&registry.host(), "a");
-    assert_eq!(repository.referrers(&image.root.parse().unwrap()).await.unwrap().len(), 5);
-    assert_eq!(registry.count(Kind::Referrers), 3);
-    assert!(repository.referrers(&lonely.root.parse().unwrap()).await.unwrap().is_empty());
+    assert_eq!(repository.list_referrers(&image.root.parse().unwrap()).await.unwrap().len(), 5);
+    assert_eq!(registry.count(RequestType::Referrers), 3);
+    assert!(repository.list_referrers(&lonely.root.parse().unwrap()).await.unwrap().is_empty());
     // They are counted apart from the requests of a copy.
-    let traffic = repository.tally().read();
+    let traffic = repository.counters().snapshot();
     assert_eq!((traffic.requests, traffic.referrers), (0, 4));
 }

@@ -2,17 +2,17 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use imgsync_common::error::Class;
+use imgsync_common::error::ErrorKind;
 use imgsync_common::registry::{Access, ManifestRef};
-use imgsync_common::retry::Policy;
-use imgsync_tests::fault::{Action, FaultRegistry, Kind};
+use imgsync_common::retry::RetryPolicy;
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 
 use super::client::{client, repository, settings};
-use crate::retry_after::Said::{Exactly, InUnixSeconds, Later};
+use crate::retry_after::RetryAfterValue::{Exactly, InUnixSeconds, Later};
 
 /// A `Retry-After` value.
-enum Said {
+enum RetryAfterValue {
     /// A date this long after the response's `Date`, which is this far ahead of our clock.
     Later(i64, Duration),
     /// A time from now in seconds since 1970.
@@ -26,7 +26,7 @@ fn http_date(since_1970: i64) -> String {
 }
 
 /// Builds a response with this status and `Retry-After`.
-fn answer(status: u16, said: &Said, more: &[(&str, &str)]) -> Action {
+fn answer(status: u16, said: &RetryAfterValue, more: &[(&str, &str)]) -> FaultAction {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     let mut headers: Vec<(String, String)> =
         more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -39,20 +39,20 @@ fn answer(status: u16, said: &Said, more: &[(&str, &str)]) -> Action {
         Exactly(value) => (*value).to_owned(),
     };
     headers.push(("retry-after".into(), value));
-    Action::Status { code: status, headers, body: Default::default() }
+    FaultAction::Status { code: status, headers, body: Default::default() }
 }
 
 /// Requests a tag from a registry that throttles once. Returns the error if the wait would be too long.
-async fn ask(status: u16, said: Said, more: &[(&str, &str)]) -> Result<(), (Class, Duration)> {
+async fn ask(status: u16, said: RetryAfterValue, more: &[(&str, &str)]) -> Result<(), (ErrorKind, Duration)> {
     let registry = FaultRegistry::start().await;
     registry.push("a", "1", &images::single("retry-after"));
-    registry.on(Kind::ManifestGet).act(answer(status, &said, more));
+    registry.on(RequestType::ManifestGet).act(answer(status, &said, more));
     let mut settings = settings(&registry, None);
-    settings.retry = Policy { max_wait: Duration::from_secs(10), ..settings.retry };
+    settings.retry = RetryPolicy { max_retry_after: Duration::from_secs(10), ..settings.retry };
     let client = client(settings);
     let asked = repository(&client, &registry, "a", Access::Pull);
-    let read = asked.manifest_get(&ManifestRef::Tag("1".parse().unwrap())).await;
-    read.map(drop).map_err(|error| (error.class(), error.wait().unwrap_or_default()))
+    let read = asked.get_manifest(&ManifestRef::Tag("1".parse().unwrap())).await;
+    read.map(drop).map_err(|error| (error.kind(), error.retry_after().unwrap_or_default()))
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn nobody_is_left_alone_for_more_than_an_hour_unless_a_quota_says_so_too()
         (Exactly("18000"), &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "10800")][..], 3),
     ] {
         let (class, wait) = ask(429, said, more).await.unwrap_err();
-        assert_eq!(class, Class::RateLimited);
+        assert_eq!(class, ErrorKind::RateLimited);
         assert!(about(wait, hours), "{wait:?}, and not {hours} h: {more:?}");
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use imgsync_tests::fault::{FaultRegistry, Kind};
-use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::images::{Layer, TestImage};
 use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::whole::{assert_adds_up, configured, run};
+use crate::end_to_end::{assert_adds_up, configured, run};
 
 const REPOSITORIES: usize = 25;
 const TAGS: usize = 20;
@@ -27,7 +27,7 @@ async fn killed_at_twenty_random_moments_500_tags_end_all_copied() {
     let mut images = Vec::new();
     for repository in 0..REPOSITORIES {
         for tag in 0..TAGS {
-            let image = Image::single(&format!("kill-{repository}-{tag}"))
+            let image = TestImage::single(&format!("kill-{repository}-{tag}"))
                 .layer(Layer::Shared(format!("base-{}", repository % 5), 300_000))
                 .layer(Layer::File(2_000))
                 .build();
@@ -37,7 +37,7 @@ async fn killed_at_twenty_random_moments_500_tags_end_all_copied() {
     }
     let rules: String = (0..REPOSITORIES).map(|n| format!("- from: {}/r{n:02}\n", source.host())).collect();
     let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
-    let file = program.work().join("imgsync.yaml");
+    let file = program.work_dir().join("imgsync.yaml");
     let slots = SLOTS.to_string();
     for kill in 0..KILLS {
         let before = target.total();
@@ -63,7 +63,11 @@ async fn killed_at_twenty_random_moments_500_tags_end_all_copied() {
 
     // Complete uploads per blob, in any repository: one, and one more for each kill in flight.
     let mut uploads: HashMap<String, u64> = HashMap::new();
-    for put in target.requests_of(Kind::UploadPut).iter().filter(|put| put.status.is_some_and(|status| status == 201)) {
+    for put in target
+        .requests_of_kind(RequestType::UploadPut)
+        .iter()
+        .filter(|put| put.status.is_some_and(|status| status == 201))
+    {
         *uploads.entry(put.parameter("digest").unwrap_or_default()).or_default() += 1;
     }
     let twice: u64 = uploads.values().map(|count| count - 1).sum();

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use imgsync_tests::fault::{FaultRegistry, Kind};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
-use imgsync_tests::servers::{Auth, DockerRegistry};
+use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
 use imgsync_tests::skopeo::Skopeo;
 
-use crate::whole::{configured, run};
+use crate::end_to_end::{configured, run};
 
 #[tokio::test]
 async fn images_travel_in_a_folder_between_registries_that_no_network_joins() {
-    let (source, target) = tokio::join!(FaultRegistry::start(), DockerRegistry::start(Auth::None));
+    let (source, target) = tokio::join!(FaultRegistry::start(), DockerRegistry::start(DockerRegistryAuth::None));
     let image = |name: &str| images::multi_platform(&format!("travel-{name}"));
     for (repository, tag) in [("team/app", "1.0"), ("team/app", "1.1"), ("team/tool", "1.0")] {
         source.push(repository, tag, &image(&format!("{repository}-{tag}")));
@@ -23,7 +23,7 @@ async fn images_travel_in_a_folder_between_registries_that_no_network_joins() {
     ));
     let json = run(&out, &[]).await.assert_code(0).json();
     assert_eq!(json["counts"]["copied"], 3);
-    let bag = out.work().join("bag");
+    let bag = out.work_dir().join("bag");
     let name = format!("{}/team/app:1.1", source.host());
     let folder = tempfile::tempdir().unwrap();
     Skopeo::new()
@@ -36,7 +36,7 @@ async fn images_travel_in_a_folder_between_registries_that_no_network_joins() {
     source.clear_requests();
     let json = run(&out, &[]).await.assert_code(0).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["unchanged"]), (&1.into(), &3.into()));
-    assert_eq!(source.count(Kind::BlobGet), image("team/app-1.2").blobs.len() as u64);
+    assert_eq!(source.count(RequestType::BlobGet), image("team/app-1.2").blobs.len() as u64);
 
     // On the other side of the gap.
     let into = configured(&format!(
@@ -80,14 +80,14 @@ async fn a_folder_with_one_image_is_that_image_with_its_tag() {
 }
 
 #[tokio::test]
-async fn a_layout_that_lies_fails_those_images_and_writes_nothing_of_them() {
+async fn a_layout_with_corrupt_content_fails_those_images_and_writes_nothing_of_them() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "good", &images::single("lies-good"));
     let bad = images::single("lies-bad");
     source.push("a", "bad", &bad);
     let out = configured(&format!("rules:\n- {{from: {}/a, to: \"oci:bag\"}}\n", source.host()));
     run(&out, &[]).await.assert_code(0);
-    let bag = out.work().join("bag");
+    let bag = out.work_dir().join("bag");
     let layer = bag.join("blobs/sha256").join(bad.largest_blob().trim_start_matches("sha256:"));
     let mut bytes = std::fs::read(&layer).unwrap();
     bytes[10] ^= 1;
@@ -124,7 +124,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     }
     let program = configured(&format!("rules:\n- {{from: {}/team/app, to: \"oci:bag\"}}\n", source.host()));
     run(&program, &[]).await.assert_code(0);
-    let bag = program.work().join("bag");
+    let bag = program.work_dir().join("bag");
     // Names by other tools: invalid, upper case, containerd's only, next to an invalid one, none, and duplicates.
     let annotations = |name: &str| match name {
         "a" => serde_json::json!({REF_NAME: "what+ever"}),
@@ -187,7 +187,7 @@ async fn an_image_without_a_name_in_a_layout_is_not_left_out_silently() {
 }
 
 /// Returns the path of a blob in a layout.
-fn file_of(bag: &Path, digest: &str) -> std::path::PathBuf {
+fn blob_path(bag: &Path, digest: &str) -> std::path::PathBuf {
     bag.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
 }
 
@@ -205,23 +205,25 @@ async fn a_blob_of_a_layout_is_hashed_before_it_is_relied_on_and_replaced_if_it_
     let image = images::multi_platform("hashed");
     source.push("team/app", "1", &image);
     let program = configured(&format!("rules:\n- {{from: {}/team/app, to: \"oci:bag\"}}\n", source.host()));
-    let bag = program.work().join("bag");
+    let bag = program.work_dir().join("bag");
     // A prepared folder with the right names and sizes and wrong bytes.
     let bad = image.largest_blob();
     let good = image.blobs.keys().find(|digest| **digest != bad).unwrap();
     std::fs::create_dir_all(bag.join("blobs/sha256")).unwrap();
     std::fs::write(bag.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     let bytes = |digest: &str| image.blobs[digest].read(0..image.blobs[digest].size()).to_vec();
-    std::fs::write(file_of(&bag, good), bytes(good)).unwrap();
-    std::fs::write(file_of(&bag, &bad), bytes(&bad)).unwrap();
-    damage(&file_of(&bag, &bad));
+    std::fs::write(blob_path(&bag, good), bytes(good)).unwrap();
+    std::fs::write(blob_path(&bag, &bad), bytes(&bad)).unwrap();
+    damage(&blob_path(&bag, &bad));
     run(&program, &[]).await.assert_code(0);
-    assert_eq!(std::fs::read(file_of(&bag, &bad)).unwrap(), bytes(&bad), "it was replaced");
-    let asked = |digest: &str| source.requests_of(Kind::BlobGet).iter().any(|r| r.reference.as_deref() == Some(digest));
+    assert_eq!(std::fs::read(blob_path(&bag, &bad)).unwrap(), bytes(&bad), "it was replaced");
+    let asked = |digest: &str| {
+        source.requests_of_kind(RequestType::BlobGet).iter().any(|r| r.reference.as_deref() == Some(digest))
+    };
     assert!(asked(&bad) && !asked(good), "{}", source.describe_requests());
 
     // Damaged later: `--force` reads everything again despite the cache, and so does `verify --deep`.
-    damage(&file_of(&bag, &bad));
+    damage(&blob_path(&bag, &bad));
     let deep = ["verify", "--deep"];
     let output = program.again().args(deep).run().await.assert_code(1);
     assert!(
@@ -232,18 +234,18 @@ async fn a_blob_of_a_layout_is_hashed_before_it_is_relied_on_and_replaced_if_it_
     source.clear_requests();
     let json = run(&program, &["--force"]).await.assert_code(0).json();
     assert_eq!(json["counts"]["copied"], 1, "{json}");
-    assert_eq!(std::fs::read(file_of(&bag, &bad)).unwrap(), bytes(&bad));
-    assert_eq!(source.count(Kind::BlobGet), 1, "{}", source.describe_requests());
+    assert_eq!(std::fs::read(blob_path(&bag, &bad)).unwrap(), bytes(&bad));
+    assert_eq!(source.count(RequestType::BlobGet), 1, "{}", source.describe_requests());
     program.again().args(deep).run().await.assert_code(0);
 
     // A file changed without a change in size is a new version and hashed again: here by a copy of another image with
     // the same blob. An unchanged file is not.
-    damage(&file_of(&bag, &bad));
+    damage(&blob_path(&bag, &bad));
     source.push("team/app", "2", &image);
     source.clear_requests();
     run(&program, &[]).await.assert_code(0);
-    assert_eq!(std::fs::read(file_of(&bag, &bad)).unwrap(), bytes(&bad));
-    assert_eq!(source.count(Kind::BlobGet), 1, "{}", source.describe_requests());
+    assert_eq!(std::fs::read(blob_path(&bag, &bad)).unwrap(), bytes(&bad));
+    assert_eq!(source.count(RequestType::BlobGet), 1, "{}", source.describe_requests());
 }
 
 #[tokio::test]
@@ -255,7 +257,7 @@ async fn what_tags_prints_of_a_layout_names_the_image_there() {
     let program = configured(&format!("rules:\n- {{from: {}/org/name, to: \"oci:bag\"}}\n", source.host()));
     run(&program, &[]).await.assert_code(0);
     // Docker Hub names in the long and short form of skopeo and containerd.
-    let bag = program.work().join("bag");
+    let bag = program.work_dir().join("bag");
     rewrite(&bag, |at, entry| {
         let name = if at == 0 { "org/name:1.0" } else { "docker.io/library/name:1.1" };
         entry["annotations"] = serde_json::json!({REF_NAME: name});

@@ -3,31 +3,31 @@
 // Listings are deeply nested futures, whose layout the compiler must compute.
 #![recursion_limit = "256"]
 
-mod choosing;
-mod company;
+mod batch_commands;
 mod config;
-mod enumerate;
-mod hostile;
-mod steering;
-mod streams;
+mod digest_tags;
+mod discovery;
+mod discovery_stream;
+mod google_listings;
+mod hostile_registries;
+mod selection;
 mod tags;
-mod trees;
-mod vendor_ends;
-mod vendor_lists;
+mod vendor_endpoints;
+mod vendor_listings;
 mod vendor_logins;
 
 use imgsync_tests::FaultRegistry;
-use imgsync_tests::fault::{Action, Kind, Record, Vendor};
+use imgsync_tests::fault::{FaultAction, RecordedRequest, RequestType, VendorKind};
 use imgsync_tests::program::{Imgsync, Output};
 use serde_json::json;
 
 /// Runs `imgsync tags` for a pattern at a registry, with further arguments.
 pub(crate) async fn tags(registry: &FaultRegistry, pattern: &str, more: &[&str]) -> Output {
-    tags_of(&format!("{}/{pattern}", registry.host()), more).run().await
+    tags_command(&format!("{}/{pattern}", registry.host()), more).run().await
 }
 
 /// Creates `imgsync tags` with short timeouts.
-pub(crate) fn tags_of(pattern: &str, more: &[&str]) -> Imgsync {
+pub(crate) fn tags_command(pattern: &str, more: &[&str]) -> Imgsync {
     Imgsync::new().args(["tags", pattern, "--retry-delay", "10ms"]).args(more)
 }
 
@@ -44,65 +44,70 @@ pub(crate) fn put_tags<T: AsRef<str>>(registry: &FaultRegistry, repository: &str
 }
 
 /// Returns a page of tags with a link to the next.
-pub(crate) fn page(tags: &[String], next: Option<&str>) -> Action {
+pub(crate) fn page(tags: &[String], next: Option<&str>) -> FaultAction {
     let link = next.map(|next| ("link".to_owned(), format!("<{next}>; rel=\"next\"")));
-    Action::Status { code: 200, headers: link.into_iter().collect(), body: json!({"tags": tags}).to_string().into() }
+    FaultAction::Status {
+        code: 200,
+        headers: link.into_iter().collect(),
+        body: json!({"tags": tags}).to_string().into(),
+    }
 }
 
 /// Counts the requests for a repository's tags.
 pub(crate) fn listings(registry: &FaultRegistry, repository: &str) -> u64 {
-    let about = |record: &Record| record.kind == Kind::Tags && record.repository.as_deref() == Some(repository);
+    let about =
+        |record: &RecordedRequest| record.kind == RequestType::Tags && record.repository.as_deref() == Some(repository);
     registry.count_where(about)
 }
-mod keep;
+mod end_to_end;
+mod immutable_and_backup;
 mod kill;
 mod layouts;
+mod multi_target;
 mod notify;
 mod notify_chats;
-mod overlap;
+mod overlapping_runs;
 mod prune;
 mod quota;
+mod recovery;
 mod report;
-mod together;
-mod trouble;
 mod verify;
-mod whole;
 
 /// Registries with a vendor API each, under their real names and at our addresses.
-pub(crate) struct Vendors;
+pub(crate) struct VendorRegistries;
 
-impl Vendors {
-    pub(crate) const ALL: [Vendor; 4] = [Vendor::Quay, Vendor::Hub, Vendor::Harbor, Vendor::GitHub];
+impl VendorRegistries {
+    pub(crate) const ALL: [VendorKind; 4] = [VendorKind::Quay, VendorKind::Hub, VendorKind::Harbor, VendorKind::GitHub];
 
     /// Returns the name of the vendor's registry in rules.
-    pub(crate) fn name(vendor: Vendor) -> &'static str {
+    pub(crate) fn name(vendor: VendorKind) -> &'static str {
         match vendor {
-            Vendor::Quay => "quay.io",
-            Vendor::Hub => "docker.io",
-            Vendor::Harbor => "harbor.example.org",
-            Vendor::GitHub => "ghcr.io",
+            VendorKind::Quay => "quay.io",
+            VendorKind::Hub => "docker.io",
+            VendorKind::Harbor => "harbor.example.org",
+            VendorKind::GitHub => "ghcr.io",
         }
     }
 
     /// Returns its entry under `registries` on one line. GitHub's API always requires a token.
-    pub(crate) fn entry(vendor: Vendor, registry: &FaultRegistry, more: &str) -> String {
+    pub(crate) fn entry(vendor: VendorKind, registry: &FaultRegistry, more: &str) -> String {
         let more = match (vendor, more) {
-            (Vendor::GitHub, "") => "username: me, password: token",
+            (VendorKind::GitHub, "") => "username: me, password: token",
             _ => more,
         };
-        let listing = if vendor == Vendor::Harbor { "listing: harbor, " } else { "" };
+        let listing = if vendor == VendorKind::Harbor { "listing: harbor, " } else { "" };
         let (name, url) = (Self::name(vendor), registry.url());
         format!("  {name}: {{endpoint: '{url}', {listing}api: '{url}', {more}}}\n")
     }
 
     /// Runs `imgsync tags` for a pattern there.
-    pub(crate) async fn tags(vendor: Vendor, registry: &FaultRegistry, pattern: &str, more: &[&str]) -> Output {
+    pub(crate) async fn tags(vendor: VendorKind, registry: &FaultRegistry, pattern: &str, more: &[&str]) -> Output {
         Self::tags_with(&Self::entry(vendor, registry, ""), vendor, pattern, more).await
     }
 
     /// Runs `imgsync tags` with a custom entry.
-    pub(crate) async fn tags_with(entry: &str, vendor: Vendor, pattern: &str, more: &[&str]) -> Output {
-        let program = tags_of(&format!("{}/{pattern}", Self::name(vendor)), more);
+    pub(crate) async fn tags_with(entry: &str, vendor: VendorKind, pattern: &str, more: &[&str]) -> Output {
+        let program = tags_command(&format!("{}/{pattern}", Self::name(vendor)), more);
         program.file("imgsync.yaml", format!("registries:\n{entry}"));
         program.run().await
     }

@@ -1,12 +1,12 @@
 //! Notifications at the end of a batch: Telegram, webhooks, and their failures.
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
-use imgsync_tests::servers::{Posted, Receiver, TelegramServer};
+use imgsync_tests::servers::{TelegramPost, TelegramServer, WebhookReceiver};
 use serde_json::{Value, json};
 
-use crate::whole::configured;
+use crate::end_to_end::configured;
 
 const TOKEN: &str = "1234567890:AAF-secret_TokenOfABot";
 const GROUP: &str = "-1001234567890";
@@ -14,13 +14,13 @@ const GROUP: &str = "-1001234567890";
 const HOSTILE: &str = "</pre><b>no</b> &lt; & `x` *y* [z](tg://user?id=1)";
 
 /// Two registries, and images of which those in `bad` cannot be read.
-pub(crate) struct Scene {
+pub(crate) struct NotifyFixture {
     pub(crate) source: FaultRegistry,
     pub(crate) target: FaultRegistry,
 }
 
-impl Scene {
-    pub(crate) async fn new(good: usize, bad: usize) -> Scene {
+impl NotifyFixture {
+    pub(crate) async fn new(good: usize, bad: usize) -> NotifyFixture {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         for n in 0..good {
             source.push("good", &format!("v{n}"), &images::single(&format!("notify-{n}")));
@@ -29,12 +29,13 @@ impl Scene {
             source.push("bad", &format!("v{n:04}"), &images::single("notify-bad"));
         }
         let refusal = json!({"errors": [{"code": "DENIED", "message": HOSTILE}]}).to_string();
-        let body = Action::Status { code: 403, headers: Vec::new(), body: refusal.into() };
-        let manifests = |record: &imgsync_tests::fault::Record| {
-            record.repository.as_deref() == Some("bad") && matches!(record.kind, Kind::ManifestGet | Kind::ManifestHead)
+        let body = FaultAction::Status { code: 403, headers: Vec::new(), body: refusal.into() };
+        let manifests = |record: &imgsync_tests::fault::RecordedRequest| {
+            record.repository.as_deref() == Some("bad")
+                && matches!(record.kind, RequestType::ManifestGet | RequestType::ManifestHead)
         };
-        source.on(Match::any().when(manifests)).always().act(body);
-        Scene { source, target }
+        source.on(RequestMatcher::any().when(manifests)).always().act(body);
+        NotifyFixture { source, target }
     }
 
     pub(crate) fn program(&self, more: &str) -> Imgsync {
@@ -44,7 +45,7 @@ impl Scene {
 }
 
 pub(crate) async fn run(program: &Imgsync, more: &[&str]) -> Output {
-    let file = program.work().join("imgsync.yaml");
+    let file = program.work_dir().join("imgsync.yaml");
     program.again().args(["run", "--retry-delay", "10ms", "-c"]).arg(file).args(more).run().await
 }
 
@@ -56,7 +57,7 @@ fn flags(telegram: &TelegramServer) -> [String; 3] {
     ]
 }
 
-async fn told(program: &Imgsync, telegram: &TelegramServer, more: &[&str]) -> Output {
+async fn run_and_notify(program: &Imgsync, telegram: &TelegramServer, more: &[&str]) -> Output {
     let flags = flags(telegram);
     let typed: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
     run(program, &typed).await
@@ -64,12 +65,12 @@ async fn told(program: &Imgsync, telegram: &TelegramServer, more: &[&str]) -> Ou
 
 #[tokio::test]
 async fn a_group_of_telegram_is_sent_the_report_whatever_registries_say() {
-    let scene = Scene::new(2, 2).await;
+    let scene = NotifyFixture::new(2, 2).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let program = scene.program("");
-    let output = told(&program, &telegram, &["--report-name", "nightly <1>"]).await.assert_code(1);
-    let [Posted::Message { text, is_preformatted: true }] = &telegram.posted()[..] else {
-        panic!("{:?}\n{}", telegram.posted(), output.stderr)
+    let output = run_and_notify(&program, &telegram, &["--report-name", "nightly <1>"]).await.assert_code(1);
+    let [TelegramPost::Message { text, is_preformatted: true }] = &telegram.posts()[..] else {
+        panic!("{:?}\n{}", telegram.posts(), output.stderr)
     };
     let report = program.again().args(["batch", "report", "--report-level", "2"]).run().await.assert_code(0);
     assert_eq!(text, report.stdout.trim(), "what `batch report` says");
@@ -81,10 +82,10 @@ async fn a_group_of_telegram_is_sent_the_report_whatever_registries_say() {
 
 #[tokio::test]
 async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
-    let scene = Scene::new(0, 24).await;
+    let scene = NotifyFixture::new(0, 24).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let program = scene.program("");
-    told(&program, &telegram, &[]).await.assert_code(1);
+    run_and_notify(&program, &telegram, &[]).await.assert_code(1);
     let level_2 = ["batch", "report", "--report-level", "2"];
     let report = program.again().args(level_2).run().await.stdout;
     let texts = telegram.texts();
@@ -93,11 +94,11 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
     let lines = |text: &str| text.trim().lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
     assert_eq!(lines(&texts.join("\n")), lines(&report));
 
-    let scene = Scene::new(1, 400).await;
+    let scene = NotifyFixture::new(1, 400).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let program = scene.program("");
-    told(&program, &telegram, &[]).await.assert_code(1);
-    let [Posted::Message { text, .. }, Posted::File { name, content }] = &telegram.posted()[..] else {
+    run_and_notify(&program, &telegram, &[]).await.assert_code(1);
+    let [TelegramPost::Message { text, .. }, TelegramPost::File { name, content }] = &telegram.posts()[..] else {
         panic!("{:?}", telegram.texts())
     };
     assert!(text.contains("Sync Failed: 400") && text.ends_with("The rest is in the file."), "{text}");
@@ -108,21 +109,21 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
 }
 
 #[tokio::test]
-async fn telegram_is_asked_again_when_it_says_so_or_fails_in_passing() {
-    let scene = Scene::new(1, 0).await;
+async fn telegram_is_retried_when_it_says_so_or_fails_with_a_transient_error() {
+    let scene = NotifyFixture::new(1, 0).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
-    telegram.flood_once(1);
+    telegram.rate_limit_once(1);
     telegram.refuse_once(http::StatusCode::BAD_GATEWAY, json!({"ok": false, "description": "Bad Gateway"}));
-    let output = told(&scene.program(""), &telegram, &[]).await.assert_code(0);
-    assert_eq!((telegram.requests(), telegram.posted().len()), (3, 1), "{}", output.stderr);
+    let output = run_and_notify(&scene.program(""), &telegram, &[]).await.assert_code(0);
+    assert_eq!((telegram.requests(), telegram.posts().len()), (3, 1), "{}", output.stderr);
     assert!(!output.stderr.contains("warning"), "{}", output.stderr);
 }
 
 #[tokio::test]
-async fn who_cannot_be_told_is_a_warning_and_no_token_is_ever_shown() {
-    let scene = Scene::new(1, 0).await;
+async fn a_failed_notification_is_a_warning_and_no_token_is_ever_shown() {
+    let scene = NotifyFixture::new(1, 0).await;
     let telegram = TelegramServer::start("99:other", GROUP).await;
-    let hook = Receiver::start().await;
+    let hook = WebhookReceiver::start().await;
     hook.refuse_once(400);
     let nobody = format!("http://127.0.0.1:{}/hook/path-secret", imgsync_tests::servers::free_port());
     let notify = format!(
@@ -130,7 +131,7 @@ async fn who_cannot_be_told_is_a_warning_and_no_token_is_ever_shown() {
         hook.url()
     );
     let program = scene.program(&notify);
-    let output = told(&program, &telegram, &["--debug"]).await.assert_code(0);
+    let output = run_and_notify(&program, &telegram, &["--debug"]).await.assert_code(0);
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
     for part in [
         "Telegram was not told: sending a message to -1001234567890",
@@ -157,7 +158,7 @@ async fn who_cannot_be_told_is_a_warning_and_no_token_is_ever_shown() {
 
 #[tokio::test]
 async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_said() {
-    let scene = Scene::new(1, 0).await;
+    let scene = NotifyFixture::new(1, 0).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let api = telegram.url();
     let program = scene.program("");
@@ -167,29 +168,33 @@ async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_sai
         .env("IMGSYNC_TELEGRAM_GROUP", GROUP)
         .env("IMGSYNC_TELEGRAM_API", &api);
     run(&by_environment, &[]).await.assert_code(0);
-    assert_eq!(telegram.posted().len(), 1);
+    assert_eq!(telegram.posts().len(), 1);
 
     let notify =
         format!("notify: {{telegram: {{token: \"${{BOT}}\", group: {GROUP}, api: \"{api}\", on: failure}}}}\n");
     let program = scene.program(&notify);
     let by_file = program.again().env("BOT", TOKEN);
     run(&by_file, &[]).await.assert_code(0);
-    assert_eq!(telegram.posted().len(), 1, "all went well");
-    scene.source.on(Match::kind(Kind::Tags).repository("good")).always().act(Action::error(403, "DENIED"));
+    assert_eq!(telegram.posts().len(), 1, "all went well");
+    scene
+        .source
+        .on(RequestMatcher::kind(RequestType::Tags).repository("good"))
+        .always()
+        .act(FaultAction::error(403, "DENIED"));
     run(&by_file, &[]).await.assert_code(1);
     let texts = telegram.texts();
     assert!(texts.len() == 2 && texts[1].contains("Not listed: 1"), "{texts:?}");
 
     let half = run(&scene.program(""), &[&format!("--telegram-token={TOKEN}")]).await.assert_code(1);
     assert!(half.stderr.contains("warning: Telegram is not told: there is a token and no group"), "{}", half.stderr);
-    let dry = told(&scene.program(""), &telegram, &["--dry-run"]).await;
-    assert_eq!((dry.code, telegram.posted().len()), (Some(1), 2), "a dry run tells nobody");
+    let dry = run_and_notify(&scene.program(""), &telegram, &["--dry-run"]).await;
+    assert_eq!((dry.code, telegram.posts().len()), (Some(1), 2), "a dry run tells nobody");
 }
 
 #[tokio::test]
 async fn a_webhook_is_posted_the_report_s_data_signed() {
-    let scene = Scene::new(2, 1).await;
-    let hook = Receiver::start().await;
+    let scene = NotifyFixture::new(2, 1).await;
+    let hook = WebhookReceiver::start().await;
     hook.refuse_once(503);
     let notify = format!(
         "notify:\n  webhook:\n    url: \"{}/hook?x=1\"\n    headers: {{Authorization: Bearer abc}}\n    secret: sesame\n",
@@ -216,9 +221,9 @@ async fn a_webhook_is_posted_the_report_s_data_signed() {
 }
 
 #[tokio::test]
-async fn a_report_that_cannot_be_written_keeps_nobody_from_being_told() {
-    let scene = Scene::new(1, 0).await;
-    let hook = Receiver::start().await;
+async fn a_report_that_cannot_be_written_does_not_stop_notifications() {
+    let scene = NotifyFixture::new(1, 0).await;
+    let hook = WebhookReceiver::start().await;
     let program = scene.program(&format!("notify:\n  webhook: {{url: \"{}\"}}\n", hook.url()));
     // A missing folder is detected before anything is copied; one that is not writable is not.
     let output = run(&program, &["--report=missing/report.html"]).await.assert_code(2);
@@ -232,8 +237,8 @@ async fn a_report_that_cannot_be_written_keeps_nobody_from_being_told() {
 
 #[tokio::test]
 async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_anything_is_asked() {
-    let scene = Scene::new(1, 1).await;
-    let hook = Receiver::start().await;
+    let scene = NotifyFixture::new(1, 1).await;
+    let hook = WebhookReceiver::start().await;
     let notify =
         |on: &str| format!("notify:\n  webhook:\n  - {{url: \"{}\", template: chat.json.j2, on: {on}}}\n", hook.url());
     let program = scene.program(&notify("changes"));

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use imgsync_tests::fault::{Action, Match};
-use imgsync_tests::servers::{ChatServer, MailServer, Receiver};
+use imgsync_tests::fault::{FaultAction, RequestMatcher};
+use imgsync_tests::servers::{ChatServer, MailServer, WebhookReceiver};
 
-use crate::notify::{Scene, run};
+use crate::notify::{NotifyFixture, run};
 
 const CHATS: [&str; 4] = ["slack", "wecom", "feishu", "dingtalk"];
 
@@ -23,14 +23,14 @@ fn all_chats(server: &ChatServer, on: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_chat_is_told_once_of_a_batch_in_its_own_way_and_no_secret_is_shown() {
-    let scene = Scene::new(2, 2).await;
+async fn each_chat_is_notified_once_of_a_batch_in_its_own_format_and_no_secret_is_shown() {
+    let scene = NotifyFixture::new(2, 2).await;
     let chats = ChatServer::start().await;
     let program = scene.program(&all_chats(&chats, "always"));
     let output = run(&program, &["--debug"]).await.assert_code(1);
     assert_eq!(chats.requests(), 4, "one message for each, not one for each image: {}", output.stderr);
     for chat in CHATS {
-        let [text] = &chats.said_to(chat)[..] else { panic!("{chat}: {:?}\n{}", chats.said(), output.stderr) };
+        let [text] = &chats.messages_to(chat)[..] else { panic!("{chat}: {:?}\n{}", chats.messages(), output.stderr) };
         for part in ["imgsync: 2 of 4 images failed", "Sync Total: 4", "Sync Failed: 2", "bad:v0001", "<b>no</b>"] {
             assert!(text.contains(part), "{chat}: {part} in {text}");
         }
@@ -44,35 +44,35 @@ async fn each_chat_is_told_once_of_a_batch_in_its_own_way_and_no_secret_is_shown
 
 #[tokio::test]
 async fn a_long_report_is_cut_to_what_each_chat_takes_and_says_how_much_more_there_is() {
-    let scene = Scene::new(0, 150).await;
+    let scene = NotifyFixture::new(0, 150).await;
     let chats = ChatServer::start().await;
     run(&scene.program(&all_chats(&chats, "always")), &[]).await.assert_code(1);
     for chat in CHATS {
-        let [text] = &chats.said_to(chat)[..] else { panic!("{chat}: {:?}", chats.said()) };
+        let [text] = &chats.messages_to(chat)[..] else { panic!("{chat}: {:?}", chats.messages()) };
         assert!(text.contains("150 of 150 images failed") && text.contains("lines more"), "{chat}: {text}");
     }
 }
 
 #[tokio::test]
-async fn only_what_somebody_wants_to_hear_of_is_told_and_a_switch_is_pinged_after_good_batches_alone() {
+async fn notifications_follow_their_filter_and_a_ping_follows_successful_batches_only() {
     let chats = ChatServer::start().await;
     let notify = |on: &str| format!("{}  ping: \"{}\"\n", all_chats(&chats, on), chats.url("ping"));
-    let good = Scene::new(2, 0).await;
+    let good = NotifyFixture::new(2, 0).await;
     let program = good.program(&notify("failure"));
     run(&program, &[]).await.assert_code(0);
-    assert_eq!((chats.said_to("ping").len(), chats.said().len()), (1, 1), "{:?}", chats.said());
+    assert_eq!((chats.messages_to("ping").len(), chats.messages().len()), (1, 1), "{:?}", chats.messages());
     run(&program, &["--dry-run"]).await.assert_code(0);
-    assert_eq!(chats.said().len(), 1, "a dry run tells nobody");
+    assert_eq!(chats.messages().len(), 1, "a dry run tells nobody");
 
-    let bad = Scene::new(1, 1).await;
+    let bad = NotifyFixture::new(1, 1).await;
     run(&bad.program(&notify("failure")), &[]).await.assert_code(1);
-    assert_eq!(chats.said_to("ping").len(), 1, "no ping for a batch in which something failed");
-    assert_eq!(chats.said().len(), 5, "{:?}", chats.said());
+    assert_eq!(chats.messages_to("ping").len(), 1, "no ping for a batch in which something failed");
+    assert_eq!(chats.messages().len(), 5, "{:?}", chats.messages());
 }
 
 #[tokio::test]
-async fn a_chat_that_is_busy_is_told_again_and_one_that_refuses_is_a_warning_with_what_to_do() {
-    let scene = Scene::new(1, 0).await;
+async fn a_busy_chat_is_notified_again_and_one_that_refuses_is_a_warning_with_a_hint() {
+    let scene = NotifyFixture::new(1, 0).await;
     let chats = ChatServer::start().await;
     let one = |chat: &str, more: &str| format!("notify:\n  {chat}: {{url: \"{}\"{more}}}\n", chats.url(chat));
     let signed = format!(", secret: {}", chats.secret());
@@ -90,7 +90,7 @@ async fn a_chat_that_is_busy_is_told_again_and_one_that_refuses_is_a_warning_wit
         let before = chats.requests();
         let output = run(&scene.program(&one(chat, more)), &[]).await.assert_code(0);
         assert_eq!(chats.requests() - before, 2, "{chat}: {}", output.stderr);
-        assert_eq!(chats.said_to(chat).len(), 1, "{chat}");
+        assert_eq!(chats.messages_to(chat).len(), 1, "{chat}");
     }
     for (chat, wanted) in [
         ("dingtalk", "DingTalk was not told: "),
@@ -109,7 +109,7 @@ async fn a_chat_that_is_busy_is_told_again_and_one_that_refuses_is_a_warning_wit
 
 #[tokio::test]
 async fn a_template_makes_the_message_and_a_broken_one_is_found_at_the_start() {
-    let scene = Scene::new(1, 1).await;
+    let scene = NotifyFixture::new(1, 1).await;
     let chats = ChatServer::start().await;
     let notify = format!("notify:\n  slack: [{{url: \"{}\", template: slack.txt.j2}}]\n", chats.url("slack"));
     let program = scene.program(&notify);
@@ -118,7 +118,7 @@ async fn a_template_makes_the_message_and_a_broken_one_is_found_at_the_start() {
         "*{{ headline }}* {% for group in failures.groups %}{{ group.class }}: {{ group.count }}{% endfor %}",
     );
     run(&program, &[]).await.assert_code(1);
-    assert_eq!(chats.said_to("slack"), ["*1 of 2 images failed* denied: 1"]);
+    assert_eq!(chats.messages_to("slack"), ["*1 of 2 images failed* denied: 1"]);
     program.file("slack.txt.j2", "{{ headlin }}");
     let output = run(&program, &[]).await.assert_code(2);
     assert!(output.stderr.contains("slack.txt.j2: line 1: undefined value"), "{}", output.stderr);
@@ -134,13 +134,13 @@ fn mail(server: &MailServer, scheme: &str, password: &str, on: &str) -> String {
 
 #[tokio::test]
 async fn a_mail_brings_the_report_as_text_and_as_a_page_over_tls_alone() {
-    let scene = Scene::new(2, 1).await;
+    let scene = NotifyFixture::new(2, 1).await;
     for (scheme, wrapped) in [("smtps", true), ("smtp", false)] {
         let server = MailServer::start("robot", "mail-secret", wrapped).await;
         let program = scene.program(&mail(&server, scheme, "mail-secret", "always"));
         program.file("mail.pem", server.ca());
         let output = run(&program, &["--debug"]).await.assert_code(1);
-        let [mail] = &server.delivered()[..] else { panic!("{:?}\n{}", server.delivered(), output.stderr) };
+        let [mail] = &server.mails()[..] else { panic!("{:?}\n{}", server.mails(), output.stderr) };
         assert_eq!(
             (mail.from.as_str(), &mail.to[..]),
             ("imgsync@example.com", &["ops@example.com".into(), "second@example.com".into()][..])
@@ -162,13 +162,13 @@ async fn a_mail_brings_the_report_as_text_and_as_a_page_over_tls_alone() {
 
 #[tokio::test]
 async fn a_mail_is_tried_again_and_what_keeps_it_from_going_is_said() {
-    let scene = Scene::new(1, 0).await;
+    let scene = NotifyFixture::new(1, 0).await;
     let server = MailServer::start("robot", "mail-secret", false).await;
     server.refuse_once("451 4.3.0 come back later");
     let program = scene.program(&mail(&server, "smtp", "mail-secret", "always"));
     program.file("mail.pem", server.ca());
     run(&program, &[]).await.assert_code(0);
-    assert_eq!(server.delivered().len(), 1, "tried again");
+    assert_eq!(server.mails().len(), 1, "tried again");
 
     let program = scene.program(&mail(&server, "smtp", "wrong-secret", "always"));
     program.file("mail.pem", server.ca());
@@ -184,17 +184,19 @@ async fn a_mail_is_tried_again_and_what_keeps_it_from_going_is_said() {
     let program = scene.program(&mail(&server, "smtp", "mail-secret", "always").replace("    ca: mail.pem\n", ""));
     let output = run(&program, &[]).await.assert_code(0);
     assert!(output.stderr.contains("no mail was sent") && output.stderr.contains("set `ca`"), "{}", output.stderr);
-    assert_eq!(server.delivered().len(), 1, "a certificate that is not trusted is given nothing");
+    assert_eq!(server.mails().len(), 1, "a certificate that is not trusted is given nothing");
 }
 
 #[tokio::test]
-async fn a_registry_that_leaves_a_batch_waiting_for_long_is_told_of_once() {
-    let scene = Scene::new(3, 0).await;
-    let (chats, hook) = tokio::join!(ChatServer::start(), Receiver::start());
-    let slow = Action::too_many("3600");
+async fn a_registry_that_holds_up_a_batch_is_notified_once() {
+    let scene = NotifyFixture::new(3, 0).await;
+    let (chats, hook) = tokio::join!(ChatServer::start(), WebhookReceiver::start());
+    let slow = FaultAction::too_many_requests("3600");
     scene
         .source
-        .on(Match::any().repository("good").when(|request| request.kind != imgsync_tests::fault::Kind::Tags))
+        .on(RequestMatcher::any()
+            .repository("good")
+            .when(|request| request.kind != imgsync_tests::fault::RequestType::Tags))
         .always()
         .act(slow);
     let notify = format!(
@@ -204,24 +206,26 @@ async fn a_registry_that_leaves_a_batch_waiting_for_long_is_told_of_once() {
         chats.url("ping")
     );
     let program = scene.program(&notify);
-    let file = program.work().join("imgsync.yaml");
+    let file = program.work_dir().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--retry-delay", "10ms", "-c"]).arg(file).spawn();
     let limit = Duration::from_secs(60);
     let started = std::time::Instant::now();
-    while (chats.said().len() < 4 || hook.received().is_empty()) && started.elapsed() < limit {
+    while (chats.messages().len() < 4 || hook.received().is_empty()) && started.elapsed() < limit {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     for chat in CHATS {
-        let [text] = &chats.said_to(chat)[..] else { panic!("{chat}: {:?}\n{}", chats.said(), running.stderr()) };
+        let [text] = &chats.messages_to(chat)[..] else {
+            panic!("{chat}: {:?}\n{}", chats.messages(), running.stderr())
+        };
         assert!(text.contains(&scene.source.host()) && text.contains("leaves a batch waiting"), "{text}");
         assert!(text.contains("nothing is begun there before"), "{text}");
     }
     let told = hook.received()[0].json();
     assert_eq!((&told["event"], &told["registry"]), (&"registry.throttled".into(), &scene.source.host().into()));
-    assert_eq!((&told["open"], chats.said_to("ping").len()), (&3.into(), 0));
+    assert_eq!((&told["open"], chats.messages_to("ping").len()), (&3.into(), 0));
     running.signal(imgsync_tests::program::Signal::INT);
     running.signal(imgsync_tests::program::Signal::INT);
     let ended = running.wait().await;
     assert_eq!(ended.code, Some(4), "{}", ended.stderr);
-    assert_eq!(chats.said().len(), 4, "told once, and an interrupted run is no end: {:?}", chats.said());
+    assert_eq!(chats.messages().len(), 4, "told once, and an interrupted run is no end: {:?}", chats.messages());
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use imgsync_tests::Imgsync;
 use imgsync_tests::cluster::number;
-use imgsync_tests::fault::{FaultRegistry, Kind};
-use imgsync_tests::images::{Image, Layer};
+use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::images::{Layer, TestImage};
 
 #[tokio::test]
 async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_attempt() {
@@ -13,7 +13,7 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
     let target = FaultRegistry::start().await;
     let mut images = Vec::new();
     for tag in 0..150 {
-        let image = Image::single(&format!("quota-{tag}")).layer(Layer::File(300)).build();
+        let image = TestImage::single(&format!("quota-{tag}")).layer(Layer::File(300)).build();
         source.push("a", &format!("v{tag}"), &image);
         images.push((format!("v{tag}"), image));
     }
@@ -37,14 +37,14 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
 
     source.clear_requests();
     imgsync.again().args(["run", "--json"]).run().await.assert_code(0);
-    assert_eq!(source.count(Kind::ManifestGet), 0, "what is unchanged costs no pull");
+    assert_eq!(source.count(RequestType::ManifestGet), 0, "what is unchanged costs no pull");
 }
 
 #[tokio::test]
 async fn what_a_month_allows_is_kept_from_run_to_run_and_no_more_is_begun() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     for tag in 0..3 {
-        let image = Image::single(&format!("traffic-{tag}")).layer(Layer::File(400_000)).build();
+        let image = TestImage::single(&format!("traffic-{tag}")).layer(Layer::File(400_000)).build();
         source.push("a", &format!("v{tag}"), &image);
     }
     let rule = |tags: &str| {
@@ -58,7 +58,7 @@ async fn what_a_month_allows_is_kept_from_run_to_run_and_no_more_is_begun() {
     source.clear_requests();
     let mut run = imgsync.again().arg("run").spawn();
     run.wait_for_line(|line| line.contains("it takes no more before the next"), Duration::from_secs(60)).await;
-    assert_eq!(source.count(Kind::BlobGet), 0, "{}", source.describe_requests());
+    assert_eq!(source.count(RequestType::BlobGet), 0, "{}", source.describe_requests());
     run.signal(imgsync_tests::program::Signal::TERM);
     run.wait().await.assert_code(4);
 }

@@ -1,22 +1,22 @@
 //! Reports: four formats, on stdout and in files, of past batches, and with custom templates.
 
-use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use serde_json::{Value, json};
 
-use crate::whole::configured;
+use crate::end_to_end::configured;
 
 /// Error text of a registry that refuses an image.
 const HOSTILE: &str = "<script>alert(1)</script> `x` | [y](javascript:z)";
 
-struct Scene {
+struct ReportFixture {
     source: FaultRegistry,
     program: Imgsync,
 }
 
 /// Twelve images that are copied, three that fail, and a repository that cannot be listed.
-async fn scene(more: &str) -> (Scene, FaultRegistry) {
+async fn fixture(more: &str) -> (ReportFixture, FaultRegistry) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     for n in 0..12 {
         source.push("good", &format!("v{n}"), &images::single(&format!("report-{n}")));
@@ -25,22 +25,23 @@ async fn scene(more: &str) -> (Scene, FaultRegistry) {
         source.push("bad", &format!("v{n}"), &images::single("report-bad"));
     }
     let body = json!({"errors": [{"code": "DENIED", "message": HOSTILE}]}).to_string();
-    let refusal = Action::Status { code: 403, headers: Vec::new(), body: body.into() };
-    let is_bad = |record: &imgsync_tests::fault::Record| {
-        record.repository.as_deref() == Some("bad") && matches!(record.kind, Kind::ManifestGet | Kind::ManifestHead)
+    let refusal = FaultAction::Status { code: 403, headers: Vec::new(), body: body.into() };
+    let is_bad = |record: &imgsync_tests::fault::RecordedRequest| {
+        record.repository.as_deref() == Some("bad")
+            && matches!(record.kind, RequestType::ManifestGet | RequestType::ManifestHead)
     };
-    source.on(Match::any().when(is_bad)).always().act(refusal);
+    source.on(RequestMatcher::any().when(is_bad)).always().act(refusal);
     let program = configured(&format!(
         "rules:\n- {{from: {0}/*, to: {1}/m, naming: keep}}\n- {{from: {0}/none, to: {1}/n, naming: keep}}\n{more}",
         source.host(),
         target.host()
     ));
-    (Scene { source, program }, target)
+    (ReportFixture { source, program }, target)
 }
 
-impl Scene {
+impl ReportFixture {
     fn run(&self) -> Imgsync {
-        let file = self.program.work().join("imgsync.yaml");
+        let file = self.program.work_dir().join("imgsync.yaml");
         self.program.again().args(["run", "--retry-delay", "10ms", "-c"]).arg(file)
     }
 
@@ -49,13 +50,13 @@ impl Scene {
     }
 
     fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.program.work().join(name)).unwrap()
+        std::fs::read_to_string(self.program.work_dir().join(name)).unwrap()
     }
 }
 
 #[tokio::test]
-async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_batch_of_old() {
-    let (scene, _target) = scene("").await;
+async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch() {
+    let (scene, _target) = fixture("").await;
     let ran = scene.run().args(["--report=out.html", "--report-name", "nightly"]).run().await.assert_code(1);
     assert!(ran.stderr.contains("the report is in out.html"), "{}", ran.stderr);
     let html = scene.read("out.html");
@@ -81,7 +82,7 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_batch_of_ol
 
 #[tokio::test]
 async fn level_3_lists_every_image_in_every_form() {
-    let (scene, _target) = scene("report: {file: run.json, level: 3}\n").await;
+    let (scene, _target) = fixture("report: {file: run.json, level: 3}\n").await;
     let ran = scene.run().run().await.assert_code(1);
     assert!(ran.stderr.contains("the report is in run.json"), "{}", ran.stderr);
     let json: Value = serde_json::from_str(&scene.read("run.json")).unwrap();
@@ -100,7 +101,7 @@ async fn level_3_lists_every_image_in_every_form() {
 
 #[tokio::test]
 async fn a_template_of_one_s_own_makes_the_report_and_a_broken_one_is_found_first() {
-    let (scene, _target) = scene("report: {file: out.html, template: mine.html.j2}\n").await;
+    let (scene, _target) = fixture("report: {file: out.html, template: mine.html.j2}\n").await;
     scene
         .program
         .file("mine.html.j2", "<p>{{ counts.failed }} {{ failures.groups[0].images[0].error if failures.groups }}</p>");
@@ -127,13 +128,16 @@ async fn the_page_of_many_failures_is_small_and_its_numbers_are_exact() {
     for n in 0..700 {
         source.push("bad", &format!("v{n:04}"), &images::single("report-many"));
     }
-    source.on(Match::kind(Kind::ManifestGet)).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
-    source.on(Match::kind(Kind::ManifestHead)).always().act(Action::error(404, "MANIFEST_UNKNOWN"));
+    source.on(RequestMatcher::kind(RequestType::ManifestGet)).always().act(FaultAction::error(404, "MANIFEST_UNKNOWN"));
+    source
+        .on(RequestMatcher::kind(RequestType::ManifestHead))
+        .always()
+        .act(FaultAction::error(404, "MANIFEST_UNKNOWN"));
     let program =
         configured(&format!("rules:\n- {{from: {0}/bad, to: {1}/m, naming: keep}}\n", source.host(), target.host()));
-    let file = program.work().join("imgsync.yaml");
+    let file = program.work_dir().join("imgsync.yaml");
     program.again().args(["run", "--report=out.html", "-c"]).arg(file).run().await.assert_code(1);
-    let page = std::fs::read_to_string(program.work().join("out.html")).unwrap();
+    let page = std::fs::read_to_string(program.work_dir().join("out.html")).unwrap();
     assert!(page.contains("700 of 700 images failed") && page.contains("and 680 more"), "{page}");
     assert_eq!(page.matches("<div class=\"error\">").count(), 20);
     assert!(page.len() < 60_000, "{} bytes", page.len());

@@ -1,10 +1,10 @@
 //! `imgsync tags`: output for scripts and for people.
 
 use imgsync_tests::FaultRegistry;
-use imgsync_tests::fault::{Action, Kind};
+use imgsync_tests::fault::{FaultAction, RequestType};
 use serde_json::{Value, json};
 
-use super::{lines, put_tags, tags, tags_of};
+use super::{lines, put_tags, tags, tags_command};
 
 const VERSIONS: [&str; 8] = ["1.9.0", "1.10.0", "1.10.0-alpine", "1.11.0-rc1", "2.0.0", "latest", "nightly", "v0.1"];
 
@@ -73,7 +73,7 @@ async fn many_dropped_tags_are_counted_by_reason_and_named_on_demand() {
 async fn tags_that_are_none_by_the_specification_are_dropped_and_cannot_touch_the_terminal() {
     let registry = FaultRegistry::start().await;
     let odd = ["-dash", "with space", "\u{1b}[31mred", &"x".repeat(129), "", "fine"];
-    registry.on(Kind::Tags).act(Action::json(&json!({"name": "a/app", "tags": odd})));
+    registry.on(RequestType::Tags).act(FaultAction::json(&json!({"name": "a/app", "tags": odd})));
     let output = tags(&registry, "a/app", &[]).await.assert_code(0);
     assert_eq!(lines(&output), ["fine"]);
     assert_eq!(output.stderr.matches(": not a valid tag").count(), 5, "{}", output.stderr);
@@ -120,7 +120,7 @@ async fn wrong_usage_is_exit_2_before_anything_is_asked() {
 async fn registries_and_credentials_come_from_the_configuration() {
     let registry = FaultRegistry::builder().basic("me", "secret").start().await;
     put_tags(&registry, "a/app", ["1"]);
-    let program = tags_of("gcr.example.com/a/app", &["-c", "other.yaml"]);
+    let program = tags_command("gcr.example.com/a/app", &["-c", "other.yaml"]);
     program.file(
         "other.yaml",
         format!(

@@ -2,15 +2,15 @@
 //! image.
 
 use imgsync_tests::FaultRegistry;
-use imgsync_tests::fault::Kind;
-use imgsync_tests::images::{self, Blob, Image};
+use imgsync_tests::fault::RequestType;
+use imgsync_tests::images::{self, Blob, TestImage};
 use imgsync_tests::program::{Imgsync, Output};
-use imgsync_tests::servers::{Auth, DockerRegistry};
+use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
 use serde_json::{Value, json};
 
-use super::whole::{configured, run};
+use super::end_to_end::{configured, run};
 
-fn multi(name: &str) -> Image {
+fn multi(name: &str) -> TestImage {
     images::multi_platform(&format!("verify-{name}"))
 }
 
@@ -27,7 +27,7 @@ fn kinds(json: &Value) -> Vec<String> {
 }
 
 /// Returns the blob with one byte changed.
-fn flipped(image: &Image, digest: &str) -> Blob {
+fn flipped(image: &TestImage, digest: &str) -> Blob {
     let mut bytes: Vec<u8> = image.blobs[digest].pieces().flat_map(|piece| piece.to_vec()).collect();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -35,7 +35,7 @@ fn flipped(image: &Image, digest: &str) -> Blob {
 }
 
 /// Starts source and target with the same image and a referrer.
-async fn equal(name: &str) -> (FaultRegistry, FaultRegistry, Image, Image) {
+async fn equal(name: &str) -> (FaultRegistry, FaultRegistry, TestImage, TestImage) {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let image = multi(name);
     let referrer = images::referrer(&format!("verify-{name}"), &image);
@@ -57,17 +57,17 @@ async fn what_is_equal_is_said_to_be_and_costs_heads_at_the_target() {
     assert_eq!(seen, [4, blobs, 1], "{json}");
     assert_eq!(json["digest"], image.root.as_str());
     // A HEAD for the tag, each manifest and each blob; referrers need GET.
-    let reads = target.count(Kind::ManifestGet) + target.count(Kind::BlobGet);
+    let reads = target.count(RequestType::ManifestGet) + target.count(RequestType::BlobGet);
     assert_eq!(
-        (reads, target.count(Kind::ManifestHead), target.count(Kind::BlobHead)),
+        (reads, target.count(RequestType::ManifestHead), target.count(RequestType::BlobHead)),
         (0, 5, blobs as u64),
         "{}",
         target.describe_requests()
     );
-    assert_eq!(target.count(Kind::ManifestPut) + target.count(Kind::UploadStart), 0);
+    assert_eq!(target.count(RequestType::ManifestPut) + target.count(RequestType::UploadStart), 0);
     let deep = pair(&source, &target, &["--json", "--deep"]).await.assert_code(0).json();
     assert_eq!((&deep["outcome"], &deep["blobs"]), (&json!("equal"), &json!(blobs)), "{deep}");
-    assert_eq!(target.count(Kind::BlobGet), blobs as u64);
+    assert_eq!(target.count(RequestType::BlobGet), blobs as u64);
     let text = pair(&source, &target, &[]).await.assert_code(0);
     assert_eq!(text.stdout, format!("equal {}\n", image.root));
 }
@@ -177,7 +177,12 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     target.clear_requests();
     let json = verify(&[]).await.assert_code(0).json();
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["total"]), (&json!(6), &json!(6)), "{json}");
-    assert_eq!(target.count(Kind::ManifestPut) + target.count(Kind::UploadStart) + target.count(Kind::UploadMount), 0);
+    assert_eq!(
+        target.count(RequestType::ManifestPut)
+            + target.count(RequestType::UploadStart)
+            + target.count(RequestType::UploadMount),
+        0
+    );
 
     // A stale tag, a missing tag, a missing child.
     target.push("m/app", "1", &multi("by-hand"));
@@ -187,7 +192,7 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     let json = output.json();
     assert_eq!((&json["counts"]["failed"], &json["counts"]["total"]), (&json!(3), &json!(3)), "{json}");
     assert!(json["failures"].as_array().unwrap().iter().all(|failure| failure["class"] == "differs"), "{json}");
-    let page = std::fs::read_to_string(program.work().join("report.md")).unwrap();
+    let page = std::fs::read_to_string(program.work_dir().join("report.md")).unwrap();
     assert!(page.contains("Different at the target") && page.contains("verification of"), "{page}");
     assert_eq!(verify(&["--rule", "2"]).await.assert_code(0).json()["counts"]["total"], 3);
     verify(&["--rule", "3"]).await.assert_code(2);
@@ -204,7 +209,8 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
 
 #[tokio::test]
 async fn a_batch_is_verified_by_its_own_plan() {
-    let (source, target) = tokio::join!(DockerRegistry::start(Auth::None), DockerRegistry::start(Auth::None));
+    let (source, target) =
+        tokio::join!(DockerRegistry::start(DockerRegistryAuth::None), DockerRegistry::start(DockerRegistryAuth::None));
     for tag in ["1", "2"] {
         source.push("app", tag, &multi(tag)).await;
     }
@@ -234,7 +240,7 @@ async fn chosen_platforms_and_layouts_are_verified_as_they_were_copied() {
     run(&program, &[]).await.assert_code(0);
     let json = program.again().args(["verify", "--json", "--deep"]).run().await.assert_code(0).json();
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["total"]), (&json!(2), &json!(2)), "{json}");
-    let blobs = std::fs::read_dir(program.work().join("layout/blobs/sha256")).unwrap();
+    let blobs = std::fs::read_dir(program.work_dir().join("layout/blobs/sha256")).unwrap();
     let largest = blobs.map(|file| file.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let mut bytes = std::fs::read(&largest).unwrap();
     bytes[0] ^= 1;
@@ -276,10 +282,10 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
     assert!(json["image"]["platform"].as_str().is_some_and(|platform| platform.starts_with("linux/")), "{json}");
     // cosign's digest tags are not listed as referrers.
     let signature = images::cosign("verify-signature");
-    source.push("app", &image.companion_tag("sig"), &signature);
+    source.push("app", &image.digest_tag("sig"), &signature);
     let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;
     let signed = format!("referrer  {}", signature.root);
-    let by = format!("by the tag {}", image.companion_tag("sig"));
+    let by = format!("by the tag {}", image.digest_tag("sig"));
     assert!(text.lines().any(|line| line.contains(&signed) && line.ends_with(&by)), "{text}");
     let missing = Imgsync::new().args(["inspect", &format!("{}/app:none", source.host())]).run().await.assert_code(1);
     assert!(missing.stderr.contains("hint:"), "{}", missing.stderr);

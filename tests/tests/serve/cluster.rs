@@ -3,24 +3,25 @@
 use std::time::Duration;
 
 use imgsync_tests::program::Signal;
-use imgsync_tests::{Cluster, Served};
+use imgsync_tests::{ServeProcess, TestCluster};
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, assert_sums, rule};
+use crate::support::{ServeFixture, assert_sums, rule};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_tried_again() {
-    let cluster = Cluster::start();
-    let mut scene = Scene::new(&["good", "bad"], 12).await;
-    let refused = imgsync_tests::fault::Action::Status { code: 403, headers: Vec::new(), body: "{}".into() };
-    let kinds = [imgsync_tests::fault::Kind::ManifestGet, imgsync_tests::fault::Kind::ManifestHead];
-    let denied = scene.source.on(imgsync_tests::fault::Match::kinds(&kinds).repository("bad")).always().act(refused);
-    let _workers = cluster.workers(3, 4).await;
+    let cluster = TestCluster::start();
+    let mut scene = ServeFixture::new(&["good", "bad"], 12).await;
+    let refused = imgsync_tests::fault::FaultAction::Status { code: 403, headers: Vec::new(), body: "{}".into() };
+    let kinds = [imgsync_tests::fault::RequestType::ManifestGet, imgsync_tests::fault::RequestType::ManifestHead];
+    let denied =
+        scene.source.on(imgsync_tests::fault::RequestMatcher::kinds(&kinds).repository("bad")).always().act(refused);
+    let _workers = cluster.start_workers(3, 4).await;
     let config = scene.config(&[("good", "{every: 1h}"), ("bad", "{every: 1h}")]);
     scene.program = cluster.imgsync(&config);
-    let served = Served::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&scene.program, &[]).await;
     let (_, status) = served.get("status").await;
     assert_eq!((&status["mode"], &status["leads"]), (&"cluster".into(), &true.into()));
     let both = |value: &Value| {
@@ -46,7 +47,7 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     scene.target.assert_tags_complete();
 
     // The next coordinator takes over and knows which rules were started.
-    let second = Served::start(&cluster.imgsync(&config), &[]).await;
+    let second = ServeProcess::start(&cluster.imgsync(&config), &[]).await;
     let (_, status) = second.get("status").await;
     assert_eq!(status["leads"], false, "{status:#}");
     let mut first = served;
@@ -57,6 +58,6 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     assert!(rule(&schedules, "good")["last"].is_string(), "{schedules:#}");
     let (_, batches) = second.get("batches").await;
     assert_eq!(batches["batches"].as_array().unwrap().len(), 2, "nothing is begun again");
-    second.running.wait_for_line(|line| line.contains("leads"), PATIENCE).await;
-    second.end().await.assert_code(0);
+    second.running.wait_for_line(|line| line.contains("leads"), WAIT_TIMEOUT).await;
+    second.stop().await.assert_code(0);
 }

@@ -1,13 +1,13 @@
 //! `imgsync serve`: scheduled rules, the API, and the dashboard in a real browser.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-mod access;
+mod auth;
+mod batch_control;
 mod cluster;
-mod figures;
-mod generator;
-mod page;
+mod dashboard;
+mod metrics;
+mod openapi_conformance;
 mod reload;
-mod scene;
 mod schedules;
-mod steering;
-mod watching;
+mod support;
+mod watch;

@@ -2,23 +2,23 @@
 
 use std::time::Duration;
 
-use imgsync_tests::Served;
+use imgsync_tests::ServeProcess;
 use imgsync_tests::program::Signal;
 use serde_json::json;
 
-use crate::scene::Scene;
+use crate::support::ServeFixture;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
-    let scene = Scene::new(&["a", "b"], 1).await;
+    let scene = ServeFixture::new(&["a", "b"], 1).await;
     let served = scene.serve(&[("a", "{every: 1h}")]).await;
-    served.batches(1).await;
+    served.wait_for_ended_batches(1).await;
 
     let config = scene.config(&[("a", "{every: 1h}"), ("b", "{every: 1h}")]);
     scene.write(&config.replace("naming: keep", "namign: keep"));
-    served.running.wait_for_line(|line| line.contains("the one before still holds"), PATIENCE).await;
+    served.running.wait_for_line(|line| line.contains("the one before still holds"), WAIT_TIMEOUT).await;
     let status = served.wait_for("status", |status| status["configuration"]["error"].is_string()).await;
     let error = status["configuration"]["error"].as_str().unwrap();
     assert!(error.contains("did you mean `naming`?") && error.contains("imgsync.yaml"), "{error}");
@@ -28,7 +28,7 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
     scene.write(&config);
     let status = served.wait_for("status", |status| status["configuration"]["error"].is_null()).await;
     assert_eq!(status["configuration"]["rules"], 2);
-    let batches = served.batches(2).await;
+    let batches = served.wait_for_ended_batches(2).await;
     assert!(
         batches[0]["title"].as_str().unwrap().ends_with("/b"),
         "what is new is begun, what is old is not: {batches:#?}"
@@ -42,15 +42,15 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
     let log = || served.running.stderr();
     let started = std::time::Instant::now();
     while readings(&log()) == before {
-        assert!(started.elapsed() < PATIENCE, "{}", log());
+        assert!(started.elapsed() < WAIT_TIMEOUT, "{}", log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    served.end().await.assert_code(0);
+    served.stop().await.assert_code(0);
 }
 
 #[tokio::test]
-async fn a_rule_that_is_renamed_and_written_otherwise_keeps_its_schedule_and_one_that_means_another_is_begun() {
-    let scene = Scene::new(&["a"], 2).await;
+async fn a_renamed_rule_keeps_its_schedule_and_a_rule_with_another_meaning_is_started() {
+    let scene = ServeFixture::new(&["a"], 2).await;
     let config = |name: &str, rule: &str| {
         let (from, to) = (scene.source.host(), scene.target.host());
         format!(
@@ -58,7 +58,7 @@ async fn a_rule_that_is_renamed_and_written_otherwise_keeps_its_schedule_and_one
         )
     };
     scene.write(&config("one", "tags: {include: [v0, v1]}, verify_every: 1h"));
-    let served = Served::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&scene.program, &[]).await;
     let first = served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await["batches"][0].clone();
     assert_eq!((&first["title"], &first["rules"][0]), (&json!("one"), &json!("one")), "{first:#}");
     let before = served.get("schedules").await.1[0].clone();
@@ -73,7 +73,7 @@ async fn a_rule_that_is_renamed_and_written_otherwise_keeps_its_schedule_and_one
     scene.write(&config("two", "tags: {include: [v0]}, verify_every: 1h"));
     let schedules = served.wait_for("schedules", |schedules| schedules[0]["rule"] != before["rule"]).await;
     assert_eq!(schedules[0]["name"], "two");
-    let batches = served.batches(2).await;
+    let batches = served.wait_for_ended_batches(2).await;
     assert_eq!(batches.len(), 2, "nothing was begun for a new name: {batches:#?}");
     served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await;
 
@@ -81,15 +81,15 @@ async fn a_rule_that_is_renamed_and_written_otherwise_keeps_its_schedule_and_one
     assert_eq!(status, 202, "a rule is begun by its name: {begun}");
     let shown = served.wait_for("batches", |all| all["batches"].as_array().is_some_and(|all| all.len() == 3)).await;
     assert_eq!(shown["batches"][0]["batch"], begun["batch"]);
-    served.end().await.assert_code(0);
+    served.stop().await.assert_code(0);
 }
 
 #[tokio::test]
 async fn what_needs_a_new_start_is_said() {
-    let scene = Scene::new(&["a"], 1).await;
+    let scene = ServeFixture::new(&["a"], 1).await;
     let served = scene.serve(&[("a", "")]).await;
     scene.write(&format!("serve: {{token: 0123456789abcdef}}\n{}", scene.config(&[("a", "")])));
-    served.running.wait_for_line(|line| line.contains("from the next start on"), PATIENCE).await;
+    served.running.wait_for_line(|line| line.contains("from the next start on"), WAIT_TIMEOUT).await;
     let (status, _) = served.post("batches/01890a5d-ac96-774b-bcce-b302099a8057/pause", &json!({})).await;
     assert_eq!(status, 404, "the token of this start still holds");
 }

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::store::{Begun, Schedules as _, SqliteStore, SystemClock};
-use imgsync_tests::Served;
-use imgsync_tests::fault::{Action, Kind, Match};
+use imgsync_common::store::{LastRun, Schedules as _, SqliteStore, SystemClock};
+use imgsync_tests::ServeProcess;
+use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 use imgsync_tests::program::Signal;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
-use crate::scene::{Scene, assert_sums, rule};
+use crate::support::{ServeFixture, assert_sums, rule};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no_other() {
-    let scene = Scene::new(&["good"], 3).await;
+    let scene = ServeFixture::new(&["good"], 3).await;
     let served = scene.serve(&[("good", "{every: 5s}"), ("missing", "{every: 5s}")]).await;
     let ended = |value: &serde_json::Value| {
         let batches = value["batches"].as_array().unwrap();
@@ -36,86 +36,87 @@ async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no
         assert_eq!(batch["counts"]["total"], if is_good { 3 } else { 0 }, "{batch:#}");
     }
     // The second run found everything up to date: three images were put once each.
-    assert_eq!(scene.target.count(Kind::ManifestPut), 3);
+    assert_eq!(scene.target.count(RequestType::ManifestPut), 3);
     let (_, schedules) = served.get("schedules").await;
     assert_eq!(rule(&schedules, "good")["schedule"], "every 5s");
     assert!(rule(&schedules, "good")["next"].is_string());
-    let output = served.end().await.assert_code(0);
+    let output = served.stop().await.assert_code(0);
     assert!(output.stderr.contains("2 of 2 rules are run at their times"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn what_was_missed_while_nothing_served_is_caught_up_once() {
-    let scene = Scene::new(&["a", "b"], 1).await;
+    let scene = ServeFixture::new(&["a", "b"], 1).await;
     let rules = [("a", "{every: 1h}"), ("b", "0 3 * * *")];
     let served = scene.serve(&rules).await;
-    assert_eq!(served.batches(1).await.len(), 1, "a pattern waits for its time");
+    assert_eq!(served.wait_for_ended_batches(1).await.len(), 1, "a pattern waits for its time");
     let (_, schedules) = served.get("schedules").await;
     let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
-    served.end().await.assert_code(0);
+    served.stop().await.assert_code(0);
 
     // Both were last started two days ago: of all the missed times one is caught up.
-    let state = scene.program.state().join("imgsync");
+    let state = scene.program.state_dir().join("imgsync");
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() - jiff::SignedDuration::from_hours(48);
     for name in &names {
-        store.note_schedule(name, Begun { at, batch: None }).await.unwrap();
+        store.record_schedule_run(name, LastRun { at, batch: None }).await.unwrap();
     }
     drop(store);
-    let served = Served::start(&scene.program, &[]).await;
-    assert_eq!(served.batches(3).await.len(), 3);
+    let served = ServeProcess::start(&scene.program, &[]).await;
+    assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
     let (_, schedules) = served.get("schedules").await;
     for name in ["a", "b"] {
         let next: Timestamp = rule(&schedules, name)["next"].as_str().unwrap().parse().unwrap();
         assert!(next > Timestamp::now(), "{schedules:#}");
     }
     // A restart does not start them a third time.
-    served.end().await.assert_code(0);
-    let served = Served::start(&scene.program, &[]).await;
-    assert_eq!(served.batches(3).await.len(), 3);
+    served.stop().await.assert_code(0);
+    let served = ServeProcess::start(&scene.program, &[]).await;
+    assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
 }
 
 #[tokio::test]
-async fn rules_that_were_begun_in_the_future_are_due_now_which_is_said_once() {
-    let scene = Scene::new(&["a", "b"], 1).await;
+async fn rules_last_started_in_the_future_are_due_now_with_one_warning() {
+    let scene = ServeFixture::new(&["a", "b"], 1).await;
     let served = scene.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
-    assert_eq!(served.batches(1).await.len(), 1);
+    assert_eq!(served.wait_for_ended_batches(1).await.len(), 1);
     let (_, schedules) = served.get("schedules").await;
     let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
-    served.end().await.assert_code(0);
+    served.stop().await.assert_code(0);
 
     // The clock was 400 days ahead when both were started.
-    let state = scene.program.state().join("imgsync");
+    let state = scene.program.state_dir().join("imgsync");
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() + jiff::SignedDuration::from_hours(400 * 24);
     for name in &names {
-        store.note_schedule(name, Begun { at, batch: None }).await.unwrap();
+        store.record_schedule_run(name, LastRun { at, batch: None }).await.unwrap();
     }
     drop(store);
-    let served = Served::start(&scene.program, &[]).await;
-    assert_eq!(served.batches(3).await.len(), 3);
+    let served = ServeProcess::start(&scene.program, &[]).await;
+    assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
     let (_, schedules) = served.get("schedules").await;
     for name in ["a", "b"] {
         let next: Timestamp = rule(&schedules, name)["next"].as_str().unwrap().parse().unwrap();
         let soon = Timestamp::now() + jiff::SignedDuration::from_hours(25);
         assert!(next > Timestamp::now() && next < soon, "{schedules:#}");
     }
-    let output = served.end().await.assert_code(0);
+    let output = served.stop().await.assert_code(0);
     assert_eq!(output.stderr.matches("was last begun in the future").count(), 2, "{}", output.stderr);
-    let served = Served::start(&scene.program, &[]).await;
-    assert_eq!(served.batches(3).await.len(), 3);
-    let output = served.end().await.assert_code(0);
+    let served = ServeProcess::start(&scene.program, &[]).await;
+    assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
+    let output = served.stop().await.assert_code(0);
     assert!(!output.stderr.contains("in the future"), "{}", output.stderr);
 }
 
 #[tokio::test]
-async fn a_rule_that_is_still_running_is_not_begun_again() {
-    let scene = Scene::new(&["slow"], 2).await;
+async fn a_rule_that_is_still_running_is_not_started_again() {
+    let scene = ServeFixture::new(&["slow"], 2).await;
     let gate = Arc::new(Semaphore::new(0));
-    let puts = scene.target.on(Match::kind(Kind::ManifestPut)).always().act(Action::Gate(gate.clone()));
+    let puts =
+        scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
     let served = scene.serve(&[("slow", "{every: 5s}")]).await;
     let is_skipped = |line: &str| line.contains("is not begun again (1 time skipped in a row): batch ");
-    served.running.wait_for_line(is_skipped, PATIENCE).await;
+    served.running.wait_for_line(is_skipped, WAIT_TIMEOUT).await;
     let (_, schedules) = served.get("schedules").await;
     assert!(rule(&schedules, "slow")["skipped"].as_u64().is_some_and(|skipped| skipped > 0), "{schedules:#}");
     let (_, batches) = served.get("batches").await;
@@ -127,29 +128,29 @@ async fn a_rule_that_is_still_running_is_not_begun_again() {
     assert_eq!(status, 409, "{trouble:#}");
     puts.remove();
     gate.add_permits(100);
-    served.batches(2).await;
+    served.wait_for_ended_batches(2).await;
 }
 
 #[tokio::test]
-async fn a_listing_that_was_killed_is_gone_on_with_by_the_next_that_serves() {
-    let scene = Scene::new(&["a"], 2).await;
+async fn a_killed_listing_is_resumed_by_the_next_coordinator() {
+    let scene = ServeFixture::new(&["a"], 2).await;
     let gate = Arc::new(Semaphore::new(0));
-    let lists = scene.source.on(Match::kind(Kind::Tags)).always().act(Action::Gate(gate.clone()));
+    let lists = scene.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
     let mut served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.source.wait_until(|source| source.count(Kind::Tags) == 1, PATIENCE).await;
+    scene.source.wait_until(|source| source.count(RequestType::Tags) == 1, WAIT_TIMEOUT).await;
     served.running.signal(Signal::KILL);
     served.running.wait().await;
     lists.remove();
     gate.add_permits(100);
-    let served = Served::start(&scene.program, &[]).await;
-    let batches = served.batches(1).await;
+    let served = ServeProcess::start(&scene.program, &[]).await;
+    let batches = served.wait_for_ended_batches(1).await;
     assert_eq!(batches.len(), 1, "it is the same batch");
     assert_eq!((&batches[0]["state"], &batches[0]["counts"]["copied"]), (&"done".into(), &2.into()));
 }
 
 #[tokio::test]
-async fn a_rule_is_started_by_hand_and_old_batches_are_removed() {
-    let scene = Scene::new(&["a"], 1).await;
+async fn a_rule_is_started_manually_and_old_batches_are_removed() {
+    let scene = ServeFixture::new(&["a"], 1).await;
     let served = scene.serve(&[("a", "")]).await;
     assert!(served.running.stderr().contains("no rule has a `schedule:`"));
     let (_, schedules) = served.get("schedules").await;
@@ -158,22 +159,23 @@ async fn a_rule_is_started_by_hand_and_old_batches_are_removed() {
     assert_eq!(status, 202, "{begun:#}");
     let (status, batch) = served.get(&format!("batches/{}", begun["batch"].as_str().unwrap())).await;
     assert_eq!(status, 200, "it is there as soon as it was answered: {batch:#}");
-    let batches = served.batches(1).await;
+    let batches = served.wait_for_ended_batches(1).await;
     assert_eq!(batches[0]["batch"], begun["batch"]);
-    served.end().await.assert_code(0);
+    served.stop().await.assert_code(0);
 
     scene.write(&format!("keep: 1ms\n{}", scene.config(&[("a", "")])));
-    let served = Served::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&scene.program, &[]).await;
     served.wait_for("batches", |value| value["batches"] == serde_json::json!([])).await;
 }
 
 #[tokio::test]
-async fn one_process_serves_a_state_and_a_batch_is_steered_from_beside_it() {
-    let scene = Scene::new(&["a"], 2).await;
+async fn one_process_serves_a_state_folder_and_another_controls_its_batch() {
+    let scene = ServeFixture::new(&["a"], 2).await;
     let gate = Arc::new(Semaphore::new(0));
-    let puts = scene.target.on(Match::kind(Kind::ManifestPut)).always().act(Action::Gate(gate.clone()));
+    let puts =
+        scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
     let served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.target.wait_until(|target| target.count(Kind::ManifestPut) > 0, PATIENCE).await;
+    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
     let second = scene.program.again().args(["serve", "--listen", "127.0.0.1:0"]).run().await;
     assert_ne!(second.code, Some(0), "{}", second.stderr);
     scene.program.again().args(["batch", "pause"]).run().await.assert_code(0);
@@ -183,13 +185,13 @@ async fn one_process_serves_a_state_and_a_batch_is_steered_from_beside_it() {
     assert!(resumed.stderr.contains("goes on with it"), "{}", resumed.stderr);
     puts.remove();
     gate.add_permits(100);
-    let batches = served.batches(1).await;
+    let batches = served.wait_for_ended_batches(1).await;
     assert_eq!(batches[0]["counts"]["copied"], 2);
 }
 
 #[tokio::test]
 async fn a_rule_that_chooses_nothing_is_counted_in_the_metrics() {
-    let scene = Scene::new(&[], 0).await;
+    let scene = ServeFixture::new(&[], 0).await;
     for tag in ["edge", "30517284"] {
         scene.source.push("words", tag, &imgsync_tests::images::single(&format!("words-{tag}")));
     }
@@ -197,20 +199,20 @@ async fn a_rule_that_chooses_nothing_is_counted_in_the_metrics() {
     let chosen = config.replace("/words, ", "/words, tags: {newest: 2}, ");
     assert_ne!(chosen, config);
     scene.write(&chosen);
-    let served = Served::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&scene.program, &[]).await;
     let ended =
         |value: &serde_json::Value| value["batches"].as_array().unwrap().iter().any(|batch| !batch["ended"].is_null());
     let batches = served.wait_for("batches", ended).await;
     assert_eq!(batches["batches"][0]["counts"]["total"], 0, "{batches:#}");
     // Store and broker are polled every few seconds.
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
     loop {
-        let text = served.beside("/metrics").send().await.unwrap().text().await.unwrap();
+        let text = served.request_outside_api("/metrics").send().await.unwrap().text().await.unwrap();
         if text.contains("imgsync_last_batch_empty_rules 1\n") {
             break;
         }
         assert!(tokio::time::Instant::now() < deadline, "{text}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    served.end().await.assert_code(0);
+    served.stop().await.assert_code(0);
 }

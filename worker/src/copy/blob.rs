@@ -1,93 +1,93 @@
 //! Transfer of one blob: cached, mounted, or uploaded. Small blobs are held in memory and simply resent; large ones go
-//! through a [`Feed`], which resumes at both endpoints.
+//! through a [`ResumableBody`], which resumes at both endpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::event::{Arrival, Event};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::event::{BlobOutcome, Event};
 use imgsync_common::image::{Descriptor, RepositoryName};
-use imgsync_common::registry::{Context, Part, Repository, Started, Upload};
-use imgsync_common::retry::Retry;
+use imgsync_common::registry::{Context, Repository, StartedUpload, UploadBody, UploadSession};
+use imgsync_common::retry::RetryState;
 use tokio_util::sync::CancellationToken;
 
-use super::chunks::{smaller_chunk, too_large};
-use super::ends::Target;
-use super::feed::Feed;
-use super::walk::Walk;
+use super::chunk_size::{next_smaller_chunk, too_large_error};
+use super::endpoints::CopyTarget;
+use super::resumable_body::ResumableBody;
+use super::transfer::ImageTransfer;
 
 /// Time to wait for a pending upload session after the image is aborted.
-const LATE_SESSION: Duration = Duration::from_millis(200);
+const LATE_SESSION_TIMEOUT: Duration = Duration::from_millis(200);
 /// Largest blob held in memory, in bytes.
-const SMALL: u64 = 1 << 20;
+const MAX_SMALL_BLOB_BYTES: u64 = 1 << 20;
 
 /// Whether an extra request that may save the upload of a blob is worth its cost.
 pub(super) fn is_large(blob: &Descriptor) -> bool {
-    blob.size > SMALL
+    blob.size > MAX_SMALL_BLOB_BYTES
 }
 
-impl Walk {
+impl ImageTransfer {
     /// Transfers a blob to the target in the cheapest way that works.
-    pub(super) async fn bring_blob(&self, blob: &Descriptor) -> Result<Arrival> {
-        let Some(target) = self.target.repository() else { return self.bring_to_layout(blob).await };
+    pub(super) async fn transfer_blob(&self, blob: &Descriptor) -> Result<BlobOutcome> {
+        let Some(target) = self.target.repository() else { return self.ensure_in_layout(blob).await };
         let (registry, name) = (target.registry(), target.name());
-        if self.known.has_blob(registry, name, &blob.digest) {
-            return Ok(self.reuse(blob));
+        if self.target_cache.has_blob(registry, name, &blob.digest) {
+            return Ok(self.reuse_cached(blob));
         }
         // Concurrent copies of the blob wait here without holding a slot, then find it in the cache. The copy that
         // transfers it has a deadline.
         let waiting = self.context.clock.pause();
-        let _flight = tokio::select! {
-            flight = self.known.flight(registry, &blob.digest) => flight,
-            () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
+        let _single_flight = tokio::select! {
+            flight = self.target_cache.single_flight(registry, &blob.digest) => flight,
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.describe_write(blob))),
         };
-        if self.known.has_blob(registry, name, &blob.digest) {
-            return Ok(self.reuse(blob));
+        if self.target_cache.has_blob(registry, name, &blob.digest) {
+            return Ok(self.reuse_cached(blob));
         }
         // Excludes other workers too, for a large blob. Released only when the others can know of the blob.
         let _lease = match is_large(blob) {
-            true => self.known.lease_blob(registry, &blob.digest, &self.context.cancel).await,
+            true => self.target_cache.lease_blob(registry, &blob.digest, &self.context.cancel).await,
             false => None,
         };
         drop(waiting);
-        let arrival = self.with_slot(blob, |moved| self.mount_or_move(target, blob, moved)).await?;
-        self.known.learn_blob(registry, name, &blob.digest).await;
-        let _ = self.present.set(blob.digest.clone());
+        let arrival = self.with_blob_slot(blob, |moved| self.mount_or_upload(target, blob, moved)).await?;
+        self.target_cache.record_blob(registry, name, &blob.digest).await;
+        let _ = self.present_blob.set(blob.digest.clone());
         Ok(arrival)
     }
 
     /// Assumes that a blob is at the target because the cache says so.
-    fn reuse(&self, blob: &Descriptor) -> Arrival {
-        let _ = self.present.set(blob.digest.clone());
-        self.brought.believed(&blob.digest);
-        self.arrived(blob, Arrival::Reused)
+    fn reuse_cached(&self, blob: &Descriptor) -> BlobOutcome {
+        let _ = self.present_blob.set(blob.digest.clone());
+        self.history.record_assumed(&blob.digest);
+        self.record_arrival(blob, BlobOutcome::Reused)
     }
 
     /// Runs a transfer when a blob slot is free, and emits its events.
-    pub(super) async fn with_slot<F>(
+    pub(super) async fn with_blob_slot<F>(
         &self,
         blob: &Descriptor,
-        bring: impl FnOnce(Arc<AtomicU64>) -> F,
-    ) -> Result<Arrival>
+        transfer: impl FnOnce(Arc<AtomicU64>) -> F,
+    ) -> Result<BlobOutcome>
     where
-        F: Future<Output = Result<Arrival>>,
+        F: Future<Output = Result<BlobOutcome>>,
     {
-        let permits = async { tokio::try_join!(self.slots.acquire(), self.open_blobs.acquire()) };
+        let permits = async { tokio::try_join!(self.blob_slots.acquire(), self.blob_permits.acquire()) };
         let permits = tokio::select! {
             permits = permits => permits,
-            () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.describe_write(blob))),
         };
-        let Ok(_permits) = permits else { return Err(Error::cancelled(self.writing(blob))) };
+        let Ok(_permits) = permits else { return Err(Error::cancelled(self.describe_write(blob))) };
         if self.context.cancel.is_cancelled() {
-            return Err(Error::cancelled(self.writing(blob)));
+            return Err(Error::cancelled(self.describe_write(blob)));
         }
         let moved = Arc::new(AtomicU64::new(0));
         let (digest, size) = (blob.digest.clone(), blob.size);
         self.context.events.emit(Event::BlobStarted { digest: digest.clone(), size, moved: moved.clone() });
-        match bring(moved).await {
-            Ok(arrival) => Ok(self.arrived(blob, arrival)),
+        match transfer(moved).await {
+            Ok(arrival) => Ok(self.record_arrival(blob, arrival)),
             Err(error) => {
                 self.context.events.emit(Event::BlobFailed { digest });
                 Err(error)
@@ -95,106 +95,115 @@ impl Walk {
         }
     }
 
-    pub(super) fn arrived(&self, blob: &Descriptor, arrival: Arrival) -> Arrival {
-        if arrival != Arrival::Copied
-            && let Some(member) = &self.together
+    pub(super) fn record_arrival(&self, blob: &Descriptor, arrival: BlobOutcome) -> BlobOutcome {
+        if arrival != BlobOutcome::Copied
+            && let Some(member) = &self.fan_out
         {
-            member.pass(&blob.digest);
+            member.skip_blob(&blob.digest);
         }
-        self.sums.arrived(blob.size, arrival);
-        self.context.events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, arrival });
+        self.counters.record_blob(blob.size, arrival);
+        self.context.events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, outcome: arrival });
         arrival
     }
 
-    async fn mount_or_move(&self, target: &Repository, blob: &Descriptor, moved: Arc<AtomicU64>) -> Result<Arrival> {
-        let started = self.start(target, blob).await?;
+    async fn mount_or_upload(
+        &self,
+        target: &Repository,
+        blob: &Descriptor,
+        moved: Arc<AtomicU64>,
+    ) -> Result<BlobOutcome> {
+        let started = self.open_session_or_mount(target, blob).await?;
         let session = match started {
-            Begun::Done(arrival) => return Ok(arrival),
-            Begun::Session(session) => session,
+            UploadStart::Finished(arrival) => return Ok(arrival),
+            UploadStart::Session(session) => session,
         };
-        match is_large(blob) || target.chunk().is_some_and(|chunk| blob.size > chunk) {
-            false => self.send_small(target, blob, session).await,
-            true => self.send_large(target, blob, session, moved).await,
+        match is_large(blob) || target.upload_chunk_size().is_some_and(|chunk| blob.size > chunk) {
+            false => self.upload_small(target, blob, session).await,
+            true => self.upload_large(target, blob, session, moved).await,
         }
     }
 
     /// Opens an upload session in a way that may make the upload unnecessary: mounts from a repository known to have
     /// the blob, from the source in the same registry, or else from the target repository itself, which tells whether
     /// the blob is there. A registry whose mounts tell nothing gets a HEAD.
-    async fn start(&self, target: &Repository, blob: &Descriptor) -> Result<Begun> {
+    async fn open_session_or_mount(&self, target: &Repository, blob: &Descriptor) -> Result<UploadStart> {
         let (registry, name, digest) = (target.registry(), target.name(), &blob.digest);
-        if self.brought.is_unmountable(digest) {
-            return Ok(match self.ask_for_session(target, blob, None).await? {
-                Started::Mounted | Started::Present => Begun::Done(Arrival::Reused),
-                Started::Session(session) => Begun::Session(session),
+        if self.history.must_upload(digest) {
+            return Ok(match self.open_session(target, blob, None).await? {
+                StartedUpload::Mounted | StartedUpload::Present => UploadStart::Finished(BlobOutcome::Reused),
+                StartedUpload::Session(session) => UploadStart::Session(session),
             });
         }
-        let next_door = self.source.repository().filter(|source| source.registry() == registry);
-        let next_door = next_door.map(|source| source.name().clone());
-        let mounts = self.known.mounts(registry);
-        let tells = match is_large(blob) {
-            true => self.mounts_tell().await?,
+        let same_registry = self.source.repository().filter(|source| source.registry() == registry);
+        let same_registry = same_registry.map(|source| source.name().clone());
+        let mount_support = self.target_cache.mount_support(registry);
+        let mounts_are_reliable = match is_large(blob) {
+            true => self.mounts_are_reliable().await?,
             // Uploading a small blob is cheaper than finding out.
-            false => target.takes_mounts() && mounts.get() != Some(&false),
+            false => target.supports_mounts() && mount_support.get() != Some(&false),
         };
-        if !tells {
+        if !mounts_are_reliable {
             // For a new image, an upload of a small blob costs no more than the check.
-            if (is_large(blob) || self.may_be_there()) && target.blob_head(digest).await? {
-                return Ok(Begun::Done(Arrival::Reused));
+            if (is_large(blob) || self.may_be_present()) && target.head_blob(digest).await? {
+                return Ok(UploadStart::Finished(BlobOutcome::Reused));
             }
         }
-        let home = self.known.home_of(registry, digest).await.filter(|home| home != name && target.takes_mounts());
+        let holder = self
+            .target_cache
+            .repository_with_blob(registry, digest)
+            .await
+            .filter(|home| home != name && target.supports_mounts());
         // Content copied from another source needs a proof from this one. A mount from the source's own repository is a
         // proof in itself.
-        let is_usable =
-            home.is_some() && (self.is_proved(blob).await || (next_door.is_none() && self.is_shown(blob).await?));
-        let home = home.filter(|_| is_usable);
-        let is_from_source = home.is_none() && next_door.is_some();
-        let from = home.clone().or(next_door).or_else(|| Some(name.clone()).filter(|_| tells));
-        match self.ask_for_session(target, blob, from.as_ref()).await? {
-            Started::Mounted => {
-                let _ = mounts.set(true);
+        let is_usable = holder.is_some()
+            && (self.is_proved(blob).await || (same_registry.is_none() && self.prove_by_request(blob).await?));
+        let holder = holder.filter(|_| is_usable);
+        let is_from_source = holder.is_none() && same_registry.is_some();
+        let from = holder.clone().or(same_registry).or_else(|| Some(name.clone()).filter(|_| mounts_are_reliable));
+        match self.open_session(target, blob, from.as_ref()).await? {
+            StartedUpload::Mounted => {
+                let _ = mount_support.set(true);
                 if let Some(from) = &from {
-                    self.brought.mounted(digest, from);
+                    self.history.record_mount(digest, from);
                 }
                 if is_from_source {
-                    self.learn_proof(blob, false);
+                    self.record_proof(blob, false);
                 }
-                Ok(Begun::Done(Arrival::Mounted))
+                Ok(UploadStart::Finished(BlobOutcome::Mounted))
             }
-            Started::Present => {
-                let _ = mounts.set(true);
-                Ok(Begun::Done(Arrival::Reused))
+            StartedUpload::Present => {
+                let _ = mount_support.set(true);
+                Ok(UploadStart::Finished(BlobOutcome::Reused))
             }
-            Started::Session(session) => {
-                if let Some(home) = home {
-                    self.known.forget_blob(registry, &home, digest).await;
+            StartedUpload::Session(session) => {
+                if let Some(home) = holder {
+                    self.target_cache.forget_blob(registry, &home, digest).await;
                 }
-                Ok(Begun::Session(session))
+                Ok(UploadStart::Session(session))
             }
         }
     }
 
     /// Opens an upload session. If the image is aborted meanwhile, waits a moment longer for the response: an unknown
     /// session could not be cancelled.
-    async fn ask_for_session(
+    async fn open_session(
         &self,
         target: &Repository,
         blob: &Descriptor,
         from: Option<&RepositoryName>,
-    ) -> Result<Started> {
+    ) -> Result<StartedUpload> {
         let context = Context { cancel: CancellationToken::new(), ..self.context.clone() };
-        let shielded = target.within(&context);
-        let mut starting = std::pin::pin!(shielded.upload_start(&blob.digest, from));
+        let shielded = target.with_context(&context);
+        let mut starting = std::pin::pin!(shielded.start_upload(&blob.digest, from));
         tokio::select! {
             biased;
             started = &mut starting => return started,
             () = self.context.cancel.cancelled() => {}
         }
-        if let Ok(Ok(Started::Session(session))) = tokio::time::timeout(LATE_SESSION, starting).await {
-            target.upload_cancel(session).await;
+        if let Ok(Ok(StartedUpload::Session(session))) = tokio::time::timeout(LATE_SESSION_TIMEOUT, starting).await {
+            target.cancel_upload(session).await;
         }
-        Err(Error::cancelled(self.writing(blob)))
+        Err(Error::cancelled(self.describe_write(blob)))
     }
 
     /// Whether the registry answers a mount of a blob it has with 201, as it should. Some open a session whatever they
@@ -204,271 +213,285 @@ impl Walk {
     /// by mounting a blob just transferred to the repository. So a new image of small blobs costs no extra request, and
     /// the first image with a large blob at a registry costs one. Until there is a blob to test with, mounts are
     /// assumed to work; the same holds for small images, where the extra request would be one in twenty.
-    pub(super) async fn mounts_tell(&self) -> Result<bool> {
+    pub(super) async fn mounts_are_reliable(&self) -> Result<bool> {
         let Some(target) = self.target.repository() else { return Ok(true) };
-        if !target.takes_mounts() {
+        if !target.supports_mounts() {
             return Ok(false);
         }
-        let mounts = self.known.mounts(target.registry());
-        let present = self.present.get().filter(|_| self.is_worth_a_question());
-        let Some(present) = present else { return Ok(mounts.get() != Some(&false)) };
+        let mount_support = self.target_cache.mount_support(target.registry());
+        let present = self.present_blob.get().filter(|_| self.worth_extra_request());
+        let Some(present) = present else { return Ok(mount_support.get() != Some(&false)) };
         let ask = || async {
-            Ok(match target.upload_start(present, Some(target.name())).await? {
-                Started::Mounted | Started::Present => true,
-                Started::Session(session) => {
-                    target.upload_cancel(session).await;
+            Ok(match target.start_upload(present, Some(target.name())).await? {
+                StartedUpload::Mounted | StartedUpload::Present => true,
+                StartedUpload::Session(session) => {
+                    target.cancel_upload(session).await;
                     false
                 }
             })
         };
-        mounts.get_or_try_init(ask).await.copied()
+        mount_support.get_or_try_init(ask).await.copied()
     }
 
-    pub(super) fn writing(&self, blob: &Descriptor) -> String {
+    pub(super) fn describe_write(&self, blob: &Descriptor) -> String {
         match &self.target {
-            Target::Registry(target) => target.writing(&blob.digest),
-            Target::Layout(target) => target.layout().writing(&blob.digest),
+            CopyTarget::Registry(target) => target.write_operation(&blob.digest),
+            CopyTarget::Layout(target) => target.layout().write_operation(&blob.digest),
         }
     }
 
-    async fn send_small(&self, target: &Repository, blob: &Descriptor, session: Upload) -> Result<Arrival> {
+    async fn upload_small(
+        &self,
+        target: &Repository,
+        blob: &Descriptor,
+        session: UploadSession,
+    ) -> Result<BlobOutcome> {
         let is_public = AtomicBool::new(false);
         let read = Box::pin(self.read_small(blob, &is_public));
-        let bytes = match &self.together {
-            Some(member) => member.small(blob, read).await,
+        let bytes = match &self.fan_out {
+            Some(member) => member.read_small_blob(blob, read).await,
             None => read.await,
         };
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => {
-                target.upload_cancel(session).await;
+                target.cancel_upload(session).await;
                 return Err(error);
             }
         };
-        self.learn_proof(blob, is_public.into_inner());
-        let mut retry = target.retry();
+        self.record_proof(blob, is_public.into_inner());
+        let mut retry = target.new_retry();
         let mut session = Some(session);
         let mut sessions_lost = 0;
         loop {
             let mut upload = match session.take() {
                 Some(session) => session,
-                None => match self.start(target, blob).await? {
-                    Begun::Done(_) => return Ok(Arrival::Copied),
-                    Begun::Session(session) => session,
+                None => match self.open_session_or_mount(target, blob).await? {
+                    UploadStart::Finished(_) => return Ok(BlobOutcome::Copied),
+                    UploadStart::Session(session) => session,
                 },
             };
-            let sent = target.upload_send(&mut upload, Part::Whole(bytes.clone())).await;
-            let Err(error) = sent else { return Ok(Arrival::Copied) };
+            let sent = target.send_upload(&mut upload, UploadBody::Whole(bytes.clone())).await;
+            let Err(error) = sent else { return Ok(BlobOutcome::Copied) };
             let error = match error.status() {
-                Some(413) => too_large(error, target, blob.size, upload.min_chunk()),
-                _ => session_lost(error, &mut sessions_lost),
+                Some(413) => too_large_error(error, target, blob.size, upload.min_chunk()),
+                _ => retry_lost_session(error, &mut sessions_lost),
             };
-            target.upload_cancel(upload).await;
-            target.pause(&mut retry, error).await?;
+            target.cancel_upload(upload).await;
+            target.wait_before_retry(&mut retry, error).await?;
         }
     }
 
     /// Reads and verifies a small blob.
     pub(super) async fn read_small(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
-        match self.read_already(blob) {
+        match self.prefetched_blob(blob) {
             Some(bytes) => Ok(bytes),
-            None => self.source.blob_small(blob, &self.source_tally, is_public).await,
+            None => self.source.read_small_blob(blob, &self.source_traffic, is_public).await,
         }
     }
 
-    async fn send_large(
+    async fn upload_large(
         &self,
         target: &Repository,
         blob: &Descriptor,
-        session: Upload,
+        session: UploadSession,
         moved: Arc<AtomicU64>,
-    ) -> Result<Arrival> {
-        let share = match &self.together {
-            Some(member) => member.share(blob, (&self.source, &self.source_tally), &self.context).await,
+    ) -> Result<BlobOutcome> {
+        let subscription = match &self.fan_out {
+            Some(member) => member.subscribe(blob, (&self.source, &self.source_traffic), &self.context).await,
             None => None,
         };
-        let feed = Feed::new(&self.source, &self.source_tally, blob, moved, &self.context.clock).sharing(share).await;
-        let mut state = Sending {
-            retry: target.retry(),
-            chunk: target.chunk(),
-            body: 0,
-            refused: false,
-            held: 0,
+        let body = ResumableBody::new(&self.source, &self.source_traffic, blob, moved, &self.context.clock)
+            .with_shared_reader(subscription)
+            .await;
+        let mut state = UploadState {
+            retry: target.new_retry(),
+            chunk: target.upload_chunk_size(),
+            last_body_bytes: 0,
+            body_refused: false,
+            target_offset: 0,
             resumed: false,
             sessions_lost: 0,
-            out_of_step: 0,
+            range_errors: 0,
             read_again: false,
             sent_again: false,
         };
         let mut upload = session;
         loop {
-            let Err(error) = self.send_from_here(target, &feed, blob, &mut upload, &mut state).await else {
-                self.learn_proof(blob, feed.gauge().is_public());
-                return Ok(Arrival::Copied);
+            let Err(error) = self.send_remaining(target, &body, blob, &mut upload, &mut state).await else {
+                self.record_proof(blob, body.progress().is_public());
+                return Ok(BlobOutcome::Copied);
             };
-            match self.mend(target, error, &feed, blob, upload, &mut state).await? {
-                Begun::Session(session) => upload = session,
+            match self.recover_upload(target, error, &body, blob, upload, &mut state).await? {
+                UploadStart::Session(session) => upload = session,
                 // The target has the whole blob; only the response was lost.
-                Begun::Done(_) => return Ok(Arrival::Copied),
+                UploadStart::Finished(_) => return Ok(BlobOutcome::Copied),
             }
         }
     }
 
     /// Sends the remaining bytes: in one PUT, or in PATCHes of the registry's chunk size and an empty PUT.
-    async fn send_from_here(
+    async fn send_remaining(
         &self,
         target: &Repository,
-        feed: &Feed,
+        body: &ResumableBody,
         blob: &Descriptor,
-        upload: &mut Upload,
-        state: &mut Sending,
+        upload: &mut UploadSession,
+        state: &mut UploadState,
     ) -> Result<()> {
         if let Some(chunk) = state.chunk {
             let chunk = chunk.max(upload.min_chunk()).max(1);
             loop {
-                let offset = feed.gauge().handed();
+                let offset = body.progress().sent_offset();
                 if offset >= blob.size {
                     break;
                 }
                 let end = (offset + chunk).min(blob.size);
-                state.body = end - offset;
-                self.send_part(target, feed, upload, (end, false)).await?;
-                if feed.gauge().handed() < end {
+                state.last_body_bytes = end - offset;
+                self.send_part(target, body, upload, (end, false)).await?;
+                if body.progress().sent_offset() < end {
                     let detail = "the target answered before it had all of a chunk";
-                    return Err(Error::new(Class::ServerError, self.writing(blob), detail));
+                    return Err(Error::new(ErrorKind::ServerError, self.describe_write(blob), detail));
                 }
-                state.held = end;
-                state.retry.progressed();
-                if state.refused && end - offset == chunk {
-                    target.limit_bodies(chunk);
+                state.target_offset = end;
+                state.retry.reset();
+                if state.body_refused && end - offset == chunk {
+                    target.set_body_limit(chunk);
                 }
             }
         }
-        state.body = blob.size - feed.gauge().handed();
-        self.send_part(target, feed, upload, (blob.size, true)).await
+        state.last_body_bytes = blob.size - body.progress().sent_offset();
+        self.send_part(target, body, upload, (blob.size, true)).await
     }
 
     async fn send_part(
         &self,
         target: &Repository,
-        feed: &Feed,
-        upload: &mut Upload,
+        body: &ResumableBody,
+        upload: &mut UploadSession,
         (end, last): (u64, bool),
     ) -> Result<()> {
-        let offset = feed.gauge().handed();
-        let sent = Box::new(feed.progress(end));
-        let part = Part::Stream { body: feed.body(end, target.meter()).await, sent, offset, end, last };
-        let result = target.upload_send(upload, part).await;
-        target.tally().sent(feed.gauge().handed() - offset);
+        let offset = body.progress().sent_offset();
+        let sent = Box::new(body.progress_reporter(end));
+        let part = UploadBody::Stream {
+            body: body.stream_until(end, target.upload_meter()).await,
+            progress: sent,
+            offset,
+            end,
+            last,
+        };
+        let result = target.send_upload(upload, part).await;
+        target.counters().record_sent(body.progress().sent_offset() - offset);
         result
     }
 
     /// Recovers from a failed upload: resumes the session at the offset it holds, restarts it, or gives up.
-    async fn mend(
+    async fn recover_upload(
         &self,
         target: &Repository,
         error: Error,
-        feed: &Feed,
+        body: &ResumableBody,
         blob: &Descriptor,
-        mut upload: Upload,
-        state: &mut Sending,
-    ) -> Result<Begun> {
-        let give_up = |error: Error, upload: Upload| async {
-            target.upload_cancel(upload).await;
+        mut upload: UploadSession,
+        state: &mut UploadState,
+    ) -> Result<UploadStart> {
+        let give_up = |error: Error, upload: UploadSession| async {
+            target.cancel_upload(upload).await;
             Err(error)
         };
-        if let Some(cause) = feed.take_failure().await {
+        if let Some(cause) = body.take_failure().await {
             // The connection may have corrupted it: restart once, then trust the mismatch.
-            if cause.class() == Class::Corrupt && !state.read_again {
+            if cause.kind() == ErrorKind::Corrupt && !state.read_again {
                 state.read_again = true;
-                self.source.distrust();
-                return self.begin_again(target, feed, blob, upload, state).await;
+                self.source.distrust_mirrors();
+                return self.restart_upload(target, body, blob, upload, state).await;
             }
             return give_up(cause, upload).await;
         }
-        if error.status() == Some(413) && state.body > 0 {
-            let Some(chunk) = smaller_chunk(target, state.body, upload.min_chunk()) else {
-                return give_up(too_large(error, target, state.body, upload.min_chunk()), upload).await;
+        if error.status() == Some(413) && state.last_body_bytes > 0 {
+            let Some(chunk) = next_smaller_chunk(target, state.last_body_bytes, upload.min_chunk()) else {
+                return give_up(too_large_error(error, target, state.last_body_bytes, upload.min_chunk()), upload)
+                    .await;
             };
-            (state.chunk, state.refused) = (Some(chunk), true);
-            return self.begin_again(target, feed, blob, upload, state).await;
+            (state.chunk, state.body_refused) = (Some(chunk), true);
+            return self.restart_upload(target, body, blob, upload, state).await;
         }
-        let mut error = session_lost(error, &mut state.sessions_lost);
-        if error.status() == Some(416) && state.out_of_step < 2 {
+        let mut error = retry_lost_session(error, &mut state.sessions_lost);
+        if error.status() == Some(416) && state.range_errors < 2 {
             // The session's offset differs from ours: query it.
-            state.out_of_step += 1;
-            error = error.as_class(Class::ServerError);
+            state.range_errors += 1;
+            error = error.with_kind(ErrorKind::ServerError);
         }
-        if state.resumed && !state.sent_again && matches!(error.class(), Class::Refused | Class::Corrupt) {
+        if state.resumed && !state.sent_again && matches!(error.kind(), ErrorKind::Refused | ErrorKind::Corrupt) {
             // The resume may have gone wrong at the registry, not the blob.
             state.sent_again = true;
-            return self.begin_again(target, feed, blob, upload, state).await;
+            return self.restart_upload(target, body, blob, upload, state).await;
         }
-        feed.let_go().await;
-        if let Err(error) = target.pause(&mut state.retry, error).await {
+        body.pause_source().await;
+        if let Err(error) = target.wait_before_retry(&mut state.retry, error).await {
             return give_up(error, upload).await;
         }
-        match target.upload_status(&mut upload, feed.gauge().handed()).await {
+        match target.query_upload_offset(&mut upload, body.progress().sent_offset()).await {
             Ok(Some(held)) => {
-                if held > state.held {
-                    state.held = held;
-                    state.retry.progressed();
+                if held > state.target_offset {
+                    state.target_offset = held;
+                    state.retry.reset();
                 }
                 state.resumed = held > 0;
-                feed.rewind(held).await;
-                Ok(Begun::Session(upload))
+                body.rewind(held).await;
+                Ok(UploadStart::Session(upload))
             }
-            Ok(None) => self.begin_again(target, feed, blob, upload, state).await,
+            Ok(None) => self.restart_upload(target, body, blob, upload, state).await,
             Err(error) => give_up(error, upload).await,
         }
     }
 
     /// Restarts from the first byte, in a new session.
-    async fn begin_again(
+    async fn restart_upload(
         &self,
         target: &Repository,
-        feed: &Feed,
+        body: &ResumableBody,
         blob: &Descriptor,
-        upload: Upload,
-        state: &mut Sending,
-    ) -> Result<Begun> {
-        (state.held, state.resumed) = (0, false);
-        feed.rewind(0).await;
-        target.upload_cancel(upload).await;
-        self.start(target, blob).await
+        upload: UploadSession,
+        state: &mut UploadState,
+    ) -> Result<UploadStart> {
+        (state.target_offset, state.resumed) = (0, false);
+        body.rewind(0).await;
+        target.cancel_upload(upload).await;
+        self.open_session_or_mount(target, blob).await
     }
 }
 
 /// State of one large upload across retries.
-struct Sending {
-    retry: Retry,
+struct UploadState {
+    retry: RetryState,
     chunk: Option<u64>,
     /// Bytes of the last body.
-    body: u64,
+    last_body_bytes: u64,
     /// Whether a body was rejected for its size.
-    refused: bool,
+    body_refused: bool,
     /// Offset the target was last known to hold.
-    held: u64,
+    target_offset: u64,
     /// Whether the session was resumed, which may itself be the cause of a failure.
     resumed: bool,
     sessions_lost: u32,
     /// Number of offset mismatches (416).
-    out_of_step: u32,
+    range_errors: u32,
     read_again: bool,
     sent_again: bool,
 }
 
-enum Begun {
-    Done(Arrival),
-    Session(Upload),
+enum UploadStart {
+    Finished(BlobOutcome),
+    Session(UploadSession),
 }
 
 /// Makes a lost session retryable; a registry that loses every session has another problem.
-fn session_lost(error: Error, lost: &mut u32) -> Error {
-    match error.class() {
-        Class::NotFound if *lost < 2 => {
+fn retry_lost_session(error: Error, lost: &mut u32) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound if *lost < 2 => {
             *lost += 1;
-            error.as_class(Class::ServerError)
+            error.with_kind(ErrorKind::ServerError)
         }
         _ => error,
     }

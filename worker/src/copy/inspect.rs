@@ -4,28 +4,28 @@ use std::collections::BTreeMap;
 use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{Companion, Descriptor, Digest, Kind, Manifest, Platform};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::image::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, Platform};
 use imgsync_common::layout::Layout;
-use imgsync_common::registry::{Access, Client, Context, ManifestRef, Tally};
+use imgsync_common::registry::{Access, Client, Context, ManifestRef, TrafficCounters};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Location;
-use super::ends::Source;
-use super::listed::Listed;
-use super::verify::source_referrers;
+use super::ImageLocation;
+use super::endpoints::CopySource;
+use super::index_entry::EntryContent;
+use super::verify::list_source_referrers;
 
 /// Maximum depth of nested indexes and referrers.
 const MAX_DEPTH: usize = 16;
 /// Largest config, in bytes, that is read for its platform.
-const MAX_CONFIG: u64 = 4 << 20;
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Annotation of a BuildKit attestation in an index: the digest of its subject.
-const ABOUT: &str = "vnd.docker.reference.digest";
+const ATTESTATION_SUBJECT: &str = "vnd.docker.reference.digest";
 
 /// A manifest and everything below it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Inspected {
+pub struct ManifestTree {
     /// Digest of the manifest.
     pub digest: Digest,
     /// Media type.
@@ -40,7 +40,7 @@ pub struct Inspected {
     pub artifact_type: Option<String>,
     /// Digest of the manifest in the same index that this attestation is about.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub about: Option<String>,
+    pub attested_digest: Option<String>,
     /// Whether it is listed but missing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub missing: bool,
@@ -58,10 +58,10 @@ pub struct Inspected {
     pub layers: Vec<InspectedBlob>,
     /// Children of an index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub manifests: Vec<Inspected>,
+    pub manifests: Vec<ManifestTree>,
     /// Referrers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub referrers: Vec<Inspected>,
+    pub referrers: Vec<ManifestTree>,
 }
 
 /// A blob named by a manifest.
@@ -78,9 +78,9 @@ pub struct InspectedBlob {
     pub urls: Vec<String>,
 }
 
-impl Inspected {
+impl ManifestTree {
     /// Counts the distinct blobs of this manifest and its children, and their bytes; referrers are not included.
-    pub fn blobs(&self) -> (usize, u64) {
+    pub fn count_blobs(&self) -> (usize, u64) {
         let mut seen: HashSet<&Digest> = HashSet::new();
         let mut bytes = 0;
         let mut open = vec![self];
@@ -97,74 +97,76 @@ impl Inspected {
 }
 
 /// Reads the manifest tree of an image.
-pub async fn inspect(client: &Client, location: &Location, context: &Context) -> Result<Inspected> {
+pub async fn inspect(client: &Client, location: &ImageLocation, context: &Context) -> Result<ManifestTree> {
     let source = match location {
-        Location::Registry(reference) => Source::Registry(client.repository(
+        ImageLocation::Registry(reference) => CopySource::Registry(client.repository(
             &reference.registry,
             &reference.repository,
             Access::Pull,
             context,
-            &Tally::new(),
+            &TrafficCounters::new(),
         )?),
-        Location::Layout(image) => Source::Layout(Layout::open(&image.dir).await?.repository(image.repository())),
+        ImageLocation::Layout(image) => {
+            CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
+        }
     };
     let reference =
         location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));
     let root = source.manifest_get(reference.as_ref()).await?;
-    let reader = Reader { source, context: context.clone() };
-    let mut image = reader.manifest(root, None, 0).await?;
+    let reader = TreeReader { source, context: context.clone() };
+    let mut image = reader.read_manifest(root, None, 0).await?;
     if image.platform.is_none() {
-        image.platform = reader.platform(&image).await?;
+        image.platform = reader.platform_from_config(&image).await?;
     }
-    reader.signed(&mut image).await?;
+    reader.add_cosign_tags(&mut image).await?;
     Ok(image)
 }
 
-struct Reader {
-    source: Source,
+struct TreeReader {
+    source: CopySource,
     context: Context,
 }
 
-impl Reader {
-    fn manifest<'a>(
+impl TreeReader {
+    fn read_manifest<'a>(
         &'a self,
         manifest: Manifest,
-        named: Option<&'a Descriptor>,
+        descriptor: Option<&'a Descriptor>,
         depth: usize,
-    ) -> BoxFuture<'a, Result<Inspected>> {
+    ) -> BoxFuture<'a, Result<ManifestTree>> {
         Box::pin(async move {
-            let tried = || self.source.reading(manifest.digest());
+            let tried = || self.source.describe_read(manifest.digest());
             if depth > MAX_DEPTH {
-                return Err(Error::new(Class::Unsupported, tried(), "there is no end to what hangs below it"));
+                return Err(Error::new(ErrorKind::Unsupported, tried(), "there is no end to what hangs below it"));
             }
             if self.context.cancel.is_cancelled() {
                 return Err(Error::cancelled(tried()));
             }
             let parsed = manifest.parsed();
-            let mut image = Inspected {
+            let mut image = ManifestTree {
                 digest: manifest.digest().clone(),
                 media_type: manifest.media_type().to_string(),
                 size: manifest.bytes().len() as u64,
                 annotations: parsed.annotations.clone(),
                 artifact_type: parsed.artifact_type.clone(),
-                ..unread(named, manifest.digest())
+                ..from_descriptor(descriptor, manifest.digest())
             };
             match manifest.kind() {
-                Kind::Image { config, layers } => {
-                    image.config = config.as_deref().map(blob);
-                    image.layers = layers.iter().map(blob).collect();
+                ManifestKind::Image { config, layers } => {
+                    image.config = config.as_deref().map(describe_blob);
+                    image.layers = layers.iter().map(describe_blob).collect();
                 }
-                Kind::Index { manifests } => {
+                ManifestKind::Index { manifests } => {
                     for child in manifests {
-                        match self.listed(child, depth).await? {
+                        match self.read_entry(child, depth).await? {
                             Some(read) => image.manifests.push(read),
-                            None => image.layers.push(blob(child)),
+                            None => image.layers.push(describe_blob(child)),
                         }
                     }
                 }
             }
-            for referrer in source_referrers(&self.source, manifest.digest()).await? {
-                let Some(mut read) = self.listed(&referrer, depth).await? else { continue };
+            for referrer in list_source_referrers(&self.source, manifest.digest()).await? {
+                let Some(mut read) = self.read_entry(&referrer, depth).await? else { continue };
                 read.artifact_type = read.artifact_type.or(referrer.artifact_type);
                 image.referrers.push(read);
             }
@@ -173,46 +175,55 @@ impl Reader {
     }
 
     /// Adds cosign's digest tags, which referrers listings do not contain.
-    fn signed<'a>(&'a self, image: &'a mut Inspected) -> BoxFuture<'a, Result<()>> {
+    fn add_cosign_tags<'a>(&'a self, image: &'a mut ManifestTree) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            for kind in Companion::COSIGN {
-                let tag = kind.tag_of(&image.digest);
-                let Some(there) = self.source.companion_head(&tag).await? else { continue };
-                let manifest = self.source.by_digest(&there.digest).await?;
-                let read = self.manifest(manifest, None, 1).await?;
-                image.referrers.push(Inspected { tag: Some(tag.to_string()), ..read });
+            for kind in DigestTag::COSIGN {
+                let tag = kind.tag_for(&image.digest);
+                let Some(there) = self.source.digest_tag_head(&tag).await? else { continue };
+                let manifest = self.source.manifest_by_digest(&there.digest).await?;
+                let read = self.read_manifest(manifest, None, 1).await?;
+                image.referrers.push(ManifestTree { tag: Some(tag.to_string()), ..read });
             }
             for child in image.manifests.iter_mut().filter(|child| !child.missing) {
-                self.signed(child).await?;
+                self.add_cosign_tags(child).await?;
             }
             Ok(())
         })
     }
 
     /// Reads an index entry or referrer, which may be missing. `None` for a blob.
-    async fn listed(&self, named: &Descriptor, depth: usize) -> Result<Option<Inspected>> {
-        match self.source.listed(named, &Tally::new()).await {
-            Ok(Listed::Manifest(manifest)) => self.manifest(manifest, Some(named), depth + 1).await.map(Some),
-            Ok(Listed::Blob(_)) => Ok(None),
-            Err(error) if error.class() == Class::NotFound => {
-                let (media_type, size) = (named.media_type.to_string(), named.size);
-                Ok(Some(Inspected { media_type, size, missing: true, ..unread(Some(named), &named.digest) }))
+    async fn read_entry(&self, descriptor: &Descriptor, depth: usize) -> Result<Option<ManifestTree>> {
+        match self.source.resolve_entry(descriptor, &TrafficCounters::new()).await {
+            Ok(EntryContent::Manifest(manifest)) => {
+                self.read_manifest(manifest, Some(descriptor), depth + 1).await.map(Some)
+            }
+            Ok(EntryContent::Blob(_)) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let (media_type, size) = (descriptor.media_type.to_string(), descriptor.size);
+                Ok(Some(ManifestTree {
+                    media_type,
+                    size,
+                    missing: true,
+                    ..from_descriptor(Some(descriptor), &descriptor.digest)
+                }))
             }
             Err(error) => Err(error),
         }
     }
 
     /// Reads the platform from an image's config; `None` for other artifacts.
-    async fn platform(&self, image: &Inspected) -> Result<Option<String>> {
-        let Some(config) = image.config.as_ref().filter(|config| config.size <= MAX_CONFIG) else { return Ok(None) };
+    async fn platform_from_config(&self, image: &ManifestTree) -> Result<Option<String>> {
+        let Some(config) = image.config.as_ref().filter(|config| config.size <= MAX_CONFIG_BYTES) else {
+            return Ok(None);
+        };
         let named = Descriptor::new(
             imgsync_common::image::MediaType::new(&config.media_type),
             config.digest.clone(),
             config.size,
         );
-        let (mut stream, _) = self.source.blob_open(&named, 0, &Tally::new()).await?;
+        let (mut stream, _) = self.source.blob_open(&named, 0, &TrafficCounters::new()).await?;
         let mut bytes = Vec::new();
-        while let Some(chunk) = stream.chunk().await? {
+        while let Some(chunk) = stream.next_chunk().await? {
             bytes.extend_from_slice(&chunk);
         }
         let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -224,14 +235,14 @@ impl Reader {
 }
 
 /// Creates a tree node from a descriptor alone.
-fn unread(named: Option<&Descriptor>, digest: &Digest) -> Inspected {
-    Inspected {
+fn from_descriptor(descriptor: Option<&Descriptor>, digest: &Digest) -> ManifestTree {
+    ManifestTree {
         digest: digest.clone(),
         media_type: String::new(),
         size: 0,
-        platform: named.and_then(|named| named.platform.as_ref()).map(ToString::to_string),
-        artifact_type: named.and_then(|named| named.artifact_type.clone()),
-        about: named.and_then(|named| named.annotations.get(ABOUT).cloned()),
+        platform: descriptor.and_then(|named| named.platform.as_ref()).map(ToString::to_string),
+        artifact_type: descriptor.and_then(|named| named.artifact_type.clone()),
+        attested_digest: descriptor.and_then(|named| named.annotations.get(ATTESTATION_SUBJECT).cloned()),
         missing: false,
         tag: None,
         annotations: BTreeMap::new(),
@@ -242,7 +253,7 @@ fn unread(named: Option<&Descriptor>, digest: &Digest) -> Inspected {
     }
 }
 
-fn blob(descriptor: &Descriptor) -> InspectedBlob {
+fn describe_blob(descriptor: &Descriptor) -> InspectedBlob {
     InspectedBlob {
         digest: descriptor.digest.clone(),
         media_type: descriptor.media_type.to_string(),

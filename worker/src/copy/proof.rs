@@ -7,34 +7,34 @@
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::image::{Descriptor, Hasher};
 
 use super::blob::is_large;
-use super::walk::Walk;
+use super::transfer::ImageTransfer;
 
-impl Walk {
+impl ImageTransfer {
     /// Whether a proof for a blob is already recorded.
     pub(super) async fn is_proved(&self, blob: &Descriptor) -> bool {
-        match &self.source_home {
-            Some(source) => self.known.is_proved(source, &blob.digest).await,
+        match &self.source_locator {
+            Some(source) => self.target_cache.is_proved(source, &blob.digest).await,
             None => false,
         }
     }
 
     /// Asks the source whether it has a blob.
-    pub(super) async fn is_shown(&self, blob: &Descriptor) -> Result<bool> {
-        let is_shown = self.source.shows_blob(blob).await?;
+    pub(super) async fn prove_by_request(&self, blob: &Descriptor) -> Result<bool> {
+        let is_shown = self.source.proves_blob(blob).await?;
         if is_shown {
-            self.learn_proof(blob, false);
+            self.record_proof(blob, false);
         }
         Ok(is_shown)
     }
 
     /// Records that the source has proved a blob.
-    pub(super) fn learn_proof(&self, blob: &Descriptor, is_public: bool) {
-        if let Some(source) = &self.source_home {
-            let proof = self.known.learn_proof(source, &blob.digest, is_public);
+    pub(super) fn record_proof(&self, blob: &Descriptor, is_public: bool) {
+        if let Some(source) = &self.source_locator {
+            let proof = self.target_cache.record_proof(source, &blob.digest, is_public);
             self.proofs.lock().unwrap_or_else(PoisonError::into_inner).push(proof);
         }
     }
@@ -42,7 +42,7 @@ impl Walk {
     /// Shares the recorded proofs with other processes: once per image, because each call is a store request.
     pub(super) async fn share_proofs(&self) {
         let proofs = std::mem::take(&mut *self.proofs.lock().unwrap_or_else(PoisonError::into_inner));
-        self.known.share_proofs(&proofs).await;
+        self.target_cache.share_proofs(&proofs).await;
     }
 
     /// Requires the source to prove that it has a blob which is already at the target. If it does not answer HEAD, the
@@ -52,54 +52,54 @@ impl Walk {
             return Ok(());
         }
         // Concurrent copies of the same blob wait here, then find it proved.
-        let _flight = match self.target.repository() {
+        let _single_flight = match self.target.repository() {
             Some(target) => Some(tokio::select! {
-                flight = self.known.flight(target.registry(), &blob.digest) => flight,
-                () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.source.reading(&blob.digest))),
+                flight = self.target_cache.single_flight(target.registry(), &blob.digest) => flight,
+                () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.source.describe_read(&blob.digest))),
             }),
             None => None,
         };
-        if self.is_proved(blob).await || self.is_shown(blob).await? {
+        if self.is_proved(blob).await || self.prove_by_request(blob).await? {
             return Ok(());
         }
         match is_large(blob) {
-            true => self.read_through(blob).await?,
+            true => self.verify_by_reading(blob).await?,
             false => drop(self.read_small(blob, &AtomicBool::new(false)).await?),
         }
-        self.learn_proof(blob, false);
+        self.record_proof(blob, false);
         Ok(())
     }
 
     /// Reads a blob only to verify its digest.
-    async fn read_through(&self, blob: &Descriptor) -> Result<()> {
+    async fn verify_by_reading(&self, blob: &Descriptor) -> Result<()> {
         let mut retry = self.source.retry();
         loop {
-            match self.read_through_once(blob).await {
+            match self.verify_by_reading_once(blob).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.source.pause(&mut retry, error).await?,
             }
         }
     }
 
-    async fn read_through_once(&self, blob: &Descriptor) -> Result<()> {
-        let (mut stream, _) = self.source.blob_open(blob, 0, &self.source_tally).await?;
+    async fn verify_by_reading_once(&self, blob: &Descriptor) -> Result<()> {
+        let (mut stream, _) = self.source.blob_open(blob, 0, &self.source_traffic).await?;
         let mut hasher = Hasher::new(blob.digest.algorithm());
         let mut read = 0;
-        while let Some(chunk) = stream.chunk().await? {
+        while let Some(chunk) = stream.next_chunk().await? {
             read += chunk.len() as u64;
             if read > blob.size {
                 break;
             }
             hasher.update(&chunk);
         }
-        let (tried, size) = (self.source.reading(&blob.digest), blob.size);
+        let (tried, size) = (self.source.describe_read(&blob.digest), blob.size);
         if read < size {
             let detail = format!("the stream ended after {read} of {size} bytes");
-            return Err(Error::new(Class::Unreachable, tried, detail));
+            return Err(Error::new(ErrorKind::Unreachable, tried, detail));
         }
         let found = hasher.finish();
         if read > size || found != blob.digest {
-            return Err(Error::new(Class::Corrupt, tried, format!("its bytes have the digest {found}")));
+            return Err(Error::new(ErrorKind::Corrupt, tried, format!("its bytes have the digest {found}")));
         }
         Ok(())
     }

@@ -9,95 +9,100 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
 use imgsync_common::batch::Referrers;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::image::{Companion, Descriptor, Digest, Kind, Manifest};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::image::{Descriptor, Digest, DigestTag, Manifest, ManifestKind};
 use imgsync_common::registry::{FallbackTag, ManifestRef};
 
-use super::choose::Chosen;
-use super::known::Seen;
-use super::listed::Listed;
-use super::walk::{At, Walk};
+use super::index_entry::EntryContent;
+use super::platform_filter::SelectedImage;
+use super::target_cache::DigestSet;
+use super::transfer::{ImageTransfer, PutTarget};
 
 /// Maximum manifests queried, and referrers of one manifest copied, concurrently.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENT_REFERRERS: usize = 4;
 /// Maximum depth of referrers; real images have two levels.
 const MAX_LEVELS: usize = 16;
 /// Maximum referrers of one image; more than any has.
 const MAX_REFERRERS: usize = 10_000;
 
 /// A manifest whose referrers are copied.
-struct Subject {
+struct ReferrerSubject {
     digest: Digest,
     /// Whether to look for cosign's tags as well.
-    tags: bool,
+    has_cosign_tags: bool,
 }
 
 /// Referrers of one manifest.
 #[derive(Default)]
-struct Found {
+struct ReferrersFound {
     /// Whether there are any, selected or not.
-    anything: bool,
+    has_any: bool,
     /// Referrers now at the target; they may have referrers themselves.
     referrers: Vec<Digest>,
     /// Number of referrers that were missing at the target.
-    brought: u64,
+    copied: u64,
 }
 
 /// State shared by all manifests of one image.
-struct Company<'a> {
-    seen: Seen,
+struct ReferrerContext<'a> {
+    seen: DigestSet,
     /// Put by digest before its referrers, if its tag is put later.
     root: Option<&'a Manifest>,
-    root_is_put: tokio::sync::OnceCell<()>,
+    root_put: tokio::sync::OnceCell<()>,
 }
 
-impl Walk {
+impl ImageTransfer {
     /// Copies the referrers of an image that was not read yet. Looks at the children of an index only if the index
     /// itself has any.
-    pub(super) async fn bring_referrers_of_root<F>(&self, root: &Digest, read: impl FnOnce() -> F) -> Result<u64>
+    pub(super) async fn copy_referrers_of_unread_root<F>(&self, root: &Digest, read: impl FnOnce() -> F) -> Result<u64>
     where
-        F: Future<Output = Result<Chosen>>,
+        F: Future<Output = Result<SelectedImage>>,
     {
-        let company = Company { seen: Seen::default(), root: None, root_is_put: tokio::sync::OnceCell::new() };
-        let first = Subject { digest: root.clone(), tags: true };
-        let found = self.company_of(first, &company).await?;
-        if !found.anything {
+        let shared = ReferrerContext { seen: DigestSet::default(), root: None, root_put: tokio::sync::OnceCell::new() };
+        let first = ReferrerSubject { digest: root.clone(), has_cosign_tags: true };
+        let found = self.copy_referrers_of(first, &shared).await?;
+        if !found.has_any {
             return Ok(0);
         }
-        let Chosen { root, only, .. } = read().await?;
-        let mut children = self.listed_by(&root).await?;
+        let SelectedImage { root, selected_children: only, .. } = read().await?;
+        let mut children = self.list_descendants(&root).await?;
         children.retain(|child| only.as_ref().is_none_or(|only| only.contains(child)));
-        let mut next: Vec<Subject> = found.referrers.into_iter().map(|digest| self.subject(digest, false)).collect();
-        next.extend(children.into_iter().map(|digest| self.subject(digest, true)));
-        Ok(found.brought + self.bring_levels(next, &company).await?)
+        let mut next: Vec<ReferrerSubject> =
+            found.referrers.into_iter().map(|digest| self.make_subject(digest, false)).collect();
+        next.extend(children.into_iter().map(|digest| self.make_subject(digest, true)));
+        Ok(found.copied + self.copy_levels(next, &shared).await?)
     }
 
     /// Copies the referrers of an image and of all its children, and returns the number copied. `is_at_source`: the
     /// source has the image itself, not only its children. `put_first`: the image is not at the target yet.
-    pub(super) async fn bring_referrers(&self, root: &Manifest, is_at_source: bool, put_first: bool) -> Result<u64> {
-        if !self.referrers.are_wanted() {
+    pub(super) async fn copy_referrers(&self, root: &Manifest, is_at_source: bool, put_first: bool) -> Result<u64> {
+        if !self.referrers.copies_any() {
             return Ok(0);
         }
         let first = Some(root).filter(|_| put_first);
-        let company = Company { seen: Seen::default(), root: first, root_is_put: tokio::sync::OnceCell::new() };
-        let mut found = Found::default();
+        let shared =
+            ReferrerContext { seen: DigestSet::default(), root: first, root_put: tokio::sync::OnceCell::new() };
+        let mut found = ReferrersFound::default();
         if is_at_source {
-            found = self.company_of(Subject { digest: root.digest().clone(), tags: true }, &company).await?;
+            found = self
+                .copy_referrers_of(ReferrerSubject { digest: root.digest().clone(), has_cosign_tags: true }, &shared)
+                .await?;
         }
-        let children = self.listed_by(root).await?;
-        let tags = found.anything || !is_at_source;
-        let mut next: Vec<Subject> = found.referrers.into_iter().map(|digest| self.subject(digest, false)).collect();
-        next.extend(children.into_iter().map(|digest| self.subject(digest, tags)));
-        Ok(found.brought + self.bring_levels(next, &company).await?)
+        let children = self.list_descendants(root).await?;
+        let tags = found.has_any || !is_at_source;
+        let mut next: Vec<ReferrerSubject> =
+            found.referrers.into_iter().map(|digest| self.make_subject(digest, false)).collect();
+        next.extend(children.into_iter().map(|digest| self.make_subject(digest, tags)));
+        Ok(found.copied + self.copy_levels(next, &shared).await?)
     }
 
-    /// Looks for cosign's tags if a listing showed some in the repository, or if `tags` is set.
-    fn subject(&self, digest: Digest, tags: bool) -> Subject {
-        Subject { digest, tags: tags || self.company.is_listed() }
+    /// Looks for cosign's tags if a listing showed some in the repository, or if `has_cosign_tags` is set.
+    fn make_subject(&self, digest: Digest, tags: bool) -> ReferrerSubject {
+        ReferrerSubject { digest, has_cosign_tags: tags || self.digest_tag_hints.is_listed() }
     }
 
     /// Lists all manifests below one.
-    async fn listed_by(&self, root: &Manifest) -> Result<Vec<Digest>> {
+    async fn list_descendants(&self, root: &Manifest) -> Result<Vec<Digest>> {
         let mut found: Vec<Digest> = Vec::new();
         let mut seen: HashSet<Digest> = HashSet::new();
         let mut open: Vec<Descriptor> = self.children_of(root).into_iter().cloned().collect();
@@ -105,10 +110,10 @@ impl Walk {
             if self.is_listed_blob(&child.digest) || !seen.insert(child.digest.clone()) {
                 continue;
             }
-            match self.noted_index(&child.digest) {
+            match self.cached_index(&child.digest) {
                 Some(children) => open.extend(children),
                 None if child.media_type.is_index() => {
-                    open.extend(self.child(&child).await?.children().into_iter().cloned());
+                    open.extend(self.child_manifest(&child).await?.children().into_iter().cloned());
                 }
                 None => {}
             }
@@ -117,64 +122,68 @@ impl Walk {
         Ok(found)
     }
 
-    async fn bring_levels(&self, mut level: Vec<Subject>, company: &Company<'_>) -> Result<u64> {
-        let (mut brought, mut asked) = (0, 0);
+    async fn copy_levels(&self, mut level: Vec<ReferrerSubject>, shared: &ReferrerContext<'_>) -> Result<u64> {
+        let (mut copied, mut asked) = (0, 0);
         for _ in 0..MAX_LEVELS {
             if level.is_empty() {
-                return Ok(brought);
+                return Ok(copied);
             }
             asked += level.len();
             if asked > MAX_REFERRERS {
                 break;
             }
             let work = futures_util::stream::iter(level)
-                .map(|subject| Box::pin(self.company_of(subject, company)))
-                .buffer_unordered(AT_ONCE);
-            let found: Vec<Found> = self.gather(work).await?;
-            brought += found.iter().map(|found| found.brought).sum::<u64>();
+                .map(|subject| Box::pin(self.copy_referrers_of(subject, shared)))
+                .buffer_unordered(MAX_CONCURRENT_REFERRERS);
+            let found: Vec<ReferrersFound> = self.collect_all(work).await?;
+            copied += found.iter().map(|found| found.copied).sum::<u64>();
             let referrers = found.into_iter().flat_map(|found| found.referrers);
-            level = referrers.map(|digest| self.subject(digest, false)).collect();
+            level = referrers.map(|digest| self.make_subject(digest, false)).collect();
         }
         let detail = format!("more than {MAX_LEVELS} levels or {MAX_REFERRERS} of them");
-        Err(Error::new(Class::Unsupported, "copying what refers to an image", detail)
-            .hint("`referrers: false` copies the image alone"))
+        Err(Error::new(ErrorKind::Unsupported, "copying what refers to an image", detail)
+            .with_hint("`referrers: false` copies the image alone"))
     }
 
     /// Copies the referrers and cosign tags of one manifest.
-    async fn company_of(&self, subject: Subject, company: &Company<'_>) -> Result<Found> {
-        let Subject { digest: subject, tags } = subject;
+    async fn copy_referrers_of(
+        &self,
+        subject: ReferrerSubject,
+        shared: &ReferrerContext<'_>,
+    ) -> Result<ReferrersFound> {
+        let ReferrerSubject { digest: subject, has_cosign_tags: tags } = subject;
         let by_tag = async {
             match tags {
-                true => self.cosign_tags(&subject, company).await,
-                false => Ok(Found::default()),
+                true => self.copy_cosign_tags(&subject, shared).await,
+                false => Ok(ReferrersFound::default()),
             }
         };
-        let (referring, tagged) = tokio::join!(self.referring(&subject, company), by_tag);
+        let (referring, tagged) = tokio::join!(self.copy_by_subject(&subject, shared), by_tag);
         let (mut found, tagged) = (referring?, tagged?);
-        found.anything |= tagged.anything;
-        found.brought += tagged.brought;
+        found.has_any |= tagged.has_any;
+        found.copied += tagged.copied;
         found.referrers.extend(tagged.referrers);
         Ok(found)
     }
 
-    /// Copies the referrers found by `subject`.
-    async fn referring(&self, subject: &Digest, company: &Company<'_>) -> Result<Found> {
-        let fallback = match (self.company.is_listed(), self.company.may_have(Companion::Referrers)) {
+    /// Copies the referrers found by `make_subject`.
+    async fn copy_by_subject(&self, subject: &Digest, shared: &ReferrerContext<'_>) -> Result<ReferrersFound> {
+        let fallback = match (self.digest_tag_hints.is_listed(), self.digest_tag_hints.may_have(DigestTag::Referrers)) {
             (false, _) => FallbackTag::Unknown,
             (true, true) => FallbackTag::Listed,
             (true, false) => FallbackTag::Absent,
         };
         let (mut listed, index) = self.source.referrers(subject, fallback).await?;
         if let Some(index) = index {
-            self.note_companion(Companion::Referrers, subject, &index);
+            self.record_digest_tag(DigestTag::Referrers, subject, &index);
         }
-        let mut found = Found { anything: !listed.is_empty(), ..Found::default() };
-        listed.retain(|referrer| referrer.digest != *subject && company.seen.first_time(&referrer.digest));
+        let mut found = ReferrersFound { has_any: !listed.is_empty(), ..ReferrersFound::default() };
+        listed.retain(|referrer| referrer.digest != *subject && shared.seen.insert(&referrer.digest));
         listed.retain(|referrer| referrer.artifact_type.as_deref().is_none_or(|kind| self.wants_type(kind)));
         if listed.is_empty() {
             return Ok(found);
         }
-        self.put_root(company).await?;
+        self.put_root_first(shared).await?;
         let there = self.target.referrers(subject).await?;
         let there: HashMap<Digest, Option<String>> =
             there.into_iter().map(|referrer| (referrer.digest, referrer.artifact_type)).collect();
@@ -191,41 +200,44 @@ impl Walk {
                     if is_there {
                         return Ok(Some((referrer.digest, false)));
                     }
-                    let Some(manifest) = self.referrer(&referrer).await? else { return Ok(None) };
-                    self.bring_children_and_blobs(&manifest, 0).await?;
+                    let Some(manifest) = self.read_referrer(&referrer).await? else { return Ok(None) };
+                    self.ensure_content(&manifest, 0).await?;
                     let place = ManifestRef::Digest(referrer.digest.clone());
-                    let put = self.put_manifest(&manifest, At::Reference(&place)).await.map_err(with_advice)?;
+                    let put = self
+                        .put_manifest(&manifest, PutTarget::Reference(&place))
+                        .await
+                        .map_err(with_referrers_hint)?;
                     if !put.subject_kept {
                         unlisted.lock().unwrap_or_else(PoisonError::into_inner).push(manifest);
                     }
-                    self.sums.referrers.fetch_add(1, Ordering::Relaxed);
+                    self.counters.referrers.fetch_add(1, Ordering::Relaxed);
                     Ok::<_, Error>(Some((referrer.digest, true)))
                 })
             })
-            .buffered(AT_ONCE);
-        for (digest, is_new) in self.gather(work).await?.into_iter().flatten() {
+            .buffered(MAX_CONCURRENT_REFERRERS);
+        for (digest, is_new) in self.collect_all(work).await?.into_iter().flatten() {
             found.referrers.push(digest);
-            found.brought += u64::from(is_new);
+            found.copied += u64::from(is_new);
         }
         let unlisted = unlisted.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !unlisted.is_empty() {
-            self.list_under(subject, &unlisted).await?;
+            self.list_under_subject(subject, &unlisted).await?;
         }
         Ok(found)
     }
 
     /// Reads a referrer from the source, if it is selected.
-    async fn referrer(&self, referrer: &Descriptor) -> Result<Option<Manifest>> {
-        match self.source.listed(referrer, &self.source_tally).await {
-            Ok(Listed::Manifest(manifest)) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
-            Ok(Listed::Blob(_)) => {
+    async fn read_referrer(&self, referrer: &Descriptor) -> Result<Option<Manifest>> {
+        match self.source.resolve_entry(referrer, &self.source_traffic).await {
+            Ok(EntryContent::Manifest(manifest)) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
+            Ok(EntryContent::Blob(_)) => {
                 let digest = &referrer.digest;
                 self.context
                     .warn(format!("{digest} is listed as a referrer and is a blob, which refers to nothing: left out"));
                 Ok(None)
             }
             // Pushing clients maintain the fallback index: it can list deleted manifests.
-            Err(error) if error.class() == Class::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.context.warn(format!("{error}; it is listed as a referrer all the same, and left out"));
                 Ok(None)
             }
@@ -234,34 +246,39 @@ impl Walk {
     }
 
     /// Copies cosign's digest tags of a manifest.
-    async fn cosign_tags(&self, subject: &Digest, company: &Company<'_>) -> Result<Found> {
-        let kinds = Companion::COSIGN.into_iter().filter(|kind| self.company.may_have(*kind));
+    async fn copy_cosign_tags(&self, subject: &Digest, shared: &ReferrerContext<'_>) -> Result<ReferrersFound> {
+        let kinds = DigestTag::COSIGN.into_iter().filter(|kind| self.digest_tag_hints.may_have(*kind));
         let work = futures_util::stream::iter(kinds)
-            .map(|kind| Box::pin(self.cosign_tag(kind, subject, company)))
-            .buffered(Companion::COSIGN.len());
-        let found: Vec<Found> = self.gather(work).await?;
-        Ok(found.into_iter().fold(Found::default(), |mut all, one| {
-            all.anything |= one.anything;
-            all.brought += one.brought;
+            .map(|kind| Box::pin(self.copy_cosign_tag(kind, subject, shared)))
+            .buffered(DigestTag::COSIGN.len());
+        let found: Vec<ReferrersFound> = self.collect_all(work).await?;
+        Ok(found.into_iter().fold(ReferrersFound::default(), |mut all, one| {
+            all.has_any |= one.has_any;
+            all.copied += one.copied;
             all.referrers.extend(one.referrers);
             all
         }))
     }
 
-    async fn cosign_tag(&self, kind: Companion, subject: &Digest, company: &Company<'_>) -> Result<Found> {
-        let tag = kind.tag_of(subject);
-        let mut found = Found::default();
-        let Some(at_source) = self.source.companion_head(&tag).await? else { return Ok(found) };
-        found.anything = true;
-        self.note_companion(kind, subject, &at_source.digest);
-        let there = self.target.companion_head(&tag).await?;
+    async fn copy_cosign_tag(
+        &self,
+        kind: DigestTag,
+        subject: &Digest,
+        shared: &ReferrerContext<'_>,
+    ) -> Result<ReferrersFound> {
+        let tag = kind.tag_for(subject);
+        let mut found = ReferrersFound::default();
+        let Some(at_source) = self.source.digest_tag_head(&tag).await? else { return Ok(found) };
+        found.has_any = true;
+        self.record_digest_tag(kind, subject, &at_source.digest);
+        let there = self.target.digest_tag_head(&tag).await?;
         if !self.force && there.is_some_and(|there| there.digest == at_source.digest) {
             found.referrers.push(at_source.digest);
             return Ok(found);
         }
-        let manifest = match self.source.by_digest(&at_source.digest).await {
+        let manifest = match self.source.manifest_by_digest(&at_source.digest).await {
             // The tag has moved meanwhile.
-            Err(error) if error.class() == Class::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.source.manifest_get(Some(&ManifestRef::Tag(tag.clone()))).await?
             }
             read => read?,
@@ -269,28 +286,28 @@ impl Walk {
         if !self.wants(&manifest) {
             return Ok(found);
         }
-        self.put_root(company).await?;
-        self.bring_children_and_blobs(&manifest, 0).await?;
-        self.put_manifest(&manifest, At::Companion(&tag)).await.map_err(with_advice)?;
-        self.sums.referrers.fetch_add(1, Ordering::Relaxed);
-        found.brought = 1;
+        self.put_root_first(shared).await?;
+        self.ensure_content(&manifest, 0).await?;
+        self.put_manifest(&manifest, PutTarget::DigestTag(&tag)).await.map_err(with_referrers_hint)?;
+        self.counters.referrers.fetch_add(1, Ordering::Relaxed);
+        found.copied = 1;
         found.referrers.push(manifest.digest().clone());
         Ok(found)
     }
 
     /// Puts the subject before its referrers: some registries require it.
-    async fn put_root(&self, company: &Company<'_>) -> Result<()> {
-        let Some(root) = company.root else { return Ok(()) };
+    async fn put_root_first(&self, shared: &ReferrerContext<'_>) -> Result<()> {
+        let Some(root) = shared.root else { return Ok(()) };
         let put = || async {
             let place = ManifestRef::Digest(root.digest().clone());
-            self.put(root, &place).await
+            self.put_at_reference(root, &place).await
         };
-        company.root_is_put.get_or_try_init(put).await.map(drop)
+        shared.root_put.get_or_try_init(put).await.map(drop)
     }
 
-    fn note_companion(&self, kind: Companion, subject: &Digest, found: &Digest) {
-        let mut noted = self.sums.companions.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.push((kind.tag_of(subject), found.clone()));
+    fn record_digest_tag(&self, kind: DigestTag, subject: &Digest, found: &Digest) {
+        let mut noted = self.counters.digest_tags.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.push((kind.tag_for(subject), found.clone()));
     }
 
     fn wants_all(&self) -> bool {
@@ -308,17 +325,17 @@ impl Walk {
     /// Whether the referrer's type is selected. Cosign's tags have no artifact type; their layers' media types count.
     fn wants(&self, manifest: &Manifest) -> bool {
         let of_layers = || match manifest.kind() {
-            Kind::Image { layers, .. } => layers.iter().any(|layer| self.wants_type(layer.media_type.as_str())),
-            Kind::Index { .. } => false,
+            ManifestKind::Image { layers, .. } => layers.iter().any(|layer| self.wants_type(layer.media_type.as_str())),
+            ManifestKind::Index { .. } => false,
         };
         self.wants_all() || manifest.artifact_type().is_some_and(|kind| self.wants_type(kind)) || of_layers()
     }
 }
 
 /// Adds a hint for a target that accepts only images.
-fn with_advice(error: Error) -> Error {
-    match error.class() {
-        Class::Refused => error.hint("it belongs to the image, which `referrers: false` copies alone"),
+fn with_referrers_hint(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Refused => error.with_hint("it belongs to the image, which `referrers: false` copies alone"),
         _ => error,
     }
 }

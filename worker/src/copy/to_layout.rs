@@ -3,38 +3,38 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::event::Arrival;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::event::BlobOutcome;
 use imgsync_common::image::Descriptor;
 use imgsync_common::layout::{BlobWriter, Layout};
-use imgsync_common::retry::Retry;
+use imgsync_common::retry::RetryState;
 
-use super::ends::{BlobStream, Target};
-use super::walk::Walk;
+use super::endpoints::{CopyTarget, SourceStream};
+use super::transfer::ImageTransfer;
 
-impl Walk {
-    pub(super) async fn bring_to_layout(&self, blob: &Descriptor) -> Result<Arrival> {
-        let Target::Layout(target) = &self.target else { return Err(Error::cancelled(self.writing(blob))) };
+impl ImageTransfer {
+    pub(super) async fn ensure_in_layout(&self, blob: &Descriptor) -> Result<BlobOutcome> {
+        let CopyTarget::Layout(target) = &self.target else { return Err(Error::cancelled(self.describe_write(blob))) };
         if target.layout().has_blob(blob).await? {
-            return Ok(self.arrived(blob, Arrival::Reused));
+            return Ok(self.record_arrival(blob, BlobOutcome::Reused));
         }
-        self.with_slot(blob, |moved| self.write_to(target.layout(), blob, moved)).await
+        self.with_blob_slot(blob, |moved| self.write_blob(target.layout(), blob, moved)).await
     }
 
-    async fn write_to(&self, layout: &Layout, blob: &Descriptor, moved: Arc<AtomicU64>) -> Result<Arrival> {
+    async fn write_blob(&self, layout: &Layout, blob: &Descriptor, moved: Arc<AtomicU64>) -> Result<BlobOutcome> {
         let mut read_again = false;
         loop {
-            let Some(writer) = layout.blob_start(blob).await? else { return Ok(Arrival::Reused) };
+            let Some(writer) = layout.start_blob(blob).await? else { return Ok(BlobOutcome::Reused) };
             // A leftover of an earlier attempt may come from another source.
             let (is_public, is_whole) = (AtomicBool::new(writer.offset() == 0), writer.offset() == blob.size);
             match self.fill(writer, blob, &moved, &is_public).await {
-                Ok(()) if is_whole => return Ok(Arrival::Reused),
+                Ok(()) if is_whole => return Ok(BlobOutcome::Reused),
                 Ok(()) => {
-                    self.learn_proof(blob, is_public.into_inner());
-                    return Ok(Arrival::Copied);
+                    self.record_proof(blob, is_public.into_inner());
+                    return Ok(BlobOutcome::Copied);
                 }
                 // The connection or the leftover may have corrupted it: retry once from the start.
-                Err(error) if error.class() == Class::Corrupt && !read_again => read_again = true,
+                Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => read_again = true,
                 Err(error) => return Err(error),
             }
         }
@@ -61,33 +61,33 @@ impl Walk {
         writer: &mut BlobWriter,
         blob: &Descriptor,
         (moved, is_public): (&AtomicU64, &AtomicBool),
-        retry: &mut Retry,
+        retry: &mut RetryState,
     ) -> Result<()> {
-        let (mut stream, begins) = match self.read_already(blob) {
-            Some(bytes) => (BlobStream::Held(Some(bytes)), 0),
-            None => self.source.blob_open(blob, writer.offset(), &self.source_tally).await?,
+        let (mut stream, begins) = match self.prefetched_blob(blob) {
+            Some(bytes) => (SourceStream::InMemory(Some(bytes)), 0),
+            None => self.source.blob_open(blob, writer.offset(), &self.source_traffic).await?,
         };
         is_public.fetch_and(stream.is_public(), Ordering::Relaxed);
         let mut skip = writer.offset() - begins;
         loop {
             let chunk = tokio::select! {
-                () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.writing(blob))),
-                chunk = stream.chunk() => chunk?,
+                () = self.context.cancel.cancelled() => return Err(Error::cancelled(self.describe_write(blob))),
+                chunk = stream.next_chunk() => chunk?,
             };
             let Some(mut chunk) = chunk else {
                 if writer.offset() == blob.size {
                     return Ok(());
                 }
                 let detail = format!("the stream ended after {} of {} bytes", writer.offset(), blob.size);
-                return Err(Error::new(Class::Unreachable, self.source.reading(&blob.digest), detail));
+                return Err(Error::new(ErrorKind::Unreachable, self.source.describe_read(&blob.digest), detail));
             };
             let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
             let _ = chunk.split_to(skipped);
             skip -= skipped as u64;
             if !chunk.is_empty() {
-                self.context.clock.sent(chunk.len() as u64);
+                self.context.clock.record_sent(chunk.len() as u64);
                 writer.write(chunk).await?;
-                retry.progressed();
+                retry.reset();
                 moved.store(writer.offset(), Ordering::Relaxed);
             }
         }

@@ -6,38 +6,38 @@ use std::collections::{BTreeMap, HashSet};
 
 use futures_util::StreamExt as _;
 use imgsync_common::batch::ForeignLayers;
-use imgsync_common::error::{Class, Error, Result};
+use imgsync_common::error::{Error, ErrorKind, Result};
 use imgsync_common::image::{Descriptor, Digest, Hasher, Manifest, Tag};
-use imgsync_common::printable::printable;
-use imgsync_common::registry::{Context, ManifestRef, Traffic};
+use imgsync_common::registry::{Context, ManifestRef, TrafficSnapshot};
+use imgsync_common::sanitize::sanitize;
 use serde::Serialize;
 
-use super::choose::{Chosen, choose};
-use super::ends::{Ends, Source, Target};
-use super::find::missing;
-use super::listed::Listed;
-use super::moves::Moves;
-use super::{Job, Platforms};
+use super::endpoints::{CopySource, CopyTarget, Endpoints};
+use super::index_entry::EntryContent;
+use super::platform_filter::{SelectedImage, select_platforms};
+use super::resolve::source_missing_error;
+use super::tag_moves::TagMoves;
+use super::{CopyRequest, PlatformSelection};
 
 /// Suffixes of cosign's digest tags.
-const COSIGN: [&str; 3] = ["sig", "att", "sbom"];
+const COSIGN_SUFFIXES: [&str; 3] = ["sig", "att", "sbom"];
 /// Maximum findings named in an error; the rest is counted.
-const NAMED: usize = 3;
+const MAX_NAMED_FINDINGS: usize = 3;
 /// Maximum depth of nested indexes and referrers.
 const MAX_DEPTH: usize = 32;
 
 /// Extent of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Check {
+pub struct VerifySettings {
     /// Reads all content of the target instead of checking its presence.
     pub deep: bool,
     /// Referrers that must be present.
-    pub referrers: WhichReferrers,
+    pub referrers: RequiredReferrers,
 }
 
 /// Referrers that must be at the target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum WhichReferrers {
+pub enum RequiredReferrers {
     /// All referrers of the source.
     #[default]
     All,
@@ -50,7 +50,7 @@ pub enum WhichReferrers {
 /// Kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum FindingKind {
     /// The target tag is missing.
     MissingTag,
     /// The target tag has another digest.
@@ -71,7 +71,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     /// Kind of the difference.
-    pub kind: Kind,
+    pub kind: FindingKind,
     /// Digest of the affected content at the source.
     pub digest: Digest,
     /// Description, safe to print.
@@ -80,7 +80,7 @@ pub struct Finding {
 
 /// Report of a verification.
 #[derive(Debug, Clone)]
-pub struct Verified {
+pub struct VerifyReport {
     /// Digest of the source tag.
     pub source_digest: Digest,
     /// Digest expected at the target; differs from the source when platforms are selected.
@@ -96,54 +96,55 @@ pub struct Verified {
     /// Differences found.
     pub findings: Vec<Finding>,
     /// Requests and bytes of the source.
-    pub source: Traffic,
+    pub source_traffic: TrafficSnapshot,
     /// Requests and bytes of the target.
-    pub target: Traffic,
+    pub target_traffic: TrafficSnapshot,
 }
 
-impl Verified {
+impl VerifyReport {
     /// Returns the findings as one error; `None` without findings.
-    pub fn error(&self, job: &Job) -> Option<Error> {
+    pub fn to_error(&self, request: &CopyRequest) -> Option<Error> {
         let first = self.findings.first()?;
-        let is_corrupt = |kind| matches!(kind, Kind::CorruptBlob | Kind::CorruptManifest);
-        let mut words: Vec<String> = self.findings.iter().take(NAMED).map(|finding| finding.detail.clone()).collect();
-        if self.findings.len() > NAMED {
-            words.push(format!("and {} more", self.findings.len() - NAMED));
+        let is_corrupt = |kind| matches!(kind, FindingKind::CorruptBlob | FindingKind::CorruptManifest);
+        let mut words: Vec<String> =
+            self.findings.iter().take(MAX_NAMED_FINDINGS).map(|finding| finding.detail.clone()).collect();
+        if self.findings.len() > MAX_NAMED_FINDINGS {
+            words.push(format!("and {} more", self.findings.len() - MAX_NAMED_FINDINGS));
         }
-        let tried = format!("comparing {} with {}", job.source, job.target);
+        let tried = format!("comparing {} with {}", request.source, request.target);
         let corrupt = self.findings.iter().any(|finding| is_corrupt(finding.kind));
-        let class = if corrupt { Class::Corrupt } else { Class::Differs };
+        let class = if corrupt { ErrorKind::Corrupt } else { ErrorKind::Differs };
         let hint = match (corrupt, first.kind) {
             (true, _) => {
                 "the target's storage changed it: it has to be removed there, and `imgsync run --force` brings it again"
             }
-            (false, Kind::MissingTag | Kind::StaleTag) => {
+            (false, FindingKind::MissingTag | FindingKind::StaleTag) => {
                 "`imgsync run`, or `imgsync sync` where no rule does, copies it again"
             }
             (false, _) => "`imgsync run --force` brings what is missing",
         };
-        Some(Error::new(class, tried, words.join("; ")).hint(hint))
+        Some(Error::new(class, tried, words.join("; ")).with_hint(hint))
     }
 }
 
 /// A manifest still to be checked.
-struct Open {
+struct PendingManifest {
     digest: Digest,
     /// Description of its role.
-    what: String,
+    description: String,
     depth: usize,
     /// Finding to record if it is missing.
-    missing: Kind,
+    missing_kind: FindingKind,
 }
 
 /// State of one verification.
-struct Look<'a> {
+struct Verification<'a> {
     /// Digest of the image, and its expected children if not all are expected.
     root: Digest,
-    only: Option<HashSet<Digest>>,
+    selected_children: Option<HashSet<Digest>>,
     with_foreign_layers: bool,
-    ends: &'a Ends,
-    check: &'a Check,
+    endpoints: &'a Endpoints,
+    settings: &'a VerifySettings,
     findings: Vec<Finding>,
     seen: HashSet<Digest>,
     blobs: BTreeMap<Digest, (Descriptor, String)>,
@@ -152,186 +153,225 @@ struct Look<'a> {
 }
 
 pub(super) async fn verify(
-    job: &Job,
-    ends: &Ends,
-    check: &Check,
-    at_once: usize,
-    moves: &mut Moves,
+    request: &CopyRequest,
+    endpoints: &Endpoints,
+    settings: &VerifySettings,
+    concurrency: usize,
+    moves: &mut TagMoves,
     context: &Context,
-) -> Result<Verified> {
-    let there = match &ends.target_ref {
-        Some(reference) => Some(ends.target.manifest_head(reference).await?.map(|head| head.digest)),
+) -> Result<VerifyReport> {
+    let target_tag = match &endpoints.target_ref {
+        Some(reference) => Some(endpoints.target.manifest_head(reference).await?.map(|head| head.digest)),
         None => None,
     };
-    let expected = expected(job, ends, there.as_ref().and_then(Option::as_ref), moves).await?;
-    let Expected { source: source_digest, digest, only, said } = expected;
-    let mut look = Look {
+    let expected = resolve_expected(request, endpoints, target_tag.as_ref().and_then(Option::as_ref), moves).await?;
+    let ExpectedImage { source: source_digest, digest, selected_children: only, head_digest: said } = expected;
+    let mut verification = Verification {
         root: digest.clone(),
-        only,
-        with_foreign_layers: job.foreign_layers == ForeignLayers::Copy,
-        ends,
-        check,
+        selected_children: only,
+        with_foreign_layers: request.foreign_layers == ForeignLayers::Copy,
+        endpoints,
+        settings,
         findings: Vec::new(),
         seen: HashSet::new(),
         blobs: BTreeMap::new(),
         manifests: 0,
         referrers: 0,
     };
-    if look.tag(job, there, &digest) {
-        let mut open =
-            vec![Open { digest: digest.clone(), what: "the image".into(), depth: 0, missing: Kind::MissingManifest }];
-        look.cosign(&digest, &mut open).await?;
-        while let Some(next) = open.pop() {
+    if verification.check_tag(request, target_tag, &digest) {
+        let mut pending = vec![PendingManifest {
+            digest: digest.clone(),
+            description: "the image".into(),
+            depth: 0,
+            missing_kind: FindingKind::MissingManifest,
+        }];
+        verification.check_cosign_tags(&digest, &mut pending).await?;
+        while let Some(next) = pending.pop() {
             if context.cancel.is_cancelled() {
-                return Err(Error::cancelled(format!("comparing {} with {}", job.source, job.target)));
+                return Err(Error::cancelled(format!("comparing {} with {}", request.source, request.target)));
             }
-            look.manifest(next, &mut open).await?;
+            verification.check_manifest(next, &mut pending).await?;
         }
-        let blobs: Vec<(Descriptor, String)> = look.blobs.values().cloned().collect();
+        let blobs: Vec<(Descriptor, String)> = verification.blobs.values().cloned().collect();
         let mut found = futures_util::stream::iter(blobs)
-            .map(|(blob, of)| async move { blob_differs(&ends.target, &blob, &of, check.deep, context).await })
-            .buffer_unordered(at_once.max(1));
+            .map(|(blob, of)| async move { check_blob(&endpoints.target, &blob, &of, settings.deep, context).await })
+            .buffer_unordered(concurrency.max(1));
         while let Some(finding) = found.next().await {
-            look.findings.extend(finding?);
+            verification.findings.extend(finding?);
         }
     }
-    look.findings.sort();
-    Ok(Verified {
+    verification.findings.sort();
+    Ok(VerifyReport {
         source_digest: said.unwrap_or(source_digest),
         digest,
-        manifests: look.manifests,
-        blobs: look.blobs.len() as u64,
-        bytes: look.blobs.values().map(|(blob, _)| blob.size).sum(),
-        referrers: look.referrers,
-        findings: look.findings,
-        source: ends.source_tally.read(),
-        target: ends.target_tally.read(),
+        manifests: verification.manifests,
+        blobs: verification.blobs.len() as u64,
+        bytes: verification.blobs.values().map(|(blob, _)| blob.size).sum(),
+        referrers: verification.referrers,
+        findings: verification.findings,
+        source_traffic: endpoints.source_traffic.snapshot(),
+        target_traffic: endpoints.target_traffic.snapshot(),
     })
 }
 
 /// Source digest, expected target digest, and the expected children of a sparse index.
-struct Expected {
+struct ExpectedImage {
     source: Digest,
     digest: Digest,
-    only: Option<HashSet<Digest>>,
+    selected_children: Option<HashSet<Digest>>,
     /// Digest from a HEAD of the source tag, if it differs from the content.
-    said: Option<Digest>,
+    head_digest: Option<Digest>,
 }
 
-async fn expected(job: &Job, ends: &Ends, there: Option<&Digest>, moves: &mut Moves) -> Result<Expected> {
-    let mut said = None;
-    let root = match (moves.root.take(), &ends.source_ref) {
+async fn resolve_expected(
+    request: &CopyRequest,
+    endpoints: &Endpoints,
+    target_tag: Option<&Digest>,
+    moves: &mut TagMoves,
+) -> Result<ExpectedImage> {
+    let mut head_digest = None;
+    let root = match (moves.root.take(), &endpoints.source_ref) {
         (Some(root), _) => root,
-        (None, Some(reference)) if job.platforms == Platforms::All => {
-            let head = ends.source.manifest_head(reference).await?.ok_or_else(|| missing(job))?.digest;
+        (None, Some(reference)) if request.platforms == PlatformSelection::All => {
+            let head =
+                endpoints.source.manifest_head(reference).await?.ok_or_else(|| source_missing_error(request))?.digest;
             // If the target differs, the HEAD may be wrong: read the content.
-            if there.is_none_or(|there| *there == head) {
-                moves.seen = Some(head.clone());
-                return Ok(Expected { source: head.clone(), digest: head, only: None, said: None });
+            if target_tag.is_none_or(|there| *there == head) {
+                moves.current = Some(head.clone());
+                return Ok(ExpectedImage {
+                    source: head.clone(),
+                    digest: head,
+                    selected_children: None,
+                    head_digest: None,
+                });
             }
-            said = Some(head);
-            ends.source.manifest_get(Some(reference)).await?
+            head_digest = Some(head);
+            endpoints.source.manifest_get(Some(reference)).await?
         }
-        (None, reference) => ends.source.manifest_get(reference.as_ref()).await?,
+        (None, reference) => endpoints.source.manifest_get(reference.as_ref()).await?,
     };
     let source = root.digest().clone();
-    moves.seen = Some(source.clone());
-    let said = said.filter(|said| *said != source);
-    let Chosen { root, only, .. } = choose(root, job, ends).await?;
-    Ok(Expected { source, digest: root.digest().clone(), only, said })
+    moves.current = Some(source.clone());
+    let said = head_digest.filter(|said| *said != source);
+    let SelectedImage { root, selected_children: only, .. } = select_platforms(root, request, endpoints).await?;
+    Ok(ExpectedImage { source, digest: root.digest().clone(), selected_children: only, head_digest: said })
 }
 
-impl Look<'_> {
-    fn found(&mut self, kind: Kind, digest: &Digest, detail: String) {
-        self.findings.push(Finding { kind, digest: digest.clone(), detail: printable(&detail).into_owned() });
+impl Verification<'_> {
+    fn record_finding(&mut self, kind: FindingKind, digest: &Digest, detail: String) {
+        self.findings.push(Finding { kind, digest: digest.clone(), detail: sanitize(&detail).into_owned() });
     }
 
-    /// Checks the target tag; returns whether to check the tree below it. `there` is its digest; the outer `None` means
+    /// Checks the target tag; returns whether to check the tree below it. `target_tag` is its digest; the outer `None` means
     /// that no tag is expected.
-    fn tag(&mut self, job: &Job, there: Option<Option<Digest>>, digest: &Digest) -> bool {
+    fn check_tag(&mut self, request: &CopyRequest, there: Option<Option<Digest>>, digest: &Digest) -> bool {
         match there {
             None => return true,
             Some(Some(there)) if there == *digest => return true,
             Some(Some(there)) => {
-                self.found(Kind::StaleTag, digest, format!("{} is {there}, and should be {digest}", job.target));
+                self.record_finding(
+                    FindingKind::StaleTag,
+                    digest,
+                    format!("{} is {there}, and should be {digest}", request.target),
+                );
             }
             Some(None) => {
-                self.found(Kind::MissingTag, digest, format!("{} is not there, and should be {digest}", job.target));
+                self.record_finding(
+                    FindingKind::MissingTag,
+                    digest,
+                    format!("{} is not there, and should be {digest}", request.target),
+                );
             }
         }
         false
     }
 
     /// Checks one manifest; queues its children and referrers.
-    async fn manifest(&mut self, Open { digest, what, depth, missing }: Open, open: &mut Vec<Open>) -> Result<()> {
+    async fn check_manifest(
+        &mut self,
+        PendingManifest { digest, description, depth, missing_kind }: PendingManifest,
+        pending: &mut Vec<PendingManifest>,
+    ) -> Result<()> {
         if !self.seen.insert(digest.clone()) {
             return Ok(());
         }
         if depth > MAX_DEPTH {
-            let tried = self.ends.source.reading(&digest);
-            return Err(Error::new(Class::Unsupported, tried, "there is no end to what hangs below it"));
+            let tried = self.endpoints.source.describe_read(&digest);
+            return Err(Error::new(ErrorKind::Unsupported, tried, "there is no end to what hangs below it"));
         }
-        let Some(manifest) = self.read(&digest, &what, missing).await? else { return Ok(()) };
+        let Some(manifest) = self.check_and_read(&digest, &description, missing_kind).await? else { return Ok(()) };
         self.manifests += 1;
         for blob in manifest.blobs_with(self.with_foreign_layers) {
-            self.blobs.entry(blob.digest.clone()).or_insert_with(|| (blob.clone(), what.clone()));
+            self.blobs.entry(blob.digest.clone()).or_insert_with(|| (blob.clone(), description.clone()));
         }
         for child in manifest.children() {
             let is_left_out = |only: &HashSet<Digest>| digest == self.root && !only.contains(&child.digest);
-            if self.only.as_ref().is_some_and(is_left_out) {
+            if self.selected_children.as_ref().is_some_and(is_left_out) {
                 continue;
             }
-            let what = match &child.platform {
-                Some(platform) => format!("{platform} of {what}"),
-                None => format!("a part of {what}"),
+            let description = match &child.platform {
+                Some(platform) => format!("{platform} of {description}"),
+                None => format!("a part of {description}"),
             };
             if !child.media_type.names_a_manifest() && self.is_blob(child).await? {
-                self.blobs.entry(child.digest.clone()).or_insert_with(|| (child.clone(), what));
+                self.blobs.entry(child.digest.clone()).or_insert_with(|| (child.clone(), description));
                 continue;
             }
             let digest = child.digest.clone();
-            open.push(Open { digest, what, depth: depth + 1, missing: Kind::MissingManifest });
+            pending.push(PendingManifest {
+                digest,
+                description,
+                depth: depth + 1,
+                missing_kind: FindingKind::MissingManifest,
+            });
         }
-        self.referrers_of(&digest, &what, depth, open).await
+        self.check_referrers(&digest, &description, depth, pending).await
     }
 
     /// Whether an index entry is a blob at the source. A missing entry counts as a manifest.
     async fn is_blob(&self, entry: &Descriptor) -> Result<bool> {
-        match self.ends.source.listed(entry, &self.ends.source_tally).await {
-            Ok(Listed::Blob(_)) => Ok(true),
-            Ok(Listed::Manifest(_)) => Ok(false),
-            Err(error) if error.class() == Class::NotFound => Ok(false),
+        match self.endpoints.source.resolve_entry(entry, &self.endpoints.source_traffic).await {
+            Ok(EntryContent::Blob(_)) => Ok(true),
+            Ok(EntryContent::Manifest(_)) => Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
 
     /// Reads a manifest and checks that the target has it. `None` if neither endpoint has it: an index may list missing
     /// manifests.
-    async fn read(&mut self, digest: &Digest, what: &str, missing: Kind) -> Result<Option<Manifest>> {
+    async fn check_and_read(
+        &mut self,
+        digest: &Digest,
+        description: &str,
+        missing_kind: FindingKind,
+    ) -> Result<Option<Manifest>> {
         let reference = ManifestRef::Digest(digest.clone());
-        let finding = match self.check.deep {
+        let finding = match self.settings.deep {
             // The client verifies the content against the digest.
-            true => match target_manifest(&self.ends.target, &reference).await {
+            true => match get_target_manifest(&self.endpoints.target, &reference).await {
                 Ok(manifest) => return Ok(Some(manifest)),
-                Err(error) if error.class() == Class::NotFound => Some((missing, "is not there".to_owned())),
-                Err(error) if error.class() == Class::Corrupt => {
-                    Some((Kind::CorruptManifest, format!("has other bytes there: {}", error.detail())))
+                Err(error) if error.kind() == ErrorKind::NotFound => Some((missing_kind, "is not there".to_owned())),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    Some((FindingKind::CorruptManifest, format!("has other bytes there: {}", error.message())))
                 }
                 Err(error) => return Err(error),
             },
-            false => match self.ends.target.manifest_head(&reference).await? {
+            false => match self.endpoints.target.manifest_head(&reference).await? {
                 Some(_) => None,
-                None => Some((missing, "is not there".to_owned())),
+                None => Some((missing_kind, "is not there".to_owned())),
             },
         };
-        match (self.ends.source.by_digest(digest).await, finding) {
+        match (self.endpoints.source.manifest_by_digest(digest).await, finding) {
             (Ok(manifest), finding) => {
                 if let Some((kind, how)) = finding {
-                    self.found(kind, digest, format!("{what} ({digest}) {how}"));
+                    self.record_finding(kind, digest, format!("{description} ({digest}) {how}"));
                 }
                 Ok(Some(manifest))
             }
-            (Err(error), Some((kind, _))) if error.class() == Class::NotFound && kind != Kind::CorruptManifest => {
+            (Err(error), Some((kind, _)))
+                if error.kind() == ErrorKind::NotFound && kind != FindingKind::CorruptManifest =>
+            {
                 Ok(None)
             }
             (Err(error), _) => Err(error),
@@ -339,13 +379,19 @@ impl Look<'_> {
     }
 
     /// Checks the referrers of a manifest.
-    async fn referrers_of(&mut self, digest: &Digest, what: &str, depth: usize, open: &mut Vec<Open>) -> Result<()> {
-        let wanted = match &self.check.referrers {
-            WhichReferrers::None => return Ok(()),
-            WhichReferrers::All => None,
-            WhichReferrers::Types(types) => Some(types),
+    async fn check_referrers(
+        &mut self,
+        digest: &Digest,
+        description: &str,
+        depth: usize,
+        pending: &mut Vec<PendingManifest>,
+    ) -> Result<()> {
+        let wanted = match &self.settings.referrers {
+            RequiredReferrers::None => return Ok(()),
+            RequiredReferrers::All => None,
+            RequiredReferrers::Types(types) => Some(types),
         };
-        let mut there = source_referrers(&self.ends.source, digest).await?;
+        let mut there = list_source_referrers(&self.endpoints.source, digest).await?;
         let is_wanted = |referrer: &Descriptor| match wanted {
             None => true,
             Some(types) => types.iter().any(|wanted| referrer.artifact_type.as_deref() == Some(wanted)),
@@ -354,9 +400,9 @@ impl Look<'_> {
         if there.is_empty() {
             return Ok(());
         }
-        let here: HashSet<Digest> = match &self.ends.target {
-            Target::Registry(repository) => repository.referrers(digest).await?,
-            Target::Layout(repository) => repository.referrers(digest).await?,
+        let here: HashSet<Digest> = match &self.endpoints.target {
+            CopyTarget::Registry(repository) => repository.list_referrers(digest).await?,
+            CopyTarget::Layout(repository) => repository.list_referrers(digest).await?,
         }
         .into_iter()
         .map(|referrer| referrer.digest)
@@ -364,38 +410,43 @@ impl Look<'_> {
         for referrer in there {
             self.referrers += 1;
             let kind = referrer.artifact_type.as_deref().unwrap_or("something");
-            let name = format!("{kind} about {what}");
+            let name = format!("{kind} about {description}");
             if !here.contains(&referrer.digest) {
                 let detail = format!("{name} ({}) is not listed there", referrer.digest);
-                self.found(Kind::MissingReferrer, &referrer.digest, detail);
+                self.record_finding(FindingKind::MissingReferrer, &referrer.digest, detail);
                 continue;
             }
-            open.push(Open { digest: referrer.digest, what: name, depth: depth + 1, missing: Kind::MissingReferrer });
+            pending.push(PendingManifest {
+                digest: referrer.digest,
+                description: name,
+                depth: depth + 1,
+                missing_kind: FindingKind::MissingReferrer,
+            });
         }
         Ok(())
     }
 
     /// Checks cosign's digest tags of an image.
-    async fn cosign(&mut self, digest: &Digest, open: &mut Vec<Open>) -> Result<()> {
-        if self.check.referrers != WhichReferrers::All || self.ends.source.repository().is_none() {
+    async fn check_cosign_tags(&mut self, digest: &Digest, pending: &mut Vec<PendingManifest>) -> Result<()> {
+        if self.settings.referrers != RequiredReferrers::All || self.endpoints.source.repository().is_none() {
             return Ok(());
         }
-        for kind in COSIGN {
+        for kind in COSIGN_SUFFIXES {
             let Ok(tag) = format!("{}.{kind}", digest.fallback_tag()).parse::<Tag>() else { continue };
             let reference = ManifestRef::Tag(tag.clone());
-            let Some(there) = self.ends.source.manifest_head(&reference).await? else { continue };
+            let Some(there) = self.endpoints.source.manifest_head(&reference).await? else { continue };
             self.referrers += 1;
-            let here = self.ends.target.manifest_head(&reference).await?;
+            let here = self.endpoints.target.manifest_head(&reference).await?;
             match here.is_some_and(|here| here.digest == there.digest) {
-                true => open.push(Open {
+                true => pending.push(PendingManifest {
                     digest: there.digest,
-                    what: format!("the tag {tag}"),
+                    description: format!("the tag {tag}"),
                     depth: 1,
-                    missing: Kind::MissingReferrer,
+                    missing_kind: FindingKind::MissingReferrer,
                 }),
                 false => {
                     let detail = format!("the tag {tag} is not what it is at the source ({})", there.digest);
-                    self.found(Kind::MissingReferrer, &there.digest, detail);
+                    self.record_finding(FindingKind::MissingReferrer, &there.digest, detail);
                 }
             }
         }
@@ -403,23 +454,23 @@ impl Look<'_> {
     }
 }
 
-async fn target_manifest(target: &Target, reference: &ManifestRef) -> Result<Manifest> {
+async fn get_target_manifest(target: &CopyTarget, reference: &ManifestRef) -> Result<Manifest> {
     match target {
-        Target::Registry(repository) => repository.manifest_get(reference).await,
-        Target::Layout(repository) => repository.manifest_get(reference).await,
+        CopyTarget::Registry(repository) => repository.get_manifest(reference).await,
+        CopyTarget::Layout(repository) => repository.get_manifest(reference).await,
     }
 }
 
-pub(super) async fn source_referrers(source: &Source, digest: &Digest) -> Result<Vec<Descriptor>> {
+pub(super) async fn list_source_referrers(source: &CopySource, digest: &Digest) -> Result<Vec<Descriptor>> {
     match source {
-        Source::Registry(repository) => repository.referrers(digest).await,
-        Source::Layout(repository) => repository.referrers(digest).await,
+        CopySource::Registry(repository) => repository.list_referrers(digest).await,
+        CopySource::Layout(repository) => repository.list_referrers(digest).await,
     }
 }
 
 /// Checks one blob of the target.
-async fn blob_differs(
-    target: &Target,
+async fn check_blob(
+    target: &CopyTarget,
     blob: &Descriptor,
     of: &str,
     deep: bool,
@@ -427,45 +478,45 @@ async fn blob_differs(
 ) -> Result<Option<Finding>> {
     let finding = |kind, how: &str| {
         let detail = format!("blob {} of {of} {how}", blob.digest);
-        Ok(Some(Finding { kind, digest: blob.digest.clone(), detail: printable(&detail).into_owned() }))
+        Ok(Some(Finding { kind, digest: blob.digest.clone(), detail: sanitize(&detail).into_owned() }))
     };
     if !deep {
         return match target.has_blob(blob).await? {
             true => Ok(None),
-            false => finding(Kind::MissingBlob, "is not there"),
+            false => finding(FindingKind::MissingBlob, "is not there"),
         };
     }
-    match read_blob(target, blob, context).await {
+    match hash_blob(target, blob, context).await {
         Ok(found) if found == blob.digest => Ok(None),
-        Ok(found) => finding(Kind::CorruptBlob, &format!("has other bytes there: they are {found}")),
-        Err(error) if error.class() == Class::NotFound => finding(Kind::MissingBlob, "is not there"),
-        Err(error) if error.class() == Class::Corrupt => {
-            finding(Kind::CorruptBlob, &format!("has other bytes there: {}", error.detail()))
+        Ok(found) => finding(FindingKind::CorruptBlob, &format!("has other bytes there: they are {found}")),
+        Err(error) if error.kind() == ErrorKind::NotFound => finding(FindingKind::MissingBlob, "is not there"),
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            finding(FindingKind::CorruptBlob, &format!("has other bytes there: {}", error.message()))
         }
         Err(error) => Err(error),
     }
 }
 
 /// Returns the digest of a blob's content. A broken connection is retried from the start.
-async fn read_blob(target: &Target, blob: &Descriptor, context: &Context) -> Result<Digest> {
+async fn hash_blob(target: &CopyTarget, blob: &Descriptor, context: &Context) -> Result<Digest> {
     match target {
-        Target::Layout(repository) => {
-            let mut stream = repository.layout().blob_open(blob, 0).await?.stream;
+        CopyTarget::Layout(repository) => {
+            let mut stream = repository.layout().open_blob(blob, 0).await?.stream;
             let mut hasher = Hasher::new(blob.digest.algorithm());
-            while let Some(chunk) = stream.chunk().await? {
-                context.clock.received(chunk.len() as u64);
+            while let Some(chunk) = stream.next_chunk().await? {
+                context.clock.record_received(chunk.len() as u64);
                 hasher.update(&chunk);
             }
             Ok(hasher.finish())
         }
-        Target::Registry(repository) => {
-            let mut retry = repository.retry();
+        CopyTarget::Registry(repository) => {
+            let mut retry = repository.new_retry();
             loop {
                 let read = async {
-                    let mut stream = repository.blob_open(blob, 0).await?.stream;
+                    let mut stream = repository.open_blob(blob, 0).await?.stream;
                     let mut hasher = Hasher::new(blob.digest.algorithm());
                     let mut length = 0_u64;
-                    while let Some(chunk) = stream.chunk().await? {
+                    while let Some(chunk) = stream.next_chunk().await? {
                         length += chunk.len() as u64;
                         if length > blob.size {
                             break;
@@ -475,18 +526,18 @@ async fn read_blob(target: &Target, blob: &Descriptor, context: &Context) -> Res
                     match length {
                         length if length < blob.size => {
                             let detail = format!("it ended after {length} of {} bytes", blob.size);
-                            Err(Error::new(Class::Unreachable, repository.reading(&blob.digest), detail))
+                            Err(Error::new(ErrorKind::Unreachable, repository.read_operation(&blob.digest), detail))
                         }
                         length if length > blob.size => {
                             let detail = format!("it has more than the {} bytes that it should have", blob.size);
-                            Err(Error::new(Class::Corrupt, repository.reading(&blob.digest), detail))
+                            Err(Error::new(ErrorKind::Corrupt, repository.read_operation(&blob.digest), detail))
                         }
                         _ => Ok(hasher.finish()),
                     }
                 };
                 match read.await {
                     Ok(found) => return Ok(found),
-                    Err(error) => repository.pause(&mut retry, error).await?,
+                    Err(error) => repository.wait_before_retry(&mut retry, error).await?,
                 }
             }
         }

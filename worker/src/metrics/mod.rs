@@ -1,9 +1,9 @@
 //! Prometheus metrics of the process: updated by events, exposed at `/metrics`. `docs/operating.md` lists all names.
 //!
-//! Labels are bounded: outcomes, error kinds and statuses by their sets, registries by [`MAX_REGISTRIES`].
+//! Labels are bounded: outcomes, error kinds and statuses by their sets, registries by [`MAX_REGISTRY_LABELS`].
 
-mod bytes;
-mod page;
+mod blob_bytes;
+mod exposition;
 mod process;
 
 use std::collections::{HashMap, HashSet};
@@ -11,9 +11,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::Ticket;
-use imgsync_common::error::Class;
-use imgsync_common::event::{Event, Observer, TaskEnd};
+use imgsync_common::batch::TaskRef;
+use imgsync_common::error::ErrorKind;
+use imgsync_common::event::{Event, Observer, TaskCompletion};
 use imgsync_common::image::RegistryName;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -23,20 +23,20 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-pub use self::page::{Refresh, router};
+pub use self::exposition::{MetricsRefresh, router};
 
-use self::bytes::Live;
+use self::blob_bytes::BlobsInFlight;
 
 /// Maximum registries with a label value of their own; all others are `other`.
-pub const MAX_REGISTRIES: usize = 50;
+pub const MAX_REGISTRY_LABELS: usize = 50;
 
 /// A label and its value.
-pub type Label = (&'static str, String);
+pub type MetricLabel = (&'static str, String);
 /// Labeled counters.
-pub type Counters<const N: usize> = Family<[Label; N], Counter>;
+pub type LabeledCounters<const N: usize> = Family<[MetricLabel; N], Counter>;
 /// Labeled counters of seconds.
-type Seconds<const N: usize> = Family<[Label; N], Counter<f64, AtomicU64>>;
-type Histograms = Family<[Label; 1], Histogram, fn() -> Histogram>;
+type LabeledSeconds<const N: usize> = Family<[MetricLabel; N], Counter<f64, AtomicU64>>;
+type LabeledHistograms = Family<[MetricLabel; 1], Histogram, fn() -> Histogram>;
 
 /// From a response of a near cache to a registry about to time out, in seconds.
 const REQUEST_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
@@ -46,30 +46,30 @@ const TASK_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300
 /// Counts events.
 pub struct Metrics {
     registry: Registry,
-    tasks: Counters<1>,
-    failures: Counters<1>,
-    put_off: Counter,
-    given_back: Counter,
+    tasks: LabeledCounters<1>,
+    failures: LabeledCounters<1>,
+    rescheduled: Counter,
+    requeued: Counter,
     stale: Counter,
-    task_seconds: Histograms,
+    task_seconds: LabeledHistograms,
     running: Gauge,
-    blobs: Counters<1>,
-    blob_bytes: Counters<1>,
+    blobs: LabeledCounters<1>,
+    blob_bytes: LabeledCounters<1>,
     manifests: Counter,
-    requests: Counters<3>,
-    request_seconds: Histograms,
-    retries: Counters<1>,
-    held_back: Counters<2>,
-    held_back_seconds: Seconds<2>,
-    put_back: Counters<1>,
+    requests: LabeledCounters<3>,
+    request_seconds: LabeledHistograms,
+    retries: LabeledCounters<1>,
+    delayed_requests: LabeledCounters<2>,
+    request_delay_seconds: LabeledSeconds<2>,
+    reclaimed: LabeledCounters<1>,
     warnings: Counter,
-    state: Mutex<State>,
+    state: Mutex<MetricsState>,
 }
 
 #[derive(Default)]
-struct State {
-    began: HashMap<Ticket, Instant>,
-    live: Live,
+struct MetricsState {
+    started_at: HashMap<TaskRef, Instant>,
+    blobs_in_flight: BlobsInFlight,
     registries: HashSet<RegistryName>,
 }
 
@@ -80,13 +80,13 @@ impl Metrics {
         let registry = all.sub_registry_with_prefix("imgsync");
         let version = [("program", program), ("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The program and its version", Info::new(version));
-        let request_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
-        let task_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(TASK_BUCKETS));
+        let request_seconds: LabeledHistograms = Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
+        let task_seconds: LabeledHistograms = Family::new_with_constructor(|| Histogram::new(TASK_BUCKETS));
         let metrics = Metrics {
             tasks: Family::default(),
             failures: Family::default(),
-            put_off: Counter::default(),
-            given_back: Counter::default(),
+            rescheduled: Counter::default(),
+            requeued: Counter::default(),
             stale: Counter::default(),
             task_seconds,
             running: Gauge::default(),
@@ -96,20 +96,20 @@ impl Metrics {
             requests: Family::default(),
             request_seconds,
             retries: Family::default(),
-            held_back: Family::default(),
-            held_back_seconds: Family::default(),
-            put_back: Family::default(),
+            delayed_requests: Family::default(),
+            request_delay_seconds: Family::default(),
+            reclaimed: Family::default(),
             warnings: Counter::default(),
             state: Mutex::default(),
             registry: Registry::default(),
         };
         registry.register("tasks", "Tasks that ended here, by outcome", metrics.tasks.clone());
         registry.register("task_failures", "Tasks that failed here, by class of error", metrics.failures.clone());
-        registry.register("tasks_put_off", "Tasks that failed in passing, and come back", metrics.put_off.clone());
+        registry.register("tasks_put_off", "Tasks that failed in passing, and come back", metrics.rescheduled.clone());
         registry.register(
             "tasks_given_back",
             "Tasks that were given back, or taken over by another",
-            metrics.given_back.clone(),
+            metrics.requeued.clone(),
         );
         registry.register(
             "tasks_stale",
@@ -142,32 +142,32 @@ impl Metrics {
         registry.register(
             "held_back_requests",
             "Requests that waited for the pace or a place, by registry",
-            metrics.held_back.clone(),
+            metrics.delayed_requests.clone(),
         );
         registry.register_with_unit(
             "held_back",
             "How long requests waited so, by registry",
             Unit::Seconds,
-            metrics.held_back_seconds.clone(),
+            metrics.request_delay_seconds.clone(),
         );
         registry.register(
             "tasks_put_back",
             "Tasks that were lost and went back to the plan, by who lost them",
-            metrics.put_back.clone(),
+            metrics.reclaimed.clone(),
         );
         registry.register("warnings", "Warnings", metrics.warnings.clone());
         more(registry);
-        all.register_collector(Box::new(process::Process));
-        metrics.begin_at_zero();
+        all.register_collector(Box::new(process::ProcessMetrics));
+        metrics.init_series();
         Arc::new(Metrics { registry: all, ..metrics })
     }
 
     /// Creates all label values with 0, so that even the first increase is visible.
-    fn begin_at_zero(&self) {
+    fn init_series(&self) {
         for outcome in ["copied", "unchanged", "failed", "cancelled"] {
             let _ = self.tasks.get_or_create(&[("outcome", outcome.to_owned())]);
         }
-        for class in Class::ALL {
+        for class in ErrorKind::ALL {
             let _ = self.failures.get_or_create(&[("class", class.as_str().to_owned())]);
             let _ = self.retries.get_or_create(&[("class", class.as_str().to_owned())]);
         }
@@ -176,28 +176,28 @@ impl Metrics {
             let _ = self.blob_bytes.get_or_create(&[("arrival", arrival.to_owned())]);
         }
         for who in ["worker", "queue"] {
-            let _ = self.put_back.get_or_create(&[("lost_by", who.to_owned())]);
+            let _ = self.reclaimed.get_or_create(&[("lost_by", who.to_owned())]);
         }
     }
 
     /// Renders all metrics as OpenMetrics text.
     pub fn render(&self) -> String {
-        self.state().live.move_on(&self.blob_bytes);
+        self.state().blobs_in_flight.count_new_bytes(&self.blob_bytes);
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
         text
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, MetricsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the label of a registry.
-    fn named(&self, registry: &RegistryName) -> Label {
+    fn registry_label(&self, registry: &RegistryName) -> MetricLabel {
         let known = &mut self.state().registries;
         if !known.contains(registry) {
-            if known.len() >= MAX_REGISTRIES {
+            if known.len() >= MAX_REGISTRY_LABELS {
                 return ("registry", "other".to_owned());
             }
             known.insert(registry.clone());
@@ -205,76 +205,76 @@ impl Metrics {
         ("registry", registry.to_string())
     }
 
-    fn ended(&self, ticket: &Ticket, end: &TaskEnd) {
-        let began = self.state().began.remove(ticket);
-        if began.is_some() {
+    fn record_task_end(&self, task_ref: &TaskRef, end: &TaskCompletion) {
+        let started_at = self.state().started_at.remove(task_ref);
+        if started_at.is_some() {
             self.running.dec();
         }
         let outcome = match end {
-            TaskEnd::Copied { .. } => "copied",
-            TaskEnd::Unchanged => "unchanged",
-            TaskEnd::Failed { class, .. } => {
+            TaskCompletion::Copied { .. } => "copied",
+            TaskCompletion::Unchanged => "unchanged",
+            TaskCompletion::Failed { kind: class, .. } => {
                 self.failures.get_or_create(&[("class", class.as_str().to_owned())]).inc();
                 "failed"
             }
-            TaskEnd::Cancelled => "cancelled",
-            TaskEnd::Later { .. } => {
-                self.put_off.inc();
+            TaskCompletion::Cancelled => "cancelled",
+            TaskCompletion::Rescheduled { .. } => {
+                self.rescheduled.inc();
                 return;
             }
             // A task that has already ended is not counted again.
-            TaskEnd::GivenBack => {
-                self.given_back.inc_by(began.is_some().into());
+            TaskCompletion::Requeued => {
+                self.requeued.inc_by(started_at.is_some().into());
                 return;
             }
-            TaskEnd::Stale => {
+            TaskCompletion::Stale => {
                 self.stale.inc();
                 return;
             }
         };
         let label = [("outcome", outcome.to_owned())];
         self.tasks.get_or_create(&label).inc();
-        let took = began.map_or(Duration::ZERO, |began| began.elapsed());
+        let took = started_at.map_or(Duration::ZERO, |began| began.elapsed());
         self.task_seconds.get_or_create(&label).observe(took.as_secs_f64());
     }
 }
 
 impl Observer for Metrics {
-    fn on(&self, event: &Event) {
+    fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { ticket, .. } => {
-                if self.state().began.insert(*ticket, Instant::now()).is_none() {
+            Event::TaskStarted { task: ticket, .. } => {
+                if self.state().started_at.insert(*ticket, Instant::now()).is_none() {
                     self.running.inc();
                 }
             }
-            Event::TaskEnded { ticket, end } => self.ended(ticket, end),
+            Event::TaskEnded { task: ticket, completion: end } => self.record_task_end(ticket, end),
             Event::BlobStarted { digest, moved, .. } => {
-                self.state().live.begin(digest, moved, &self.blob_bytes);
+                self.state().blobs_in_flight.start(digest, moved, &self.blob_bytes);
             }
-            Event::BlobDone { digest, size, arrival } => {
-                self.state().live.done(digest, *size, *arrival, &self.blob_bytes);
-                self.blobs.get_or_create(&bytes::label(*arrival)).inc();
+            Event::BlobDone { digest, size, outcome: arrival } => {
+                self.state().blobs_in_flight.finish(digest, *size, *arrival, &self.blob_bytes);
+                self.blobs.get_or_create(&blob_bytes::outcome_label(*arrival)).inc();
             }
-            Event::BlobFailed { digest } => self.state().live.failed(digest, &self.blob_bytes),
+            Event::BlobFailed { digest } => self.state().blobs_in_flight.fail(digest, &self.blob_bytes),
             Event::ManifestPut { .. } => _ = self.manifests.inc(),
-            Event::Answered { registry, errand, status, took } => {
-                let registry = self.named(registry);
+            Event::RequestCompleted { registry, purpose: errand, status, duration: took } => {
+                let registry = self.registry_label(registry);
                 let labels =
                     [registry.clone(), ("purpose", errand.as_str().to_owned()), ("status", status_label(*status))];
                 self.requests.get_or_create(&labels).inc();
                 self.request_seconds.get_or_create(&[registry]).observe(took.as_secs_f64());
             }
-            Event::HeldBack { registry, by, time } => {
-                let labels = [self.named(registry), ("by", by.as_str().to_owned())];
-                self.held_back.get_or_create(&labels).inc();
-                self.held_back_seconds.get_or_create(&labels).inc_by(time.as_secs_f64());
+            Event::RequestDelayed { registry, reason: by, delay: time } => {
+                let labels = [self.registry_label(registry), ("by", by.as_str().to_owned())];
+                self.delayed_requests.get_or_create(&labels).inc();
+                self.request_delay_seconds.get_or_create(&labels).inc_by(time.as_secs_f64());
             }
-            Event::Retrying { class, .. } => {
+            Event::Retrying { kind: class, .. } => {
                 _ = self.retries.get_or_create(&[("class", class.as_str().to_owned())]).inc();
             }
-            Event::PutBack { leased, queued } => {
-                self.put_back.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*leased);
-                self.put_back.get_or_create(&[("lost_by", "queue".to_owned())]).inc_by(*queued);
+            Event::TasksReclaimed { from_workers: leased, from_queue: queued } => {
+                self.reclaimed.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*leased);
+                self.reclaimed.get_or_create(&[("lost_by", "queue".to_owned())]).inc_by(*queued);
             }
             Event::Warning { .. } | Event::RepeatedWarning { .. } => _ = self.warnings.inc(),
             Event::ManifestRead { .. } | Event::Notice { .. } => {}
@@ -307,30 +307,39 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use imgsync_common::batch::BatchId;
-    use imgsync_common::event::{Arrival, Delay, Errand};
+    use imgsync_common::event::{BlobOutcome, RequestPurpose, ThrottleReason};
     use imgsync_common::image::Digest;
 
     use super::*;
 
     fn answered(registry: &str, status: Option<u16>) -> Event {
         let registry = registry.parse().unwrap();
-        Event::Answered { registry, errand: Errand::Manifests, status, took: Duration::from_millis(20) }
+        Event::RequestCompleted {
+            registry,
+            purpose: RequestPurpose::Manifests,
+            status,
+            duration: Duration::from_millis(20),
+        }
     }
 
     #[test]
-    fn events_become_figures() {
+    fn events_become_metrics() {
         let metrics = Metrics::new("imgsync-worker", |_| {});
-        let ticket = Ticket { batch: BatchId::generate(), index: 7, run: 0 };
-        metrics.on(&Event::TaskStarted { ticket, source: "a".into(), target: "b".into() });
+        let ticket = TaskRef { batch: BatchId::generate(), index: 7, run: 0 };
+        metrics.on_event(&Event::TaskStarted { task: ticket, source: "a".into(), target: "b".into() });
         assert!(metrics.render().contains("\nimgsync_running_tasks 1\n"));
-        let end = TaskEnd::Failed { class: Class::Denied, error: "no".into() };
-        metrics.on(&Event::TaskEnded { ticket, end });
-        metrics.on(&answered("gcr.io", Some(200)));
-        metrics.on(&answered("gcr.io", Some(799)));
-        metrics.on(&answered("gcr.io", None));
+        let end = TaskCompletion::Failed { kind: ErrorKind::Denied, error: "no".into() };
+        metrics.on_event(&Event::TaskEnded { task: ticket, completion: end });
+        metrics.on_event(&answered("gcr.io", Some(200)));
+        metrics.on_event(&answered("gcr.io", Some(799)));
+        metrics.on_event(&answered("gcr.io", None));
         let time = Duration::from_millis(1500);
-        metrics.on(&Event::HeldBack { registry: "gcr.io".parse().unwrap(), by: Delay::Pace, time });
-        metrics.on(&Event::PutBack { leased: 3, queued: 0 });
+        metrics.on_event(&Event::RequestDelayed {
+            registry: "gcr.io".parse().unwrap(),
+            reason: ThrottleReason::RateLimit,
+            delay: time,
+        });
+        metrics.on_event(&Event::TasksReclaimed { from_workers: 3, from_queue: 0 });
         let text = metrics.render();
         for line in [
             "imgsync_running_tasks 0",
@@ -350,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_under_way_are_counted_and_never_taken_back() {
+    fn bytes_in_flight_are_counted_and_never_taken_back() {
         let metrics = Metrics::new("imgsync-worker", |_| {});
         let (first, second) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
         let copied = |metrics: &Metrics| {
@@ -359,32 +368,32 @@ mod tests {
             line.unwrap().parse::<u64>().unwrap()
         };
         let moved = Arc::new(AtomicU64::new(0));
-        metrics.on(&Event::BlobStarted { digest: first.clone(), size: 100, moved: moved.clone() });
+        metrics.on_event(&Event::BlobStarted { digest: first.clone(), size: 100, moved: moved.clone() });
         moved.store(60, Ordering::Relaxed);
         assert_eq!(copied(&metrics), 60);
         moved.store(20, Ordering::Relaxed);
         assert_eq!(copied(&metrics), 60, "a feed that went back");
         moved.store(100, Ordering::Relaxed);
-        metrics.on(&Event::BlobDone { digest: first, size: 100, arrival: Arrival::Copied });
+        metrics.on_event(&Event::BlobDone { digest: first, size: 100, outcome: BlobOutcome::Copied });
         assert_eq!(copied(&metrics), 100);
         let moved = Arc::new(AtomicU64::new(30));
-        metrics.on(&Event::BlobStarted { digest: second.clone(), size: 100, moved });
-        metrics.on(&Event::BlobFailed { digest: second.clone() });
+        metrics.on_event(&Event::BlobStarted { digest: second.clone(), size: 100, moved });
+        metrics.on_event(&Event::BlobFailed { digest: second.clone() });
         assert_eq!(copied(&metrics), 130, "they were moved all the same");
-        metrics.on(&Event::BlobDone { digest: second, size: 100, arrival: Arrival::Mounted });
+        metrics.on_event(&Event::BlobDone { digest: second, size: 100, outcome: BlobOutcome::Mounted });
         assert_eq!(copied(&metrics), 130);
         assert!(metrics.render().contains("imgsync_blob_bytes_total{arrival=\"mounted\"} 100\n"));
     }
 
     #[test]
-    fn registries_that_are_told_apart_are_bounded() {
+    fn registry_labels_are_bounded() {
         let metrics = Metrics::new("imgsync-worker", |_| {});
-        for n in 0..MAX_REGISTRIES + 200 {
-            metrics.on(&answered(&format!("r{n}.example"), Some(200)));
+        for n in 0..MAX_REGISTRY_LABELS + 200 {
+            metrics.on_event(&answered(&format!("r{n}.example"), Some(200)));
         }
         let text = metrics.render();
         let told = text.lines().filter(|line| line.starts_with("imgsync_requests_total{")).count();
-        assert_eq!(told, MAX_REGISTRIES + 1);
+        assert_eq!(told, MAX_REGISTRY_LABELS + 1);
         assert!(text.contains("{registry=\"other\",purpose=\"manifests\",status=\"200\"} 200\n"));
     }
 }

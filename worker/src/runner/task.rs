@@ -9,64 +9,66 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use imgsync_common::batch::{
-    BatchId, Bytes, Failure, Lane, Message, MessageTarget, Options, Place, Requests, RuleOptions, Ticket, Verdict,
+    BatchId, BatchOptions, BlobBytes, Failure, Message, MessageTarget, RequestCounts, Route, RuleOptions, TagLocator,
+    TaskRef, TaskResult,
 };
-use imgsync_common::caught::caught;
-use imgsync_common::error::{Class, Error, Result};
-use imgsync_common::event::{Event, TaskEnd};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::event::{Event, TaskCompletion};
 use imgsync_common::image::{Digest, RegistryName};
-use imgsync_common::registry::{Context, Tally};
+use imgsync_common::panics::catch_panic;
+use imgsync_common::registry::{Context, TrafficCounters};
 use imgsync_common::retry;
 use imgsync_common::store::{
-    CacheScope, Doing, Finished, Known, LeaseGuard, Retried, Spent, Standing, Start, TagOrigin, TagRecord, TaskHolder,
+    CacheScope, CachedTag, ClaimResult, FinishResult, LeaseGuard, LeaseStatus, ProvenanceUpdate, RescheduleResult,
+    RunningTask, TagRecord, TaskHolder, Usage,
 };
 use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
 
-use super::delivered::Delivered;
-use super::{Runner, Stop, not_after};
-use crate::copy::{Done, Moved, Outcome, Seen};
-use crate::log::about;
+use super::in_flight::InFlightMessage;
+use super::{Runner, Shutdown, longest_delay_within};
+use crate::copy::{CopyOutcome, CopyReport, ObservedDigests, TransferStats};
+use crate::task_log::task_span;
 
 /// Interval at which a lease is renewed; also the delay until a cancelled batch stops.
-const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// Time after the start of its last task when a message is acknowledged.
-const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(1);
+const ACKNOWLEDGE_DELAY: Duration = Duration::from_secs(1);
 /// Longest delay of a message whose task another worker holds: not until the lease must have expired, but so that the
 /// next holder is soon there.
-const HELD_WAIT: Duration = Duration::from_secs(10);
+const LEASED_ELSEWHERE_DELAY: Duration = Duration::from_secs(10);
 /// Delay of a task whose registry is unreachable from here.
-const OUT_OF_REACH: Duration = Duration::from_secs(1);
+const UNREACHABLE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Losses after which a task runs exclusively: it, or a task that ran beside it, may have killed its workers.
-const LOSSES_ALONE: u32 = 3;
+const EXCLUSIVE_AFTER_LOSSES: u32 = 3;
 /// Losses after which the task itself is blamed, and fails.
-const LOSSES_FAIL: u32 = 6;
+const FAIL_AFTER_LOSSES: u32 = 6;
 
 /// What happens to the message of a task.
-pub(super) enum Ended {
+pub(super) enum Disposition {
     /// Finished: recorded in the ledger, or rescheduled with its own message.
     Done,
     /// Not started; redeliver after this delay.
-    Later(Duration),
+    Requeue(Duration),
     /// Rescheduled together with its whole route: a registry's rate limit holds it for this long.
-    Throttled { registry: Option<RegistryName>, wait: Duration },
+    RateLimited { registry: Option<RegistryName>, wait: Duration },
     /// Rescheduled: this registry is unreachable from here.
-    OutOfReach { registry: RegistryName, why: String },
+    Unreachable { registry: RegistryName, why: String },
 }
 
 /// Outcome of one attempt.
-enum Came {
-    Copied(Box<Copied>),
+enum AttemptOutcome {
+    Copied(Box<CompletedCopy>),
     /// Source and target are equal; nothing was written. The observed digests, if they are to be cached.
-    Equal(Option<Seen>),
+    Unchanged(Option<ObservedDigests>),
     Failed(Error),
 }
 
 /// A finished copy.
-struct Copied {
-    done: Done,
-    before: Before,
+struct CompletedCopy {
+    report: CopyReport,
+    prior: PriorState,
     /// Lease of the target tag, if the tag was or could have been written: held until that is recorded.
     lease: Option<LeaseGuard>,
     /// Whether the tag, which may have been partial, is complete now.
@@ -75,426 +77,462 @@ struct Copied {
 
 /// State of a target tag before the copy.
 #[derive(Default)]
-struct Before {
+struct PriorState {
     /// When it was last seen at the target, if the target was not asked now.
     seen_at: Option<Timestamp>,
     /// When its referrers were last checked.
-    referrers_at: Option<Timestamp>,
+    referrers_checked_at: Option<Timestamp>,
 }
 
 /// Lists a task as running until dropped.
-struct Listed<'a> {
+struct RunningTaskGuard<'a> {
     runner: &'a Runner,
-    ticket: Ticket,
+    task_ref: TaskRef,
 }
 
-impl<'a> Listed<'a> {
-    fn new(runner: &'a Runner, ticket: Ticket, doing: Doing) -> Listed<'a> {
-        runner.running().insert(ticket, doing);
-        Listed { runner, ticket }
+impl<'a> RunningTaskGuard<'a> {
+    fn new(runner: &'a Runner, task_ref: TaskRef, doing: RunningTask) -> RunningTaskGuard<'a> {
+        runner.running().insert(task_ref, doing);
+        RunningTaskGuard { runner, task_ref }
     }
 }
 
-impl Drop for Listed<'_> {
+impl Drop for RunningTaskGuard<'_> {
     fn drop(&mut self) {
-        self.runner.running().remove(&self.ticket);
+        self.runner.running().remove(&self.task_ref);
     }
 }
 
 /// A task leased by this worker.
-pub(super) struct Held<'a> {
-    lane: &'a Lane,
+pub(super) struct LeasedTask<'a> {
+    route: &'a Route,
     pub(super) message: &'a Message,
-    pub(super) ticket: Ticket,
-    pub(super) target: &'a Place,
+    pub(super) task_ref: TaskRef,
+    pub(super) target: &'a TagLocator,
     pub(super) holder: TaskHolder<'a>,
     attempts: u32,
-    options: &'a Options,
+    options: &'a BatchOptions,
     rule: RuleOptions,
     pub(super) context: Context,
     /// Traffic counters of source and target.
-    pub(super) tallies: (Arc<Tally>, Arc<Tally>),
+    pub(super) traffic: (Arc<TrafficCounters>, Arc<TrafficCounters>),
     started: Instant,
 }
 
-impl Held<'_> {
+impl LeasedTask<'_> {
     /// Returns the scope of the target tag in the digest cache.
-    fn scope(&self) -> CacheScope {
-        CacheScope { home: (*self.target.home).clone(), options: self.rule.fingerprint().into() }
+    fn cache_scope(&self) -> CacheScope {
+        CacheScope { repository: (*self.target.repository).clone(), options: self.rule.fingerprint().into() }
     }
 
     /// Returns the digest of the rule options, as stored in a partial mark.
-    fn fingerprint(&self) -> Digest {
+    fn options_digest(&self) -> Digest {
         Digest::sha256(self.rule.fingerprint().as_bytes())
     }
 
     /// Returns what the attempt has cost, whatever its outcome.
-    fn spent(&self, bytes: Bytes) -> Spent {
-        let requests = Requests { source: self.tallies.0.read().requests, target: self.tallies.1.read().requests };
-        Spent { bytes, requests, time: self.started.elapsed() }
+    fn usage(&self, bytes: BlobBytes) -> Usage {
+        let requests =
+            RequestCounts { source: self.traffic.0.snapshot().requests, target: self.traffic.1.snapshot().requests };
+        Usage { bytes, requests, time: self.started.elapsed() }
     }
 }
 
 impl Runner {
     /// Runs one task of a message, which is acknowledged soon after its last task is leased. An error comes from the
     /// ledger and leaves the task's state unknown.
-    pub(super) async fn task(
+    pub(super) async fn run_task(
         &self,
-        delivered: &Delivered,
-        ticket: Ticket,
-        target: &Place,
+        delivered: &InFlightMessage,
+        task_ref: TaskRef,
+        target: &TagLocator,
         is_last: bool,
-        stop: &Stop,
-    ) -> Result<Ended> {
+        stop: &Shutdown,
+    ) -> Result<Disposition> {
         let message = &delivered.message;
         // Acquired before the lease: if the exclusive task kills the process, waiting tasks must not count as lost.
-        let beside = tokio::select! {
-            guard = self.alone.read() => guard,
-            () = stop.abort.cancelled() => return Ok(Ended::Later(Duration::ZERO)),
+        let shared_slot = tokio::select! {
+            guard = self.exclusive.read() => guard,
+            () = stop.abort.cancelled() => return Ok(Disposition::Requeue(Duration::ZERO)),
         };
-        let started = self.store.start(ticket, &self.settings.name, self.lease).await?;
-        let (epoch, attempts, losses) = match started {
-            Start::Go { epoch, attempts, losses } => (epoch, attempts, losses),
+        let started = self.store.claim_task(task_ref, &self.settings.name, self.lease_ttl).await?;
+        let (token, attempts, losses) = match started {
+            ClaimResult::Claimed { token, attempts, losses } => (token, attempts, losses),
             // Redelivered while it runs here: the broker considered it lost.
-            Start::Own { .. } if self.running().contains_key(&ticket) => return Ok(Ended::Later(HELD_WAIT)),
-            Start::Own { epoch, attempts } => (epoch, attempts, 0),
-            Start::AlreadyDone | Start::Cancelled | Start::StaleRun | Start::Paused => return Ok(Ended::Done),
-            Start::HeldBy { until } => return Ok(Ended::Later(time_until(until, self.clock.now()).min(HELD_WAIT))),
-            Start::Unknown => {
-                self.warn(&format!("the store has lost batch {}: run it again", ticket.batch));
-                return Ok(Ended::Done);
+            ClaimResult::AlreadyOwned { .. } if self.running().contains_key(&task_ref) => {
+                return Ok(Disposition::Requeue(LEASED_ELSEWHERE_DELAY));
+            }
+            ClaimResult::AlreadyOwned { token, attempts } => (token, attempts, 0),
+            ClaimResult::AlreadyDone | ClaimResult::Cancelled | ClaimResult::StaleRun | ClaimResult::Paused => {
+                return Ok(Disposition::Done);
+            }
+            ClaimResult::HeldBy { until } => {
+                return Ok(Disposition::Requeue(time_until(until, self.clock.now()).min(LEASED_ELSEWHERE_DELAY)));
+            }
+            ClaimResult::Unknown => {
+                self.warn(&format!("the store has lost batch {}: run it again", task_ref.batch));
+                return Ok(Disposition::Done);
             }
         };
-        let doing = Doing {
-            batch: ticket.batch,
-            index: ticket.index,
+        let running = RunningTask {
+            batch: task_ref.batch,
+            index: task_ref.index,
             source: message.source.to_string(),
             target: target.to_string(),
             since: self.clock.now(),
         };
-        let _listed = Listed::new(self, ticket, doing.clone());
+        let _listed = RunningTaskGuard::new(self, task_ref, running.clone());
         let held = async {
-            self.events.emit(Event::TaskStarted { ticket, source: doing.source, target: doing.target });
-            Ok(self.hold(delivered, ticket, target, (epoch, attempts, losses), beside, stop).await)
+            self.events.emit(Event::TaskStarted { task: task_ref, source: running.source, target: running.target });
+            Ok(self.run_leased(delivered, task_ref, target, (token, attempts, losses), shared_slot, stop).await)
         };
         let tried = format!("copying {}", message.source);
-        let mut held = std::pin::pin!(caught(&tried, held.instrument(about(&ticket))));
+        let mut held = std::pin::pin!(catch_panic(&tried, held.instrument(task_span(&task_ref))));
         // A shorter task is acknowledged when it ends, along with the next take: saves the broker a step.
         let ended = tokio::select! {
             ended = &mut held => ended,
             // Concurrently: no copy waits for the broker.
-            () = tokio::time::sleep(ACKNOWLEDGE_AFTER), if is_last => tokio::join!(held, self.acknowledge(delivered)).0,
+            () = tokio::time::sleep(ACKNOWLEDGE_DELAY), if is_last => tokio::join!(held, self.acknowledge(delivered)).0,
         };
         match ended {
             Ok(Ok(ended)) => Ok(ended),
             Ok(Err(error)) => {
                 // The ledger has no result; the next holder of the task provides one.
-                self.emit_end(ticket, TaskEnd::GivenBack);
+                self.emit_end(task_ref, TaskCompletion::Requeued);
                 Err(error)
             }
-            Err(panic) => self.settle_panic(ticket, epoch, attempts, &panic).await,
+            Err(panic) => self.record_panic(task_ref, token, attempts, &panic).await,
         }
     }
 
     /// Records a panic outside of the copy.
-    async fn settle_panic(&self, ticket: Ticket, token: u64, attempts: u32, panic: &Error) -> Result<Ended> {
-        let (class, failure) = (panic.class(), Failure::of(panic, attempts + 1));
+    async fn record_panic(&self, task_ref: TaskRef, token: u64, attempts: u32, panic: &Error) -> Result<Disposition> {
+        let (class, failure) = (panic.kind(), Failure::from_error(panic, attempts + 1));
         let error = failure.error.clone();
         let holder = TaskHolder { worker: &self.settings.name, token };
-        let finished = self.store.finish(ticket, holder, Verdict::Failed(failure), Spent::default()).await?;
+        let finished = self.store.finish(task_ref, holder, TaskResult::Failed(failure), Usage::default()).await?;
         // It may have panicked after its result was counted.
-        self.emit_finished(ticket, finished, TaskEnd::Failed { class, error });
-        Ok(Ended::Done)
+        self.emit_finished(task_ref, finished, TaskCompletion::Failed { kind: class, error });
+        Ok(Disposition::Done)
     }
 
     /// Runs a leased task.
-    async fn hold(
+    async fn run_leased(
         &self,
-        delivered: &Delivered,
-        ticket: Ticket,
-        target: &Place,
-        (epoch, attempts, losses): (u64, u32, u32),
-        beside: RwLockReadGuard<'_, ()>,
-        stop: &Stop,
-    ) -> Result<Ended> {
-        let Delivered { lane, message, .. } = delivered;
-        let (options, rule, unreadable) = match self.read_options(ticket.batch, message.rule).await {
+        delivered: &InFlightMessage,
+        task_ref: TaskRef,
+        target: &TagLocator,
+        (token, attempts, losses): (u64, u32, u32),
+        shared_slot: RwLockReadGuard<'_, ()>,
+        stop: &Shutdown,
+    ) -> Result<Disposition> {
+        let InFlightMessage { route, message, .. } = delivered;
+        let (options, rule, unreadable) = match self.read_options(task_ref.batch, message.rule).await {
             Ok((options, rule)) => (options, rule, None),
             // If the store is unavailable, the state is unknown.
-            Err(error) if retry::is_passing(&error) || error.class() == Class::NotFound => return Err(error),
+            Err(error) if retry::is_transient(&error) || error.kind() == ErrorKind::NotFound => return Err(error),
             // The protections of the target are unknown: write nothing.
             Err(error) => (Arc::default(), RuleOptions::default(), Some(error)),
         };
-        let held = Held {
-            lane,
+        let task = LeasedTask {
+            route,
             message,
-            ticket,
+            task_ref,
             target,
-            holder: TaskHolder { worker: &self.settings.name, token: epoch },
+            holder: TaskHolder { worker: &self.settings.name, token },
             attempts,
             rule,
             options: &options,
             context: Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() },
-            tallies: (Tally::new(), Tally::new()),
+            traffic: (TrafficCounters::new(), TrafficCounters::new()),
             started: Instant::now(),
         };
         if let Some(error) = unreadable {
-            return self.settle(&held, stop, Came::Failed(error)).await;
+            return self.record_outcome(&task, stop, AttemptOutcome::Failed(error)).await;
         }
-        if losses >= LOSSES_FAIL {
+        if losses >= FAIL_AFTER_LOSSES {
             let detail = format!("the worker that ran it ended {losses} times, the last ones with nothing else to do");
-            let error = Error::new(Class::Local, format!("copying {}", message.source), detail);
+            let error = Error::new(ErrorKind::Local, format!("copying {}", message.source), detail);
             return self
-                .settle(&held, stop, Came::Failed(error.hint("please report this, with the image's name")))
+                .record_outcome(
+                    &task,
+                    stop,
+                    AttemptOutcome::Failed(error.with_hint("please report this, with the image's name")),
+                )
                 .await;
         }
-        let _suspect = match losses >= LOSSES_ALONE {
-            true => match self.suspect.try_lock() {
+        let _suspect = match losses >= EXCLUSIVE_AFTER_LOSSES {
+            true => match self.suspect_slot.try_lock() {
                 Ok(guard) => Some(guard),
                 // Another task is waiting to run exclusively, or does. Waiting beside it would mean dying with it.
                 Err(_) => {
-                    self.put_off(&held, HELD_WAIT, false, held.spent(Bytes::default())).await?;
-                    self.emit_end(ticket, TaskEnd::GivenBack);
-                    return Ok(Ended::Done);
+                    self.reschedule(&task, LEASED_ELSEWHERE_DELAY, false, task.usage(BlobBytes::default())).await?;
+                    self.emit_end(task_ref, TaskCompletion::Requeued);
+                    return Ok(Disposition::Done);
                 }
             },
             false => None,
         };
         let lost = AtomicBool::new(false);
-        let came = {
+        let outcome = {
             // Boxed, here and below: a copy is a deep nest of futures, and thread stacks are small.
-            let work: BoxFuture<'_, Result<Came>> = Box::pin(self.in_company(&held, losses, beside));
+            let work: BoxFuture<'_, Result<AttemptOutcome>> =
+                Box::pin(self.run_isolating_suspects(&task, losses, shared_slot));
             let tried = format!("copying {}", message.source);
             tokio::select! {
-                came = caught(&tried, work) => came.unwrap_or_else(Came::Failed),
-                () = self.keep(&held, &lost) => unreachable!("a lease is kept until the work has ended"),
+                came = catch_panic(&tried, work) => came.unwrap_or_else(AttemptOutcome::Failed),
+                () = self.renew_lease_loop(&task, &lost) => unreachable!("a lease is kept until the work has ended"),
             }
         };
         if lost.load(Ordering::Relaxed) {
             // Another worker holds it, or it has finished: there is nothing to record.
-            self.emit_end(ticket, TaskEnd::GivenBack);
-            return Ok(Ended::Done);
+            self.emit_end(task_ref, TaskCompletion::Requeued);
+            return Ok(Disposition::Done);
         }
-        self.settle(&held, stop, came).await
+        self.record_outcome(&task, stop, outcome).await
     }
 
     /// Reads the options of a batch and of one of its rules.
-    async fn read_options(&self, batch: BatchId, rule: u32) -> Result<(Arc<Options>, RuleOptions)> {
-        let options = self.options(batch).await?;
+    async fn read_options(&self, batch: BatchId, rule: u32) -> Result<(Arc<BatchOptions>, RuleOptions)> {
+        let options = self.batch_options(batch).await?;
         let rule = options.rule(rule)?.clone();
         Ok((options, rule))
     }
 
     /// Copies alongside other tasks, or exclusively after too many losses.
-    async fn in_company(&self, held: &Held<'_>, losses: u32, beside: RwLockReadGuard<'_, ()>) -> Result<Came> {
-        if losses < LOSSES_ALONE {
-            let came = self.copy(held).await;
-            drop(beside);
-            return came;
+    async fn run_isolating_suspects(
+        &self,
+        task: &LeasedTask<'_>,
+        losses: u32,
+        shared_slot: RwLockReadGuard<'_, ()>,
+    ) -> Result<AttemptOutcome> {
+        if losses < EXCLUSIVE_AFTER_LOSSES {
+            let outcome = self.attempt_copy(task).await;
+            drop(shared_slot);
+            return outcome;
         }
-        drop(beside);
-        self.warn(&format!("{} was lost by its workers {losses} times: it runs alone now", held.message.source));
+        drop(shared_slot);
+        self.warn(&format!("{} was lost by its workers {losses} times: it runs alone now", task.message.source));
         let _alone = tokio::select! {
-            guard = self.alone.write() => guard,
-            () = held.context.cancel.cancelled() => {
-                return Err(Error::cancelled(format!("copying {}", held.message.source)));
+            guard = self.exclusive.write() => guard,
+            () = task.context.cancel.cancelled() => {
+                return Err(Error::cancelled(format!("copying {}", task.message.source)));
             }
         };
-        self.copy(held).await
+        self.attempt_copy(task).await
     }
 
     /// Renews the lease until dropped. Cancels the work if the lease is lost or the batch was stopped.
-    async fn keep(&self, held: &Held<'_>, lost: &AtomicBool) {
-        let cancel = &held.context.cancel;
+    async fn renew_lease_loop(&self, task: &LeasedTask<'_>, lost: &AtomicBool) {
+        let cancel = &task.context.cancel;
         loop {
-            tokio::time::sleep(RENEW_EVERY).await;
-            match self.store.renew(held.ticket, held.holder, self.lease).await {
-                Ok(Standing::Held { .. }) => {}
-                Ok(Standing::Lost) => {
+            tokio::time::sleep(RENEW_INTERVAL).await;
+            match self.store.renew(task.task_ref, task.holder, self.lease_ttl).await {
+                Ok(LeaseStatus::Held { .. }) => {}
+                Ok(LeaseStatus::Lost) => {
                     lost.store(true, Ordering::Relaxed);
                     cancel.cancel();
                 }
-                Ok(Standing::Stop) => cancel.cancel(),
+                Ok(LeaseStatus::BatchStopped) => cancel.cancel(),
                 // The lease may expire; then the gate prevents the tag from being put.
-                Err(error) => self.warn_of("a lease could not be renewed", &error),
+                Err(error) => self.warn_repeated("a lease could not be renewed", &error),
             }
         }
     }
 
     /// Records the outcome of a task in the ledger.
-    async fn settle(&self, held: &Held<'_>, stop: &Stop, came: Came) -> Result<Ended> {
+    async fn record_outcome(
+        &self,
+        task: &LeasedTask<'_>,
+        stop: &Shutdown,
+        outcome: AttemptOutcome,
+    ) -> Result<Disposition> {
         let now = self.clock.now();
-        let (verdict, bytes, tags, written) = match came {
-            Came::Failed(error) => return self.settle_failure(held, stop, error).await,
-            Came::Equal(seen) => {
-                let known = seen.map(|Seen { source, target }| {
-                    let known = Known { source, target, seen_at: now, referrers_at: None };
-                    (held.target.tag.clone(), known)
+        let (result, bytes, tags, written) = match outcome {
+            AttemptOutcome::Failed(error) => return self.record_failure(task, stop, error).await,
+            AttemptOutcome::Unchanged(seen) => {
+                let known = seen.map(|ObservedDigests { source, target }| {
+                    let known = CachedTag { source, target, seen_at: now, referrers_at: None };
+                    (task.target.tag.clone(), known)
                 });
-                (Verdict::Unchanged, Bytes::default(), known.into_iter().collect(), None)
+                (TaskResult::Unchanged, BlobBytes::default(), known.into_iter().collect(), None)
             }
-            Came::Copied(copied) => {
-                let Copied { done, before, lease, is_whole } = *copied;
-                let verdict = match done.outcome {
-                    Outcome::Copied => Verdict::Copied,
-                    Outcome::Unchanged => Verdict::Unchanged,
+            AttemptOutcome::Copied(copied) => {
+                let CompletedCopy { report, prior, lease, is_whole } = *copied;
+                let result = match report.outcome {
+                    CopyOutcome::Copied => TaskResult::Copied,
+                    CopyOutcome::Unchanged => TaskResult::Unchanged,
                 };
-                let Moved { copied, mounted, reused } = done.bytes;
-                let put = done.tag_put.then(|| done.digest.clone());
-                let known = Known {
+                let TransferStats { copied, mounted, reused } = report.bytes;
+                let put = report.tag_put.then(|| report.digest.clone());
+                let known = CachedTag {
                     // The next run compares with the HEAD digest; the content is read if it differs.
-                    source: done.source_said.unwrap_or(done.source_digest),
-                    target: done.digest,
-                    seen_at: before.seen_at.unwrap_or(now),
-                    referrers_at: if done.referrers_asked { Some(now) } else { before.referrers_at },
+                    source: report.source_head_digest.unwrap_or(report.source_digest),
+                    target: report.digest,
+                    seen_at: prior.seen_at.unwrap_or(now),
+                    referrers_at: if report.referrers_checked { Some(now) } else { prior.referrers_checked_at },
                 };
                 // With their digests at the source: the next listing shows changes.
-                let companions = done.companions.into_iter().map(|(tag, source)| {
-                    (tag, Known { target: source.clone(), source, seen_at: now, referrers_at: None })
+                let companions = report.digest_tags.into_iter().map(|(tag, source)| {
+                    (tag, CachedTag { target: source.clone(), source, seen_at: now, referrers_at: None })
                 });
-                let tags: Vec<_> = companions.chain([(held.target.tag.clone(), known)]).collect();
-                (verdict, Bytes { copied, mounted, reused }, tags, lease.map(|lease| (lease, put, is_whole)))
+                let tags: Vec<_> = companions.chain([(task.target.tag.clone(), known)]).collect();
+                (result, BlobBytes { copied, mounted, reused }, tags, lease.map(|lease| (lease, put, is_whole)))
             }
         };
         let record = async {
             let Some((lease, put, is_whole)) = &written else {
                 return match tags.is_empty() {
                     true => Ok(()),
-                    false => self.store.learn(&held.scope(), tags).await,
+                    false => self.store.cache_tags(&task.cache_scope(), tags).await,
                 };
             };
-            let (source, target) = (&held.message.source, held.target);
-            let origin = put.as_ref().map(|digest| TagOrigin { source, target, digest });
+            let (source, target) = (&task.message.source, task.target);
+            let origin = put.as_ref().map(|digest| ProvenanceUpdate { source, target, digest });
             let whole = is_whole.then_some(&target.tag);
-            let record = TagRecord { origin, scope: &held.scope(), tags, whole };
+            let record = TagRecord { provenance: origin, scope: &task.cache_scope(), tags, complete: whole };
             if !self.store.record_tag(lease.fence(), record).await? {
                 // Another task may have written the tag since.
                 tracing::info!("{target} is not recorded: its lease was lost");
             }
             Ok(())
         };
-        let end = match verdict {
-            Verdict::Copied => TaskEnd::Copied { bytes: bytes.copied, read: held.tallies.0.read().received },
-            _ => TaskEnd::Unchanged,
+        let end = match result {
+            TaskResult::Copied => {
+                TaskCompletion::Copied { bytes: bytes.copied, read: task.traffic.0.snapshot().received }
+            }
+            _ => TaskCompletion::Unchanged,
         };
         // Concurrently: the store may be far away.
-        let finish = self.store.finish(held.ticket, held.holder, verdict, held.spent(bytes));
+        let finish = self.store.finish(task.task_ref, task.holder, result, task.usage(bytes));
         let (recorded, finished) = tokio::join!(record, finish);
         drop(written);
         let finished = finished?;
-        self.emit_finished(held.ticket, finished, end);
+        self.emit_finished(task.task_ref, finished, end);
         // The task has finished all the same: on redelivery the ledger knows.
-        recorded.map(|()| Ended::Done)
+        recorded.map(|()| Disposition::Done)
     }
 
-    async fn settle_failure(&self, held: &Held<'_>, stop: &Stop, error: Error) -> Result<Ended> {
-        let Held { ticket, holder, attempts, .. } = *held;
-        let spent = held.spent(Bytes::default());
+    async fn record_failure(&self, task: &LeasedTask<'_>, stop: &Shutdown, error: Error) -> Result<Disposition> {
+        let LeasedTask { task_ref, holder, attempts, .. } = *task;
+        let spent = task.usage(BlobBytes::default());
         if error.is_cancelled() && stop.abort.is_cancelled() {
             // This worker shuts down, the task does not: any worker may take it.
-            self.put_off(held, Duration::ZERO, false, spent).await?;
-            self.emit_end(ticket, TaskEnd::GivenBack);
-            return Ok(Ended::Done);
+            self.reschedule(task, Duration::ZERO, false, spent).await?;
+            self.emit_end(task_ref, TaskCompletion::Requeued);
+            return Ok(Disposition::Done);
         }
         if error.is_cancelled() {
-            let finished = self.store.finish(ticket, holder, Verdict::Cancelled, spent).await?;
-            self.emit_finished(ticket, finished, TaskEnd::Cancelled);
-            return Ok(Ended::Done);
+            let finished = self.store.finish(task_ref, holder, TaskResult::Cancelled, spent).await?;
+            self.emit_finished(task_ref, finished, TaskCompletion::Cancelled);
+            return Ok(Disposition::Done);
         }
         let tries = attempts + error.attempts();
-        if error.class() == Class::RateLimited
-            && let Some(wait) = error.wait()
+        if error.kind() == ErrorKind::RateLimited
+            && let Some(wait) = error.retry_after()
         {
             // The wait is longer than a slot may be held: no attempt is counted.
-            self.hold_off(held, error.registry(), wait).await?;
-            let retried = self.put_off_until(held, (wait, not_after(wait)), false, spent).await?;
-            self.emit_retried(ticket, retried, &error, wait);
-            return Ok(Ended::Throttled { registry: error.registry().cloned(), wait });
+            self.record_rate_limit(task, error.registry(), wait).await?;
+            let retried =
+                self.reschedule_with_message_delay(task, (wait, longest_delay_within(wait)), false, spent).await?;
+            self.emit_rescheduled(task_ref, retried, &error, wait);
+            return Ok(Disposition::RateLimited { registry: error.registry().cloned(), wait });
         }
-        if self.settings.others_may_reach
-            && error.is_unconnected()
+        if self.settings.in_cluster
+            && error.is_connect_error()
             && let Some(registry) = error.registry()
         {
             // Another machine may reach the registry: no attempt is counted.
-            let (registry, why) = (registry.clone(), error.detail().to_owned());
-            let retried = self.put_off(held, OUT_OF_REACH, false, spent).await?;
-            self.emit_retried(ticket, retried, &error, OUT_OF_REACH);
-            return Ok(Ended::OutOfReach { registry, why });
+            let (registry, why) = (registry.clone(), error.message().to_owned());
+            let retried = self.reschedule(task, UNREACHABLE_RETRY_DELAY, false, spent).await?;
+            self.emit_rescheduled(task_ref, retried, &error, UNREACHABLE_RETRY_DELAY);
+            return Ok(Disposition::Unreachable { registry, why });
         }
-        if retry::is_passing(&error) && tries < self.settings.attempts {
+        if retry::is_transient(&error) && tries < self.settings.max_attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
-            let retried = self.put_off(held, wait, true, spent).await?;
-            self.emit_retried(ticket, retried, &error, wait);
-            return Ok(Ended::Done);
+            let retried = self.reschedule(task, wait, true, spent).await?;
+            self.emit_rescheduled(task_ref, retried, &error, wait);
+            return Ok(Disposition::Done);
         }
-        let failure = Failure::of(&error, tries);
-        let end = TaskEnd::Failed { class: error.class(), error: failure.error.clone() };
-        let finished = self.store.finish(ticket, holder, Verdict::Failed(failure), spent).await?;
-        self.emit_finished(ticket, finished, end);
-        Ok(Ended::Done)
+        let failure = Failure::from_error(&error, tries);
+        let end = TaskCompletion::Failed { kind: error.kind(), error: failure.error.clone() };
+        let finished = self.store.finish(task_ref, holder, TaskResult::Failed(failure), spent).await?;
+        self.emit_finished(task_ref, finished, end);
+        Ok(Disposition::Done)
     }
 
     /// Reschedules a task: publishes its message with a delay, then tells the ledger. Without a delay, or if the queue
     /// fails, the task returns to the plan and the batch leader publishes it.
-    async fn put_off(&self, held: &Held<'_>, wait: Duration, counts: bool, spent: Spent) -> Result<Retried> {
-        self.put_off_until(held, (wait, wait), counts, spent).await
+    async fn reschedule(
+        &self,
+        task: &LeasedTask<'_>,
+        wait: Duration,
+        counts: bool,
+        spent: Usage,
+    ) -> Result<RescheduleResult> {
+        self.reschedule_with_message_delay(task, (wait, wait), counts, spent).await
     }
 
     /// Reschedules a task with a message that returns before the ledger's delay is over.
-    async fn put_off_until(
+    async fn reschedule_with_message_delay(
         &self,
-        held: &Held<'_>,
+        task: &LeasedTask<'_>,
         (mut wait, message_wait): (Duration, Duration),
         counts: bool,
-        spent: Spent,
-    ) -> Result<Retried> {
+        spent: Usage,
+    ) -> Result<RescheduleResult> {
         if !wait.is_zero() {
-            let targets = vec![MessageTarget { index: held.ticket.index, place: held.target.clone() }];
-            let message = Message { targets, run: held.ticket.run, ..held.message.clone() };
-            if let Err(error) = self.queue.publish_later(held.lane, &message, message_wait).await {
-                self.warn_of("the queue does not answer", &error);
+            let targets = vec![MessageTarget { index: task.task_ref.index, locator: task.target.clone() }];
+            let message = Message { targets, run: task.task_ref.run, ..task.message.clone() };
+            if let Err(error) = self.queue.publish_delayed(task.route, &message, message_wait).await {
+                self.warn_repeated("the queue does not answer", &error);
                 wait = Duration::ZERO;
             }
         }
-        self.store.retry_later(held.ticket, held.holder, wait, counts, spent).await
+        self.store.reschedule(task.task_ref, task.holder, wait, counts, spent).await
     }
 
     /// Shares a registry's rate limit with other workers. An error that names no registry holds both endpoints.
-    async fn hold_off(&self, held: &Held<'_>, registry: Option<&RegistryName>, wait: Duration) -> Result<()> {
-        let lane = held.options.lane(held.message.source.home.end(), held.target.home.end());
-        for (end, pulls) in [(lane.source, true), (lane.target, false)] {
+    async fn record_rate_limit(
+        &self,
+        task: &LeasedTask<'_>,
+        registry: Option<&RegistryName>,
+        wait: Duration,
+    ) -> Result<()> {
+        let route = task.options.route(task.message.source.repository.endpoint(), task.target.repository.endpoint());
+        for (end, pulls) in [(route.source, true), (route.target, false)] {
             let Some(end) = end.registry().filter(|end| registry.is_none_or(|registry| registry == *end)) else {
                 continue;
             };
             // A quota was reported to the store when it was observed, and covers less than the whole registry; pull
             // accounts are limited individually.
-            if registry.is_some() && pulls && self.client.hold(end, false).is_none() {
+            if registry.is_some() && pulls && self.client.rate_limit_hold(end, false).is_none() {
                 continue;
             }
             let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
             for account in self.client.accounts(end, false).await {
-                self.store.hold_off(&account, until).await?;
+                self.store.block_until(&account, until).await?;
             }
         }
         Ok(())
     }
 
     /// Emits a result if the ledger counted it.
-    fn emit_finished(&self, ticket: Ticket, finished: Finished, end: TaskEnd) {
-        self.emit_end(ticket, if finished == Finished::Counted { end } else { TaskEnd::Stale });
+    fn emit_finished(&self, task_ref: TaskRef, finished: FinishResult, end: TaskCompletion) {
+        self.emit_end(task_ref, if finished == FinishResult::Counted { end } else { TaskCompletion::Stale });
     }
 
     /// Emits the rescheduling of a task if the ledger accepted it.
-    fn emit_retried(&self, ticket: Ticket, retried: Retried, error: &Error, wait: Duration) {
+    fn emit_rescheduled(&self, task_ref: TaskRef, retried: RescheduleResult, error: &Error, wait: Duration) {
         let end = match retried {
-            Retried::Waits { .. } => TaskEnd::Later { error: error.to_string(), wait },
-            Retried::Stale => TaskEnd::Stale,
+            RescheduleResult::Scheduled { .. } => TaskCompletion::Rescheduled { error: error.to_string(), wait },
+            RescheduleResult::Stale => TaskCompletion::Stale,
         };
-        self.emit_end(ticket, end);
+        self.emit_end(task_ref, end);
     }
 
-    fn emit_end(&self, ticket: Ticket, end: TaskEnd) {
-        self.events.emit(Event::TaskEnded { ticket, end });
+    fn emit_end(&self, task_ref: TaskRef, end: TaskCompletion) {
+        self.events.emit(Event::TaskEnded { task: task_ref, completion: end });
     }
 }
 

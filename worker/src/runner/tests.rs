@@ -5,69 +5,72 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Home, Lane, MessageTarget, Options, Place, Planned, RuleOptions};
-use imgsync_common::error::Class;
-use imgsync_common::event::{Observer, TaskEnd};
-use imgsync_common::image::{Company, Digest};
+use imgsync_common::batch::{
+    BatchId, BatchOptions, MessageTarget, RepositoryLocator, Route, RuleOptions, TagLocator, TaskSpec,
+};
+use imgsync_common::error::ErrorKind;
+use imgsync_common::event::{Observer, TaskCompletion};
+use imgsync_common::image::{Digest, DigestTagHints};
 use imgsync_common::queue::MemoryQueue;
 use imgsync_common::registry::ClientSettings;
-use imgsync_common::registry::credentials::Environment;
-use imgsync_common::store::{Batch, CacheScope, ManualClock, NewBatch, Sealed, SqliteStore};
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::store::{Batch, CacheScope, ManualClock, NewBatch, PlanSegment, SqliteStore};
 use jiff::Timestamp;
 
 use super::*;
-use crate::copy::Limits;
+use crate::copy::CopyLimits;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls a function with each event.
-struct Calls<F>(F);
+struct CallbackObserver<F>(F);
 
-impl<F: Fn(&Event) + Send + Sync> Observer for Calls<F> {
-    fn on(&self, event: &Event) {
+impl<F: Fn(&Event) + Send + Sync> Observer for CallbackObserver<F> {
+    fn on_event(&self, event: &Event) {
         (self.0)(event);
     }
 }
 
-struct Scene {
+struct RunnerFixture {
     runner: Runner,
     store: Arc<dyn Store>,
     batch: BatchId,
-    targets: Vec<Place>,
+    targets: Vec<TagLocator>,
 }
 
-impl Scene {
+impl RunnerFixture {
     /// Creates a batch that copies these tags from one layout to another, and a runner with one slot.
     async fn new(
         clock: &Arc<ManualClock>,
         folder: &Path,
         tags: &[&str],
         on: impl Fn(&Event) + Send + Sync + 'static,
-    ) -> Scene {
+    ) -> RunnerFixture {
         let queue = Arc::new(MemoryQueue::new());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
         let end = |name: &str| format!("oci:{}", folder.join(name).display()).parse().unwrap();
-        let (source, target) = (Home::new(end("source"), "").unwrap(), Home::new(end("target"), "").unwrap());
-        let lane = Lane::anonymous(source.end().clone(), target.end().clone());
+        let (source, target) =
+            (RepositoryLocator::new(end("source"), "").unwrap(), RepositoryLocator::new(end("target"), "").unwrap());
+        let route = Route::anonymous(source.endpoint().clone(), target.endpoint().clone());
         let (source, target) = (Arc::new(source), Arc::new(target));
         let batch = BatchId::generate();
-        let options = Options { rules: vec![RuleOptions::default()], ..Options::default() }.encode();
+        let options = BatchOptions { rules: vec![RuleOptions::default()], ..BatchOptions::default() }.encode();
         store.create(NewBatch { id: batch, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
-        let planned = |tag: &&str| Planned {
+        let planned = |tag: &&str| TaskSpec {
             rule: 0,
-            source: Place { home: source.clone(), tag: tag.parse().unwrap() },
+            source: TagLocator { repository: source.clone(), tag: tag.parse().unwrap() },
             digest: None,
-            target: Place { home: target.clone(), tag: tag.parse().unwrap() },
-            company: Company::default(),
+            target: TagLocator { repository: target.clone(), tag: tag.parse().unwrap() },
+            digest_tags: DigestTagHints::default(),
         };
-        let planned: Vec<Planned> = tags.iter().map(planned).collect();
+        let planned: Vec<TaskSpec> = tags.iter().map(planned).collect();
         let tasks = planned.iter().map(|task| (task.clone(), None)).collect();
-        let sealed = Sealed { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
+        let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
         store.append(batch, sealed).await.unwrap();
-        store.seal_all(batch).await.unwrap();
-        let tickets = (0..).take(tags.len()).map(|index| Ticket { batch, run: 0, index }).collect();
-        store.published(batch, tickets).await.unwrap();
-        let messages: Vec<(Lane, Message)> = (0..)
+        store.complete_plan(batch).await.unwrap();
+        let tickets = (0..).take(tags.len()).map(|index| TaskRef { batch, run: 0, index }).collect();
+        store.mark_published(batch, tickets).await.unwrap();
+        let messages: Vec<(Route, Message)> = (0..)
             .zip(&planned)
             .map(|(index, task)| {
                 let message = Message {
@@ -78,25 +81,26 @@ impl Scene {
                     digest: None,
                     listed_at: clock.now(),
                     priority: Default::default(),
-                    company: Company::default(),
-                    targets: vec![MessageTarget { index, place: task.target.clone() }],
+                    digest_tags: DigestTagHints::default(),
+                    targets: vec![MessageTarget { index, locator: task.target.clone() }],
                 };
-                (lane.clone(), message)
+                (route.clone(), message)
             })
             .collect();
-        assert!(queue.publish(&messages).await.unwrap().refused.is_empty());
-        let client = Client::new(ClientSettings::default(), Environment::default());
-        let copier = Copier::new(client.clone(), Limits::default());
-        let settings = Settings { name: "one".to_owned(), slots: 1, attempts: 1, others_may_reach: false };
-        let (serving, events) = (Serving::new(Allowed::default()), Events::to(Arc::new(Calls(on))));
+        assert!(queue.publish(&messages).await.unwrap().rejected.is_empty());
+        let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
+        let copier = Copier::new(client.clone(), CopyLimits::default());
+        let settings = RunnerSettings { name: "one".to_owned(), slots: 1, max_attempts: 1, in_cluster: false };
+        let (serving, events) =
+            (RouteSelector::new(WorkerScope::default()), Events::new(Arc::new(CallbackObserver(on))));
         let runner = Runner::new(queue, store.clone(), clock.clone(), (client, copier), settings, serving, events);
         let targets = planned.into_iter().map(|task| task.target).collect();
-        Scene { runner, store, batch, targets }
+        RunnerFixture { runner, store, batch, targets }
     }
 
     /// Runs until the batch has ended.
     async fn run(&self) -> Batch {
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         let ended = async {
             loop {
                 let batch = self.store.batch(self.batch).await.unwrap().unwrap();
@@ -107,7 +111,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let (batch, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(ended, self.runner.run(&stop)) })
+        let (batch, ()) = tokio::time::timeout(TEST_TIMEOUT, async { tokio::join!(ended, self.runner.run(&stop)) })
             .await
             .expect("the batch ends, and nothing runs any more");
         batch
@@ -137,30 +141,30 @@ fn write_layout(folder: &Path, tag: &str) -> Digest {
 }
 
 #[tokio::test]
-async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot_and_its_line() {
+async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = Arc::new(ManualClock::at(Timestamp::now()));
+    let clock = Arc::new(ManualClock::starting_at(Timestamp::now()));
     // The source is missing: every task fails by itself, except one that panics before its copy and one that panics
     // after.
     let on = |event: &Event| match event {
-        Event::TaskStarted { ticket, .. } if ticket.index == 1 => panic!("the first {} is odd", "panic"),
-        Event::TaskEnded { ticket, .. } if ticket.index == 2 => panic!("the second panic"),
+        Event::TaskStarted { task, .. } if task.index == 1 => panic!("the first {} is odd", "panic"),
+        Event::TaskEnded { task, .. } if task.index == 2 => panic!("the second panic"),
         _ => {}
     };
-    let scene = Scene::new(&clock, folder.path(), &["v0", "v1", "v2", "v3"], on).await;
-    let batch = scene.run().await;
+    let fixture = RunnerFixture::new(&clock, folder.path(), &["v0", "v1", "v2", "v3"], on).await;
+    let batch = fixture.run().await;
     assert_eq!((batch.counts.failed, batch.counts.total), (4, 4), "{batch:?}");
-    assert_eq!(scene.runner.doing(), []);
-    let failures = scene.store.failures(scene.batch, 0, 10).await.unwrap();
-    let words: BTreeMap<u32, (Class, String, u32)> = failures
+    assert_eq!(fixture.runner.running_tasks(), []);
+    let failures = fixture.store.failures(fixture.batch, 0, 10).await.unwrap();
+    let words: BTreeMap<u32, (ErrorKind, String, u32)> = failures
         .into_iter()
-        .map(|failed| (failed.task.index, (failed.failure.class, failed.failure.error, failed.failure.attempts)))
+        .map(|failed| (failed.task.index, (failed.failure.kind, failed.failure.error, failed.failure.attempts)))
         .collect();
     let (class, error, attempts) = &words[&1];
-    assert_eq!((*class, *attempts), (Class::Local, 1));
+    assert_eq!((*class, *attempts), (ErrorKind::Local, 1));
     assert!(error.contains("the program failed at it: the first panic is odd"), "{error}");
     // A panic after the result was counted does not change it.
-    assert_eq!((words[&2].0, words[&3].0), (Class::NotFound, Class::NotFound), "{words:?}");
+    assert_eq!((words[&2].0, words[&3].0), (ErrorKind::NotFound, ErrorKind::NotFound), "{words:?}");
 }
 
 #[tokio::test]
@@ -169,22 +173,25 @@ async fn a_tag_whose_lease_expires_before_it_is_recorded_is_not_recorded() {
     for expires in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let digest = write_layout(&folder.path().join("source"), "v1");
-        let (clock, ends) = (Arc::new(ManualClock::at(now)), Arc::new(Mutex::new(Vec::new())));
+        let (clock, ends) = (Arc::new(ManualClock::starting_at(now)), Arc::new(Mutex::new(Vec::new())));
         let (its_clock, its_ends) = (clock.clone(), ends.clone());
         let on = move |event: &Event| match event {
             // The tag is written; for the store, whose clock counts, the lease then expires.
-            Event::ManifestPut { .. } if expires => its_clock.advance(LEASE + Duration::from_secs(1)),
-            Event::TaskEnded { end, .. } => its_ends.lock().unwrap().push(end.clone()),
+            Event::ManifestPut { .. } if expires => its_clock.advance(LEASE_TTL + Duration::from_secs(1)),
+            Event::TaskEnded { completion, .. } => its_ends.lock().unwrap().push(completion.clone()),
             _ => {}
         };
-        let scene = Scene::new(&clock, folder.path(), &["v1"], on).await;
-        let batch = scene.run().await;
+        let fixture = RunnerFixture::new(&clock, folder.path(), &["v1"], on).await;
+        let batch = fixture.run().await;
         assert_eq!(batch.counts.copied, 1, "{:?}", ends.lock().unwrap());
-        assert!(matches!(ends.lock().unwrap()[..], [TaskEnd::Copied { .. }]));
-        let target = &scene.targets[0];
-        let scope = CacheScope { home: (*target.home).clone(), options: RuleOptions::default().fingerprint().into() };
-        let known = scene.store.known(&scope, std::slice::from_ref(&target.tag)).await.unwrap();
-        let written = scene.store.written(&target.home).await.unwrap();
+        assert!(matches!(ends.lock().unwrap()[..], [TaskCompletion::Copied { .. }]));
+        let target = &fixture.targets[0];
+        let scope = CacheScope {
+            repository: (*target.repository).clone(),
+            options: RuleOptions::default().fingerprint().into(),
+        };
+        let known = fixture.store.cached_tags(&scope, std::slice::from_ref(&target.tag)).await.unwrap();
+        let written = fixture.store.written_digests(&target.repository).await.unwrap();
         match expires {
             false => {
                 assert_eq!(known[0].as_ref().map(|known| &known.target), Some(&digest));

@@ -1,6 +1,6 @@
 //! Secrets in the right keys and in wrong ones: messages show nothing of them.
 
-use super::super::keys::REGISTRY;
+use super::super::schema_table::REGISTRY;
 use super::*;
 
 #[test]
@@ -46,7 +46,7 @@ fn no_piece_of_a_secret_in_the_wrong_key_is_shown() {
         ];
         let notify = notify.map(|text| format!("notify: {{{text}}}"));
         for text in rules.into_iter().chain(tags).chain(registries).chain(tops).chain(serve).chain(notify) {
-            let file = File { name: "c.yaml", text: &text, environment: &environment, presets: Some(&[]) };
+            let file = ConfigFile { name: "c.yaml", text: &text, environment: &environment, presets: Some(&[]) };
             if let Err(errors) = Config::read(&file) {
                 assert!(!is_shown(&errors.to_string()), "{text}: {secret}\n{errors}");
             }
@@ -81,7 +81,8 @@ fn no_piece_of_a_secret_in_the_wrong_key_is_shown() {
 fn an_address_takes_user_and_password_apart_from_the_url() {
     let password = "p@/#?%:[]+&\\ ü";
     let environment = |name: &str| (name == "PASSWORD").then(|| password.to_owned());
-    let read = |text: &str| Config::read(&File { name: "c.yaml", text, environment: &environment, presets: None });
+    let read =
+        |text: &str| Config::read(&ConfigFile { name: "c.yaml", text, environment: &environment, presets: None });
     for (broker, store, proxy) in [
         (
             "'amqp://me:${PASSWORD}@rabbit:5672/v'",

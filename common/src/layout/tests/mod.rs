@@ -1,6 +1,6 @@
 //! Layouts on a real disk: round trips, corrupt layouts, and concurrent writers.
 
-mod lies;
+mod corrupt_layouts;
 mod skopeo;
 mod writers;
 
@@ -30,8 +30,8 @@ fn tag(text: &str) -> ManifestRef {
     ManifestRef::Tag(text.parse().unwrap())
 }
 
-fn name(text: &str) -> Option<FullName> {
-    Some(FullName::of(&text.parse().unwrap()))
+fn name(text: &str) -> Option<QualifiedRepositoryName> {
+    Some(QualifiedRepositoryName::from_reference(&text.parse().unwrap()))
 }
 
 /// A manifest of one config and the layers given.
@@ -46,19 +46,19 @@ fn manifest(layers: &[&[u8]]) -> Manifest {
 /// Writes an image with one layer.
 async fn put(layout: &Layout, repository: Option<&str>, reference: &str, content: &[u8]) -> Manifest {
     for bytes in [b"{}", content] {
-        layout.blob_write(&blob(bytes), pieces(bytes)).await.unwrap();
+        layout.write_blob(&blob(bytes), pieces(bytes)).await.unwrap();
     }
     let manifest = manifest(&[content]);
     let repository = layout.repository(repository.and_then(name));
-    repository.manifest_put(&tag(reference), &manifest).await.unwrap();
+    repository.put_manifest(&tag(reference), &manifest).await.unwrap();
     manifest
 }
 
 async fn read(layout: &Layout, blob: &Descriptor, offset: u64) -> Result<Vec<u8>> {
-    let mut opened = layout.blob_open(blob, offset).await?;
+    let mut opened = layout.open_blob(blob, offset).await?;
     assert_eq!(opened.offset, offset);
     let mut all = Vec::new();
-    while let Some(chunk) = opened.stream.chunk().await? {
+    while let Some(chunk) = opened.stream.next_chunk().await? {
         all.extend_from_slice(&chunk);
     }
     Ok(all)
@@ -66,21 +66,21 @@ async fn read(layout: &Layout, blob: &Descriptor, offset: u64) -> Result<Vec<u8>
 
 /// Copies an image with its children and blobs, as a worker does.
 async fn copy(from: &LayoutRepository, to: &LayoutRepository, reference: &ManifestRef) -> Result<()> {
-    let root = from.manifest_get(reference).await?;
+    let root = from.get_manifest(reference).await?;
     let mut images = vec![root.clone()];
     for child in root.children() {
-        images.push(from.manifest_get(&ManifestRef::Digest(child.digest.clone())).await?);
+        images.push(from.get_manifest(&ManifestRef::Digest(child.digest.clone())).await?);
     }
     for image in images.iter().rev() {
         for blob in image.blobs() {
-            let stream = from.layout().blob_open(blob, 0).await?.stream.into_stream();
-            to.layout().blob_write(blob, stream).await?;
+            let stream = from.layout().open_blob(blob, 0).await?.stream.into_stream();
+            to.layout().write_blob(blob, stream).await?;
         }
         if image.digest() != root.digest() {
-            to.manifest_put(&ManifestRef::Digest(image.digest().clone()), image).await?;
+            to.put_manifest(&ManifestRef::Digest(image.digest().clone()), image).await?;
         }
     }
-    to.manifest_put(reference, &root).await.map(drop)
+    to.put_manifest(reference, &root).await.map(drop)
 }
 
 /// Every file below a folder, with its bytes.
@@ -118,9 +118,9 @@ async fn what_is_written_is_read_back_and_listed_under_its_names() {
         [(name("gcr.io/a/b"), "1", &one), (name("gcr.io/a/c"), "1", &two), (None, "bare", &three)]
     {
         let repository = layout.repository(repository);
-        let found = repository.manifest_get(&tag(reference)).await.unwrap();
+        let found = repository.get_manifest(&tag(reference)).await.unwrap();
         assert_eq!(found.bytes(), image.bytes());
-        assert_eq!(repository.manifest_head(&tag(reference)).await.unwrap().unwrap().digest, *image.digest());
+        assert_eq!(repository.head_manifest(&tag(reference)).await.unwrap().unwrap().digest, *image.digest());
     }
     assert_eq!(read(&layout, &blob(&[7; 700_000]), 0).await.unwrap(), [7; 700_000]);
     assert_eq!(read(&layout, &blob(&[7; 700_000]), 699_999).await.unwrap(), [7]);
@@ -139,16 +139,16 @@ async fn a_tag_without_repository_means_the_only_image_that_has_it() {
 
     put(&layout, Some("gcr.io/b"), "1", b"two").await;
     let error = bare.resolve(Some(&tag("1"))).await.unwrap_err();
-    assert_eq!(error.class(), Class::Invalid);
+    assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("gcr.io/a:1, gcr.io/b:1"), "{error}");
-    assert_eq!(bare.resolve(None).await.unwrap_err().class(), Class::Invalid);
+    assert_eq!(bare.resolve(None).await.unwrap_err().kind(), ErrorKind::Invalid);
 
     let exact = put(&layout, None, "1", b"three").await;
     assert_eq!(bare.resolve(Some(&tag("1"))).await.unwrap().digest, *exact.digest());
     let error = layout.repository(name("gcr.io/c")).resolve(Some(&tag("1"))).await.unwrap_err();
-    assert_eq!(error.class(), Class::NotFound);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("gcr.io/a:1"), "{error}");
-    assert!(layout.repository(name("gcr.io/c")).manifest_head(&tag("1")).await.unwrap().is_none());
+    assert!(layout.repository(name("gcr.io/c")).head_manifest(&tag("1")).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -159,12 +159,12 @@ async fn an_image_is_found_by_its_digest_whether_it_is_listed_or_not() {
     let image = manifest(&[b"one", b"one"]);
     let reference = ManifestRef::Digest(image.digest().clone());
     let repository = layout.repository(name("gcr.io/a"));
-    repository.manifest_put(&reference, &image).await.unwrap();
+    repository.put_manifest(&reference, &image).await.unwrap();
     assert_eq!(layout.entries().await.unwrap().len(), 1);
-    assert_eq!(repository.manifest_get(&reference).await.unwrap().bytes(), image.bytes());
+    assert_eq!(repository.get_manifest(&reference).await.unwrap().bytes(), image.bytes());
 
-    repository.manifest_put_untagged(&image).await.unwrap();
-    repository.manifest_put_untagged(&image).await.unwrap();
+    repository.put_untagged_manifest(&image).await.unwrap();
+    repository.put_untagged_manifest(&image).await.unwrap();
     let entries = layout.entries().await.unwrap();
     assert_eq!(entries.len(), 2);
     assert_eq!(entries[1].name, Some(format!("gcr.io/a@{}", image.digest())));
@@ -180,7 +180,7 @@ async fn a_second_export_writes_nothing_that_is_there() {
     let one = format!("blobs/sha256/{}", Digest::sha256(b"one").hex());
     let before = (stamp(&one), stamp("index.json"), files(dir.path()));
     let again = Layout::open_or_create(dir.path()).await.unwrap();
-    assert!(again.blob_start(&blob(b"one")).await.unwrap().is_none());
+    assert!(again.start_blob(&blob(b"one")).await.unwrap().is_none());
     put(&again, Some("gcr.io/a"), "1", b"one").await;
     assert_eq!((stamp(&one), stamp("index.json"), files(dir.path())), before);
 }
@@ -189,10 +189,10 @@ async fn a_second_export_writes_nothing_that_is_there() {
 async fn an_image_with_a_part_missing_is_not_entered() {
     let dir = TempDir::new().unwrap();
     let layout = Layout::open_or_create(dir.path()).await.unwrap();
-    layout.blob_write(&blob(b"{}"), pieces(b"{}")).await.unwrap();
+    layout.write_blob(&blob(b"{}"), pieces(b"{}")).await.unwrap();
     let image = manifest(&[b"never written"]);
-    let error = layout.repository(None).manifest_put(&tag("1"), &image).await.unwrap_err();
-    assert_eq!(error.class(), Class::Incomplete);
+    let error = layout.repository(None).put_manifest(&tag("1"), &image).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incomplete);
     assert_eq!(layout.entries().await.unwrap(), []);
 }
 
@@ -210,14 +210,14 @@ async fn referrers_are_kept_and_found() {
     let repository = layout.repository(name("gcr.io/a"));
     let reference = ManifestRef::Digest(signature.digest().clone());
     for _ in 0..2 {
-        assert!(repository.manifest_put(&reference, &signature).await.unwrap().subject_kept);
+        assert!(repository.put_manifest(&reference, &signature).await.unwrap().subject_kept);
     }
-    let found = repository.referrers(image.digest()).await.unwrap();
+    let found = repository.list_referrers(image.digest()).await.unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].artifact_type.as_deref(), Some("application/x.signature"));
     assert_eq!(found[0].annotations.keys().collect::<Vec<_>>(), ["by"]);
-    assert!(repository.referrers(signature.digest()).await.unwrap().is_empty());
-    assert_eq!(repository.manifest_head(&tag("1")).await.unwrap().unwrap().digest, *image.digest());
+    assert!(repository.list_referrers(signature.digest()).await.unwrap().is_empty());
+    assert_eq!(repository.head_manifest(&tag("1")).await.unwrap().unwrap().digest, *image.digest());
 }
 
 #[tokio::test]

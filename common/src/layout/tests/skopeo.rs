@@ -30,8 +30,8 @@ async fn skopeo_reads_what_we_wrote_and_we_read_what_skopeo_wrote() {
 
     let theirs = Layout::open(path("theirs")).await.unwrap();
     for (repository, reference) in [(name("example.com/hello"), "1.1"), (None, "1.0")] {
-        let found = theirs.repository(repository).manifest_get(&tag(reference)).await.unwrap();
-        assert_eq!(found.digest(), source.manifest_get(&tag(reference)).await.unwrap().digest());
+        let found = theirs.repository(repository).get_manifest(&tag(reference)).await.unwrap();
+        assert_eq!(found.digest(), source.get_manifest(&tag(reference)).await.unwrap().digest());
     }
     // Beside skopeo's image, which stays unchanged.
     let theirs = Layout::open_or_create(path("theirs")).await.unwrap();

@@ -17,15 +17,17 @@ fn large() -> Vec<u8> {
 #[tokio::test]
 async fn wrong_content_leaves_nothing() {
     let (dir, layout) = layout().await;
-    for (content, class) in
-        [(&b"wrong!"[..], Class::Corrupt), (b"longer than it", Class::Corrupt), (b"short", Class::Unreachable)]
-    {
-        let error = layout.blob_write(&blob(b"right!"), pieces(content)).await.unwrap_err();
-        assert_eq!(error.class(), class, "{error}");
+    for (content, class) in [
+        (&b"wrong!"[..], ErrorKind::Corrupt),
+        (b"longer than it", ErrorKind::Corrupt),
+        (b"short", ErrorKind::Unreachable),
+    ] {
+        let error = layout.write_blob(&blob(b"right!"), pieces(content)).await.unwrap_err();
+        assert_eq!(error.kind(), class, "{error}");
         assert!(!layout.has_blob(&blob(b"right!")).await.unwrap());
         assert_eq!(hidden(dir.path()), 0);
     }
-    layout.blob_write(&blob(b""), pieces(b"")).await.unwrap();
+    layout.write_blob(&blob(b""), pieces(b"")).await.unwrap();
     assert!(layout.has_blob(&blob(b"")).await.unwrap());
 }
 
@@ -34,9 +36,9 @@ async fn an_error_of_the_source_is_passed_on() {
     let (_dir, layout) = layout().await;
     let broken = futures_util::stream::iter([
         Ok(Bytes::from_static(b"on")),
-        Err(Error::new(Class::Unreachable, "reading", "it broke")),
+        Err(Error::new(ErrorKind::Unreachable, "reading", "it broke")),
     ]);
-    let error = layout.blob_write(&blob(b"one"), broken).await.unwrap_err();
+    let error = layout.write_blob(&blob(b"one"), broken).await.unwrap_err();
     assert_eq!(error.to_string(), "reading: it broke");
 }
 
@@ -45,7 +47,7 @@ async fn a_large_blob_goes_on_where_a_stopped_writer_was() {
     let (dir, layout) = layout().await;
     let content = large();
     let wanted = blob(&content);
-    let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
+    let mut writer = layout.start_blob(&wanted).await.unwrap().unwrap();
     assert_eq!(writer.offset(), 0);
     writer.write(Bytes::copy_from_slice(&content[..2 << 20])).await.unwrap();
     drop(writer);
@@ -54,7 +56,7 @@ async fn a_large_blob_goes_on_where_a_stopped_writer_was() {
 
     // Opening it again keeps a file worth resuming.
     let layout = Layout::open_or_create(dir.path()).await.unwrap();
-    let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
+    let mut writer = layout.start_blob(&wanted).await.unwrap().unwrap();
     assert_eq!(writer.offset(), 2 << 20);
     writer.write(Bytes::copy_from_slice(&content[2 << 20..])).await.unwrap();
     writer.commit().await.unwrap();
@@ -69,16 +71,16 @@ async fn what_was_left_wrong_is_noticed_and_thrown_away() {
     let wanted = blob(&content);
     let left = dir.path().join(format!(".imgsync-sha256-{}.partial", wanted.digest.hex()));
     std::fs::write(&left, vec![0; 2 << 20]).unwrap();
-    let mut writer = layout.blob_start(&wanted).await.unwrap().unwrap();
+    let mut writer = layout.start_blob(&wanted).await.unwrap().unwrap();
     writer.write(Bytes::copy_from_slice(&content[2 << 20..])).await.unwrap();
-    assert_eq!(writer.commit().await.unwrap_err().class(), Class::Corrupt);
+    assert_eq!(writer.commit().await.unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(hidden(dir.path()), 0);
     // Longer than the blob: it cannot be a part of it.
     std::fs::write(&left, vec![0; 4 << 20]).unwrap();
-    assert_eq!(layout.blob_start(&wanted).await.unwrap().unwrap().offset(), 0);
+    assert_eq!(layout.start_blob(&wanted).await.unwrap().unwrap().offset(), 0);
     // A whole stream starts at offset 0, whatever exists.
     std::fs::write(&left, vec![0; 2 << 20]).unwrap();
-    layout.blob_write(&wanted, pieces(&content)).await.unwrap();
+    layout.write_blob(&wanted, pieces(&content)).await.unwrap();
     assert_eq!(hidden(dir.path()), 0);
 }
 
@@ -90,9 +92,9 @@ async fn a_write_that_is_dropped_anywhere_leaves_a_layout_that_is_whole() {
     for steps in 0..200 {
         let work = async {
             for bytes in [b"{}", &content[..]] {
-                layout.blob_write(&blob(bytes), pieces(bytes)).await?;
+                layout.write_blob(&blob(bytes), pieces(bytes)).await?;
             }
-            layout.repository(None).manifest_put(&tag("1"), &image).await
+            layout.repository(None).put_manifest(&tag("1"), &image).await
         };
         // Polled this many times, then dropped.
         let mut work = Box::pin(work);
@@ -107,7 +109,7 @@ async fn a_write_that_is_dropped_anywhere_leaves_a_layout_that_is_whole() {
         let done = done.await;
         drop(work);
         let seen = Layout::open(dir.path()).await.unwrap();
-        if let Some(head) = seen.repository(None).manifest_head(&tag("1")).await.unwrap() {
+        if let Some(head) = seen.repository(None).head_manifest(&tag("1")).await.unwrap() {
             assert_eq!(head.digest, *image.digest());
             assert_eq!(read(&seen, &blob(&content), 0).await.unwrap(), content);
         }
@@ -132,14 +134,14 @@ async fn what_killed_writers_left_goes_unless_it_can_be_continued() {
     let (own, beside) = (format!(".imgsync-sha256-{hex}.partial"), format!(".imgsync-sha256-{hex}.0123.partial"));
     let small = format!(".imgsync-sha256-{}.partial", Digest::sha256(b"y").hex());
     let needless = format!(".imgsync-sha256-{}.partial", Digest::sha256(b"z").hex());
-    layout.blob_write(&blob(b"z"), pieces(b"z")).await.unwrap();
+    layout.write_blob(&blob(b"z"), pieces(b"z")).await.unwrap();
     write(&own, 2 << 20);
     write(&beside, 2 << 20);
     write(&small, 9);
     write(&needless, 2 << 20);
     write(".imgsync-index.json", 9);
     write(".somebody-elses", 9);
-    let writer = layout.blob_start(&blob(&large())).await.unwrap().unwrap();
+    let writer = layout.start_blob(&blob(&large())).await.unwrap().unwrap();
     Layout::open_or_create(dir.path()).await.unwrap();
     let there = |name: &str| dir.path().join(name).exists();
     assert!(there(&own) && there(".somebody-elses"));
@@ -163,9 +165,9 @@ async fn two_who_write_the_same_blob_do_not_wait_for_each_other() {
     let other = Layout::open_or_create(dir.path()).await.unwrap();
     let content = large();
     let wanted = blob(&content);
-    let mut slow = layout.blob_start(&wanted).await.unwrap().unwrap();
+    let mut slow = layout.start_blob(&wanted).await.unwrap().unwrap();
     slow.write(Bytes::copy_from_slice(&content[..2 << 20])).await.unwrap();
-    let mut fast = other.blob_start(&wanted).await.unwrap().unwrap();
+    let mut fast = other.start_blob(&wanted).await.unwrap().unwrap();
     assert_eq!(fast.offset(), 0);
     fast.write(Bytes::copy_from_slice(&content)).await.unwrap();
     fast.commit().await.unwrap();
@@ -209,26 +211,26 @@ async fn no_tag_is_lost_when_many_write_at_once() {
     assert_eq!(hidden(dir.path()), 0);
 }
 
-const TOLD_WHERE: &str = "IMGSYNC_TEST_LAYOUT";
+const LAYOUT_DIR_VARIABLE: &str = "IMGSYNC_TEST_LAYOUT";
 
 /// Body of the processes of the next test: twenty tags, each with a large blob that is resumed.
 #[tokio::test]
 #[ignore = "run by the next test"]
 async fn a_process_that_writes() {
-    let Ok(dir) = std::env::var(TOLD_WHERE) else { return };
+    let Ok(dir) = std::env::var(LAYOUT_DIR_VARIABLE) else { return };
     let layout = Layout::open_or_create(dir).await.unwrap();
     for at in 0..20u8 {
         let content = vec![at; 2 << 20];
-        if let Some(mut writer) = layout.blob_start(&blob(&content)).await.unwrap() {
+        if let Some(mut writer) = layout.start_blob(&blob(&content)).await.unwrap() {
             let from = usize::try_from(writer.offset()).unwrap();
             for piece in content[from..].chunks(100_000) {
                 writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
             }
             writer.commit().await.unwrap();
         }
-        layout.blob_write(&blob(b"{}"), pieces(b"{}")).await.unwrap();
+        layout.write_blob(&blob(b"{}"), pieces(b"{}")).await.unwrap();
         let repository = layout.repository(name("gcr.io/a"));
-        repository.manifest_put(&tag(&at.to_string()), &manifest(&[&content])).await.unwrap();
+        repository.put_manifest(&tag(&at.to_string()), &manifest(&[&content])).await.unwrap();
     }
 }
 
@@ -238,7 +240,7 @@ async fn processes_that_are_killed_leave_nothing_wrong_and_the_next_ones_end_it(
     let start = || {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "layout::tests::writers::a_process_that_writes"]);
-        command.env(TOLD_WHERE, dir.path()).stdout(std::process::Stdio::null());
+        command.env(LAYOUT_DIR_VARIABLE, dir.path()).stdout(std::process::Stdio::null());
         command.spawn().unwrap()
     };
     for round in 0..8u64 {
@@ -251,7 +253,7 @@ async fn processes_that_are_killed_leave_nothing_wrong_and_the_next_ones_end_it(
         // The first process may have been killed before it created anything.
         let Ok(layout) = Layout::open(dir.path()).await else { continue };
         for entry in layout.entries().await.unwrap() {
-            let image = layout.repository(entry.repository).manifest_get(&ManifestRef::Tag(entry.tag.unwrap())).await;
+            let image = layout.repository(entry.repository).get_manifest(&ManifestRef::Tag(entry.tag.unwrap())).await;
             for blob in image.unwrap().blobs() {
                 assert!(blob.digest.verifies(&read(&layout, blob, 0).await.unwrap()));
             }

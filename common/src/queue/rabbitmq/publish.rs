@@ -8,69 +8,69 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation};
 
-use super::line::{LEADERLESS, Live, explain};
-use super::topology::{self, REFUSED, WORK};
-use super::{KnownLane, RabbitQueue, unreachable};
-use crate::batch::{Lane, Message};
+use super::connection::{LEADERLESS_QUEUE_HINT, LiveConnection, broker_error};
+use super::topology::{self, REFUSED_QUEUE, WORK_EXCHANGE};
+use super::{RabbitQueue, RouteQueue, unreachable_error};
+use crate::batch::{Message, Route};
 use crate::error::{Error, Result};
-use crate::queue::Published;
+use crate::queue::PublishResult;
 
 /// Messages published before their confirms are awaited. A full queue is detected only then.
-const WINDOW: usize = 250;
+const CONFIRM_WINDOW: usize = 250;
 /// How often the queues of a route are announced: the store may lose the announcement.
-const NOTED: Duration = Duration::from_secs(20);
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(20);
 /// Header with a message's signature.
-pub(super) const SIGNATURE: &str = "signature";
+pub(super) const SIGNATURE_HEADER: &str = "signature";
 
 /// Destination of a message.
-pub(super) enum Address {
+pub(super) enum PublishAddress {
     /// A route, by the name of its queue.
-    Lane(String),
+    Route(String),
     /// A delay queue, and the route's queue after that.
-    Retry { queue: String, lane: String },
+    Retry { queue: String, route_queue: String },
     /// The queue of refused messages, for manual inspection.
     Refused,
 }
 
-impl Address {
+impl PublishAddress {
     /// Returns the exchange and the routing key.
-    fn route(&self) -> (&str, &str) {
+    fn exchange_and_key(&self) -> (&str, &str) {
         match self {
-            Address::Lane(lane) => (WORK, lane),
-            Address::Retry { queue, lane } => (queue, lane),
-            Address::Refused => ("", REFUSED),
+            PublishAddress::Route(lane) => (WORK_EXCHANGE, lane),
+            PublishAddress::Retry { queue, route_queue: lane } => (queue, lane),
+            PublishAddress::Refused => ("", REFUSED_QUEUE),
         }
     }
 
     /// Returns the queue that the exchange routes to.
-    fn queue(&self) -> &str {
+    fn destination_queue(&self) -> &str {
         match self {
-            Address::Lane(lane) => lane,
-            Address::Retry { queue, .. } => queue,
-            Address::Refused => REFUSED,
+            PublishAddress::Route(lane) => lane,
+            PublishAddress::Retry { queue, .. } => queue,
+            PublishAddress::Refused => REFUSED_QUEUE,
         }
     }
 }
 
 impl RabbitQueue {
-    pub(super) async fn publish_block(&self, block: &[(Lane, Message)]) -> Result<Published> {
-        let lanes: BTreeSet<(&Lane, bool)> =
+    pub(super) async fn publish_block(&self, block: &[(Route, Message)]) -> Result<PublishResult> {
+        let lanes: BTreeSet<(&Route, bool)> =
             block.iter().map(|(lane, message)| (lane, message.priority.is_urgent())).collect();
-        self.note(lanes).await?;
-        let tried = format!("publishing at the broker {}", self.0.publishing.name());
-        let mut published = Published::default();
-        for (part, window) in block.chunks(WINDOW).enumerate() {
-            let live = self.0.publishing.live().await?;
+        self.announce_queues(lanes).await?;
+        let tried = format!("publishing at the broker {}", self.0.publish_connection.name());
+        let mut published = PublishResult::default();
+        for (part, window) in block.chunks(CONFIRM_WINDOW).enumerate() {
+            let live = self.0.publish_connection.get_or_connect().await?;
             let at = AtomicUsize::new(0);
             let sent = self.publish_window(&live, window, &at, &tried);
-            let refused = match tokio::time::timeout(self.0.settings.confirm_within, sent).await {
+            let refused = match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
                 Ok(refused) => refused?,
                 Err(_) => {
                     let queue = queue_for(&window[at.into_inner()]);
-                    return Err(unconfirmed(&live, &format!("{tried}, to {queue}")));
+                    return Err(unconfirmed_error(&live, &format!("{tried}, to {queue}")));
                 }
             };
-            published.refused.extend(refused.into_iter().map(|at| part * WINDOW + at));
+            published.rejected.extend(refused.into_iter().map(|at| part * CONFIRM_WINDOW + at));
         }
         Ok(published)
     }
@@ -79,12 +79,12 @@ impl RabbitQueue {
     /// confirmed in `waits_for`.
     async fn publish_window(
         &self,
-        live: &Live,
-        window: &[(Lane, Message)],
+        live: &LiveConnection,
+        window: &[(Route, Message)],
         waits_for: &AtomicUsize,
         tried: &str,
     ) -> Result<Vec<usize>> {
-        let channel = live.first().await;
+        let channel = live.control_channel().await;
         let mut left: Vec<usize> = (0..window.len()).collect();
         let mut refused = Vec::new();
         // A second attempt for missing queues, and a third if another one goes missing meanwhile.
@@ -93,19 +93,19 @@ impl RabbitQueue {
             for at in &left {
                 let (_, message) = &window[*at];
                 let queue = queue_for(&window[*at]);
-                live.declare_once(&channel, &queue).await.map_err(|error| explain(tried, &error))?;
-                let address = Address::Lane(queue);
+                live.ensure_declared(&channel, &queue).await.map_err(|error| broker_error(tried, &error))?;
+                let address = PublishAddress::Route(queue);
                 let confirm = self.send(&channel, &address, &message.encode(), None).await;
-                confirms.push((*at, confirm.map_err(|error| explain(tried, &error))?));
+                confirms.push((*at, confirm.map_err(|error| broker_error(tried, &error))?));
             }
             left.clear();
             for (at, confirm) in confirms {
                 waits_for.store(at, Ordering::Relaxed);
-                match confirm.await.map_err(|error| explain(tried, &error))? {
+                match confirm.await.map_err(|error| broker_error(tried, &error))? {
                     Confirmation::Ack(None) => {}
                     // No queue is bound to that key any more.
                     Confirmation::Ack(Some(_)) => {
-                        live.note_declared(&queue_for(&window[at]), false);
+                        live.set_declared(&queue_for(&window[at]), false);
                         left.push(at);
                     }
                     Confirmation::Nack(_) | Confirmation::NotRequested => refused.push(at),
@@ -121,42 +121,43 @@ impl RabbitQueue {
     }
 
     /// Publishes one message, and returns when it is confirmed.
-    pub(super) async fn publish_one(&self, address: &Address, body: &[u8], reason: Option<&str>) -> Result<()> {
-        let tried = format!("publishing to {} at the broker {}", address.queue(), self.0.publishing.name());
+    pub(super) async fn publish_one(&self, address: &PublishAddress, body: &[u8], reason: Option<&str>) -> Result<()> {
+        let tried =
+            format!("publishing to {} at the broker {}", address.destination_queue(), self.0.publish_connection.name());
         // A second attempt for a missing queue.
         for _ in 0..2 {
-            let live = self.0.publishing.live().await?;
+            let live = self.0.publish_connection.get_or_connect().await?;
             let sent = async {
                 // The channel is not held while the confirm is awaited.
                 let confirm = {
-                    let channel = live.first().await;
-                    live.declare_once(&channel, address.queue()).await?;
+                    let channel = live.control_channel().await;
+                    live.ensure_declared(&channel, address.destination_queue()).await?;
                     self.send(&channel, address, body, reason).await?
                 };
                 confirm.await
             };
-            match tokio::time::timeout(self.0.settings.confirm_within, sent).await {
+            match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
                 Ok(Ok(Confirmation::Ack(None))) => return Ok(()),
-                Ok(Ok(Confirmation::Ack(Some(_)))) => live.note_declared(address.queue(), false),
-                Ok(Ok(_)) => return Err(unreachable(&tried, "the queue is full")),
-                Ok(Err(error)) => return Err(explain(&tried, &error)),
-                Err(_) => return Err(unconfirmed(&live, &tried)),
+                Ok(Ok(Confirmation::Ack(Some(_)))) => live.set_declared(address.destination_queue(), false),
+                Ok(Ok(_)) => return Err(unreachable_error(&tried, "the queue is full")),
+                Ok(Err(error)) => return Err(broker_error(&tried, &error)),
+                Err(_) => return Err(unconfirmed_error(&live, &tried)),
             }
         }
-        Err(unreachable(&tried, "the queue is deleted again and again"))
+        Err(unreachable_error(&tried, "the queue is deleted again and again"))
     }
 
     async fn send(
         &self,
         channel: &Channel,
-        address: &Address,
+        address: &PublishAddress,
         body: &[u8],
         reason: Option<&str>,
     ) -> lapin::Result<lapin::PublisherConfirm> {
         let mut headers = FieldTable::default();
         // Refused messages are not signed: a signature would make them valid for whoever requeues them.
         if let Some(key) = self.0.settings.key.as_ref().filter(|_| reason.is_none()) {
-            headers.insert(SIGNATURE.into(), AMQPValue::LongString(key.sign(body).into()));
+            headers.insert(SIGNATURE_HEADER.into(), AMQPValue::LongString(key.sign(body).into()));
         }
         if let Some(reason) = reason {
             headers.insert("reason".into(), AMQPValue::LongString(reason.into()));
@@ -166,48 +167,48 @@ impl RabbitQueue {
             .with_delivery_mode(2)
             .with_headers(headers);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let (exchange, key) = address.route();
+        let (exchange, key) = address.exchange_and_key();
         channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
     }
 
     /// Announces the queues of these routes to consumers: the route's own, or the one for high priority.
-    pub(super) async fn note(&self, lanes: impl IntoIterator<Item = (&Lane, bool)>) -> Result<()> {
-        let new: Vec<(String, Lane, bool)> = {
-            let known = self.known();
+    pub(super) async fn announce_queues(&self, lanes: impl IntoIterator<Item = (&Route, bool)>) -> Result<()> {
+        let new: Vec<(String, Route, bool)> = {
+            let known = self.route_table();
             let lanes =
-                lanes.into_iter().map(|(lane, is_urgent)| (topology::queue_of(lane, is_urgent), lane, is_urgent));
-            let is_new = |queue: &String| known.noted.get(queue).is_none_or(|at| at.elapsed() > NOTED);
+                lanes.into_iter().map(|(lane, is_urgent)| (topology::queue_name(lane, is_urgent), lane, is_urgent));
+            let is_new = |queue: &String| known.announced.get(queue).is_none_or(|at| at.elapsed() > ANNOUNCE_INTERVAL);
             let new = lanes.filter(|(queue, ..)| is_new(queue));
             new.map(|(queue, lane, is_urgent)| (queue, lane.clone(), is_urgent)).collect()
         };
         if new.is_empty() {
             return Ok(());
         }
-        let of = |wanted: bool| -> Vec<Lane> {
+        let of = |wanted: bool| -> Vec<Route> {
             let its = new.iter().filter(|(_, _, is_urgent)| *is_urgent == wanted);
             its.map(|(_, lane, _)| lane.clone()).collect()
         };
-        self.0.roster.note_queues(&of(false), &of(true)).await?;
-        let mut known = self.known();
+        self.0.worker_registry.record_queues(&of(false), &of(true)).await?;
+        let mut known = self.route_table();
         let now = Instant::now();
-        known.noted.retain(|_, at| at.elapsed() <= NOTED);
+        known.announced.retain(|_, at| at.elapsed() <= ANNOUNCE_INTERVAL);
         for (queue, lane, is_urgent) in new {
-            known.lanes.insert(queue.clone(), KnownLane { lane, is_urgent, noted_at: Some(now) });
-            known.noted.insert(queue, now);
+            known.queues.insert(queue.clone(), RouteQueue { route: lane, is_urgent, announced_at: Some(now) });
+            known.announced.insert(queue, now);
         }
         Ok(())
     }
 }
 
 /// Returns the queue that a message is published to.
-fn queue_for((lane, message): &(Lane, Message)) -> String {
-    topology::queue_of(lane, message.priority.is_urgent())
+fn queue_for((lane, message): &(Route, Message)) -> String {
+    topology::queue_name(lane, message.priority.is_urgent())
 }
 
-fn unconfirmed(live: &Live, tried: &str) -> Error {
+fn unconfirmed_error(live: &LiveConnection, tried: &str) -> Error {
     match live.is_blocked() {
-        true => unreachable(tried, "it takes no messages now: it is short of memory or disk")
-            .hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
-        false => unreachable(tried, "it does not confirm").hint(LEADERLESS),
+        true => unreachable_error(tried, "it takes no messages now: it is short of memory or disk")
+            .with_hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
+        false => unreachable_error(tried, "it does not confirm").with_hint(LEADERLESS_QUEUE_HINT),
     }
 }

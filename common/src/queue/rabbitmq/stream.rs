@@ -23,22 +23,22 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 use tokio_util::either::Either;
 
-use super::line::CONNECT;
+use super::connection::CONNECT_TIMEOUT;
 use crate::error::Result;
-use crate::registry::tls_trusting;
+use crate::registry::client_tls_config;
 
 /// Byte stream of a connection, plain or TLS.
-type Bytes = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
+type TcpOrTls = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
 
-/// Opens a connection. `tls` is used if the URL's scheme is `amqps`.
+/// Opens a connection. `tls_config` is used if the URL's scheme is `amqps`.
 pub(super) async fn open(
     uri: AMQPUri,
     options: ConnectionProperties,
     tls: Arc<ClientConfig>,
 ) -> lapin::Result<Connection> {
-    let kit = RuntimeParts::new(Tokio::current(), Sockets(Tokio::current()));
-    let connect = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, Sockets>>| {
-        let bytes = tokio::time::timeout(CONNECT, connect(&uri, tls.clone())).await;
+    let kit = RuntimeParts::new(Tokio::current(), TokioReactor(Tokio::current()));
+    let connect = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, TokioReactor>>| {
+        let bytes = tokio::time::timeout(CONNECT_TIMEOUT, connect(&uri, tls.clone())).await;
         let bytes = bytes.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))??;
         Ok(AsyncTcpStream::Plain(bytes.compat()))
     };
@@ -46,9 +46,9 @@ pub(super) async fn open(
 }
 
 /// Builds the TLS configuration: trusts `ca` (PEM) in addition to the system's authorities.
-pub(super) fn tls(ca: Option<&str>) -> Result<Arc<ClientConfig>> {
+pub(super) fn tls_config(ca: Option<&str>) -> Result<Arc<ClientConfig>> {
     let own: Vec<Vec<u8>> = ca.iter().map(|pem| pem.as_bytes().to_vec()).collect();
-    let mut config = tls_trusting(&own)?;
+    let mut config = client_tls_config(&own)?;
     config.alpn_protocols.clear();
     Ok(Arc::new(config))
 }
@@ -69,10 +69,10 @@ async fn connect(uri: &AMQPUri, tls: Arc<ClientConfig>) -> io::Result<Either<Tcp
 
 /// Tokio's sockets, with or without TLS.
 #[derive(Debug, Clone)]
-struct Sockets(Tokio);
+struct TokioReactor(Tokio);
 
-impl Reactor for Sockets {
-    type TcpStream = Bytes;
+impl Reactor for TokioReactor {
+    type TcpStream = TcpOrTls;
     type Sleep = tokio::time::Sleep;
 
     fn register<H: io::Read + io::Write + Send + 'static>(
@@ -80,7 +80,7 @@ impl Reactor for Sockets {
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
         // Nothing here registers handles of its own.
-        Err::<Bytes, _>(io::ErrorKind::Unsupported.into())
+        Err::<TcpOrTls, _>(io::ErrorKind::Unsupported.into())
     }
 
     fn sleep(&self, time: Duration) -> Self::Sleep {

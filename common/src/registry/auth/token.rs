@@ -6,19 +6,19 @@ use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
 use url::Url;
 
-use super::super::context::Counted;
+use super::super::context::RequestKind;
 use super::super::credentials::Credential;
-use super::super::pace::Errand;
-use super::super::transport::{Answer, Payload};
-use super::super::{Repository, hop};
-use super::{Authorization, Scope, Token, basic_header};
-use crate::error::{Class, Error, Result};
+use super::super::throttling::RequestClass;
+use super::super::transport::{RequestBody, Response};
+use super::super::{Repository, ssrf};
+use super::{Authorization, CachedToken, TokenScope, basic_header};
+use crate::error::{Error, ErrorKind, Result};
 use crate::secret::Secret;
 
 /// Lifetime of a token whose response does not contain one (Docker registry v2 token specification, `expires_in`).
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 /// A refused credential that helpers and files returned less than this ago is not looked up again.
-const YOUNG: Duration = Duration::from_secs(1);
+const MIN_CREDENTIAL_AGE: Duration = Duration::from_secs(1);
 /// Size limit of a token response.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Size limit of a token: servers limit request headers to less, and many tokens are cached.
@@ -30,22 +30,22 @@ impl Repository {
         &self,
         realm: &Url,
         service: Option<&str>,
-        scope: &Scope,
+        scope: &TokenScope,
         scopes: Option<Vec<String>>,
-    ) -> Result<Token> {
-        let written = scopes.clone().unwrap_or_else(|| scope.written());
-        let tried = format!("getting a token for {} from {}", self.label(), hop::origin(realm));
+    ) -> Result<CachedToken> {
+        let written = scopes.clone().unwrap_or_else(|| scope.to_scopes());
+        let operation = format!("getting a token for {} from {}", self.label(), ssrf::origin(realm));
         let ask = async |credential: &Option<Credential>| {
-            let who = (scope.login, credential.as_ref());
-            self.with_retries(|| self.token_request(realm, service, &written, who, &tried)).await
+            let who = (scope.credential_index, credential.as_ref());
+            self.with_retries(|| self.request_token(realm, service, &written, who, &operation)).await
         };
-        let mut credential = self.credential(scope.login).await?;
-        let answer = match ask(&credential).await {
+        let mut credential = self.find_credential(scope.credential_index).await?;
+        let response = match ask(&credential).await {
             // A credential from a helper may have expired since, as the tokens of clouds do.
-            Err(error) if error.class() == Class::Denied && credential.is_some() => {
-                let before = Instant::now().checked_sub(YOUNG).unwrap_or_else(Instant::now);
-                let is_theirs = self.forget_credential(scope.login, before).await;
-                let fresh = if is_theirs { self.credential(scope.login).await? } else { None };
+            Err(error) if error.kind() == ErrorKind::Denied && credential.is_some() => {
+                let before = Instant::now().checked_sub(MIN_CREDENTIAL_AGE).unwrap_or_else(Instant::now);
+                let is_theirs = self.refresh_credential(scope.credential_index, before).await;
+                let fresh = if is_theirs { self.find_credential(scope.credential_index).await? } else { None };
                 if fresh.is_none() || fresh == credential {
                     return Err(error);
                 }
@@ -54,25 +54,24 @@ impl Repository {
             }
             answer => answer?,
         };
-        let text = answer
-            .token
-            .or(answer.access_token)
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| Error::new(Class::BadAnswer, &tried, "the token service answered without a token"))?;
+        let text = response.token.or(response.access_token).filter(|token| !token.is_empty()).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidResponse, &operation, "the token service answered without a token")
+        })?;
         if text.len() > MAX_TOKEN_BYTES {
             let detail = format!("the token has {} bytes, and {MAX_TOKEN_BYTES} are allowed", text.len());
-            return Err(Error::new(Class::BadAnswer, &tried, detail));
+            return Err(Error::new(ErrorKind::InvalidResponse, &operation, detail));
         }
         let secret = Secret::new(text);
         // The registry may echo it long after it was replaced.
-        secret.remember();
-        let mut header = HeaderValue::from_str(&format!("Bearer {}", secret.expose()))
-            .map_err(|_| Error::new(Class::BadAnswer, &tried, "the token holds characters that no header can carry"))?;
+        secret.keep_masked();
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", secret.expose())).map_err(|_| {
+            Error::new(ErrorKind::InvalidResponse, &operation, "the token holds characters that no header can carry")
+        })?;
         header.set_sensitive(true);
         let since = Instant::now();
-        let lifetime = lifetime(answer.expires_in);
+        let lifetime = lifetime(response.expires_in);
         let margin = (lifetime / 4).min(Duration::from_secs(30));
-        Ok(Token {
+        Ok(CachedToken {
             authorization: Authorization { header, since, with_credentials: credential.is_some() },
             renew_at: since + (lifetime - margin.min(lifetime)),
             scopes,
@@ -80,30 +79,30 @@ impl Repository {
         })
     }
 
-    async fn token_request(
+    async fn request_token(
         &self,
         realm: &Url,
         service: Option<&str>,
         scopes: &[String],
-        (login, credential): (usize, Option<&Credential>),
-        tried: &str,
-    ) -> Result<TokenAnswer> {
-        let http = self.http_for(realm, None);
-        let errand = Errand::aside(login);
-        self.paced(errand, tried).await?;
+        (credential_index, credential): (usize, Option<&Credential>),
+        operation: &str,
+    ) -> Result<TokenResponse> {
+        let http = self.http_client_for(realm, None);
+        let class = RequestClass::auxiliary(credential_index);
+        self.await_rate(class, operation).await?;
         if let Some(Credential::IdentityToken { token, .. }) = credential {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            let body = Payload::Bytes(refresh_form(token, service, scopes).into());
-            self.tally.count(Counted::Token);
-            let answer = self.exchange(&http, Method::POST, realm.clone(), headers, body, tried).await?;
-            if !matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
-                return self.read_token(errand, answer, true, tried).await;
+            let body = RequestBody::Bytes(refresh_form(token, service, scopes).into());
+            self.counters.count(RequestKind::Token);
+            let response = self.send_once(&http, Method::POST, realm.clone(), headers, body, operation).await?;
+            if !matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
+                return self.read_token(class, response, true, operation).await;
             }
         }
         let mut url = realm.clone();
         if matches!(credential, Some(Credential::IdentityToken { .. })) {
-            self.paced(errand, tried).await?;
+            self.await_rate(class, operation).await?;
         }
         {
             let mut query = url.query_pairs_mut();
@@ -125,34 +124,38 @@ impl Repository {
             }
             None => {}
         }
-        self.tally.count(Counted::Token);
-        let answer = self.exchange(&http, Method::GET, url, headers, Payload::Nothing, tried).await?;
-        self.read_token(errand, answer, credential.is_some(), tried).await
+        self.counters.count(RequestKind::Token);
+        let response = self.send_once(&http, Method::GET, url, headers, RequestBody::Empty, operation).await?;
+        self.read_token(class, response, credential.is_some(), operation).await
     }
 
     async fn read_token(
         &self,
-        errand: Errand,
-        answer: Answer,
+        class: RequestClass,
+        response: Response,
         with_credentials: bool,
-        tried: &str,
-    ) -> Result<TokenAnswer> {
-        if !answer.status().is_success() {
-            let error = answer.into_error(tried).await.at(&self.registry.name);
-            let error = self.mind(errand, error).await;
-            return Err(match error.class() {
-                Class::Denied | Class::Refused | Class::NotFound => {
+        operation: &str,
+    ) -> Result<TokenResponse> {
+        if !response.status().is_success() {
+            let error = response.into_error(operation).await.with_registry(&self.registry.name);
+            let error = self.observe_error(class, error).await;
+            return Err(match error.kind() {
+                ErrorKind::Denied | ErrorKind::Refused | ErrorKind::NotFound => {
                     let hint = self.login_hint(with_credentials);
-                    error.as_class(Class::Denied).hint(hint)
+                    error.with_kind(ErrorKind::Denied).with_hint(hint)
                 }
                 _ => error,
             });
         }
-        let bytes = answer.bytes(MAX_ANSWER_BYTES, tried).await?;
+        let bytes = response.bytes(MAX_ANSWER_BYTES, operation).await?;
         // The parser's error quotes its input, which may be the token.
         serde_json::from_slice(&bytes).map_err(|error| {
             let at = format!("line {}, column {}", error.line(), error.column());
-            Error::new(Class::BadAnswer, tried, format!("the token service's answer cannot be parsed ({at})"))
+            Error::new(
+                ErrorKind::InvalidResponse,
+                operation,
+                format!("the token service's answer cannot be parsed ({at})"),
+            )
         })
     }
 }
@@ -180,7 +183,7 @@ fn lifetime(expires_in: Option<f64>) -> Duration {
 }
 
 #[derive(Debug, Deserialize)]
-struct TokenAnswer {
+struct TokenResponse {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
@@ -191,8 +194,8 @@ struct TokenAnswer {
 
 /// Parses a token response and describes the result, for fuzzing.
 #[cfg(test)]
-pub(in super::super) fn shape(bytes: &[u8]) -> String {
-    match serde_json::from_slice::<TokenAnswer>(bytes) {
+pub(in super::super) fn fuzz_parse(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<TokenResponse>(bytes) {
         Ok(answer) => format!("{answer:?} {:?}", lifetime(answer.expires_in)),
         Err(error) => format!("{:?}", error.classify()),
     }
@@ -213,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_token_answer_is_read_however_it_is_written() {
-        let read = |text: &str| serde_json::from_str::<TokenAnswer>(text).unwrap();
+        let read = |text: &str| serde_json::from_str::<TokenResponse>(text).unwrap();
         assert_eq!(read(r#"{"token":"a","expires_in":"300"}"#).expires_in, Some(300.0));
         assert_eq!(read(r#"{"access_token":"a","expires_in":null}"#).expires_in, None);
         assert_eq!(read(r#"{"access_token":"a","issued_at":"x"}"#).access_token.as_deref(), Some("a"));

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::error::Category;
 
 use super::Credential;
-use crate::{printable::printable, secret::Secret};
+use crate::{sanitize::sanitize, secret::Secret};
 
 /// Docker Hub's name in references, and the key of its credentials in docker's files.
 const HUB: &str = "docker.io";
@@ -34,12 +34,12 @@ struct AuthEntry {
 
 /// A credential with the repositories that it covers: those at or below `path`, all if that is empty.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Scoped {
+pub(super) struct ScopedCredential {
     pub(super) path: String,
     pub(super) credential: Credential,
 }
 
-impl Scoped {
+impl ScopedCredential {
     pub(super) fn covers(&self, repository: &str) -> bool {
         match repository.strip_prefix(&self.path) {
             Some(below) => self.path.is_empty() || below.is_empty() || below.starts_with('/'),
@@ -50,7 +50,7 @@ impl Scoped {
 
 /// An invalid entry.
 #[derive(Debug)]
-pub(super) struct BadEntry {
+pub(super) struct InvalidEntry {
     pub(super) key: String,
     pub(super) reason: &'static str,
 }
@@ -88,7 +88,7 @@ impl DockerConfig {
     }
 
     /// Returns the entries of `auths` for a registry, the longest path first.
-    pub(super) fn entries_for(&self, registry: &str) -> Result<Vec<Scoped>, BadEntry> {
+    pub(super) fn entries_for(&self, registry: &str) -> Result<Vec<ScopedCredential>, InvalidEntry> {
         let mut candidates = Vec::new();
         for (key, entry) in self.auths.iter().flatten() {
             if let (Some((host, path)), Some(entry)) = (split_key(key), entry)
@@ -102,14 +102,14 @@ impl DockerConfig {
             order(&a.0).cmp(&order(&b.0)).then(a.1.cmp(&b.1))
         });
 
-        let mut found: Vec<Scoped> = Vec::new();
+        let mut found: Vec<ScopedCredential> = Vec::new();
         for (path, _, key, entry) in candidates {
             if found.last().is_some_and(|last| last.path == path) {
                 continue;
             }
-            let credential = entry.credential(key).map_err(|reason| BadEntry { key: key.clone(), reason })?;
+            let credential = entry.credential(key).map_err(|reason| InvalidEntry { key: key.clone(), reason })?;
             if let Some(credential) = credential {
-                found.push(Scoped { path, credential });
+                found.push(ScopedCredential { path, credential });
             }
         }
         Ok(found)
@@ -125,7 +125,7 @@ impl AuthEntry {
         };
         if filled(&self.registrytoken).is_some() {
             tracing::warn!(
-                key = %printable(key),
+                key = %sanitize(key),
                 "a registrytoken is ignored: it cannot be renewed; log in with a user name and a password or token"
             );
         }

@@ -21,9 +21,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Credential, Environment};
+use super::{Credential, CredentialEnvironment};
 use crate::{
-    printable::{printable, printable_within},
+    sanitize::{sanitize, sanitize_within},
     secret::Secret,
 };
 
@@ -32,9 +32,9 @@ const NOT_FOUND: &str = "credentials not found in native keychain";
 /// User name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 /// Bytes kept of each output stream.
-const MOST: usize = 256 * 1024;
+const MAX_OUTPUT_BYTES: usize = 256 * 1024;
 /// Characters quoted of the output.
-const QUOTED: usize = 300;
+const MAX_QUOTED_CHARS: usize = 300;
 /// The output counts as complete once both streams are silent for this long after the helper exits. Its own output is
 /// in the pipes by then; a child, such as an agent, may keep them open.
 const SILENCE_AFTER_END: Duration = Duration::from_millis(250);
@@ -50,20 +50,20 @@ pub enum HelperProblem {
     /// The program could not be started.
     NotStarted(String),
     /// It did not exit within this time, and was killed.
-    NoAnswer(Duration),
+    TimedOut(Duration),
     /// It exited with an error.
     Failed {
         /// The exit code or signal.
         status: String,
         /// Its output, safe to print; may be empty.
-        said: String,
+        output: String,
     },
     /// It exited successfully with invalid output.
-    Rubbish {
+    InvalidOutput {
         /// What is invalid. The output is not quoted, since it may hold the secret.
         reason: String,
         /// Its stderr, safe to print; may be empty.
-        said: String,
+        stderr: String,
     },
 }
 
@@ -84,17 +84,17 @@ impl fmt::Display for HelperProblem {
                 f,
                 "could not be started: {reason}; check that the program can be run by this user"
             ),
-            Self::NoAnswer(limit) => write!(
+            Self::TimedOut(limit) => write!(
                 f,
                 "did not answer within {limit:?} and was killed; it may be waiting for a locked keychain or for input: \
                  try it by hand, or give the credentials in the configuration"
             ),
-            Self::Failed { status, said } => write!(
+            Self::Failed { status, output: said } => write!(
                 f,
                 "failed ({status}){}; try it by hand, or log in again",
                 quote(said)
             ),
-            Self::Rubbish { reason, said } => write!(
+            Self::InvalidOutput { reason, stderr: said } => write!(
                 f,
                 "gave an answer that cannot be understood ({reason}){}; try it by hand, or update it",
                 quote(said)
@@ -104,7 +104,7 @@ impl fmt::Display for HelperProblem {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct HelperResponse {
     #[serde(rename = "Username", alias = "username", default)]
     username: String,
     #[serde(rename = "Secret", alias = "secret")]
@@ -112,17 +112,22 @@ struct Answer {
 }
 
 /// Asks the helper `name` for the credential under `key`. Kills it after `limit`, and when the future is dropped.
-pub(super) fn ask<'a>(
+pub(super) fn get_credential<'a>(
     name: &'a str,
     key: &'a str,
-    env: &'a Environment,
+    env: &'a CredentialEnvironment,
     limit: Duration,
 ) -> BoxFuture<'a, Result<Option<Credential>, HelperProblem>> {
     // Boxed: part of nearly every request, whose futures are large already.
     Box::pin(start(name, key, env, limit))
 }
 
-async fn start(name: &str, key: &str, env: &Environment, limit: Duration) -> Result<Option<Credential>, HelperProblem> {
+async fn start(
+    name: &str,
+    key: &str,
+    env: &CredentialEnvironment,
+    limit: Duration,
+) -> Result<Option<Credential>, HelperProblem> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || !name.bytes().all(is_plain) {
         return Err(HelperProblem::BadName);
@@ -143,41 +148,41 @@ async fn start(name: &str, key: &str, env: &Environment, limit: Duration) -> Res
     if let Some(home) = &env.home {
         command.env("HOME", home);
     }
-    let not_started = |error: io::Error| HelperProblem::NotStarted(printable(&error.to_string()).into_owned());
+    let not_started = |error: io::Error| HelperProblem::NotStarted(sanitize(&error.to_string()).into_owned());
     #[cfg(unix)]
     command.process_group(0);
     let mut child = command.spawn().map_err(not_started)?;
-    let mut group = Group::of(&child);
-    let said = match timeout(limit, converse(&mut child, key)).await {
+    let mut group = ProcessGroup::from_child(&child);
+    let said = match timeout(limit, exchange(&mut child, key)).await {
         Ok(said) => said.map_err(not_started)?,
         Err(_) => {
             drop(group);
             // It may have exited just now; then there is nothing to kill.
             _ = child.kill().await;
-            return Err(HelperProblem::NoAnswer(limit));
+            return Err(HelperProblem::TimedOut(limit));
         }
     };
     group.release();
-    understand(&said)
+    parse_output(&said)
 }
 
 /// The helper's process group. Dropping it kills all processes that the helper started: the children of a shell script
 /// would run on otherwise.
-struct Group {
+struct ProcessGroup {
     #[cfg(unix)]
     leader: Option<rustix::process::Pid>,
 }
 
-impl Group {
+impl ProcessGroup {
     #[cfg(unix)]
-    fn of(child: &Child) -> Group {
+    fn from_child(child: &Child) -> ProcessGroup {
         let id = child.id().and_then(|id| i32::try_from(id).ok());
-        Group { leader: id.and_then(rustix::process::Pid::from_raw) }
+        ProcessGroup { leader: id.and_then(rustix::process::Pid::from_raw) }
     }
 
     #[cfg(not(unix))]
-    fn of(_child: &Child) -> Group {
-        Group {}
+    fn from_child(_child: &Child) -> ProcessGroup {
+        ProcessGroup {}
     }
 
     /// Lets the group live: the helper exited by itself, and what it left running, such as an agent, is meant to run.
@@ -190,7 +195,7 @@ impl Group {
 }
 
 #[cfg(unix)]
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(leader) = self.leader.take() {
             // Fails only if the group is empty.
@@ -219,14 +224,14 @@ fn is_executable(file: &Path) -> bool {
     file.is_file()
 }
 
-struct Said {
+struct HelperOutput {
     status: ExitStatus,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
 /// Writes the request and reads both streams concurrently, so that neither side blocks the other.
-async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
+async fn exchange(child: &mut Child, key: &str) -> io::Result<HelperOutput> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (ended, has_ended) = watch::channel(false);
     let question = async {
@@ -246,7 +251,7 @@ async fn converse(child: &mut Child, key: &str) -> io::Result<Said> {
     };
     let (_, stdout, stderr, status) =
         tokio::join!(question, read(stdout, has_ended.clone()), read(stderr, has_ended.clone()), status);
-    Ok(Said { status: status?, stdout: stdout?, stderr: stderr? })
+    Ok(HelperOutput { status: status?, stdout: stdout?, stderr: stderr? })
 }
 
 /// Reads a stream to its end and keeps its beginning. Once the helper has exited, silence counts as the end.
@@ -268,14 +273,14 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, mut has_ended: watch::Rece
         if read == 0 {
             return Ok(kept);
         }
-        kept.extend_from_slice(&piece[..read.min(MOST - kept.len())]);
+        kept.extend_from_slice(&piece[..read.min(MAX_OUTPUT_BYTES - kept.len())]);
     }
 }
 
-fn understand(said: &Said) -> Result<Option<Credential>, HelperProblem> {
+fn parse_output(said: &HelperOutput) -> Result<Option<Credential>, HelperProblem> {
     let stdout = String::from_utf8_lossy(&said.stdout);
     let stderr = String::from_utf8_lossy(&said.stderr);
-    let quoted = |text: &str| printable_within(text.trim(), QUOTED).into_owned();
+    let quoted = |text: &str| sanitize_within(text.trim(), MAX_QUOTED_CHARS).into_owned();
     if !said.status.success() {
         let not_found = |text: &str| text.to_ascii_lowercase().contains(NOT_FOUND);
         if not_found(&stdout) || not_found(&stderr) {
@@ -288,22 +293,22 @@ fn understand(said: &Said) -> Result<Option<Credential>, HelperProblem> {
         };
         return Err(HelperProblem::Failed {
             status: said.status.to_string(),
-            said: quoted(&format!("{error} {}", stderr.trim())),
+            output: quoted(&format!("{error} {}", stderr.trim())),
         });
     }
-    let answer: Answer = serde_json::from_slice(&said.stdout).map_err(|error| {
+    let response: HelperResponse = serde_json::from_slice(&said.stdout).map_err(|error| {
         let reason = match error.is_data() {
             // serde would quote the value.
             true => "its JSON lacks a text `Username` or `Secret`".to_owned(),
             false => format!("it is not JSON: {error}"),
         };
-        HelperProblem::Rubbish { reason, said: quoted(&stderr) }
+        HelperProblem::InvalidOutput { reason, stderr: quoted(&stderr) }
     })?;
-    if answer.secret.expose().is_empty() {
+    if response.secret.expose().is_empty() {
         return Ok(None);
     }
-    Ok(Some(match answer.username.as_str() {
-        TOKEN_USER => Credential::IdentityToken { username: None, token: answer.secret },
-        _ => Credential::Basic { username: answer.username, password: answer.secret },
+    Ok(Some(match response.username.as_str() {
+        TOKEN_USER => Credential::IdentityToken { username: None, token: response.secret },
+        _ => Credential::Basic { username: response.username, password: response.secret },
     }))
 }

@@ -2,7 +2,7 @@
 
 mod docker_config;
 mod helper;
-mod passed;
+mod helper_env;
 #[cfg(test)]
 mod tests;
 
@@ -16,20 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use docker_config::{HUB_KEY, Scoped, normalise};
+use docker_config::{HUB_KEY, ScopedCredential, normalise};
 pub use helper::HelperProblem;
-pub use passed::HelperVariables;
+pub use helper_env::HelperVariables;
 use tokio::io::AsyncReadExt as _;
 
-use crate::{generational::GenerationalCache, printable::printable, secret::Secret};
+use crate::{generational::GenerationalCache, sanitize::sanitize, secret::Secret};
 
 /// Time limit for a helper.
-pub(crate) const HELPER_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lookups are cached for this long: credentials may expire, and users log in.
-const KEEP_FOR: Duration = Duration::from_secs(5 * 60);
+const CACHE_TTL: Duration = Duration::from_secs(5 * 60);
 /// Failed lookups are cached for this long: a broken helper would be called before nearly every request, and may be
 /// slow.
-const KEEP_FAILURE_FOR: Duration = Duration::from_secs(2 * 60);
+const FAILURE_CACHE_TTL: Duration = Duration::from_secs(2 * 60);
 /// Registries whose lookups are cached.
 const MAX_REGISTRIES: usize = 10_000;
 /// Size limit of a credentials file in bytes.
@@ -109,7 +109,7 @@ pub enum CredentialError {
 
 /// Environment of the process, as far as it locates credentials; read once.
 #[derive(Debug, Clone, Default)]
-pub struct Environment {
+pub struct CredentialEnvironment {
     /// The user's home folder.
     pub home: Option<PathBuf>,
     /// `DOCKER_CONFIG`: the folder of docker's `config.json`.
@@ -143,7 +143,7 @@ pub struct AwsEnvironment {
     pub credentials_file: Option<PathBuf>,
 }
 
-impl Environment {
+impl CredentialEnvironment {
     /// Reads the environment of this process. Empty variables count as unset.
     pub fn from_process() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
@@ -199,30 +199,30 @@ impl Environment {
 #[derive(Debug)]
 pub struct CredentialStore {
     configured: BTreeMap<String, Vec<Credential>>,
-    env: Environment,
-    helper_limit: Duration,
-    keep_for: Duration,
-    keep_failure_for: Duration,
-    known: Mutex<GenerationalCache<String, Arc<Slot>>>,
+    env: CredentialEnvironment,
+    helper_timeout: Duration,
+    cache_ttl: Duration,
+    failure_cache_ttl: Duration,
+    cache: Mutex<GenerationalCache<String, Arc<CacheSlot>>>,
 }
 
 /// Cache entry of one registry. The lock is held while files and helpers are read.
-type Slot = tokio::sync::Mutex<Option<Known>>;
+type CacheSlot = tokio::sync::Mutex<Option<CachedLookup>>;
 
 #[derive(Debug)]
-struct Known {
+struct CachedLookup {
     at: Instant,
-    found: Arc<Found>,
+    found: Arc<FoundCredentials>,
 }
 
 /// Credentials of a registry in all files.
 #[derive(Debug, Default)]
-struct Found {
+struct FoundCredentials {
     /// In order of precedence.
-    entries: Vec<Scoped>,
+    entries: Vec<ScopedCredential>,
     /// Error that stopped the search, so that later files are not known. It matters only for repositories that no entry
     /// covers.
-    failed: Option<CredentialError>,
+    error: Option<CredentialError>,
 }
 
 impl CredentialStore {
@@ -230,7 +230,7 @@ impl CredentialStore {
     /// [`lookup`] returns the first.
     ///
     /// [`lookup`]: CredentialStore::lookup
-    pub fn new(configured: BTreeMap<String, Vec<Credential>>, env: Environment) -> Self {
+    pub fn new(configured: BTreeMap<String, Vec<Credential>>, env: CredentialEnvironment) -> Self {
         let mut by_name: BTreeMap<String, Vec<Credential>> = BTreeMap::new();
         for (registry, credentials) in configured {
             by_name.entry(normalise(&registry)).or_default().extend(credentials);
@@ -238,31 +238,31 @@ impl CredentialStore {
         Self {
             configured: by_name,
             env,
-            helper_limit: HELPER_LIMIT,
-            keep_for: KEEP_FOR,
-            keep_failure_for: KEEP_FAILURE_FOR,
-            known: Mutex::new(GenerationalCache::new(MAX_REGISTRIES)),
+            helper_timeout: HELPER_TIMEOUT,
+            cache_ttl: CACHE_TTL,
+            failure_cache_ttl: FAILURE_CACHE_TTL,
+            cache: Mutex::new(GenerationalCache::new(MAX_REGISTRIES)),
         }
     }
 
     /// Sets the time limit for helpers; 30 seconds by default.
     #[must_use]
-    pub fn helper_limit(mut self, limit: Duration) -> Self {
-        self.helper_limit = limit;
+    pub fn with_helper_timeout(mut self, limit: Duration) -> Self {
+        self.helper_timeout = limit;
         self
     }
 
     /// Sets how long lookups are cached; 5 minutes by default.
     #[must_use]
-    pub fn keep_for(mut self, time: Duration) -> Self {
-        self.keep_for = time;
+    pub fn with_cache_ttl(mut self, time: Duration) -> Self {
+        self.cache_ttl = time;
         self
     }
 
     /// Sets how long failed lookups are cached; 2 minutes by default.
     #[must_use]
-    pub fn keep_failure_for(mut self, time: Duration) -> Self {
-        self.keep_failure_for = time;
+    pub fn with_failure_cache_ttl(mut self, time: Duration) -> Self {
+        self.failure_cache_ttl = time;
         self
     }
 
@@ -283,9 +283,9 @@ impl CredentialStore {
         if let Some(credential) = self.configured_for(registry).first() {
             return Ok(Some(credential.clone()));
         }
-        let found = self.found(&normalise(registry)).await;
+        let found = self.cached_lookup(&normalise(registry)).await;
         let entry = found.entries.iter().find(|entry| entry.covers(repository));
-        match (entry, &found.failed) {
+        match (entry, &found.error) {
             (Some(entry), _) => Ok(Some(entry.credential.clone())),
             (None, Some(error)) => Err(error.clone()),
             (None, None) => Ok(None),
@@ -296,7 +296,7 @@ impl CredentialStore {
     /// whether credentials were cached.
     pub async fn forget(&self, registry: &str, before: Instant) -> bool {
         let registry = normalise(registry);
-        let slot = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&registry).cloned();
+        let slot = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(&registry).cloned();
         let Some(slot) = slot else { return false };
         let mut known = slot.lock().await;
         let has_entries = known.as_ref().is_some_and(|known| !known.found.entries.is_empty());
@@ -306,32 +306,32 @@ impl CredentialStore {
         has_entries
     }
 
-    async fn found(&self, registry: &str) -> Arc<Found> {
+    async fn cached_lookup(&self, registry: &str) -> Arc<FoundCredentials> {
         let arrived = Instant::now();
         let slot = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             known.get_or_insert_with(&registry.to_owned(), Arc::default).clone()
         };
         let mut known = slot.lock().await;
         if let Some(known) = known.as_ref() {
-            let keep_for = if known.found.failed.is_none() { self.keep_for } else { self.keep_failure_for };
+            let keep_for = if known.found.error.is_none() { self.cache_ttl } else { self.failure_cache_ttl };
             let is_fresh = known.at.elapsed() < keep_for;
             if is_fresh || known.at >= arrived {
                 return known.found.clone();
             }
         }
         let found = Arc::new(self.find(registry).await);
-        *known = Some(Known { at: Instant::now(), found: found.clone() });
+        *known = Some(CachedLookup { at: Instant::now(), found: found.clone() });
         found
     }
 
-    async fn find(&self, registry: &str) -> Found {
-        let mut found = Found::default();
+    async fn find(&self, registry: &str) -> FoundCredentials {
+        let mut found = FoundCredentials::default();
         for file in self.env.files() {
             match self.find_in(&file, registry).await {
                 Ok(entries) => found.entries.extend(entries),
                 Err(error) => {
-                    found.failed = Some(error);
+                    found.error = Some(error);
                     break;
                 }
             }
@@ -342,7 +342,7 @@ impl CredentialStore {
         found
     }
 
-    async fn find_in(&self, file: &Path, registry: &str) -> Result<Vec<Scoped>, CredentialError> {
+    async fn find_in(&self, file: &Path, registry: &str) -> Result<Vec<ScopedCredential>, CredentialError> {
         let Some(bytes) = read(file).await? else {
             return Ok(Vec::new());
         };
@@ -353,20 +353,20 @@ impl CredentialStore {
                 "docker.io" => HUB_KEY,
                 registry => registry,
             };
-            let answer = helper::ask(helper, key, &self.env, self.helper_limit).await;
-            let answer = answer.map_err(|problem| CredentialError::Helper {
-                helper: printable(helper).into_owned(),
-                registry: printable(registry).into_owned(),
+            let response = helper::get_credential(helper, key, &self.env, self.helper_timeout).await;
+            let response = response.map_err(|problem| CredentialError::Helper {
+                helper: sanitize(helper).into_owned(),
+                registry: sanitize(registry).into_owned(),
                 file: file.to_owned(),
                 problem,
             })?;
-            if let Some(credential) = answer {
-                return Ok(vec![Scoped { path: String::new(), credential }]);
+            if let Some(credential) = response {
+                return Ok(vec![ScopedCredential { path: String::new(), credential }]);
             }
         }
         config.entries_for(registry).map_err(|bad| CredentialError::BadEntry {
             file: file.to_owned(),
-            key: printable(&bad.key).into_owned(),
+            key: sanitize(&bad.key).into_owned(),
             reason: bad.reason,
         })
     }
@@ -376,7 +376,7 @@ impl CredentialStore {
 async fn read(file: &Path) -> Result<Option<Vec<u8>>, CredentialError> {
     let unreadable = |error: io::Error| CredentialError::Unreadable {
         file: file.to_owned(),
-        reason: printable(&error.to_string()).into_owned(),
+        reason: sanitize(&error.to_string()).into_owned(),
     };
     let opened = match tokio::fs::File::open(file).await {
         Ok(opened) => opened,

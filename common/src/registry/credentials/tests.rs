@@ -14,7 +14,7 @@ use super::*;
 /// An empty home folder, and a PATH with the test's helpers before the system's programs.
 struct Home {
     folder: TempDir,
-    env: Environment,
+    env: CredentialEnvironment,
 }
 
 impl Home {
@@ -22,7 +22,11 @@ impl Home {
         let folder = TempDir::new().unwrap();
         let mut path = folder.path().join("bin").into_os_string();
         path.push(":/usr/bin:/bin");
-        let env = Environment { home: Some(folder.path().to_owned()), path: Some(path), ..Environment::default() };
+        let env = CredentialEnvironment {
+            home: Some(folder.path().to_owned()),
+            path: Some(path),
+            ..CredentialEnvironment::default()
+        };
         Self { folder, env }
     }
 
@@ -82,7 +86,7 @@ impl Home {
     async fn failure(&self, script: &str, limit: Duration) -> (HelperProblem, String) {
         self.helper("bad", script);
         self.write(".docker/config.json", r#"{"credsStore":"bad"}"#);
-        let store = self.store().helper_limit(limit);
+        let store = self.store().with_helper_timeout(limit);
         let error = store.lookup("r.example", "app").await.unwrap_err();
         let text = error.to_string();
         for part in ["docker-credential-bad", "r.example", ".docker/config.json"] {
@@ -104,7 +108,7 @@ const NOT_FOUND: &str = "echo 'credentials not found in native keychain'; exit 1
 const LONG: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn places_are_asked_in_order() {
+async fn credential_sources_are_searched_in_order() {
     let mut home = Home::new();
     assert_eq!(home.user().await, None);
     home.login(".config/containers/auth.json", "home-config");
@@ -134,7 +138,7 @@ async fn places_are_asked_in_order() {
 }
 
 #[tokio::test]
-async fn a_namespace_wins_and_what_it_does_not_cover_is_looked_for_further_down() {
+async fn a_namespace_entry_wins_and_other_repositories_fall_through_to_later_files() {
     let home = Home::new();
     home.write(".docker/config.json", r#"{"auths":{"r.example/team":{"username":"team","password":"p"}}}"#);
     home.login(".config/containers/auth.json", "all");
@@ -186,24 +190,24 @@ async fn a_helper_without_the_credentials_leaves_it_to_the_entries() {
 }
 
 #[tokio::test]
-async fn many_who_ask_at_once_wait_for_one_answer() {
+async fn concurrent_lookups_share_one_helper_call() {
     let home = Home::new();
     home.helper("all", &format!("sleep 0.2; {GIVES}"));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
-    let store = home.store().keep_for(Duration::ZERO);
+    let store = home.store().with_cache_ttl(Duration::ZERO);
     let found = join_all((0..20).map(|_| store.lookup("r.example", "app"))).await;
     assert!(found.iter().all(|found| *found == Ok(Some(basic("me", "s3cret")))));
     assert_eq!(home.asked().len(), 1);
 
     store.lookup("r.example", "app").await.unwrap();
     assert_eq!(home.asked().len(), 2, "an old answer is not used");
-    let store = store.keep_for(LONG);
+    let store = store.with_cache_ttl(LONG);
     store.lookup("r.example", "other").await.unwrap();
     assert_eq!(home.asked().len(), 2, "a fresh one is, for all repositories");
 }
 
 #[tokio::test]
-async fn a_failure_is_shared_by_who_waited_and_kept_for_a_while() {
+async fn a_failure_is_shared_by_concurrent_lookups_and_cached() {
     let home = Home::new();
     home.helper("all", "sleep 0.2; exit 3");
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
@@ -214,13 +218,13 @@ async fn a_failure_is_shared_by_who_waited_and_kept_for_a_while() {
     assert_eq!(home.asked().len(), 1);
 
     home.helper("all", GIVES);
-    let store = store.keep_failure_for(Duration::ZERO);
+    let store = store.with_failure_cache_ttl(Duration::ZERO);
     let found = store.lookup("r.example", "app").await;
     assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
 }
 
 #[tokio::test]
-async fn who_gives_up_waiting_does_not_hold_up_the_others() {
+async fn a_dropped_lookup_does_not_block_others() {
     let home = Home::new();
     home.helper("all", &format!("sleep 0.3; {GIVES}"));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
@@ -237,7 +241,7 @@ async fn a_helper_that_hangs_is_killed() {
     let limit = Duration::from_millis(500);
     let script = r#"echo $$ > "$HOME/pid"; exec sleep 60"#;
     let (problem, text) = home.failure(script, limit).await;
-    assert_eq!(problem, HelperProblem::NoAnswer(limit));
+    assert_eq!(problem, HelperProblem::TimedOut(limit));
     assert!(text.contains("500ms"), "{text}");
     let pid = fs::read_to_string(home.path("pid")).unwrap();
     let alive = Command::new("/bin/sh").args(["-c", &format!("kill -0 {} 2>/dev/null", pid.trim())]).status().unwrap();
@@ -287,7 +291,7 @@ async fn a_helper_that_has_ended_has_answered_although_a_child_keeps_its_streams
     let home = Home::new();
     home.helper("all", &format!(r#"sleep 600 & echo $! > "$HOME/pid"; {GIVES}"#));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
-    let found = home.store().helper_limit(LONG).lookup("r.example", "app").await;
+    let found = home.store().with_helper_timeout(LONG).lookup("r.example", "app").await;
     assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
     let pid = fs::read_to_string(home.path("pid")).unwrap();
     let killed = Command::new("/bin/sh").args(["-c", &format!("kill {}", pid.trim())]).status().unwrap();
@@ -323,14 +327,14 @@ async fn a_helper_that_fails_is_quoted_safely() {
     let home = Home::new();
     let script = r#"echo 'keychain is locked'; printf '\033[31mred\nline' >&2; exit 7"#;
     let (problem, text) = home.failure(script, LONG).await;
-    let said = r"keychain is locked \u{1b}[31mred\nline".to_owned();
+    let output = r"keychain is locked \u{1b}[31mred\nline".to_owned();
     let status = "exit status: 7".to_owned();
-    assert_eq!(problem, HelperProblem::Failed { status, said });
+    assert_eq!(problem, HelperProblem::Failed { status, output });
     assert!(!text.contains('\u{1b}'), "{text}");
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_is_not_quoted() {
+async fn invalid_helper_output_is_not_quoted() {
     let home = Home::new();
     for script in [
         "echo 's3cret'; echo 'why' >&2",
@@ -341,7 +345,7 @@ async fn an_answer_that_is_none_is_not_quoted() {
         "head -c 1000000 /dev/zero",
     ] {
         let (problem, text) = home.failure(script, LONG).await;
-        assert!(matches!(problem, HelperProblem::Rubbish { .. }), "{problem:?}");
+        assert!(matches!(problem, HelperProblem::InvalidOutput { .. }), "{problem:?}");
         assert!(!text.contains("s3cret"), "{text}");
     }
     let (problem, text) = home.failure(r#"echo '{"Secret":"s3cret"}'; kill -9 $$"#, LONG).await;
@@ -378,7 +382,7 @@ async fn a_helper_that_is_missing_or_oddly_named_is_an_error_that_says_what_to_d
 }
 
 #[tokio::test]
-async fn a_helper_need_not_read_the_question_nor_be_quiet() {
+async fn a_helper_may_ignore_stdin_and_write_to_stderr() {
     let home = Home::new();
     home.helper("all", &format!("exec 0<&-; head -c 1000000 /dev/zero >&2; {GIVES}"));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);

@@ -19,16 +19,16 @@ use rand::{Rng as _, SeedableRng as _};
 use self::mutate::mutate;
 
 /// Limit of processor time for one input.
-const LONGEST: Duration = Duration::from_secs(2);
+const MAX_INPUT_TIME: Duration = Duration::from_secs(2);
 /// Size limit of an input in bytes.
-const LARGEST: usize = 256 << 10;
+const MAX_INPUT_BYTES: usize = 256 << 10;
 /// Limit of inputs that are mutated further.
-const MOST: usize = 4000;
+const MAX_INPUTS: usize = 4000;
 /// Limit of this process's peak memory, in KiB.
-const MEMORY_KIB: u64 = 512 << 10;
+const MAX_MEMORY_KIB: u64 = 512 << 10;
 
 /// Parses an input and describes the result; the shape of the text identifies the code path.
-type Target = fn(&[u8]) -> String;
+type FuzzTarget = fn(&[u8]) -> String;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
@@ -63,12 +63,12 @@ fn processor_time() -> Duration {
 }
 
 /// Runs one input. A failing input is saved, so that it can be run again.
-fn run(name: &str, target: Target, input: &[u8], seed: u64) -> String {
+fn run(name: &str, target: FuzzTarget, input: &[u8], seed: u64) -> String {
     let began = processor_time();
     let answer = std::panic::catch_unwind(|| target(input));
     let took = processor_time() - began;
     let failed = match &answer {
-        Ok(_) if took <= LONGEST => return answer.unwrap_or_default(),
+        Ok(_) if took <= MAX_INPUT_TIME => return answer.unwrap_or_default(),
         Ok(_) => format!("it took {took:?}"),
         Err(_) => "it panicked".to_owned(),
     };
@@ -80,7 +80,7 @@ fn run(name: &str, target: Target, input: &[u8], seed: u64) -> String {
     panic!("{name}: {failed}; seed {seed}, the input is in {} ({written:?})", file.display());
 }
 
-fn fuzz(name: &str, target: Target) {
+fn fuzz(name: &str, target: FuzzTarget) {
     let seed = number("IMGSYNC_FUZZ_SEED").unwrap_or_else(|| rand::rng().random());
     let limit = Duration::from_secs(number("IMGSYNC_FUZZ_SECONDS").unwrap_or(1));
     let keep = std::env::var_os("IMGSYNC_FUZZ_KEEP").is_some();
@@ -95,10 +95,10 @@ fn fuzz(name: &str, target: Target) {
     while began.elapsed() < limit {
         let from = rng.random_range(0..inputs.len());
         let other = rng.random_range(0..inputs.len());
-        let input = mutate(&mut rng, &inputs[from], &inputs[other], LARGEST);
+        let input = mutate(&mut rng, &inputs[from], &inputs[other], MAX_INPUT_BYTES);
         runs += 1;
         let answer = run(name, target, &input, seed);
-        if shapes.len() < MOST && shapes.insert(shape(&answer)) {
+        if shapes.len() < MAX_INPUTS && shapes.insert(shape(&answer)) {
             // Small ones are worth keeping between runs.
             if keep && input.len() <= 512 && kept < 24 {
                 kept += 1;
@@ -111,7 +111,7 @@ fn fuzz(name: &str, target: Target) {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
     let peak: u64 = peak.and_then(|peak| peak.trim().parse().ok()).unwrap_or_default();
     let told = format!("{name}: {runs} inputs, {} shapes, {} MiB at the most, seed {seed}", shapes.len(), peak >> 10);
-    assert!(peak <= MEMORY_KIB, "{told}");
+    assert!(peak <= MAX_MEMORY_KIB, "{told}");
     // Shown when a test's output is requested.
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{told}");

@@ -6,8 +6,8 @@ use ::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fuzz;
 use crate::image::{Digest, Manifest, MediaType};
-use crate::registry::hop::{self, Allowed, Reach};
-use crate::registry::{api_error, auth, catalog, challenge, link, range, ratelimit, referrers, retry_after, tags};
+use crate::registry::ssrf::{self, AllowedAddresses, NetworkScope};
+use crate::registry::{auth, catalog, challenge, error_body, link, quota_headers, range, referrers, retry_after, tags};
 
 /// Splits an input into header values, one per line.
 fn lines(input: &[u8]) -> Vec<String> {
@@ -36,18 +36,18 @@ targets! {
     };
     links = |input| {
         let lines = lines(input);
-        format!("{:?}", link::next(lines.iter().map(String::as_str)))
+        format!("{:?}", link::find_next(lines.iter().map(String::as_str)))
     };
     locations = |input| {
         let from: url::Url = "https://registry.example.com/v2/a/blobs/uploads/?x=1".parse().unwrap();
         let Ok(to) = from.join(&text(input)) else { return "no URL".to_owned() };
-        let allowed = Allowed { private: false, metadata: &[] };
-        match hop::check(&from, to, Reach::Public, allowed, "redirect") {
+        let allowed = AllowedAddresses { private: false, metadata: &[] };
+        match ssrf::validate_url(&from, to, NetworkScope::Public, allowed, "redirect") {
             Ok(next) => {
                 assert_eq!(next.scheme(), "https", "never to plain HTTP");
                 format!("{:?} {:?} {}", next.host(), next.port(), next.path())
             }
-            Err(error) => format!("{:?}", error.class()),
+            Err(error) => format!("{:?}", error.kind()),
         }
     };
     ranges = |input| {
@@ -61,7 +61,7 @@ targets! {
     };
     retry_afters = |input| {
         let wait = retry_after::parse(&text(input), UNIX_EPOCH + Duration::from_secs(1_760_000_000));
-        assert!(wait.is_none_or(|wait| wait <= retry_after::LONGEST));
+        assert!(wait.is_none_or(|wait| wait <= retry_after::MAX_DELAY));
         format!("{wait:?}")
     };
     quotas = |input| {
@@ -74,7 +74,7 @@ targets! {
                 headers.append(name, value);
             }
         }
-        format!("{:?}", ratelimit::parse(&headers, UNIX_EPOCH + Duration::from_secs(1_760_000_000)))
+        format!("{:?}", quota_headers::parse(&headers, UNIX_EPOCH + Duration::from_secs(1_760_000_000)))
     };
     manifests = |input| {
         let digest = Digest::sha256(input);
@@ -88,12 +88,12 @@ targets! {
         };
         kinds.map(read).join(" ")
     };
-    tag_lists = tags::shape;
-    catalogs = catalog::shape;
-    referrer_lists = referrers::shape;
-    tokens = auth::shape;
+    tag_lists = tags::fuzz_parse;
+    catalogs = catalog::fuzz_parse;
+    referrer_lists = referrers::fuzz_parse;
+    tokens = auth::fuzz_parse;
     error_bodies = |input| {
-        let found = ["application/json", "text/html", ""].map(|kind| api_error::parse(Some(kind), input));
+        let found = ["application/json", "text/html", ""].map(|kind| error_body::parse(Some(kind), input));
         for error in &found {
             assert!(error.message.chars().count() <= 400, "messages are short");
             let shown = error.code.iter().flat_map(|code| code.chars()).chain(error.message.chars());

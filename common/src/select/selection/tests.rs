@@ -9,37 +9,37 @@ fn patterns(text: &str) -> Vec<TagPattern> {
     text.split_whitespace().map(|pattern| pattern.parse().unwrap()).collect()
 }
 
-fn tags(text: &str) -> Vec<Candidate> {
+fn tags(text: &str) -> Vec<TagCandidate> {
     text.split_whitespace()
         .map(|tag| match tag.split_once('@') {
             Some((tag, date)) => {
-                Candidate { tag: tag.to_owned(), created: Some(format!("{date}T00:00:00Z").parse().unwrap()) }
+                TagCandidate { tag: tag.to_owned(), created: Some(format!("{date}T00:00:00Z").parse().unwrap()) }
             }
-            None => Candidate::new(tag),
+            None => TagCandidate::new(tag),
         })
         .collect()
 }
 
-fn kept(selection: &Selection, text: &str) -> String {
+fn kept(selection: &TagSelection, text: &str) -> String {
     selection.evaluate(tags(text), now()).kept.iter().map(|c| c.tag.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-fn dropped(selection: &Selection, text: &str) -> Vec<String> {
+fn dropped(selection: &TagSelection, text: &str) -> Vec<String> {
     selection.evaluate(tags(text), now()).dropped.iter().map(|(c, reason)| format!("{}: {reason}", c.tag)).collect()
 }
 
-fn newest(count: usize, by: NewestBy) -> Selection {
-    Selection { newest: Some(Newest { count, by }), ..Selection::default() }
+fn newest(count: usize, by: NewestBy) -> TagSelection {
+    TagSelection { newest: Some(Newest { count, by }), ..TagSelection::default() }
 }
 
 #[test]
 fn without_a_word_all_tags_are_kept_in_order_and_once() {
-    assert_eq!(kept(&Selection::default(), "1.10 latest 1.9 edge 1.10"), "edge latest 1.9 1.10");
+    assert_eq!(kept(&TagSelection::default(), "1.10 latest 1.9 edge 1.10"), "edge latest 1.9 1.10");
 }
 
 #[test]
 fn each_dropped_tag_has_its_reason() {
-    let selection = Selection {
+    let selection = TagSelection {
         include: patterns("1.* 2025*"),
         exclude: patterns("*-rc*"),
         range: Some(">=1.20".parse().unwrap()),
@@ -89,7 +89,7 @@ fn the_newest_by_date_are_counted_over_all() {
 
 #[test]
 fn since_is_a_day_a_moment_or_a_time_ago() {
-    let since = |text: &str| Selection { since: Some(text.parse().unwrap()), ..Selection::default() };
+    let since = |text: &str| TagSelection { since: Some(text.parse().unwrap()), ..TagSelection::default() };
     let list = "a@2026-10-30 b@2026-08-01 c@2020-01-01";
     assert_eq!(kept(&since("2026-08-01"), list), "a b");
     assert_eq!(kept(&since("2026-08-01T00:00:01Z"), list), "a");
@@ -105,50 +105,51 @@ fn since_is_a_day_a_moment_or_a_time_ago() {
 fn only_dates_need_dates() {
     assert!(!newest(3, NewestBy::Version).needs_created());
     assert!(newest(3, NewestBy::Date).needs_created());
-    assert!(Selection { since: Some("7d".parse().unwrap()), ..Selection::default() }.needs_created());
+    assert!(TagSelection { since: Some("7d".parse().unwrap()), ..TagSelection::default() }.needs_created());
 }
 
 #[test]
 fn tags_that_the_specification_refuses_are_dropped() {
     let odd = ["", "-a", ".a", "a/b", "a b", "ä", "a\u{1b}[31m", &"x".repeat(129)];
-    let evaluation = Selection::default().evaluate(odd.iter().map(|tag| Candidate::new(*tag)), now());
+    let evaluation = TagSelection::default().evaluate(odd.iter().map(|tag| TagCandidate::new(*tag)), now());
     assert_eq!(evaluation.kept, []);
-    assert!(evaluation.dropped.iter().all(|(_, reason)| *reason == Reason::NotATag));
+    assert!(evaluation.dropped.iter().all(|(_, reason)| *reason == DropReason::NotATag));
     assert_eq!(evaluation.dropped.len(), odd.len());
 }
 
 #[test]
 fn what_can_keep_nothing_is_noticed() {
-    let found = |selection: Selection| selection.contradictions().iter().map(ToString::to_string).collect::<Vec<_>>();
-    let selection = |include: &str, exclude: &str| Selection {
+    let found =
+        |selection: TagSelection| selection.contradictions().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let selection = |include: &str, exclude: &str| TagSelection {
         include: patterns(include),
         exclude: patterns(exclude),
-        ..Selection::default()
+        ..TagSelection::default()
     };
     assert_eq!(found(selection("1.2 1.*", "1.2*")), ["`1.2` is always excluded by `1.2*`"]);
     assert_eq!(found(selection("", "*")), ["`*` excludes all tags"]);
     assert_eq!(found(selection("1.*", "/1[.]0/")), [""; 0]);
     assert_eq!(found(newest(0, NewestBy::Version)), ["the newest 0 are none"]);
     assert_eq!(
-        found(Selection { min: Some(3), ..newest(2, NewestBy::Date) }),
+        found(TagSelection { min: Some(3), ..newest(2, NewestBy::Date) }),
         ["`min` is 3, but only the newest 2 by date are kept"]
     );
 }
 
 #[test]
 fn selections_surely_overlap_only_where_that_is_certain() {
-    let selection = |include: &str| Selection { include: patterns(include), ..Selection::default() };
-    assert!(selection("").surely_overlaps(&selection("")));
-    assert!(selection("1.0 2.0").surely_overlaps(&selection("2.0 3.0")));
-    assert!(selection("1.0").surely_overlaps(&selection("1.*")));
-    assert!(!selection("1.*").surely_overlaps(&selection("2.*")));
-    assert!(!selection("1.0").surely_overlaps(&selection("2.0")));
+    let selection = |include: &str| TagSelection { include: patterns(include), ..TagSelection::default() };
+    assert!(selection("").certainly_overlaps(&selection("")));
+    assert!(selection("1.0 2.0").certainly_overlaps(&selection("2.0 3.0")));
+    assert!(selection("1.0").certainly_overlaps(&selection("1.*")));
+    assert!(!selection("1.*").certainly_overlaps(&selection("2.*")));
+    assert!(!selection("1.0").certainly_overlaps(&selection("2.0")));
 }
 
 #[test]
-fn a_hundred_thousand_tags_are_no_trouble() {
-    let all = (0..100_000).map(|i| Candidate::new(format!("{}.{}.{}-alpine3.{}", i % 7, i % 1000, i, i % 20)));
-    let selection = Selection {
+fn a_hundred_thousand_tags_are_evaluated_quickly() {
+    let all = (0..100_000).map(|i| TagCandidate::new(format!("{}.{}.{}-alpine3.{}", i % 7, i % 1000, i, i % 20)));
+    let selection = TagSelection {
         exclude: patterns("*-rc* /.*-beta.*/"),
         range: Some(">=2".parse().unwrap()),
         ..newest(10, NewestBy::Version)
@@ -180,10 +181,10 @@ fn what_is_no_version_is_never_the_newest() {
 fn dates_are_counted_apart_from_versions() {
     let list = "17.2 16.9 20250301 2025-03-02 20250301103000 20250228-g1a2b3c4 latest";
     assert_eq!(kept(&newest(1, NewestBy::Version), list), "2025-03-02 17.2");
-    let within = |range: &str| Selection { range: Some(range.parse().unwrap()), ..Selection::default() };
+    let within = |range: &str| TagSelection { range: Some(range.parse().unwrap()), ..TagSelection::default() };
     assert_eq!(kept(&within(">=16"), list), "16.9 17.2");
     assert_eq!(kept(&within(">=2025-03-01"), list), "20250301 20250301103000 2025-03-02");
-    let dated = Selection { include: patterns("2025*"), ..newest(1, NewestBy::Version) };
+    let dated = TagSelection { include: patterns("2025*"), ..newest(1, NewestBy::Version) };
     assert_eq!(kept(&dated, list), "2025-03-02");
     assert_eq!(
         dropped(&newest(1, NewestBy::Version), list)[1..3],
@@ -192,10 +193,10 @@ fn dates_are_counted_apart_from_versions() {
 }
 
 #[test]
-fn versions_are_read_behind_what_all_tags_begin_with() {
+fn versions_are_parsed_after_a_common_prefix() {
     let list = "app-1.2.0 app-1.10.0 app-1.9.0-rc1 latest";
     assert_eq!(kept(&newest(2, NewestBy::Version), list), "app-1.9.0-rc1 app-1.10.0");
-    let range = Selection { range: Some(">=1.3".parse().unwrap()), ..Selection::default() };
+    let range = TagSelection { range: Some(">=1.3".parse().unwrap()), ..TagSelection::default() };
     assert_eq!(kept(&range, list), "app-1.9.0-rc1 app-1.10.0");
     assert_eq!(kept(&newest(1, NewestBy::Version), "go1.9 go1.22.3 go1.22.10"), "go1.22.10");
     let minio = "RELEASE.2025-03-01T10-30-00Z RELEASE.2025-02-28T23-00-00Z";
@@ -209,14 +210,14 @@ fn versions_are_read_behind_what_all_tags_begin_with() {
         two.dropped[0].1.to_string(),
         "a version behind `app-`, and others stand behind `web-`: choose one with include"
     );
-    assert_eq!(two.drops().to_string(), "1 not a version, 3 versions behind different beginnings");
-    let one = Selection { include: patterns("web-*"), ..newest(1, NewestBy::Version) };
+    assert_eq!(two.count_drops().to_string(), "1 not a version, 3 versions behind different beginnings");
+    let one = TagSelection { include: patterns("web-*"), ..newest(1, NewestBy::Version) };
     assert_eq!(kept(&one, "app-1.2 app-1.3 web-1.1 edge"), "web-1.1");
 }
 
 #[test]
-fn drops_are_counted_in_the_order_of_judging() {
-    let selection = Selection {
+fn drops_are_counted_in_the_order_of_the_filters() {
+    let selection = TagSelection {
         include: patterns("1.* 2.*"),
         exclude: patterns("*-rc*"),
         range: Some(">=1.20".parse().unwrap()),
@@ -227,11 +228,11 @@ fn drops_are_counted_in_the_order_of_judging() {
     let list = "1.30@2026-01-01 1.29@2026-01-01 1.28@2020-01-01 1.19 1.18 edge 2.0-rc1 1.x";
     let evaluation = selection.evaluate(tags(list), now());
     assert_eq!(
-        evaluation.drops().to_string(),
+        evaluation.count_drops().to_string(),
         "1 excluded by *-rc*, 1 not matched by any include, 2 not >=1.20, 1 not a version, 1 older than 2025-01-01, \
          1 not among the newest 1"
     );
-    assert_eq!((evaluation.drops().total(), evaluation.kept.len()), (7, 1));
+    assert_eq!((evaluation.count_drops().total(), evaluation.kept.len()), (7, 1));
 }
 
 proptest! {
@@ -240,10 +241,10 @@ proptest! {
         mut list in proptest::collection::vec("[0-9]\\.[0-9](-rc1|-alpine)?|[a-z]{1,3}|.{0,4}", 0..30),
         count in 1usize..4,
     ) {
-        let selection = Selection { exclude: patterns("a*"), ..newest(count, NewestBy::Version) };
-        let forth = selection.evaluate(list.iter().map(Candidate::new), now());
+        let selection = TagSelection { exclude: patterns("a*"), ..newest(count, NewestBy::Version) };
+        let forth = selection.evaluate(list.iter().map(TagCandidate::new), now());
         list.reverse();
-        let back = selection.evaluate(list.iter().map(Candidate::new), now());
+        let back = selection.evaluate(list.iter().map(TagCandidate::new), now());
         prop_assert_eq!(&forth, &back);
         list.sort();
         list.dedup();

@@ -173,13 +173,13 @@ fn the_variant_is_what_remains() {
         ("20250301-g1a2b3c4", ""),
         ("20250301-alpine3.20", "alpine"),
     ] {
-        assert_eq!(version(tag).family(), family, "{tag}");
+        assert_eq!(version(tag).variant_name(), family, "{tag}");
     }
 }
 
 #[test]
 fn a_version_is_found_behind_a_prefix() {
-    let behind = |tag: &'static str| behind_prefix(tag).map(|(prefix, version)| (prefix, version.is_date()));
+    let behind = |tag: &'static str| split_prefix(tag).map(|(prefix, version)| (prefix, version.is_date()));
     for (tag, prefix) in [
         ("app-1.2.0", "app-"),
         ("my-app-v1.10.0-rc1", "my-app-"),
@@ -196,7 +196,7 @@ fn a_version_is_found_behind_a_prefix() {
     {
         assert_eq!(behind(tag), None, "{tag}");
     }
-    assert!(behind_prefix("app-1.10.0").unwrap().1 > behind_prefix("app-1.9.0").unwrap().1);
+    assert!(split_prefix("app-1.10.0").unwrap().1 > split_prefix("app-1.9.0").unwrap().1);
 }
 
 fn tag() -> impl Strategy<Value = String> {
@@ -210,7 +210,7 @@ fn tag() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn nothing_panics(text in ".{0,40}") {
-        let _ = (Version::parse(&text), behind_prefix(&text));
+        let _ = (Version::parse(&text), split_prefix(&text));
     }
 
     #[test]
@@ -239,14 +239,14 @@ fn the_table_of_the_documentation_is_true() {
         let (mut tags, order) = (quoted(input), quoted(order));
         if family.trim().starts_with("none") {
             for tag in &tags {
-                assert!(Version::parse(tag).is_none() && behind_prefix(tag).is_none(), "{tag}: {row}");
+                assert!(Version::parse(tag).is_none() && split_prefix(tag).is_none(), "{tag}: {row}");
             }
             assert_eq!(order, [""; 0], "{row}");
             continue;
         }
-        let of_prefix = tags.iter().all(|tag| behind_prefix(tag).is_some());
+        let of_prefix = tags.iter().all(|tag| split_prefix(tag).is_some());
         let read = |tag: &String| match of_prefix {
-            true => behind_prefix(tag).unwrap().1,
+            true => split_prefix(tag).unwrap().1,
             false => version(tag),
         };
         let kind = if family.trim().starts_with("dates") { "dates" } else { "versions" };
@@ -257,7 +257,7 @@ fn the_table_of_the_documentation_is_true() {
             .strip_prefix(" of `")
             .map_or("", |rest| rest.split('`').next().unwrap());
         for tag in &tags {
-            assert_eq!((read(tag).is_date(), read(tag).family()), (kind == "dates", word), "{tag}: {row}");
+            assert_eq!((read(tag).is_date(), read(tag).variant_name()), (kind == "dates", word), "{tag}: {row}");
         }
         tags.sort_by_key(read);
         assert_eq!(tags, order, "{row}");

@@ -4,80 +4,84 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Subject, new_batch, repository};
-use crate::batch::{BatchId, Ticket};
+use super::{StoreUnderTest, new_batch, segment};
+use crate::batch::{BatchId, TaskRef};
 use crate::image::Digest;
-use crate::store::contract::home;
-use crate::store::{Account, Named, NewBatch, Start, Sweep, Told, WindowTime};
+use crate::store::contract::locator;
+use crate::store::{Account, ClaimResult, LeaseResult, NewBatch, QuotaPeriod, QuotaReport, ReclaimScope};
 
 /// How far ahead the clock was.
 const FAR: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 const MINUTE: Duration = Duration::from_secs(60);
 
-pub async fn what_ends_in_the_far_future_has_ended(subject: Subject) {
+pub async fn what_ends_in_the_far_future_has_ended(subject: StoreUnderTest) {
     let store = &subject.store;
     let account = Account::new(&"r.example.com".parse().unwrap(), "me");
-    let pulls = account.of(crate::store::AccountPart::Pulls);
+    let pulls = account.with_category(crate::store::RateLimitCategory::Pulls);
     (subject.advance)(FAR);
-    assert!(matches!(store.acquire("tag", "a", MINUTE).await.unwrap(), Named::Yours { .. }));
-    store.hold_off(&account, (subject.now)() + MINUTE).await.unwrap();
-    let told =
-        Told { remaining: 0, limit: Some(100), reserve: 0, time: WindowTime::Length(Duration::from_secs(6 * 3600)) };
-    store.quota(&account, &told).await.unwrap();
-    let batch = subject.batch_of(2).await;
+    assert!(matches!(store.acquire("tag", "a", MINUTE).await.unwrap(), LeaseResult::Acquired { .. }));
+    store.block_until(&account, (subject.now)() + MINUTE).await.unwrap();
+    let told = QuotaReport {
+        remaining: 0,
+        limit: Some(100),
+        reserve: 0,
+        period: QuotaPeriod::WindowLength(Duration::from_secs(6 * 3600)),
+    };
+    store.record_quota(&account, &told).await.unwrap();
+    let batch = subject.create_batch(2).await;
     let tickets = subject.publish(batch).await;
-    subject.go(tickets[0], "a").await;
-    let epoch = subject.go(tickets[1], "a").await;
-    store.retry_later(tickets[1], epoch, MINUTE, true, Default::default()).await.unwrap();
+    subject.claim(tickets[0], "a").await;
+    let holder = subject.claim(tickets[1], "a").await;
+    store.reschedule(tickets[1], holder, MINUTE, true, Default::default()).await.unwrap();
 
     (subject.set_back)(FAR);
-    assert_eq!(store.held("tag").await.unwrap(), None);
-    assert!(matches!(store.acquire("tag", "b", MINUTE).await.unwrap(), Named::Yours { .. }));
-    assert_eq!(store.not_before(&[account.clone(), pulls.clone()]).await.unwrap(), [None, None]);
-    assert!(matches!(subject.start(tickets[0], "b").await, Start::Go { losses: 1, .. }));
-    let swept = store.sweep(batch, Sweep::QueueIsEmpty { grace: MINUTE }).await.unwrap();
+    assert_eq!(store.lease_holder("tag").await.unwrap(), None);
+    assert!(matches!(store.acquire("tag", "b", MINUTE).await.unwrap(), LeaseResult::Acquired { .. }));
+    assert_eq!(store.blocked_until(&[account.clone(), pulls.clone()]).await.unwrap(), [None, None]);
+    assert!(matches!(subject.claim_task(tickets[0], "b").await, ClaimResult::Claimed { losses: 1, .. }));
+    let swept = store.reclaim(batch, ReclaimScope::EmptyQueue { grace: MINUTE }).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (0, 1), "what waits until then waits no more");
     // Data recorded now counts.
     let until = (subject.now)() + MINUTE;
-    store.hold_off(&account, until).await.unwrap();
-    let ends = store.quota(&account, &told).await.unwrap();
+    store.block_until(&account, until).await.unwrap();
+    let ends = store.record_quota(&account, &told).await.unwrap();
     assert!(ends <= Duration::from_secs(6 * 3600), "{ends:?}");
-    let held = store.not_before(&[account, pulls]).await.unwrap();
+    let held = store.blocked_until(&[account, pulls]).await.unwrap();
     assert_eq!(held[0].map(Timestamp::as_millisecond), Some(until.as_millisecond()));
     assert!(held[1].is_some_and(|until| until <= (subject.now)() + Duration::from_secs(6 * 3600)), "{held:?}");
 }
 
-pub async fn what_was_noted_in_the_future_is_noted_anew(subject: Subject) {
+pub async fn what_was_noted_in_the_future_is_noted_anew(subject: StoreUnderTest) {
     let store = &subject.store;
-    let (here, blob) = (home("r.example.com", "a"), Digest::sha256(b"blob"));
+    let (here, blob) = (locator("r.example.com", "a"), Digest::sha256(b"blob"));
     (subject.advance)(FAR);
-    store.learn_blobs(&here, std::slice::from_ref(&blob)).await.unwrap();
+    store.record_blobs(&here, std::slice::from_ref(&blob)).await.unwrap();
     (subject.set_back)(FAR);
-    let homes = store.blob_homes(here.end(), std::slice::from_ref(&blob)).await.unwrap();
+    let homes = store.find_blobs(here.endpoint(), std::slice::from_ref(&blob)).await.unwrap();
     assert_eq!(homes, [None], "where a blob will be is not known");
-    store.learn_blobs(&here, std::slice::from_ref(&blob)).await.unwrap();
-    assert_eq!(store.blob_homes(here.end(), &[blob]).await.unwrap(), [Some(here)]);
+    store.record_blobs(&here, std::slice::from_ref(&blob)).await.unwrap();
+    assert_eq!(store.find_blobs(here.endpoint(), &[blob]).await.unwrap(), [Some(here)]);
 }
 
-pub async fn a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way(subject: Subject) {
+pub async fn a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way(subject: StoreUnderTest) {
     let store = &subject.store;
-    let old = subject.batch_of(0).await;
+    let old = subject.create_batch(0).await;
     (subject.advance)(FAR);
     let future = (subject.now)().as_millisecond().unsigned_abs();
     let id = uuid::Builder::from_unix_timestamp_millis(future, &[7; 10]).into_uuid();
     let future = NewBatch { id: BatchId::from_bytes(*id.as_bytes()), ..new_batch() };
     let future_id = future.id;
     store.create(future).await.unwrap();
-    store.append(future_id, repository("a/b", 1)).await.unwrap();
+    store.append(future_id, segment("a/b", 1)).await.unwrap();
     (subject.set_back)(FAR);
     let newest = BatchId::generate_after(store.batches(1).await.unwrap().first().map(|batch| batch.id));
     store.create(NewBatch { id: newest, supersedes: Some(future_id), ..new_batch() }).await.unwrap();
-    store.append(newest, repository("a/b", 1)).await.unwrap();
+    store.append(newest, segment("a/b", 1)).await.unwrap();
     let listed: Vec<BatchId> = store.batches(10).await.unwrap().iter().map(|batch| batch.id).collect();
     assert_eq!(listed, [newest, future_id, old]);
-    assert_eq!(store.unfinished(&new_batch().rules).await.unwrap(), Some(newest));
-    let ticket = Ticket { batch: future_id, index: 0, run: 0 };
-    assert_eq!(subject.start(ticket, "a").await, Start::Cancelled, "it was superseded");
+    assert_eq!(store.find_unfinished(&new_batch().rules).await.unwrap(), Some(newest));
+    let ticket = TaskRef { batch: future_id, index: 0, run: 0 };
+    assert_eq!(subject.claim_task(ticket, "a").await, ClaimResult::Cancelled, "it was superseded");
     // Old batches are removed although a future one is between them; that one is removed by its end time.
     (subject.advance)(Duration::from_secs(3600));
     assert_eq!(store.remove_before((subject.now)() - MINUTE).await.unwrap(), 3);

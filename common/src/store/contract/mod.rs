@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, missing_docs)] // Tests, named for what they hold.
 
+pub mod chaos;
 pub mod clock;
-pub mod course;
-pub mod hints;
+pub mod end_to_end;
 pub mod ledger;
-pub mod origins;
-pub mod pace;
 pub mod plan;
+pub mod provenance;
+pub mod random_calls;
+pub mod rate_limit;
 pub mod records;
-pub mod run;
-pub mod steps;
-pub mod storm;
+pub mod shared_state;
+pub mod timeline;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -20,12 +20,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Appended, Control, LEASE, NewBatch, Sealed, Start, Store, TaskHolder};
-use crate::batch::{BatchId, Counts, End, Home, Place, Planned, TaskState, Ticket, Verdict};
-use crate::image::{Company, Digest};
+use super::{AppendResult, BatchState, ClaimResult, LEASE_TTL, NewBatch, PlanSegment, Store, TaskHolder};
+use crate::batch::{
+    BatchId, Endpoint, RepositoryLocator, TagLocator, TaskCounts, TaskRef, TaskResult, TaskSpec, TaskState,
+};
+use crate::image::{Digest, DigestTagHints};
 
 /// A store under test: new and empty.
-pub struct Subject {
+pub struct StoreUnderTest {
     /// The store.
     pub store: Arc<dyn Store>,
     /// Advances the store's clock.
@@ -38,7 +40,7 @@ pub struct Subject {
     pub guard: Box<dyn Any + Send + Sync>,
 }
 
-/// Declares the contract tests of a store: `store_contract_tests!(make)`, where `make` is an `async fn() -> Subject`.
+/// Declares the contract tests of a store: `store_contract_tests!(make)`, where `make` is an `async fn() -> StoreUnderTest`.
 #[macro_export]
 macro_rules! store_contract_tests {
     ($make:path) => {
@@ -78,12 +80,12 @@ macro_rules! store_contract_tests {
             what_was_noted_in_the_future_is_noted_anew,
             a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way
         );
-        $crate::store_contract_tests!($make: course:
+        $crate::store_contract_tests!($make: timeline:
             outcomes_are_counted_in_the_part_of_the_time_that_they_came_in,
             the_parts_of_a_long_batch_are_wide_and_few,
             the_slowest_tasks_are_known_and_who_did_how_much
         );
-        $crate::store_contract_tests!($make: hints:
+        $crate::store_contract_tests!($make: shared_state:
             the_cache_says_what_it_was_told_last,
             the_cache_keeps_options_apart_and_forgets_what_it_is_told_to,
             an_exported_cache_is_imported_whole,
@@ -103,7 +105,7 @@ macro_rules! store_contract_tests {
             a_store_that_takes_writes_says_so,
             a_schedule_is_remembered_by_its_last_begin
         );
-        $crate::store_contract_tests!($make: origins:
+        $crate::store_contract_tests!($make: provenance:
             a_target_tag_has_the_origin_that_was_noted_last,
             since_when_a_source_is_missing_is_kept_until_it_is_back,
             since_when_no_rule_makes_a_target_is_kept_until_one_does,
@@ -112,7 +114,7 @@ macro_rules! store_contract_tests {
             whom_the_end_of_a_batch_was_told_to_is_kept_with_it,
             a_file_that_was_hashed_is_known_in_that_version_alone
         );
-        $crate::store_contract_tests!($make: pace:
+        $crate::store_contract_tests!($make: rate_limit:
             places_are_shared_evenly_and_those_of_the_dead_come_back,
             where_there_are_fewer_places_than_holders_they_take_turns,
             what_was_learnt_can_be_looked_at,
@@ -124,7 +126,7 @@ macro_rules! store_contract_tests {
             who_has_lost_the_lease_of_a_tag_records_nothing
         );
         // Separate, because it takes seconds.
-        $crate::store_contract_tests!($make: storm:
+        $crate::store_contract_tests!($make: chaos:
             five_thousand_tasks_in_a_storm_are_each_counted_once
         );
     };
@@ -138,26 +140,26 @@ macro_rules! store_contract_tests {
     };
 }
 
-pub(crate) fn end(text: &str) -> End {
+pub(crate) fn endpoint(text: &str) -> Endpoint {
     text.parse().unwrap()
 }
 
-pub(crate) fn home(registry: &str, path: &str) -> Home {
-    Home::new(end(registry), path).unwrap()
+pub(crate) fn locator(registry: &str, path: &str) -> RepositoryLocator {
+    RepositoryLocator::new(endpoint(registry), path).unwrap()
 }
 
 /// Returns tasks from `gcr.io/<repository>` to `target.example/<repository>`.
-pub fn tasks(repository: &str, number: usize) -> Vec<Planned> {
-    let source = Arc::new(home("gcr.io", repository));
-    let target = Arc::new(home("target.example", repository));
+pub fn tasks(repository: &str, number: usize) -> Vec<TaskSpec> {
+    let source = Arc::new(locator("gcr.io", repository));
+    let target = Arc::new(locator("target.example", repository));
     let task = |n: usize| {
         let tag: crate::image::Tag = format!("v{n}").parse().unwrap();
-        Planned {
+        TaskSpec {
             rule: 2,
-            source: Place { home: source.clone(), tag: tag.clone() },
+            source: TagLocator { repository: source.clone(), tag: tag.clone() },
             digest: Some(Digest::sha256(tag.as_str().as_bytes())),
-            target: Place { home: target.clone(), tag },
-            company: Company::default(),
+            target: TagLocator { repository: target.clone(), tag },
+            digest_tags: DigestTagHints::default(),
         }
     };
     (0..number).map(task).collect()
@@ -172,85 +174,90 @@ pub(crate) fn new_batch() -> NewBatch {
     }
 }
 
-pub(crate) fn repository(name: &str, number: usize) -> Sealed {
+pub(crate) fn segment(name: &str, number: usize) -> PlanSegment {
     let listed_at = Timestamp::from_second(1_767_225_600).unwrap();
-    Sealed {
+    PlanSegment {
         key: format!("2 gcr.io/{name}"),
         listed_at,
         tasks: tasks(name, number).into_iter().map(|task| (task, None)).collect(),
     }
 }
 
-pub(crate) fn bytes(copied: u64) -> super::Spent {
-    super::Spent { bytes: crate::batch::Bytes { copied, ..Default::default() }, ..Default::default() }
+pub(crate) fn copied_bytes(copied: u64) -> super::Usage {
+    super::Usage { bytes: crate::batch::BlobBytes { copied, ..Default::default() }, ..Default::default() }
 }
 
-impl Subject {
+impl StoreUnderTest {
     /// Creates a batch with a complete plan of this many tasks in one repository.
-    pub(crate) async fn batch_of(&self, tasks: usize) -> BatchId {
+    pub(crate) async fn create_batch(&self, tasks: usize) -> BatchId {
         let batch = new_batch();
         let id = batch.id;
         self.store.create(batch).await.unwrap();
-        assert_eq!(self.store.append(id, repository("a/b", tasks)).await.unwrap(), Appended::At(0));
-        self.store.seal_all(id).await.unwrap();
+        assert_eq!(self.store.append(id, segment("a/b", tasks)).await.unwrap(), AppendResult::Appended(0));
+        self.store.complete_plan(id).await.unwrap();
         id
     }
 
     /// Publishes all publishable tasks, and returns their tickets.
-    pub(crate) async fn publish(&self, batch: BatchId) -> Vec<Ticket> {
+    pub(crate) async fn publish(&self, batch: BatchId) -> Vec<TaskRef> {
         let mut tickets = Vec::new();
         let mut from = 0;
         loop {
-            let blocks = self.store.unpublished(batch, from, 1_000).await.unwrap();
+            let blocks = self.store.list_unpublished(batch, from, 1_000).await.unwrap();
             let Some(last) = blocks.last() else { break };
             from = last.first + 1;
             for block in &blocks {
-                tickets.extend(block.tasks.iter().map(|(run, task)| Ticket { batch, run: *run, index: task.index }));
+                tickets.extend(block.tasks.iter().map(|(run, task)| TaskRef { batch, run: *run, index: task.index }));
             }
         }
-        self.store.published(batch, tickets.clone()).await.unwrap();
+        self.store.mark_published(batch, tickets.clone()).await.unwrap();
         tickets
     }
 
-    pub(crate) async fn start(&self, ticket: Ticket, worker: &str) -> Start {
-        self.store.start(ticket, worker, LEASE).await.unwrap()
+    pub(crate) async fn claim_task(&self, ticket: TaskRef, worker: &str) -> ClaimResult {
+        self.store.claim_task(ticket, worker, LEASE_TTL).await.unwrap()
     }
 
     /// Claims a task that must be claimable.
-    pub(crate) async fn go<'w>(&self, ticket: Ticket, worker: &'w str) -> TaskHolder<'w> {
-        match self.start(ticket, worker).await {
-            Start::Go { epoch, .. } => TaskHolder { worker, token: epoch },
+    pub(crate) async fn claim<'w>(&self, ticket: TaskRef, worker: &'w str) -> TaskHolder<'w> {
+        match self.claim_task(ticket, worker).await {
+            ClaimResult::Claimed { token, .. } => TaskHolder { worker, token },
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict) -> super::Finished {
-        self.store.finish(ticket, holder, verdict, super::Spent::default()).await.unwrap()
+    pub(crate) async fn finish(
+        &self,
+        ticket: TaskRef,
+        holder: TaskHolder<'_>,
+        verdict: TaskResult,
+    ) -> super::FinishResult {
+        self.store.finish(ticket, holder, verdict, super::Usage::default()).await.unwrap()
     }
 
     /// Returns a batch after checking that its counts add up and agree with its tasks.
-    pub(crate) async fn look(&self, batch: BatchId) -> super::Batch {
+    pub(crate) async fn checked_batch(&self, batch: BatchId) -> super::Batch {
         let found = self.store.batch(batch).await.unwrap().unwrap();
         let mut in_state = [0; 8];
         for row in self.store.tasks(batch, None, 0, usize::MAX).await.unwrap() {
             in_state[usize::from(row.state.code())] += 1;
         }
-        assert_eq!(found.counts, Counts::of(|state| in_state[usize::from(state.code())]));
+        assert_eq!(found.counts, TaskCounts::from_states(|state| in_state[usize::from(state.code())]));
         let with_queue = [TaskState::Queued, TaskState::Retry].map(|state| in_state[usize::from(state.code())]);
         assert_eq!([found.queued, found.retrying], with_queue);
         let all: Vec<u32> = (0..u32::try_from(found.counts.total).unwrap()).rev().collect();
-        for state in self.store.states(batch, &all).await.unwrap() {
+        for state in self.store.task_states(batch, &all).await.unwrap() {
             in_state[usize::from(state.code())] -= 1;
         }
         assert_eq!(in_state, [0; 8]);
         let publishable =
-            if found.control == Control::Running { found.counts.waiting - found.queued - found.retrying } else { 0 };
-        assert_eq!(self.store.publishable(batch).await.unwrap(), publishable);
-        assert_eq!(found.counts.total, found.counts.open() + found.counts.ended());
+            if found.state == BatchState::Running { found.counts.waiting - found.queued - found.retrying } else { 0 };
+        assert_eq!(self.store.count_publishable(batch).await.unwrap(), publishable);
+        assert_eq!(found.counts.total, found.counts.unfinished() + found.counts.ended());
         found
     }
 
-    pub(crate) async fn state(&self, ticket: Ticket) -> TaskState {
+    pub(crate) async fn task_state(&self, ticket: TaskRef) -> TaskState {
         self.store.tasks(ticket.batch, None, ticket.index, 1).await.unwrap()[0].state
     }
 }

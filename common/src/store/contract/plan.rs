@@ -2,101 +2,105 @@
 
 use std::time::Duration;
 
-use super::{Subject, bytes, new_batch, repository, tasks};
-use crate::batch::{BatchId, Failure, Requests, TaskState, Ticket, Verdict};
-use crate::error::Class;
+use super::{StoreUnderTest, copied_bytes, new_batch, segment, tasks};
+use crate::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult, TaskState};
+use crate::error::ErrorKind;
 use crate::image::Digest;
-use crate::store::{Appended, Control, Finished, LEASE, NewBatch, RequeueFilter, Spent, Start, Unlisted};
+use crate::store::{
+    AppendResult, BatchState, ClaimResult, FinishResult, LEASE_TTL, ListingFailure, NewBatch, RequeueFilter, Usage,
+};
 
-pub async fn a_batch_goes_from_its_plan_to_its_end(subject: Subject) {
-    let batch = subject.batch_of(3).await;
-    let before = subject.look(batch).await;
-    assert_eq!((before.control, before.counts.total, before.counts.waiting), (Control::Running, 3, 3));
-    assert!(before.sealed_at.is_some() && before.ended_at.is_none());
+pub async fn a_batch_goes_from_its_plan_to_its_end(subject: StoreUnderTest) {
+    let batch = subject.create_batch(3).await;
+    let before = subject.checked_batch(batch).await;
+    assert_eq!((before.state, before.counts.total, before.counts.waiting), (BatchState::Running, 3, 3));
+    assert!(before.plan_completed_at.is_some() && before.ended_at.is_none());
     assert_eq!(before.created_at, (subject.now)());
 
-    let blocks = subject.store.unpublished(batch, 0, 1).await.unwrap();
+    let blocks = subject.store.list_unpublished(batch, 0, 1).await.unwrap();
     assert_eq!(blocks.len(), 1);
-    assert_eq!(blocks[0].listed_at, repository("a/b", 0).listed_at);
-    let planned: Vec<_> = blocks[0].tasks.iter().map(|(_, task)| task.planned.clone()).collect();
+    assert_eq!(blocks[0].listed_at, segment("a/b", 0).listed_at);
+    let planned: Vec<_> = blocks[0].tasks.iter().map(|(_, task)| task.spec.clone()).collect();
     assert_eq!(planned, tasks("a/b", 3));
 
     let tickets = subject.publish(batch).await;
-    assert!(subject.store.unpublished(batch, 0, 1).await.unwrap().is_empty());
-    for (ticket, verdict) in
-        tickets.iter().zip([Verdict::Copied, Verdict::Unchanged, Verdict::Failed(Failure::new(Class::Denied, "no", 1))])
-    {
-        let epoch = subject.go(*ticket, "w").await;
-        assert_eq!(subject.look(batch).await.counts.running, 1);
-        let spent = Spent { requests: Requests { source: 2, target: 3 }, ..bytes(10) };
-        assert_eq!(subject.store.finish(*ticket, epoch, verdict, spent).await.unwrap(), Finished::Counted);
+    assert!(subject.store.list_unpublished(batch, 0, 1).await.unwrap().is_empty());
+    for (ticket, verdict) in tickets.iter().zip([
+        TaskResult::Copied,
+        TaskResult::Unchanged,
+        TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1)),
+    ]) {
+        let holder = subject.claim(*ticket, "w").await;
+        assert_eq!(subject.checked_batch(batch).await.counts.running, 1);
+        let spent = Usage { requests: RequestCounts { source: 2, target: 3 }, ..copied_bytes(10) };
+        assert_eq!(subject.store.finish(*ticket, holder, verdict, spent).await.unwrap(), FinishResult::Counted);
     }
-    let after = subject.look(batch).await;
-    assert_eq!((after.control, after.ended_at), (Control::Done, Some((subject.now)())));
+    let after = subject.checked_batch(batch).await;
+    assert_eq!((after.state, after.ended_at), (BatchState::Done, Some((subject.now)())));
     assert_eq!((after.counts.copied, after.counts.unchanged, after.counts.failed), (1, 1, 1));
-    assert_eq!(after.spent, Spent { requests: Requests { source: 6, target: 9 }, ..bytes(30) });
-    assert_eq!(subject.store.control(batch).await.unwrap(), Some(Control::Done));
+    assert_eq!(after.usage, Usage { requests: RequestCounts { source: 6, target: 9 }, ..copied_bytes(30) });
+    assert_eq!(subject.store.batch_state(batch).await.unwrap(), Some(BatchState::Done));
 }
 
-pub async fn a_batch_without_tasks_is_done_when_it_is_sealed(subject: Subject) {
+pub async fn a_batch_without_tasks_is_done_when_it_is_sealed(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
-    assert_eq!(subject.store.append(id, repository("empty", 0)).await.unwrap(), Appended::At(0));
-    assert_eq!(subject.look(id).await.control, Control::Running, "more may come");
-    subject.store.seal_all(id).await.unwrap();
-    let ended_at = subject.look(id).await.ended_at;
+    assert_eq!(subject.store.append(id, segment("empty", 0)).await.unwrap(), AppendResult::Appended(0));
+    assert_eq!(subject.checked_batch(id).await.state, BatchState::Running, "more may come");
+    subject.store.complete_plan(id).await.unwrap();
+    let ended_at = subject.checked_batch(id).await.ended_at;
     assert!(ended_at.is_some());
     (subject.advance)(Duration::from_secs(5));
-    subject.store.seal_all(id).await.unwrap();
-    assert_eq!(subject.look(id).await.ended_at, ended_at);
+    subject.store.complete_plan(id).await.unwrap();
+    assert_eq!(subject.checked_batch(id).await.ended_at, ended_at);
 }
 
-pub async fn a_repository_is_added_once(subject: Subject) {
+pub async fn a_repository_is_added_once(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch.clone()).await.unwrap();
-    assert_eq!(subject.store.append(id, repository("a", 4)).await.unwrap(), Appended::At(0));
+    assert_eq!(subject.store.append(id, segment("a", 4)).await.unwrap(), AppendResult::Appended(0));
     // Repeated by a process that does not know whether it succeeded.
     subject.store.create(batch).await.unwrap();
-    assert_eq!(subject.store.append(id, repository("a", 5)).await.unwrap(), Appended::Already);
-    assert_eq!(subject.store.append(id, repository("b", 3)).await.unwrap(), Appended::At(4));
-    assert_eq!(subject.store.sealed(id).await.unwrap(), ["2 gcr.io/a", "2 gcr.io/b"]);
-    assert_eq!(subject.look(id).await.counts.total, 7);
+    assert_eq!(subject.store.append(id, segment("a", 5)).await.unwrap(), AppendResult::AlreadyPlanned);
+    assert_eq!(subject.store.append(id, segment("b", 3)).await.unwrap(), AppendResult::Appended(4));
+    assert_eq!(subject.store.segment_keys(id).await.unwrap(), ["2 gcr.io/a", "2 gcr.io/b"]);
+    assert_eq!(subject.checked_batch(id).await.counts.total, 7);
     assert_eq!(subject.publish(id).await.len(), 7);
 }
 
-pub async fn what_the_listing_settled_is_counted_and_never_published(subject: Subject) {
+pub async fn what_the_listing_settled_is_counted_and_never_published(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
-    let mut sealed = repository("a", 6);
+    let mut sealed = segment("a", 6);
     for (position, (_, verdict)) in sealed.tasks.iter_mut().enumerate() {
         *verdict = match position {
             1 => None,
-            3 => Some(Verdict::Failed(Failure::new(Class::Collision, "two want it", 0))),
-            _ => Some(Verdict::Unchanged),
+            3 => Some(TaskResult::Failed(Failure::new(ErrorKind::Collision, "two want it", 0))),
+            _ => Some(TaskResult::Unchanged),
         };
     }
     subject.store.append(id, sealed).await.unwrap();
-    subject.store.seal_all(id).await.unwrap();
-    let counts = subject.look(id).await.counts;
+    subject.store.complete_plan(id).await.unwrap();
+    let counts = subject.checked_batch(id).await.counts;
     assert_eq!((counts.total, counts.unchanged, counts.failed, counts.waiting), (6, 4, 1, 1));
     let tickets = subject.publish(id).await;
-    assert_eq!(tickets, [Ticket { batch: id, run: 0, index: 1 }]);
+    assert_eq!(tickets, [TaskRef { batch: id, run: 0, index: 1 }]);
     let failed = subject.store.failures(id, 0, 10).await.unwrap();
-    assert_eq!((failed.len(), failed[0].task.index, failed[0].failure.class), (1, 3, Class::Collision));
-    let epoch = subject.go(tickets[0], "w").await;
-    subject.finish(tickets[0], epoch, Verdict::Copied).await;
-    assert_eq!(subject.look(id).await.control, Control::Done);
+    assert_eq!((failed.len(), failed[0].task.index, failed[0].failure.kind), (1, 3, ErrorKind::Collision));
+    let holder = subject.claim(tickets[0], "w").await;
+    subject.finish(tickets[0], holder, TaskResult::Copied).await;
+    assert_eq!(subject.checked_batch(id).await.state, BatchState::Done);
 }
 
-pub async fn a_large_repository_is_published_part_by_part(subject: Subject) {
-    let batch = subject.batch_of(1_201).await;
+pub async fn a_large_repository_is_published_part_by_part(subject: StoreUnderTest) {
+    let batch = subject.create_batch(1_201).await;
     let mut seen = Vec::new();
     let mut from = 0;
     loop {
-        let blocks = subject.store.unpublished(batch, from, 1).await.unwrap();
+        let blocks = subject.store.list_unpublished(batch, from, 1).await.unwrap();
         let Some(block) = blocks.first() else { break };
         assert_eq!(blocks.len(), 1, "no more than was asked for");
         assert!(block.first >= from && block.tasks.len() <= 500);
@@ -104,60 +108,63 @@ pub async fn a_large_repository_is_published_part_by_part(subject: Subject) {
         from = block.first + 1;
     }
     assert_eq!(seen, (0..1_201).collect::<Vec<_>>());
-    assert_eq!(subject.store.unpublished(batch, 0, 600).await.unwrap().len(), 2);
+    assert_eq!(subject.store.list_unpublished(batch, 0, 600).await.unwrap().len(), 2);
 }
 
-pub async fn what_was_not_confirmed_is_published_again(subject: Subject) {
-    let batch = subject.batch_of(10).await;
-    let ticket = |index| Ticket { batch, run: 0, index };
-    subject.store.published(batch, (0..6).map(ticket).collect()).await.unwrap();
+pub async fn what_was_not_confirmed_is_published_again(subject: StoreUnderTest) {
+    let batch = subject.create_batch(10).await;
+    let ticket = |index| TaskRef { batch, run: 0, index };
+    subject.store.mark_published(batch, (0..6).map(ticket).collect()).await.unwrap();
     // One task was delivered before its confirmation was seen.
-    let epoch = subject.go(ticket(7), "w").await;
-    subject.store.published(batch, vec![ticket(7)]).await.unwrap();
-    assert_eq!(subject.state(ticket(7)).await, TaskState::Running);
+    let holder = subject.claim(ticket(7), "w").await;
+    subject.store.mark_published(batch, vec![ticket(7)]).await.unwrap();
+    assert_eq!(subject.task_state(ticket(7)).await, TaskState::Running);
     let left = subject.publish(batch).await;
     assert_eq!(left, [6, 8, 9].map(ticket));
-    assert_eq!(subject.finish(ticket(7), epoch, Verdict::Copied).await, Finished::Counted);
-    assert_eq!(subject.state(ticket(0)).await, TaskState::Queued);
+    assert_eq!(subject.finish(ticket(7), holder, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.task_state(ticket(0)).await, TaskState::Queued);
 }
 
-pub async fn nothing_is_added_to_a_batch_that_was_stopped(subject: Subject) {
+pub async fn nothing_is_added_to_a_batch_that_was_stopped(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
-    subject.store.append(id, repository("a", 2)).await.unwrap();
-    assert_eq!(subject.store.cancel(id).await.unwrap(), Control::Cancelled);
-    let stopped = Appended::Stopped(Control::Cancelled);
-    assert_eq!(subject.store.append(id, repository("b", 2)).await.unwrap(), stopped);
-    let found = subject.look(id).await;
+    subject.store.append(id, segment("a", 2)).await.unwrap();
+    assert_eq!(subject.store.cancel(id).await.unwrap(), BatchState::Cancelled);
+    let stopped = AppendResult::Closed(BatchState::Cancelled);
+    assert_eq!(subject.store.append(id, segment("b", 2)).await.unwrap(), stopped);
+    let found = subject.checked_batch(id).await;
     assert_eq!((found.counts.total, found.counts.cancelled), (2, 2));
     assert!(found.ended_at.is_some(), "nothing more can come");
 }
 
-pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: Subject) {
-    let earlier = subject.batch_of(3).await;
+pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: StoreUnderTest) {
+    let earlier = subject.create_batch(3).await;
     let tickets = subject.publish(earlier).await;
-    let epoch = subject.go(tickets[0], "w").await;
+    let holder = subject.claim(tickets[0], "w").await;
     let rules = Digest::sha256(b"rules");
-    assert_eq!(subject.store.unfinished(&rules).await.unwrap(), Some(earlier));
-    assert_eq!(subject.store.unfinished(&Digest::sha256(b"others")).await.unwrap(), None);
+    assert_eq!(subject.store.find_unfinished(&rules).await.unwrap(), Some(earlier));
+    assert_eq!(subject.store.find_unfinished(&Digest::sha256(b"others")).await.unwrap(), None);
 
     let later = NewBatch { supersedes: Some(earlier), ..new_batch() };
     subject.store.create(later.clone()).await.unwrap();
-    assert_eq!(subject.store.unfinished(&rules).await.unwrap(), Some(later.id));
-    assert_eq!(subject.look(later.id).await.supersedes, Some(earlier));
-    let found = subject.look(earlier).await;
-    assert_eq!((found.control, found.counts.cancelled, found.counts.running), (Control::Superseded, 3, 0));
-    assert_eq!(subject.store.check(tickets[0], epoch, LEASE).await.unwrap(), crate::store::Standing::Stop);
-    assert_eq!(subject.start(tickets[1], "w").await, Start::Cancelled);
-    subject.finish(tickets[0], epoch, Verdict::Cancelled).await;
-    let found = subject.look(earlier).await;
-    assert_eq!((found.control, found.counts.cancelled), (Control::Superseded, 3));
+    assert_eq!(subject.store.find_unfinished(&rules).await.unwrap(), Some(later.id));
+    assert_eq!(subject.checked_batch(later.id).await.supersedes, Some(earlier));
+    let found = subject.checked_batch(earlier).await;
+    assert_eq!((found.state, found.counts.cancelled, found.counts.running), (BatchState::Superseded, 3, 0));
+    assert_eq!(
+        subject.store.check(tickets[0], holder, LEASE_TTL).await.unwrap(),
+        crate::store::LeaseStatus::BatchStopped
+    );
+    assert_eq!(subject.claim_task(tickets[1], "w").await, ClaimResult::Cancelled);
+    subject.finish(tickets[0], holder, TaskResult::Cancelled).await;
+    let found = subject.checked_batch(earlier).await;
+    assert_eq!((found.state, found.counts.cancelled), (BatchState::Superseded, 3));
     assert!(found.ended_at.is_some());
     assert!(subject.store.requeue(earlier, RequeueFilter::default()).await.is_err());
 }
 
-pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: Subject) {
+pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: StoreUnderTest) {
     let mut ids = Vec::new();
     for (front, back) in [(0x11u8, 1u8), (0x22, 2), (0x22, 3)] {
         let id = BatchId::from_bytes([front, 0, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, back]);
@@ -169,35 +176,39 @@ pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: Subject) {
     assert_eq!(subject.store.resolve("11").await.unwrap(), ids[0]);
     assert_eq!(subject.store.resolve(&ids[1].to_string()).await.unwrap(), ids[1]);
     let ambiguous = subject.store.resolve("22").await.unwrap_err();
-    assert!(ambiguous.class() == Class::Invalid && ambiguous.to_string().contains(&ids[2].to_string()));
-    assert_eq!(subject.store.resolve("33").await.unwrap_err().class(), Class::NotFound);
-    assert_eq!(subject.store.resolve("%").await.unwrap_err().class(), Class::NotFound);
+    assert!(ambiguous.kind() == ErrorKind::Invalid && ambiguous.to_string().contains(&ids[2].to_string()));
+    assert_eq!(subject.store.resolve("33").await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(subject.store.resolve("%").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-pub async fn what_could_not_be_listed_is_noted(subject: Subject) {
-    let batch = subject.batch_of(1).await;
+pub async fn what_could_not_be_listed_is_noted(subject: StoreUnderTest) {
+    let batch = subject.create_batch(1).await;
     for (repository, class) in
-        [("gcr.io/b", Class::Denied), ("gcr.io/a", Class::TimedOut), ("gcr.io/b", Class::NotFound)]
+        [("gcr.io/b", ErrorKind::Denied), ("gcr.io/a", ErrorKind::TimedOut), ("gcr.io/b", ErrorKind::NotFound)]
     {
-        let unlisted = Unlisted { repository: repository.into(), class, error: "why".into() };
-        subject.store.note_unlisted(batch, unlisted).await.unwrap();
+        let unlisted = ListingFailure { repository: repository.into(), kind: class, error: "why".into() };
+        subject.store.record_listing_failure(batch, unlisted).await.unwrap();
     }
-    let unlisted = subject.store.unlisted(batch).await.unwrap();
-    let shown: Vec<_> = unlisted.iter().map(|one| (&*one.repository, one.class)).collect();
-    assert_eq!(shown, [("gcr.io/a", Class::TimedOut), ("gcr.io/b", Class::NotFound)]);
-    subject.store.spend(batch, Spent { requests: Requests { source: 4, target: 1 }, ..bytes(0) }).await.unwrap();
-    assert_eq!(subject.look(batch).await.spent.requests, Requests { source: 4, target: 1 });
+    let unlisted = subject.store.listing_failures(batch).await.unwrap();
+    let shown: Vec<_> = unlisted.iter().map(|one| (&*one.repository, one.kind)).collect();
+    assert_eq!(shown, [("gcr.io/a", ErrorKind::TimedOut), ("gcr.io/b", ErrorKind::NotFound)]);
+    subject
+        .store
+        .add_usage(batch, Usage { requests: RequestCounts { source: 4, target: 1 }, ..copied_bytes(0) })
+        .await
+        .unwrap();
+    assert_eq!(subject.checked_batch(batch).await.usage.requests, RequestCounts { source: 4, target: 1 });
 }
 
-pub async fn failures_and_tasks_are_read_page_by_page(subject: Subject) {
-    let batch = subject.batch_of(1_100).await;
+pub async fn failures_and_tasks_are_read_page_by_page(subject: StoreUnderTest) {
+    let batch = subject.create_batch(1_100).await;
     let tickets = subject.publish(batch).await;
     let failing: Vec<u32> = vec![3, 4, 499, 500, 1_099];
     for index in &failing {
         let ticket = tickets[*index as usize];
-        let epoch = subject.go(ticket, "w").await;
-        let failure = Failure::new(Class::Refused, &format!("no {index}"), 2);
-        subject.finish(ticket, epoch, Verdict::Failed(failure)).await;
+        let holder = subject.claim(ticket, "w").await;
+        let failure = Failure::new(ErrorKind::Refused, &format!("no {index}"), 2);
+        subject.finish(ticket, holder, TaskResult::Failed(failure)).await;
     }
     let mut seen = Vec::new();
     let mut from = 0;
@@ -207,7 +218,7 @@ pub async fn failures_and_tasks_are_read_page_by_page(subject: Subject) {
         from = last.task.index + 1;
         for failed in &page {
             assert_eq!(failed.failure.error, format!("no {}", failed.task.index));
-            assert_eq!(failed.task.planned, tasks("a/b", 1_100)[failed.task.index as usize]);
+            assert_eq!(failed.task.spec, tasks("a/b", 1_100)[failed.task.index as usize]);
         }
         seen.extend(page.iter().map(|failed| failed.task.index));
     }
@@ -220,22 +231,22 @@ pub async fn failures_and_tasks_are_read_page_by_page(subject: Subject) {
     assert_eq!(states, [(498, queued), (499, failed), (500, failed), (501, queued)]);
 }
 
-pub async fn old_batches_are_removed_whole(subject: Subject) {
+pub async fn old_batches_are_removed_whole(subject: StoreUnderTest) {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-    let (ended, held) = (subject.batch_of(1).await, subject.batch_of(2).await);
+    let (ended, held) = (subject.create_batch(1).await, subject.create_batch(2).await);
     let ticket = subject.publish(ended).await[0];
-    let epoch = subject.go(ticket, "w").await;
-    subject.finish(ticket, epoch, Verdict::Failed(Failure::new(Class::Denied, "no", 1))).await;
+    let holder = subject.claim(ticket, "w").await;
+    subject.finish(ticket, holder, TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1))).await;
     (subject.advance)(DAY * 91);
-    let running = Ticket { batch: held, run: 0, index: 0 };
-    subject.go(running, "w").await;
-    let young = subject.batch_of(1).await;
+    let running = TaskRef { batch: held, run: 0, index: 0 };
+    subject.claim(running, "w").await;
+    let young = subject.create_batch(1).await;
     assert_eq!(subject.store.remove_before((subject.now)() - DAY * 90).await.unwrap(), 1);
     assert!(subject.store.batch(ended).await.unwrap().is_none());
-    assert_eq!(subject.store.failures(ended, 0, 1).await.unwrap_err().class(), Class::NotFound);
-    assert_eq!(subject.store.course(ended).await.unwrap_err().class(), Class::NotFound);
-    subject.look(held).await;
-    subject.look(young).await;
+    assert_eq!(subject.store.failures(ended, 0, 1).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(subject.store.timeline(ended).await.unwrap_err().kind(), ErrorKind::NotFound);
+    subject.checked_batch(held).await;
+    subject.checked_batch(young).await;
     (subject.advance)(DAY);
     assert_eq!(subject.store.remove_before((subject.now)() - DAY * 90).await.unwrap(), 1, "held by nobody any more");
     assert_eq!(subject.store.batches(10).await.unwrap().len(), 1);

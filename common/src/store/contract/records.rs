@@ -5,59 +5,59 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Subject, home};
-use crate::batch::Place;
+use super::{StoreUnderTest, locator};
+use crate::batch::TagLocator;
 use crate::image::{Digest, Tag};
-use crate::store::{CacheScope, Fence, Known, LEASE, Named, TagOrigin, TagRecord, target_tag};
+use crate::store::{CacheScope, CachedTag, Fence, LEASE_TTL, LeaseResult, ProvenanceUpdate, TagRecord, tag_lease_name};
 
-fn place(registry: &str, path: &str, tag: &str) -> Place {
-    Place { home: Arc::new(home(registry, path)), tag: tag.parse().unwrap() }
+fn tag_locator(registry: &str, path: &str, tag: &str) -> TagLocator {
+    TagLocator { repository: Arc::new(locator(registry, path)), tag: tag.parse().unwrap() }
 }
 
-fn known(content: &str) -> Known {
+fn cached_tag(content: &str) -> CachedTag {
     let digest = Digest::sha256(content.as_bytes());
     let seen_at = Timestamp::from_second(1_767_225_600).unwrap();
-    Known { source: digest.clone(), target: digest, seen_at, referrers_at: None }
+    CachedTag { source: digest.clone(), target: digest, seen_at, referrers_at: None }
 }
 
 /// A target tag, its source, and its cache scope.
-struct Told {
-    source: Place,
-    target: Place,
+struct RecordedTag {
+    source: TagLocator,
+    target: TagLocator,
     scope: CacheScope,
 }
 
-impl Told {
-    fn new(source: &str) -> Told {
-        let target = place("b.example", "x", "v1");
-        let scope = CacheScope { home: (*target.home).clone(), options: "linux/amd64".into() };
-        Told { source: place("gcr.io", source, "v9"), target, scope }
+impl RecordedTag {
+    fn new(source: &str) -> RecordedTag {
+        let target = tag_locator("b.example", "x", "v1");
+        let scope = CacheScope { repository: (*target.repository).clone(), options: "linux/amd64".into() };
+        RecordedTag { source: tag_locator("gcr.io", source, "v9"), target, scope }
     }
 
-    async fn record(&self, subject: &Subject, fence: &Fence, content: &str) -> bool {
+    async fn record(&self, subject: &StoreUnderTest, fence: &Fence, content: &str) -> bool {
         let digest = Digest::sha256(content.as_bytes());
-        let origin = Some(TagOrigin { source: &self.source, target: &self.target, digest: &digest });
-        let more = (0..600).map(|n| (format!("sha256-{n}.sig").parse::<Tag>().unwrap(), known(content)));
-        let tags = more.chain([(self.target.tag.clone(), known(content))]).collect();
-        let record = TagRecord { origin, scope: &self.scope, tags, whole: Some(&self.target.tag) };
+        let origin = Some(ProvenanceUpdate { source: &self.source, target: &self.target, digest: &digest });
+        let more = (0..600).map(|n| (format!("sha256-{n}.sig").parse::<Tag>().unwrap(), cached_tag(content)));
+        let tags = more.chain([(self.target.tag.clone(), cached_tag(content))]).collect();
+        let record = TagRecord { provenance: origin, scope: &self.scope, tags, complete: Some(&self.target.tag) };
         subject.store.record_tag(fence, record).await.unwrap()
     }
 
     /// Returns the cached state of the tag and of one of its digest tags, and whether the tag is marked as partial.
-    async fn remembered(&self, subject: &Subject) -> (Vec<Option<Known>>, bool) {
+    async fn cached(&self, subject: &StoreUnderTest) -> (Vec<Option<CachedTag>>, bool) {
         let tags = [self.target.tag.clone(), "sha256-0.sig".parse().unwrap()];
-        let all = subject.store.known(&self.scope, &tags).await.unwrap();
-        let parts = subject.store.known(&self.scope.parts(), &tags[..1]).await.unwrap();
+        let all = subject.store.cached_tags(&self.scope, &tags).await.unwrap();
+        let parts = subject.store.cached_tags(&self.scope.partial_images(), &tags[..1]).await.unwrap();
         (all, parts[0].is_some())
     }
 
-    async fn mark_in_part(&self, subject: &Subject) {
-        let mark = vec![(self.target.tag.clone(), known("parts"))];
-        subject.store.learn(&self.scope.parts(), mark).await.unwrap();
+    async fn mark_partial(&self, subject: &StoreUnderTest) {
+        let mark = vec![(self.target.tag.clone(), cached_tag("parts"))];
+        subject.store.cache_tags(&self.scope.partial_images(), mark).await.unwrap();
     }
 
-    async fn origins(&self, subject: &Subject) -> Vec<(String, Digest)> {
-        let origins = subject.store.origins(&self.source.home).await.unwrap();
+    async fn provenance(&self, subject: &StoreUnderTest) -> Vec<(String, Digest)> {
+        let origins = subject.store.provenance_by_source(&self.source.repository).await.unwrap();
         origins
             .into_iter()
             .map(|origin| (format!("{} of {}", origin.target, origin.source_tag), origin.digest))
@@ -65,46 +65,46 @@ impl Told {
     }
 }
 
-async fn lease(subject: &Subject, name: &str, holder: &str) -> Fence {
-    match subject.store.acquire(name, holder, LEASE).await.unwrap() {
-        Named::Yours { epoch } => Fence { name: name.to_owned(), holder: holder.to_owned(), token: epoch },
+async fn lease(subject: &StoreUnderTest, name: &str, holder: &str) -> Fence {
+    match subject.store.acquire(name, holder, LEASE_TTL).await.unwrap() {
+        LeaseResult::Acquired { token } => Fence { name: name.to_owned(), holder: holder.to_owned(), token },
         other => panic!("{other:?}"),
     }
 }
 
-pub async fn a_tag_is_recorded_by_who_holds_its_lease(subject: Subject) {
-    let (first, second) = (Told::new("a"), Told::new("b"));
-    let fence = lease(&subject, &target_tag(&first.target), "one").await;
-    first.mark_in_part(&subject).await;
-    assert_eq!(first.remembered(&subject).await, (vec![None, None], true));
+pub async fn a_tag_is_recorded_by_who_holds_its_lease(subject: StoreUnderTest) {
+    let (first, second) = (RecordedTag::new("a"), RecordedTag::new("b"));
+    let fence = lease(&subject, &tag_lease_name(&first.target), "one").await;
+    first.mark_partial(&subject).await;
+    assert_eq!(first.cached(&subject).await, (vec![None, None], true));
     assert!(first.record(&subject, &fence, "1").await);
-    assert_eq!(first.remembered(&subject).await, (vec![Some(known("1")); 2], false));
+    assert_eq!(first.cached(&subject).await, (vec![Some(cached_tag("1")); 2], false));
     let expected = |content: &str| vec![("b.example/x:v1 of v9".to_owned(), Digest::sha256(content.as_bytes()))];
-    assert_eq!(first.origins(&subject).await, expected("1"));
+    assert_eq!(first.provenance(&subject).await, expected("1"));
     // A tag has one provenance record: of the last source it was copied from.
     assert!(second.record(&subject, &fence, "2").await);
-    assert_eq!((first.origins(&subject).await, second.origins(&subject).await), (vec![], expected("2")));
+    assert_eq!((first.provenance(&subject).await, second.provenance(&subject).await), (vec![], expected("2")));
     assert!(first.record(&subject, &fence, "3").await);
-    assert_eq!((first.origins(&subject).await, second.origins(&subject).await), (expected("3"), vec![]));
+    assert_eq!((first.provenance(&subject).await, second.provenance(&subject).await), (expected("3"), vec![]));
     // A tag found up to date has no provenance, and need not be cached.
-    let record = TagRecord { origin: None, scope: &first.scope, tags: Vec::new(), whole: None };
+    let record = TagRecord { provenance: None, scope: &first.scope, tags: Vec::new(), complete: None };
     assert!(subject.store.record_tag(&fence, record).await.unwrap());
-    assert_eq!(first.remembered(&subject).await.0, vec![Some(known("3")); 2]);
+    assert_eq!(first.cached(&subject).await.0, vec![Some(cached_tag("3")); 2]);
 }
 
-pub async fn who_has_lost_the_lease_of_a_tag_records_nothing(subject: Subject) {
-    let told = Told::new("a");
-    let name = target_tag(&told.target);
-    told.mark_in_part(&subject).await;
+pub async fn who_has_lost_the_lease_of_a_tag_records_nothing(subject: StoreUnderTest) {
+    let told = RecordedTag::new("a");
+    let name = tag_lease_name(&told.target);
+    told.mark_partial(&subject).await;
     let nothing_is_recorded = async |fence: &Fence, why: &str| {
         assert!(!told.record(&subject, fence, "lost").await, "{why}");
-        assert_eq!(told.remembered(&subject).await, (vec![None, None], true), "{why}");
-        assert_eq!(told.origins(&subject).await, [], "{why}");
+        assert_eq!(told.cached(&subject).await, (vec![None, None], true), "{why}");
+        assert_eq!(told.provenance(&subject).await, [], "{why}");
     };
     let never = Fence { name: name.clone(), holder: "one".to_owned(), token: 1 };
     nothing_is_recorded(&never, "it was never acquired").await;
     let first = lease(&subject, &name, "one").await;
-    let elsewhere = lease(&subject, &target_tag(&place("b.example", "x", "v2")), "one").await;
+    let elsewhere = lease(&subject, &tag_lease_name(&tag_locator("b.example", "x", "v2")), "one").await;
     for (fence, why) in [
         (Fence { holder: "two".to_owned(), ..first.clone() }, "another holds it"),
         (Fence { token: first.token - 1, ..first.clone() }, "an earlier token"),
@@ -112,7 +112,7 @@ pub async fn who_has_lost_the_lease_of_a_tag_records_nothing(subject: Subject) {
     ] {
         nothing_is_recorded(&fence, why).await;
     }
-    (subject.advance)(LEASE + Duration::from_secs(1));
+    (subject.advance)(LEASE_TTL + Duration::from_secs(1));
     nothing_is_recorded(&first, "it has expired, and nobody has acquired it").await;
     let second = lease(&subject, &name, "one").await;
     nothing_is_recorded(&first, "its own holder has acquired it anew").await;
@@ -122,5 +122,5 @@ pub async fn who_has_lost_the_lease_of_a_tag_records_nothing(subject: Subject) {
     nothing_is_recorded(&second, "another has acquired it").await;
     assert!(told.record(&subject, &third, "1").await);
     assert!(!told.record(&subject, &second, "lost").await);
-    assert_eq!(told.remembered(&subject).await, (vec![Some(known("1")); 2], false));
+    assert_eq!(told.cached(&subject).await, (vec![Some(cached_tag("1")); 2], false));
 }

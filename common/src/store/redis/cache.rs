@@ -5,37 +5,37 @@ use std::sync::PoisonError;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Call, RedisStore, damaged, is_after};
-use crate::batch::{End, Home};
+use super::{RedisStore, ScriptCall, corrupt_store, is_after};
+use crate::batch::{Endpoint, RepositoryLocator};
 use crate::error::Result;
 use crate::image::{Algorithm, Digest, Tag};
-use crate::store::{CacheEntry, CacheScope, DigestCache, Known};
+use crate::store::{CacheEntry, CacheScope, CachedTag, DigestCache};
 
 /// TTL of a scope, in seconds: 180 days.
-pub(super) const KEPT: u64 = 180 * 24 * 60 * 60;
+pub(super) const CACHE_TTL_SECONDS: u64 = 180 * 24 * 60 * 60;
 /// Tags per script call.
-pub(super) const AT_ONCE: usize = 500;
+pub(super) const TAGS_PER_CALL: usize = 500;
 /// Separates the parts of a scope's name.
-const PART: char = '\u{1}';
+const NAME_SEPARATOR: char = '\u{1}';
 
 /// A scope being exported: its name, and its entries in order.
-pub(super) struct Page {
+pub(super) struct ExportPage {
     name: String,
     entries: Vec<CacheEntry>,
 }
 
 #[async_trait]
 impl DigestCache for RedisStore {
-    async fn known(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<Known>>> {
-        let tried = format!("reading what is known of {}", scope.home);
-        let key = self.scope_key(&name(scope));
+    async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>> {
+        let tried = format!("reading what is known of {}", scope.repository);
+        let key = self.scope_key(&scope_name(scope));
         let mut known = Vec::with_capacity(tags.len());
-        for tags in tags.chunks(AT_ONCE) {
-            let mut call = Call::on(&key);
+        for tags in tags.chunks(TAGS_PER_CALL) {
+            let mut call = ScriptCall::new(&key);
             for tag in tags {
                 call = with_buckets(call, tag.as_str());
             }
-            let found: Vec<Vec<u8>> = self.script(&tried, &self.0.scripts.cache_known, call).await?;
+            let found: Vec<Vec<u8>> = self.run_script(&tried, &self.0.scripts.cache_known, call).await?;
             for bytes in found {
                 known.push(if bytes.is_empty() { None } else { Some(unpack(&tried, &bytes)?) });
             }
@@ -43,44 +43,47 @@ impl DigestCache for RedisStore {
         Ok(known)
     }
 
-    async fn learn(&self, scope: &CacheScope, tags: Vec<(Tag, Known)>) -> Result<()> {
-        let tried = format!("remembering tags of {}", scope.home);
-        self.note_version(&tried).await?;
-        let name = name(scope);
-        for tags in tags.chunks(AT_ONCE) {
-            let mut call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name).arg(KEPT);
+    async fn cache_tags(&self, scope: &CacheScope, tags: Vec<(Tag, CachedTag)>) -> Result<()> {
+        let tried = format!("remembering tags of {}", scope.repository);
+        self.write_version(&tried).await?;
+        let name = scope_name(scope);
+        for tags in tags.chunks(TAGS_PER_CALL) {
+            let mut call =
+                ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name).arg(CACHE_TTL_SECONDS);
             for (tag, known) in tags {
                 call = with_buckets(call, tag.as_str()).bytes(pack(known));
             }
-            self.script::<i64>(&tried, &self.0.scripts.cache_learn, call).await?;
+            self.run_script::<i64>(&tried, &self.0.scripts.cache_learn, call).await?;
         }
         Ok(())
     }
 
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
-        let tried = format!("forgetting tags of {}", scope.home);
-        let name = name(scope);
-        for tags in tags.chunks(AT_ONCE) {
-            let mut call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
+        let tried = format!("forgetting tags of {}", scope.repository);
+        let name = scope_name(scope);
+        for tags in tags.chunks(TAGS_PER_CALL) {
+            let mut call = ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
             for tag in tags {
                 call = with_buckets(call, tag.as_str());
             }
-            self.script::<i64>(&tried, &self.0.scripts.cache_forget, call).await?;
+            self.run_script::<i64>(&tried, &self.0.scripts.cache_forget, call).await?;
         }
         Ok(())
     }
 
-    async fn forget_repository(&self, home: &Home) -> Result<u64> {
-        self.forget_below(&format!("{}{PART}{}{PART}", home.end(), home.path())).await
+    async fn forget_repository(&self, home: &RepositoryLocator) -> Result<u64> {
+        self.forget_prefix(&format!("{}{NAME_SEPARATOR}{}{NAME_SEPARATOR}", home.endpoint(), home.path())).await
     }
 
-    async fn forget_end(&self, end: &End) -> Result<u64> {
-        self.forget_below(&format!("{end}{PART}")).await
+    async fn forget_endpoint(&self, end: &Endpoint) -> Result<u64> {
+        self.forget_prefix(&format!("{end}{NAME_SEPARATOR}")).await
     }
 
-    async fn entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>> {
+    async fn list_cache_entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>> {
         let mut from = match after {
-            Some(entry) => format!("[{}{PART}{}{PART}{}", entry.registry, entry.repository, entry.options),
+            Some(entry) => {
+                format!("[{}{NAME_SEPARATOR}{}{NAME_SEPARATOR}{}", entry.registry, entry.repository, entry.options)
+            }
             None => "-".to_owned(),
         };
         let mut entries: Vec<CacheEntry> = Vec::new();
@@ -109,15 +112,15 @@ impl RedisStore {
         self.key(&format!("t:{}", &Digest::sha256(name.as_bytes()).hex()[..16]))
     }
 
-    async fn forget_below(&self, prefix: &str) -> Result<u64> {
+    async fn forget_prefix(&self, prefix: &str) -> Result<u64> {
         let tried = "forgetting what is known of a target";
         let mut forgotten = 0;
         let mut pipe = redis::pipe();
         pipe.cmd("ZRANGEBYLEX").arg(self.key("scopes")).arg(format!("[{prefix}")).arg(format!("({prefix}\u{7f}"));
         let (names,): (Vec<String>,) = self.query(tried, &pipe).await?;
         for name in names {
-            let call = Call::on(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
-            forgotten += self.script::<u64>(tried, &self.0.scripts.cache_forget, call).await?;
+            let call = ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
+            forgotten += self.run_script::<u64>(tried, &self.0.scripts.cache_forget, call).await?;
         }
         Ok(forgotten)
     }
@@ -125,19 +128,20 @@ impl RedisStore {
     /// Returns the entries of a scope, ordered by tag.
     async fn scope_entries(&self, scope: &str) -> Result<Vec<CacheEntry>> {
         {
-            let page = self.0.page.lock().unwrap_or_else(PoisonError::into_inner);
+            let page = self.0.export_page.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(page) = page.as_ref().filter(|page| page.name == scope) {
                 return Ok(page.entries.clone());
             }
         }
         let tried = "reading the cache";
-        let mut parts = scope.split(PART);
+        let mut parts = scope.split(NAME_SEPARATOR);
         let (Some(end), Some(path), Some(options)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(damaged(tried, "a scope has no name"));
+            return Err(corrupt_store(tried, "a scope has no name"));
         };
-        let end = end.parse().map_err(|_| damaged(tried, "it names a registry that cannot be"))?;
-        let home = Home::new(end, path).map_err(|_| damaged(tried, "it names a repository that cannot be"))?;
-        let its = CacheScope { home, options: options.into() };
+        let end = end.parse().map_err(|_| corrupt_store(tried, "it names a registry that cannot be"))?;
+        let home = RepositoryLocator::new(end, path)
+            .map_err(|_| corrupt_store(tried, "it names a repository that cannot be"))?;
+        let entry_scope = CacheScope { repository: home, options: options.into() };
         let key = self.scope_key(scope);
         let mut pipe = redis::pipe();
         pipe.hgetall(&key);
@@ -145,23 +149,28 @@ impl RedisStore {
         let found: Vec<Vec<(String, Vec<u8>)>> = self.query(tried, &pipe).await?;
         let mut entries = Vec::new();
         for (tag, bytes) in found.into_iter().flatten() {
-            let tag = tag.parse().map_err(|_| damaged(tried, "it names a tag that cannot be"))?;
-            entries.push(CacheEntry::new(&its, &tag, &unpack(tried, &bytes)?));
+            let tag = tag.parse().map_err(|_| corrupt_store(tried, "it names a tag that cannot be"))?;
+            entries.push(CacheEntry::new(&entry_scope, &tag, &unpack(tried, &bytes)?));
         }
         entries.sort_by(|a, b| a.tag.cmp(&b.tag));
         // An export asks for more of the same scope.
-        let page = Page { name: scope.to_owned(), entries: entries.clone() };
-        *self.0.page.lock().unwrap_or_else(PoisonError::into_inner) = (entries.len() > 1_000).then_some(page);
+        let page = ExportPage { name: scope.to_owned(), entries: entries.clone() };
+        *self.0.export_page.lock().unwrap_or_else(PoisonError::into_inner) = (entries.len() > 1_000).then_some(page);
         Ok(entries)
     }
 }
 
-pub(super) fn name(scope: &CacheScope) -> String {
-    format!("{}{PART}{}{PART}{}", scope.home.end(), scope.home.path(), scope.options)
+pub(super) fn scope_name(scope: &CacheScope) -> String {
+    format!(
+        "{}{NAME_SEPARATOR}{}{NAME_SEPARATOR}{}",
+        scope.repository.endpoint(),
+        scope.repository.path(),
+        scope.options
+    )
 }
 
 /// Adds a tag and the names of its buckets.
-pub(super) fn with_buckets(call: Call, tag: &str) -> Call {
+pub(super) fn with_buckets(call: ScriptCall, tag: &str) -> ScriptCall {
     let [small, large] = buckets(tag);
     call.arg(tag).arg(small).arg(large)
 }
@@ -180,7 +189,7 @@ pub(super) fn all_buckets() -> impl Iterator<Item = String> {
 
 /// Encodes the length of the source digest; the times last seen and of referrers, as seconds in 4 bytes each; and the
 /// digests' bytes, the target's only if it differs.
-pub(super) fn pack(known: &Known) -> Vec<u8> {
+pub(super) fn pack(known: &CachedTag) -> Vec<u8> {
     let second = |time: Timestamp| u32::try_from(time.as_second()).unwrap_or_default();
     let bytes_of = |digest: &Digest| hex::decode(digest.hex()).unwrap_or_default();
     let source = bytes_of(&known.source);
@@ -194,7 +203,7 @@ pub(super) fn pack(known: &Known) -> Vec<u8> {
     bytes
 }
 
-fn unpack(tried: &str, bytes: &[u8]) -> Result<Known> {
+fn unpack(tried: &str, bytes: &[u8]) -> Result<CachedTag> {
     let read = || {
         let (head, rest) = bytes.split_first()?;
         let time = |rest: &[u8]| {
@@ -212,9 +221,9 @@ fn unpack(tried: &str, bytes: &[u8]) -> Result<Known> {
         let (source, target) = rest.split_at_checked(usize::from(head & 0x7f))?;
         let source = digest(source)?;
         let target = if target.is_empty() { source.clone() } else { digest(target)? };
-        Some(Known { source, target, seen_at, referrers_at })
+        Some(CachedTag { source, target, seen_at, referrers_at })
     };
-    read().ok_or_else(|| damaged(tried, "what is known of a tag cannot be read"))
+    read().ok_or_else(|| corrupt_store(tried, "what is known of a tag cannot be read"))
 }
 
 fn digest(bytes: &[u8]) -> Option<Digest> {

@@ -5,260 +5,283 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::signed::SegmentPlace;
-use super::{Call, PlanEnd, RedisStore, damaged, millis, time};
-use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskState, Ticket, Verdict, encode_chunk};
-use crate::error::{Class, Error, Result};
+use super::signed::ChunkPosition;
+use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
+use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskRef, TaskResult, TaskState, encode_chunk};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::Digest;
 use crate::store::{
-    Appended, Batch, Block, Control, Course, EmptyRule, FailedTask, Finished, Ledger, NewBatch, Pruned, RequestId,
-    RequeueFilter, Retried, Sealed, Spent, Standing, Start, Sweep, Swept, TaskHolder, TaskRow, Unlisted,
+    AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishResult, IdempotencyKey,
+    LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed,
+    RequeueFilter, RescheduleResult, TaskHolder, TaskRow, Usage,
 };
 
 /// Tasks per script call.
-const AT_ONCE: usize = 1_000;
+const TASKS_PER_CALL: usize = 1_000;
 
 #[async_trait]
 impl Ledger for RedisStore {
     async fn create(&self, batch: NewBatch) -> Result<()> {
         let tried = format!("making batch {}", batch.id);
-        self.note_version(&tried).await?;
+        self.write_version(&tried).await?;
         let before = batch.supersedes.map(|before| before.to_string()).unwrap_or_default();
-        let mut call = Call::on(self.base(batch.id)).key(self.key("batches"));
+        let mut call = ScriptCall::new(self.batch_key(batch.id)).key(self.key("batches"));
         if let Some(before) = batch.supersedes {
-            call = call.key(self.base(before));
+            call = call.key(self.batch_key(before));
         }
-        let tag = self.options_tag(batch.id, &batch.rules, &batch.options);
+        let tag = self.sign_options(batch.id, &batch.rules, &batch.options);
         let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before).arg(tag);
-        self.script::<i64>(&tried, &self.0.scripts.create, call).await.map(drop)
+        self.run_script::<i64>(&tried, &self.0.scripts.create, call).await.map(drop)
     }
 
-    async fn append(&self, batch: BatchId, sealed: Sealed) -> Result<Appended> {
+    async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
         let tried = format!("adding {} to batch {batch}", sealed.key);
-        let packed = tokio::task::spawn_blocking(move || Packed::of(sealed))
+        let packed = tokio::task::spawn_blocking(move || EncodedSegment::from_segment(sealed))
             .await
-            .map_err(|error| Error::new(Class::Local, &tried, error.to_string()))?;
+            .map_err(|error| Error::new(ErrorKind::Local, &tried, error.to_string()))?;
         let answer: Vec<i64> = match self.signing_key() {
-            None => self.script(&tried, &self.0.scripts.append, packed.call(self, batch, None)).await?,
+            None => self.run_script(&tried, &self.0.scripts.append, packed.script_call(self, batch, None)).await?,
             Some(_) => self.append_signed(&tried, batch, &packed).await?,
         };
         match answer.as_slice() {
-            [0, first, ..] => Ok(Appended::At(u32::try_from(*first).map_err(|_| damaged(&tried, "no such index"))?)),
-            [1, ..] => Ok(Appended::Already),
-            [2, code, ..] => Ok(Appended::Stopped(control(&tried, *code)?)),
-            _ => Err(gone(&tried)),
+            [0, first, ..] => {
+                Ok(AppendResult::Appended(u32::try_from(*first).map_err(|_| corrupt_store(&tried, "no such index"))?))
+            }
+            [1, ..] => Ok(AppendResult::AlreadyPlanned),
+            [2, code, ..] => Ok(AppendResult::Closed(decode_batch_state(&tried, *code)?)),
+            _ => Err(no_such_batch(&tried)),
         }
     }
 
-    async fn sealed(&self, batch: BatchId) -> Result<Vec<String>> {
+    async fn segment_keys(&self, batch: BatchId) -> Result<Vec<String>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch)).hkeys(format!("{}:k", self.base(batch)));
+        pipe.exists(self.batch_key(batch)).hkeys(format!("{}:k", self.batch_key(batch)));
         let (there, mut keys): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
         if !there {
-            return Err(gone(&tried));
+            return Err(no_such_batch(&tried));
         }
         keys.sort_unstable();
         Ok(keys)
     }
 
-    async fn note_pruned(&self, batch: BatchId, pruned: Pruned) -> Result<()> {
+    async fn record_pruned(&self, batch: BatchId, pruned: PruneRecord) -> Result<()> {
         let text = serde_json::to_string(&pruned).unwrap_or_default();
-        self.note(batch, ":g", &format!("{} {}", pruned.target, pruned.source), text).await
+        self.set_note(batch, ":g", &format!("{} {}", pruned.target, pruned.source), text).await
     }
 
-    async fn note_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
+    async fn record_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
         let text = serde_json::to_string(&rule).unwrap_or_default();
-        self.note(batch, ":e", &rule.rule.to_string(), text).await
+        self.set_note(batch, ":e", &rule.rule.to_string(), text).await
     }
 
-    async fn note_unlisted(&self, batch: BatchId, unlisted: Unlisted) -> Result<()> {
+    async fn record_listing_failure(&self, batch: BatchId, unlisted: ListingFailure) -> Result<()> {
         let text = serde_json::to_string(&unlisted).unwrap_or_default();
-        self.note(batch, ":u", &unlisted.repository, text).await
+        self.set_note(batch, ":u", &unlisted.repository, text).await
     }
 
-    async fn note_told(&self, batch: BatchId, told: &str) -> Result<()> {
-        self.note(batch, ":n", told, String::new()).await
+    async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()> {
+        self.set_note(batch, ":n", told, String::new()).await
     }
 
-    async fn told(&self, batch: BatchId) -> Result<Vec<String>> {
+    async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch)).hkeys(format!("{}:n", self.base(batch)));
+        pipe.exists(self.batch_key(batch)).hkeys(format!("{}:n", self.batch_key(batch)));
         let (there, mut told): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
         if !there {
-            return Err(gone(&tried));
+            return Err(no_such_batch(&tried));
         }
         told.sort_unstable();
         Ok(told)
     }
 
-    async fn seal_all(&self, batch: BatchId) -> Result<()> {
+    async fn complete_plan(&self, batch: BatchId) -> Result<()> {
         let tried = format!("sealing batch {batch}");
-        done(&tried, self.script(&tried, &self.0.scripts.seal, Call::on(self.base(batch))).await?)
+        require_batch(
+            &tried,
+            self.run_script(&tried, &self.0.scripts.seal, ScriptCall::new(self.batch_key(batch))).await?,
+        )
     }
 
-    async fn spend(&self, batch: BatchId, spent: Spent) -> Result<()> {
+    async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()> {
         let tried = format!("counting in batch {batch}");
-        let call = Call::on(self.base(batch)).key(self.request_key(RequestId::generate()));
-        done(&tried, self.script(&tried, &self.0.scripts.spend, with(call, spent)).await?)
+        let call = ScriptCall::new(self.batch_key(batch)).key(self.request_key(IdempotencyKey::generate()));
+        require_batch(&tried, self.run_script(&tried, &self.0.scripts.spend, with_usage(call, spent)).await?)
     }
 
-    async fn unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<Block>> {
-        self.look_unpublished(batch, from, at_least).await
+    async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
+        self.read_unpublished(batch, from, at_least).await
     }
 
-    async fn published(&self, batch: BatchId, tickets: Vec<Ticket>) -> Result<()> {
+    async fn mark_published(&self, batch: BatchId, tickets: Vec<TaskRef>) -> Result<()> {
         let tried = format!("marking in batch {batch}");
-        for tickets in tickets.chunks(AT_ONCE) {
-            let mut call = Call::on(self.base(batch));
+        for tickets in tickets.chunks(TASKS_PER_CALL) {
+            let mut call = ScriptCall::new(self.batch_key(batch));
             for ticket in tickets.iter().filter(|ticket| ticket.batch == batch) {
                 call = call.arg(ticket.index).arg(ticket.run);
             }
-            done(&tried, self.script(&tried, &self.0.scripts.published, call).await?)?;
+            require_batch(&tried, self.run_script(&tried, &self.0.scripts.published, call).await?)?;
         }
         Ok(())
     }
 
-    async fn start(&self, ticket: Ticket, worker: &str, lease: Duration) -> Result<Start> {
+    async fn claim_task(&self, ticket: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
         let tried = format!("starting task {} of batch {}", ticket.index, ticket.batch);
-        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(ticket.run).arg(worker).arg(millis(lease));
-        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.start, call).await?;
+        let call = ScriptCall::new(self.batch_key(ticket.batch))
+            .arg(ticket.index)
+            .arg(ticket.run)
+            .arg(worker)
+            .arg(duration_ms(lease));
+        let answer: Vec<i64> = self.run_script(&tried, &self.0.scripts.start, call).await?;
         let value = |at: usize| answer.get(at).copied().unwrap_or_default();
         let small = |at| u32::try_from(value(at)).unwrap_or_default();
         Ok(match answer.first() {
-            Some(0) => Start::Go { epoch: value(1).unsigned_abs(), attempts: small(2), losses: small(3) },
-            Some(1) => Start::Own { epoch: value(1).unsigned_abs(), attempts: small(2) },
-            Some(2) => Start::AlreadyDone,
-            Some(3) => Start::Cancelled,
-            Some(4) => Start::HeldBy { until: time(value(1)) },
-            Some(5) => Start::StaleRun,
-            Some(6) => Start::Paused,
-            _ => Start::Unknown,
+            Some(0) => ClaimResult::Claimed { token: value(1).unsigned_abs(), attempts: small(2), losses: small(3) },
+            Some(1) => ClaimResult::AlreadyOwned { token: value(1).unsigned_abs(), attempts: small(2) },
+            Some(2) => ClaimResult::AlreadyDone,
+            Some(3) => ClaimResult::Cancelled,
+            Some(4) => ClaimResult::HeldBy { until: timestamp(value(1)) },
+            Some(5) => ClaimResult::StaleRun,
+            Some(6) => ClaimResult::Paused,
+            _ => ClaimResult::Unknown,
         })
     }
 
-    async fn renew(&self, ticket: Ticket, holder: TaskHolder<'_>, lease: Duration) -> Result<Standing> {
+    async fn renew(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
         let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
-        let call = Call::on(self.base(ticket.batch)).arg(ticket.index).arg(lease_owner(holder)).arg(millis(lease));
-        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.renew, call).await?;
+        let call = ScriptCall::new(self.batch_key(ticket.batch))
+            .arg(ticket.index)
+            .arg(lease_owner(holder))
+            .arg(duration_ms(lease));
+        let answer: Vec<i64> = self.run_script(&tried, &self.0.scripts.renew, call).await?;
         Ok(match answer.as_slice() {
-            [0, until] => Standing::Held { until: time(*until) },
-            [2, ..] => Standing::Stop,
-            _ => Standing::Lost,
+            [0, until] => LeaseStatus::Held { until: timestamp(*until) },
+            [2, ..] => LeaseStatus::BatchStopped,
+            _ => LeaseStatus::Lost,
         })
     }
 
-    async fn finish(&self, ticket: Ticket, holder: TaskHolder<'_>, verdict: Verdict, spent: Spent) -> Result<Finished> {
+    async fn finish(
+        &self,
+        ticket: TaskRef,
+        holder: TaskHolder<'_>,
+        verdict: TaskResult,
+        spent: Usage,
+    ) -> Result<FinishResult> {
         let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
         let failure = match &verdict {
-            Verdict::Failed(failure) => kept(failure),
+            TaskResult::Failed(failure) => encode_failure(failure),
             _ => Vec::new(),
         };
         let state = verdict.outcome().state().code();
-        let call =
-            Call::on(self.base(ticket.batch)).arg(ticket.index).arg(lease_owner(holder)).arg(state).bytes(failure);
-        Ok(finished(self.script(&tried, &self.0.scripts.finish, with(call, spent)).await?))
+        let call = ScriptCall::new(self.batch_key(ticket.batch))
+            .arg(ticket.index)
+            .arg(lease_owner(holder))
+            .arg(state)
+            .bytes(failure);
+        Ok(decode_finish_result(self.run_script(&tried, &self.0.scripts.finish, with_usage(call, spent)).await?))
     }
 
-    async fn retry_later(
+    async fn reschedule(
         &self,
-        ticket: Ticket,
+        ticket: TaskRef,
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
-        spent: Spent,
-    ) -> Result<Retried> {
+        spent: Usage,
+    ) -> Result<RescheduleResult> {
         let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
         // A delay below a millisecond is still a delay.
-        let wait = if wait.is_zero() { 0 } else { millis(wait).max(1) };
-        let call = Call::on(self.base(ticket.batch))
+        let wait = if wait.is_zero() { 0 } else { duration_ms(wait).max(1) };
+        let call = ScriptCall::new(self.batch_key(ticket.batch))
             .arg(ticket.index)
             .arg(lease_owner(holder))
             .arg(wait)
             .arg(u8::from(counts));
-        let answer: Vec<i64> = self.script(&tried, &self.0.scripts.retry, with(call, spent)).await?;
+        let answer: Vec<i64> = self.run_script(&tried, &self.0.scripts.retry, with_usage(call, spent)).await?;
         Ok(match answer.as_slice() {
-            [0, attempts] => Retried::Waits { attempts: u32::try_from(*attempts).unwrap_or_default() },
-            _ => Retried::Stale,
+            [0, attempts] => RescheduleResult::Scheduled { attempts: u32::try_from(*attempts).unwrap_or_default() },
+            _ => RescheduleResult::Stale,
         })
     }
 
-    async fn control(&self, batch: BatchId) -> Result<Option<Control>> {
+    async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.hget(self.base(batch), "control");
+        pipe.hget(self.batch_key(batch), "control");
         let (code,): (Option<i64>,) = self.query(&tried, &pipe).await?;
-        code.map(|code| control(&tried, code)).transpose()
+        code.map(|code| decode_batch_state(&tried, code)).transpose()
     }
 
-    async fn publishable(&self, batch: BatchId) -> Result<u64> {
+    async fn count_publishable(&self, batch: BatchId) -> Result<u64> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         let fields = ["control".to_owned(), format!("s{}", TaskState::New.code())];
-        pipe.cmd("HMGET").arg(self.base(batch)).arg(&fields[..]);
+        pipe.cmd("HMGET").arg(self.batch_key(batch)).arg(&fields[..]);
         let ((code, new),): ((Option<i64>, Option<u64>),) = self.query(&tried, &pipe).await?;
-        let is_running = code.is_some_and(|code| control(&tried, code).is_ok_and(|is| is == Control::Running));
+        let is_running =
+            code.is_some_and(|code| decode_batch_state(&tried, code).is_ok_and(|is| is == BatchState::Running));
         Ok(new.filter(|_| is_running).unwrap_or_default())
     }
 
-    async fn states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
-        self.look_states(batch, tasks).await
+    async fn task_states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
+        self.read_task_states(batch, tasks).await
     }
 
-    async fn pause(&self, batch: BatchId) -> Result<Control> {
-        self.change(format!("pausing batch {batch}"), batch, Control::Running, Control::Paused).await
+    async fn pause(&self, batch: BatchId) -> Result<BatchState> {
+        self.transition(format!("pausing batch {batch}"), batch, BatchState::Running, BatchState::Paused).await
     }
 
-    async fn resume(&self, batch: BatchId) -> Result<Control> {
-        self.change(format!("resuming batch {batch}"), batch, Control::Paused, Control::Running).await
+    async fn resume(&self, batch: BatchId) -> Result<BatchState> {
+        self.transition(format!("resuming batch {batch}"), batch, BatchState::Paused, BatchState::Running).await
     }
 
-    async fn cancel(&self, batch: BatchId) -> Result<Control> {
+    async fn cancel(&self, batch: BatchId) -> Result<BatchState> {
         let tried = format!("cancelling batch {batch}");
-        let code: i64 = self.script(&tried, &self.0.scripts.cancel, Call::on(self.base(batch))).await?;
+        let code: i64 = self.run_script(&tried, &self.0.scripts.cancel, ScriptCall::new(self.batch_key(batch))).await?;
         match code {
-            -1 => Err(gone(&tried)),
-            code => control(&tried, code),
+            -1 => Err(no_such_batch(&tried)),
+            code => decode_batch_state(&tried, code),
         }
     }
 
     async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64> {
         let tried = format!("requeuing batch {batch}");
-        let entry = self.batch(batch).await?.ok_or_else(|| gone(&tried))?;
-        if entry.control.is_stopped() {
-            return Err(stopped(&tried, entry.control));
+        let entry = self.batch(batch).await?.ok_or_else(|| no_such_batch(&tried))?;
+        if entry.state.is_stopped() {
+            return Err(batch_stopped(&tried, entry.state));
         }
         let run = entry.run + 1;
         let (mut from, mut requeued) = (0, 0);
         loop {
-            let failed = self.failures(batch, from, AT_ONCE).await?;
+            let failed = self.failures(batch, from, TASKS_PER_CALL).await?;
             let Some(last) = failed.last() else { return Ok(requeued) };
             from = last.task.index.saturating_add(1);
-            let mut call = Call::on(self.base(batch)).arg(run);
+            let mut call = ScriptCall::new(self.batch_key(batch)).arg(run);
             for failed in failed.iter().filter(|failed| filter.selects(failed)) {
                 call = call.arg(failed.task.index);
             }
-            match self.script::<i64>(&tried, &self.0.scripts.requeue, call).await? {
-                -1 => return Err(gone(&tried)),
-                -2 => return Err(stopped(&tried, Control::Cancelled)),
+            match self.run_script::<i64>(&tried, &self.0.scripts.requeue, call).await? {
+                -1 => return Err(no_such_batch(&tried)),
+                -2 => return Err(batch_stopped(&tried, BatchState::Cancelled)),
                 more => requeued += more.unsigned_abs(),
             }
         }
     }
 
-    async fn sweep(&self, batch: BatchId, sweep: Sweep) -> Result<Swept> {
+    async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed> {
         let tried = format!("sweeping batch {batch}");
         let (what, grace) = match sweep {
-            Sweep::Leases { grace } => (0, grace),
-            Sweep::QueueIsEmpty { grace } => (1, grace),
-            Sweep::Everything => (2, Duration::ZERO),
+            ReclaimScope::ExpiredLeases { grace } => (0, grace),
+            ReclaimScope::EmptyQueue { grace } => (1, grace),
+            ReclaimScope::Everything => (2, Duration::ZERO),
         };
-        let call = Call::on(self.base(batch)).arg(what).arg(millis(grace));
-        let (leased, queued): (i64, i64) = self.script(&tried, &self.0.scripts.sweep, call).await?;
+        let call = ScriptCall::new(self.batch_key(batch)).arg(what).arg(duration_ms(grace));
+        let (leased, queued): (i64, i64) = self.run_script(&tried, &self.0.scripts.sweep, call).await?;
         match leased {
-            -1 => Err(gone(&tried)),
-            leased => Ok(Swept { leased: leased.unsigned_abs(), queued: queued.unsigned_abs() }),
+            -1 => Err(no_such_batch(&tried)),
+            leased => Ok(Reclaimed { leased: leased.unsigned_abs(), queued: queued.unsigned_abs() }),
         }
     }
 
@@ -271,8 +294,9 @@ impl Ledger for RedisStore {
         let mut removed = 0;
         for id in ids {
             let Ok(batch) = id.parse::<BatchId>() else { continue };
-            let call = Call::on(self.base(batch)).key(self.key("batches")).arg(&id).arg(before.as_millisecond());
-            match self.script::<i64>(tried, &self.0.scripts.remove, call).await? {
+            let call =
+                ScriptCall::new(self.batch_key(batch)).key(self.key("batches")).arg(&id).arg(before.as_millisecond());
+            match self.run_script::<i64>(tried, &self.0.scripts.remove, call).await? {
                 1 => {
                     self.0.chunks().remove(&batch);
                     removed += 1;
@@ -285,7 +309,7 @@ impl Ledger for RedisStore {
     }
 
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {
-        self.look_batch(batch).await
+        self.read_batch(batch).await
     }
 
     async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
@@ -294,20 +318,20 @@ impl Ledger for RedisStore {
         pipe.zrevrange(self.key("batches"), 0, last);
         let (ids,): (Vec<String>,) = self.query("listing batches", &pipe).await?;
         let ids: Vec<BatchId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
-        self.look_batches(&ids).await
+        self.read_batches(&ids).await
     }
 
-    async fn unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {
+    async fn find_unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {
         let mut pipe = redis::pipe();
         pipe.smembers(self.key(&format!("live:{rules}")));
         let (ids,): (Vec<String>,) = self.query("looking for an unfinished batch", &pipe).await?;
         let mut ids: Vec<BatchId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
         ids.sort_unstable();
-        let live = self.look_batches(&ids).await?.into_iter().rev().find(|batch| batch.control.is_live());
+        let live = self.read_batches(&ids).await?.into_iter().rev().find(|batch| batch.state.is_live());
         Ok(live.map(|batch| batch.id))
     }
 
-    async fn find(&self, prefix: &str) -> Result<Vec<BatchId>> {
+    async fn find_batches(&self, prefix: &str) -> Result<Vec<BatchId>> {
         let prefix = prefix.to_ascii_lowercase();
         let mut pipe = redis::pipe();
         pipe.cmd("ZRANGE")
@@ -323,16 +347,17 @@ impl Ledger for RedisStore {
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
-    async fn pruned(&self, batch: BatchId) -> Result<Vec<Pruned>> {
+    async fn prune_records(&self, batch: BatchId) -> Result<Vec<PruneRecord>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch)).hvals(format!("{}:g", self.base(batch)));
+        pipe.exists(self.batch_key(batch)).hvals(format!("{}:g", self.batch_key(batch)));
         let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
         if !there {
-            return Err(gone(&tried));
+            return Err(no_such_batch(&tried));
         }
-        let read = |text: &String| serde_json::from_str(text).map_err(|error| damaged(&tried, &error.to_string()));
-        let mut pruned: Vec<Pruned> = texts.iter().map(read).collect::<Result<_>>()?;
+        let read =
+            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&tried, &error.to_string()));
+        let mut pruned: Vec<PruneRecord> = texts.iter().map(read).collect::<Result<_>>()?;
         pruned.sort_by(|a, b| (a.outcome, &a.target, &a.source).cmp(&(b.outcome, &b.target, &b.source)));
         Ok(pruned)
     }
@@ -340,68 +365,70 @@ impl Ledger for RedisStore {
     async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch)).hvals(format!("{}:e", self.base(batch)));
+        pipe.exists(self.batch_key(batch)).hvals(format!("{}:e", self.batch_key(batch)));
         let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
         if !there {
-            return Err(gone(&tried));
+            return Err(no_such_batch(&tried));
         }
-        let read = |text: &String| serde_json::from_str(text).map_err(|error| damaged(&tried, &error.to_string()));
+        let read =
+            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&tried, &error.to_string()));
         let mut rules: Vec<EmptyRule> = texts.iter().map(read).collect::<Result<_>>()?;
         rules.sort_by_key(|rule| rule.rule);
         Ok(rules)
     }
 
-    async fn unlisted(&self, batch: BatchId) -> Result<Vec<Unlisted>> {
+    async fn listing_failures(&self, batch: BatchId) -> Result<Vec<ListingFailure>> {
         let tried = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.base(batch)).hvals(format!("{}:u", self.base(batch)));
+        pipe.exists(self.batch_key(batch)).hvals(format!("{}:u", self.batch_key(batch)));
         let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
         if !there {
-            return Err(gone(&tried));
+            return Err(no_such_batch(&tried));
         }
-        let read = |text: &String| serde_json::from_str(text).map_err(|error| damaged(&tried, &error.to_string()));
-        let mut unlisted: Vec<Unlisted> = texts.iter().map(read).collect::<Result<_>>()?;
+        let read =
+            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&tried, &error.to_string()));
+        let mut unlisted: Vec<ListingFailure> = texts.iter().map(read).collect::<Result<_>>()?;
         unlisted.sort_by(|a, b| a.repository.cmp(&b.repository));
         Ok(unlisted)
     }
 
     async fn failures(&self, batch: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {
-        self.look_failures(batch, from, limit).await
+        self.read_failures(batch, from, limit).await
     }
 
     async fn tasks(&self, batch: BatchId, state: Option<TaskState>, from: u32, limit: usize) -> Result<Vec<TaskRow>> {
-        self.look_tasks(batch, state, from, limit).await
+        self.read_tasks(batch, state, from, limit).await
     }
 
-    async fn course(&self, batch: BatchId) -> Result<Course> {
-        self.look_course(batch).await
+    async fn timeline(&self, batch: BatchId) -> Result<BatchTimeline> {
+        self.read_timeline(batch).await
     }
 }
 
 impl RedisStore {
     /// Sets a field in one of a batch's hashes.
-    async fn note(&self, batch: BatchId, part: &str, field: &str, text: String) -> Result<()> {
+    async fn set_note(&self, batch: BatchId, part: &str, field: &str, text: String) -> Result<()> {
         let tried = format!("noting in batch {batch}");
-        let call = Call::on(self.base(batch)).arg(part).arg(field).arg(text);
-        done(&tried, self.script(&tried, &self.0.scripts.note, call).await?)
+        let call = ScriptCall::new(self.batch_key(batch)).arg(part).arg(field).arg(text);
+        require_batch(&tried, self.run_script(&tried, &self.0.scripts.note, call).await?)
     }
 
     /// Adds chunks whose signatures cover their positions, one repository at a time. If another process takes a
     /// position meanwhile, signs them for the next one.
-    async fn append_signed(&self, tried: &str, batch: BatchId, packed: &Packed) -> Result<Vec<i64>> {
-        let mut ends = self.0.ends.lock().await;
+    async fn append_signed(&self, tried: &str, batch: BatchId, packed: &EncodedSegment) -> Result<Vec<i64>> {
+        let mut ends = self.0.plan_ends.lock().await;
         let mut end = ends.get(&batch).copied().unwrap_or_default();
         loop {
-            let call = packed.call(self, batch, Some(end));
-            let answer: Vec<i64> = self.script(tried, &self.0.scripts.append, call).await?;
+            let call = packed.script_call(self, batch, Some(end));
+            let answer: Vec<i64> = self.run_script(tried, &self.0.scripts.append, call).await?;
             let after = match answer.as_slice() {
                 [0, ..] => PlanEnd {
-                    tasks: packed.segments.iter().fold(end.tasks, |sum, (tasks, ..)| sum.saturating_add(*tasks)),
-                    segments: end.segments + packed.segments.len() as u64,
+                    tasks: packed.chunks.iter().fold(end.tasks, |sum, (tasks, ..)| sum.saturating_add(*tasks)),
+                    chunks: end.chunks + packed.chunks.len() as u64,
                 },
                 [3, tasks, segments] => PlanEnd {
-                    tasks: u32::try_from(*tasks).map_err(|_| damaged(tried, "no such index"))?,
-                    segments: segments.unsigned_abs(),
+                    tasks: u32::try_from(*tasks).map_err(|_| corrupt_store(tried, "no such index"))?,
+                    chunks: segments.unsigned_abs(),
                 },
                 _ => return Ok(answer),
             };
@@ -414,33 +441,33 @@ impl RedisStore {
         }
     }
 
-    async fn change(&self, tried: String, batch: BatchId, from: Control, to: Control) -> Result<Control> {
-        let call = Call::on(self.base(batch)).arg(from as u8).arg(to as u8);
-        match self.script::<i64>(&tried, &self.0.scripts.change, call).await? {
-            -1 => Err(gone(&tried)),
-            code => control(&tried, code),
+    async fn transition(&self, tried: String, batch: BatchId, from: BatchState, to: BatchState) -> Result<BatchState> {
+        let call = ScriptCall::new(self.batch_key(batch)).arg(from as u8).arg(to as u8);
+        match self.run_script::<i64>(&tried, &self.0.scripts.change, call).await? {
+            -1 => Err(no_such_batch(&tried)),
+            code => decode_batch_state(&tried, code),
         }
     }
 }
 
 /// A repository's tasks as script arguments.
-struct Packed {
+struct EncodedSegment {
     key: String,
     /// Per chunk: number of tasks, encoded plan, task states.
-    segments: Vec<(u32, Vec<u8>, Vec<u8>)>,
+    chunks: Vec<(u32, Vec<u8>, Vec<u8>)>,
     /// Position and encoding of each failure.
     failures: Vec<(usize, Vec<u8>)>,
 }
 
-impl Packed {
-    fn of(sealed: Sealed) -> Packed {
+impl EncodedSegment {
+    fn from_segment(sealed: PlanSegment) -> EncodedSegment {
         let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
-        let state = |verdict: &Option<Verdict>| match verdict {
+        let state = |verdict: &Option<TaskResult>| match verdict {
             None => TaskState::New,
             Some(verdict) => verdict.outcome().state(),
         };
         let failures = verdicts.iter().enumerate().filter_map(|(at, verdict)| match verdict {
-            Some(Verdict::Failed(failure)) => Some((at, kept(failure))),
+            Some(TaskResult::Failed(failure)) => Some((at, encode_failure(failure))),
             _ => None,
         });
         let segments = tasks.chunks(MAX_CHUNK_TASKS).zip(verdicts.chunks(MAX_CHUNK_TASKS)).map(|(tasks, verdicts)| {
@@ -448,20 +475,21 @@ impl Packed {
             let states = verdicts.iter().map(|verdict| b'0' + state(verdict).code()).collect();
             (tasks.len() as u32, plan, states)
         });
-        Packed { segments: segments.collect(), failures: failures.collect(), key: sealed.key }
+        EncodedSegment { chunks: segments.collect(), failures: failures.collect(), key: sealed.key }
     }
 
     /// Builds the script call for chunks at a fixed position, or at any.
-    fn call(&self, store: &RedisStore, batch: BatchId, place: Option<PlanEnd>) -> Call {
-        let call = Call::on(store.base(batch)).arg(&self.key).arg(self.segments.len()).arg(self.failures.len());
+    fn script_call(&self, store: &RedisStore, batch: BatchId, place: Option<PlanEnd>) -> ScriptCall {
+        let call =
+            ScriptCall::new(store.batch_key(batch)).arg(&self.key).arg(self.chunks.len()).arg(self.failures.len());
         let mut call = match place {
             None => call.arg(-1).arg(-1),
-            Some(PlanEnd { tasks, segments }) => call.arg(tasks).arg(segments),
+            Some(PlanEnd { tasks, chunks: segments }) => call.arg(tasks).arg(segments),
         };
-        let PlanEnd { tasks: mut first, segments: mut number } = place.unwrap_or_default();
-        for (tasks, plan, states) in &self.segments {
-            let place = SegmentPlace { batch, number, first, tasks: *tasks };
-            call = call.arg(tasks).bytes(store.seal_segment(place, plan.clone())).bytes(states.clone());
+        let PlanEnd { tasks: mut first, chunks: mut number } = place.unwrap_or_default();
+        for (tasks, plan, states) in &self.chunks {
+            let place = ChunkPosition { batch, number, first, tasks: *tasks };
+            call = call.arg(tasks).bytes(store.sign_chunk(place, plan.clone())).bytes(states.clone());
             (first, number) = (first.saturating_add(*tasks), number + 1);
         }
         for (at, failure) in &self.failures {
@@ -472,14 +500,14 @@ impl Packed {
 }
 
 /// Encodes a failure.
-fn kept(failure: &Failure) -> Vec<u8> {
-    format!("{}|{}|{}", failure.class, failure.attempts, failure.error).into_bytes()
+fn encode_failure(failure: &Failure) -> Vec<u8> {
+    format!("{}|{}|{}", failure.kind, failure.attempts, failure.error).into_bytes()
 }
 
-fn with(call: Call, spent: Spent) -> Call {
-    let Spent { bytes, requests, time } = spent;
+fn with_usage(call: ScriptCall, spent: Usage) -> ScriptCall {
+    let Usage { bytes, requests, time } = spent;
     let call = call.arg(bytes.copied).arg(bytes.mounted).arg(bytes.reused).arg(requests.source).arg(requests.target);
-    call.arg(millis(time))
+    call.arg(duration_ms(time))
 }
 
 /// Returns the owner string that scripts compare with a lease.
@@ -487,31 +515,31 @@ fn lease_owner(holder: TaskHolder<'_>) -> String {
     format!("{}|{}", holder.token, holder.worker)
 }
 
-fn finished(answer: i64) -> Finished {
+fn decode_finish_result(answer: i64) -> FinishResult {
     match answer {
-        0 => Finished::Counted,
-        2 => Finished::AlreadyDone,
-        _ => Finished::Stale,
+        0 => FinishResult::Counted,
+        2 => FinishResult::AlreadyDone,
+        _ => FinishResult::Stale,
     }
 }
 
-pub(super) fn control(tried: &str, code: i64) -> Result<Control> {
-    let control = usize::try_from(code).ok().and_then(|code| Control::ALL.get(code)).copied();
-    control.ok_or_else(|| damaged(tried, "a batch has a state that there is not"))
+pub(super) fn decode_batch_state(tried: &str, code: i64) -> Result<BatchState> {
+    let control = usize::try_from(code).ok().and_then(|code| BatchState::ALL.get(code)).copied();
+    control.ok_or_else(|| corrupt_store(tried, "a batch has a state that there is not"))
 }
 
-fn done(tried: &str, answer: i64) -> Result<()> {
+fn require_batch(tried: &str, answer: i64) -> Result<()> {
     match answer {
-        0 => Err(gone(tried)),
+        0 => Err(no_such_batch(tried)),
         _ => Ok(()),
     }
 }
 
-pub(super) fn gone(tried: &str) -> Error {
-    Error::new(Class::NotFound, tried, "there is no such batch")
-        .hint("imgsync batch list shows those that there are; if the store was emptied, run the rules again")
+pub(super) fn no_such_batch(tried: &str) -> Error {
+    Error::new(ErrorKind::NotFound, tried, "there is no such batch")
+        .with_hint("imgsync batch list shows those that there are; if the store was emptied, run the rules again")
 }
 
-fn stopped(tried: &str, control: Control) -> Error {
-    Error::new(Class::Invalid, tried, format!("it was {control}")).hint("run its rules again")
+fn batch_stopped(tried: &str, control: BatchState) -> Error {
+    Error::new(ErrorKind::Invalid, tried, format!("it was {control}")).with_hint("run its rules again")
 }

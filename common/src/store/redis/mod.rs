@@ -9,19 +9,19 @@
 mod blob_index;
 mod cache;
 mod connection;
-mod course;
-mod fault;
+mod error;
 mod leases;
 mod ledger;
-mod look;
-mod origins;
-mod pace;
+mod provenance;
+mod queries;
+mod rate_limit;
 mod records;
-mod roster;
 mod schedules;
 mod scripts;
 mod server;
 mod signed;
+mod timeline;
+mod worker_registry;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,37 +30,37 @@ use std::time::Duration;
 
 use ::redis::{FromRedisValue, RedisResult};
 
-use self::connection::{Connection, OpenConnection};
-use self::fault::Fault;
+use self::connection::{OpenConnection, ReconnectingConnection};
+use self::error::RedisCallError;
 use self::scripts::Scripts;
 use self::server::Inspection;
 use super::cache::CacheEntry;
 use super::clock::Clock;
-use super::{RequestId, Roster as _};
+use super::{IdempotencyKey, WorkerRegistry as _};
 use crate::batch::{BatchId, SigningKey};
 use crate::config::SecretUrl;
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::generational::GenerationalCache;
+use crate::log_throttle;
 use crate::outage::{OutageKind, ServerHealth};
-use crate::repeated;
-use crate::retry::{Budget, Policy, Retry};
+use crate::retry::{RetryBudget, RetryPolicy, RetryState};
 
 /// Version of the stored format.
-const VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 1;
 /// Retries when opening a store. The caller waits longer if it wants to, and says so.
-const OPENING: Policy = Policy {
+const OPEN_RETRY_POLICY: RetryPolicy = RetryPolicy {
     attempts: 3,
     first_delay: Duration::from_millis(100),
     max_delay: Duration::from_secs(1),
-    max_wait: Duration::from_secs(1),
-    patience: Duration::ZERO,
+    max_retry_after: Duration::from_secs(1),
+    rate_limit_timeout: Duration::ZERO,
 };
 
 /// How often a store that refused a write is probed.
 const WRITE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Batches whose chunk indexes are cached; a process works on a few at a time.
-const MAX_BATCHES: usize = 64;
+const MAX_CACHED_BATCHES: usize = 64;
 
 /// Options of a store.
 #[derive(Debug, Clone)]
@@ -68,9 +68,9 @@ pub struct RedisOptions {
     /// Prefix of all keys.
     pub prefix: String,
     /// Retries of a call while the store is unreachable.
-    pub patience: Policy,
+    pub retry_policy: RetryPolicy,
     /// Whether to log warnings about the server's configuration when it is opened.
-    pub warns: bool,
+    pub log_warnings: bool,
     /// A CA certificate to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
     /// Authenticates plans, options and provenance (`cluster.key`); others are rejected.
@@ -83,8 +83,8 @@ impl Default for RedisOptions {
     fn default() -> RedisOptions {
         RedisOptions {
             prefix: "imgsync:".to_owned(),
-            patience: OPENING,
-            warns: false,
+            retry_policy: OPEN_RETRY_POLICY,
+            log_warnings: false,
             ca: None,
             key: None,
             clock: None,
@@ -94,24 +94,24 @@ impl Default for RedisOptions {
 
 impl RedisOptions {
     /// Options for long-running processes, which wait out restarts and outages of some minutes.
-    pub fn patient() -> RedisOptions {
-        let patience = Policy {
+    pub fn long_running() -> RedisOptions {
+        let retry_policy = RetryPolicy {
             attempts: 200,
             first_delay: Duration::from_millis(200),
             max_delay: Duration::from_secs(10),
-            max_wait: Duration::from_secs(10),
-            patience: Duration::ZERO,
+            max_retry_after: Duration::from_secs(10),
+            rate_limit_timeout: Duration::ZERO,
         };
-        RedisOptions { patience, warns: true, ..RedisOptions::default() }
+        RedisOptions { retry_policy, log_warnings: true, ..RedisOptions::default() }
     }
 }
 
 /// A [`Store`](super::Store) in Redis. Cheap to clone; clones are the same store.
 #[derive(Clone)]
-pub struct RedisStore(Arc<Shared>);
+pub struct RedisStore(Arc<Inner>);
 
-struct Shared {
-    connection: Connection,
+struct Inner {
+    connection: ReconnectingConnection,
     health: ServerHealth,
     /// For messages, without the password.
     name: String,
@@ -125,16 +125,16 @@ struct Shared {
     chunks: Mutex<GenerationalCache<BatchId, Arc<Vec<u32>>>>,
     /// Known position of the next chunk of a batch's plan. Locked while one is added: its signature covers its
     /// position.
-    ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
+    plan_ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
     /// The scope that an export is reading, in order.
-    page: Mutex<Option<cache::Page>>,
+    export_page: Mutex<Option<cache::ExportPage>>,
 }
 
 /// Size of a plan: its tasks and its chunks.
 #[derive(Debug, Clone, Copy, Default)]
 struct PlanEnd {
     tasks: u32,
-    segments: u64,
+    chunks: u64,
 }
 
 impl RedisStore {
@@ -142,10 +142,10 @@ impl RedisStore {
     /// transient one is the caller's to wait out.
     pub async fn connect(url: &SecretUrl, options: RedisOptions) -> Result<RedisStore> {
         crate::registry::install_tls_provider();
-        let connection = Connection::new(url, options.ca.as_deref()).map_err(|error| {
-            Error::new(Class::Invalid, format!("connecting to the store {url}"), fault::words(&error))
+        let connection = ReconnectingConnection::new(url, options.ca.as_deref()).map_err(|error| {
+            Error::new(ErrorKind::Invalid, format!("connecting to the store {url}"), error::message(&error))
         })?;
-        let store = RedisStore(Arc::new(Shared {
+        let store = RedisStore(Arc::new(Inner {
             connection,
             health: ServerHealth::new(format!("the store {url}")),
             name: url.to_string(),
@@ -153,9 +153,9 @@ impl RedisStore {
             has_version: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
             scripts: Scripts::new(),
-            chunks: Mutex::new(GenerationalCache::new(MAX_BATCHES)),
-            ends: tokio::sync::Mutex::new(GenerationalCache::new(MAX_BATCHES)),
-            page: Mutex::default(),
+            chunks: Mutex::new(GenerationalCache::new(MAX_CACHED_BATCHES)),
+            plan_ends: tokio::sync::Mutex::new(GenerationalCache::new(MAX_CACHED_BATCHES)),
+            export_page: Mutex::default(),
         }));
         store.check_server().await?;
         store.check_version().await?;
@@ -166,18 +166,18 @@ impl RedisStore {
     /// Refuses a server that may evict keys that must not be lost.
     async fn check_server(&self) -> Result<()> {
         let tried = format!("connecting to the store {}", self.0.name);
-        let mut retry = opening();
+        let mut retry = open_retry();
         let inspected = loop {
             match self.0.connection.get().await {
-                Ok(mut open) => match Inspection::of(&mut open.link).await {
+                Ok(mut open) => match Inspection::query(&mut open.client).await {
                     Ok(inspected) => break inspected,
-                    Err(fault) => self.pause(&mut retry, &tried, Some(&open), &fault).await?,
+                    Err(fault) => self.wait_before_retry(&mut retry, &tried, Some(&open), &fault).await?,
                 },
-                Err(fault) => self.pause(&mut retry, &tried, None, &fault).await?,
+                Err(fault) => self.wait_before_retry(&mut retry, &tried, None, &fault).await?,
             }
         };
-        inspected.refuse().map_err(|fault| fault.explain(&tried))?;
-        if self.0.options.warns {
+        inspected.check().map_err(|fault| fault.to_error(&tried))?;
+        if self.0.options.log_warnings {
             for warning in inspected.warnings() {
                 tracing::warn!("the store {}: {warning}", self.0.name);
             }
@@ -190,25 +190,26 @@ impl RedisStore {
         let tried = format!("opening the store {}", self.0.name);
         let mut pipe = redis::pipe();
         pipe.get(self.key("version"));
-        let (found,): (Option<u32>,) = self.query_within(opening(), &tried, &pipe).await?;
+        let (found,): (Option<u32>,) = self.query_within(open_retry(), &tried, &pipe).await?;
         self.0.has_version.store(found.is_some(), Ordering::Relaxed);
         match found {
-            Some(found) if found > VERSION => {
+            Some(found) if found > FORMAT_VERSION => {
                 let detail =
-                    format!("a newer imgsync uses it (version {found} of the store, this one knows {VERSION})");
-                Err(Error::new(Class::Local, tried, detail).hint("use that imgsync, or another database of the server"))
+                    format!("a newer imgsync uses it (version {found} of the store, this one knows {FORMAT_VERSION})");
+                Err(Error::new(ErrorKind::Local, tried, detail)
+                    .with_hint("use that imgsync, or another database of the server"))
             }
             _ => Ok(()),
         }
     }
 
     /// Writes the format version, if there is none, before lasting data is written.
-    async fn note_version(&self, tried: &str) -> Result<()> {
+    async fn write_version(&self, tried: &str) -> Result<()> {
         if self.0.has_version.load(Ordering::Relaxed) {
             return Ok(());
         }
         let mut pipe = redis::pipe();
-        pipe.set_nx(self.key("version"), VERSION).ignore();
+        pipe.set_nx(self.key("version"), FORMAT_VERSION).ignore();
         self.query::<()>(tried, &pipe).await?;
         self.0.has_version.store(true, Ordering::Relaxed);
         Ok(())
@@ -220,16 +221,16 @@ impl RedisStore {
     }
 
     /// Sends a pipeline once, without retries.
-    async fn once(&self, tried: &str, pipe: &redis::Pipeline) -> Result<()> {
-        let mut open = self.0.connection.get().await.map_err(|fault| fault.explain(tried))?;
-        match pipe.query_async::<()>(&mut open.link).await.map_err(Fault::Said) {
+    async fn query_once(&self, tried: &str, pipe: &redis::Pipeline) -> Result<()> {
+        let mut open = self.0.connection.get().await.map_err(|fault| fault.to_error(tried))?;
+        match pipe.query_async::<()>(&mut open.client).await.map_err(RedisCallError::Redis) {
             Ok(()) => {
-                self.0.health.recover(OutageKind::Away);
+                self.0.health.record_recovery(OutageKind::Unreachable);
                 Ok(())
             }
             Err(fault) => {
-                self.let_go(&open, &fault);
-                Err(fault.explain(tried))
+                self.abandon_if_broken(&open, &fault);
+                Err(fault.to_error(tried))
             }
         }
     }
@@ -242,23 +243,23 @@ impl RedisStore {
         format!("{}{name}", self.0.options.prefix)
     }
 
-    fn base(&self, batch: BatchId) -> String {
+    fn batch_key(&self, batch: BatchId) -> String {
         format!("{}{{{batch}}}", self.0.options.prefix)
     }
 
     /// Returns the key that marks a request as done.
-    fn request_key(&self, request: RequestId) -> String {
+    fn request_key(&self, request: IdempotencyKey) -> String {
         self.key(&format!("rq:{request}"))
     }
 
     /// Returns the time of the options' clock, if any, in milliseconds since 1970.
-    fn own_time(&self) -> Option<i64> {
+    fn clock_override_ms(&self) -> Option<i64> {
         self.0.options.clock.as_ref().map(|clock| clock.now().as_millisecond())
     }
 
     /// Returns the current time by the server's clock, in milliseconds since 1970.
     async fn now(&self, tried: &str) -> Result<i64> {
-        if let Some(now) = self.own_time() {
+        if let Some(now) = self.clock_override_ms() {
             return Ok(now);
         }
         let mut time = redis::pipe();
@@ -269,159 +270,169 @@ impl RedisStore {
 
     /// Sends a pipeline, retrying by the options' policy.
     async fn query<T: FromRedisValue>(&self, tried: &str, pipe: &redis::Pipeline) -> Result<T> {
-        self.query_within(self.retry(), tried, pipe).await
+        self.query_within(self.new_retry(), tried, pipe).await
     }
 
     async fn query_within<T: FromRedisValue>(
         &self,
-        mut retry: Retry,
+        mut retry: RetryState,
         tried: &str,
         pipe: &redis::Pipeline,
     ) -> Result<T> {
         loop {
             match self.0.connection.get().await {
-                Ok(mut open) => match pipe.query_async(&mut open.link).await.map_err(Fault::Said) {
-                    Ok(answer) => return Ok(self.answered(answer)),
-                    Err(fault) => self.pause(&mut retry, tried, Some(&open), &fault).await?,
+                Ok(mut open) => match pipe.query_async(&mut open.client).await.map_err(RedisCallError::Redis) {
+                    Ok(answer) => return Ok(self.record_success(answer)),
+                    Err(fault) => self.wait_before_retry(&mut retry, tried, Some(&open), &fault).await?,
                 },
-                Err(fault) => self.pause(&mut retry, tried, None, &fault).await?,
+                Err(fault) => self.wait_before_retry(&mut retry, tried, None, &fault).await?,
             }
         }
     }
 
     /// Runs a script, retrying by the options' policy.
-    async fn script<T: FromRedisValue>(&self, tried: &str, script: &redis::Script, call: Call) -> Result<T> {
+    async fn run_script<T: FromRedisValue>(&self, tried: &str, script: &redis::Script, call: ScriptCall) -> Result<T> {
         let mut invocation = script.prepare_invoke();
         for key in &call.keys {
             invocation.key(key);
         }
-        invocation.arg(self.own_time().map(|time| time.to_string()).unwrap_or_default());
+        invocation.arg(self.clock_override_ms().map(|time| time.to_string()).unwrap_or_default());
         for arg in &call.args {
             invocation.arg(arg.as_slice());
         }
-        let mut retry = self.retry();
+        let mut retry = self.new_retry();
         loop {
             match self.0.connection.get().await {
                 Ok(mut open) => {
-                    let answer: RedisResult<T> = invocation.invoke_async(&mut open.link).await;
-                    match answer.map_err(Fault::Said) {
-                        Ok(answer) => return Ok(self.answered(answer)),
-                        Err(fault) => self.pause(&mut retry, tried, Some(&open), &fault).await?,
+                    let answer: RedisResult<T> = invocation.invoke_async(&mut open.client).await;
+                    match answer.map_err(RedisCallError::Redis) {
+                        Ok(answer) => return Ok(self.record_success(answer)),
+                        Err(fault) => self.wait_before_retry(&mut retry, tried, Some(&open), &fault).await?,
                     }
                 }
-                Err(fault) => self.pause(&mut retry, tried, None, &fault).await?,
+                Err(fault) => self.wait_before_retry(&mut retry, tried, None, &fault).await?,
             }
         }
     }
 
-    fn answered<T>(&self, answer: T) -> T {
-        self.0.health.recover(OutageKind::Away);
+    fn record_success<T>(&self, answer: T) -> T {
+        self.0.health.record_recovery(OutageKind::Unreachable);
         answer
     }
 
     /// Waits before the next attempt, or returns the final error. Replaces the connection if that may help.
-    async fn pause(&self, retry: &mut Retry, tried: &str, open: Option<&OpenConnection>, fault: &Fault) -> Result<()> {
+    async fn wait_before_retry(
+        &self,
+        retry: &mut RetryState,
+        tried: &str,
+        open: Option<&OpenConnection>,
+        fault: &RedisCallError,
+    ) -> Result<()> {
         if let Some(open) = open {
-            self.let_go(open, fault);
+            self.abandon_if_broken(open, fault);
         }
-        let (error, is_open) = (fault.explain(tried), self.0.is_open.load(Ordering::Relaxed));
+        let (error, is_open) = (fault.to_error(tried), self.0.is_open.load(Ordering::Relaxed));
         if is_open {
-            self.note_outage(&error);
+            self.record_outage(&error);
         }
         let (delay, error) = retry.next_delay(error)?;
         if is_open {
-            let (kind, line) = (format!("asking the store again: {}", error.class()), format!("{error}; asking again"));
+            let (kind, line) = (format!("asking the store again: {}", error.kind()), format!("{error}; asking again"));
             // The server answers but refuses, which may need an operator. Whoever follows the outages reports it.
-            if error.class() == Class::ServerError && !self.0.health.is_followed() {
-                let hint = error.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                repeated::warn(&kind, &format!("the store {}: {line}{hint}", self.0.name));
+            if error.kind() == ErrorKind::ServerError && !self.0.health.has_subscribers() {
+                let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                log_throttle::warn(&kind, &format!("the store {}: {line}{hint}", self.0.name));
             } else {
-                repeated::info(&kind, &line);
+                log_throttle::info(&kind, &line);
             }
         }
         tokio::time::sleep(delay).await;
         Ok(())
     }
 
-    fn let_go(&self, open: &OpenConnection, fault: &Fault) {
+    fn abandon_if_broken(&self, open: &OpenConnection, fault: &RedisCallError) {
         if fault.ends_connection() {
             self.0.connection.abandon(open);
         }
     }
 
     /// Distinguishes an outage from an error of this call alone. Only a write shows that a store accepts writes again.
-    fn note_outage(&self, error: &Error) {
-        match error.class() {
-            Class::Unreachable => _ = self.0.health.fail(OutageKind::Away, error.detail(), error.advice()),
-            Class::ServerError if self.0.health.fail(OutageKind::RefusesWrites, error.detail(), error.advice()) => {
-                tokio::spawn(until_it_takes_writes(Arc::downgrade(&self.0)));
+    fn record_outage(&self, error: &Error) {
+        match error.kind() {
+            ErrorKind::Unreachable => {
+                _ = self.0.health.record_failure(OutageKind::Unreachable, error.message(), error.hint())
+            }
+            ErrorKind::ServerError
+                if self.0.health.record_failure(OutageKind::RefusesWrites, error.message(), error.hint()) =>
+            {
+                tokio::spawn(wait_until_writable(Arc::downgrade(&self.0)));
             }
             _ => {}
         }
     }
 
-    fn retry(&self) -> Retry {
-        let Policy { attempts, .. } = self.0.options.patience;
-        Retry::new(self.0.options.patience, &Budget::new(attempts))
+    fn new_retry(&self) -> RetryState {
+        let RetryPolicy { attempts, .. } = self.0.options.retry_policy;
+        RetryState::new(self.0.options.retry_policy, &RetryBudget::new(attempts))
     }
 }
 
 /// Probes a store that refused a write until it accepts one.
-async fn until_it_takes_writes(store: Weak<Shared>) {
+async fn wait_until_writable(store: Weak<Inner>) {
     loop {
         tokio::time::sleep(WRITE_CHECK_INTERVAL).await;
         let Some(store) = store.upgrade().map(RedisStore) else { return };
         if store.check_writes().await.is_ok() {
-            return store.0.health.recover(OutageKind::RefusesWrites);
+            return store.0.health.record_recovery(OutageKind::RefusesWrites);
         }
     }
 }
 
-fn opening() -> Retry {
-    Retry::new(OPENING, &Budget::new(OPENING.attempts))
+fn open_retry() -> RetryState {
+    RetryState::new(OPEN_RETRY_POLICY, &RetryBudget::new(OPEN_RETRY_POLICY.attempts))
 }
 
 /// Keys and arguments of a script.
 #[derive(Default)]
-struct Call {
+struct ScriptCall {
     keys: Vec<String>,
     args: Vec<Vec<u8>>,
 }
 
-impl Call {
-    fn on(key: impl Into<String>) -> Call {
-        Call { keys: vec![key.into()], args: Vec::new() }
+impl ScriptCall {
+    fn new(key: impl Into<String>) -> ScriptCall {
+        ScriptCall { keys: vec![key.into()], args: Vec::new() }
     }
 
-    fn key(mut self, key: impl Into<String>) -> Call {
+    fn key(mut self, key: impl Into<String>) -> ScriptCall {
         self.keys.push(key.into());
         self
     }
 
-    fn arg(mut self, arg: impl fmt::Display) -> Call {
+    fn arg(mut self, arg: impl fmt::Display) -> ScriptCall {
         self.args.push(arg.to_string().into_bytes());
         self
     }
 
-    fn bytes(mut self, arg: impl Into<Vec<u8>>) -> Call {
+    fn bytes(mut self, arg: impl Into<Vec<u8>>) -> ScriptCall {
         self.args.push(arg.into());
         self
     }
 }
 
-fn damaged(tried: &str, detail: &str) -> Error {
-    Error::new(Class::Local, tried, format!("the store is damaged: {detail}"))
+fn corrupt_store(tried: &str, detail: &str) -> Error {
+    Error::new(ErrorKind::Local, tried, format!("the store is damaged: {detail}"))
 }
 
-fn time(millis: i64) -> jiff::Timestamp {
+fn timestamp(millis: i64) -> jiff::Timestamp {
     jiff::Timestamp::from_millisecond(millis).unwrap_or_default()
 }
 
-fn millis(time: Duration) -> i64 {
+fn duration_ms(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
-impl Shared {
+impl Inner {
     fn chunks(&self) -> std::sync::MutexGuard<'_, GenerationalCache<BatchId, Arc<Vec<u32>>>> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,29 +2,29 @@
 
 use async_trait::async_trait;
 
-use super::{RedisStore, time};
+use super::{RedisStore, timestamp};
 use crate::error::Result;
-use crate::store::{Begun, Schedules};
+use crate::store::{LastRun, Schedules};
 
 #[async_trait]
 impl Schedules for RedisStore {
-    async fn note_schedule(&self, name: &str, begun: Begun) -> Result<()> {
+    async fn record_schedule_run(&self, name: &str, begun: LastRun) -> Result<()> {
         let batch = begun.batch.map(|batch| batch.to_string()).unwrap_or_default();
         let mut pipe = redis::pipe();
         pipe.hset(self.key("schedules"), name, format!("{} {batch}", begun.at.as_millisecond())).ignore();
         self.query::<()>("noting when a schedule was begun", &pipe).await
     }
 
-    async fn schedules(&self) -> Result<Vec<(String, Begun)>> {
+    async fn schedule_runs(&self) -> Result<Vec<(String, LastRun)>> {
         let mut pipe = redis::pipe();
         pipe.hgetall(self.key("schedules"));
         let (texts,): (Vec<(String, String)>,) = self.query("reading when schedules were begun", &pipe).await?;
         let read = |(name, text): (String, String)| {
             let (at, batch) = text.split_once(' ')?;
             // An unreadable entry counts as never started.
-            Some((name, Begun { at: time(at.parse().ok()?), batch: batch.parse().ok() }))
+            Some((name, LastRun { at: timestamp(at.parse().ok()?), batch: batch.parse().ok() }))
         };
-        let mut known: Vec<(String, Begun)> = texts.into_iter().filter_map(read).collect();
+        let mut known: Vec<(String, LastRun)> = texts.into_iter().filter_map(read).collect();
         known.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         Ok(known)
     }

@@ -6,19 +6,22 @@ use std::collections::HashMap;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{InfoDict, RedisConnectionInfo, Value};
 
-use super::fault::{Action, Fault};
+use super::error::{ErrorAction, RedisCallError};
 
 /// Scripts need features of Redis 7.
-const OLDEST_MAJOR: u32 = 7;
+const MIN_MAJOR_VERSION: u32 = 7;
 
 /// Logs in, selects the database, and checks that the server is a master outside of cluster mode.
-pub(super) async fn greet(link: &mut MultiplexedConnection, login: &RedisConnectionInfo) -> Result<(), Fault> {
+pub(super) async fn handshake(
+    link: &mut MultiplexedConnection,
+    login: &RedisConnectionInfo,
+) -> Result<(), RedisCallError> {
     let mut hello = redis::cmd("HELLO");
     hello.arg(2);
     if let Some(password) = login.password() {
         hello.arg("AUTH").arg(login.username().unwrap_or("default")).arg(password);
     }
-    let greeting: HashMap<String, Value> = hello.query_async(link).await.map_err(Fault::Said)?;
+    let greeting: HashMap<String, Value> = hello.query_async(link).await.map_err(RedisCallError::Redis)?;
     let said = |name: &str| match greeting.get(name) {
         Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
         Some(Value::SimpleString(text)) => text.clone(),
@@ -26,26 +29,27 @@ pub(super) async fn greet(link: &mut MultiplexedConnection, login: &RedisConnect
     };
     check_greeting(&said("version"), &said("mode"), &said("role"))?;
     if login.db() != 0 {
-        redis::cmd("SELECT").arg(login.db()).query_async::<()>(link).await.map_err(Fault::Said)?;
+        redis::cmd("SELECT").arg(login.db()).query_async::<()>(link).await.map_err(RedisCallError::Redis)?;
     }
     Ok(())
 }
 
-fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), Fault> {
-    let unfit = |action, detail: &str, hint| Err(Fault::Unfit { action, detail: detail.to_owned(), hint });
+fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), RedisCallError> {
+    let unfit =
+        |action, detail: &str, hint| Err(RedisCallError::UnsuitableServer { action, detail: detail.to_owned(), hint });
     match (mode, role) {
         ("sentinel", _) => unfit(
-            Action::Fail,
+            ErrorAction::Fail,
             "this is a Redis Sentinel, not a server that holds data",
             "name the server itself, which usually listens on port 6379",
         ),
         ("cluster", _) => unfit(
-            Action::Fail,
+            ErrorAction::Fail,
             "this is a Redis Cluster: imgsync's scripts use keys of several hash slots",
             "name a server without cluster mode (of a managed service: cluster mode disabled)",
         ),
         (_, "replica" | "slave") => unfit(
-            Action::Reconnect,
+            ErrorAction::Reconnect,
             "the server is a read-only replica",
             "name the master (of a managed service: the primary endpoint); after a failover this ends by itself",
         ),
@@ -53,10 +57,10 @@ fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), Fault> {
             .split('.')
             .next()
             .and_then(|major| major.parse().ok())
-            .is_some_and(|major: u32| major < OLDEST_MAJOR) =>
+            .is_some_and(|major: u32| major < MIN_MAJOR_VERSION) =>
         {
-            Err(Fault::Unfit {
-                action: Action::Fail,
+            Err(RedisCallError::UnsuitableServer {
+                action: ErrorAction::Fail,
                 detail: format!("the server is version {version}"),
                 hint: "imgsync needs Redis 7 or later, or Valkey",
             })
@@ -69,32 +73,32 @@ fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), Fault> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Inspection {
     /// Eviction policy.
-    eviction: Option<String>,
+    eviction_policy: Option<String>,
     /// Whether every change is written to disk.
-    appends: Option<bool>,
+    append_only: Option<bool>,
     replicas: Option<u32>,
 }
 
 impl Inspection {
     /// Reads the settings. Managed services and restricted users may refuse: then all are unknown.
-    pub(super) async fn of(link: &mut MultiplexedConnection) -> Result<Inspection, Fault> {
-        let info: InfoDict = match redis::cmd("INFO").query_async(link).await.map_err(Fault::Said) {
+    pub(super) async fn query(link: &mut MultiplexedConnection) -> Result<Inspection, RedisCallError> {
+        let info: InfoDict = match redis::cmd("INFO").query_async(link).await.map_err(RedisCallError::Redis) {
             Ok(info) => info,
-            Err(fault) if fault.action() == Action::Fail => return Ok(Inspection::default()),
+            Err(fault) if fault.action() == ErrorAction::Fail => return Ok(Inspection::default()),
             Err(fault) => return Err(fault),
         };
         Ok(Inspection {
-            eviction: info.get("maxmemory_policy"),
-            appends: info.get::<u32>("aof_enabled").map(|enabled| enabled > 0),
+            eviction_policy: info.get("maxmemory_policy"),
+            append_only: info.get::<u32>("aof_enabled").map(|enabled| enabled > 0),
             replicas: info.get("connected_slaves"),
         })
     }
 
     /// Refuses a server that may evict keys that must not be lost.
-    pub(super) fn refuse(&self) -> Result<(), Fault> {
-        match self.eviction.as_deref() {
-            Some(policy) if policy.starts_with("allkeys-") => Err(Fault::Unfit {
-                action: Action::Fail,
+    pub(super) fn check(&self) -> Result<(), RedisCallError> {
+        match self.eviction_policy.as_deref() {
+            Some(policy) if policy.starts_with("allkeys-") => Err(RedisCallError::UnsuitableServer {
+                action: ErrorAction::Fail,
                 detail: format!(
                     "the server may forget any key when its memory is full (maxmemory-policy {policy}): batches would be lost in part"
                 ),
@@ -107,7 +111,7 @@ impl Inspection {
     /// Returns warnings for the operator.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        match self.eviction.as_deref() {
+        match self.eviction_policy.as_deref() {
             None => warnings.push(
                 "the server does not say what it forgets when its memory is full (INFO is not allowed): not checked; \
                  make sure of `maxmemory-policy volatile-lru` or `noeviction`, or allow it (`+info`)"
@@ -120,7 +124,7 @@ impl Inspection {
             )),
             Some(_) => {}
         }
-        if self.appends == Some(false) && self.replicas == Some(0) {
+        if self.append_only == Some(false) && self.replicas == Some(0) {
             warnings.push(
                 "the server has no replica and does not write each change to its disk: when it ends, batches are lost; \
                  set `appendonly yes`"
@@ -135,49 +139,49 @@ impl Inspection {
 mod tests {
     use super::*;
 
-    fn refusal(mode: &str, role: &str) -> (Action, String) {
+    fn refusal(mode: &str, role: &str) -> (ErrorAction, String) {
         let fault = check_greeting("7.2.4", mode, role).unwrap_err();
-        (fault.action(), fault.explain("connecting").detail().to_owned())
+        (fault.action(), fault.to_error("connecting").message().to_owned())
     }
 
     #[test]
-    fn what_is_no_single_master_is_refused_and_a_replica_is_looked_past() {
+    fn sentinels_and_clusters_are_refused_and_a_replica_is_reconnected_from() {
         assert!(check_greeting("7.0.15", "standalone", "master").is_ok());
         let (action, words) = refusal("sentinel", "sentinel");
-        assert!(action == Action::Fail && words.contains("Sentinel"), "{words}");
+        assert!(action == ErrorAction::Fail && words.contains("Sentinel"), "{words}");
         let (action, words) = refusal("cluster", "master");
-        assert!(action == Action::Fail && words.contains("Redis Cluster"), "{words}");
+        assert!(action == ErrorAction::Fail && words.contains("Redis Cluster"), "{words}");
         for role in ["replica", "slave"] {
             let (action, words) = refusal("standalone", role);
-            assert!(action == Action::Reconnect && words.contains("replica"), "{words}");
+            assert!(action == ErrorAction::Reconnect && words.contains("replica"), "{words}");
         }
         let old = check_greeting("6.2.14", "standalone", "master").unwrap_err();
-        assert!(old.explain("connecting").detail().contains("6.2.14"));
+        assert!(old.to_error("connecting").message().contains("6.2.14"));
         // An absent or unexpected version is no reason to refuse.
         assert!(check_greeting("", "", "").is_ok() && check_greeting("unstable", "standalone", "master").is_ok());
     }
 
     #[test]
-    fn policies_that_forget_batches_are_refused_and_those_that_forget_leases_are_told() {
-        let with = |policy: &str| Inspection { eviction: Some(policy.to_owned()), ..Inspection::default() };
+    fn eviction_policies_that_lose_batches_are_refused_and_those_that_lose_leases_are_warned_of() {
+        let with = |policy: &str| Inspection { eviction_policy: Some(policy.to_owned()), ..Inspection::default() };
         for policy in ["allkeys-lru", "allkeys-lfu", "allkeys-random"] {
-            let fault = with(policy).refuse().unwrap_err();
-            let error = fault.explain("opening the store");
-            assert!(fault.action() == Action::Fail && error.detail().contains(policy), "{error}");
+            let fault = with(policy).check().unwrap_err();
+            let error = fault.to_error("opening the store");
+            assert!(fault.action() == ErrorAction::Fail && error.message().contains(policy), "{error}");
         }
         for (policy, told) in
             [("noeviction", 0), ("volatile-lru", 0), ("volatile-lfu", 0), ("volatile-ttl", 1), ("volatile-random", 1)]
         {
-            assert!(with(policy).refuse().is_ok(), "{policy}");
+            assert!(with(policy).check().is_ok(), "{policy}");
             assert_eq!(with(policy).warnings().len(), told, "{policy}");
         }
     }
 
     #[test]
-    fn a_server_that_loses_all_is_told_and_one_with_a_replica_is_not() {
+    fn a_server_without_persistence_is_warned_of_unless_it_has_a_replica() {
         let with = |appends, replicas| Inspection {
-            eviction: Some("noeviction".to_owned()),
-            appends: Some(appends),
+            eviction_policy: Some("noeviction".to_owned()),
+            append_only: Some(appends),
             replicas: Some(replicas),
         };
         assert_eq!([with(false, 0), with(false, 1), with(true, 0)].map(|server| server.warnings().len()), [1, 0, 0]);

@@ -4,12 +4,12 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::SqliteStore;
-use super::fault::Fault;
-use super::rows::{digest_bytes, home};
-use crate::batch::{End, Home};
+use super::error::SqliteError;
+use super::rows::{digest_bytes, parse_repository};
+use crate::batch::{Endpoint, RepositoryLocator};
 use crate::error::Result;
 use crate::image::Digest;
-use crate::store::{BLOB_GENERATION, BlobIndex, HashedFile, PROOF_TTL, Proof, is_proof_believed, proof_hour};
+use crate::store::{BLOB_GENERATION, BlobIndex, BlobProof, HashedFile, PROOF_TTL, is_proof_valid, proof_hour};
 
 impl SqliteStore {
     /// Returns the current generation of the index.
@@ -20,7 +20,7 @@ impl SqliteStore {
 
 #[async_trait]
 impl BlobIndex for SqliteStore {
-    async fn blob_homes(&self, end: &End, blobs: &[Digest]) -> Result<Vec<Option<Home>>> {
+    async fn find_blobs(&self, end: &Endpoint, blobs: &[Digest]) -> Result<Vec<Option<RepositoryLocator>>> {
         let (end, blobs, generation) = (end.to_string(), blobs.to_vec(), self.generation());
         self.read("looking for blobs", move |connection| {
             let mut statement = connection.prepare_cached(
@@ -33,18 +33,18 @@ impl BlobIndex for SqliteStore {
                     let key = (digest_bytes(blob), &end, generation - 1, generation + 1);
                     statement.query_row(key, |row| row.get(0)).optional()?
                 };
-                homes.push(row.map(|repository| home(&end, &repository)).transpose()?);
+                homes.push(row.map(|repository| parse_repository(&end, &repository)).transpose()?);
             }
             Ok(homes)
         })
         .await
     }
 
-    async fn learn_blobs(&self, home: &Home, blobs: &[Digest]) -> Result<()> {
+    async fn record_blobs(&self, home: &RepositoryLocator, blobs: &[Digest]) -> Result<()> {
         let (home, blobs, generation) = (home.clone(), blobs.to_vec(), self.generation());
         self.write("noting where blobs are", move |connection| {
-            forget_older_than(connection, generation - 1)?;
-            let end = home.end().to_string();
+            delete_old_generations(connection, generation - 1)?;
+            let end = home.endpoint().to_string();
             connection
                 .prepare_cached("INSERT OR IGNORE INTO home (end, repository) VALUES (?1, ?2)")?
                 .execute((&end, home.path()))?;
@@ -61,7 +61,7 @@ impl BlobIndex for SqliteStore {
         .await
     }
 
-    async fn is_hashed(&self, file: &HashedFile) -> Result<bool> {
+    async fn is_hashed_file(&self, file: &HashedFile) -> Result<bool> {
         let file = file.clone();
         self.read("looking for a file that was hashed", move |connection| {
             let known: Option<String> = connection
@@ -73,7 +73,7 @@ impl BlobIndex for SqliteStore {
         .await
     }
 
-    async fn note_hashed(&self, file: &HashedFile) -> Result<()> {
+    async fn record_hashed_file(&self, file: &HashedFile) -> Result<()> {
         let file = file.clone();
         self.write("noting a file that was hashed", move |connection| {
             connection
@@ -84,7 +84,7 @@ impl BlobIndex for SqliteStore {
         .await
     }
 
-    async fn forget_blob(&self, home: &Home, blob: &Digest) -> Result<()> {
+    async fn forget_blob(&self, home: &RepositoryLocator, blob: &Digest) -> Result<()> {
         let (home, blob) = (home.clone(), digest_bytes(blob));
         self.write("forgetting where a blob was", move |connection| {
             connection
@@ -92,16 +92,16 @@ impl BlobIndex for SqliteStore {
                     "DELETE FROM blob WHERE digest = ?1 AND end = ?2
                      AND home = (SELECT no FROM home WHERE end = ?2 AND repository = ?3)",
                 )?
-                .execute((blob, home.end().to_string(), home.path()))?;
+                .execute((blob, home.endpoint().to_string(), home.path()))?;
             Ok(())
         })
         .await
     }
 
-    async fn learn_proofs(&self, proofs: &[Proof]) -> Result<()> {
+    async fn record_proofs(&self, proofs: &[BlobProof]) -> Result<()> {
         let (proofs, hour) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
         self.write("noting what sources hold", move |connection| {
-            forget_old_proofs(connection, hour)?;
+            delete_expired_proofs(connection, hour)?;
             let mut statement = connection.prepare_cached("REPLACE INTO proof (key, hour) VALUES (?1, ?2)")?;
             for proof in &proofs {
                 statement.execute((proof.as_bytes(), hour))?;
@@ -111,14 +111,14 @@ impl BlobIndex for SqliteStore {
         .await
     }
 
-    async fn proofs(&self, proofs: &[Proof]) -> Result<Vec<bool>> {
+    async fn check_proofs(&self, proofs: &[BlobProof]) -> Result<Vec<bool>> {
         let (proofs, now) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
         self.read("looking for what sources hold", move |connection| {
             let mut statement = connection.prepare_cached("SELECT hour FROM proof WHERE key = ?1")?;
             let mut found = Vec::with_capacity(proofs.len());
             for proof in &proofs {
                 let given: Option<i64> = statement.query_row([proof.as_bytes()], |row| row.get(0)).optional()?;
-                found.push(given.is_some_and(|given| is_proof_believed(given, now)));
+                found.push(given.is_some_and(|given| is_proof_valid(given, now)));
             }
             Ok(found)
         })
@@ -127,7 +127,7 @@ impl BlobIndex for SqliteStore {
 }
 
 /// Deletes expired proofs, once a day: it scans all of them.
-fn forget_old_proofs(connection: &Connection, hour: i64) -> Result<(), Fault> {
+fn delete_expired_proofs(connection: &Connection, hour: i64) -> Result<(), SqliteError> {
     let day = hour / 24;
     let swept: Option<i64> = connection
         .prepare_cached("SELECT value FROM counter WHERE name = 'proof day'")?
@@ -142,7 +142,7 @@ fn forget_old_proofs(connection: &Connection, hour: i64) -> Result<(), Fault> {
 }
 
 /// Deletes old generations, once per generation: it scans all entries.
-fn forget_older_than(connection: &Connection, generation: i64) -> Result<(), Fault> {
+fn delete_old_generations(connection: &Connection, generation: i64) -> Result<(), SqliteError> {
     let swept: Option<i64> = connection
         .prepare_cached("SELECT value FROM counter WHERE name = 'blob generation'")?
         .query_row([], |row| row.get(0))

@@ -5,57 +5,61 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::SqliteStore;
-use super::fault::{Fault, damaged};
-use super::rows::{digest, digest_bytes, home, number};
-use crate::batch::{End, Home};
+use super::error::{SqliteError, corrupt_store};
+use super::rows::{digest_bytes, parse_digest, parse_repository, to_sql_integer};
+use crate::batch::{Endpoint, RepositoryLocator};
 use crate::error::Result;
 use crate::image::{Digest, Tag};
-use crate::store::{CacheEntry, CacheScope, DigestCache, Known};
+use crate::store::{CacheEntry, CacheScope, CachedTag, DigestCache};
 
 #[async_trait]
 impl DigestCache for SqliteStore {
-    async fn known(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<Known>>> {
+    async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>> {
         let (scope, tags) = (scope.clone(), tags.to_vec());
-        self.read(format!("reading what is known of {}", scope.home), move |connection| {
-            let Some(scope) = find(connection, &scope)? else { return Ok(vec![None; tags.len()]) };
+        self.read(format!("reading what is known of {}", scope.repository), move |connection| {
+            let Some(scope) = find_scope(connection, &scope)? else { return Ok(vec![None; tags.len()]) };
             let sql = "SELECT digests, seen, referrers FROM tag WHERE scope = ?1 AND tag = ?2";
             let mut statement = connection.prepare_cached(sql)?;
             let mut known = Vec::with_capacity(tags.len());
             for tag in &tags {
-                let row = statement.query_row((scope, tag.as_str()), |row| parts(row, 0)).optional()?;
-                known.push(row.map(read).transpose()?);
+                let row = statement.query_row((scope, tag.as_str()), |row| read_columns(row, 0)).optional()?;
+                known.push(row.map(decode_tag).transpose()?);
             }
             Ok(known)
         })
         .await
     }
 
-    async fn learn(&self, scope: &CacheScope, tags: Vec<(Tag, Known)>) -> Result<()> {
+    async fn cache_tags(&self, scope: &CacheScope, tags: Vec<(Tag, CachedTag)>) -> Result<()> {
         if tags.is_empty() {
             return Ok(());
         }
         let scope = scope.clone();
-        self.write(format!("remembering tags of {}", scope.home), move |connection| learn(connection, &scope, &tags))
-            .await
+        self.write(format!("remembering tags of {}", scope.repository), move |connection| {
+            put_tags(connection, &scope, &tags)
+        })
+        .await
     }
 
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
         let (scope, tags) = (scope.clone(), tags.to_vec());
-        self.write(format!("forgetting tags of {}", scope.home), move |connection| forget(connection, &scope, &tags))
-            .await
+        self.write(format!("forgetting tags of {}", scope.repository), move |connection| {
+            delete_tags(connection, &scope, &tags)
+        })
+        .await
     }
 
-    async fn forget_repository(&self, home: &Home) -> Result<u64> {
+    async fn forget_repository(&self, home: &RepositoryLocator) -> Result<u64> {
         let home = home.clone();
         self.write(format!("forgetting {home}"), move |connection| {
             let sql = "DELETE FROM tag WHERE scope IN (SELECT no FROM scope WHERE end = ?1 AND repository = ?2)";
-            let forgotten = connection.prepare_cached(sql)?.execute((home.end().to_string(), home.path()))?;
+            let forgotten = connection.prepare_cached(sql)?.execute((home.endpoint().to_string(), home.path()))?;
             Ok(forgotten as u64)
         })
         .await
     }
 
-    async fn forget_end(&self, end: &End) -> Result<u64> {
+    async fn forget_endpoint(&self, end: &Endpoint) -> Result<u64> {
         let end = end.to_string();
         self.write(format!("forgetting {end}"), move |connection| {
             let sql = "DELETE FROM tag WHERE scope IN (SELECT no FROM scope WHERE end = ?1)";
@@ -64,7 +68,7 @@ impl DigestCache for SqliteStore {
         .await
     }
 
-    async fn entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>> {
+    async fn list_cache_entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>> {
         let after = after.cloned();
         self.read("reading the cache", move |connection| {
             let from = match &after {
@@ -78,14 +82,14 @@ impl DigestCache for SqliteStore {
                    AND (end, repository, options, tag) > (?1, ?2, ?3, ?4)
                  ORDER BY end, repository, options, tag LIMIT ?5",
             )?;
-            let mut rows = statement.query((from.0, from.1, from.2, from.3, number(limit as u64)))?;
+            let mut rows = statement.query((from.0, from.1, from.2, from.3, to_sql_integer(limit as u64)))?;
             let mut entries = Vec::new();
             while let Some(row) = rows.next()? {
                 let (end, repository): (String, String) = (row.get(0)?, row.get(1)?);
-                let scope = CacheScope { home: home(&end, &repository)?, options: row.get(2)? };
+                let scope = CacheScope { repository: parse_repository(&end, &repository)?, options: row.get(2)? };
                 let tag: String = row.get(3)?;
-                let tag = tag.parse().map_err(|_| damaged("it names a tag that cannot be"))?;
-                entries.push(CacheEntry::new(&scope, &tag, &read(parts(row, 4)?)?));
+                let tag = tag.parse().map_err(|_| corrupt_store("it names a tag that cannot be"))?;
+                entries.push(CacheEntry::new(&scope, &tag, &decode_tag(read_columns(row, 4)?)?));
             }
             Ok(entries)
         })
@@ -94,12 +98,18 @@ impl DigestCache for SqliteStore {
 }
 
 /// Caches tags within the caller's transaction.
-pub(super) fn learn(connection: &Connection, scope: &CacheScope, tags: &[(Tag, Known)]) -> Result<(), Fault> {
-    let no = match find(connection, scope)? {
+pub(super) fn put_tags(
+    connection: &Connection,
+    scope: &CacheScope,
+    tags: &[(Tag, CachedTag)],
+) -> Result<(), SqliteError> {
+    let no = match find_scope(connection, scope)? {
         Some(no) => no,
         None => connection
             .prepare_cached("INSERT INTO scope (end, repository, options) VALUES (?1, ?2, ?3) RETURNING no")?
-            .query_row((scope.home.end().to_string(), scope.home.path(), &scope.options), |row| row.get(0))?,
+            .query_row((scope.repository.endpoint().to_string(), scope.repository.path(), &scope.options), |row| {
+                row.get(0)
+            })?,
     };
     let sql = "REPLACE INTO tag (scope, tag, digests, seen, referrers) VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut statement = connection.prepare_cached(sql)?;
@@ -112,8 +122,8 @@ pub(super) fn learn(connection: &Connection, scope: &CacheScope, tags: &[(Tag, K
 }
 
 /// Deletes tags within the caller's transaction.
-pub(super) fn forget(connection: &Connection, scope: &CacheScope, tags: &[Tag]) -> Result<(), Fault> {
-    let Some(no) = find(connection, scope)? else { return Ok(()) };
+pub(super) fn delete_tags(connection: &Connection, scope: &CacheScope, tags: &[Tag]) -> Result<(), SqliteError> {
+    let Some(no) = find_scope(connection, scope)? else { return Ok(()) };
     let mut statement = connection.prepare_cached("DELETE FROM tag WHERE scope = ?1 AND tag = ?2")?;
     for tag in tags {
         statement.execute((no, tag.as_str()))?;
@@ -121,22 +131,22 @@ pub(super) fn forget(connection: &Connection, scope: &CacheScope, tags: &[Tag]) 
     Ok(())
 }
 
-fn find(connection: &Connection, scope: &CacheScope) -> Result<Option<i64>, Fault> {
+fn find_scope(connection: &Connection, scope: &CacheScope) -> Result<Option<i64>, SqliteError> {
     let sql = "SELECT no FROM scope WHERE end = ?1 AND repository = ?2 AND options = ?3";
-    let key = (scope.home.end().to_string(), scope.home.path(), &scope.options);
+    let key = (scope.repository.endpoint().to_string(), scope.repository.path(), &scope.options);
     Ok(connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?)
 }
 
-type Parts = (Vec<u8>, i64, Option<i64>);
+type TagColumns = (Vec<u8>, i64, Option<i64>);
 
-fn parts(row: &Row<'_>, from: usize) -> rusqlite::Result<Parts> {
+fn read_columns(row: &Row<'_>, from: usize) -> rusqlite::Result<TagColumns> {
     Ok((row.get(from)?, row.get(from + 1)?, row.get(from + 2)?))
 }
 
-fn read((digests, seen, referrers): Parts) -> Result<Known, Fault> {
+fn decode_tag((digests, seen, referrers): TagColumns) -> Result<CachedTag, SqliteError> {
     let time = |second| Timestamp::from_second(second).unwrap_or_default();
     let (source, target) = unpack(&digests)?;
-    Ok(Known { source, target, seen_at: time(seen), referrers_at: referrers.map(time) })
+    Ok(CachedTag { source, target, seen_at: time(seen), referrers_at: referrers.map(time) })
 }
 
 /// Encodes the source digest; then, if it differs, the target digest and one byte with the length of the first.
@@ -150,15 +160,15 @@ fn pack(source: &Digest, target: &Digest) -> Vec<u8> {
     bytes
 }
 
-fn unpack(bytes: &[u8]) -> Result<(Digest, Digest), Fault> {
+fn unpack(bytes: &[u8]) -> Result<(Digest, Digest), SqliteError> {
     if let 32 | 64 = bytes.len() {
-        let same = digest(bytes)?;
+        let same = parse_digest(bytes)?;
         return Ok((same.clone(), same));
     }
-    let (length, both) = bytes.split_last().ok_or_else(|| damaged("a digest is missing"))?;
+    let (length, both) = bytes.split_last().ok_or_else(|| corrupt_store("a digest is missing"))?;
     let halves = both.split_at_checked(usize::from(*length));
-    let (source, target) = halves.ok_or_else(|| damaged("a digest is too short"))?;
-    Ok((digest(source)?, digest(target)?))
+    let (source, target) = halves.ok_or_else(|| corrupt_store("a digest is too short"))?;
+    Ok((parse_digest(source)?, parse_digest(target)?))
 }
 
 #[cfg(test)]
@@ -169,7 +179,7 @@ mod tests {
     #[test]
     fn digests_pack_and_unpack() {
         let short = Digest::sha256(b"a");
-        let long = Digest::of(Algorithm::Sha512, b"a");
+        let long = Digest::from_bytes(Algorithm::Sha512, b"a");
         for (source, target) in [(&short, &short), (&long, &long), (&short, &long), (&long, &short)] {
             assert_eq!(unpack(&pack(source, target)).unwrap(), (source.clone(), target.clone()));
         }

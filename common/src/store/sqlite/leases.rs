@@ -6,37 +6,37 @@ use async_trait::async_trait;
 use rusqlite::OptionalExtension;
 
 use super::SqliteStore;
-use super::rows::{after, time, token_floor};
+use super::rows::{deadline_ms, min_token, timestamp};
 use crate::error::Result;
-use crate::printable::printable;
-use crate::store::{Leases, Named, latest_end};
+use crate::sanitize::sanitize;
+use crate::store::{LeaseResult, Leases, latest_deadline_ms};
 
 #[async_trait]
 impl Leases for SqliteStore {
-    async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<Named> {
+    async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
         let (name, holder, now) = (name.to_owned(), holder.to_owned(), self.now());
-        self.write(format!("leasing {}", printable(&name)), move |connection| {
+        self.write(format!("leasing {}", sanitize(&name)), move |connection| {
             // Expired leases of dead holders: few.
             connection
                 .prepare_cached("DELETE FROM lease WHERE until <= ?1 OR until > ?2")?
-                .execute((now, latest_end(now)))?;
+                .execute((now, latest_deadline_ms(now)))?;
             let held: Option<(String, i64, i64)> = connection
                 .prepare_cached("SELECT holder, epoch, until FROM lease WHERE name = ?1")?
                 .query_row([&name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .optional()?;
-            let epoch = match held {
-                Some((its, epoch, _)) if its == holder => epoch,
-                Some((holder, _, until)) => return Ok(Named::Others { holder, until: time(until) }),
+            let token = match held {
+                Some((its, token, _)) if its == holder => token,
+                Some((holder, _, until)) => return Ok(LeaseResult::HeldBy { holder, until: timestamp(until) }),
                 None => connection
                     .prepare_cached(
                         "UPDATE counter SET value = max(value + 1, ?1) WHERE name = 'lease epoch' RETURNING value",
                     )?
-                    .query_row([token_floor(now)], |row| row.get(0))?,
+                    .query_row([min_token(now)], |row| row.get(0))?,
             };
             connection
                 .prepare_cached("REPLACE INTO lease (name, holder, epoch, until) VALUES (?1, ?2, ?3, ?4)")?
-                .execute((name, holder, epoch, after(now, lease)))?;
-            Ok(Named::Yours { epoch: epoch.unsigned_abs() })
+                .execute((name, holder, token, deadline_ms(now, lease)))?;
+            Ok(LeaseResult::Acquired { token: token.unsigned_abs() })
         })
         .await
     }
@@ -47,7 +47,7 @@ impl Leases for SqliteStore {
             let sql = "SELECT holder FROM lease WHERE name = ?1 AND until > ?2 AND until <= ?3";
             let mut statement = connection.prepare_cached(sql)?;
             for name in names {
-                let key = (&name, now, latest_end(now));
+                let key = (&name, now, latest_deadline_ms(now));
                 if let Some(holder) = statement.query_row(key, |row| row.get(0)).optional()? {
                     return Ok(Some((name, holder)));
                 }
@@ -59,7 +59,7 @@ impl Leases for SqliteStore {
 
     async fn release(&self, name: &str, holder: &str) -> Result<()> {
         let (name, holder) = (name.to_owned(), holder.to_owned());
-        self.write(format!("letting go of {}", printable(&name)), move |connection| {
+        self.write(format!("letting go of {}", sanitize(&name)), move |connection| {
             connection.prepare_cached("DELETE FROM lease WHERE name = ?1 AND holder = ?2")?.execute((name, holder))?;
             Ok(())
         })

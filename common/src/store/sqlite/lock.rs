@@ -7,14 +7,14 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use crate::error::{Class, Error, Result};
-use crate::private;
+use crate::error::{Error, ErrorKind, Result};
+use crate::private_files;
 
 /// Name of the lock file in the state directory. It stays after the lock is released: the lock itself is the operating
 /// system's.
-const FILE: &str = "run.lock";
+const LOCK_FILE: &str = "run.lock";
 /// Maximum bytes read from the lock file about its holder.
-const MAX_NOTE_BYTES: u64 = 100;
+const MAX_HOLDER_BYTES: u64 = 100;
 
 /// The exclusive right to run tasks with a store, until dropped.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct RunLock {
 
 impl RunLock {
     /// Creates the lock of a store that no other process can open.
-    pub(super) fn none() -> RunLock {
+    pub(super) fn unlocked() -> RunLock {
         RunLock { _file: None }
     }
 }
@@ -64,7 +64,7 @@ impl LockHolder {
     }
 
     /// Returns the error of a command that cannot run beside this process.
-    pub(super) fn refusal(&self, folder: &Path) -> Error {
+    pub(super) fn locked_error(&self, folder: &Path) -> Error {
         let hint = match self.used_for {
             Some(LockUse::Serve) => {
                 "`imgsync serve` begins the rules that it was given at their times or by its dashboard; \
@@ -74,7 +74,7 @@ impl LockHolder {
                 "wait until it ends, look at it with imgsync batch watch, or give this run a directory of its own with --state"
             }
         };
-        Error::new(Class::Local, tried(folder), format!("{self} is running with it")).hint(hint)
+        Error::new(ErrorKind::Local, operation(folder), format!("{self} is running with it")).with_hint(hint)
     }
 }
 
@@ -87,23 +87,23 @@ impl fmt::Display for LockHolder {
     }
 }
 
-fn tried(folder: &Path) -> String {
+fn operation(folder: &Path) -> String {
     format!("locking the state directory {}", folder.display())
 }
 
 /// Takes the lock, or returns its holder.
-pub(super) fn take(folder: &Path, used_for: LockUse, now: Timestamp) -> Result<Result<RunLock, LockHolder>> {
-    let path = folder.join(FILE);
-    let failed = |error: std::io::Error| Error::new(Class::Local, tried(folder), error.to_string());
-    let mut file = private::open(&path, OpenOptions::new().read(true).write(true)).map_err(failed)?;
+pub(super) fn try_lock(folder: &Path, used_for: LockUse, now: Timestamp) -> Result<Result<RunLock, LockHolder>> {
+    let path = folder.join(LOCK_FILE);
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, operation(folder), error.to_string());
+    let mut file = private_files::open(&path, OpenOptions::new().read(true).write(true)).map_err(failed)?;
     // A file of another user keeps its mode.
-    _ = private::tighten(&path);
+    _ = private_files::restrict_to_owner(&path);
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut note = String::new();
             // Only for messages.
-            _ = file.take(MAX_NOTE_BYTES).read_to_string(&mut note);
+            _ = file.take(MAX_HOLDER_BYTES).read_to_string(&mut note);
             return Ok(Err(LockHolder::parse(&note)));
         }
         Err(TryLockError::Error(error)) => return Err(failed(error)),
@@ -125,7 +125,7 @@ pub(super) fn take(folder: &Path, used_for: LockUse, now: Timestamp) -> Result<R
 /// Returns whether a process holds the lock. Probes with a shared lock, which blocks only a process that takes the lock
 /// at that moment, and that one retries. A file that cannot be opened counts as held.
 pub(super) fn is_held(folder: &Path) -> bool {
-    match File::open(folder.join(FILE)) {
+    match File::open(folder.join(LOCK_FILE)) {
         Ok(file) => file.try_lock_shared().is_err(),
         Err(error) => error.kind() != std::io::ErrorKind::NotFound,
     }
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_note_of_a_holder_says_who_it_is_what_for_and_since_when() {
+    fn the_lock_file_names_its_holder_the_use_and_the_start_time() {
         let holder = LockHolder::parse("4711 serve 2026-05-04T03:02:01Z\n");
         assert_eq!(holder.process, Some(4711));
         assert_eq!(holder.used_for, Some(LockUse::Serve));

@@ -1,33 +1,33 @@
-//! [`TagRecords`] in SQLite.
+//! [`TagRecorder`] in SQLite.
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::fault::Fault;
-use super::rows::number;
-use super::{SqliteStore, cache, origins};
+use super::error::SqliteError;
+use super::rows::to_sql_integer;
+use super::{SqliteStore, cache, provenance};
 use crate::error::Result;
-use crate::store::{Fence, TagOrigin, TagRecord, TagRecords, latest_end};
+use crate::store::{Fence, ProvenanceUpdate, TagRecord, TagRecorder, latest_deadline_ms};
 
 #[async_trait]
-impl TagRecords for SqliteStore {
+impl TagRecorder for SqliteStore {
     async fn record_tag(&self, fence: &Fence, record: TagRecord<'_>) -> Result<bool> {
-        let TagRecord { origin, scope, tags, whole } = record;
-        let (fence, scope, whole, now) = (fence.clone(), scope.clone(), whole.cloned(), self.now());
-        let origin =
-            origin.map(|TagOrigin { source, target, digest }| (source.clone(), target.clone(), digest.clone()));
-        self.write(format!("recording a tag of {}", scope.home), move |connection| {
+        let TagRecord { provenance, scope, tags, complete } = record;
+        let (fence, scope, whole, now) = (fence.clone(), scope.clone(), complete.cloned(), self.now());
+        let origin = provenance
+            .map(|ProvenanceUpdate { source, target, digest }| (source.clone(), target.clone(), digest.clone()));
+        self.write(format!("recording a tag of {}", scope.repository), move |connection| {
             if !is_held(connection, &fence, now)? {
                 return Ok(false);
             }
             if let Some((source, target, digest)) = &origin {
-                origins::note(connection, source, target, digest)?;
+                provenance::record(connection, source, target, digest)?;
             }
             if let Some(tag) = whole {
-                cache::forget(connection, &scope.parts(), &[tag])?;
+                cache::delete_tags(connection, &scope.partial_images(), &[tag])?;
             }
             if !tags.is_empty() {
-                cache::learn(connection, &scope, &tags)?;
+                cache::put_tags(connection, &scope, &tags)?;
             }
             Ok(true)
         })
@@ -36,8 +36,8 @@ impl TagRecords for SqliteStore {
 }
 
 /// Whether a lease is held now, by this holder and under this token.
-fn is_held(connection: &Connection, fence: &Fence, now: i64) -> Result<bool, Fault> {
+fn is_held(connection: &Connection, fence: &Fence, now: i64) -> Result<bool, SqliteError> {
     let sql = "SELECT 1 FROM lease WHERE name = ?1 AND holder = ?2 AND epoch = ?3 AND until > ?4 AND until <= ?5";
-    let key = (&fence.name, &fence.holder, number(fence.token), now, latest_end(now));
+    let key = (&fence.name, &fence.holder, to_sql_integer(fence.token), now, latest_deadline_ms(now));
     Ok(connection.prepare_cached(sql)?.query_row(key, |_| Ok(())).optional()?.is_some())
 }

@@ -3,14 +3,14 @@
 use async_trait::async_trait;
 
 use super::SqliteStore;
-use super::rows::time;
+use super::rows::timestamp;
 use crate::batch::BatchId;
 use crate::error::Result;
-use crate::store::{Begun, Schedules};
+use crate::store::{LastRun, Schedules};
 
 #[async_trait]
 impl Schedules for SqliteStore {
-    async fn note_schedule(&self, name: &str, begun: Begun) -> Result<()> {
+    async fn record_schedule_run(&self, name: &str, begun: LastRun) -> Result<()> {
         let (name, at) = (name.to_owned(), begun.at.as_millisecond());
         self.write("noting when a schedule was begun", move |connection| {
             connection.prepare_cached("REPLACE INTO schedule (name, at, batch) VALUES (?1, ?2, ?3)")?.execute((
@@ -23,12 +23,12 @@ impl Schedules for SqliteStore {
         .await
     }
 
-    async fn schedules(&self) -> Result<Vec<(String, Begun)>> {
+    async fn schedule_runs(&self) -> Result<Vec<(String, LastRun)>> {
         self.read("reading when schedules were begun", |connection| {
             let mut statement = connection.prepare_cached("SELECT name, at, batch FROM schedule ORDER BY name")?;
             let rows = statement.query_map([], |row| {
                 let batch = row.get::<_, Option<[u8; 16]>>(2)?.map(BatchId::from_bytes);
-                Ok((row.get(0)?, Begun { at: time(row.get(1)?), batch }))
+                Ok((row.get(0)?, LastRun { at: timestamp(row.get(1)?), batch }))
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
         })

@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::fault::Fault;
-use crate::error::{Class, Error};
+use super::error::SqliteError;
+use crate::error::{Error, ErrorKind};
 
 /// Identifies our files (`PRAGMA application_id`): "imgs".
-const APPLICATION: i32 = 0x696d_6773;
+const APPLICATION_ID: i32 = 0x696d_6773;
 
 /// Migrations; each takes the file from the version of its position to the next. Only ever appended to.
 const MIGRATIONS: &[&str] =
@@ -264,13 +264,15 @@ CREATE TABLE told (
 ";
 
 /// Migrates a file to the version of this program, or refuses it.
-pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fault> {
+pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), SqliteError> {
     let refuse = |detail: String, hint: String| {
-        Err(Fault::Known(Error::new(Class::Local, format!("opening the store {name}"), detail).hint(hint)))
+        Err(SqliteError::Reported(
+            Error::new(ErrorKind::Local, format!("opening the store {name}"), detail).with_hint(hint),
+        ))
     };
     let current = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? == current
-        && connection.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0))? == APPLICATION
+        && connection.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0))? == APPLICATION_ID
     {
         return Ok(());
     }
@@ -279,7 +281,7 @@ pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fau
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let application: i32 = transaction.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if application != APPLICATION && tables > 0 {
+    if application != APPLICATION_ID && tables > 0 {
         return refuse("the file is another program's".into(), "choose another directory with --state".into());
     }
     if version > current {
@@ -291,7 +293,7 @@ pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), Fau
     for migration in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(0)) {
         transaction.execute_batch(migration)?;
     }
-    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", current)?;
     transaction.commit()?;
     Ok(())
@@ -302,13 +304,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_an_earlier_version_is_brought_up_to_date_with_all_that_it_holds() {
+    fn an_older_schema_is_migrated_without_losing_data() {
         for version in 1..MIGRATIONS.len() {
             let mut connection = Connection::open_in_memory().unwrap();
             for migration in &MIGRATIONS[..version] {
                 connection.execute_batch(migration).unwrap();
             }
-            connection.pragma_update(None, "application_id", APPLICATION).unwrap();
+            connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
             connection.pragma_update(None, "user_version", version as i64).unwrap();
             connection
                 .execute(

@@ -2,22 +2,22 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::batch::{Failure, Place, Ticket, Verdict};
+use crate::batch::{Failure, TagLocator, TaskRef, TaskResult};
 use crate::image::Digest;
-use crate::store::contract::{Subject, home, run, steps, tasks};
+use crate::store::contract::{StoreUnderTest, end_to_end, locator, random_calls, tasks};
 use crate::store::{
-    Appended, CacheScope, Control, DigestCache, Known, LEASE, Leases, Ledger, LockUse, ManualClock, Named, NewBatch,
-    Origins, Sealed, Spent, Start, Sweep, SystemClock, TaskHolder,
+    AppendResult, BatchState, CacheScope, CachedTag, ClaimResult, DigestCache, LEASE_TTL, LeaseResult, Leases, Ledger,
+    LockUse, ManualClock, NewBatch, PlanSegment, ProvenanceStore, ReclaimScope, SystemClock, TaskHolder, Usage,
 };
 
-async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> Subject {
-    let clock = Arc::new(ManualClock::at(Timestamp::from_second(1_800_000_000).unwrap()));
+async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> StoreUnderTest {
+    let clock = Arc::new(ManualClock::starting_at(Timestamp::from_second(1_800_000_000).unwrap()));
     let store = match folder {
         Some(folder) => SqliteStore::open(folder, clock.clone()).await.unwrap(),
         None => SqliteStore::in_memory(clock.clone()).await.unwrap(),
     };
     let (advancing, put_back) = (clock.clone(), clock.clone());
-    Subject {
+    StoreUnderTest {
         store: Arc::new(store),
         advance: Box::new(move |by| advancing.advance(by)),
         set_back: Box::new(move |by| put_back.set_back(by)),
@@ -27,7 +27,7 @@ async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync)
 }
 
 mod in_a_file {
-    async fn make() -> super::Subject {
+    async fn make() -> super::StoreUnderTest {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
         super::subject(Some(&path), folder).await
@@ -37,7 +37,7 @@ mod in_a_file {
 }
 
 mod in_memory {
-    async fn make() -> super::Subject {
+    async fn make() -> super::StoreUnderTest {
         super::subject(None, ()).await
     }
 
@@ -49,8 +49,8 @@ async fn a_run_goes_through_queue_and_ledger() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_owned();
     // Smaller than a chunk of the plan, so that the dispatcher has to wait.
-    let queue = Arc::new(crate::queue::MemoryQueue::with_window(50));
-    run::a_run_goes_through_queue_and_ledger(subject(Some(&path), folder).await, queue).await;
+    let queue = Arc::new(crate::queue::MemoryQueue::with_route_capacity(50));
+    end_to_end::a_run_goes_through_queue_and_ledger(subject(Some(&path), folder).await, queue).await;
 }
 
 proptest! {
@@ -60,7 +60,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let subject = subject(None, ()).await;
-            steps::counts_add_up_after_any_steps(&subject, &steps).await;
+            random_calls::counts_add_up_after_any_calls(&subject, &steps).await;
         });
     }
 }
@@ -69,9 +69,9 @@ async fn open(folder: &Path) -> Result<SqliteStore> {
     SqliteStore::open(folder, Arc::new(SystemClock)).await
 }
 
-fn sealed(name: &str, number: usize, verdict: Option<Verdict>) -> Sealed {
+fn segment(name: &str, number: usize, verdict: Option<TaskResult>) -> PlanSegment {
     let tasks = tasks(name, number).into_iter().map(|task| (task, verdict.clone())).collect();
-    Sealed { key: name.to_owned(), listed_at: Timestamp::now(), tasks }
+    PlanSegment { key: name.to_owned(), listed_at: Timestamp::now(), tasks }
 }
 
 fn new_batch(rules: &str) -> NewBatch {
@@ -79,24 +79,24 @@ fn new_batch(rules: &str) -> NewBatch {
     NewBatch { id: crate::batch::BatchId::generate(), rules, options: "{}".to_owned(), supersedes: None }
 }
 
-async fn batch_of(store: &SqliteStore, number: usize) -> Vec<Ticket> {
+async fn create_batch(store: &SqliteStore, number: usize) -> Vec<TaskRef> {
     let batch = new_batch("rules");
     let id = batch.id;
     store.create(batch).await.unwrap();
-    assert_eq!(store.append(id, sealed("a", number, None)).await.unwrap(), Appended::At(0));
-    store.seal_all(id).await.unwrap();
-    (0..number as u32).map(|index| Ticket { batch: id, run: 0, index }).collect()
+    assert_eq!(store.append(id, segment("a", number, None)).await.unwrap(), AppendResult::Appended(0));
+    store.complete_plan(id).await.unwrap();
+    (0..number as u32).map(|index| TaskRef { batch: id, run: 0, index }).collect()
 }
 
-async fn go(store: &SqliteStore, ticket: Ticket) -> TaskHolder<'static> {
-    match store.start(ticket, "w", LEASE).await.unwrap() {
-        Start::Go { epoch, .. } => TaskHolder { worker: "w", token: epoch },
+async fn claim(store: &SqliteStore, ticket: TaskRef) -> TaskHolder<'static> {
+    match store.claim_task(ticket, "w", LEASE_TTL).await.unwrap() {
+        ClaimResult::Claimed { token, .. } => TaskHolder { worker: "w", token },
         other => panic!("{other:?}"),
     }
 }
 
 /// Copies the state directory as a kill leaves it, while the store is open.
-fn killed(folder: &Path) -> tempfile::TempDir {
+fn copy_after_kill(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(folder).unwrap() {
         let file = file.unwrap();
@@ -109,52 +109,52 @@ fn killed(folder: &Path) -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn what_was_answered_outlives_a_kill() {
+async fn acknowledged_writes_survive_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = batch_of(&store, 20).await;
+    let tickets = create_batch(&store, 20).await;
     for ticket in &tickets[..7] {
-        let epoch = go(&store, *ticket).await;
-        store.finish(*ticket, epoch, Verdict::Copied, Spent::default()).await.unwrap();
+        let holder = claim(&store, *ticket).await;
+        store.finish(*ticket, holder, TaskResult::Copied, Usage::default()).await.unwrap();
     }
-    let epoch = go(&store, tickets[7]).await;
+    let holder = claim(&store, tickets[7]).await;
 
-    let after = killed(folder.path());
+    let after = copy_after_kill(folder.path());
     let again = open(after.path()).await.unwrap();
     let _lock = again.lock_for_run(LockUse::Run).await.unwrap();
-    let swept = again.sweep(tickets[0].batch, Sweep::Everything).await.unwrap();
+    let swept = again.reclaim(tickets[0].batch, ReclaimScope::Everything).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (1, 0));
     for ticket in &tickets {
-        match again.start(*ticket, "another", LEASE).await.unwrap() {
-            Start::AlreadyDone => assert!(ticket.index < 7),
-            Start::Go { epoch: new, .. } => {
-                assert!(ticket.index >= 7 && new > epoch.token);
+        match again.claim_task(*ticket, "another", LEASE_TTL).await.unwrap() {
+            ClaimResult::AlreadyDone => assert!(ticket.index < 7),
+            ClaimResult::Claimed { token: new, .. } => {
+                assert!(ticket.index >= 7 && new > holder.token);
                 let holder = TaskHolder { worker: "another", token: new };
-                again.finish(*ticket, holder, Verdict::Copied, Spent::default()).await.unwrap();
+                again.finish(*ticket, holder, TaskResult::Copied, Usage::default()).await.unwrap();
             }
             other => panic!("{other:?}"),
         }
     }
     let found = again.batch(tickets[0].batch).await.unwrap().unwrap();
-    assert_eq!((found.control, found.counts.copied), (Control::Done, 20));
+    assert_eq!((found.state, found.counts.copied), (BatchState::Done, 20));
 }
 
 #[tokio::test]
-async fn one_run_at_a_time_and_others_look_on() {
+async fn one_run_holds_the_lock_while_others_read_and_control() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
     let lock = store.lock_for_run(LockUse::Run).await.unwrap();
-    let tickets = batch_of(&store, 3).await;
+    let tickets = create_batch(&store, 3).await;
     let beside = open(folder.path()).await.unwrap();
     let refused = beside.lock_for_run(LockUse::Run).await.unwrap_err();
     assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
-    assert!(refused.advice().unwrap().contains("batch watch"));
+    assert!(refused.hint().unwrap().contains("batch watch"));
 
     // Another process can read and control the batch.
     assert_eq!(beside.batches(10).await.unwrap().len(), 1);
     beside.pause(tickets[0].batch).await.unwrap();
-    assert_eq!(store.control(tickets[0].batch).await.unwrap(), Some(Control::Paused));
-    assert_eq!(store.start(tickets[0], "w", LEASE).await.unwrap(), Start::Paused);
+    assert_eq!(store.batch_state(tickets[0].batch).await.unwrap(), Some(BatchState::Paused));
+    assert_eq!(store.claim_task(tickets[0], "w", LEASE_TTL).await.unwrap(), ClaimResult::Paused);
     let held = beside.try_lock_for_run(LockUse::Run).await.unwrap().unwrap_err();
     assert_eq!((held.process, held.used_for), (Some(std::process::id()), Some(LockUse::Run)));
     drop(lock);
@@ -162,7 +162,7 @@ async fn one_run_at_a_time_and_others_look_on() {
 }
 
 #[tokio::test]
-async fn whether_the_owner_of_leases_lives_is_known_before_they_expire_and_looking_takes_no_lock_away() {
+async fn a_dead_lease_owner_is_known_before_expiry_and_checking_does_not_take_the_lock() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
     assert!(!store.may_have_owners().await.unwrap(), "nobody has ever run with it");
@@ -170,7 +170,7 @@ async fn whether_the_owner_of_leases_lives_is_known_before_they_expire_and_looki
     let beside = open(folder.path()).await.unwrap();
     assert!(beside.may_have_owners().await.unwrap());
     let refused = beside.lock_for_run(LockUse::Run).await.unwrap_err();
-    assert!(refused.advice().unwrap().contains("imgsync serve"), "{refused}");
+    assert!(refused.hint().unwrap().contains("imgsync serve"), "{refused}");
     drop(lock);
     assert!(!beside.may_have_owners().await.unwrap());
     // A concurrent check does not prevent taking the lock.
@@ -187,25 +187,25 @@ async fn whether_the_owner_of_leases_lives_is_known_before_they_expire_and_looki
 }
 
 #[tokio::test]
-async fn leases_of_an_earlier_process_end_with_it_but_for_those_of_runs_that_wait() {
+async fn leases_of_an_earlier_process_are_released_except_those_of_waiting_runs() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
     for name in ["leader:x", "listing:x", "waiting:r", "starting:r"] {
-        assert!(matches!(store.acquire(name, "another", LEASE).await.unwrap(), Named::Yours { .. }));
+        assert!(matches!(store.acquire(name, "another", LEASE_TTL).await.unwrap(), LeaseResult::Acquired { .. }));
     }
     let _lock = store.lock_for_run(LockUse::Run).await.unwrap();
     for (name, holder) in
         [("leader:x", None), ("listing:x", None), ("waiting:r", Some("another")), ("starting:r", Some("another"))]
     {
-        assert_eq!(store.held(name).await.unwrap().as_deref(), holder, "{name}");
+        assert_eq!(store.lease_holder(name).await.unwrap().as_deref(), holder, "{name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_process_gets_its_word_in_while_a_run_writes() {
+async fn another_process_can_cancel_a_batch_while_a_run_writes() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = batch_of(&store, 4_000).await;
+    let tickets = create_batch(&store, 4_000).await;
     let batch = tickets[0].batch;
     let running: Vec<_> = tickets
         .chunks(200)
@@ -213,25 +213,25 @@ async fn another_process_gets_its_word_in_while_a_run_writes() {
             let (store, chunk) = (store.clone(), chunk.to_vec());
             tokio::spawn(async move {
                 for ticket in chunk {
-                    let epoch = match store.start(ticket, "w", LEASE).await.unwrap() {
-                        Start::Go { epoch, .. } => TaskHolder { worker: "w", token: epoch },
-                        Start::Cancelled => return,
+                    let holder = match store.claim_task(ticket, "w", LEASE_TTL).await.unwrap() {
+                        ClaimResult::Claimed { token, .. } => TaskHolder { worker: "w", token },
+                        ClaimResult::Cancelled => return,
                         other => panic!("{other:?}"),
                     };
-                    store.finish(ticket, epoch, Verdict::Copied, Spent::default()).await.unwrap();
+                    store.finish(ticket, holder, TaskResult::Copied, Usage::default()).await.unwrap();
                 }
             })
         })
         .collect();
     let beside = open(folder.path()).await.unwrap();
     let began = std::time::Instant::now();
-    assert_eq!(beside.cancel(batch).await.unwrap(), Control::Cancelled);
+    assert_eq!(beside.cancel(batch).await.unwrap(), BatchState::Cancelled);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     for task in running {
         task.await.unwrap();
     }
     let counts = store.batch(batch).await.unwrap().unwrap().counts;
-    assert_eq!((counts.open(), counts.total), (0, 4_000));
+    assert_eq!((counts.unfinished(), counts.total), (0, 4_000));
     assert!(counts.cancelled > 0);
 }
 
@@ -239,30 +239,31 @@ async fn another_process_gets_its_word_in_while_a_run_writes() {
 async fn a_newer_store_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()).await.unwrap());
-    Connection::open(folder.path().join(FILE)).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    Connection::open(folder.path().join(DATABASE_FILE)).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let error = open(folder.path()).await.unwrap_err();
-    assert_eq!(error.class(), Class::Local);
+    assert_eq!(error.kind(), ErrorKind::Local);
     assert!(error.to_string().contains("newer imgsync") && error.to_string().contains("99"), "{error}");
-    assert!(error.advice().is_some());
+    assert!(error.hint().is_some());
 }
 
 #[tokio::test]
-async fn a_time_since_when_a_source_is_missing_that_cannot_be_read_is_an_error_and_no_reason_to_remove() {
+async fn an_unreadable_missing_since_is_an_error_and_no_reason_to_prune() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let place = |path: &str| Place { home: Arc::new(home("r.example", path)), tag: "v1".parse().unwrap() };
+    let place =
+        |path: &str| TagLocator { repository: Arc::new(locator("r.example", path)), tag: "v1".parse().unwrap() };
     let source = place("a");
-    store.note_origin(&source, &place("b"), &Digest::sha256(b"1")).await.unwrap();
-    let connection = Connection::open(folder.path().join(FILE)).unwrap();
+    store.record_provenance(&source, &place("b"), &Digest::sha256(b"1")).await.unwrap();
+    let connection = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
     connection.execute("UPDATE origin SET missing = ?1", [i64::MAX]).unwrap();
-    let error = store.origins(&source.home).await.unwrap_err();
+    let error = store.provenance_by_source(&source.repository).await.unwrap_err();
     assert!(error.to_string().contains("a time that cannot be"), "{error}");
 }
 
 #[tokio::test]
 async fn a_file_of_another_program_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let connection = Connection::open(folder.path().join(FILE)).unwrap();
+    let connection = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
     connection.execute_batch("CREATE TABLE theirs (a)").unwrap();
     let error = open(folder.path()).await.unwrap_err();
     assert!(error.to_string().contains("another program"), "{error}");
@@ -273,17 +274,17 @@ async fn a_file_of_another_program_is_left_alone() {
 #[tokio::test]
 async fn a_damaged_file_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(FILE), [0x42; 8_192]).unwrap();
+    std::fs::write(folder.path().join(DATABASE_FILE), [0x42; 8_192]).unwrap();
     let error = open(folder.path()).await.unwrap_err();
-    assert_eq!(error.class(), Class::Local);
-    assert!(error.to_string().contains("damaged") && error.advice().unwrap().contains("move"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Local);
+    assert!(error.to_string().contains("damaged") && error.hint().unwrap().contains("move"), "{error}");
 
     // Damage further on is found when it is read.
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = batch_of(&store, 3_000).await;
+    let tickets = create_batch(&store, 3_000).await;
     drop(store);
-    let path = folder.path().join(FILE);
+    let path = folder.path().join(DATABASE_FILE);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[4_096 * 20..].fill(0x5a);
     std::fs::write(&path, bytes).unwrap();
@@ -291,7 +292,7 @@ async fn a_damaged_file_says_what_to_do() {
         Ok(store) => store.tasks(tickets[0].batch, None, 0, usize::MAX).await.unwrap_err(),
         Err(error) => error,
     };
-    assert!(error.to_string().contains("damaged") && error.advice().unwrap().contains("move"), "{error}");
+    assert!(error.to_string().contains("damaged") && error.hint().unwrap().contains("move"), "{error}");
 }
 
 #[tokio::test]
@@ -299,17 +300,17 @@ async fn a_folder_that_cannot_be_made_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     let error = open(&folder.path().join("file/state")).await.unwrap_err();
-    assert_eq!((error.class(), error.advice()), (Class::Local, Some("choose another one with --state")));
+    assert_eq!((error.kind(), error.hint()), (ErrorKind::Local, Some("choose another one with --state")));
 }
 
 #[tokio::test]
 async fn a_full_disk_loses_nothing_that_was_recorded() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = batch_of(&store, 10).await;
+    let tickets = create_batch(&store, 10).await;
     let batch = tickets[0].batch;
-    let epoch = go(&store, tickets[0]).await;
-    store.finish(tickets[0], epoch, Verdict::Copied, Spent::default()).await.unwrap();
+    let holder = claim(&store, tickets[0]).await;
+    store.finish(tickets[0], holder, TaskResult::Copied, Usage::default()).await.unwrap();
     let limit = |pages: i64| {
         store.write("limiting the store", move |connection| {
             // The pragma returns the limit as a row.
@@ -319,25 +320,25 @@ async fn a_full_disk_loses_nothing_that_was_recorded() {
     };
     limit(1).await.unwrap();
     // Writes that need no more space succeed.
-    let epoch = go(&store, tickets[1]).await;
-    store.finish(tickets[1], epoch, Verdict::Copied, Spent::default()).await.unwrap();
+    let holder = claim(&store, tickets[1]).await;
+    store.finish(tickets[1], holder, TaskResult::Copied, Usage::default()).await.unwrap();
     let other = new_batch("others");
     let id = other.id;
     store.create(other).await.unwrap();
-    let error = store.append(id, sealed("large", 20_000, None)).await.unwrap_err();
-    assert_eq!(error.class(), Class::Local);
+    let error = store.append(id, segment("large", 20_000, None)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Local);
     assert!(error.to_string().contains("disk is full"), "{error}");
-    assert!(error.advice().unwrap().contains("make room"));
+    assert!(error.hint().unwrap().contains("make room"));
     assert_eq!(store.batch(batch).await.unwrap().unwrap().counts.copied, 2);
     assert_eq!(store.batch(id).await.unwrap().unwrap().counts.total, 0);
 
     limit(1_000_000).await.unwrap();
-    assert_eq!(store.append(id, sealed("large", 20_000, None)).await.unwrap(), Appended::At(0));
+    assert_eq!(store.append(id, segment("large", 20_000, None)).await.unwrap(), AppendResult::Appended(0));
 }
 
-fn known(n: usize) -> Known {
+fn cached_tag(n: usize) -> CachedTag {
     let source = crate::image::Digest::sha256(&n.to_le_bytes());
-    Known { target: source.clone(), source, seen_at: Timestamp::now(), referrers_at: None }
+    CachedTag { target: source.clone(), source, seen_at: Timestamp::now(), referrers_at: None }
 }
 
 /// Prints the bytes per tag that the cache and an unchanged batch take.
@@ -350,9 +351,9 @@ async fn a_tag_takes_few_bytes_on_disk() {
     let empty = store.bytes_on_disk().await.unwrap();
     for repository in 0..REPOSITORIES {
         let path = format!("gcrxio/gcr.io_some-project_image-{repository}");
-        let scope = CacheScope { home: home("docker.io", &path), options: "".into() };
-        let tags = (0..TAGS).map(|n| (format!("1.{}.{}-debian", n / 10, n % 10).parse().unwrap(), known(n)));
-        store.learn(&scope, tags.collect()).await.unwrap();
+        let scope = CacheScope { repository: locator("docker.io", &path), options: "".into() };
+        let tags = (0..TAGS).map(|n| (format!("1.{}.{}-debian", n / 10, n % 10).parse().unwrap(), cached_tag(n)));
+        store.cache_tags(&scope, tags.collect()).await.unwrap();
     }
     let cache = store.bytes_on_disk().await.unwrap() - empty;
     let before = store.bytes_on_disk().await.unwrap();
@@ -361,11 +362,11 @@ async fn a_tag_takes_few_bytes_on_disk() {
     store.create(batch).await.unwrap();
     for repository in 0..REPOSITORIES {
         let name = format!("some-project/image-{repository}");
-        store.append(id, sealed(&name, TAGS, Some(Verdict::Unchanged))).await.unwrap();
+        store.append(id, segment(&name, TAGS, Some(TaskResult::Unchanged))).await.unwrap();
     }
     let unchanged = store.bytes_on_disk().await.unwrap() - before;
     for repository in 0..REPOSITORIES {
-        store.append(id, sealed(&format!("to-do/image-{repository}"), TAGS, None)).await.unwrap();
+        store.append(id, segment(&format!("to-do/image-{repository}"), TAGS, None)).await.unwrap();
     }
     let to_do = store.bytes_on_disk().await.unwrap() - before - unchanged;
     let per_tag = |bytes: u64| bytes as f64 / (REPOSITORIES * TAGS) as f64;
@@ -382,7 +383,7 @@ async fn speed_of_starting_and_finishing() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
     let began = std::time::Instant::now();
-    let tickets = batch_of(&store, TASKS).await;
+    let tickets = create_batch(&store, TASKS).await;
     println!("planned: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
     let began = std::time::Instant::now();
     let workers: Vec<_> = tickets
@@ -391,12 +392,12 @@ async fn speed_of_starting_and_finishing() {
             let (store, chunk) = (store.clone(), chunk.to_vec());
             tokio::spawn(async move {
                 for ticket in chunk {
-                    let epoch = go(&store, ticket).await;
+                    let holder = claim(&store, ticket).await;
                     let verdict = match ticket.index % 50 {
-                        0 => Verdict::Failed(Failure::new(Class::Refused, "no", 1)),
-                        _ => Verdict::Copied,
+                        0 => TaskResult::Failed(Failure::new(ErrorKind::Refused, "no", 1)),
+                        _ => TaskResult::Copied,
                     };
-                    store.finish(ticket, epoch, verdict, Spent::default()).await.unwrap();
+                    store.finish(ticket, holder, verdict, Usage::default()).await.unwrap();
                 }
             })
         })
@@ -405,5 +406,5 @@ async fn speed_of_starting_and_finishing() {
         worker.await.unwrap();
     }
     println!("started and finished: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
-    assert_eq!(store.batch(tickets[0].batch).await.unwrap().unwrap().counts.open(), 0);
+    assert_eq!(store.batch(tickets[0].batch).await.unwrap().unwrap().counts.unfinished(), 0);
 }

@@ -8,64 +8,64 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::fault::{Fault, explain};
-use crate::error::{Class, Error, Result};
+use super::error::{SqliteError, describe};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Maximum calls per transaction.
-const MAX_GROUP: usize = 256;
+const MAX_GROUP_CALLS: usize = 256;
 /// Maximum duration of a transaction: other processes wait for it.
 const MAX_GROUP_TIME: Duration = Duration::from_millis(20);
 /// Pause after a group of several calls, which lets other processes write.
-const PAUSE: Duration = Duration::from_micros(200);
+const GROUP_PAUSE: Duration = Duration::from_micros(200);
 
 /// Handle of the writer thread, which ends when the handle is dropped.
 pub(super) struct Writer {
-    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    jobs: Option<mpsc::Sender<Box<dyn WriteJob>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// A write call in three steps, all on the writer thread.
-trait Job: Send {
+trait WriteJob: Send {
     /// Runs the call within the group's transaction. Fails with the error of SQLite.
     fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error>;
     /// Handles the rollback of the group's transaction.
-    fn undone(&mut self, error: &rusqlite::Error, store: &str);
+    fn on_rollback(&mut self, error: &rusqlite::Error, store: &str);
     /// Replies to the caller.
-    fn answer(self: Box<Self>, store: &str);
+    fn reply(self: Box<Self>, store: &str);
 }
 
-struct Call<T, W> {
+struct WriteCall<T, W> {
     tried: String,
     work: Option<W>,
-    result: Option<Result<T, Fault>>,
+    result: Option<Result<T, SqliteError>>,
     answer: oneshot::Sender<Result<T>>,
 }
 
-impl<T, W> Job for Call<T, W>
+impl<T, W> WriteJob for WriteCall<T, W>
 where
     T: Send,
-    W: FnOnce(&Connection) -> Result<T, Fault> + Send,
+    W: FnOnce(&Connection) -> Result<T, SqliteError> + Send,
 {
     fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error> {
         let result = self.work.take().map(|work| work(connection));
         let said = match &result {
             Some(Ok(_)) => Ok(()),
-            Some(Err(Fault::Sql(rusqlite::Error::SqliteFailure(error, _)))) => Err(*error),
+            Some(Err(SqliteError::Sql(rusqlite::Error::SqliteFailure(error, _)))) => Err(*error),
             _ => Err(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT)),
         };
         self.result = result;
         said
     }
 
-    fn undone(&mut self, error: &rusqlite::Error, store: &str) {
-        self.result = Some(Err(Fault::Known(explain(error, &self.tried, store))));
+    fn on_rollback(&mut self, error: &rusqlite::Error, store: &str) {
+        self.result = Some(Err(SqliteError::Reported(describe(error, &self.tried, store))));
     }
 
-    fn answer(self: Box<Self>, store: &str) {
-        let Call { tried, result, answer, .. } = *self;
-        let result = result.unwrap_or_else(|| Err(Fault::Known(gone(&tried))));
+    fn reply(self: Box<Self>, store: &str) {
+        let WriteCall { tried, result, answer, .. } = *self;
+        let result = result.unwrap_or_else(|| Err(SqliteError::Reported(thread_ended(&tried))));
         // The caller may be gone.
-        _ = answer.send(result.map_err(|fault| fault.explain(&tried, store)));
+        _ = answer.send(result.map_err(|fault| fault.into_error(&tried, store)));
     }
 }
 
@@ -79,11 +79,11 @@ impl Writer {
     pub(super) async fn write<T: Send + 'static>(
         &self,
         tried: String,
-        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
         let (answer, result) = oneshot::channel();
-        let error = gone(&tried);
-        let call = Call { tried, work: Some(work), result: None, answer };
+        let error = thread_ended(&tried);
+        let call = WriteCall { tried, work: Some(work), result: None, answer };
         if let Some(jobs) = &self.jobs
             && jobs.send(Box::new(call)).is_ok()
             && let Ok(result) = result.await
@@ -110,11 +110,11 @@ impl fmt::Debug for Writer {
     }
 }
 
-fn gone(tried: &str) -> Error {
-    Error::new(Class::Local, tried, "the store's thread has ended")
+fn thread_ended(tried: &str) -> Error {
+    Error::new(ErrorKind::Local, tried, "the store's thread has ended")
 }
 
-fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, store: &str) {
+fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn WriteJob>>, store: &str) {
     while let Ok(first) = incoming.recv() {
         let mut group = Vec::new();
         let outcome = write_group(connection, first, incoming, &mut group);
@@ -123,15 +123,15 @@ fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, s
                 _ = connection.execute_batch("ROLLBACK");
             }
             for job in &mut group {
-                job.undone(&error, store);
+                job.on_rollback(&error, store);
             }
         }
         let busy = group.len() > 1;
         for job in group {
-            job.answer(store);
+            job.reply(store);
         }
         if busy {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(GROUP_PAUSE);
         }
     }
 }
@@ -139,9 +139,9 @@ fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn Job>>, s
 /// Runs queued calls in one transaction. Calls that ran are in `group`, and are undone if this fails.
 fn write_group(
     connection: &Connection,
-    first: Box<dyn Job>,
-    incoming: &mpsc::Receiver<Box<dyn Job>>,
-    group: &mut Vec<Box<dyn Job>>,
+    first: Box<dyn WriteJob>,
+    incoming: &mpsc::Receiver<Box<dyn WriteJob>>,
+    group: &mut Vec<Box<dyn WriteJob>>,
 ) -> rusqlite::Result<()> {
     let mut next = Some(first);
     let run = |sql: &str| connection.prepare_cached(sql)?.execute([]).map(drop);
@@ -162,7 +162,7 @@ fn write_group(
             run("ROLLBACK TO one")?;
         }
         run("RELEASE one")?;
-        let full = group.len() >= MAX_GROUP || began.elapsed() >= MAX_GROUP_TIME;
+        let full = group.len() >= MAX_GROUP_CALLS || began.elapsed() >= MAX_GROUP_TIME;
         next = if full { None } else { incoming.try_recv().ok() };
     }
     run("COMMIT")

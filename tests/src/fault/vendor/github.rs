@@ -3,35 +3,35 @@
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::super::answer::Answer;
-use super::super::record::Record;
-use super::super::route::{Kind, decode};
+use super::super::request_log::RecordedRequest;
+use super::super::request_type::{RequestType, decode};
+use super::super::response::FaultResponse;
 use super::super::state::Inner;
-use super::{below, manifests, page, query_of_page};
+use super::{manifests, page, query_of_page, repositories_below};
 
-pub(super) fn route(path: &str) -> Option<(Kind, String)> {
+pub(super) fn route(path: &str) -> Option<(RequestType, String)> {
     let (owner, rest) =
         path.strip_prefix("/orgs/").or_else(|| path.strip_prefix("/users/"))?.split_once("/packages")?;
     match rest.strip_prefix("/container/") {
-        None => rest.is_empty().then(|| (Kind::ApiRepositories, owner.to_owned())),
+        None => rest.is_empty().then(|| (RequestType::ApiRepositories, owner.to_owned())),
         Some(rest) => {
             let package = rest.strip_suffix("/versions").filter(|package| !package.contains('/'))?;
-            Some((Kind::ApiTags, format!("{owner}/{}", decode(package))))
+            Some((RequestType::ApiTags, format!("{owner}/{}", decode(package))))
         }
     }
 }
 
-pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
+pub(super) fn list(inner: &Inner, record: &RecordedRequest) -> FaultResponse {
     let name = record.repository.as_deref().unwrap_or_default();
     let is_right = record.path.starts_with("/users/") == inner.options.github_users;
     let entries: Option<Vec<Value>> = match record.kind {
         _ if !is_right => None,
-        Kind::ApiRepositories => below(inner, name).map(|names| {
+        RequestType::ApiRepositories => repositories_below(inner, name).map(|names| {
             let shown = |name| json!({"name": name, "package_type": "container", "visibility": "public"});
             names.into_iter().map(shown).collect()
         }),
         _ => manifests(inner, name).map(|found| {
-            let shown = |(at, tags): (super::Tagged, Vec<String>)| {
+            let shown = |(at, tags): (super::TagEntry, Vec<String>)| {
                 json!({
                     "name": at.digest, "created_at": at.date(), "updated_at": at.date(),
                     "metadata": {"package_type": "container", "container": {"tags": tags}},
@@ -40,12 +40,12 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
             found.into_values().map(shown).collect()
         }),
     };
-    if record.kind == Kind::ApiRepositories && record.parameter("package_type").as_deref() != Some("container") {
+    if record.kind == RequestType::ApiRepositories && record.parameter("package_type").as_deref() != Some("container") {
         return refusal(StatusCode::BAD_REQUEST, "Invalid argument");
     }
     let Some(entries) = entries else { return refusal(StatusCode::NOT_FOUND, "Not Found") };
     let (entries, next) = page(inner, record, "per_page", entries);
-    let answer = Answer::json(StatusCode::OK, &Value::Array(entries));
+    let answer = FaultResponse::json(StatusCode::OK, &Value::Array(entries));
     match next {
         None => answer,
         Some(next) => {
@@ -55,6 +55,6 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
     }
 }
 
-pub(super) fn refusal(status: StatusCode, message: &str) -> Answer {
-    Answer::json(status, &json!({"message": message, "documentation_url": "https://docs.github.com/rest"}))
+pub(super) fn refusal(status: StatusCode, message: &str) -> FaultResponse {
+    FaultResponse::json(status, &json!({"message": message, "documentation_url": "https://docs.github.com/rest"}))
 }

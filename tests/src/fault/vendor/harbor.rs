@@ -3,46 +3,46 @@
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::super::answer::Answer;
-use super::super::record::Record;
-use super::super::route::{Kind, decode};
+use super::super::request_log::RecordedRequest;
+use super::super::request_type::{RequestType, decode};
+use super::super::response::FaultResponse;
 use super::super::state::Inner;
-use super::{below, manifests, page, query_of_page};
+use super::{manifests, page, query_of_page, repositories_below};
 
-pub(super) fn route(path: &str) -> Option<(Kind, String)> {
+pub(super) fn route(path: &str) -> Option<(RequestType, String)> {
     let rest = path.strip_prefix("/api/v2.0/")?;
     if rest == "repositories" {
-        return Some((Kind::ApiRepositories, String::new()));
+        return Some((RequestType::ApiRepositories, String::new()));
     }
     let (project, rest) = rest.strip_prefix("projects/")?.split_once("/repositories")?;
     match rest.strip_prefix('/') {
-        None => Some((Kind::ApiRepositories, project.to_owned())),
+        None => Some((RequestType::ApiRepositories, project.to_owned())),
         Some(rest) => {
             let escaped = rest.strip_suffix("/artifacts")?;
             // The proxy in front of it unescapes once: a name that was escaped only once becomes two path components.
             (!escaped.contains('/') && !escaped.contains("%2F"))
-                .then(|| (Kind::ApiTags, format!("{project}/{}", decode(&decode(escaped)))))
+                .then(|| (RequestType::ApiTags, format!("{project}/{}", decode(&decode(escaped)))))
         }
     }
 }
 
-pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
+pub(super) fn list(inner: &Inner, record: &RecordedRequest) -> FaultResponse {
     let name = record.repository.as_deref().unwrap_or_default();
     let entries: Option<Vec<Value>> = match record.kind {
-        Kind::ApiRepositories if name.is_empty() => {
+        RequestType::ApiRepositories if name.is_empty() => {
             let names: Vec<_> = inner.store().repositories.keys().cloned().collect();
             Some(names.into_iter().map(|name| json!({"name": name})).collect())
         }
-        Kind::ApiRepositories => below(inner, name)
+        RequestType::ApiRepositories => repositories_below(inner, name)
             .map(|names| names.into_iter().map(|found| json!({"name": format!("{name}/{found}")})).collect()),
         _ => artifacts(inner, record, name),
     };
     let Some(entries) = entries else {
-        return Answer::error(StatusCode::NOT_FOUND, "NOT_FOUND", &format!("{name} not found"));
+        return FaultResponse::error(StatusCode::NOT_FOUND, "NOT_FOUND", &format!("{name} not found"));
     };
     let total = entries.len();
     let (entries, next) = page(inner, record, "page_size", entries);
-    let answer = Answer::json(StatusCode::OK, &Value::Array(entries)).header("x-total-count", total);
+    let answer = FaultResponse::json(StatusCode::OK, &Value::Array(entries)).header("x-total-count", total);
     match next {
         None => answer,
         Some(next) => {
@@ -52,7 +52,7 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
     }
 }
 
-fn artifacts(inner: &Inner, record: &Record, name: &str) -> Option<Vec<Value>> {
+fn artifacts(inner: &Inner, record: &RecordedRequest, name: &str) -> Option<Vec<Value>> {
     let only_tagged = record.parameter("q").as_deref() == Some("tags=*");
     let with_tags = record.parameter("with_tag").as_deref() == Some("true");
     let found = manifests(inner, name)?.into_values();

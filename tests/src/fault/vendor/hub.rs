@@ -3,24 +3,24 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::super::answer::Answer;
-use super::super::record::Record;
-use super::super::route::Kind;
+use super::super::request_log::RecordedRequest;
+use super::super::request_type::RequestType;
+use super::super::response::FaultResponse;
 use super::super::state::Inner;
-use super::{Tagged, below, page, query_of_page, tags};
+use super::{TagEntry, page, query_of_page, repositories_below, tags};
 
-pub(super) fn route(path: &str) -> Option<(Kind, String)> {
+pub(super) fn route(path: &str) -> Option<(RequestType, String)> {
     let (namespace, rest) = path.strip_prefix("/v2/namespaces/")?.split_once("/repositories")?;
     match rest.strip_prefix('/') {
-        None => Some((Kind::ApiRepositories, namespace.to_owned())),
-        Some(rest) => Some((Kind::ApiTags, format!("{namespace}/{}", rest.strip_suffix("/tags")?))),
+        None => Some((RequestType::ApiRepositories, namespace.to_owned())),
+        Some(rest) => Some((RequestType::ApiTags, format!("{namespace}/{}", rest.strip_suffix("/tags")?))),
     }
 }
 
-pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
+pub(super) fn list(inner: &Inner, record: &RecordedRequest) -> FaultResponse {
     let name = record.repository.as_deref().unwrap_or_default();
     let entries: Option<Vec<Value>> = match record.kind {
-        Kind::ApiRepositories => below(inner, name).map(|names| {
+        RequestType::ApiRepositories => repositories_below(inner, name).map(|names| {
             let names = names.into_iter().filter(|name| !name.contains('/'));
             names.map(|found| json!({"namespace": name, "name": found, "repository_type": "image"})).collect()
         }),
@@ -30,11 +30,11 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
     let count = entries.len();
     let (results, next) = page(inner, record, "page_size", entries);
     let next = next.map(|next| format!("{}{}?{}", inner.url(), record.path, query_of_page(record, next)));
-    Answer::json(StatusCode::OK, &json!({"count": count, "next": next, "previous": null, "results": results}))
+    FaultResponse::json(StatusCode::OK, &json!({"count": count, "next": next, "previous": null, "results": results}))
 }
 
 /// Formats a tag. Tags whose name starts with "old" have no digest of their own, only that of another image.
-fn tag(tag: &Tagged) -> Value {
+fn tag(tag: &TagEntry) -> Value {
     let mut shown = json!({
         "name": tag.name, "tag_status": "active", "v2": true, "full_size": 1, "content_type": "image",
         "images": [{"architecture": "amd64", "os": "linux", "digest": crate::images::sha256(b"of the image alone")}],
@@ -46,6 +46,6 @@ fn tag(tag: &Tagged) -> Value {
     shown
 }
 
-pub(super) fn not_found() -> Answer {
-    Answer::json(StatusCode::NOT_FOUND, &json!({"message": "object not found", "errinfo": {}}))
+pub(super) fn not_found() -> FaultResponse {
+    FaultResponse::json(StatusCode::NOT_FOUND, &json!({"message": "object not found", "errinfo": {}}))
 }

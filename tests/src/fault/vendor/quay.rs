@@ -3,22 +3,22 @@
 use http::StatusCode;
 use serde_json::json;
 
-use super::super::answer::Answer;
-use super::super::record::Record;
-use super::super::route::Kind;
+use super::super::request_log::RecordedRequest;
+use super::super::request_type::RequestType;
+use super::super::response::FaultResponse;
 use super::super::state::Inner;
-use super::{below, page, tags};
+use super::{page, repositories_below, tags};
 
-pub(super) fn route(path: &str) -> Option<(Kind, String)> {
+pub(super) fn route(path: &str) -> Option<(RequestType, String)> {
     let rest = path.strip_prefix("/api/v1/repository")?;
     match rest.strip_prefix('/') {
-        None => Some((Kind::ApiRepositories, String::new())),
-        Some(rest) => Some((Kind::ApiTags, rest.strip_suffix("/tag/")?.to_owned())),
+        None => Some((RequestType::ApiRepositories, String::new())),
+        Some(rest) => Some((RequestType::ApiTags, rest.strip_suffix("/tag/")?.to_owned())),
     }
 }
 
-pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
-    if record.kind == Kind::ApiRepositories {
+pub(super) fn list(inner: &Inner, record: &RecordedRequest) -> FaultResponse {
+    if record.kind == RequestType::ApiRepositories {
         return repositories(inner, record);
     }
     let name = record.repository.as_deref().unwrap_or_default();
@@ -34,13 +34,13 @@ pub(super) fn list(inner: &Inner, record: &Record) -> Answer {
         })
         .collect();
     let number = record.parameter("page").and_then(|page| page.parse::<u64>().ok()).unwrap_or(1);
-    Answer::json(StatusCode::OK, &json!({"tags": tags, "page": number, "has_additional": next.is_some()}))
+    FaultResponse::json(StatusCode::OK, &json!({"tags": tags, "page": number, "has_additional": next.is_some()}))
 }
 
 /// Lists repositories. Without a namespace, or with an unknown one, the list is empty. A token names the next page.
-fn repositories(inner: &Inner, record: &Record) -> Answer {
+fn repositories(inner: &Inner, record: &RecordedRequest) -> FaultResponse {
     let namespace = record.parameter("namespace").unwrap_or_default();
-    let names = below(inner, &namespace).unwrap_or_default();
+    let names = repositories_below(inner, &namespace).unwrap_or_default();
     let from = record.parameter("next_page").and_then(|token| token.strip_prefix("gAAA+/=")?.parse().ok());
     let from: usize = from.unwrap_or(0);
     let size = inner.options.page.unwrap_or(100);
@@ -53,11 +53,11 @@ fn repositories(inner: &Inner, record: &Record) -> Answer {
     if end < names.len() {
         body["next_page"] = json!(format!("gAAA+/={end}"));
     }
-    Answer::json(StatusCode::OK, &body)
+    FaultResponse::json(StatusCode::OK, &body)
 }
 
-pub(super) fn refusal(status: StatusCode, kind: &str) -> Answer {
+pub(super) fn refusal(status: StatusCode, kind: &str) -> FaultResponse {
     let body =
         json!({"status": status.as_u16(), "error_type": kind, "error_message": kind, "title": kind, "detail": ""});
-    Answer::json(status, &body)
+    FaultResponse::json(status, &body)
 }

@@ -1,33 +1,36 @@
 //! Runs a verify task.
 
-use imgsync_common::batch::Verify;
+use imgsync_common::batch::VerifyOptions;
 use imgsync_common::error::Result;
 
-use super::attempt::location;
-use super::{Came, Held, Runner};
-use crate::copy::{Check, Job, Platforms, Seen, WhichReferrers};
+use super::attempt::image_location;
+use super::{AttemptOutcome, LeasedTask, Runner};
+use crate::copy::{CopyRequest, ObservedDigests, PlatformSelection, RequiredReferrers, VerifySettings};
 
 impl Runner {
     /// Verifies that the target has everything the source has. If not, removes the target tag from the digest cache.
-    pub(super) async fn verify(&self, held: &Held<'_>, verify: &Verify) -> Result<Came> {
-        let Held { message, target, options, rule, context, tallies, .. } = held;
+    pub(super) async fn verify(&self, task: &LeasedTask<'_>, verify: &VerifyOptions) -> Result<AttemptOutcome> {
+        let LeasedTask { message, target, options, rule, context, traffic, .. } = task;
         let referrers = match verify.referrers.get(message.rule as usize) {
-            None | Some(None) => WhichReferrers::All,
-            Some(Some(types)) if types.is_empty() => WhichReferrers::None,
-            Some(Some(types)) => WhichReferrers::Types(types.clone()),
+            None | Some(None) => RequiredReferrers::All,
+            Some(Some(types)) if types.is_empty() => RequiredReferrers::None,
+            Some(Some(types)) => RequiredReferrers::Types(types.clone()),
         };
-        let check = Check { deep: verify.deep, referrers };
-        let job = Job {
+        let settings = VerifySettings { deep: verify.deep, referrers };
+        let request = CopyRequest {
             foreign_layers: rule.foreign_layers,
-            platforms: Platforms::of_rule(&rule.platforms, rule.sparse),
-            tallies: tallies.clone(),
-            ..Job::new(location(&message.source)?, location(target)?)
+            platforms: PlatformSelection::from_rule(&rule.platforms, rule.sparse),
+            traffic: traffic.clone(),
+            ..CopyRequest::new(image_location(&message.source)?, image_location(target)?)
         };
-        let verified = self.copier_of(options).verify(&job, &check, context).await?;
-        match verified.error(&job) {
-            None => Ok(Came::Equal(Some(Seen { source: verified.source_digest, target: verified.digest }))),
+        let verified = self.copier_with_timeout(options).verify(&request, &settings, context).await?;
+        match verified.to_error(&request) {
+            None => Ok(AttemptOutcome::Unchanged(Some(ObservedDigests {
+                source: verified.source_digest,
+                target: verified.digest,
+            }))),
             Some(error) => {
-                self.store.forget_tags(&held.scope(), std::slice::from_ref(&target.tag)).await?;
+                self.store.forget_tags(&task.cache_scope(), std::slice::from_ref(&target.tag)).await?;
                 Err(error)
             }
         }

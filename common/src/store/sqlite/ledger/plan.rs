@@ -2,15 +2,17 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::super::fault::Fault;
-use super::book::{Book, Entry, get};
-use super::control::stop;
-use super::look::{Marks, read_chunk};
-use super::tasks::note_failure;
-use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, Task, TaskState, Ticket, Verdict, encode_chunk};
-use crate::store::{Appended, Block, Control, EmptyRule, NewBatch, Pruned, Sealed, Spent, Unlisted};
+use super::super::error::SqliteError;
+use super::batch_tx::{BatchRow, BatchTx, get_state};
+use super::lifecycle::stop;
+use super::queries::{RunAttempts, read_chunk};
+use super::tasks::record_failure;
+use crate::batch::{BatchId, Failure, MAX_CHUNK_TASKS, Task, TaskRef, TaskResult, TaskState, encode_chunk};
+use crate::store::{
+    AppendResult, BatchState, EmptyRule, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, Usage,
+};
 
-pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Result<(), Fault> {
+pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Result<(), SqliteError> {
     let made = connection
         .prepare_cached(
             "INSERT OR IGNORE INTO batch (id, control, rules, options, supersedes, created)
@@ -18,7 +20,7 @@ pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Res
         )?
         .execute((
             batch.id.as_bytes(),
-            Control::Running as u8,
+            BatchState::Running as u8,
             batch.rules.to_string(),
             &batch.options,
             batch.supersedes.as_ref().map(BatchId::as_bytes),
@@ -27,23 +29,23 @@ pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Res
     if made > 0
         && let Some(before) = batch.supersedes
     {
-        stop(connection, now, before, Control::Superseded)?;
+        stop(connection, now, before, BatchState::Superseded)?;
     }
     Ok(())
 }
 
-/// An encoded [`Sealed`].
-pub(super) struct Packed {
+/// An encoded [`PlanSegment`].
+pub(super) struct EncodedSegment {
     key: String,
     chunks: Vec<(Vec<TaskState>, Vec<u8>)>,
     /// By position among the tasks.
     failures: Vec<(u32, Failure)>,
 }
 
-impl Packed {
-    pub(super) fn new(sealed: Sealed) -> Packed {
+impl EncodedSegment {
+    pub(super) fn new(sealed: PlanSegment) -> EncodedSegment {
         let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
-        let state = |verdict: &Option<Verdict>| match verdict {
+        let state = |verdict: &Option<TaskResult>| match verdict {
             None => TaskState::New,
             Some(verdict) => verdict.outcome().state(),
         };
@@ -56,26 +58,31 @@ impl Packed {
             })
             .collect();
         let failures = (0..).zip(verdicts).filter_map(|(at, verdict)| match verdict {
-            Some(Verdict::Failed(failure)) => Some((at, failure)),
+            Some(TaskResult::Failed(failure)) => Some((at, failure)),
             _ => None,
         });
-        Packed { key: sealed.key, chunks, failures: failures.collect() }
+        EncodedSegment { key: sealed.key, chunks, failures: failures.collect() }
     }
 }
 
-pub(super) fn append(connection: &Connection, now: i64, batch: BatchId, packed: &Packed) -> Result<Appended, Fault> {
-    let mut book = Book::open(connection, batch)?;
-    let (no, first) = (book.entry.no, book.entry.total);
+pub(super) fn append(
+    connection: &Connection,
+    now: i64,
+    batch: BatchId,
+    packed: &EncodedSegment,
+) -> Result<AppendResult, SqliteError> {
+    let mut tx = BatchTx::open(connection, batch)?;
+    let (no, first) = (tx.row.row_id, tx.row.total);
     let there = connection
         .prepare_cached("SELECT 1 FROM repository WHERE batch = ?1 AND key = ?2")?
         .query_row((no, &packed.key), |_| Ok(()))
         .optional()?;
     if there.is_some() {
-        return Ok(Appended::Already);
+        return Ok(AppendResult::AlreadyPlanned);
     }
     // The total is final.
-    if !book.entry.control.is_live() || book.entry.is_sealed {
-        return Ok(Appended::Stopped(book.entry.control));
+    if !tx.row.state.is_live() || tx.row.is_plan_complete {
+        return Ok(AppendResult::Closed(tx.row.state));
     }
     connection.prepare_cached("INSERT INTO repository (batch, key, first) VALUES (?1, ?2, ?3)")?.execute((
         no,
@@ -83,119 +90,130 @@ pub(super) fn append(connection: &Connection, now: i64, batch: BatchId, packed: 
         first,
     ))?;
     for (states, plan) in &packed.chunks {
-        book.extend(states, plan)?;
+        tx.append_chunk(states, plan)?;
     }
     for (at, failure) in &packed.failures {
-        note_failure(connection, no, first + at, failure)?;
+        record_failure(connection, no, first + at, failure)?;
     }
-    book.close(now)?;
-    Ok(Appended::At(first))
+    tx.save(now)?;
+    Ok(AppendResult::Appended(first))
 }
 
-pub(super) fn sealed(connection: &Connection, batch: BatchId) -> Result<Vec<String>, Fault> {
-    let entry = Entry::get(connection, batch)?;
+pub(super) fn segment_keys(connection: &Connection, batch: BatchId) -> Result<Vec<String>, SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
     let mut statement = connection.prepare_cached("SELECT key FROM repository WHERE batch = ?1 ORDER BY key")?;
-    let keys = statement.query_map([entry.no], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let keys = statement.query_map([entry.row_id], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(keys)
 }
 
-pub(super) fn note_unlisted(connection: &Connection, batch: BatchId, unlisted: &Unlisted) -> Result<(), Fault> {
-    let entry = Entry::get(connection, batch)?;
+pub(super) fn record_listing_failure(
+    connection: &Connection,
+    batch: BatchId,
+    unlisted: &ListingFailure,
+) -> Result<(), SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
     connection
         .prepare_cached("REPLACE INTO unlisted (batch, repository, class, error) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((entry.no, &unlisted.repository, unlisted.class.as_str(), &unlisted.error))?;
+        .execute((entry.row_id, &unlisted.repository, unlisted.kind.as_str(), &unlisted.error))?;
     Ok(())
 }
 
-pub(super) fn note_empty_rule(connection: &Connection, batch: BatchId, rule: &EmptyRule) -> Result<(), Fault> {
-    let entry = Entry::get(connection, batch)?;
+pub(super) fn record_empty_rule(connection: &Connection, batch: BatchId, rule: &EmptyRule) -> Result<(), SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
     let text = serde_json::to_string(rule).unwrap_or_default();
-    connection
-        .prepare_cached("REPLACE INTO empty_rule (batch, rule, entry) VALUES (?1, ?2, ?3)")?
-        .execute((entry.no, rule.rule, text))?;
+    connection.prepare_cached("REPLACE INTO empty_rule (batch, rule, entry) VALUES (?1, ?2, ?3)")?.execute((
+        entry.row_id,
+        rule.rule,
+        text,
+    ))?;
     Ok(())
 }
 
-pub(super) fn note_pruned(connection: &Connection, batch: BatchId, pruned: &Pruned) -> Result<(), Fault> {
-    let entry = Entry::get(connection, batch)?;
+pub(super) fn record_pruned(connection: &Connection, batch: BatchId, pruned: &PruneRecord) -> Result<(), SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
     let text = serde_json::to_string(pruned).unwrap_or_default();
     connection
         .prepare_cached("REPLACE INTO pruned (batch, target, source, entry) VALUES (?1, ?2, ?3, ?4)")?
-        .execute((entry.no, &pruned.target, &pruned.source, text))?;
+        .execute((entry.row_id, &pruned.target, &pruned.source, text))?;
     Ok(())
 }
 
-pub(super) fn note_told(connection: &Connection, batch: BatchId, told: &str) -> Result<(), Fault> {
-    let entry = Entry::get(connection, batch)?;
+pub(super) fn record_notification(connection: &Connection, batch: BatchId, told: &str) -> Result<(), SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
     let sql = "INSERT OR IGNORE INTO told (batch, told) VALUES (?1, ?2)";
-    connection.prepare_cached(sql)?.execute((entry.no, told))?;
+    connection.prepare_cached(sql)?.execute((entry.row_id, told))?;
     Ok(())
 }
 
-pub(super) fn seal_all(connection: &Connection, now: i64, batch: BatchId) -> Result<(), Fault> {
-    let mut book = Book::open(connection, batch)?;
+pub(super) fn complete_plan(connection: &Connection, now: i64, batch: BatchId) -> Result<(), SqliteError> {
+    let mut tx = BatchTx::open(connection, batch)?;
     connection
         .prepare_cached("UPDATE batch SET sealed = coalesce(sealed, ?2) WHERE no = ?1")?
-        .execute((book.entry.no, now))?;
-    book.entry.is_sealed = true;
-    book.close(now)?;
+        .execute((tx.row.row_id, now))?;
+    tx.row.is_plan_complete = true;
+    tx.save(now)?;
     Ok(())
 }
 
-pub(super) fn spend(connection: &Connection, now: i64, batch: BatchId, spent: Spent) -> Result<(), Fault> {
-    let mut book = Book::open(connection, batch)?;
-    book.add(spent);
-    book.close(now)?;
+pub(super) fn add_usage(connection: &Connection, now: i64, batch: BatchId, spent: Usage) -> Result<(), SqliteError> {
+    let mut tx = BatchTx::open(connection, batch)?;
+    tx.add_usage(spent);
+    tx.save(now)?;
     Ok(())
 }
 
-pub(super) fn unpublished(
+pub(super) fn list_unpublished(
     connection: &Connection,
     batch: BatchId,
     from: u32,
     at_least: usize,
-) -> Result<Vec<Block>, Fault> {
-    let entry = Entry::get(connection, batch)?;
-    if entry.control != Control::Running || entry.count(TaskState::New) == 0 {
+) -> Result<Vec<PlanBlock>, SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
+    if entry.state != BatchState::Running || entry.count_in_state(TaskState::New) == 0 {
         return Ok(Vec::new());
     }
     let mut chunks = connection.prepare_cached(
         "SELECT first, length, states FROM chunk WHERE batch = ?1 AND first >= ?2 AND fresh > 0 ORDER BY first",
     )?;
-    let mut chunks = chunks.query((entry.no, from))?;
+    let mut chunks = chunks.query((entry.row_id, from))?;
     let mut blocks = Vec::new();
     let mut found = 0;
     while found < at_least.max(1)
         && let Some(row) = chunks.next()?
     {
         let (first, length, states): (u32, u32, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let chunk = read_chunk(connection, entry.no, first)?;
-        let marks = Marks::read(connection, entry.no, first, length)?;
+        let chunk = read_chunk(connection, entry.row_id, first)?;
+        let marks = RunAttempts::read(connection, entry.row_id, first, length)?;
         let mut tasks = Vec::new();
         for (index, planned) in (first..).zip(chunk.tasks) {
-            if get(&states, index - first)? == TaskState::New {
-                tasks.push((marks.run(index), Task { index, planned }));
+            if get_state(&states, index - first)? == TaskState::New {
+                tasks.push((marks.run(index), Task { index, spec: planned }));
             }
         }
         found += tasks.len();
-        blocks.push(Block { first, listed_at: chunk.listed_at, tasks });
+        blocks.push(PlanBlock { first, listed_at: chunk.listed_at, tasks });
     }
     Ok(blocks)
 }
 
-pub(super) fn published(connection: &Connection, now: i64, batch: BatchId, tickets: &[Ticket]) -> Result<(), Fault> {
-    let mut book = Book::open(connection, batch)?;
+pub(super) fn mark_published(
+    connection: &Connection,
+    now: i64,
+    batch: BatchId,
+    tickets: &[TaskRef],
+) -> Result<(), SqliteError> {
+    let mut tx = BatchTx::open(connection, batch)?;
     // One range query: most tasks have none.
     let marks = match (tickets.iter().map(|ticket| ticket.index).min(), tickets.iter().map(|ticket| ticket.index).max())
     {
-        (Some(first), Some(last)) => Marks::read(connection, book.entry.no, first, last - first + 1)?,
+        (Some(first), Some(last)) => RunAttempts::read(connection, tx.row.row_id, first, last - first + 1)?,
         _ => return Ok(()),
     };
     for ticket in tickets.iter().filter(|ticket| ticket.batch == batch) {
-        if book.state(ticket.index)? == Some(TaskState::New) && marks.run(ticket.index) == ticket.run {
-            book.set(ticket.index, TaskState::Queued)?;
+        if tx.state(ticket.index)? == Some(TaskState::New) && marks.run(ticket.index) == ticket.run {
+            tx.set_state(ticket.index, TaskState::Queued)?;
         }
     }
-    book.close(now)?;
+    tx.save(now)?;
     Ok(())
 }

@@ -4,188 +4,208 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::super::fault::Fault;
-use super::super::rows::{after, number, time};
-use super::book::Book;
-use super::course::{note_share, note_slow};
-use crate::batch::{Failure, TaskState, Ticket, Verdict};
-use crate::store::{Control, Finished, Retried, Spent, Standing, Start, TaskHolder, latest_end};
+use super::super::error::SqliteError;
+use super::super::rows::{deadline_ms, timestamp, to_sql_integer};
+use super::batch_tx::BatchTx;
+use super::timeline::{record_slow_task, record_worker_stats};
+use crate::batch::{Failure, TaskRef, TaskResult, TaskState};
+use crate::store::{
+    BatchState, ClaimResult, FinishResult, LeaseStatus, RescheduleResult, TaskHolder, Usage, latest_deadline_ms,
+};
 
 /// An owned [`TaskHolder`].
-pub(super) struct Owner {
+pub(super) struct OwnedTaskHolder {
     worker: String,
     token: i64,
 }
 
-impl Owner {
-    pub(super) fn new(holder: TaskHolder<'_>) -> Owner {
-        Owner { worker: holder.worker.to_owned(), token: number(holder.token) }
+impl OwnedTaskHolder {
+    pub(super) fn new(holder: TaskHolder<'_>) -> OwnedTaskHolder {
+        OwnedTaskHolder { worker: holder.worker.to_owned(), token: to_sql_integer(holder.token) }
     }
 }
 
-/// A row of the table `held`.
-struct Held {
-    epoch: i64,
-    until: i64,
+/// A row of the table `find_lease`.
+struct TaskLease {
+    token: i64,
+    expires_at: i64,
     worker: String,
 }
 
-pub(super) fn start(
+pub(super) fn claim(
     connection: &Connection,
     now: i64,
-    ticket: Ticket,
+    ticket: TaskRef,
     worker: &str,
     until: i64,
-) -> Result<Start, Fault> {
-    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Start::Unknown) };
-    let Some(state) = book.state(ticket.index)? else { return Ok(Start::Unknown) };
-    let no = book.entry.no;
+) -> Result<ClaimResult, SqliteError> {
+    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(ClaimResult::Unknown) };
+    let Some(state) = tx.state(ticket.index)? else { return Ok(ClaimResult::Unknown) };
+    let no = tx.row.row_id;
     match state {
-        TaskState::Cancelled => return Ok(Start::Cancelled),
-        TaskState::Copied | TaskState::Unchanged | TaskState::Failed => return Ok(Start::AlreadyDone),
+        TaskState::Cancelled => return Ok(ClaimResult::Cancelled),
+        TaskState::Copied | TaskState::Unchanged | TaskState::Failed => return Ok(ClaimResult::AlreadyDone),
         TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => {}
     }
-    let (run, attempts) = mark(connection, no, ticket.index)?;
+    let (run, attempts) = read_run_attempts(connection, no, ticket.index)?;
     if ticket.run < run {
-        return Ok(Start::StaleRun);
+        return Ok(ClaimResult::StaleRun);
     }
-    let held = if state == TaskState::Running { held(connection, no, ticket.index)? } else { None };
+    let held = if state == TaskState::Running { find_lease(connection, no, ticket.index)? } else { None };
     let was_held = held.is_some();
-    let live = held.filter(|held| held.until > now && held.until <= latest_end(now));
+    let live = held.filter(|held| held.expires_at > now && held.expires_at <= latest_deadline_ms(now));
     if let Some(held) = live {
         if held.worker != worker {
-            return Ok(Start::HeldBy { until: time(held.until) });
+            return Ok(ClaimResult::HeldBy { until: timestamp(held.expires_at) });
         }
-        hold(connection, no, ticket.index, held.epoch, until.max(held.until), worker)?;
-        return Ok(Start::Own { epoch: held.epoch.unsigned_abs(), attempts });
+        set_lease(connection, no, ticket.index, held.token, until.max(held.expires_at), worker)?;
+        return Ok(ClaimResult::AlreadyOwned { token: held.token.unsigned_abs(), attempts });
     }
-    if book.entry.control == Control::Paused {
-        let_go(connection, no, ticket.index)?;
-        forget_retry(connection, no, ticket.index)?;
-        book.set(ticket.index, TaskState::New)?;
-        book.close(now)?;
-        return Ok(Start::Paused);
+    if tx.row.state == BatchState::Paused {
+        delete_lease(connection, no, ticket.index)?;
+        delete_retry(connection, no, ticket.index)?;
+        tx.set_state(ticket.index, TaskState::New)?;
+        tx.save(now)?;
+        return Ok(ClaimResult::Paused);
     }
     if was_held {
-        note_loss(connection, no, ticket.index)?;
+        record_loss(connection, no, ticket.index)?;
     }
-    let losses = losses(connection, no, ticket.index)?;
-    let epoch = book.next_token(now);
-    hold(connection, no, ticket.index, epoch, until, worker)?;
+    let losses = count_losses(connection, no, ticket.index)?;
+    let token = tx.next_token(now);
+    set_lease(connection, no, ticket.index, token, until, worker)?;
     if state == TaskState::Retry {
-        forget_retry(connection, no, ticket.index)?;
+        delete_retry(connection, no, ticket.index)?;
     }
-    book.set(ticket.index, TaskState::Running)?;
-    book.close(now)?;
-    Ok(Start::Go { epoch: epoch.unsigned_abs(), attempts, losses })
+    tx.set_state(ticket.index, TaskState::Running)?;
+    tx.save(now)?;
+    Ok(ClaimResult::Claimed { token: token.unsigned_abs(), attempts, losses })
 }
 
-pub(super) fn renew(connection: &Connection, ticket: Ticket, holder: &Owner, until: i64) -> Result<Standing, Fault> {
-    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Standing::Lost) };
-    let no = book.entry.no;
-    if held_by(&mut book, ticket.index, holder)?.is_none() {
-        return Ok(if book.entry.control.is_stopped() { Standing::Stop } else { Standing::Lost });
+pub(super) fn renew(
+    connection: &Connection,
+    ticket: TaskRef,
+    holder: &OwnedTaskHolder,
+    until: i64,
+) -> Result<LeaseStatus, SqliteError> {
+    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(LeaseStatus::Lost) };
+    let no = tx.row.row_id;
+    if find_own_lease(&mut tx, ticket.index, holder)?.is_none() {
+        return Ok(if tx.row.state.is_stopped() { LeaseStatus::BatchStopped } else { LeaseStatus::Lost });
     }
     connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
         no,
         ticket.index,
         until,
     ))?;
-    Ok(Standing::Held { until: time(until) })
+    Ok(LeaseStatus::Held { until: timestamp(until) })
 }
 
 pub(super) fn finish(
     connection: &Connection,
     now: i64,
-    ticket: Ticket,
-    holder: &Owner,
-    verdict: &Verdict,
-    spent: Spent,
-) -> Result<Finished, Fault> {
-    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Finished::Stale) };
-    match book.state(ticket.index)? {
+    ticket: TaskRef,
+    holder: &OwnedTaskHolder,
+    verdict: &TaskResult,
+    spent: Usage,
+) -> Result<FinishResult, SqliteError> {
+    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(FinishResult::Stale) };
+    match tx.state(ticket.index)? {
         // No result of a stopped batch counts.
-        Some(TaskState::Cancelled) if verdict.outcome().state() != TaskState::Cancelled => return Ok(Finished::Stale),
-        Some(state) if state.is_terminal() => return Ok(Finished::AlreadyDone),
+        Some(TaskState::Cancelled) if verdict.outcome().state() != TaskState::Cancelled => {
+            return Ok(FinishResult::Stale);
+        }
+        Some(state) if state.is_terminal() => return Ok(FinishResult::AlreadyDone),
         _ => {}
     }
-    let Some(held) = held_by(&mut book, ticket.index, holder)? else { return Ok(Finished::Stale) };
-    let no = book.entry.no;
-    let_go(connection, no, ticket.index)?;
-    note_share(connection, no, &held.worker, (true, matches!(verdict, Verdict::Failed(_))), spent)?;
-    note_slow(connection, no, ticket.index, &held.worker, spent)?;
-    if let Verdict::Failed(failure) = verdict {
-        note_failure(connection, no, ticket.index, failure)?;
+    let Some(held) = find_own_lease(&mut tx, ticket.index, holder)? else { return Ok(FinishResult::Stale) };
+    let no = tx.row.row_id;
+    delete_lease(connection, no, ticket.index)?;
+    record_worker_stats(connection, no, &held.worker, (true, matches!(verdict, TaskResult::Failed(_))), spent)?;
+    record_slow_task(connection, no, ticket.index, &held.worker, spent)?;
+    if let TaskResult::Failed(failure) = verdict {
+        record_failure(connection, no, ticket.index, failure)?;
     }
-    book.set(ticket.index, verdict.outcome().state())?;
-    book.add(spent);
-    book.close(now)?;
-    Ok(Finished::Counted)
+    tx.set_state(ticket.index, verdict.outcome().state())?;
+    tx.add_usage(spent);
+    tx.save(now)?;
+    Ok(FinishResult::Counted)
 }
 
-pub(super) fn retry_later(
+pub(super) fn reschedule(
     connection: &Connection,
     now: i64,
-    ticket: Ticket,
-    holder: &Owner,
+    ticket: TaskRef,
+    holder: &OwnedTaskHolder,
     wait: Duration,
     counts: bool,
-    spent: Spent,
-) -> Result<Retried, Fault> {
-    let Some(mut book) = Book::find(connection, ticket.batch)? else { return Ok(Retried::Stale) };
-    let Some(held) = held_by(&mut book, ticket.index, holder)? else { return Ok(Retried::Stale) };
-    let no = book.entry.no;
-    let_go(connection, no, ticket.index)?;
-    note_share(connection, no, &held.worker, (false, false), spent)?;
-    book.add(spent);
-    let (run, mut attempts) = mark(connection, no, ticket.index)?;
+    spent: Usage,
+) -> Result<RescheduleResult, SqliteError> {
+    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(RescheduleResult::Stale) };
+    let Some(held) = find_own_lease(&mut tx, ticket.index, holder)? else { return Ok(RescheduleResult::Stale) };
+    let no = tx.row.row_id;
+    delete_lease(connection, no, ticket.index)?;
+    record_worker_stats(connection, no, &held.worker, (false, false), spent)?;
+    tx.add_usage(spent);
+    let (run, mut attempts) = read_run_attempts(connection, no, ticket.index)?;
     if counts {
         attempts += 1;
-        set_mark(connection, no, ticket.index, run, attempts)?;
+        set_run_attempts(connection, no, ticket.index, run, attempts)?;
     }
     if wait.is_zero() {
-        book.set(ticket.index, TaskState::New)?;
+        tx.set_state(ticket.index, TaskState::New)?;
     } else {
         connection.prepare_cached("REPLACE INTO retry (batch, task, due) VALUES (?1, ?2, ?3)")?.execute((
             no,
             ticket.index,
-            after(now, wait),
+            deadline_ms(now, wait),
         ))?;
-        book.set(ticket.index, TaskState::Retry)?;
+        tx.set_state(ticket.index, TaskState::Retry)?;
     }
-    book.close(now)?;
-    Ok(Retried::Waits { attempts })
+    tx.save(now)?;
+    Ok(RescheduleResult::Scheduled { attempts })
 }
 
-pub(super) fn note_failure(connection: &Connection, no: i64, task: u32, failure: &Failure) -> Result<(), Fault> {
+pub(super) fn record_failure(
+    connection: &Connection,
+    no: i64,
+    task: u32,
+    failure: &Failure,
+) -> Result<(), SqliteError> {
     connection
         .prepare_cached("REPLACE INTO failure (batch, task, class, error, attempts) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute((no, task, failure.class.as_str(), &failure.error, failure.attempts))?;
+        .execute((no, task, failure.kind.as_str(), &failure.error, failure.attempts))?;
     Ok(())
 }
 
 /// Returns the run of a task and the attempts counted in it.
-fn mark(connection: &Connection, no: i64, task: u32) -> Result<(u32, u32), Fault> {
+fn read_run_attempts(connection: &Connection, no: i64, task: u32) -> Result<(u32, u32), SqliteError> {
     let sql = "SELECT run, attempts FROM mark WHERE batch = ?1 AND task = ?2";
     let mark =
         connection.prepare_cached(sql)?.query_row((no, task), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     Ok(mark.unwrap_or((0, 0)))
 }
 
-pub(super) fn set_mark(connection: &Connection, no: i64, task: u32, run: u32, attempts: u32) -> Result<(), Fault> {
+pub(super) fn set_run_attempts(
+    connection: &Connection,
+    no: i64,
+    task: u32,
+    run: u32,
+    attempts: u32,
+) -> Result<(), SqliteError> {
     connection
         .prepare_cached("REPLACE INTO mark (batch, task, run, attempts) VALUES (?1, ?2, ?3, ?4)")?
         .execute((no, task, run, attempts))?;
     Ok(())
 }
 
-fn losses(connection: &Connection, no: i64, task: u32) -> Result<u32, Fault> {
+fn count_losses(connection: &Connection, no: i64, task: u32) -> Result<u32, SqliteError> {
     let sql = "SELECT losses FROM lost WHERE batch = ?1 AND task = ?2";
     Ok(connection.prepare_cached(sql)?.query_row((no, task), |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
 /// Counts a lost lease of a task.
-pub(super) fn note_loss(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+pub(super) fn record_loss(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
     connection
         .prepare_cached(
             "INSERT INTO lost (batch, task, losses) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET losses = losses + 1",
@@ -194,43 +214,50 @@ pub(super) fn note_loss(connection: &Connection, no: i64, task: u32) -> Result<(
     Ok(())
 }
 
-pub(super) fn forget_losses(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+pub(super) fn delete_losses(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
     connection.prepare_cached("DELETE FROM lost WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
 }
 
-fn held(connection: &Connection, no: i64, task: u32) -> Result<Option<Held>, Fault> {
+fn find_lease(connection: &Connection, no: i64, task: u32) -> Result<Option<TaskLease>, SqliteError> {
     let sql = "SELECT epoch, until, worker FROM held WHERE batch = ?1 AND task = ?2";
     let held = connection
         .prepare_cached(sql)?
-        .query_row((no, task), |row| Ok(Held { epoch: row.get(0)?, until: row.get(1)?, worker: row.get(2)? }))
+        .query_row((no, task), |row| Ok(TaskLease { token: row.get(0)?, expires_at: row.get(1)?, worker: row.get(2)? }))
         .optional()?;
     Ok(held)
 }
 
 /// Returns the lease of a task, if this owner holds it.
-fn held_by(book: &mut Book<'_>, task: u32, owner: &Owner) -> Result<Option<Held>, Fault> {
-    if book.state(task)? != Some(TaskState::Running) {
+fn find_own_lease(tx: &mut BatchTx<'_>, task: u32, owner: &OwnedTaskHolder) -> Result<Option<TaskLease>, SqliteError> {
+    if tx.state(task)? != Some(TaskState::Running) {
         return Ok(None);
     }
-    let held = held(book.connection, book.entry.no, task)?;
-    Ok(held.filter(|held| held.epoch == owner.token && held.worker == owner.worker))
+    let held = find_lease(tx.connection, tx.row.row_id, task)?;
+    Ok(held.filter(|held| held.token == owner.token && held.worker == owner.worker))
 }
 
-fn hold(connection: &Connection, no: i64, task: u32, epoch: i64, until: i64, worker: &str) -> Result<(), Fault> {
+fn set_lease(
+    connection: &Connection,
+    no: i64,
+    task: u32,
+    token: i64,
+    until: i64,
+    worker: &str,
+) -> Result<(), SqliteError> {
     connection
         .prepare_cached("REPLACE INTO held (batch, task, epoch, until, worker) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute((no, task, epoch, until, worker))?;
+        .execute((no, task, token, until, worker))?;
     Ok(())
 }
 
-pub(super) fn let_go(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+pub(super) fn delete_lease(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
     connection.prepare_cached("DELETE FROM held WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
 }
 
 /// Deletes the retry of a task. A task that waits for its retry has no holder.
-pub(super) fn forget_retry(connection: &Connection, no: i64, task: u32) -> Result<(), Fault> {
+pub(super) fn delete_retry(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
     connection.prepare_cached("DELETE FROM retry WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
 }

@@ -1,0 +1,119 @@
+//! Duplicate deliveries, dead and frozen workers, a queue that loses messages: each task still counts once.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use super::{StoreUnderTest, copied_bytes};
+use crate::batch::{Failure, TaskRef, TaskResult};
+use crate::error::ErrorKind;
+use crate::store::{BatchState, ClaimResult, FinishResult, LEASE_TTL, LeaseStatus, ReclaimScope, TaskHolder, Usage};
+
+const TASKS: usize = 5_000;
+
+/// A task that a worker holds, or believes to hold.
+struct HeldTask {
+    ticket: TaskRef,
+    worker: String,
+    token: u64,
+}
+
+impl HeldTask {
+    fn holder(&self) -> TaskHolder<'_> {
+        TaskHolder { worker: &self.worker, token: self.token }
+    }
+}
+
+pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: StoreUnderTest) {
+    let mut rng = StdRng::seed_from_u64(5_000);
+    let batch = subject.create_batch(TASKS).await;
+    let mut queue: Vec<TaskRef> = Vec::new();
+    let (mut working, mut frozen): (Vec<HeldTask>, Vec<HeldTask>) = (Vec::new(), Vec::new());
+    let (mut counted, mut stale, mut deliveries) = (0u64, 0u64, 0u64);
+    let mut spent = Usage::default();
+    let put = |tickets: Vec<TaskRef>, queue: &mut Vec<TaskRef>, rng: &mut StdRng| {
+        for ticket in tickets {
+            queue.push(ticket);
+            if rng.random_bool(0.6) {
+                queue.push(ticket);
+            }
+        }
+        queue.shuffle(rng);
+    };
+    put(subject.publish(batch).await, &mut queue, &mut rng);
+    while subject.store.batch_state(batch).await.unwrap() == Some(BatchState::Running) {
+        match rng.random_range(0..100) {
+            0..45 if working.len() < 40 && !queue.is_empty() => {
+                let ticket = queue.swap_remove(rng.random_range(0..queue.len()));
+                deliveries += 1;
+                let worker = format!("w{}", rng.random_range(0..8));
+                match subject.claim_task(ticket, &worker).await {
+                    ClaimResult::Claimed { token, .. } | ClaimResult::AlreadyOwned { token, .. } => {
+                        working.push(HeldTask { ticket, worker, token });
+                    }
+                    ClaimResult::HeldBy { .. } => queue.push(ticket),
+                    ClaimResult::AlreadyDone | ClaimResult::StaleRun => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            // A worker dies.
+            45..50 if !working.is_empty() => {
+                let HeldTask { ticket, .. } = working.swap_remove(rng.random_range(0..working.len()));
+                // Its delivery usually comes again; the broker may have died as well.
+                if rng.random_bool(0.9) {
+                    queue.push(ticket);
+                }
+            }
+            50..53 if !working.is_empty() => frozen.push(working.swap_remove(rng.random_range(0..working.len()))),
+            53..55 => (subject.advance)(Duration::from_secs(rng.random_range(0..LEASE_TTL.as_secs() * 2))),
+            55..58 if !working.is_empty() => {
+                let held = working.swap_remove(rng.random_range(0..working.len()));
+                let ticket = held.ticket;
+                subject.store.reschedule(ticket, held.holder(), LEASE_TTL, true, Usage::default()).await.unwrap();
+                queue.push(ticket);
+            }
+            // A worker finishes, or a frozen one resumes.
+            roll => {
+                let from = if roll >= 97 && !frozen.is_empty() { &mut frozen } else { &mut working };
+                if !from.is_empty() {
+                    let held = from.swap_remove(rng.random_range(0..from.len()));
+                    let (ticket, holder) = (held.ticket, held.holder());
+                    let may_write = subject.store.check(ticket, holder, LEASE_TTL).await.unwrap();
+                    let verdict = match rng.random_range(0..10) {
+                        0 => TaskResult::Failed(Failure::new(ErrorKind::Refused, "no", 1)),
+                        1..4 => TaskResult::Unchanged,
+                        _ => TaskResult::Copied,
+                    };
+                    let cost = copied_bytes(rng.random_range(0..1_000_000));
+                    match subject.store.finish(ticket, holder, verdict, cost).await.unwrap() {
+                        FinishResult::Counted => {
+                            assert!(matches!(may_write, LeaseStatus::Held { .. }));
+                            counted += 1;
+                            spent += cost;
+                        }
+                        FinishResult::Stale | FinishResult::AlreadyDone => {
+                            assert_eq!(may_write, LeaseStatus::Lost);
+                            stale += 1;
+                        }
+                    }
+                    // A crash between finishing and acknowledging.
+                    if rng.random_bool(0.1) {
+                        queue.push(ticket);
+                    }
+                }
+            }
+        }
+        if queue.is_empty() && working.is_empty() {
+            (subject.advance)(LEASE_TTL * 3);
+            subject.store.reclaim(batch, ReclaimScope::EmptyQueue { grace: LEASE_TTL }).await.unwrap();
+            put(subject.publish(batch).await, &mut queue, &mut rng);
+        }
+    }
+    let found = subject.checked_batch(batch).await;
+    assert_eq!((counted, found.counts.ended()), (TASKS as u64, TASKS as u64));
+    assert_eq!(found.usage, spent);
+    assert!(deliveries > TASKS as u64 * 8 / 5, "{deliveries} deliveries");
+    assert!(stale > 0, "some outlived their leases");
+}

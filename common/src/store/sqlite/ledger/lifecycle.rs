@@ -1,0 +1,166 @@
+//! Lifecycle of batches: pause, stop, requeue, reclaim, remove.
+
+use rusqlite::Connection;
+
+use super::super::error::SqliteError;
+use super::batch_tx::{BatchRow, BatchTx};
+use super::queries::{failures, query_tasks};
+use super::tasks::{delete_lease, delete_losses, delete_retry, record_loss, set_run_attempts};
+use crate::batch::{BatchId, TaskState};
+use crate::error::{Error, ErrorKind};
+use crate::store::{BatchState, ReclaimScope, Reclaimed, RequeueFilter, latest_deadline_ms};
+
+/// Moves a batch from one state to another, if it is in the first. Returns the state afterwards.
+pub(super) fn transition(
+    connection: &Connection,
+    batch: BatchId,
+    from: BatchState,
+    to: BatchState,
+) -> Result<BatchState, SqliteError> {
+    let entry = BatchRow::get(connection, batch)?;
+    if entry.state != from {
+        return Ok(entry.state);
+    }
+    connection.prepare_cached("UPDATE batch SET control = ?2 WHERE no = ?1")?.execute((entry.row_id, to as u8))?;
+    Ok(to)
+}
+
+pub(super) fn stop(
+    connection: &Connection,
+    now: i64,
+    batch: BatchId,
+    how: BatchState,
+) -> Result<BatchState, SqliteError> {
+    let mut tx = BatchTx::open(connection, batch)?;
+    if !tx.row.state.is_live() {
+        return Ok(tx.row.state);
+    }
+    tx.row.state = how;
+    // Running tasks, too: no further result of them counts, whether or not their worker lives.
+    tx.transition_all(|state| (!state.is_terminal()).then_some(TaskState::Cancelled))?;
+    connection.prepare_cached("DELETE FROM retry WHERE batch = ?1")?.execute([tx.row.row_id])?;
+    connection.prepare_cached("DELETE FROM held WHERE batch = ?1")?.execute([tx.row.row_id])?;
+    Ok(tx.save(now)?.state)
+}
+
+pub(super) fn requeue(
+    connection: &Connection,
+    now: i64,
+    batch: BatchId,
+    filter: &RequeueFilter,
+) -> Result<u64, SqliteError> {
+    const REQUEUE_PAGE_SIZE: usize = 1_000;
+    let mut tx = BatchTx::open(connection, batch)?;
+    if tx.row.state.is_stopped() {
+        let detail = format!("it was {}", tx.row.state);
+        let error = Error::new(ErrorKind::Invalid, format!("requeuing batch {batch}"), detail);
+        return Err(error.with_hint("run its rules again").into());
+    }
+    let no = tx.row.row_id;
+    let run = tx.row.run + 1;
+    let mut requeued = 0;
+    let mut from = 0;
+    loop {
+        let failed = failures(connection, batch, from, REQUEUE_PAGE_SIZE)?;
+        let Some(last) = failed.last() else { break };
+        from = last.task.index.saturating_add(1);
+        for failed in failed {
+            if filter.selects(&failed) {
+                let index = failed.task.index;
+                connection
+                    .prepare_cached("DELETE FROM failure WHERE batch = ?1 AND task = ?2")?
+                    .execute((no, index))?;
+                set_run_attempts(connection, no, index, run, 0)?;
+                delete_losses(connection, no, index)?;
+                tx.set_state(index, TaskState::New)?;
+                requeued += 1;
+            }
+        }
+    }
+    if requeued > 0 {
+        tx.row.run = run;
+        tx.save(now)?;
+    }
+    Ok(requeued)
+}
+
+pub(super) fn reclaim(
+    connection: &Connection,
+    now: i64,
+    batch: BatchId,
+    sweep: ReclaimScope,
+) -> Result<Reclaimed, SqliteError> {
+    let mut tx = BatchTx::open(connection, batch)?;
+    let no = tx.row.row_id;
+    let mut swept = Reclaimed::default();
+    let expired_before = match sweep {
+        ReclaimScope::ExpiredLeases { grace } | ReclaimScope::EmptyQueue { grace } => {
+            now.saturating_sub(i64::try_from(grace.as_millis()).unwrap_or(i64::MAX))
+        }
+        ReclaimScope::Everything => i64::MAX,
+    };
+    let ends = (no, expired_before, latest_deadline_ms(now));
+    for task in query_tasks(connection, "SELECT task FROM held WHERE batch = ?1 AND (until <= ?2 OR until > ?3)", ends)?
+    {
+        delete_lease(connection, no, task)?;
+        if sweep != ReclaimScope::Everything {
+            record_loss(connection, no, task)?;
+        }
+        tx.set_state(task, TaskState::New)?;
+        swept.leased += 1;
+    }
+    if reclaims_queued(sweep) {
+        for task in
+            query_tasks(connection, "SELECT task FROM retry WHERE batch = ?1 AND (due <= ?2 OR due > ?3)", ends)?
+        {
+            delete_retry(connection, no, task)?;
+            tx.set_state(task, TaskState::New)?;
+            swept.queued += 1;
+        }
+        swept.queued += tx.transition_all(|state| (state == TaskState::Queued).then_some(TaskState::New))?;
+    }
+    if swept != Reclaimed::default() {
+        tx.save(now)?;
+    }
+    Ok(swept)
+}
+
+fn reclaims_queued(sweep: ReclaimScope) -> bool {
+    match sweep {
+        ReclaimScope::ExpiredLeases { .. } => false,
+        ReclaimScope::EmptyQueue { .. } | ReclaimScope::Everything => true,
+    }
+}
+
+pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> Result<u64, SqliteError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT no FROM batch WHERE coalesce(ended, created) < ?1
+         AND NOT EXISTS (SELECT 1 FROM held WHERE held.batch = batch.no
+         AND held.until > ?2 AND held.until <= ?3)",
+    )?;
+    let old: Vec<i64> =
+        statement.query_map((before, now, latest_deadline_ms(now)), |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for no in &old {
+        for table in [
+            "repository",
+            "unlisted",
+            "chunk",
+            "plan",
+            "mark",
+            "lost",
+            "held",
+            "retry",
+            "failure",
+            "part",
+            "slow",
+            "share",
+            "pruned",
+            "empty_rule",
+            "told",
+        ] {
+            connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
+        }
+        connection.prepare_cached("DELETE FROM batch WHERE no = ?1")?.execute([no])?;
+    }
+    Ok(old.len() as u64)
+}

@@ -1,0 +1,93 @@
+//! `imgsync completions` and `imgsync man`: generated from the command lines of both programs.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory as _, ValueEnum};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use imgsync_common::error::{Error, ErrorKind, Result};
+
+use super::args::Cli;
+use super::exit::Exit;
+use super::printer::Printer;
+use super::run::fail;
+
+/// Prints completions, to be kept where the shell looks for them.
+///
+/// For bash ~/.local/share/bash-completion/completions/imgsync, for zsh _imgsync in a folder of $fpath, for fish
+/// ~/.config/fish/completions/imgsync.fish.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// For this shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: Shell,
+    /// Of this program
+    #[arg(value_name = "PROGRAM", default_value = "imgsync")]
+    pub(crate) program: Program,
+}
+
+/// Prints the manual page of imgsync; with a folder, writes there one for each command and one for the worker.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Into this folder, such as /usr/local/share/man/man1
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+/// One of the two programs.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Program {
+    Imgsync,
+    ImgsyncWorker,
+}
+
+impl Program {
+    /// Returns its command line.
+    pub(crate) fn command(self) -> clap::Command {
+        match self {
+            Program::Imgsync => Cli::command(),
+            Program::ImgsyncWorker => imgsync_worker::cli::command(),
+        }
+    }
+}
+
+/// Runs `imgsync completions`.
+pub(crate) fn completions(args: &CompletionsArgs, printer: &Printer) -> Exit {
+    let mut command = args.program.command();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, name, &mut script);
+    printer.data(String::from_utf8_lossy(&script).trim_end());
+    Exit::Done
+}
+
+/// Runs `imgsync man`.
+pub(crate) fn man(args: &ManArgs, printer: &Printer) -> Exit {
+    let Some(folder) = &args.folder else {
+        let mut page = Vec::new();
+        return match Man::new(Cli::command()).render(&mut page) {
+            Ok(()) => {
+                printer.data(String::from_utf8_lossy(&page).trim_end());
+                Exit::Done
+            }
+            Err(error) => fail(&Error::new(ErrorKind::Local, "making the manual page", error.to_string()), printer),
+        };
+    };
+    match write_man_pages(folder) {
+        Ok(()) => {
+            printer.line(&format!("the manual pages are in {}", folder.display()));
+            Exit::Done
+        }
+        Err(error) => fail(&error, printer),
+    }
+}
+
+fn write_man_pages(folder: &Path) -> Result<()> {
+    let tried = format!("writing the manual pages into {}", folder.display());
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, &tried, error.to_string()).with_source(error);
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    for program in [Program::Imgsync, Program::ImgsyncWorker] {
+        clap_mangen::generate_to(program.command(), folder).map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! Sources of a pattern's repositories: the pattern itself, the API of the registry's vendor, a Google-style tree, or
+//! the catalog.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::image::RepositoryName;
+use imgsync_common::registry::{Access, Client, Context, TagPage, TagPages, TrafficCounters};
+use imgsync_common::sanitize::sanitize_within;
+use imgsync_common::select::RepositoryPattern;
+
+use super::listing::{ListingAccumulator, RepositoryListing, list_repository};
+use super::order::HierarchicalName;
+use super::{DiscoveryFailure, vendor};
+
+/// Upper limit for the invalid names reported.
+const MAX_INVALID_NAMES: usize = 100;
+/// Upper limit for the characters shown of an invalid name.
+const MAX_SHOWN_NAME_CHARS: usize = 300;
+
+/// Starting point of a discovery.
+#[derive(Debug)]
+pub(super) enum RepositorySource {
+    /// A single repository, already listed.
+    Single(Box<RepositoryListing>),
+    /// Repositories to list, which may have others below them.
+    Tree(RepositoryNames),
+    /// All matching repositories.
+    Flat(RepositoryNames),
+}
+
+/// Names of repositories to list.
+#[derive(Debug, Default)]
+pub(super) struct RepositoryNames {
+    /// Valid names in order.
+    pub(super) valid: BTreeSet<HierarchicalName>,
+    /// Matching names that are invalid.
+    pub(super) invalid: Vec<DiscoveryFailure>,
+}
+
+impl RepositoryNames {
+    /// Adds a name given by a registry.
+    pub(super) fn add(&mut self, pattern: &RepositoryPattern, name: &str) {
+        match name.parse::<RepositoryName>() {
+            Ok(name) => _ = self.valid.insert(HierarchicalName(name)),
+            // Each is kept until the end, so their number is limited.
+            Err(_) if self.invalid.len() > MAX_INVALID_NAMES => {}
+            Err(_) if self.invalid.len() == MAX_INVALID_NAMES => {
+                let repository = format!("{}/…", pattern.registry());
+                let detail = "there are more names that are none of repositories";
+                let error = Error::new(ErrorKind::InvalidResponse, format!("listing {pattern}"), detail);
+                self.invalid.push(DiscoveryFailure { repository, error });
+            }
+            Err(error) => {
+                let name = sanitize_within(name, MAX_SHOWN_NAME_CHARS);
+                let tried = format!("listing {}/{name}", pattern.registry());
+                let error = Error::new(ErrorKind::InvalidResponse, tried, error.to_string());
+                self.invalid.push(DiscoveryFailure { repository: format!("{}/{name}", pattern.registry()), error });
+            }
+        }
+    }
+}
+
+/// Queries the registry. An error means that nothing can be listed for the pattern.
+pub(super) async fn find_source(
+    client: &Client,
+    pattern: &RepositoryPattern,
+    context: &Context,
+    tally: &Arc<TrafficCounters>,
+) -> Result<RepositorySource> {
+    if let Some(name) = pattern.repository() {
+        let repository = client.repository(pattern.registry(), &name, Access::Pull, context, tally)?;
+        let listing = list_repository(&repository).await?;
+        if listing.is_google_style && listing.is_empty() {
+            let tried = format!("listing the tags of {pattern}");
+            return Err(Error::new(ErrorKind::NotFound, tried, "there is no such repository, or nothing is in it"));
+        }
+        return Ok(RepositorySource::Single(Box::new(listing)));
+    }
+    let api = || match pattern.prefix().parse::<RepositoryName>() {
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.vendor_api(),
+        Err(_) => client.open_catalog(pattern.registry(), context, tally)?.vendor_api(),
+    };
+    if let Some(api) = api()?.filter(|api| !api.is_recognised()) {
+        return vendor::list_repositories(&api, pattern).await.map(RepositorySource::Flat);
+    }
+    let mut pages = match pattern.prefix().parse::<RepositoryName>() {
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.list_tags(),
+        Err(_) => client.open_catalog(pattern.registry(), context, tally)?.list_tags(),
+    };
+    let denied = match pages.next_page().await {
+        Ok(Some(page)) if page.google => return list_tree(pattern, page, pages).await.map(RepositorySource::Tree),
+        Ok(_) => None,
+        // A path above repositories may not be one, or not be readable.
+        Err(error) if error.kind() == ErrorKind::Denied => Some(error),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused | ErrorKind::InvalidResponse) => {
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    // The registry's response may have revealed its vendor.
+    if let Some(api) = api()? {
+        match vendor::list_repositories(&api, pattern).await {
+            Ok(names) => return Ok(RepositorySource::Flat(names)),
+            Err(error) if vendor::permits_fallback(&error) => tracing::info!("{error}; the catalog is asked"),
+            Err(error) => return Err(error),
+        }
+    }
+    match (list_catalog(client, pattern, context, tally).await, denied) {
+        // Access was denied; an empty catalog is no better answer.
+        (Ok(names), Some(denied)) if names.valid.is_empty() && names.invalid.is_empty() => Err(denied),
+        (Ok(names), _) => Ok(RepositorySource::Flat(names)),
+        (Err(error), Some(denied)) => Err(match error.hint() {
+            Some(advice) => denied.with_hint(advice),
+            None => denied,
+        }),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// Lists the repositories directly below the pattern's fixed prefix, in a Google-style registry.
+async fn list_tree(pattern: &RepositoryPattern, first: TagPage, mut pages: TagPages) -> Result<RepositoryNames> {
+    let prefix = pattern.prefix();
+    let mut contents = ListingAccumulator::default();
+    contents.add_page(first);
+    contents.add_remaining_pages(&mut pages).await?;
+    let mut names = RepositoryNames::default();
+    for child in &contents.children {
+        let name = if prefix.is_empty() { child.clone() } else { format!("{prefix}/{child}") };
+        if pattern.matches(&name) || pattern.can_match_below(&name) {
+            names.add(pattern, &name);
+        }
+    }
+    Ok(names)
+}
+
+async fn list_catalog(
+    client: &Client,
+    pattern: &RepositoryPattern,
+    context: &Context,
+    tally: &Arc<TrafficCounters>,
+) -> Result<RepositoryNames> {
+    let mut pages = client.open_catalog(pattern.registry(), context, tally)?.list_repositories();
+    let mut names = RepositoryNames::default();
+    while let Some(page) = pages.next_page().await? {
+        for name in page.iter().filter(|name| pattern.matches(name)) {
+            names.add(pattern, name);
+        }
+    }
+    Ok(names)
+}

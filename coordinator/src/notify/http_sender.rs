@@ -1,0 +1,96 @@
+//! HTTP requests that are retried on transient errors. Their URLs contain tokens, so no error shows one.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::registry::non_registry_client;
+use imgsync_common::retry::{RetryBudget, RetryPolicy, RetryState, kind_of_status};
+use reqwest::{Client, RequestBuilder, StatusCode};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+/// Maximum bytes of a reply that are read.
+const MAX_REPLY_BYTES: usize = 64 << 10;
+
+/// Sends HTTP requests with retries.
+#[derive(Debug, Clone)]
+pub(super) struct HttpSender {
+    policy: RetryPolicy,
+}
+
+/// An HTTP reply.
+pub(super) struct HttpReply {
+    /// Status.
+    pub(super) status: StatusCode,
+    /// `RetryState-After`, in whole seconds.
+    pub(super) retry_after: Option<Duration>,
+    /// Beginning of the body.
+    pub(super) body: Vec<u8>,
+}
+
+impl HttpSender {
+    pub(super) fn new(policy: RetryPolicy) -> HttpSender {
+        HttpSender { policy }
+    }
+
+    /// Sends what `request` builds until `read` accepts the reply or returns a permanent error. `tried` names the
+    /// operation, without secrets.
+    pub(super) async fn send(
+        &self,
+        url: &Url,
+        tried: &str,
+        limit: Duration,
+        request: impl Fn(&Client) -> RequestBuilder,
+        read: impl Fn(&HttpReply) -> Option<Error>,
+    ) -> Result<()> {
+        let client = non_registry_client(url)?;
+        let mut retry = RetryState::new(self.policy, &RetryBudget::default());
+        loop {
+            let error = match send_once(request(&client).timeout(limit)).await {
+                Ok(answer) => match read(&answer) {
+                    None => return Ok(()),
+                    Some(error) => error,
+                },
+                Err(error) => failure(tried, error),
+            };
+            tracing::debug!("{error}");
+            retry.wait_before_retry(error, &CancellationToken::new(), |_, _, _| {}).await?;
+        }
+    }
+}
+
+async fn send_once(request: RequestBuilder) -> reqwest::Result<HttpReply> {
+    let mut response = request.send().await?;
+    let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let mut answer =
+        HttpReply { status: response.status(), retry_after: seconds.map(Duration::from_secs), body: Vec::new() };
+    while answer.body.len() < MAX_REPLY_BYTES
+        && let Some(chunk) = response.chunk().await?
+    {
+        answer.body.extend_from_slice(&chunk[..chunk.len().min(MAX_REPLY_BYTES - answer.body.len())]);
+    }
+    Ok(answer)
+}
+
+/// Converts a transport error, without its URL.
+fn failure(tried: &str, error: reqwest::Error) -> Error {
+    let class = if error.is_timeout() { ErrorKind::TimedOut } else { ErrorKind::Unreachable };
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
+        }
+        next = error.source();
+    }
+    Error::new(class, tried, words)
+}
+
+/// Returns the error of a reply by its status.
+pub(super) fn status_error(tried: &str, answer: &HttpReply, detail: &str) -> Error {
+    let status = answer.status.as_u16();
+    Error::new(kind_of_status(status), tried, detail).with_status(status, None).with_retry_after(answer.retry_after)
+}

@@ -1,0 +1,126 @@
+//! Notification for a chat or an email: a title, and the report as text or rendered by a template.
+
+use std::path::Path;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::Result;
+use imgsync_common::image::RegistryName;
+use jiff::Timestamp;
+
+use super::truncating_writer::TruncatingWriter;
+use crate::humanize::pluralize;
+use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate, write_text};
+
+/// Maximum bytes of a report in a chat message or an email.
+const MAX_TEXT_BYTES: usize = 64 << 10;
+
+/// A notification.
+#[derive(Debug, Clone)]
+pub(super) struct Notification {
+    /// Title, in one line.
+    pub(super) title: String,
+    /// Text.
+    pub(super) text: String,
+    /// The text was rendered by a template and is sent alone, as it is.
+    pub(super) is_markup: bool,
+}
+
+/// A registry whose rate limit holds up a batch.
+#[derive(Debug, Clone)]
+pub struct ThrottleNotice {
+    /// Batch.
+    pub batch: BatchId,
+    /// Registry.
+    pub registry: RegistryName,
+    /// Reason for the hold.
+    pub why: String,
+    /// End of the hold.
+    pub until: Timestamp,
+    /// Tasks of the batch that have not ended.
+    pub open: u64,
+}
+
+impl Notification {
+    /// Creates the notification of a batch's end.
+    pub(super) async fn for_report(
+        report: &Report<'_>,
+        level: ReportLevel,
+        template: Option<&ReportTemplate>,
+    ) -> Result<Notification> {
+        let view = ReportData::load(report, level).await?;
+        let title = format!("imgsync: {}", view.headline);
+        if let Some(template) = template {
+            return Ok(Notification { title, text: template.render(&view)?, is_markup: true });
+        }
+        let mut bounded = TruncatingWriter::with_limit(MAX_TEXT_BYTES);
+        write_text(report, level, &mut bounded).await?;
+        Ok(Notification { title, text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(), is_markup: false })
+    }
+
+    /// Creates the notification of a rate limit that holds up a batch.
+    pub(super) fn for_throttle(throttled: &ThrottleNotice) -> Notification {
+        let ThrottleNotice { batch, registry, why, until, open } = throttled;
+        let open = pluralize(*open, "image", "images");
+        let until = until.strftime("%Y-%m-%d %H:%M:%S UTC");
+        let title = format!("imgsync: {registry} leaves a batch waiting");
+        let text = format!(
+            "{registry} {why}: nothing is begun there before {until}.\nBatch {batch} has {open} open; those of other registries go on.\nMore: imgsync batch show {batch}"
+        );
+        Notification { title, text, is_markup: false }
+    }
+}
+
+/// Reads the template of a notification, if one is configured.
+pub(super) fn load_template(path: Option<&Path>, folder: &Path) -> Result<Option<ReportTemplate>> {
+    let Some(path) = path else { return Ok(None) };
+    Ok(Some(ReportTemplate::read(&folder.join(path), ReportFormat::from_template_path(path))?))
+}
+
+/// Truncates text to the lines that fit and counts the rest. `length` measures text as the recipient does.
+pub(super) fn truncate_lines(text: &str, most: usize, length: impl Fn(&str) -> usize) -> String {
+    let text = text.trim_end();
+    if length(text) <= most {
+        return text.to_owned();
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let (mut kept, mut long) = (0, 0);
+    // Room for the last line.
+    let room = most.saturating_sub(40);
+    for line in &lines {
+        long += length(line) + 1;
+        if long > room {
+            break;
+        }
+        kept += 1;
+    }
+    match kept {
+        // The first line alone is too long.
+        0 => {
+            let mut cut = String::new();
+            for c in text.chars() {
+                cut.push(c);
+                if length(&cut) > room {
+                    cut.pop();
+                    break;
+                }
+            }
+            format!("{cut}\n… and more")
+        }
+        _ => format!("{}\n… {} lines more", lines[..kept].join("\n"), lines.len() - kept),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_at_lines_and_says_how_many_more_there_are() {
+        assert_eq!(truncate_lines("a\nb\n", 100, str::len), "a\nb");
+        let long = "0123456789\n".repeat(20);
+        assert_eq!(truncate_lines(&long, 75, str::len), "0123456789\n0123456789\n0123456789\n… 17 lines more");
+        let one = "镜".repeat(100);
+        let cut = truncate_lines(&one, 100, str::len);
+        assert_eq!(cut, format!("{}\n… and more", "镜".repeat(20)));
+    }
+}

@@ -1,0 +1,59 @@
+//! Notifies once of a registry that holds up a batch for long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::event::{Event, Events};
+use imgsync_common::image::RegistryName;
+use imgsync_common::registry::Client;
+use imgsync_common::store::Store;
+use jiff::Timestamp;
+
+use super::{Notifier, ThrottleNotice, claim_notification};
+use crate::orchestrator::rate_limit_holds;
+
+/// Interval between checks of registry holds.
+const HOLD_POLL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Notifies of each registry that holds up a batch for longer than the configured time. Runs until dropped. Holds are
+/// those of the credentials of `client`; `name` is the holder name of this process.
+pub async fn watch_throttling(
+    store: &dyn Store,
+    id: BatchId,
+    client: &Client,
+    notifier: &Notifier,
+    events: &Events,
+    name: &str,
+) {
+    if !notifier.has_channels() {
+        return std::future::pending().await;
+    }
+    let mut since: BTreeMap<RegistryName, Instant> = BTreeMap::new();
+    let mut reported: BTreeSet<RegistryName> = BTreeSet::new();
+    loop {
+        let every = HOLD_POLL_INTERVAL.min(notifier.throttle_threshold / 4).max(Duration::from_millis(200));
+        tokio::time::sleep(every).await;
+        // Errors of the store are ignored until the next check.
+        let Ok(Some(batch)) = store.batch(id).await else { continue };
+        let Ok(held) = rate_limit_holds(store, &batch, client).await else { continue };
+        since.retain(|registry, _| held.iter().any(|(known, _)| known == registry));
+        for (registry, hold) in held {
+            let waits = since.entry(registry.clone()).or_insert_with(Instant::now).elapsed();
+            let is_long = hold.wait.max(waits) >= notifier.throttle_threshold;
+            if !is_long
+                || !reported.insert(registry.clone())
+                || !claim_notification(store, &format!("{id}:{registry}"), name).await
+            {
+                continue;
+            }
+            let until = Timestamp::now().checked_add(hold.wait).unwrap_or(Timestamp::MAX);
+            let throttled =
+                ThrottleNotice { batch: id, registry, why: hold.reason, until, open: batch.counts.unfinished() };
+            for message in notifier.send_throttle_notice(&throttled).await {
+                tracing::info!("{message}");
+                events.emit(Event::Warning { message });
+            }
+        }
+    }
+}

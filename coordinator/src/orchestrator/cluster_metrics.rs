@@ -1,0 +1,224 @@
+//! Metrics of a coordinator about its cluster. A scrape of `/metrics` reads them from store and broker, at most every
+//! few seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use imgsync_common::batch::Route;
+use imgsync_common::error::Result;
+use imgsync_common::log_throttle;
+use imgsync_common::registry::Client;
+use imgsync_common::store::{Batch, BatchState, Heartbeat};
+use imgsync_worker::metrics::{MAX_REGISTRY_LABELS, Metrics, MetricsRefresh};
+use imgsync_worker::runner::load_rate_limit_holds;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::backend::Backend;
+use super::coverage::unserved_reasons;
+use super::rule_metrics::{
+    EndedBatchCache, RuleMetrics, WatchedRule, WatchedRules, last_ended, outcome_counts, unix_seconds,
+};
+use crate::notify::notification_counters;
+
+/// A scrape reuses metrics that are not older than this.
+const SCRAPE_CACHE_TTL: Duration = Duration::from_secs(5);
+/// Timeout of reading store and broker; after it the metrics keep their values.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(8);
+/// Maximum number of batches, the newest, that are counted.
+const MAX_BATCHES: usize = 1_000;
+/// Maximum number of routes with a label of their own, the longest queues first; the rest is `other`.
+const MAX_ROUTES: usize = 100;
+/// A route in which nothing was published for this long is ignored: its queue is empty or gone.
+const IDLE_ROUTE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+type GaugeFamily = Family<[(&'static str, String); 1], Gauge>;
+
+/// Metrics of the cluster.
+#[derive(Clone, Default)]
+struct ClusterMetrics {
+    store_up: Gauge,
+    broker_up: Gauge,
+    broker_blocked: Gauge,
+    open_tasks: Gauge,
+    tasks: GaugeFamily,
+    batches: GaugeFamily,
+    last_end: Gauge<f64, AtomicU64>,
+    last_good_end: Gauge<f64, AtomicU64>,
+    last_tasks: GaugeFamily,
+    last_unlisted: Gauge,
+    last_empty_rules: Gauge,
+    workers: Gauge,
+    slots: Gauge,
+    busy: Gauge,
+    refused: Gauge,
+    route_messages: GaugeFamily,
+    unserved_routes: Gauge,
+    rate_limit_holds: Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>,
+    rules: RuleMetrics,
+}
+
+impl ClusterMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("store_up", "Whether the store answers", self.store_up.clone());
+        registry.register("broker_up", "Whether the broker answers", self.broker_up.clone());
+        registry.register(
+            "broker_blocked",
+            "Whether the broker takes no messages: it is short of memory or disk",
+            self.broker_blocked.clone(),
+        );
+        registry.register("open_tasks", "Tasks of live batches that have not ended", self.open_tasks.clone());
+        registry.register("batch_tasks", "Tasks of live batches, by where they are", self.tasks.clone());
+        registry.register("batches", "Batches that are known, by state", self.batches.clone());
+        let help = "When the last batch ended";
+        registry.register_with_unit("last_batch_end_timestamp", help, Unit::Seconds, self.last_end.clone());
+        let help = "When the last batch ended in which all was listed and nothing failed";
+        registry.register_with_unit("last_good_batch_end_timestamp", help, Unit::Seconds, self.last_good_end.clone());
+        registry.register(
+            "last_batch_tasks",
+            "Tasks of the batch that ended last, by outcome",
+            self.last_tasks.clone(),
+        );
+        registry.register("last_batch_unlisted", "What could not be listed in it", self.last_unlisted.clone());
+        registry.register("last_batch_empty_rules", "Rules that chose no tag in it", self.last_empty_rules.clone());
+        registry.register("notifications", "Notifications of batches' ends, by result", notification_counters());
+        registry.register("workers", "Workers that live", self.workers.clone());
+        registry.register("worker_slots", "Tasks that all workers can do at a time", self.slots.clone());
+        registry.register("busy_slots", "Tasks that workers are at", self.busy.clone());
+        registry.register("workers_refused_messages", "Messages that living workers refused", self.refused.clone());
+        registry.register("lane_messages", "Messages that wait in the queue of a lane", self.route_messages.clone());
+        registry.register("lanes_unserved", "Lanes with messages that no worker serves", self.unserved_routes.clone());
+        let help = "For how long a registry asked to be left alone, or has no pulls left";
+        registry.register_with_unit("registry_hold", help, Unit::Seconds, self.rate_limit_holds.clone());
+        self.rules.register(registry);
+    }
+
+    /// Reads store and broker and updates the metrics.
+    async fn refresh(
+        &self,
+        backend: &Backend,
+        client: &Client,
+        rules: &[WatchedRule],
+        ended_batches: &mut EndedBatchCache,
+    ) -> Result<()> {
+        self.store_up.set(0);
+        self.broker_up.set(0);
+        let (batches, workers) = (backend.store.batches(MAX_BATCHES).await?, backend.store.workers().await?);
+        let routes = backend.store.routes_by_age().await?;
+        let routes: Vec<Route> =
+            routes.into_iter().filter(|(_, age)| *age < IDLE_ROUTE_TTL).map(|(lane, _)| lane).collect();
+        self.set_batches(&batches);
+        ended_batches.retain_batches(&batches);
+        if let Some(at) = ended_batches.last_good_end(batches.iter(), &*backend.store).await? {
+            self.last_good_end.set(unix_seconds(at));
+        }
+        self.rules.refresh(rules, &batches, &*backend.store, ended_batches).await?;
+        if let Some(last) = last_ended(batches.iter()) {
+            self.last_unlisted.set(gauge_from_usize(backend.store.listing_failures(last.id).await?.len()));
+            self.last_empty_rules.set(gauge_from_usize(backend.store.empty_rules(last.id).await?.len()));
+        }
+        self.set_workers(&workers);
+        self.rate_limit_holds.clear();
+        let holds = load_rate_limit_holds(&routes, &*backend.store, client).await?;
+        for ((registry, _), hold) in holds.into_iter().take(MAX_REGISTRY_LABELS) {
+            let gauge = self.rate_limit_holds.get_or_create_owned(&[("registry", registry.to_string())]);
+            gauge.set(gauge.get().max(hold.wait.as_secs_f64()));
+        }
+        self.broker_blocked.set(backend.store.broker_alarm().await?.is_some().into());
+        self.store_up.set(1);
+        let waiting = backend.queue.count_ready(&routes).await?;
+        self.broker_up.set(1);
+        self.set_routes(routes.iter().zip(waiting).collect(), &workers);
+        Ok(())
+    }
+
+    fn set_batches(&self, batches: &[Batch]) {
+        let live: Vec<&Batch> = batches.iter().filter(|batch| batch.state.is_live()).collect();
+        let sum = |count: &dyn Fn(&Batch) -> u64| live.iter().map(|batch| count(batch)).sum::<u64>();
+        self.open_tasks.set(gauge_from_u64(sum(&|batch| batch.counts.unfinished())));
+        let parts = [
+            ("planned", sum(&|batch| batch.counts.waiting.saturating_sub(batch.queued + batch.retrying))),
+            ("queued", sum(&|batch| batch.queued)),
+            ("retrying", sum(&|batch| batch.retrying)),
+            ("leased", sum(&|batch| batch.counts.running)),
+        ];
+        for (state, count) in parts {
+            self.tasks.get_or_create(&[("state", state.to_owned())]).set(gauge_from_u64(count));
+        }
+        for control in BatchState::ALL {
+            let count = batches.iter().filter(|batch| batch.state == control).count();
+            self.batches.get_or_create(&[("state", control.as_str().to_owned())]).set(gauge_from_usize(count));
+        }
+        if let Some(last) = last_ended(batches.iter()) {
+            self.last_end.set(last.ended_at.map_or(0.0, unix_seconds));
+            for (outcome, count) in outcome_counts(last) {
+                self.last_tasks.get_or_create(&[("outcome", outcome.to_owned())]).set(gauge_from_u64(count));
+            }
+        }
+    }
+
+    fn set_workers(&self, workers: &[Heartbeat]) {
+        self.workers.set(gauge_from_usize(workers.len()));
+        self.slots.set(workers.iter().map(|worker| i64::from(worker.slots)).sum());
+        self.busy.set(gauge_from_usize(workers.iter().map(|worker| worker.running.len()).sum()));
+        self.refused.set(gauge_from_u64(workers.iter().map(|worker| worker.refused).sum()));
+    }
+
+    fn set_routes(&self, mut routes: Vec<(&Route, u64)>, workers: &[Heartbeat]) {
+        let unserved =
+            routes.iter().filter(|(route, waiting)| *waiting > 0 && unserved_reasons(workers, route).is_some()).count();
+        self.unserved_routes.set(gauge_from_usize(unserved));
+        routes.sort_by_key(|(_, waiting)| std::cmp::Reverse(*waiting));
+        self.route_messages.clear();
+        for (route, waiting) in routes.iter().take(MAX_ROUTES) {
+            self.route_messages.get_or_create(&[("lane", route.to_string())]).set(gauge_from_u64(*waiting));
+        }
+        if let Some(rest) = routes.get(MAX_ROUTES..).filter(|rest| !rest.is_empty()) {
+            let rest = rest.iter().map(|(_, waiting)| waiting).sum();
+            self.route_messages.get_or_create(&[("lane", "other".to_owned())]).set(gauge_from_u64(rest));
+        }
+    }
+}
+
+/// Creates the coordinator's metrics, with those of its cluster, and the function that refreshes the latter. Rate limit
+/// holds are those of the credentials of `client`.
+pub fn new_cluster_metrics(backend: &Backend, client: Client, rules: WatchedRules) -> (Arc<Metrics>, MetricsRefresh) {
+    let cluster_metrics = ClusterMetrics::default();
+    let metrics = Metrics::new("imgsync", |registry| cluster_metrics.register(registry));
+    let (backend, looked) = (backend.clone(), Arc::new(Mutex::new((None::<Instant>, EndedBatchCache::default()))));
+    let refresh: MetricsRefresh = Arc::new(move || {
+        let (cluster_metrics, backend, client, looked) =
+            (cluster_metrics.clone(), backend.clone(), client.clone(), looked.clone());
+        let rules = rules.get().map(|rules| rules()).unwrap_or_default();
+        Box::pin(async move {
+            let mut looked = looked.lock().await;
+            let (looked_at, found) = &mut *looked;
+            if looked_at.is_some_and(|at| at.elapsed() < SCRAPE_CACHE_TTL) {
+                return;
+            }
+            match tokio::time::timeout(REFRESH_TIMEOUT, cluster_metrics.refresh(&backend, &client, &rules, found)).await
+            {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => log_throttle::warn(&format!("figures: {}", error.kind()), &error.to_string()),
+                Err(_) => {
+                    let line = format!("store and broker did not answer within {} s", REFRESH_TIMEOUT.as_secs());
+                    log_throttle::warn("figures: no answer", &line);
+                }
+            }
+            *looked_at = Some(Instant::now());
+        })
+    });
+    (metrics, refresh)
+}
+
+fn gauge_from_usize(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn gauge_from_u64(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,145 @@
+//! Lists the repositories of an image layout, and names the images that rules cannot select.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::image::{Digest, DigestTag};
+use imgsync_common::layout::{IndexEntry, Layout, QualifiedRepositoryName};
+use imgsync_common::registry::ManifestRef;
+use imgsync_common::sanitize::sanitize_within;
+
+use crate::discovery::{DiscoveryFailure, DiscoveryItem, ListedTag, RepositoryListing};
+
+/// Maximum nesting of indexes, and of referrers.
+const MAX_DEPTH: usize = 16;
+/// Maximum number of characters of a name in messages.
+const MAX_NAME_CHARS: usize = 300;
+
+/// Lists the repositories of a layout. Images without a full name, and those that share a name, are reported as
+/// unlisted.
+pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
+    let layout = Layout::open(folder).await?;
+    let (mut named, mut nameless) =
+        (BTreeMap::<QualifiedRepositoryName, BTreeMap<String, Vec<IndexEntry>>>::new(), Vec::new());
+    for entry in layout.entries().await? {
+        match (entry.repository.clone(), entry.tag.clone()) {
+            (Some(name), Some(tag)) => {
+                named.entry(name).or_default().entry(tag.to_string()).or_default().push(entry);
+            }
+            _ => nameless.push(entry),
+        }
+    }
+    let left_out = |image: String, detail: String, hint: String| {
+        let error = Error::new(ErrorKind::Invalid, format!("listing oci:{}", folder.display()), detail).with_hint(hint);
+        DiscoveryItem::Failed(DiscoveryFailure { repository: format!("oci:{}{image}", folder.display()), error })
+    };
+    let mut found = Vec::new();
+    if !nameless.is_empty() {
+        let tops = named.values().flat_map(BTreeMap::values).flatten();
+        let along =
+            find_dependents(&layout, tops.map(|entry| entry.descriptor.digest.clone()).collect(), &nameless).await;
+        for entry in nameless.iter().filter(|entry| !along.contains(&entry.descriptor.digest)) {
+            found.push(match (&entry.tag, &entry.name) {
+                (Some(tag), _) => {
+                    let detail = format!("`{tag}` has no full name, so that no name at the target follows from it");
+                    left_out(
+                        format!(":{tag}"),
+                        detail,
+                        format!("copy it with `imgsync sync oci:{}:{tag} TARGET`", folder.display()),
+                    )
+                }
+                (None, name) => {
+                    let digest = &entry.descriptor.digest;
+                    let detail = match name {
+                        Some(name) => {
+                            format!(
+                                "{digest} is called `{}`, which is no name with a tag",
+                                sanitize_within(name, MAX_NAME_CHARS)
+                            )
+                        }
+                        None => format!("{digest} has no name, and rules choose by tags"),
+                    };
+                    let hint = format!("copy it with `imgsync sync oci:{}@{digest} TARGET:TAG`", folder.display());
+                    left_out(format!("@{digest}"), detail, hint)
+                }
+            });
+        }
+    }
+    for (name, tags) in named {
+        let mut listed = Vec::with_capacity(tags.len());
+        for (tag, entries) in tags {
+            let Some(first) = entries.first() else { continue };
+            if let Some(other) = entries.iter().find(|entry| entry.descriptor.digest != first.descriptor.digest) {
+                let (one, two) = (&first.descriptor.digest, &other.descriptor.digest);
+                let detail = format!("two images are called {name}:{tag}: {one} and {two}");
+                let hint = "make the layout again, or copy one with `imgsync sync oci:DIR@sha256:… TARGET:TAG`";
+                found.push(left_out(format!(":{name}:{tag}"), detail, hint.to_owned()));
+                continue;
+            }
+            listed.push(ListedTag {
+                tag,
+                digest: Some(first.descriptor.digest.clone()),
+                created: None,
+                media_type: Some(first.descriptor.media_type.clone()),
+            });
+        }
+        if !listed.is_empty() {
+            let manifests = listed.len();
+            let (registry, repository) = (name.registry, name.repository);
+            let (children, google, undated, memory) = (Vec::new(), false, None, None);
+            found.push(DiscoveryItem::Listed(RepositoryListing {
+                registry,
+                repository,
+                tags: listed,
+                children,
+                manifests,
+                is_google_style: google,
+                missing_dates_reason: undated,
+                memory,
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns what is copied with these images: the images, what their indexes list, and the unnamed images that refer to
+/// these.
+async fn find_dependents(layout: &Layout, tops: HashSet<Digest>, nameless: &[IndexEntry]) -> HashSet<Digest> {
+    let images = layout.repository(None);
+    let read = async |digest: &Digest| images.get_manifest(&ManifestRef::Digest(digest.clone())).await.ok();
+    let mut open: Vec<(Digest, usize)> = tops.iter().map(|digest| (digest.clone(), 0)).collect();
+    let mut along = tops;
+    while let Some((digest, depth)) = open.pop() {
+        // An unreadable manifest is an error when it is copied.
+        let Some(manifest) = read(&digest).await else { continue };
+        for child in manifest.children() {
+            if along.insert(child.digest.clone()) && depth < MAX_DEPTH {
+                open.push((child.digest.clone(), depth + 1));
+            }
+        }
+    }
+    for _ in 0..MAX_DEPTH {
+        let mut more = false;
+        for entry in nameless.iter().filter(|entry| !along.contains(&entry.descriptor.digest)).collect::<Vec<_>>() {
+            let digest = &entry.descriptor.digest;
+            // Cosign names the image in the tag.
+            let named = entry.tag.as_ref().and_then(|tag| DigestTag::parse_tag(tag.as_str())).map(|(stem, _)| stem);
+            let belongs = match named {
+                Some(stem) => along.iter().any(|known| known.fallback_tag() == *stem),
+                None => match read(digest).await.and_then(|manifest| manifest.parsed().subject.clone()) {
+                    Some(subject) => along.contains(&subject.digest),
+                    None => false,
+                },
+            };
+            if belongs {
+                along.insert(digest.clone());
+                more = true;
+            }
+        }
+        if !more {
+            break;
+        }
+    }
+    along
+}

@@ -1,0 +1,238 @@
+//! Leader service of `imgsync serve`: leads all batches that no `run` leads. Of several coordinators, one leads and the
+//! others stand by.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::config::Config;
+use imgsync_common::error::{ErrorKind, Result};
+use imgsync_common::event::{Event, Events};
+use imgsync_common::log_throttle;
+use imgsync_common::registry::Client;
+use imgsync_common::store::{Batch, BatchState, LeaseGuard, TryAcquireResult, leader_lease_name};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::backend::Backend;
+use super::batch_log::BatchLog;
+use super::leader::{LEADER_LEASE_TTL, Leader, ReclaimPolicy};
+use super::provenance::tidy_provenance;
+use super::supervise::supervise;
+use super::{GLOBAL_LEADER, leader_holder_name};
+use crate::notify::{Notifier, deliver, is_within_delivery_window, watch_throttling as watch_waits};
+
+/// Interval between looks for new batches.
+const BATCH_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Maximum number of batches, the newest, that are checked.
+const MAX_BATCHES: usize = 1_000;
+/// Interval between removals of old batches.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Configuration of the leader service, which may change while it runs.
+#[derive(Debug, Clone)]
+pub struct LeaderConfig {
+    /// Configuration: how long batches are kept, and the rules whose provenance is kept.
+    pub config: Arc<Config>,
+    /// Notification targets.
+    pub notifier: Arc<Notifier>,
+    /// Client whose credentials determine which registry holds are reported.
+    pub client: Client,
+}
+
+/// Leads all batches until `stop` is cancelled. `batches_changed` signals that there may be new batches or tasks; `leads`
+/// publishes whether this process is the leader.
+pub async fn run_leader(
+    backend: &Backend,
+    reclaim_policy: ReclaimPolicy,
+    leader_config: &watch::Receiver<LeaderConfig>,
+    (batches_changed, is_leader): (&Notify, &watch::Sender<bool>),
+    events: &Events,
+    stop: &CancellationToken,
+) {
+    let name = leader_holder_name();
+    let lease = leader_lease_name(GLOBAL_LEADER);
+    let leader = Leader::new(backend, &name, reclaim_policy, events.clone());
+    let mut stood_by = false;
+    while !stop.is_cancelled() {
+        match LeaseGuard::try_acquire(backend.store.clone(), &lease, &name, LEADER_LEASE_TTL).await {
+            Ok(TryAcquireResult::Acquired(guard)) => {
+                stood_by = false;
+                is_leader.send_replace(true);
+                emit_notice(events, "leads");
+                let over = stop.child_token();
+                tokio::select! {
+                    () = lead_all_batches(backend, &leader, leader_config, (batches_changed, events, &name), &over) => {}
+                    () = leader.requeue_dead_letters(&over) => {}
+                    () = guard.lost().cancelled() => emit_notice(events, "leads no more: the lease was lost"),
+                }
+                is_leader.send_replace(false);
+                over.cancel();
+                guard.release().await;
+            }
+            Ok(TryAcquireResult::HeldBy(holder)) => {
+                if !std::mem::replace(&mut stood_by, true) {
+                    emit_notice(events, &format!("stands by: {holder} leads"));
+                }
+            }
+            Err(error) => {
+                let kind = format!("asking who leads: {}", error.kind());
+                events.emit(Event::RepeatedWarning { kind, message: error.to_string() });
+            }
+        }
+        pause(BATCH_POLL_INTERVAL, stop).await;
+    }
+}
+
+/// State shared by the tasks of all led batches.
+#[derive(Clone)]
+struct LeaderContext {
+    backend: Backend,
+    leader: Leader,
+    leader_config: watch::Receiver<LeaderConfig>,
+    events: Events,
+    name: String,
+    /// Batches whose notifications were delivered or given up.
+    notified: Arc<Mutex<HashSet<BatchId>>>,
+}
+
+impl LeaderContext {
+    /// Leads a batch, and sends its notifications once it has ended.
+    async fn lead_batch(&self, id: BatchId, log: &BatchLog, stop: &CancellationToken) -> Result<()> {
+        let LeaderConfig { notifier, client, .. } = self.leader_config.borrow().clone();
+        let (store, more, begin) = (&self.backend.store, Notify::new(), || log.begin());
+        let led = tokio::select! {
+            led = self.leader.lead_batch_with_callback(id, &more, stop, &begin) => led,
+            () = watch_waits(&**store, id, &client, &notifier, &self.events, &self.name) => Ok(()),
+        };
+        if let Err(error) = led {
+            // A batch that fails authentication was cancelled, which is its end.
+            if store.batch_state(id).await?.is_some_and(BatchState::is_live) {
+                return Err(error);
+            }
+            warn(&self.events, &format!("batch {id} is not led any more: {error}"));
+        }
+        log.end(&**store).await?;
+        self.notify(id, stop).await
+    }
+
+    /// Sends the notifications of a batch that has ended until all are delivered.
+    async fn notify(&self, id: BatchId, stop: &CancellationToken) -> Result<()> {
+        let notifier = || self.leader_config.borrow().notifier.clone();
+        let at = (&self.backend.store, &*self.backend.clock);
+        let is_settled = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
+            // A batch that was tampered with cannot be reported, however often it is read.
+            Err(error) if error.kind() == ErrorKind::Insecure => {
+                warn(&self.events, &format!("nobody is told of batch {id}: {error}"));
+                true
+            }
+            told => told?,
+        };
+        if is_settled {
+            self.notified().insert(id);
+        }
+        Ok(())
+    }
+
+    /// Returns whether an ended batch may have notifications to deliver, because its leader was killed or failed to.
+    fn needs_notification(&self, batch: &Batch) -> bool {
+        !self.leader_config.borrow().notifier.is_empty()
+            && is_within_delivery_window(batch, self.backend.clock.now())
+            && !self.notified().contains(&batch.id)
+    }
+
+    fn notified(&self) -> MutexGuard<'_, HashSet<BatchId>> {
+        self.notified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leads each live batch in a task of its own, and notifies of those that have ended.
+async fn lead_all_batches(
+    backend: &Backend,
+    leader: &Leader,
+    leader_config: &watch::Receiver<LeaderConfig>,
+    (batches_changed, events, name): (&Notify, &Events, &str),
+    stop: &CancellationToken,
+) {
+    let context = LeaderContext {
+        backend: backend.clone(),
+        leader: leader.clone(),
+        leader_config: leader_config.clone(),
+        events: events.clone(),
+        name: name.to_owned(),
+        notified: Arc::default(),
+    };
+    let mut led: HashMap<BatchId, JoinHandle<()>> = HashMap::new();
+    let mut tidied: Option<tokio::time::Instant> = None;
+    while !stop.is_cancelled() {
+        led.retain(|_, task| !task.is_finished());
+        match backend.store.batches(MAX_BATCHES).await {
+            Ok(batches) => {
+                context.notified().retain(|id| batches.iter().any(|batch| batch.id == *id && batch.ended_at.is_some()));
+                for batch in batches {
+                    let id = batch.id;
+                    let is_live = batch.ended_at.is_none() && batch.state.is_live();
+                    if led.contains_key(&id) || !(is_live || context.needs_notification(&batch)) {
+                        continue;
+                    }
+                    let (work, stop) = (context.clone(), stop.clone());
+                    let log = BatchLog::new(&batch, events);
+                    led.insert(
+                        id,
+                        tokio::spawn(async move {
+                            match is_live {
+                                true => {
+                                    let (what, events) = (format!("leading batch {id}"), &work.events);
+                                    supervise(&what, events, &stop, async || work.lead_batch(id, &log, &stop).await)
+                                        .await;
+                                }
+                                false => {
+                                    let what = format!("telling of batch {id}");
+                                    supervise(&what, &work.events, &stop, async || work.notify(id, &stop).await).await;
+                                }
+                            }
+                        }),
+                    );
+                }
+            }
+            Err(error) => log_throttle::warn(&format!("looking for batches: {}", error.kind()), &error.to_string()),
+        }
+        if tidied.is_none_or(|at| at.elapsed() > CLEANUP_INTERVAL) {
+            tidied = Some(tokio::time::Instant::now());
+            let config = leader_config.borrow().config.clone();
+            let keep = jiff::SignedDuration::try_from(config.batch_retention).unwrap_or(jiff::SignedDuration::MAX);
+            if let Ok(before) = backend.clock.now().checked_sub(keep)
+                && let Err(error) = backend.store.remove_before(before).await
+            {
+                tracing::warn!("{error}");
+            }
+            if let Err(error) = tidy_provenance(&*backend.store, &config, backend.clock.now()).await {
+                tracing::warn!("{error}");
+            }
+        }
+        tokio::select! {
+            () = batches_changed.notified() => {}
+            () = pause(BATCH_POLL_INTERVAL, stop) => {}
+        }
+    }
+    for (_, task) in led {
+        let _ = task.await;
+    }
+}
+
+fn emit_notice(events: &Events, what: &str) {
+    events.emit(Event::Notice { message: what.to_owned() });
+}
+
+fn warn(events: &Events, what: &str) {
+    events.emit(Event::Warning { message: what.to_owned() });
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = stop.cancelled() => {}
+    }
+}

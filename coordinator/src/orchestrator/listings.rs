@@ -1,0 +1,179 @@
+//! Listings of a rule, from registries or from an image layout.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use imgsync_common::config::RuleSource;
+use imgsync_common::error::{Error, Result};
+use imgsync_common::registry::{Client, Context, TrafficCounters};
+
+use super::layout_listing::list_layout;
+use crate::discovery::{Discovery, DiscoveryFailure, DiscoveryItem, DiscoveryOptions, discover};
+use crate::presets::{SourceSelector, source_selectors};
+
+/// Iterates over the listings of a rule.
+pub struct Listings {
+    strategy: ListingStrategy,
+    context: Context,
+}
+
+enum ListingStrategy {
+    /// A single source: its error is that of the rule.
+    Single(Arc<SourceSelector>, Box<Discovery>),
+    /// The parts of a preset.
+    Multiple(Box<MultiSourceListing>),
+    /// All repositories of a layout.
+    Layout(std::vec::IntoIter<DiscoveryItem>),
+}
+
+/// A repository of a rule, or the error of listing it.
+#[derive(Debug)]
+pub struct RuleListing {
+    /// The repository.
+    pub item: DiscoveryItem,
+    /// Part of the rule's source that it belongs to; `None` in a layout.
+    pub selector: Option<Arc<SourceSelector>>,
+}
+
+impl Listings {
+    /// Starts listing the source of a rule. `layout_listing` is the base directory of relative layout paths.
+    pub async fn for_source(
+        source: &RuleSource,
+        folder: &Path,
+        client: &Client,
+        options: DiscoveryOptions,
+        context: &Context,
+        tally: &Arc<TrafficCounters>,
+    ) -> Result<Listings> {
+        let begin = {
+            let (client, context, tally) = (client.clone(), context.clone(), tally.clone());
+            move |part: &SourceSelector| discover(&client, &part.pattern, options, &context, &tally)
+        };
+        let way = match source {
+            RuleSource::Layout(path) => ListingStrategy::Layout(list_layout(&folder.join(path)).await?.into_iter()),
+            RuleSource::Repositories(_) | RuleSource::Preset(_) => {
+                match <[SourceSelector; 1]>::try_from(source_selectors(source)?) {
+                    Ok([part]) => {
+                        let enumeration = begin(&part);
+                        ListingStrategy::Single(Arc::new(part), Box::new(enumeration))
+                    }
+                    Err(parts) => {
+                        ListingStrategy::Multiple(Box::new(MultiSourceListing::new(parts, options.query_limit, begin)))
+                    }
+                }
+            }
+        };
+        Ok(Listings { strategy: way, context: context.clone() })
+    }
+
+    /// Returns the next repository and warns of oddities in it. An error ends the listing of the rule.
+    pub async fn next(&mut self) -> Result<Option<RuleListing>> {
+        let offer = match &mut self.strategy {
+            ListingStrategy::Single(part, enumeration) => {
+                enumeration.next().await?.map(|found| RuleListing { item: found, selector: Some(part.clone()) })
+            }
+            ListingStrategy::Multiple(several) => several.next().await?,
+            ListingStrategy::Layout(found) => found.next().map(|found| RuleListing { item: found, selector: None }),
+        };
+        if let Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: Some(part) }) = &offer {
+            part.check_listing(listing).iter().for_each(|remark| self.context.warn(remark));
+        }
+        Ok(offer)
+    }
+}
+
+type StartEnumeration = Box<dyn Fn(&SourceSelector) -> Discovery + Send + Sync>;
+
+/// Lists the parts of a preset: named repositories concurrently, then patterns one after another. A part that cannot be
+/// listed does not stop the others.
+struct MultiSourceListing {
+    named: BoxStream<'static, (Arc<SourceSelector>, Result<Option<DiscoveryItem>>)>,
+    trees: VecDeque<Arc<SourceSelector>>,
+    current_tree: Option<(Arc<SourceSelector>, Discovery)>,
+    start: Arc<StartEnumeration>,
+    /// Whether something was listed.
+    has_listed: bool,
+    /// Errors, deferred until something is listed.
+    deferred_errors: VecDeque<(Arc<SourceSelector>, Error)>,
+}
+
+impl MultiSourceListing {
+    fn new(
+        parts: Vec<SourceSelector>,
+        at_once: usize,
+        begin: impl Fn(&SourceSelector) -> Discovery + Send + Sync + 'static,
+    ) -> MultiSourceListing {
+        let begin: Arc<StartEnumeration> = Arc::new(Box::new(begin));
+        let parts = parts.into_iter().map(Arc::new);
+        let (named, trees): (Vec<_>, Vec<_>) = parts.partition(|part| part.pattern.repository().is_some());
+        let list = {
+            let begin = begin.clone();
+            move |part: Arc<SourceSelector>| {
+                let mut enumeration = begin(&part);
+                async move { (part, enumeration.next().await) }
+            }
+        };
+        let named = futures_util::stream::iter(named).map(list).buffered(at_once.max(1)).boxed();
+        MultiSourceListing {
+            named,
+            trees: trees.into(),
+            current_tree: None,
+            start: begin,
+            has_listed: false,
+            deferred_errors: VecDeque::new(),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<RuleListing>> {
+        loop {
+            if self.has_listed
+                && let Some((part, error)) = self.deferred_errors.pop_front()
+            {
+                return Ok(Some(to_unlisted(part, error)));
+            }
+            let (part, result) = match self.next_step().await {
+                Some(one) => one,
+                // Nothing was listed: the last error is the rule's.
+                None if self.deferred_errors.len() == 1 => {
+                    return self.deferred_errors.pop_front().map_or(Ok(None), |(_, error)| Err(error));
+                }
+                None => return Ok(self.deferred_errors.pop_front().map(|(part, error)| to_unlisted(part, error))),
+            };
+            match result {
+                Ok(None) => {}
+                Ok(Some(found)) => {
+                    self.has_listed = true;
+                    return Ok(Some(RuleListing { item: found, selector: Some(part) }));
+                }
+                Err(error) if error.is_cancelled() => return Err(error),
+                Err(error) => self.deferred_errors.push_back((part, error)),
+            }
+        }
+    }
+
+    /// Returns the result of the next step, or `None` after the last.
+    async fn next_step(&mut self) -> Option<(Arc<SourceSelector>, Result<Option<DiscoveryItem>>)> {
+        if let Some(one) = self.named.next().await {
+            return Some(one);
+        }
+        if self.current_tree.is_none() {
+            let part = self.trees.pop_front()?;
+            let enumeration = (self.start)(&part);
+            self.current_tree = Some((part, enumeration));
+        }
+        let (part, enumeration) = self.current_tree.as_mut()?;
+        let (part, result) = (part.clone(), enumeration.next().await);
+        if !matches!(result, Ok(Some(_))) {
+            self.current_tree = None;
+        }
+        Some((part, result))
+    }
+}
+
+fn to_unlisted(part: Arc<SourceSelector>, error: Error) -> RuleListing {
+    let repository = part.pattern.to_string();
+    RuleListing { item: DiscoveryItem::Failed(DiscoveryFailure { repository, error }), selector: Some(part) }
+}

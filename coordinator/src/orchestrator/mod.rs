@@ -1,0 +1,66 @@
+//! Batches: planning from rules and listings, dispatch, leadership, progress and pruning.
+
+mod admission;
+mod backend;
+mod batch_log;
+pub mod cluster_metrics;
+mod coverage;
+mod digest_tags;
+mod dispatch;
+mod dry_run;
+mod layout_listing;
+mod leader;
+mod leader_service;
+mod listing_lease;
+mod listings;
+mod local_worker;
+mod manifest_usage;
+mod owner;
+mod plan;
+mod plan_builder;
+mod provenance;
+mod prune_plan;
+mod pruner;
+mod rule_metrics;
+mod run;
+mod selection_counts;
+mod supervise;
+mod unchanged_filter;
+
+pub(crate) use admission::Obstacle;
+pub use admission::{Admission, AdmissionResult, StartPermit};
+pub use backend::Backend;
+pub use coverage::{WorkerCoverage, rate_limit_holds, rate_limit_messages};
+pub use digest_tags::DigestTagIndex;
+#[cfg(test)]
+pub(crate) use dispatch::MAX_DEPTH;
+pub use dry_run::{DryRun, DryRunPlan};
+pub use leader::{Leader, ReclaimPolicy, find_active_leader};
+pub use leader_service::{LeaderConfig, run_leader};
+pub use listings::{Listings, RuleListing};
+pub use local_worker::LocalWorker;
+pub use owner::{
+    AbandonmentDetector, BatchStatus, BatchView, BatchWaitResult, find_owner, resume_command, wait_until_over,
+};
+pub use plan::{
+    PlanFailure, PlannedTarget, PlannedTask, Planner, RepositoryPlan, Slice, SourceTag, cut_slice, resolve_conflicts,
+};
+pub use provenance::tidy_provenance;
+pub use prune_plan::{PruneCandidate, PrunePlan};
+#[cfg(test)]
+pub(crate) use rule_metrics::MAX_RULES;
+pub use rule_metrics::{WatchedRule, WatchedRules};
+pub use run::{CreatedBatch, RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
+
+/// Name of the leader lease of `serve` ([`imgsync_common::store::leader`]): all batches that no other process leads.
+pub const GLOBAL_LEADER: &str = "all batches";
+
+/// Returns the holder name of this process for [`GLOBAL_LEADER`].
+pub fn leader_holder_name() -> String {
+    format!("serve on {}", coordinator_name())
+}
+
+/// Returns the name of this process in messages and leases: host and process id.
+pub fn coordinator_name() -> String {
+    imgsync_worker::process_name()
+}

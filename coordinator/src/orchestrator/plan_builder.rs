@@ -1,0 +1,457 @@
+//! Builds the plan of a batch: plans each listing, filters out unchanged tags, and appends the tasks to the ledger
+//! repository by repository, so that they can start while other repositories are still being listed.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use imgsync_common::batch::{
+    BatchId, Endpoint, Failure, RepositoryLocator, RequestCounts, TagLocator, TaskResult, TaskSpec,
+};
+use imgsync_common::config::{Rule, RuleSource};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::image::DigestTagHints;
+use imgsync_common::registry::{Client, Context, TrafficCounters};
+use imgsync_common::store::{AppendResult, ListingFailure, PlanSegment, Usage};
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::backend::Backend;
+use super::digest_tags::DigestTagIndex;
+use super::listings::{Listings, RuleListing};
+use super::plan::{
+    PlanFailure, PlannedTarget, PlannedTask, Planner, RepositoryPlan, Slice, SourceTag, cut_slice, resolve_conflicts,
+};
+use super::prune_plan::PrunePlan;
+use super::selection_counts::{SelectionCounts, empty_rule_warning};
+use super::unchanged_filter::UnchangedFilter;
+use crate::discovery::{self, DiscoveryItem, RepositoryOrder};
+use crate::presets::preset_contains;
+
+/// Maximum number of repositories filtered and appended concurrently.
+const MAX_CONCURRENT_REPOSITORIES: usize = 16;
+/// Tasks per segment of a slice, which is not divided by repository.
+const TASKS_PER_SLICE_SEGMENT: usize = 2000;
+
+/// Builds the plan of a batch.
+pub(super) struct PlanBuilder<'a> {
+    pub(super) backend: &'a Backend,
+    pub(super) client: &'a Client,
+    pub(super) context: &'a Context,
+    pub(super) rules: &'a [Rule],
+    /// Base directory of relative paths.
+    pub(super) folder: &'a Path,
+    pub(super) batch: BatchId,
+    pub(super) slice: Option<Slice>,
+    /// Whether to look for target tags whose source is gone.
+    pub(super) prunes: bool,
+    pub(super) query_limit: usize,
+    pub(super) unchanged_filter: &'a UnchangedFilter,
+    pub(super) counters: (Arc<TrafficCounters>, Arc<TrafficCounters>),
+    /// Notified when there are new tasks to dispatch.
+    pub(super) plan_changed: &'a Notify,
+    /// Index ranges of the plan by target repository.
+    pub(super) plan_index: Mutex<PlanIndex>,
+}
+
+/// Index ranges of the plan by the target repositories they write to. Memory grows with the repositories.
+#[derive(Debug, Default)]
+pub(super) struct PlanIndex {
+    ranges: HashMap<Arc<RepositoryLocator>, Vec<Range<u32>>>,
+    /// There may be other ranges: the listing was started in another process.
+    is_resumed: bool,
+}
+
+impl PlanIndex {
+    fn record(&mut self, first: u32, homes: HashSet<Arc<RepositoryLocator>>, tasks: u32) {
+        for home in homes {
+            self.ranges.entry(home).or_default().push(first..first.saturating_add(tasks));
+        }
+    }
+
+    /// Returns the ranges that may hold tasks for one of these repositories.
+    fn ranges_for(&self, homes: &HashSet<Arc<RepositoryLocator>>) -> Vec<Range<u32>> {
+        if self.is_resumed {
+            return Vec::from([Range { start: 0, end: u32::MAX }]);
+        }
+        let mut parts: Vec<Range<u32>> =
+            homes.iter().filter_map(|home| self.ranges.get(home)).flatten().cloned().collect();
+        parts.sort_unstable_by_key(|part| (part.start, part.end));
+        parts.dedup();
+        parts
+    }
+}
+
+/// Summary of the listing.
+#[derive(Debug, Default)]
+pub(super) struct ListingSummary {
+    /// Errors of the rules of which nothing could be listed.
+    pub(super) refused: Vec<Error>,
+    /// Prune plans of the rules; empty if the listing was interrupted.
+    pub(super) prune_plans: Vec<PrunePlan>,
+}
+
+impl PlanBuilder<'_> {
+    /// Lists all rules and makes the total final. Records what cannot be listed in the ledger; returns only errors of
+    /// the ledger.
+    pub(super) async fn run(&self) -> Result<ListingSummary> {
+        let mut listed = ListingSummary::default();
+        let done: HashSet<String> = self.backend.store.segment_keys(self.batch).await?.into_iter().collect();
+        self.plan_index().is_resumed = !done.is_empty();
+        let mut planner = Planner::new();
+        let mut whole: Vec<PlannedTask> = Vec::new();
+        let mut prune_plans: Vec<PrunePlan> = Vec::new();
+        let mut digest_tags = DigestTagIndex::default();
+        for (number, rule) in self.rules.iter().enumerate() {
+            let order = if self.slice.is_some() { RepositoryOrder::ByName } else { RepositoryOrder::AsCompleted };
+            let options = discovery::DiscoveryOptions { query_limit: self.query_limit, order };
+            let mut prune_plan = if self.prunes { PrunePlan::for_rule(rule, number) } else { None };
+            let listings =
+                Listings::for_source(&rule.source, self.folder, self.client, options, self.context, &self.counters.0)
+                    .await;
+            let mut listings = match listings {
+                Ok(listings) => listings,
+                Err(error) => {
+                    mark_incomplete(&mut prune_plan, &rule.source);
+                    prune_plans.extend(prune_plan);
+                    self.refuse_rule(rule, error, &mut listed).await?;
+                    continue;
+                }
+            };
+            let mut chosen = SelectionCounts::default();
+            let mut under_way = FuturesUnordered::new();
+            loop {
+                if self.context.cancel.is_cancelled() {
+                    return Ok(listed);
+                }
+                while under_way.len() >= MAX_CONCURRENT_REPOSITORIES {
+                    under_way.next().await.transpose()?;
+                }
+                let found = {
+                    // Polled to completion: dropping the future would lose a listing.
+                    let mut next = std::pin::pin!(listings.next());
+                    loop {
+                        tokio::select! {
+                            found = &mut next => break found,
+                            Some(result) = under_way.next() => result?,
+                        }
+                    }
+                };
+                match found {
+                    Ok(None) => break,
+                    Ok(Some(RuleListing { item: DiscoveryItem::Failed(unlisted), .. })) => {
+                        mark_incomplete(&mut prune_plan, &unlisted.repository);
+                        chosen.mark_incomplete();
+                        self.record_unlisted(unlisted.repository, &unlisted.error).await?;
+                    }
+                    Ok(Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: part })) => {
+                        let key = format!("{number} {}/{}", listing.registry, listing.repository);
+                        let now = self.backend.clock.now();
+                        // Planned even if already in the ledger, to detect later collisions.
+                        let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
+                        chosen.add_listing(&listing, &plan);
+                        if let Some(pruning) = &mut prune_plan {
+                            let rule = (rule, part.as_deref());
+                            pruning.compare_listing(&*self.backend.store, rule, &listing, now, true).await?;
+                        }
+                        if let Some(error) = &plan.refused {
+                            if let Some(pruning) = &mut prune_plan {
+                                pruning.refuse(error.to_string());
+                            }
+                            let repository = format!("{}/{}", listing.registry, listing.repository);
+                            self.record_unlisted(self.describe_repository(rule, repository), error).await?;
+                        }
+                        if self.slice.is_some() {
+                            whole.extend(plan.tasks);
+                            digest_tags.merge(plan.digest_tags);
+                            for failed in plan.failed {
+                                self.record_unlisted(failed.source.to_string(), &failed.error).await?;
+                            }
+                        } else if !done.contains(&key) {
+                            if plan.tasks.iter().any(|task| task.may_collide) {
+                                // Tasks planned before must be in the ledger before it is queried.
+                                while let Some(result) = under_way.next().await {
+                                    result?;
+                                }
+                            }
+                            under_way.push(self.add_repository(key, now, rule, number, plan));
+                        }
+                    }
+                    Err(error) => {
+                        mark_incomplete(&mut prune_plan, &rule.source);
+                        chosen.mark_incomplete();
+                        if !error.is_cancelled() {
+                            self.refuse_rule(rule, error, &mut listed).await?;
+                        }
+                        break;
+                    }
+                }
+            }
+            while let Some(result) = under_way.next().await {
+                result?;
+            }
+            prune_plans.extend(prune_plan);
+            if let Some(empty) = chosen.empty_rule(rule, number) {
+                self.context.warn(empty_rule_warning(rule, &empty));
+                self.backend.store.record_empty_rule(self.batch, empty).await?;
+            }
+        }
+        if self.context.cancel.is_cancelled() {
+            return Ok(listed);
+        }
+        if let Some(slice) = self.slice {
+            self.add_slice(whole, slice, &digest_tags).await?;
+        }
+        let requests =
+            RequestCounts { source: self.counters.0.snapshot().requests, target: self.counters.1.snapshot().requests };
+        self.backend.store.add_usage(self.batch, Usage { requests, ..Usage::default() }).await?;
+        self.backend.store.complete_plan(self.batch).await?;
+        self.plan_changed.notify_one();
+        listed.prune_plans = prune_plans;
+        Ok(listed)
+    }
+
+    async fn add_repository(
+        &self,
+        key: String,
+        listed_at: Timestamp,
+        rule: &Rule,
+        number: usize,
+        plan: RepositoryPlan,
+    ) -> Result<()> {
+        // Keeps the memory reserved until the tasks are written.
+        let _memory = plan.memory;
+        let mut homes = LocatorCache {
+            folder: self.folder,
+            source_layout: source_layout(rule, self.folder),
+            locators: HashMap::new(),
+        };
+        let taken = self.find_taken_targets(&plan.tasks, &mut homes).await?;
+        let mut tasks = Vec::with_capacity(plan.tasks.len());
+        let mut failed = plan.failed;
+        for task in plan.tasks {
+            let planned = homes.task_spec(&task)?;
+            match taken.get(&planned.target).filter(|_| task.may_collide) {
+                None => tasks.push(planned),
+                // Selected by two rules: one task.
+                Some(source) if *source == planned.source => {}
+                // Read from the newer location of the preset.
+                Some(source) if is_of_same_preset(rule, &source.repository) => {}
+                Some(source) => failed.push(PlanFailure::collision(task.source, &task.target, &source.to_string())),
+            }
+        }
+        let mut tasks = self.unchanged_filter.filter(tasks, &plan.digest_tags).await?;
+        for failed in failed {
+            match homes.failed_task_spec(number, &failed) {
+                Some(planned) => tasks.push((planned, Some(TaskResult::Failed(Failure::from_error(&failed.error, 1))))),
+                // A target without a valid name cannot be in the plan.
+                None => self.record_unlisted(failed.source.to_string(), &failed.error).await?,
+            }
+        }
+        self.append(key, listed_at, tasks).await
+    }
+
+    async fn add_slice(&self, whole: Vec<PlannedTask>, slice: Slice, digest_tags: &DigestTagIndex) -> Result<()> {
+        let (tasks, failed) = resolve_conflicts(whole, self.rules);
+        for failed in failed {
+            self.record_unlisted(failed.source.to_string(), &failed.error).await?;
+        }
+        let now = self.backend.clock.now();
+        let tasks = cut_slice(tasks, slice);
+        for (part, tasks) in tasks.chunks(TASKS_PER_SLICE_SEGMENT).enumerate() {
+            let mut planned = Vec::with_capacity(tasks.len());
+            for task in tasks {
+                let source = source_layout(&self.rules[task.rule], self.folder);
+                planned.push(
+                    LocatorCache { folder: self.folder, source_layout: source, locators: HashMap::new() }
+                        .task_spec(task)?,
+                );
+            }
+            let planned = self.unchanged_filter.filter(planned, digest_tags).await?;
+            self.append(format!("slice {part}"), now, planned).await?;
+        }
+        Ok(())
+    }
+
+    async fn append(
+        &self,
+        key: String,
+        listed_at: Timestamp,
+        tasks: Vec<(TaskSpec, Option<TaskResult>)>,
+    ) -> Result<()> {
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        let homes = tasks.iter().map(|(planned, _)| planned.target.repository.clone()).collect();
+        let number = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
+        match self.backend.store.append(self.batch, PlanSegment { key, listed_at, tasks }).await? {
+            AppendResult::Appended(first) => self.plan_index().record(first, homes, number),
+            // Retry after a lost response: the range is unknown.
+            AppendResult::AlreadyPlanned => self.plan_index().is_resumed = true,
+            // Cancelled by another process: stop listing.
+            AppendResult::Closed(_) => self.context.cancel.cancel(),
+        }
+        self.plan_changed.notify_one();
+        Ok(())
+    }
+
+    /// Returns the uncertain target tags that already have a task, with its source.
+    async fn find_taken_targets(
+        &self,
+        tasks: &[PlannedTask],
+        homes: &mut LocatorCache<'_>,
+    ) -> Result<HashMap<TagLocator, TagLocator>> {
+        let mut taken = HashMap::new();
+        let mut in_doubt = HashSet::new();
+        for task in tasks.iter().filter(|task| task.may_collide) {
+            in_doubt.insert(homes.target_locator(&task.target)?.repository);
+        }
+        if in_doubt.is_empty() {
+            return Ok(taken);
+        }
+        let parts = self.plan_index().ranges_for(&in_doubt);
+        for Range { start: mut from, end } in parts {
+            while from < end {
+                let limit = (end - from).min(1000) as usize;
+                let rows = self.backend.store.tasks(self.batch, None, from, limit).await?;
+                let Some(last) = rows.last() else { break };
+                from = last.task.index + 1;
+                let planned = rows.into_iter().map(|row| row.task.spec);
+                let to_those = planned.filter(|planned| in_doubt.contains(&planned.target.repository));
+                taken.extend(to_those.map(|planned| (planned.target, planned.source)));
+            }
+        }
+        Ok(taken)
+    }
+
+    fn plan_index(&self) -> MutexGuard<'_, PlanIndex> {
+        self.plan_index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the rule's line if several rules read the same source, because each has a problem of its own.
+    fn describe_repository(&self, rule: &Rule, repository: String) -> String {
+        let alike = self.rules.iter().filter(|other| other.source.to_string() == rule.source.to_string()).count();
+        if alike > 1 { format!("{repository} (by the rule in line {})", rule.line) } else { repository }
+    }
+
+    async fn record_unlisted(&self, repository: String, error: &Error) -> Result<()> {
+        let words = match error.hint() {
+            Some(advice) => format!("{error} ({advice})"),
+            None => error.to_string(),
+        };
+        self.context.warn(&words);
+        let unlisted = ListingFailure { repository, kind: error.kind(), error: words };
+        self.backend.store.record_listing_failure(self.batch, unlisted).await
+    }
+
+    /// Records a rule of which nothing could be listed.
+    async fn refuse_rule(&self, rule: &Rule, error: Error, listed: &mut ListingSummary) -> Result<()> {
+        self.record_unlisted(rule.source.to_string(), &error).await?;
+        listed.refused.push(error);
+        Ok(())
+    }
+}
+
+/// Blocks pruning by a rule whose listing is incomplete.
+fn mark_incomplete(prune_plan: &mut Option<PrunePlan>, what: &dyn std::fmt::Display) {
+    if let Some(pruning) = prune_plan {
+        pruning.refuse(format!("{what} could not be listed"));
+    }
+}
+
+/// Returns whether the rule's preset reads a repository.
+fn is_of_same_preset(rule: &Rule, home: &RepositoryLocator) -> bool {
+    home.registry().is_some_and(|(registry, path)| preset_contains(&rule.source, registry, path.as_str()))
+}
+
+/// Returns the path of the layout that a rule reads.
+fn source_layout(rule: &Rule, folder: &Path) -> Option<PathBuf> {
+    match &rule.source {
+        RuleSource::Layout(path) => Some(absolute_path(&folder.join(path))),
+        RuleSource::Repositories(_) | RuleSource::Preset(_) => None,
+    }
+}
+
+/// Returns one path for a directory however it is written, so that the same layout is the same endpoint. It need not
+/// exist.
+fn absolute_path(path: &Path) -> PathBuf {
+    let canonical = std::fs::canonicalize(path).or_else(|error| match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => std::fs::canonicalize(parent).map(|parent| parent.join(name)),
+        _ => Err(error),
+    });
+    canonical.or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Creates locators for planned tasks; tasks of one repository share its locator.
+struct LocatorCache<'a> {
+    folder: &'a Path,
+    source_layout: Option<PathBuf>,
+    locators: HashMap<(String, String), Arc<RepositoryLocator>>,
+}
+
+impl LocatorCache<'_> {
+    fn task_spec(&mut self, task: &PlannedTask) -> Result<TaskSpec> {
+        Ok(TaskSpec {
+            rule: task.rule as u32,
+            source: self.source_locator(&task.source)?,
+            digest: task.digest.clone(),
+            target: self.target_locator(&task.target)?,
+            digest_tags: task.digest_tag_hints,
+        })
+    }
+
+    fn source_locator(&mut self, source: &SourceTag) -> Result<TagLocator> {
+        let (end, path) = match &self.source_layout {
+            None => (Endpoint::Registry(source.registry.clone()), source.repository.to_string()),
+            Some(folder) => (layout_endpoint(folder)?, format!("{}/{}", source.registry, source.repository)),
+        };
+        Ok(TagLocator { repository: self.repository_locator(end, &path)?, tag: source.tag.clone() })
+    }
+
+    fn target_locator(&mut self, target: &PlannedTarget) -> Result<TagLocator> {
+        match target {
+            PlannedTarget::Registry(name) => {
+                let home =
+                    self.repository_locator(Endpoint::Registry(name.registry.clone()), name.repository.as_str())?;
+                Ok(TagLocator { repository: home, tag: name.tag.clone() })
+            }
+            PlannedTarget::Layout { folder, name, tag } => {
+                let end = layout_endpoint(&absolute_path(&self.folder.join(folder)))?;
+                Ok(TagLocator { repository: self.repository_locator(end, name)?, tag: tag.clone() })
+            }
+        }
+    }
+
+    /// Returns the task of a planning failure, if its target has a valid name.
+    fn failed_task_spec(&mut self, number: usize, failed: &PlanFailure) -> Option<TaskSpec> {
+        let reference: imgsync_common::image::Reference = failed.target.parse().ok()?;
+        let home = self
+            .repository_locator(Endpoint::Registry(reference.registry.clone()), reference.repository.as_str())
+            .ok()?;
+        let target = TagLocator { repository: home, tag: reference.tag? };
+        let source = self.source_locator(&failed.source).ok()?;
+        Some(TaskSpec { rule: number as u32, source, digest: None, target, digest_tags: DigestTagHints::default() })
+    }
+
+    fn repository_locator(&mut self, end: Endpoint, path: &str) -> Result<Arc<RepositoryLocator>> {
+        let key = (end.to_string(), path.to_owned());
+        if let Some(home) = self.locators.get(&key) {
+            return Ok(home.clone());
+        }
+        let home = RepositoryLocator::new(end, path)
+            .map_err(|error| Error::new(ErrorKind::Invalid, format!("naming {path}"), error.to_string()))?;
+        let home = Arc::new(home);
+        self.locators.insert(key, home.clone());
+        Ok(home)
+    }
+}
+
+fn layout_endpoint(folder: &Path) -> Result<Endpoint> {
+    Endpoint::from_layout_folder(folder).ok_or_else(|| {
+        let tried = format!("using the layout {}", folder.display());
+        Error::new(ErrorKind::Invalid, tried, "its path is not text that can be written down")
+    })
+}

@@ -1,0 +1,533 @@
+//! A batch from its rules to its end: list the sources, lead, wait; embedded, also run the tasks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use imgsync_common::batch::{BatchId, BatchOptions, Priority, RuleOptions, TaskSpec, TaskState, VerifyOptions};
+use imgsync_common::config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::event::Events;
+use imgsync_common::image::Digest;
+use imgsync_common::registry::{Client, Context, TrafficCounters};
+use imgsync_common::store::{Batch, BatchState, LockUse, NewBatch, PlanSegment, ReclaimScope, RunLock, TaskRow};
+use imgsync_worker::copy::Copier;
+use imgsync_worker::runner::Shutdown;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::admission::{Admission, StartPermit};
+use super::backend::Backend;
+use super::leader::{Leader, ReclaimPolicy, cancel_tampered_batch};
+use super::listing_lease::ListingLease;
+use super::local_worker::LocalWorker;
+use super::plan::Slice;
+use super::plan_builder::{ListingSummary, PlanBuilder};
+use super::pruner::Pruner;
+use super::unchanged_filter::UnchangedFilter;
+use crate::presets::source_selectors;
+
+/// Interval between checks whether the batch has ended or was cancelled by another process.
+const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Role in lease holder names of `imgsync run` and other commands that run one batch.
+pub const RUN_ROLE: &str = "run";
+/// Role in lease holder names of `imgsync serve`.
+pub const SERVE_ROLE: &str = "serve";
+
+/// Settings of a run.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    /// Title of the batch in reports, in place of the names of its rules.
+    pub name: Option<String>,
+    /// Skip the digest cache, and push even what the target has.
+    pub force: bool,
+    /// Compare and fill the digest cache; copy nothing.
+    pub prime: bool,
+    /// Compare both endpoints and copy nothing; `true` reads all bytes.
+    pub verify: Option<bool>,
+    /// Manifest directory of imgsync 2.1, imported as a hint of what the targets have.
+    pub manifests: Option<PathBuf>,
+    /// Slice of the sorted plan.
+    pub slice: Option<Slice>,
+    /// Priority of all tasks, in place of each rule's.
+    pub priority: Option<Priority>,
+    /// Maximum number of repositories listed concurrently.
+    pub query_limit: usize,
+    /// Maximum number of concurrent tasks.
+    pub concurrency: usize,
+    /// Maximum attempts of a task that fails with a transient error.
+    pub attempts: u32,
+    /// Minimum timeout of an image, and whether that is also the maximum.
+    pub timeout: (Duration, bool),
+    /// How long running tasks may continue after the first signal.
+    pub drain: Duration,
+    /// Whether to return once the batch is listed: `imgsync serve` leads it, and workers run it.
+    pub detach: bool,
+    /// Policy for reclaiming lost tasks.
+    pub reclaim_policy: ReclaimPolicy,
+}
+
+/// Dependencies and settings of a run.
+pub struct Run<'a> {
+    /// Queue and store.
+    pub backend: &'a Backend,
+    /// Configuration with the rules.
+    pub config: &'a Config,
+    /// Base directory of relative paths in the configuration.
+    pub folder: &'a Path,
+    /// Registry client.
+    pub client: Client,
+    /// Copies images.
+    pub copier: Copier,
+    /// Settings of the run.
+    pub settings: RunSettings,
+    /// Role of this process: [`RUN_ROLE`] or [`SERVE_ROLE`].
+    pub role: &'static str,
+    /// Receives events.
+    pub events: Events,
+    /// Cancelled by the first signal: stops taking tasks and lets running ones finish.
+    pub drain: CancellationToken,
+    /// Cancelled by the second signal: aborts.
+    pub abort: CancellationToken,
+}
+
+/// A batch that was created and has to be listed.
+#[derive(Debug)]
+pub struct CreatedBatch {
+    /// Batch id.
+    pub id: BatchId,
+    options: Option<BatchOptions>,
+    listing_lease: Option<ListingLease>,
+    /// Run lock of an embedded store.
+    pub lock: Option<RunLock>,
+}
+
+/// Result of a run.
+#[derive(Debug)]
+pub struct RunResult {
+    /// Current state of the batch.
+    pub batch: Batch,
+    /// Whether the run was interrupted and can be resumed.
+    pub interrupted: bool,
+    /// Errors of the rules of which nothing could be listed.
+    pub refused: Vec<Error>,
+}
+
+impl Run<'_> {
+    /// Prepares the admission of a batch of the rules. `on_notice` receives messages on what it waits for.
+    pub fn admission<'b>(
+        &'b self,
+        if_running: IfRunning,
+        options: &'b BatchOptions,
+        rules: &'b (dyn Fn(Option<Slice>) -> Digest + Sync),
+        on_notice: &'b (dyn Fn(&str) + Sync),
+    ) -> Admission<'b> {
+        Admission {
+            backend: self.backend,
+            rules_digest: rules,
+            slice: self.settings.slice,
+            options,
+            if_running,
+            holder: format!("{} on {}", self.role, super::coordinator_name()),
+            has_lock: self.role == SERVE_ROLE,
+            cancel: &self.drain,
+            on_notice,
+        }
+    }
+
+    /// Creates the batch. This process holds its listing lease from before it is in the store.
+    pub async fn create(&self, mut permit: StartPermit, rules: Digest, options: BatchOptions) -> Result<CreatedBatch> {
+        let made = self.create_with_permit(&mut permit, rules, options).await;
+        permit.release().await;
+        made
+    }
+
+    async fn create_with_permit(
+        &self,
+        permit: &mut StartPermit,
+        rules: Digest,
+        options: BatchOptions,
+    ) -> Result<CreatedBatch> {
+        let (store, id) = (&self.backend.store, self.backend.new_batch_id().await?);
+        let batch = NewBatch { id, rules, options: options.encode(), supersedes: permit.supersedes };
+        if permit.awaits_lock {
+            // Creating the batch cancels the superseded one, whose process then ends and releases the lock.
+            store.create(batch).await?;
+            permit.release().await;
+            let lock = tokio::select! {
+                lock = self.wait_for_lock() => lock,
+                () = self.drain.cancelled() => Err(Error::cancelled(format!("starting batch {id}"))),
+            };
+            if lock.is_err() {
+                store.cancel(id).await?;
+            }
+            permit.lock = lock?;
+            let listing = ListingLease::acquire(self.backend, id, &self.holder_name(id)).await?;
+            return Ok(CreatedBatch {
+                id,
+                options: Some(options),
+                listing_lease: Some(listing),
+                lock: permit.lock.take(),
+            });
+        }
+        let listing = ListingLease::acquire(self.backend, id, &self.holder_name(id)).await?;
+        store.create(batch).await?;
+        Ok(CreatedBatch { id, options: Some(options), listing_lease: Some(listing), lock: permit.lock.take() })
+    }
+
+    async fn wait_for_lock(&self) -> Result<Option<RunLock>> {
+        loop {
+            if let Ok(lock) = self.backend.try_lock(LockUse::Run).await? {
+                return Ok(lock);
+            }
+            tokio::time::sleep(BATCH_POLL_INTERVAL).await;
+        }
+    }
+
+    /// Lists a created batch, and runs it.
+    pub async fn list_and_run(&self, made: CreatedBatch) -> Result<RunResult> {
+        let CreatedBatch { id, options, listing_lease: listing, .. } = made;
+        self.execute(id, options, listing).await
+    }
+
+    /// Returns the options of a batch that verifies what `of` has copied or found unchanged.
+    pub fn verification_options(&self, of: &Batch) -> Result<BatchOptions> {
+        let before = BatchOptions::decode(&of.options, &format!("batch {}", of.id))?;
+        // If the configuration has other rules now, their settings do not apply.
+        let is_ours = of.rules == fingerprint(self.config, None);
+        let mut verify = self.verification().unwrap_or_default();
+        verify.referrers.retain(|_| is_ours);
+        Ok(BatchOptions {
+            title: format!("verification of batch {}", of.id),
+            force: false,
+            prime: false,
+            verify: Some(verify),
+            timeout_seconds: self.settings.timeout.0.as_secs().max(1),
+            timeout_is_exact: self.settings.timeout.1,
+            ..before
+        })
+    }
+
+    /// Verifies what the batch `of` has copied or found unchanged, in a batch created for that.
+    pub async fn verify(&self, made: CreatedBatch, of: &Batch) -> Result<RunResult> {
+        const PAGE: usize = 2_000;
+        let (store, CreatedBatch { id, listing_lease: listing, .. }) = (&self.backend.store, made);
+        let mut from = 0;
+        loop {
+            let rows = store.tasks(of.id, None, from, PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            let key = format!("part {from}");
+            from = last.task.index + 1;
+            let is_there = |row: &TaskRow| matches!(row.state, TaskState::Copied | TaskState::Unchanged);
+            // The digest of the former listing is out of date.
+            let planned = |row: TaskRow| (TaskSpec { digest: None, ..row.task.spec }, None);
+            let tasks: Vec<_> = rows.into_iter().filter(is_there).map(planned).collect();
+            if !tasks.is_empty() {
+                store.append(id, PlanSegment { key, listed_at: self.backend.clock.now(), tasks }).await?;
+            }
+        }
+        store.complete_plan(id).await?;
+        self.execute(id, None, listing).await
+    }
+
+    /// Returns the identity of a batch of these rules.
+    pub fn rules_digest(&self, slice: Option<Slice>) -> Digest {
+        rules_identity(self.config, slice, self.settings.verify)
+    }
+
+    fn verification(&self) -> Option<VerifyOptions> {
+        let of = |rule: &Rule| match &rule.referrers {
+            Referrers::All => None,
+            Referrers::None => Some(Vec::new()),
+            Referrers::Types(types) => Some(types.clone()),
+        };
+        let referrers = self.config.rules.iter().map(of).collect();
+        self.settings.verify.map(|deep| VerifyOptions { deep, referrers })
+    }
+
+    /// Resumes a batch that was left unfinished, or whose failures were requeued.
+    pub async fn resume(&self, id: BatchId) -> Result<RunResult> {
+        let batch = self.load_batch(id).await?;
+        let tried = format!("resuming batch {id}");
+        if batch.state.is_stopped() {
+            let detail = format!("it is {}", batch.state);
+            return Err(Error::new(ErrorKind::Invalid, tried, detail)
+                .with_hint("run the rules again: what is there is not copied twice"));
+        }
+        let options = match batch.plan_completed_at {
+            Some(_) => None,
+            None if batch.rules == self.rules_digest(self.settings.slice) => Some(self.options().await),
+            None => {
+                let detail = "its listing was not finished, and the configuration now has other rules";
+                return Err(Error::new(ErrorKind::Invalid, tried, detail)
+                    .with_hint("give the configuration that it was run with (-c), or run the rules again"));
+            }
+        };
+        let listing = match &options {
+            Some(_) => Some(ListingLease::take_over(self.backend, id, &self.holder_name(id)).await?),
+            None => None,
+        };
+        if !self.backend.is_cluster() && !self.settings.detach {
+            // The process that ran it is gone, and so is its queue.
+            self.backend.store.reclaim(id, ReclaimScope::Everything).await?;
+        }
+        if batch.state == BatchState::Paused && !self.settings.detach {
+            self.backend.store.resume(id).await?;
+        }
+        self.execute(id, options, listing).await
+    }
+
+    /// Runs a batch. With options, it is listed first.
+    async fn execute(
+        &self,
+        id: BatchId,
+        options: Option<BatchOptions>,
+        lease: Option<ListingLease>,
+    ) -> Result<RunResult> {
+        let plan_changed = Notify::new();
+        let over = CancellationToken::new();
+        let stop = Shutdown { drain: self.drain.child_token(), abort: self.abort.child_token() };
+        let listing = Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+        let list = async {
+            let listed = match options {
+                Some(options) => match lease {
+                    Some(lease) => lease.hold_for(self.list(id, options, &listing, &plan_changed)).await,
+                    None => self.list(id, options, &listing, &plan_changed).await,
+                },
+                None => Ok(ListingSummary::default()),
+            };
+            if self.settings.detach {
+                stop.drain.cancel();
+            }
+            listed
+        };
+        let work = async {
+            match self.backend.is_cluster() || self.settings.detach {
+                // Workers run the tasks.
+                true => stop.drain.cancelled().await,
+                false => self.local_worker(id).run(&stop).await,
+            }
+            over.cancel();
+        };
+        let watch = async {
+            let result = self.wait_for_end(id, &over).await;
+            listing.cancel.cancel();
+            stop.drain.cancel();
+            result
+        };
+        let limit = async {
+            stop.drain.cancelled().await;
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.drain) => stop.abort.cancel(),
+                () = over.cancelled() => {}
+            }
+        };
+        let lead = async {
+            if self.settings.detach {
+                return Ok(());
+            }
+            let leader =
+                Leader::new(self.backend, &self.holder_name(id), self.settings.reclaim_policy, self.events.clone());
+            let (led, ()) = tokio::join!(
+                async {
+                    let led = leader.lead_batch(id, &plan_changed, &stop.drain).await;
+                    if led.is_err() {
+                        // Nothing can be done without the ledger.
+                        stop.drain.cancel();
+                    }
+                    led
+                },
+                leader.requeue_dead_letters(&stop.drain)
+            );
+            led
+        };
+        let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
+        let went = listed.and_then(|listed| watched.and(led).map(|()| listed));
+        if let Err(error) = &went {
+            cancel_tampered_batch(self.backend, id, error).await;
+        }
+        let Some(batch) = self.backend.store.batch(id).await? else { return Err(batch_lost(id)) };
+        let ListingSummary { refused, prune_plans: prunings } = went?;
+        let interrupted = batch.ended_at.is_none();
+        // After the copies, unless those are detached: what is pruned is none of them.
+        if !self.drain.is_cancelled() && (self.settings.detach || batch.state == BatchState::Done) {
+            let context =
+                Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+            let pruner = Pruner {
+                backend: self.backend,
+                client: &self.client,
+                context: &context,
+                rules: &self.config.rules,
+                batch: id,
+                holder: &self.holder_name(id),
+            };
+            pruner.run(prunings).await?;
+        }
+        Ok(RunResult { batch, interrupted, refused })
+    }
+
+    /// Creates the in-process worker.
+    fn local_worker(&self, id: BatchId) -> LocalWorker {
+        LocalWorker {
+            backend: self.backend.clone(),
+            client: self.client.clone(),
+            copier: self.copier.clone(),
+            name: format!("{}-{}", std::process::id(), &id.to_string()[..8]),
+            slots: self.settings.concurrency,
+            attempts: self.settings.attempts,
+            monthly_quota: self.config.monthly_quota,
+            events: self.events.clone(),
+        }
+    }
+
+    /// Returns the holder name of this process in leases of the batch.
+    fn holder_name(&self, id: BatchId) -> String {
+        format!("{} {id} on {}", self.role, super::coordinator_name())
+    }
+
+    async fn list(
+        &self,
+        batch: BatchId,
+        options: BatchOptions,
+        context: &Context,
+        plan_changed: &Notify,
+    ) -> Result<ListingSummary> {
+        let counters = (TrafficCounters::new(), TrafficCounters::new());
+        // A slice, or a run that only compares, prunes nothing.
+        let prunes = self.settings.slice.is_none() && !options.prime && options.verify.is_none();
+        let unchanged_filter = UnchangedFilter::new(
+            self.backend,
+            &self.client,
+            context,
+            options,
+            self.settings.manifests.clone(),
+            counters.1.clone(),
+        );
+        let plan_builder = PlanBuilder {
+            backend: self.backend,
+            client: &self.client,
+            context,
+            rules: &self.config.rules,
+            folder: self.folder,
+            batch,
+            slice: self.settings.slice,
+            prunes,
+            query_limit: self.settings.query_limit,
+            unchanged_filter: &unchanged_filter,
+            counters,
+            plan_changed,
+            plan_index: Mutex::default(),
+        };
+        let listed = plan_builder.run().await;
+        if listed.is_err() {
+            self.drain.cancel();
+        }
+        listed
+    }
+
+    /// Waits until the batch has ended or `over` is cancelled.
+    async fn wait_for_end(&self, id: BatchId, over: &CancellationToken) -> Result<()> {
+        loop {
+            let Some(batch) = self.backend.store.batch(id).await? else { return Err(batch_lost(id)) };
+            if batch.ended_at.is_some() {
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(BATCH_POLL_INTERVAL) => {}
+                () = over.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    async fn load_batch(&self, id: BatchId) -> Result<Batch> {
+        self.backend.store.batch(id).await?.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("looking for batch {id}"), "the store does not have it")
+                .with_hint("imgsync batch list shows those that there are")
+        })
+    }
+
+    /// Builds the options of a batch of the rules.
+    pub async fn options(&self) -> BatchOptions {
+        let (time, timeout_is_exact) = self.settings.timeout;
+        BatchOptions {
+            title: self.settings.name.clone().unwrap_or_else(|| self.title()),
+            rules: self.config.rules.iter().map(|rule| self.rule_options(rule)).collect(),
+            force: self.settings.force,
+            prime: self.settings.prime,
+            verify: self.verification(),
+            slice: self.settings.slice.map(Into::into),
+            timeout_seconds: time.as_secs().max(1),
+            timeout_is_exact,
+            accounts: self.accounts().await,
+        }
+    }
+
+    fn rule_options(&self, rule: &Rule) -> RuleOptions {
+        RuleOptions { priority: self.settings.priority.unwrap_or(rule.priority), ..rule_options(rule) }
+    }
+
+    fn title(&self) -> String {
+        let title = crate::report::rules_title(self.config);
+        if self.settings.verify.is_some() { format!("verification of {title}") } else { title }
+    }
+
+    /// Returns the names of the credentials used for the registries of the rules.
+    async fn accounts(&self) -> BTreeMap<String, String> {
+        let mut accounts = BTreeMap::new();
+        let rules = self.config.rules.iter();
+        let sources = rules.clone().flat_map(|rule| source_selectors(&rule.source).unwrap_or_default());
+        let sources = sources.map(|part| part.pattern.registry().clone());
+        let targets = rules.flat_map(|rule| &rule.to).filter_map(|to| match to {
+            RuleTarget::Registry(base) => Some(base.registry.clone()),
+            RuleTarget::Layout(_) => None,
+        });
+        for registry in sources.chain(targets).collect::<BTreeSet<_>>() {
+            // The process that runs the tasks resolves what cannot be resolved here.
+            if let Ok(Some(user)) = self.client.find_username(&registry).await {
+                accounts.insert(registry.to_string(), user);
+            }
+        }
+        accounts
+    }
+}
+
+/// Returns the error of a batch that has vanished from the store.
+fn batch_lost(id: BatchId) -> Error {
+    let detail = "the store has lost it: was it emptied?";
+    Error::new(ErrorKind::NotFound, format!("watching batch {id}"), detail)
+        .with_hint("run the rules again: what is at the target is not copied twice")
+}
+
+pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
+    RuleOptions {
+        name: rule.title(),
+        from: rule.source_label(),
+        to: rule.target_labels(),
+        platforms: rule.platforms.clone(),
+        immutable: rule.immutable.iter().map(ToString::to_string).collect(),
+        backup: rule.backup.as_ref().map(ToString::to_string),
+        sparse: rule.sparse,
+        referrers: rule.referrers.clone(),
+        foreign_layers: rule.foreign_layers,
+        priority: rule.priority,
+        verify_every_seconds: rule.verify_every.as_secs(),
+        referrers_every_seconds: rule.referrers_every.as_secs(),
+    }
+}
+
+/// Returns the identity of a batch that copies by these rules, or by one slice of them.
+pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
+    rules_identity(config, slice, None)
+}
+
+fn rules_identity(config: &Config, slice: Option<Slice>, verify: Option<bool>) -> Digest {
+    let slice = slice.map(|slice| (slice.number.get(), slice.size.get()));
+    batch_identity(&config.rules, BatchPurpose { slice, verify })
+}
+
+/// Builds a copier that shares its knowledge of blobs with later runs.
+pub fn build_copier(backend: &Backend, client: &Client, limits: imgsync_worker::copy::CopyLimits) -> Copier {
+    Copier::new(client.clone(), limits).with_index(backend.store.clone())
+}

@@ -1,0 +1,299 @@
+//! Collects the data of templates: reads a batch's failures and tasks once, page by page, and keeps totals and short
+//! lists.
+
+use std::collections::BTreeMap;
+
+use imgsync_common::error::{ErrorKind, Result};
+use imgsync_common::store::{FailedTask, TaskRow, TimeBucket};
+use jiff::Timestamp;
+
+use super::view::{
+    OutcomeCounts, ReportData, ReportEmptyRule, ReportFailedImage, ReportFailureGroup, ReportFailures, ReportImage,
+    ReportPrunedTag, ReportRoute, ReportRule, ReportSlowTask, ReportTimeline, ReportTimelineBucket, ReportUnlisted,
+    ReportWorker, Truncated,
+};
+use super::{Report, ReportLevel, advice};
+use crate::humanize::{group_digits, pluralize};
+
+/// Maximum number of failure groups.
+const MAX_GROUPS: usize = 50;
+/// Maximum number of failure groups while counting. There are as many as error kinds times routes.
+const MAX_COUNTED_GROUPS: usize = 10_000;
+/// Maximum number of unlisted repositories, rules, routes and workers.
+const MAX_ROWS: usize = 200;
+/// Maximum number of images at level 3.
+const MAX_IMAGES: usize = 1_000;
+
+impl ReportData {
+    /// Loads the data of a report, reading failures and tasks once, page by page.
+    pub async fn load(report: &Report<'_>, level: ReportLevel) -> Result<ReportData> {
+        let batch = &report.batch;
+        let counts = batch.counts;
+        let batch_timeline = report.timeline().await?;
+        let unlisted: Vec<ReportUnlisted> = report
+            .unlisted
+            .iter()
+            .map(|it| ReportUnlisted {
+                repository: it.repository.clone(),
+                kind: it.kind.to_string(),
+                error: it.error.clone(),
+                advice: advice::for_kind(it.kind).to_owned(),
+            })
+            .collect();
+        let empty_rules: Vec<ReportEmptyRule> = report
+            .empty_rules
+            .iter()
+            .map(|it| ReportEmptyRule {
+                number: it.rule.saturating_add(1),
+                name: report.rule_name(it).to_owned(),
+                from: it.from.clone(),
+                repositories: it.repositories,
+                tags: it.tags,
+                reason: it.reason.clone(),
+            })
+            .collect();
+        let pruned: Vec<ReportPrunedTag> = report
+            .pruned
+            .iter()
+            .map(|it| ReportPrunedTag {
+                source: it.source.clone(),
+                target: it.target.clone(),
+                outcome: it.outcome.as_str().to_owned(),
+                digest: it.digest.as_ref().map(ToString::to_string).unwrap_or_default(),
+                reason: it.reason.clone(),
+            })
+            .collect();
+        let tasks = TaskTotals::read(report, level).await?;
+        let mut slowest = Vec::new();
+        for slow in &batch_timeline.slowest {
+            let Some(row) = report.task(slow.index).await? else { continue };
+            slowest.push(ReportSlowTask {
+                source: row.task.spec.source.to_string(),
+                target: row.task.spec.target.to_string(),
+                state: row.state.as_str().to_owned(),
+                seconds: slow.time.as_secs_f64(),
+                bytes: slow.bytes,
+                worker: slow.worker.clone(),
+            });
+        }
+        let shares: Vec<ReportWorker> = batch_timeline
+            .workers
+            .iter()
+            .map(|share| ReportWorker {
+                name: share.worker.clone(),
+                ended: share.ended,
+                failed: share.failed,
+                bytes: share.bytes,
+                seconds: share.time.as_secs_f64(),
+            })
+            .collect();
+        let workers = if shares.len() > 1 { shares } else { Vec::new() };
+        let (headline, next) = summarize(report);
+        Ok(ReportData {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: report.title.clone(),
+            batch: batch.id.to_string(),
+            state: report.state.as_str().to_owned(),
+            ok: counts.failed + counts.cancelled + counts.unfinished() == 0
+                && unlisted.is_empty()
+                && !report.pruned.iter().any(|line| line.outcome.needs_attention()),
+            headline,
+            next,
+            level: level.number(),
+            started: rfc3339(batch.created_at),
+            ended: batch.ended_at.map(rfc3339).unwrap_or_default(),
+            written: rfc3339(Timestamp::now()),
+            seconds: report.seconds(),
+            work_seconds: batch.usage.time.as_secs_f64(),
+            counts,
+            bytes: batch.usage.bytes,
+            requests: batch.usage.requests,
+            timeline: build_timeline(
+                &batch_timeline.buckets,
+                batch_timeline.bucket_width.as_secs_f64(),
+                report.seconds(),
+            ),
+            failures: group_failures(report, level).await?,
+            unlisted: Truncated::truncate(unlisted, MAX_ROWS),
+            empty_rules: Truncated::truncate(empty_rules, MAX_ROWS),
+            pruned: Truncated::truncate(pruned, MAX_IMAGES),
+            slowest,
+            rules: Truncated::truncate(tasks.rules(report), MAX_ROWS),
+            routes: Truncated::truncate(tasks.routes(), MAX_ROWS),
+            workers: Truncated::truncate(workers, MAX_ROWS),
+            images: tasks.images,
+        })
+    }
+}
+
+/// Returns the result of a batch in one sentence, and the next command.
+fn summarize(report: &Report<'_>) -> (String, String) {
+    let (id, counts, unlisted) = (report.batch.id, &report.batch.counts, report.unlisted.len());
+    let total = counts.total;
+    let of = |number: u64, what: &str| match (number, total) {
+        (1, 1) => format!("The one image {what}"),
+        _ => format!("{} of {} {what}", group_digits(number), pluralize(total, "image", "images")),
+    };
+    let (headline, next) = match () {
+        () if counts.failed > 0 => (of(counts.failed, "failed"), format!("imgsync batch requeue {id}")),
+        () if counts.unfinished() > 0 => {
+            (of(counts.unfinished(), "are still to be done"), format!("imgsync batch resume {id}"))
+        }
+        () if counts.cancelled > 0 => (of(counts.cancelled, "were cancelled"), "imgsync run".to_owned()),
+        () if unlisted == 1 => ("One repository could not be listed".to_owned(), "imgsync run".to_owned()),
+        () if unlisted > 0 => (format!("{unlisted} repositories could not be listed"), "imgsync run".to_owned()),
+        () if total == 0 && !report.empty_rules.is_empty() => {
+            ("No tag was chosen".to_owned(), "imgsync tags".to_owned())
+        }
+        () if total == 0 => ("There was nothing to copy".to_owned(), String::new()),
+        () if counts.copied == 0 => (format!("All {} images were there already", group_digits(total)), String::new()),
+        () => (format!("All {} images are in place", group_digits(total)), String::new()),
+    };
+    let headline = match headline.as_str() {
+        "All 1 images are in place" => "The one image is in place".to_owned(),
+        "All 1 images were there already" => "The one image was there already".to_owned(),
+        _ => headline,
+    };
+    (headline, next)
+}
+
+fn build_timeline(parts: &[TimeBucket], width: f64, seconds: f64) -> ReportTimeline {
+    let last = parts.last().map_or(0, |part| part.number + 1);
+    // Up to the end of the batch, even if nothing happened in its last parts.
+    let until = if width > 0.0 { (seconds / width).ceil().clamp(0.0, 1_000.0) as u32 } else { 0 };
+    let part = |part: &TimeBucket| ReportTimelineBucket {
+        at: f64::from(part.number) * width,
+        copied: part.copied,
+        unchanged: part.unchanged,
+        failed: part.failed,
+        cancelled: part.cancelled,
+        bytes: part.bytes,
+    };
+    ReportTimeline { width, length: last.max(until), buckets: parts.iter().map(part).collect() }
+}
+
+/// Groups all failures and keeps the first few of each group.
+async fn group_failures(report: &Report<'_>, level: ReportLevel) -> Result<ReportFailures> {
+    let each = match level {
+        ReportLevel::Totals => 1,
+        ReportLevel::Failures => 20,
+        ReportLevel::Everything => 100,
+    };
+    let mut groups: BTreeMap<(ErrorKind, String, String), ReportFailureGroup> = BTreeMap::new();
+    let (mut total, mut left_out, mut from) = (0, 0, 0);
+    loop {
+        let page = report.failures(from).await?;
+        let Some(last) = page.last() else { break };
+        from = last.task.index.saturating_add(1);
+        for FailedTask { task, failure } in page {
+            total += 1;
+            let planned = &task.spec;
+            let (source, target) =
+                (planned.source.repository.endpoint().to_string(), planned.target.repository.endpoint().to_string());
+            let key = (failure.kind, source, target);
+            if groups.len() >= MAX_COUNTED_GROUPS && !groups.contains_key(&key) {
+                left_out += 1;
+                continue;
+            }
+            let group = groups.entry(key).or_default();
+            group.count += 1;
+            if group.images.len() < each {
+                group.images.push(ReportFailedImage {
+                    source: planned.source.to_string(),
+                    target: planned.target.to_string(),
+                    error: failure.error,
+                    attempts: failure.attempts,
+                });
+            }
+        }
+    }
+    let mut groups: Vec<ReportFailureGroup> = groups
+        .into_iter()
+        .map(|((class, source, target), group)| ReportFailureGroup {
+            kind: class.to_string(),
+            title: advice::title(class).to_owned(),
+            advice: advice::for_kind(class).to_owned(),
+            source,
+            target,
+            more: group.count - group.images.len() as u64,
+            ..group
+        })
+        .collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+    let more = groups.len().saturating_sub(MAX_GROUPS) as u64 + left_out;
+    groups.truncate(MAX_GROUPS);
+    Ok(ReportFailures { total, groups, more })
+}
+
+/// Totals of all tasks by rule and by route.
+#[derive(Default)]
+struct TaskTotals {
+    by_rule: BTreeMap<u32, OutcomeCounts>,
+    by_route: BTreeMap<(String, String), OutcomeCounts>,
+    images: Truncated<ReportImage>,
+}
+
+impl TaskTotals {
+    async fn read(report: &Report<'_>, level: ReportLevel) -> Result<TaskTotals> {
+        let mut tasks = TaskTotals::default();
+        let mut from = 0;
+        loop {
+            let page = report.tasks(None, from).await?;
+            let Some(last) = page.last() else { break };
+            from = last.task.index.saturating_add(1);
+            for TaskRow { task, state, .. } in page {
+                let planned = &task.spec;
+                tasks.by_rule.entry(planned.rule).or_default().add(state);
+                let route = (
+                    planned.source.repository.endpoint().to_string(),
+                    planned.target.repository.endpoint().to_string(),
+                );
+                tasks.by_route.entry(route).or_default().add(state);
+                tasks.images.total += 1;
+                if level >= ReportLevel::Everything && tasks.images.items.len() < MAX_IMAGES {
+                    tasks.images.items.push(ReportImage {
+                        source: planned.source.to_string(),
+                        target: planned.target.to_string(),
+                        state: state.as_str().to_owned(),
+                    });
+                }
+            }
+        }
+        tasks.images.more = tasks.images.total - tasks.images.items.len() as u64;
+        Ok(tasks)
+    }
+
+    fn rules(&self, report: &Report<'_>) -> Vec<ReportRule> {
+        let options = &report.options.rules;
+        // Rules without tasks are included.
+        let mut numbers: Vec<u32> = (0..options.len() as u32).collect();
+        numbers.extend(self.by_rule.keys().filter(|number| **number >= options.len() as u32));
+        let rule = |number: u32| {
+            let named = options.get(number as usize);
+            ReportRule {
+                number: number.saturating_add(1),
+                name: named.map(|rule| rule.name.clone()).unwrap_or_default(),
+                from: named.map(|rule| rule.from.clone()).unwrap_or_default(),
+                to: named.map(|rule| rule.to.clone()).unwrap_or_default(),
+                counts: self.by_rule.get(&number).copied().unwrap_or_default(),
+            }
+        };
+        numbers.into_iter().map(rule).collect()
+    }
+
+    fn routes(&self) -> Vec<ReportRoute> {
+        let to_route = |((source, target), counts): (&(String, String), &OutcomeCounts)| ReportRoute {
+            source: source.clone(),
+            target: target.clone(),
+            counts: *counts,
+        };
+        let mut routes: Vec<ReportRoute> = self.by_route.iter().map(to_route).collect();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.counts.total));
+        routes
+    }
+}
+
+/// Formats a time as RFC 3339 in UTC, to the second.
+fn rfc3339(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

@@ -1,0 +1,367 @@
+//! The active configuration, and its reload while serving.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_common::config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::event::Events;
+use imgsync_common::image::Digest;
+use imgsync_common::registry::credentials::CredentialEnvironment;
+use imgsync_common::registry::{Client, ClientSettings, SharedRateLimit};
+use imgsync_common::retry::RetryPolicy;
+use imgsync_common::schedule::Schedule;
+use imgsync_worker::copy::{Copier, CopyLimits};
+use imgsync_worker::settings::{MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{emit_notice, warn};
+use crate::humanize::pluralize;
+use crate::notify::Notifier;
+use crate::orchestrator::{
+    Backend, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint,
+};
+
+const CONFIG_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Hex digits of a rule's identity that make its id.
+const RULE_ID_LENGTH: usize = 12;
+
+/// A loaded configuration.
+#[derive(Debug, Clone)]
+pub struct LoadedConfig {
+    /// The configuration.
+    pub config: Config,
+    /// Base folder of relative paths.
+    pub folder: PathBuf,
+    /// Settings of the registry client.
+    pub client: ClientSettings,
+    /// Notification targets.
+    pub notify: NotifyConfig,
+}
+
+/// Source of the configuration, for reloads.
+pub struct ConfigSource {
+    /// File to watch for changes, if there is one.
+    pub file: Option<PathBuf>,
+    /// Loads and validates the configuration. The error is a message for users.
+    pub read: Box<dyn Fn() -> std::result::Result<LoadedConfig, String> + Send + Sync>,
+}
+
+/// Runtime options that the configuration does not contain, from CLI flags.
+#[derive(Debug, Clone)]
+pub struct RuntimeOptions {
+    /// Number of concurrent image copies; overrides the configuration.
+    pub concurrency: Option<usize>,
+    /// Number of concurrent repository listings.
+    pub query_limit: usize,
+    /// Attempts per request that makes no progress.
+    pub attempts: u32,
+    /// Upper bound of the first retry delay.
+    pub first_delay: Duration,
+    /// Timeout of a stream that makes no progress.
+    pub stall: Duration,
+    /// Time limit for running tasks after the first stop signal.
+    pub drain: Duration,
+}
+
+/// The active configuration, with the clients and rules built from it.
+pub struct ActiveConfig {
+    /// The whole configuration.
+    pub config: Config,
+    /// Base folder of relative paths.
+    pub folder: PathBuf,
+    /// Registry client.
+    pub client: Client,
+    /// Image copier.
+    pub copier: Copier,
+    /// Sends the notifications.
+    pub notifier: Arc<Notifier>,
+    /// The rules, in the order of the file.
+    pub rules: Vec<ActiveRule>,
+    /// Identity of a batch of all rules.
+    all_rules_identity: Digest,
+    run_settings: RunSettings,
+}
+
+/// A rule of the active configuration.
+#[derive(Debug, Clone)]
+pub struct ActiveRule {
+    /// Prefix of the rule's identity, which does not depend on notation, name and schedule.
+    pub id: String,
+    /// Display name.
+    pub name: String,
+    /// Identity of a batch of this rule alone.
+    pub batch_identity: Digest,
+    /// Whether the configuration sets the name.
+    is_named: bool,
+    /// Source.
+    pub from: String,
+    /// Targets.
+    pub to: Vec<String>,
+    /// Schedule, if there is one.
+    pub schedule: Option<Schedule>,
+    /// Longest time between two scheduled runs, as of the load.
+    interval: Option<Duration>,
+    /// The configuration with this rule alone.
+    config: Config,
+}
+
+/// Result of the last load of the configuration.
+#[derive(Debug, Clone)]
+pub struct ReloadStatus {
+    /// Time of the load.
+    pub at: Timestamp,
+    /// Why the load failed; the previous configuration is still in use.
+    pub error: Option<String>,
+}
+
+impl ActiveConfig {
+    /// Builds clients and rules from a loaded configuration.
+    ///
+    /// # Errors
+    /// `Invalid` if a rule cannot run here or a template is wrong.
+    pub fn new(given: LoadedConfig, backend: &Backend, options: &RuntimeOptions) -> Result<ActiveConfig> {
+        let LoadedConfig { config, folder, mut client, notify } = given;
+        if backend.is_cluster() {
+            refuse_layouts(&config)?;
+        }
+        client.retry = RetryPolicy {
+            attempts: options.attempts,
+            first_delay: options.first_delay,
+            max_delay: client.retry.max_delay.max(options.first_delay),
+            max_retry_after: MAX_WAIT_IN_SLOT,
+            rate_limit_timeout: RATE_LIMIT_DEADLINE_IN_SLOT,
+        };
+        client.stall_timeout = options.stall;
+        let is_cluster = backend.is_cluster();
+        client.shared_rate_limit =
+            Some(SharedRateLimit { store: backend.store.clone(), slow_start: is_cluster, exclusive: !is_cluster });
+        let client = Client::new(client, CredentialEnvironment::from_process());
+        let limits = CopyLimits { timeout: config.timeout, timeout_is_exact: false, ..CopyLimits::default() };
+        let run = RunSettings {
+            name: None,
+            force: false,
+            prime: false,
+            priority: None,
+            manifests: None,
+            verify: None,
+            slice: None,
+            query_limit: options.query_limit,
+            concurrency: options.concurrency.unwrap_or(config.concurrency),
+            attempts: options.attempts,
+            timeout: (config.timeout, false),
+            drain: options.drain,
+            detach: true,
+            reclaim_policy: ReclaimPolicy::default(),
+        };
+        Ok(ActiveConfig {
+            notifier: Arc::new(Notifier::new(&notify, &folder, Duration::from_secs(1))?),
+            copier: build_copier(backend, &client, limits),
+            rules: config.rules.iter().map(|rule| ActiveRule::new(rule, &config)).collect(),
+            all_rules_identity: fingerprint(&config, None),
+            config,
+            folder,
+            client,
+            run_settings: run,
+        })
+    }
+
+    /// Returns the number of concurrent image copies in this process.
+    pub fn concurrency(&self) -> usize {
+        self.run_settings.concurrency
+    }
+
+    /// Returns the number of attempts per task that fails with a transient error.
+    pub fn attempts(&self) -> u32 {
+        self.run_settings.attempts
+    }
+
+    /// Returns the rule with this id or name.
+    pub fn rule(&self, wanted: &str) -> Option<&ActiveRule> {
+        let by_id = self.rules.iter().find(|rule| rule.id == wanted);
+        by_id.or_else(|| self.rules.iter().find(|rule| rule.name == wanted))
+    }
+
+    /// Returns the rules as metrics describe them.
+    pub(super) fn watched_rules(&self) -> Vec<WatchedRule> {
+        let watched = |rule: &ActiveRule| WatchedRule {
+            label: rule.metrics_label().to_owned(),
+            from: rule.from.clone(),
+            to: rule.to.join(", "),
+            batches: [rule.batch_identity.clone(), self.all_rules_identity.clone()],
+            interval: rule.interval,
+        };
+        self.rules.iter().map(watched).collect()
+    }
+
+    /// Returns the configuration of a batch of one rule or of all rules.
+    pub fn config_for(&self, rules: &Digest) -> Option<&Config> {
+        let one = self.rules.iter().find(|rule| rule.batch_identity == *rules).map(|rule| &rule.config);
+        one.or_else(|| (self.all_rules_identity == *rules).then_some(&self.config))
+    }
+
+    /// Creates a run that lists, and leaves the tasks to the leader.
+    pub(super) fn build_run<'a>(
+        &'a self,
+        backend: &'a Backend,
+        config: &'a Config,
+        events: Events,
+        stop: &CancellationToken,
+    ) -> Run<'a> {
+        Run {
+            backend,
+            config,
+            folder: &self.folder,
+            client: self.client.clone(),
+            copier: self.copier.clone(),
+            settings: self.run_settings.clone(),
+            role: SERVE_ROLE,
+            events,
+            drain: stop.child_token(),
+            abort: stop.child_token(),
+        }
+    }
+}
+
+impl ActiveRule {
+    fn new(rule: &Rule, config: &Config) -> ActiveRule {
+        let mut config = config.clone();
+        config.rules = vec![rule.clone()];
+        let rules = fingerprint(&config, None);
+        let id = rule.identity().hex()[..RULE_ID_LENGTH].to_owned();
+        let now = Timestamp::now();
+        ActiveRule {
+            interval: rule.schedule.as_ref().and_then(|schedule| schedule.longest_interval(now, &id)),
+            id,
+            name: rule.title(),
+            is_named: rule.name.is_some(),
+            batch_identity: rules,
+            from: rule.source_label(),
+            to: rule.target_labels(),
+            schedule: rule.schedule.clone(),
+            config,
+        }
+    }
+
+    /// Returns the rule's name in metric labels.
+    fn metrics_label(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns a short description: the name, if it is set, and what the rule copies.
+    pub fn title(&self) -> String {
+        let copies = format!("{} to {}", self.from, self.to.join(", "));
+        match self.is_named {
+            true => format!("{} ({copies})", self.name),
+            false => copies,
+        }
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// Rejects image layouts: a layout is on one machine, and tasks run on others.
+fn refuse_layouts(config: &Config) -> Result<()> {
+    let is_layout = |rule: &&Rule| {
+        matches!(rule.source, RuleSource::Layout(_)) || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)))
+    };
+    match config.rules.iter().find(is_layout) {
+        Some(rule) => {
+            let detail = "an image layout works in one process only, and a cluster is configured";
+            Err(Error::new(ErrorKind::Invalid, format!("serving {}", rule.label()), detail).with_hint(
+                "serve it with a configuration without `cluster:`, and without IMGSYNC_BROKER and IMGSYNC_STORE",
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Reloads the configuration on SIGHUP and when its file changes, until stopped. An invalid configuration is
+/// reported, and the previous one stays in use.
+pub(super) async fn watch_config(
+    source: &ConfigSource,
+    (backend, options): (&Backend, &RuntimeOptions),
+    active_config: &watch::Sender<Arc<ActiveConfig>>,
+    reload_status: &watch::Sender<ReloadStatus>,
+    events: &Events,
+    stop: &CancellationToken,
+) {
+    let mut hangup = SighupStream::new();
+    let mut known = source.content();
+    while !stop.is_cancelled() {
+        let asked = tokio::select! {
+            () = hangup.recv() => true,
+            () = tokio::time::sleep(CONFIG_POLL_INTERVAL) => false,
+            () = stop.cancelled() => return,
+        };
+        let content = source.content();
+        // A missing file is being replaced.
+        if !asked && (content == known || content.is_none()) {
+            continue;
+        }
+        known = content;
+        let made = (source.read)().and_then(|given| {
+            ActiveConfig::new(given, backend, options).map_err(|error| match error.hint() {
+                Some(advice) => format!("{error}\nhint: {advice}"),
+                None => error.to_string(),
+            })
+        });
+        let error = match made {
+            Ok(next) => {
+                emit_notice(
+                    events,
+                    &format!("read its configuration again: {}", pluralize(next.rules.len() as u64, "rule", "rules")),
+                );
+                active_config.send_replace(Arc::new(next));
+                None
+            }
+            Err(error) => {
+                warn(events, &format!("the configuration is wrong, and the one before still holds:\n{}", error.trim()));
+                Some(error)
+            }
+        };
+        reload_status.send_replace(ReloadStatus { at: Timestamp::now(), error });
+    }
+}
+
+impl ConfigSource {
+    fn content(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.file.as_ref()?).ok()
+    }
+}
+
+/// SIGHUP, which requests a reload of the configuration.
+struct SighupStream(#[cfg(unix)] Option<tokio::signal::unix::Signal>);
+
+impl SighupStream {
+    #[cfg(unix)]
+    fn new() -> SighupStream {
+        SighupStream(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok())
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> SighupStream {
+        SighupStream()
+    }
+
+    async fn recv(&mut self) {
+        #[cfg(unix)]
+        if let Some(signal) = &mut self.0
+            && signal.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+impl std::fmt::Debug for ActiveConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Current({} rules)", self.rules.len())
+    }
+}

@@ -1,0 +1,329 @@
+//! The event stream. One poller reads the store and publishes to all subscribers; without subscribers it reads
+//! nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::Result;
+use imgsync_common::retry::is_transient;
+use imgsync_common::store::{Batch, Heartbeat};
+use serde::Serialize;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::app::AppState;
+use super::dto::{BatchResponse, TimelineResponse};
+use crate::orchestrator::BatchView;
+
+const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(500);
+const STATUS_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum interval between timeline and failure events of a batch.
+const DETAILS_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval of comment lines, so that proxies keep an idle connection open.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Limit of published batches, the newest ones.
+pub(super) const MAX_BATCHES: usize = 50;
+/// A subscriber that lags this many events behind gets a snapshot.
+const CHANNEL_CAPACITY: usize = 256;
+const MAX_SUBSCRIBERS: usize = 1_000;
+
+/// Publishes events to all subscribers.
+#[derive(Debug)]
+pub struct EventHub {
+    sender: broadcast::Sender<Bytes>,
+    /// Last event of each topic, for new subscribers, in the order in which they are sent.
+    latest: Mutex<BTreeMap<Topic, Bytes>>,
+    subscribers: watch::Sender<usize>,
+}
+
+/// Topic of an event.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Topic {
+    Status,
+    Schedules,
+    Workers,
+    Routes,
+    Batch(BatchId),
+    Timeline(BatchId),
+    Failures(BatchId),
+}
+
+impl Topic {
+    fn event_name(&self) -> &'static str {
+        match self {
+            Topic::Status => "status",
+            Topic::Schedules => "schedules",
+            Topic::Workers => "workers",
+            Topic::Routes => "lanes",
+            Topic::Batch(_) => "batch",
+            Topic::Timeline(_) => "course",
+            Topic::Failures(_) => "failures",
+        }
+    }
+}
+
+impl Default for EventHub {
+    fn default() -> EventHub {
+        EventHub {
+            sender: broadcast::Sender::new(CHANNEL_CAPACITY),
+            latest: Mutex::default(),
+            subscribers: watch::Sender::new(0),
+        }
+    }
+}
+
+/// A subscription, counted until dropped.
+struct Subscription(Arc<EventHub>);
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.0.subscribers.send_modify(|watchers| *watchers -= 1);
+    }
+}
+
+impl EventHub {
+    /// Subscribes in the format `text/event-stream`: first a snapshot, then new events. None if there are too many
+    /// subscribers.
+    pub(super) fn subscribe(
+        self: &Arc<EventHub>,
+        stop: CancellationToken,
+    ) -> Option<impl Stream<Item = std::result::Result<Bytes, std::convert::Infallible>> + use<>> {
+        let has_room = self.subscribers.send_if_modified(|watchers| {
+            let has_room = *watchers < MAX_SUBSCRIBERS;
+            *watchers += usize::from(has_room);
+            has_room
+        });
+        let subscription = has_room.then(|| Subscription(self.clone()))?;
+        let (first, receiver) = self.snapshot();
+        let state = (subscription, receiver, Some(first), stop);
+        Some(futures_util::stream::unfold(state, async |(watcher, mut receiver, first, stop)| {
+            if let Some(first) = first {
+                return Some((Ok(first), (watcher, receiver, None, stop)));
+            }
+            let told = tokio::select! {
+                told = receiver.recv() => told,
+                () = stop.cancelled() => return None,
+            };
+            match told {
+                Ok(event) => Some((Ok(event), (watcher, receiver, None, stop))),
+                Err(RecvError::Lagged(_)) => {
+                    let (first, receiver) = watcher.0.snapshot();
+                    Some((Ok(first), (watcher, receiver, None, stop)))
+                }
+                Err(RecvError::Closed) => None,
+            }
+        }))
+    }
+
+    /// Returns a snapshot and a receiver of later events. No event is lost between them: publishers hold the same
+    /// lock.
+    fn snapshot(&self) -> (Bytes, broadcast::Receiver<Bytes>) {
+        let known = self.latest();
+        let mut all = b"retry: 2000\n\n".to_vec();
+        known.values().for_each(|event| all.extend_from_slice(event));
+        (all.into(), self.sender.subscribe())
+    }
+
+    /// Publishes an event, unless it equals the last one of its topic.
+    fn publish(&self, subject: Topic, value: &impl Serialize) {
+        let Ok(json) = serde_json::to_string(value) else { return };
+        let mut text = String::with_capacity(json.len() + 32);
+        // JSON has no line breaks of its own.
+        let _ = write!(text, "event: {}\ndata: {json}\n\n", subject.event_name());
+        let event = Bytes::from(text);
+        let mut known = self.latest();
+        if known.get(&subject) != Some(&event) {
+            known.insert(subject, event.clone());
+            let _ = self.sender.send(event);
+        }
+    }
+
+    /// Drops the last events of these topics: new subscribers do not get them.
+    fn forget(&self, is_meant: impl Fn(&Topic) -> bool) {
+        self.latest().retain(|subject, _| !is_meant(subject));
+    }
+
+    fn latest(&self) -> MutexGuard<'_, BTreeMap<Topic, Bytes>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn wait_for_subscriber(&self) {
+        let mut watchers = self.subscribers.subscribe();
+        let _ = watchers.wait_for(|watchers| *watchers > 0).await;
+    }
+}
+
+/// Last known state of a batch.
+struct BatchSnapshot {
+    view: BatchView,
+    unlisted_count: usize,
+    /// State and time of the last timeline and failure events.
+    details: Option<(Batch, Instant)>,
+}
+
+/// Polls the store.
+struct Poller<'a> {
+    app: &'a AppState,
+    snapshots: HashMap<BatchId, BatchSnapshot>,
+}
+
+/// Polls the store and publishes changes, until stopped.
+pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
+    let mut poller = Poller { app, snapshots: HashMap::new() };
+    let mut around: Option<Instant> = None;
+    let mut alive = Instant::now();
+    let mut warned = false;
+    loop {
+        tokio::select! {
+            () = app.event_hub.wait_for_subscriber() => {}
+            () = stop.cancelled() => return,
+        }
+        let looked = async {
+            poller.poll_batches().await?;
+            if around.is_none_or(|at| at.elapsed() >= STATUS_POLL_INTERVAL) {
+                poller.poll_status().await?;
+                around = Some(Instant::now());
+            }
+            Ok::<(), imgsync_common::error::Error>(())
+        };
+        match looked.await {
+            Ok(()) => warned = false,
+            // Logged once; what was published last stays visible.
+            Err(error) if !std::mem::replace(&mut warned, true) => tracing::warn!("{error}"),
+            Err(_) => {}
+        }
+        if alive.elapsed() >= KEEPALIVE_INTERVAL {
+            alive = Instant::now();
+            let _ = app.event_hub.sender.send(Bytes::from_static(b": alive\n\n"));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(BATCH_POLL_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+impl Poller<'_> {
+    async fn poll_batches(&mut self) -> Result<()> {
+        let store = &*self.app.backend.store;
+        let batches = store.batches(MAX_BATCHES).await?;
+        let is_gone = |id: &BatchId| !batches.iter().any(|batch| batch.id == *id);
+        if self.snapshots.keys().any(is_gone) {
+            self.snapshots.retain(|id, _| !is_gone(id));
+            self.app.event_hub.forget(|subject| match subject {
+                Topic::Batch(id) | Topic::Timeline(id) | Topic::Failures(id) => is_gone(id),
+                Topic::Status | Topic::Schedules | Topic::Workers | Topic::Routes => false,
+            });
+        }
+        for batch in batches {
+            match self.poll_batch(batch).await {
+                // One unreadable batch does not hide the others.
+                Err(error) if !is_transient(&error) => tracing::debug!("{error}"),
+                looked => looked?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn poll_batch(&mut self, batch: Batch) -> Result<()> {
+        let (store, hub) = (&*self.app.backend.store, &self.app.event_hub);
+        let view = BatchView::load(store, batch.clone()).await?;
+        let before = self.snapshots.get(&batch.id);
+        let was_live = before.is_some_and(|seen| seen.view.batch.ended_at.is_none());
+        let is_live = batch.ended_at.is_none();
+        let has_changed = before.is_none_or(|seen| seen.view != view);
+        let (mut unlisted, mut details) = match self.snapshots.remove(&batch.id) {
+            Some(seen) => (seen.unlisted_count, seen.details),
+            None => (store.listing_failures(batch.id).await?.len(), None),
+        };
+        // Clients request the timeline of batches that ended before the first poll.
+        let is_stale = details.as_ref().is_none_or(|(as_of, _)| *as_of != batch);
+        let is_due = details.as_ref().is_none_or(|(_, at)| at.elapsed() >= DETAILS_INTERVAL);
+        if is_stale && (is_live || was_live || details.is_some()) && (is_due || !is_live) {
+            unlisted = store.listing_failures(batch.id).await?.len();
+            let timeline = store.timeline(batch.id).await?;
+            hub.publish(Topic::Timeline(batch.id), &TimelineResponse::from_timeline(batch.id, timeline));
+            let groups = self.app.failure_groups.get_or_compute(store, &batch).await?;
+            hub.publish(Topic::Failures(batch.id), &*groups);
+            details = Some((batch.clone(), Instant::now()));
+            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted));
+            if !is_live {
+                let id = batch.id;
+                hub.forget(|subject| *subject == Topic::Timeline(id) || *subject == Topic::Failures(id));
+            }
+        } else if has_changed {
+            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted));
+        }
+        self.snapshots.insert(batch.id, BatchSnapshot { view, unlisted_count: unlisted, details });
+        Ok(())
+    }
+
+    async fn poll_status(&mut self) -> Result<()> {
+        let (app, hub) = (self.app, &self.app.event_hub);
+        hub.publish(Topic::Status, &app.status());
+        let workers: Vec<Heartbeat> = app.backend.store.workers().await?;
+        hub.publish(Topic::Workers, &workers);
+        hub.publish(Topic::Schedules, &app.scheduler.entries().await?);
+        hub.publish(Topic::Routes, &app.routes(&workers).await?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::StreamExt as _;
+
+    use super::*;
+
+    async fn next(
+        stream: &mut (impl Stream<Item = std::result::Result<Bytes, std::convert::Infallible>> + Unpin),
+    ) -> String {
+        String::from_utf8(stream.next().await.unwrap().unwrap().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_late_subscriber_gets_the_latest_state_and_then_changes() {
+        let live = Arc::new(EventHub::default());
+        live.publish(Topic::Workers, &"none");
+        live.publish(Topic::Workers, &"one");
+        let mut events = pin!(live.subscribe(CancellationToken::new()).unwrap());
+        assert_eq!(next(&mut events).await, "retry: 2000\n\nevent: workers\ndata: \"one\"\n\n");
+        live.publish(Topic::Workers, &"one");
+        live.publish(Topic::Status, &"new\nline");
+        assert_eq!(next(&mut events).await, "event: status\ndata: \"new\\nline\"\n\n");
+    }
+
+    #[tokio::test]
+    async fn a_lagging_subscriber_gets_the_latest_state_again() {
+        let live = Arc::new(EventHub::default());
+        let mut events = pin!(live.subscribe(CancellationToken::new()).unwrap());
+        next(&mut events).await;
+        for number in 0..=CHANNEL_CAPACITY {
+            live.publish(Topic::Workers, &number);
+        }
+        assert_eq!(next(&mut events).await, format!("retry: 2000\n\nevent: workers\ndata: {CHANNEL_CAPACITY}\n\n"));
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_is_counted_until_dropped_and_ends_on_shutdown() {
+        let live = Arc::new(EventHub::default());
+        let stop = CancellationToken::new();
+        {
+            let mut events = pin!(live.subscribe(stop.clone()).unwrap());
+            assert_eq!(*live.subscribers.borrow(), 1);
+            next(&mut events).await;
+            stop.cancel();
+            assert!(events.next().await.is_none());
+        }
+        assert_eq!(*live.subscribers.borrow(), 0);
+    }
+}

@@ -1,0 +1,45 @@
+//! Failures of a batch by error kind and registry, computed once for all clients.
+
+use std::sync::Arc;
+
+use imgsync_common::batch::BatchId;
+use imgsync_common::error::Result;
+use imgsync_common::generational::GenerationalCache;
+use imgsync_common::store::{Batch, Store};
+
+use super::dto::FailureGroupsResponse;
+use crate::report::failure_groups::FailureGroups;
+
+const MAX_CACHED_BATCHES: usize = 64;
+
+/// Failed tasks, run and failed listings: the state that the groups were computed from.
+type CacheKey = (u64, u32, usize);
+
+/// Caches the failure groups of batches.
+#[derive(Debug)]
+pub(super) struct FailureGroupCache(
+    tokio::sync::Mutex<GenerationalCache<BatchId, (CacheKey, Arc<FailureGroupsResponse>)>>,
+);
+
+impl Default for FailureGroupCache {
+    fn default() -> FailureGroupCache {
+        FailureGroupCache(tokio::sync::Mutex::new(GenerationalCache::new(MAX_CACHED_BATCHES)))
+    }
+}
+
+impl FailureGroupCache {
+    /// Returns the current failure groups of a batch. One caller computes them; concurrent callers get the same
+    /// result.
+    pub(super) async fn get_or_compute(&self, store: &dyn Store, batch: &Batch) -> Result<Arc<FailureGroupsResponse>> {
+        let mut known = self.0.lock().await;
+        let unlisted = store.listing_failures(batch.id).await?;
+        let key = (batch.counts.failed, batch.run, unlisted.len());
+        if let Some((_, groups)) = known.get(&batch.id).filter(|known| known.0 == key) {
+            return Ok(groups.clone());
+        }
+        let groups = FailureGroups::read(store, batch.id, unlisted).await?;
+        let groups = Arc::new(FailureGroupsResponse { batch: batch.id, groups });
+        known.insert(batch.id, (key, groups.clone()));
+        Ok(groups)
+    }
+}

@@ -1,0 +1,143 @@
+//! Routes with their queues, the rate limits of their registries, and holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use imgsync_common::batch::Route;
+use imgsync_common::error::Result;
+use imgsync_common::image::RegistryName;
+use imgsync_common::registry::{Client, provider_limits};
+use imgsync_common::store::{Heartbeat, RateLimitCategory};
+use imgsync_worker::runner::load_rate_limit_holds;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::orchestrator::Backend;
+
+/// Limit of shown routes, the most recently used ones.
+const MAX_ROUTES: usize = 200;
+
+/// Routes, and their source and target registries.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub(super) struct RoutesResponse {
+    routes: Vec<RouteResponse>,
+    registries: Vec<RegistryLimitsResponse>,
+}
+
+/// A route.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub(super) struct RouteResponse {
+    route: String,
+    source: EndpointResponse,
+    target: EndpointResponse,
+    /// Tasks in the queue of the route; none if the broker does not respond.
+    waiting: Option<u64>,
+    /// Time before which no task of the route starts.
+    throttled_until: Option<Timestamp>,
+    /// Reason of the hold.
+    throttled_why: Option<String>,
+    /// Reasons why active workers do not serve the route.
+    unserved_reasons: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, PartialEq)]
+struct EndpointResponse {
+    endpoint: String,
+    user: Option<String>,
+}
+
+/// Limits of a registry.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub(super) struct RegistryLimitsResponse {
+    registry: String,
+    /// Configured or documented requests per second.
+    requests_per_second: Option<f64>,
+    /// Requests per second, learned from rejected requests.
+    learned_requests_per_second: Option<f64>,
+    /// Concurrent requests.
+    concurrency: Option<usize>,
+    /// Time before which no request is sent.
+    throttled_until: Option<Timestamp>,
+    /// Reason of the hold.
+    throttled_why: Option<String>,
+}
+
+/// Reads the state of the routes.
+pub(super) async fn read_routes(backend: &Backend, client: &Client, workers: &[Heartbeat]) -> Result<RoutesResponse> {
+    let mut aged = backend.store.routes_by_age().await?;
+    aged.sort_by_key(|(_, age)| *age);
+    let mut routes: Vec<Route> = aged.into_iter().take(MAX_ROUTES).map(|(lane, _)| lane).collect();
+    routes.sort();
+    // Without the broker, what the store knows is still shown.
+    let waiting = backend.queue.count_ready(&routes).await.ok();
+    let holds = load_rate_limit_holds(&routes, &*backend.store, client).await?;
+    let mut until: BTreeMap<RegistryName, (Duration, String)> = BTreeMap::new();
+    for ((registry, _), hold) in &holds {
+        let longest = until.entry(registry.clone()).or_default();
+        if hold.wait > longest.0 {
+            *longest = (hold.wait, hold.reason.clone());
+        }
+    }
+    let shown = routes.iter().enumerate().map(|(at, route)| {
+        let ends = [route.source.registry(), route.target.registry()];
+        let throttled = ends.into_iter().flatten().filter_map(|end| until.get_key_value(end));
+        let throttled = throttled.max_by_key(|(_, (wait, _))| *wait);
+        let reasons = workers.iter().filter_map(|worker| {
+            let its = worker.unserved.iter().find(|unserved| unserved.route == *route)?;
+            Some(format!("{}: {}", worker.worker, its.reason))
+        });
+        RouteResponse {
+            route: route.to_string(),
+            source: EndpointResponse {
+                endpoint: route.source.to_string(),
+                user: route.source_credential.as_deref().map(str::to_owned),
+            },
+            target: EndpointResponse {
+                endpoint: route.target.to_string(),
+                user: route.target_credential.as_deref().map(str::to_owned),
+            },
+            waiting: waiting.as_ref().and_then(|waiting| waiting.get(at).copied()),
+            throttled_until: throttled.map(|(_, (wait, _))| rounded_deadline(*wait)),
+            throttled_why: throttled.map(|(registry, (_, why))| format!("{registry} {why}")),
+            unserved_reasons: reasons.collect(),
+        }
+    });
+    let shown: Vec<RouteResponse> = shown.collect();
+    let registries: BTreeSet<&RegistryName> =
+        routes.iter().flat_map(|lane| [lane.source.registry(), lane.target.registry()]).flatten().collect();
+    let mut of_registries = Vec::new();
+    for registry in registries {
+        of_registries.push(read_registry_limits(backend, client, registry, until.get(registry)).await?);
+    }
+    Ok(RoutesResponse { routes: shown, registries: of_registries })
+}
+
+async fn read_registry_limits(
+    backend: &Backend,
+    client: &Client,
+    registry: &RegistryName,
+    hold: Option<&(Duration, String)>,
+) -> Result<RegistryLimitsResponse> {
+    let settings = client.settings().registries.get(registry).cloned().unwrap_or_default();
+    let documented = provider_limits::for_registry(registry, &settings).and_then(|limits| limits.requests_per_second);
+    let mut accounts = client.accounts(registry, true).await;
+    accounts.extend(client.accounts(registry, false).await);
+    let parts: Vec<_> =
+        accounts.iter().flat_map(|one| [one.clone(), one.with_category(RateLimitCategory::Pulls)]).collect();
+    let learnt = backend.store.learned_rates(&parts).await?.into_iter().flatten().reduce(f64::min);
+    Ok(RegistryLimitsResponse {
+        registry: registry.to_string(),
+        requests_per_second: settings.requests_per_second.or(documented),
+        // Rounded to a tenth: the rate changes with each request.
+        learned_requests_per_second: learnt.map(|rate| (rate * 10.0).round() / 10.0),
+        concurrency: settings.concurrency,
+        throttled_until: hold.map(|(wait, _)| rounded_deadline(*wait)),
+        throttled_why: hold.map(|(_, why)| why.clone()),
+    })
+}
+
+/// Rounds to the second, so that repeated reads return an equal value.
+fn rounded_deadline(wait: Duration) -> Timestamp {
+    let at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+    Timestamp::from_second((at.as_millisecond() + 500).div_euclid(1000)).unwrap_or(at)
+}

@@ -1,0 +1,215 @@
+//! The coordinator process: leads batches, starts scheduled rules, runs tasks if there is no cluster, serves HTTP and
+//! reloads the configuration, all concurrently.
+
+use std::sync::Arc;
+
+use axum::Router;
+use imgsync_common::error::Result;
+use imgsync_common::event::{Event, Events};
+use imgsync_common::outage::{self, OutageEvent};
+use imgsync_common::store::ReclaimScope;
+use imgsync_worker::health::ReadinessCheck;
+use imgsync_worker::runner::Shutdown;
+use imgsync_worker::server;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::active_config::{ActiveConfig, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions, watch_config};
+use super::app::AppState;
+use super::auth::AuthPolicy;
+use super::event_stream::{self, EventHub};
+use super::failure_group_cache::FailureGroupCache;
+use super::router::router;
+use super::scheduler::Scheduler;
+use crate::orchestrator::{Backend, LeaderConfig, LocalWorker, ReclaimPolicy, WatchedRule, run_leader};
+
+/// Batches checked at startup for tasks of a previous process.
+const MAX_RECLAIMED_BATCHES: usize = 1_000;
+
+/// HTTP listener, authorization policy and extra routes.
+#[derive(Debug)]
+pub struct HttpBinding {
+    /// The bound listener.
+    pub listener: TcpListener,
+    /// Authorization policy.
+    pub auth: AuthPolicy,
+    /// Extra routes that need no token: `/metrics`.
+    pub extra_routes: Router,
+}
+
+/// A long-running coordinator.
+pub struct Server {
+    backend: Backend,
+    config_source: ConfigSource,
+    options: RuntimeOptions,
+    events: Events,
+    active_config: watch::Sender<Arc<ActiveConfig>>,
+}
+
+impl Server {
+    /// Creates a coordinator with its initial configuration, without starting it.
+    ///
+    /// # Errors
+    /// `Invalid` if a rule cannot run here.
+    pub fn new(
+        backend: Backend,
+        first: LoadedConfig,
+        config_source: ConfigSource,
+        options: RuntimeOptions,
+        events: Events,
+    ) -> Result<Server> {
+        let active_config = watch::Sender::new(Arc::new(ActiveConfig::new(first, &backend, &options)?));
+        Ok(Server { backend, config_source, options, events, active_config })
+    }
+
+    /// Returns a function that lists the rules of the active configuration that have metrics.
+    pub fn watched_rules(&self) -> impl Fn() -> Vec<WatchedRule> + Send + Sync + use<> {
+        let current = self.active_config.subscribe();
+        move || current.borrow().watched_rules()
+    }
+
+    /// Runs until `stop` is triggered. The next start resumes interrupted listings; copies in progress may finish
+    /// within the drain limit of the [`RuntimeOptions`].
+    pub async fn run(&self, binding: HttpBinding, ready: ReadinessCheck, stop: &Shutdown) {
+        let drain = &stop.drain;
+        let work_available = Arc::new(Notify::new());
+        let is_leader = watch::Sender::new(false);
+        let reload_status = watch::Sender::new(ReloadStatus { at: Timestamp::now(), error: None });
+        let (backend, events) = (&self.backend, &self.events);
+        let scheduler =
+            Scheduler::new(backend, self.active_config.subscribe(), work_available.clone(), events.clone(), drain);
+        let app = Arc::new(AppState {
+            backend: backend.clone(),
+            active_config: self.active_config.subscribe(),
+            reload_status: reload_status.subscribe(),
+            is_leader: is_leader.subscribe(),
+            scheduler: scheduler.clone(),
+            event_hub: Arc::new(EventHub::default()),
+            failure_groups: FailureGroupCache::default(),
+            auth: binding.auth,
+            ready,
+            work_available: work_available.clone(),
+            started_at: Timestamp::now(),
+            stop: drain.clone(),
+        });
+        if !backend.is_cluster() {
+            self.reclaim_all().await;
+        }
+        let duties = watch::Sender::new(self.leader_config());
+        let follow = async {
+            let mut changes = self.active_config.subscribe();
+            loop {
+                tokio::select! {
+                    _ = changes.changed() => drop(duties.send_replace(self.leader_config())),
+                    () = drain.cancelled() => break,
+                }
+            }
+        };
+        let watched = duties.subscribe();
+        tokio::join!(
+            run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &is_leader), events, drain),
+            scheduler.run(is_leader.subscribe()),
+            self.run_local_workers(stop),
+            event_stream::run_poller(&app, drain),
+            report_outages(backend, events, drain),
+            server::serve(binding.listener, router(app.clone(), binding.extra_routes), drain),
+            watch_config(
+                &self.config_source,
+                (backend, &self.options),
+                &self.active_config,
+                &reload_status,
+                events,
+                drain
+            ),
+            follow,
+        );
+        let current = self.active_config.borrow().clone();
+        current.client.release_shared().await;
+    }
+
+    /// Reclaims all tasks: the process that ran them is gone, and so is its queue.
+    async fn reclaim_all(&self) {
+        match self.backend.store.batches(MAX_RECLAIMED_BATCHES).await {
+            Ok(batches) => {
+                for batch in batches.iter().filter(|batch| batch.ended_at.is_none()) {
+                    if let Err(error) = self.backend.store.reclaim(batch.id, ReclaimScope::Everything).await {
+                        super::warn(&self.events, &error.to_string());
+                    }
+                }
+            }
+            Err(error) => super::warn(&self.events, &error.to_string()),
+        }
+    }
+
+    fn leader_config(&self) -> LeaderConfig {
+        let current = self.active_config.borrow();
+        let config = Arc::new(current.config.clone());
+        LeaderConfig { config, notifier: current.notifier.clone(), client: current.client.clone() }
+    }
+
+    /// Runs in-process workers if there is no cluster. A reloaded configuration applies to new tasks; running tasks
+    /// finish with the one they started with.
+    async fn run_local_workers(&self, stop: &Shutdown) {
+        if self.backend.is_cluster() {
+            return;
+        }
+        let mut changes = self.active_config.subscribe();
+        let generations = TaskTracker::new();
+        let mut number = 0;
+        while !stop.drain.is_cancelled() {
+            let current = changes.borrow_and_update().clone();
+            number += 1;
+            let generation = Shutdown { drain: stop.drain.child_token(), abort: stop.abort.child_token() };
+            let worker = LocalWorker {
+                backend: self.backend.clone(),
+                client: current.client.clone(),
+                copier: current.copier.clone(),
+                name: format!("{}-{number}", imgsync_worker::process_name()),
+                slots: current.concurrency(),
+                attempts: current.attempts(),
+                monthly_quota: current.config.monthly_quota,
+                events: self.events.clone(),
+            };
+            let its = generation.clone();
+            generations.spawn(async move {
+                worker.run(&its).await;
+                worker.client.release_shared().await;
+            });
+            tokio::select! {
+                _ = changes.changed() => generation.drain.cancel(),
+                () = stop.drain.cancelled() => {}
+            }
+        }
+        generations.close();
+        tokio::select! {
+            () = generations.wait() => {}
+            () = tokio::time::sleep(self.options.drain) => {
+                stop.abort.cancel();
+                generations.wait().await;
+            }
+        }
+    }
+}
+
+/// Reports outages of broker and store, until stopped.
+async fn report_outages(backend: &Backend, events: &Events, stop: &CancellationToken) {
+    let tell = |event: &OutageEvent| {
+        events.emit(match event {
+            OutageEvent::Began(_) => Event::Warning { message: event.to_string() },
+            OutageEvent::Ended(..) => Event::Notice { message: event.to_string() },
+        });
+    };
+    tokio::select! {
+        () = outage::forward_events(&backend.health, tell) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Office")
+    }
+}

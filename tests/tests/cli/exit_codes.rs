@@ -1,0 +1,76 @@
+//! Exit codes of `sync` for connections that fail, and sources of the password.
+
+use std::time::Duration;
+
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
+use imgsync_tests::images;
+use imgsync_tests::program::{Imgsync, Output};
+use tokio::net::{TcpSocket, TcpStream};
+
+fn sync(source: &FaultRegistry, target: &FaultRegistry, more: &[&str]) -> Imgsync {
+    let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
+    let patience = ["--json", "--attempts", "2", "--retry-delay", "1ms"];
+    Imgsync::new().args(["sync", &from, &to]).args(patience).args(more)
+}
+
+async fn both() -> (FaultRegistry, FaultRegistry) {
+    tokio::join!(FaultRegistry::start(), FaultRegistry::start())
+}
+
+#[tokio::test]
+async fn a_connection_lost_for_good_during_a_copy_is_a_failed_image() {
+    let (source, target) = both().await;
+    source.push("a", "1", &images::big("breaks", 4 << 20));
+    // The first bytes arrive, and nothing after that.
+    source.on(RequestType::BlobGet).skip(1).act(FaultAction::CutAfter { bytes: 1 << 20 });
+    source.on(RequestType::BlobGet).skip(1).always().act(FaultAction::CutBefore);
+    let output = sync(&source, &target, &["--concurrency", "1"]).run().await.assert_code(1);
+    assert_eq!(output.json()["class"], "unreachable", "{output:?}");
+}
+
+#[tokio::test]
+async fn a_connection_lost_before_anything_is_copied_means_that_it_could_not_start() {
+    let (source, target) = both().await;
+    source.push("a", "1", &images::single("never-starts"));
+    source.on(RequestType::ManifestGet).always().act(FaultAction::CutBefore);
+    sync(&source, &target, &[]).run().await.assert_code(3);
+}
+
+#[tokio::test]
+async fn a_host_that_lets_no_connection_come_about_is_out_of_reach() {
+    let target = FaultRegistry::start().await;
+    // A listener with a full backlog drops connection attempts, like a firewall.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let silent = socket.listen(1).unwrap();
+    let address = silent.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        queue.push(stream);
+    }
+    let (from, to) = (format!("{address}/a:1"), format!("{}/b:1", target.host()));
+    let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--attempts", "1"]);
+    let output = sync.args(["--stall-timeout", "2s"]).limit(Duration::from_secs(30)).run().await.assert_code(3);
+    assert_eq!(output.json()["class"], "unreachable", "{output:?}");
+    assert!(output.stderr.contains("hint:"), "{}", output.stderr);
+}
+
+async fn with_password(more: &[&str]) -> Output {
+    let source = FaultRegistry::start().await;
+    let target = FaultRegistry::builder().basic("me", "s3cret").start().await;
+    source.push("a", "1", &images::single("password"));
+    sync(&source, &target, more).env("IMGSYNC_PASSWORD", "s3cret").run().await
+}
+
+#[tokio::test]
+async fn the_variable_for_the_password_is_used_with_a_user_alone() {
+    with_password(&["--user", "me"]).await.assert_code(0);
+    with_password(&["--user", "me", "--password", "wrong"]).await.assert_code(1);
+    // A variable that is set does not affect an explicit password.
+    let (source, target) = both().await;
+    source.push("a", "1", &images::single("no-user"));
+    sync(&source, &target, &[]).env("IMGSYNC_PASSWORD", "s3cret").run().await.assert_code(0);
+    let stdin = ["--user", "me", "--password-stdin"];
+    sync(&source, &target, &stdin).env("IMGSYNC_PASSWORD", "x").stdin("y").run().await.assert_code(0);
+    assert_eq!(with_password(&["--password", "s3cret"]).await.assert_code(2).stdout, "");
+}

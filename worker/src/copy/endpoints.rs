@@ -1,0 +1,467 @@
+//! Endpoints of a copy: repositories in registries, or in image layouts on this machine.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imgsync_common::batch::RepositoryLocator;
+use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_common::image::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
+use imgsync_common::layout::{self, HashPolicy, ImageName, Layout, LayoutRef, LayoutRepository};
+use imgsync_common::registry::{
+    self, Access, Client, Context, FallbackTag, ManifestHead, ManifestPut, ManifestRef, Repository, TrafficCounters,
+};
+use imgsync_common::retry::{RetryBudget, RetryPolicy, RetryState};
+use imgsync_common::wait::WaitClock;
+use tokio_util::sync::CancellationToken;
+
+use super::CopyRequest;
+use super::fan_out::BlobSubscription;
+
+/// Location of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageLocation {
+    /// In a registry.
+    Registry(Reference),
+    /// In an image layout on this machine.
+    Layout(LayoutRef),
+}
+
+impl ImageLocation {
+    /// Returns the tag; `latest` for a registry reference without tag and digest.
+    pub fn tag(&self) -> Option<Tag> {
+        match self {
+            ImageLocation::Registry(reference) => reference.tag_or_latest(),
+            ImageLocation::Layout(layout) => match layout.image.as_ref()? {
+                ImageName::Tag(tag) => Some(tag.clone()),
+                ImageName::Digest(_) => None,
+                ImageName::Full(reference) => reference.tag_or_latest(),
+            },
+        }
+    }
+
+    /// Returns the digest, if the location has one.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            ImageLocation::Registry(reference) => reference.digest.as_ref(),
+            ImageLocation::Layout(layout) => match layout.image.as_ref()? {
+                ImageName::Tag(_) => None,
+                ImageName::Digest(digest) => Some(digest),
+                ImageName::Full(reference) => reference.digest.as_ref(),
+            },
+        }
+    }
+
+    /// Returns the manifest reference; the digest takes precedence over the tag.
+    fn manifest_ref(&self) -> Option<ManifestRef> {
+        self.digest().cloned().map(ManifestRef::Digest).or_else(|| self.tag().map(ManifestRef::Tag))
+    }
+}
+
+impl std::str::FromStr for ImageLocation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<ImageLocation> {
+        let invalid = |error: String| Error::new(ErrorKind::Invalid, "reading a name", error);
+        match LayoutRef::has_scheme(text) {
+            true => text
+                .parse()
+                .map(ImageLocation::Layout)
+                .map_err(|error: layout::ParseLayoutRefError| invalid(error.to_string())),
+            false => text
+                .parse()
+                .map(ImageLocation::Registry)
+                .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for ImageLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ImageLocation::Registry(reference) => reference.fmt(f),
+            ImageLocation::Layout(layout) => layout.fmt(f),
+        }
+    }
+}
+
+impl serde::Serialize for ImageLocation {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl From<Reference> for ImageLocation {
+    fn from(reference: Reference) -> ImageLocation {
+        ImageLocation::Registry(reference)
+    }
+}
+
+/// Endpoint to read from.
+#[derive(Debug, Clone)]
+pub(crate) enum CopySource {
+    Registry(Repository),
+    Layout(LayoutRepository),
+}
+
+/// Endpoint to write to.
+#[derive(Debug, Clone)]
+pub(crate) enum CopyTarget {
+    Registry(Repository),
+    Layout(LayoutRepository),
+}
+
+/// Stream of a blob's content.
+pub(crate) enum SourceStream {
+    Registry(Box<registry::BlobStream>),
+    Layout(layout::LayoutBlobStream, Arc<TrafficCounters>),
+    /// Chunks from a reader shared with other copies; that reader counts the traffic.
+    Shared(BlobSubscription),
+    /// Content that needs no read.
+    InMemory(Option<Bytes>),
+    /// Content from a registry or, if that is empty, the descriptor's inline data.
+    WithInlineFallback(Box<registry::BlobStream>, Option<Bytes>),
+}
+
+impl SourceStream {
+    /// Whether the blob is known to be public; false for a shared reader, where that is unknown.
+    pub(crate) fn is_public(&self) -> bool {
+        matches!(self, SourceStream::Registry(stream) if stream.is_public())
+    }
+
+    pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            SourceStream::Registry(stream) => stream.next_chunk().await,
+            SourceStream::Layout(stream, tally) => {
+                let chunk = stream.next_chunk().await?;
+                tally.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                Ok(chunk)
+            }
+            SourceStream::Shared(share) => Ok(share.next_chunk().await),
+            SourceStream::InMemory(bytes) => Ok(bytes.take()),
+            SourceStream::WithInlineFallback(stream, inline) => match stream.next_chunk().await? {
+                Some(chunk) => {
+                    if !chunk.is_empty() {
+                        *inline = None;
+                    }
+                    Ok(Some(chunk))
+                }
+                None => Ok(inline.take()),
+            },
+        }
+    }
+}
+
+/// Both endpoints of one copy.
+pub(crate) struct Endpoints {
+    pub(crate) source: CopySource,
+    /// Manifest to read; `None` selects the only image of a layout.
+    pub(crate) source_ref: Option<ManifestRef>,
+    pub(crate) target: CopyTarget,
+    pub(crate) target_ref: Option<ManifestRef>,
+    pub(crate) source_traffic: Arc<TrafficCounters>,
+    pub(crate) target_traffic: Arc<TrafficCounters>,
+}
+
+impl Endpoints {
+    pub(crate) async fn open(
+        client: &Client,
+        request: &CopyRequest,
+        hashing: HashPolicy,
+        context: &Context,
+    ) -> Result<Endpoints> {
+        let CopyRequest { source, target, traffic: (source_traffic, target_traffic), .. } = request;
+        let open = |reference: &Reference, access, tally| {
+            client.repository(&reference.registry, &reference.repository, access, context, tally)
+        };
+        let copy_source = match source {
+            ImageLocation::Registry(reference) => CopySource::Registry(open(reference, Access::Pull, source_traffic)?),
+            ImageLocation::Layout(image) => {
+                CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
+            }
+        };
+        let copy_target = match target {
+            ImageLocation::Registry(reference) => CopyTarget::Registry(open(reference, Access::Push, target_traffic)?),
+            ImageLocation::Layout(image) => {
+                // A target that is a whole layout stores images under their full source names.
+                let name = image.repository().or_else(|| match (&image.image, source) {
+                    (None, ImageLocation::Registry(reference)) => {
+                        Some(layout::QualifiedRepositoryName::from_reference(reference))
+                    }
+                    (None, ImageLocation::Layout(source)) => source.repository(),
+                    _ => None,
+                });
+                let layout = Layout::open_or_create_with_context(&image.dir, context).await?;
+                CopyTarget::Layout(layout.with_hash_policy(hashing).repository(name))
+            }
+        };
+        let wants_tag = match target {
+            ImageLocation::Registry(reference) => reference.tag.is_some() || reference.digest.is_none(),
+            ImageLocation::Layout(_) => target.digest().is_none(),
+        };
+        let written_tag = match target {
+            ImageLocation::Registry(reference) => reference.tag.clone(),
+            ImageLocation::Layout(_) => target.tag(),
+        };
+        let tag = written_tag.or_else(|| wants_tag.then(|| source.tag()).flatten());
+        Ok(Endpoints {
+            source: copy_source,
+            source_ref: source.manifest_ref(),
+            target: copy_target,
+            target_ref: tag.map(ManifestRef::Tag),
+            source_traffic: source_traffic.clone(),
+            target_traffic: target_traffic.clone(),
+        })
+    }
+}
+
+impl CopySource {
+    /// Returns the repository, for a registry.
+    pub(crate) fn repository(&self) -> Option<&Repository> {
+        match self {
+            CopySource::Registry(repository) => Some(repository),
+            CopySource::Layout(_) => None,
+        }
+    }
+
+    pub(crate) fn with_context(&self, context: &Context) -> CopySource {
+        match self {
+            CopySource::Registry(repository) => CopySource::Registry(repository.with_context(context)),
+            CopySource::Layout(repository) => CopySource::Layout(repository.clone()),
+        }
+    }
+
+    /// Returns the same source for a shared reader, with its own cancellation token and clock.
+    pub(crate) fn for_shared_read(&self, cancel: &CancellationToken, clock: &WaitClock) -> CopySource {
+        match self {
+            CopySource::Registry(repository) => {
+                let context = repository.context().clone();
+                self.with_context(&Context { cancel: cancel.clone(), clock: clock.clone(), ..context })
+            }
+            CopySource::Layout(_) => self.clone(),
+        }
+    }
+
+    pub(crate) async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<ManifestHead>> {
+        match self {
+            CopySource::Registry(repository) => repository.head_manifest(reference).await,
+            CopySource::Layout(repository) => repository.head_manifest(reference).await,
+        }
+    }
+
+    /// Reads a manifest; `None` selects the only image of a layout.
+    pub(crate) async fn manifest_get(&self, reference: Option<&ManifestRef>) -> Result<Manifest> {
+        match (self, reference) {
+            (CopySource::Registry(repository), Some(reference)) => repository.get_manifest(reference).await,
+            (CopySource::Registry(repository), None) => repository.get_manifest(&ManifestRef::Tag(Tag::latest())).await,
+            (CopySource::Layout(repository), Some(reference)) => repository.get_manifest(reference).await,
+            (CopySource::Layout(repository), None) => {
+                let found = repository.resolve(None).await?;
+                repository.get_manifest(&ManifestRef::Digest(found.digest)).await
+            }
+        }
+    }
+
+    pub(crate) async fn manifest_by_digest(&self, digest: &Digest) -> Result<Manifest> {
+        self.manifest_get(Some(&ManifestRef::Digest(digest.clone()))).await
+    }
+
+    /// Reads the manifest of a descriptor; falls back to its inline data if the source lacks it.
+    pub(crate) async fn child_manifest(&self, child: &Descriptor) -> Result<Manifest> {
+        match self.manifest_by_digest(&child.digest).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let inline = child.inline().ok_or(error)?;
+                let tried = self.describe_read(&child.digest);
+                Manifest::parse_as(inline, child.digest.clone(), &child.media_type)
+                    .map_err(|error| Error::new(ErrorKind::InvalidResponse, tried, error.to_string()))
+            }
+            read => read,
+        }
+    }
+
+    pub(crate) async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            CopySource::Registry(repository) => repository.head_blob(&blob.digest).await,
+            CopySource::Layout(repository) => repository.layout().has_blob(blob).await,
+        }
+    }
+
+    /// Lists the referrers of a manifest. Also returns the digest of the fallback index, if one was read.
+    pub(crate) async fn referrers(
+        &self,
+        subject: &Digest,
+        fallback: FallbackTag,
+    ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
+        match self {
+            CopySource::Registry(repository) => repository.list_referrers_with_fallback(subject, fallback).await,
+            CopySource::Layout(repository) => {
+                let mut found = repository.list_referrers(subject).await?;
+                let tag = ManifestRef::Tag(DigestTag::Referrers.tag_for(subject));
+                if fallback == FallbackTag::Absent || repository.head_manifest(&tag).await?.is_none() {
+                    return Ok((found, None));
+                }
+                // Some tools also write a fallback index to layouts.
+                let index = repository.get_manifest(&tag).await?;
+                for other in index.children() {
+                    if !found.iter().any(|known| known.digest == other.digest) {
+                        found.push(other.clone());
+                    }
+                }
+                Ok((found, Some(index.digest().clone())))
+            }
+        }
+    }
+
+    pub(crate) async fn digest_tag_head(&self, tag: &Tag) -> Result<Option<ManifestHead>> {
+        match self {
+            CopySource::Registry(repository) => repository.head_digest_tag(tag).await,
+            CopySource::Layout(repository) => repository.head_manifest(&ManifestRef::Tag(tag.clone())).await,
+        }
+    }
+
+    /// Opens a blob at an offset or earlier; also returns the actual offset. Falls back to the descriptor's inline data
+    /// if the source lacks the blob or returns no content.
+    pub(crate) async fn blob_open(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+        traffic: &Arc<TrafficCounters>,
+    ) -> Result<(SourceStream, u64)> {
+        let opened = match self {
+            CopySource::Registry(repository) => {
+                let opened = repository.open_blob(blob, offset).await;
+                opened.map(|opened| (SourceStream::Registry(Box::new(opened.stream)), opened.offset))
+            }
+            CopySource::Layout(repository) => {
+                let opened = repository.layout().open_blob(blob, offset).await;
+                opened.map(|opened| (SourceStream::Layout(opened.stream, traffic.clone()), opened.offset))
+            }
+        };
+        match (opened, blob.inline()) {
+            (opened, None) => opened,
+            (Err(error), Some(inline)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+                Ok((SourceStream::InMemory(Some(inline)), 0))
+            }
+            (Ok((SourceStream::Registry(stream), 0)), inline) => {
+                Ok((SourceStream::WithInlineFallback(stream, inline), 0))
+            }
+            (opened, Some(_)) => opened,
+        }
+    }
+
+    /// Whether the source proves that it has a blob, without reading the blob.
+    pub(crate) async fn proves_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            CopySource::Registry(repository) => repository.confirms_blob(&blob.digest).await,
+            CopySource::Layout(repository) => repository.layout().has_blob(blob).await,
+        }
+    }
+
+    /// Returns the repository under which proofs are stored. `None` for a layout: a look at its files is cheaper.
+    pub(crate) fn locator(&self) -> Option<RepositoryLocator> {
+        self.repository()
+            .map(|repository| RepositoryLocator::in_registry(repository.registry().clone(), repository.name()))
+    }
+
+    /// Stops using mirrors of the registry, after one of them returned wrong content.
+    pub(crate) fn distrust_mirrors(&self) {
+        if let CopySource::Registry(repository) = self {
+            repository.pause_mirrors();
+        }
+    }
+
+    pub(crate) fn describe_read(&self, digest: &Digest) -> String {
+        match self {
+            CopySource::Registry(repository) => repository.read_operation(digest),
+            CopySource::Layout(repository) => repository.layout().read_operation(digest),
+        }
+    }
+
+    pub(crate) fn retry(&self) -> RetryState {
+        match self {
+            CopySource::Registry(repository) => repository.new_retry(),
+            // A read error of a local file is permanent.
+            CopySource::Layout(_) => {
+                RetryState::new(RetryPolicy { attempts: 1, ..RetryPolicy::default() }, &RetryBudget::default())
+            }
+        }
+    }
+
+    pub(crate) async fn pause(&self, retry: &mut RetryState, error: Error) -> Result<()> {
+        match self {
+            CopySource::Registry(repository) => repository.wait_before_retry(retry, error).await,
+            CopySource::Layout(_) => Err(error),
+        }
+    }
+}
+
+impl CopyTarget {
+    /// Returns the repository, for a registry.
+    pub(crate) fn repository(&self) -> Option<&Repository> {
+        match self {
+            CopyTarget::Registry(repository) => Some(repository),
+            CopyTarget::Layout(_) => None,
+        }
+    }
+
+    pub(crate) fn with_context(&self, context: &Context) -> CopyTarget {
+        match self {
+            CopyTarget::Registry(repository) => CopyTarget::Registry(repository.with_context(context)),
+            CopyTarget::Layout(repository) => CopyTarget::Layout(repository.clone()),
+        }
+    }
+
+    pub(crate) async fn manifest_head(&self, reference: &ManifestRef) -> Result<Option<ManifestHead>> {
+        match self {
+            CopyTarget::Registry(repository) => repository.head_manifest(reference).await,
+            CopyTarget::Layout(repository) => repository.head_verified_manifest(reference).await,
+        }
+    }
+
+    pub(crate) async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            CopyTarget::Registry(repository) => repository.head_blob(&blob.digest).await,
+            CopyTarget::Layout(repository) => repository.layout().has_blob(blob).await,
+        }
+    }
+
+    pub(crate) async fn manifest_put(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
+        match self {
+            CopyTarget::Registry(repository) => repository.put_manifest(reference, manifest).await,
+            CopyTarget::Layout(repository) => repository.put_manifest(reference, manifest).await,
+        }
+    }
+
+    /// Puts the root manifest of an untagged image.
+    pub(crate) async fn manifest_put_untagged(&self, manifest: &Manifest) -> Result<ManifestPut> {
+        match self {
+            CopyTarget::Registry(repository) => {
+                repository.put_manifest(&ManifestRef::Digest(manifest.digest().clone()), manifest).await
+            }
+            // A layout lists it in its index, or nobody would find it.
+            CopyTarget::Layout(repository) => repository.put_untagged_manifest(manifest).await,
+        }
+    }
+
+    /// Lists the referrers of a manifest at the target.
+    pub(crate) async fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        match self {
+            CopyTarget::Registry(repository) => repository.list_referrers(subject).await,
+            CopyTarget::Layout(repository) => repository.list_referrers(subject).await,
+        }
+    }
+
+    pub(crate) async fn digest_tag_head(&self, tag: &Tag) -> Result<Option<ManifestHead>> {
+        match self {
+            CopyTarget::Registry(repository) => repository.head_digest_tag(tag).await,
+            CopyTarget::Layout(repository) => repository.head_manifest(&ManifestRef::Tag(tag.clone())).await,
+        }
+    }
+
+    pub(crate) async fn digest_tag_put(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
+        match self {
+            CopyTarget::Registry(repository) => repository.put_digest_tag(tag, manifest).await,
+            CopyTarget::Layout(repository) => repository.put_manifest(&ManifestRef::Tag(tag.clone()), manifest).await,
+        }
+    }
+}

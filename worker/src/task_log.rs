@@ -1,0 +1,74 @@
+//! Log lines of a worker's tasks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use imgsync_common::batch::TaskRef;
+use imgsync_common::event::{Event, Observer, TaskCompletion};
+use imgsync_common::log_throttle;
+use imgsync_common::retry::format_duration;
+
+/// Logs each finished task and each retry.
+#[derive(Debug, Default)]
+pub struct TaskLog {
+    running: Mutex<HashMap<TaskRef, (String, Instant)>>,
+}
+
+impl TaskLog {
+    /// Creates an observer that has logged nothing.
+    pub fn new() -> Arc<TaskLog> {
+        Arc::default()
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<TaskRef, (String, Instant)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Creates the span of a task's log lines.
+pub(crate) fn task_span(task_ref: &TaskRef) -> tracing::Span {
+    // Level ERROR, so that no level filter drops the span's fields.
+    tracing::error_span!("task", batch = %task_ref.batch, task = task_ref.index)
+}
+
+impl Observer for TaskLog {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::TaskStarted { task: ticket, source, target } => {
+                tracing::debug!(batch = %ticket.batch, task = ticket.index, "begins {source} to {target}");
+                self.running().insert(*ticket, (format!("{source} to {target}"), Instant::now()));
+            }
+            Event::TaskEnded { task: ticket, completion: end } => {
+                let Some((what, started_at)) = self.running().remove(ticket) else { return };
+                let time = format_duration(started_at.elapsed());
+                // The worker that runs the task has entered its span already.
+                let span = tracing::Span::current();
+                let _about = if span.is_none() { task_span(ticket) } else { span }.entered();
+                match end {
+                    TaskCompletion::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
+                    TaskCompletion::Unchanged => tracing::info!("unchanged {what}"),
+                    TaskCompletion::Failed { error, .. } => tracing::warn!("failed {what}: {error}"),
+                    TaskCompletion::Cancelled => tracing::info!("cancelled {what}"),
+                    TaskCompletion::Rescheduled { error, wait } => {
+                        tracing::info!("put off {what} for {}: {error}", format_duration(*wait));
+                    }
+                    TaskCompletion::Requeued => tracing::info!("gave back {what}"),
+                    TaskCompletion::Stale => {
+                        tracing::info!("not counted {what}: the task is another worker's by now, or had ended before");
+                    }
+                }
+            }
+            // Many slots hit the same failing registry.
+            Event::Retrying { error, kind: class, registry, wait, .. } => {
+                let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
+                let kind = format!("trying again: {class} {registry}");
+                log_throttle::info(&kind, &format!("{error}; trying again in {}", format_duration(*wait)));
+            }
+            Event::Warning { message } => log_throttle::warn(message, message),
+            Event::RepeatedWarning { kind, message } => log_throttle::warn(kind, message),
+            Event::Notice { message } => tracing::info!("{message}"),
+            _ => {}
+        }
+    }
+}
