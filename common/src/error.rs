@@ -142,10 +142,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// Creates an error. `operation` names operation and location ("reading gcr.io/a/b:c"), `message` the failure. Both may
     /// contain external text: they are made safe to print, and known secrets are masked in `message`.
-    pub fn new(class: ErrorKind, tried: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
+    pub fn new(kind: ErrorKind, operation: impl AsRef<str>, detail: impl AsRef<str>) -> Error {
         Error(Box::new(Inner {
-            kind: class,
-            operation: escape_hidden(tried.as_ref()).into_owned(),
+            kind,
+            operation: escape_hidden(operation.as_ref()).into_owned(),
             message: sanitize(detail.as_ref()).into_owned(),
             hint: None,
             registry: None,
@@ -163,8 +163,8 @@ impl Error {
     }
 
     /// Creates the error of a cancelled operation.
-    pub fn cancelled(tried: impl AsRef<str>) -> Error {
-        Error::new(ErrorKind::Cancelled, tried, "stopped on request")
+    pub fn cancelled(operation: impl AsRef<str>) -> Error {
+        Error::new(ErrorKind::Cancelled, operation, "stopped on request")
     }
 
     /// Sets the hint: what to do next.
@@ -241,8 +241,8 @@ impl Error {
 
     /// Changes the kind.
     #[must_use]
-    pub fn with_kind(mut self, class: ErrorKind) -> Error {
-        self.0.kind = class;
+    pub fn with_kind(mut self, kind: ErrorKind) -> Error {
+        self.0.kind = kind;
         self
     }
 
@@ -357,8 +357,8 @@ mod tests {
 
     #[test]
     fn an_error_kind_has_one_spelling() {
-        for class in ErrorKind::ALL {
-            assert_eq!(serde_json::to_string(&class).unwrap(), format!("\"{class}\""));
+        for kind in ErrorKind::ALL {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
         }
     }
 }

@@ -114,8 +114,8 @@ impl TcpProxy {
 
     /// Cuts, once, the connection that carries the byte this far ahead.
     pub fn cut_after(&self, direction: Direction, bytes: u64) {
-        let lane = self.direction_state(direction);
-        lane.cut_at.store(lane.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+        let route = self.direction_state(direction);
+        route.cut_at.store(route.bytes.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
     }
 
     /// Cuts all open connections.
@@ -228,7 +228,7 @@ async fn pump(
     shared: &TcpProxyState,
     direction: Direction,
 ) -> Result<(), Cut> {
-    let lane = shared.direction_state(direction);
+    let route = shared.direction_state(direction);
     // Bytes wait here until they are due, so that a delay does not throttle.
     let (sender, mut waiting) = mpsc::channel::<(Instant, Vec<u8>)>(256);
     let read = async move {
@@ -238,7 +238,7 @@ async fn pump(
             if count == 0 {
                 return Ok(());
             }
-            let due = Instant::now() + Duration::from_millis(lane.delay_ms.load(Ordering::SeqCst));
+            let due = Instant::now() + Duration::from_millis(route.delay_ms.load(Ordering::SeqCst));
             sender.send((due, buffer[..count].to_vec())).await.map_err(|_| Cut)?;
         }
     };
@@ -248,14 +248,14 @@ async fn pump(
             while shared.freeze.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let pace = lane.bytes_per_second.load(Ordering::SeqCst);
+            let pace = route.bytes_per_second.load(Ordering::SeqCst);
             if pace > 0 {
                 tokio::time::sleep(Duration::from_secs_f64(bytes.len() as f64 / pace as f64)).await;
             }
             let count = bytes.len() as u64;
-            let before = lane.bytes.fetch_add(count, Ordering::SeqCst);
-            let cut_at = lane.cut_at.load(Ordering::SeqCst);
-            if before + count >= cut_at && lane.cut_at.swap(u64::MAX, Ordering::SeqCst) != u64::MAX {
+            let before = route.bytes.fetch_add(count, Ordering::SeqCst);
+            let cut_at = route.cut_at.load(Ordering::SeqCst);
+            if before + count >= cut_at && route.cut_at.swap(u64::MAX, Ordering::SeqCst) != u64::MAX {
                 let _ = to.write_all(&bytes[..cut_at.saturating_sub(before) as usize]).await;
                 return Err(Cut);
             }

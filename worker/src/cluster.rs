@@ -106,9 +106,9 @@ impl ClusterEndpoints {
         let key = overrides.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
         if key.as_ref().is_some_and(|key| key.expose().chars().count() < MIN_KEY_CHARS) {
             let detail = format!("the key that messages are signed with has fewer than {MIN_KEY_CHARS} characters");
-            let tried = "reading where the cluster is";
+            let operation = "reading where the cluster is";
             return Err(
-                Error::new(ErrorKind::Invalid, tried, detail).with_hint("`openssl rand -hex 32` prints a good one")
+                Error::new(ErrorKind::Invalid, operation, detail).with_hint("`openssl rand -hex 32` prints a good one")
             );
         }
         let mut ca = Vec::new();
@@ -148,8 +148,8 @@ impl ClusterEndpoints {
                 Ok(Ok(cluster)) => return Ok(cluster),
                 Ok(Err(error)) => error,
                 Err(_) => last.take().unwrap_or_else(|| {
-                    let tried = format!("connecting to {} and {}", self.broker, self.store);
-                    Error::new(ErrorKind::Unreachable, tried, "no answer in time")
+                    let operation = format!("connecting to {} and {}", self.broker, self.store);
+                    Error::new(ErrorKind::Unreachable, operation, "no answer in time")
                 }),
             };
             tries += 1;

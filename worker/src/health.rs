@@ -71,8 +71,8 @@ pub async fn check_ready(address: SocketAddr) -> Result<()> {
         IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
         _ => address,
     };
-    let tried = format!("asking http://{address}/readyz");
-    let failed = |why: String| Error::new(ErrorKind::Unreachable, &tried, why);
+    let operation = format!("asking http://{address}/readyz");
+    let failed = |why: String| Error::new(ErrorKind::Unreachable, &operation, why);
     let answer = match tokio::time::timeout(READY_TIMEOUT, fetch(address)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {

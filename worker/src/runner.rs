@@ -304,9 +304,9 @@ impl Runner {
         if let Some(options) = self.options_cache.lock().unwrap_or_else(PoisonError::into_inner).get(&batch) {
             return Ok(options.clone());
         }
-        let tried = format!("reading the options of batch {batch}");
+        let operation = format!("reading the options of batch {batch}");
         let Some(found) = self.store.batch(batch).await? else {
-            return Err(Error::new(ErrorKind::NotFound, tried, "the store does not have the batch"));
+            return Err(Error::new(ErrorKind::NotFound, operation, "the store does not have the batch"));
         };
         let options = Arc::new(BatchOptions::decode(&found.options, &format!("batch {batch}"))?);
         self.options_cache.lock().unwrap_or_else(PoisonError::into_inner).insert(batch, options.clone());

@@ -94,11 +94,11 @@ fn registry_settings(written: &config::RegistryConfig, folder: &Path) -> Result<
 /// file and what it contains instead.
 pub fn load_certificates(pem: &PemSource, folder: &Path) -> Result<Vec<u8>> {
     certificates_as_pem(read_pem(pem, folder)?).map_err(|why| {
-        let tried = match pem {
+        let operation = match pem {
             PemSource::Inline(_) => "reading a certificate in the configuration".to_owned(),
             PemSource::File(path) => format!("reading the certificate in {}", folder.join(path).display()),
         };
-        Error::new(ErrorKind::Invalid, tried, why)
+        Error::new(ErrorKind::Invalid, operation, why)
     })
 }
 
@@ -115,8 +115,8 @@ fn read_pem(pem: &PemSource, folder: &Path) -> Result<Vec<u8>> {
                         .to_owned(),
                     _ => format!("{}, named in the configuration", path.display()),
                 };
-                let tried = format!("reading {shown}");
-                Error::new(ErrorKind::Invalid, tried, error.to_string()).with_source(error)
+                let operation = format!("reading {shown}");
+                Error::new(ErrorKind::Invalid, operation, error.to_string()).with_source(error)
             })
         }
     }

@@ -35,16 +35,16 @@ pub(crate) fn task_span(task_ref: &TaskRef) -> tracing::Span {
 impl Observer for TaskLog {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { task: ticket, source, target } => {
-                tracing::debug!(batch = %ticket.batch, task = ticket.index, "begins {source} to {target}");
-                self.running().insert(*ticket, (format!("{source} to {target}"), Instant::now()));
+            Event::TaskStarted { task: task_ref, source, target } => {
+                tracing::debug!(batch = %task_ref.batch, task = task_ref.index, "begins {source} to {target}");
+                self.running().insert(*task_ref, (format!("{source} to {target}"), Instant::now()));
             }
-            Event::TaskEnded { task: ticket, completion: end } => {
-                let Some((what, started_at)) = self.running().remove(ticket) else { return };
+            Event::TaskEnded { task: task_ref, completion: end } => {
+                let Some((what, started_at)) = self.running().remove(task_ref) else { return };
                 let time = format_duration(started_at.elapsed());
                 // The worker that runs the task has entered its span already.
                 let span = tracing::Span::current();
-                let _about = if span.is_none() { task_span(ticket) } else { span }.entered();
+                let _about = if span.is_none() { task_span(task_ref) } else { span }.entered();
                 match end {
                     TaskCompletion::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
                     TaskCompletion::Unchanged => tracing::info!("unchanged {what}"),

@@ -232,9 +232,9 @@ mod tests {
 
     #[test]
     fn a_route_shows_its_credentials() {
-        let lane = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        assert_eq!(lane.to_string(), "gcr.io>docker.io");
-        let named = Route { target_credential: Some("gcrxio".into()), ..lane };
+        let route = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
+        assert_eq!(route.to_string(), "gcr.io>docker.io");
+        let named = Route { target_credential: Some("gcrxio".into()), ..route };
         assert_eq!(named.to_string(), "gcr.io>gcrxio@docker.io");
     }
 }

@@ -110,7 +110,7 @@ impl Message {
         // Neighbours alternate between routes where a rule has several targets: look back over this source tag's own.
         let mut of_this_source = 0;
         for (run, task) in tasks {
-            let lane = lane_of(&task);
+            let route = lane_of(&task);
             let Task { index, spec: planned } = task;
             let target = MessageTarget { index, locator: planned.target.clone() };
             let same_source = messages.last().is_some_and(|(_, last)| {
@@ -120,25 +120,16 @@ impl Message {
             if !same_source {
                 of_this_source = messages.len();
             }
-            let same = messages[of_this_source..].iter_mut().find(|(its, message)| *its == lane && message.run == run);
+            let same = messages[of_this_source..].iter_mut().find(|(its, message)| *its == route && message.run == run);
             match same {
                 Some((_, message)) => message.targets.push(target),
                 None => {
-                    let TaskSpec { rule, source, digest, digest_tags: company, .. } = planned;
+                    let TaskSpec { rule, source, digest, digest_tags, .. } = planned;
                     let targets = vec![target];
                     let priority = Priority::default();
-                    let message = Message {
-                        batch,
-                        run,
-                        rule,
-                        source,
-                        digest,
-                        listed_at,
-                        digest_tags: company,
-                        priority,
-                        targets,
-                    };
-                    messages.push((lane, message));
+                    let message =
+                        Message { batch, run, rule, source, digest, listed_at, digest_tags, priority, targets };
+                    messages.push((route, message));
                 }
             }
         }
@@ -323,19 +314,19 @@ mod tests {
             task(2, "1", "docker.io", "y/a"),
             task(3, "2", "docker.io", "x/a"),
         ];
-        let lane = |task: &Task| {
+        let route = |task: &Task| {
             Route::anonymous(
                 task.spec.source.repository.endpoint().clone(),
                 task.spec.target.repository.endpoint().clone(),
             )
         };
-        let messages = Message::for_tasks(BatchId::generate(), Timestamp::UNIX_EPOCH, tasks, lane);
+        let messages = Message::for_tasks(BatchId::generate(), Timestamp::UNIX_EPOCH, tasks, route);
         let indexes: Vec<(String, Vec<u32>)> = messages
             .iter()
-            .map(|(lane, message)| (lane.to_string(), message.targets.iter().map(|target| target.index).collect()))
+            .map(|(route, message)| (route.to_string(), message.targets.iter().map(|target| target.index).collect()))
             .collect();
         let expected = [("gcr.io>docker.io", vec![0, 2]), ("gcr.io>quay.io", vec![1]), ("gcr.io>docker.io", vec![3])];
-        assert_eq!(indexes, expected.map(|(lane, indexes)| (lane.to_owned(), indexes)));
+        assert_eq!(indexes, expected.map(|(route, indexes)| (route.to_owned(), indexes)));
     }
 
     proptest! {

@@ -130,7 +130,7 @@ pub fn decode_chunk(bytes: &[u8]) -> Result<PlanChunk, PlanChunkError> {
         rows.push((rule, source, target, digest, DigestTagHints::from_bits(byte >> DIGEST_KIND_BITS)));
     }
     let mut tasks = Vec::with_capacity(number);
-    for (rule, source, target, digest, company) in rows {
+    for (rule, source, target, digest, digest_tags) in rows {
         let tag: Tag = packed.read_text()?.parse().map_err(|_| PlanChunkError("no such tag"))?;
         let target_tag = match packed.read_text()? {
             "" => tag.clone(),
@@ -138,7 +138,7 @@ pub fn decode_chunk(bytes: &[u8]) -> Result<PlanChunk, PlanChunkError> {
         };
         let (source, target) =
             (TagLocator { repository: source, tag }, TagLocator { repository: target, tag: target_tag });
-        tasks.push(TaskSpec { rule, source, digest, target, digest_tags: company });
+        tasks.push(TaskSpec { rule, source, digest, target, digest_tags });
     }
     Ok(PlanChunk { listed_at, tasks })
 }
@@ -226,7 +226,7 @@ mod tests {
             let digest =
                 Some(Digest::from_bytes([Algorithm::Sha256, Algorithm::Sha512][usize::from(n == 3)], tag.as_bytes()));
             let target_tag = if n == 5 { "other" } else { &tag };
-            let company = if n == 4 {
+            let digest_tags = if n == 4 {
                 DigestTagHints::from_listing([DigestTag::Sbom]).with_new()
             } else {
                 DigestTagHints::default()
@@ -236,7 +236,7 @@ mod tests {
                 source: place(&source, &tag),
                 digest,
                 target: place(&target, target_tag),
-                digest_tags: company,
+                digest_tags,
             }
         };
         (0..tags).map(task).collect()

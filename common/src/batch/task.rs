@@ -211,8 +211,8 @@ impl Failure {
     }
 
     /// Creates a failure from a message, which is truncated and must be safe to print.
-    pub fn new(class: ErrorKind, words: &str, attempts: u32) -> Failure {
-        Failure { kind: class, error: truncate(words, MAX_ERROR_BYTES), attempts }
+    pub fn new(kind: ErrorKind, words: &str, attempts: u32) -> Failure {
+        Failure { kind, error: truncate(words, MAX_ERROR_BYTES), attempts }
     }
 }
 

@@ -102,15 +102,15 @@ impl Layout {
 
     /// Whether the layout has a blob with the right content. [`Hashing`](super::Hashing) says when files are hashed.
     pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
-        let tried = format!("asking for blob {}@{}", self.0.label, blob.digest);
-        self.is_intact(blob, &tried).await
+        let operation = format!("asking for blob {}@{}", self.0.label, blob.digest);
+        self.is_intact(blob, &operation).await
     }
 
     /// Opens a blob at an offset. Fails immediately if the file's size differs from the descriptor's.
     pub async fn open_blob(&self, blob: &Descriptor, offset: u64) -> Result<OpenedLayoutBlob> {
-        let tried = self.read_operation(&blob.digest);
+        let operation = self.read_operation(&blob.digest);
         let (digest, size, shared) = (blob.digest.clone(), blob.size, self.0.clone());
-        let file = run_blocking(&tried, move || {
+        let file = run_blocking(&operation, move || {
             let file = shared.open_blob_file_of_size(&digest, size)?;
             match offset <= size {
                 true => Ok(file),
@@ -121,9 +121,6 @@ impl Layout {
             }
         })
         .await?;
-        Ok(OpenedLayoutBlob {
-            stream: LayoutBlobStream { file: Arc::new(file), offset, size, operation: tried },
-            offset,
-        })
+        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file: Arc::new(file), offset, size, operation }, offset })
     }
 }

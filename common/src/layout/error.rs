@@ -25,27 +25,25 @@ impl LayoutError {
         LayoutError::Io { path: path.to_owned(), action: doing, error: Arc::new(error.into()) }
     }
 
-    pub(super) fn new(class: ErrorKind, detail: impl Into<String>) -> LayoutError {
-        LayoutError::Other { kind: class, detail: detail.into(), hint: None }
+    pub(super) fn new(kind: ErrorKind, detail: impl Into<String>) -> LayoutError {
+        LayoutError::Other { kind, detail: detail.into(), hint: None }
     }
 
     pub(super) fn with_hint(self, hint: &'static str) -> LayoutError {
         match self {
-            LayoutError::Other { kind: class, detail, .. } => {
-                LayoutError::Other { kind: class, detail, hint: Some(hint) }
-            }
+            LayoutError::Other { kind, detail, .. } => LayoutError::Other { kind, detail, hint: Some(hint) },
             other => other,
         }
     }
 
     /// Converts into an error of an operation.
-    pub(super) fn into_error(self, tried: &str) -> Error {
+    pub(super) fn into_error(self, operation: &str) -> Error {
         match self {
             LayoutError::Io { path, action: doing, error } => {
                 let detail = format!("{doing} {} failed: {error}", path.display());
                 let hint = io_hint(error.kind());
                 let is_out_of_files = retry::is_out_of_files(&error);
-                let error = Error::new(ErrorKind::Local, tried, detail).with_source(error);
+                let error = Error::new(ErrorKind::Local, operation, detail).with_source(error);
                 let error = if is_out_of_files { error.mark_out_of_files() } else { error };
                 match hint {
                     Some(hint) => error.with_hint(hint),
@@ -54,14 +52,15 @@ impl LayoutError {
             }
             LayoutError::WrongKind { path, found: FileType::Symlink, .. } => {
                 let detail = format!("{} is a symbolic link, which could lead out of the layout", path.display());
-                Error::new(ErrorKind::Insecure, tried, detail).with_hint("put the file or folder itself in its place")
+                Error::new(ErrorKind::Insecure, operation, detail)
+                    .with_hint("put the file or folder itself in its place")
             }
             LayoutError::WrongKind { path, found: is, expected: wanted } => {
                 let detail = format!("{} is {}, not {wanted}", path.display(), describe_file_type(is));
-                Error::new(ErrorKind::InvalidResponse, tried, detail)
+                Error::new(ErrorKind::InvalidResponse, operation, detail)
             }
-            LayoutError::Other { kind: class, detail, hint } => {
-                let error = Error::new(class, tried, detail);
+            LayoutError::Other { kind, detail, hint } => {
+                let error = Error::new(kind, operation, detail);
                 match hint {
                     Some(hint) => error.with_hint(hint),
                     None => error,

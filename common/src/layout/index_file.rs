@@ -155,14 +155,14 @@ impl LayoutInner {
 
 impl Layout {
     /// Adds an image to the index, together with all pending changes.
-    pub(super) async fn add_to_index(&self, change: IndexChange, tried: &str) -> Result<()> {
+    pub(super) async fn add_to_index(&self, change: IndexChange, operation: &str) -> Result<()> {
         let file = &self.0.index;
         let (done, mut entered) = oneshot::channel();
         file.pending.lock().unwrap_or_else(PoisonError::into_inner).push(PendingChange { change, done });
         // The task that gets the lock commits all pending changes.
         let turn = tokio::select! {
             biased;
-            result = &mut entered => return commit_result(result, tried),
+            result = &mut entered => return commit_result(result, operation),
             turn = file.commit_lock.lock() => turn,
         };
         let mut wanted = std::mem::take(&mut *file.pending.lock().unwrap_or_else(PoisonError::into_inner));
@@ -179,13 +179,13 @@ impl Layout {
             let _ = made.await;
         }
         drop(turn);
-        commit_result(entered.await, tried)
+        commit_result(entered.await, operation)
     }
 }
 
-fn commit_result(result: Result<Result<(), LayoutError>, oneshot::error::RecvError>, tried: &str) -> Result<()> {
+fn commit_result(result: Result<Result<(), LayoutError>, oneshot::error::RecvError>, operation: &str) -> Result<()> {
     match result {
-        Ok(result) => result.map_err(|trouble| trouble.into_error(tried)),
-        Err(_) => Err(Error::new(ErrorKind::Local, tried, "the program failed while it wrote index.json")),
+        Ok(result) => result.map_err(|trouble| trouble.into_error(operation)),
+        Err(_) => Err(Error::new(ErrorKind::Local, operation, "the program failed while it wrote index.json")),
     }
 }

@@ -174,10 +174,10 @@ mod tests {
         let wait = LockWait { events: Events::new(heard.clone()), ..LockWait::default() };
         let ours = File::open(dir.path().join(OCI_LAYOUT)).unwrap();
         let limit = Duration::from_millis(200);
-        let Err(LayoutError::Other { kind: class, detail, .. }) = lock_with_timeout(&root, &ours, &wait, limit) else {
+        let Err(LayoutError::Other { kind, detail, .. }) = lock_with_timeout(&root, &ours, &wait, limit) else {
             panic!()
         };
-        assert_eq!(class, ErrorKind::TimedOut);
+        assert_eq!(kind, ErrorKind::TimedOut);
         let process = format!("process {} (", std::process::id());
         assert!(detail.contains(&process), "{detail}");
         let heard = heard.0.lock().unwrap();

@@ -57,17 +57,17 @@ impl LayoutRepository {
     /// only image with it in any repository; without a reference, the only image of the layout or repository. Fails
     /// with [`ErrorKind::NotFound`] if none matches, and with [`ErrorKind::Invalid`] if several do.
     pub async fn resolve(&self, reference: Option<&ManifestRef>) -> Result<Descriptor> {
-        let tried = format!("looking for {}", self.display_reference(reference));
+        let operation = format!("looking for {}", self.display_reference(reference));
         let (name, reference) = (self.name.clone(), reference.cloned());
-        self.layout.run_blocking(&tried, move |shared| shared.resolve(name.as_ref(), reference.as_ref())).await
+        self.layout.run_blocking(&operation, move |shared| shared.resolve(name.as_ref(), reference.as_ref())).await
     }
 
     /// Returns the digest of a manifest; `None` if it does not exist. A listed manifest whose file is missing or
     /// truncated does not exist.
     pub async fn head_manifest(&self, reference: &ManifestRef) -> Result<Option<ManifestHead>> {
-        let tried = format!("asking for {}", self.display_reference(Some(reference)));
+        let operation = format!("asking for {}", self.display_reference(Some(reference)));
         let (name, reference) = (self.name.clone(), reference.clone());
-        let head = self.layout.run_blocking(&tried, move |shared| {
+        let head = self.layout.run_blocking(&operation, move |shared| {
             let found = shared.resolve(name.as_ref(), Some(&reference))?;
             let whole = shared.open_blob_file(&found.digest)?.is_some_and(|(_, size)| size == found.size);
             Ok(whole.then_some(ManifestHead { digest: found.digest, media_type: found.media_type }))
@@ -97,10 +97,10 @@ impl LayoutRepository {
 
     /// Reads a manifest and verifies its digest.
     pub async fn get_manifest(&self, reference: &ManifestRef) -> Result<Manifest> {
-        let tried = format!("reading {}", self.display_reference(Some(reference)));
+        let operation = format!("reading {}", self.display_reference(Some(reference)));
         let (name, reference) = (self.name.clone(), reference.clone());
         self.layout
-            .run_blocking(&tried, move |shared| {
+            .run_blocking(&operation, move |shared| {
                 let found = shared.resolve(name.as_ref(), Some(&reference))?;
                 shared.read_manifest(&found)
             })
@@ -134,9 +134,9 @@ impl LayoutRepository {
         manifest: &Manifest,
     ) -> Result<()> {
         let digest = ManifestRef::Digest(manifest.digest().clone());
-        let tried = format!("writing {}", self.display_reference(Some(enter.unwrap_or(&digest))));
+        let operation = format!("writing {}", self.display_reference(Some(enter.unwrap_or(&digest))));
         let copy = manifest.clone();
-        self.layout.run_blocking(&tried, move |shared| shared.write_manifest(&copy)).await?;
+        self.layout.run_blocking(&operation, move |shared| shared.write_manifest(&copy)).await?;
         let Some(reference) = enter else { return Ok(()) };
         let mut descriptor = manifest.descriptor();
         if manifest.parsed().subject.is_some() {
@@ -144,7 +144,7 @@ impl LayoutRepository {
             descriptor.annotations = manifest.parsed().annotations.clone();
         }
         self.layout
-            .add_to_index(IndexChange { repository: name, reference: reference.clone(), descriptor }, &tried)
+            .add_to_index(IndexChange { repository: name, reference: reference.clone(), descriptor }, &operation)
             .await
     }
 }
@@ -227,12 +227,12 @@ impl LayoutInner {
     /// Reads the manifest of a descriptor.
     pub(super) fn read_manifest(&self, found: &Descriptor) -> Result<Manifest, LayoutError> {
         let unfit = |error: ManifestError| {
-            let class = match error {
+            let kind = match error {
                 ManifestError::Schema1 => ErrorKind::Outdated,
                 ManifestError::Unknown(_) => ErrorKind::Unsupported,
                 ManifestError::Unparsable(_) | ManifestError::TooLarge => ErrorKind::InvalidResponse,
             };
-            LayoutError::new(class, error.to_string())
+            LayoutError::new(kind, error.to_string())
         };
         let mut file = self.open_blob_file_of_size(&found.digest, found.size)?;
         if found.size > Manifest::MAX_BYTES as u64 {

@@ -81,8 +81,8 @@ impl Layout {
     /// a layout, and with [`ErrorKind::Unsupported`] for another layout version.
     pub async fn open(dir: impl AsRef<Path>) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
-        let tried = format!("opening {}", label(&dir));
-        run_blocking(&tried, move || open::open(&dir)).await
+        let operation = format!("opening {}", label(&dir));
+        run_blocking(&operation, move || open::open(&dir)).await
     }
 
     /// Sets when existing files are hashed. Call it before the layout is used.
@@ -104,9 +104,9 @@ impl Layout {
     /// report the wait.
     pub async fn open_or_create_with_context(dir: impl AsRef<Path>, context: &Context) -> Result<Layout> {
         let dir = dir.as_ref().to_owned();
-        let tried = format!("opening {} for writing", label(&dir));
+        let operation = format!("opening {} for writing", label(&dir));
         let wait = LockWait::from(context);
-        run_blocking(&tried, move || open::open_or_create(&dir, wait)).await
+        run_blocking(&operation, move || open::open_or_create(&dir, wait)).await
     }
 
     /// Returns the folder, as given.
@@ -116,8 +116,8 @@ impl Layout {
 
     /// Lists all images in index order. Fails on an invalid entry: none is skipped silently.
     pub async fn entries(&self) -> Result<Vec<IndexEntry>> {
-        let tried = format!("listing {}", self.0.label);
-        self.run_blocking(&tried, |shared| shared.read_index()?.all_entries()).await
+        let operation = format!("listing {}", self.0.label);
+        self.run_blocking(&operation, |shared| shared.read_index()?.all_entries()).await
     }
 
     /// Returns a repository of this layout; `None` selects the images with a bare tag.
@@ -135,11 +135,11 @@ impl Layout {
     /// Runs blocking file operations on a blocking thread.
     async fn run_blocking<T: Send + 'static>(
         &self,
-        tried: &str,
+        operation: &str,
         work: impl FnOnce(&Arc<LayoutInner>) -> Result<T, LayoutError> + Send + 'static,
     ) -> Result<T> {
         let shared = self.0.clone();
-        run_blocking(tried, move || work(&shared)).await
+        run_blocking(operation, move || work(&shared)).await
     }
 }
 
@@ -148,12 +148,12 @@ fn label(dir: &Path) -> String {
 }
 
 async fn run_blocking<T: Send + 'static>(
-    tried: &str,
+    operation: &str,
     work: impl FnOnce() -> Result<T, LayoutError> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|trouble| trouble.into_error(tried)),
-        Err(error) if error.is_cancelled() => Err(Error::cancelled(tried)),
-        Err(error) => Err(Error::new(ErrorKind::Local, tried, "the program failed").with_source(error)),
+        Ok(result) => result.map_err(|trouble| trouble.into_error(operation)),
+        Err(error) if error.is_cancelled() => Err(Error::cancelled(operation)),
+        Err(error) => Err(Error::new(ErrorKind::Local, operation, "the program failed").with_source(error)),
     }
 }

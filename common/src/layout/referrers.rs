@@ -12,10 +12,10 @@ impl LayoutRepository {
     /// Lists the referrers of a manifest from the index; empty if there are none. Cosign's digest tags are not among
     /// them: they are found by tag.
     pub async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let tried = format!("listing the referrers of {}", self.display_reference(None));
+        let operation = format!("listing the referrers of {}", self.display_reference(None));
         let subject = subject.clone();
         let layout: &Layout = self.layout();
-        layout.run_blocking(&tried, move |shared| shared.list_referrers(&subject)).await
+        layout.run_blocking(&operation, move |shared| shared.list_referrers(&subject)).await
     }
 }
 

@@ -69,14 +69,14 @@ pub(super) fn canonical_dir_name(dir: &Path) -> String {
 
 impl Layout {
     /// Whether a blob's file exists with the right size and content.
-    pub(super) fn is_intact<'a>(&'a self, blob: &'a Descriptor, tried: &'a str) -> BoxFuture<'a, Result<bool>> {
-        Box::pin(self.verify_blob_file(blob, tried))
+    pub(super) fn is_intact<'a>(&'a self, blob: &'a Descriptor, operation: &'a str) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(self.verify_blob_file(blob, operation))
     }
 
-    async fn verify_blob_file(&self, blob: &Descriptor, tried: &str) -> Result<bool> {
+    async fn verify_blob_file(&self, blob: &Descriptor, operation: &str) -> Result<bool> {
         let (digest, size) = (blob.digest.clone(), blob.size);
         let found = self
-            .run_blocking(tried, move |shared| {
+            .run_blocking(operation, move |shared| {
                 let found = shared.open_blob_file(&digest)?.filter(|(_, found)| *found == size);
                 found
                     .map(|(file, _)| {

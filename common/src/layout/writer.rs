@@ -73,15 +73,15 @@ impl Layout {
     }
 
     async fn start_write(&self, blob: &Descriptor, go_on: bool) -> Result<Option<BlobWriter>> {
-        let tried = self.write_operation(&blob.digest);
+        let operation = self.write_operation(&blob.digest);
         // A damaged blob is replaced.
-        if self.is_intact(blob, &tried).await? {
+        if self.is_intact(blob, &operation).await? {
             return Ok(None);
         }
         let (digest, size) = (blob.digest.clone(), blob.size);
         let part =
-            self.run_blocking(&tried, move |shared| PartialBlob::open(shared.clone(), digest, size, go_on)).await?;
-        Ok(Some(BlobWriter { written: part.written, partial: Some(part), operation: tried }))
+            self.run_blocking(&operation, move |shared| PartialBlob::open(shared.clone(), digest, size, go_on)).await?;
+        Ok(Some(BlobWriter { written: part.written, partial: Some(part), operation }))
     }
 }
 

@@ -59,7 +59,7 @@ macro_rules! queue_contract_tests {
 /// Creates a message on the route from this registry to another.
 pub fn message(source: &str, batch: BatchId, index: u32) -> (Route, Message) {
     let (source, target) = (source.parse().unwrap(), "target.example".parse().unwrap());
-    let lane = Route::anonymous(source, target);
+    let route = Route::anonymous(source, target);
     let place = |end: &crate::batch::Endpoint| TagLocator {
         repository: Arc::new(RepositoryLocator::new(end.clone(), "a/b").unwrap()),
         tag: format!("v{index}").parse().unwrap(),
@@ -68,14 +68,14 @@ pub fn message(source: &str, batch: BatchId, index: u32) -> (Route, Message) {
         batch,
         run: 0,
         rule: 0,
-        source: place(&lane.source),
+        source: place(&route.source),
         digest: None,
         listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
         digest_tags: crate::image::DigestTagHints::default(),
         priority: Priority::default(),
-        targets: vec![MessageTarget { index, locator: place(&lane.target) }],
+        targets: vec![MessageTarget { index, locator: place(&route.target) }],
     };
-    (lane, message)
+    (route, message)
 }
 
 fn messages(source: &str, batch: BatchId, number: u32) -> Vec<(Route, Message)> {
@@ -84,9 +84,9 @@ fn messages(source: &str, batch: BatchId, number: u32) -> Vec<(Route, Message)> 
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-async fn take(subject: &QueueUnderTest, lanes: &RouteFilter) -> Delivery {
+async fn take(subject: &QueueUnderTest, routes: &RouteFilter) -> Delivery {
     let never = CancellationToken::new();
-    tokio::time::timeout(TEST_TIMEOUT, subject.queue.receive(lanes, &never))
+    tokio::time::timeout(TEST_TIMEOUT, subject.queue.receive(routes, &never))
         .await
         .expect("a delivery")
         .unwrap()
@@ -94,9 +94,9 @@ async fn take(subject: &QueueUnderTest, lanes: &RouteFilter) -> Delivery {
 }
 
 /// Returns whether no message arrives for a while.
-async fn is_silent(subject: &QueueUnderTest, lanes: &RouteFilter) -> bool {
+async fn is_silent(subject: &QueueUnderTest, routes: &RouteFilter) -> bool {
     let never = CancellationToken::new();
-    tokio::time::timeout(Duration::from_millis(200), subject.queue.receive(lanes, &never)).await.is_err()
+    tokio::time::timeout(Duration::from_millis(200), subject.queue.receive(routes, &never)).await.is_err()
 }
 
 pub async fn a_published_message_is_received_once(subject: QueueUnderTest) {
@@ -106,8 +106,8 @@ pub async fn a_published_message_is_received_once(subject: QueueUnderTest) {
     let mut seen = BTreeSet::new();
     for _ in 0..20 {
         let delivery = take(&subject, &RouteFilter::All).await;
-        let (lane, message) = &block[delivery.message.targets[0].index as usize];
-        assert_eq!((&delivery.route, &delivery.message, delivery.redelivered), (lane, message, false));
+        let (route, message) = &block[delivery.message.targets[0].index as usize];
+        assert_eq!((&delivery.route, &delivery.message, delivery.redelivered), (route, message, false));
         seen.insert(delivery.message.targets[0].index);
         delivery.acknowledge().await.unwrap();
     }
@@ -158,15 +158,15 @@ pub async fn a_delivery_requeued_with_a_delay_is_redelivered_after_it(subject: Q
 pub async fn only_the_selected_routes_are_served(subject: QueueUnderTest) {
     let batch = BatchId::generate();
     let (google, quay) = (message("gcr.io", batch, 0), message("quay.io", batch, 1));
-    let lanes = [google.0.clone(), quay.0.clone()];
+    let routes = [google.0.clone(), quay.0.clone()];
     subject.queue.publish(&[google, quay]).await.unwrap();
-    assert_eq!(subject.queue.count_ready(&lanes).await.unwrap(), [1, 1]);
-    let only = take(&subject, &RouteFilter::Only(BTreeSet::from([lanes[1].clone()]))).await;
-    assert_eq!(only.route, lanes[1]);
-    assert!(is_silent(&subject, &RouteFilter::Except(BTreeSet::from([lanes[0].clone()]))).await);
-    assert_eq!(subject.queue.count_ready(&lanes).await.unwrap(), [1, 0]);
-    let rest = take(&subject, &RouteFilter::Except(BTreeSet::from([lanes[1].clone()]))).await;
-    assert_eq!(rest.route, lanes[0]);
+    assert_eq!(subject.queue.count_ready(&routes).await.unwrap(), [1, 1]);
+    let only = take(&subject, &RouteFilter::Only(BTreeSet::from([routes[1].clone()]))).await;
+    assert_eq!(only.route, routes[1]);
+    assert!(is_silent(&subject, &RouteFilter::Except(BTreeSet::from([routes[0].clone()]))).await);
+    assert_eq!(subject.queue.count_ready(&routes).await.unwrap(), [1, 0]);
+    let rest = take(&subject, &RouteFilter::Except(BTreeSet::from([routes[1].clone()]))).await;
+    assert_eq!(rest.route, routes[0]);
     only.acknowledge().await.unwrap();
     rest.acknowledge().await.unwrap();
 }
@@ -202,15 +202,15 @@ pub async fn a_small_batch_beside_a_large_one_is_served_promptly(subject: QueueU
 }
 
 fn urgent(block: Vec<(Route, Message)>) -> Vec<(Route, Message)> {
-    block.into_iter().map(|(lane, message)| (lane, Message { priority: Priority::High, ..message })).collect()
+    block.into_iter().map(|(route, message)| (route, Message { priority: Priority::High, ..message })).collect()
 }
 
 pub async fn high_priority_is_received_first_and_starves_nothing(subject: QueueUnderTest) {
     let (large, small) = (BatchId::generate(), BatchId::generate());
     subject.queue.publish(&messages("gcr.io", large, 200)).await.unwrap();
     subject.queue.publish(&urgent(messages("gcr.io", small, 100))).await.unwrap();
-    let lane = message("gcr.io", large, 0).0;
-    assert_eq!(subject.queue.count_ready(&[lane]).await.unwrap(), [300]);
+    let route = message("gcr.io", large, 0).0;
+    assert_eq!(subject.queue.count_ready(&[route]).await.unwrap(), [300]);
     let mut of_small = 0;
     for _ in 0..50 {
         let delivery = take(&subject, &RouteFilter::All).await;
@@ -238,9 +238,9 @@ pub async fn receive_urgent_returns_high_priority_only(subject: QueueUnderTest) 
     assert!(!waiter.is_finished());
     let block = urgent(messages("quay.io", batch, 1));
     subject.queue.publish(&block).await.unwrap();
-    let lanes = [block[0].0.clone()];
+    let routes = [block[0].0.clone()];
     let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
-    while subject.queue.count_ready(&lanes).await.unwrap() != [0] {
+    while subject.queue.count_ready(&routes).await.unwrap() != [0] {
         assert!(tokio::time::Instant::now() < deadline, "it is woken");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -333,9 +333,9 @@ pub async fn many_consumers_share_the_messages(subject: QueueUnderTest) {
         })
         .collect();
     subject.queue.publish(&block).await.unwrap();
-    let lanes = [block[0].0.clone()];
+    let routes = [block[0].0.clone()];
     let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
-    while subject.queue.count_ready(&lanes).await.unwrap() != [0] && tokio::time::Instant::now() < deadline {
+    while subject.queue.count_ready(&routes).await.unwrap() != [0] && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -78,7 +78,7 @@ impl MemoryQueue {
 impl MemoryQueue {
     async fn receive_next(
         &self,
-        lanes: &RouteFilter,
+        routes: &RouteFilter,
         only_urgent: bool,
         cancel: &CancellationToken,
     ) -> Option<Delivery> {
@@ -92,13 +92,13 @@ impl MemoryQueue {
             arrived.as_mut().enable();
             let next_due = {
                 let mut state = self.0.state();
-                if let Some((lane, waiting)) = state.pop_next(lanes, only_urgent) {
+                if let Some((route, waiting)) = state.pop_next(routes, only_urgent) {
                     self.0.capacity_freed.notify_waiters();
                     let receipt = MemoryAckHandle {
                         queue: self.0.clone(),
-                        unacknowledged: Some((lane.clone(), waiting.message.clone())),
+                        unacknowledged: Some((route.clone(), waiting.message.clone())),
                     };
-                    return Some(Delivery::new(lane, waiting.message, waiting.redelivered, Box::new(receipt)));
+                    return Some(Delivery::new(route, waiting.message, waiting.redelivered, Box::new(receipt)));
                 }
                 state.next_due()
             };
@@ -135,8 +135,8 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn requeue(&self, lane: Route, waiting: QueuedMessage, after: Duration) {
-        self.state().enqueue(lane, waiting, after);
+    fn requeue(&self, route: Route, waiting: QueuedMessage, after: Duration) {
+        self.state().enqueue(route, waiting, after);
         // A single woken consumer may not serve this route.
         self.message_available.notify_waiters();
     }
@@ -144,46 +144,46 @@ impl Inner {
 
 impl QueueState {
     /// Enqueues regardless of the limit: messages that were received before may always return.
-    fn enqueue(&mut self, lane: Route, waiting: QueuedMessage, after: Duration) {
+    fn enqueue(&mut self, route: Route, waiting: QueuedMessage, after: Duration) {
         if after.is_zero() {
-            self.route_queue(&waiting.message, &lane).push_back(waiting);
+            self.route_queue(&waiting.message, &route).push_back(waiting);
         } else {
             self.sequence += 1;
             self.delayed.push(DelayedMessage {
                 due: Instant::now() + after,
                 sequence: self.sequence,
-                route: lane,
+                route,
                 queued: waiting,
             });
         }
     }
 
     /// Returns the queue of a message's batch, priority and route.
-    fn route_queue(&mut self, message: &Message, lane: &Route) -> &mut VecDeque<QueuedMessage> {
+    fn route_queue(&mut self, message: &Message, route: &Route) -> &mut VecDeque<QueuedMessage> {
         let batches = &mut self.batches[message.priority as usize];
         let at = batches.iter().position(|(id, _)| *id == message.batch).unwrap_or_else(|| {
             batches.push_back((message.batch, BatchQueues::default()));
             batches.len() - 1
         });
-        let lanes = &mut batches[at].1.0;
-        let at = lanes.iter().position(|(its, _)| its == lane).unwrap_or_else(|| {
-            lanes.push_back((lane.clone(), VecDeque::new()));
-            lanes.len() - 1
+        let routes = &mut batches[at].1.0;
+        let at = routes.iter().position(|(its, _)| its == route).unwrap_or_else(|| {
+            routes.push_back((route.clone(), VecDeque::new()));
+            routes.len() - 1
         });
-        &mut lanes[at].1
+        &mut routes[at].1
     }
 
     fn enqueue_due(&mut self) {
         let now = Instant::now();
         while self.delayed.peek().is_some_and(|later| later.due <= now) {
-            if let Some(DelayedMessage { route: lane, queued: waiting, .. }) = self.delayed.pop() {
-                self.enqueue(lane, waiting, Duration::ZERO);
+            if let Some(DelayedMessage { route, queued: waiting, .. }) = self.delayed.pop() {
+                self.enqueue(route, waiting, Duration::ZERO);
             }
         }
     }
 
     /// Pops the next message of these routes; the turn decides which priority goes first.
-    fn pop_next(&mut self, lanes: &RouteFilter, only_urgent: bool) -> Option<(Route, QueuedMessage)> {
+    fn pop_next(&mut self, routes: &RouteFilter, only_urgent: bool) -> Option<(Route, QueuedMessage)> {
         self.enqueue_due();
         let [turn, plain_turn] = self.turn_counts.map(|turns| turns % PRIORITY_CYCLE_TURNS);
         let plain = match plain_turn + 1 == PRIORITY_CYCLE_TURNS {
@@ -195,28 +195,28 @@ impl QueueState {
             false => [Priority::High, plain[0], plain[1]],
         };
         let wanted = order.into_iter().filter(|priority| priority.is_urgent() || !only_urgent);
-        let (priority, taken) = wanted.into_iter().find_map(|one| Some((one, self.pop_priority(one, lanes)?)))?;
+        let (priority, taken) = wanted.into_iter().find_map(|one| Some((one, self.pop_priority(one, routes)?)))?;
         self.turn_counts[0] = self.turn_counts[0].wrapping_add(1);
         self.turn_counts[1] = self.turn_counts[1].wrapping_add(usize::from(!priority.is_urgent()));
         Some(taken)
     }
 
     /// Pops the next message of a priority; its batch, and its route within that, move to the end.
-    fn pop_priority(&mut self, priority: Priority, lanes: &RouteFilter) -> Option<(Route, QueuedMessage)> {
+    fn pop_priority(&mut self, priority: Priority, routes: &RouteFilter) -> Option<(Route, QueuedMessage)> {
         let batches = &mut self.batches[priority as usize];
-        let serves = |(lane, _): &(Route, VecDeque<QueuedMessage>)| lanes.contains(lane);
+        let serves = |(route, _): &(Route, VecDeque<QueuedMessage>)| routes.contains(route);
         let at = batches.iter().position(|(_, batch)| batch.0.iter().any(serves))?;
         let (id, mut batch) = batches.remove(at)?;
         let at = batch.0.iter().position(serves)?;
-        let (lane, mut messages) = batch.0.remove(at)?;
+        let (route, mut messages) = batch.0.remove(at)?;
         let taken = messages.pop_front()?;
         if !messages.is_empty() {
-            batch.0.push_back((lane.clone(), messages));
+            batch.0.push_back((route.clone(), messages));
         }
         if !batch.0.is_empty() {
             batches.push_back((id, batch));
         }
-        Some((lane, taken))
+        Some((route, taken))
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -231,8 +231,8 @@ impl TaskQueue for MemoryQueue {
         {
             let mut state = self.0.state();
             state.enqueue_due();
-            for (position, (lane, message)) in block.iter().enumerate() {
-                let row = state.route_queue(message, lane);
+            for (position, (route, message)) in block.iter().enumerate() {
+                let row = state.route_queue(message, route);
                 if row.len() >= self.0.route_capacity {
                     rejected.push(position);
                 } else {
@@ -244,8 +244,8 @@ impl TaskQueue for MemoryQueue {
         Ok(PublishResult { rejected })
     }
 
-    async fn publish_delayed(&self, lane: &Route, message: &Message, wait: Duration) -> Result<()> {
-        self.0.requeue(lane.clone(), QueuedMessage { message: message.clone(), redelivered: true }, wait);
+    async fn publish_delayed(&self, route: &Route, message: &Message, wait: Duration) -> Result<()> {
+        self.0.requeue(route.clone(), QueuedMessage { message: message.clone(), redelivered: true }, wait);
         Ok(())
     }
 
@@ -254,22 +254,22 @@ impl TaskQueue for MemoryQueue {
         _ = tokio::time::timeout(Duration::from_millis(500), self.0.capacity_freed.notified()).await;
     }
 
-    async fn receive(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        Ok(self.receive_next(lanes, false, cancel).await)
+    async fn receive(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        Ok(self.receive_next(routes, false, cancel).await)
     }
 
-    async fn receive_urgent(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        Ok(self.receive_next(lanes, true, cancel).await)
+    async fn receive_urgent(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        Ok(self.receive_next(routes, true, cancel).await)
     }
 
-    async fn count_ready(&self, lanes: &[Route]) -> Result<Vec<u64>> {
+    async fn count_ready(&self, routes: &[Route]) -> Result<Vec<u64>> {
         let mut state = self.0.state();
         state.enqueue_due();
-        let count = |lane: &Route| {
+        let count = |route: &Route| {
             let rows = state.batches.iter().flatten().flat_map(|(_, batch)| &batch.0);
-            rows.filter(|(its, _)| its == lane).map(|(_, messages)| messages.len() as u64).sum()
+            rows.filter(|(its, _)| its == route).map(|(_, messages)| messages.len() as u64).sum()
         };
-        Ok(lanes.iter().map(count).collect())
+        Ok(routes.iter().map(count).collect())
     }
 }
 
@@ -286,8 +286,8 @@ impl AckHandle for MemoryAckHandle {
     }
 
     async fn requeue(mut self: Box<Self>, message: Message, after: Duration) -> Result<()> {
-        if let Some((lane, _)) = self.unacknowledged.take() {
-            self.queue.requeue(lane, QueuedMessage { message, redelivered: true }, after);
+        if let Some((route, _)) = self.unacknowledged.take() {
+            self.queue.requeue(route, QueuedMessage { message, redelivered: true }, after);
         }
         Ok(())
     }
@@ -295,8 +295,8 @@ impl AckHandle for MemoryAckHandle {
 
 impl Drop for MemoryAckHandle {
     fn drop(&mut self) {
-        if let Some((lane, message)) = self.unacknowledged.take() {
-            self.queue.requeue(lane, QueuedMessage { message, redelivered: true }, Duration::ZERO);
+        if let Some((route, message)) = self.unacknowledged.take() {
+            self.queue.requeue(route, QueuedMessage { message, redelivered: true }, Duration::ZERO);
         }
     }
 }
@@ -354,7 +354,7 @@ mod tests {
         let batches = [Priority::Low, Priority::Normal].map(|priority| (priority, BatchId::generate()));
         for (priority, batch) in batches {
             let block = (0..50).map(|index| message("gcr.io", batch, index));
-            let block: Vec<_> = block.map(|(lane, message)| (lane, Message { priority, ..message })).collect();
+            let block: Vec<_> = block.map(|(route, message)| (route, Message { priority, ..message })).collect();
             queue.publish(&block).await.unwrap();
         }
         let cancel = CancellationToken::new();
@@ -371,8 +371,8 @@ mod tests {
     async fn many_routes_of_one_batch_have_no_more_turns_than_one_of_another() {
         let queue = MemoryQueue::new();
         let (wide, narrow) = (BatchId::generate(), BatchId::generate());
-        for lane in 0..10 {
-            let block: Vec<_> = (0..10).map(|index| message(&format!("r{lane}.io"), wide, index)).collect();
+        for route in 0..10 {
+            let block: Vec<_> = (0..10).map(|index| message(&format!("r{route}.io"), wide, index)).collect();
             queue.publish(&block).await.unwrap();
         }
         queue.publish(&(0..5).map(|index| message("gcr.io", narrow, index)).collect::<Vec<_>>()).await.unwrap();

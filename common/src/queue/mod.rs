@@ -42,11 +42,11 @@ pub enum RouteFilter {
 
 impl RouteFilter {
     /// Returns whether a route is selected.
-    pub fn contains(&self, lane: &Route) -> bool {
+    pub fn contains(&self, route: &Route) -> bool {
         match self {
             RouteFilter::All => true,
-            RouteFilter::Only(lanes) => lanes.contains(lane),
-            RouteFilter::Except(lanes) => !lanes.contains(lane),
+            RouteFilter::Only(routes) => routes.contains(route),
+            RouteFilter::Except(routes) => !routes.contains(route),
         }
     }
 }
@@ -82,21 +82,21 @@ pub trait TaskQueue: Send + Sync {
     /// Publishes one message that was received before, for delivery after `wait` at the earliest. A queue may delay it
     /// longer, as for [`Delivery::requeue_after`]. A message without a delay bypasses the limits of its batch: it is
     /// rejected only if the queue itself is full.
-    async fn publish_delayed(&self, lane: &Route, message: &Message, wait: Duration) -> Result<()>;
+    async fn publish_delayed(&self, route: &Route, message: &Message, wait: Duration) -> Result<()>;
 
     /// Waits until it may be worth publishing rejected messages again. May return early.
     async fn wait_for_capacity(&self);
 
     /// Waits for a message of these routes; returns `None` if cancelled first. Acquire a slot first, then receive: a
     /// delivery is withheld from other workers.
-    async fn receive(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
+    async fn receive(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
 
     /// Receives like [`TaskQueue::receive`], from high priority only.
-    async fn receive_urgent(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
+    async fn receive_urgent(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
 
     /// Returns the number of ready messages of each route, of all priorities; unacknowledged and delayed ones are not
     /// counted.
-    async fn count_ready(&self, lanes: &[Route]) -> Result<Vec<u64>>;
+    async fn count_ready(&self, routes: &[Route]) -> Result<Vec<u64>>;
 
     /// Returns the next dead letter: a message that was delivered too often without an acknowledgement. `None` if there
     /// is none now, or ever.
@@ -129,8 +129,8 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Creates a dead letter; called by queues.
-    pub fn new(lane: Route, message: Message, why: String, receipt: Box<dyn AckHandle>) -> DeadLetter {
-        DeadLetter { route: lane, message, reason: why, ack_handle: receipt }
+    pub fn new(route: Route, message: Message, why: String, receipt: Box<dyn AckHandle>) -> DeadLetter {
+        DeadLetter { route, message, reason: why, ack_handle: receipt }
     }
 
     /// Acknowledges the dead letter.
@@ -151,8 +151,8 @@ pub trait AckHandle: Send {
 
 impl Delivery {
     /// Creates a delivery; called by queues.
-    pub fn new(lane: Route, message: Message, redelivered: bool, receipt: Box<dyn AckHandle>) -> Delivery {
-        Delivery { route: lane, message, redelivered, ack_handle: receipt }
+    pub fn new(route: Route, message: Message, redelivered: bool, receipt: Box<dyn AckHandle>) -> Delivery {
+        Delivery { route, message, redelivered, ack_handle: receipt }
     }
 
     /// Acknowledges the message: the ledger has its result, or does not need it. After an error it may be redelivered.

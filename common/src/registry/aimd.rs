@@ -101,8 +101,8 @@ impl Default for AimdWindow {
 impl AimdWindow {
     /// Acquires a permit, waiting until the window allows one more request.
     pub(crate) async fn acquire(&self) -> InFlightRequest {
-        let seat = self.permits.acquire().await;
-        InFlightRequest { permit: seat, began: Instant::now() }
+        let permit = self.permits.acquire().await;
+        InFlightRequest { permit, began: Instant::now() }
     }
 
     /// Acquires a permit without waiting, for requests that continue an open operation: waiting could deadlock with

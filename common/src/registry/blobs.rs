@@ -154,17 +154,17 @@ impl Repository {
 
     /// Opens a blob at an offset in the ways that registries support, the usual one first: some answer an open range
     /// with 416 although bytes are left and accept a closed one; some support no ranges. At offset 0 there is one way.
-    async fn open_blob_at(&self, url: Url, blob: &Descriptor, offset: u64, tried: String) -> Result<OpenBlob> {
+    async fn open_blob_at(&self, url: Url, blob: &Descriptor, offset: u64, operation: String) -> Result<OpenBlob> {
         let open = (offset > 0).then(|| format!("bytes={offset}-"));
         let closed = open.as_ref().map(|open| format!("{open}{}", blob.size.saturating_sub(1)));
         for range in [open, closed].into_iter().flatten() {
-            if let Some(opened) = self.open_blob_range(url.clone(), blob, (offset, Some(&range)), &tried).await? {
+            if let Some(opened) = self.open_blob_range(url.clone(), blob, (offset, Some(&range)), &operation).await? {
                 return Ok(opened);
             }
         }
-        let whole = self.open_blob_range(url, blob, (0, None), &tried).await?;
+        let whole = self.open_blob_range(url, blob, (0, None), &operation).await?;
         whole.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidResponse, &tried, "the registry answers a request for all of it with 416")
+            Error::new(ErrorKind::InvalidResponse, &operation, "the registry answers a request for all of it with 416")
         })
     }
 

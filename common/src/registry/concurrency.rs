@@ -59,8 +59,8 @@ impl ConcurrencyLimiter {
 
     /// Acquires a permit, waiting for one.
     pub(crate) async fn acquire(&self, shared: Option<(&Arc<dyn RateLimitStore>, &Account)>) -> Permit {
-        if let Some(seat) = self.permits.try_acquire() {
-            return seat;
+        if let Some(permit) = self.permits.try_acquire() {
+            return permit;
         }
         match (&self.shared, shared) {
             (Some(sharing), Some((store, account))) => sharing.ensure_sync_loop(store, account),

@@ -69,10 +69,10 @@ pub(crate) struct RequestTarget {
 
 impl RequestTarget {
     /// Returns the operation's text, with the origin added where it matters.
-    pub(crate) fn with_origin<'t>(&self, tried: &'t str) -> Cow<'t, str> {
-        match self.names_origin && !tried.contains(&self.origin) {
-            true => format!("{tried}, at {}", self.origin).into(),
-            false => tried.into(),
+    pub(crate) fn with_origin<'t>(&self, operation: &'t str) -> Cow<'t, str> {
+        match self.names_origin && !operation.contains(&self.origin) {
+            true => format!("{operation}, at {}", self.origin).into(),
+            false => operation.into(),
         }
     }
 

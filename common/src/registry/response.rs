@@ -203,8 +203,8 @@ impl Response {
         let quota = quota_headers::parse(self.headers(), now);
         let mut wait = retry_after::retry_delay(self.headers(), quota.as_ref(), now);
         let exhausted = quota.as_ref().is_some_and(quota_headers::Quota::is_exhausted);
-        let class = classify(status, said.code.as_deref(), &said.message, wait.is_some() || exhausted);
-        if class == ErrorKind::RateLimited && wait.is_none() && exhausted {
+        let kind = classify(status, said.code.as_deref(), &said.message, wait.is_some() || exhausted);
+        if kind == ErrorKind::RateLimited && wait.is_none() && exhausted {
             wait = quota.and_then(|quota| quota.reset);
         }
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.target.proxy.is_some() {
@@ -217,7 +217,7 @@ impl Response {
         if !said.message.is_empty() {
             detail.push_str(&format!(": {}", said.message));
         }
-        let error = Error::new(class, self.target.with_origin(operation), detail);
+        let error = Error::new(kind, self.target.with_origin(operation), detail);
         let error = match status == StatusCode::BAD_REQUEST && says_wants_tls(&String::from_utf8_lossy(&body)) {
             true => error.with_hint(tls_on(&self.target.registry)),
             false => error,

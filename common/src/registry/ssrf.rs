@@ -173,7 +173,7 @@ pub(crate) fn validate_url(
     Ok(next)
 }
 
-fn private_address(tried: String, from: &Url) -> Error {
+fn private_address(operation: String, from: &Url) -> Error {
     let registry = match (from.host_str(), from.port()) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (Some(host), None) => host.to_owned(),
@@ -181,7 +181,7 @@ fn private_address(tried: String, from: &Url) -> Error {
     };
     Error::new(
         ErrorKind::Insecure,
-        tried,
+        operation,
         "it leads to a private, link-local or loopback address, which the registry itself does not have",
     )
     .with_hint(format!("if that is meant, set `allow_private: true` for {registry} under `registries`"))

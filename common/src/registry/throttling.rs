@@ -102,18 +102,18 @@ impl Repository {
     }
 
     /// Waits for the rate limit. A long wait is returned as an error at once.
-    pub(crate) async fn await_rate(&self, class: RequestClass, operation: &str) -> Result<()> {
-        let credential = self.registry.credential_pool.get(class.credential_index);
+    pub(crate) async fn await_rate(&self, kind: RequestClass, operation: &str) -> Result<()> {
+        let credential = self.registry.credential_pool.get(kind.credential_index);
         let began = Instant::now();
         let pass = async {
-            credential.rate_limiter.init_account(|| self.client.account(&self.registry, class.credential_index)).await;
-            credential.rate_limiter.acquire(class.reads_manifest, self.registry.mirror_state.is_some()).await?;
+            credential.rate_limiter.init_account(|| self.client.account(&self.registry, kind.credential_index)).await;
+            credential.rate_limiter.acquire(kind.reads_manifest, self.registry.mirror_state.is_some()).await?;
             if let Some((part, limiter)) =
-                credential.operation_limiters.iter().find(|(part, _)| Some(*part) == class.account_part)
+                credential.operation_limiters.iter().find(|(part, _)| Some(*part) == kind.account_part)
             {
                 limiter
                     .init_account(|| async {
-                        self.client.account(&self.registry, class.credential_index).await.with_category(*part)
+                        self.client.account(&self.registry, kind.credential_index).await.with_category(*part)
                     })
                     .await;
                 limiter.acquire(false, false).await?;
@@ -127,7 +127,7 @@ impl Repository {
         };
         self.report_delay(ThrottleReason::RateLimit, began);
         passed.map_err(|wait| {
-            let why = credential.rate_limiter.current_hold(class.reads_manifest).map(|hold| hold.reason);
+            let why = credential.rate_limiter.current_hold(kind.reads_manifest).map(|hold| hold.reason);
             let why = why.unwrap_or_else(|| "asked to be left alone".to_owned());
             let detail = format!("it {why}: nothing for {} more", retry::format_duration(wait));
             Error::new(ErrorKind::RateLimited, operation, detail)
@@ -137,12 +137,12 @@ impl Repository {
     }
 
     /// Acquires permits for one more open request to the registry itself.
-    pub(crate) async fn acquire_permits(&self, class: RequestClass, operation: &str) -> Result<RequestPermits> {
-        let credential = self.registry.credential_pool.get(class.credential_index);
+    pub(crate) async fn acquire_permits(&self, kind: RequestClass, operation: &str) -> Result<RequestPermits> {
+        let credential = self.registry.credential_pool.get(kind.credential_index);
         let began = Instant::now();
         let begin = async {
-            let window = self.registry.windows.get(class.operation);
-            let entry = match class.is_continuation {
+            let window = self.registry.windows.get(kind.operation);
+            let entry = match kind.is_continuation {
                 true => window.force_acquire(),
                 false => window.acquire().await,
             };
@@ -151,7 +151,7 @@ impl Repository {
                 Some(places) => {
                     credential
                         .rate_limiter
-                        .init_account(|| self.client.account(&self.registry, class.credential_index))
+                        .init_account(|| self.client.account(&self.registry, kind.credential_index))
                         .await;
                     Some(places.acquire(credential.rate_limiter.shared_store()).await)
                 }
@@ -182,12 +182,12 @@ impl Repository {
     /// Updates windows and quotas from a response's status and headers.
     pub(crate) async fn observe_response(
         &self,
-        class: RequestClass,
+        kind: RequestClass,
         permits: &RequestPermits,
         status: StatusCode,
         headers: &HeaderMap,
     ) {
-        let window = self.registry.windows.get(class.operation);
+        let window = self.registry.windows.get(kind.operation);
         let now = tokio::time::Instant::now();
         if let Some(entry) = &permits.in_flight {
             match status {
@@ -196,16 +196,16 @@ impl Repository {
             }
         }
         if status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND {
-            self.registry.credential_pool.get(class.credential_index).rate_limiter.on_success(class.backoff_index());
+            self.registry.credential_pool.get(kind.credential_index).rate_limiter.on_success(kind.backoff_index());
         }
         let Some(quota) = quota_headers::parse(headers, retry_after::server_time(headers)) else { return };
-        let reads_manifest = class.operation == OperationKind::Manifests;
-        let credential = self.registry.credential_pool.get(class.credential_index);
+        let reads_manifest = kind.operation == OperationKind::Manifests;
+        let credential = self.registry.credential_pool.get(kind.credential_index);
         if let Some(RateLimitHold { wait, reason: why }) =
             credential.rate_limiter.on_quota(&quota, reads_manifest).await
             && self.registry.credential_pool.pull_indexes().len() > 1
         {
-            let who = self.client.account(&self.registry, class.credential_index).await.credential;
+            let who = self.client.account(&self.registry, kind.credential_index).await.credential;
             self.context.warn(format!(
                 "{} {why} for `{who}`: others go on, this one again in {}",
                 self.registry.name,
@@ -215,21 +215,21 @@ impl Repository {
     }
 
     /// Treats a request that timed out as overload.
-    pub(crate) fn observe_timeout(&self, class: RequestClass, permits: &RequestPermits, error: &Error) {
+    pub(crate) fn observe_timeout(&self, kind: RequestClass, permits: &RequestPermits, error: &Error) {
         if let Some(entry) = permits.in_flight.as_ref().filter(|_| error.kind() == ErrorKind::TimedOut) {
-            self.registry.windows.get(class.operation).on_overload(entry, tokio::time::Instant::now());
+            self.registry.windows.get(kind.operation).on_overload(entry, tokio::time::Instant::now());
         }
     }
 
     /// Records a rate limit error, so that other requests wait as well.
-    pub(crate) async fn observe_error(&self, class: RequestClass, error: Error) -> Error {
+    pub(crate) async fn observe_error(&self, kind: RequestClass, error: Error) -> Error {
         if error.kind() != ErrorKind::RateLimited {
             return error;
         }
-        let limiter = &self.registry.credential_pool.get(class.credential_index).rate_limiter;
+        let limiter = &self.registry.credential_pool.get(kind.credential_index).rate_limiter;
         // A `Retry-After` below the initial backoff counts as none, or the request would be repeated again and again.
         let wait = error.retry_after().filter(|wait| *wait >= rejection_backoff::INITIAL_BACKOFF);
-        match limiter.on_rejected(wait, class.reads_manifest, class.backoff_index()).await {
+        match limiter.on_rejected(wait, kind.reads_manifest, kind.backoff_index()).await {
             Some(wait) => error.with_retry_after(Some(wait)),
             None => error.with_retry_after(wait),
         }

@@ -462,15 +462,15 @@ impl Repository {
 
     /// Returns the error of an unexpected response, with a hint.
     pub(crate) async fn error_from_response(&self, response: Response, operation: &str) -> Error {
-        let (with_credentials, began, class) = (response.with_credentials, response.began, response.class);
+        let (with_credentials, began, kind) = (response.with_credentials, response.began, response.class);
         let (is_elsewhere, host) = (response.target.is_other_origin, response.target.origin.clone());
         let error = response.into_error(operation).await.with_registry(&self.registry.name);
-        let error = self.observe_error(class, error).await;
+        let error = self.observe_error(kind, error).await;
         match error.kind() {
             // Some registries report an expired token by message and not by a challenge: a renewed token may help.
             ErrorKind::Denied | ErrorKind::Refused
                 if says_expired(error.message())
-                    && Box::pin(self.forget_credentials(class.credential_index, began)).await =>
+                    && Box::pin(self.forget_credentials(kind.credential_index, began)).await =>
             {
                 let hint = self.login_hint(true);
                 error.with_kind(ErrorKind::TokenExpired).with_hint(hint)

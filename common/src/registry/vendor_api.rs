@@ -374,9 +374,9 @@ impl VendorApi {
 
     /// Returns the error of a response, with a hint.
     pub(super) async fn error_from_response(&self, response: Response, operation: &str) -> Error {
-        let (with_credentials, class) = (response.is_with_credentials(), response.class());
+        let (with_credentials, kind) = (response.is_with_credentials(), response.class());
         let error = response.into_error(operation).await.with_registry(&self.api_side.registry.name);
-        let error = self.api_side.observe_error(class, error).await;
+        let error = self.api_side.observe_error(kind, error).await;
         match error.kind() {
             ErrorKind::Denied => error.with_hint(self.denied_hint(with_credentials)),
             ErrorKind::RateLimited if !with_credentials => {

@@ -193,7 +193,7 @@ impl RequeueFilter {
     pub fn selects(&self, failed: &FailedTask) -> bool {
         let planned = &failed.task.spec;
         let endpoints = [planned.source.repository.endpoint(), planned.target.repository.endpoint()];
-        self.kind.is_none_or(|class| failed.failure.kind == class)
+        self.kind.is_none_or(|kind| failed.failure.kind == kind)
             && self
                 .registry
                 .as_ref()
@@ -365,27 +365,27 @@ pub trait Ledger: Send + Sync {
     async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>>;
 
     /// Marks tasks as published, after the queue has confirmed them. Skips tasks that moved on or were requeued since.
-    async fn mark_published(&self, batch: BatchId, tickets: Vec<TaskRef>) -> Result<()>;
+    async fn mark_published(&self, batch: BatchId, task_refs: Vec<TaskRef>) -> Result<()>;
 
     // Tasks.
 
     /// Claims a task for a worker, with a lease of this TTL. A worker name belongs to one process.
-    async fn claim_task(&self, ticket: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult>;
+    async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult>;
 
     /// Renews the lease of a task for this TTL from now.
-    async fn renew(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus>;
+    async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus>;
 
     /// Checks and renews the lease of a task right before a tag is put.
-    async fn check(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
-        self.renew(ticket, holder, lease).await
+    async fn check(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
+        self.renew(task_ref, holder, lease).await
     }
 
     /// Records the result of a task.
     async fn finish(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
-        verdict: TaskResult,
+        result: TaskResult,
         spent: Usage,
     ) -> Result<FinishResult>;
 
@@ -394,7 +394,7 @@ pub trait Ledger: Send + Sync {
     /// leader of the batch publishes it. `counts` says whether this was an attempt.
     async fn reschedule(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
@@ -470,14 +470,14 @@ pub trait Ledger: Send + Sync {
     /// Returns the one batch with this id prefix.
     async fn resolve(&self, prefix: &str) -> Result<BatchId> {
         let found = self.find_batches(prefix).await?;
-        let tried = format!("looking for batch {}", sanitize(prefix));
+        let operation = format!("looking for batch {}", sanitize(prefix));
         match found.as_slice() {
             [one] => Ok(*one),
-            [] => Err(Error::new(ErrorKind::NotFound, tried, "there is none whose id begins so")
+            [] => Err(Error::new(ErrorKind::NotFound, operation, "there is none whose id begins so")
                 .with_hint("imgsync batch list shows those that there are")),
             several => {
                 let ids: Vec<_> = several.iter().map(BatchId::to_string).collect();
-                Err(Error::new(ErrorKind::Invalid, tried, format!("several ids begin so: {}", ids.join(", "))))
+                Err(Error::new(ErrorKind::Invalid, operation, format!("several ids begin so: {}", ids.join(", "))))
             }
         }
     }

@@ -120,12 +120,12 @@ pub trait WorkerRegistry: Send + Sync {
     async fn workers(&self) -> Result<Vec<Heartbeat>>;
 
     /// Records that messages are published on these routes.
-    async fn record_routes(&self, lanes: &[Route]) -> Result<()> {
-        self.record_queues(lanes, &[]).await
+    async fn record_routes(&self, routes: &[Route]) -> Result<()> {
+        self.record_queues(routes, &[]).await
     }
 
     /// Records routes with messages, and routes with urgent messages: each route has one queue per kind.
-    async fn record_queues(&self, lanes: &[Route], urgent: &[Route]) -> Result<()>;
+    async fn record_queues(&self, routes: &[Route], urgent: &[Route]) -> Result<()>;
 
     /// Publishes the throughput of a batch for this time, and returns that of the other batches.
     async fn exchange_throughput(
@@ -137,16 +137,16 @@ pub trait WorkerRegistry: Send + Sync {
 
     /// Returns the known routes in order.
     async fn routes(&self) -> Result<Vec<Route>> {
-        Ok(self.routes_by_age().await?.into_iter().map(|(lane, _)| lane).collect())
+        Ok(self.routes_by_age().await?.into_iter().map(|(route, _)| route).collect())
     }
 
     /// Returns the known routes with the time since they were last recorded, rounded down.
     async fn routes_by_age(&self) -> Result<Vec<(Route, Duration)>> {
-        let mut lanes: BTreeMap<Route, Duration> = BTreeMap::new();
-        for (lane, _, age) in self.queues_by_age().await? {
-            lanes.entry(lane).and_modify(|its| *its = age.min(*its)).or_insert(age);
+        let mut routes: BTreeMap<Route, Duration> = BTreeMap::new();
+        for (route, _, age) in self.queues_by_age().await? {
+            routes.entry(route).and_modify(|its| *its = age.min(*its)).or_insert(age);
         }
-        Ok(lanes.into_iter().collect())
+        Ok(routes.into_iter().collect())
     }
 
     /// Returns the queues of known routes in order, with whether a queue is urgent and the time since it was last

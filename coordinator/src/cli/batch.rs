@@ -79,10 +79,10 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
             }
             resume(&backend, id, ((*run).into(), None), settings, printer).await
         }
-        BatchCommand::Requeue { id, kind: class, registry, run } => {
+        BatchCommand::Requeue { id, kind, registry, run } => {
             let backend = backend::open(settings, args.state.as_ref()).await?;
             let id = resolve(&*backend.store, &id).await?;
-            let requeued = backend.store.requeue(id, RequeueFilter { kind: class, registry }).await?;
+            let requeued = backend.store.requeue(id, RequeueFilter { kind, registry }).await?;
             printer.line(&format!("{} of batch {id} requeued", pluralize(requeued, "failed image", "failed images")));
             match requeued {
                 0 => {

@@ -167,10 +167,10 @@ pub(crate) fn progress_line(batch: &Batch, moved: u64, elapsed: Duration) -> Str
 impl Observer for BatchProgress {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { task: ticket, source, target } => {
-                tracing::debug!(task = ticket.index, "begins {source} to {target}");
+            Event::TaskStarted { task: task_ref, source, target } => {
+                tracing::debug!(task = task_ref.index, "begins {source} to {target}");
                 self.print_event(
-                    &json!({"event": "started", "task": ticket.index, "source": source, "target": target}),
+                    &json!({"event": "started", "task": task_ref.index, "source": source, "target": target}),
                 );
                 let mut running = self.running();
                 let room = running.values().flatten().count() < MAX_TASK_LINES;
@@ -181,14 +181,14 @@ impl Observer for BatchProgress {
                     bar.enable_steady_tick(Duration::from_millis(200));
                     bar
                 });
-                running.insert(*ticket, bar);
+                running.insert(*task_ref, bar);
             }
-            Event::TaskEnded { task: ticket, completion: end } => {
-                if let Some(Some(bar)) = self.running().remove(ticket) {
+            Event::TaskEnded { task: task_ref, completion: end } => {
+                if let Some(Some(bar)) = self.running().remove(task_ref) {
                     bar.finish_and_clear();
                 }
-                tracing::debug!(task = ticket.index, ?end, "ended");
-                self.print_event(&end_event(ticket.index, end));
+                tracing::debug!(task = task_ref.index, ?end, "ended");
+                self.print_event(&end_event(task_ref.index, end));
                 match end {
                     TaskCompletion::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
                     TaskCompletion::Rescheduled { error, wait } => {
@@ -246,8 +246,8 @@ fn end_event(task: u32, end: &TaskCompletion) -> serde_json::Value {
             json!({"event": "copied", "task": task, "bytes": bytes, "read": read})
         }
         TaskCompletion::Unchanged => json!({"event": "unchanged", "task": task}),
-        TaskCompletion::Failed { kind: class, error } => {
-            json!({"event": "failed", "task": task, "class": class, "error": error})
+        TaskCompletion::Failed { kind, error } => {
+            json!({"event": "failed", "task": task, "class": kind, "error": error})
         }
         TaskCompletion::Cancelled => json!({"event": "cancelled", "task": task}),
         TaskCompletion::Rescheduled { error, wait } => {

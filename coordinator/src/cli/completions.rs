@@ -83,8 +83,8 @@ pub(crate) fn man(args: &ManArgs, printer: &Printer) -> Exit {
 }
 
 fn write_man_pages(folder: &Path) -> Result<()> {
-    let tried = format!("writing the manual pages into {}", folder.display());
-    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, &tried, error.to_string()).with_source(error);
+    let operation = format!("writing the manual pages into {}", folder.display());
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, &operation, error.to_string()).with_source(error);
     std::fs::create_dir_all(folder).map_err(failed)?;
     for program in [Program::Imgsync, Program::ImgsyncWorker] {
         clap_mangen::generate_to(program.command(), folder).map_err(failed)?;

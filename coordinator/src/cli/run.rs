@@ -162,9 +162,9 @@ pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
     };
     match settings.config.rules.iter().find(is_layout) {
         Some(rule) => {
-            let tried = format!("running {}", rule.label());
+            let operation = format!("running {}", rule.label());
             let detail = "an image layout works in one process only, and a cluster is configured";
-            Err(Error::new(ErrorKind::Invalid, tried, detail).with_hint(
+            Err(Error::new(ErrorKind::Invalid, operation, detail).with_hint(
                 "run it with a configuration without `cluster:`, and without IMGSYNC_BROKER and IMGSYNC_STORE",
             ))
         }
@@ -174,11 +174,11 @@ pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
 
 /// Checks that a coordinator can lead a detached batch.
 async fn require_leader(backend: &Backend) -> Result<()> {
-    let tried = "leaving a batch to another coordinator";
+    let operation = "leaving a batch to another coordinator";
     if !backend.is_cluster() {
         let detail = "there is no cluster: all is done in this process";
         return Err(
-            Error::new(ErrorKind::Invalid, tried, detail).with_hint("leave out --detach, or configure a cluster")
+            Error::new(ErrorKind::Invalid, operation, detail).with_hint("leave out --detach, or configure a cluster")
         );
     }
     // A coordinator that was killed a moment ago still holds its lease, and would not run the batch.
@@ -186,7 +186,7 @@ async fn require_leader(backend: &Backend) -> Result<()> {
         .await?
     {
         Some(_) => Ok(()),
-        None => Err(Error::new(ErrorKind::Unreachable, tried, "none is there that would feed it to the workers")
+        None => Err(Error::new(ErrorKind::Unreachable, operation, "none is there that would feed it to the workers")
             .with_hint("start `imgsync serve` somewhere, or leave out --detach")),
     }
 }

@@ -57,9 +57,9 @@ impl<'a> BatchDetails<'a> {
         shown["failed_by_class"] = json!(self.groups.by_kind);
         shown["failed_by_registry"] = json!(self.groups.by_registry);
         shown["unlisted"] = json!(self.groups.unlisted);
-        if let Some(crew) = &self.coverage {
-            shown["workers"] = json!(crew.workers);
-            shown["complaints"] = json!(crew.problems());
+        if let Some(coverage) = &self.coverage {
+            shown["workers"] = json!(coverage.workers);
+            shown["complaints"] = json!(coverage.problems());
         }
         if failures {
             let mut rows = Vec::new();
@@ -89,8 +89,8 @@ impl<'a> BatchDetails<'a> {
         for wait in &self.rate_limit_messages {
             printer.data(&format!("Waiting: {wait}"));
         }
-        if let Some(crew) = &self.coverage {
-            print_coverage(self.report.batch.id, crew, printer);
+        if let Some(coverage) = &self.coverage {
+            print_coverage(self.report.batch.id, coverage, printer);
         }
         Ok(())
     }

@@ -87,13 +87,13 @@ impl TargetArgs {
                     .await?
             }
         };
-        let tried = "choosing the target";
+        let operation = "choosing the target";
         let user = user.ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, tried, "nobody says where to, and no user at Docker Hub is known")
+            Error::new(ErrorKind::Invalid, operation, "nobody says where to, and no user at Docker Hub is known")
                 .with_hint("give --user or --to, write `defaults: {to: …}` in the configuration, or run `docker login`")
         })?;
         let prefix = user.to_ascii_lowercase().parse().map_err(|error: ParseReferenceError| {
-            Error::new(ErrorKind::Invalid, tried, format!("the user {user} has no place at Docker Hub: {error}"))
+            Error::new(ErrorKind::Invalid, operation, format!("the user {user} has no place at Docker Hub: {error}"))
         })?;
         Ok(Some(vec![RuleTarget::Registry(TargetBase { registry: docker_hub(), prefix: Some(prefix) })]))
     }
@@ -125,15 +125,16 @@ impl TargetArgs {
 
 /// Validates a rule before anything is listed.
 fn check_rule(rule: &Rule) -> Result<()> {
-    let tried = || format!("copying {}", rule.source);
+    let operation = || format!("copying {}", rule.source);
     if rule.to.is_empty() {
-        return Err(Error::new(ErrorKind::Invalid, tried(), "nobody says where to").with_hint("give --to or --user"));
+        return Err(
+            Error::new(ErrorKind::Invalid, operation(), "nobody says where to").with_hint("give --to or --user")
+        );
     }
     for part in source_selectors(&rule.source)? {
         if let Some(error) = rule.sample_names(&part.pattern).into_iter().find_map(std::result::Result::err) {
-            return Err(
-                Error::new(ErrorKind::Invalid, tried(), error.to_string()).with_hint("choose another --naming or --to")
-            );
+            return Err(Error::new(ErrorKind::Invalid, operation(), error.to_string())
+                .with_hint("choose another --naming or --to"));
         }
     }
     Ok(())

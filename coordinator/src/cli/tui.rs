@@ -62,7 +62,7 @@ impl BatchScreen {
         view: BatchView,
         (title, options): (String, BatchOptions),
         (failures, unlisted): (Vec<FailedTask>, Vec<ListingFailure>),
-        course: BatchTimeline,
+        timeline: BatchTimeline,
         workers: Vec<Heartbeat>,
         mut attention: Vec<String>,
     ) -> BatchScreen {
@@ -77,7 +77,7 @@ impl BatchScreen {
             to,
             failures,
             unlisted,
-            timeline: course,
+            timeline,
             workers,
             attention,
             focus,
@@ -256,15 +256,15 @@ fn resample(values: &[u64], columns: usize) -> Vec<u64> {
 }
 
 fn failure_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
-    let mut classes: std::collections::BTreeMap<_, usize> = std::collections::BTreeMap::new();
+    let mut kinds: std::collections::BTreeMap<_, usize> = std::collections::BTreeMap::new();
     for failed in &screen.failures {
-        *classes.entry(failed.failure.kind).or_default() += 1;
+        *kinds.entry(failed.failure.kind).or_default() += 1;
     }
     let mut lines = Vec::new();
-    if !classes.is_empty() {
-        let words: Vec<String> = classes
+    if !kinds.is_empty() {
+        let words: Vec<String> = kinds
             .iter()
-            .map(|(class, count)| format!("{count} {}", crate::report::advice::title(*class).to_lowercase()))
+            .map(|(kind, count)| format!("{count} {}", crate::report::advice::title(*kind).to_lowercase()))
             .collect();
         lines.push(Line::from(words.join(", ")).add_modifier(Modifier::BOLD));
     }
@@ -367,7 +367,7 @@ mod tests {
             usage: Default::default(),
         };
         let part = |number| TimeBucket { number, copied: 4 + u64::from(number), bytes: 1000, ..TimeBucket::default() };
-        let course = BatchTimeline {
+        let timeline = BatchTimeline {
             bucket_width: Duration::from_secs(1),
             buckets: (0..10).map(part).collect(),
             ..BatchTimeline::default()
@@ -392,12 +392,12 @@ mod tests {
         let options = BatchOptions::default();
         let title = "gcr.io/distroless/static".to_owned();
         let view = BatchView { batch, state: BatchStatus::Running, owner: Some("run on here-1".to_owned()) };
-        BatchScreen::new(view, (title, options), (Vec::new(), unlisted.collect()), course, vec![worker], Vec::new())
+        BatchScreen::new(view, (title, options), (Vec::new(), unlisted.collect()), timeline, vec![worker], Vec::new())
     }
 
-    fn render(scene: &mut BatchScreen, width: u16, height: u16) -> String {
+    fn render(fixture: &mut BatchScreen, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| draw(frame, scene)).unwrap();
+        terminal.draw(|frame| draw(frame, fixture)).unwrap();
         terminal.backend().to_string()
     }
 
@@ -425,12 +425,12 @@ mod tests {
 
     #[test]
     fn a_list_is_moved_within_its_bounds() {
-        let mut scene = sample_screen();
-        scene.scroll(10_000);
-        let shown = render(&mut scene, 120, 40);
+        let mut fixture = sample_screen();
+        fixture.scroll(10_000);
+        let shown = render(&mut fixture, 120, 40);
         assert!(shown.contains("of 60 ") && shown.contains("gcr.io/r29"), "{shown}");
-        scene.scroll(-20_000);
-        assert!(render(&mut scene, 120, 40).contains("Failures 1-"));
+        fixture.scroll(-20_000);
+        assert!(render(&mut fixture, 120, 40).contains("Failures 1-"));
     }
 
     #[test]

@@ -218,8 +218,8 @@ async fn compare_image(
     if let ImageLocation::Layout(image) = target
         && !image.dir.is_dir()
     {
-        let tried = format!("comparing {source} with {target}");
-        return Err(Error::new(ErrorKind::NotFound, tried, format!("there is no folder {}", image.dir.display())));
+        let operation = format!("comparing {source} with {target}");
+        return Err(Error::new(ErrorKind::NotFound, operation, format!("there is no folder {}", image.dir.display())));
     }
     let copier = Copier::new(Client::new(client, CredentialEnvironment::from_process()), limits);
     let job = CopyRequest {

@@ -58,20 +58,20 @@ impl RepositoryListing {
     /// there were nothing new.
     pub fn missing_dates_error(&self, selection: &TagSelection) -> Option<Error> {
         let why = self.missing_dates_reason.as_ref().filter(|_| selection.needs_created())?;
-        let tried = format!("choosing the tags of {}/{}", self.registry, self.repository);
+        let operation = format!("choosing the tags of {}/{}", self.registry, self.repository);
         let detail = format!("`since` and `newest: {{by: date}}` go by dates, and there are none while {why}");
         let hint = "give `registries` a proxy or `api:` that leads there, or choose by version";
-        Some(Error::new(ErrorKind::Unreachable, tried, detail).with_hint(hint))
+        Some(Error::new(ErrorKind::Unreachable, operation, detail).with_hint(hint))
     }
 
     /// Returns the error for a selection by dates that the registry does not list: the selection would be empty, as if
     /// there were nothing new.
     pub fn no_dates_error(&self) -> Error {
-        let tried = format!("choosing the tags of {}/{}", self.registry, self.repository);
+        let operation = format!("choosing the tags of {}/{}", self.registry, self.repository);
         let detail = "`since` and `newest: {by: date}` go by dates, and its list has none (one and the same for all \
                       images, or one before there were any, is none)";
         let hint = "choose by `semver` or `newest` alone; docs/registries.md says which registries list dates";
-        Error::new(ErrorKind::Unsupported, tried, detail).with_hint(hint)
+        Error::new(ErrorKind::Unsupported, operation, detail).with_hint(hint)
     }
 
     /// Whether no tag has a date.

@@ -190,8 +190,8 @@ impl Discovery {
                 None => return Ok(None),
                 Some(Ok((id, result))) => (id, result),
                 Some(Err(error)) => {
-                    let tried = format!("listing {}", self.pattern);
-                    (error.id(), Err(Error::new(ErrorKind::Local, tried, error.to_string()).with_source(error)))
+                    let operation = format!("listing {}", self.pattern);
+                    (error.id(), Err(Error::new(ErrorKind::Local, operation, error.to_string()).with_source(error)))
                 }
             };
             if let Some(name) = self.running_names.remove(&id)

@@ -54,8 +54,8 @@ impl RepositoryNames {
             }
             Err(error) => {
                 let name = sanitize_within(name, MAX_SHOWN_NAME_CHARS);
-                let tried = format!("listing {}/{name}", pattern.registry());
-                let error = Error::new(ErrorKind::InvalidResponse, tried, error.to_string());
+                let operation = format!("listing {}/{name}", pattern.registry());
+                let error = Error::new(ErrorKind::InvalidResponse, operation, error.to_string());
                 self.invalid.push(DiscoveryFailure { repository: format!("{}/{name}", pattern.registry()), error });
             }
         }
@@ -73,8 +73,8 @@ pub(super) async fn find_source(
         let repository = client.repository(pattern.registry(), &name, Access::Pull, context, tally)?;
         let listing = list_repository(&repository).await?;
         if listing.is_google_style && listing.is_empty() {
-            let tried = format!("listing the tags of {pattern}");
-            return Err(Error::new(ErrorKind::NotFound, tried, "there is no such repository, or nothing is in it"));
+            let operation = format!("listing the tags of {pattern}");
+            return Err(Error::new(ErrorKind::NotFound, operation, "there is no such repository, or nothing is in it"));
         }
         return Ok(RepositorySource::Single(Box::new(listing)));
     }

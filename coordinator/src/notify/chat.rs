@@ -57,17 +57,17 @@ impl Chat {
 
     /// Sends a message.
     pub(super) async fn send(&self, message: &Notification) -> Result<()> {
-        let tried = format!("sending a message to {} by {}", self.kind.name(), self.url);
+        let operation = format!("sending a message to {} by {}", self.kind.name(), self.url);
         let read = |answer: &HttpReply| match self.kind {
-            ChatKind::Slack => check_slack_reply(&tried, answer),
-            ChatKind::WeCom | ChatKind::Feishu | ChatKind::DingTalk => self.check_reply(&tried, answer),
+            ChatKind::Slack => check_slack_reply(&operation, answer),
+            ChatKind::WeCom | ChatKind::Feishu | ChatKind::DingTalk => self.check_reply(&operation, answer),
         };
         // Signed again for each attempt, because signatures expire soon.
         let request = |client: &reqwest::Client| {
             let (url, body) = self.signed(message, Timestamp::now());
             client.post(url).json(&body)
         };
-        self.http.send(self.url.expose(), &tried, SEND_TIMEOUT, request, read).await
+        self.http.send(self.url.expose(), &operation, SEND_TIMEOUT, request, read).await
     }
 
     /// Returns URL and body, with a signature if there is a secret.
@@ -95,11 +95,11 @@ impl Chat {
     }
 
     /// Returns the error of a reply with an error code.
-    fn check_reply(&self, tried: &str, answer: &HttpReply) -> Option<Error> {
+    fn check_reply(&self, operation: &str, answer: &HttpReply) -> Option<Error> {
         let status = answer.status.as_u16();
         let Ok(said) = serde_json::from_slice::<Value>(&answer.body) else {
             let detail = format!("HTTP {status}, and not in {}'s words", self.kind.name());
-            return Some(status_error(tried, answer, &detail));
+            return Some(status_error(operation, answer, &detail));
         };
         let number = |names: &[&str]| names.iter().find_map(|name| said.get(*name)?.as_i64());
         let code = number(&["errcode", "code", "StatusCode"]);
@@ -110,10 +110,10 @@ impl Chat {
         let code = code.unwrap_or(-1);
         let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(words.unwrap_or("no words"), 200));
         if !answer.status.is_success() {
-            return Some(status_error(tried, answer, &detail));
+            return Some(status_error(operation, answer, &detail));
         }
-        let (class, hint) = classify_code(self.kind, code);
-        let error = Error::new(class, tried, detail).with_status(status, Some(code.to_string()));
+        let (kind, hint) = classify_code(self.kind, code);
+        let error = Error::new(kind, operation, detail).with_status(status, Some(code.to_string()));
         Some(match hint {
             "" => error,
             hint => error.with_hint(hint),
@@ -146,7 +146,7 @@ fn classify_code(kind: ChatKind, code: i64) -> (ErrorKind, &'static str) {
 }
 
 /// Returns the error of a reply. Slack replies with single words.
-fn check_slack_reply(tried: &str, answer: &HttpReply) -> Option<Error> {
+fn check_slack_reply(operation: &str, answer: &HttpReply) -> Option<Error> {
     if answer.status.is_success() {
         return None;
     }
@@ -156,7 +156,7 @@ fn check_slack_reply(tried: &str, answer: &HttpReply) -> Option<Error> {
         true => format!("HTTP {}: {said}", answer.status.as_u16()),
         false => format!("HTTP {}", answer.status.as_u16()),
     };
-    let error = status_error(tried, answer, &detail);
+    let error = status_error(operation, answer, &detail);
     Some(match answer.status.as_u16() {
         403 | 404 | 410 => error.with_hint("the webhook's URL is not right, or was revoked with its app or channel"),
         _ => error,

@@ -52,8 +52,8 @@ impl Email {
     pub(super) fn new(configured: &config::EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
         install_tls_provider();
         let server = format!("{}:{}", configured.host, configured.port);
-        let tried = format!("reading how mails go to {server}");
-        let invalid = |error: String| Error::new(ErrorKind::Invalid, &tried, error);
+        let operation = format!("reading how mails go to {server}");
+        let invalid = |error: String| Error::new(ErrorKind::Invalid, &operation, error);
         let mut tls = TlsParameters::builder(configured.host.clone());
         for pem in &configured.ca {
             let pem = settings::load_certificates(pem, folder)?;
@@ -85,14 +85,14 @@ impl Email {
 
     /// Sends an email, with a page attached if there is one.
     pub(super) async fn send(&self, message: &Notification, page: Option<(&str, Vec<u8>)>) -> Result<()> {
-        let tried = format!("sending a mail by {}", self.server);
+        let operation = format!("sending a mail by {}", self.server);
         let mail =
-            self.mail(message, page).map_err(|error| Error::new(ErrorKind::Invalid, &tried, error.to_string()))?;
+            self.mail(message, page).map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
         let mut retry = RetryState::new(self.policy, &RetryBudget::default());
         loop {
             let error = match self.transport.send(mail.clone()).await {
                 Ok(_) => return Ok(()),
-                Err(error) => failure(&tried, &error),
+                Err(error) => failure(&operation, &error),
             };
             tracing::debug!("{error}");
             retry.wait_before_retry(error, &CancellationToken::new(), |_, _, _| {}).await?;
@@ -124,7 +124,7 @@ impl Email {
 }
 
 /// Converts an SMTP error.
-fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
+fn failure(operation: &str, error: &lettre::transport::smtp::Error) -> Error {
     let mut words = error.to_string();
     let mut next = std::error::Error::source(error);
     while let Some(source) = next {
@@ -137,18 +137,17 @@ fn failure(tried: &str, error: &lettre::transport::smtp::Error) -> Error {
     let words = sanitize_within(&words, 400).into_owned();
     let status = error.status().map(u16::from);
     match () {
-        () if matches!(status, Some(530 | 534 | 535 | 538)) => {
-            Error::new(ErrorKind::Denied, tried, words).with_hint("the server wants another `username` and `password`")
-        }
+        () if matches!(status, Some(530 | 534 | 535 | 538)) => Error::new(ErrorKind::Denied, operation, words)
+            .with_hint("the server wants another `username` and `password`"),
         // The client reports certificate errors as failed connections.
         () if error.is_tls() || status.is_none() && words.contains("certificate") => {
-            Error::new(ErrorKind::Insecure, tried, words)
+            Error::new(ErrorKind::Insecure, operation, words)
                 .with_hint("set `ca` for a certificate of your own; a server without TLS is not given mails")
         }
-        () if error.is_permanent() => Error::new(ErrorKind::Refused, tried, words),
-        () if error.is_transient() => Error::new(ErrorKind::ServerError, tried, words),
-        () if error.is_timeout() => Error::new(ErrorKind::TimedOut, tried, words),
-        () if error.is_client() => Error::new(ErrorKind::Refused, tried, words),
-        () => Error::new(ErrorKind::Unreachable, tried, words),
+        () if error.is_permanent() => Error::new(ErrorKind::Refused, operation, words),
+        () if error.is_transient() => Error::new(ErrorKind::ServerError, operation, words),
+        () if error.is_timeout() => Error::new(ErrorKind::TimedOut, operation, words),
+        () if error.is_client() => Error::new(ErrorKind::Refused, operation, words),
+        () => Error::new(ErrorKind::Unreachable, operation, words),
     }
 }

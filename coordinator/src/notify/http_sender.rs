@@ -39,7 +39,7 @@ impl HttpSender {
     pub(super) async fn send(
         &self,
         url: &Url,
-        tried: &str,
+        operation: &str,
         limit: Duration,
         request: impl Fn(&Client) -> RequestBuilder,
         read: impl Fn(&HttpReply) -> Option<Error>,
@@ -52,7 +52,7 @@ impl HttpSender {
                     None => return Ok(()),
                     Some(error) => error,
                 },
-                Err(error) => failure(tried, error),
+                Err(error) => failure(operation, error),
             };
             tracing::debug!("{error}");
             retry.wait_before_retry(error, &CancellationToken::new(), |_, _, _| {}).await?;
@@ -74,8 +74,8 @@ async fn send_once(request: RequestBuilder) -> reqwest::Result<HttpReply> {
 }
 
 /// Converts a transport error, without its URL.
-fn failure(tried: &str, error: reqwest::Error) -> Error {
-    let class = if error.is_timeout() { ErrorKind::TimedOut } else { ErrorKind::Unreachable };
+fn failure(operation: &str, error: reqwest::Error) -> Error {
+    let kind = if error.is_timeout() { ErrorKind::TimedOut } else { ErrorKind::Unreachable };
     let error = error.without_url();
     let mut words = error.to_string();
     let mut next = error.source();
@@ -86,11 +86,11 @@ fn failure(tried: &str, error: reqwest::Error) -> Error {
         }
         next = error.source();
     }
-    Error::new(class, tried, words)
+    Error::new(kind, operation, words)
 }
 
 /// Returns the error of a reply by its status.
-pub(super) fn status_error(tried: &str, answer: &HttpReply, detail: &str) -> Error {
+pub(super) fn status_error(operation: &str, answer: &HttpReply, detail: &str) -> Error {
     let status = answer.status.as_u16();
-    Error::new(kind_of_status(status), tried, detail).with_status(status, None).with_retry_after(answer.retry_after)
+    Error::new(kind_of_status(status), operation, detail).with_status(status, None).with_retry_after(answer.retry_after)
 }

@@ -177,13 +177,13 @@ impl Notifier {
 
     /// Pings a monitoring URL after success.
     async fn ping(&self, url: &WebhookUrl) -> Result<()> {
-        let tried = format!("asking {url}");
+        let operation = format!("asking {url}");
         let read = |answer: &HttpReply| match answer.status.is_success() {
             true => None,
-            false => Some(status_error(&tried, answer, &format!("HTTP {}", answer.status))),
+            false => Some(status_error(&operation, answer, &format!("HTTP {}", answer.status))),
         };
         let request = |client: &reqwest::Client| client.get(url.expose().clone());
-        self.http.send(url.expose(), &tried, PING_TIMEOUT, request, read).await
+        self.http.send(url.expose(), &operation, PING_TIMEOUT, request, read).await
     }
 }
 

@@ -123,23 +123,23 @@ impl Telegram {
             "parse_mode": "HTML",
             "link_preview_options": {"is_disabled": true},
         });
-        let tried = format!("sending a message to {} at {}", self.group, self.api);
-        let read = |answer: &HttpReply| self.check_reply(&tried, answer);
-        self.http.send(&url, &tried, MESSAGE_TIMEOUT, |client| client.post(url.clone()).json(&body), read).await
+        let operation = format!("sending a message to {} at {}", self.group, self.api);
+        let read = |answer: &HttpReply| self.check_reply(&operation, answer);
+        self.http.send(&url, &operation, MESSAGE_TIMEOUT, |client| client.post(url.clone()).json(&body), read).await
     }
 
     async fn send_file(&self, name: &str, text: String) -> Result<()> {
         let url = self.method_url("sendDocument")?;
         let text = bytes::Bytes::from(text);
-        let tried = format!("sending a file to {} at {}", self.group, self.api);
-        let read = |answer: &HttpReply| self.check_reply(&tried, answer);
+        let operation = format!("sending a file to {} at {}", self.group, self.api);
+        let read = |answer: &HttpReply| self.check_reply(&operation, answer);
         let request = |client: &reqwest::Client| {
             let length = text.len() as u64;
             let part = Part::stream_with_length(text.clone(), length).file_name(name.to_owned());
             let part = part.mime_str("text/plain; charset=utf-8").unwrap_or_else(|_| Part::bytes(Vec::new()));
             client.post(url.clone()).multipart(Form::new().text("chat_id", self.group.clone()).part("document", part))
         };
-        self.http.send(&url, &tried, FILE_TIMEOUT, request, read).await
+        self.http.send(&url, &operation, FILE_TIMEOUT, request, read).await
     }
 
     /// Returns the URL of an API method, which contains the token.
@@ -155,10 +155,10 @@ impl Telegram {
     }
 
     /// Returns the error of a reply.
-    fn check_reply(&self, tried: &str, answer: &HttpReply) -> Option<Error> {
+    fn check_reply(&self, operation: &str, answer: &HttpReply) -> Option<Error> {
         let Ok(said) = serde_json::from_slice::<BotApiReply>(&answer.body) else {
             return Some(status_error(
-                tried,
+                operation,
                 answer,
                 &format!("HTTP {}, and not in Telegram's words", answer.status.as_u16()),
             ));
@@ -182,7 +182,7 @@ impl Telegram {
             _ => {}
         }
         let asked = said.parameters.retry_after.map(Duration::from_secs);
-        let error = status_error(tried, answer, &detail);
+        let error = status_error(operation, answer, &detail);
         Some(match asked {
             Some(wait) => error.with_retry_after(Some(wait)),
             None => error,

@@ -55,8 +55,8 @@ impl Webhook {
             }),
         );
         for (name, value) in &configured.headers {
-            let tried = format!("reading the headers of the webhook {}", configured.url);
-            let invalid = |_| Error::new(ErrorKind::Invalid, &tried, format!("`{name}` cannot be sent"));
+            let operation = format!("reading the headers of the webhook {}", configured.url);
+            let invalid = |_| Error::new(ErrorKind::Invalid, &operation, format!("`{name}` cannot be sent"));
             let mut value = HeaderValue::from_str(value.expose()).map_err(|error| invalid(error.to_string()))?;
             value.set_sensitive(true);
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(error.to_string()))?;
@@ -73,14 +73,14 @@ impl Webhook {
 
     /// Posts the report.
     pub(super) async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
-        let tried = format!("posting to {}", self.url);
+        let operation = format!("posting to {}", self.url);
         let view = ReportData::load(report, level).await?;
         let body = match &self.template {
             Some(template) => template.render(&view)?,
             None => serde_json::to_string(&BatchEndedPayload { event: "batch.ended", view: &view })
-                .map_err(|error| Error::new(ErrorKind::Local, &tried, error.to_string()))?,
+                .map_err(|error| Error::new(ErrorKind::Local, &operation, error.to_string()))?,
         };
-        self.post_body(&tried, self.headers.clone(), body).await
+        self.post_body(&operation, self.headers.clone(), body).await
     }
 
     /// Posts that a registry holds up a batch, always as JSON, because templates are for reports.
@@ -95,7 +95,7 @@ impl Webhook {
         self.post_body(&format!("posting to {}", self.url), headers, body.to_string()).await
     }
 
-    async fn post_body(&self, tried: &str, mut headers: HeaderMap, body: String) -> Result<()> {
+    async fn post_body(&self, operation: &str, mut headers: HeaderMap, body: String) -> Result<()> {
         if let Some(key) = &self.key
             && let Ok(signature) = HeaderValue::from_str(&format!("sha256={}", key.sign(body.as_bytes())))
         {
@@ -106,8 +106,8 @@ impl Webhook {
         let read = |answer: &HttpReply| match answer.status.is_success() {
             true => None,
             // The body is omitted from the error: it could echo a secret.
-            false => Some(status_error(tried, answer, &format!("HTTP {}", answer.status))),
+            false => Some(status_error(operation, answer, &format!("HTTP {}", answer.status))),
         };
-        self.http.send(url, tried, SEND_TIMEOUT, request, read).await
+        self.http.send(url, operation, SEND_TIMEOUT, request, read).await
     }
 }

@@ -121,8 +121,8 @@ impl Obstacle {
     }
 
     /// Returns the error of a run that does not wait.
-    pub(crate) fn refusal(&self, tried: &str) -> Error {
-        let error = Error::new(ErrorKind::Invalid, tried, self.describe());
+    pub(crate) fn refusal(&self, operation: &str) -> Error {
+        let error = Error::new(ErrorKind::Invalid, operation, self.describe());
         match self {
             Obstacle::Paused(id) => error.with_hint(format!(
                 "`{}` goes on with it, `imgsync batch cancel {id}` ends it",

@@ -110,7 +110,7 @@ impl ClusterMetrics {
         let (batches, workers) = (backend.store.batches(MAX_BATCHES).await?, backend.store.workers().await?);
         let routes = backend.store.routes_by_age().await?;
         let routes: Vec<Route> =
-            routes.into_iter().filter(|(_, age)| *age < IDLE_ROUTE_TTL).map(|(lane, _)| lane).collect();
+            routes.into_iter().filter(|(_, age)| *age < IDLE_ROUTE_TTL).map(|(route, _)| route).collect();
         self.set_batches(&batches);
         ended_batches.retain_batches(&batches);
         if let Some(at) = ended_batches.last_good_end(batches.iter(), &*backend.store).await? {

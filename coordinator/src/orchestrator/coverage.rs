@@ -55,7 +55,7 @@ impl WorkerCoverage {
             return problems;
         }
         let unserved =
-            self.unserved.iter().map(|(lane, why)| format!("no living worker serves {lane}: {}", why.join("; ")));
+            self.unserved.iter().map(|(route, why)| format!("no living worker serves {route}: {}", why.join("; ")));
         let refused = self.workers.iter().filter(|worker| worker.refused > 0).map(|worker| {
             let why = worker.refusal_reason.as_deref().unwrap_or("no reason was given");
             format!("{} has refused {} messages; the last: {why}", worker.worker, worker.refused)

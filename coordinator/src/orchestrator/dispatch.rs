@@ -285,7 +285,7 @@ impl<'a> Dispatcher<'a> {
             self.backend.store.mark_published(self.batch, confirmed.clone()).await?;
             let flow = self.flow_mut(key.clone());
             flow.full_until = (!refused.is_empty()).then(|| now + QUEUE_FULL_BACKOFF);
-            flow.record_published(confirmed.into_iter().map(|ticket| ticket.index));
+            flow.record_published(confirmed.into_iter().map(|task_ref| task_ref.index));
         }
         let tasks = left.iter().map(|(_, message)| message.targets.len() as u64).sum();
         self.flow_mut(key).record_remaining(part, tasks);

@@ -91,21 +91,23 @@ impl ManifestUsage {
 
 /// Lists the tags of a repository without those in `going`.
 async fn list_remaining_tags(target: &Repository, going: &BTreeSet<Tag>) -> Result<BTreeSet<Tag>> {
-    let tried = format!("looking what the tags of {}/{} need", target.registry(), target.name());
+    let operation = format!("looking what the tags of {}/{} need", target.registry(), target.name());
     let mut tags = BTreeSet::new();
     let mut pages = target.list_tags();
     while let Some(page) = pages.next_page().await? {
         for name in page.tags {
             let tag = name
                 .parse::<Tag>()
-                .map_err(|error| Error::new(ErrorKind::InvalidResponse, &tried, error.to_string()))?;
+                .map_err(|error| Error::new(ErrorKind::InvalidResponse, &operation, error.to_string()))?;
             if !going.contains(&tag) {
                 tags.insert(tag);
             }
         }
         if tags.len() > MAX_TAGS {
             let detail = format!("it has more than {MAX_TAGS} tags, and deletes by digest only");
-            return Err(Error::new(ErrorKind::Unsupported, &tried, detail).with_hint("remove the tag there by hand"));
+            return Err(
+                Error::new(ErrorKind::Unsupported, &operation, detail).with_hint("remove the tag there by hand")
+            );
         }
     }
     Ok(tags)

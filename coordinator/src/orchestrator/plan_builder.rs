@@ -451,7 +451,7 @@ impl LocatorCache<'_> {
 
 fn layout_endpoint(folder: &Path) -> Result<Endpoint> {
     Endpoint::from_layout_folder(folder).ok_or_else(|| {
-        let tried = format!("using the layout {}", folder.display());
-        Error::new(ErrorKind::Invalid, tried, "its path is not text that can be written down")
+        let operation = format!("using the layout {}", folder.display());
+        Error::new(ErrorKind::Invalid, operation, "its path is not text that can be written down")
     })
 }

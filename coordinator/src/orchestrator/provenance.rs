@@ -148,11 +148,11 @@ mod tests {
 
     #[tokio::test]
     async fn provenance_is_kept_for_as_long_as_a_rule_makes_the_tag() {
-        let scene = ProvenanceFixture::new().await;
-        assert_eq!(scene.days(400, RULE).await, ["latest", "v1"]);
+        let fixture = ProvenanceFixture::new().await;
+        assert_eq!(fixture.days(400, RULE).await, ["latest", "v1"]);
         // Also if the rule limits tags by age or number.
         let newest = "{from: gcr.io/a/b, to: target.example/m, naming: basename, tags: {newest: 1, since: 30d}}";
-        assert_eq!(scene.days(400, newest).await, ["latest", "v1"]);
+        assert_eq!(fixture.days(400, newest).await, ["latest", "v1"]);
     }
 
     #[tokio::test]
@@ -164,32 +164,32 @@ mod tests {
             "{from: gcr.io/a/**, to: target.example/m}",
             "{from: quay.io/a/**, to: target.example/m, naming: basename}",
         ] {
-            let scene = ProvenanceFixture::new().await;
+            let fixture = ProvenanceFixture::new().await;
             // The first day records that no rule produces it.
-            assert_eq!(scene.days(90, none).await, ["latest", "v1"], "{none}");
-            assert!(scene.days(1, none).await.is_empty(), "{none}");
-            assert!(scene.store.provenance_sources().await.unwrap().is_empty());
+            assert_eq!(fixture.days(90, none).await, ["latest", "v1"], "{none}");
+            assert!(fixture.days(1, none).await.is_empty(), "{none}");
+            assert!(fixture.store.provenance_sources().await.unwrap().is_empty());
         }
-        let scene = ProvenanceFixture::new().await;
+        let fixture = ProvenanceFixture::new().await;
         let some = "{from: gcr.io/a/**, to: target.example/m, naming: basename, tags: {exclude: [latest]}}";
-        assert_eq!(scene.days(100, some).await, ["v1"], "tag by tag");
+        assert_eq!(fixture.days(100, some).await, ["v1"], "tag by tag");
     }
 
     #[tokio::test]
     async fn a_rule_that_is_back_in_time_keeps_the_provenance_and_the_days_are_counted_anew() {
-        let scene = ProvenanceFixture::new().await;
-        assert_eq!(scene.days(80, "").await, ["latest", "v1"]);
-        assert_eq!(scene.days(1, RULE).await, ["latest", "v1"]);
-        assert_eq!(scene.days(90, "").await, ["latest", "v1"]);
-        assert!(scene.days(1, "").await.is_empty());
+        let fixture = ProvenanceFixture::new().await;
+        assert_eq!(fixture.days(80, "").await, ["latest", "v1"]);
+        assert_eq!(fixture.days(1, RULE).await, ["latest", "v1"]);
+        assert_eq!(fixture.days(90, "").await, ["latest", "v1"]);
+        assert!(fixture.days(1, "").await.is_empty());
     }
 
     #[tokio::test]
     async fn two_configurations_with_one_store_keep_what_either_makes() {
-        let scene = ProvenanceFixture::new().await;
+        let fixture = ProvenanceFixture::new().await;
         for _ in 0..5 {
-            assert_eq!(scene.days(80, "").await, ["latest", "v1"]);
-            assert_eq!(scene.days(1, RULE).await, ["latest", "v1"]);
+            assert_eq!(fixture.days(80, "").await, ["latest", "v1"]);
+            assert_eq!(fixture.days(1, RULE).await, ["latest", "v1"]);
         }
     }
 }

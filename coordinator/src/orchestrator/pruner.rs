@@ -283,10 +283,10 @@ impl Pruner<'_> {
                 return Ok(removed());
             }
             DeleteResult::Done => {
-                let tried = format!("deleting {}", due.target);
+                let operation = format!("deleting {}", due.target);
                 return Err(Error::new(
                     ErrorKind::InvalidResponse,
-                    tried,
+                    operation,
                     "the registry took that, and the tag is still there",
                 ));
             }
@@ -309,10 +309,10 @@ impl Pruner<'_> {
         match deleted {
             DeleteResult::Done | DeleteResult::Missing if target.head_manifest(&tag).await?.is_none() => Ok(removed()),
             DeleteResult::Done | DeleteResult::Missing => {
-                let tried = format!("deleting {}", due.target);
+                let operation = format!("deleting {}", due.target);
                 Err(Error::new(
                     ErrorKind::InvalidResponse,
-                    tried,
+                    operation,
                     "the registry removed its digest, and the tag is still there",
                 ))
             }

@@ -141,7 +141,7 @@ impl RuleMetrics {
                     let labels = [label[0].clone(), ("outcome", outcome.to_owned())];
                     self.last_tasks.get_or_create_owned(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
                 }
-                let unlisted = summary.map_or(0, |verdict| verdict.unlisted);
+                let unlisted = summary.map_or(0, |result| result.unlisted);
                 self.last_unlisted.get_or_create_owned(&label).set(gauge_from_usize(unlisted));
             }
             if let Some(listed) =
@@ -180,7 +180,7 @@ impl EndedBatchCache {
             batches.filter(may_be_good).filter_map(|batch| Some((batch.ended_at?, batch))).collect();
         ended.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
         for (at, batch) in ended.into_iter().take(MAX_CHECKED_BATCHES) {
-            if self.summary(batch, store).await?.is_some_and(|verdict| verdict.is_good) {
+            if self.summary(batch, store).await?.is_some_and(|result| result.is_good) {
                 return Ok(Some(at));
             }
         }

@@ -250,10 +250,10 @@ impl Run<'_> {
     /// Resumes a batch that was left unfinished, or whose failures were requeued.
     pub async fn resume(&self, id: BatchId) -> Result<RunResult> {
         let batch = self.load_batch(id).await?;
-        let tried = format!("resuming batch {id}");
+        let operation = format!("resuming batch {id}");
         if batch.state.is_stopped() {
             let detail = format!("it is {}", batch.state);
-            return Err(Error::new(ErrorKind::Invalid, tried, detail)
+            return Err(Error::new(ErrorKind::Invalid, operation, detail)
                 .with_hint("run the rules again: what is there is not copied twice"));
         }
         let options = match batch.plan_completed_at {
@@ -261,7 +261,7 @@ impl Run<'_> {
             None if batch.rules == self.rules_digest(self.settings.slice) => Some(self.options().await),
             None => {
                 let detail = "its listing was not finished, and the configuration now has other rules";
-                return Err(Error::new(ErrorKind::Invalid, tried, detail)
+                return Err(Error::new(ErrorKind::Invalid, operation, detail)
                     .with_hint("give the configuration that it was run with (-c), or run the rules again"));
             }
         };

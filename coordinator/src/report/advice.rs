@@ -3,8 +3,8 @@
 use imgsync_common::error::ErrorKind;
 
 /// Returns the title of an error kind.
-pub(crate) fn title(class: ErrorKind) -> &'static str {
-    match class {
+pub(crate) fn title(kind: ErrorKind) -> &'static str {
+    match kind {
         ErrorKind::NotFound => "Not found",
         ErrorKind::Denied => "Denied",
         ErrorKind::TokenExpired => "Token expired",
@@ -29,8 +29,8 @@ pub(crate) fn title(class: ErrorKind) -> &'static str {
 }
 
 /// Returns the advice on an error kind.
-pub(crate) fn for_kind(class: ErrorKind) -> &'static str {
-    match class {
+pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
+    match kind {
         ErrorKind::NotFound => {
             "The source does not have it any more, or never had: run again, which lists afresh; exclude the tag if it stays away."
         }
@@ -97,8 +97,8 @@ mod tests {
     #[test]
     fn the_operating_page_explains_all_error_kinds() {
         let mut table = String::from("\n| class | | what to do |\n|---|---|---|\n");
-        for class in ErrorKind::ALL {
-            let _ = writeln!(table, "| `{}` | {} | {} |", class.as_str(), title(class), for_kind(class));
+        for kind in ErrorKind::ALL {
+            let _ = writeln!(table, "| `{}` | {} | {} |", kind.as_str(), title(kind), for_kind(kind));
         }
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md");
         let page = std::fs::read_to_string(path).unwrap();

@@ -209,10 +209,10 @@ async fn group_failures(report: &Report<'_>, level: ReportLevel) -> Result<Repor
     }
     let mut groups: Vec<ReportFailureGroup> = groups
         .into_iter()
-        .map(|((class, source, target), group)| ReportFailureGroup {
-            kind: class.to_string(),
-            title: advice::title(class).to_owned(),
-            advice: advice::for_kind(class).to_owned(),
+        .map(|((kind, source, target), group)| ReportFailureGroup {
+            kind: kind.to_string(),
+            title: advice::title(kind).to_owned(),
+            advice: advice::for_kind(kind).to_owned(),
             source,
             target,
             more: group.count - group.images.len() as u64,

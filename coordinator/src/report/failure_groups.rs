@@ -104,14 +104,14 @@ impl FailureGroups {
                 break;
             }
         }
-        let class = |(class, (failed, example)): (ErrorKind, (u64, FailureRow))| ErrorKindGroup {
-            kind: class,
-            title: advice::title(class),
-            advice: advice::for_kind(class),
+        let kind = |(kind, (failed, example)): (ErrorKind, (u64, FailureRow))| ErrorKindGroup {
+            kind,
+            title: advice::title(kind),
+            advice: advice::for_kind(kind),
             failed,
             example,
         };
-        let mut by_class: Vec<ErrorKindGroup> = by_class.into_iter().map(class).collect();
+        let mut by_class: Vec<ErrorKindGroup> = by_class.into_iter().map(kind).collect();
         by_class.sort_by_key(|group| std::cmp::Reverse(group.failed));
         let mut by_registry: Vec<RegistryGroup> =
             by_registry.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();

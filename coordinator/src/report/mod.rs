@@ -151,9 +151,9 @@ pub struct Report<'a> {
 impl<'a> Report<'a> {
     /// Loads the state of a batch.
     pub async fn load(store: &'a dyn Store, id: BatchId) -> Result<Report<'a>> {
-        let tried = format!("reporting on batch {id}");
+        let operation = format!("reporting on batch {id}");
         let batch = store.batch(id).await?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, tried, "the store does not have it")
+            Error::new(ErrorKind::NotFound, operation, "the store does not have it")
                 .with_hint("imgsync batch list shows those that there are")
         })?;
         let unlisted = store.listing_failures(id).await?;

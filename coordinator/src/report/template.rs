@@ -41,9 +41,9 @@ impl ReportTemplate {
 
     /// Reads a user's template and reports its errors now rather than at the end of a batch.
     pub fn read(path: &Path, form: ReportFormat) -> Result<ReportTemplate> {
-        let tried = format!("reading the template {}", path.display());
+        let operation = format!("reading the template {}", path.display());
         let text = std::fs::read_to_string(path)
-            .map_err(|error| Error::new(ErrorKind::Invalid, &tried, error.to_string()).with_source(error))?;
+            .map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()).with_source(error))?;
         ReportTemplate::new(&path.display().to_string(), text, form)
     }
 

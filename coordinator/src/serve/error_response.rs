@@ -78,7 +78,7 @@ impl From<Error> for ErrorResponse {
 
 impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
-        let ErrorResponse { status, kind: class, message, hint } = self;
-        (status, Json(json!({"error": {"class": class, "message": message, "hint": hint}}))).into_response()
+        let ErrorResponse { status, kind, message, hint } = self;
+        (status, Json(json!({"error": {"class": kind, "message": message, "hint": hint}}))).into_response()
     }
 }

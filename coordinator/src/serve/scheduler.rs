@@ -132,14 +132,14 @@ impl Scheduler {
     pub async fn start(&self, name: &str) -> Result<BatchId> {
         let inner = &self.0;
         let current = inner.active_config.borrow().clone();
-        let tried = || format!("starting rule {}", sanitize(name));
+        let operation = || format!("starting rule {}", sanitize(name));
         let rule = current.rule(name).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, tried(), "the configuration has no such rule")
+            Error::new(ErrorKind::NotFound, operation(), "the configuration has no such rule")
                 .with_hint("it may have been changed: look at the schedules again")
         })?;
         let _turn = inner.start_lock.lock().await;
         let id = self.start_rule(&current, rule).await?.map_err(|obstacle| {
-            Error::new(ErrorKind::Invalid, tried(), obstacle.describe())
+            Error::new(ErrorKind::Invalid, operation(), obstacle.describe())
                 .with_hint("wait for its end, or cancel it; one that is paused can be resumed")
         })?;
         self.record_start(&rule.id, Timestamp::now(), Some(id)).await?;

@@ -64,12 +64,12 @@ fn unauthorized(inner: &Inner, record: &RecordedRequest, challenge: &str) -> Fau
     if record.kind != RequestType::Ping {
         inner.count_wasted_request();
     }
-    let habits = &inner.options.quirks;
+    let quirks = &inner.options.quirks;
     let answer = FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required");
-    if habits.bare_401 && record.kind != RequestType::Ping {
+    if quirks.bare_401 && record.kind != RequestType::Ping {
         return answer;
     }
-    let more = habits.extra_challenges.map(|more| format!("{more}, ")).unwrap_or_default();
+    let more = quirks.extra_challenges.map(|more| format!("{more}, ")).unwrap_or_default();
     answer.header(header::WWW_AUTHENTICATE, format!("{more}{challenge}"))
 }
 
@@ -191,19 +191,19 @@ pub(super) async fn token(
     let source = if post { &form } else { &record.query };
     let asked: Vec<String> =
         parameters(source, "scope").flat_map(|scope| scope.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-    let habits = &inner.options.quirks;
-    if let Some(status) = habits.multi_scope_status.filter(|_| asked.len() > 1) {
+    let quirks = &inner.options.quirks;
+    if let Some(status) = quirks.multi_scope_status.filter(|_| asked.len() > 1) {
         let status = StatusCode::from_u16(status).expect("a status");
         return Ok(FaultResponse::error(status, "DENIED", "one scope at a time"));
     }
     let deletes = asked.iter().any(|scope| scope.rsplit(':').next().is_some_and(|a| a.contains("delete")));
     let offline = parameter(source, "offline_token").is_some();
-    if habits.no_delete_tokens && deletes || habits.no_offline_token && offline {
+    if quirks.no_delete_tokens && deletes || quirks.no_offline_token && offline {
         return Ok(FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "no token for that"));
     }
     let mut scopes: Vec<String> =
         if trusted { asked } else { asked.iter().filter_map(|scope| only_pull(scope)).collect() };
-    if habits.needs_projects {
+    if quirks.needs_projects {
         // A missing project grants nothing, until another token is requested.
         scopes.retain(|scope| scope.split(':').nth(1).is_none_or(|name| inner.store().has_project(name)));
     }

@@ -105,9 +105,9 @@ pub(super) fn referrers(inner: &Arc<Inner>, record: &RecordedRequest) -> FaultRe
 
 /// Returns the entries of one page and the URL of the next.
 fn page(inner: &Inner, record: &RecordedRequest, mut entries: Vec<String>) -> (Vec<String>, Option<String>) {
-    let habits = &inner.options.quirks;
-    let cursor = if habits.opaque_cursors { "next_token" } else { "last" };
-    let last = record.parameter(cursor).map(|last| if habits.opaque_cursors { uncover(&last) } else { last });
+    let quirks = &inner.options.quirks;
+    let cursor = if quirks.opaque_cursors { "next_token" } else { "last" };
+    let last = record.parameter(cursor).map(|last| if quirks.opaque_cursors { uncover(&last) } else { last });
     if let Some(last) = last {
         entries.retain(|entry| *entry > last);
     }
@@ -122,13 +122,13 @@ fn page(inner: &Inner, record: &RecordedRequest, mut entries: Vec<String>) -> (V
     entries.truncate(size);
     let last = entries.last().cloned().unwrap_or_default();
     let filter = record.parameter("artifactType").map(|kind| format!("&artifactType={kind}")).unwrap_or_default();
-    let last = if habits.opaque_cursors { hex::encode(last) } else { last };
-    let base = match habits.links {
+    let last = if quirks.opaque_cursors { hex::encode(last) } else { last };
+    let base = match quirks.links {
         NextPageLink::PlainHttp => inner.url().replace("https://", "http://"),
         _ if inner.options.absolute_links => inner.url(),
         _ => String::new(),
     };
-    let path = match (habits.links, record.path.strip_prefix("/v2/").and_then(|rest| rest.split_once('/'))) {
+    let path = match (quirks.links, record.path.strip_prefix("/v2/").and_then(|rest| rest.split_once('/'))) {
         (NextPageLink::WithoutPrefix, Some((_, rest))) => format!("/v2/{rest}"),
         _ => record.path.clone(),
     };

@@ -58,11 +58,11 @@ pub(super) async fn put(
     if said.is_some() && inside.is_some() && said != inside {
         return bad("MANIFEST_INVALID", "Content-Type and mediaType differ");
     }
-    let habits = &inner.options.quirks;
-    if habits.media_type_in_body && inside.is_none() {
+    let quirks = &inner.options.quirks;
+    if quirks.media_type_in_body && inside.is_none() {
         return bad("MANIFEST_INVALID", "the manifest does not say its mediaType");
     }
-    if let Some(status) = habits.oci_only
+    if let Some(status) = quirks.oci_only
         && said.as_deref().or(inside.as_deref()).is_some_and(|kind| kind.contains(".docker."))
     {
         let status = StatusCode::from_u16(status).expect("a status");
@@ -83,7 +83,7 @@ pub(super) async fn put(
     }
     let here = store.repository(repository);
     let moves = here.tags.get(reference).is_some_and(|at| *at != digest);
-    if habits.immutable.contains(&repository) && here.tags.contains_key(reference) {
+    if quirks.immutable.contains(&repository) && here.tags.contains_key(reference) {
         return bad("TAG_INVALID", "ImageTagAlreadyExistsException: the tag is immutable and is there already");
     }
     if inner.options.immutable_tags && moves {

@@ -182,7 +182,7 @@ pub(super) fn parse_signed_path(path: &str) -> Option<(&str, &str)> {
 
 /// Returns the response of a quirk that takes precedence over everything else.
 pub(super) fn early_response(inner: &Arc<Inner>, record: &RecordedRequest) -> Option<FaultResponse> {
-    let habits = &inner.options.quirks;
+    let quirks = &inner.options.quirks;
     let refuse = |status: u16, code: &str, message: &str| {
         Some(FaultResponse::error(StatusCode::from_u16(status).expect("a status"), code, message))
     };
@@ -195,34 +195,34 @@ pub(super) fn early_response(inner: &Arc<Inner>, record: &RecordedRequest) -> Op
             () => None,
         };
     }
-    if let Some((_, rate)) = habits.rates.iter().find(|(kind, _)| *kind == record.kind)
+    if let Some((_, rate)) = quirks.rates.iter().find(|(kind, _)| *kind == record.kind)
         && !inner.is_within_rate_of(record.kind, *rate)
     {
         return refuse(429, "TOOMANYREQUESTS", "Rate exceeded");
     }
-    if let Some((most, status)) = habits.max_in_flight
+    if let Some((most, status)) = quirks.max_in_flight
         && inner.in_flight() > most
     {
         return refuse(status, "TOOMANYREQUESTS", "too many at a time");
     }
     if record.kind == RequestType::UploadMount {
-        if let Some(status) = habits.mount_without_from_status.filter(|_| record.parameter("from").is_none()) {
+        if let Some(status) = quirks.mount_without_from_status.filter(|_| record.parameter("from").is_none()) {
             return refuse(status, "BLOB_UPLOAD_INVALID", "from where?");
         }
-        if habits.fails_on_mount_origin && record.parameter("origin").is_some() {
+        if quirks.fails_on_mount_origin && record.parameter("origin").is_some() {
             return refuse(500, "UNKNOWN", "unknown error");
         }
     }
-    if let (RequestType::Catalog, Some(status)) = (record.kind, habits.catalog_status) {
+    if let (RequestType::Catalog, Some(status)) = (record.kind, quirks.catalog_status) {
         return refuse(status, "UNSUPPORTED", "there is no catalog");
     }
-    if let (RequestType::Tags | RequestType::Catalog, Some((most, status))) = (record.kind, habits.max_page_entries)
+    if let (RequestType::Tags | RequestType::Catalog, Some((most, status))) = (record.kind, quirks.max_page_entries)
         && record.parameter("n").and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n > most)
     {
         return refuse(status, "PAGINATION_NUMBER_INVALID", "n is too large");
     }
     if matches!(record.kind, RequestType::Tags | RequestType::Catalog)
-        && habits.opaque_cursors
+        && quirks.opaque_cursors
         && record.parameter("last").is_some()
     {
         return refuse(405, "UNSUPPORTED", "last is not supported");
@@ -240,17 +240,17 @@ pub(super) fn early_response(inner: &Arc<Inner>, record: &RecordedRequest) -> Op
             | RequestType::Tags
             | RequestType::Referrers
     );
-    if let Some(status) = habits.missing_repository.filter(|_| reads)
+    if let Some(status) = quirks.missing_repository.filter(|_| reads)
         && absent()
     {
         return refuse(status, "NAME_UNKNOWN", "there is no such repository");
     }
     let writes = matches!(record.kind, RequestType::UploadStart | RequestType::UploadMount | RequestType::ManifestPut);
-    if habits.no_new_repositories && (reads || writes) && absent() {
+    if quirks.no_new_repositories && (reads || writes) && absent() {
         return refuse(404, "NAME_UNKNOWN", "The repository with name does not exist in the registry");
     }
     if record.kind == RequestType::BlobGet && blob_is_here(inner, record) {
-        return habits.redirect_blob(record);
+        return quirks.redirect_blob(record);
     }
     None
 }
@@ -262,10 +262,10 @@ fn blob_is_here(inner: &Inner, record: &RecordedRequest) -> bool {
 
 /// Applies quirks to a response.
 pub(super) fn alter_response(inner: &Arc<Inner>, record: &RecordedRequest, mut answer: FaultResponse) -> FaultResponse {
-    let habits = &inner.options.quirks;
+    let quirks = &inner.options.quirks;
     let found = answer.status == StatusCode::OK;
     match record.kind {
-        RequestType::ManifestHead if found => match habits.heads {
+        RequestType::ManifestHead if found => match quirks.heads {
             ManifestHeadStyle::Right => {}
             ManifestHeadStyle::OtherLength => {
                 let other = answer.body.len() + 7;
@@ -283,10 +283,10 @@ pub(super) fn alter_response(inner: &Arc<Inner>, record: &RecordedRequest, mut a
             }
         },
         RequestType::ManifestGet if found => {
-            if habits.get_without_digest {
+            if quirks.get_without_digest {
                 answer.headers.remove("docker-content-digest");
             }
-            if let Some(limit) = habits.announced_pull_quota {
+            if let Some(limit) = quirks.announced_pull_quota {
                 let used = inner.pulls.fetch_add(1, Ordering::SeqCst) + 1;
                 if used > limit {
                     let refused = FaultResponse::new(StatusCode::TOO_MANY_REQUESTS)
@@ -301,27 +301,27 @@ pub(super) fn alter_response(inner: &Arc<Inner>, record: &RecordedRequest, mut a
         }
         // HEAD responses are not to be trusted in this style.
         RequestType::ManifestHead
-            if habits.heads == ManifestHeadStyle::Useless && answer.status == StatusCode::NOT_FOUND =>
+            if quirks.heads == ManifestHeadStyle::Useless && answer.status == StatusCode::NOT_FOUND =>
         {
             inner.count_wasted_request()
         }
         _ => {}
     }
     let about_manifests = matches!(record.kind, RequestType::ManifestHead | RequestType::ManifestGet);
-    if let Some((status, code)) = habits.missing_manifest
+    if let Some((status, code)) = quirks.missing_manifest
         && about_manifests
         && answer.status == StatusCode::NOT_FOUND
     {
         answer = FaultResponse::error(StatusCode::from_u16(status).expect("a status"), code, "it is not here");
     }
     if matches!(answer.status.as_u16(), 401 | 403 | 404 | 429) {
-        answer = reformat_error(habits.errors, answer);
+        answer = reformat_error(quirks.errors, answer);
     }
-    if let Some(server) = habits.server {
+    if let Some(server) = quirks.server {
         answer = answer.header(header::SERVER, server);
     }
-    if habits.extra_header_bytes > 0 {
-        let padding = "p".repeat(habits.extra_header_bytes);
+    if quirks.extra_header_bytes > 0 {
+        let padding = "p".repeat(quirks.extra_header_bytes);
         answer.headers.insert("x-padding", HeaderValue::from_str(&padding).expect("letters"));
     }
     answer
@@ -361,8 +361,8 @@ pub(super) fn add_body_faults(
 }
 
 /// Reports whether a blob may be mounted from a repository.
-pub(super) fn is_mount_allowed(habits: &Quirks, store: &FaultRegistryStore, from: &str, digest: &str) -> bool {
-    if !habits.mounts_committed_only {
+pub(super) fn is_mount_allowed(quirks: &Quirks, store: &FaultRegistryStore, from: &str, digest: &str) -> bool {
+    if !quirks.mounts_committed_only {
         return true;
     }
     let manifests = store.repositories.get(from).into_iter().flat_map(|repository| repository.manifests.values());

@@ -89,10 +89,10 @@ pub(super) async fn patch(
             return Ok(*refusal);
         }
     };
-    let habits = &inner.options.quirks;
+    let quirks = &inner.options.quirks;
     if short || range.is_some_and(|(start, _)| start != before) {
         body.drain().await?;
-        if habits.patches == PatchHandling::StrictlyOnce {
+        if quirks.patches == PatchHandling::StrictlyOnce {
             inner.store().uploads.remove(&id);
             return Ok(FaultResponse::not_found("BLOB_UPLOAD_INVALID"));
         }
@@ -103,7 +103,7 @@ pub(super) async fn patch(
         upload.patches += 1;
         upload.patches > 1
     };
-    match habits.patches {
+    match quirks.patches {
         PatchHandling::One(status) if earlier => {
             body.drain().await?;
             return Ok(FaultResponse::from_status_code(status));
@@ -121,9 +121,9 @@ pub(super) async fn patch(
     if range.is_some_and(|(start, end)| end - start + 1 != upload.size - before) {
         return Ok(FaultResponse::error(StatusCode::BAD_REQUEST, "SIZE_INVALID", "Content-Range and body differ"));
     }
-    let status = habits.patch_status.map_or(Ok(StatusCode::ACCEPTED), StatusCode::from_u16).expect("a status");
+    let status = quirks.patch_status.map_or(Ok(StatusCode::ACCEPTED), StatusCode::from_u16).expect("a status");
     let mut answer = progress(inner, status, &id, &upload.repository, upload.size);
-    if habits.patches == PatchHandling::FirstStays {
+    if quirks.patches == PatchHandling::FirstStays {
         answer.headers.remove(header::RANGE);
     }
     Ok(answer)

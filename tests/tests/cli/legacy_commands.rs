@@ -58,49 +58,49 @@ const GOOGLE_CONTAINERS: [(&str, &str); 4] = [
 #[tokio::test]
 async fn gcr_copies_a_namespace_whole_to_the_user_at_docker_hub() {
     let target = FaultRegistry::builder().bearer(Bearer::user("me", "secret")).start().await;
-    let scene = LegacyFixture::with_registries(google().await, target);
-    let output = scene.gcr(&["--password", "secret", "--json"]).await.assert_code(0);
+    let fixture = LegacyFixture::with_registries(google().await, target);
+    let output = fixture.gcr(&["--password", "secret", "--json"]).await.assert_code(0);
     assert_eq!(output.json()["counts"]["copied"], 4);
     for (source, target) in GOOGLE_CONTAINERS {
         let (name, tag) = target.trim_start_matches("docker.io/").rsplit_once(':').unwrap();
         let image = images::single(source.trim_start_matches("gcr.io/"));
-        scene.target.assert_holds(name, tag, &image);
+        fixture.target.assert_holds(name, tag, &image);
     }
     assert!(!output.stderr.contains("secret") && !output.stdout.contains("secret"));
     // The password from other sources, and finally the login stored by `docker login`.
-    let gcr = || scene.program.again().args(["gcr", "--json", "--user", "me"]);
+    let gcr = || fixture.program.again().args(["gcr", "--json", "--user", "me"]);
     for program in [gcr().arg("--password-stdin").stdin("secret\n"), gcr().env("IMGSYNC_PASSWORD", "secret")] {
         assert_eq!(program.run().await.assert_code(0).json()["counts"]["unchanged"], 4);
     }
     // (With an `endpoint`, the login of that host.)
-    scene.program.write_docker_config(&[(&scene.target.host(), "me", "secret")]);
-    for program in [gcr(), gcr().args(["--password", ""]), scene.program.again().args(["gcr", "--json"])] {
+    fixture.program.write_docker_config(&[(&fixture.target.host(), "me", "secret")]);
+    for program in [gcr(), gcr().args(["--password", ""]), fixture.program.again().args(["gcr", "--json"])] {
         assert_eq!(program.run().await.assert_code(0).json()["counts"]["unchanged"], 4);
     }
-    scene.program.write_docker_config(&[]);
-    let output = scene.gcr(&["--password", "wrong", "--force", "--attempts", "1"]).await.assert_code(1);
+    fixture.program.write_docker_config(&[]);
+    let output = fixture.gcr(&["--password", "wrong", "--force", "--attempts", "1"]).await.assert_code(1);
     assert!(output.stderr.contains("denied"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn a_user_needs_no_password_and_nobody_needs_a_name() {
-    let scene = LegacyFixture::new().await;
-    let output = scene.gcr(&["--dry-run", "--json"]).await.assert_code(0);
+    let fixture = LegacyFixture::new().await;
+    let output = fixture.gcr(&["--dry-run", "--json"]).await.assert_code(0);
     assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
-    let yaml = endpoints(&[("gcr.io", &scene.source)]);
-    let known = configured(&format!("{yaml}  docker.io: {{username: me, endpoint: '{}'}}\n", scene.target.url()));
+    let yaml = endpoints(&[("gcr.io", &fixture.source)]);
+    let known = configured(&format!("{yaml}  docker.io: {{username: me, endpoint: '{}'}}\n", fixture.target.url()));
     let output = known.args(["gcr", "--dry-run", "--json"]).run().await.assert_code(0);
     assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
-    let output = scene.program.again().arg("gcr").run().await.assert_code(2);
+    let output = fixture.program.again().arg("gcr").run().await.assert_code(2);
     assert!(output.stderr.contains("give --user or --to"), "{}", output.stderr);
-    let output = scene.program.again().args(["gcr", "--password", "x"]).run().await.assert_code(2);
+    let output = fixture.program.again().args(["gcr", "--password", "x"]).run().await.assert_code(2);
     assert!(output.stderr.contains("--user"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn a_namespace_is_read_where_it_is_today_and_keeps_its_names() {
-    let scene = LegacyFixture::new().await;
-    let output = scene.gcr(&["--namespace", "team", "--dry-run", "--json"]).await.assert_code(0);
+    let fixture = LegacyFixture::new().await;
+    let output = fixture.gcr(&["--namespace", "team", "--dry-run", "--json"]).await.assert_code(0);
     assert_eq!(planned(&output), pairs(&[("gcr.io/team/app:v1", "docker.io/me/gcr.io_team_app:v1")]));
 
     let (istio, samples) = tokio::join!(FaultRegistry::start(), FaultRegistry::builder().google().start());
@@ -110,7 +110,7 @@ async fn a_namespace_is_read_where_it_is_today_and_keeps_its_names() {
     }
     samples.push("google-samples/containers/gke/hello-app", "1.0", &image);
     let yaml =
-        endpoints(&[("registry.istio.io", &istio), ("us-docker.pkg.dev", &samples), ("docker.io", &scene.target)]);
+        endpoints(&[("registry.istio.io", &istio), ("us-docker.pkg.dev", &samples), ("docker.io", &fixture.target)]);
     let program = configured(&yaml);
     let gcr = |namespace: &str| {
         program.again().args(["gcr", "--user", "me", "--dry-run", "--json", "--namespace", namespace])
@@ -169,15 +169,15 @@ async fn flannel_keeps_its_old_name_at_all_of_its_locations() {
 
 #[tokio::test]
 async fn rules_and_choices_of_a_configuration_do_not_change_what_the_commands_mean() {
-    let scene = LegacyFixture::new().await;
-    let yaml = endpoints(&[("gcr.io", &scene.source), ("docker.io", &scene.target)]);
+    let fixture = LegacyFixture::new().await;
+    let yaml = endpoints(&[("gcr.io", &fixture.source), ("docker.io", &fixture.target)]);
     let defaults =
         "defaults: {tags: {newest: 1}, to: docker.io/other, naming: flat}\nrules: [{from: gcr.io/team/**}]\n";
-    scene.program.file("imgsync.yaml", format!("{yaml}{defaults}"));
-    let output = scene.gcr(&["--dry-run", "--json"]).await.assert_code(0);
+    fixture.program.file("imgsync.yaml", format!("{yaml}{defaults}"));
+    let output = fixture.gcr(&["--dry-run", "--json"]).await.assert_code(0);
     assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
     let output =
-        scene.gcr(&["--dry-run", "--json", "--to", "r.example.com/m", "--naming", "basename", "--attempts", "1"]);
+        fixture.gcr(&["--dry-run", "--json", "--to", "r.example.com/m", "--naming", "basename", "--attempts", "1"]);
     assert!(output.await.stdout.contains("r.example.com/m/pause:3.1"));
 }
 
@@ -187,36 +187,36 @@ async fn limits_are_kept() {
     for number in 0..12 {
         lists.push_untagged(&format!("google-containers/x{number:02}"), &images::single("limits"));
     }
-    let scene = LegacyFixture::with_registries(lists, FaultRegistry::start().await);
-    scene.gcr(&["--query-limit", "3", "--dry-run"]).await.assert_code(0);
-    assert_eq!((scene.source.count(RequestType::Tags), scene.source.peak_in_flight()), (13, 3));
+    let fixture = LegacyFixture::with_registries(lists, FaultRegistry::start().await);
+    fixture.gcr(&["--query-limit", "3", "--dry-run"]).await.assert_code(0);
+    assert_eq!((fixture.source.count(RequestType::Tags), fixture.source.peak_in_flight()), (13, 3));
 
-    let scene = LegacyFixture::new().await;
-    let output = scene.gcr(&["--process-limit", "1"]).await.assert_code(0);
+    let fixture = LegacyFixture::new().await;
+    let output = fixture.gcr(&["--process-limit", "1"]).await.assert_code(0);
     assert!(output.stderr.contains("--process-limit is superseded by --concurrency"), "{}", output.stderr);
-    assert_eq!(scene.target.tags_in_all(), 4);
-    let output = scene.gcr(&["--concurrency", "1"]).await.assert_code(0);
+    assert_eq!(fixture.target.tags_in_all(), 4);
+    let output = fixture.gcr(&["--concurrency", "1"]).await.assert_code(0);
     assert!(!output.stderr.contains("superseded"), "{}", output.stderr);
-    let both = scene.gcr(&["--process-limit", "1", "--concurrency", "2"]).await.assert_code(2);
+    let both = fixture.gcr(&["--process-limit", "1", "--concurrency", "2"]).await.assert_code(2);
     assert!(both.stderr.contains("cannot be used with"), "{}", both.stderr);
 }
 
 #[tokio::test]
 async fn a_timeout_is_what_one_image_is_given() {
-    let scene = LegacyFixture::new().await;
-    scene.source.on(RequestType::BlobGet).always().act(FaultAction::StallForever);
+    let fixture = LegacyFixture::new().await;
+    fixture.source.on(RequestType::BlobGet).always().act(FaultAction::StallForever);
     let output =
-        scene.gcr(&["--namespace", "team", "--timeout", "1s", "--attempts", "1", "--json"]).await.assert_code(1);
+        fixture.gcr(&["--namespace", "team", "--timeout", "1s", "--attempts", "1", "--json"]).await.assert_code(1);
     assert_eq!(output.json()["failures"][0]["class"], "timed_out", "{}", output.stdout);
 }
 
 #[tokio::test]
 async fn slices_add_up_to_the_whole() {
-    let scene = LegacyFixture::new().await;
+    let fixture = LegacyFixture::new().await;
     let mut whole = Vec::new();
     for number in ["1", "2", "3"] {
         let slice = ["--batch-size", "3", "--batch-number", number, "--dry-run"];
-        let output = scene.gcr(&slice).await.assert_code(0);
+        let output = fixture.gcr(&slice).await.assert_code(0);
         whole.push(output.stdout.lines().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect::<Vec<_>>());
     }
     assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [3, 1, 0]);
@@ -225,12 +225,12 @@ async fn slices_add_up_to_the_whole() {
 
 #[tokio::test]
 async fn manifests_are_compared_without_copying_and_an_old_folder_of_them_is_a_hint() {
-    let scene = LegacyFixture::new().await;
+    let fixture = LegacyFixture::new().await;
     let there = images::single("google-containers/pause:3.1");
-    scene.target.push("me/gcr.io_google-containers_pause", "3.1", &there);
-    let json = scene.gcr(&["--download-manifests", "--json"]).await.assert_code(1).json();
+    fixture.target.push("me/gcr.io_google-containers_pause", "3.1", &there);
+    let json = fixture.gcr(&["--download-manifests", "--json"]).await.assert_code(1).json();
     assert_eq!((&json["counts"]["unchanged"], &json["counts"]["copied"]), (&1.into(), &0.into()), "{json}");
-    assert_eq!((scene.target.tags_in_all(), scene.target.count(RequestType::ManifestPut)), (1, 0), "{json}");
+    assert_eq!((fixture.target.tags_in_all(), fixture.target.count(RequestType::ManifestPut)), (1, 0), "{json}");
 
     // The target has what 2.1 copied from k8s.gcr.io under its old name, and the manifests folder lists it.
     let source = FaultRegistry::builder().google().start().await;
@@ -252,18 +252,18 @@ async fn manifests_are_compared_without_copying_and_an_old_folder_of_them_is_a_h
 
 #[tokio::test]
 async fn reports_have_three_levels_and_a_name() {
-    let scene = LegacyFixture::new().await;
-    scene.source.on(RequestType::BlobGet).times(1).act(FaultAction::error(404, "BLOB_UNKNOWN"));
-    let first = scene.gcr(&["--report", "--report-level", "2", "--report-name", "nightly"]).await.assert_code(1);
+    let fixture = LegacyFixture::new().await;
+    fixture.source.on(RequestType::BlobGet).times(1).act(FaultAction::error(404, "BLOB_UNKNOWN"));
+    let first = fixture.gcr(&["--report", "--report-level", "2", "--report-name", "nightly"]).await.assert_code(1);
     let words = ["Sync Repo: nightly", "Sync Total: 4", "Sync Failed: 1", "Sync Success: 3", "Manifests CacheHit: 0"];
     assert!(words.iter().all(|words| first.stdout.contains(words)), "{}", first.stdout);
     assert!(first.stdout.contains("Failed images:") && !first.stdout.contains("All images:"), "{}", first.stdout);
-    let all = scene.gcr(&["--report", "--report-level", "3"]).await.assert_code(0);
+    let all = fixture.gcr(&["--report", "--report-level", "3"]).await.assert_code(0);
     assert!(all.stdout.contains("Sync Repo: gcr.io/google-containers/**"), "{}", all.stdout);
     assert!(all.stdout.contains("All images:") && all.stdout.contains("Manifests CacheHit: 3"), "{}", all.stdout);
-    let totals = scene.gcr(&["--report"]).await.assert_code(0);
+    let totals = fixture.gcr(&["--report"]).await.assert_code(0);
     assert!(!totals.stdout.contains("images:\n"), "{}", totals.stdout);
-    scene.gcr(&["--report-level", "4"]).await.assert_code(2);
+    fixture.gcr(&["--report-level", "4"]).await.assert_code(2);
 }
 
 #[tokio::test]
@@ -272,16 +272,17 @@ async fn a_group_of_telegram_is_sent_the_report_by_both_commands() {
     let (telegram, flannel) = tokio::join!(TelegramServer::start(TOKEN, "-1001234567890"), FaultRegistry::start());
     flannel.push("flannel-io/flannel", "v0.27.4", &images::single("flannel"));
     flannel.push("flannel-io/flannel-cni-plugin", "v1.8.0", &images::single("flannel"));
-    let scene = LegacyFixture::new().await;
+    let fixture = LegacyFixture::new().await;
     flannel.push("coreos/flannel", "v0.15.1", &images::single("flannel"));
-    scene.target.push("flannel/flannel", "v0.24.0", &images::single("flannel"));
-    scene.target.push("flannel/flannel-cni-plugin", "v1.4.0", &images::single("flannel"));
-    let hosts = [("gcr.io", &scene.source), ("ghcr.io", &flannel), ("quay.io", &flannel), ("docker.io", &scene.target)];
-    scene.program.file("imgsync.yaml", endpoints(&hosts));
+    fixture.target.push("flannel/flannel", "v0.24.0", &images::single("flannel"));
+    fixture.target.push("flannel/flannel-cni-plugin", "v1.4.0", &images::single("flannel"));
+    let hosts =
+        [("gcr.io", &fixture.source), ("ghcr.io", &flannel), ("quay.io", &flannel), ("docker.io", &fixture.target)];
+    fixture.program.file("imgsync.yaml", endpoints(&hosts));
     let api = telegram.url();
     let told = ["--telegram-api", &api, "--telegram-token", TOKEN, "--telegram-group", "-1001234567890"];
     for command in [&["gcr", "--namespace", "team"][..], &["flannel"]] {
-        let program = scene.program.again().args(command).args(["--user", "me"]).args(told);
+        let program = fixture.program.again().args(command).args(["--user", "me"]).args(told);
         let output = program.run().await.assert_code(0);
         assert!(!output.stderr.contains(TOKEN) && !output.stdout.contains(TOKEN), "{}", output.stderr);
     }
@@ -292,21 +293,21 @@ async fn a_group_of_telegram_is_sent_the_report_by_both_commands() {
     {
         assert!(text.contains(words), "{text}");
     }
-    let output = scene.gcr(&["--telegram-group", "friends"]).await.assert_code(2);
+    let output = fixture.gcr(&["--telegram-group", "friends"]).await.assert_code(2);
     assert!(output.stderr.contains("--telegram-group"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn the_version_and_what_is_done_are_told() {
-    let scene = LegacyFixture::new().await;
+    let fixture = LegacyFixture::new().await;
     for flag in ["--version", "-v"] {
         let output = Imgsync::new().arg(flag).run().await.assert_code(0);
         assert!(output.stdout.starts_with("imgsync 3."), "{}", output.stdout);
     }
-    let quiet = scene.gcr(&["--namespace", "team"]).await.assert_code(0);
+    let quiet = fixture.gcr(&["--namespace", "team"]).await.assert_code(0);
     let words = "begins gcr.io/team/app:v1 to docker.io/me/gcr.io_team_app:v1";
     assert!(!quiet.stderr.contains(words), "{}", quiet.stderr);
-    let debug = scene.gcr(&["--namespace", "team", "--debug", "--force"]).await.assert_code(0);
+    let debug = fixture.gcr(&["--namespace", "team", "--debug", "--force"]).await.assert_code(0);
     assert!(debug.stderr.contains(words), "{}", debug.stderr);
 }
 

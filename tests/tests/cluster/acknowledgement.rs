@@ -20,51 +20,51 @@ fn reads_a_tag(request: &RecordedRequest) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_task_holds_no_delivery_and_a_lost_connection_restarts_none() {
-    let scene = ClusterFixture::new(1, 8).await;
+    let fixture = ClusterFixture::new(1, 8).await;
     let gate = Arc::new(Semaphore::new(0));
-    let held = scene.source.on(RequestMatcher::any().when(reads_a_tag)).always().act(FaultAction::Gate(gate.clone()));
-    let _workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let held = fixture.source.on(RequestMatcher::any().when(reads_a_tag)).always().act(FaultAction::Gate(gate.clone()));
+    let _workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     until("all slots are busy", WAIT_TIMEOUT, || held.hits() == 8).await;
     // Ready and unacknowledged messages.
-    let lane = format!("w.{}>{}", scene.source.host(), scene.target.host());
-    let messages = || scene.cluster.broker.message_count(&lane);
+    let route = format!("w.{}>{}", fixture.source.host(), fixture.target.host());
+    let messages = || fixture.cluster.broker.message_count(&route);
     until("all are acknowledged", WAIT_TIMEOUT, || messages() == 0).await;
-    tokio::task::block_in_place(|| scene.cluster.broker.ctl(&["close_all_connections", "bye"]));
-    let reconnected = || scene.cluster.broker.ctl(&["list_connections", "--no-table-headers"]).lines().count() >= 2;
+    tokio::task::block_in_place(|| fixture.cluster.broker.ctl(&["close_all_connections", "bye"]));
+    let reconnected = || fixture.cluster.broker.ctl(&["list_connections", "--no-table-headers"]).lines().count() >= 2;
     until("the workers are back", WAIT_TIMEOUT, reconnected).await;
     assert_eq!(messages(), 0, "nothing came back");
     gate.add_permits(10_000);
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/copied"), 8, "nothing was found done by another: {}", ended.stdout);
 }
 
 /// A task that waits for a retry always has a message, a lease or a place in the plan.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_is_to_be_tried_again_while_the_broker_is_away_goes_back_to_the_plan() {
-    let mut scene = ClusterFixture::new(1, 4).await;
+    let mut fixture = ClusterFixture::new(1, 4).await;
     let gate = Arc::new(Semaphore::new(0));
     let held =
-        scene.source.on(RequestMatcher::kind(RequestType::BlobGet)).always().act(FaultAction::Gate(gate.clone()));
+        fixture.source.on(RequestMatcher::kind(RequestType::BlobGet)).always().act(FaultAction::Gate(gate.clone()));
     // Longer than a slot waits.
     let headers = vec![("retry-after".to_owned(), "32".to_owned())];
     let busy = FaultAction::Status { code: 429, headers, body: "{}".into() };
-    scene.source.on(RequestMatcher::kind(RequestType::BlobGet)).times(4).act(busy);
-    let _workers = scene.cluster.start_workers(1, 4).await;
-    let mut run = scene.run();
+    fixture.source.on(RequestMatcher::kind(RequestType::BlobGet)).times(4).act(busy);
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let mut run = fixture.run();
     until("the images are read", WAIT_TIMEOUT, || held.hits() >= 1).await;
     tokio::task::block_in_place(|| {
-        scene.cluster.broker.sync_metadata();
-        scene.cluster.broker.kill();
+        fixture.cluster.broker.sync_metadata();
+        fixture.cluster.broker.kill();
     });
     held.remove();
     gate.add_permits(10_000);
     let is_back = |shown: &serde_json::Value| number(shown, "/counts/running") == 0;
-    scene.cluster.wait_for_batch(is_back, WAIT_TIMEOUT).await;
-    tokio::task::block_in_place(|| scene.cluster.broker.restart());
+    fixture.cluster.wait_for_batch(is_back, WAIT_TIMEOUT).await;
+    tokio::task::block_in_place(|| fixture.cluster.broker.restart());
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
 }
 
 /// As if the leader of a quorum queue moved to another node: the broker closes the connection of the consumer.

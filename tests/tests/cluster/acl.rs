@@ -44,7 +44,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     });
     let broker = format!("amqps://imgsync:broker-secret@localhost:{tls}/imgsync");
     let store = format!("rediss://imgsync:store-secret@localhost:{}", cluster.store.port());
-    let scene = ClusterFixture::with_cluster(cluster, 3, 10).await;
+    let fixture = ClusterFixture::with_cluster(cluster, 3, 10).await;
     let with_urls = |program: Imgsync| {
         program.file("ca.pem", authority.pem());
         program
@@ -53,14 +53,14 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
             .env("IMGSYNC_KEY", "the key of this cluster")
     };
     let trusting = "cluster: {ca: ca.pem}\n";
-    let imgsync = |rules: &str| with_urls(scene.cluster.imgsync(&format!("{trusting}{rules}")));
+    let imgsync = |rules: &str| with_urls(fixture.cluster.imgsync(&format!("{trusting}{rules}")));
 
-    let worker = || with_urls(scene.cluster.worker(trusting)).args(["--concurrency", "4"]).spawn();
+    let worker = || with_urls(fixture.cluster.worker(trusting)).args(["--concurrency", "4"]).spawn();
     let workers = [worker(), worker()];
     let mut serve = imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     serve.wait_for_line(|line| line.contains("/readyz"), WAIT_TIMEOUT).await;
-    let run = imgsync(&scene.config).args(["run", "--json"]).run().await;
-    scene.assert_ended_whole(&run);
+    let run = imgsync(&fixture.config).args(["run", "--json"]).run().await;
+    fixture.assert_ended_whole(&run);
     // Control and inspection commands too.
     for command in [["batch", "list"], ["batch", "show"], ["batch", "report"], ["cache", "export"]] {
         imgsync("").args(command).run().await.assert_code(0);
@@ -90,11 +90,11 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
         (broker.clone(), wrong(&store, "store-secret"), "check user and password in the store's URL"),
         (broker.clone(), store.replace("imgsync:store-secret@", ""), "check user and password in the store's URL"),
     ] {
-        let program = imgsync(&scene.config).env("IMGSYNC_BROKER", &broker).env("IMGSYNC_STORE", &store);
+        let program = imgsync(&fixture.config).env("IMGSYNC_BROKER", &broker).env("IMGSYNC_STORE", &store);
         let output = program.arg("run").run().await.assert_code(3);
         assert!(output.stderr.contains(words), "{words}: {}", output.stderr);
         assert!(!output.stderr.contains("lapin::") && !output.stderr.contains("wrong-secret"), "{}", output.stderr);
     }
-    let suspicious = with_urls(scene.cluster.imgsync(&scene.config)).arg("run").run().await.assert_code(3);
+    let suspicious = with_urls(fixture.cluster.imgsync(&fixture.config)).arg("run").run().await.assert_code(3);
     assert!(suspicious.stderr.contains("`cluster: {ca: FILE}`"), "{}", suspicious.stderr);
 }

@@ -45,8 +45,8 @@ async fn a_broker_that_is_killed_loses_nothing_that_it_confirmed() {
     let held = take(&queue, &RouteFilter::All).await;
     let stop = CancellationToken::new();
     let takers: Vec<_> = (0..4).map(|_| tokio::spawn(take_all(queue.clone(), stop.clone()))).collect();
-    let lanes = [first[0].0.clone(), second[0].0.clone()];
-    until("some are taken", async || queue.count_ready(&lanes).await.unwrap()[0] < 490).await;
+    let routes = [first[0].0.clone(), second[0].0.clone()];
+    until("some are taken", async || queue.count_ready(&routes).await.unwrap()[0] < 490).await;
 
     tokio::task::block_in_place(|| {
         broker.sync_metadata();
@@ -62,15 +62,15 @@ async fn a_broker_that_is_killed_loses_nothing_that_it_confirmed() {
 
     tokio::task::block_in_place(|| broker.restart());
     publish(&queue, &second).await;
-    until("all are taken", async || queue.count_ready(&lanes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
+    until("all are taken", async || queue.count_ready(&routes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
     // The same without a restart: the broker closes all connections.
     let third = route_messages("mcr.example", 50);
     publish(&queue, &third).await;
     tokio::task::block_in_place(|| broker.ctl(&["close_all_connections", "bye"]));
     let fourth = route_messages("ghcr.example", 50);
     publish(&queue, &fourth).await;
-    let lanes = [third[0].0.clone(), fourth[0].0.clone()];
-    until("these, too", async || queue.count_ready(&lanes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
+    let routes = [third[0].0.clone(), fourth[0].0.clone()];
+    until("these, too", async || queue.count_ready(&routes).await.is_ok_and(|waiting| waiting == [0, 0])).await;
     assert!(queue.is_alive().await);
 
     stop.cancel();
@@ -262,12 +262,12 @@ async fn what_is_wrong_with_the_way_to_the_broker_is_said() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_with_other_arguments_is_named_and_stops_its_route_alone() {
     let broker = RabbitMq::start();
-    let roster = worker_registry().await;
+    let worker_registry = worker_registry().await;
     let (theirs, ours) = (route_messages("theirs.example", 1), route_messages("ours.example", 2));
     let other = RabbitSettings { max_route_messages: 7, ..settings() };
-    let other = RabbitQueue::connect(&secret(&broker.url()), roster.clone(), other).await.unwrap();
+    let other = RabbitQueue::connect(&secret(&broker.url()), worker_registry.clone(), other).await.unwrap();
     publish(&other, &theirs).await;
-    let queue = RabbitQueue::connect(&secret(&broker.url()), roster, settings()).await.unwrap();
+    let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry, settings()).await.unwrap();
     publish(&queue, &ours).await;
 
     let never = CancellationToken::new();

@@ -10,8 +10,8 @@ use imgsync_tests::program::RunningProgram;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, assert_sums, kill, until};
 
 /// Starts a coordinator and waits until it leads or stands by.
-pub(crate) async fn start_coordinator(scene: &ClusterFixture) -> RunningProgram {
-    let serving = scene.cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+pub(crate) async fn start_coordinator(fixture: &ClusterFixture) -> RunningProgram {
+    let serving = fixture.cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     let is_up = |line: &str| line.ends_with("leads") || line.contains("stands by");
     serving.wait_for_line(is_up, WAIT_TIMEOUT).await;
     serving
@@ -20,58 +20,58 @@ pub(crate) async fn start_coordinator(scene: &ClusterFixture) -> RunningProgram 
 /// Fault row 17, while listing.
 #[tokio::test]
 async fn a_run_killed_while_it_lists_is_resumed_with_each_image_once() {
-    let scene = ClusterFixture::new(6, 20).await;
-    let _workers = scene.cluster.start_workers(2, 4).await;
+    let fixture = ClusterFixture::new(6, 20).await;
+    let _workers = fixture.cluster.start_workers(2, 4).await;
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     for late in ["r04", "r05"] {
         let listing = RequestMatcher::kind(RequestType::Tags).repository(late);
-        scene.source.on(listing).always().act(FaultAction::Gate(gate.clone()));
+        fixture.source.on(listing).always().act(FaultAction::Gate(gate.clone()));
     }
-    let mut run = scene.run();
-    scene.target.wait_until(|target| target.tags_in_all() > 10, WAIT_TIMEOUT).await;
+    let mut run = fixture.run();
+    fixture.target.wait_until(|target| target.tags_in_all() > 10, WAIT_TIMEOUT).await;
     kill(&mut run).await;
     gate.add_permits(100);
-    let resumed = scene.cluster.imgsync(&scene.config).args(["batch", "resume", "--json"]).run().await;
-    scene.assert_ended_whole(&resumed);
-    for (repository, tag, _) in &scene.images {
-        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    let resumed = fixture.cluster.imgsync(&fixture.config).args(["batch", "resume", "--json"]).run().await;
+    fixture.assert_ended_whole(&resumed);
+    for (repository, tag, _) in &fixture.images {
+        assert_eq!(fixture.puts(repository, tag), 1, "{repository}:{tag} is written once");
     }
 }
 
 /// Fault row 17, while dispatching: the plan is larger than the depth of the queue.
 #[tokio::test]
 async fn a_run_killed_while_it_dispatches_is_resumed_with_each_image_once() {
-    let mut scene = ClusterFixture::new(1, 0).await;
+    let mut fixture = ClusterFixture::new(1, 0).await;
     let image = TestImage::single("same").layer(Layer::File(300)).build();
     for tag in 0..3_000 {
-        scene.source.push("r00", &format!("t{tag}"), &image);
-        scene.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
+        fixture.source.push("r00", &format!("t{tag}"), &image);
+        fixture.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
     }
-    let mut run = scene.run();
-    let sealed = scene.cluster.wait_for_batch(|shown| !shown["sealed"].is_null(), WAIT_TIMEOUT).await;
+    let mut run = fixture.run();
+    let sealed = fixture.cluster.wait_for_batch(|shown| !shown["sealed"].is_null(), WAIT_TIMEOUT).await;
     assert_eq!(number(&sealed, "/counts/total"), 3_000);
     kill(&mut run).await;
-    let _workers = scene.cluster.start_workers(2, 8).await;
-    let resume = scene.cluster.imgsync(&scene.config).args(["batch", "resume", "--json"]);
+    let _workers = fixture.cluster.start_workers(2, 8).await;
+    let resume = fixture.cluster.imgsync(&fixture.config).args(["batch", "resume", "--json"]);
     let resumed = resume.limit(Duration::from_secs(200)).run().await;
-    scene.assert_ended_whole(&resumed);
+    fixture.assert_ended_whole(&resumed);
     assert_eq!(number(&resumed.json(), "/counts/copied"), 3_000);
 }
 
 /// Fault row 18.
 #[tokio::test]
 async fn of_two_coordinators_one_leads_and_the_other_takes_over_when_it_is_killed() {
-    let scene = ClusterFixture::new(4, 25).await;
-    let detach = || scene.cluster.imgsync(&scene.config).args(["run", "--detach"]);
+    let fixture = ClusterFixture::new(4, 25).await;
+    let detach = || fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]);
     let alone = detach().run().await.assert_code(3);
     assert!(alone.stderr.contains("imgsync serve"), "{}", alone.stderr);
-    assert_eq!(scene.source.total(), 0, "nothing is listed in vain");
+    assert_eq!(fixture.source.total(), 0, "nothing is listed in vain");
 
-    let mut leads = start_coordinator(&scene).await;
-    let stands_by = start_coordinator(&scene).await;
+    let mut leads = start_coordinator(&fixture).await;
+    let stands_by = start_coordinator(&fixture).await;
     assert!(stands_by.stderr().contains("stands by: serve on "), "{}", stands_by.stderr());
-    let gate = scene.gate_tags_after(20);
-    let _workers = scene.cluster.start_workers(2, 4).await;
+    let gate = fixture.gate_tags_after(20);
+    let _workers = fixture.cluster.start_workers(2, 4).await;
     let detached = detach().run().await.assert_code(0);
     let id = detached.stdout.trim().to_owned();
     gate.wait_for(8).await;
@@ -80,26 +80,26 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over_when_it_is_kille
     stands_by.wait_for_line(|line| line.ends_with("leads") && !line.contains("stands by"), WAIT_TIMEOUT).await;
     assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
     gate.open();
-    let shown = scene.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
+    let shown = fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
     assert_eq!(shown["batch"], *id);
-    scene.assert_whole(&shown);
+    fixture.assert_whole(&shown);
 }
 
 #[tokio::test]
 async fn each_batch_is_notified_once_by_its_run_or_by_a_coordinator() {
-    let scene = ClusterFixture::new(1, 5).await;
+    let fixture = ClusterFixture::new(1, 5).await;
     let told = imgsync_tests::servers::WebhookReceiver::start().await;
-    let config = format!("{}notify: {{webhook: {{url: \"{}/hook\"}}}}\n", scene.config, told.url());
-    let serving = scene.cluster.imgsync(&config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    let config = format!("{}notify: {{webhook: {{url: \"{}/hook\"}}}}\n", fixture.config, told.url());
+    let serving = fixture.cluster.imgsync(&config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     serving.wait_for_line(|line| line.ends_with("leads"), WAIT_TIMEOUT).await;
-    let _workers = scene.cluster.start_workers(2, 4).await;
+    let _workers = fixture.cluster.start_workers(2, 4).await;
     let batch = |number: usize| told.received()[number].json()["batch"].as_str().unwrap_or_default().to_owned();
 
-    let ran = scene.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
+    let ran = fixture.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
     assert_eq!(told.received().len(), 1);
     assert_eq!(batch(0), ran.json()["batch"].as_str().unwrap_or_default());
 
-    let detached = scene.cluster.imgsync(&config).args(["run", "--detach", "--force"]).run().await.assert_code(0);
+    let detached = fixture.cluster.imgsync(&config).args(["run", "--detach", "--force"]).run().await.assert_code(0);
     until("the second batch is told of", WAIT_TIMEOUT, || told.received().len() == 2).await;
     assert_eq!(batch(1), detached.stdout.trim());
     let body = told.received()[1].json();
@@ -115,120 +115,123 @@ async fn each_batch_is_notified_once_by_its_run_or_by_a_coordinator() {
 
 #[tokio::test]
 async fn a_batch_is_not_left_to_one_that_was_killed_a_moment_ago() {
-    let scene = ClusterFixture::new(1, 1).await;
-    let mut leads = start_coordinator(&scene).await;
+    let fixture = ClusterFixture::new(1, 1).await;
+    let mut leads = start_coordinator(&fixture).await;
     kill(&mut leads).await;
-    let detached = scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(3);
+    let detached = fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(3);
     assert!(detached.stderr.contains("imgsync serve"), "{}", detached.stderr);
-    assert_eq!(scene.source.total(), 0, "nothing is listed in vain");
-    let _takes_over = start_coordinator(&scene).await;
-    scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+    assert_eq!(fixture.source.total(), 0, "nothing is listed in vain");
+    let _takes_over = start_coordinator(&fixture).await;
+    fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(0);
 }
 
 /// Fault row 31.
 #[tokio::test]
 async fn a_cancelled_batch_stops_within_5_seconds_in_the_middle_of_a_blob_and_cleans_up() {
-    let mut scene = ClusterFixture::new(1, 0).await;
-    let blob = scene.add_large("r00", "huge", 1 << 30);
+    let mut fixture = ClusterFixture::new(1, 0).await;
+    let blob = fixture.add_large("r00", "huge", 1 << 30);
     let slow = RequestMatcher::kind(RequestType::BlobGet).reference(&blob);
-    scene.source.on(slow).always().act(FaultAction::Throttle { bytes_per_second: 1 << 20 });
-    let _workers = scene.cluster.start_workers(1, 4).await;
-    let mut run = scene.run();
-    scene.target.wait_until(|target| target.open_uploads() == 1, WAIT_TIMEOUT).await;
-    scene.source.wait_until(|source| source.bytes_sent() > 1 << 20, WAIT_TIMEOUT).await;
+    fixture.source.on(slow).always().act(FaultAction::Throttle { bytes_per_second: 1 << 20 });
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let mut run = fixture.run();
+    fixture.target.wait_until(|target| target.open_uploads() == 1, WAIT_TIMEOUT).await;
+    fixture.source.wait_until(|source| source.bytes_sent() > 1 << 20, WAIT_TIMEOUT).await;
     let cancelled = Instant::now();
-    scene.cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
+    fixture.cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
     until("no upload is open and nothing is read", WAIT_TIMEOUT, || {
-        scene.target.open_uploads() == 0 && scene.source.in_flight() == 0
+        fixture.target.open_uploads() == 0 && fixture.source.in_flight() == 0
     })
     .await;
     assert!(cancelled.elapsed() < Duration::from_secs(5), "{:?}", cancelled.elapsed());
-    assert_eq!(scene.target.count(RequestType::UploadDelete), 1, "{}", scene.target.describe_requests());
+    assert_eq!(fixture.target.count(RequestType::UploadDelete), 1, "{}", fixture.target.describe_requests());
     let ended = run.wait().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let json = ended.json();
     assert_eq!((number(&json, "/counts/cancelled"), number(&json, "/counts/failed")), (1, 0), "{json}");
     assert_sums(&json);
-    assert_eq!(scene.target.tag_digest("m/r00", "huge"), None);
+    assert_eq!(fixture.target.tag_digest("m/r00", "huge"), None);
 }
 
 /// Fault row 34.
 #[tokio::test]
 async fn a_small_batch_beside_a_large_one_does_not_wait_for_it() {
-    let mut scene = ClusterFixture::new(1, 0).await;
+    let mut fixture = ClusterFixture::new(1, 0).await;
     let image = TestImage::single("same").layer(Layer::File(300)).build();
     for tag in 0..3_000 {
-        scene.source.push("r00", &format!("t{tag}"), &image);
-        scene.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
+        fixture.source.push("r00", &format!("t{tag}"), &image);
+        fixture.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
     }
-    let _workers = scene.cluster.start_workers(2, 4).await;
-    let mut large = scene.run();
-    scene.target.wait_until(|target| target.tags_in_all() > 100, WAIT_TIMEOUT).await;
+    let _workers = fixture.cluster.start_workers(2, 4).await;
+    let mut large = fixture.run();
+    fixture.target.wait_until(|target| target.tags_in_all() > 100, WAIT_TIMEOUT).await;
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     crate::shared_batch::fill(&source, 1, 10);
     let config = crate::shared_batch::rules(&source, &target, 1);
-    let small = scene.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
+    let small = fixture.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0).json();
     assert_eq!(number(&small, "/counts/copied"), 10, "{small}");
-    let put = scene.target.tags_in_all();
+    let put = fixture.target.tags_in_all();
     assert!(put < 750, "the large one was at {put} of 3000");
     let ended = large.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
 }
 
 /// Fault row 32.
 #[tokio::test]
 async fn a_requeue_while_others_wait_for_their_retry_ends_whole_with_each_image_once() {
-    let scene = ClusterFixture::new(4, 10).await;
+    let fixture = ClusterFixture::new(4, 10).await;
     let writes_to = |repository: &'static str| {
         RequestMatcher::any().when(move |request| {
             request.repository.as_deref() == Some(repository) && !matches!(request.method.as_str(), "GET" | "HEAD")
         })
     };
-    let held = scene.target.on(writes_to("m/r00")).always().act(FaultAction::StallForever);
-    let refused = scene.target.on(writes_to("m/r01")).always().act(FaultAction::error(403, "DENIED"));
-    let worker = || scene.cluster.worker("").args(["--concurrency", "20", "--lease", "6"]).spawn();
+    let held = fixture.target.on(writes_to("m/r00")).always().act(FaultAction::StallForever);
+    let refused = fixture.target.on(writes_to("m/r01")).always().act(FaultAction::error(403, "DENIED"));
+    let worker = || fixture.cluster.worker("").args(["--concurrency", "20", "--lease", "6"]).spawn();
     let mut lost = worker();
-    let mut run = scene.run();
+    let mut run = fixture.run();
     let is_stuck =
         |shown: &serde_json::Value| number(shown, "/counts/copied") == 20 && number(shown, "/counts/failed") == 10;
-    scene.cluster.wait_for_batch(|shown| is_stuck(shown) && number(shown, "/counts/running") == 10, WAIT_TIMEOUT).await;
+    fixture
+        .cluster
+        .wait_for_batch(|shown| is_stuck(shown) && number(shown, "/counts/running") == 10, WAIT_TIMEOUT)
+        .await;
     kill(&mut lost).await;
     held.remove();
     refused.remove();
     // The tasks of the lost worker wait until its leases have expired.
     let _next = worker();
-    let requeued = scene.cluster.imgsync(&scene.config).args(["batch", "requeue"]).run().await.assert_code(0);
+    let requeued = fixture.cluster.imgsync(&fixture.config).args(["batch", "requeue"]).run().await.assert_code(0);
     assert!(requeued.stderr.contains("10 failed images"), "{}", requeued.stderr);
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
-    for (repository, tag, _) in &scene.images {
-        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    fixture.assert_ended_whole(&ended);
+    for (repository, tag, _) in &fixture.images {
+        assert_eq!(fixture.puts(repository, tag), 1, "{repository}:{tag} is written once");
     }
 }
 
 /// A target that is repaired.
 #[tokio::test]
 async fn a_requeue_copies_what_failed_and_nothing_else() {
-    let scene = ClusterFixture::new(6, 10).await;
+    let fixture = ClusterFixture::new(6, 10).await;
     let refuse = |repository: &'static str| {
         let writes = RequestMatcher::any().when(move |request| {
             request.repository.as_deref() == Some(repository) && !matches!(request.method.as_str(), "GET" | "HEAD")
         });
-        scene.target.on(writes).always().act(FaultAction::error(403, "DENIED"))
+        fixture.target.on(writes).always().act(FaultAction::error(403, "DENIED"))
     };
     let refused = [refuse("m/r01"), refuse("m/r04")];
-    let _workers = scene.cluster.start_workers(2, 4).await;
-    let ended = scene.run().wait().await;
+    let _workers = fixture.cluster.start_workers(2, 4).await;
+    let ended = fixture.run().wait().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let json = ended.json();
     assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (40, 20), "{json}");
     refused.iter().for_each(imgsync_tests::fault::RuleHandle::remove);
-    scene.target.clear_requests();
-    let requeued = scene.cluster.imgsync(&scene.config).args(["batch", "requeue", "--json"]).run().await;
-    scene.assert_ended_whole(&requeued);
+    fixture.target.clear_requests();
+    let requeued = fixture.cluster.imgsync(&fixture.config).args(["batch", "requeue", "--json"]).run().await;
+    fixture.assert_ended_whole(&requeued);
     assert_eq!(number(&requeued.json(), "/counts/copied"), 60);
-    let touched = scene.target.count_where(|request| {
+    let touched = fixture.target.count_where(|request| {
         request.kind == RequestType::ManifestPut && !matches!(request.repository.as_deref(), Some("m/r01" | "m/r04"))
     });
-    assert_eq!(touched, 0, "{}", scene.target.describe_requests());
+    assert_eq!(touched, 0, "{}", fixture.target.describe_requests());
 }

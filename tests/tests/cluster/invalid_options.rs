@@ -14,15 +14,15 @@ use crate::store_contract::secret;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT};
 
 /// Plans a batch of one task with raw options.
-async fn planned_batch(scene: &ClusterFixture, store: &RedisStore, options: String, rule: u32) -> BatchId {
+async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore, options: String, rule: u32) -> BatchId {
     let id = BatchId::generate();
     store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
     let place = |registry: &str, path: &str| {
         let home = RepositoryLocator::new(registry.parse().unwrap(), path).unwrap();
         TagLocator { repository: Arc::new(home), tag: "v1".parse().unwrap() }
     };
-    let source = place(&scene.source.host(), "app");
-    let target = place(&scene.target.host(), "m/app");
+    let source = place(&fixture.source.host(), "app");
+    let target = place(&fixture.target.host(), "m/app");
     let task = TaskSpec { rule, source, digest: None, target, digest_tags: DigestTagHints::default() };
     let sealed = PlanSegment { key: "0 app".to_owned(), listed_at: Timestamp::now(), tasks: vec![(task, None)] };
     store.append(id, sealed).await.unwrap();
@@ -32,12 +32,12 @@ async fn planned_batch(scene: &ClusterFixture, store: &RedisStore, options: Stri
 
 #[tokio::test]
 async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_no_tag() {
-    let scene = ClusterFixture::new(1, 0).await;
+    let fixture = ClusterFixture::new(1, 0).await;
     let (old, new) = (TestImage::single("unreadable-old").build(), TestImage::single("unreadable-new").build());
-    scene.source.push("app", "v1", &new);
-    scene.target.push("m/app", "v1", &old);
-    let store = RedisStore::connect(&secret(&scene.cluster.store.url()), RedisOptions::default()).await.unwrap();
-    let _workers = scene.cluster.start_workers(1, 2).await;
+    fixture.source.push("app", "v1", &new);
+    fixture.target.push("m/app", "v1", &old);
+    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let _workers = fixture.cluster.start_workers(1, 2).await;
     let rule = |immutable: &[&str], backup: Option<&str>| RuleOptions {
         immutable: immutable.iter().map(|pattern| (*pattern).to_owned()).collect(),
         backup: backup.map(str::to_owned),
@@ -46,7 +46,7 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
     let of =
         |rule: RuleOptions| BatchOptions { rules: vec![rule], timeout_seconds: 60, ..BatchOptions::default() }.encode();
     let resume = async |id: BatchId| {
-        let resume = scene.cluster.imgsync("").args(["batch", "resume", &id.to_string(), "--json"]);
+        let resume = fixture.cluster.imgsync("").args(["batch", "resume", &id.to_string(), "--json"]);
         resume.limit(WAIT_TIMEOUT).run().await
     };
     // The task fails.
@@ -57,13 +57,13 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         ("a rule that is not there", of(rule(&["v*"], None)), 1, "none with the number 1"),
         ("no rules at all", BatchOptions::default().encode(), 0, "none with the number 0"),
     ] {
-        let id = planned_batch(&scene, &store, options, rule).await;
+        let id = planned_batch(&fixture, &store, options, rule).await;
         let ended = resume(id).await.assert_code(1).json();
         assert_eq!(number(&ended, "/counts/failed"), 1, "{what}: {ended}");
         let failures = store.failures(id, 0, 10).await.unwrap();
         assert_eq!(failures[0].failure.kind, ErrorKind::Invalid, "{what}: {failures:?}");
         assert!(failures[0].failure.error.contains(said), "{what}: {failures:?}");
-        scene.target.assert_holds("m/app", "v1", &old);
+        fixture.target.assert_holds("m/app", "v1", &old);
     }
     // The batch does not start.
     let whole = of(rule(&["v*"], None));
@@ -75,7 +75,7 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         ("nothing", String::new(), "missing"),
     ] {
         assert_ne!(options, whole, "{what}");
-        let id = planned_batch(&scene, &store, options, 0).await;
+        let id = planned_batch(&fixture, &store, options, 0).await;
         let refused = resume(id).await;
         assert!(refused.code.is_some_and(|code| code > 0), "{what}");
         assert!(refused.stderr.contains(said), "{what}: {}", refused.stderr);
@@ -83,10 +83,10 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         assert_eq!((control.queued, control.counts.copied), (0, 0), "{what}: nothing of it was fed");
         store.cancel(id).await.unwrap();
     }
-    scene.target.assert_holds("m/app", "v1", &old);
+    fixture.target.assert_holds("m/app", "v1", &old);
     // Valid ones apply.
-    let id = planned_batch(&scene, &store, whole, 0).await;
+    let id = planned_batch(&fixture, &store, whole, 0).await;
     let ended = resume(id).await.assert_code(1).json();
     assert_eq!(ended["failures"][0]["class"], "immutable", "{ended}");
-    scene.target.assert_holds("m/app", "v1", &old);
+    fixture.target.assert_holds("m/app", "v1", &old);
 }

@@ -27,8 +27,8 @@ fn keyed(key: &str) -> RabbitSettings {
 async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
     let broker = RabbitMq::start();
     let url = broker.url();
-    let roster = worker_registry().await;
-    let with = async |settings| RabbitQueue::connect(&secret(&url), roster.clone(), settings).await.unwrap();
+    let worker_registry = worker_registry().await;
+    let with = async |settings| RabbitQueue::connect(&secret(&url), worker_registry.clone(), settings).await.unwrap();
     let (ours, theirs, nobodys) = (with(keyed("ours")).await, with(keyed("theirs")).await, with(settings()).await);
     let block = route_messages("gcr.io", 3);
     publish(&ours, &block[..1]).await;
@@ -66,11 +66,11 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
-    let lane = format!("w.{}", block[0].0);
+    let route = format!("w.{}", block[0].0);
     let aside = BrokerProbe::new(&broker.url()).await;
     let newer = br#"{"version":2,"all":"new"}"#;
-    aside.put(&lane, b"\x1b[31m garbage", FieldTable::default()).await;
-    aside.put(&lane, newer, FieldTable::default()).await;
+    aside.put(&route, b"\x1b[31m garbage", FieldTable::default()).await;
+    aside.put(&route, newer, FieldTable::default()).await;
 
     let delivery = take(&queue, &RouteFilter::All).await;
     assert_eq!(delivery.message, block[0].1);
@@ -90,19 +90,19 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_worker_takes_it() {
     let broker = RabbitMq::start();
-    let roster = worker_registry().await;
-    let queue = RabbitQueue::connect(&secret(&broker.url()), roster, keyed("ours")).await.unwrap();
+    let worker_registry = worker_registry().await;
+    let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry, keyed("ours")).await.unwrap();
     let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
     take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
-    let lane = format!("w.{}", block[0].0);
+    let route = format!("w.{}", block[0].0);
     let newer = br#"{"version":2,"all":"new"}"#;
     let key = SigningKey::new(&Secret::new("ours"));
     let mut headers = FieldTable::default();
     headers.insert("signature".into(), AMQPValue::LongString(key.sign(newer).into()));
     let aside = BrokerProbe::new(&broker.url()).await;
     for _ in 0..3 {
-        aside.put(&lane, newer, headers.clone()).await;
+        aside.put(&route, newer, headers.clone()).await;
         assert!(is_silent(&queue, &RouteFilter::All).await);
         // The broker returns it to its route from here, by the routing key it was published with.
         let (body, found) = aside.get("sync.retry.10s").await.expect("it waits for a newer worker");
@@ -110,7 +110,7 @@ async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_
         assert_eq!(found.inner().get("signature"), headers.inner().get("signature"), "newer workers want that");
     }
     assert_eq!(queue.refused().0, 0);
-    for queue in ["sync.dead", "sync.refused", &lane] {
+    for queue in ["sync.dead", "sync.refused", &route] {
         assert!(aside.get(queue).await.is_none(), "nothing is in {queue}");
     }
 }
@@ -164,9 +164,9 @@ async fn a_message_delivered_too_often_is_dead_lettered_and_given_to_a_coordinat
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let never = CancellationToken::new();
     // A route with a credential, which is not part of the message.
-    let (lane, message) = message("gcr.io", BatchId::generate(), 0);
-    let lane = Route { target_credential: Some("robot".into()), ..lane };
-    publish(&queue, &[(lane.clone(), message.clone())]).await;
+    let (route, message) = message("gcr.io", BatchId::generate(), 0);
+    let route = Route { target_credential: Some("robot".into()), ..route };
+    publish(&queue, &[(route.clone(), message.clone())]).await;
     // It had to wait once: the expired wait does not count as a failed delivery.
     take(&queue, &RouteFilter::All).await.requeue_after(Duration::from_millis(300)).await.unwrap();
     for delivery in 0..=20 {
@@ -178,15 +178,15 @@ async fn a_message_delivered_too_often_is_dead_lettered_and_given_to_a_coordinat
     assert!(is_silent(&queue, &RouteFilter::All).await, "nobody gets it any more");
 
     let dead = queue.receive_dead_letter(&never).await.unwrap().expect("given up on");
-    assert_eq!((&dead.route, &dead.message), (&lane, &message));
-    assert!(dead.reason.contains("delivery_limit") && dead.reason.contains(&lane.to_string()), "{}", dead.reason);
+    assert_eq!((&dead.route, &dead.message), (&route, &message));
+    assert!(dead.reason.contains("delivery_limit") && dead.reason.contains(&route.to_string()), "{}", dead.reason);
     // If dropped, it is delivered again; if requeued, its count starts anew.
     drop(dead);
     let dead = until_dead(&queue).await;
     publish(&queue, &[(dead.route.clone(), dead.message.clone())]).await;
     dead.acknowledge().await.unwrap();
     let taken = take(&queue, &RouteFilter::All).await;
-    assert_eq!((&taken.route, &taken.message, taken.redelivered), (&lane, &message, false));
+    assert_eq!((&taken.route, &taken.message, taken.redelivered), (&route, &message, false));
     taken.acknowledge().await.unwrap();
 
     // Malformed messages are left to people and not given to coordinators.
@@ -209,10 +209,10 @@ async fn until_dead(queue: &RabbitQueue) -> DeadLetter {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_route_that_the_store_has_lost_is_found_again() {
     let broker = RabbitMq::start();
-    let (roster, emptied) = (worker_registry().await, worker_registry().await);
+    let (worker_registry, emptied) = (worker_registry().await, worker_registry().await);
     let coordinator = RabbitQueue::connect(&secret(&broker.url()), emptied.clone(), settings()).await.unwrap();
     // The store has lost the route that was published to.
-    let before = RabbitQueue::connect(&secret(&broker.url()), roster, settings()).await.unwrap();
+    let before = RabbitQueue::connect(&secret(&broker.url()), worker_registry, settings()).await.unwrap();
     let block = route_messages("gcr.io", 1);
     publish(&before, &block).await;
     let worker = RabbitQueue::connect(&secret(&broker.url()), emptied, settings()).await.unwrap();
@@ -230,9 +230,9 @@ async fn the_rights_that_the_documentation_names_suffice() {
     let ours = r"^(w|sync)\..*";
     broker.ctl(&["set_permissions", "imgsync", ours, r"^((w|sync)\..*|amq\.default)$", ours]);
     let url = broker.url().replace("guest:guest", "imgsync:pw");
-    let roster = worker_registry().await;
-    let queue = RabbitQueue::connect(&secret(&url), roster.clone(), keyed("ours")).await.unwrap();
-    let unsigned = RabbitQueue::connect(&secret(&url), roster, settings()).await.unwrap();
+    let worker_registry = worker_registry().await;
+    let queue = RabbitQueue::connect(&secret(&url), worker_registry.clone(), keyed("ours")).await.unwrap();
+    let unsigned = RabbitQueue::connect(&secret(&url), worker_registry, settings()).await.unwrap();
     let block = route_messages("gcr.io", 2);
     publish(&queue, &block[..1]).await;
     publish(&unsigned, &block[1..]).await;
@@ -244,22 +244,22 @@ async fn the_rights_that_the_documentation_names_suffice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_without_end_fills_neither_the_log_nor_memory_nor_the_queue_of_what_is_refused() {
-    let scene = ClusterFixture::new(1, 2).await;
-    let mut workers = scene.cluster.start_workers(1, 2).await;
-    scene.assert_ended_whole(&scene.run().wait().await);
-    let (source, target) = (scene.source.host().parse().unwrap(), scene.target.host().parse().unwrap());
-    let lane = format!("w.{}", Route::anonymous(source, target));
-    let aside = BrokerProbe::new(&scene.cluster.broker.url()).await;
+    let fixture = ClusterFixture::new(1, 2).await;
+    let mut workers = fixture.cluster.start_workers(1, 2).await;
+    fixture.assert_ended_whole(&fixture.run().wait().await);
+    let (source, target) = (fixture.source.host().parse().unwrap(), fixture.target.host().parse().unwrap());
+    let route = format!("w.{}", Route::anonymous(source, target));
+    let aside = BrokerProbe::new(&fixture.cluster.broker.url()).await;
     let large = vec![b'x'; 40 << 20];
     for _ in 0..3 {
-        aside.put(&lane, &large, FieldTable::default()).await;
+        aside.put(&route, &large, FieldTable::default()).await;
     }
     for n in 0..3000 {
-        aside.put(&lane, format!("garbage {n}").as_bytes(), FieldTable::default()).await;
+        aside.put(&route, format!("garbage {n}").as_bytes(), FieldTable::default()).await;
     }
     let limit = Instant::now() + 3 * WAIT_TIMEOUT;
-    while aside.waiting(&lane).await > 0 || aside.waiting("sync.refused").await < 3003 {
-        assert!(Instant::now() < limit, "{} are left", aside.waiting(&lane).await);
+    while aside.waiting(&route).await > 0 || aside.waiting("sync.refused").await < 3003 {
+        assert!(Instant::now() < limit, "{} are left", aside.waiting(&route).await);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let worker = &mut workers[0];

@@ -8,30 +8,30 @@ use imgsync_tests::servers::WebhookReceiver;
 use crate::outages::has_time;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, kill, until};
 
-async fn start_coordinator(scene: &ClusterFixture, config: &str) -> RunningProgram {
-    let serving = scene.cluster.imgsync(config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+async fn start_coordinator(fixture: &ClusterFixture, config: &str) -> RunningProgram {
+    let serving = fixture.cluster.imgsync(config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     serving.wait_for_line(|line| line.ends_with("leads") || line.contains("stands by"), WAIT_TIMEOUT).await;
     serving
 }
 
 #[tokio::test]
 async fn a_registry_that_holds_up_a_batch_is_notified_once_by_coordinators() {
-    let scene = ClusterFixture::new(2, 3).await;
+    let fixture = ClusterFixture::new(2, 3).await;
     let hook = WebhookReceiver::start().await;
     let manifests = RequestMatcher::any()
         .when(|request| matches!(request.kind, RequestType::ManifestGet | RequestType::ManifestHead));
-    let throttles = scene.source.on(manifests).always().act(FaultAction::too_many_requests("3600"));
+    let throttles = fixture.source.on(manifests).always().act(FaultAction::too_many_requests("3600"));
     let config =
-        format!("{}notify:\n  webhook: {{url: \"{}\", on: failure}}\n  throttled: 10m\n", scene.config, hook.url());
-    let _serving = [start_coordinator(&scene, &config).await, start_coordinator(&scene, &config).await];
-    let _workers = scene.cluster.start_workers(1, 4).await;
-    let run = scene.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
+        format!("{}notify:\n  webhook: {{url: \"{}\", on: failure}}\n  throttled: 10m\n", fixture.config, hook.url());
+    let _serving = [start_coordinator(&fixture, &config).await, start_coordinator(&fixture, &config).await];
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let run = fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     until("somebody is told", WAIT_TIMEOUT, || !hook.received().is_empty()).await;
     let told = hook.received()[0].json();
     assert_eq!((&told["event"], &told["batch"]), (&"registry.throttled".into(), &run.stdout.trim().into()));
-    assert_eq!((&told["registry"], &told["open"]), (&scene.source.host().into(), &6.into()));
+    assert_eq!((&told["registry"], &told["open"]), (&fixture.source.host().into(), &6.into()));
     throttles.remove();
-    scene.cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
+    fixture.cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
     until("its end is told, too", WAIT_TIMEOUT, || hook.received().len() >= 2).await;
     let events: Vec<_> = hook.received().iter().map(|received| received.json()["event"].clone()).collect();
     assert_eq!(events, ["registry.throttled", "batch.ended"]);
@@ -39,15 +39,15 @@ async fn a_registry_that_holds_up_a_batch_is_notified_once_by_coordinators() {
 
 #[tokio::test]
 async fn a_coordinator_logs_its_leadership_and_each_batch_s_start_and_end_with_times_and_counts() {
-    let scene = ClusterFixture::new(2, 3).await;
+    let fixture = ClusterFixture::new(2, 3).await;
     let denied =
         RequestMatcher::kind(RequestType::ManifestPut).when(|request| request.reference.as_deref() == Some("v1"));
-    let denied = scene.target.on(denied).always().act(FaultAction::error(403, "DENIED"));
-    let mut first = start_coordinator(&scene, &scene.config).await;
-    let second = start_coordinator(&scene, &scene.config).await;
-    let _workers = scene.cluster.start_workers(1, 4).await;
+    let denied = fixture.target.on(denied).always().act(FaultAction::error(403, "DENIED"));
+    let mut first = start_coordinator(&fixture, &fixture.config).await;
+    let second = start_coordinator(&fixture, &fixture.config).await;
+    let _workers = fixture.cluster.start_workers(1, 4).await;
     let detach = async || {
-        let run = scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+        let run = fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(0);
         run.stdout.trim().to_owned()
     };
     let bad = detach().await;
@@ -76,29 +76,29 @@ fn end_notifications(hook: &WebhookReceiver) -> usize {
 
 #[tokio::test]
 async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_target() {
-    let scene = ClusterFixture::new(1, 2).await;
+    let fixture = ClusterFixture::new(1, 2).await;
     let (deaf, hears) = (WebhookReceiver::start().await, WebhookReceiver::start().await);
     // More attempts than a coordinator makes before it pauses.
     (0..7).for_each(|_| deaf.refuse_once(503));
     let config =
-        format!("{}notify:\n  webhook: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n", scene.config, deaf.url(), hears.url());
-    let mut leads = start_coordinator(&scene, &config).await;
-    let _workers = scene.cluster.start_workers(1, 4).await;
-    scene.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
+        format!("{}notify:\n  webhook: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n", fixture.config, deaf.url(), hears.url());
+    let mut leads = start_coordinator(&fixture, &config).await;
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     // The batch has ended, one target was notified, and the other failed.
     leads
         .wait_for_line(|line| line.contains("a webhook was not told") && line.contains("again in"), WAIT_TIMEOUT)
         .await;
     assert_eq!((end_notifications(&deaf), end_notifications(&hears)), (5, 1));
     kill(&mut leads).await;
-    let mut next = start_coordinator(&scene, &config).await;
+    let mut next = start_coordinator(&fixture, &config).await;
     until("the other hears of it, too", WAIT_TIMEOUT, || end_notifications(&deaf) >= 8).await;
     // The next leader has nothing left to send.
-    until("it is noted", WAIT_TIMEOUT, || recorded_notifications(&scene) == 3).await;
+    until("it is noted", WAIT_TIMEOUT, || recorded_notifications(&fixture) == 3).await;
     assert!(!next.stderr().contains("was not told"), "{}", next.stderr());
     kill(&mut next).await;
-    let _last = start_coordinator(&scene, &config).await;
-    let again = scene.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
+    let _last = start_coordinator(&fixture, &config).await;
+    let again = fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     until("the next batch is told", WAIT_TIMEOUT, || end_notifications(&deaf) >= 9 && end_notifications(&hears) >= 2)
         .await;
     assert_eq!((end_notifications(&deaf), end_notifications(&hears)), (9, 2), "the first was told once to each");
@@ -107,26 +107,26 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
 }
 
 /// Counts the recorded notifications of the only batch: one per target, and one that all are done.
-fn recorded_notifications(scene: &ClusterFixture) -> i64 {
+fn recorded_notifications(fixture: &ClusterFixture) -> i64 {
     let script = "local all = redis.call('KEYS', '*}:n') return #all == 1 and redis.call('HLEN', all[1]) or 0";
-    let answer = scene.cluster.store.command(&["EVAL", script, "0"]);
+    let answer = fixture.cluster.store.command(&["EVAL", script, "0"]);
     answer.trim().trim_start_matches(':').parse().unwrap_or_default()
 }
 
 #[tokio::test]
 async fn a_leader_that_is_killed_between_the_end_and_its_notification_leaves_it_to_the_next() {
-    let scene = ClusterFixture::new(1, 2).await;
+    let fixture = ClusterFixture::new(1, 2).await;
     let hook = WebhookReceiver::start().await;
-    let silent = scene.config.clone();
+    let silent = fixture.config.clone();
     // This coordinator notifies nobody, as if killed right after the end.
-    let mut leads = start_coordinator(&scene, &silent).await;
-    let _workers = scene.cluster.start_workers(1, 4).await;
-    let run = scene.cluster.imgsync(&silent).args(["run", "--detach"]).run().await.assert_code(0);
-    scene.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
+    let mut leads = start_coordinator(&fixture, &silent).await;
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let run = fixture.cluster.imgsync(&silent).args(["run", "--detach"]).run().await.assert_code(0);
+    fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
     kill(&mut leads).await;
-    let config = format!("{}notify:\n  webhook: {{url: \"{}\"}}\n", scene.config, hook.url());
-    let _serving = [start_coordinator(&scene, &config).await, start_coordinator(&scene, &config).await];
-    until("it is told", WAIT_TIMEOUT, || recorded_notifications(&scene) == 2).await;
+    let config = format!("{}notify:\n  webhook: {{url: \"{}\"}}\n", fixture.config, hook.url());
+    let _serving = [start_coordinator(&fixture, &config).await, start_coordinator(&fixture, &config).await];
+    until("it is told", WAIT_TIMEOUT, || recorded_notifications(&fixture) == 2).await;
     assert_eq!(end_notifications(&hook), 1);
     assert_eq!(hook.received()[0].json()["batch"], run.stdout.trim());
 }

@@ -27,16 +27,16 @@ async fn text(served: &ServeProcess, path: &str) -> (u16, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_with_what_to_do() {
-    let scene = ClusterFixture::new(2, 5).await;
-    let broker = &scene.cluster.broker;
-    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
-    let workers = scene.cluster.start_workers(1, 4).await;
+    let fixture = ClusterFixture::new(2, 5).await;
+    let broker = &fixture.cluster.broker;
+    let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
+    let workers = fixture.cluster.start_workers(1, 4).await;
     assert_eq!(text(&served, "/readyz").await, (200, "ready\n".to_owned()));
     broker.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
     until("the alarm is on", WAIT_TIMEOUT, || broker.log().contains("resource limit alarm set")).await;
 
     // One batch led by a coordinator, and one led by a run in the foreground.
-    scene.cluster.imgsync(&scene.config).args(["run", "--detach"]).run().await.assert_code(0);
+    fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(0);
     let told = served.running.wait_for_line(|line| line.contains("takes no messages"), WAIT_TIMEOUT).await;
     assert!(
         has_time(&told) && told.contains("low on memory") && told.contains("rabbitmq-diagnostics alarms"),
@@ -44,8 +44,8 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     );
     let is_said =
         |shown: &serde_json::Value| shown["complaints"][0].as_str().is_some_and(|it| it.contains("low on memory"));
-    scene.cluster.wait_for_batch(is_said, WAIT_TIMEOUT).await;
-    let shown = scene.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0).stdout;
+    fixture.cluster.wait_for_batch(is_said, WAIT_TIMEOUT).await;
+    let shown = fixture.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0).stdout;
     let attention =
         lines(&shown, &["Attention: the broker has taken no messages since", "rabbitmq-diagnostics alarms"]);
     assert_eq!(attention.len(), 1, "{shown}");
@@ -55,8 +55,8 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     let (_, figures) = text(&served, "/metrics").await;
     assert_eq!(lines(&figures, &["imgsync_broker_blocked 1"]).len(), 1, "{figures}");
 
-    let other = scene.config.replace("/m,", "/other,");
-    let mut run = scene.cluster.imgsync(&other).args(["run", "--json"]).spawn();
+    let other = fixture.config.replace("/m,", "/other,");
+    let mut run = fixture.cluster.imgsync(&other).args(["run", "--json"]).spawn();
     run.wait_for_line(|line| line.starts_with("warning: the broker ") && line.contains("low on memory"), WAIT_TIMEOUT)
         .await;
 
@@ -92,27 +92,27 @@ const MAX_OUTAGE_LINES: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
-    let mut scene = ClusterFixture::new(4, 25).await;
-    let gate = scene.gate_tags_after(20);
-    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
-    let workers = scene.cluster.start_workers(2, 20).await;
-    let mut run = scene.run();
+    let mut fixture = ClusterFixture::new(4, 25).await;
+    let gate = fixture.gate_tags_after(20);
+    let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
+    let workers = fixture.cluster.start_workers(2, 20).await;
+    let mut run = fixture.run();
     gate.wait_for(40).await;
-    tokio::task::block_in_place(|| scene.cluster.store.kill());
+    tokio::task::block_in_place(|| fixture.cluster.store.kill());
     gate.open();
     for program in workers.iter().chain([&served.running, &run]) {
         program
             .wait_for_line(|line| line.contains("the store redis://") && line.contains(" is away: "), WAIT_TIMEOUT)
             .await;
     }
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) >= 60, WAIT_TIMEOUT).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) >= 60, WAIT_TIMEOUT).await;
     tokio::time::sleep(OUTAGE_DURATION).await;
-    tokio::task::block_in_place(|| scene.cluster.store.restart());
+    tokio::task::block_in_place(|| fixture.cluster.store.restart());
     for program in workers.iter().chain([&served.running, &run]) {
         program.wait_for_line(|line| line.contains(" is back after "), WAIT_TIMEOUT).await;
     }
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
         let its = about_servers(&log);
         assert!(its.len() <= MAX_OUTAGE_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
@@ -125,15 +125,15 @@ async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
-    let mut scene = ClusterFixture::new(4, 25).await;
-    let gate = scene.gate_tags_after(20);
-    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
-    let workers = scene.cluster.start_workers(2, 20).await;
-    let mut run = scene.run();
+    let mut fixture = ClusterFixture::new(4, 25).await;
+    let gate = fixture.gate_tags_after(20);
+    let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
+    let workers = fixture.cluster.start_workers(2, 20).await;
+    let mut run = fixture.run();
     gate.wait_for(40).await;
     tokio::task::block_in_place(|| {
-        scene.cluster.broker.sync_metadata();
-        scene.cluster.broker.kill();
+        fixture.cluster.broker.sync_metadata();
+        fixture.cluster.broker.kill();
     });
     gate.open();
     for program in workers.iter().chain([&served.running, &run]) {
@@ -142,12 +142,12 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
             .await;
     }
     tokio::time::sleep(OUTAGE_DURATION).await;
-    tokio::task::block_in_place(|| scene.cluster.broker.restart());
+    tokio::task::block_in_place(|| fixture.cluster.broker.restart());
     for program in workers.iter().chain([&served.running]) {
         program.wait_for_line(|line| line.contains(" is back after "), WAIT_TIMEOUT).await;
     }
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
         let its = about_servers(&log);
         assert!(its.len() <= MAX_OUTAGE_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
@@ -160,12 +160,12 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why() {
-    let scene = ClusterFixture::new(1, 1).await;
-    let store = &scene.cluster.store;
-    let served = ServeProcess::start(&scene.cluster.imgsync(&scene.config), &[]).await;
+    let fixture = ClusterFixture::new(1, 1).await;
+    let store = &fixture.cluster.store;
+    let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
     let port = imgsync_tests::servers::free_port().to_string();
     let listen = format!("127.0.0.1:{port}");
-    let worker = scene.cluster.worker("").args(["--listen", &listen]).spawn();
+    let worker = fixture.cluster.worker("").args(["--listen", &listen]).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let ready = async || {
@@ -209,13 +209,13 @@ async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_registry_that_fails_a_worker_says_so_in_one_line_with_a_count_whatever_its_slots() {
-    let scene = ClusterFixture::new(4, 10).await;
+    let fixture = ClusterFixture::new(4, 10).await;
     let fails = RequestMatcher::kind(RequestType::ManifestGet);
-    let failed = scene.source.on(fails).times(40).act(FaultAction::status(503));
-    let mut worker = scene.cluster.worker("").args(["--concurrency", "20"]).spawn();
+    let failed = fixture.source.on(fails).times(40).act(FaultAction::status(503));
+    let mut worker = fixture.cluster.worker("").args(["--concurrency", "20"]).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
-    let ended = scene.run().wait().await;
-    scene.assert_ended_whole(&ended);
+    let ended = fixture.run().wait().await;
+    fixture.assert_ended_whole(&ended);
     assert_eq!(failed.hits(), 40);
     worker.signal(Signal::TERM);
     let log = worker.wait().await.assert_code(0).stderr;

@@ -49,7 +49,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
     let cluster = TestCluster::start();
     with_users(&cluster);
     let (broker, store) = (cluster.broker.port(), cluster.store.port());
-    let roster =
+    let worker_registry =
         Arc::new(SqliteStore::in_memory(Arc::new(ManualClock::starting_at(jiff::Timestamp::now()))).await.unwrap());
     for (number, password) in passwords().iter().enumerate() {
         let encoded = encoded(password);
@@ -78,7 +78,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
             let config = Config::read(&file).unwrap_or_else(|errors| panic!("{password}: {errors}"));
             let addresses = config.cluster.unwrap();
             let (broker, store) = (addresses.broker.unwrap(), addresses.store.unwrap());
-            let queue = RabbitQueue::connect(&broker, roster.clone(), RabbitSettings::default()).await;
+            let queue = RabbitQueue::connect(&broker, worker_registry.clone(), RabbitSettings::default()).await;
             let queue = queue.unwrap_or_else(|error| panic!("{password}, {text}: {error}"));
             assert!(queue.is_alive().await);
             let store = RedisStore::connect(&store, RedisOptions::default()).await;

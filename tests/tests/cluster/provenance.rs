@@ -67,33 +67,33 @@ fn keys(store: &RedisServer) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_is_left_later() {
-    let scene = ClusterFixture::new(2, 3).await;
-    let _workers = scene.cluster.start_workers(1, 4).await;
+    let fixture = ClusterFixture::new(2, 3).await;
+    let _workers = fixture.cluster.start_workers(1, 4).await;
     let run = async |rules: &str| {
-        let output = scene.cluster.imgsync(&format!("keep: 20ms\n{rules}")).args(["run", "--json"]).run().await;
+        let output = fixture.cluster.imgsync(&format!("keep: 20ms\n{rules}")).args(["run", "--json"]).run().await;
         output.assert_code(0)
     };
-    run(&scene.config).await;
-    let noted = keys(&scene.cluster.store);
+    run(&fixture.config).await;
+    let noted = keys(&fixture.cluster.store);
     assert!(!noted.is_empty());
     // Each run starts later than `keep` after the previous one.
     for _ in 0..3 {
-        let again = run(&scene.config).await;
+        let again = run(&fixture.config).await;
         assert_eq!(number(&again.json(), "/counts/unchanged"), 6, "{}", again.stdout);
     }
-    assert_eq!(keys(&scene.cluster.store), noted);
+    assert_eq!(keys(&fixture.cluster.store), noted);
 
     // Other rules: the first run finds that no rule writes those tags any more, a later one drops them.
-    scene.source.push("other", "1", &imgsync_tests::images::single("other"));
-    let other = format!("rules:\n- {{from: {}/other, to: {}/n}}\n", scene.source.host(), scene.target.host());
+    fixture.source.push("other", "1", &imgsync_tests::images::single("other"));
+    let other = format!("rules:\n- {{from: {}/other, to: {}/n}}\n", fixture.source.host(), fixture.target.host());
     run(&other).await;
-    let mut left = keys(&scene.cluster.store);
+    let mut left = keys(&fixture.cluster.store);
     for _ in 0..50 {
         if left.len() < noted.len() {
             break;
         }
         run(&other).await;
-        left = keys(&scene.cluster.store);
+        left = keys(&fixture.cluster.store);
     }
     // Records of the other rule: its pair, the names of its source and target, and the list of sources.
     assert_eq!(left.len(), 4, "{left:?}, and before {noted:?}");

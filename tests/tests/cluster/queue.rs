@@ -37,7 +37,7 @@ pub(crate) fn route_messages(source: &str, number: u32) -> Vec<(Route, Message)>
 }
 
 pub(crate) fn only(block: &[(Route, Message)]) -> RouteFilter {
-    RouteFilter::Only(block.iter().map(|(lane, _)| lane.clone()).collect())
+    RouteFilter::Only(block.iter().map(|(route, _)| route.clone()).collect())
 }
 
 pub(crate) fn index(message: &Message) -> u32 {
@@ -45,11 +45,11 @@ pub(crate) fn index(message: &Message) -> u32 {
 }
 
 /// Returns the next message of these routes, and retries if the queue fails.
-pub(crate) async fn take(queue: &RabbitQueue, lanes: &RouteFilter) -> Delivery {
+pub(crate) async fn take(queue: &RabbitQueue, routes: &RouteFilter) -> Delivery {
     let never = CancellationToken::new();
     let until = Instant::now() + WAIT_TIMEOUT;
     loop {
-        match tokio::time::timeout(WAIT_TIMEOUT, queue.receive(lanes, &never)).await.expect("a delivery") {
+        match tokio::time::timeout(WAIT_TIMEOUT, queue.receive(routes, &never)).await.expect("a delivery") {
             Ok(delivery) => return delivery.unwrap(),
             Err(error) if Instant::now() > until => panic!("{error}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -69,8 +69,8 @@ pub(crate) async fn publish(queue: &RabbitQueue, block: &[(Route, Message)]) {
     }
 }
 
-pub(crate) async fn is_silent(queue: &RabbitQueue, lanes: &RouteFilter) -> bool {
-    tokio::time::timeout(Duration::from_millis(700), queue.receive(lanes, &CancellationToken::new())).await.is_err()
+pub(crate) async fn is_silent(queue: &RabbitQueue, routes: &RouteFilter) -> bool {
+    tokio::time::timeout(Duration::from_millis(700), queue.receive(routes, &CancellationToken::new())).await.is_err()
 }
 
 /// Waits until a condition holds.

@@ -116,7 +116,7 @@ async fn a_refusal_halves_the_learnt_rate_once_though_the_call_is_made_twice() {
 
 /// Makes every kind of call that a worker or a coordinator may make late.
 async fn call_late(store: &RedisStore, id: BatchId) {
-    let ticket = TaskRef { batch: id, run: 0, index: 0 };
+    let task_ref = TaskRef { batch: id, run: 0, index: 0 };
     let holder = TaskHolder { worker: "late", token: 1 };
     let pruned = PruneRecord {
         source: "gcr.io/a:v1".to_owned(),
@@ -135,7 +135,7 @@ async fn call_late(store: &RedisStore, id: BatchId) {
         store.append(id, plan_segment("0 gcr.io/a", 3)).await.map(drop),
         store.complete_plan(id).await,
         store.add_usage(id, usage(1)).await,
-        store.mark_published(id, vec![ticket]).await,
+        store.mark_published(id, vec![task_ref]).await,
         store.pause(id).await.map(drop),
         store.resume(id).await.map(drop),
         store.cancel(id).await.map(drop),
@@ -147,11 +147,11 @@ async fn call_late(store: &RedisStore, id: BatchId) {
         let error = answer.expect_err(&format!("call {number} is about a batch that is gone"));
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     }
-    assert_eq!(store.claim_task(ticket, "late", LEASE_TTL).await.unwrap(), ClaimResult::Unknown);
-    store.renew(ticket, holder, LEASE_TTL).await.unwrap();
-    store.check(ticket, holder, LEASE_TTL).await.unwrap();
-    store.finish(ticket, holder, TaskResult::Failed(failure), usage(1)).await.unwrap();
-    store.reschedule(ticket, holder, Duration::from_secs(5), true, usage(1)).await.unwrap();
+    assert_eq!(store.claim_task(task_ref, "late", LEASE_TTL).await.unwrap(), ClaimResult::Unknown);
+    store.renew(task_ref, holder, LEASE_TTL).await.unwrap();
+    store.check(task_ref, holder, LEASE_TTL).await.unwrap();
+    store.finish(task_ref, holder, TaskResult::Failed(failure), usage(1)).await.unwrap();
+    store.reschedule(task_ref, holder, Duration::from_secs(5), true, usage(1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -102,13 +102,13 @@ async fn tags_that_listings_show_unchanged_are_never_queued_and_take_less_than_8
 async fn a_message_in_one_of_fifty_routes_that_were_idle_for_a_day_is_found() {
     let broker = RabbitMq::start();
     let clock = Arc::new(ManualClock::starting_at(jiff::Timestamp::now()));
-    let roster: Arc<dyn WorkerRegistry> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
+    let worker_registry: Arc<dyn WorkerRegistry> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
     let of = |n: u32| Route::anonymous(format!("source{n}.test").parse().unwrap(), "target.test".parse().unwrap());
-    let lanes: Vec<Route> = (0..50).map(of).collect();
-    roster.record_routes(&lanes).await.unwrap();
+    let routes: Vec<Route> = (0..50).map(of).collect();
+    worker_registry.record_routes(&routes).await.unwrap();
     clock.advance(Duration::from_secs(24 * 60 * 60));
     let url = secret(&broker.url());
-    let connect = || RabbitQueue::connect(&url, roster.clone(), settings());
+    let connect = || RabbitQueue::connect(&url, worker_registry.clone(), settings());
     let (taker, publisher) = tokio::try_join!(connect(), connect()).unwrap();
     let never = tokio_util::sync::CancellationToken::new();
     let taken = tokio::spawn(async move { taker.receive(&RouteFilter::All, &never).await });

@@ -11,56 +11,56 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT, assert_sums};
 /// Fault rows 8 and 9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_ends_by_itself() {
-    let mut scene = ClusterFixture::new(4, 25).await;
-    let gate = scene.gate_tags_after(30);
-    let _workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let mut fixture = ClusterFixture::new(4, 25).await;
+    let gate = fixture.gate_tags_after(30);
+    let _workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     gate.wait_for(8).await;
-    scene.cluster.broker.kill();
+    fixture.cluster.broker.kill();
     // Running tasks end while the broker is down, and are delivered again later.
     gate.open();
-    scene.target.wait_until(|target| target.tags_in_all() >= 38, WAIT_TIMEOUT).await;
-    scene.cluster.broker.restart();
+    fixture.target.wait_until(|target| target.tags_in_all() >= 38, WAIT_TIMEOUT).await;
+    fixture.cluster.broker.restart();
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/copied"), 100);
-    for (repository, tag, _) in &scene.images {
-        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    for (repository, tag, _) in &fixture.images {
+        assert_eq!(fixture.puts(repository, tag), 1, "{repository}:{tag} is written once");
     }
 }
 
 /// Fault row 12.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_missing() {
-    let scene = ClusterFixture::new(4, 25).await;
-    let gate = scene.gate_tags_after(20);
-    let _workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let fixture = ClusterFixture::new(4, 25).await;
+    let gate = fixture.gate_tags_after(20);
+    let _workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     gate.wait_for(8).await;
-    let queues = scene.cluster.broker.ctl(&["list_queues", "name", "--no-table-headers"]);
-    let lanes: Vec<&str> = queues.lines().filter(|line| line.starts_with("w.")).collect();
-    assert_eq!(lanes.len(), 1, "{queues}");
-    scene.cluster.broker.ctl(&["delete_queue", lanes[0]]);
+    let queues = fixture.cluster.broker.ctl(&["list_queues", "name", "--no-table-headers"]);
+    let routes: Vec<&str> = queues.lines().filter(|line| line.starts_with("w.")).collect();
+    assert_eq!(routes.len(), 1, "{queues}");
+    fixture.cluster.broker.ctl(&["delete_queue", routes[0]]);
     gate.open();
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
 }
 
 /// Fault row 19.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_are_exact() {
-    let mut scene = ClusterFixture::new(4, 25).await;
-    let gate = scene.gate_tags_after(30);
-    let workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let mut fixture = ClusterFixture::new(4, 25).await;
+    let gate = fixture.gate_tags_after(30);
+    let workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     gate.wait_for(8).await;
-    scene.cluster.store.kill();
+    fixture.cluster.store.kill();
     // Running tasks write their tags, and cannot record them before the store is back.
     gate.open();
-    scene.target.wait_until(|target| target.tags_in_all() >= 38, WAIT_TIMEOUT).await;
-    scene.cluster.store.restart();
+    fixture.target.wait_until(|target| target.tags_in_all() >= 38, WAIT_TIMEOUT).await;
+    fixture.cluster.store.restart();
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/copied"), 100);
     for worker in &workers {
         assert!(worker.is_running(), "{}", worker.stderr());
@@ -71,42 +71,42 @@ async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_ar
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total() {
     let options = RedisServerOptions { fsync_every_second: true, ..RedisServerOptions::default() };
-    let mut scene = ClusterFixture::with_cluster(TestCluster::start_with("", options), 4, 50).await;
-    let _workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let mut fixture = ClusterFixture::with_cluster(TestCluster::start_with("", options), 4, 50).await;
+    let _workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     for tags in [30, 90, 150] {
-        scene.target.wait_until(|target| target.tags_in_all() >= tags, WAIT_TIMEOUT).await;
-        scene.cluster.store.kill();
-        scene.cluster.store.restart();
+        fixture.target.wait_until(|target| target.tags_in_all() >= tags, WAIT_TIMEOUT).await;
+        fixture.cluster.store.kill();
+        fixture.cluster.store.restart();
     }
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
 }
 
 /// Fault row 21.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice() {
-    let mut scene = ClusterFixture::new(4, 10).await;
-    let large = scene.add_large("r00", "large", 4 << 20);
-    let gate = scene.gate_tags_after(20);
-    let workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let mut fixture = ClusterFixture::new(4, 10).await;
+    let large = fixture.add_large("r00", "large", 4 << 20);
+    let gate = fixture.gate_tags_after(20);
+    let workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     gate.wait_for(8).await;
-    scene.cluster.store.command(&["FLUSHALL"]);
+    fixture.cluster.store.command(&["FLUSHALL"]);
     gate.open();
     let ended = run.wait().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("the store has lost it"), "{}", ended.stderr);
     assert!(ended.stderr.contains("run the rules again"), "what to do is said: {}", ended.stderr);
-    let again = scene.run().wait().await;
-    scene.assert_ended_whole(&again);
-    for (repository, tag, _) in &scene.images {
-        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    let again = fixture.run().wait().await;
+    fixture.assert_ended_whole(&again);
+    for (repository, tag, _) in &fixture.images {
+        assert_eq!(fixture.puts(repository, tag), 1, "{repository}:{tag} is written once");
     }
-    let uploads = scene.target.requests_of_kind(RequestType::UploadPut);
+    let uploads = fixture.target.requests_of_kind(RequestType::UploadPut);
     let large = uploads.iter().filter(|put| put.status == Some(201) && put.reference.as_deref() == Some(&large));
     assert_eq!(large.count(), 1);
-    let later = scene.cluster.wait_for_batch(|shown| shown["state"] == "done", Duration::from_secs(10)).await;
+    let later = fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", Duration::from_secs(10)).await;
     assert_sums(&later);
     let lost: usize = workers.iter().map(|worker| worker.stderr().matches("has lost batch").count()).sum();
     assert!(lost > 0, "the workers say so too");

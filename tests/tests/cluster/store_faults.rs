@@ -62,8 +62,8 @@ fn start_server(more: &[&str]) -> RedisServer {
 }
 
 #[track_caller]
-fn assert_says(error: &Error, class: ErrorKind, code: &str) {
-    assert!(error.kind() == class && error.message().contains(code) && error.hint().is_some(), "{error}");
+fn assert_says(error: &Error, kind: ErrorKind, code: &str) {
+    assert!(error.kind() == kind && error.message().contains(code) && error.hint().is_some(), "{error}");
 }
 
 /// Asserts that writes wait while the server refuses them with this code, and complete afterwards.
@@ -262,18 +262,18 @@ async fn a_login_that_was_good_is_tried_again_when_it_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_waits_for_replicas_and_no_task_goes_round_the_retry_queues() {
-    let scene = ClusterFixture::new(4, 25).await;
-    let gate = scene.gate_tags_after(5);
-    let workers = scene.cluster.start_workers(2, 4).await;
-    let mut run = scene.run();
+    let fixture = ClusterFixture::new(4, 25).await;
+    let gate = fixture.gate_tags_after(5);
+    let workers = fixture.cluster.start_workers(2, 4).await;
+    let mut run = fixture.run();
     gate.wait_for(8).await;
-    let store = &scene.cluster.store;
+    let store = &fixture.cluster.store;
     store.set("min-replicas-to-write", "1");
     gate.open();
     // Both workers, the run and all of their slots have met it by then.
     until("writes are refused", WAIT_TIMEOUT, || store.errors("NOREPLICAS") >= 60).await;
     run.wait_for_line(|line| line.contains("too few replicas"), WAIT_TIMEOUT).await;
-    let queues = scene.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
+    let queues = fixture.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
     let retrying = queues.lines().filter(|line| line.starts_with("sync.retry") && !line.ends_with("\t0"));
     assert_eq!(retrying.collect::<Vec<_>>(), Vec::<&str>::new());
     assert!(run.is_running());
@@ -282,28 +282,28 @@ async fn a_batch_waits_for_replicas_and_no_task_goes_round_the_retry_queues() {
     }
     store.set("min-replicas-to-write", "0");
     let ended = run.wait().await;
-    scene.assert_ended_whole(&ended);
+    fixture.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/copied"), 100);
-    for (repository, tag, _) in &scene.images {
-        assert_eq!(scene.puts(repository, tag), 1, "{repository}:{tag} is written once");
+    for (repository, tag, _) in &fixture.images {
+        assert_eq!(fixture.puts(repository, tag), 1, "{repository}:{tag} is written once");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_store_can_be_looked_at_and_a_new_run_waits_for_memory() {
-    let scene = ClusterFixture::with_cluster(TestCluster::start(), 2, 5).await;
-    let _workers = scene.cluster.start_workers(1, 4).await;
-    scene.assert_ended_whole(&scene.run().wait().await);
-    let store = &scene.cluster.store;
+    let fixture = ClusterFixture::with_cluster(TestCluster::start(), 2, 5).await;
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    fixture.assert_ended_whole(&fixture.run().wait().await);
+    let store = &fixture.cluster.store;
     store.command(&["DEL", "imgsync:version"]);
     store.set("maxmemory", "1");
     for command in [&["batch", "list"][..], &["batch", "show"], &["batch", "report"], &["cache", "export"]] {
-        scene.cluster.imgsync("").args(command).run().await.assert_code(0);
+        fixture.cluster.imgsync("").args(command).run().await.assert_code(0);
     }
-    let mut run = scene.run();
+    let mut run = fixture.run();
     let said = run.wait_for_line(|line| line.contains("out of memory"), WAIT_TIMEOUT).await;
     assert!(said.contains("maxmemory-policy volatile-lru"), "what to do is said: {said}");
     assert!(run.is_running());
     store.set("maxmemory", "0");
-    scene.assert_ended_whole(&run.wait().await);
+    fixture.assert_ended_whole(&run.wait().await);
 }

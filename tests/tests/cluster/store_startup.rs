@@ -71,11 +71,11 @@ async fn a_sentinel_is_refused() {
 async fn what_a_user_may_not_ask_is_said_and_the_work_goes_on() {
     let rights = "user imgsync on >secret resetchannels ~imgsync:* +@all -@admin -@dangerous";
     let store = RedisServerOptions { extra_config: vec![rights.to_owned()], ..RedisServerOptions::default() };
-    let scene = ClusterFixture::with_cluster(TestCluster::start_with("", store), 1, 3).await;
-    let _workers = scene.cluster.start_workers(1, 2).await;
-    let url = format!("redis://imgsync:secret@127.0.0.1:{}", scene.cluster.store.port());
-    let run = scene.cluster.imgsync(&scene.config).env("IMGSYNC_STORE", url).args(["run", "--json"]).run().await;
-    scene.assert_ended_whole(&run);
+    let fixture = ClusterFixture::with_cluster(TestCluster::start_with("", store), 1, 3).await;
+    let _workers = fixture.cluster.start_workers(1, 2).await;
+    let url = format!("redis://imgsync:secret@127.0.0.1:{}", fixture.cluster.store.port());
+    let run = fixture.cluster.imgsync(&fixture.config).env("IMGSYNC_STORE", url).args(["run", "--json"]).run().await;
+    fixture.assert_ended_whole(&run);
     assert!(run.stderr.contains("not checked") && run.stderr.contains("+info"), "{}", run.stderr);
     assert!(!run.stderr.contains("secret"), "{}", run.stderr);
 }
@@ -99,16 +99,16 @@ async fn a_worker_waits_for_a_master_as_long_as_it_is_told_to() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_says_that_it_waits_for_a_master_and_begins_when_there_is_one() {
-    let (scene, master) = (ClusterFixture::new(1, 3).await, RedisServer::start());
-    let _workers = scene.cluster.start_workers(1, 2).await;
-    scene.cluster.store.replicate_from(&master);
+    let (fixture, master) = (ClusterFixture::new(1, 3).await, RedisServer::start());
+    let _workers = fixture.cluster.start_workers(1, 2).await;
+    fixture.cluster.store.replicate_from(&master);
     // Commands that only read report it at once.
-    let looked = scene.cluster.imgsync("").args(["batch", "list"]).run().await;
+    let looked = fixture.cluster.imgsync("").args(["batch", "list"]).run().await;
     assert!(looked.code != Some(0) && looked.stderr.contains("read-only replica"), "{}", looked.stderr);
-    let mut run = scene.run();
+    let mut run = fixture.run();
     run.wait_for_line(|line| line.contains("read-only replica"), WAIT_TIMEOUT).await;
-    scene.cluster.store.promote();
-    scene.assert_ended_whole(&run.wait().await);
+    fixture.cluster.store.promote();
+    fixture.assert_ended_whole(&run.wait().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

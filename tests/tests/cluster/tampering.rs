@@ -85,7 +85,7 @@ async fn a_segment_that_was_altered_moved_or_copied_is_never_dispatched() {
     let (other, foreign) = (plan(&ours, &["a", "b"]).await, plan(&theirs, &["a", "b"]).await);
     let unsigned = plan(&open(&server.url(), None).await, &["a", "b"]).await;
     let p = |batch: BatchId| format!("imgsync:{{{batch}}}:p");
-    let mut tried = 0;
+    let mut operation = 0;
     for (what, script) in [
         (
             "a byte of it is another",
@@ -120,9 +120,9 @@ async fn a_segment_that_was_altered_moved_or_copied_is_never_dispatched() {
         alter(&server, script, &[&p(batch), &p(other), &p(foreign), &p(unsigned)]);
         assert_altered(&fresh().await.list_unpublished(batch, 0, 10).await.unwrap_err());
         assert_altered(&fresh().await.tasks(batch, None, 0, 10).await.unwrap_err());
-        tried += 1;
+        operation += 1;
     }
-    assert_eq!(tried, 10);
+    assert_eq!(operation, 10);
     // Untouched data still works, and without a key nothing is verified.
     assert_eq!(open(&server.url(), Some(KEY)).await.list_unpublished(other, 0, 10).await.unwrap().len(), 2);
     assert_eq!(open(&server.url(), None).await.list_unpublished(other, 0, 10).await.unwrap().len(), 2);
@@ -133,16 +133,16 @@ async fn failures_of_an_altered_plan_are_not_requeued() {
     let server = RedisServer::start();
     let store = open(&server.url(), Some(KEY)).await;
     let batch = plan(&store, &["a"]).await;
-    let ticket = imgsync_common::batch::TaskRef { batch, run: 0, index: 0 };
+    let task_ref = imgsync_common::batch::TaskRef { batch, run: 0, index: 0 };
     let imgsync_common::store::ClaimResult::Claimed { token, .. } =
-        store.claim_task(ticket, "w", imgsync_common::store::LEASE_TTL).await.unwrap()
+        store.claim_task(task_ref, "w", imgsync_common::store::LEASE_TTL).await.unwrap()
     else {
         panic!("nobody else has it");
     };
     let failure = imgsync_common::batch::Failure::new(ErrorKind::Denied, "no", 1);
-    let verdict = imgsync_common::batch::TaskResult::Failed(failure);
+    let result = imgsync_common::batch::TaskResult::Failed(failure);
     let holder = imgsync_common::store::TaskHolder { worker: "w", token };
-    store.finish(ticket, holder, verdict, imgsync_common::store::Usage::default()).await.unwrap();
+    store.finish(task_ref, holder, result, imgsync_common::store::Usage::default()).await.unwrap();
     let base = format!("imgsync:{{{batch}}}");
     alter(&server, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base]);
     assert_altered(&store.requeue(batch, RequeueFilter::default()).await.unwrap_err());
@@ -300,11 +300,11 @@ fn keyed(program: Imgsync) -> Imgsync {
 }
 
 /// Plans a batch of the fixture's images and leaves it.
-async fn planned_batch(scene: &ClusterFixture, store: &RedisStore) -> BatchId {
+async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore) -> BatchId {
     let id = plan_open(store).await;
-    let tasks = scene.images.iter().map(|(repository, tag, _)| {
-        let source = tag_locator(&scene.source.host(), repository, tag);
-        let target = tag_locator(&scene.target.host(), &format!("m/{repository}"), tag);
+    let tasks = fixture.images.iter().map(|(repository, tag, _)| {
+        let source = tag_locator(&fixture.source.host(), repository, tag);
+        let target = tag_locator(&fixture.target.host(), &format!("m/{repository}"), tag);
         (TaskSpec { rule: 0, source, digest: None, target, digest_tags: DigestTagHints::default() }, None)
     });
     let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
@@ -315,41 +315,41 @@ async fn planned_batch(scene: &ClusterFixture, store: &RedisStore) -> BatchId {
 
 #[tokio::test]
 async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of_it() {
-    let scene = ClusterFixture::new(1, 4).await;
-    let url = scene.cluster.store.url();
+    let fixture = ClusterFixture::new(1, 4).await;
+    let url = fixture.cluster.store.url();
     let store = open(&url, Some(KEY)).await;
-    let worker = keyed(scene.cluster.worker("")).spawn();
+    let worker = keyed(fixture.cluster.worker("")).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     // The unaltered batch is copied.
-    let whole = planned_batch(&scene, &store).await.to_string();
-    let resume = |id: &str| keyed(scene.cluster.imgsync(&scene.config)).args(["batch", "resume", id, "--json"]);
+    let whole = planned_batch(&fixture, &store).await.to_string();
+    let resume = |id: &str| keyed(fixture.cluster.imgsync(&fixture.config)).args(["batch", "resume", id, "--json"]);
     let ended = resume(&whole).run().await.assert_code(0).json();
     assert_eq!(number(&ended, "/counts/copied") + number(&ended, "/counts/unchanged"), 4, "{ended}");
 
     // A plan written without the key replaces ours and names another target repository.
-    let id = planned_batch(&scene, &store).await;
+    let id = planned_batch(&fixture, &store).await;
     let evil = plan_open(&open(&url, None).await).await;
     let unsigned = open(&url, None).await;
-    let tasks = scene.images.iter().map(|(repository, tag, _)| {
-        let source = tag_locator(&scene.source.host(), repository, tag);
-        let target = tag_locator(&scene.target.host(), "production/app", tag);
+    let tasks = fixture.images.iter().map(|(repository, tag, _)| {
+        let source = tag_locator(&fixture.source.host(), repository, tag);
+        let target = tag_locator(&fixture.target.host(), "production/app", tag);
         (TaskSpec { rule: 0, source, digest: None, target, digest_tags: DigestTagHints::default() }, None)
     });
     let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
     unsigned.append(evil, sealed).await.unwrap();
     let keys = [format!("imgsync:{{{id}}}:p"), format!("imgsync:{{{evil}}}:p")];
     alter(
-        &scene.cluster.store,
+        &fixture.cluster.store,
         "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[2], 0))",
         &[&keys[0], &keys[1]],
     );
-    scene.target.clear_requests();
+    fixture.target.clear_requests();
     let refused = resume(&id.to_string()).run().await.assert_code(3);
     assert!(refused.stderr.contains(ALTERED_MESSAGE), "{}", refused.stderr);
-    assert_eq!(scene.target.total(), 0, "nothing was asked of the target");
-    let queues = scene.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
+    assert_eq!(fixture.target.total(), 0, "nothing was asked of the target");
+    let queues = fixture.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
     assert!(queues.lines().all(|line| !line.starts_with("w.") || line.ends_with("\t0")), "{queues}");
-    let shown = keyed(scene.cluster.imgsync("")).args(["batch", "show", &id.to_string(), "--json"]).run().await;
+    let shown = keyed(fixture.cluster.imgsync("")).args(["batch", "show", &id.to_string(), "--json"]).run().await;
     let shown = shown.json();
     assert_eq!(shown["state"], "cancelled", "{shown}");
     assert_eq!(number(&shown, "/counts/cancelled"), 4, "{shown}");
@@ -361,16 +361,19 @@ async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of
 
 #[tokio::test]
 async fn a_coordinator_stops_an_altered_batch_reports_it_and_leads_others() {
-    let scene = ClusterFixture::new(1, 2).await;
-    let store = open(&scene.cluster.store.url(), Some(KEY)).await;
-    let (plan, options, whole) =
-        (planned_batch(&scene, &store).await, planned_batch(&scene, &store).await, planned_batch(&scene, &store).await);
+    let fixture = ClusterFixture::new(1, 2).await;
+    let store = open(&fixture.cluster.store.url(), Some(KEY)).await;
+    let (plan, options, whole) = (
+        planned_batch(&fixture, &store).await,
+        planned_batch(&fixture, &store).await,
+        planned_batch(&fixture, &store).await,
+    );
     let base = |batch: BatchId| format!("imgsync:{{{batch}}}");
-    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base(plan)]);
-    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1], 'options', '{}')", &[&base(options)]);
-    let worker = keyed(scene.cluster.worker("")).spawn();
+    alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base(plan)]);
+    alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1], 'options', '{}')", &[&base(options)]);
+    let worker = keyed(fixture.cluster.worker("")).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
-    let serve = keyed(scene.cluster.imgsync("")).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    let serve = keyed(fixture.cluster.imgsync("")).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     for id in [plan, options] {
         let wanted = format!("batch {id} is not led any more");
         serve.wait_for_line(|line| line.contains(&wanted) && line.contains(ALTERED_MESSAGE), WAIT_TIMEOUT).await;
@@ -381,15 +384,16 @@ async fn a_coordinator_stops_an_altered_batch_reports_it_and_leads_others() {
         assert!(started.elapsed() < WAIT_TIMEOUT, "{}", serve.stderr());
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    scene.assert_target();
+    fixture.assert_target();
 }
 
 #[tokio::test]
 async fn a_worker_copies_nothing_by_options_that_were_altered_since_its_message_was_signed() {
-    let scene = ClusterFixture::new(1, 3).await;
-    let store = open(&scene.cluster.store.url(), Some(KEY)).await;
-    let id = planned_batch(&scene, &store).await;
-    let mut feeding = keyed(scene.cluster.imgsync(&scene.config)).args(["batch", "resume", &id.to_string()]).spawn();
+    let fixture = ClusterFixture::new(1, 3).await;
+    let store = open(&fixture.cluster.store.url(), Some(KEY)).await;
+    let id = planned_batch(&fixture, &store).await;
+    let mut feeding =
+        keyed(fixture.cluster.imgsync(&fixture.config)).args(["batch", "resume", &id.to_string()]).spawn();
     let started = std::time::Instant::now();
     while store.batch(id).await.unwrap().is_none_or(|batch| batch.queued != 3) {
         assert!(started.elapsed() < WAIT_TIMEOUT, "{}", feeding.stderr());
@@ -399,17 +403,17 @@ async fn a_worker_copies_nothing_by_options_that_were_altered_since_its_message_
     let weaker = BatchOptions { rules: vec![RuleOptions::default()], force: true, ..BatchOptions::default() }.encode();
     let before = store.batch(id).await.unwrap().unwrap().options;
     let base = format!("imgsync:{{{id}}}");
-    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base, &weaker]);
-    scene.target.clear_requests();
-    let _worker = keyed(scene.cluster.worker("")).spawn();
+    alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base, &weaker]);
+    fixture.target.clear_requests();
+    let _worker = keyed(fixture.cluster.worker("")).spawn();
     let failed = format!("s{}", TaskState::Failed.code());
     let started = std::time::Instant::now();
-    while scene.cluster.store.command(&["HGET", &base, &failed]) != "$1\r\n3\r\n" {
+    while fixture.cluster.store.command(&["HGET", &base, &failed]) != "$1\r\n3\r\n" {
         assert!(started.elapsed() < WAIT_TIMEOUT, "the tasks end");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    assert_eq!(scene.target.total(), 0, "nothing was asked of the target");
-    alter(&scene.cluster.store, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base, &before]);
+    assert_eq!(fixture.target.total(), 0, "nothing was asked of the target");
+    alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1], 'options', ARGV[2])", &[&base, &before]);
     let failures = store.failures(id, 0, 10).await.unwrap();
     assert!(failures.iter().all(|failed| failed.failure.kind == ErrorKind::Insecure), "{failures:?}");
     assert!(failures[0].failure.error.contains(ALTERED_MESSAGE), "{failures:?}");
@@ -417,38 +421,38 @@ async fn a_worker_copies_nothing_by_options_that_were_altered_since_its_message_
 
 #[tokio::test]
 async fn a_tag_with_forged_provenance_is_never_pruned() {
-    let scene = ClusterFixture::new(1, 0).await;
+    let fixture = ClusterFixture::new(1, 0).await;
     let image = |name: &str| TestImage::single(&format!("altered-{name}")).build();
     for tag in ["1", "2", "3", "4"] {
-        scene.source.push("app", tag, &image(tag));
+        fixture.source.push("app", tag, &image(tag));
     }
-    scene.target.push("m/app", "by-hand", &image("by-hand"));
+    fixture.target.push("m/app", "by-hand", &image("by-hand"));
     let config = format!(
         "rules:\n- {{from: {}/app, to: {}/m, naming: keep, prune: {{keep_days: 0, limit: 50%}}}}\n",
-        scene.source.host(),
-        scene.target.host()
+        fixture.source.host(),
+        fixture.target.host()
     );
-    let worker = keyed(scene.cluster.worker("")).spawn();
+    let worker = keyed(fixture.cluster.worker("")).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     let run = async || {
-        let run = keyed(scene.cluster.imgsync(&config)).args(["run", "--json"]).run().await;
+        let run = keyed(fixture.cluster.imgsync(&config)).args(["run", "--json"]).run().await;
         run.assert_code(0).json()
     };
     assert_eq!(number(&run().await, "/counts/copied"), 4);
     // One tag is gone at the source, the record of another is altered, and a forged record claims a manually pushed
     // tag.
-    scene.source.delete_tag("app", "1");
-    scene.source.delete_tag("app", "2");
-    let by_hand = scene.target.tag_digest("m/app", "by-hand").unwrap();
-    let unsigned = open(&scene.cluster.store.url(), None).await;
-    let source = |tag: &str| tag_locator(&scene.source.host(), "app", tag);
-    let target = |tag: &str| tag_locator(&scene.target.host(), "m/app", tag);
+    fixture.source.delete_tag("app", "1");
+    fixture.source.delete_tag("app", "2");
+    let by_hand = fixture.target.tag_digest("m/app", "by-hand").unwrap();
+    let unsigned = open(&fixture.cluster.store.url(), None).await;
+    let source = |tag: &str| tag_locator(&fixture.source.host(), "app", tag);
+    let target = |tag: &str| tag_locator(&fixture.target.host(), "m/app", tag);
     unsigned.record_provenance(&source("by-hand"), &target("by-hand"), &by_hand.parse().unwrap()).await.unwrap();
-    let second = scene.target.tag_digest("m/app", "2").unwrap();
+    let second = fixture.target.tag_digest("m/app", "2").unwrap();
     unsigned.record_provenance(&source("2"), &target("2"), &second.parse().unwrap()).await.unwrap();
-    let dry = keyed(scene.cluster.imgsync(&config)).args(["run", "--dry-run"]).run().await.assert_code(0);
+    let dry = keyed(fixture.cluster.imgsync(&config)).args(["run", "--dry-run"]).run().await.assert_code(0);
     assert!(dry.stderr.contains("2 tags are gone at the source, and left"), "{}", dry.stderr);
-    scene.target.clear_requests();
+    fixture.target.clear_requests();
     let again = run().await;
     let outcome = |tag: &str| {
         let lines = again["pruned"].as_array().unwrap();
@@ -459,7 +463,7 @@ async fn a_tag_with_forged_provenance_is_never_pruned() {
     for tag in ["2", "by-hand"] {
         let (outcome, reason) = outcome(tag).unwrap();
         assert!(outcome == "left" && reason.contains("cluster.key"), "{tag}: {reason}");
-        assert!(scene.target.tag_digest("m/app", tag).is_some(), "{tag}");
+        assert!(fixture.target.tag_digest("m/app", tag).is_some(), "{tag}");
     }
-    assert_eq!(scene.target.count(RequestType::ManifestDelete), 1);
+    assert_eq!(fixture.target.count(RequestType::ManifestDelete), 1);
 }

@@ -181,15 +181,15 @@ async fn fixture(task: Operation, kind: RequestType) -> (WaitFixture, Imgsync) {
 }
 
 /// Adds the fault. Returns the registry that has it.
-fn inject_fault(scene: &WaitFixture, wait: Wait, actions: Vec<FaultAction>) -> &FaultRegistry {
+fn inject_fault(fixture: &WaitFixture, wait: Wait, actions: Vec<FaultAction>) -> &FaultRegistry {
     let (task, end, kind, _) = wait;
     let registry = match (task, end) {
-        (Operation::CopyFromElsewhere, _) => &scene.elsewhere,
-        (_, FaultySide::Source) => &scene.source,
-        (_, FaultySide::Target) => &scene.target,
+        (Operation::CopyFromElsewhere, _) => &fixture.elsewhere,
+        (_, FaultySide::Source) => &fixture.source,
+        (_, FaultySide::Target) => &fixture.target,
     };
     let what = match (task, kind) {
-        (_, RequestType::BlobGet) => RequestMatcher::kind(kind).reference(&scene.image.largest_blob()),
+        (_, RequestType::BlobGet) => RequestMatcher::kind(kind).reference(&fixture.image.largest_blob()),
         (LARGE, RequestType::UploadPut) => RequestMatcher::kind(kind).when(|request| {
             request.header("content-length").and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > MIB)
         }),
@@ -202,8 +202,8 @@ fn inject_fault(scene: &WaitFixture, wait: Wait, actions: Vec<FaultAction>) -> &
 async fn is_given_up(wait: Wait, fault: WaitFault) -> Option<String> {
     let actions = actions(wait, fault)?;
     let (task, end, kind, part) = wait;
-    let (scene, program) = fixture(task, kind).await;
-    let registry = inject_fault(&scene, wait, actions);
+    let (fixture, program) = fixture(task, kind).await;
+    let registry = inject_fault(&fixture, wait, actions);
     let output = program.args(["--attempts", "1", "--stall-timeout", STALL_TIMEOUT]).limit(GIVE_UP_TIMEOUT).run().await;
     let reached = registry.count_where(|request| request.kind == kind) > 0;
     // A response whose rest is already known does not fail the copy, a mount is optional, and without a usable vendor
@@ -236,8 +236,8 @@ async fn every_read_and_write_that_stalls_drips_or_never_ends_is_given_up() {
 async fn ends_at_ctrl_c(wait: Wait, fault: WaitFault) -> Option<String> {
     let actions = actions(wait, fault)?;
     let (task, _, kind, _) = wait;
-    let (scene, program) = fixture(task, kind).await;
-    let registry = inject_fault(&scene, wait, actions);
+    let (fixture, program) = fixture(task, kind).await;
+    let registry = inject_fault(&fixture, wait, actions);
     let mut running = program.limit(GIVE_UP_TIMEOUT).spawn();
     registry.wait_until(|registry| registry.count_where(|request| request.kind == kind) > 0, GIVE_UP_TIMEOUT).await;
     // In the middle of a dripping transfer.

@@ -65,12 +65,12 @@ async fn push(played: &RunningProfile, program: &Imgsync, secrets: [&str; 2], co
 async fn ecr_login_gives_passwords_of_twelve_hours() {
     let mut profile = named("ECR");
     profile.login = ProfileLogin::None;
-    let played = profile.start().await;
-    let program = played.configure(Imgsync::new());
-    let host = played.profile.registry;
+    let running = profile.start().await;
+    let program = running.configure(Imgsync::new());
+    let host = running.profile.registry;
     let answer = format!(r#"{{"ServerURL":"https://{host}","Username":"AWS","Secret":"$secret"}}"#);
     helper(&program, "ecr-login", host, &answer);
-    push(&played, &program, ["twelve-hours", "twelve-more"], &json!({"credsStore": "ecr-login"})).await;
+    push(&running, &program, ["twelve-hours", "twelve-more"], &json!({"credsStore": "ecr-login"})).await;
 }
 
 #[tokio::test]
@@ -89,12 +89,12 @@ async fn gcloud_gives_access_tokens_of_an_hour() {
             ..Quirks::default()
         })
     };
-    let played = profile.start().await;
-    let program = played.configure(Imgsync::new());
-    let host = played.profile.registry;
+    let running = profile.start().await;
+    let program = running.configure(Imgsync::new());
+    let host = running.profile.registry;
     helper(&program, "gcloud", host, "{\n  \"Secret\": \"$secret\",\n  \"Username\": \"_dcgcloud_token\"\n}");
     let config = json!({"credHelpers": {"gcr.io": "gcloud", "europe-docker.pkg.dev": "gcloud"}});
-    push(&played, &program, ["ya29.first", "ya29.next"], &config).await;
+    push(&running, &program, ["ya29.first", "ya29.next"], &config).await;
 }
 
 #[tokio::test]
@@ -116,15 +116,15 @@ async fn acr_env_gives_refresh_tokens_of_three_hours_under_the_name_of_nobody() 
                 ..Quirks::default()
             })
         };
-        let played = profile.start().await;
-        let program = played.configure(Imgsync::new());
-        let host = played.profile.registry;
+        let running = profile.start().await;
+        let program = running.configure(Imgsync::new());
+        let host = running.profile.registry;
         helper(&program, "acr-env", host, &format!("{{\"Username\":\"{user}\",\"Secret\":\"$secret\"}}"));
         let config = json!({"credHelpers": {host: "acr-env"}});
-        push(&played, &program, ["refresh-1", "refresh-2"], &config).await;
+        push(&running, &program, ["refresh-1", "refresh-2"], &config).await;
         let posts =
-            played.registry.count_where(|request| request.kind == RequestType::Token && request.method == "POST");
-        assert_eq!(posts > 0, user == "<token>", "{}", played.registry.describe_requests());
+            running.registry.count_where(|request| request.kind == RequestType::Token && request.method == "POST");
+        assert_eq!(posts > 0, user == "<token>", "{}", running.registry.describe_requests());
     }
 }
 
@@ -133,15 +133,15 @@ async fn a_wrong_password_of_a_helper_is_asked_for_no_more_often_than_once_a_sec
     let source = FaultRegistry::start().await;
     let mut profile = named("GCR, Artifact Registry");
     profile.login = ProfileLogin::None;
-    let played = profile.start().await;
-    let program = played.configure(Imgsync::new());
-    let host = played.profile.registry;
+    let running = profile.start().await;
+    let program = running.configure(Imgsync::new());
+    let host = running.profile.registry;
     helper(&program, "gcloud", host, r#"{"Secret": "$secret", "Username": "_dcgcloud_token"}"#);
     program.file("secret", "wrong");
     program.write_docker_json(&json!({"credHelpers": {host: "gcloud"}}));
     let image = images::multi_platform("wrong");
     source.push("a", "1", &image);
-    let sync = program.again().args(["sync", &format!("{}/a:1", source.host()), &played.reference("1"), "--json"]);
+    let sync = program.again().args(["sync", &format!("{}/a:1", source.host()), &running.reference("1"), "--json"]);
     let output = sync.run().await.assert_code(1);
     assert_eq!(output.json()["class"], "denied", "{output:?}");
     assert!(output.stderr.contains("check the user and password"), "{}", output.stderr);

@@ -15,8 +15,8 @@ use super::client::{client, repository};
 const RUN_TIMEOUT: Duration = Duration::from_secs(90);
 
 async fn registry_with_max_in_flight(most: u64, status: u16) -> FaultRegistry {
-    let habits = Quirks { max_in_flight: Some((most, status)), ..Quirks::default() };
-    FaultRegistry::builder().latency(Duration::from_millis(15)).quirks(habits).start().await
+    let quirks = Quirks { max_in_flight: Some((most, status)), ..Quirks::default() };
+    FaultRegistry::builder().latency(Duration::from_millis(15)).quirks(quirks).start().await
 }
 
 fn refused(registry: &FaultRegistry) -> u64 {

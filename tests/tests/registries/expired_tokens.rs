@@ -35,12 +35,12 @@ async fn upload(repository: &Repository, wait: Duration) -> Result<(), Error> {
 
 #[tokio::test]
 async fn a_refusal_at_the_end_of_a_long_upload_is_the_registrys_last_word() {
-    for (status, class) in [(403, ErrorKind::Denied), (400, ErrorKind::Refused)] {
+    for (status, kind) in [(403, ErrorKind::Denied), (400, ErrorKind::Refused)] {
         let (registry, repository) = registry().await;
         let refusal = FaultAction::error(status, "QUOTA");
         registry.on(RequestType::UploadPut).always().act_all([FaultAction::Delay(TOKEN_AGE * 2), refusal]);
         let error = upload(&repository, Duration::ZERO).await.unwrap_err();
-        assert_eq!(error.kind(), class, "{error}");
+        assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains("as the test asked for"), "{error}");
         assert_eq!(registry.count(RequestType::Token), 1, "the token was young when it was sent");
     }

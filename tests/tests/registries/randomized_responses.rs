@@ -18,8 +18,8 @@ fn number(name: &str) -> Option<u64> {
 
 async fn registry(seed: u64, repository: &str) -> FaultRegistry {
     let vary = RandomizedResponses { seed, repository: repository.to_owned(), one_in: 4 };
-    let habits = Quirks { randomized: Some(vary), title_case: seed.is_multiple_of(2), ..Quirks::default() };
-    let builder = FaultRegistry::builder().page(2).quirks(habits);
+    let quirks = Quirks { randomized: Some(vary), title_case: seed.is_multiple_of(2), ..Quirks::default() };
+    let builder = FaultRegistry::builder().page(2).quirks(quirks);
     let builder = if seed.is_multiple_of(3) { builder.google() } else { builder };
     if seed.is_multiple_of(5) { builder.relative_locations().start().await } else { builder.start().await }
 }

@@ -23,9 +23,9 @@ impl CreationFixture {
     async fn new(name: &str) -> CreationFixture {
         let profile = registry_profiles::all().into_iter().find(|one| one.name == name).unwrap();
         let (one, other) = (profile.repository, profile.other_repository);
-        let played = profile.start().await;
+        let running = profile.start().await;
         for made in [one, other] {
-            played.registry.delete_repository(made);
+            running.registry.delete_repository(made);
         }
         let source = FaultRegistry::start().await;
         let mut images = Vec::new();
@@ -37,7 +37,7 @@ impl CreationFixture {
                 images.push((format!("mirror/{app}:{tag}"), image));
             }
         }
-        CreationFixture { profile: played, source, images }
+        CreationFixture { profile: running, source, images }
     }
 
     fn registry(&self) -> &'static str {
@@ -88,66 +88,66 @@ fn assert_no_secret(output: &Output) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn repositories_of_ecr_are_made_once_each_and_no_attempt_is_spent() {
-    let scene = CreationFixture::new("ECR").await;
-    let output = with_keys(scene.program("create: true")).run().await.assert_code(0);
+    let fixture = CreationFixture::new("ECR").await;
+    let output = with_keys(fixture.program("create: true")).run().await.assert_code(0);
     assert_no_secret(&output);
     assert_eq!(output.json()["counts"]["copied"], 6, "{}", output.stderr);
-    scene.assert_arrived();
+    fixture.assert_arrived();
     let of = |name: &str| json!({"repositoryName": format!("mirror/{name}"), "registryId": "123456789012"});
-    assert_eq!(scene.made(), [of("one"), of("three"), of("two")], "{}", scene.profile.registry.describe_requests());
-    let again = with_keys(scene.program("create: true")).run().await.assert_code(0);
-    assert_eq!((again.json()["counts"]["unchanged"].as_u64(), scene.made().len()), (Some(6), 3));
+    assert_eq!(fixture.made(), [of("one"), of("three"), of("two")], "{}", fixture.profile.registry.describe_requests());
+    let again = with_keys(fixture.program("create: true")).run().await.assert_code(0);
+    assert_eq!((again.json()["counts"]["unchanged"].as_u64(), fixture.made().len()), (Some(6), 3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_found_in_the_shared_file_and_a_failure_that_passes_is_tried_again() {
-    let scene = CreationFixture::new("ECR").await;
+    let fixture = CreationFixture::new("ECR").await;
     let throttled = FaultAction::Status {
         code: 400,
         headers: Vec::new(),
         body: r#"{"__type":"com.amazonaws.ecr#ThrottlingException","message":"Rate exceeded"}"#.into(),
     };
-    let rule = scene.profile.registry.on(RequestMatcher::kind(RequestType::ApiCreate)).times(1).act(throttled);
-    let program = scene.program("create: true");
+    let rule = fixture.profile.registry.on(RequestMatcher::kind(RequestType::ApiCreate)).times(1).act(throttled);
+    let program = fixture.program("create: true");
     let [id, key, session] = KEYS.map(|(name, value)| format!("{} = {value}\n", name.to_ascii_lowercase()));
     let file = program.file("keys", format!("[default]\naws_access_key_id = wrong\n[mirror]\n{id}{key}{session}"));
     let program = program.env("AWS_SHARED_CREDENTIALS_FILE", file).env("AWS_PROFILE", "mirror");
     program.run().await.assert_code(0);
-    scene.assert_arrived();
-    assert_eq!((rule.hits(), scene.made().len()), (1, 4));
+    fixture.assert_arrived();
+    assert_eq!((rule.hits(), fixture.made().len()), (1, 4));
 }
 
 #[tokio::test]
 async fn who_has_only_the_helpers_password_hears_which_keys_are_missing() {
-    let scene = CreationFixture::new("ECR").await;
-    let output = scene.program("create: true").run().await.assert_code(1);
+    let fixture = CreationFixture::new("ECR").await;
+    let output = fixture.program("create: true").run().await.assert_code(1);
     let failure = &output.json()["failures"][0];
     assert_eq!(failure["class"], "denied", "{output:?}");
     assert!(output.stderr.contains("AWS_ACCESS_KEY_ID"), "{}", output.stderr);
     assert!(output.stderr.contains("aws ecr create-repository --repository-name mirror/"), "{}", output.stderr);
-    assert_eq!(scene.made().len(), 0);
+    assert_eq!(fixture.made().len(), 0);
 }
 
 #[tokio::test]
 async fn keys_that_may_not_are_refused_once_for_each_repository_with_what_to_allow() {
-    let scene = CreationFixture::new("ECR").await;
+    let fixture = CreationFixture::new("ECR").await;
     let refused = FaultAction::Status {
         code: 400,
         headers: Vec::new(),
         body: r#"{"__type":"AccessDeniedException","Message":"User: arn:aws:iam::1:user/m is not authorized"}"#.into(),
     };
-    scene.profile.registry.on(RequestMatcher::kind(RequestType::ApiCreate)).always().act(refused);
-    let output = with_keys(scene.program("create: true")).run().await.assert_code(1);
+    fixture.profile.registry.on(RequestMatcher::kind(RequestType::ApiCreate)).always().act(refused);
+    let output = with_keys(fixture.program("create: true")).run().await.assert_code(1);
     assert_eq!(output.json()["counts"]["failed"], 6, "{output:?}");
     assert!(output.stderr.contains("ecr:CreateRepository"), "{}", output.stderr);
-    assert_eq!(scene.made().len(), 3);
+    assert_eq!(fixture.made().len(), 3);
     assert_no_secret(&output);
 }
 
 #[tokio::test]
 async fn a_wrong_key_is_said_to_be_wrong() {
-    let scene = CreationFixture::new("ECR").await;
-    let program = with_keys(scene.program("create: true")).env("AWS_SECRET_ACCESS_KEY", "another");
+    let fixture = CreationFixture::new("ECR").await;
+    let program = with_keys(fixture.program("create: true")).env("AWS_SECRET_ACCESS_KEY", "another");
     let output = program.run().await.assert_code(1);
     assert!(output.stderr.contains("check the keys of AWS"), "{}", output.stderr);
     assert!(output.stderr.contains("The request signature does not match"), "{}", output.stderr);
@@ -155,12 +155,12 @@ async fn a_wrong_key_is_said_to_be_wrong() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_project_of_harbor_is_made_once_for_all_of_its_repositories() {
-    let scene = CreationFixture::new("Harbor").await;
-    let output = scene.program("create: true").run().await.assert_code(0);
+    let fixture = CreationFixture::new("Harbor").await;
+    let output = fixture.program("create: true").run().await.assert_code(0);
     assert_eq!(output.json()["counts"]["copied"], 6, "{}", output.stderr);
-    scene.assert_arrived();
+    fixture.assert_arrived();
     let project = json!({"project_name": "mirror", "metadata": {"public": "false"}});
-    assert_eq!(scene.made(), [project], "{}", scene.profile.registry.describe_requests());
+    assert_eq!(fixture.made(), [project], "{}", fixture.profile.registry.describe_requests());
     assert!(!output.stderr.contains("trying again"), "{}", output.stderr);
 }
 
@@ -168,11 +168,11 @@ async fn a_project_of_harbor_is_made_once_for_all_of_its_repositories() {
 async fn what_another_made_meanwhile_is_as_good() {
     let limit = std::time::Duration::from_secs(60);
     for name in ["ECR", "Harbor"] {
-        let scene = CreationFixture::new(name).await;
-        let registry = &scene.profile.registry;
+        let fixture = CreationFixture::new(name).await;
+        let registry = &fixture.profile.registry;
         let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
         registry.on(RequestMatcher::kind(RequestType::ApiCreate)).always().act(FaultAction::Gate(gate.clone()));
-        let program = with_keys(scene.program("create: true"));
+        let program = with_keys(fixture.program("create: true"));
         let mut running = program.spawn();
         registry.wait_until(|registry| registry.count(RequestType::ApiCreate) > 0, limit).await;
         for app in ["one", "two", "three"] {
@@ -180,7 +180,7 @@ async fn what_another_made_meanwhile_is_as_good() {
         }
         gate.add_permits(3);
         tokio::time::timeout(limit, running.wait()).await.unwrap().assert_code(0);
-        scene.assert_arrived();
+        fixture.assert_arrived();
         let refused = registry.count_where(|asked| asked.kind == RequestType::ApiCreate && asked.status != Some(200));
         assert!(refused > 0, "{name}: {}", registry.describe_requests());
     }
@@ -188,25 +188,25 @@ async fn what_another_made_meanwhile_is_as_good() {
 
 #[tokio::test]
 async fn who_may_not_make_projects_hears_it_once_and_why_the_push_was_refused() {
-    let scene = CreationFixture::new("Harbor").await;
-    scene
+    let fixture = CreationFixture::new("Harbor").await;
+    fixture
         .profile
         .registry
         .on(RequestMatcher::kind(RequestType::ApiCreate))
         .always()
         .act(FaultAction::error(403, "FORBIDDEN"));
-    let output = scene.program("create: true").run().await.assert_code(1);
+    let output = fixture.program("create: true").run().await.assert_code(1);
     assert_eq!(output.stderr.matches("the user may not make projects").count(), 1, "{}", output.stderr);
     assert_eq!(output.json()["failures"][0]["class"], "denied", "{output:?}");
-    assert_eq!(scene.made().len(), 1);
+    assert_eq!(fixture.made().len(), 1);
 }
 
 #[tokio::test]
 async fn without_it_nothing_is_made_and_the_error_says_how() {
     for name in ["ECR", "Harbor"] {
-        let scene = CreationFixture::new(name).await;
-        let output = with_keys(scene.program("")).run().await.assert_code(1);
+        let fixture = CreationFixture::new(name).await;
+        let output = with_keys(fixture.program("")).run().await.assert_code(1);
         assert!(output.stderr.contains("`create: true` for"), "{name}: {}", output.stderr);
-        assert_eq!(scene.made().len(), 0, "{name}");
+        assert_eq!(fixture.made().len(), 0, "{name}");
     }
 }

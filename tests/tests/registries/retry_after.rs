@@ -96,8 +96,8 @@ async fn nobody_is_left_alone_for_more_than_an_hour_unless_a_quota_says_so_too()
         (Exactly("7200"), &[("ratelimit-remaining", "55;w=21600"), ("ratelimit-limit", "100;w=21600")][..], 1),
         (Exactly("18000"), &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "10800")][..], 3),
     ] {
-        let (class, wait) = ask(429, said, more).await.unwrap_err();
-        assert_eq!(class, ErrorKind::RateLimited);
+        let (kind, wait) = ask(429, said, more).await.unwrap_err();
+        assert_eq!(kind, ErrorKind::RateLimited);
         assert!(about(wait, hours), "{wait:?}, and not {hours} h: {more:?}");
     }
 }

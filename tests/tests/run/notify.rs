@@ -65,9 +65,9 @@ async fn run_and_notify(program: &Imgsync, telegram: &TelegramServer, more: &[&s
 
 #[tokio::test]
 async fn a_group_of_telegram_is_sent_the_report_whatever_registries_say() {
-    let scene = NotifyFixture::new(2, 2).await;
+    let fixture = NotifyFixture::new(2, 2).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
-    let program = scene.program("");
+    let program = fixture.program("");
     let output = run_and_notify(&program, &telegram, &["--report-name", "nightly <1>"]).await.assert_code(1);
     let [TelegramPost::Message { text, is_preformatted: true }] = &telegram.posts()[..] else {
         panic!("{:?}\n{}", telegram.posts(), output.stderr)
@@ -82,9 +82,9 @@ async fn a_group_of_telegram_is_sent_the_report_whatever_registries_say() {
 
 #[tokio::test]
 async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
-    let scene = NotifyFixture::new(0, 24).await;
+    let fixture = NotifyFixture::new(0, 24).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
-    let program = scene.program("");
+    let program = fixture.program("");
     run_and_notify(&program, &telegram, &[]).await.assert_code(1);
     let level_2 = ["batch", "report", "--report-level", "2"];
     let report = program.again().args(level_2).run().await.stdout;
@@ -94,9 +94,9 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
     let lines = |text: &str| text.trim().lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
     assert_eq!(lines(&texts.join("\n")), lines(&report));
 
-    let scene = NotifyFixture::new(1, 400).await;
+    let fixture = NotifyFixture::new(1, 400).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
-    let program = scene.program("");
+    let program = fixture.program("");
     run_and_notify(&program, &telegram, &[]).await.assert_code(1);
     let [TelegramPost::Message { text, .. }, TelegramPost::File { name, content }] = &telegram.posts()[..] else {
         panic!("{:?}", telegram.texts())
@@ -110,18 +110,18 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
 
 #[tokio::test]
 async fn telegram_is_retried_when_it_says_so_or_fails_with_a_transient_error() {
-    let scene = NotifyFixture::new(1, 0).await;
+    let fixture = NotifyFixture::new(1, 0).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     telegram.rate_limit_once(1);
     telegram.refuse_once(http::StatusCode::BAD_GATEWAY, json!({"ok": false, "description": "Bad Gateway"}));
-    let output = run_and_notify(&scene.program(""), &telegram, &[]).await.assert_code(0);
+    let output = run_and_notify(&fixture.program(""), &telegram, &[]).await.assert_code(0);
     assert_eq!((telegram.requests(), telegram.posts().len()), (3, 1), "{}", output.stderr);
     assert!(!output.stderr.contains("warning"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn a_failed_notification_is_a_warning_and_no_token_is_ever_shown() {
-    let scene = NotifyFixture::new(1, 0).await;
+    let fixture = NotifyFixture::new(1, 0).await;
     let telegram = TelegramServer::start("99:other", GROUP).await;
     let hook = WebhookReceiver::start().await;
     hook.refuse_once(400);
@@ -130,7 +130,7 @@ async fn a_failed_notification_is_a_warning_and_no_token_is_ever_shown() {
         "notify:\n  webhook:\n  - {{url: \"{nobody}\"}}\n  - {{url: \"{}/path-secret?key=query-secret\"}}\n",
         hook.url()
     );
-    let program = scene.program(&notify);
+    let program = fixture.program(&notify);
     let output = run_and_notify(&program, &telegram, &["--debug"]).await.assert_code(0);
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
     for part in [
@@ -151,17 +151,17 @@ async fn a_failed_notification_is_a_warning_and_no_token_is_ever_shown() {
     // The group has migrated.
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let typed = [&format!("--telegram-api={}", telegram.url()), "--telegram-group=-5"];
-    let program = scene.program("").again().env("IMGSYNC_TELEGRAM_TOKEN", TOKEN);
+    let program = fixture.program("").again().env("IMGSYNC_TELEGRAM_TOKEN", TOKEN);
     let output = run(&program, &typed).await.assert_code(0);
     assert!(output.stderr.contains("chat not found"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_said() {
-    let scene = NotifyFixture::new(1, 0).await;
+    let fixture = NotifyFixture::new(1, 0).await;
     let telegram = TelegramServer::start(TOKEN, GROUP).await;
     let api = telegram.url();
-    let program = scene.program("");
+    let program = fixture.program("");
     let by_environment = program
         .again()
         .env("IMGSYNC_TELEGRAM_TOKEN", TOKEN)
@@ -172,11 +172,11 @@ async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_sai
 
     let notify =
         format!("notify: {{telegram: {{token: \"${{BOT}}\", group: {GROUP}, api: \"{api}\", on: failure}}}}\n");
-    let program = scene.program(&notify);
+    let program = fixture.program(&notify);
     let by_file = program.again().env("BOT", TOKEN);
     run(&by_file, &[]).await.assert_code(0);
     assert_eq!(telegram.posts().len(), 1, "all went well");
-    scene
+    fixture
         .source
         .on(RequestMatcher::kind(RequestType::Tags).repository("good"))
         .always()
@@ -185,22 +185,22 @@ async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_sai
     let texts = telegram.texts();
     assert!(texts.len() == 2 && texts[1].contains("Not listed: 1"), "{texts:?}");
 
-    let half = run(&scene.program(""), &[&format!("--telegram-token={TOKEN}")]).await.assert_code(1);
+    let half = run(&fixture.program(""), &[&format!("--telegram-token={TOKEN}")]).await.assert_code(1);
     assert!(half.stderr.contains("warning: Telegram is not told: there is a token and no group"), "{}", half.stderr);
-    let dry = run_and_notify(&scene.program(""), &telegram, &["--dry-run"]).await;
+    let dry = run_and_notify(&fixture.program(""), &telegram, &["--dry-run"]).await;
     assert_eq!((dry.code, telegram.posts().len()), (Some(1), 2), "a dry run tells nobody");
 }
 
 #[tokio::test]
 async fn a_webhook_is_posted_the_report_s_data_signed() {
-    let scene = NotifyFixture::new(2, 1).await;
+    let fixture = NotifyFixture::new(2, 1).await;
     let hook = WebhookReceiver::start().await;
     hook.refuse_once(503);
     let notify = format!(
         "notify:\n  webhook:\n    url: \"{}/hook?x=1\"\n    headers: {{Authorization: Bearer abc}}\n    secret: sesame\n",
         hook.url()
     );
-    let output = run(&scene.program(&notify), &["--json"]).await.assert_code(1);
+    let output = run(&fixture.program(&notify), &["--json"]).await.assert_code(1);
     let [refused, received] = &hook.received()[..] else { panic!("{}", output.stderr) };
     assert_eq!(refused.body, received.body, "the same again after a passing failure");
     assert_eq!((received.method.as_str(), received.target.as_str()), ("POST", "/hook?x=1"));
@@ -222,9 +222,9 @@ async fn a_webhook_is_posted_the_report_s_data_signed() {
 
 #[tokio::test]
 async fn a_report_that_cannot_be_written_does_not_stop_notifications() {
-    let scene = NotifyFixture::new(1, 0).await;
+    let fixture = NotifyFixture::new(1, 0).await;
     let hook = WebhookReceiver::start().await;
-    let program = scene.program(&format!("notify:\n  webhook: {{url: \"{}\"}}\n", hook.url()));
+    let program = fixture.program(&format!("notify:\n  webhook: {{url: \"{}\"}}\n", hook.url()));
     // A missing folder is detected before anything is copied; one that is not writable is not.
     let output = run(&program, &["--report=missing/report.html"]).await.assert_code(2);
     assert!(output.stderr.contains("there is no folder missing"), "{}", output.stderr);
@@ -237,11 +237,11 @@ async fn a_report_that_cannot_be_written_does_not_stop_notifications() {
 
 #[tokio::test]
 async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_anything_is_asked() {
-    let scene = NotifyFixture::new(1, 1).await;
+    let fixture = NotifyFixture::new(1, 1).await;
     let hook = WebhookReceiver::start().await;
     let notify =
         |on: &str| format!("notify:\n  webhook:\n  - {{url: \"{}\", template: chat.json.j2, on: {on}}}\n", hook.url());
-    let program = scene.program(&notify("changes"));
+    let program = fixture.program(&notify("changes"));
     let template = r#"{"text": {{ headline }}, "errors": [
         {%- for group in failures.groups %}{% for image in group.images %}{{ image.error }}{% if not loop.last %},{% endif %}{% endfor %}{% endfor %}]}"#;
     program.file("chat.json.j2", template);
@@ -251,8 +251,8 @@ async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_an
     assert!(body["errors"][0].as_str().unwrap().contains("</pre><b>no</b>"), "{body}");
 
     program.file("chat.json.j2", "{{ headlin }}");
-    scene.source.clear_requests();
+    fixture.source.clear_requests();
     let output = run(&program, &[]).await.assert_code(2);
     assert!(output.stderr.contains("chat.json.j2: line 1: undefined value"), "{}", output.stderr);
-    assert_eq!(scene.source.total(), 0);
+    assert_eq!(fixture.source.total(), 0);
 }

@@ -24,9 +24,9 @@ fn all_chats(server: &ChatServer, on: &str) -> String {
 
 #[tokio::test]
 async fn each_chat_is_notified_once_of_a_batch_in_its_own_format_and_no_secret_is_shown() {
-    let scene = NotifyFixture::new(2, 2).await;
+    let fixture = NotifyFixture::new(2, 2).await;
     let chats = ChatServer::start().await;
-    let program = scene.program(&all_chats(&chats, "always"));
+    let program = fixture.program(&all_chats(&chats, "always"));
     let output = run(&program, &["--debug"]).await.assert_code(1);
     assert_eq!(chats.requests(), 4, "one message for each, not one for each image: {}", output.stderr);
     for chat in CHATS {
@@ -44,9 +44,9 @@ async fn each_chat_is_notified_once_of_a_batch_in_its_own_format_and_no_secret_i
 
 #[tokio::test]
 async fn a_long_report_is_cut_to_what_each_chat_takes_and_says_how_much_more_there_is() {
-    let scene = NotifyFixture::new(0, 150).await;
+    let fixture = NotifyFixture::new(0, 150).await;
     let chats = ChatServer::start().await;
-    run(&scene.program(&all_chats(&chats, "always")), &[]).await.assert_code(1);
+    run(&fixture.program(&all_chats(&chats, "always")), &[]).await.assert_code(1);
     for chat in CHATS {
         let [text] = &chats.messages_to(chat)[..] else { panic!("{chat}: {:?}", chats.messages()) };
         assert!(text.contains("150 of 150 images failed") && text.contains("lines more"), "{chat}: {text}");
@@ -72,7 +72,7 @@ async fn notifications_follow_their_filter_and_a_ping_follows_successful_batches
 
 #[tokio::test]
 async fn a_busy_chat_is_notified_again_and_one_that_refuses_is_a_warning_with_a_hint() {
-    let scene = NotifyFixture::new(1, 0).await;
+    let fixture = NotifyFixture::new(1, 0).await;
     let chats = ChatServer::start().await;
     let one = |chat: &str, more: &str| format!("notify:\n  {chat}: {{url: \"{}\"{more}}}\n", chats.url(chat));
     let signed = format!(", secret: {}", chats.secret());
@@ -88,7 +88,7 @@ async fn a_busy_chat_is_notified_again_and_one_that_refuses_is_a_warning_with_a_
     ] {
         chats.refuse_once(busy.0, busy.1);
         let before = chats.requests();
-        let output = run(&scene.program(&one(chat, more)), &[]).await.assert_code(0);
+        let output = run(&fixture.program(&one(chat, more)), &[]).await.assert_code(0);
         assert_eq!(chats.requests() - before, 2, "{chat}: {}", output.stderr);
         assert_eq!(chats.messages_to(chat).len(), 1, "{chat}");
     }
@@ -98,21 +98,21 @@ async fn a_busy_chat_is_notified_again_and_one_that_refuses_is_a_warning_with_a_
         ("dingtalk", "is `secret` right"),
         ("feishu", "Feishu 19021: sign match fail"),
     ] {
-        let output = run(&scene.program(&one(chat, ", secret: another")), &[]).await.assert_code(0);
+        let output = run(&fixture.program(&one(chat, ", secret: another")), &[]).await.assert_code(0);
         assert!(output.stderr.contains(wanted) && !output.stderr.contains(chats.token()), "{}", output.stderr);
     }
     let moved = one("slack", "").replace(chats.token(), "revoked");
-    let output = run(&scene.program(&moved), &[]).await.assert_code(0);
+    let output = run(&fixture.program(&moved), &[]).await.assert_code(0);
     assert!(output.stderr.contains("HTTP 404: no_team") && output.stderr.contains("was revoked"), "{}", output.stderr);
     assert!(!output.stderr.contains("revoked/") && !output.stderr.contains("/revoked"), "{}", output.stderr);
 }
 
 #[tokio::test]
 async fn a_template_makes_the_message_and_a_broken_one_is_found_at_the_start() {
-    let scene = NotifyFixture::new(1, 1).await;
+    let fixture = NotifyFixture::new(1, 1).await;
     let chats = ChatServer::start().await;
     let notify = format!("notify:\n  slack: [{{url: \"{}\", template: slack.txt.j2}}]\n", chats.url("slack"));
-    let program = scene.program(&notify);
+    let program = fixture.program(&notify);
     program.file(
         "slack.txt.j2",
         "*{{ headline }}* {% for group in failures.groups %}{{ group.class }}: {{ group.count }}{% endfor %}",
@@ -134,10 +134,10 @@ fn mail(server: &MailServer, scheme: &str, password: &str, on: &str) -> String {
 
 #[tokio::test]
 async fn a_mail_brings_the_report_as_text_and_as_a_page_over_tls_alone() {
-    let scene = NotifyFixture::new(2, 1).await;
+    let fixture = NotifyFixture::new(2, 1).await;
     for (scheme, wrapped) in [("smtps", true), ("smtp", false)] {
         let server = MailServer::start("robot", "mail-secret", wrapped).await;
-        let program = scene.program(&mail(&server, scheme, "mail-secret", "always"));
+        let program = fixture.program(&mail(&server, scheme, "mail-secret", "always"));
         program.file("mail.pem", server.ca());
         let output = run(&program, &["--debug"]).await.assert_code(1);
         let [mail] = &server.mails()[..] else { panic!("{:?}\n{}", server.mails(), output.stderr) };
@@ -162,15 +162,15 @@ async fn a_mail_brings_the_report_as_text_and_as_a_page_over_tls_alone() {
 
 #[tokio::test]
 async fn a_mail_is_tried_again_and_what_keeps_it_from_going_is_said() {
-    let scene = NotifyFixture::new(1, 0).await;
+    let fixture = NotifyFixture::new(1, 0).await;
     let server = MailServer::start("robot", "mail-secret", false).await;
     server.refuse_once("451 4.3.0 come back later");
-    let program = scene.program(&mail(&server, "smtp", "mail-secret", "always"));
+    let program = fixture.program(&mail(&server, "smtp", "mail-secret", "always"));
     program.file("mail.pem", server.ca());
     run(&program, &[]).await.assert_code(0);
     assert_eq!(server.mails().len(), 1, "tried again");
 
-    let program = scene.program(&mail(&server, "smtp", "wrong-secret", "always"));
+    let program = fixture.program(&mail(&server, "smtp", "wrong-secret", "always"));
     program.file("mail.pem", server.ca());
     let output = run(&program, &[]).await.assert_code(0);
     let said = &output.stderr;
@@ -181,7 +181,7 @@ async fn a_mail_is_tried_again_and_what_keeps_it_from_going_is_said() {
     );
     assert!(!said.contains("wrong-secret"), "{said}");
 
-    let program = scene.program(&mail(&server, "smtp", "mail-secret", "always").replace("    ca: mail.pem\n", ""));
+    let program = fixture.program(&mail(&server, "smtp", "mail-secret", "always").replace("    ca: mail.pem\n", ""));
     let output = run(&program, &[]).await.assert_code(0);
     assert!(output.stderr.contains("no mail was sent") && output.stderr.contains("set `ca`"), "{}", output.stderr);
     assert_eq!(server.mails().len(), 1, "a certificate that is not trusted is given nothing");
@@ -189,10 +189,10 @@ async fn a_mail_is_tried_again_and_what_keeps_it_from_going_is_said() {
 
 #[tokio::test]
 async fn a_registry_that_holds_up_a_batch_is_notified_once() {
-    let scene = NotifyFixture::new(3, 0).await;
+    let fixture = NotifyFixture::new(3, 0).await;
     let (chats, hook) = tokio::join!(ChatServer::start(), WebhookReceiver::start());
     let slow = FaultAction::too_many_requests("3600");
-    scene
+    fixture
         .source
         .on(RequestMatcher::any()
             .repository("good")
@@ -205,7 +205,7 @@ async fn a_registry_that_holds_up_a_batch_is_notified_once() {
         hook.url(),
         chats.url("ping")
     );
-    let program = scene.program(&notify);
+    let program = fixture.program(&notify);
     let file = program.work_dir().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--retry-delay", "10ms", "-c"]).arg(file).spawn();
     let limit = Duration::from_secs(60);
@@ -217,11 +217,11 @@ async fn a_registry_that_holds_up_a_batch_is_notified_once() {
         let [text] = &chats.messages_to(chat)[..] else {
             panic!("{chat}: {:?}\n{}", chats.messages(), running.stderr())
         };
-        assert!(text.contains(&scene.source.host()) && text.contains("leaves a batch waiting"), "{text}");
+        assert!(text.contains(&fixture.source.host()) && text.contains("leaves a batch waiting"), "{text}");
         assert!(text.contains("nothing is begun there before"), "{text}");
     }
     let told = hook.received()[0].json();
-    assert_eq!((&told["event"], &told["registry"]), (&"registry.throttled".into(), &scene.source.host().into()));
+    assert_eq!((&told["event"], &told["registry"]), (&"registry.throttled".into(), &fixture.source.host().into()));
     assert_eq!((&told["open"], chats.messages_to("ping").len()), (&3.into(), 0));
     running.signal(imgsync_tests::program::Signal::INT);
     running.signal(imgsync_tests::program::Signal::INT);

@@ -87,22 +87,22 @@ fn assert_whole(ended: &Output, total: u64) {
 
 #[tokio::test]
 async fn runs_of_one_folder_wait_for_each_other_whatever_their_rules_are() {
-    let scene = OverlapFixture::new().await;
-    let mut first = scene.start_gated_run().await;
+    let fixture = OverlapFixture::new().await;
+    let mut first = fixture.start_gated_run().await;
     let process = format!("process {}", first.pid());
-    let id = scene.list().await[0]["batch"].as_str().unwrap().to_owned();
-    let mut second = scene.run(&[]).spawn();
+    let id = fixture.list().await[0]["batch"].as_str().unwrap().to_owned();
+    let mut second = fixture.run(&[]).spawn();
     let line = wait_for_message(&second, "waiting for its end").await;
     assert!(line.contains(&format!("batch {id} of the same rules is run by {process} since ")), "{line}");
-    let mut third = scene.run(&[]).spawn();
+    let mut third = fixture.run(&[]).spawn();
     wait_for_message(&third, "this run joins it").await;
-    let file = scene.program.work_dir().join("other.yaml");
-    let mut other = scene.program.again().args(["run", "--json", "-c"]).arg(file).spawn();
+    let file = fixture.program.work_dir().join("other.yaml");
+    let mut other = fixture.program.again().args(["run", "--json", "-c"]).arg(file).spawn();
     let line = wait_for_message(&other, "waiting for its end").await;
     assert!(line.contains(&format!("{process} is running with this state directory since ")), "{line}");
-    assert_eq!(scene.states().await, ["running"]);
-    scene.source.push("a", "late", &images::single("overlap-late"));
-    scene.open();
+    assert_eq!(fixture.states().await, ["running"]);
+    fixture.source.push("a", "late", &images::single("overlap-late"));
+    fixture.open();
     let (first, second, third, other) = tokio::join!(first.wait(), second.wait(), third.wait(), other.wait());
     assert_whole(&first, 5);
     assert_whole(&second, 6);
@@ -110,51 +110,51 @@ async fn runs_of_one_folder_wait_for_each_other_whatever_their_rules_are() {
     assert_whole(&other, 1);
     assert_eq!(second.json()["counts"]["copied"], 1, "it lists when its turn has come");
     assert_eq!(second.json()["batch"], third.json()["batch"]);
-    assert_eq!(scene.states().await, ["done", "done", "done"]);
+    assert_eq!(fixture.states().await, ["done", "done", "done"]);
 }
 
 #[tokio::test]
 async fn of_runs_that_start_at_the_same_time_each_ends_whole_and_none_is_cancelled() {
-    let scene = OverlapFixture::new().await;
-    scene.open();
-    let mut runs: Vec<RunningProgram> = (0..4).map(|_| scene.run(&[]).spawn()).collect();
+    let fixture = OverlapFixture::new().await;
+    fixture.open();
+    let mut runs: Vec<RunningProgram> = (0..4).map(|_| fixture.run(&[]).spawn()).collect();
     for run in &mut runs {
         assert_whole(&run.wait().await, 5);
     }
-    assert!(scene.states().await.iter().all(|state| state == "done"));
+    assert!(fixture.states().await.iter().all(|state| state == "done"));
 }
 
 #[tokio::test]
 async fn a_run_joins_supersedes_or_fails_where_it_is_told_to() {
-    let scene = OverlapFixture::new().await;
-    let mut first = scene.start_gated_run().await;
-    let id = scene.list().await[0]["batch"].as_str().unwrap().to_owned();
-    let refused = scene.run(&["--if-running", "fail"]).run().await.assert_code(2);
+    let fixture = OverlapFixture::new().await;
+    let mut first = fixture.start_gated_run().await;
+    let id = fixture.list().await[0]["batch"].as_str().unwrap().to_owned();
+    let refused = fixture.run(&["--if-running", "fail"]).run().await.assert_code(2);
     assert!(refused.stderr.contains(&format!("run by process {}", first.pid())), "{}", refused.stderr);
-    let refused = scene.run(&["--if-running", "join", "--force"]).run().await.assert_code(2);
+    let refused = fixture.run(&["--if-running", "join", "--force"]).run().await.assert_code(2);
     assert!(refused.stderr.contains("--force differ"), "{}", refused.stderr);
-    let mut joined = scene.run(&["--if-running", "join"]).spawn();
+    let mut joined = fixture.run(&["--if-running", "join"]).spawn();
     wait_for_message(&joined, "this run joins it").await;
-    let mut later = scene.run(&["--if-running", "supersede"]).spawn();
+    let mut later = fixture.run(&["--if-running", "supersede"]).spawn();
     wait_for_message(&later, "superseded by this run").await;
     let (first, joined) = tokio::join!(first.wait(), joined.wait());
     for ended in [first, joined] {
         assert_eq!((ended.code, &ended.json()["batch"]), (Some(1), &(*id).into()), "{}", ended.stderr);
         assert_eq!((&ended.json()["state"], &ended.json()["counts"]["running"]), (&"superseded".into(), &0.into()));
     }
-    scene.open();
+    fixture.open();
     assert_whole(&later.wait().await, 5);
-    assert_eq!(scene.states().await, ["done", "superseded"]);
+    assert_eq!(fixture.states().await, ["done", "superseded"]);
 }
 
 #[tokio::test]
 async fn a_paused_batch_is_left_alone_by_every_run() {
-    let scene = OverlapFixture::new().await;
-    let mut first = scene.start_gated_run().await;
-    scene.batch(&["pause"]).await.assert_code(0);
-    let id = scene.list().await[0]["batch"].as_str().unwrap().to_owned();
+    let fixture = OverlapFixture::new().await;
+    let mut first = fixture.start_gated_run().await;
+    fixture.batch(&["pause"]).await.assert_code(0);
+    let id = fixture.list().await[0]["batch"].as_str().unwrap().to_owned();
     let refused = async |mode: &str| {
-        let refused = scene.run(&["--if-running", mode]).run().await.assert_code(2);
+        let refused = fixture.run(&["--if-running", mode]).run().await.assert_code(2);
         for command in ["resume", "cancel"] {
             assert!(refused.stderr.contains(&format!("imgsync batch {command} {id}")), "{mode}: {}", refused.stderr);
         }
@@ -166,26 +166,26 @@ async fn a_paused_batch_is_left_alone_by_every_run() {
     first.signal(Signal::KILL);
     first.wait().await;
     refused("wait").await;
-    let watched = scene.batch(&["watch"]).await.assert_code(4);
+    let watched = fixture.batch(&["watch"]).await.assert_code(4);
     assert!(watched.stderr.contains("it is paused, and nobody runs it"), "{}", watched.stderr);
-    assert_eq!(scene.states().await, ["paused"]);
-    scene.open();
-    assert_whole(&scene.batch(&["resume", "--json"]).await, 5);
+    assert_eq!(fixture.states().await, ["paused"]);
+    fixture.open();
+    assert_whole(&fixture.batch(&["resume", "--json"]).await, 5);
 }
 
 #[tokio::test]
 async fn a_batch_whose_run_was_killed_is_interrupted_at_once_and_can_be_resumed_or_superseded() {
-    let scene = OverlapFixture::new().await;
-    let mut first = scene.start_gated_run().await;
-    let id = scene.list().await[0]["batch"].as_str().unwrap().to_owned();
-    let file = scene.program.work_dir().join("imgsync.yaml");
-    let mut watch = scene.program.again().args(["batch", "watch", &id, "-c"]).arg(file).spawn();
+    let fixture = OverlapFixture::new().await;
+    let mut first = fixture.start_gated_run().await;
+    let id = fixture.list().await[0]["batch"].as_str().unwrap().to_owned();
+    let file = fixture.program.work_dir().join("imgsync.yaml");
+    let mut watch = fixture.program.again().args(["batch", "watch", &id, "-c"]).arg(file).spawn();
     first.signal(Signal::KILL);
     first.wait().await;
     let watched = watch.wait().await;
     assert_eq!(watched.code, Some(4), "{}", watched.stderr);
     assert!(watched.stderr.contains(&format!("`imgsync batch resume {id}`")), "{}", watched.stderr);
-    let batch = &scene.list().await[0];
+    let batch = &fixture.list().await[0];
     assert_eq!(
         (&batch["state"], &batch["resume"]),
         (&"interrupted".into(), &format!("imgsync batch resume {id}").into())
@@ -195,63 +195,64 @@ async fn a_batch_whose_run_was_killed_is_interrupted_at_once_and_can_be_resumed_
         (&0.into(), &5.into()),
         "nobody works at it"
     );
-    let shown = scene.batch(&["show"]).await.assert_code(0).stdout;
+    let shown = fixture.batch(&["show"]).await.assert_code(0).stdout;
     assert!(shown.contains("(interrupted)") && shown.contains("Not done: 5 waiting, 0 running"), "{shown}");
 
     let mut resumed = {
-        let file = scene.program.work_dir().join("imgsync.yaml");
-        scene.program.again().args(["batch", "resume", "--json", "-c"]).arg(file).spawn()
+        let file = fixture.program.work_dir().join("imgsync.yaml");
+        fixture.program.again().args(["batch", "resume", "--json", "-c"]).arg(file).spawn()
     };
-    scene.target.wait_until(|_| scene.rule.hits() >= 4, WAIT_TIMEOUT).await;
-    assert_eq!(scene.states().await, ["running"]);
+    fixture.target.wait_until(|_| fixture.rule.hits() >= 4, WAIT_TIMEOUT).await;
+    assert_eq!(fixture.states().await, ["running"]);
     resumed.signal(Signal::KILL);
     resumed.wait().await;
-    scene.open();
-    let fresh = scene.run(&[]).run().await;
+    fixture.open();
+    let fresh = fixture.run(&[]).run().await;
     assert_whole(&fresh, 5);
     assert!(fresh.stderr.contains(&format!("batch {id} of the same rules was interrupted")), "{}", fresh.stderr);
-    let batches = scene.list().await;
+    let batches = fixture.list().await;
     assert_eq!((&batches[1]["state"], &batches[1]["counts"]["running"]), (&"superseded".into(), &0.into()));
 }
 
 #[tokio::test]
 async fn a_run_that_waits_ends_at_once_when_it_is_told_to_and_the_next_waits_in_its_place() {
-    let scene = OverlapFixture::new().await;
-    let mut first = scene.start_gated_run().await;
-    let mut second = scene.run(&[]).spawn();
+    let fixture = OverlapFixture::new().await;
+    let mut first = fixture.start_gated_run().await;
+    let mut second = fixture.run(&[]).spawn();
     wait_for_message(&second, "waiting for its end").await;
     second.signal(Signal::INT);
     assert_eq!(second.wait().await.code, Some(4));
-    let mut third = scene.run(&[]).spawn();
+    let mut third = fixture.run(&[]).spawn();
     wait_for_message(&third, "waiting for its end").await;
     assert!(!third.stderr().contains("joins"), "{}", third.stderr());
-    scene.open();
+    fixture.open();
     assert_whole(&first.wait().await, 5);
     assert_whole(&third.wait().await, 5);
-    assert_eq!(scene.states().await, ["done", "done"]);
+    assert_eq!(fixture.states().await, ["done", "done"]);
 }
 
 #[tokio::test]
 async fn a_run_does_not_wait_for_serve_which_has_no_end() {
-    let scene = OverlapFixture::new().await;
-    let _served = ServeProcess::start(&scene.program, &[]).await;
-    let refused = scene.run(&[]).run().await.assert_code(3);
+    let fixture = OverlapFixture::new().await;
+    let _served = ServeProcess::start(&fixture.program, &[]).await;
+    let refused = fixture.run(&[]).run().await.assert_code(3);
     assert!(refused.stderr.contains("imgsync serve"), "{}", refused.stderr);
 }
 
 #[tokio::test]
 async fn a_batch_that_was_superseded_before_it_was_listed_is_no_success() {
-    let scene = OverlapFixture::new().await;
+    let fixture = OverlapFixture::new().await;
     let gate = Arc::new(Semaphore::new(0));
-    let lists = scene.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
-    let mut first = scene.run(&[]).spawn();
-    scene.source.wait_until(|source| source.count(RequestType::Tags) == 1, WAIT_TIMEOUT).await;
-    let mut second = scene.run(&["--if-running", "supersede"]).spawn();
+    let lists =
+        fixture.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
+    let mut first = fixture.run(&[]).spawn();
+    fixture.source.wait_until(|source| source.count(RequestType::Tags) == 1, WAIT_TIMEOUT).await;
+    let mut second = fixture.run(&["--if-running", "supersede"]).spawn();
     let ended = first.wait().await;
     assert_eq!((ended.code, &ended.json()["counts"]["total"]), (Some(1), &0.into()), "{}", ended.stderr);
     assert!(ended.stderr.contains("a later run of the same rules took its place"), "{}", ended.stderr);
     lists.remove();
     gate.add_permits(100);
-    scene.open();
+    fixture.open();
     assert_whole(&second.wait().await, 5);
 }

@@ -340,8 +340,8 @@ async fn a_registry_that_deletes_nothing_fails_the_removal_and_says_what_to_do()
 async fn a_token_that_may_not_delete_removes_nothing() {
     let source = FaultRegistry::start().await;
     let bearer = imgsync_tests::fault::Bearer::user("me", "secret");
-    let habits = Quirks { no_delete_tokens: true, ..Quirks::default() };
-    let target = FaultRegistry::builder().bearer(bearer).quirks(habits).start().await;
+    let quirks = Quirks { no_delete_tokens: true, ..Quirks::default() };
+    let target = FaultRegistry::builder().bearer(bearer).quirks(quirks).start().await;
     for tag in ["1", "2"] {
         source.push("team/app", tag, &image(tag));
     }

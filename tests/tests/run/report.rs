@@ -56,10 +56,10 @@ impl ReportFixture {
 
 #[tokio::test]
 async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch() {
-    let (scene, _target) = fixture("").await;
-    let ran = scene.run().args(["--report=out.html", "--report-name", "nightly"]).run().await.assert_code(1);
+    let (fixture, _target) = fixture("").await;
+    let ran = fixture.run().args(["--report=out.html", "--report-name", "nightly"]).run().await.assert_code(1);
     assert!(ran.stderr.contains("the report is in out.html"), "{}", ran.stderr);
-    let html = scene.read("out.html");
+    let html = fixture.read("out.html");
     for part in
         ["3 of 15 images failed", "nightly", "Denied", "Not listed", "/none", "&lt;script&gt;", "<svg class=\"plot\""]
     {
@@ -68,13 +68,13 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch(
     assert!(!html.contains("<script") && !html.contains("href") && !html.contains(" src="), "no script, no network");
     assert!(!ran.stderr.contains("All images"), "{}", ran.stderr);
 
-    scene.batch_report(&["--report=old.md"]).run().await.assert_code(0);
-    let text = scene.read("old.md");
+    fixture.batch_report(&["--report=old.md"]).run().await.assert_code(0);
+    let text = fixture.read("old.md");
     assert!(text.starts_with("# 3 of 15 images failed\n\nnightly: batch `"), "{text}");
     assert!(text.contains("### Denied: 3, ") && text.contains("`` ") && !text.contains("\\`"), "{text}");
 
     // On stdout it is the same.
-    let page = scene.batch_report(&["--report-format", "html"]).run().await.assert_code(0).stdout;
+    let page = fixture.batch_report(&["--report-format", "html"]).run().await.assert_code(0).stdout;
     let lines =
         |text: &str| text.lines().filter(|line| !line.contains("<footer>")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&page), lines(&html));
@@ -82,44 +82,45 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch(
 
 #[tokio::test]
 async fn level_3_lists_every_image_in_every_form() {
-    let (scene, _target) = fixture("report: {file: run.json, level: 3}\n").await;
-    let ran = scene.run().run().await.assert_code(1);
+    let (fixture, _target) = fixture("report: {file: run.json, level: 3}\n").await;
+    let ran = fixture.run().run().await.assert_code(1);
     assert!(ran.stderr.contains("the report is in run.json"), "{}", ran.stderr);
-    let json: Value = serde_json::from_str(&scene.read("run.json")).unwrap();
+    let json: Value = serde_json::from_str(&fixture.read("run.json")).unwrap();
     let states = |state: &str| json["images"].as_array().unwrap().iter().filter(|it| it["state"] == state).count();
     assert_eq!((states("copied"), states("failed")), (12, 3), "{json}");
     let report = async |form: &str| {
-        let all = scene.batch_report(&["--report-level", "3", "--report-format", form]).run().await.assert_code(0);
+        let all = fixture.batch_report(&["--report-level", "3", "--report-format", form]).run().await.assert_code(0);
         assert!(all.stdout.matches("good:v").count() / 2 >= 12, "{}", all.stdout);
     };
     for form in ["text", "md", "html", "json"] {
         report(form).await;
     }
-    let plain = scene.batch_report(&["--report-format", "json"]).run().await.assert_code(0).json();
+    let plain = fixture.batch_report(&["--report-format", "json"]).run().await.assert_code(0).json();
     assert!(plain.get("images").is_none() && plain["failures"].as_array().unwrap().len() == 3, "{plain}");
 }
 
 #[tokio::test]
 async fn a_template_of_one_s_own_makes_the_report_and_a_broken_one_is_found_first() {
-    let (scene, _target) = fixture("report: {file: out.html, template: mine.html.j2}\n").await;
-    scene
+    let (fixture, _target) = fixture("report: {file: out.html, template: mine.html.j2}\n").await;
+    fixture
         .program
         .file("mine.html.j2", "<p>{{ counts.failed }} {{ failures.groups[0].images[0].error if failures.groups }}</p>");
-    scene.run().run().await.assert_code(1);
-    let page = scene.read("out.html");
+    fixture.run().run().await.assert_code(1);
+    let page = fixture.read("out.html");
     assert!(page.starts_with("<p>3 ") && page.contains("&lt;script&gt;") && !page.contains("<script"), "{page}");
 
-    scene.program.file("short.txt", "{{ name }}: {{ counts.copied + counts.unchanged }}/{{ counts.total }}");
-    let text = scene.batch_report(&["--report-template", "short.txt", "--report-name", "x"]).run().await.assert_code(0);
+    fixture.program.file("short.txt", "{{ name }}: {{ counts.copied + counts.unchanged }}/{{ counts.total }}");
+    let text =
+        fixture.batch_report(&["--report-template", "short.txt", "--report-name", "x"]).run().await.assert_code(0);
     assert_eq!(text.stdout, "x: 12/15\n");
 
-    scene.program.file("mine.html.j2", "{% for %}");
-    scene.source.clear_requests();
-    let refused = scene.run().run().await.assert_code(2);
+    fixture.program.file("mine.html.j2", "{% for %}");
+    fixture.source.clear_requests();
+    let refused = fixture.run().run().await.assert_code(2);
     assert!(refused.stderr.contains("mine.html.j2: line 1: syntax error"), "{}", refused.stderr);
     assert!(refused.stderr.contains("hint: docs/reports.md"), "{}", refused.stderr);
-    assert_eq!(scene.source.total(), 0);
-    scene.batch_report(&["--report=out.pdf"]).run().await.assert_code(2);
+    assert_eq!(fixture.source.total(), 0);
+    fixture.batch_report(&["--report=out.pdf"]).run().await.assert_code(2);
 }
 
 #[tokio::test]

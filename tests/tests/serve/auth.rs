@@ -10,8 +10,8 @@ const MISSING_BATCH: &str = "batches/01890a5d-ac96-774b-bcce-b302099a8057";
 
 #[tokio::test]
 async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_up() {
-    let scene = ServeFixture::new(&["a"], 1).await;
-    let served = scene.serve(&[("a", "")]).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
     let pause = format!("{MISSING_BATCH}/pause");
     let ask = async |request: reqwest::RequestBuilder| serve_process::send_json(request).await.0;
     assert_eq!(ask(served.request(Method::GET, "batches")).await, 200);
@@ -29,10 +29,10 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     assert_eq!(ask(token().header("origin", "null")).await, 403);
     assert_eq!(ask(token().header("origin", &served.url)).await, 404);
     assert_eq!(ask(token().header("sec-fetch-site", "cross-site")).await, 403);
-    assert_eq!(scene.source.total(), 0, "nothing was begun by any of it");
+    assert_eq!(fixture.source.total(), 0, "nothing was begun by any of it");
 
     // The token file is readable by its owner only, stays the same after a restart, and the token is nowhere else.
-    let file = scene.program.state_dir().join("imgsync/serve-token");
+    let file = fixture.program.state_dir().join("imgsync/serve-token");
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), served.token);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
@@ -42,15 +42,15 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     }
     let before = served.token.clone();
     served.stop().await.assert_code(0);
-    assert_eq!(ServeProcess::start(&scene.program, &[]).await.token, before);
+    assert_eq!(ServeProcess::start(&fixture.program, &[]).await.token, before);
 }
 
 /// A reverse proxy on loopback, as nginx, Caddy and Traefik are configured: it forwards the requested host name.
 #[tokio::test]
 async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names_are_refused() {
-    let scene = ServeFixture::new(&["a"], 1).await;
-    scene.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", scene.config(&[("a", "")])));
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    fixture.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", fixture.config(&[("a", "")])));
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     let ask = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
     let api = |path: &str, host: &str| served.request(Method::GET, path).header("host", host);
     for path in ["status", "batches", "schedules", "workers", "lanes", "events", "openapi.json", MISSING_BATCH] {
@@ -87,8 +87,8 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     served.stop().await.assert_code(0);
 
     // In Kubernetes, probes use pod addresses and service names.
-    scene.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", scene.config(&[("a", "")])));
-    let served = ServeProcess::start(&scene.program, &["--listen", "0.0.0.0:0"]).await;
+    fixture.write(&format!("serve: {{hosts: [sync.example.com]}}\n{}", fixture.config(&[("a", "")])));
+    let served = ServeProcess::start(&fixture.program, &["--listen", "0.0.0.0:0"]).await;
     for path in ["/healthz", "/readyz", "/metrics"] {
         for host in ["10.9.8.7:8080", "imgsync.mirror.svc.cluster.local"] {
             assert_eq!(ask(served.request_outside_api(path).header("host", host)).await, 200, "{path} by {host}");
@@ -99,10 +99,10 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
 
 #[tokio::test]
 async fn off_loopback_reading_needs_the_configured_token_too_and_the_dashboard_holds_nothing() {
-    let scene = ServeFixture::new(&["a"], 1).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
     let token = "correct-horse-battery";
-    scene.write(&format!("serve: {{listen: '0.0.0.0:0', token: {token}}}\n{}", scene.config(&[("a", "")])));
-    let served = ServeProcess::start(&scene.program, &["--listen", "0.0.0.0:0"]).await;
+    fixture.write(&format!("serve: {{listen: '0.0.0.0:0', token: {token}}}\n{}", fixture.config(&[("a", "")])));
+    let served = ServeProcess::start(&fixture.program, &["--listen", "0.0.0.0:0"]).await;
     assert!(!served.running.stderr().contains(token));
     for path in ["status", "batches", "events", "openapi.json", MISSING_BATCH] {
         let (status, value) = serve_process::send_json(served.request(Method::GET, path)).await;
@@ -112,7 +112,7 @@ async fn off_loopback_reading_needs_the_configured_token_too_and_the_dashboard_h
     assert_eq!(status, 200);
     // An environment variable overrides the file.
     served.stop().await.assert_code(0);
-    let other = scene.program.again().env("IMGSYNC_TOKEN", "another-horse-battery");
+    let other = fixture.program.again().env("IMGSYNC_TOKEN", "another-horse-battery");
     let served = ServeProcess::start(&other, &["--listen", "0.0.0.0:0"]).await;
     let asked =
         async |token: &str| serve_process::send_json(served.request(Method::GET, "batches").bearer_auth(token)).await.0;
@@ -126,7 +126,7 @@ async fn off_loopback_reading_needs_the_configured_token_too_and_the_dashboard_h
     assert!(!policy.contains("unsafe"), "{policy}");
     assert_eq!(served.fetch("/healthz").await.status(), 200);
     assert_eq!(served.fetch("/readyz").await.status(), 200);
-    let weak = scene.program.again().env("IMGSYNC_TOKEN", "hush").args(["serve", "--listen", "127.0.0.1:0"]);
+    let weak = fixture.program.again().env("IMGSYNC_TOKEN", "hush").args(["serve", "--listen", "127.0.0.1:0"]);
     served.stop().await.assert_code(0);
     let weak = weak.run().await.assert_code(2);
     assert!(weak.stderr.contains("can be guessed"), "{}", weak.stderr);
@@ -134,8 +134,8 @@ async fn off_loopback_reading_needs_the_configured_token_too_and_the_dashboard_h
 
 #[tokio::test]
 async fn bodies_are_small_and_what_they_are_said_to_be() {
-    let scene = ServeFixture::new(&["a"], 1).await;
-    let served = scene.serve(&[("a", "")]).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
     let (_, schedules) = served.get("schedules").await;
     let path = format!("schedules/{}/start", schedules[0]["rule"].as_str().unwrap());
     let send = async |kind: &str, body: Vec<u8>| {
@@ -149,7 +149,7 @@ async fn bodies_are_small_and_what_they_are_said_to_be() {
     assert_eq!(send("application/json", b"{\"force\": true}".to_vec()).await, 400);
     assert_eq!(send("application/json", b"{".to_vec()).await, 400);
     assert_eq!(send("application/json", [b"[".repeat(10_000), b"]".repeat(6_000)].concat()).await, 400);
-    assert_eq!(scene.source.total(), 0, "nothing was begun by any of it");
+    assert_eq!(fixture.source.total(), 0, "nothing was begun by any of it");
     assert_eq!(send("application/json; charset=utf-8", b"{}".to_vec()).await, 202);
     let nowhere = served.get("nothing").await;
     assert_eq!(nowhere.0, 404);

@@ -19,7 +19,7 @@ async fn newest(served: &ServeProcess) -> String {
 
 #[tokio::test]
 async fn failures_are_grouped_and_requeued_by_error_kind_and_by_registry() {
-    let scene = ServeFixture::new(&["a"], 6).await;
+    let fixture = ServeFixture::new(&["a"], 6).await;
     let denied = |code, text: &'static str| FaultAction::Status {
         code,
         headers: vec![("content-type".to_owned(), "application/json".to_owned())],
@@ -29,13 +29,13 @@ async fn failures_are_grouped_and_requeued_by_error_kind_and_by_registry() {
     let mut rules = Vec::new();
     for tag in ["v0", "v1", "v2"] {
         let its = RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]).reference(tag);
-        rules.push(scene.source.on(its).always().act(denied(403, body)));
+        rules.push(fixture.source.on(its).always().act(denied(403, body)));
     }
     for tag in ["v3", "v4"] {
         let its = RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]).reference(tag);
-        rules.push(scene.source.on(its).always().act(denied(404, "{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}")));
+        rules.push(fixture.source.on(its).always().act(denied(404, "{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\"}]}")));
     }
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
     let batches = served.wait_for_ended_batches(1).await;
     let id = batches[0]["batch"].as_str().unwrap();
     assert_eq!((&batches[0]["counts"]["failed"], &batches[0]["counts"]["copied"]), (&5.into(), &1.into()));
@@ -47,7 +47,7 @@ async fn failures_are_grouped_and_requeued_by_error_kind_and_by_registry() {
     assert_eq!(by("by_class", "class"), [("denied".to_owned(), 3), ("not_found".to_owned(), 2)], "{groups:#}");
     let mut registries = by("by_registry", "registry");
     registries.sort();
-    let mut wanted = [(scene.source.host(), 5), (scene.target.host(), 5)];
+    let mut wanted = [(fixture.source.host(), 5), (fixture.target.host(), 5)];
     wanted.sort();
     assert_eq!(registries, wanted);
 
@@ -75,26 +75,26 @@ async fn failures_are_grouped_and_requeued_by_error_kind_and_by_registry() {
     assert_eq!((&batch["run"], &batch["counts"]["failed"]), (&1.into(), &2.into()));
     rules.drain(..).for_each(|rule| rule.remove());
     let (_, answer) = served
-        .post(&format!("batches/{id}/requeue"), &json!({"class": "refused", "registry": scene.source.host()}))
+        .post(&format!("batches/{id}/requeue"), &json!({"class": "refused", "registry": fixture.source.host()}))
         .await;
     assert_eq!(answer["requeued"], 0, "both must match");
-    let registry = json!({"registry": scene.source.host()});
+    let registry = json!({"registry": fixture.source.host()});
     let (_, answer) = served.post(&format!("batches/{id}/requeue"), &registry).await;
     assert_eq!(answer["requeued"], 2);
     let batch = served.wait_for(&format!("batches/{id}"), |batch| batch["counts"]["copied"] == 6).await;
     assert_sums(&batch);
-    scene.target.assert_tags_complete();
-    assert_eq!(scene.target.tags("m/a").len(), 6);
+    fixture.target.assert_tags_complete();
+    assert_eq!(fixture.target.tags("m/a").len(), 6);
 }
 
 #[tokio::test]
 async fn a_batch_is_paused_resumed_and_cancelled_and_says_so_where_it_cannot_be() {
-    let scene = ServeFixture::new(&["a"], 40).await;
+    let fixture = ServeFixture::new(&["a"], 40).await;
     let gate = Arc::new(Semaphore::new(0));
     let puts =
-        scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
+        fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
     let id = newest(&served).await;
     let steer = async |what: &str| served.post(&format!("batches/{id}/{what}"), &json!({})).await;
     assert_eq!(steer("pause").await, (200, json!({"batch": id, "state": "paused"})));
@@ -117,17 +117,17 @@ async fn a_batch_is_paused_resumed_and_cancelled_and_says_so_where_it_cannot_be(
 
 #[tokio::test]
 async fn cancelled_and_requeued_at_once_a_batch_ends_and_every_image_is_counted() {
-    let scene = ServeFixture::new(&["a"], 60).await;
+    let fixture = ServeFixture::new(&["a"], 60).await;
     let refused = FaultAction::Status { code: 403, headers: Vec::new(), body: "{}".into() };
     let odd = |request: &imgsync_tests::fault::RecordedRequest| {
         request.reference.as_deref().is_some_and(|tag| tag.ends_with(['1', '3', '5', '7', '9']))
     };
-    scene
+    fixture
         .source
         .on(RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]).when(odd))
         .always()
         .act(refused);
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
     let batches = served.wait_for_ended_batches(1).await;
     let id = batches[0]["batch"].as_str().unwrap().to_owned();
     assert_eq!(batches[0]["counts"]["failed"], 30);
@@ -166,11 +166,11 @@ async fn cancelled_and_requeued_at_once_a_batch_ends_and_every_image_is_counted(
 
 #[tokio::test]
 async fn events_start_with_the_full_state_and_then_send_changes() {
-    let scene = ServeFixture::new(&["a"], 5).await;
+    let fixture = ServeFixture::new(&["a"], 5).await;
     let gate = Arc::new(Semaphore::new(0));
-    scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
+    fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
     let id = newest(&served).await;
     let mut response = served.request(reqwest::Method::GET, "events").send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "text/event-stream");

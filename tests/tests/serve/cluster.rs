@@ -13,15 +13,15 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 #[tokio::test]
 async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_tried_again() {
     let cluster = TestCluster::start();
-    let mut scene = ServeFixture::new(&["good", "bad"], 12).await;
+    let mut fixture = ServeFixture::new(&["good", "bad"], 12).await;
     let refused = imgsync_tests::fault::FaultAction::Status { code: 403, headers: Vec::new(), body: "{}".into() };
     let kinds = [imgsync_tests::fault::RequestType::ManifestGet, imgsync_tests::fault::RequestType::ManifestHead];
     let denied =
-        scene.source.on(imgsync_tests::fault::RequestMatcher::kinds(&kinds).repository("bad")).always().act(refused);
+        fixture.source.on(imgsync_tests::fault::RequestMatcher::kinds(&kinds).repository("bad")).always().act(refused);
     let _workers = cluster.start_workers(3, 4).await;
-    let config = scene.config(&[("good", "{every: 1h}"), ("bad", "{every: 1h}")]);
-    scene.program = cluster.imgsync(&config);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let config = fixture.config(&[("good", "{every: 1h}"), ("bad", "{every: 1h}")]);
+    fixture.program = cluster.imgsync(&config);
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     let (_, status) = served.get("status").await;
     assert_eq!((&status["mode"], &status["leads"]), (&"cluster".into(), &true.into()));
     let both = |value: &Value| {
@@ -36,15 +36,15 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     assert_eq!(groups["by_class"][0]["class"], "denied", "{groups:#}");
     let (_, workers) = served.get("workers").await;
     assert_eq!(workers["workers"].as_array().unwrap().len(), 3, "{workers:#}");
-    let (_, lanes) = served.get("lanes").await;
-    assert_eq!(lanes["lanes"][0]["waiting"], 0, "{lanes:#}");
+    let (_, routes) = served.get("lanes").await;
+    assert_eq!(routes["lanes"][0]["waiting"], 0, "{routes:#}");
 
     denied.remove();
     let (status, answer) = served.post(&format!("batches/{id}/requeue"), &json!({})).await;
     assert_eq!((status, &answer["requeued"]), (200, &12.into()));
     let copied = |batch: &Value| batch["counts"]["copied"] == 12;
     assert_sums(&served.wait_for(&format!("batches/{id}"), copied).await);
-    scene.target.assert_tags_complete();
+    fixture.target.assert_tags_complete();
 
     // The next coordinator takes over and knows which rules were started.
     let second = ServeProcess::start(&cluster.imgsync(&config), &[]).await;

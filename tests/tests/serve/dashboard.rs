@@ -31,11 +31,11 @@ fn refused(text: &str) -> FaultAction {
 #[tokio::test]
 async fn the_dashboard_updates_a_batch_without_a_reload() {
     let Some(mut browser) = browser("the page in a browser").await else { return };
-    let scene = ServeFixture::new(&["a"], 6).await;
+    let fixture = ServeFixture::new(&["a"], 6).await;
     let gate = Arc::new(Semaphore::new(0));
-    scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let served = scene.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
+    fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
     browser.open(&served.dashboard_url()).await;
     browser.wait_for_text("live · all in one process").await;
     browser.wait_for("document.querySelector('#live .chip').textContent === 'running'").await;
@@ -61,10 +61,10 @@ async fn the_dashboard_updates_a_batch_without_a_reload() {
 #[tokio::test]
 async fn failures_are_requeued_by_a_button_and_a_batch_is_paused_and_cancelled() {
     let Some(mut browser) = browser("steering by the page").await else { return };
-    let scene = ServeFixture::new(&["a"], 4).await;
+    let fixture = ServeFixture::new(&["a"], 4).await;
     let kinds = [RequestType::ManifestGet, RequestType::ManifestHead];
-    let denied = scene.source.on(RequestMatcher::kinds(&kinds)).always().act(refused("not for you"));
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
+    let denied = fixture.source.on(RequestMatcher::kinds(&kinds)).always().act(refused("not for you"));
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
     browser.open(&served.dashboard_url()).await;
     browser.wait_for_text("done, with failures").await;
     browser.wait_for_text("Failures by kind").await;
@@ -72,7 +72,7 @@ async fn failures_are_requeued_by_a_button_and_a_batch_is_paused_and_cancelled()
     browser.wait_for("document.querySelectorAll('#images tbody tr').length === 4").await;
     denied.remove();
     let gate = Arc::new(Semaphore::new(0));
-    scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
     browser.click("#live .item button", "Denied").await;
     browser.wait_for_text("4 failed images requeued.").await;
     browser.click("#live button", "Pause").await;
@@ -88,7 +88,7 @@ async fn failures_are_requeued_by_a_button_and_a_batch_is_paused_and_cancelled()
     browser.wait_for("!document.querySelector('#ask').open").await;
     gate.add_permits(100);
     browser.wait_for("document.querySelector('#live .chip').textContent === 'done'").await;
-    assert_eq!(scene.target.tags("m/a").len(), 4);
+    assert_eq!(fixture.target.tags("m/a").len(), 4);
     browser.click("#schedules button", "Start").await;
     browser.wait_for("document.querySelectorAll('#batches li').length === 2").await;
     assert_eq!(browser.page_errors(), &[] as &[String]);
@@ -97,8 +97,8 @@ async fn failures_are_requeued_by_a_button_and_a_batch_is_paused_and_cancelled()
 #[tokio::test]
 async fn without_the_token_nothing_is_changed_and_the_dashboard_asks_for_it() {
     let Some(mut browser) = browser("the page without a token").await else { return };
-    let scene = ServeFixture::new(&["a"], 1).await;
-    let served = scene.serve(&[("a", "")]).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
     browser.open(&format!("{}/#token=wrong-wrong-wrong-wrong", served.url)).await;
     browser.click("#schedules button", "Start").await;
     browser.wait_for("document.querySelector('#ask-token').open").await;
@@ -121,13 +121,13 @@ async fn without_the_token_nothing_is_changed_and_the_dashboard_asks_for_it() {
 #[tokio::test]
 async fn off_loopback_the_dashboard_shows_nothing_before_it_is_given_the_token() {
     let Some(mut browser) = browser("the page off loopback").await else { return };
-    let scene = ServeFixture::new(&["a"], 1).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
     let token = "correct-horse-battery";
-    scene.write(&format!("serve: {{token: {token}}}\n{}", scene.config(&[("a", "{every: 1h}")])));
-    let served = ServeProcess::start(&scene.program, &["--listen", "0.0.0.0:0"]).await;
+    fixture.write(&format!("serve: {{token: {token}}}\n{}", fixture.config(&[("a", "{every: 1h}")])));
+    let served = ServeProcess::start(&fixture.program, &["--listen", "0.0.0.0:0"]).await;
     browser.open(&served.url).await;
     browser.wait_for("document.querySelector('#ask-token').open").await;
-    assert!(!browser.text().await.contains(&scene.source.host()));
+    assert!(!browser.text().await.contains(&fixture.source.host()));
     browser.eval("document.querySelector('#token').focus()").await;
     browser.type_text(token).await;
     browser.press("Enter").await;
@@ -137,23 +137,23 @@ async fn off_loopback_the_dashboard_shows_nothing_before_it_is_given_the_token()
     if browser.eval("document.querySelector('#ask-token').open").await == json!(true) {
         panic!("Enter is to use what was typed: {}", browser.text().await);
     }
-    browser.wait_for_text(&scene.source.host()).await;
+    browser.wait_for_text(&fixture.source.host()).await;
 }
 
 #[tokio::test]
 async fn what_registries_and_files_say_is_shown_as_text_and_never_run() {
     let Some(mut browser) = browser("scripts in names on the page").await else { return };
-    let scene = ServeFixture::new(&["a"], 1).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
     let script = "<script>window.pwned=1</script><img src=x onerror=window.pwned=1>";
-    scene.source.push("a", script, &imgsync_tests::TestImage::single("odd").build());
-    scene
+    fixture.source.push("a", script, &imgsync_tests::TestImage::single("odd").build());
+    fixture
         .source
         .on(RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]))
         .always()
         .act(refused(script));
     let folder = format!("- {{from: 'oci:{script}', schedule: {{every: 1h}}}}\n");
-    scene.write(&format!("{}{folder}", scene.config(&[("a", "{every: 1h}")])));
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    fixture.write(&format!("{}{folder}", fixture.config(&[("a", "{every: 1h}")])));
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     browser.open(&served.dashboard_url()).await;
     let title = format!("oci:{script}");
     browser.wait_for(&format!("document.querySelector('#schedules').textContent.includes({})", json!(title))).await;
@@ -174,27 +174,27 @@ async fn what_registries_and_files_say_is_shown_as_text_and_never_run() {
 async fn the_dashboard_fits_a_phone_and_a_wide_screen_in_dark_and_in_light() {
     let Some(mut browser) = browser("the page in several sizes").await else { return };
     let folder = std::env::var_os("IMGSYNC_PICTURES").map(PathBuf::from);
-    let scene = ServeFixture::new(&["team/api", "team/web", "team/worker"], 30).await;
+    let fixture = ServeFixture::new(&["team/api", "team/web", "team/worker"], 30).await;
     let bad = |request: &imgsync_tests::fault::RecordedRequest| {
         request.reference.as_deref().is_some_and(|tag| tag.ends_with('7'))
     };
-    scene
+    fixture
         .source
         .on(RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]).when(bad))
         .always()
         .act(refused("requested access to the resource is denied"));
     let gate = Arc::new(Semaphore::new(40));
-    scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let from = scene.source.host();
-    let to = scene.target.host();
-    scene.write(&format!(
+    fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let from = fixture.source.host();
+    let to = fixture.target.host();
+    fixture.write(&format!(
         "defaults: {{to: {to}/m, naming: keep}}\nregistries: {{'{from}': {{requests_per_second: 500, concurrency: 40}}}}\nrules:\n\
          - {{from: {from}/team/api, schedule: {{every: 6h, jitter: 10m}}}}\n\
          - {{from: {from}/team/web, schedule: {{cron: 0 3 * * *, zone: Asia/Shanghai}}}}\n\
          - {{from: {from}/team/worker, schedule: {{every: 1h}}}}\n\
          - {{from: 'oci:missing', schedule: {{every: 1h}}}}\n"
     ));
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     browser.open(&served.dashboard_url()).await;
     browser.wait_for("document.querySelectorAll('#batches li').length >= 3").await;
     browser.wait_for_text("Could not be listed").await;

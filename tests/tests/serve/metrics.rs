@@ -40,10 +40,10 @@ fn ended(batch: &Value) -> f64 {
 
 #[tokio::test]
 async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out_of_date_are_counted() {
-    let scene = ServeFixture::new(&["a"], 3).await;
+    let fixture = ServeFixture::new(&["a"], 3).await;
     let denied = RequestMatcher::kind(RequestType::ManifestPut).reference("v1");
-    let denied = scene.target.on(denied).always().act(FaultAction::error(403, "DENIED"));
-    let served = scene.serve(&[("a", "{every: 1h}"), ("late", "{every: 2h, jitter: 30m}")]).await;
+    let denied = fixture.target.on(denied).always().act(FaultAction::error(403, "DENIED"));
+    let served = fixture.serve(&[("a", "{every: 1h}"), ("late", "{every: 2h, jitter: 30m}")]).await;
     let batches = served.wait_for_ended_batches(2).await;
     let (_, schedules) = served.get("schedules").await;
     let name = |repository: &str| rule(&schedules, repository)["name"].as_str().unwrap().to_owned();
@@ -51,7 +51,7 @@ async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out
 
     let text = wait_for_metrics(&served, |text| rule_sample_value(text, "last_unlisted", &unlisted) == Some(1.0)).await;
     assert_eq!(value(&text, "imgsync_last_good_batch_end_timestamp_seconds"), Some(0.0), "none was good:\n{text}");
-    let info = format!("imgsync_rule_info{{rule=\"{failing}\",from=\"{}/a\"", scene.source.host());
+    let info = format!("imgsync_rule_info{{rule=\"{failing}\",from=\"{}/a\"", fixture.source.host());
     assert!(text.lines().any(|line| line.starts_with(&info)), "{info} in\n{text}");
     for (rule, interval) in [(&failing, 3600.0), (&unlisted, 9000.0)] {
         assert_eq!(rule_sample_value(&text, "last_good_end_timestamp_seconds", rule), None, "{text}");
@@ -79,7 +79,7 @@ async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out
     assert_eq!(rule_sample_value(&text, "outdated_tags", &failing), Some(0.0), "{text}");
     assert_eq!(rule_sample_value(&text, "last_good_end_timestamp_seconds", &unlisted), None, "{text}");
     assert_eq!(value(&text, "imgsync_last_good_batch_end_timestamp_seconds"), Some(end), "{text}");
-    scene.source.push("late", "v1", &TestImage::single("late").build());
+    fixture.source.push("late", "v1", &TestImage::single("late").build());
     let encoded = unlisted.replace('/', "%2F").replace(':', "%3A");
     let (status, answer) = served.post(&format!("schedules/{encoded}/start"), &json!({})).await;
     assert_eq!(status, 202, "{answer}");

@@ -194,8 +194,8 @@ impl RequestGenerator {
                 .into(),
             ),
             5 | 6 if is_requeue => {
-                let class = self.value_of(&json!({"$ref": "#/components/schemas/Class"}));
-                (json, json!({"class": class}).to_string().into())
+                let kind = self.value_of(&json!({"$ref": "#/components/schemas/Class"}));
+                (json, json!({"class": kind}).to_string().into())
             }
             _ => (json, b"{}".to_vec()),
         })
@@ -243,11 +243,11 @@ async fn check(served: &ServeProcess, document: &Value, template: &str, made: &G
 
 #[tokio::test]
 async fn made_up_requests_are_answered_as_the_description_says_and_nothing_is_lost_by_them() {
-    let scene = ServeFixture::new(&["a", "b"], 8).await;
+    let fixture = ServeFixture::new(&["a", "b"], 8).await;
     let refused = FaultAction::Status { code: 403, headers: Vec::new(), body: "{}".into() };
     let first = RequestMatcher::kinds(&[RequestType::ManifestGet, RequestType::ManifestHead]).repository("a");
-    scene.source.on(first).always().act(refused);
-    let served = scene.serve(&[("a", "{every: 1h}"), ("b", "{every: 1h}"), ("missing", "{every: 1h}")]).await;
+    fixture.source.on(first).always().act(refused);
+    let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "{every: 1h}"), ("missing", "{every: 1h}")]).await;
     let batches = served.wait_for_ended_batches(3).await;
     let (status, document) = served.get("openapi.json").await;
     assert_eq!((status, &document["openapi"]), (200, &"3.1.0".into()));
@@ -283,8 +283,8 @@ async fn made_up_requests_are_answered_as_the_description_says_and_nothing_is_lo
 
 #[tokio::test]
 async fn every_path_that_is_described_is_there_and_methods_that_are_not_are_refused() {
-    let scene = ServeFixture::new(&["a"], 1).await;
-    let served = scene.serve(&[("a", "")]).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
     let (_, document) = served.get("openapi.json").await;
     for (template, item) in document["paths"].as_object().unwrap() {
         let path = template.trim_start_matches('/').replace("{batch}", "nothing").replace("{rule}", "nothing");

@@ -12,12 +12,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
-    let scene = ServeFixture::new(&["a", "b"], 1).await;
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
+    let fixture = ServeFixture::new(&["a", "b"], 1).await;
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
     served.wait_for_ended_batches(1).await;
 
-    let config = scene.config(&[("a", "{every: 1h}"), ("b", "{every: 1h}")]);
-    scene.write(&config.replace("naming: keep", "namign: keep"));
+    let config = fixture.config(&[("a", "{every: 1h}"), ("b", "{every: 1h}")]);
+    fixture.write(&config.replace("naming: keep", "namign: keep"));
     served.running.wait_for_line(|line| line.contains("the one before still holds"), WAIT_TIMEOUT).await;
     let status = served.wait_for("status", |status| status["configuration"]["error"].is_string()).await;
     let error = status["configuration"]["error"].as_str().unwrap();
@@ -25,7 +25,7 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
     assert_eq!(status["configuration"]["rules"], 1);
     served.get("schedules").await;
 
-    scene.write(&config);
+    fixture.write(&config);
     let status = served.wait_for("status", |status| status["configuration"]["error"].is_null()).await;
     assert_eq!(status["configuration"]["rules"], 2);
     let batches = served.wait_for_ended_batches(2).await;
@@ -34,7 +34,7 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
         "what is new is begun, what is old is not: {batches:#?}"
     );
     assert_eq!(batches.len(), 2);
-    assert_eq!(scene.target.tags("m/b"), ["v0"]);
+    assert_eq!(fixture.target.tags("m/b"), ["v0"]);
 
     let readings = |log: &str| log.matches("read its configuration again").count();
     let before = readings(&served.running.stderr());
@@ -50,27 +50,27 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
 
 #[tokio::test]
 async fn a_renamed_rule_keeps_its_schedule_and_a_rule_with_another_meaning_is_started() {
-    let scene = ServeFixture::new(&["a"], 2).await;
+    let fixture = ServeFixture::new(&["a"], 2).await;
     let config = |name: &str, rule: &str| {
-        let (from, to) = (scene.source.host(), scene.target.host());
+        let (from, to) = (fixture.source.host(), fixture.target.host());
         format!(
             "rules:\n- {{name: {name}, from: {from}/a, to: {to}/m, naming: keep, {rule}, schedule: {{every: 1h}}}}\n"
         )
     };
-    scene.write(&config("one", "tags: {include: [v0, v1]}, verify_every: 1h"));
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    fixture.write(&config("one", "tags: {include: [v0, v1]}, verify_every: 1h"));
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     let first = served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await["batches"][0].clone();
     assert_eq!((&first["title"], &first["rules"][0]), (&json!("one"), &json!("one")), "{first:#}");
     let before = served.get("schedules").await.1[0].clone();
     assert_eq!(before["name"], "one");
 
-    scene.write(&config("two", "verify_every: 60m, tags: {include: ['v1', v0, v1]}"));
+    fixture.write(&config("two", "verify_every: 60m, tags: {include: ['v1', v0, v1]}"));
     let schedules = served.wait_for("schedules", |schedules| schedules[0]["name"] == "two").await;
     for same in ["rule", "next", "last"] {
         assert_eq!(schedules[0][same], before[same], "{same}");
     }
 
-    scene.write(&config("two", "tags: {include: [v0]}, verify_every: 1h"));
+    fixture.write(&config("two", "tags: {include: [v0]}, verify_every: 1h"));
     let schedules = served.wait_for("schedules", |schedules| schedules[0]["rule"] != before["rule"]).await;
     assert_eq!(schedules[0]["name"], "two");
     let batches = served.wait_for_ended_batches(2).await;
@@ -86,9 +86,9 @@ async fn a_renamed_rule_keeps_its_schedule_and_a_rule_with_another_meaning_is_st
 
 #[tokio::test]
 async fn what_needs_a_new_start_is_said() {
-    let scene = ServeFixture::new(&["a"], 1).await;
-    let served = scene.serve(&[("a", "")]).await;
-    scene.write(&format!("serve: {{token: 0123456789abcdef}}\n{}", scene.config(&[("a", "")])));
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
+    fixture.write(&format!("serve: {{token: 0123456789abcdef}}\n{}", fixture.config(&[("a", "")])));
     served.running.wait_for_line(|line| line.contains("from the next start on"), WAIT_TIMEOUT).await;
     let (status, _) = served.post("batches/01890a5d-ac96-774b-bcce-b302099a8057/pause", &json!({})).await;
     assert_eq!(status, 404, "the token of this start still holds");

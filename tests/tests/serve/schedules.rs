@@ -16,8 +16,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no_other() {
-    let scene = ServeFixture::new(&["good"], 3).await;
-    let served = scene.serve(&[("good", "{every: 5s}"), ("missing", "{every: 5s}")]).await;
+    let fixture = ServeFixture::new(&["good"], 3).await;
+    let served = fixture.serve(&[("good", "{every: 5s}"), ("missing", "{every: 5s}")]).await;
     let ended = |value: &serde_json::Value| {
         let batches = value["batches"].as_array().unwrap();
         let of = |name: &str| {
@@ -36,7 +36,7 @@ async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no
         assert_eq!(batch["counts"]["total"], if is_good { 3 } else { 0 }, "{batch:#}");
     }
     // The second run found everything up to date: three images were put once each.
-    assert_eq!(scene.target.count(RequestType::ManifestPut), 3);
+    assert_eq!(fixture.target.count(RequestType::ManifestPut), 3);
     let (_, schedules) = served.get("schedules").await;
     assert_eq!(rule(&schedules, "good")["schedule"], "every 5s");
     assert!(rule(&schedules, "good")["next"].is_string());
@@ -46,23 +46,23 @@ async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no
 
 #[tokio::test]
 async fn what_was_missed_while_nothing_served_is_caught_up_once() {
-    let scene = ServeFixture::new(&["a", "b"], 1).await;
+    let fixture = ServeFixture::new(&["a", "b"], 1).await;
     let rules = [("a", "{every: 1h}"), ("b", "0 3 * * *")];
-    let served = scene.serve(&rules).await;
+    let served = fixture.serve(&rules).await;
     assert_eq!(served.wait_for_ended_batches(1).await.len(), 1, "a pattern waits for its time");
     let (_, schedules) = served.get("schedules").await;
     let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
     served.stop().await.assert_code(0);
 
     // Both were last started two days ago: of all the missed times one is caught up.
-    let state = scene.program.state_dir().join("imgsync");
+    let state = fixture.program.state_dir().join("imgsync");
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() - jiff::SignedDuration::from_hours(48);
     for name in &names {
         store.record_schedule_run(name, LastRun { at, batch: None }).await.unwrap();
     }
     drop(store);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
     let (_, schedules) = served.get("schedules").await;
     for name in ["a", "b"] {
@@ -71,28 +71,28 @@ async fn what_was_missed_while_nothing_served_is_caught_up_once() {
     }
     // A restart does not start them a third time.
     served.stop().await.assert_code(0);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
 }
 
 #[tokio::test]
 async fn rules_last_started_in_the_future_are_due_now_with_one_warning() {
-    let scene = ServeFixture::new(&["a", "b"], 1).await;
-    let served = scene.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
+    let fixture = ServeFixture::new(&["a", "b"], 1).await;
+    let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
     assert_eq!(served.wait_for_ended_batches(1).await.len(), 1);
     let (_, schedules) = served.get("schedules").await;
     let names = ["a", "b"].map(|name| rule(&schedules, name)["rule"].as_str().unwrap().to_owned());
     served.stop().await.assert_code(0);
 
     // The clock was 400 days ahead when both were started.
-    let state = scene.program.state_dir().join("imgsync");
+    let state = fixture.program.state_dir().join("imgsync");
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() + jiff::SignedDuration::from_hours(400 * 24);
     for name in &names {
         store.record_schedule_run(name, LastRun { at, batch: None }).await.unwrap();
     }
     drop(store);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
     let (_, schedules) = served.get("schedules").await;
     for name in ["a", "b"] {
@@ -102,7 +102,7 @@ async fn rules_last_started_in_the_future_are_due_now_with_one_warning() {
     }
     let output = served.stop().await.assert_code(0);
     assert_eq!(output.stderr.matches("was last begun in the future").count(), 2, "{}", output.stderr);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
     let output = served.stop().await.assert_code(0);
     assert!(!output.stderr.contains("in the future"), "{}", output.stderr);
@@ -110,11 +110,11 @@ async fn rules_last_started_in_the_future_are_due_now_with_one_warning() {
 
 #[tokio::test]
 async fn a_rule_that_is_still_running_is_not_started_again() {
-    let scene = ServeFixture::new(&["slow"], 2).await;
+    let fixture = ServeFixture::new(&["slow"], 2).await;
     let gate = Arc::new(Semaphore::new(0));
     let puts =
-        scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let served = scene.serve(&[("slow", "{every: 5s}")]).await;
+        fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let served = fixture.serve(&[("slow", "{every: 5s}")]).await;
     let is_skipped = |line: &str| line.contains("is not begun again (1 time skipped in a row): batch ");
     served.running.wait_for_line(is_skipped, WAIT_TIMEOUT).await;
     let (_, schedules) = served.get("schedules").await;
@@ -133,16 +133,17 @@ async fn a_rule_that_is_still_running_is_not_started_again() {
 
 #[tokio::test]
 async fn a_killed_listing_is_resumed_by_the_next_coordinator() {
-    let scene = ServeFixture::new(&["a"], 2).await;
+    let fixture = ServeFixture::new(&["a"], 2).await;
     let gate = Arc::new(Semaphore::new(0));
-    let lists = scene.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
-    let mut served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.source.wait_until(|source| source.count(RequestType::Tags) == 1, WAIT_TIMEOUT).await;
+    let lists =
+        fixture.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
+    let mut served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    fixture.source.wait_until(|source| source.count(RequestType::Tags) == 1, WAIT_TIMEOUT).await;
     served.running.signal(Signal::KILL);
     served.running.wait().await;
     lists.remove();
     gate.add_permits(100);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     let batches = served.wait_for_ended_batches(1).await;
     assert_eq!(batches.len(), 1, "it is the same batch");
     assert_eq!((&batches[0]["state"], &batches[0]["counts"]["copied"]), (&"done".into(), &2.into()));
@@ -150,8 +151,8 @@ async fn a_killed_listing_is_resumed_by_the_next_coordinator() {
 
 #[tokio::test]
 async fn a_rule_is_started_manually_and_old_batches_are_removed() {
-    let scene = ServeFixture::new(&["a"], 1).await;
-    let served = scene.serve(&[("a", "")]).await;
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
     assert!(served.running.stderr().contains("no rule has a `schedule:`"));
     let (_, schedules) = served.get("schedules").await;
     let name = rule(&schedules, "a")["rule"].as_str().unwrap();
@@ -163,25 +164,25 @@ async fn a_rule_is_started_manually_and_old_batches_are_removed() {
     assert_eq!(batches[0]["batch"], begun["batch"]);
     served.stop().await.assert_code(0);
 
-    scene.write(&format!("keep: 1ms\n{}", scene.config(&[("a", "")])));
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    fixture.write(&format!("keep: 1ms\n{}", fixture.config(&[("a", "")])));
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     served.wait_for("batches", |value| value["batches"] == serde_json::json!([])).await;
 }
 
 #[tokio::test]
 async fn one_process_serves_a_state_folder_and_another_controls_its_batch() {
-    let scene = ServeFixture::new(&["a"], 2).await;
+    let fixture = ServeFixture::new(&["a"], 2).await;
     let gate = Arc::new(Semaphore::new(0));
     let puts =
-        scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
-    let second = scene.program.again().args(["serve", "--listen", "127.0.0.1:0"]).run().await;
+        fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
+    let second = fixture.program.again().args(["serve", "--listen", "127.0.0.1:0"]).run().await;
     assert_ne!(second.code, Some(0), "{}", second.stderr);
-    scene.program.again().args(["batch", "pause"]).run().await.assert_code(0);
+    fixture.program.again().args(["batch", "pause"]).run().await.assert_code(0);
     served.wait_for("batches", |value| value["batches"][0]["state"] == "paused").await;
     // While its images wait at the gate: an ended batch is not resumed.
-    let resumed = scene.program.again().args(["batch", "resume"]).run().await.assert_code(0);
+    let resumed = fixture.program.again().args(["batch", "resume"]).run().await.assert_code(0);
     assert!(resumed.stderr.contains("goes on with it"), "{}", resumed.stderr);
     puts.remove();
     gate.add_permits(100);
@@ -191,15 +192,15 @@ async fn one_process_serves_a_state_folder_and_another_controls_its_batch() {
 
 #[tokio::test]
 async fn a_rule_that_chooses_nothing_is_counted_in_the_metrics() {
-    let scene = ServeFixture::new(&[], 0).await;
+    let fixture = ServeFixture::new(&[], 0).await;
     for tag in ["edge", "30517284"] {
-        scene.source.push("words", tag, &imgsync_tests::images::single(&format!("words-{tag}")));
+        fixture.source.push("words", tag, &imgsync_tests::images::single(&format!("words-{tag}")));
     }
-    let config = scene.config(&[("words", "{every: 1h}")]);
+    let config = fixture.config(&[("words", "{every: 1h}")]);
     let chosen = config.replace("/words, ", "/words, tags: {newest: 2}, ");
     assert_ne!(chosen, config);
-    scene.write(&chosen);
-    let served = ServeProcess::start(&scene.program, &[]).await;
+    fixture.write(&chosen);
+    let served = ServeProcess::start(&fixture.program, &[]).await;
     let ended =
         |value: &serde_json::Value| value["batches"].as_array().unwrap().iter().any(|batch| !batch["ended"].is_null());
     let batches = served.wait_for("batches", ended).await;

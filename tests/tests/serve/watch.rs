@@ -16,12 +16,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_batch_is_followed_as_lines_where_there_is_no_terminal() {
-    let scene = ServeFixture::new(&["a"], 3).await;
+    let fixture = ServeFixture::new(&["a"], 3).await;
     let gate = Arc::new(Semaphore::new(0));
-    scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let _served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
-    let mut watching = scene.program.again().args(["batch", "watch"]).spawn();
+    fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let _served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
+    let mut watching = fixture.program.again().args(["batch", "watch"]).spawn();
     gate.add_permits(100);
     let output = watching.wait().await.assert_code(0);
     let last = output.stdout.lines().last().unwrap_or_default();
@@ -34,19 +34,19 @@ async fn on_a_terminal_a_batch_is_a_view_and_the_terminal_is_given_back() {
     let Some(script) = find_program("script") else {
         return skipped("the view on a terminal (script of util-linux is not installed)");
     };
-    let scene = ServeFixture::new(&["a"], 3).await;
+    let fixture = ServeFixture::new(&["a"], 3).await;
     let gate = Arc::new(Semaphore::new(0));
-    scene.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
-    let served = scene.serve(&[("a", "{every: 1h}")]).await;
-    scene.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
-    let log = scene.program.work_dir().join("typescript");
-    let inner = format!("stty rows 24 cols 80; exec {} batch watch", scene.program.path().display());
+    fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
+    let log = fixture.program.work_dir().join("typescript");
+    let inner = format!("stty rows 24 cols 80; exec {} batch watch", fixture.program.path().display());
     let mut command = Command::new(script);
     command
         .args(["--quiet", "--flush", "--return", "--command", &inner])
         .arg(&log)
-        .current_dir(scene.program.work_dir());
-    command.env("TERM", "xterm-256color").env("XDG_STATE_HOME", scene.program.state_dir());
+        .current_dir(fixture.program.work_dir());
+    command.env("TERM", "xterm-256color").env("XDG_STATE_HOME", fixture.program.state_dir());
     command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut child = command.spawn().unwrap();
     let shown = || String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();

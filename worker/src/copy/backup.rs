@@ -47,8 +47,8 @@ impl<'a> BackupGate<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let tried = format!("keeping what {}/{}:{} is", self.target.registry(), self.target.name(), self.tag);
-        let invalid = |detail: String| Error::new(ErrorKind::Invalid, &tried, detail);
+        let operation = format!("keeping what {}/{}:{} is", self.target.registry(), self.target.name(), self.tag);
+        let invalid = |detail: String| Error::new(ErrorKind::Invalid, &operation, detail);
         let first = self.name.render(self.tag, old.digest(), Timestamp::now()).map_err(invalid)?;
         for number in 1..=MAX_BACKUPS_PER_NAME {
             let tag = match number {

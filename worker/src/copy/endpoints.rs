@@ -271,9 +271,9 @@ impl CopySource {
         match self.manifest_by_digest(&child.digest).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let inline = child.inline().ok_or(error)?;
-                let tried = self.describe_read(&child.digest);
+                let operation = self.describe_read(&child.digest);
                 Manifest::parse_as(inline, child.digest.clone(), &child.media_type)
-                    .map_err(|error| Error::new(ErrorKind::InvalidResponse, tried, error.to_string()))
+                    .map_err(|error| Error::new(ErrorKind::InvalidResponse, operation, error.to_string()))
             }
             read => read,
         }

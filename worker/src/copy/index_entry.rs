@@ -107,7 +107,7 @@ impl CopySource {
         tally: &Arc<TrafficCounters>,
         is_public: &AtomicBool,
     ) -> Result<Bytes> {
-        let tried = self.describe_read(&blob.digest);
+        let operation = self.describe_read(&blob.digest);
         let size = usize::try_from(blob.size).unwrap_or(usize::MAX);
         let (mut stream, _) = self.blob_open(blob, 0, tally).await?;
         is_public.store(stream.is_public(), Ordering::Relaxed);
@@ -115,17 +115,17 @@ impl CopySource {
         while let Some(chunk) = stream.next_chunk().await? {
             if whole.len() + chunk.len() > size {
                 let detail = format!("it has more than the {size} bytes that the manifest gives it");
-                return Err(Error::new(ErrorKind::Corrupt, tried, detail));
+                return Err(Error::new(ErrorKind::Corrupt, operation, detail));
             }
             whole.extend_from_slice(&chunk);
         }
         if whole.len() < size {
             let detail = format!("the stream ended after {} of {size} bytes", whole.len());
-            return Err(Error::new(ErrorKind::Unreachable, tried, detail));
+            return Err(Error::new(ErrorKind::Unreachable, operation, detail));
         }
         let found = Digest::from_bytes(blob.digest.algorithm(), &whole);
         if found != blob.digest {
-            return Err(Error::new(ErrorKind::Corrupt, tried, format!("its bytes have the digest {found}")));
+            return Err(Error::new(ErrorKind::Corrupt, operation, format!("its bytes have the digest {found}")));
         }
         Ok(whole.into())
     }

@@ -135,12 +135,12 @@ impl TreeReader {
         depth: usize,
     ) -> BoxFuture<'a, Result<ManifestTree>> {
         Box::pin(async move {
-            let tried = || self.source.describe_read(manifest.digest());
+            let operation = || self.source.describe_read(manifest.digest());
             if depth > MAX_DEPTH {
-                return Err(Error::new(ErrorKind::Unsupported, tried(), "there is no end to what hangs below it"));
+                return Err(Error::new(ErrorKind::Unsupported, operation(), "there is no end to what hangs below it"));
             }
             if self.context.cancel.is_cancelled() {
-                return Err(Error::cancelled(tried()));
+                return Err(Error::cancelled(operation()));
             }
             let parsed = manifest.parsed();
             let mut image = ManifestTree {

@@ -172,8 +172,8 @@ impl ImageTransfer {
     pub(super) async fn wait_for_consistency(&self, error: Error, denials: &mut ContentDenials) -> Result<()> {
         let attempt = denials.refusals.max(denials.waits + 1);
         let Some(wait) = denials.next_wait() else { return Err(error.with_attempts(attempt, denials.since.elapsed())) };
-        let (class, registry) = (error.kind(), error.registry().cloned());
-        self.context.events.emit(Event::Retrying { error: error.to_string(), kind: class, registry, attempt, wait });
+        let (kind, registry) = (error.kind(), error.registry().cloned());
+        self.context.events.emit(Event::Retrying { error: error.to_string(), kind, registry, attempt, wait });
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
             () = self.context.cancel.cancelled() => {

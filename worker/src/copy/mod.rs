@@ -457,9 +457,9 @@ impl Copier {
         if let Some(wanted) = request.target.digest()
             && wanted != root.digest()
         {
-            let tried = format!("copying {} to {}", request.source, request.target);
+            let operation = format!("copying {} to {}", request.source, request.target);
             let detail = format!("the source has {}, which cannot be stored under that digest", root.digest());
-            return Err(Error::new(ErrorKind::Invalid, tried, detail));
+            return Err(Error::new(ErrorKind::Invalid, operation, detail));
         }
         let reference = endpoints.target_ref.clone().unwrap_or_else(|| ManifestRef::Digest(root.digest().clone()));
         let digest = root.digest().clone();

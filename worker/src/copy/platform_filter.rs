@@ -142,8 +142,8 @@ fn missing_platform_error(manifests: &[Descriptor], wanted: &Platform, request: 
         there.push(format!("{attestations} attestation{}", if attestations == 1 { "" } else { "s" }));
     }
     let there = if there.is_empty() { "nothing: its index is empty".to_owned() } else { there.join(", and ") };
-    let tried = format!("choosing {wanted} of {}", request.source);
-    let error = Error::new(ErrorKind::Unsupported, tried, "the image is not made for that platform");
+    let operation = format!("choosing {wanted} of {}", request.source);
+    let error = Error::new(ErrorKind::Unsupported, operation, "the image is not made for that platform");
     match (platforms.is_empty(), unnamed.is_empty()) {
         (true, false) => error.with_hint(format!(
             "it has: {there}; without a choice of platforms the image is copied as it is, and an entry by its digest"

@@ -92,14 +92,14 @@ impl ImageTransfer {
             }
             hasher.update(&chunk);
         }
-        let (tried, size) = (self.source.describe_read(&blob.digest), blob.size);
+        let (operation, size) = (self.source.describe_read(&blob.digest), blob.size);
         if read < size {
             let detail = format!("the stream ended after {read} of {size} bytes");
-            return Err(Error::new(ErrorKind::Unreachable, tried, detail));
+            return Err(Error::new(ErrorKind::Unreachable, operation, detail));
         }
         let found = hasher.finish();
         if read > size || found != blob.digest {
-            return Err(Error::new(ErrorKind::Corrupt, tried, format!("its bytes have the digest {found}")));
+            return Err(Error::new(ErrorKind::Corrupt, operation, format!("its bytes have the digest {found}")));
         }
         Ok(())
     }

@@ -100,10 +100,10 @@ pub(super) async fn compare_endpoints(
             if request.overwrite == Overwrite::Never
                 && let Some(now) = tag_now.filter(|now| now != selected.root.digest())
             {
-                let tried = format!("copying {} to {}", request.source, request.target);
+                let operation = format!("copying {} to {}", request.source, request.target);
                 let at_source = selected.root.digest();
                 let detail = format!("the tag never moves, and it is {now} there and {at_source} at the source");
-                return Err(Error::new(ErrorKind::Immutable, tried, detail).with_hint(
+                return Err(Error::new(ErrorKind::Immutable, operation, detail).with_hint(
                     "find out why the source moved it; if it is to be taken, `imgsync sync` copies it once",
                 ));
             }

@@ -241,8 +241,8 @@ impl TargetCache {
         let poll_interval = random_between(BLOB_LEASE_POLL_INTERVAL) / 4;
         let (name, holder) = (format!("tag:{tag_name}"), unique_holder(holder));
         let terms = (LEASE_TTL, poll_interval);
-        let tried = format!("writing {tag_name}");
-        LeaseGuard::acquire(leases.clone(), (&name, &holder), terms, cancel, &tried).await.map(Some)
+        let operation = format!("writing {tag_name}");
+        LeaseGuard::acquire(leases.clone(), (&name, &holder), terms, cancel, &operation).await.map(Some)
     }
 
     /// Waits until no other task of this process is transferring the blob to the registry; others wait until the guard

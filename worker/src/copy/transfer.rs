@@ -269,10 +269,10 @@ impl ImageTransfer {
 
     async fn ensure_children(&self, index: &Manifest, depth: usize) -> Result<()> {
         if depth >= MAX_INDEX_DEPTH {
-            let tried = self.source.describe_read(index.digest());
+            let operation = self.source.describe_read(index.digest());
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                tried,
+                operation,
                 format!("more than {MAX_INDEX_DEPTH} indexes in each other"),
             ));
         }
@@ -468,8 +468,8 @@ impl ImageTransfer {
         };
         let Some(lease) = lease else { return list.await };
         lease.run(list).await.unwrap_or_else(|| {
-            let tried = format!("writing {}/{}:{tag}", target.registry(), target.name());
-            Err(Error::new(ErrorKind::ServerError, tried, "its lease was lost: another may be writing it"))
+            let operation = format!("writing {}/{}:{tag}", target.registry(), target.name());
+            Err(Error::new(ErrorKind::ServerError, operation, "its lease was lost: another may be writing it"))
         })
     }
 

@@ -111,7 +111,7 @@ impl VerifyReport {
         if self.findings.len() > MAX_NAMED_FINDINGS {
             words.push(format!("and {} more", self.findings.len() - MAX_NAMED_FINDINGS));
         }
-        let tried = format!("comparing {} with {}", request.source, request.target);
+        let operation = format!("comparing {} with {}", request.source, request.target);
         let corrupt = self.findings.iter().any(|finding| is_corrupt(finding.kind));
         let class = if corrupt { ErrorKind::Corrupt } else { ErrorKind::Differs };
         let hint = match (corrupt, first.kind) {
@@ -123,7 +123,7 @@ impl VerifyReport {
             }
             (false, _) => "`imgsync run --force` brings what is missing",
         };
-        Some(Error::new(class, tried, words.join("; ")).with_hint(hint))
+        Some(Error::new(class, operation, words.join("; ")).with_hint(hint))
     }
 }
 
@@ -296,8 +296,8 @@ impl Verification<'_> {
             return Ok(());
         }
         if depth > MAX_DEPTH {
-            let tried = self.endpoints.source.describe_read(&digest);
-            return Err(Error::new(ErrorKind::Unsupported, tried, "there is no end to what hangs below it"));
+            let operation = self.endpoints.source.describe_read(&digest);
+            return Err(Error::new(ErrorKind::Unsupported, operation, "there is no end to what hangs below it"));
         }
         let Some(manifest) = self.check_and_read(&digest, &description, missing_kind).await? else { return Ok(()) };
         self.manifests += 1;

@@ -167,9 +167,9 @@ impl Metrics {
         for outcome in ["copied", "unchanged", "failed", "cancelled"] {
             let _ = self.tasks.get_or_create(&[("outcome", outcome.to_owned())]);
         }
-        for class in ErrorKind::ALL {
-            let _ = self.failures.get_or_create(&[("class", class.as_str().to_owned())]);
-            let _ = self.retries.get_or_create(&[("class", class.as_str().to_owned())]);
+        for kind in ErrorKind::ALL {
+            let _ = self.failures.get_or_create(&[("class", kind.as_str().to_owned())]);
+            let _ = self.retries.get_or_create(&[("class", kind.as_str().to_owned())]);
         }
         for arrival in ["copied", "mounted", "reused"] {
             let _ = self.blobs.get_or_create(&[("arrival", arrival.to_owned())]);
@@ -213,8 +213,8 @@ impl Metrics {
         let outcome = match end {
             TaskCompletion::Copied { .. } => "copied",
             TaskCompletion::Unchanged => "unchanged",
-            TaskCompletion::Failed { kind: class, .. } => {
-                self.failures.get_or_create(&[("class", class.as_str().to_owned())]).inc();
+            TaskCompletion::Failed { kind, .. } => {
+                self.failures.get_or_create(&[("class", kind.as_str().to_owned())]).inc();
                 "failed"
             }
             TaskCompletion::Cancelled => "cancelled",
@@ -242,12 +242,12 @@ impl Metrics {
 impl Observer for Metrics {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { task: ticket, .. } => {
-                if self.state().started_at.insert(*ticket, Instant::now()).is_none() {
+            Event::TaskStarted { task: task_ref, .. } => {
+                if self.state().started_at.insert(*task_ref, Instant::now()).is_none() {
                     self.running.inc();
                 }
             }
-            Event::TaskEnded { task: ticket, completion: end } => self.record_task_end(ticket, end),
+            Event::TaskEnded { task: task_ref, completion: end } => self.record_task_end(task_ref, end),
             Event::BlobStarted { digest, moved, .. } => {
                 self.state().blobs_in_flight.start(digest, moved, &self.blob_bytes);
             }
@@ -257,10 +257,10 @@ impl Observer for Metrics {
             }
             Event::BlobFailed { digest } => self.state().blobs_in_flight.fail(digest, &self.blob_bytes),
             Event::ManifestPut { .. } => _ = self.manifests.inc(),
-            Event::RequestCompleted { registry, purpose: errand, status, duration: took } => {
+            Event::RequestCompleted { registry, purpose, status, duration: took } => {
                 let registry = self.registry_label(registry);
                 let labels =
-                    [registry.clone(), ("purpose", errand.as_str().to_owned()), ("status", status_label(*status))];
+                    [registry.clone(), ("purpose", purpose.as_str().to_owned()), ("status", status_label(*status))];
                 self.requests.get_or_create(&labels).inc();
                 self.request_seconds.get_or_create(&[registry]).observe(took.as_secs_f64());
             }
@@ -269,8 +269,8 @@ impl Observer for Metrics {
                 self.delayed_requests.get_or_create(&labels).inc();
                 self.request_delay_seconds.get_or_create(&labels).inc_by(time.as_secs_f64());
             }
-            Event::Retrying { kind: class, .. } => {
-                _ = self.retries.get_or_create(&[("class", class.as_str().to_owned())]).inc();
+            Event::Retrying { kind, .. } => {
+                _ = self.retries.get_or_create(&[("class", kind.as_str().to_owned())]).inc();
             }
             Event::TasksReclaimed { from_workers: leased, from_queue: queued } => {
                 self.reclaimed.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*leased);
@@ -325,11 +325,11 @@ mod tests {
     #[test]
     fn events_become_metrics() {
         let metrics = Metrics::new("imgsync-worker", |_| {});
-        let ticket = TaskRef { batch: BatchId::generate(), index: 7, run: 0 };
-        metrics.on_event(&Event::TaskStarted { task: ticket, source: "a".into(), target: "b".into() });
+        let task_ref = TaskRef { batch: BatchId::generate(), index: 7, run: 0 };
+        metrics.on_event(&Event::TaskStarted { task: task_ref, source: "a".into(), target: "b".into() });
         assert!(metrics.render().contains("\nimgsync_running_tasks 1\n"));
         let end = TaskCompletion::Failed { kind: ErrorKind::Denied, error: "no".into() };
-        metrics.on_event(&Event::TaskEnded { task: ticket, completion: end });
+        metrics.on_event(&Event::TaskEnded { task: task_ref, completion: end });
         metrics.on_event(&answered("gcr.io", Some(200)));
         metrics.on_event(&answered("gcr.io", Some(799)));
         metrics.on_event(&answered("gcr.io", None));

@@ -142,14 +142,14 @@ impl RouteSelector {
             .held
             .iter()
             .filter(|(_, (until, _))| *until > now)
-            .map(|(lane, (_, why))| UnservedRoute { route: lane.clone(), reason: why.clone() });
+            .map(|(route, (_, why))| UnservedRoute { route: route.clone(), reason: why.clone() });
         // These are served in principle, but not now.
         let full = state.paused.iter().flat_map(|why| {
-            let served = state.served.iter().filter(|lane| !state.unserved.contains_key(lane));
-            served.map(|lane| UnservedRoute { route: lane.clone(), reason: why.clone() })
+            let served = state.served.iter().filter(|route| !state.unserved.contains_key(route));
+            served.map(|route| UnservedRoute { route: route.clone(), reason: why.clone() })
         });
         let unserved =
-            state.unserved.iter().map(|(lane, why)| UnservedRoute { route: lane.clone(), reason: why.clone() });
+            state.unserved.iter().map(|(route, why)| UnservedRoute { route: route.clone(), reason: why.clone() });
         let mut all: Vec<UnservedRoute> = unserved.chain(full).chain(parked).collect();
         all.sort_by(|a, b| a.route.cmp(&b.route));
         all.dedup_by(|a, b| a.route == b.route);
@@ -177,7 +177,7 @@ impl RouteSelector {
                 let unserved = self.evaluate(&routes, client).await;
                 self.apply_rate_limits(&routes, store, client).await;
                 let mut state = self.state();
-                state.served = routes.into_iter().filter(|lane| !unserved.contains_key(lane)).collect();
+                state.served = routes.into_iter().filter(|route| !unserved.contains_key(route)).collect();
                 if state.unserved != unserved {
                     state.unserved = unserved;
                     drop(state);
@@ -321,7 +321,7 @@ pub type RateLimitHolds = BTreeMap<(RegistryName, bool), RateLimitHold>;
 /// Loads the holds on the endpoints of routes from the store: rate limits, and used-up quotas of all accounts with
 /// which this process pulls.
 pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: &Client) -> Result<RateLimitHolds> {
-    let ends = routes.iter().flat_map(|lane| [(lane.source.registry(), true), (lane.target.registry(), false)]);
+    let ends = routes.iter().flat_map(|route| [(route.source.registry(), true), (route.target.registry(), false)]);
     let ends: BTreeSet<(RegistryName, bool)> = ends.filter_map(|(end, pulls)| Some((end?.clone(), pulls))).collect();
     let (mut asked, mut of): (Vec<Account>, Vec<usize>) = Default::default();
     for (registry, pulls) in &ends {

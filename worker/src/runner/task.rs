@@ -186,8 +186,8 @@ impl Runner {
             self.events.emit(Event::TaskStarted { task: task_ref, source: running.source, target: running.target });
             Ok(self.run_leased(delivered, task_ref, target, (token, attempts, losses), shared_slot, stop).await)
         };
-        let tried = format!("copying {}", message.source);
-        let mut held = std::pin::pin!(catch_panic(&tried, held.instrument(task_span(&task_ref))));
+        let operation = format!("copying {}", message.source);
+        let mut held = std::pin::pin!(catch_panic(&operation, held.instrument(task_span(&task_ref))));
         // A shorter task is acknowledged when it ends, along with the next take: saves the broker a step.
         let ended = tokio::select! {
             ended = &mut held => ended,
@@ -207,12 +207,12 @@ impl Runner {
 
     /// Records a panic outside of the copy.
     async fn record_panic(&self, task_ref: TaskRef, token: u64, attempts: u32, panic: &Error) -> Result<Disposition> {
-        let (class, failure) = (panic.kind(), Failure::from_error(panic, attempts + 1));
+        let (kind, failure) = (panic.kind(), Failure::from_error(panic, attempts + 1));
         let error = failure.error.clone();
         let holder = TaskHolder { worker: &self.settings.name, token };
         let finished = self.store.finish(task_ref, holder, TaskResult::Failed(failure), Usage::default()).await?;
         // It may have panicked after its result was counted.
-        self.emit_finished(task_ref, finished, TaskCompletion::Failed { kind: class, error });
+        self.emit_finished(task_ref, finished, TaskCompletion::Failed { kind, error });
         Ok(Disposition::Done)
     }
 
@@ -278,9 +278,9 @@ impl Runner {
             // Boxed, here and below: a copy is a deep nest of futures, and thread stacks are small.
             let work: BoxFuture<'_, Result<AttemptOutcome>> =
                 Box::pin(self.run_isolating_suspects(&task, losses, shared_slot));
-            let tried = format!("copying {}", message.source);
+            let operation = format!("copying {}", message.source);
             tokio::select! {
-                came = catch_panic(&tried, work) => came.unwrap_or_else(AttemptOutcome::Failed),
+                came = catch_panic(&operation, work) => came.unwrap_or_else(AttemptOutcome::Failed),
                 () = self.renew_lease_loop(&task, &lost) => unreachable!("a lease is kept until the work has ended"),
             }
         };

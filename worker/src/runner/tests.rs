@@ -68,8 +68,8 @@ impl RunnerFixture {
         let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
         store.append(batch, sealed).await.unwrap();
         store.complete_plan(batch).await.unwrap();
-        let tickets = (0..).take(tags.len()).map(|index| TaskRef { batch, run: 0, index }).collect();
-        store.mark_published(batch, tickets).await.unwrap();
+        let task_refs = (0..).take(tags.len()).map(|index| TaskRef { batch, run: 0, index }).collect();
+        store.mark_published(batch, task_refs).await.unwrap();
         let messages: Vec<(Route, Message)> = (0..)
             .zip(&planned)
             .map(|(index, task)| {
@@ -160,8 +160,8 @@ async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot() {
         .into_iter()
         .map(|failed| (failed.task.index, (failed.failure.kind, failed.failure.error, failed.failure.attempts)))
         .collect();
-    let (class, error, attempts) = &words[&1];
-    assert_eq!((*class, *attempts), (ErrorKind::Local, 1));
+    let (kind, error, attempts) = &words[&1];
+    assert_eq!((*kind, *attempts), (ErrorKind::Local, 1));
     assert!(error.contains("the program failed at it: the first panic is odd"), "{error}");
     // A panic after the result was counted does not change it.
     assert_eq!((words[&2].0, words[&3].0), (ErrorKind::NotFound, ErrorKind::NotFound), "{words:?}");

@@ -31,8 +31,8 @@ async fn a_folder_that_is_no_layout_is_refused_and_left_alone() {
     assert_eq!(refused(Layout::open(dir.path().join("missing"))).await.0, ErrorKind::NotFound);
     assert_eq!(refused(Layout::open(dir.path())).await.0, ErrorKind::InvalidResponse);
     std::fs::write(dir.path().join("precious"), "data").unwrap();
-    let (class, words) = refused(Layout::open_or_create(dir.path())).await;
-    assert_eq!(class, ErrorKind::InvalidResponse);
+    let (kind, words) = refused(Layout::open_or_create(dir.path())).await;
+    assert_eq!(kind, ErrorKind::InvalidResponse);
     assert!(words.contains("no file `oci-layout`"), "{words}");
     assert_eq!(files(dir.path()).len(), 1);
     assert_eq!(refused(Layout::open(dir.path().join("precious"))).await.0, ErrorKind::InvalidResponse);
@@ -42,14 +42,14 @@ async fn a_folder_that_is_no_layout_is_refused_and_left_alone() {
 #[tokio::test]
 async fn a_layout_of_another_version_is_refused() {
     let (dir, _layout) = layout().await;
-    for (text, class) in [
+    for (text, kind) in [
         (r#"{"imageLayoutVersion":"2.0.0"}"#, ErrorKind::Unsupported),
         ("{}", ErrorKind::InvalidResponse),
         ("nonsense", ErrorKind::InvalidResponse),
     ] {
         std::fs::write(dir.path().join("oci-layout"), text).unwrap();
-        assert_eq!(refused(Layout::open(dir.path())).await.0, class);
-        assert_eq!(refused(Layout::open_or_create(dir.path())).await.0, class);
+        assert_eq!(refused(Layout::open(dir.path())).await.0, kind);
+        assert_eq!(refused(Layout::open_or_create(dir.path())).await.0, kind);
     }
     std::fs::write(dir.path().join("oci-layout"), "").unwrap();
     assert_eq!(refused(Layout::open(dir.path())).await.0, ErrorKind::InvalidResponse);
@@ -63,8 +63,8 @@ async fn a_huge_index_is_not_read() {
     let (dir, layout) = layout().await;
     let file = std::fs::File::create(dir.path().join("index.json")).unwrap();
     file.set_len(100 << 20).unwrap();
-    let (class, words) = refused(layout.entries()).await;
-    assert_eq!(class, ErrorKind::InvalidResponse);
+    let (kind, words) = refused(layout.entries()).await;
+    assert_eq!(kind, ErrorKind::InvalidResponse);
     assert!(words.contains("more than 64 MiB"), "{words}");
     let again = layout.repository(None);
     assert_eq!(refused(again.put_manifest(&tag("2"), &manifest(&[b"one"]))).await.0, ErrorKind::InvalidResponse);
@@ -99,8 +99,8 @@ async fn links_are_not_followed_wherever_they_are() {
             layout.repository(None).get_manifest(&tag("1")).await?;
             read(&layout, &blob(b"one"), 0).await
         };
-        let (class, words) = refused(reading).await;
-        assert_eq!(class, ErrorKind::Insecure, "{link}: {words}");
+        let (kind, words) = refused(reading).await;
+        assert_eq!(kind, ErrorKind::Insecure, "{link}: {words}");
         assert!(words.contains("symbolic link"), "{words}");
         let writing = async {
             for bytes in [&b"{}"[..], b"one", b"two"] {
@@ -162,8 +162,8 @@ async fn content_of_another_size_or_digest_is_corrupt() {
     let (dir, layout) = layout().await;
     let image = manifest(&[b"one"]);
     std::fs::write(path_of(&dir, b"one"), "longer than it was").unwrap();
-    let (class, words) = refused(layout.open_blob(&blob(b"one"), 0)).await;
-    assert_eq!(class, ErrorKind::Corrupt);
+    let (kind, words) = refused(layout.open_blob(&blob(b"one"), 0)).await;
+    assert_eq!(kind, ErrorKind::Corrupt);
     assert!(words.contains("should have 3 bytes, the file has 18"), "{words}");
     assert!(!layout.has_blob(&blob(b"one")).await.unwrap());
     assert_eq!(refused(layout.open_blob(&blob(b"{}"), 3)).await.0, ErrorKind::Corrupt);
@@ -187,8 +187,8 @@ async fn a_blob_with_wrong_bytes_does_not_get_from_one_layout_into_another() {
     std::fs::write(path_of(&dir, b"one"), "eno").unwrap();
     let other = TempDir::new().unwrap();
     let target = Layout::open_or_create(other.path()).await.unwrap();
-    let (class, _) = refused(copy(&source.repository(None), &target.repository(None), &tag("1"))).await;
-    assert_eq!(class, ErrorKind::Corrupt);
+    let (kind, _) = refused(copy(&source.repository(None), &target.repository(None), &tag("1"))).await;
+    assert_eq!(kind, ErrorKind::Corrupt);
     assert_eq!(target.entries().await.unwrap(), []);
     assert!(!target.has_blob(&blob(b"one")).await.unwrap());
     assert_eq!(hidden(other.path()), 0);

@@ -17,13 +17,13 @@ fn large() -> Vec<u8> {
 #[tokio::test]
 async fn wrong_content_leaves_nothing() {
     let (dir, layout) = layout().await;
-    for (content, class) in [
+    for (content, kind) in [
         (&b"wrong!"[..], ErrorKind::Corrupt),
         (b"longer than it", ErrorKind::Corrupt),
         (b"short", ErrorKind::Unreachable),
     ] {
         let error = layout.write_blob(&blob(b"right!"), pieces(content)).await.unwrap_err();
-        assert_eq!(error.kind(), class, "{error}");
+        assert_eq!(error.kind(), kind, "{error}");
         assert!(!layout.has_blob(&blob(b"right!")).await.unwrap());
         assert_eq!(hidden(dir.path()), 0);
     }

@@ -37,14 +37,17 @@ pub(super) fn watch_connection(connection: &Connection, health: &ServerHealth) -
 }
 
 /// Reports alarms to the worker registry while they last, for processes that only read the store.
-pub(super) async fn report_alarms(roster: Arc<dyn WorkerRegistry>, mut events: broadcast::Receiver<OutageEvent>) {
+pub(super) async fn report_alarms(
+    worker_registry: Arc<dyn WorkerRegistry>,
+    mut events: broadcast::Receiver<OutageEvent>,
+) {
     let mut alarm: Option<BrokerAlarm> = None;
     loop {
         let event = match &alarm {
             None => events.recv().await,
             Some(alarm) => {
                 // Users of the store report its outages, and it drops the alarm by itself.
-                let _ = roster.set_broker_alarm(Some(alarm.clone()), ALARM_TTL).await;
+                let _ = worker_registry.set_broker_alarm(Some(alarm.clone()), ALARM_TTL).await;
                 match tokio::time::timeout(ALARM_REPORT_INTERVAL, events.recv()).await {
                     Ok(event) => event,
                     Err(_) => continue,
@@ -58,7 +61,7 @@ pub(super) async fn report_alarms(roster: Arc<dyn WorkerRegistry>, mut events: b
             }
             Ok(OutageEvent::Ended(outage, _)) if outage.kind == OutageKind::Blocked => {
                 alarm = None;
-                let _ = roster.set_broker_alarm(None, ALARM_TTL).await;
+                let _ = worker_registry.set_broker_alarm(None, ALARM_TTL).await;
             }
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,

@@ -97,17 +97,17 @@ impl ManagedConnection {
     /// Returns the connection; reopens it if it is gone. Failed attempts back off, so as not to overload a broker that
     /// is recovering.
     pub(super) async fn get_or_connect(&self) -> Result<Arc<LiveConnection>> {
-        let tried = format!("connecting to the broker {}", self.url);
+        let operation = format!("connecting to the broker {}", self.url);
         let mut state = self.state.lock().await;
         if let Some(live) = state.live.as_ref().filter(|live| live.is_usable()) {
             return Ok(live.clone());
         }
         state.live = None;
         if let Some(failed) = state.last_failure.as_ref().filter(|failed| failed.retry_at > Instant::now()) {
-            let error = Error::new(failed.kind, &tried, &failed.message);
+            let error = Error::new(failed.kind, &operation, &failed.message);
             return Err(failed.hint.iter().fold(error, |error, hint| error.with_hint(hint)));
         }
-        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&tried)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&operation)).await {
             Ok(Ok(live)) => {
                 let live = Arc::new(live);
                 *state = ConnectionState { live: Some(live.clone()), last_failure: None };
@@ -115,7 +115,7 @@ impl ManagedConnection {
                 Ok(live)
             }
             Ok(Err(error)) => Err(self.record_failure(&mut state, error)),
-            Err(_) => Err(self.record_failure(&mut state, unreachable_error(&tried, "no answer in time"))),
+            Err(_) => Err(self.record_failure(&mut state, unreachable_error(&operation, "no answer in time"))),
         }
     }
 
@@ -124,13 +124,14 @@ impl ManagedConnection {
         state.record_failure(error)
     }
 
-    async fn connect(&self, tried: &str) -> Result<LiveConnection> {
+    async fn connect(&self, operation: &str) -> Result<LiveConnection> {
         // The parser's own message may contain the password.
         let uri: std::result::Result<AMQPUri, _> = self.url.expose().as_str().parse();
-        let uri = uri
-            .map_err(|_| Error::new(ErrorKind::Invalid, tried, "this is no URL of a broker").with_hint(EXAMPLE_URL))?;
+        let uri = uri.map_err(|_| {
+            Error::new(ErrorKind::Invalid, operation, "this is no URL of a broker").with_hint(EXAMPLE_URL)
+        })?;
         let tls = stream::tls_config(self.settings.ca.as_deref())?;
-        self.open(uri, tls).await.map_err(|error| broker_error(tried, &error))
+        self.open(uri, tls).await.map_err(|error| broker_error(operation, &error))
     }
 
     async fn open(&self, mut uri: AMQPUri, tls: Arc<ClientConfig>) -> lapin::Result<LiveConnection> {
@@ -187,9 +188,9 @@ impl LiveConnection {
     }
 
     /// Opens a new channel.
-    pub(super) async fn create_channel(&self, tried: &str) -> Result<Channel> {
-        let tried = format!("{tried} at the broker {}", self.name);
-        self.connection.create_channel().await.map_err(|error| broker_error(&tried, &error))
+    pub(super) async fn create_channel(&self, operation: &str) -> Result<Channel> {
+        let operation = format!("{operation} at the broker {}", self.name);
+        self.connection.create_channel().await.map_err(|error| broker_error(&operation, &error))
     }
 
     /// Locks the publishing channel.
@@ -198,25 +199,25 @@ impl LiveConnection {
     }
 
     /// Gets the next message of a queue, if one is ready. Declares the queue if it is missing.
-    pub(super) async fn get_message(&self, queue: &str, tried: &str) -> Result<Option<BasicGetMessage>> {
+    pub(super) async fn get_message(&self, queue: &str, operation: &str) -> Result<Option<BasicGetMessage>> {
         let row = lock(&self.channel_pools).entry(queue.to_owned()).or_default().clone();
-        let mut seat = lock_free_channel(&row).await;
+        let mut permit = lock_free_channel(&row).await;
         let mut again = true;
         loop {
             // Taken out of the pool: if this call is dropped, the channel closes, and the broker requeues what it
             // delivers.
-            let channel = match seat.take().filter(|channel| channel.status().connected()) {
+            let channel = match permit.take().filter(|channel| channel.status().connected()) {
                 Some(channel) => Ok(channel),
                 None => self.connection.create_channel().await,
             };
-            let channel = channel.map_err(|error| broker_error(tried, &error))?;
+            let channel = channel.map_err(|error| broker_error(operation, &error))?;
             let got = async {
                 self.ensure_declared(&channel, queue).await?;
                 channel.basic_get(queue.into(), BasicGetOptions::default()).await
             };
             match tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, got).await {
                 Ok(Ok(got)) => {
-                    *seat = Some(channel);
+                    *permit = Some(channel);
                     return Ok(got);
                 }
                 // The queue was deleted since it was declared, or the channel ended meanwhile.
@@ -225,9 +226,11 @@ impl LiveConnection {
                     self.set_declared(queue, false);
                     again = false;
                 }
-                Ok(Err(error)) => return Err(broker_error(tried, &error)),
+                Ok(Err(error)) => return Err(broker_error(operation, &error)),
                 Err(_) => {
-                    return Err(unreachable_error(tried, "the queue does not answer").with_hint(LEADERLESS_QUEUE_HINT));
+                    return Err(
+                        unreachable_error(operation, "the queue does not answer").with_hint(LEADERLESS_QUEUE_HINT)
+                    );
                 }
             }
         }
@@ -269,9 +272,9 @@ impl LiveConnection {
 
 /// Locks an idle channel of a pool, or waits for a random one.
 async fn lock_free_channel(row: &ChannelPool) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
-    for seat in row {
-        if let Ok(seat) = seat.try_lock() {
-            return seat;
+    for permit in row {
+        if let Ok(permit) = permit.try_lock() {
+            return permit;
         }
     }
     let any = rand::rng().random_range(0..CHANNELS_PER_QUEUE);
@@ -293,28 +296,28 @@ fn is_soft_error(error: &lapin::Error, wanted: &AMQPSoftError) -> bool {
 }
 
 /// Converts an error of the client or the broker, with a hint.
-pub(super) fn broker_error(tried: &str, error: &lapin::Error) -> Error {
+pub(super) fn broker_error(operation: &str, error: &lapin::Error) -> Error {
     let text: String = error.to_string().chars().take(300).collect();
     match error.kind() {
-        LapinErrorKind::ProtocolError(_) if text.contains("inequivalent arg") => Error::new(ErrorKind::Invalid, tried, text).with_hint(
+        LapinErrorKind::ProtocolError(_) if text.contains("inequivalent arg") => Error::new(ErrorKind::Invalid, operation, text).with_hint(
             "a queue or an exchange is there with other arguments: delete it if it is imgsync's (what was in it is planned again), and tune queues by policies",
         ),
-        LapinErrorKind::ProtocolError(_) if is_soft_error(error, &AMQPSoftError::ACCESSREFUSED) => Error::new(ErrorKind::Denied, tried, text).with_hint(format!(
+        LapinErrorKind::ProtocolError(_) if is_soft_error(error, &AMQPSoftError::ACCESSREFUSED) => Error::new(ErrorKind::Denied, operation, text).with_hint(format!(
             "check user and password in the broker's URL ({EXAMPLE_URL}), and that the user may configure, write and read in that virtual host"
         )),
         LapinErrorKind::ProtocolError(broker) if *broker.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
-            Error::new(ErrorKind::Denied, tried, text).with_hint(format!(
+            Error::new(ErrorKind::Denied, operation, text).with_hint(format!(
                 "check the virtual host in the broker's URL ({EXAMPLE_URL}), and whether the user may use it"
             ))
         }
         LapinErrorKind::InvalidProtocolVersion(_) | LapinErrorKind::ParsingError(_) => {
-            Error::new(ErrorKind::InvalidResponse, tried, text).with_hint("is that RabbitMQ's port for AMQP (5672, or 5671 with TLS)?")
+            Error::new(ErrorKind::InvalidResponse, operation, text).with_hint("is that RabbitMQ's port for AMQP (5672, or 5671 with TLS)?")
         }
-        LapinErrorKind::IOError(io) if is_certificate_error(io) => Error::new(ErrorKind::Insecure, tried, io.to_string())
+        LapinErrorKind::IOError(io) if is_certificate_error(io) => Error::new(ErrorKind::Insecure, operation, io.to_string())
             .with_hint("name the authority that signed the broker's certificate by `cluster: {ca: FILE}`, and the broker by the name that the certificate is for"),
-        LapinErrorKind::IOError(io) => Error::new(ErrorKind::Unreachable, tried, io.to_string())
+        LapinErrorKind::IOError(io) => Error::new(ErrorKind::Unreachable, operation, io.to_string())
             .with_hint("check that RabbitMQ is running there, that the port is the right one (amqp:// and amqps:// have their own), and whether a firewall is in between"),
-        _ => Error::new(ErrorKind::Unreachable, tried, text),
+        _ => Error::new(ErrorKind::Unreachable, operation, text),
     }
 }
 

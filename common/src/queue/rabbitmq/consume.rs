@@ -73,11 +73,11 @@ impl RabbitQueue {
         self.refresh_routes().await?;
         let mut live = self.0.consume_connection.get_or_connect().await?;
         let (mut trouble, mut reconnects) = (None, 0);
-        for (queue, lane) in self.queues_in_turn(wanted, only_urgent) {
+        for (queue, route) in self.queues_in_turn(wanted, only_urgent) {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
-            match self.next_task_message(&live, &queue, &lane).await {
+            match self.next_task_message(&live, &queue, &route).await {
                 Ok(None) => self.route_table().record_poll(&queue, true),
                 Ok(delivery) => {
                     self.route_table().record_poll(&queue, false);
@@ -107,7 +107,7 @@ impl RabbitQueue {
     fn poll_lock(&self, wanted: &RouteFilter, only_urgent: bool) -> Arc<tokio::sync::Mutex<()>> {
         let mut known = self.route_table();
         known.poll_locks.retain(|(_, watch)| watch.strong_count() > 0);
-        let same = known.poll_locks.iter().find(|((lanes, urgent), _)| lanes == wanted && *urgent == only_urgent);
+        let same = known.poll_locks.iter().find(|((routes, urgent), _)| routes == wanted && *urgent == only_urgent);
         if let Some(watch) = same.and_then(|(_, watch)| watch.upgrade()) {
             return watch;
         }
@@ -120,10 +120,10 @@ impl RabbitQueue {
     /// may be new queues.
     fn next_poll_at(&self, wanted: &RouteFilter, only_urgent: bool) -> Instant {
         let known = self.route_table();
-        let lanes = known.queues.iter().filter(|(queue, its)| {
+        let routes = known.queues.iter().filter(|(queue, its)| {
             wanted.contains(&its.route) && (its.is_urgent || !only_urgent) && !known.is_backing_off(queue)
         });
-        let first = lanes.filter_map(|(queue, its)| known.next_poll_at(queue, its)).min();
+        let first = routes.filter_map(|(queue, its)| known.next_poll_at(queue, its)).min();
         let (now, most) = (Instant::now(), Instant::now() + IDLE_POLL_DELAY[1]);
         first.map_or(most, |first| first.clamp(now + IDLE_POLL_DELAY[0] / 4, most))
     }
@@ -134,12 +134,12 @@ impl RabbitQueue {
         let mut known = self.route_table();
         let now = Instant::now();
         let is_due = |queue: &str, its: &RouteQueue| known.next_poll_at(queue, its).is_none_or(|at| at <= now);
-        let lanes = known
+        let routes = known
             .queues
             .iter()
             .filter(|(queue, its)| wanted.contains(&its.route) && !known.is_backing_off(queue) && is_due(queue, its));
         let (mut urgent, mut plain) = (Vec::new(), Vec::new());
-        for (queue, its) in lanes {
+        for (queue, its) in routes {
             let row = if its.is_urgent { &mut urgent } else { &mut plain };
             row.push((queue.clone(), its.route.clone()));
         }
@@ -159,14 +159,14 @@ impl RabbitQueue {
     }
 
     /// Gets the next task message of a route, if one is ready.
-    async fn next_task_message(&self, live: &LiveConnection, queue: &str, lane: &Route) -> Result<Option<Delivery>> {
-        let tried = format!("taking from {queue} at the broker {}", self.0.consume_connection.name());
-        while let Some(got) = live.get_message(queue, &tried).await? {
+    async fn next_task_message(&self, live: &LiveConnection, queue: &str, route: &Route) -> Result<Option<Delivery>> {
+        let operation = format!("taking from {queue} at the broker {}", self.0.consume_connection.name());
+        while let Some(got) = live.get_message(queue, &operation).await? {
             let redelivered = got.redelivered;
             let receipt =
                 RabbitAckHandle { queue: self.clone(), queue_name: queue.to_owned(), acker: Some(got.acker.clone()) };
             if let Some((message, receipt)) = self.accept_or_divert(&got, receipt).await? {
-                return Ok(Some(Delivery::new(lane.clone(), message, redelivered, Box::new(receipt))));
+                return Ok(Some(Delivery::new(route.clone(), message, redelivered, Box::new(receipt))));
             }
         }
         Ok(None)
@@ -174,9 +174,9 @@ impl RabbitQueue {
 
     /// Gets the next dead letter.
     pub(super) async fn next_dead_letter(&self) -> Result<Option<DeadLetter>> {
-        let tried = format!("taking from {DEAD_LETTER_QUEUE} at the broker {}", self.0.consume_connection.name());
+        let operation = format!("taking from {DEAD_LETTER_QUEUE} at the broker {}", self.0.consume_connection.name());
         let live = self.0.consume_connection.get_or_connect().await?;
-        while let Some(got) = live.get_message(DEAD_LETTER_QUEUE, &tried).await? {
+        while let Some(got) = live.get_message(DEAD_LETTER_QUEUE, &operation).await? {
             // A dead letter keeps its routing key: the queue of its route.
             let name = got.routing_key.to_string();
             let why = format!("{} in {name}", dead_letter_reason(&got, &name));
@@ -185,11 +185,11 @@ impl RabbitQueue {
             if let Some((message, receipt)) = self.accept_or_divert(&got, receipt).await? {
                 self.refresh_routes().await?;
                 let known = self.route_table().queues.get(&name).map(|its| its.route.clone());
-                let lane = known.unwrap_or_else(|| {
+                let route = known.unwrap_or_else(|| {
                     let target = message.targets[0].locator.repository.endpoint().clone();
                     Route::anonymous(message.source.repository.endpoint().clone(), target)
                 });
-                return Ok(Some(DeadLetter::new(lane, message, why, Box::new(receipt))));
+                return Ok(Some(DeadLetter::new(route, message, why, Box::new(receipt))));
             }
         }
         Ok(None)

@@ -180,14 +180,14 @@ impl RabbitQueue {
     /// Connects to the broker. An error names what is wrong with the address, the user or the virtual host.
     pub async fn connect(
         url: &SecretUrl,
-        roster: Arc<dyn WorkerRegistry>,
+        worker_registry: Arc<dyn WorkerRegistry>,
         settings: RabbitSettings,
     ) -> Result<RabbitQueue> {
         crate::registry::install_tls_provider();
         let health = ServerHealth::new(format!("the broker {url}"));
-        let alarms = tokio::spawn(alarm::report_alarms(roster.clone(), health.subscribe()));
+        let alarms = tokio::spawn(alarm::report_alarms(worker_registry.clone(), health.subscribe()));
         let queue = RabbitQueue(Arc::new(Inner {
-            worker_registry: roster,
+            worker_registry,
             publish_connection: ManagedConnection::new(url, &settings, true, &health),
             consume_connection: ManagedConnection::new(url, &settings, false, &health),
             health,
@@ -226,19 +226,19 @@ impl RabbitQueue {
         if is_fresh {
             return Ok(());
         }
-        let lanes = self.0.worker_registry.queues_by_age().await?;
+        let routes = self.0.worker_registry.queues_by_age().await?;
         let mut known = self.route_table();
         let now = Instant::now();
-        let noted = |(lane, is_urgent, age)| {
+        let noted = |(route, is_urgent, age)| {
             (
-                topology::queue_name(&lane, is_urgent),
-                RouteQueue { route: lane, is_urgent, announced_at: now.checked_sub(age) },
+                topology::queue_name(&route, is_urgent),
+                RouteQueue { route, is_urgent, announced_at: now.checked_sub(age) },
             )
         };
-        known.queues = lanes.into_iter().map(noted).collect();
-        let RouteTable { queues: lanes, idle, backoffs: resting, .. } = &mut *known;
-        idle.retain(|queue, _| lanes.contains_key(queue));
-        resting.retain(|queue, _| lanes.contains_key(queue));
+        known.queues = routes.into_iter().map(noted).collect();
+        let RouteTable { queues: routes, idle, backoffs: resting, .. } = &mut *known;
+        idle.retain(|queue, _| routes.contains_key(queue));
+        resting.retain(|queue, _| routes.contains_key(queue));
         known.refreshed_at = Some(now);
         Ok(())
     }
@@ -249,14 +249,14 @@ impl RabbitQueue {
     /// deliver; that message is requeued.
     async fn receive_detached(
         &self,
-        lanes: &RouteFilter,
+        routes: &RouteFilter,
         only_urgent: bool,
         cancel: &CancellationToken,
     ) -> Result<Option<Delivery>> {
         let stop = cancel.child_token();
         let _stops = stop.clone().drop_guard();
-        let (queue, lanes) = (self.clone(), lanes.clone());
-        let mut taking = tokio::spawn(async move { queue.receive_one(&lanes, only_urgent, &stop).await });
+        let (queue, routes) = (self.clone(), routes.clone());
+        let mut taking = tokio::spawn(async move { queue.receive_one(&routes, only_urgent, &stop).await });
         let stopped = async {
             cancel.cancelled().await;
             tokio::time::sleep(STOP_TIMEOUT).await;
@@ -277,10 +277,10 @@ impl TaskQueue for RabbitQueue {
         self.publish_block(block).await
     }
 
-    async fn publish_delayed(&self, lane: &Route, message: &Message, wait: Duration) -> Result<()> {
-        self.announce_queues([(lane, message.priority.is_urgent())]).await?;
+    async fn publish_delayed(&self, route: &Route, message: &Message, wait: Duration) -> Result<()> {
+        self.announce_queues([(route, message.priority.is_urgent())]).await?;
         self.publish_one(
-            &self.address_after(topology::queue_name(lane, message.priority.is_urgent()), wait),
+            &self.address_after(topology::queue_name(route, message.priority.is_urgent()), wait),
             &message.encode(),
             None,
         )
@@ -291,45 +291,45 @@ impl TaskQueue for RabbitQueue {
         tokio::time::sleep(CAPACITY_POLL_INTERVAL).await;
     }
 
-    async fn receive(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        self.receive_detached(lanes, false, cancel).await
+    async fn receive(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        self.receive_detached(routes, false, cancel).await
     }
 
-    async fn receive_urgent(&self, lanes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
-        self.receive_detached(lanes, true, cancel).await
+    async fn receive_urgent(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
+        self.receive_detached(routes, true, cancel).await
     }
 
-    async fn count_ready(&self, lanes: &[Route]) -> Result<Vec<u64>> {
+    async fn count_ready(&self, routes: &[Route]) -> Result<Vec<u64>> {
         self.refresh_routes().await?;
         // Only few routes have a queue for high priority.
         let queues: Vec<(usize, &Route, bool)> = {
             let known = self.route_table();
-            let urgent = |lane: &Route| known.queues.contains_key(&topology::queue_name(lane, true));
-            let both = |(at, lane)| [Some((at, lane, false)), urgent(lane).then_some((at, lane, true))];
-            lanes.iter().enumerate().flat_map(both).flatten().collect()
+            let urgent = |route: &Route| known.queues.contains_key(&topology::queue_name(route, true));
+            let both = |(at, route)| [Some((at, route, false)), urgent(route).then_some((at, route, true))];
+            routes.iter().enumerate().flat_map(both).flatten().collect()
         };
-        let mut waiting = vec![0; lanes.len()];
+        let mut waiting = vec![0; routes.len()];
         let mut busy = Vec::new();
-        let tried = format!("looking at queues at the broker {}", self.0.consume_connection.name());
+        let operation = format!("looking at queues at the broker {}", self.0.consume_connection.name());
         let mut channel = None;
-        for (at, lane, is_urgent) in queues {
+        for (at, route, is_urgent) in queues {
             let here = match channel.take() {
                 Some(channel) => channel,
                 None => self.0.consume_connection.get_or_connect().await?.create_channel("looking at queues").await?,
             };
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-            let name = topology::queue_name(lane, is_urgent);
+            let name = topology::queue_name(route, is_urgent);
             match here.queue_declare(name.as_str().into(), passive, FieldTable::default()).await {
                 Ok(queue) => {
                     if queue.message_count() > 0 {
                         waiting[at] += u64::from(queue.message_count());
-                        busy.push((lane, is_urgent));
+                        busy.push((route, is_urgent));
                     }
                     channel = Some(here);
                 }
                 // The broker closes a channel that declares a missing queue passively.
                 Err(error) if connection::is_not_found(&error) => {}
-                Err(error) => return Err(connection::broker_error(&tried, &error)),
+                Err(error) => return Err(connection::broker_error(&operation, &error)),
             }
         }
         if let Some(channel) = channel {
@@ -351,8 +351,8 @@ impl fmt::Debug for RabbitQueue {
     }
 }
 
-fn unreachable_error(tried: &str, detail: &str) -> Error {
-    Error::new(ErrorKind::Unreachable, tried, detail)
+fn unreachable_error(operation: &str, detail: &str) -> Error {
+    Error::new(ErrorKind::Unreachable, operation, detail)
 }
 
 #[cfg(test)]
@@ -362,8 +362,8 @@ mod tests {
     #[test]
     fn an_idle_queue_is_polled_less_and_less_and_at_once_when_it_is_announced() {
         let mut known = RouteTable::default();
-        let lane = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        let noted = |noted_at| RouteQueue { route: lane.clone(), is_urgent: false, announced_at: noted_at };
+        let route = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
+        let noted = |noted_at| RouteQueue { route: route.clone(), is_urgent: false, announced_at: noted_at };
         let (quiet, lively) = (noted(None), noted(Some(Instant::now())));
         assert_eq!(known.next_poll_at("w", &quiet), None, "of a new one nothing is known");
         let pause =

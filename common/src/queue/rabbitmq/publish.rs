@@ -36,8 +36,8 @@ impl PublishAddress {
     /// Returns the exchange and the routing key.
     fn exchange_and_key(&self) -> (&str, &str) {
         match self {
-            PublishAddress::Route(lane) => (WORK_EXCHANGE, lane),
-            PublishAddress::Retry { queue, route_queue: lane } => (queue, lane),
+            PublishAddress::Route(route) => (WORK_EXCHANGE, route),
+            PublishAddress::Retry { queue, route_queue: route } => (queue, route),
             PublishAddress::Refused => ("", REFUSED_QUEUE),
         }
     }
@@ -45,7 +45,7 @@ impl PublishAddress {
     /// Returns the queue that the exchange routes to.
     fn destination_queue(&self) -> &str {
         match self {
-            PublishAddress::Route(lane) => lane,
+            PublishAddress::Route(route) => route,
             PublishAddress::Retry { queue, .. } => queue,
             PublishAddress::Refused => REFUSED_QUEUE,
         }
@@ -54,20 +54,20 @@ impl PublishAddress {
 
 impl RabbitQueue {
     pub(super) async fn publish_block(&self, block: &[(Route, Message)]) -> Result<PublishResult> {
-        let lanes: BTreeSet<(&Route, bool)> =
-            block.iter().map(|(lane, message)| (lane, message.priority.is_urgent())).collect();
-        self.announce_queues(lanes).await?;
-        let tried = format!("publishing at the broker {}", self.0.publish_connection.name());
+        let routes: BTreeSet<(&Route, bool)> =
+            block.iter().map(|(route, message)| (route, message.priority.is_urgent())).collect();
+        self.announce_queues(routes).await?;
+        let operation = format!("publishing at the broker {}", self.0.publish_connection.name());
         let mut published = PublishResult::default();
         for (part, window) in block.chunks(CONFIRM_WINDOW).enumerate() {
             let live = self.0.publish_connection.get_or_connect().await?;
             let at = AtomicUsize::new(0);
-            let sent = self.publish_window(&live, window, &at, &tried);
+            let sent = self.publish_window(&live, window, &at, &operation);
             let refused = match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
                 Ok(refused) => refused?,
                 Err(_) => {
                     let queue = queue_for(&window[at.into_inner()]);
-                    return Err(unconfirmed_error(&live, &format!("{tried}, to {queue}")));
+                    return Err(unconfirmed_error(&live, &format!("{operation}, to {queue}")));
                 }
             };
             published.rejected.extend(refused.into_iter().map(|at| part * CONFIRM_WINDOW + at));
@@ -82,7 +82,7 @@ impl RabbitQueue {
         live: &LiveConnection,
         window: &[(Route, Message)],
         waits_for: &AtomicUsize,
-        tried: &str,
+        operation: &str,
     ) -> Result<Vec<usize>> {
         let channel = live.control_channel().await;
         let mut left: Vec<usize> = (0..window.len()).collect();
@@ -93,15 +93,15 @@ impl RabbitQueue {
             for at in &left {
                 let (_, message) = &window[*at];
                 let queue = queue_for(&window[*at]);
-                live.ensure_declared(&channel, &queue).await.map_err(|error| broker_error(tried, &error))?;
+                live.ensure_declared(&channel, &queue).await.map_err(|error| broker_error(operation, &error))?;
                 let address = PublishAddress::Route(queue);
                 let confirm = self.send(&channel, &address, &message.encode(), None).await;
-                confirms.push((*at, confirm.map_err(|error| broker_error(tried, &error))?));
+                confirms.push((*at, confirm.map_err(|error| broker_error(operation, &error))?));
             }
             left.clear();
             for (at, confirm) in confirms {
                 waits_for.store(at, Ordering::Relaxed);
-                match confirm.await.map_err(|error| broker_error(tried, &error))? {
+                match confirm.await.map_err(|error| broker_error(operation, &error))? {
                     Confirmation::Ack(None) => {}
                     // No queue is bound to that key any more.
                     Confirmation::Ack(Some(_)) => {
@@ -122,7 +122,7 @@ impl RabbitQueue {
 
     /// Publishes one message, and returns when it is confirmed.
     pub(super) async fn publish_one(&self, address: &PublishAddress, body: &[u8], reason: Option<&str>) -> Result<()> {
-        let tried =
+        let operation =
             format!("publishing to {} at the broker {}", address.destination_queue(), self.0.publish_connection.name());
         // A second attempt for a missing queue.
         for _ in 0..2 {
@@ -139,12 +139,12 @@ impl RabbitQueue {
             match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
                 Ok(Ok(Confirmation::Ack(None))) => return Ok(()),
                 Ok(Ok(Confirmation::Ack(Some(_)))) => live.set_declared(address.destination_queue(), false),
-                Ok(Ok(_)) => return Err(unreachable_error(&tried, "the queue is full")),
-                Ok(Err(error)) => return Err(broker_error(&tried, &error)),
-                Err(_) => return Err(unconfirmed_error(&live, &tried)),
+                Ok(Ok(_)) => return Err(unreachable_error(&operation, "the queue is full")),
+                Ok(Err(error)) => return Err(broker_error(&operation, &error)),
+                Err(_) => return Err(unconfirmed_error(&live, &operation)),
             }
         }
-        Err(unreachable_error(&tried, "the queue is deleted again and again"))
+        Err(unreachable_error(&operation, "the queue is deleted again and again"))
     }
 
     async fn send(
@@ -172,28 +172,28 @@ impl RabbitQueue {
     }
 
     /// Announces the queues of these routes to consumers: the route's own, or the one for high priority.
-    pub(super) async fn announce_queues(&self, lanes: impl IntoIterator<Item = (&Route, bool)>) -> Result<()> {
+    pub(super) async fn announce_queues(&self, routes: impl IntoIterator<Item = (&Route, bool)>) -> Result<()> {
         let new: Vec<(String, Route, bool)> = {
             let known = self.route_table();
-            let lanes =
-                lanes.into_iter().map(|(lane, is_urgent)| (topology::queue_name(lane, is_urgent), lane, is_urgent));
+            let routes =
+                routes.into_iter().map(|(route, is_urgent)| (topology::queue_name(route, is_urgent), route, is_urgent));
             let is_new = |queue: &String| known.announced.get(queue).is_none_or(|at| at.elapsed() > ANNOUNCE_INTERVAL);
-            let new = lanes.filter(|(queue, ..)| is_new(queue));
-            new.map(|(queue, lane, is_urgent)| (queue, lane.clone(), is_urgent)).collect()
+            let new = routes.filter(|(queue, ..)| is_new(queue));
+            new.map(|(queue, route, is_urgent)| (queue, route.clone(), is_urgent)).collect()
         };
         if new.is_empty() {
             return Ok(());
         }
         let of = |wanted: bool| -> Vec<Route> {
             let its = new.iter().filter(|(_, _, is_urgent)| *is_urgent == wanted);
-            its.map(|(_, lane, _)| lane.clone()).collect()
+            its.map(|(_, route, _)| route.clone()).collect()
         };
         self.0.worker_registry.record_queues(&of(false), &of(true)).await?;
         let mut known = self.route_table();
         let now = Instant::now();
         known.announced.retain(|_, at| at.elapsed() <= ANNOUNCE_INTERVAL);
-        for (queue, lane, is_urgent) in new {
-            known.queues.insert(queue.clone(), RouteQueue { route: lane, is_urgent, announced_at: Some(now) });
+        for (queue, route, is_urgent) in new {
+            known.queues.insert(queue.clone(), RouteQueue { route, is_urgent, announced_at: Some(now) });
             known.announced.insert(queue, now);
         }
         Ok(())
@@ -201,14 +201,14 @@ impl RabbitQueue {
 }
 
 /// Returns the queue that a message is published to.
-fn queue_for((lane, message): &(Route, Message)) -> String {
-    topology::queue_name(lane, message.priority.is_urgent())
+fn queue_for((route, message): &(Route, Message)) -> String {
+    topology::queue_name(route, message.priority.is_urgent())
 }
 
-fn unconfirmed_error(live: &LiveConnection, tried: &str) -> Error {
+fn unconfirmed_error(live: &LiveConnection, operation: &str) -> Error {
     match live.is_blocked() {
-        true => unreachable_error(tried, "it takes no messages now: it is short of memory or disk")
+        true => unreachable_error(operation, "it takes no messages now: it is short of memory or disk")
             .with_hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
-        false => unreachable_error(tried, "it does not confirm").with_hint(LEADERLESS_QUEUE_HINT),
+        false => unreachable_error(operation, "it does not confirm").with_hint(LEADERLESS_QUEUE_HINT),
     }
 }

@@ -31,8 +31,8 @@ pub(crate) const MAX_REFUSED_BYTES: i32 = 64 << 20;
 const MAX_QUEUE_NAME_BYTES: usize = 200;
 
 /// Returns the name of a route's queue, or of the one beside it for high priority.
-pub(super) fn queue_name(lane: &Route, is_urgent: bool) -> String {
-    let (beginning, name) = (if is_urgent { "w.!" } else { "w." }, lane.to_string());
+pub(super) fn queue_name(route: &Route, is_urgent: bool) -> String {
+    let (beginning, name) = (if is_urgent { "w.!" } else { "w." }, route.to_string());
     match beginning.len() + name.len() <= MAX_QUEUE_NAME_BYTES {
         true => format!("{beginning}{name}"),
         false => format!("{beginning}{}", &Digest::sha256(format!("w.{name}").as_bytes()).hex()[..40]),
@@ -137,10 +137,10 @@ mod tests {
 
     #[test]
     fn queues_are_named_by_their_routes_and_delays() {
-        let lane = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        assert_eq!(queue_name(&lane, false), "w.gcr.io>docker.io");
-        assert_eq!(queue_name(&lane, true), "w.!gcr.io>docker.io");
-        let long = Route { source_credential: Some("x".repeat(300).into()), ..lane };
+        let route = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
+        assert_eq!(queue_name(&route, false), "w.gcr.io>docker.io");
+        assert_eq!(queue_name(&route, true), "w.!gcr.io>docker.io");
+        let long = Route { source_credential: Some("x".repeat(300).into()), ..route };
         assert_eq!((queue_name(&long, false).len(), queue_name(&long, true).len()), (42, 43));
         let names = RETRY_DELAYS.map(retry_queue_name);
         assert_eq!(names, ["sync.retry.10s", "sync.retry.60s", "sync.retry.5m", "sync.retry.30m"]);

@@ -88,8 +88,8 @@ impl Repository {
         operation: &str,
     ) -> Result<TokenResponse> {
         let http = self.http_client_for(realm, None);
-        let class = RequestClass::auxiliary(credential_index);
-        self.await_rate(class, operation).await?;
+        let kind = RequestClass::auxiliary(credential_index);
+        self.await_rate(kind, operation).await?;
         if let Some(Credential::IdentityToken { token, .. }) = credential {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
@@ -97,12 +97,12 @@ impl Repository {
             self.counters.count(RequestKind::Token);
             let response = self.send_once(&http, Method::POST, realm.clone(), headers, body, operation).await?;
             if !matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) {
-                return self.read_token(class, response, true, operation).await;
+                return self.read_token(kind, response, true, operation).await;
             }
         }
         let mut url = realm.clone();
         if matches!(credential, Some(Credential::IdentityToken { .. })) {
-            self.await_rate(class, operation).await?;
+            self.await_rate(kind, operation).await?;
         }
         {
             let mut query = url.query_pairs_mut();
@@ -126,19 +126,19 @@ impl Repository {
         }
         self.counters.count(RequestKind::Token);
         let response = self.send_once(&http, Method::GET, url, headers, RequestBody::Empty, operation).await?;
-        self.read_token(class, response, credential.is_some(), operation).await
+        self.read_token(kind, response, credential.is_some(), operation).await
     }
 
     async fn read_token(
         &self,
-        class: RequestClass,
+        kind: RequestClass,
         response: Response,
         with_credentials: bool,
         operation: &str,
     ) -> Result<TokenResponse> {
         if !response.status().is_success() {
             let error = response.into_error(operation).await.with_registry(&self.registry.name);
-            let error = self.observe_error(class, error).await;
+            let error = self.observe_error(kind, error).await;
             return Err(match error.kind() {
                 ErrorKind::Denied | ErrorKind::Refused | ErrorKind::NotFound => {
                     let hint = self.login_hint(with_credentials);

@@ -134,7 +134,7 @@ async fn send_create_request(
         response.drain().await;
         return Ok(());
     }
-    let class = response.class();
+    let kind = response.class();
     let error = response.into_error(operation).await.with_registry(&asked.registry.name);
     let code = error.code().map(|code| code.rsplit('#').next().unwrap_or(code).to_owned()).unwrap_or_default();
     let error = match code.as_str() {
@@ -157,15 +157,15 @@ async fn send_create_request(
         ),
         _ => error,
     };
-    Err(asked.observe_error(class, error).await)
+    Err(asked.observe_error(kind, error).await)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn answered(class: ErrorKind, code: Option<&str>) -> Error {
-        Error::new(class, "writing", "no").with_status(404, code.map(str::to_owned))
+    fn answered(kind: ErrorKind, code: Option<&str>) -> Error {
+        Error::new(kind, "writing", "no").with_status(404, code.map(str::to_owned))
     }
 
     #[test]

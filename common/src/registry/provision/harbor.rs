@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn what_is_said_of_content_is_not_about_the_project() {
         let error =
-            |class, status, code: &str| Error::new(class, "writing", "no").with_status(status, Some(code.to_owned()));
+            |kind, status, code: &str| Error::new(kind, "writing", "no").with_status(status, Some(code.to_owned()));
         assert_eq!(classify_refusal(&error(ErrorKind::NotFound, 404, "NOT_FOUND")), RefusalKind::Missing);
         assert_eq!(classify_refusal(&error(ErrorKind::NotFound, 404, "BLOB_UNKNOWN")), RefusalKind::Unrelated);
         assert_eq!(classify_refusal(&error(ErrorKind::Denied, 401, "UNAUTHORIZED")), RefusalKind::MaybeMissing);

@@ -15,7 +15,7 @@ const TASKS: usize = 5_000;
 
 /// A task that a worker holds, or believes to hold.
 struct HeldTask {
-    ticket: TaskRef,
+    task_ref: TaskRef,
     worker: String,
     token: u64,
 }
@@ -33,11 +33,11 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Store
     let (mut working, mut frozen): (Vec<HeldTask>, Vec<HeldTask>) = (Vec::new(), Vec::new());
     let (mut counted, mut stale, mut deliveries) = (0u64, 0u64, 0u64);
     let mut spent = Usage::default();
-    let put = |tickets: Vec<TaskRef>, queue: &mut Vec<TaskRef>, rng: &mut StdRng| {
-        for ticket in tickets {
-            queue.push(ticket);
+    let put = |task_refs: Vec<TaskRef>, queue: &mut Vec<TaskRef>, rng: &mut StdRng| {
+        for task_ref in task_refs {
+            queue.push(task_ref);
             if rng.random_bool(0.6) {
-                queue.push(ticket);
+                queue.push(task_ref);
             }
         }
         queue.shuffle(rng);
@@ -46,48 +46,48 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Store
     while subject.store.batch_state(batch).await.unwrap() == Some(BatchState::Running) {
         match rng.random_range(0..100) {
             0..45 if working.len() < 40 && !queue.is_empty() => {
-                let ticket = queue.swap_remove(rng.random_range(0..queue.len()));
+                let task_ref = queue.swap_remove(rng.random_range(0..queue.len()));
                 deliveries += 1;
                 let worker = format!("w{}", rng.random_range(0..8));
-                match subject.claim_task(ticket, &worker).await {
+                match subject.claim_task(task_ref, &worker).await {
                     ClaimResult::Claimed { token, .. } | ClaimResult::AlreadyOwned { token, .. } => {
-                        working.push(HeldTask { ticket, worker, token });
+                        working.push(HeldTask { task_ref, worker, token });
                     }
-                    ClaimResult::HeldBy { .. } => queue.push(ticket),
+                    ClaimResult::HeldBy { .. } => queue.push(task_ref),
                     ClaimResult::AlreadyDone | ClaimResult::StaleRun => {}
                     other => panic!("{other:?}"),
                 }
             }
             // A worker dies.
             45..50 if !working.is_empty() => {
-                let HeldTask { ticket, .. } = working.swap_remove(rng.random_range(0..working.len()));
+                let HeldTask { task_ref, .. } = working.swap_remove(rng.random_range(0..working.len()));
                 // Its delivery usually comes again; the broker may have died as well.
                 if rng.random_bool(0.9) {
-                    queue.push(ticket);
+                    queue.push(task_ref);
                 }
             }
             50..53 if !working.is_empty() => frozen.push(working.swap_remove(rng.random_range(0..working.len()))),
             53..55 => (subject.advance)(Duration::from_secs(rng.random_range(0..LEASE_TTL.as_secs() * 2))),
             55..58 if !working.is_empty() => {
                 let held = working.swap_remove(rng.random_range(0..working.len()));
-                let ticket = held.ticket;
-                subject.store.reschedule(ticket, held.holder(), LEASE_TTL, true, Usage::default()).await.unwrap();
-                queue.push(ticket);
+                let task_ref = held.task_ref;
+                subject.store.reschedule(task_ref, held.holder(), LEASE_TTL, true, Usage::default()).await.unwrap();
+                queue.push(task_ref);
             }
             // A worker finishes, or a frozen one resumes.
             roll => {
                 let from = if roll >= 97 && !frozen.is_empty() { &mut frozen } else { &mut working };
                 if !from.is_empty() {
                     let held = from.swap_remove(rng.random_range(0..from.len()));
-                    let (ticket, holder) = (held.ticket, held.holder());
-                    let may_write = subject.store.check(ticket, holder, LEASE_TTL).await.unwrap();
-                    let verdict = match rng.random_range(0..10) {
+                    let (task_ref, holder) = (held.task_ref, held.holder());
+                    let may_write = subject.store.check(task_ref, holder, LEASE_TTL).await.unwrap();
+                    let result = match rng.random_range(0..10) {
                         0 => TaskResult::Failed(Failure::new(ErrorKind::Refused, "no", 1)),
                         1..4 => TaskResult::Unchanged,
                         _ => TaskResult::Copied,
                     };
                     let cost = copied_bytes(rng.random_range(0..1_000_000));
-                    match subject.store.finish(ticket, holder, verdict, cost).await.unwrap() {
+                    match subject.store.finish(task_ref, holder, result, cost).await.unwrap() {
                         FinishResult::Counted => {
                             assert!(matches!(may_write, LeaseStatus::Held { .. }));
                             counted += 1;
@@ -100,7 +100,7 @@ pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: Store
                     }
                     // A crash between finishing and acknowledging.
                     if rng.random_bool(0.1) {
-                        queue.push(ticket);
+                        queue.push(task_ref);
                     }
                 }
             }

@@ -29,16 +29,16 @@ pub async fn what_ends_in_the_far_future_has_ended(subject: StoreUnderTest) {
     };
     store.record_quota(&account, &told).await.unwrap();
     let batch = subject.create_batch(2).await;
-    let tickets = subject.publish(batch).await;
-    subject.claim(tickets[0], "a").await;
-    let holder = subject.claim(tickets[1], "a").await;
-    store.reschedule(tickets[1], holder, MINUTE, true, Default::default()).await.unwrap();
+    let task_refs = subject.publish(batch).await;
+    subject.claim(task_refs[0], "a").await;
+    let holder = subject.claim(task_refs[1], "a").await;
+    store.reschedule(task_refs[1], holder, MINUTE, true, Default::default()).await.unwrap();
 
     (subject.set_back)(FAR);
     assert_eq!(store.lease_holder("tag").await.unwrap(), None);
     assert!(matches!(store.acquire("tag", "b", MINUTE).await.unwrap(), LeaseResult::Acquired { .. }));
     assert_eq!(store.blocked_until(&[account.clone(), pulls.clone()]).await.unwrap(), [None, None]);
-    assert!(matches!(subject.claim_task(tickets[0], "b").await, ClaimResult::Claimed { losses: 1, .. }));
+    assert!(matches!(subject.claim_task(task_refs[0], "b").await, ClaimResult::Claimed { losses: 1, .. }));
     let swept = store.reclaim(batch, ReclaimScope::EmptyQueue { grace: MINUTE }).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (0, 1), "what waits until then waits no more");
     // Data recorded now counts.
@@ -80,8 +80,8 @@ pub async fn a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way(sub
     let listed: Vec<BatchId> = store.batches(10).await.unwrap().iter().map(|batch| batch.id).collect();
     assert_eq!(listed, [newest, future_id, old]);
     assert_eq!(store.find_unfinished(&new_batch().rules).await.unwrap(), Some(newest));
-    let ticket = TaskRef { batch: future_id, index: 0, run: 0 };
-    assert_eq!(subject.claim_task(ticket, "a").await, ClaimResult::Cancelled, "it was superseded");
+    let task_ref = TaskRef { batch: future_id, index: 0, run: 0 };
+    assert_eq!(subject.claim_task(task_ref, "a").await, ClaimResult::Cancelled, "it was superseded");
     // Old batches are removed although a future one is between them; that one is removed by its end time.
     (subject.advance)(Duration::from_secs(3600));
     assert_eq!(store.remove_before((subject.now)() - MINUTE).await.unwrap(), 3);

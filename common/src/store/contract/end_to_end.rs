@@ -43,7 +43,7 @@ pub async fn a_run_goes_through_queue_and_ledger(subject: StoreUnderTest, queue:
 
 /// Publishes the plan until the batch has ended.
 async fn dispatch(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, batch: BatchId) {
-    let lane = |task: &Task| {
+    let route = |task: &Task| {
         Route::anonymous(task.spec.source.repository.endpoint().clone(), task.spec.target.repository.endpoint().clone())
     };
     while store.batch_state(batch).await.unwrap() == Some(BatchState::Running) {
@@ -52,7 +52,7 @@ async fn dispatch(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, batch: Batch
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         for block in blocks {
-            let mut messages = Message::for_tasks(batch, block.listed_at, block.tasks, lane);
+            let mut messages = Message::for_tasks(batch, block.listed_at, block.tasks, route);
             while !messages.is_empty() {
                 let refused = queue.publish(&messages).await.unwrap().rejected;
                 let (mut confirmed, mut left) = (Vec::new(), Vec::new());
@@ -77,14 +77,14 @@ async fn dispatch(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, batch: Batch
 async fn run_worker(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, worker: String, end: CancellationToken) -> u64 {
     let mut counted = 0;
     while let Some(delivery) = queue.receive(&RouteFilter::All, &end).await.unwrap() {
-        let tickets: Vec<TaskRef> = delivery.message.task_refs().collect();
+        let task_refs: Vec<TaskRef> = delivery.message.task_refs().collect();
         let mut is_held = false;
-        for ticket in tickets {
-            match store.claim_task(ticket, &worker, LEASE_TTL).await.unwrap() {
+        for task_ref in task_refs {
+            match store.claim_task(task_ref, &worker, LEASE_TTL).await.unwrap() {
                 ClaimResult::Claimed { token, .. } | ClaimResult::AlreadyOwned { token, .. } => {
                     tokio::task::yield_now().await;
                     let finished = store
-                        .finish(ticket, TaskHolder { worker: &worker, token }, TaskResult::Copied, copied_bytes(1))
+                        .finish(task_ref, TaskHolder { worker: &worker, token }, TaskResult::Copied, copied_bytes(1))
                         .await
                         .unwrap();
                     counted += u64::from(finished == FinishResult::Counted);

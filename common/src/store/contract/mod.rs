@@ -200,27 +200,27 @@ impl StoreUnderTest {
 
     /// Publishes all publishable tasks, and returns their tickets.
     pub(crate) async fn publish(&self, batch: BatchId) -> Vec<TaskRef> {
-        let mut tickets = Vec::new();
+        let mut task_refs = Vec::new();
         let mut from = 0;
         loop {
             let blocks = self.store.list_unpublished(batch, from, 1_000).await.unwrap();
             let Some(last) = blocks.last() else { break };
             from = last.first + 1;
             for block in &blocks {
-                tickets.extend(block.tasks.iter().map(|(run, task)| TaskRef { batch, run: *run, index: task.index }));
+                task_refs.extend(block.tasks.iter().map(|(run, task)| TaskRef { batch, run: *run, index: task.index }));
             }
         }
-        self.store.mark_published(batch, tickets.clone()).await.unwrap();
-        tickets
+        self.store.mark_published(batch, task_refs.clone()).await.unwrap();
+        task_refs
     }
 
-    pub(crate) async fn claim_task(&self, ticket: TaskRef, worker: &str) -> ClaimResult {
-        self.store.claim_task(ticket, worker, LEASE_TTL).await.unwrap()
+    pub(crate) async fn claim_task(&self, task_ref: TaskRef, worker: &str) -> ClaimResult {
+        self.store.claim_task(task_ref, worker, LEASE_TTL).await.unwrap()
     }
 
     /// Claims a task that must be claimable.
-    pub(crate) async fn claim<'w>(&self, ticket: TaskRef, worker: &'w str) -> TaskHolder<'w> {
-        match self.claim_task(ticket, worker).await {
+    pub(crate) async fn claim<'w>(&self, task_ref: TaskRef, worker: &'w str) -> TaskHolder<'w> {
+        match self.claim_task(task_ref, worker).await {
             ClaimResult::Claimed { token, .. } => TaskHolder { worker, token },
             other => panic!("{other:?}"),
         }
@@ -228,11 +228,11 @@ impl StoreUnderTest {
 
     pub(crate) async fn finish(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
-        verdict: TaskResult,
+        result: TaskResult,
     ) -> super::FinishResult {
-        self.store.finish(ticket, holder, verdict, super::Usage::default()).await.unwrap()
+        self.store.finish(task_ref, holder, result, super::Usage::default()).await.unwrap()
     }
 
     /// Returns a batch after checking that its counts add up and agree with its tasks.
@@ -257,7 +257,7 @@ impl StoreUnderTest {
         found
     }
 
-    pub(crate) async fn task_state(&self, ticket: TaskRef) -> TaskState {
-        self.store.tasks(ticket.batch, None, ticket.index, 1).await.unwrap()[0].state
+    pub(crate) async fn task_state(&self, task_ref: TaskRef) -> TaskState {
+        self.store.tasks(task_ref.batch, None, task_ref.index, 1).await.unwrap()[0].state
     }
 }

@@ -23,17 +23,17 @@ pub async fn a_batch_goes_from_its_plan_to_its_end(subject: StoreUnderTest) {
     let planned: Vec<_> = blocks[0].tasks.iter().map(|(_, task)| task.spec.clone()).collect();
     assert_eq!(planned, tasks("a/b", 3));
 
-    let tickets = subject.publish(batch).await;
+    let task_refs = subject.publish(batch).await;
     assert!(subject.store.list_unpublished(batch, 0, 1).await.unwrap().is_empty());
-    for (ticket, verdict) in tickets.iter().zip([
+    for (task_ref, result) in task_refs.iter().zip([
         TaskResult::Copied,
         TaskResult::Unchanged,
         TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1)),
     ]) {
-        let holder = subject.claim(*ticket, "w").await;
+        let holder = subject.claim(*task_ref, "w").await;
         assert_eq!(subject.checked_batch(batch).await.counts.running, 1);
         let spent = Usage { requests: RequestCounts { source: 2, target: 3 }, ..copied_bytes(10) };
-        assert_eq!(subject.store.finish(*ticket, holder, verdict, spent).await.unwrap(), FinishResult::Counted);
+        assert_eq!(subject.store.finish(*task_ref, holder, result, spent).await.unwrap(), FinishResult::Counted);
     }
     let after = subject.checked_batch(batch).await;
     assert_eq!((after.state, after.ended_at), (BatchState::Done, Some((subject.now)())));
@@ -75,8 +75,8 @@ pub async fn what_the_listing_settled_is_counted_and_never_published(subject: St
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
     let mut sealed = segment("a", 6);
-    for (position, (_, verdict)) in sealed.tasks.iter_mut().enumerate() {
-        *verdict = match position {
+    for (position, (_, result)) in sealed.tasks.iter_mut().enumerate() {
+        *result = match position {
             1 => None,
             3 => Some(TaskResult::Failed(Failure::new(ErrorKind::Collision, "two want it", 0))),
             _ => Some(TaskResult::Unchanged),
@@ -86,12 +86,12 @@ pub async fn what_the_listing_settled_is_counted_and_never_published(subject: St
     subject.store.complete_plan(id).await.unwrap();
     let counts = subject.checked_batch(id).await.counts;
     assert_eq!((counts.total, counts.unchanged, counts.failed, counts.waiting), (6, 4, 1, 1));
-    let tickets = subject.publish(id).await;
-    assert_eq!(tickets, [TaskRef { batch: id, run: 0, index: 1 }]);
+    let task_refs = subject.publish(id).await;
+    assert_eq!(task_refs, [TaskRef { batch: id, run: 0, index: 1 }]);
     let failed = subject.store.failures(id, 0, 10).await.unwrap();
     assert_eq!((failed.len(), failed[0].task.index, failed[0].failure.kind), (1, 3, ErrorKind::Collision));
-    let holder = subject.claim(tickets[0], "w").await;
-    subject.finish(tickets[0], holder, TaskResult::Copied).await;
+    let holder = subject.claim(task_refs[0], "w").await;
+    subject.finish(task_refs[0], holder, TaskResult::Copied).await;
     assert_eq!(subject.checked_batch(id).await.state, BatchState::Done);
 }
 
@@ -113,16 +113,16 @@ pub async fn a_large_repository_is_published_part_by_part(subject: StoreUnderTes
 
 pub async fn what_was_not_confirmed_is_published_again(subject: StoreUnderTest) {
     let batch = subject.create_batch(10).await;
-    let ticket = |index| TaskRef { batch, run: 0, index };
-    subject.store.mark_published(batch, (0..6).map(ticket).collect()).await.unwrap();
+    let task_ref = |index| TaskRef { batch, run: 0, index };
+    subject.store.mark_published(batch, (0..6).map(task_ref).collect()).await.unwrap();
     // One task was delivered before its confirmation was seen.
-    let holder = subject.claim(ticket(7), "w").await;
-    subject.store.mark_published(batch, vec![ticket(7)]).await.unwrap();
-    assert_eq!(subject.task_state(ticket(7)).await, TaskState::Running);
+    let holder = subject.claim(task_ref(7), "w").await;
+    subject.store.mark_published(batch, vec![task_ref(7)]).await.unwrap();
+    assert_eq!(subject.task_state(task_ref(7)).await, TaskState::Running);
     let left = subject.publish(batch).await;
-    assert_eq!(left, [6, 8, 9].map(ticket));
-    assert_eq!(subject.finish(ticket(7), holder, TaskResult::Copied).await, FinishResult::Counted);
-    assert_eq!(subject.task_state(ticket(0)).await, TaskState::Queued);
+    assert_eq!(left, [6, 8, 9].map(task_ref));
+    assert_eq!(subject.finish(task_ref(7), holder, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.task_state(task_ref(0)).await, TaskState::Queued);
 }
 
 pub async fn nothing_is_added_to_a_batch_that_was_stopped(subject: StoreUnderTest) {
@@ -140,8 +140,8 @@ pub async fn nothing_is_added_to_a_batch_that_was_stopped(subject: StoreUnderTes
 
 pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: StoreUnderTest) {
     let earlier = subject.create_batch(3).await;
-    let tickets = subject.publish(earlier).await;
-    let holder = subject.claim(tickets[0], "w").await;
+    let task_refs = subject.publish(earlier).await;
+    let holder = subject.claim(task_refs[0], "w").await;
     let rules = Digest::sha256(b"rules");
     assert_eq!(subject.store.find_unfinished(&rules).await.unwrap(), Some(earlier));
     assert_eq!(subject.store.find_unfinished(&Digest::sha256(b"others")).await.unwrap(), None);
@@ -153,11 +153,11 @@ pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: StoreUnder
     let found = subject.checked_batch(earlier).await;
     assert_eq!((found.state, found.counts.cancelled, found.counts.running), (BatchState::Superseded, 3, 0));
     assert_eq!(
-        subject.store.check(tickets[0], holder, LEASE_TTL).await.unwrap(),
+        subject.store.check(task_refs[0], holder, LEASE_TTL).await.unwrap(),
         crate::store::LeaseStatus::BatchStopped
     );
-    assert_eq!(subject.claim_task(tickets[1], "w").await, ClaimResult::Cancelled);
-    subject.finish(tickets[0], holder, TaskResult::Cancelled).await;
+    assert_eq!(subject.claim_task(task_refs[1], "w").await, ClaimResult::Cancelled);
+    subject.finish(task_refs[0], holder, TaskResult::Cancelled).await;
     let found = subject.checked_batch(earlier).await;
     assert_eq!((found.state, found.counts.cancelled), (BatchState::Superseded, 3));
     assert!(found.ended_at.is_some());
@@ -183,10 +183,10 @@ pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: StoreUnder
 
 pub async fn what_could_not_be_listed_is_noted(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
-    for (repository, class) in
+    for (repository, kind) in
         [("gcr.io/b", ErrorKind::Denied), ("gcr.io/a", ErrorKind::TimedOut), ("gcr.io/b", ErrorKind::NotFound)]
     {
-        let unlisted = ListingFailure { repository: repository.into(), kind: class, error: "why".into() };
+        let unlisted = ListingFailure { repository: repository.into(), kind, error: "why".into() };
         subject.store.record_listing_failure(batch, unlisted).await.unwrap();
     }
     let unlisted = subject.store.listing_failures(batch).await.unwrap();
@@ -202,13 +202,13 @@ pub async fn what_could_not_be_listed_is_noted(subject: StoreUnderTest) {
 
 pub async fn failures_and_tasks_are_read_page_by_page(subject: StoreUnderTest) {
     let batch = subject.create_batch(1_100).await;
-    let tickets = subject.publish(batch).await;
+    let task_refs = subject.publish(batch).await;
     let failing: Vec<u32> = vec![3, 4, 499, 500, 1_099];
     for index in &failing {
-        let ticket = tickets[*index as usize];
-        let holder = subject.claim(ticket, "w").await;
+        let task_ref = task_refs[*index as usize];
+        let holder = subject.claim(task_ref, "w").await;
         let failure = Failure::new(ErrorKind::Refused, &format!("no {index}"), 2);
-        subject.finish(ticket, holder, TaskResult::Failed(failure)).await;
+        subject.finish(task_ref, holder, TaskResult::Failed(failure)).await;
     }
     let mut seen = Vec::new();
     let mut from = 0;
@@ -234,9 +234,9 @@ pub async fn failures_and_tasks_are_read_page_by_page(subject: StoreUnderTest) {
 pub async fn old_batches_are_removed_whole(subject: StoreUnderTest) {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     let (ended, held) = (subject.create_batch(1).await, subject.create_batch(2).await);
-    let ticket = subject.publish(ended).await[0];
-    let holder = subject.claim(ticket, "w").await;
-    subject.finish(ticket, holder, TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1))).await;
+    let task_ref = subject.publish(ended).await[0];
+    let holder = subject.claim(task_ref, "w").await;
+    subject.finish(task_ref, holder, TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1))).await;
     (subject.advance)(DAY * 91);
     let running = TaskRef { batch: held, run: 0, index: 0 };
     subject.claim(running, "w").await;

@@ -18,13 +18,13 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
     for [call, which, amount] in steps {
         let batch = batches[usize::from(*which) % batches.len()].id;
         let run = store.batch(batch).await.unwrap().unwrap().run;
-        let ticket = TaskRef { batch, run: run.min(u32::from(amount >> 6)), index: u32::from(amount & 0x0f) };
+        let task_ref = TaskRef { batch, run: run.min(u32::from(amount >> 6)), index: u32::from(amount & 0x0f) };
         let some = (!held.is_empty()).then(|| held[usize::from(*which) % held.len()]);
         match call % 18 {
             0 | 1 => {
                 let mut sealed = segment(&format!("r{}", which % 4), usize::from(amount % 5));
-                if let Some((_, verdict)) = sealed.tasks.first_mut() {
-                    *verdict = [None, Some(TaskResult::Unchanged), Some(failed())][usize::from(which % 3)].clone();
+                if let Some((_, result)) = sealed.tasks.first_mut() {
+                    *result = [None, Some(TaskResult::Unchanged), Some(failed())][usize::from(which % 3)].clone();
                 }
                 store.append(batch, sealed).await.unwrap();
             }
@@ -33,24 +33,24 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
             4..=6 => {
                 let worker = if which.is_multiple_of(2) { "one" } else { "two" };
                 if let ClaimResult::Claimed { token, .. } | ClaimResult::AlreadyOwned { token, .. } =
-                    subject.claim_task(ticket, worker).await
+                    subject.claim_task(task_ref, worker).await
                 {
-                    held.push((ticket, TaskHolder { worker, token }));
+                    held.push((task_ref, TaskHolder { worker, token }));
                 }
             }
             7..=9 => {
                 let verdicts = [TaskResult::Copied, TaskResult::Unchanged, failed(), TaskResult::Cancelled];
-                let verdict = verdicts[usize::from(amount % 4)].clone();
-                if let Some((ticket, holder)) = some
-                    && store.finish(ticket, holder, verdict, copied_bytes(1)).await.unwrap() == FinishResult::Counted
+                let result = verdicts[usize::from(amount % 4)].clone();
+                if let Some((task_ref, holder)) = some
+                    && store.finish(task_ref, holder, result, copied_bytes(1)).await.unwrap() == FinishResult::Counted
                 {
-                    assert!(counted.insert(ticket), "{ticket:?} was counted twice");
+                    assert!(counted.insert(task_ref), "{task_ref:?} was counted twice");
                 }
             }
             10 => {
-                if let Some((ticket, holder)) = some {
+                if let Some((task_ref, holder)) = some {
                     let wait = Duration::from_secs(u64::from(amount % 3));
-                    store.reschedule(ticket, holder, wait, *which > 9, Usage::default()).await.unwrap();
+                    store.reschedule(task_ref, holder, wait, *which > 9, Usage::default()).await.unwrap();
                 }
             }
             11 => (subject.advance)(Duration::from_secs(u64::from(*amount))),
@@ -76,8 +76,8 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
                 batches.push(next);
             }
             _ => {
-                if let Some((ticket, holder)) = some {
-                    store.renew(ticket, holder, LEASE_TTL).await.unwrap();
+                if let Some((task_ref, holder)) = some {
+                    store.renew(task_ref, holder, LEASE_TTL).await.unwrap();
                 }
             }
         }

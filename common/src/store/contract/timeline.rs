@@ -12,8 +12,8 @@ use crate::store::{
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Sums up the buckets: copied, unchanged, failed, cancelled, bytes.
-fn sums(course: &BatchTimeline) -> [u64; 5] {
-    course.buckets.iter().fold([0; 5], |sums, part| {
+fn sums(timeline: &BatchTimeline) -> [u64; 5] {
+    timeline.buckets.iter().fold([0; 5], |sums, part| {
         let TimeBucket { copied, unchanged, failed, cancelled, bytes, .. } = *part;
         let more = [copied, unchanged, failed, cancelled, bytes];
         std::array::from_fn(|at| sums[at] + more[at])
@@ -38,13 +38,13 @@ pub async fn outcomes_are_counted_in_the_part_of_the_time_that_they_came_in(subj
     sealed.tasks[1].1 = Some(failed());
     subject.store.append(id, sealed).await.unwrap();
     subject.store.complete_plan(id).await.unwrap();
-    let tickets = subject.publish(id).await;
+    let task_refs = subject.publish(id).await;
     (subject.advance)(SECOND * 3);
-    let holder = subject.claim(tickets[0], "w").await;
-    subject.store.finish(tickets[0], holder, TaskResult::Copied, copied_bytes(7)).await.unwrap();
-    subject.store.finish(tickets[0], holder, TaskResult::Copied, copied_bytes(7)).await.unwrap();
-    let holder = subject.claim(tickets[1], "w").await;
-    subject.store.reschedule(tickets[1], holder, SECOND, true, copied_bytes(2)).await.unwrap();
+    let holder = subject.claim(task_refs[0], "w").await;
+    subject.store.finish(task_refs[0], holder, TaskResult::Copied, copied_bytes(7)).await.unwrap();
+    subject.store.finish(task_refs[0], holder, TaskResult::Copied, copied_bytes(7)).await.unwrap();
+    let holder = subject.claim(task_refs[1], "w").await;
+    subject.store.reschedule(task_refs[1], holder, SECOND, true, copied_bytes(2)).await.unwrap();
     (subject.advance)(SECOND);
     subject.store.cancel(id).await.unwrap();
     let parts = [
@@ -52,59 +52,59 @@ pub async fn outcomes_are_counted_in_the_part_of_the_time_that_they_came_in(subj
         TimeBucket { number: 5, copied: 1, bytes: 9, ..TimeBucket::default() },
         TimeBucket { number: 6, cancelled: 3, ..TimeBucket::default() },
     ];
-    let course = subject.store.timeline(id).await.unwrap();
-    assert_eq!((course.bucket_width, course.buckets.as_slice()), (SECOND, parts.as_slice()));
+    let timeline = subject.store.timeline(id).await.unwrap();
+    assert_eq!((timeline.bucket_width, timeline.buckets.as_slice()), (SECOND, parts.as_slice()));
 }
 
 pub async fn the_parts_of_a_long_batch_are_wide_and_few(subject: StoreUnderTest) {
     let batch = subject.create_batch(500).await;
-    let tickets = subject.publish(batch).await;
-    for (number, ticket) in tickets.iter().enumerate() {
+    let task_refs = subject.publish(batch).await;
+    for (number, task_ref) in task_refs.iter().enumerate() {
         (subject.advance)(SECOND);
-        let holder = subject.claim(*ticket, "w").await;
-        let verdict = if number % 5 == 0 { failed() } else { TaskResult::Copied };
-        subject.store.finish(*ticket, holder, verdict, copied_bytes(3)).await.unwrap();
+        let holder = subject.claim(*task_ref, "w").await;
+        let result = if number % 5 == 0 { failed() } else { TaskResult::Copied };
+        subject.store.finish(*task_ref, holder, result, copied_bytes(3)).await.unwrap();
     }
-    let course = subject.store.timeline(batch).await.unwrap();
-    assert_eq!((course.bucket_width, sums(&course)), (SECOND * 8, [400, 0, 100, 0, 1_500]));
-    assert!(course.buckets.len() <= MAX_TIME_BUCKETS as usize);
-    let numbers: Vec<u32> = course.buckets.iter().map(|part| part.number).collect();
+    let timeline = subject.store.timeline(batch).await.unwrap();
+    assert_eq!((timeline.bucket_width, sums(&timeline)), (SECOND * 8, [400, 0, 100, 0, 1_500]));
+    assert!(timeline.buckets.len() <= MAX_TIME_BUCKETS as usize);
+    let numbers: Vec<u32> = timeline.buckets.iter().map(|part| part.number).collect();
     assert_eq!(numbers, (0..=62).collect::<Vec<u32>>());
     // A month later one of them fails again.
     (subject.advance)(SECOND * 86_400 * 30);
     subject.store.requeue(batch, RequeueFilter::default()).await.unwrap();
-    let ticket = subject.publish(batch).await[0];
-    let holder = subject.claim(ticket, "w").await;
-    subject.finish(ticket, holder, failed()).await;
-    let course = subject.store.timeline(batch).await.unwrap();
-    assert_eq!(sums(&course), [400, 0, 101, 0, 1_500], "it is counted each time that it ends");
-    assert!(course.buckets.iter().all(|part| part.number < MAX_TIME_BUCKETS), "{course:?}");
+    let task_ref = subject.publish(batch).await[0];
+    let holder = subject.claim(task_ref, "w").await;
+    subject.finish(task_ref, holder, failed()).await;
+    let timeline = subject.store.timeline(batch).await.unwrap();
+    assert_eq!(sums(&timeline), [400, 0, 101, 0, 1_500], "it is counted each time that it ends");
+    assert!(timeline.buckets.iter().all(|part| part.number < MAX_TIME_BUCKETS), "{timeline:?}");
 }
 
 pub async fn the_slowest_tasks_are_known_and_who_did_how_much(subject: StoreUnderTest) {
     let batch = subject.create_batch(60).await;
-    let tickets = subject.publish(batch).await;
+    let task_refs = subject.publish(batch).await;
     let took = |millis: u64, moved| Usage { time: Duration::from_millis(millis), ..copied_bytes(moved) };
-    for (number, ticket) in (0..).zip(&tickets) {
+    for (number, task_ref) in (0..).zip(&task_refs) {
         let worker = if number % 2 == 0 { "even|one" } else { "odd" };
-        let holder = subject.claim(*ticket, worker).await;
+        let holder = subject.claim(*task_ref, worker).await;
         if number == 59 {
-            subject.store.reschedule(*ticket, holder, Duration::ZERO, true, took(90_000, 5)).await.unwrap();
-            let holder = subject.claim(*ticket, "third").await;
-            subject.store.finish(*ticket, holder, failed(), took(5, 0)).await.unwrap();
+            subject.store.reschedule(*task_ref, holder, Duration::ZERO, true, took(90_000, 5)).await.unwrap();
+            let holder = subject.claim(*task_ref, "third").await;
+            subject.store.finish(*task_ref, holder, failed(), took(5, 0)).await.unwrap();
             continue;
         }
         // 7 and 60 are coprime: all durations differ, in no order.
-        subject.store.finish(*ticket, holder, TaskResult::Copied, took(1 + number * 7 % 60, 1)).await.unwrap();
+        subject.store.finish(*task_ref, holder, TaskResult::Copied, took(1 + number * 7 % 60, 1)).await.unwrap();
     }
-    let course = subject.store.timeline(batch).await.unwrap();
-    assert_eq!(course.slowest.len(), MAX_SLOWEST_TASKS);
-    let times: Vec<u64> = course.slowest.iter().map(|slow| slow.time.as_millis() as u64).collect();
+    let timeline = subject.store.timeline(batch).await.unwrap();
+    assert_eq!(timeline.slowest.len(), MAX_SLOWEST_TASKS);
+    let times: Vec<u64> = timeline.slowest.iter().map(|slow| slow.time.as_millis() as u64).collect();
     // 59 · 7 mod 60 = 53: a rescheduled task counts only its last attempt.
     let expected: Vec<u64> = (1..=60).rev().filter(|time| *time != 54).take(MAX_SLOWEST_TASKS).collect();
     assert_eq!(times, expected);
     let slow = SlowTask { index: 17, time: Duration::from_millis(60), bytes: 1, worker: "odd".to_owned() };
-    assert_eq!(course.slowest[0], slow);
+    assert_eq!(timeline.slowest[0], slow);
     let share = |worker: &str, ended, failed, bytes, millis| WorkerStats {
         worker: worker.to_owned(),
         ended,
@@ -115,7 +115,7 @@ pub async fn the_slowest_tasks_are_known_and_who_did_how_much(subject: StoreUnde
     let of = |rest: u64| (0..59).filter(|number| number % 2 == rest).map(|number| 1 + number * 7 % 60).sum::<u64>();
     let shares =
         [share("even|one", 30, 0, 30, of(0)), share("odd", 29, 0, 34, of(1) + 90_000), share("third", 1, 1, 0, 5)];
-    assert_eq!(course.workers, shares);
+    assert_eq!(timeline.workers, shares);
     assert_eq!(subject.checked_batch(batch).await.usage, took(of(0) + of(1) + 90_005, 64));
-    assert_eq!(sums(&course), [59, 0, 1, 0, 64]);
+    assert_eq!(sums(&timeline), [59, 0, 1, 0, 64]);
 }

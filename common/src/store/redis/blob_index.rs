@@ -18,8 +18,8 @@ impl BlobIndex for RedisStore {
         if blobs.is_empty() {
             return Ok(Vec::new());
         }
-        let tried = format!("looking for blobs at {end}");
-        let generation = self.generation(&tried).await?;
+        let operation = format!("looking for blobs at {end}");
+        let generation = self.generation(&operation).await?;
         let mut pipe = redis::pipe();
         for blob in blobs {
             for generation in [generation, generation - 1] {
@@ -27,7 +27,7 @@ impl BlobIndex for RedisStore {
                 pipe.hget(key, field);
             }
         }
-        let found: Vec<Option<String>> = self.query(&tried, &pipe).await?;
+        let found: Vec<Option<String>> = self.query(&operation, &pipe).await?;
         let home =
             |path: &Option<String>| path.as_deref().and_then(|path| RepositoryLocator::new(end.clone(), path).ok());
         Ok(found.chunks(2).map(|both| both.iter().find_map(home)).collect())
@@ -37,15 +37,15 @@ impl BlobIndex for RedisStore {
         if blobs.is_empty() {
             return Ok(());
         }
-        let tried = format!("remembering blobs of {home}");
-        let generation = self.generation(&tried).await?;
+        let operation = format!("remembering blobs of {home}");
+        let generation = self.generation(&operation).await?;
         let mut pipe = redis::pipe();
         for blob in blobs {
             let (key, field) = self.blob_key(home.endpoint(), blob, generation);
             pipe.hset(&key, field, home.path()).ignore();
             pipe.expire(&key, i64::try_from(2 * BLOB_GENERATION.as_secs()).unwrap_or(i64::MAX)).ignore();
         }
-        self.query::<()>(&tried, &pipe).await
+        self.query::<()>(&operation, &pipe).await
     }
 
     async fn is_hashed_file(&self, file: &HashedFile) -> Result<bool> {
@@ -64,20 +64,20 @@ impl BlobIndex for RedisStore {
     }
 
     async fn forget_blob(&self, home: &RepositoryLocator, blob: &Digest) -> Result<()> {
-        let tried = format!("forgetting a blob of {home}");
-        let generation = self.generation(&tried).await?;
+        let operation = format!("forgetting a blob of {home}");
+        let generation = self.generation(&operation).await?;
         let (key, field) = self.blob_key(home.endpoint(), blob, generation);
         let (before, _) = self.blob_key(home.endpoint(), blob, generation - 1);
         let call = ScriptCall::new(key).key(before).bytes(field).arg(home.path());
-        self.run_script::<i64>(&tried, &self.0.scripts.blobs_forget, call).await.map(drop)
+        self.run_script::<i64>(&operation, &self.0.scripts.blobs_forget, call).await.map(drop)
     }
 
     async fn record_proofs(&self, proofs: &[BlobProof]) -> Result<()> {
         if proofs.is_empty() {
             return Ok(());
         }
-        let tried = "remembering what sources hold";
-        let hour = proof_hour(self.now(tried).await? / 1000);
+        let operation = "remembering what sources hold";
+        let hour = proof_hour(self.now(operation).await? / 1000);
         let mut pipe = redis::pipe();
         for proof in proofs {
             let name = self.proof_name(proof);
@@ -85,15 +85,15 @@ impl BlobIndex for RedisStore {
             pipe.hset(&key, name, hour).ignore();
             pipe.expire(&key, i64::try_from(2 * PROOF_TTL.as_secs()).unwrap_or(i64::MAX)).ignore();
         }
-        self.query::<()>(tried, &pipe).await
+        self.query::<()>(operation, &pipe).await
     }
 
     async fn check_proofs(&self, proofs: &[BlobProof]) -> Result<Vec<bool>> {
         if proofs.is_empty() {
             return Ok(Vec::new());
         }
-        let tried = "looking for what sources hold";
-        let hour = proof_hour(self.now(tried).await? / 1000);
+        let operation = "looking for what sources hold";
+        let hour = proof_hour(self.now(operation).await? / 1000);
         let mut pipe = redis::pipe();
         for proof in proofs {
             let name = self.proof_name(proof);
@@ -101,16 +101,16 @@ impl BlobIndex for RedisStore {
                 pipe.hget(self.proof_key(&name, hour, back), &name);
             }
         }
-        let found: Vec<Option<i64>> = self.query(tried, &pipe).await?;
+        let found: Vec<Option<i64>> = self.query(operation, &pipe).await?;
         let is_believed = |given: &Option<i64>| given.is_some_and(|given| is_proof_valid(given, hour));
         Ok(found.chunks(2).map(|both| both.iter().any(is_believed)).collect())
     }
 }
 
 impl RedisStore {
-    async fn generation(&self, tried: &str) -> Result<i64> {
+    async fn generation(&self, operation: &str) -> Result<i64> {
         let length = i64::try_from(BLOB_GENERATION.as_millis()).unwrap_or(i64::MAX);
-        Ok(self.now(tried).await? / length)
+        Ok(self.now(operation).await? / length)
     }
 
     fn blob_key(&self, end: &Endpoint, blob: &Digest, generation: i64) -> (String, Vec<u8>) {

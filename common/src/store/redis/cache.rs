@@ -27,7 +27,7 @@ pub(super) struct ExportPage {
 #[async_trait]
 impl DigestCache for RedisStore {
     async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>> {
-        let tried = format!("reading what is known of {}", scope.repository);
+        let operation = format!("reading what is known of {}", scope.repository);
         let key = self.scope_key(&scope_name(scope));
         let mut known = Vec::with_capacity(tags.len());
         for tags in tags.chunks(TAGS_PER_CALL) {
@@ -35,17 +35,17 @@ impl DigestCache for RedisStore {
             for tag in tags {
                 call = with_buckets(call, tag.as_str());
             }
-            let found: Vec<Vec<u8>> = self.run_script(&tried, &self.0.scripts.cache_known, call).await?;
+            let found: Vec<Vec<u8>> = self.run_script(&operation, &self.0.scripts.cache_known, call).await?;
             for bytes in found {
-                known.push(if bytes.is_empty() { None } else { Some(unpack(&tried, &bytes)?) });
+                known.push(if bytes.is_empty() { None } else { Some(unpack(&operation, &bytes)?) });
             }
         }
         Ok(known)
     }
 
     async fn cache_tags(&self, scope: &CacheScope, tags: Vec<(Tag, CachedTag)>) -> Result<()> {
-        let tried = format!("remembering tags of {}", scope.repository);
-        self.write_version(&tried).await?;
+        let operation = format!("remembering tags of {}", scope.repository);
+        self.write_version(&operation).await?;
         let name = scope_name(scope);
         for tags in tags.chunks(TAGS_PER_CALL) {
             let mut call =
@@ -53,20 +53,20 @@ impl DigestCache for RedisStore {
             for (tag, known) in tags {
                 call = with_buckets(call, tag.as_str()).bytes(pack(known));
             }
-            self.run_script::<i64>(&tried, &self.0.scripts.cache_learn, call).await?;
+            self.run_script::<i64>(&operation, &self.0.scripts.cache_learn, call).await?;
         }
         Ok(())
     }
 
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
-        let tried = format!("forgetting tags of {}", scope.repository);
+        let operation = format!("forgetting tags of {}", scope.repository);
         let name = scope_name(scope);
         for tags in tags.chunks(TAGS_PER_CALL) {
             let mut call = ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
             for tag in tags {
                 call = with_buckets(call, tag.as_str());
             }
-            self.run_script::<i64>(&tried, &self.0.scripts.cache_forget, call).await?;
+            self.run_script::<i64>(&operation, &self.0.scripts.cache_forget, call).await?;
         }
         Ok(())
     }
@@ -113,14 +113,14 @@ impl RedisStore {
     }
 
     async fn forget_prefix(&self, prefix: &str) -> Result<u64> {
-        let tried = "forgetting what is known of a target";
+        let operation = "forgetting what is known of a target";
         let mut forgotten = 0;
         let mut pipe = redis::pipe();
         pipe.cmd("ZRANGEBYLEX").arg(self.key("scopes")).arg(format!("[{prefix}")).arg(format!("({prefix}\u{7f}"));
-        let (names,): (Vec<String>,) = self.query(tried, &pipe).await?;
+        let (names,): (Vec<String>,) = self.query(operation, &pipe).await?;
         for name in names {
             let call = ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
-            forgotten += self.run_script::<u64>(tried, &self.0.scripts.cache_forget, call).await?;
+            forgotten += self.run_script::<u64>(operation, &self.0.scripts.cache_forget, call).await?;
         }
         Ok(forgotten)
     }
@@ -133,24 +133,24 @@ impl RedisStore {
                 return Ok(page.entries.clone());
             }
         }
-        let tried = "reading the cache";
+        let operation = "reading the cache";
         let mut parts = scope.split(NAME_SEPARATOR);
         let (Some(end), Some(path), Some(options)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(corrupt_store(tried, "a scope has no name"));
+            return Err(corrupt_store(operation, "a scope has no name"));
         };
-        let end = end.parse().map_err(|_| corrupt_store(tried, "it names a registry that cannot be"))?;
+        let end = end.parse().map_err(|_| corrupt_store(operation, "it names a registry that cannot be"))?;
         let home = RepositoryLocator::new(end, path)
-            .map_err(|_| corrupt_store(tried, "it names a repository that cannot be"))?;
+            .map_err(|_| corrupt_store(operation, "it names a repository that cannot be"))?;
         let entry_scope = CacheScope { repository: home, options: options.into() };
         let key = self.scope_key(scope);
         let mut pipe = redis::pipe();
         pipe.hgetall(&key);
         all_buckets().for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket}")));
-        let found: Vec<Vec<(String, Vec<u8>)>> = self.query(tried, &pipe).await?;
+        let found: Vec<Vec<(String, Vec<u8>)>> = self.query(operation, &pipe).await?;
         let mut entries = Vec::new();
         for (tag, bytes) in found.into_iter().flatten() {
-            let tag = tag.parse().map_err(|_| corrupt_store(tried, "it names a tag that cannot be"))?;
-            entries.push(CacheEntry::new(&entry_scope, &tag, &unpack(tried, &bytes)?));
+            let tag = tag.parse().map_err(|_| corrupt_store(operation, "it names a tag that cannot be"))?;
+            entries.push(CacheEntry::new(&entry_scope, &tag, &unpack(operation, &bytes)?));
         }
         entries.sort_by(|a, b| a.tag.cmp(&b.tag));
         // An export asks for more of the same scope.
@@ -203,7 +203,7 @@ pub(super) fn pack(known: &CachedTag) -> Vec<u8> {
     bytes
 }
 
-fn unpack(tried: &str, bytes: &[u8]) -> Result<CachedTag> {
+fn unpack(operation: &str, bytes: &[u8]) -> Result<CachedTag> {
     let read = || {
         let (head, rest) = bytes.split_first()?;
         let time = |rest: &[u8]| {
@@ -223,7 +223,7 @@ fn unpack(tried: &str, bytes: &[u8]) -> Result<CachedTag> {
         let target = if target.is_empty() { source.clone() } else { digest(target)? };
         Some(CachedTag { source, target, seen_at, referrers_at })
     };
-    read().ok_or_else(|| corrupt_store(tried, "what is known of a tag cannot be read"))
+    read().ok_or_else(|| corrupt_store(operation, "what is known of a tag cannot be read"))
 }
 
 fn digest(bytes: &[u8]) -> Option<Digest> {

@@ -40,11 +40,11 @@ struct ErrorCode {
 const fn error_code(
     name: &'static str,
     action: ErrorAction,
-    class: ErrorKind,
+    kind: ErrorKind,
     meaning: &'static str,
     hint: &'static str,
 ) -> ErrorCode {
-    ErrorCode { name, action, kind: class, meaning, hint }
+    ErrorCode { name, action, kind, meaning, hint }
 }
 
 /// All codes that a server returns to imgsync's commands.
@@ -195,18 +195,18 @@ impl RedisCallError {
     }
 
     /// Converts to the error of an operation.
-    pub(super) fn to_error(&self, tried: &str) -> Error {
+    pub(super) fn to_error(&self, operation: &str) -> Error {
         match self {
             RedisCallError::UnsuitableServer { action, detail, hint } => {
-                let class = if *action == ErrorAction::Fail { ErrorKind::Local } else { ErrorKind::ServerError };
-                Error::new(class, tried, detail).with_hint(hint)
+                let kind = if *action == ErrorAction::Fail { ErrorKind::Local } else { ErrorKind::ServerError };
+                Error::new(kind, operation, detail).with_hint(hint)
             }
             RedisCallError::Redis(error) => match most_severe_code(error) {
                 Some(code) => {
                     let detail = format!("{} ({}: {})", code.meaning, code.name, server_message(error, code.name));
-                    Error::new(code.kind, tried, detail).with_hint(code.hint)
+                    Error::new(code.kind, operation, detail).with_hint(code.hint)
                 }
-                None => describe(tried, error),
+                None => describe(operation, error),
             },
         }
     }
@@ -248,25 +248,25 @@ fn is_untrusted_certificate(error: &RedisError) -> bool {
 }
 
 /// Describes an error that has no entry in the table.
-fn describe(tried: &str, error: &RedisError) -> Error {
+fn describe(operation: &str, error: &RedisError) -> Error {
     let text = message(error);
     match error.kind() {
         _ if has_too_many_clients(error) => {
-            Error::new(ErrorKind::ServerError, tried, "the server has as many clients as it takes (maxclients)")
+            Error::new(ErrorKind::ServerError, operation, "the server has as many clients as it takes (maxclients)")
                 .with_hint("raise maxclients, or stop clients that are not needed")
         }
-        _ if is_untrusted_certificate(error) => Error::new(ErrorKind::Insecure, tried, text)
+        _ if is_untrusted_certificate(error) => Error::new(ErrorKind::Insecure, operation, text)
             .with_hint("name the authority that signed the store's certificate by `cluster: {ca: FILE}`, and the store by the name that the certificate is for"),
-        _ if is_connection_error(error) => Error::new(ErrorKind::Unreachable, tried, text)
+        _ if is_connection_error(error) => Error::new(ErrorKind::Unreachable, operation, text)
             .with_hint("check that Redis or Valkey is running there, and whether a firewall is in between"),
         RedisErrorKind::Parse | RedisErrorKind::UnexpectedReturnType => {
-            Error::new(ErrorKind::InvalidResponse, tried, text).with_hint("is that a Redis server?")
+            Error::new(ErrorKind::InvalidResponse, operation, text).with_hint("is that a Redis server?")
         }
-        RedisErrorKind::InvalidClientConfig => Error::new(ErrorKind::Invalid, tried, text),
+        RedisErrorKind::InvalidClientConfig => Error::new(ErrorKind::Invalid, operation, text),
         RedisErrorKind::Server(ServerErrorKind::ResponseError) if text.contains("unknown command") => {
-            Error::new(ErrorKind::Local, tried, text).with_hint("imgsync needs Redis 7 or later, or Valkey")
+            Error::new(ErrorKind::Local, operation, text).with_hint("imgsync needs Redis 7 or later, or Valkey")
         }
-        _ => Error::new(ErrorKind::Local, tried, text),
+        _ => Error::new(ErrorKind::Local, operation, text),
     }
 }
 
@@ -308,14 +308,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_code(line: &str, action: ErrorAction, class: ErrorKind, words: &str) {
+    fn assert_code(line: &str, action: ErrorAction, kind: ErrorKind, words: &str) {
         // A refused script adds its position to the same message.
         for line in [line.to_owned(), format!("{line} script: 2cb1, on @user_script:4.")] {
             let fault = parse_answer(&line);
             assert_eq!(fault.action(), action, "{line}");
             assert_eq!(fault.ends_connection(), action == ErrorAction::Reconnect, "{line}");
             let error = fault.to_error("finishing task 4");
-            assert_eq!(error.kind(), class, "{line}");
+            assert_eq!(error.kind(), kind, "{line}");
             assert!(error.to_string().starts_with("finishing task 4: "), "{error}");
             assert!(error.message().contains(words) && !error.message().contains("user_script"), "{error}");
             assert!(

@@ -12,9 +12,10 @@ use crate::store::{LeaseResult, Leases, latest_deadline_ms};
 #[async_trait]
 impl Leases for RedisStore {
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
-        let tried = format!("leasing {}", sanitize(name));
+        let operation = format!("leasing {}", sanitize(name));
         let call = ScriptCall::new(self.lease_key(name)).key(self.key("epoch")).arg(holder).arg(duration_ms(lease));
-        let (answer, one, two): (i64, String, String) = self.run_script(&tried, &self.0.scripts.acquire, call).await?;
+        let (answer, one, two): (i64, String, String) =
+            self.run_script(&operation, &self.0.scripts.acquire, call).await?;
         Ok(match answer {
             0 => LeaseResult::Acquired { token: one.parse().unwrap_or_default() },
             _ => LeaseResult::HeldBy { holder: one, until: timestamp(two.parse().unwrap_or_default()) },
@@ -24,14 +25,14 @@ impl Leases for RedisStore {
     async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
         /// Names per call.
         const NAMES_PER_CALL: usize = 500;
-        let tried = "looking who holds what";
-        let now = self.now(tried).await?;
+        let operation = "looking who holds what";
+        let now = self.now(operation).await?;
         for names in names.chunks(NAMES_PER_CALL) {
             let mut pipe = redis::pipe();
             for name in names {
                 pipe.cmd("HMGET").arg(self.lease_key(name)).arg("holder").arg("ends");
             }
-            let found: Vec<(Option<String>, Option<i64>)> = self.query(tried, &pipe).await?;
+            let found: Vec<(Option<String>, Option<i64>)> = self.query(operation, &pipe).await?;
             for (name, (holder, ends)) in names.iter().zip(found) {
                 if let Some(holder) = holder
                     && ends.is_some_and(|ends| ends > now && ends <= latest_deadline_ms(now))
@@ -44,9 +45,9 @@ impl Leases for RedisStore {
     }
 
     async fn release(&self, name: &str, holder: &str) -> Result<()> {
-        let tried = format!("letting go of {}", sanitize(name));
+        let operation = format!("letting go of {}", sanitize(name));
         let call = ScriptCall::new(self.lease_key(name)).arg(holder);
-        self.run_script::<i64>(&tried, &self.0.scripts.release, call).await.map(drop)
+        self.run_script::<i64>(&operation, &self.0.scripts.release, call).await.map(drop)
     }
 }
 

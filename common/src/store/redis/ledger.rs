@@ -22,8 +22,8 @@ const TASKS_PER_CALL: usize = 1_000;
 #[async_trait]
 impl Ledger for RedisStore {
     async fn create(&self, batch: NewBatch) -> Result<()> {
-        let tried = format!("making batch {}", batch.id);
-        self.write_version(&tried).await?;
+        let operation = format!("making batch {}", batch.id);
+        self.write_version(&operation).await?;
         let before = batch.supersedes.map(|before| before.to_string()).unwrap_or_default();
         let mut call = ScriptCall::new(self.batch_key(batch.id)).key(self.key("batches"));
         if let Some(before) = batch.supersedes {
@@ -31,35 +31,35 @@ impl Ledger for RedisStore {
         }
         let tag = self.sign_options(batch.id, &batch.rules, &batch.options);
         let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before).arg(tag);
-        self.run_script::<i64>(&tried, &self.0.scripts.create, call).await.map(drop)
+        self.run_script::<i64>(&operation, &self.0.scripts.create, call).await.map(drop)
     }
 
     async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
-        let tried = format!("adding {} to batch {batch}", sealed.key);
+        let operation = format!("adding {} to batch {batch}", sealed.key);
         let packed = tokio::task::spawn_blocking(move || EncodedSegment::from_segment(sealed))
             .await
-            .map_err(|error| Error::new(ErrorKind::Local, &tried, error.to_string()))?;
+            .map_err(|error| Error::new(ErrorKind::Local, &operation, error.to_string()))?;
         let answer: Vec<i64> = match self.signing_key() {
-            None => self.run_script(&tried, &self.0.scripts.append, packed.script_call(self, batch, None)).await?,
-            Some(_) => self.append_signed(&tried, batch, &packed).await?,
+            None => self.run_script(&operation, &self.0.scripts.append, packed.script_call(self, batch, None)).await?,
+            Some(_) => self.append_signed(&operation, batch, &packed).await?,
         };
         match answer.as_slice() {
-            [0, first, ..] => {
-                Ok(AppendResult::Appended(u32::try_from(*first).map_err(|_| corrupt_store(&tried, "no such index"))?))
-            }
+            [0, first, ..] => Ok(AppendResult::Appended(
+                u32::try_from(*first).map_err(|_| corrupt_store(&operation, "no such index"))?,
+            )),
             [1, ..] => Ok(AppendResult::AlreadyPlanned),
-            [2, code, ..] => Ok(AppendResult::Closed(decode_batch_state(&tried, *code)?)),
-            _ => Err(no_such_batch(&tried)),
+            [2, code, ..] => Ok(AppendResult::Closed(decode_batch_state(&operation, *code)?)),
+            _ => Err(no_such_batch(&operation)),
         }
     }
 
     async fn segment_keys(&self, batch: BatchId) -> Result<Vec<String>> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.exists(self.batch_key(batch)).hkeys(format!("{}:k", self.batch_key(batch)));
-        let (there, mut keys): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        let (there, mut keys): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
-            return Err(no_such_batch(&tried));
+            return Err(no_such_batch(&operation));
         }
         keys.sort_unstable();
         Ok(keys)
@@ -85,55 +85,55 @@ impl Ledger for RedisStore {
     }
 
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.exists(self.batch_key(batch)).hkeys(format!("{}:n", self.batch_key(batch)));
-        let (there, mut told): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        let (there, mut told): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
-            return Err(no_such_batch(&tried));
+            return Err(no_such_batch(&operation));
         }
         told.sort_unstable();
         Ok(told)
     }
 
     async fn complete_plan(&self, batch: BatchId) -> Result<()> {
-        let tried = format!("sealing batch {batch}");
+        let operation = format!("sealing batch {batch}");
         require_batch(
-            &tried,
-            self.run_script(&tried, &self.0.scripts.seal, ScriptCall::new(self.batch_key(batch))).await?,
+            &operation,
+            self.run_script(&operation, &self.0.scripts.seal, ScriptCall::new(self.batch_key(batch))).await?,
         )
     }
 
     async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()> {
-        let tried = format!("counting in batch {batch}");
+        let operation = format!("counting in batch {batch}");
         let call = ScriptCall::new(self.batch_key(batch)).key(self.request_key(IdempotencyKey::generate()));
-        require_batch(&tried, self.run_script(&tried, &self.0.scripts.spend, with_usage(call, spent)).await?)
+        require_batch(&operation, self.run_script(&operation, &self.0.scripts.spend, with_usage(call, spent)).await?)
     }
 
     async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
         self.read_unpublished(batch, from, at_least).await
     }
 
-    async fn mark_published(&self, batch: BatchId, tickets: Vec<TaskRef>) -> Result<()> {
-        let tried = format!("marking in batch {batch}");
-        for tickets in tickets.chunks(TASKS_PER_CALL) {
+    async fn mark_published(&self, batch: BatchId, task_refs: Vec<TaskRef>) -> Result<()> {
+        let operation = format!("marking in batch {batch}");
+        for task_refs in task_refs.chunks(TASKS_PER_CALL) {
             let mut call = ScriptCall::new(self.batch_key(batch));
-            for ticket in tickets.iter().filter(|ticket| ticket.batch == batch) {
-                call = call.arg(ticket.index).arg(ticket.run);
+            for task_ref in task_refs.iter().filter(|task_ref| task_ref.batch == batch) {
+                call = call.arg(task_ref.index).arg(task_ref.run);
             }
-            require_batch(&tried, self.run_script(&tried, &self.0.scripts.published, call).await?)?;
+            require_batch(&operation, self.run_script(&operation, &self.0.scripts.published, call).await?)?;
         }
         Ok(())
     }
 
-    async fn claim_task(&self, ticket: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
-        let tried = format!("starting task {} of batch {}", ticket.index, ticket.batch);
-        let call = ScriptCall::new(self.batch_key(ticket.batch))
-            .arg(ticket.index)
-            .arg(ticket.run)
+    async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
+        let operation = format!("starting task {} of batch {}", task_ref.index, task_ref.batch);
+        let call = ScriptCall::new(self.batch_key(task_ref.batch))
+            .arg(task_ref.index)
+            .arg(task_ref.run)
             .arg(worker)
             .arg(duration_ms(lease));
-        let answer: Vec<i64> = self.run_script(&tried, &self.0.scripts.start, call).await?;
+        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.start, call).await?;
         let value = |at: usize| answer.get(at).copied().unwrap_or_default();
         let small = |at| u32::try_from(value(at)).unwrap_or_default();
         Ok(match answer.first() {
@@ -148,13 +148,13 @@ impl Ledger for RedisStore {
         })
     }
 
-    async fn renew(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
-        let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
-        let call = ScriptCall::new(self.batch_key(ticket.batch))
-            .arg(ticket.index)
+    async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
+        let operation = format!("holding task {} of batch {}", task_ref.index, task_ref.batch);
+        let call = ScriptCall::new(self.batch_key(task_ref.batch))
+            .arg(task_ref.index)
             .arg(lease_owner(holder))
             .arg(duration_ms(lease));
-        let answer: Vec<i64> = self.run_script(&tried, &self.0.scripts.renew, call).await?;
+        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.renew, call).await?;
         Ok(match answer.as_slice() {
             [0, until] => LeaseStatus::Held { until: timestamp(*until) },
             [2, ..] => LeaseStatus::BatchStopped,
@@ -164,42 +164,42 @@ impl Ledger for RedisStore {
 
     async fn finish(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
-        verdict: TaskResult,
+        result: TaskResult,
         spent: Usage,
     ) -> Result<FinishResult> {
-        let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
-        let failure = match &verdict {
+        let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
+        let failure = match &result {
             TaskResult::Failed(failure) => encode_failure(failure),
             _ => Vec::new(),
         };
-        let state = verdict.outcome().state().code();
-        let call = ScriptCall::new(self.batch_key(ticket.batch))
-            .arg(ticket.index)
+        let state = result.outcome().state().code();
+        let call = ScriptCall::new(self.batch_key(task_ref.batch))
+            .arg(task_ref.index)
             .arg(lease_owner(holder))
             .arg(state)
             .bytes(failure);
-        Ok(decode_finish_result(self.run_script(&tried, &self.0.scripts.finish, with_usage(call, spent)).await?))
+        Ok(decode_finish_result(self.run_script(&operation, &self.0.scripts.finish, with_usage(call, spent)).await?))
     }
 
     async fn reschedule(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
         spent: Usage,
     ) -> Result<RescheduleResult> {
-        let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
+        let operation = format!("putting off task {} of batch {}", task_ref.index, task_ref.batch);
         // A delay below a millisecond is still a delay.
         let wait = if wait.is_zero() { 0 } else { duration_ms(wait).max(1) };
-        let call = ScriptCall::new(self.batch_key(ticket.batch))
-            .arg(ticket.index)
+        let call = ScriptCall::new(self.batch_key(task_ref.batch))
+            .arg(task_ref.index)
             .arg(lease_owner(holder))
             .arg(wait)
             .arg(u8::from(counts));
-        let answer: Vec<i64> = self.run_script(&tried, &self.0.scripts.retry, with_usage(call, spent)).await?;
+        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.retry, with_usage(call, spent)).await?;
         Ok(match answer.as_slice() {
             [0, attempts] => RescheduleResult::Scheduled { attempts: u32::try_from(*attempts).unwrap_or_default() },
             _ => RescheduleResult::Stale,
@@ -207,21 +207,21 @@ impl Ledger for RedisStore {
     }
 
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.hget(self.batch_key(batch), "control");
-        let (code,): (Option<i64>,) = self.query(&tried, &pipe).await?;
-        code.map(|code| decode_batch_state(&tried, code)).transpose()
+        let (code,): (Option<i64>,) = self.query(&operation, &pipe).await?;
+        code.map(|code| decode_batch_state(&operation, code)).transpose()
     }
 
     async fn count_publishable(&self, batch: BatchId) -> Result<u64> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         let fields = ["control".to_owned(), format!("s{}", TaskState::New.code())];
         pipe.cmd("HMGET").arg(self.batch_key(batch)).arg(&fields[..]);
-        let ((code, new),): ((Option<i64>, Option<u64>),) = self.query(&tried, &pipe).await?;
+        let ((code, new),): ((Option<i64>, Option<u64>),) = self.query(&operation, &pipe).await?;
         let is_running =
-            code.is_some_and(|code| decode_batch_state(&tried, code).is_ok_and(|is| is == BatchState::Running));
+            code.is_some_and(|code| decode_batch_state(&operation, code).is_ok_and(|is| is == BatchState::Running));
         Ok(new.filter(|_| is_running).unwrap_or_default())
     }
 
@@ -238,19 +238,20 @@ impl Ledger for RedisStore {
     }
 
     async fn cancel(&self, batch: BatchId) -> Result<BatchState> {
-        let tried = format!("cancelling batch {batch}");
-        let code: i64 = self.run_script(&tried, &self.0.scripts.cancel, ScriptCall::new(self.batch_key(batch))).await?;
+        let operation = format!("cancelling batch {batch}");
+        let code: i64 =
+            self.run_script(&operation, &self.0.scripts.cancel, ScriptCall::new(self.batch_key(batch))).await?;
         match code {
-            -1 => Err(no_such_batch(&tried)),
-            code => decode_batch_state(&tried, code),
+            -1 => Err(no_such_batch(&operation)),
+            code => decode_batch_state(&operation, code),
         }
     }
 
     async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64> {
-        let tried = format!("requeuing batch {batch}");
-        let entry = self.batch(batch).await?.ok_or_else(|| no_such_batch(&tried))?;
+        let operation = format!("requeuing batch {batch}");
+        let entry = self.batch(batch).await?.ok_or_else(|| no_such_batch(&operation))?;
         if entry.state.is_stopped() {
-            return Err(batch_stopped(&tried, entry.state));
+            return Err(batch_stopped(&operation, entry.state));
         }
         let run = entry.run + 1;
         let (mut from, mut requeued) = (0, 0);
@@ -262,41 +263,41 @@ impl Ledger for RedisStore {
             for failed in failed.iter().filter(|failed| filter.selects(failed)) {
                 call = call.arg(failed.task.index);
             }
-            match self.run_script::<i64>(&tried, &self.0.scripts.requeue, call).await? {
-                -1 => return Err(no_such_batch(&tried)),
-                -2 => return Err(batch_stopped(&tried, BatchState::Cancelled)),
+            match self.run_script::<i64>(&operation, &self.0.scripts.requeue, call).await? {
+                -1 => return Err(no_such_batch(&operation)),
+                -2 => return Err(batch_stopped(&operation, BatchState::Cancelled)),
                 more => requeued += more.unsigned_abs(),
             }
         }
     }
 
     async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed> {
-        let tried = format!("sweeping batch {batch}");
+        let operation = format!("sweeping batch {batch}");
         let (what, grace) = match sweep {
             ReclaimScope::ExpiredLeases { grace } => (0, grace),
             ReclaimScope::EmptyQueue { grace } => (1, grace),
             ReclaimScope::Everything => (2, Duration::ZERO),
         };
         let call = ScriptCall::new(self.batch_key(batch)).arg(what).arg(duration_ms(grace));
-        let (leased, queued): (i64, i64) = self.run_script(&tried, &self.0.scripts.sweep, call).await?;
+        let (leased, queued): (i64, i64) = self.run_script(&operation, &self.0.scripts.sweep, call).await?;
         match leased {
-            -1 => Err(no_such_batch(&tried)),
+            -1 => Err(no_such_batch(&operation)),
             leased => Ok(Reclaimed { leased: leased.unsigned_abs(), queued: queued.unsigned_abs() }),
         }
     }
 
     async fn remove_before(&self, before: Timestamp) -> Result<u64> {
-        let tried = "removing old batches";
+        let operation = "removing old batches";
         let mut pipe = redis::pipe();
         pipe.zrange(self.key("batches"), 0, -1);
         // Ids are in order of creation.
-        let (ids,): (Vec<String>,) = self.query(tried, &pipe).await?;
+        let (ids,): (Vec<String>,) = self.query(operation, &pipe).await?;
         let mut removed = 0;
         for id in ids {
             let Ok(batch) = id.parse::<BatchId>() else { continue };
             let call =
                 ScriptCall::new(self.batch_key(batch)).key(self.key("batches")).arg(&id).arg(before.as_millisecond());
-            match self.run_script::<i64>(tried, &self.0.scripts.remove, call).await? {
+            match self.run_script::<i64>(operation, &self.0.scripts.remove, call).await? {
                 1 => {
                     self.0.chunks().remove(&batch);
                     removed += 1;
@@ -348,45 +349,45 @@ impl Ledger for RedisStore {
     }
 
     async fn prune_records(&self, batch: BatchId) -> Result<Vec<PruneRecord>> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.exists(self.batch_key(batch)).hvals(format!("{}:g", self.batch_key(batch)));
-        let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        let (there, texts): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
-            return Err(no_such_batch(&tried));
+            return Err(no_such_batch(&operation));
         }
         let read =
-            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&tried, &error.to_string()));
+            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&operation, &error.to_string()));
         let mut pruned: Vec<PruneRecord> = texts.iter().map(read).collect::<Result<_>>()?;
         pruned.sort_by(|a, b| (a.outcome, &a.target, &a.source).cmp(&(b.outcome, &b.target, &b.source)));
         Ok(pruned)
     }
 
     async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.exists(self.batch_key(batch)).hvals(format!("{}:e", self.batch_key(batch)));
-        let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        let (there, texts): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
-            return Err(no_such_batch(&tried));
+            return Err(no_such_batch(&operation));
         }
         let read =
-            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&tried, &error.to_string()));
+            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&operation, &error.to_string()));
         let mut rules: Vec<EmptyRule> = texts.iter().map(read).collect::<Result<_>>()?;
         rules.sort_by_key(|rule| rule.rule);
         Ok(rules)
     }
 
     async fn listing_failures(&self, batch: BatchId) -> Result<Vec<ListingFailure>> {
-        let tried = format!("reading batch {batch}");
+        let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.exists(self.batch_key(batch)).hvals(format!("{}:u", self.batch_key(batch)));
-        let (there, texts): (bool, Vec<String>) = self.query(&tried, &pipe).await?;
+        let (there, texts): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
-            return Err(no_such_batch(&tried));
+            return Err(no_such_batch(&operation));
         }
         let read =
-            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&tried, &error.to_string()));
+            |text: &String| serde_json::from_str(text).map_err(|error| corrupt_store(&operation, &error.to_string()));
         let mut unlisted: Vec<ListingFailure> = texts.iter().map(read).collect::<Result<_>>()?;
         unlisted.sort_by(|a, b| a.repository.cmp(&b.repository));
         Ok(unlisted)
@@ -408,26 +409,26 @@ impl Ledger for RedisStore {
 impl RedisStore {
     /// Sets a field in one of a batch's hashes.
     async fn set_note(&self, batch: BatchId, part: &str, field: &str, text: String) -> Result<()> {
-        let tried = format!("noting in batch {batch}");
+        let operation = format!("noting in batch {batch}");
         let call = ScriptCall::new(self.batch_key(batch)).arg(part).arg(field).arg(text);
-        require_batch(&tried, self.run_script(&tried, &self.0.scripts.note, call).await?)
+        require_batch(&operation, self.run_script(&operation, &self.0.scripts.note, call).await?)
     }
 
     /// Adds chunks whose signatures cover their positions, one repository at a time. If another process takes a
     /// position meanwhile, signs them for the next one.
-    async fn append_signed(&self, tried: &str, batch: BatchId, packed: &EncodedSegment) -> Result<Vec<i64>> {
+    async fn append_signed(&self, operation: &str, batch: BatchId, packed: &EncodedSegment) -> Result<Vec<i64>> {
         let mut ends = self.0.plan_ends.lock().await;
         let mut end = ends.get(&batch).copied().unwrap_or_default();
         loop {
             let call = packed.script_call(self, batch, Some(end));
-            let answer: Vec<i64> = self.run_script(tried, &self.0.scripts.append, call).await?;
+            let answer: Vec<i64> = self.run_script(operation, &self.0.scripts.append, call).await?;
             let after = match answer.as_slice() {
                 [0, ..] => PlanEnd {
                     tasks: packed.chunks.iter().fold(end.tasks, |sum, (tasks, ..)| sum.saturating_add(*tasks)),
                     chunks: end.chunks + packed.chunks.len() as u64,
                 },
                 [3, tasks, segments] => PlanEnd {
-                    tasks: u32::try_from(*tasks).map_err(|_| corrupt_store(tried, "no such index"))?,
+                    tasks: u32::try_from(*tasks).map_err(|_| corrupt_store(operation, "no such index"))?,
                     chunks: segments.unsigned_abs(),
                 },
                 _ => return Ok(answer),
@@ -441,11 +442,17 @@ impl RedisStore {
         }
     }
 
-    async fn transition(&self, tried: String, batch: BatchId, from: BatchState, to: BatchState) -> Result<BatchState> {
+    async fn transition(
+        &self,
+        operation: String,
+        batch: BatchId,
+        from: BatchState,
+        to: BatchState,
+    ) -> Result<BatchState> {
         let call = ScriptCall::new(self.batch_key(batch)).arg(from as u8).arg(to as u8);
-        match self.run_script::<i64>(&tried, &self.0.scripts.change, call).await? {
-            -1 => Err(no_such_batch(&tried)),
-            code => decode_batch_state(&tried, code),
+        match self.run_script::<i64>(&operation, &self.0.scripts.change, call).await? {
+            -1 => Err(no_such_batch(&operation)),
+            code => decode_batch_state(&operation, code),
         }
     }
 }
@@ -462,17 +469,17 @@ struct EncodedSegment {
 impl EncodedSegment {
     fn from_segment(sealed: PlanSegment) -> EncodedSegment {
         let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
-        let state = |verdict: &Option<TaskResult>| match verdict {
+        let state = |result: &Option<TaskResult>| match result {
             None => TaskState::New,
-            Some(verdict) => verdict.outcome().state(),
+            Some(result) => result.outcome().state(),
         };
-        let failures = verdicts.iter().enumerate().filter_map(|(at, verdict)| match verdict {
+        let failures = verdicts.iter().enumerate().filter_map(|(at, result)| match result {
             Some(TaskResult::Failed(failure)) => Some((at, encode_failure(failure))),
             _ => None,
         });
         let segments = tasks.chunks(MAX_CHUNK_TASKS).zip(verdicts.chunks(MAX_CHUNK_TASKS)).map(|(tasks, verdicts)| {
             let plan = encode_chunk(sealed.listed_at, tasks, |at| state(&verdicts[at]) != TaskState::Unchanged);
-            let states = verdicts.iter().map(|verdict| b'0' + state(verdict).code()).collect();
+            let states = verdicts.iter().map(|result| b'0' + state(result).code()).collect();
             (tasks.len() as u32, plan, states)
         });
         EncodedSegment { chunks: segments.collect(), failures: failures.collect(), key: sealed.key }
@@ -523,23 +530,23 @@ fn decode_finish_result(answer: i64) -> FinishResult {
     }
 }
 
-pub(super) fn decode_batch_state(tried: &str, code: i64) -> Result<BatchState> {
+pub(super) fn decode_batch_state(operation: &str, code: i64) -> Result<BatchState> {
     let control = usize::try_from(code).ok().and_then(|code| BatchState::ALL.get(code)).copied();
-    control.ok_or_else(|| corrupt_store(tried, "a batch has a state that there is not"))
+    control.ok_or_else(|| corrupt_store(operation, "a batch has a state that there is not"))
 }
 
-fn require_batch(tried: &str, answer: i64) -> Result<()> {
+fn require_batch(operation: &str, answer: i64) -> Result<()> {
     match answer {
-        0 => Err(no_such_batch(tried)),
+        0 => Err(no_such_batch(operation)),
         _ => Ok(()),
     }
 }
 
-pub(super) fn no_such_batch(tried: &str) -> Error {
-    Error::new(ErrorKind::NotFound, tried, "there is no such batch")
+pub(super) fn no_such_batch(operation: &str) -> Error {
+    Error::new(ErrorKind::NotFound, operation, "there is no such batch")
         .with_hint("imgsync batch list shows those that there are; if the store was emptied, run the rules again")
 }
 
-fn batch_stopped(tried: &str, control: BatchState) -> Error {
-    Error::new(ErrorKind::Invalid, tried, format!("it was {control}")).with_hint("run its rules again")
+fn batch_stopped(operation: &str, control: BatchState) -> Error {
+    Error::new(ErrorKind::Invalid, operation, format!("it was {control}")).with_hint("run its rules again")
 }

@@ -165,18 +165,18 @@ impl RedisStore {
 
     /// Refuses a server that may evict keys that must not be lost.
     async fn check_server(&self) -> Result<()> {
-        let tried = format!("connecting to the store {}", self.0.name);
+        let operation = format!("connecting to the store {}", self.0.name);
         let mut retry = open_retry();
         let inspected = loop {
             match self.0.connection.get().await {
                 Ok(mut open) => match Inspection::query(&mut open.client).await {
                     Ok(inspected) => break inspected,
-                    Err(fault) => self.wait_before_retry(&mut retry, &tried, Some(&open), &fault).await?,
+                    Err(fault) => self.wait_before_retry(&mut retry, &operation, Some(&open), &fault).await?,
                 },
-                Err(fault) => self.wait_before_retry(&mut retry, &tried, None, &fault).await?,
+                Err(fault) => self.wait_before_retry(&mut retry, &operation, None, &fault).await?,
             }
         };
-        inspected.check().map_err(|fault| fault.to_error(&tried))?;
+        inspected.check().map_err(|fault| fault.to_error(&operation))?;
         if self.0.options.log_warnings {
             for warning in inspected.warnings() {
                 tracing::warn!("the store {}: {warning}", self.0.name);
@@ -187,16 +187,16 @@ impl RedisStore {
 
     /// Refuses data of a newer program.
     async fn check_version(&self) -> Result<()> {
-        let tried = format!("opening the store {}", self.0.name);
+        let operation = format!("opening the store {}", self.0.name);
         let mut pipe = redis::pipe();
         pipe.get(self.key("version"));
-        let (found,): (Option<u32>,) = self.query_within(open_retry(), &tried, &pipe).await?;
+        let (found,): (Option<u32>,) = self.query_within(open_retry(), &operation, &pipe).await?;
         self.0.has_version.store(found.is_some(), Ordering::Relaxed);
         match found {
             Some(found) if found > FORMAT_VERSION => {
                 let detail =
                     format!("a newer imgsync uses it (version {found} of the store, this one knows {FORMAT_VERSION})");
-                Err(Error::new(ErrorKind::Local, tried, detail)
+                Err(Error::new(ErrorKind::Local, operation, detail)
                     .with_hint("use that imgsync, or another database of the server"))
             }
             _ => Ok(()),
@@ -204,13 +204,13 @@ impl RedisStore {
     }
 
     /// Writes the format version, if there is none, before lasting data is written.
-    async fn write_version(&self, tried: &str) -> Result<()> {
+    async fn write_version(&self, operation: &str) -> Result<()> {
         if self.0.has_version.load(Ordering::Relaxed) {
             return Ok(());
         }
         let mut pipe = redis::pipe();
         pipe.set_nx(self.key("version"), FORMAT_VERSION).ignore();
-        self.query::<()>(tried, &pipe).await?;
+        self.query::<()>(operation, &pipe).await?;
         self.0.has_version.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -221,8 +221,8 @@ impl RedisStore {
     }
 
     /// Sends a pipeline once, without retries.
-    async fn query_once(&self, tried: &str, pipe: &redis::Pipeline) -> Result<()> {
-        let mut open = self.0.connection.get().await.map_err(|fault| fault.to_error(tried))?;
+    async fn query_once(&self, operation: &str, pipe: &redis::Pipeline) -> Result<()> {
+        let mut open = self.0.connection.get().await.map_err(|fault| fault.to_error(operation))?;
         match pipe.query_async::<()>(&mut open.client).await.map_err(RedisCallError::Redis) {
             Ok(()) => {
                 self.0.health.record_recovery(OutageKind::Unreachable);
@@ -230,7 +230,7 @@ impl RedisStore {
             }
             Err(fault) => {
                 self.abandon_if_broken(&open, &fault);
-                Err(fault.to_error(tried))
+                Err(fault.to_error(operation))
             }
         }
     }
@@ -258,40 +258,45 @@ impl RedisStore {
     }
 
     /// Returns the current time by the server's clock, in milliseconds since 1970.
-    async fn now(&self, tried: &str) -> Result<i64> {
+    async fn now(&self, operation: &str) -> Result<i64> {
         if let Some(now) = self.clock_override_ms() {
             return Ok(now);
         }
         let mut time = redis::pipe();
         time.cmd("TIME");
-        let ((seconds, micros),): ((i64, i64),) = self.query(tried, &time).await?;
+        let ((seconds, micros),): ((i64, i64),) = self.query(operation, &time).await?;
         Ok(seconds * 1000 + micros / 1000)
     }
 
     /// Sends a pipeline, retrying by the options' policy.
-    async fn query<T: FromRedisValue>(&self, tried: &str, pipe: &redis::Pipeline) -> Result<T> {
-        self.query_within(self.new_retry(), tried, pipe).await
+    async fn query<T: FromRedisValue>(&self, operation: &str, pipe: &redis::Pipeline) -> Result<T> {
+        self.query_within(self.new_retry(), operation, pipe).await
     }
 
     async fn query_within<T: FromRedisValue>(
         &self,
         mut retry: RetryState,
-        tried: &str,
+        operation: &str,
         pipe: &redis::Pipeline,
     ) -> Result<T> {
         loop {
             match self.0.connection.get().await {
                 Ok(mut open) => match pipe.query_async(&mut open.client).await.map_err(RedisCallError::Redis) {
                     Ok(answer) => return Ok(self.record_success(answer)),
-                    Err(fault) => self.wait_before_retry(&mut retry, tried, Some(&open), &fault).await?,
+                    Err(fault) => self.wait_before_retry(&mut retry, operation, Some(&open), &fault).await?,
                 },
-                Err(fault) => self.wait_before_retry(&mut retry, tried, None, &fault).await?,
+                Err(fault) => self.wait_before_retry(&mut retry, operation, None, &fault).await?,
             }
         }
     }
 
     /// Runs a script, retrying by the options' policy.
-    async fn run_script<T: FromRedisValue>(&self, tried: &str, script: &redis::Script, call: ScriptCall) -> Result<T> {
+    async fn run_script<T: FromRedisValue>(
+        &self,
+        operation: &str,
+        script: &redis::Script,
+        call: ScriptCall,
+    ) -> Result<T> {
         let mut invocation = script.prepare_invoke();
         for key in &call.keys {
             invocation.key(key);
@@ -307,10 +312,10 @@ impl RedisStore {
                     let answer: RedisResult<T> = invocation.invoke_async(&mut open.client).await;
                     match answer.map_err(RedisCallError::Redis) {
                         Ok(answer) => return Ok(self.record_success(answer)),
-                        Err(fault) => self.wait_before_retry(&mut retry, tried, Some(&open), &fault).await?,
+                        Err(fault) => self.wait_before_retry(&mut retry, operation, Some(&open), &fault).await?,
                     }
                 }
-                Err(fault) => self.wait_before_retry(&mut retry, tried, None, &fault).await?,
+                Err(fault) => self.wait_before_retry(&mut retry, operation, None, &fault).await?,
             }
         }
     }
@@ -324,14 +329,14 @@ impl RedisStore {
     async fn wait_before_retry(
         &self,
         retry: &mut RetryState,
-        tried: &str,
+        operation: &str,
         open: Option<&OpenConnection>,
         fault: &RedisCallError,
     ) -> Result<()> {
         if let Some(open) = open {
             self.abandon_if_broken(open, fault);
         }
-        let (error, is_open) = (fault.to_error(tried), self.0.is_open.load(Ordering::Relaxed));
+        let (error, is_open) = (fault.to_error(operation), self.0.is_open.load(Ordering::Relaxed));
         if is_open {
             self.record_outage(&error);
         }
@@ -420,8 +425,8 @@ impl ScriptCall {
     }
 }
 
-fn corrupt_store(tried: &str, detail: &str) -> Error {
-    Error::new(ErrorKind::Local, tried, format!("the store is damaged: {detail}"))
+fn corrupt_store(operation: &str, detail: &str) -> Error {
+    Error::new(ErrorKind::Local, operation, format!("the store is damaged: {detail}"))
 }
 
 fn timestamp(millis: i64) -> jiff::Timestamp {

@@ -25,36 +25,36 @@ const BUCKETS_MARKER: &str = "\u{1}";
 #[async_trait]
 impl ProvenanceStore for RedisStore {
     async fn record_provenance(&self, source: &TagLocator, target: &TagLocator, digest: &Digest) -> Result<()> {
-        let tried = format!("remembering where {target} came from");
+        let operation = format!("remembering where {target} came from");
         let (from, to) = (repository_name(&source.repository), repository_name(&target.repository));
         let record = self.encode_provenance(source, target, digest);
         let call = with_buckets(self.pair_call(&from, &to), target.tag.as_str()).bytes(record);
-        let sources: Vec<String> = self.run_script(&tried, &self.0.scripts.origin_note, call).await?;
+        let sources: Vec<String> = self.run_script(&operation, &self.0.scripts.origin_note, call).await?;
         // A tag has one provenance record.
         for other in sources.iter().filter(|other| **other != from) {
             let call = with_buckets(self.pair_call(other, &to), target.tag.as_str());
-            self.run_script::<i64>(&tried, &self.0.scripts.origin_forget, call).await?;
+            self.run_script::<i64>(&operation, &self.0.scripts.origin_forget, call).await?;
         }
         Ok(())
     }
 
     async fn provenance_by_source(&self, source: &RepositoryLocator) -> Result<Vec<TagProvenance>> {
-        let tried = format!("reading what was made of {source}");
+        let operation = format!("reading what was made of {source}");
         let from = repository_name(source);
         let mut pipe = redis::pipe();
         pipe.smembers(self.provenance_key("os", &from));
-        let (mut targets,): (Vec<String>,) = self.query(&tried, &pipe).await?;
+        let (mut targets,): (Vec<String>,) = self.query(&operation, &pipe).await?;
         targets.sort_unstable();
         let mut origins = Vec::new();
         for to in targets {
             let home = Arc::new(
                 parse_repository_name(&to)
-                    .ok_or_else(|| corrupt_store(&tried, "it names a repository that cannot be"))?,
+                    .ok_or_else(|| corrupt_store(&operation, "it names a repository that cannot be"))?,
             );
             let first = origins.len();
-            for (tag, bytes) in self.read_fields(&tried, &self.pair_key(&from, &to)).await? {
-                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&tried, "it names a tag that cannot be"))?;
-                let read = unpack(&bytes).ok_or_else(|| corrupt_store(&tried, "an origin cannot be read"))?;
+            for (tag, bytes) in self.read_fields(&operation, &self.pair_key(&from, &to)).await? {
+                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "it names a tag that cannot be"))?;
+                let read = unpack(&bytes).ok_or_else(|| corrupt_store(&operation, "an origin cannot be read"))?;
                 let is_authentic = self.verify_provenance((&from, &to, tag.as_str()), read.record, read.tag);
                 let ProvenanceFields { digest, missing_since, unclaimed_since, source_tag } = read.known;
                 let source_tag = source_tag.unwrap_or_else(|| tag.clone());
@@ -74,16 +74,16 @@ impl ProvenanceStore for RedisStore {
     }
 
     async fn written_digests(&self, target: &RepositoryLocator) -> Result<HashMap<Tag, Digest>> {
-        let tried = format!("reading what was written to {target}");
+        let operation = format!("reading what was written to {target}");
         let to = repository_name(target);
         let mut pipe = redis::pipe();
         pipe.smembers(self.provenance_key("ot", &to));
-        let (sources,): (Vec<String>,) = self.query(&tried, &pipe).await?;
+        let (sources,): (Vec<String>,) = self.query(&operation, &pipe).await?;
         let mut written = HashMap::new();
         for from in sources {
-            for (tag, bytes) in self.read_fields(&tried, &self.pair_key(&from, &to)).await? {
-                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&tried, "it names a tag that cannot be"))?;
-                let read = unpack(&bytes).ok_or_else(|| corrupt_store(&tried, "an origin cannot be read"))?;
+            for (tag, bytes) in self.read_fields(&operation, &self.pair_key(&from, &to)).await? {
+                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "it names a tag that cannot be"))?;
+                let read = unpack(&bytes).ok_or_else(|| corrupt_store(&operation, "an origin cannot be read"))?;
                 written.insert(tag, read.known.digest);
             }
         }
@@ -95,8 +95,8 @@ impl ProvenanceStore for RedisStore {
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
     ) -> Result<()> {
-        let tried = format!("remembering what {source} lacks");
-        self.update_timestamps(&tried, source, targets, |known, since| known.missing_since = since).await
+        let operation = format!("remembering what {source} lacks");
+        self.update_timestamps(&operation, source, targets, |known, since| known.missing_since = since).await
     }
 
     async fn set_unclaimed_since(
@@ -104,17 +104,17 @@ impl ProvenanceStore for RedisStore {
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
     ) -> Result<()> {
-        let tried = format!("remembering what no rule makes of {source}");
-        self.update_timestamps(&tried, source, targets, |known, since| known.unclaimed_since = since).await
+        let operation = format!("remembering what no rule makes of {source}");
+        self.update_timestamps(&operation, source, targets, |known, since| known.unclaimed_since = since).await
     }
 
     async fn provenance_sources(&self) -> Result<Vec<RepositoryLocator>> {
-        let tried = "reading what target tags were made from";
+        let operation = "reading what target tags were made from";
         let (mut names, mut cursor) = (Vec::new(), 0_u64);
         loop {
             let mut pipe = redis::pipe();
             pipe.cmd("SSCAN").arg(self.key("origins")).arg(cursor).arg("COUNT").arg(TAGS_PER_CALL);
-            let ((next, found),): ((u64, Vec<String>),) = self.query(tried, &pipe).await?;
+            let ((next, found),): ((u64, Vec<String>),) = self.query(operation, &pipe).await?;
             names.extend(found);
             cursor = next;
             if cursor == 0 {
@@ -125,13 +125,13 @@ impl ProvenanceStore for RedisStore {
         names.sort_unstable();
         names.dedup();
         let read = |name: &String| {
-            parse_repository_name(name).ok_or_else(|| corrupt_store(tried, "it names a repository that cannot be"))
+            parse_repository_name(name).ok_or_else(|| corrupt_store(operation, "it names a repository that cannot be"))
         };
         names.iter().map(read).collect()
     }
 
     async fn forget_provenance(&self, source: &RepositoryLocator, targets: &[TagLocator]) -> Result<()> {
-        let tried = format!("forgetting what was made of {source}");
+        let operation = format!("forgetting what was made of {source}");
         let from = repository_name(source);
         let mut homes: Vec<&Arc<RepositoryLocator>> = targets.iter().map(|target| &target.repository).collect();
         homes.sort_unstable();
@@ -142,7 +142,7 @@ impl ProvenanceStore for RedisStore {
             for tags in tags.chunks(TAGS_PER_CALL) {
                 let call = self.pair_call(&from, &repository_name(home));
                 let call = tags.iter().fold(call, |call, tag| with_buckets(call, tag.as_str()));
-                self.run_script::<i64>(&tried, &self.0.scripts.origin_forget, call).await?;
+                self.run_script::<i64>(&operation, &self.0.scripts.origin_forget, call).await?;
             }
         }
         Ok(())
@@ -153,7 +153,7 @@ impl RedisStore {
     /// Changes a time of this source's records that were written with our key.
     async fn update_timestamps(
         &self,
-        tried: &str,
+        operation: &str,
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
         change: impl Fn(&mut ProvenanceFields, Option<Timestamp>) + Send + Sync,
@@ -168,7 +168,7 @@ impl RedisStore {
                     pipe.hget(key, target.tag.as_str());
                 }
             }
-            let found: Vec<Option<Vec<u8>>> = self.query(tried, &pipe).await?;
+            let found: Vec<Option<Vec<u8>>> = self.query(operation, &pipe).await?;
             for ((target, since), found) in targets.iter().zip(found.chunks(3)) {
                 let Some(bytes) = found.iter().flatten().next() else { continue };
                 let Some(read) = unpack(bytes) else { continue };
@@ -182,23 +182,23 @@ impl RedisStore {
                 let changed = self.sign_record(pack(&known), &from, &to, &target.tag);
                 let call = ScriptCall::new(self.pair_key(&from, &to));
                 let call = with_buckets(call, target.tag.as_str()).bytes(bytes.as_slice()).bytes(changed);
-                self.run_script::<i64>(tried, &self.0.scripts.origin_change, call).await?;
+                self.run_script::<i64>(operation, &self.0.scripts.origin_change, call).await?;
             }
         }
         Ok(())
     }
 
     /// Returns all fields of a pair's hashes.
-    async fn read_fields(&self, tried: &str, key: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    async fn read_fields(&self, operation: &str, key: &str) -> Result<Vec<(String, Vec<u8>)>> {
         let mut pipe = redis::pipe();
         pipe.hgetall(key);
-        let (mut records,): (Vec<(String, Vec<u8>)>,) = self.query(tried, &pipe).await?;
+        let (mut records,): (Vec<(String, Vec<u8>)>,) = self.query(operation, &pipe).await?;
         let before = records.len();
         records.retain(|(tag, _)| tag != BUCKETS_MARKER);
         if records.len() < before {
             let mut pipe = redis::pipe();
             all_buckets().for_each(|bucket| _ = pipe.hgetall(format!("{key}:{bucket}")));
-            let more: Vec<Vec<(String, Vec<u8>)>> = self.query(tried, &pipe).await?;
+            let more: Vec<Vec<(String, Vec<u8>)>> = self.query(operation, &pipe).await?;
             records.extend(more.into_iter().flatten());
         }
         Ok(records)

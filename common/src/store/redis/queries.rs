@@ -27,11 +27,11 @@ impl RedisStore {
         for id in ids {
             pipe.hgetall(self.batch_key(*id));
         }
-        let tried = "reading batches";
-        let found: Vec<HashMap<String, String>> = self.query(tried, &pipe).await?;
+        let operation = "reading batches";
+        let found: Vec<HashMap<String, String>> = self.query(operation, &pipe).await?;
         let found = ids.iter().zip(found).filter(|(_, fields)| fields.contains_key("control"));
         let read = |(id, fields): (&BatchId, HashMap<String, String>)| {
-            let mut batch = decode_batch(tried, *id, &fields)?;
+            let mut batch = decode_batch(operation, *id, &fields)?;
             // A list continues without them; a process that works with the batch reads it alone and fails.
             if !self.verify_options(*id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
                 batch.options.clear();
@@ -43,28 +43,28 @@ impl RedisStore {
 
     /// Returns a batch, and verifies its options.
     pub(super) async fn read_batch(&self, id: BatchId) -> Result<Option<Batch>> {
-        let tried = format!("reading batch {id}");
+        let operation = format!("reading batch {id}");
         let mut pipe = redis::pipe();
         pipe.hgetall(self.batch_key(id));
-        let (fields,): (HashMap<String, String>,) = self.query(&tried, &pipe).await?;
+        let (fields,): (HashMap<String, String>,) = self.query(&operation, &pipe).await?;
         if !fields.contains_key("control") {
             return Ok(None);
         }
-        let batch = decode_batch(&tried, id, &fields)?;
+        let batch = decode_batch(&operation, id, &fields)?;
         match self.verify_options(id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
             true => Ok(Some(batch)),
-            false => Err(altered_error(&tried, "what its rules mean (its options)")),
+            false => Err(altered_error(&operation, "what its rules mean (its options)")),
         }
     }
 
     pub(super) async fn read_unpublished(&self, id: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
-        let tried = format!("reading batch {id}");
-        let batch = self.read_batches(&[id]).await?.pop().ok_or_else(|| no_such_batch(&tried))?;
+        let operation = format!("reading batch {id}");
+        let batch = self.read_batches(&[id]).await?.pop().ok_or_else(|| no_such_batch(&operation))?;
         let is_new = batch.counts.waiting > batch.queued + batch.retrying;
         if batch.state != BatchState::Running || !is_new {
             return Ok(Vec::new());
         }
-        let mut plan = PlanReader::open(self, id, tried, &batch).await?;
+        let mut plan = PlanReader::open(self, id, operation, &batch).await?;
         let (mut blocks, mut found, mut from) = (Vec::new(), 0, from);
         while found < at_least.max(1)
             && let Some(index) = plan.next_in_state(Some(TaskState::New), from).await?
@@ -100,9 +100,9 @@ impl RedisStore {
         from: u32,
         limit: usize,
     ) -> Result<Vec<TaskRow>> {
-        let tried = format!("reading batch {id}");
-        let batch = self.read_batches(&[id]).await?.pop().ok_or_else(|| no_such_batch(&tried))?;
-        let mut plan = PlanReader::open(self, id, tried, &batch).await?;
+        let operation = format!("reading batch {id}");
+        let batch = self.read_batches(&[id]).await?.pop().ok_or_else(|| no_such_batch(&operation))?;
+        let mut plan = PlanReader::open(self, id, operation, &batch).await?;
         let (mut rows, mut from) = (Vec::new(), from);
         while rows.len() < limit
             && let Some(index) = plan.next_in_state(wanted, from).await?
@@ -128,7 +128,7 @@ impl RedisStore {
 
     /// Returns task states, with one read per range of nearby tasks.
     pub(super) async fn read_task_states(&self, id: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
-        let tried = format!("reading batch {id}");
+        let operation = format!("reading batch {id}");
         let mut bytes: Vec<u32> = tasks.iter().map(|task| task / 2).collect();
         bytes.sort_unstable();
         bytes.dedup();
@@ -144,14 +144,14 @@ impl RedisStore {
         for (first, last) in &pieces {
             pipe.cmd("GETRANGE").arg(&key).arg(*first).arg(*last);
         }
-        let found: Vec<Vec<u8>> = if pieces.is_empty() { Vec::new() } else { self.query(&tried, &pipe).await? };
+        let found: Vec<Vec<u8>> = if pieces.is_empty() { Vec::new() } else { self.query(&operation, &pipe).await? };
         let state = |task: &u32| {
             let at = pieces.partition_point(|(first, _)| *first <= task / 2).saturating_sub(1);
             let (first, bytes) = (pieces[at].0, &found[at]);
             TaskState::from_code(state_code(bytes, task - 2 * first))
         };
         let states = tasks.iter().map(state).collect::<Option<_>>();
-        states.ok_or_else(|| corrupt_store(&tried, "a task has a state that there is not"))
+        states.ok_or_else(|| corrupt_store(&operation, "a task has a state that there is not"))
     }
 
     pub(super) async fn read_failures(&self, id: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {
@@ -159,24 +159,26 @@ impl RedisStore {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let tried = format!("reading batch {id}");
+        let operation = format!("reading batch {id}");
         let mut pipe = redis::pipe();
         let command = pipe.cmd("HMGET").arg(format!("{}:f", self.batch_key(id)));
         for row in &rows {
             command.arg(row.task.index);
         }
-        let (kept,): (Vec<Option<String>>,) = self.query(&tried, &pipe).await?;
+        let (kept,): (Vec<Option<String>>,) = self.query(&operation, &pipe).await?;
         // A task requeued meanwhile has no failure any more.
         let failed = rows.into_iter().zip(kept).filter_map(|(row, kept)| Some((row, kept?)));
-        failed.map(|(row, kept)| Ok(FailedTask { task: row.task, failure: decode_failure(&tried, &kept)? })).collect()
+        failed
+            .map(|(row, kept)| Ok(FailedTask { task: row.task, failure: decode_failure(&operation, &kept)? }))
+            .collect()
     }
 
     /// Returns the first indexes of a plan's chunks, up to a total.
-    async fn chunks(&self, id: BatchId, tried: &str, total: u32) -> Result<Arc<Vec<u32>>> {
+    async fn chunks(&self, id: BatchId, operation: &str, total: u32) -> Result<Arc<Vec<u32>>> {
         let known = self.0.chunks().get(&id).cloned().unwrap_or_default();
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(format!("{}:c", self.batch_key(id))).arg(known.len() * 4).arg(-1);
-        let (more,): (Vec<u8>,) = self.query(tried, &pipe).await?;
+        let (more,): (Vec<u8>,) = self.query(operation, &pipe).await?;
         let mut all: Vec<u32> = (*known).clone();
         all.extend(more.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]])));
         all.retain(|first| *first < total || total == 0);
@@ -190,7 +192,7 @@ impl RedisStore {
 struct PlanReader<'a> {
     store: &'a RedisStore,
     id: BatchId,
-    tried: String,
+    operation: String,
     total: u32,
     chunk_starts: Arc<Vec<u32>>,
     /// First task index of the loaded page of states, and its bytes.
@@ -198,10 +200,10 @@ struct PlanReader<'a> {
 }
 
 impl<'a> PlanReader<'a> {
-    async fn open(store: &'a RedisStore, id: BatchId, tried: String, batch: &Batch) -> Result<PlanReader<'a>> {
+    async fn open(store: &'a RedisStore, id: BatchId, operation: String, batch: &Batch) -> Result<PlanReader<'a>> {
         let total = u32::try_from(batch.counts.total).unwrap_or(u32::MAX);
-        let firsts = store.chunks(id, &tried, total).await?;
-        Ok(PlanReader { store, id, tried, total, chunk_starts: firsts, states: None })
+        let firsts = store.chunks(id, &operation, total).await?;
+        Ok(PlanReader { store, id, operation, total, chunk_starts: firsts, states: None })
     }
 
     /// Returns the next task in this state, from an index on.
@@ -224,7 +226,7 @@ impl<'a> PlanReader<'a> {
     async fn state(&mut self, index: u32) -> Result<TaskState> {
         let (first, bytes) = self.load_page(index).await?;
         let code = state_code(bytes, index - first);
-        TaskState::from_code(code).ok_or_else(|| corrupt_store(&self.tried, "a task has a state that there is not"))
+        TaskState::from_code(code).ok_or_else(|| corrupt_store(&self.operation, "a task has a state that there is not"))
     }
 
     /// Returns the page of states with a task, and the index of its first task.
@@ -234,7 +236,7 @@ impl<'a> PlanReader<'a> {
             let mut pipe = redis::pipe();
             let key = format!("{}:s", self.store.batch_key(self.id));
             pipe.cmd("GETRANGE").arg(key).arg(start / 2).arg(start / 2 + STATE_PAGE_BYTES - 1);
-            let (bytes,): (Vec<u8>,) = self.store.query(&self.tried, &pipe).await?;
+            let (bytes,): (Vec<u8>,) = self.store.query(&self.operation, &pipe).await?;
             self.states = Some((start, bytes));
         }
         Ok(self.states.as_ref().map_or((start, &[]), |(first, bytes)| (*first, bytes)))
@@ -244,7 +246,7 @@ impl<'a> PlanReader<'a> {
     fn chunk_of(&self, index: u32) -> Result<(u32, u32)> {
         let after = self.chunk_starts.partition_point(|first| *first <= index);
         let first = after.checked_sub(1).and_then(|at| self.chunk_starts.get(at)).copied();
-        let first = first.ok_or_else(|| corrupt_store(&self.tried, "a part of the plan is missing"))?;
+        let first = first.ok_or_else(|| corrupt_store(&self.operation, "a part of the plan is missing"))?;
         Ok((first, self.chunk_starts.get(after).copied().unwrap_or(self.total)))
     }
 
@@ -252,16 +254,19 @@ impl<'a> PlanReader<'a> {
         let number = self.chunk_starts.partition_point(|other| *other < first);
         let mut pipe = redis::pipe();
         pipe.hget(format!("{}:p", self.store.batch_key(self.id)), number);
-        let (bytes,): (Option<Vec<u8>>,) = self.store.query(&self.tried, &pipe).await?;
-        let bytes = bytes.ok_or_else(|| corrupt_store(&self.tried, "a part of the plan is missing"))?;
+        let (bytes,): (Option<Vec<u8>>,) = self.store.query(&self.operation, &pipe).await?;
+        let bytes = bytes.ok_or_else(|| corrupt_store(&self.operation, "a part of the plan is missing"))?;
         let (first, end) = self.chunk_of(first)?;
         let place = ChunkPosition { batch: self.id, number: number as u64, first, tasks: end - first };
-        self.store.verify_chunk(&self.tried, place, &bytes)
+        self.store.verify_chunk(&self.operation, place, &bytes)
     }
 
     fn task(&self, chunk: &PlanChunk, first: u32, index: u32) -> Result<Task> {
         let planned = chunk.tasks.get((index - first) as usize).cloned();
-        Ok(Task { index, spec: planned.ok_or_else(|| corrupt_store(&self.tried, "a part of the plan is too short"))? })
+        Ok(Task {
+            index,
+            spec: planned.ok_or_else(|| corrupt_store(&self.operation, "a part of the plan is too short"))?,
+        })
     }
 
     /// Returns run and attempts of tasks; most tasks have none.
@@ -274,7 +279,7 @@ impl<'a> PlanReader<'a> {
         for index in indexes {
             command.arg(*index);
         }
-        let (marks,): (Vec<Option<String>>,) = self.store.query(&self.tried, &pipe).await?;
+        let (marks,): (Vec<Option<String>>,) = self.store.query(&self.operation, &pipe).await?;
         let read = |mark: &str| {
             let (run, attempts) = mark.split_once('|')?;
             Some((run.parse().ok()?, attempts.parse().ok()?))
@@ -289,16 +294,16 @@ fn state_code(bytes: &[u8], at: u32) -> u8 {
     if at.is_multiple_of(2) { byte >> 4 } else { byte & 0xf }
 }
 
-fn decode_batch(tried: &str, id: BatchId, fields: &HashMap<String, String>) -> Result<Batch> {
+fn decode_batch(operation: &str, id: BatchId, fields: &HashMap<String, String>) -> Result<Batch> {
     let number = |name: &str| fields.get(name).and_then(|text| text.parse::<i64>().ok());
     let amount = |name: &str| number(name).unwrap_or_default().unsigned_abs();
     let in_state = |state: TaskState| amount(&format!("s{}", state.code()));
     let rules = fields.get("rules").and_then(|text| text.parse().ok());
     Ok(Batch {
         id,
-        state: decode_batch_state(tried, number("control").unwrap_or(-1))?,
+        state: decode_batch_state(operation, number("control").unwrap_or(-1))?,
         run: u32::try_from(amount("run")).unwrap_or(u32::MAX),
-        rules: rules.ok_or_else(|| corrupt_store(tried, "a batch has rules without a digest"))?,
+        rules: rules.ok_or_else(|| corrupt_store(operation, "a batch has rules without a digest"))?,
         options: fields.get("options").cloned().unwrap_or_default(),
         supersedes: fields.get("supersedes").and_then(|text| text.parse().ok()),
         created_at: timestamp(number("created").unwrap_or_default()),
@@ -315,12 +320,12 @@ fn decode_batch(tried: &str, id: BatchId, fields: &HashMap<String, String>) -> R
     })
 }
 
-fn decode_failure(tried: &str, kept: &str) -> Result<Failure> {
+fn decode_failure(operation: &str, kept: &str) -> Result<Failure> {
     let read = || {
-        let (class, rest) = kept.split_once('|')?;
+        let (kind, rest) = kept.split_once('|')?;
         let (attempts, error) = rest.split_once('|')?;
-        let class = serde_json::from_value(class.into()).ok()?;
-        Some(Failure { kind: class, error: error.into(), attempts: attempts.parse().ok()? })
+        let kind = serde_json::from_value(kind.into()).ok()?;
+        Some(Failure { kind, error: error.into(), attempts: attempts.parse().ok()? })
     };
-    read().ok_or_else(|| corrupt_store(tried, "what is kept of a failure cannot be read"))
+    read().ok_or_else(|| corrupt_store(operation, "what is kept of a failure cannot be read"))
 }

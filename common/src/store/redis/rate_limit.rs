@@ -18,23 +18,23 @@ const LEARNED_RATE_TTL_MS: f64 = 600_000.0;
 #[async_trait]
 impl RateLimitStore for RedisStore {
     async fn block_until(&self, account: &Account, until: Timestamp) -> Result<()> {
-        let tried = format!("noting the pace of {}", account.registry);
+        let operation = format!("noting the pace of {}", account.registry);
         let call = ScriptCall::new(self.block_key(account)).arg(until.as_millisecond());
-        self.run_script::<i64>(&tried, &self.0.scripts.hold_off, call).await.map(drop)
+        self.run_script::<i64>(&operation, &self.0.scripts.hold_off, call).await.map(drop)
     }
 
     async fn blocked_until(&self, accounts: &[Account]) -> Result<Vec<Option<Timestamp>>> {
         if accounts.is_empty() {
             return Ok(Vec::new());
         }
-        let tried = "reading the pace of registries";
+        let operation = "reading the pace of registries";
         let mut pipe = redis::pipe();
         let command = pipe.cmd("MGET");
         for account in accounts {
             command.arg(self.block_key(account));
         }
-        let (ends,): (Vec<Option<i64>>,) = self.query(tried, &pipe).await?;
-        let now = self.now(tried).await?;
+        let (ends,): (Vec<Option<i64>>,) = self.query(operation, &pipe).await?;
+        let now = self.now(operation).await?;
         Ok(ends
             .into_iter()
             .map(|ends| ends.filter(|ends| *ends > now && *ends <= latest_deadline_ms(now)).map(timestamp))
@@ -45,13 +45,13 @@ impl RateLimitStore for RedisStore {
         if accounts.is_empty() {
             return Ok(Vec::new());
         }
-        let tried = "reading the pace of registries";
+        let operation = "reading the pace of registries";
         let mut pipe = redis::pipe();
         for account in accounts {
             pipe.cmd("HMGET").arg(self.account_key("rl", account)).arg("learnt").arg("refused");
         }
-        let rates: Vec<(Option<f64>, Option<f64>)> = self.query(tried, &pipe).await?;
-        let now = self.now(tried).await? as f64;
+        let rates: Vec<(Option<f64>, Option<f64>)> = self.query(operation, &pipe).await?;
+        let now = self.now(operation).await? as f64;
         let known = |(learnt, refused): (Option<f64>, Option<f64>)| {
             learnt.filter(|rate| *rate > 0.0 && refused.is_some_and(|at| now - at < LEARNED_RATE_TTL_MS))
         };
@@ -59,39 +59,39 @@ impl RateLimitStore for RedisStore {
     }
 
     async fn acquire_rate(&self, account: &Account, ask: &RateRequest) -> Result<RateGrant> {
-        let tried = format!("asking for the pace of {}", account.registry);
+        let operation = format!("asking for the pace of {}", account.registry);
         let answer: Vec<i64> =
-            self.run_script(&tried, &self.0.scripts.pace, self.rate_call(account, ask, None)).await?;
+            self.run_script(&operation, &self.0.scripts.pace, self.rate_call(account, ask, None)).await?;
         match answer.split_first() {
             Some((0, [wait])) => Ok(RateGrant::Wait(Duration::from_millis(wait.unsigned_abs()))),
             Some((1, [])) => Ok(RateGrant::Unlimited),
             Some((2, turns)) if !turns.is_empty() => Ok(RateGrant::Scheduled(
                 turns.iter().map(|micros| Duration::from_micros(micros.unsigned_abs())).collect(),
             )),
-            _ => Err(corrupt_store(&tried, "it gives no pace")),
+            _ => Err(corrupt_store(&operation, "it gives no pace")),
         }
     }
 
     async fn record_throttled(&self, account: &Account, wait: Duration, ask: &RateRequest) -> Result<()> {
-        let tried = format!("noting the pace of {}", account.registry);
+        let operation = format!("noting the pace of {}", account.registry);
         let call = self.rate_call(account, ask, Some(wait)).key(self.request_key(IdempotencyKey::generate()));
-        self.run_script::<Vec<i64>>(&tried, &self.0.scripts.pace, call).await.map(drop)
+        self.run_script::<Vec<i64>>(&operation, &self.0.scripts.pace, call).await.map(drop)
     }
 
     async fn claim_concurrency(&self, account: &Account, claim: &ConcurrencyClaim) -> Result<ConcurrencyGrant> {
-        let tried = format!("sharing the requests to {}", account.registry);
+        let operation = format!("sharing the requests to {}", account.registry);
         let call = ScriptCall::new(self.account_key("pl", account))
             .arg(&claim.holder)
             .arg(claim.limit)
             .arg(claim.in_use)
             .arg(claim.wanted)
             .arg(duration_ms(claim.ttl));
-        let (permits, contended): (u32, u8) = self.run_script(&tried, &self.0.scripts.claim, call).await?;
+        let (permits, contended): (u32, u8) = self.run_script(&operation, &self.0.scripts.claim, call).await?;
         Ok(ConcurrencyGrant { permits, contended: contended != 0 })
     }
 
     async fn record_quota(&self, account: &Account, told: &QuotaReport) -> Result<Duration> {
-        let tried = format!("noting the quota of {}", account.registry);
+        let operation = format!("noting the quota of {}", account.registry);
         let (how, span) = match told.period {
             QuotaPeriod::ResetsIn(span) => ("reset", span),
             QuotaPeriod::WindowLength(span) => ("length", span),
@@ -103,7 +103,7 @@ impl RateLimitStore for RedisStore {
             .arg(told.reserve)
             .arg(how)
             .arg(duration_ms(span));
-        let wait: i64 = self.run_script(&tried, &self.0.scripts.quota, call).await?;
+        let wait: i64 = self.run_script(&operation, &self.0.scripts.quota, call).await?;
         Ok(Duration::from_millis(wait.max(0).unsigned_abs()))
     }
 }

@@ -37,7 +37,7 @@ impl RedisStore {
         others: &[String],
     ) -> Result<Option<Vec<String>>> {
         let TagRecord { provenance: origin, scope, tags, complete: whole } = record;
-        let tried = format!("recording a tag of {}", scope.repository);
+        let operation = format!("recording a tag of {}", scope.repository);
         let name = cache::scope_name(scope);
         let parts = self.scope_key(&cache::scope_name(&scope.partial_images()));
         let mut call =
@@ -72,7 +72,7 @@ impl RedisStore {
         for other in others {
             call = call.arg(other);
         }
-        let (held, sources): (i64, Vec<String>) = self.run_script(&tried, &self.0.scripts.record_tag, call).await?;
+        let (held, sources): (i64, Vec<String>) = self.run_script(&operation, &self.0.scripts.record_tag, call).await?;
         Ok((held == 1).then_some(sources))
     }
 }

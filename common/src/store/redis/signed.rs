@@ -53,13 +53,13 @@ impl RedisStore {
     }
 
     /// Verifies and decodes the chunk at this position.
-    pub(super) fn verify_chunk(&self, tried: &str, place: ChunkPosition, kept: &[u8]) -> Result<PlanChunk> {
+    pub(super) fn verify_chunk(&self, operation: &str, place: ChunkPosition, kept: &[u8]) -> Result<PlanChunk> {
         let bytes = match self.signing_key() {
             None => kept,
             Some(key) => {
                 let altered = || {
                     let ChunkPosition { number, first, .. } = place;
-                    altered_error(tried, &format!("segment {number} of its plan (from task {first} on)"))
+                    altered_error(operation, &format!("segment {number} of its plan (from task {first} on)"))
                 };
                 let (bytes, tag) = kept.len().checked_sub(MAC_BYTES).map(|at| kept.split_at(at)).ok_or_else(altered)?;
                 if !place.with_signed_parts(bytes, |parts| key.verify_mac(CHUNK_LABEL, parts, tag)) {
@@ -68,7 +68,7 @@ impl RedisStore {
                 bytes
             }
         };
-        decode_chunk(bytes).map_err(|error| super::corrupt_store(tried, &error.to_string()))
+        decode_chunk(bytes).map_err(|error| super::corrupt_store(operation, &error.to_string()))
     }
 
     /// Returns the tag of a batch's options in hexadecimal; empty without a key.
@@ -117,9 +117,9 @@ impl RedisStore {
 }
 
 /// Returns the error of data that was not written with our key.
-pub(super) fn altered_error(tried: &str, what: &str) -> Error {
+pub(super) fn altered_error(operation: &str, what: &str) -> Error {
     let detail =
         format!("{what} was not written with this cluster.key: the store was altered, or another key was in use");
-    Error::new(ErrorKind::Insecure, tried, detail)
+    Error::new(ErrorKind::Insecure, operation, detail)
         .with_hint("give all coordinators and workers the same cluster.key, find out who can write to the store, and run the rules again")
 }

@@ -14,7 +14,7 @@ const INITIAL_BUCKET_WIDTH_MS: u64 = 1000;
 
 impl RedisStore {
     pub(super) async fn read_timeline(&self, id: BatchId) -> Result<BatchTimeline> {
-        let tried = format!("reading batch {id}");
+        let operation = format!("reading batch {id}");
         let base = self.batch_key(id);
         let mut pipe = redis::pipe();
         pipe.exists(&base)
@@ -23,9 +23,9 @@ impl RedisStore {
             .zrevrange_withscores(format!("{base}:t"), 0, -1)
             .hgetall(format!("{base}:w"));
         type Found = (bool, Option<u64>, HashMap<String, u64>, Vec<(String, f64)>, HashMap<String, u64>);
-        let (there, width, parts, slowest, shares): Found = self.query(&tried, &pipe).await?;
+        let (there, width, parts, slowest, shares): Found = self.query(&operation, &pipe).await?;
         if !there {
-            return Err(no_such_batch(&tried));
+            return Err(no_such_batch(&operation));
         }
         Ok(BatchTimeline {
             bucket_width: Duration::from_millis(width.unwrap_or(INITIAL_BUCKET_WIDTH_MS)),

@@ -30,14 +30,14 @@ const TRAFFIC_TTL_SECONDS: i64 = 62 * 24 * 3600;
 #[async_trait]
 impl WorkerRegistry for RedisStore {
     async fn heartbeat(&self, heartbeat: Heartbeat, ttl: Duration) -> Result<()> {
-        let tried = "saying that this worker lives";
-        let until = self.now(tried).await? + duration_ms(ttl);
+        let operation = "saying that this worker lives";
+        let until = self.now(operation).await? + duration_ms(ttl);
         let worker = heartbeat.worker.clone();
         let text = serde_json::to_string(&(until, heartbeat)).unwrap_or_default();
         let mut pipe = redis::pipe();
         pipe.cmd("SET").arg(self.worker_key(&worker)).arg(text).arg("PX").arg(duration_ms(ttl) + 1000).ignore();
         pipe.sadd(self.key("workers"), worker).ignore();
-        self.query::<()>(tried, &pipe).await
+        self.query::<()>(operation, &pipe).await
     }
 
     async fn deregister(&self, worker: &str) -> Result<()> {
@@ -47,10 +47,10 @@ impl WorkerRegistry for RedisStore {
     }
 
     async fn workers(&self) -> Result<Vec<Heartbeat>> {
-        let tried = "looking for workers";
+        let operation = "looking for workers";
         let mut pipe = redis::pipe();
         pipe.smembers(self.key("workers"));
-        let (mut names,): (Vec<String>,) = self.query(tried, &pipe).await?;
+        let (mut names,): (Vec<String>,) = self.query(operation, &pipe).await?;
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -60,8 +60,8 @@ impl WorkerRegistry for RedisStore {
         for name in &names {
             command.arg(self.worker_key(name));
         }
-        let (texts,): (Vec<Option<String>>,) = self.query(tried, &pipe).await?;
-        let now = self.now(tried).await?;
+        let (texts,): (Vec<Option<String>>,) = self.query(operation, &pipe).await?;
+        let now = self.now(operation).await?;
         let (mut living, mut gone) = (Vec::new(), redis::pipe());
         for (name, text) in names.iter().zip(texts) {
             match text.map(|text| serde_json::from_str::<StoredHeartbeat>(&text)) {
@@ -72,24 +72,24 @@ impl WorkerRegistry for RedisStore {
             }
         }
         if !gone.is_empty() {
-            self.query::<()>(tried, &gone).await?;
+            self.query::<()>(operation, &gone).await?;
         }
         Ok(living)
     }
 
-    async fn record_queues(&self, lanes: &[Route], urgent: &[Route]) -> Result<()> {
-        let tried = "noting lanes";
-        let now = self.now(tried).await?;
+    async fn record_queues(&self, routes: &[Route], urgent: &[Route]) -> Result<()> {
+        let operation = "noting lanes";
+        let now = self.now(operation).await?;
         let mut pipe = redis::pipe();
-        for (key, lanes) in ROUTE_KEYS.iter().zip([lanes, urgent]) {
+        for (key, routes) in ROUTE_KEYS.iter().zip([routes, urgent]) {
             let key = self.key(key);
-            for lane in lanes {
-                let text = serde_json::to_string(lane).unwrap_or_default();
+            for route in routes {
+                let text = serde_json::to_string(route).unwrap_or_default();
                 pipe.zadd(&key, text, now + duration_ms(ROUTE_RETENTION)).ignore();
             }
             pipe.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now).ignore();
         }
-        self.query::<()>(tried, &pipe).await
+        self.query::<()>(operation, &pipe).await
     }
 
     async fn queues_by_age(&self) -> Result<Vec<(Route, bool, Duration)>> {
@@ -98,14 +98,14 @@ impl WorkerRegistry for RedisStore {
         for key in ROUTE_KEYS {
             pipe.zrange_withscores(self.key(key), 0, -1);
         }
-        let ((seconds, micros), lanes, urgent): ((i64, i64), Vec<(String, f64)>, Vec<(String, f64)>) =
+        let ((seconds, micros), routes, urgent): ((i64, i64), Vec<(String, f64)>, Vec<(String, f64)>) =
             self.query("reading the lanes", &pipe).await?;
         let now = self.clock_override_ms().unwrap_or(seconds * 1000 + micros / 1000);
         // The score is the expiry.
         let age = |until: f64| {
             Duration::from_millis((now + duration_ms(ROUTE_RETENTION) - until as i64).max(0).unsigned_abs())
         };
-        let kinds = lanes.iter().map(|entry| (entry, false)).chain(urgent.iter().map(|entry| (entry, true)));
+        let kinds = routes.iter().map(|entry| (entry, false)).chain(urgent.iter().map(|entry| (entry, true)));
         let read = |((text, until), is_urgent): (&(String, f64), bool)| {
             Some((serde_json::from_str(text).ok()?, is_urgent, age(*until)))
         };
@@ -120,11 +120,11 @@ impl WorkerRegistry for RedisStore {
         feeding: Vec<RouteThroughput>,
         ttl: Duration,
     ) -> Result<Vec<RouteThroughput>> {
-        let tried = "sharing the queues among batches";
+        let operation = "sharing the queues among batches";
         let key = self.key("feeding");
         let mut pipe = redis::pipe();
         pipe.cmd("TIME").hgetall(&key);
-        let ((seconds, micros), found): ((i64, i64), HashMap<String, String>) = self.query(tried, &pipe).await?;
+        let ((seconds, micros), found): ((i64, i64), HashMap<String, String>) = self.query(operation, &pipe).await?;
         let now = self.clock_override_ms().unwrap_or(seconds * 1000 + micros / 1000);
         let (mut others, mut pipe) = (Vec::new(), redis::pipe());
         for (other, text) in found {
@@ -146,34 +146,34 @@ impl WorkerRegistry for RedisStore {
                 pipe.hset(&key, batch.to_string(), text).ignore().expire(&key, THROUGHPUT_TTL_SECONDS).ignore()
             }
         };
-        self.query::<()>(tried, &pipe).await?;
+        self.query::<()>(operation, &pipe).await?;
         Ok(others)
     }
 
     async fn set_broker_alarm(&self, alarm: Option<BrokerAlarm>, ttl: Duration) -> Result<()> {
-        let (tried, key) = ("noting that the broker takes no messages", self.key("broker-alarm"));
+        let (operation, key) = ("noting that the broker takes no messages", self.key("broker-alarm"));
         let mut pipe = redis::pipe();
         match alarm {
             Some(alarm) => {
-                let until = self.now(tried).await? + duration_ms(ttl);
+                let until = self.now(operation).await? + duration_ms(ttl);
                 let text = serde_json::to_string(&(until, alarm)).unwrap_or_default();
                 pipe.cmd("SET").arg(key).arg(text).arg("PX").arg(duration_ms(ttl) + 1000).ignore();
             }
             None => _ = pipe.del(key).ignore(),
         }
-        self.query::<()>(tried, &pipe).await
+        self.query::<()>(operation, &pipe).await
     }
 
     async fn broker_alarm(&self) -> Result<Option<BrokerAlarm>> {
-        let tried = "asking whether the broker takes messages";
+        let operation = "asking whether the broker takes messages";
         let mut pipe = redis::pipe();
         pipe.get(self.key("broker-alarm"));
-        let (text,): (Option<String>,) = self.query(tried, &pipe).await?;
+        let (text,): (Option<String>,) = self.query(operation, &pipe).await?;
         // Ignore one written by a newer program in another format.
         let Some((until, alarm)) = text.and_then(|text| serde_json::from_str::<StoredAlarm>(&text).ok()) else {
             return Ok(None);
         };
-        Ok((until > self.now(tried).await?).then_some(alarm))
+        Ok((until > self.now(operation).await?).then_some(alarm))
     }
 
     async fn check_writes(&self) -> Result<()> {

@@ -14,9 +14,9 @@ pub(super) enum SqliteError {
 
 impl SqliteError {
     /// Converts to the error of an operation on the named store.
-    pub(super) fn into_error(self, tried: &str, store: &str) -> Error {
+    pub(super) fn into_error(self, operation: &str, store: &str) -> Error {
         match self {
-            SqliteError::Sql(error) => describe(&error, tried, store),
+            SqliteError::Sql(error) => describe(&error, operation, store),
             SqliteError::Reported(error) => error,
         }
     }
@@ -47,7 +47,7 @@ pub(super) fn corrupt_store(what: &str) -> Error {
 }
 
 /// Converts an SQLite error of an operation, with a hint.
-pub(super) fn describe(error: &rusqlite::Error, tried: &str, store: &str) -> Error {
+pub(super) fn describe(error: &rusqlite::Error, operation: &str, store: &str) -> Error {
     let (detail, hint) = match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => (
             "the disk is full".to_owned(),
@@ -71,7 +71,7 @@ pub(super) fn describe(error: &rusqlite::Error, tried: &str, store: &str) -> Err
         Some(ErrorCode::SystemIoFailure) => {
             (format!("the disk failed ({error})"), format!("see whether the disk of {store} is well and has room"))
         }
-        _ => return Error::new(ErrorKind::Local, tried, error.to_string()),
+        _ => return Error::new(ErrorKind::Local, operation, error.to_string()),
     };
-    Error::new(ErrorKind::Local, tried, detail).with_hint(hint)
+    Error::new(ErrorKind::Local, operation, detail).with_hint(hint)
 }

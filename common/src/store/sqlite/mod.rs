@@ -71,7 +71,7 @@ impl SqliteStore {
             let path = folder.join(DATABASE_FILE);
             restrict_permissions(&path);
             let name: Arc<str> = path.display().to_string().into();
-            let tried = || format!("opening the store {name}");
+            let operation = || format!("opening the store {name}");
             let open = || -> Result<(Connection, Connection), SqliteError> {
                 let mut writer = Connection::open(&path)?;
                 configure(&writer)?;
@@ -85,7 +85,7 @@ impl SqliteStore {
                 reader.pragma_update(None, "query_only", true)?;
                 Ok((writer, reader))
             };
-            let (writer, reader) = open().map_err(|fault| fault.into_error(&tried(), &name))?;
+            let (writer, reader) = open().map_err(|fault| fault.into_error(&operation(), &name))?;
             let reader = Some(Arc::new(Mutex::new(reader)));
             Ok(SqliteStore::new(Some(folder), name, clock, writer, reader))
         })
@@ -190,20 +190,20 @@ impl SqliteStore {
     /// Runs a write in a transaction, and returns once it is committed.
     async fn write<T: Send + 'static>(
         &self,
-        tried: impl Into<String>,
+        operation: impl Into<String>,
         work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
-        self.0.writer.write(tried.into(), work).await
+        self.0.writer.write(operation.into(), work).await
     }
 
     /// Runs a read on committed data.
     async fn read<T: Send + 'static>(
         &self,
-        tried: impl Into<String>,
+        operation: impl Into<String>,
         work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
-        let Some(reader) = self.0.reader.clone() else { return self.write(tried, work).await };
-        let (tried, name) = (tried.into(), self.0.name.clone());
+        let Some(reader) = self.0.reader.clone() else { return self.write(operation, work).await };
+        let (operation, name) = (operation.into(), self.0.name.clone());
         run_blocking(move || {
             let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
             let run = || -> Result<T, SqliteError> {
@@ -211,7 +211,7 @@ impl SqliteStore {
                 let _view = connection.unchecked_transaction()?;
                 work(&connection)
             };
-            run().map_err(|fault| fault.into_error(&tried, &name))
+            run().map_err(|fault| fault.into_error(&operation, &name))
         })
         .await
     }

@@ -137,7 +137,7 @@ impl SqliteStore {
     /// Sets a time of target tags.
     async fn update_timestamps(
         &self,
-        tried: String,
+        operation: String,
         sql: &'static str,
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
@@ -146,7 +146,7 @@ impl SqliteStore {
             return Ok(());
         }
         let source = source.clone();
-        self.write(tried, move |connection| {
+        self.write(operation, move |connection| {
             let Some(from) = find_repository(connection, &source)? else { return Ok(()) };
             let mut statement = connection.prepare_cached(sql)?;
             for (target, since) in &targets {

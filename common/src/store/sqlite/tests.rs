@@ -69,8 +69,8 @@ async fn open(folder: &Path) -> Result<SqliteStore> {
     SqliteStore::open(folder, Arc::new(SystemClock)).await
 }
 
-fn segment(name: &str, number: usize, verdict: Option<TaskResult>) -> PlanSegment {
-    let tasks = tasks(name, number).into_iter().map(|task| (task, verdict.clone())).collect();
+fn segment(name: &str, number: usize, result: Option<TaskResult>) -> PlanSegment {
+    let tasks = tasks(name, number).into_iter().map(|task| (task, result.clone())).collect();
     PlanSegment { key: name.to_owned(), listed_at: Timestamp::now(), tasks }
 }
 
@@ -88,8 +88,8 @@ async fn create_batch(store: &SqliteStore, number: usize) -> Vec<TaskRef> {
     (0..number as u32).map(|index| TaskRef { batch: id, run: 0, index }).collect()
 }
 
-async fn claim(store: &SqliteStore, ticket: TaskRef) -> TaskHolder<'static> {
-    match store.claim_task(ticket, "w", LEASE_TTL).await.unwrap() {
+async fn claim(store: &SqliteStore, task_ref: TaskRef) -> TaskHolder<'static> {
+    match store.claim_task(task_ref, "w", LEASE_TTL).await.unwrap() {
         ClaimResult::Claimed { token, .. } => TaskHolder { worker: "w", token },
         other => panic!("{other:?}"),
     }
@@ -112,30 +112,30 @@ fn copy_after_kill(folder: &Path) -> tempfile::TempDir {
 async fn acknowledged_writes_survive_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = create_batch(&store, 20).await;
-    for ticket in &tickets[..7] {
-        let holder = claim(&store, *ticket).await;
-        store.finish(*ticket, holder, TaskResult::Copied, Usage::default()).await.unwrap();
+    let task_refs = create_batch(&store, 20).await;
+    for task_ref in &task_refs[..7] {
+        let holder = claim(&store, *task_ref).await;
+        store.finish(*task_ref, holder, TaskResult::Copied, Usage::default()).await.unwrap();
     }
-    let holder = claim(&store, tickets[7]).await;
+    let holder = claim(&store, task_refs[7]).await;
 
     let after = copy_after_kill(folder.path());
     let again = open(after.path()).await.unwrap();
     let _lock = again.lock_for_run(LockUse::Run).await.unwrap();
-    let swept = again.reclaim(tickets[0].batch, ReclaimScope::Everything).await.unwrap();
+    let swept = again.reclaim(task_refs[0].batch, ReclaimScope::Everything).await.unwrap();
     assert_eq!((swept.leased, swept.queued), (1, 0));
-    for ticket in &tickets {
-        match again.claim_task(*ticket, "another", LEASE_TTL).await.unwrap() {
-            ClaimResult::AlreadyDone => assert!(ticket.index < 7),
+    for task_ref in &task_refs {
+        match again.claim_task(*task_ref, "another", LEASE_TTL).await.unwrap() {
+            ClaimResult::AlreadyDone => assert!(task_ref.index < 7),
             ClaimResult::Claimed { token: new, .. } => {
-                assert!(ticket.index >= 7 && new > holder.token);
+                assert!(task_ref.index >= 7 && new > holder.token);
                 let holder = TaskHolder { worker: "another", token: new };
-                again.finish(*ticket, holder, TaskResult::Copied, Usage::default()).await.unwrap();
+                again.finish(*task_ref, holder, TaskResult::Copied, Usage::default()).await.unwrap();
             }
             other => panic!("{other:?}"),
         }
     }
-    let found = again.batch(tickets[0].batch).await.unwrap().unwrap();
+    let found = again.batch(task_refs[0].batch).await.unwrap().unwrap();
     assert_eq!((found.state, found.counts.copied), (BatchState::Done, 20));
 }
 
@@ -144,7 +144,7 @@ async fn one_run_holds_the_lock_while_others_read_and_control() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
     let lock = store.lock_for_run(LockUse::Run).await.unwrap();
-    let tickets = create_batch(&store, 3).await;
+    let task_refs = create_batch(&store, 3).await;
     let beside = open(folder.path()).await.unwrap();
     let refused = beside.lock_for_run(LockUse::Run).await.unwrap_err();
     assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
@@ -152,9 +152,9 @@ async fn one_run_holds_the_lock_while_others_read_and_control() {
 
     // Another process can read and control the batch.
     assert_eq!(beside.batches(10).await.unwrap().len(), 1);
-    beside.pause(tickets[0].batch).await.unwrap();
-    assert_eq!(store.batch_state(tickets[0].batch).await.unwrap(), Some(BatchState::Paused));
-    assert_eq!(store.claim_task(tickets[0], "w", LEASE_TTL).await.unwrap(), ClaimResult::Paused);
+    beside.pause(task_refs[0].batch).await.unwrap();
+    assert_eq!(store.batch_state(task_refs[0].batch).await.unwrap(), Some(BatchState::Paused));
+    assert_eq!(store.claim_task(task_refs[0], "w", LEASE_TTL).await.unwrap(), ClaimResult::Paused);
     let held = beside.try_lock_for_run(LockUse::Run).await.unwrap().unwrap_err();
     assert_eq!((held.process, held.used_for), (Some(std::process::id()), Some(LockUse::Run)));
     drop(lock);
@@ -205,20 +205,20 @@ async fn leases_of_an_earlier_process_are_released_except_those_of_waiting_runs(
 async fn another_process_can_cancel_a_batch_while_a_run_writes() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = create_batch(&store, 4_000).await;
-    let batch = tickets[0].batch;
-    let running: Vec<_> = tickets
+    let task_refs = create_batch(&store, 4_000).await;
+    let batch = task_refs[0].batch;
+    let running: Vec<_> = task_refs
         .chunks(200)
         .map(|chunk| {
             let (store, chunk) = (store.clone(), chunk.to_vec());
             tokio::spawn(async move {
-                for ticket in chunk {
-                    let holder = match store.claim_task(ticket, "w", LEASE_TTL).await.unwrap() {
+                for task_ref in chunk {
+                    let holder = match store.claim_task(task_ref, "w", LEASE_TTL).await.unwrap() {
                         ClaimResult::Claimed { token, .. } => TaskHolder { worker: "w", token },
                         ClaimResult::Cancelled => return,
                         other => panic!("{other:?}"),
                     };
-                    store.finish(ticket, holder, TaskResult::Copied, Usage::default()).await.unwrap();
+                    store.finish(task_ref, holder, TaskResult::Copied, Usage::default()).await.unwrap();
                 }
             })
         })
@@ -282,14 +282,14 @@ async fn a_damaged_file_says_what_to_do() {
     // Damage further on is found when it is read.
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = create_batch(&store, 3_000).await;
+    let task_refs = create_batch(&store, 3_000).await;
     drop(store);
     let path = folder.path().join(DATABASE_FILE);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[4_096 * 20..].fill(0x5a);
     std::fs::write(&path, bytes).unwrap();
     let error = match open(folder.path()).await {
-        Ok(store) => store.tasks(tickets[0].batch, None, 0, usize::MAX).await.unwrap_err(),
+        Ok(store) => store.tasks(task_refs[0].batch, None, 0, usize::MAX).await.unwrap_err(),
         Err(error) => error,
     };
     assert!(error.to_string().contains("damaged") && error.hint().unwrap().contains("move"), "{error}");
@@ -307,10 +307,10 @@ async fn a_folder_that_cannot_be_made_is_an_error() {
 async fn a_full_disk_loses_nothing_that_was_recorded() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
-    let tickets = create_batch(&store, 10).await;
-    let batch = tickets[0].batch;
-    let holder = claim(&store, tickets[0]).await;
-    store.finish(tickets[0], holder, TaskResult::Copied, Usage::default()).await.unwrap();
+    let task_refs = create_batch(&store, 10).await;
+    let batch = task_refs[0].batch;
+    let holder = claim(&store, task_refs[0]).await;
+    store.finish(task_refs[0], holder, TaskResult::Copied, Usage::default()).await.unwrap();
     let limit = |pages: i64| {
         store.write("limiting the store", move |connection| {
             // The pragma returns the limit as a row.
@@ -320,8 +320,8 @@ async fn a_full_disk_loses_nothing_that_was_recorded() {
     };
     limit(1).await.unwrap();
     // Writes that need no more space succeed.
-    let holder = claim(&store, tickets[1]).await;
-    store.finish(tickets[1], holder, TaskResult::Copied, Usage::default()).await.unwrap();
+    let holder = claim(&store, task_refs[1]).await;
+    store.finish(task_refs[1], holder, TaskResult::Copied, Usage::default()).await.unwrap();
     let other = new_batch("others");
     let id = other.id;
     store.create(other).await.unwrap();
@@ -383,21 +383,21 @@ async fn speed_of_starting_and_finishing() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await.unwrap();
     let began = std::time::Instant::now();
-    let tickets = create_batch(&store, TASKS).await;
+    let task_refs = create_batch(&store, TASKS).await;
     println!("planned: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
     let began = std::time::Instant::now();
-    let workers: Vec<_> = tickets
+    let workers: Vec<_> = task_refs
         .chunks(TASKS / 64)
         .map(|chunk| {
             let (store, chunk) = (store.clone(), chunk.to_vec());
             tokio::spawn(async move {
-                for ticket in chunk {
-                    let holder = claim(&store, ticket).await;
-                    let verdict = match ticket.index % 50 {
+                for task_ref in chunk {
+                    let holder = claim(&store, task_ref).await;
+                    let result = match task_ref.index % 50 {
                         0 => TaskResult::Failed(Failure::new(ErrorKind::Refused, "no", 1)),
                         _ => TaskResult::Copied,
                     };
-                    store.finish(ticket, holder, verdict, Usage::default()).await.unwrap();
+                    store.finish(task_ref, holder, result, Usage::default()).await.unwrap();
                 }
             })
         })
@@ -406,5 +406,5 @@ async fn speed_of_starting_and_finishing() {
         worker.await.unwrap();
     }
     println!("started and finished: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
-    assert_eq!(store.batch(tickets[0].batch).await.unwrap().unwrap().counts.unfinished(), 0);
+    assert_eq!(store.batch(task_refs[0].batch).await.unwrap().unwrap().counts.unfinished(), 0);
 }

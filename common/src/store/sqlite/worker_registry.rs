@@ -48,10 +48,10 @@ impl WorkerRegistry for SqliteStore {
         Ok(present.workers.values().map(|(_, heartbeat)| heartbeat.clone()).collect())
     }
 
-    async fn record_queues(&self, lanes: &[Route], urgent: &[Route]) -> Result<()> {
+    async fn record_queues(&self, routes: &[Route], urgent: &[Route]) -> Result<()> {
         let until = deadline_ms(self.now(), ROUTE_RETENTION);
-        let kinds = lanes.iter().map(|lane| (lane, false)).chain(urgent.iter().map(|lane| (lane, true)));
-        self.presence().queues.extend(kinds.map(|(lane, is_urgent)| ((lane.clone(), is_urgent), until)));
+        let kinds = routes.iter().map(|route| (route, false)).chain(urgent.iter().map(|route| (route, true)));
+        self.presence().queues.extend(kinds.map(|(route, is_urgent)| ((route.clone(), is_urgent), until)));
         Ok(())
     }
 
@@ -61,7 +61,7 @@ impl WorkerRegistry for SqliteStore {
         present.queues.retain(|_, until| *until > now);
         let age =
             |until: &i64| Duration::from_millis((deadline_ms(now, ROUTE_RETENTION) - until).max(0).unsigned_abs());
-        Ok(present.queues.iter().map(|((lane, is_urgent), until)| (lane.clone(), *is_urgent, age(until))).collect())
+        Ok(present.queues.iter().map(|((route, is_urgent), until)| (route.clone(), *is_urgent, age(until))).collect())
     }
 
     async fn exchange_throughput(

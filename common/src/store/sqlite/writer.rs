@@ -35,7 +35,7 @@ trait WriteJob: Send {
 }
 
 struct WriteCall<T, W> {
-    tried: String,
+    operation: String,
     work: Option<W>,
     result: Option<Result<T, SqliteError>>,
     answer: oneshot::Sender<Result<T>>,
@@ -58,14 +58,14 @@ where
     }
 
     fn on_rollback(&mut self, error: &rusqlite::Error, store: &str) {
-        self.result = Some(Err(SqliteError::Reported(describe(error, &self.tried, store))));
+        self.result = Some(Err(SqliteError::Reported(describe(error, &self.operation, store))));
     }
 
     fn reply(self: Box<Self>, store: &str) {
-        let WriteCall { tried, result, answer, .. } = *self;
-        let result = result.unwrap_or_else(|| Err(SqliteError::Reported(thread_ended(&tried))));
+        let WriteCall { operation, result, answer, .. } = *self;
+        let result = result.unwrap_or_else(|| Err(SqliteError::Reported(thread_ended(&operation))));
         // The caller may be gone.
-        _ = answer.send(result.map_err(|fault| fault.into_error(&tried, store)));
+        _ = answer.send(result.map_err(|fault| fault.into_error(&operation, store)));
     }
 }
 
@@ -78,12 +78,12 @@ impl Writer {
 
     pub(super) async fn write<T: Send + 'static>(
         &self,
-        tried: String,
+        operation: String,
         work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
         let (answer, result) = oneshot::channel();
-        let error = thread_ended(&tried);
-        let call = WriteCall { tried, work: Some(work), result: None, answer };
+        let error = thread_ended(&operation);
+        let call = WriteCall { operation, work: Some(work), result: None, answer };
         if let Some(jobs) = &self.jobs
             && jobs.send(Box::new(call)).is_ok()
             && let Ok(result) = result.await
@@ -110,8 +110,8 @@ impl fmt::Debug for Writer {
     }
 }
 
-fn thread_ended(tried: &str) -> Error {
-    Error::new(ErrorKind::Local, tried, "the store's thread has ended")
+fn thread_ended(operation: &str) -> Error {
+    Error::new(ErrorKind::Local, operation, "the store's thread has ended")
 }
 
 fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn WriteJob>>, store: &str) {

@@ -210,8 +210,8 @@ pub(super) async fn list_repositories(api: &VendorApi, pattern: &RepositoryPatte
     }
     let is_known = api.accepts_credentials().await?;
     if vendor == Vendor::GitHub && !is_known {
-        let tried = format!("listing {}", describe_repository_list(api, namespace));
-        let error = Error::new(ErrorKind::Denied, tried, "GitHub's API lists packages to who has a token alone");
+        let operation = format!("listing {}", describe_repository_list(api, namespace));
+        let error = Error::new(ErrorKind::Denied, operation, "GitHub's API lists packages to who has a token alone");
         return Err(with_explicit_names_hint(api, error.with_hint(api.denied_hint(false))));
     }
     if vendor == Vendor::Quay && !is_known && api.has_credentials().await? {

@@ -25,152 +25,156 @@ fn version(name: &str, arm: &str) -> TestImage {
 /// Runs all scenarios of a profile in a role. Each must complete at the lowest possible cost.
 async fn run_scenarios(profile: RegistryProfile, role: ProfileRole) {
     let name = format!("{}-{role:?}", profile.name);
-    let stage = Scenario::start(profile, role).await;
-    fresh(&stage, &name).await;
-    docker(&stage, &name).await;
-    unchanged_and_changed(&stage, &name).await;
-    shared_layers(&stage, &name).await;
-    large_layer(&stage, &name).await;
-    missing_tag(&stage, &name).await;
-    expired(&stage, &name).await;
-    throttled(&stage, &name).await;
+    let scenario = Scenario::start(profile, role).await;
+    fresh(&scenario, &name).await;
+    docker(&scenario, &name).await;
+    unchanged_and_changed(&scenario, &name).await;
+    shared_layers(&scenario, &name).await;
+    large_layer(&scenario, &name).await;
+    missing_tag(&scenario, &name).await;
+    expired(&scenario, &name).await;
+    throttled(&scenario, &name).await;
     if role == ProfileRole::Source {
-        listed(&stage).await;
+        listed(&scenario).await;
     }
 }
 
-async fn fresh(stage: &Scenario, name: &str) {
+async fn fresh(scenario: &Scenario, name: &str) {
     let image = version(name, "one");
-    stage.source_has("1", &image);
-    let output = stage.sync("1").await.assert_code(0).json();
+    scenario.source_has("1", &image);
+    let output = scenario.sync("1").await.assert_code(0).json();
     assert_eq!(output["outcome"], "copied");
-    stage.assert_arrived("1", &image);
-    stage.assert_cost("fresh", floor(&image, &TargetContents::nothing()), 0);
+    scenario.assert_arrived("1", &image);
+    scenario.assert_cost("fresh", floor(&image, &TargetContents::nothing()), 0);
 }
 
-async fn docker(stage: &Scenario, name: &str) {
+async fn docker(scenario: &Scenario, name: &str) {
     let image = images::single_docker(&format!("{name}-docker"));
-    stage.source_has("docker", &image);
-    let output = stage.sync("docker").await;
-    if stage.role == ProfileRole::Source || stage.profile.profile.takes_docker {
+    scenario.source_has("docker", &image);
+    let output = scenario.sync("docker").await;
+    if scenario.role == ProfileRole::Source || scenario.profile.profile.takes_docker {
         output.assert_code(0);
-        stage.assert_arrived("docker", &image);
+        scenario.assert_arrived("docker", &image);
     } else {
         assert!(output.assert_code(1).stderr.contains("docker2s2"), "what to set is said");
     }
-    stage.forget();
+    scenario.forget();
 }
 
-async fn unchanged_and_changed(stage: &Scenario, name: &str) {
+async fn unchanged_and_changed(scenario: &Scenario, name: &str) {
     let (before, after) = (version(name, "one"), version(name, "two"));
-    let output = stage.sync("1").await.assert_code(0).json();
-    assert_eq!(output["outcome"], "unchanged", "{}", stage.describe());
+    let output = scenario.sync("1").await.assert_code(0).json();
+    assert_eq!(output["outcome"], "unchanged", "{}", scenario.describe());
     let least = images::Floor { source: 1, target: 1 };
-    stage.assert_cost("unchanged", least, 0);
+    scenario.assert_cost("unchanged", least, 0);
 
-    stage.source_has("1", &after);
-    let output = stage.sync("1").await.assert_code(0).json();
+    scenario.source_has("1", &after);
+    let output = scenario.sync("1").await.assert_code(0).json();
     assert_eq!(output["outcome"], "copied");
-    stage.assert_arrived("1", &after);
-    stage.assert_cost(
+    scenario.assert_arrived("1", &after);
+    scenario.assert_cost(
         "changed",
         floor(&after, &TargetContents::in_repository(&before)),
         extra_requests(&after, &before),
     );
 }
 
-async fn shared_layers(stage: &Scenario, name: &str) {
+async fn shared_layers(scenario: &Scenario, name: &str) {
     let (before, image) = (version(name, "one"), images::shared_layers(&format!("{name}-shared")));
     let base = Layer::Shared(format!("{name}/base"), 6000);
     let with_base = TestImage::single(&format!("{name}-with-base")).layer(base).layers(4, 2000).build();
     for (tag, image) in [("shared", &image), ("base", &with_base)] {
-        stage.source_has(tag, image);
-        stage.sync(tag).await.assert_code(0);
-        stage.assert_arrived(tag, image);
-        stage.assert_cost(tag, floor(image, &TargetContents::in_repository(&before)), extra_requests(image, &before));
+        scenario.source_has(tag, image);
+        scenario.sync(tag).await.assert_code(0);
+        scenario.assert_arrived(tag, image);
+        scenario.assert_cost(
+            tag,
+            floor(image, &TargetContents::in_repository(&before)),
+            extra_requests(image, &before),
+        );
     }
 }
 
-async fn large_layer(stage: &Scenario, name: &str) {
+async fn large_layer(scenario: &Scenario, name: &str) {
     let image = TestImage::single(&format!("{name}-large")).layer(Layer::Synthetic(24 * MIB)).layers(14, 2000).build();
-    stage.source_has("large", &image);
-    stage.sync("large").await.assert_code(0);
-    stage.assert_arrived("large", &image);
-    let target_chunk = stage.profile.profile.chunk.filter(|_| stage.role == ProfileRole::Target);
+    scenario.source_has("large", &image);
+    scenario.sync("large").await.assert_code(0);
+    scenario.assert_arrived("large", &image);
+    let target_chunk = scenario.profile.profile.chunk.filter(|_| scenario.role == ProfileRole::Target);
     let patches = target_chunk.map_or(0, |chunk| (24 * MIB).div_ceil(chunk));
-    stage.assert_cost("large", floor(&image, &TargetContents::nothing()), patches);
+    scenario.assert_cost("large", floor(&image, &TargetContents::nothing()), patches);
 }
 
-async fn missing_tag(stage: &Scenario, name: &str) {
-    let output = stage.sync("absent").await.assert_code(1);
-    let class = output.json()["class"].as_str().unwrap_or_default().to_owned();
-    assert!(["not_found", "denied"].contains(&class.as_str()), "{class}: {}", output.stderr);
+async fn missing_tag(scenario: &Scenario, name: &str) {
+    let output = scenario.sync("absent").await.assert_code(1);
+    let kind = output.json()["class"].as_str().unwrap_or_default().to_owned();
+    assert!(["not_found", "denied"].contains(&kind.as_str()), "{kind}: {}", output.stderr);
     let said = output.stderr.contains("check the repository's name and the tag") || output.stderr.contains("not there");
     assert!(said, "what it may be is said: {}", output.stderr);
-    stage.forget();
+    scenario.forget();
     // A tag is missing at the target, whose repository has the image.
     let image = version(name, "two");
-    stage.source_has("again", &image);
-    stage.sync("again").await.assert_code(0);
-    stage.assert_arrived("again", &image);
+    scenario.source_has("again", &image);
+    scenario.sync("again").await.assert_code(0);
+    scenario.assert_arrived("again", &image);
     // The tag, a blob, the digest, the PUT; at the source the index and the manifest that references the blob.
-    stage.assert_cost("missing", images::Floor { source: 2, target: 4 }, 0);
+    scenario.assert_cost("missing", images::Floor { source: 2, target: 4 }, 0);
 }
 
-async fn expired(stage: &Scenario, name: &str) {
-    if !stage.profile.profile.expires {
+async fn expired(scenario: &Scenario, name: &str) {
+    if !scenario.profile.profile.expires {
         return;
     }
     let image = images::multi_platform(&format!("{name}-expired"));
-    stage.source_has("expired", &image);
-    let kind = match stage.role {
+    scenario.source_has("expired", &image);
+    let kind = match scenario.role {
         ProfileRole::Source => RequestType::BlobGet,
         ProfileRole::Target => RequestType::UploadPut,
     };
-    let registry = &stage.profile.registry;
+    let registry = &scenario.profile.registry;
     let gate = std::sync::Arc::new(Semaphore::new(0));
     registry.on(kind).act(FaultAction::Gate(gate.clone()));
-    let program = stage.program("expired");
+    let program = scenario.program("expired");
     let running = program.spawn();
     registry.wait_until(|registry| registry.count(kind) > 0, WAIT_TIMEOUT).await;
-    stage.profile.expire(&program);
+    scenario.profile.expire(&program);
     gate.add_permits(1);
     let mut running = running;
     let output = tokio::time::timeout(WAIT_TIMEOUT, running.wait()).await.expect("it comes to its end");
     output.assert_code(0);
-    stage.assert_arrived("expired", &image);
-    assert!(registry.wasted_requests() > 0, "something had run out: {}", stage.describe());
-    stage.assert_cost("expired", floor(&image, &TargetContents::nothing()), 0);
+    scenario.assert_arrived("expired", &image);
+    assert!(registry.wasted_requests() > 0, "something had run out: {}", scenario.describe());
+    scenario.assert_cost("expired", floor(&image, &TargetContents::nothing()), 0);
 }
 
-async fn throttled(stage: &Scenario, name: &str) {
+async fn throttled(scenario: &Scenario, name: &str) {
     let image = images::multi_platform(&format!("{name}-throttled"));
-    stage.source_has("throttled", &image);
-    let throttle = stage.profile.profile.throttle;
-    let kind = match stage.role {
+    scenario.source_has("throttled", &image);
+    let throttle = scenario.profile.profile.throttle;
+    let kind = match scenario.role {
         ProfileRole::Source => throttle.reads,
         ProfileRole::Target => throttle.writes,
     };
-    let rule = stage.profile.registry.on(RequestMatcher::kind(kind)).times(2).act(throttle.action());
-    stage.sync("throttled").await.assert_code(0);
-    stage.assert_arrived("throttled", &image);
-    assert_eq!(rule.hits(), 2, "{}", stage.describe());
-    stage.assert_cost("throttled", floor(&image, &TargetContents::nothing()), 2);
+    let rule = scenario.profile.registry.on(RequestMatcher::kind(kind)).times(2).act(throttle.action());
+    scenario.sync("throttled").await.assert_code(0);
+    scenario.assert_arrived("throttled", &image);
+    assert_eq!(rule.hits(), 2, "{}", scenario.describe());
+    scenario.assert_cost("throttled", floor(&image, &TargetContents::nothing()), 2);
 }
 
 /// More tags than fit on a page.
-async fn listed(stage: &Scenario) {
-    let profile = &stage.profile.profile;
+async fn listed(scenario: &Scenario) {
+    let profile = &scenario.profile.profile;
     let image = images::single("listed");
     let tags: Vec<String> = (0..230).map(|number| format!("v{number:03}")).collect();
     for tag in &tags {
-        stage.profile.registry.push(profile.other_repository, tag, &image);
+        scenario.profile.registry.push(profile.other_repository, tag, &image);
     }
     let pattern = format!("{}/{}", profile.registry, profile.other_repository);
-    let output = stage.configured().args(["tags", &pattern]).run().await.assert_code(0);
+    let output = scenario.configured().args(["tags", &pattern]).run().await.assert_code(0);
     let found: Vec<&str> = output.stdout.lines().filter_map(|line| line.rsplit(':').next()).collect();
     assert_eq!(found, tags, "{}", output.stderr);
-    stage.forget();
+    scenario.forget();
 }
 
 /// Counts the extra requests: per existing blob, whether it exists and whether the source holds it; per existing
@@ -237,10 +241,10 @@ fn every_registry_profile_is_tested() {
 #[tokio::test]
 async fn a_repository_that_has_to_be_made_first_is_said_so() {
     for name in ["ECR", "ECR Public"] {
-        let stage = Scenario::start(named(name), ProfileRole::Target).await;
-        stage.profile.registry.delete_repository(stage.profile.profile.repository);
-        stage.source_has("1", &images::single("unmade"));
-        let output = stage.sync("1").await.assert_code(1);
+        let scenario = Scenario::start(named(name), ProfileRole::Target).await;
+        scenario.profile.registry.delete_repository(scenario.profile.profile.repository);
+        scenario.source_has("1", &images::single("unmade"));
+        let output = scenario.sync("1").await.assert_code(1);
         assert!(output.stderr.contains("may have to be created first"), "{name}: {}", output.stderr);
     }
 }
@@ -249,20 +253,20 @@ async fn a_repository_that_has_to_be_made_first_is_said_so() {
 async fn a_tag_of_ecr_that_cannot_be_moved_is_done_where_it_is_right_and_fails_clearly_where_it_is_not() {
     let mut profile = named("ECR");
     profile.repository = "mirror/fixed";
-    let stage = Scenario::start(profile, ProfileRole::Target).await;
+    let scenario = Scenario::start(profile, ProfileRole::Target).await;
     let image = images::single("fixed");
-    stage.source_has("1", &image);
-    stage.sync("1").await.assert_code(0);
-    stage
+    scenario.source_has("1", &image);
+    scenario.sync("1").await.assert_code(0);
+    scenario
         .configured()
-        .args(["sync", &stage.source_reference("1"), &stage.target_reference("1"), "--force"])
+        .args(["sync", &scenario.source_reference("1"), &scenario.target_reference("1"), "--force"])
         .run()
         .await
         .assert_code(0);
-    stage.source_has("1", &images::single("moved"));
-    let output = stage.sync("1").await.assert_code(1);
+    scenario.source_has("1", &images::single("moved"));
+    let output = scenario.sync("1").await.assert_code(1);
     assert!(output.stderr.contains("the tag is immutable"), "{}", output.stderr);
-    stage.assert_arrived("1", &image);
+    scenario.assert_arrived("1", &image);
 }
 
 #[tokio::test]
@@ -271,9 +275,9 @@ async fn azure_behind_another_name_takes_large_blobs_where_the_size_of_a_piece_i
     (profile.registry, profile.api) = ("registry.corp.example", "team.azurecr.io");
     profile.settings = "chunk: 10MiB";
     profile.other_hosts = &["neu.data.azurecr.io"];
-    let stage = Scenario::start(profile, ProfileRole::Target).await;
+    let scenario = Scenario::start(profile, ProfileRole::Target).await;
     let image = images::big("azure", 24 * MIB);
-    stage.source_has("1", &image);
-    stage.sync("1").await.assert_code(0);
-    stage.assert_arrived("1", &image);
+    scenario.source_has("1", &image);
+    scenario.sync("1").await.assert_code(0);
+    scenario.assert_arrived("1", &image);
 }

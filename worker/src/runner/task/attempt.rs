@@ -201,8 +201,8 @@ impl Runner {
     /// Compares source and target without copying, so that later runs can skip what is equal.
     async fn compare(&self, request: CopyRequest, context: &Context) -> Result<AttemptOutcome> {
         let seen = self.copier.compare(&request, context).await?.ok_or_else(|| {
-            let tried = format!("comparing {} with {}", request.source, request.target);
-            Error::new(ErrorKind::NotFound, tried, "the target does not have what the source has")
+            let operation = format!("comparing {} with {}", request.source, request.target);
+            Error::new(ErrorKind::NotFound, operation, "the target does not have what the source has")
                 .with_hint("run without --download-manifests to copy it")
         })?;
         Ok(AttemptOutcome::Unchanged(Some(seen)))

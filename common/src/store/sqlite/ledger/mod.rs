@@ -32,11 +32,11 @@ impl Ledger for SqliteStore {
     }
 
     async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
-        let tried = format!("adding {} to batch {batch}", sealed.key);
+        let operation = format!("adding {} to batch {batch}", sealed.key);
         let now = self.now();
         // Encoding takes longer than writing: keep it off the writer thread.
         let packed = super::run_blocking(move || Ok(plan::EncodedSegment::new(sealed))).await?;
-        self.write(tried, move |c| plan::append(c, now, batch, &packed)).await
+        self.write(operation, move |c| plan::append(c, now, batch, &packed)).await
     }
 
     async fn segment_keys(&self, batch: BatchId) -> Result<Vec<String>> {
@@ -78,49 +78,49 @@ impl Ledger for SqliteStore {
         self.read(format!("reading batch {batch}"), move |c| plan::list_unpublished(c, batch, from, at_least)).await
     }
 
-    async fn mark_published(&self, batch: BatchId, tickets: Vec<TaskRef>) -> Result<()> {
+    async fn mark_published(&self, batch: BatchId, task_refs: Vec<TaskRef>) -> Result<()> {
         let now = self.now();
-        self.write(format!("marking in batch {batch}"), move |c| plan::mark_published(c, now, batch, &tickets)).await
+        self.write(format!("marking in batch {batch}"), move |c| plan::mark_published(c, now, batch, &task_refs)).await
     }
 
-    async fn claim_task(&self, ticket: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
+    async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
         let (now, worker) = (self.now(), worker.to_owned());
         let until = deadline_ms(now, lease);
-        self.write(claiming_operation(ticket), move |c| tasks::claim(c, now, ticket, &worker, until)).await
+        self.write(claiming_operation(task_ref), move |c| tasks::claim(c, now, task_ref, &worker, until)).await
     }
 
-    async fn renew(&self, ticket: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
+    async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
         let until = deadline_ms(self.now(), lease);
-        let tried = format!("holding task {} of batch {}", ticket.index, ticket.batch);
+        let operation = format!("holding task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(tried, move |c| tasks::renew(c, ticket, &holder, until)).await
+        self.write(operation, move |c| tasks::renew(c, task_ref, &holder, until)).await
     }
 
     async fn finish(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
-        verdict: TaskResult,
+        result: TaskResult,
         spent: Usage,
     ) -> Result<FinishResult> {
         let now = self.now();
-        let tried = format!("finishing task {} of batch {}", ticket.index, ticket.batch);
+        let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(tried, move |c| tasks::finish(c, now, ticket, &holder, &verdict, spent)).await
+        self.write(operation, move |c| tasks::finish(c, now, task_ref, &holder, &result, spent)).await
     }
 
     async fn reschedule(
         &self,
-        ticket: TaskRef,
+        task_ref: TaskRef,
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
         spent: Usage,
     ) -> Result<RescheduleResult> {
         let now = self.now();
-        let tried = format!("putting off task {} of batch {}", ticket.index, ticket.batch);
+        let operation = format!("putting off task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(tried, move |c| tasks::reschedule(c, now, ticket, &holder, wait, counts, spent)).await
+        self.write(operation, move |c| tasks::reschedule(c, now, task_ref, &holder, wait, counts, spent)).await
     }
 
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {
@@ -221,6 +221,6 @@ impl Ledger for SqliteStore {
     }
 }
 
-fn claiming_operation(ticket: TaskRef) -> String {
-    format!("starting task {} of batch {}", ticket.index, ticket.batch)
+fn claiming_operation(task_ref: TaskRef) -> String {
+    format!("starting task {} of batch {}", task_ref.index, task_ref.batch)
 }

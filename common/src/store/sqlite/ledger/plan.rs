@@ -45,9 +45,9 @@ pub(super) struct EncodedSegment {
 impl EncodedSegment {
     pub(super) fn new(sealed: PlanSegment) -> EncodedSegment {
         let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
-        let state = |verdict: &Option<TaskResult>| match verdict {
+        let state = |result: &Option<TaskResult>| match result {
             None => TaskState::New,
-            Some(verdict) => verdict.outcome().state(),
+            Some(result) => result.outcome().state(),
         };
         let chunks = tasks
             .chunks(MAX_CHUNK_TASKS)
@@ -57,7 +57,7 @@ impl EncodedSegment {
                 (verdicts.iter().map(state).collect(), plan)
             })
             .collect();
-        let failures = (0..).zip(verdicts).filter_map(|(at, verdict)| match verdict {
+        let failures = (0..).zip(verdicts).filter_map(|(at, result)| match result {
             Some(TaskResult::Failed(failure)) => Some((at, failure)),
             _ => None,
         });
@@ -200,18 +200,20 @@ pub(super) fn mark_published(
     connection: &Connection,
     now: i64,
     batch: BatchId,
-    tickets: &[TaskRef],
+    task_refs: &[TaskRef],
 ) -> Result<(), SqliteError> {
     let mut tx = BatchTx::open(connection, batch)?;
     // One range query: most tasks have none.
-    let marks = match (tickets.iter().map(|ticket| ticket.index).min(), tickets.iter().map(|ticket| ticket.index).max())
-    {
+    let marks = match (
+        task_refs.iter().map(|task_ref| task_ref.index).min(),
+        task_refs.iter().map(|task_ref| task_ref.index).max(),
+    ) {
         (Some(first), Some(last)) => RunAttempts::read(connection, tx.row.row_id, first, last - first + 1)?,
         _ => return Ok(()),
     };
-    for ticket in tickets.iter().filter(|ticket| ticket.batch == batch) {
-        if tx.state(ticket.index)? == Some(TaskState::New) && marks.run(ticket.index) == ticket.run {
-            tx.set_state(ticket.index, TaskState::Queued)?;
+    for task_ref in task_refs.iter().filter(|task_ref| task_ref.batch == batch) {
+        if tx.state(task_ref.index)? == Some(TaskState::New) && marks.run(task_ref.index) == task_ref.run {
+            tx.set_state(task_ref.index, TaskState::Queued)?;
         }
     }
     tx.save(now)?;

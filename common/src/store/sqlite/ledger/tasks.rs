@@ -35,67 +35,67 @@ struct TaskLease {
 pub(super) fn claim(
     connection: &Connection,
     now: i64,
-    ticket: TaskRef,
+    task_ref: TaskRef,
     worker: &str,
     until: i64,
 ) -> Result<ClaimResult, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(ClaimResult::Unknown) };
-    let Some(state) = tx.state(ticket.index)? else { return Ok(ClaimResult::Unknown) };
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(ClaimResult::Unknown) };
+    let Some(state) = tx.state(task_ref.index)? else { return Ok(ClaimResult::Unknown) };
     let no = tx.row.row_id;
     match state {
         TaskState::Cancelled => return Ok(ClaimResult::Cancelled),
         TaskState::Copied | TaskState::Unchanged | TaskState::Failed => return Ok(ClaimResult::AlreadyDone),
         TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => {}
     }
-    let (run, attempts) = read_run_attempts(connection, no, ticket.index)?;
-    if ticket.run < run {
+    let (run, attempts) = read_run_attempts(connection, no, task_ref.index)?;
+    if task_ref.run < run {
         return Ok(ClaimResult::StaleRun);
     }
-    let held = if state == TaskState::Running { find_lease(connection, no, ticket.index)? } else { None };
+    let held = if state == TaskState::Running { find_lease(connection, no, task_ref.index)? } else { None };
     let was_held = held.is_some();
     let live = held.filter(|held| held.expires_at > now && held.expires_at <= latest_deadline_ms(now));
     if let Some(held) = live {
         if held.worker != worker {
             return Ok(ClaimResult::HeldBy { until: timestamp(held.expires_at) });
         }
-        set_lease(connection, no, ticket.index, held.token, until.max(held.expires_at), worker)?;
+        set_lease(connection, no, task_ref.index, held.token, until.max(held.expires_at), worker)?;
         return Ok(ClaimResult::AlreadyOwned { token: held.token.unsigned_abs(), attempts });
     }
     if tx.row.state == BatchState::Paused {
-        delete_lease(connection, no, ticket.index)?;
-        delete_retry(connection, no, ticket.index)?;
-        tx.set_state(ticket.index, TaskState::New)?;
+        delete_lease(connection, no, task_ref.index)?;
+        delete_retry(connection, no, task_ref.index)?;
+        tx.set_state(task_ref.index, TaskState::New)?;
         tx.save(now)?;
         return Ok(ClaimResult::Paused);
     }
     if was_held {
-        record_loss(connection, no, ticket.index)?;
+        record_loss(connection, no, task_ref.index)?;
     }
-    let losses = count_losses(connection, no, ticket.index)?;
+    let losses = count_losses(connection, no, task_ref.index)?;
     let token = tx.next_token(now);
-    set_lease(connection, no, ticket.index, token, until, worker)?;
+    set_lease(connection, no, task_ref.index, token, until, worker)?;
     if state == TaskState::Retry {
-        delete_retry(connection, no, ticket.index)?;
+        delete_retry(connection, no, task_ref.index)?;
     }
-    tx.set_state(ticket.index, TaskState::Running)?;
+    tx.set_state(task_ref.index, TaskState::Running)?;
     tx.save(now)?;
     Ok(ClaimResult::Claimed { token: token.unsigned_abs(), attempts, losses })
 }
 
 pub(super) fn renew(
     connection: &Connection,
-    ticket: TaskRef,
+    task_ref: TaskRef,
     holder: &OwnedTaskHolder,
     until: i64,
 ) -> Result<LeaseStatus, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(LeaseStatus::Lost) };
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(LeaseStatus::Lost) };
     let no = tx.row.row_id;
-    if find_own_lease(&mut tx, ticket.index, holder)?.is_none() {
+    if find_own_lease(&mut tx, task_ref.index, holder)?.is_none() {
         return Ok(if tx.row.state.is_stopped() { LeaseStatus::BatchStopped } else { LeaseStatus::Lost });
     }
     connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
         no,
-        ticket.index,
+        task_ref.index,
         until,
     ))?;
     Ok(LeaseStatus::Held { until: timestamp(until) })
@@ -104,29 +104,29 @@ pub(super) fn renew(
 pub(super) fn finish(
     connection: &Connection,
     now: i64,
-    ticket: TaskRef,
+    task_ref: TaskRef,
     holder: &OwnedTaskHolder,
-    verdict: &TaskResult,
+    result: &TaskResult,
     spent: Usage,
 ) -> Result<FinishResult, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(FinishResult::Stale) };
-    match tx.state(ticket.index)? {
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(FinishResult::Stale) };
+    match tx.state(task_ref.index)? {
         // No result of a stopped batch counts.
-        Some(TaskState::Cancelled) if verdict.outcome().state() != TaskState::Cancelled => {
+        Some(TaskState::Cancelled) if result.outcome().state() != TaskState::Cancelled => {
             return Ok(FinishResult::Stale);
         }
         Some(state) if state.is_terminal() => return Ok(FinishResult::AlreadyDone),
         _ => {}
     }
-    let Some(held) = find_own_lease(&mut tx, ticket.index, holder)? else { return Ok(FinishResult::Stale) };
+    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(FinishResult::Stale) };
     let no = tx.row.row_id;
-    delete_lease(connection, no, ticket.index)?;
-    record_worker_stats(connection, no, &held.worker, (true, matches!(verdict, TaskResult::Failed(_))), spent)?;
-    record_slow_task(connection, no, ticket.index, &held.worker, spent)?;
-    if let TaskResult::Failed(failure) = verdict {
-        record_failure(connection, no, ticket.index, failure)?;
+    delete_lease(connection, no, task_ref.index)?;
+    record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), spent)?;
+    record_slow_task(connection, no, task_ref.index, &held.worker, spent)?;
+    if let TaskResult::Failed(failure) = result {
+        record_failure(connection, no, task_ref.index, failure)?;
     }
-    tx.set_state(ticket.index, verdict.outcome().state())?;
+    tx.set_state(task_ref.index, result.outcome().state())?;
     tx.add_usage(spent);
     tx.save(now)?;
     Ok(FinishResult::Counted)
@@ -135,32 +135,32 @@ pub(super) fn finish(
 pub(super) fn reschedule(
     connection: &Connection,
     now: i64,
-    ticket: TaskRef,
+    task_ref: TaskRef,
     holder: &OwnedTaskHolder,
     wait: Duration,
     counts: bool,
     spent: Usage,
 ) -> Result<RescheduleResult, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, ticket.batch)? else { return Ok(RescheduleResult::Stale) };
-    let Some(held) = find_own_lease(&mut tx, ticket.index, holder)? else { return Ok(RescheduleResult::Stale) };
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(RescheduleResult::Stale) };
+    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(RescheduleResult::Stale) };
     let no = tx.row.row_id;
-    delete_lease(connection, no, ticket.index)?;
+    delete_lease(connection, no, task_ref.index)?;
     record_worker_stats(connection, no, &held.worker, (false, false), spent)?;
     tx.add_usage(spent);
-    let (run, mut attempts) = read_run_attempts(connection, no, ticket.index)?;
+    let (run, mut attempts) = read_run_attempts(connection, no, task_ref.index)?;
     if counts {
         attempts += 1;
-        set_run_attempts(connection, no, ticket.index, run, attempts)?;
+        set_run_attempts(connection, no, task_ref.index, run, attempts)?;
     }
     if wait.is_zero() {
-        tx.set_state(ticket.index, TaskState::New)?;
+        tx.set_state(task_ref.index, TaskState::New)?;
     } else {
         connection.prepare_cached("REPLACE INTO retry (batch, task, due) VALUES (?1, ?2, ?3)")?.execute((
             no,
-            ticket.index,
+            task_ref.index,
             deadline_ms(now, wait),
         ))?;
-        tx.set_state(ticket.index, TaskState::Retry)?;
+        tx.set_state(task_ref.index, TaskState::Retry)?;
     }
     tx.save(now)?;
     Ok(RescheduleResult::Scheduled { attempts })
