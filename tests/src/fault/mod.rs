@@ -2,15 +2,15 @@
 //!
 //! ```no_run
 //! # async fn example() {
-//! use imgsync_tests::fault::{Action, FaultRegistry, Kind, Match};
+//! use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 //! use imgsync_tests::images;
 //!
 //! let source = FaultRegistry::start().await;
 //! let image = images::single("my-test");
 //! source.push("library/app", "1.0", &image);
-//! source.on(Match::kind(Kind::BlobGet).reference(&image.largest_blob())).act(Action::CutAfter { bytes: 100 });
+//! source.on(RequestMatcher::kind(RequestType::BlobGet).reference(&image.largest_blob())).act(FaultAction::CutAfter { bytes: 100 });
 //! // … copy …
-//! assert_eq!(source.count(Kind::BlobGet), 3);
+//! assert_eq!(source.count(RequestType::BlobGet), 3);
 //! # }
 //! ```
 

@@ -261,7 +261,7 @@ impl FaultRegistryBuilder {
         /// Treats the owners of GitHub packages as users instead of organizations.
         github_users(github_users = true);
         /// Sets its quirks.
-        quirks(quirks = habits, habits: Quirks);
+        quirks(quirks = quirks, quirks: Quirks);
         /// Sets the port.
         port(port = port, port: u16);
     }
