@@ -34,26 +34,26 @@ pub struct Limit {
 
 impl Limit {
     /// Creates a limit in bytes, written in the largest binary unit that divides it.
-    pub fn bytes(page: DocsPage, what: &'static str, bytes: u64, effect: &'static str) -> Limit {
+    pub fn bytes(page: DocsPage, subject: &'static str, bytes: u64, effect: &'static str) -> Limit {
         let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
             .into_iter()
             .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
             .unwrap_or((1, "bytes"));
-        Limit { page, subject: what, value: format!("{} {name}", bytes / unit), effect }
+        Limit { page, subject, value: format!("{} {name}", bytes / unit), effect }
     }
 
     /// Creates a limit in time, written in the largest unit that divides it.
-    pub fn time(page: DocsPage, what: &'static str, time: Duration, effect: &'static str) -> Limit {
+    pub fn time(page: DocsPage, subject: &'static str, time: Duration, effect: &'static str) -> Limit {
         let millis = time.as_millis();
         let (unit, name) = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")]
             .into_iter()
             .find(|(unit, _)| millis >= *unit && millis.is_multiple_of(*unit))
             .unwrap_or((1, "ms"));
-        Limit { page, subject: what, value: format!("{} {name}", millis / unit), effect }
+        Limit { page, subject, value: format!("{} {name}", millis / unit), effect }
     }
 
     /// Creates a numeric limit, written with thousands separators.
-    pub fn count(page: DocsPage, what: &'static str, count: u64, effect: &'static str) -> Limit {
+    pub fn count(page: DocsPage, subject: &'static str, count: u64, effect: &'static str) -> Limit {
         let digits = count.to_string();
         let mut value = String::new();
         for (at, digit) in digits.char_indices() {
@@ -62,7 +62,7 @@ impl Limit {
             }
             value.push(digit);
         }
-        Limit { page, subject: what, value, effect }
+        Limit { page, subject, value, effect }
     }
 }
 

@@ -231,16 +231,12 @@ fn decode_escapes(units: &[SourceByte]) -> Option<Vec<SourceByte>> {
         match escape {
             Some((c, length)) => {
                 any = true;
-                let (from, to) = (rest[0].start, rest[length - 1].end);
+                let (start, end) = (rest[0].start, rest[length - 1].end);
                 match c {
-                    Unescaped::Byte(byte) => all.push(SourceByte { byte, start: from, end: to }),
+                    Unescaped::Byte(byte) => all.push(SourceByte { byte, start, end }),
                     Unescaped::Char(c) => {
                         let mut buffer = [0; 4];
-                        all.extend(c.encode_utf8(&mut buffer).bytes().map(|byte| SourceByte {
-                            byte,
-                            start: from,
-                            end: to,
-                        }));
+                        all.extend(c.encode_utf8(&mut buffer).bytes().map(|byte| SourceByte { byte, start, end }));
                     }
                 }
                 at += length;

@@ -89,8 +89,8 @@ impl fmt::Display for CronPattern {
 
 impl Schedule {
     /// Creates a schedule in UTC without jitter.
-    pub fn new(times: Recurrence) -> Schedule {
-        Schedule { recurrence: times, jitter: Duration::ZERO, zone: TimeZone::UTC }
+    pub fn new(recurrence: Recurrence) -> Schedule {
+        Schedule { recurrence, jitter: Duration::ZERO, zone: TimeZone::UTC }
     }
 
     /// Returns the next run after `last`, the time at which the named rule was last started or first seen. `None` if

@@ -48,9 +48,8 @@ impl Browser {
         let process = Process::spawn(&mut command, Duration::ZERO).expect("chromium can be started");
         let address = listens_on(&profile.path().join("DevToolsActivePort")).await;
         let (socket, _) = tokio_tungstenite::connect_async(address).await.expect("chromium takes a connection");
-        let (session, complaints) = (String::new(), Vec::new());
-        let mut browser =
-            Self { socket, session, last: 0, page_errors: complaints, _process: process, _profile: profile };
+        let (session, page_errors) = (String::new(), Vec::new());
+        let mut browser = Self { socket, session, last: 0, page_errors, _process: process, _profile: profile };
         let target = browser.call("Target.createTarget", json!({"url": "about:blank"})).await;
         let attached =
             browser.call("Target.attachToTarget", json!({"targetId": target["targetId"], "flatten": true})).await;

@@ -80,7 +80,7 @@ impl ClusterWorker {
         name: &str,
         cluster: &ClusterConnection,
         client: &Client,
-        (slots, attempts): (usize, u32),
+        (slots, max_attempts): (usize, u32),
         scope: WorkerScope,
         events: Events,
     ) -> ClusterWorker {
@@ -88,7 +88,7 @@ impl ClusterWorker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (index, leases): (Arc<dyn BlobIndex>, Arc<dyn Leases>) = (store.clone(), store.clone());
         let copier = Copier::new(client.clone(), CopyLimits::default()).with_leases(index, leases, name);
-        let settings = RunnerSettings { name: name.to_owned(), slots, max_attempts: attempts, in_cluster: true };
+        let settings = RunnerSettings { name: name.to_owned(), slots, max_attempts, in_cluster: true };
         let routes = RouteSelector::new(scope);
         let runner = Runner::new(
             Arc::new(cluster.queue.clone()),
@@ -183,7 +183,7 @@ impl ClusterWorker {
     }
 
     fn build_heartbeat(&self, draining: bool) -> Heartbeat {
-        let (refused, refused_why) = self.cluster.queue.refused();
+        let (refused, refusal_reason) = self.cluster.queue.refused();
         Heartbeat {
             worker: self.name.clone(),
             host: crate::host_name(),
@@ -194,7 +194,7 @@ impl ClusterWorker {
             running: self.runner.running_tasks(),
             unserved: self.routes.unserved_routes(),
             refused,
-            refusal_reason: refused_why,
+            refusal_reason,
         }
     }
 }

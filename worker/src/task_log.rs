@@ -39,13 +39,13 @@ impl Observer for TaskLog {
                 tracing::debug!(batch = %task_ref.batch, task = task_ref.index, "begins {source} to {target}");
                 self.running().insert(*task_ref, (format!("{source} to {target}"), Instant::now()));
             }
-            Event::TaskEnded { task: task_ref, completion: end } => {
+            Event::TaskEnded { task: task_ref, completion } => {
                 let Some((what, started_at)) = self.running().remove(task_ref) else { return };
                 let time = format_duration(started_at.elapsed());
                 // The worker that runs the task has entered its span already.
                 let span = tracing::Span::current();
                 let _about = if span.is_none() { task_span(task_ref) } else { span }.entered();
-                match end {
+                match completion {
                     TaskCompletion::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
                     TaskCompletion::Unchanged => tracing::info!("unchanged {what}"),
                     TaskCompletion::Failed { error, .. } => tracing::warn!("failed {what}: {error}"),

@@ -119,8 +119,8 @@ impl RepositoryLocator {
 
     /// Creates a repository from its name at an endpoint: the path in a registry; in a layout the full name in its
     /// annotations, or the empty name for images that have only a tag.
-    pub fn new(end: Endpoint, path: &str) -> Result<RepositoryLocator, ParseLocatorError> {
-        match end {
+    pub fn new(endpoint: Endpoint, path: &str) -> Result<RepositoryLocator, ParseLocatorError> {
+        match endpoint {
             Endpoint::Registry(_) => {
                 path.parse::<RepositoryName>().map_err(|error| ParseLocatorError(format!("{error}")))?;
             }
@@ -130,7 +130,7 @@ impl RepositoryLocator {
             }
             Endpoint::Layout(_) => {}
         }
-        Ok(RepositoryLocator { endpoint: end, path: path.into() })
+        Ok(RepositoryLocator { endpoint, path: path.into() })
     }
 
     /// Returns the endpoint.

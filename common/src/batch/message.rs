@@ -111,11 +111,11 @@ impl Message {
         let mut of_this_source = 0;
         for (run, task) in tasks {
             let route = lane_of(&task);
-            let Task { index, spec: planned } = task;
-            let target = MessageTarget { index, locator: planned.target.clone() };
+            let Task { index, spec } = task;
+            let target = MessageTarget { index, locator: spec.target.clone() };
             let same_source = messages.last().is_some_and(|(_, last)| {
                 (&last.source, last.rule, &last.digest, last.digest_tags)
-                    == (&planned.source, planned.rule, &planned.digest, planned.digest_tags)
+                    == (&spec.source, spec.rule, &spec.digest, spec.digest_tags)
             });
             if !same_source {
                 of_this_source = messages.len();
@@ -124,7 +124,7 @@ impl Message {
             match same {
                 Some((_, message)) => message.targets.push(target),
                 None => {
-                    let TaskSpec { rule, source, digest, digest_tags, .. } = planned;
+                    let TaskSpec { rule, source, digest, digest_tags, .. } = spec;
                     let targets = vec![target];
                     let priority = Priority::default();
                     let message =

@@ -276,11 +276,11 @@ fn read_email(reader: &ValueReader, node: &YamlNode) -> Option<EmailConfig> {
         to.extend(read_address(reader, node));
     }
     let server = fields.get("server").and_then(|node| reader.url(node, &["smtps", "smtp"]))?;
-    let wrapped = server.scheme() == "smtps";
+    let implicit_tls = server.scheme() == "smtps";
     Some(EmailConfig {
         host: server.host_str()?.trim_matches(['[', ']']).to_owned(),
-        port: server.port().unwrap_or(if wrapped { 465 } else { 587 }),
-        implicit_tls: wrapped,
+        port: server.port().unwrap_or(if implicit_tls { 465 } else { 587 }),
+        implicit_tls,
         login: username.zip(password),
         ca: fields.get("ca").map(|node| read_certificates(reader, node)).unwrap_or_default(),
         from: read_address(reader, fields.get("from")?)?,

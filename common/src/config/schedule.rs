@@ -26,7 +26,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
         };
     };
     let fields = reader.fields(node, &SCHEDULE)?;
-    let times = match (fields.get("cron"), fields.get("every")) {
+    let recurrence = match (fields.get("cron"), fields.get("every")) {
         (Some(cron), None) => Recurrence::Cron(reader.parse(cron)?),
         (None, Some(every)) => {
             let time = reader.duration(every)?;
@@ -47,7 +47,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
     };
     let jitter = fields.get("jitter").and_then(|node| {
         let jitter = reader.duration(node)?;
-        if matches!(times, Recurrence::Every(time) if jitter >= time) {
+        if matches!(recurrence, Recurrence::Every(time) if jitter >= time) {
             reader.report_value(node, "`jitter` is shorter than `every`", None);
             return None;
         }
@@ -55,7 +55,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
     });
     let zone = match fields.get("zone") {
         None => TimeZone::UTC,
-        Some(node) if matches!(times, Recurrence::Every(_)) => {
+        Some(node) if matches!(recurrence, Recurrence::Every(_)) => {
             reader.report_value(node, "`zone` is of `cron`: `every` counts the same everywhere", None);
             return None;
         }
@@ -71,7 +71,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
             }
         }
     };
-    Some(Schedule { recurrence: times, jitter: jitter.unwrap_or_default(), zone })
+    Some(Schedule { recurrence, jitter: jitter.unwrap_or_default(), zone })
 }
 
 #[cfg(test)]

@@ -39,8 +39,8 @@ pub(super) enum ValueKind {
     Either(&'static [ValueKind]),
 }
 
-const fn key(name: &'static str, kind: ValueKind, about: &'static str) -> ConfigKey {
-    ConfigKey { name, kind, description: about }
+const fn key(name: &'static str, kind: ValueKind, description: &'static str) -> ConfigKey {
+    ConfigKey { name, kind, description }
 }
 
 pub(super) static CONFIG: ConfigSection = ConfigSection {

@@ -19,7 +19,7 @@ fn environment(name: &str) -> Option<String> {
 fn read(text: &str) -> Result<Config, ConfigErrors> {
     let pattern = |text: &str| vec![text.parse().unwrap()];
     let (distroless, kubeadm) = (pattern("gcr.io/distroless/**"), pattern("registry.k8s.io/**"));
-    let preset = |name, has_versions, reads| PresetInfo { name, has_versions, repositories: reads };
+    let preset = |name, has_versions, repositories| PresetInfo { name, has_versions, repositories };
     let presets =
         [preset("distroless", false, &distroless), preset("flannel", false, &[]), preset("kubeadm", true, &kubeadm)];
     Config::read(&ConfigFile { name: "imgsync.yaml", text, environment: &environment, presets: Some(&presets) })

@@ -21,8 +21,8 @@ pub(super) enum LayoutError {
 }
 
 impl LayoutError {
-    pub(super) fn io(path: &Path, doing: &'static str, error: impl Into<io::Error>) -> LayoutError {
-        LayoutError::Io { path: path.to_owned(), action: doing, error: Arc::new(error.into()) }
+    pub(super) fn io(path: &Path, action: &'static str, error: impl Into<io::Error>) -> LayoutError {
+        LayoutError::Io { path: path.to_owned(), action, error: Arc::new(error.into()) }
     }
 
     pub(super) fn new(kind: ErrorKind, detail: impl Into<String>) -> LayoutError {
@@ -39,8 +39,8 @@ impl LayoutError {
     /// Converts into an error of an operation.
     pub(super) fn into_error(self, operation: &str) -> Error {
         match self {
-            LayoutError::Io { path, action: doing, error } => {
-                let detail = format!("{doing} {} failed: {error}", path.display());
+            LayoutError::Io { path, action, error } => {
+                let detail = format!("{action} {} failed: {error}", path.display());
                 let hint = io_hint(error.kind());
                 let is_out_of_files = retry::is_out_of_files(&error);
                 let error = Error::new(ErrorKind::Local, operation, detail).with_source(error);
@@ -55,8 +55,8 @@ impl LayoutError {
                 Error::new(ErrorKind::Insecure, operation, detail)
                     .with_hint("put the file or folder itself in its place")
             }
-            LayoutError::WrongKind { path, found: is, expected: wanted } => {
-                let detail = format!("{} is {}, not {wanted}", path.display(), describe_file_type(is));
+            LayoutError::WrongKind { path, found: is, expected } => {
+                let detail = format!("{} is {}, not {expected}", path.display(), describe_file_type(is));
                 Error::new(ErrorKind::InvalidResponse, operation, detail)
             }
             LayoutError::Other { kind, detail, hint } => {

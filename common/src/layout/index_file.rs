@@ -89,8 +89,8 @@ impl LayoutInner {
         Ok(Some(index))
     }
 
-    fn cache_index(&self, file: File, stamp: FileVersion, index: Arc<LayoutIndex>) {
-        let known = CachedIndex { version: stamp, index, _file: Arc::new(file) };
+    fn cache_index(&self, file: File, version: FileVersion, index: Arc<LayoutIndex>) {
+        let known = CachedIndex { version, index, _file: Arc::new(file) };
         *self.index.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 

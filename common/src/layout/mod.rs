@@ -86,9 +86,9 @@ impl Layout {
     }
 
     /// Sets when existing files are hashed. Call it before the layout is used.
-    pub fn with_hash_policy(self, hashing: HashPolicy) -> Layout {
+    pub fn with_hash_policy(self, hash_policy: HashPolicy) -> Layout {
         match Arc::try_unwrap(self.0) {
-            Ok(shared) => Layout(Arc::new(LayoutInner { hash_policy: hashing, ..shared })),
+            Ok(shared) => Layout(Arc::new(LayoutInner { hash_policy, ..shared })),
             // A layout in use keeps its policy.
             Err(shared) => Layout(shared),
         }

@@ -73,13 +73,13 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Layou
     Ok(layout)
 }
 
-fn new_layout(root: SafeDir, dir: &Path, wait: LockWait) -> Layout {
+fn new_layout(root: SafeDir, dir: &Path, lock_wait: LockWait) -> Layout {
     Layout(Arc::new(LayoutInner {
         root,
         label: label(dir),
         index: IndexFile::default(),
         subjects: Mutex::new(GenerationalCache::new(MAX_CACHED_SUBJECTS)),
-        lock_wait: wait,
+        lock_wait,
         canonical_dir: canonical_dir_name(dir),
         hash_policy: HashPolicy::default(),
         verified_files: Default::default(),

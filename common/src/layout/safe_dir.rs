@@ -29,8 +29,9 @@ impl SafeDir {
             Ok(fd) => Ok(Some(SafeDir { fd, path: path.to_owned() })),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::NOTDIR) => {
-                let is = rustix::fs::stat(path).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
-                Err(LayoutError::WrongKind { path: path.to_owned(), found: is, expected: "a folder" })
+                let found =
+                    rustix::fs::stat(path).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode));
+                Err(LayoutError::WrongKind { path: path.to_owned(), found, expected: "a folder" })
             }
             Err(error) => Err(LayoutError::io(path, "opening", error)),
         }
@@ -157,10 +158,10 @@ impl SafeDir {
         }
     }
 
-    fn check_file_type(&self, name: &str, is: FileType, wanted: FileType, words: &'static str) -> Result<()> {
-        match is == wanted {
+    fn check_file_type(&self, name: &str, found: FileType, wanted: FileType, words: &'static str) -> Result<()> {
+        match found == wanted {
             true => Ok(()),
-            false => Err(LayoutError::WrongKind { path: self.path.join(name), found: is, expected: words }),
+            false => Err(LayoutError::WrongKind { path: self.path.join(name), found, expected: words }),
         }
     }
 

@@ -131,7 +131,7 @@ impl PartialBlob {
         let base = format!("{PARTIAL_PREFIX}{}-{}", digest.algorithm().as_str(), digest.hex());
         let name = format!("{base}{PARTIAL_SUFFIX}");
         let hasher = Hasher::new(digest.algorithm());
-        let part = |file, name, fate| PartialBlob {
+        let part = |file, name, disposition| PartialBlob {
             shared: shared.clone(),
             digest: digest.clone(),
             size,
@@ -139,7 +139,7 @@ impl PartialBlob {
             name,
             hasher: hasher.clone(),
             written: 0,
-            disposition: fate,
+            disposition,
         };
         loop {
             let file = shared.root.open_or_create_file(&name)?;

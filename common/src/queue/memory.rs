@@ -144,17 +144,12 @@ impl Inner {
 
 impl QueueState {
     /// Enqueues regardless of the limit: messages that were received before may always return.
-    fn enqueue(&mut self, route: Route, waiting: QueuedMessage, after: Duration) {
+    fn enqueue(&mut self, route: Route, queued: QueuedMessage, after: Duration) {
         if after.is_zero() {
-            self.route_queue(&waiting.message, &route).push_back(waiting);
+            self.route_queue(&queued.message, &route).push_back(queued);
         } else {
             self.sequence += 1;
-            self.delayed.push(DelayedMessage {
-                due: Instant::now() + after,
-                sequence: self.sequence,
-                route,
-                queued: waiting,
-            });
+            self.delayed.push(DelayedMessage { due: Instant::now() + after, sequence: self.sequence, route, queued });
         }
     }
 
@@ -176,8 +171,8 @@ impl QueueState {
     fn enqueue_due(&mut self) {
         let now = Instant::now();
         while self.delayed.peek().is_some_and(|later| later.due <= now) {
-            if let Some(DelayedMessage { route, queued: waiting, .. }) = self.delayed.pop() {
-                self.enqueue(route, waiting, Duration::ZERO);
+            if let Some(DelayedMessage { route, queued, .. }) = self.delayed.pop() {
+                self.enqueue(route, queued, Duration::ZERO);
             }
         }
     }

@@ -129,8 +129,8 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Creates a dead letter; called by queues.
-    pub fn new(route: Route, message: Message, why: String, receipt: Box<dyn AckHandle>) -> DeadLetter {
-        DeadLetter { route, message, reason: why, ack_handle: receipt }
+    pub fn new(route: Route, message: Message, reason: String, ack_handle: Box<dyn AckHandle>) -> DeadLetter {
+        DeadLetter { route, message, reason, ack_handle }
     }
 
     /// Acknowledges the dead letter.
@@ -151,8 +151,8 @@ pub trait AckHandle: Send {
 
 impl Delivery {
     /// Creates a delivery; called by queues.
-    pub fn new(route: Route, message: Message, redelivered: bool, receipt: Box<dyn AckHandle>) -> Delivery {
-        Delivery { route, message, redelivered, ack_handle: receipt }
+    pub fn new(route: Route, message: Message, redelivered: bool, ack_handle: Box<dyn AckHandle>) -> Delivery {
+        Delivery { route, message, redelivered, ack_handle }
     }
 
     /// Acknowledges the message: the ledger has its result, or does not need it. After an error it may be redelivered.

@@ -210,19 +210,11 @@ impl Repository {
             _ => return Err(self.error_from_response(response, operation).await),
         };
         let operation = operation.to_owned();
-        let (meter, tally, clock) =
+        let (meter, counters, clock) =
             (self.registry.meters[0].clone(), self.counters.clone(), self.context.clock.clone());
-        let (registry, rest) = (self.registry.clone(), self.client.0.settings.mirror_backoff);
-        let stream = BlobStream {
-            response,
-            meter,
-            resume_at: None,
-            counters: tally,
-            clock,
-            operation,
-            registry,
-            mirror_backoff: rest,
-        };
+        let (registry, mirror_backoff) = (self.registry.clone(), self.client.0.settings.mirror_backoff);
+        let stream =
+            BlobStream { response, meter, resume_at: None, counters, clock, operation, registry, mirror_backoff };
         Ok(Some(OpenBlob { stream, offset: begins }))
     }
 }

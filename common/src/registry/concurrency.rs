@@ -113,7 +113,7 @@ impl SharedConcurrency {
                     }
                 };
             match share {
-                Some(ConcurrencyGrant { permits: may, .. }) => self.permits.set_limit(may as usize),
+                Some(ConcurrencyGrant { permits, .. }) => self.permits.set_limit(permits as usize),
                 None if self.permits.in_use() == 0 && wanted > 0 => self.permits.set_limit(1),
                 None => {}
             }

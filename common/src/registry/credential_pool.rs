@@ -42,9 +42,9 @@ impl CredentialPool {
         // Name under which this process claims shared permits; unique, also within the process.
         let name = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
         let holder = shared.filter(|shared| !shared.exclusive).map(|_| name.as_str());
-        let login = |credential: Option<Credential>, fallback: Option<Box<str>>| PooledCredential {
+        let login = |credential: Option<Credential>, fallback_name: Option<Box<str>>| PooledCredential {
             credential,
-            fallback_name: fallback,
+            fallback_name,
             rate_limiter: RateLimiter::new(limit, settings.pull_reserve, shared.cloned()),
             concurrency: settings.concurrency.map(|limit| ConcurrencyLimiter::new(limit, holder)),
             operation_limiters: parts
@@ -54,12 +54,12 @@ impl CredentialPool {
         };
         let own = settings.credentials.first().cloned();
         let first = if own.is_some() || settings.pull_credentials.is_empty() { 0 } else { 1 };
-        let mut all = vec![login(own, None)];
+        let mut credentials = vec![login(own, None)];
         for (at, credential) in settings.pull_credentials.iter().enumerate() {
-            all.push(login(Some(credential.clone()), Some(format!("token {}", at + 1).into())));
+            credentials.push(login(Some(credential.clone()), Some(format!("token {}", at + 1).into())));
         }
-        let pulling = (first..all.len()).collect();
-        CredentialPool { credentials: all, pull_indexes: pulling }
+        let pull_indexes = (first..credentials.len()).collect();
+        CredentialPool { credentials, pull_indexes }
     }
 
     pub(crate) fn get(&self, at: usize) -> &PooledCredential {

@@ -29,13 +29,13 @@ pub(crate) fn tls_config(
 ) -> Result<ClientConfig> {
     let invalid =
         |what: &str, why: String| Error::new(ErrorKind::Invalid, format!("setting up connections: {what}"), why);
-    let mut named = Vec::new();
+    let mut custom_certificates = Vec::new();
     for pem in own {
-        let before = named.len();
+        let before = custom_certificates.len();
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            named.push(certificate.map_err(|error| invalid("`ca`", error.to_string()))?);
+            custom_certificates.push(certificate.map_err(|error| invalid("`ca`", error.to_string()))?);
         }
-        if named.len() == before {
+        if custom_certificates.len() == before {
             return Err(invalid("`ca`", "it holds no certificate in PEM".to_owned()));
         }
     }
@@ -45,14 +45,14 @@ pub(crate) fn tls_config(
         // The system's file holds no readable certificate: treat it as missing.
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
     }
-    for certificate in &named {
+    for certificate in &custom_certificates {
         roots.add(certificate.clone()).map_err(|error| invalid("`ca`", error.to_string()))?;
     }
     let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build();
     let verifier = verifier.map_err(|error| invalid("`ca`", error.to_string()))?;
     let config = ClientConfig::builder()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(CustomCaVerifier { verifier, custom_certificates: named }));
+        .with_custom_certificate_verifier(Arc::new(CustomCaVerifier { verifier, custom_certificates }));
     let mut config = match identity {
         None => config.with_no_client_auth(),
         Some(pem) => {

@@ -108,7 +108,7 @@ impl HttpClients {
     }
 }
 
-fn build(settings: &ClientSettings, key: &ClientKey, seen: &Arc<HostScopes>) -> Result<reqwest::Client> {
+fn build(settings: &ClientSettings, key: &ClientKey, host_scopes: &Arc<HostScopes>) -> Result<reqwest::Client> {
     install_tls_provider();
     let invalid = |what: &str, error: reqwest::Error| {
         Error::new(ErrorKind::Invalid, format!("setting up connections: {what}"), chain(&error))
@@ -151,13 +151,8 @@ fn build(settings: &ClientSettings, key: &ClientKey, seen: &Arc<HostScopes>) -> 
         Some(proxy) => Url::parse(proxy).ok().as_ref().and_then(environment_proxies::host).into_iter().collect(),
         None => environment.hosts(),
     };
-    let (names, metadata, seen) = (key.resolve_policy, key.metadata.clone(), seen.clone());
-    builder = builder.dns_resolver(GuardedResolver(Arc::new(AddressFilter {
-        proxies,
-        policy: names,
-        metadata,
-        host_scopes: seen,
-    })));
+    let (policy, metadata, host_scopes) = (key.resolve_policy, key.metadata.clone(), host_scopes.clone());
+    builder = builder.dns_resolver(GuardedResolver(Arc::new(AddressFilter { proxies, policy, metadata, host_scopes })));
     builder.build().map_err(|error| invalid("TLS", error))
 }
 

@@ -146,20 +146,20 @@ impl ListingShare {
 
     /// Sets the bytes held, waiting for an increase.
     pub(crate) async fn reserve(&self, bytes: u64) {
-        let ListingShareInner { pool, key, reserved_bytes: held } = &*self.0;
+        let ListingShareInner { pool, key, reserved_bytes } = &*self.0;
         loop {
             let changed = pool.changed.notified();
             let mut changed = std::pin::pin!(changed);
             changed.as_mut().enable();
             {
                 let mut state = pool.state();
-                let before = held.load(Ordering::Relaxed);
+                let before = reserved_bytes.load(Ordering::Relaxed);
                 if bytes <= before || state.try_reserve(key, bytes - before, pool.limit) {
                     state.used = state.used.saturating_sub(before).saturating_add(bytes);
                     if let Some(own) = state.shares.get_mut(key) {
                         own.bytes = bytes;
                     }
-                    held.store(bytes, Ordering::Relaxed);
+                    reserved_bytes.store(bytes, Ordering::Relaxed);
                     drop(state);
                     if bytes < before {
                         pool.changed.notify_waiters();

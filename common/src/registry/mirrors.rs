@@ -50,9 +50,9 @@ impl Client {
             Error::new(ErrorKind::Invalid, "reading `mirrors`", format!("{written} is no name of a registry: {error}"))
         })?;
         let own = self.0.settings.registries.get(&name).cloned().unwrap_or_default();
-        let (endpoint, below) = split_endpoint(url)?;
+        let (endpoint, path_prefix) = split_endpoint(url)?;
         let settings = RegistrySettings { endpoint: Some(endpoint), mirrors: Vec::new(), ..own };
-        Ok(Arc::new(self.build(&name, settings, Some(MirrorState { path_prefix: below, ..MirrorState::default() }))?))
+        Ok(Arc::new(self.build(&name, settings, Some(MirrorState { path_prefix, ..MirrorState::default() }))?))
     }
 }
 

@@ -202,14 +202,14 @@ impl Client {
             Access::Push => registry.used_as.1.store(true, Ordering::Relaxed),
             Access::Delete | Access::Catalog => {}
         }
-        let turn = match access {
+        let pull_index = match access {
             Access::Pull => registry.pull_counter.fetch_add(1, Ordering::Relaxed),
             Access::Push | Access::Delete | Access::Catalog => 0,
         };
         Ok(Repository {
             client: self.clone(),
             registry,
-            pull_index: turn,
+            pull_index,
             name: repository.clone(),
             access,
             context: context.clone(),
@@ -278,7 +278,7 @@ impl Client {
         base: Url,
         settings: RegistrySettings,
         pool: Arc<CredentialPool>,
-        mirror: Option<MirrorState>,
+        mirror_state: Option<MirrorState>,
     ) -> Result<Registry> {
         let meter = |all: &Option<Arc<ByteRateLimiter>>| {
             let own = settings.bandwidth.map(|rate| Arc::new(ByteRateLimiter::new(rate)));
@@ -287,7 +287,7 @@ impl Client {
         let meters = self.0.bandwidth_limiters.each_ref().map(meter);
         let client = |purpose| self.0.http.get(&self.0.settings, &settings, purpose);
         let is_link_local = ssrf::literal_scope(&base) == Some(ssrf::NetworkScope::LinkLocal);
-        let (http, http_elsewhere) = match settings.allow_private || is_link_local {
+        let (http, http_redirect) = match settings.allow_private || is_link_local {
             true => (client(ClientPurpose::Registry)?, client(ClientPurpose::Redirect)?),
             false => (client(ClientPurpose::Registry)?, client(ClientPurpose::NotLinkLocal)?),
         };
@@ -296,10 +296,10 @@ impl Client {
             name: name.clone(),
             base,
             mirrors: self.build_mirrors(&settings)?,
-            mirror_state: mirror,
+            mirror_state,
             settings,
             http,
-            http_redirect: http_elsewhere,
+            http_redirect,
             http_public_only,
             network_scope: Mutex::new(None),
             host_scopes: self.0.http.host_scopes.clone(),
@@ -325,12 +325,12 @@ impl Registry {
             Some(proxy) => Some(proxy.expose()),
             None => EnvironmentProxies::from_environment().proxy_for(url)?,
         };
-        let is_elsewhere = !ssrf::same_origin(url, &self.base);
+        let is_other_origin = !ssrf::same_origin(url, &self.base);
         Ok(RequestTarget {
             registry: self.name.to_string(),
             origin: ssrf::origin(url),
-            is_other_origin: is_elsewhere,
-            names_origin: is_elsewhere || self.settings.endpoint.is_some(),
+            is_other_origin,
+            names_origin: is_other_origin || self.settings.endpoint.is_some(),
             proxy: proxy.map(environment_proxies::shown),
             has_proxy_credentials: proxy.is_some_and(|proxy| !proxy.username().is_empty()),
         })
@@ -484,12 +484,9 @@ impl Repository {
         if self.access == Access::Push {
             return self.new_retry();
         }
-        let (max_wait, patience) =
+        let (max_retry_after, rate_limit_timeout) =
             (policy.max_retry_after.max(most.max_retry_after), policy.rate_limit_timeout.max(most.rate_limit_timeout));
-        RetryState::new(
-            RetryPolicy { max_retry_after: max_wait, rate_limit_timeout: patience, ..policy },
-            &self.context.budget,
-        )
+        RetryState::new(RetryPolicy { max_retry_after, rate_limit_timeout, ..policy }, &self.context.budget)
     }
 
     fn policy(&self) -> RetryPolicy {

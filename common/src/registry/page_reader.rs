@@ -150,8 +150,8 @@ struct ChunkReader {
 }
 
 impl ChunkReader {
-    fn new(waiting: mpsc::Receiver<Bytes>) -> ChunkReader {
-        ChunkReader { chunks: waiting, current: Bytes::new(), text: None, is_escaped: false }
+    fn new(chunks: mpsc::Receiver<Bytes>) -> ChunkReader {
+        ChunkReader { chunks, current: Bytes::new(), text: None, is_escaped: false }
     }
 
     /// Tracks where texts begin and end.

@@ -308,13 +308,12 @@ impl RateLimiter {
     /// Records a quota that the registry reported. Returns the resulting hold, if there was none before.
     pub(crate) async fn on_quota(&self, quota: &Quota, reads_manifest: bool) -> Option<RateLimitHold> {
         let remaining = quota.remaining?;
-        let time = match (quota.reset, quota.window) {
+        let period = match (quota.reset, quota.window) {
             (Some(reset), _) => QuotaPeriod::ResetsIn(reset),
             (None, Some(window)) if !window.is_zero() => QuotaPeriod::WindowLength(window),
             _ => return None,
         };
-        let told =
-            QuotaReport { remaining, limit: quota.limit, period: time, reserve: self.reserve.requests(quota.limit) };
+        let told = QuotaReport { remaining, limit: quota.limit, period, reserve: self.reserve.requests(quota.limit) };
         let is_low = remaining <= told.reserve;
         let (was_held, tell) = {
             let (now, millis) = (Instant::now(), self.now_millis());
@@ -363,19 +362,19 @@ impl RateLimiter {
             until.map(|until| until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
         };
         if let Some(wait) = wait(own.not_before) {
-            let why = match own.not_before == own.not_before_estimated {
+            let reason = match own.not_before == own.not_before_estimated {
                 true => "refuses more requests and does not say for how long",
                 false => "asked to be left alone",
             };
-            return Some(RateLimitHold { wait, reason: why.to_owned() });
+            return Some(RateLimitHold { wait, reason: reason.to_owned() });
         }
         let wait = wait(own.tasks_held_until.max(own.pulls_held_until)).filter(|_| pulls)?;
         let of = own.quota_limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
-        let why = match own.quota_reported_at {
+        let reason = match own.quota_reported_at {
             Some(_) => format!("has {}{of} pulls left", own.quota.remaining),
             None => "has no pulls left, or no more than are kept".to_owned(),
         };
-        Some(RateLimitHold { wait, reason: why })
+        Some(RateLimitHold { wait, reason })
     }
 
     /// Returns the store, unless it is considered unavailable.
@@ -398,8 +397,8 @@ impl RateLimiter {
 
     fn build_request(&self, wanted: u32) -> RateRequest {
         let sent = std::mem::take(&mut self.local().unreported_requests);
-        let careful = self.shared.as_ref().is_some_and(|shared| shared.slow_start);
-        RateRequest { limit: self.limit, slow_start: careful, wanted, sent }
+        let slow_start = self.shared.as_ref().is_some_and(|shared| shared.slow_start);
+        RateRequest { limit: self.limit, slow_start, wanted, sent }
     }
 
     fn held_for(&self, reads_manifest: bool) -> Option<Duration> {

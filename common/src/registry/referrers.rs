@@ -139,9 +139,9 @@ impl Repository {
         let mut next = Some(self.url(&format!("referrers/{subject}")));
         let mut pages = 0;
         let share = ListingShare::transient();
-        let of_all = PageSize { entries: MAX_REFERRERS, texts: MAX_ANNOTATIONS_BYTES };
-        let PageSize { entries, texts } = of_all;
-        let mut left = PageLimits { bytes: MAX_PAGE_BYTES, entries, texts, listing_total: of_all };
+        let listing_total = PageSize { entries: MAX_REFERRERS, texts: MAX_ANNOTATIONS_BYTES };
+        let PageSize { entries, texts } = listing_total;
+        let mut left = PageLimits { bytes: MAX_PAGE_BYTES, entries, texts, listing_total };
         while let Some(url) = next {
             pages += 1;
             if pages > MAX_PAGES {

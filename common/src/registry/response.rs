@@ -56,15 +56,15 @@ impl Response {
     pub(super) fn new(
         response: reqwest::Response,
         url: Url,
-        way: RequestTarget,
+        target: RequestTarget,
         began: Instant,
-        stall: Duration,
+        stall_timeout: Duration,
         cancel: CancellationToken,
     ) -> Response {
         Response {
             response,
             url,
-            target: way,
+            target,
             network_scope: ssrf::NetworkScope::Public,
             is_publicly_routed: false,
             with_credentials: false,
@@ -72,8 +72,8 @@ impl Response {
             class: RequestClass::auxiliary(0),
             _permits: Default::default(),
             cancel,
-            credit: WaitCredit::new(stall, MIN_BODY_BYTES_PER_SECOND),
-            stall_timeout: stall,
+            credit: WaitCredit::new(stall_timeout, MIN_BODY_BYTES_PER_SECOND),
+            stall_timeout,
         }
     }
 

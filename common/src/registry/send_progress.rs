@@ -102,8 +102,8 @@ mod tests {
 
     const STALL: Duration = Duration::from_millis(200);
 
-    fn at(bytes: u64, is_all: bool, is_held_back: bool) -> SendProgress {
-        SendProgress { bytes, is_complete: is_all, is_locally_stalled: is_held_back }
+    fn at(bytes: u64, is_complete: bool, is_locally_stalled: bool) -> SendProgress {
+        SendProgress { bytes, is_complete, is_locally_stalled }
     }
 
     #[tokio::test]

@@ -308,8 +308,8 @@ mod tests {
     const NOTHING: AllowedAddresses<'static> = AllowedAddresses { private: false, metadata: &[] };
     const PRIVATE: AllowedAddresses<'static> = AllowedAddresses { private: true, metadata: &[] };
 
-    fn guarded(names: ResolvePolicy) -> AddressFilter {
-        AddressFilter { proxies: Vec::new(), policy: names, metadata: Vec::new(), host_scopes: Arc::default() }
+    fn guarded(policy: ResolvePolicy) -> AddressFilter {
+        AddressFilter { proxies: Vec::new(), policy, metadata: Vec::new(), host_scopes: Arc::default() }
     }
 
     fn class(from: &str, to: &str, home: NetworkScope) -> Option<ErrorKind> {

@@ -76,20 +76,20 @@ impl RequestPermits {
 impl Repository {
     /// Classifies a request to the registry.
     pub(crate) fn classify_request(&self, method: &Method, url: &Url, headers: &HeaderMap) -> RequestClass {
-        let action = OperationKind::from_request(method, url);
-        let reads_manifest = action == OperationKind::Manifests && *method == Method::GET;
-        let part = match *method {
+        let operation = OperationKind::from_request(method, url);
+        let reads_manifest = operation == OperationKind::Manifests && *method == Method::GET;
+        let account_part = match *method {
             Method::PUT if url.path().rsplit('/').nth(1) == Some("manifests") => Some(RateLimitCategory::ManifestPuts),
             Method::POST => Some(RateLimitCategory::UploadStarts),
             _ => None,
         };
-        let goes_on = headers.contains_key(::http::header::RANGE);
+        let is_continuation = headers.contains_key(::http::header::RANGE);
         RequestClass {
             credential_index: self.pick_credential(),
-            operation: action,
+            operation,
             reads_manifest,
-            account_part: part,
-            is_continuation: goes_on,
+            account_part,
+            is_continuation,
         }
     }
 
@@ -146,7 +146,7 @@ impl Repository {
                 true => window.force_acquire(),
                 false => window.acquire().await,
             };
-            let place = match &credential.concurrency {
+            let permit = match &credential.concurrency {
                 None => None,
                 Some(places) => {
                     credential
@@ -156,7 +156,7 @@ impl Repository {
                     Some(places.acquire(credential.rate_limiter.shared_store()).await)
                 }
             };
-            RequestPermits { in_flight: Some(entry), permit: place }
+            RequestPermits { in_flight: Some(entry), permit }
         };
         let _pause = self.context.clock.pause();
         let permits = tokio::select! {
@@ -168,14 +168,10 @@ impl Repository {
     }
 
     /// Reports a wait, if it was long enough.
-    fn report_delay(&self, by: ThrottleReason, began: Instant) {
-        let time = began.elapsed();
-        if time >= MIN_REPORTED_DELAY {
-            self.context.events.emit(Event::RequestDelayed {
-                registry: self.registry.name.clone(),
-                reason: by,
-                delay: time,
-            });
+    fn report_delay(&self, reason: ThrottleReason, began: Instant) {
+        let delay = began.elapsed();
+        if delay >= MIN_REPORTED_DELAY {
+            self.context.events.emit(Event::RequestDelayed { registry: self.registry.name.clone(), reason, delay });
         }
     }
 
@@ -201,13 +197,12 @@ impl Repository {
         let Some(quota) = quota_headers::parse(headers, retry_after::server_time(headers)) else { return };
         let reads_manifest = kind.operation == OperationKind::Manifests;
         let credential = self.registry.credential_pool.get(kind.credential_index);
-        if let Some(RateLimitHold { wait, reason: why }) =
-            credential.rate_limiter.on_quota(&quota, reads_manifest).await
+        if let Some(RateLimitHold { wait, reason }) = credential.rate_limiter.on_quota(&quota, reads_manifest).await
             && self.registry.credential_pool.pull_indexes().len() > 1
         {
             let who = self.client.account(&self.registry, kind.credential_index).await.credential;
             self.context.warn(format!(
-                "{} {why} for `{who}`: others go on, this one again in {}",
+                "{} {reason} for `{who}`: others go on, this one again in {}",
                 self.registry.name,
                 retry::format_duration(wait)
             ));

@@ -276,8 +276,8 @@ impl Repository {
             self.counters.count(RequestKind::Redirect);
             let (with_credentials, was_outside) = (response.with_credentials, response.is_publicly_routed);
             let next = self.send_once(&http, method.clone(), next, headers, RequestBody::Empty, operation).await?;
-            let is_from_outside = next.is_publicly_routed && was_outside;
-            response = Response { with_credentials, class, is_publicly_routed: is_from_outside, ..next };
+            let is_publicly_routed = next.is_publicly_routed && was_outside;
+            response = Response { with_credentials, class, is_publicly_routed, ..next };
         }
         Err(Error::new(ErrorKind::InvalidResponse, operation, format!("it redirected more than {MAX_REDIRECTS} times")))
     }
@@ -404,10 +404,10 @@ impl Repository {
         self.emit_answered(purpose, status, began.elapsed());
         let response =
             response.map_err(|error| transport_error(error, operation, &way).with_registry(&self.registry.name))?;
-        let reach = self.registry.record_peer_scope(&url, response.remote_addr());
-        let is_from_outside = reach == ssrf::NetworkScope::Public && !self.registry.is_proxied(&url);
+        let network_scope = self.registry.record_peer_scope(&url, response.remote_addr());
+        let is_publicly_routed = network_scope == ssrf::NetworkScope::Public && !self.registry.is_proxied(&url);
         let response = Response::new(response, url, way, began, self.stall_timeout(), self.context.cancel.clone());
-        Ok(Response { network_scope: reach, is_publicly_routed: is_from_outside, ..response })
+        Ok(Response { network_scope, is_publicly_routed, ..response })
     }
 
     /// Returns the purpose of a request, for metrics.
@@ -418,9 +418,9 @@ impl Repository {
         }
     }
 
-    fn emit_answered(&self, purpose: event::RequestPurpose, status: Option<u16>, took: Duration) {
+    fn emit_answered(&self, purpose: event::RequestPurpose, status: Option<u16>, duration: Duration) {
         let registry = self.registry.name.clone();
-        self.context.events.emit(Event::RequestCompleted { registry, purpose, status, duration: took });
+        self.context.events.emit(Event::RequestCompleted { registry, purpose, status, duration });
     }
 
     /// Retries an operation until it succeeds, fails permanently, or the attempts are used up.

@@ -216,25 +216,25 @@ impl Repository {
                 self.context.clock.record_sent(bytes.len() as u64);
                 self.verify_commit(response, upload, &operation).await
             }
-            UploadBody::Stream { body, progress: sent, offset, end, last: true } => {
+            UploadBody::Stream { body, progress, offset, end, last: true } => {
                 let mut request = RequestSpec::new(Method::PUT, upload.commit_url(), &operation)
                     .named_by_scope(upload.named_by_scope)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, &(end - offset).to_string())
-                    .body(RequestBody::Stream(body, sent));
+                    .body(RequestBody::Stream(body, progress));
                 if offset > 0 && end > offset {
                     request = request.header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1));
                 }
                 let response = self.send(request).await?;
                 self.verify_commit(response, upload, &operation).await
             }
-            UploadBody::Stream { body, progress: sent, offset, end, last: false } => {
+            UploadBody::Stream { body, progress, offset, end, last: false } => {
                 let request = RequestSpec::new(Method::PATCH, upload.location.clone(), &operation)
                     .named_by_scope(upload.named_by_scope)
                     .header(header::CONTENT_TYPE, "application/octet-stream")
                     .header(header::CONTENT_LENGTH, &(end - offset).to_string())
                     .header(header::CONTENT_RANGE, &format!("{offset}-{}", end - 1))
-                    .body(RequestBody::Stream(body, sent));
+                    .body(RequestBody::Stream(body, progress));
                 let response = self.send(request).await?;
                 if !response.status().is_success() {
                     return Err(self.error_from_response(response, &operation).await);

@@ -140,11 +140,11 @@ impl Repository {
     /// Returns the vendor API that lists this repository's registry, if any. A Harbor is recognised by its challenge,
     /// so the result can change once the registry has answered.
     pub fn vendor_api(&self) -> Result<Option<VendorApi>> {
-        let Some(shared) = self.client.vendor_api_state(&self.registry)? else { return Ok(None) };
+        let Some(state) = self.client.vendor_api_state(&self.registry)? else { return Ok(None) };
         let access = if self.access == Access::Catalog { Access::Catalog } else { Access::Pull };
-        let home = Repository { access, ..self.clone() };
-        let asked = Repository { registry: shared.registry.clone(), access: Access::Catalog, ..self.clone() };
-        Ok(Some(VendorApi { state: shared, registry_side: home, api_side: asked }))
+        let registry_side = Repository { access, ..self.clone() };
+        let api_side = Repository { registry: state.registry.clone(), access: Access::Catalog, ..self.clone() };
+        Ok(Some(VendorApi { state, registry_side, api_side }))
     }
 }
 

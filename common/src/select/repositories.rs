@@ -200,13 +200,13 @@ impl FromStr for RepositoryPattern {
 }
 
 fn parse_segments(registry: RegistryName, path: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
-    let (above, deep) = match path.strip_suffix("**") {
+    let (above, recursive) = match path.strip_suffix("**") {
         Some("") => ("", true),
         Some(above) if above.ends_with('/') => (&above[..above.len() - 1], true),
         _ => (path, false),
     };
-    let mut levels = Vec::new();
-    for part in above.split('/').filter(|_| !(deep && above.is_empty())) {
+    let mut segments = Vec::new();
+    for part in above.split('/').filter(|_| !(recursive && above.is_empty())) {
         if part.contains("**") {
             return pattern_error("`**` can only be the last level", Some("`*` stands for one level".to_owned()));
         }
@@ -228,15 +228,15 @@ fn parse_segments(registry: RegistryName, path: &str) -> Result<RepositoryPatter
             ),
             false => None,
         };
-        levels.push(PatternSegment { text: part.to_owned(), glob });
+        segments.push(PatternSegment { text: part.to_owned(), glob });
     }
     let prefix: Vec<&str> =
-        levels.iter().take_while(|level| level.glob.is_none()).map(|level| level.text.as_str()).collect();
+        segments.iter().take_while(|level| level.glob.is_none()).map(|level| level.text.as_str()).collect();
     let prefix = prefix.join("/");
     if prefix.len() > 255 {
         return pattern_error(format!("the path has {} characters, 255 are allowed", prefix.len()), None);
     }
-    Ok(RepositoryPattern { registry, prefix, segments: levels, recursive: deep, excluded: Vec::new() })
+    Ok(RepositoryPattern { registry, prefix, segments, recursive, excluded: Vec::new() })
 }
 
 impl fmt::Display for RepositoryPattern {

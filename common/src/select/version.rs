@@ -175,19 +175,18 @@ impl VersionParts {
         if kind == VersionKind::Version && numbers.len() == 1 && body.len() - rest.len() > MAX_LONE_DIGITS {
             return None;
         }
-        let written = numbers.len();
+        let written_numbers = numbers.len();
         let (revision, variant) = Default::default();
-        let mut parts =
-            Self { kind, numbers, written_numbers: written, stage: ReleaseStage::Release, revision, variant };
+        let mut parts = Self { kind, numbers, written_numbers, stage: ReleaseStage::Release, revision, variant };
         parts.parse_suffix(rest)?;
         Some(parts)
     }
 
     /// Builds the version of the whole tag; the parts may come from its end only.
     fn into_version(self, tag: &str) -> Version {
-        let (family, flavour) = variant::split_variant(&self.variant);
+        let (variant_name, variant_numbers) = variant::split_variant(&self.variant);
         let core = VersionCore::new(self.kind, self.numbers, self.stage);
-        Version { text: tag.to_owned(), core, revision: self.revision, variant_name: family, variant_numbers: flavour }
+        Version { text: tag.to_owned(), core, revision: self.revision, variant_name, variant_numbers }
     }
 
     fn parse_suffix(&mut self, rest: &str) -> Option<()> {

@@ -120,7 +120,7 @@ impl CacheEntry {
     /// Splits and checks an entry.
     pub fn into_parts(self) -> Result<(CacheScope, Tag, CachedTag), String> {
         let time = |second| Timestamp::from_second(second).map_err(|error| error.to_string());
-        let home = RepositoryLocator::new(self.registry, &self.repository).map_err(|error| error.to_string())?;
+        let repository = RepositoryLocator::new(self.registry, &self.repository).map_err(|error| error.to_string())?;
         let tag = self.tag.parse().map_err(|error| format!("{error}"))?;
         let target = self.target.unwrap_or_else(|| self.source.clone());
         let known = CachedTag {
@@ -129,7 +129,7 @@ impl CacheEntry {
             seen_at: time(self.seen)?,
             referrers_at: self.referrers.map(time).transpose()?,
         };
-        Ok((CacheScope { repository: home, options: self.options.into() }, tag, known))
+        Ok((CacheScope { repository, options: self.options.into() }, tag, known))
     }
 }
 

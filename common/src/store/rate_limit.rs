@@ -58,8 +58,8 @@ impl Account {
 
     /// Returns the same account for one category of requests.
     #[must_use]
-    pub fn with_category(&self, part: RateLimitCategory) -> Account {
-        Account { category: part, ..self.clone() }
+    pub fn with_category(&self, category: RateLimitCategory) -> Account {
+        Account { category, ..self.clone() }
     }
 
     /// Returns credential and category as one name. No user name contains a control character.

@@ -85,7 +85,7 @@ impl TrafficBench {
         }
         let (store, broker) =
             (format!("127.0.0.1:{}", cluster.store.port()), format!("127.0.0.1:{}", cluster.broker.port()));
-        let lines = RelayLinks {
+        let links = RelayLinks {
             source: TcpProxy::start(&source.host()).await,
             target: TcpProxy::start(&target.host()).await,
             coordinator_store: TcpProxy::start(&store).await,
@@ -95,17 +95,17 @@ impl TrafficBench {
         };
         let config = format!(
             "defaults: {{to: {}/m, naming: keep}}\nrules:\n- from: {}/p/**\n",
-            lines.target.host(),
-            lines.source.host()
+            links.target.host(),
+            links.source.host()
         );
         let mut fleet = Vec::new();
         for _ in 0..WORKERS {
-            fleet.push(through_relays(cluster.worker(""), &lines.workers_store, &lines.workers_broker).spawn());
+            fleet.push(through_relays(cluster.worker(""), &links.workers_store, &links.workers_broker).spawn());
         }
         for worker in &fleet {
             worker.wait_for_line(|line| line.starts_with("worker "), Duration::from_secs(60)).await;
         }
-        TrafficBench { tags, cluster, source, target, links: lines, config, _fleet: fleet }
+        TrafficBench { tags, cluster, source, target, links, config, _fleet: fleet }
     }
 
     async fn measure(&self, what: &str, outcome: &str) {

@@ -424,7 +424,7 @@ pub(crate) struct ResumeArgs {
 
 impl From<ResumeArgs> for RunArgs {
     fn from(resumed: ResumeArgs) -> RunArgs {
-        let ResumeArgs { json, report, concurrency, timeout, retry: patience, notify } = resumed;
+        let ResumeArgs { json, report, concurrency, timeout, retry, notify } = resumed;
         RunArgs {
             dry_run: false,
             json,
@@ -443,7 +443,7 @@ impl From<ResumeArgs> for RunArgs {
             download_manifests: false,
             manifests: None,
             state: None,
-            retry: patience,
+            retry,
             notify,
             verify: None,
         }

@@ -183,13 +183,13 @@ impl Observer for BatchProgress {
                 });
                 running.insert(*task_ref, bar);
             }
-            Event::TaskEnded { task: task_ref, completion: end } => {
+            Event::TaskEnded { task: task_ref, completion } => {
                 if let Some(Some(bar)) = self.running().remove(task_ref) {
                     bar.finish_and_clear();
                 }
-                tracing::debug!(task = task_ref.index, ?end, "ended");
-                self.print_event(&end_event(task_ref.index, end));
-                match end {
+                tracing::debug!(task = task_ref.index, ?completion, "ended");
+                self.print_event(&end_event(task_ref.index, completion));
+                match completion {
                     TaskCompletion::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
                     TaskCompletion::Rescheduled { error, wait } => {
                         self.printer.line(&format!("{error}; trying again in {}", format_duration(*wait)));
@@ -223,10 +223,10 @@ impl Observer for BatchProgress {
             Event::BlobStarted { digest, moved, .. } => {
                 self.transferred().in_flight.insert(digest.clone(), moved.clone());
             }
-            Event::BlobDone { digest, size, outcome: arrival } => {
+            Event::BlobDone { digest, size, outcome } => {
                 let mut moved = self.transferred();
                 moved.in_flight.remove(digest);
-                if *arrival == BlobOutcome::Copied {
+                if *outcome == BlobOutcome::Copied {
                     moved.done += size;
                 }
             }

@@ -133,8 +133,8 @@ impl Observer for CopyProgress {
                 });
                 state.in_flight.insert(digest.clone(), BlobProgress { moved: moved.clone(), bar });
             }
-            Event::BlobDone { digest, size, outcome: arrival } => {
-                tracing::debug!(%digest, size, ?arrival, "blob is at the target");
+            Event::BlobDone { digest, size, outcome } => {
+                tracing::debug!(%digest, size, ?outcome, "blob is at the target");
                 let mut state = self.state();
                 state.done_bytes += size;
                 state.done_blobs += 1;
@@ -142,7 +142,7 @@ impl Observer for CopyProgress {
                     bar.finish_and_clear();
                 }
                 drop(state);
-                if self.total.is_some() && *arrival == BlobOutcome::Copied {
+                if self.total.is_some() && *outcome == BlobOutcome::Copied {
                     self.printer.line(&format!("{:>14} {}", digest.short(), ByteSize(*size)));
                 }
             }

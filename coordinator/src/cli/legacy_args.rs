@@ -90,7 +90,7 @@ impl LegacyCommand {
             _ => None,
         };
         let report = run.report.report.clone().flatten().map(|path| path.display().to_string());
-        let mut stay = Vec::new();
+        let mut ignored_flags = Vec::new();
         for flag in [
             "--download-manifests",
             "--force",
@@ -102,20 +102,20 @@ impl LegacyCommand {
             "--password-stdin",
         ] {
             if typed(flag) {
-                stay.push(flag.to_owned());
+                ignored_flags.push(flag.to_owned());
             }
         }
         for flag in ["--manifests", "--query-limit", "--batch-size", "--batch-number", "--report-name", "--state"] {
             if let Some(value) = value(flag) {
-                stay.push(format!("{flag} {value}"));
+                ignored_flags.push(format!("{flag} {value}"));
             }
         }
         if report.is_none() {
             if typed("--report") {
-                stay.push("--report".to_owned());
+                ignored_flags.push("--report".to_owned());
             }
             if let Some(level) = run.report.report_level {
-                stay.push(format!("--report-level {level}"));
+                ignored_flags.push(format!("--report-level {level}"));
             }
         }
         LegacyCommand {
@@ -129,7 +129,7 @@ impl LegacyCommand {
             telegram,
             report,
             report_level: run.report.report_level,
-            ignored_flags: stay,
+            ignored_flags,
         }
     }
 }

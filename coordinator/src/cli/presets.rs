@@ -86,13 +86,8 @@ fn print_presets(args: &PresetsArgs, printer: &Printer) -> Result<()> {
             let TargetNamePatterns { target, original } = part.target_name_patterns();
             rows.push([preset.name.clone(), part.pattern.to_string(), format_tags(&part.selection), target, original]);
         }
-        let reads = parts.iter().map(source_output).collect();
-        shown.push(PresetOutput {
-            preset: &known.name,
-            about: &known.about,
-            versions: known.has_versions(),
-            sources: reads,
-        });
+        let sources = parts.iter().map(source_output).collect();
+        shown.push(PresetOutput { preset: &known.name, about: &known.about, versions: known.has_versions(), sources });
     }
     if args.json {
         printer.data(&serde_json::to_string(&shown).unwrap_or_default());

@@ -26,8 +26,8 @@ impl Printer {
     }
 
     /// Returns the printer with all messages sent to the log.
-    pub(crate) fn with_log(self, logs: bool) -> Printer {
-        Printer { to_log: logs, ..self }
+    pub(crate) fn with_log(self, to_log: bool) -> Printer {
+        Printer { to_log, ..self }
     }
 
     /// Returns the progress bars, to be used on a terminal only.

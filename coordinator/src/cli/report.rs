@@ -67,18 +67,18 @@ impl ReportArgs {
     /// Resolves the flags, with the configured file if no flag names another destination.
     pub(crate) fn resolve(&self, settings: &Settings) -> Result<ReportOptions> {
         let configured = settings.config.report.as_ref();
-        let is_typed = self.report.is_some() || self.report_format.is_some();
+        let is_explicit = self.report.is_some() || self.report_format.is_some();
         // A template alone applies to the configured file, if there is one.
         let file = match &self.report {
             Some(file) => file.clone(),
             None if self.report_format.is_some() => None,
             None => configured.map(|report| report.file.clone()),
         };
-        let on_stdout = file.is_none() && (is_typed || self.report_template.is_some());
+        let on_stdout = file.is_none() && (is_explicit || self.report_template.is_some());
         let template = match (&self.report_template, configured.and_then(|report| report.template.as_ref())) {
             (Some(typed), _) => Some(typed.clone()),
             // The configured template applies to the configured file.
-            (None, Some(path)) if !is_typed => Some(settings.folder().join(path)),
+            (None, Some(path)) if !is_explicit => Some(settings.folder().join(path)),
             _ => None,
         };
         let of_template = template.as_ref().and_then(|path| {
@@ -107,12 +107,7 @@ impl ReportArgs {
             None => None,
         };
         let level = self.report_level.or(configured.and_then(|report| report.level)).map(ReportLevel::from_number);
-        Ok(ReportOptions {
-            on_stdout,
-            file,
-            shape: ReportSpec { format: form, level, template },
-            is_explicit: is_typed,
-        })
+        Ok(ReportOptions { on_stdout, file, shape: ReportSpec { format: form, level, template }, is_explicit })
     }
 }
 

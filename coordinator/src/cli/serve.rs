@@ -63,7 +63,7 @@ async fn execute(
     // Without a home folder, the token is not stored.
     let folder = backend::state_dir(args.state.as_ref()).ok();
     let token = load_token(variable.as_ref().or(settings.config.serve.token.as_ref()), folder.as_deref())?;
-    let access = AuthPolicy::new(address, token.secret.expose(), &settings.config.serve.hosts);
+    let auth = AuthPolicy::new(address, token.secret.expose(), &settings.config.serve.hosts);
     let options = RuntimeOptions {
         concurrency: args.concurrency.map(usize::from),
         query_limit: args.query_limit.into(),
@@ -84,7 +84,7 @@ async fn execute(
     let server = Server::new(backend, first, config_source, options, events)?;
     let _ = rules.set(Box::new(server.watched_rules()));
     print_banner(address, &token, settings, printer);
-    server.run(HttpBinding { listener, auth: access, extra_routes }, ready, &stop).await;
+    server.run(HttpBinding { listener, auth, extra_routes }, ready, &stop).await;
     printer.timestamped("ended");
     Ok(())
 }

@@ -76,8 +76,8 @@ impl Settings {
         let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
         // An empty variable counts as unset.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
-        let given = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
-        Ok((Settings { config, file: text.map(|_| path), cluster_overrides: given }, warning))
+        let cluster_overrides = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
+        Ok((Settings { config, file: text.map(|_| path), cluster_overrides }, warning))
     }
 
     /// Returns the path of the configuration file.

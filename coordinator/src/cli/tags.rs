@@ -155,16 +155,16 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
     let mut output =
         TagPrinter { args, debug, printer, dropped: DroppedTags::default(), kept: 0, listed: 0, unlisted: 0 };
     let now = Timestamp::now();
-    while let Some(RuleListing { item: found, selector: part }) = listings.next().await? {
-        match found {
+    while let Some(RuleListing { item, selector }) = listings.next().await? {
+        match item {
             DiscoveryItem::Listed(listing) => {
                 if let Some(error) = listing.missing_dates_error(&selection) {
                     output.unlisted += 1;
                     printer.failure(&error);
                     continue;
                 }
-                let part = part.as_deref();
-                if !output.print_repository(part, &selection, &listing, now) {
+                let selector = selector.as_deref();
+                if !output.print_repository(selector, &selection, &listing, now) {
                     // The reader has closed the pipe: `| head`.
                     return Ok(Exit::Done);
                 }

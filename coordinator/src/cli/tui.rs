@@ -69,7 +69,7 @@ impl BatchScreen {
         let mut to: Vec<String> = options.rules.into_iter().flat_map(|rule| rule.to).collect();
         to.sort();
         to.dedup();
-        let (to, focus, asks) = (to.join(", "), Focus::Failures, Prompt::Inactive);
+        let (to, focus, prompt) = (to.join(", "), Focus::Failures, Prompt::Inactive);
         attention.splice(..0, view.notice());
         BatchScreen {
             view,
@@ -81,7 +81,7 @@ impl BatchScreen {
             workers,
             attention,
             focus,
-            prompt: asks,
+            prompt,
             message: None,
             offsets: [0, 0],
         }
@@ -89,8 +89,8 @@ impl BatchScreen {
 
     /// Replaces the data; keeps focus, question and scroll positions.
     pub(crate) fn update(&mut self, next: BatchScreen) {
-        let (focus, asks, offsets) = (self.focus, self.prompt, self.offsets);
-        *self = BatchScreen { focus, prompt: asks, offsets, ..next };
+        let (focus, prompt, offsets) = (self.focus, self.prompt, self.offsets);
+        *self = BatchScreen { focus, prompt, offsets, ..next };
     }
 
     /// Scrolls the focused list.

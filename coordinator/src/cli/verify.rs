@@ -123,7 +123,7 @@ pub(crate) async fn run(args: VerifyArgs, global: &GlobalArgs, printer: &Printer
 
 /// Verifies the rules or an earlier batch, in a batch of its own.
 async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printer) -> Result<Exit> {
-    let VerifyArgs { rule, batch, deep, json, report, concurrency, timeout, state, retry: patience, notify, .. } = args;
+    let VerifyArgs { rule, batch, deep, json, report, concurrency, timeout, state, retry, notify, .. } = args;
     let rules = &mut settings.config.rules;
     if batch.is_none() && rules.is_empty() {
         let hint = "name a configuration with -c, a batch with --batch, or one image: imgsync verify SOURCE TARGET";
@@ -141,7 +141,7 @@ async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printe
             rule.contains(&number)
         });
     }
-    let mut run: RunArgs = ResumeArgs { json, report, concurrency, timeout, retry: patience, notify }.into();
+    let mut run: RunArgs = ResumeArgs { json, report, concurrency, timeout, retry, notify }.into();
     run.state = state;
     run.verify = Some(deep);
     let options = run.report.resolve(&settings)?;

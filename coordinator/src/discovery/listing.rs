@@ -96,8 +96,8 @@ impl RepositoryListing {
 /// see [`RepositoryListing::is_empty`].
 pub async fn list_repository(repository: &Repository) -> Result<RepositoryListing> {
     const OWN_LIST_FALLBACK: &str = "its own list of tags is used, which has no digests and no dates";
-    let mut undated = vendor::vendor_api_backoff(repository, None, OWN_LIST_FALLBACK)?;
-    let refused = match undated {
+    let mut missing_dates_reason = vendor::vendor_api_backoff(repository, None, OWN_LIST_FALLBACK)?;
+    let refused = match missing_dates_reason {
         Some(_) => None,
         None => match vendor::list_tags(repository).await? {
             None => None,
@@ -105,8 +105,8 @@ pub async fn list_repository(repository: &Repository) -> Result<RepositoryListin
                 Ok(listing) => return Ok(listing),
                 Err(error) if vendor::permits_fallback(&error) => Some(error),
                 Err(error) => {
-                    undated = vendor::vendor_api_backoff(repository, Some(&error), OWN_LIST_FALLBACK)?;
-                    if undated.is_none() {
+                    missing_dates_reason = vendor::vendor_api_backoff(repository, Some(&error), OWN_LIST_FALLBACK)?;
+                    if missing_dates_reason.is_none() {
                         return Err(error);
                     }
                     None
@@ -118,7 +118,7 @@ pub async fn list_repository(repository: &Repository) -> Result<RepositoryListin
     contents.add_remaining_pages(&mut repository.list_tags()).await?;
     match refused {
         Some(error) => vendor::warn_once(repository, &error, OWN_LIST_FALLBACK)?,
-        None if undated.is_some() => {}
+        None if missing_dates_reason.is_some() => {}
         // The registry's response may have revealed its vendor.
         None if !contents.is_google_style => {
             if let Some(pages) = vendor::list_tags_if_recognised(repository).await? {
@@ -133,7 +133,7 @@ pub async fn list_repository(repository: &Repository) -> Result<RepositoryListin
         }
         None => {}
     }
-    Ok(RepositoryListing { missing_dates_reason: undated, ..contents.into_listing(repository) })
+    Ok(RepositoryListing { missing_dates_reason, ..contents.into_listing(repository) })
 }
 
 /// Finds tags and their digests in a repository's list, and stops when all are found, or after as many pages as there

@@ -269,8 +269,8 @@ impl Discovery {
     /// Creates a context with its own retry budget and memory share, so that one repository cannot exhaust those of the
     /// others.
     fn new_listing_context(&self, repository: &str) -> Context {
-        let listing = Some(self.memory.new_share(repository));
-        Context { budget: RetryBudget::default(), listing_memory: listing, ..self.context.clone() }
+        let listing_memory = Some(self.memory.new_share(repository));
+        Context { budget: RetryBudget::default(), listing_memory, ..self.context.clone() }
     }
 
     fn cancelled_error(&self) -> Error {

@@ -34,10 +34,10 @@ pub(super) struct Chat {
 
 impl Chat {
     /// Creates the channel from its configuration.
-    pub(super) fn new(configured: &config::ChatConfig, folder: &Path, post: HttpSender) -> Result<Chat> {
+    pub(super) fn new(configured: &config::ChatConfig, folder: &Path, http: HttpSender) -> Result<Chat> {
         let template = load_template(configured.template.as_deref(), folder)?;
         let config::ChatConfig { kind, url, secret, .. } = configured.clone();
-        Ok(Chat { kind, url, secret, template, http: post })
+        Ok(Chat { kind, url, secret, template, http })
     }
 
     /// Returns the display name of the chat service.

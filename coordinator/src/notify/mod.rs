@@ -72,16 +72,16 @@ impl Notifier {
             max_retry_after: MAX_RETRY_AFTER,
             rate_limit_timeout: Duration::ZERO,
         };
-        let post = HttpSender::new(policy);
-        let telegram = notify.telegram.as_ref().and_then(|it| Some((Telegram::new(it, post.clone())?, it.on)));
-        let webhook = |it| Ok((Webhook::new(it, folder, post.clone())?, it.on));
+        let http = HttpSender::new(policy);
+        let telegram = notify.telegram.as_ref().and_then(|it| Some((Telegram::new(it, http.clone())?, it.on)));
+        let webhook = |it| Ok((Webhook::new(it, folder, http.clone())?, it.on));
         let webhooks = notify.webhooks.iter().map(webhook).collect::<Result<_>>()?;
-        let chats = notify.chats.iter().map(|it| Ok((Chat::new(it, folder, post.clone())?, it.on)));
+        let chats = notify.chats.iter().map(|it| Ok((Chat::new(it, folder, http.clone())?, it.on)));
         let chats = chats.collect::<Result<_>>()?;
         let emails = notify.emails.iter().map(|it| Ok((Email::new(it, folder, policy)?, it.on)));
         let emails = emails.collect::<Result<_>>()?;
-        let (pings, throttled) = (notify.pings.clone(), notify.throttled);
-        Ok(Notifier { telegram, webhooks, chats, emails, pings, throttle_threshold: throttled, http: post })
+        let (pings, throttle_threshold) = (notify.pings.clone(), notify.throttled);
+        Ok(Notifier { telegram, webhooks, chats, emails, pings, throttle_threshold, http })
     }
 
     /// Returns whether there are no targets.

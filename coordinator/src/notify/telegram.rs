@@ -61,12 +61,12 @@ struct ReplyParameters {
 
 impl Telegram {
     /// Creates the channel, or returns `None` if token or group are missing.
-    pub(super) fn new(configured: &config::TelegramConfig, post: HttpSender) -> Option<Telegram> {
+    pub(super) fn new(configured: &config::TelegramConfig, http: HttpSender) -> Option<Telegram> {
         Some(Telegram {
             api: configured.api.clone().or_else(|| DEFAULT_API_URL.parse().ok())?,
             token: configured.token.clone()?,
             group: configured.group.clone()?,
-            http: post,
+            http,
         })
     }
 

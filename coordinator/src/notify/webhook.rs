@@ -39,7 +39,7 @@ struct BatchEndedPayload<'a> {
 
 impl Webhook {
     /// Creates the webhook from its configuration.
-    pub(super) fn new(configured: &config::WebhookConfig, folder: &Path, post: HttpSender) -> Result<Webhook> {
+    pub(super) fn new(configured: &config::WebhookConfig, folder: &Path, http: HttpSender) -> Result<Webhook> {
         let form = configured.template.as_deref().map_or(ReportFormat::Json, ReportFormat::from_template_path);
         let template = match &configured.template {
             Some(path) => Some(ReportTemplate::read(&folder.join(path), form)?),
@@ -63,7 +63,7 @@ impl Webhook {
             headers.insert(name, value);
         }
         let key = configured.secret.as_ref().map(SigningKey::new);
-        Ok(Webhook { url: configured.url.clone(), headers, template, key, http: post })
+        Ok(Webhook { url: configured.url.clone(), headers, template, key, http })
     }
 
     /// Identifies the recipient by its URL, which contains a secret.

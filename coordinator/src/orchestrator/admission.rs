@@ -116,7 +116,7 @@ impl Obstacle {
         match self {
             Obstacle::Paused(id) => format!("batch {id} of the same rules is paused"),
             Obstacle::Running(running) => running.describe(),
-            Obstacle::Waiting { holder: by, .. } => format!("{by} waits for the end of a batch of the same rules"),
+            Obstacle::Waiting { holder, .. } => format!("{holder} waits for the end of a batch of the same rules"),
         }
     }
 
@@ -209,12 +209,12 @@ impl Admission<'_> {
             let running = match obstacle {
                 Obstacle::Paused(_) => return Err(obstacle.refusal(OPERATION)),
                 _ if self.if_running == IfRunning::Fail => return Err(obstacle.refusal(OPERATION)),
-                Obstacle::Waiting { holder: by, newest_batch: newest } => {
+                Obstacle::Waiting { holder, newest_batch } => {
                     say(
-                        &by,
-                        &format!("{by} waits already for the end of a batch of the same rules: this run joins it"),
+                        &holder,
+                        &format!("{holder} waits already for the end of a batch of the same rules: this run joins it"),
                     );
-                    match self.wait_for_batch(&waiting, (&by, newest)).await? {
+                    match self.wait_for_batch(&waiting, (&holder, newest_batch)).await? {
                         Some(id) => return Ok(AdmissionResult::Join(id)),
                         None => continue,
                     }
@@ -255,8 +255,8 @@ impl Admission<'_> {
             && self.if_running != IfRunning::Supersede
             && let Some(by) = store.lease_holder(&waiting_lease_name(&rules)).await?
         {
-            let newest = store.batches(1).await?.first().map(|batch| batch.id);
-            return Ok(Err(Obstacle::Waiting { holder: by, newest_batch: newest }));
+            let newest_batch = store.batches(1).await?.first().map(|batch| batch.id);
+            return Ok(Err(Obstacle::Waiting { holder: by, newest_batch }));
         }
         let lock = match self.has_lock {
             true => Ok(None),

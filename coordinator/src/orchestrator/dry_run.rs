@@ -91,15 +91,15 @@ impl DryRun<'_> {
                         chosen.mark_incomplete();
                         self.record_unlisted(&mut dry, unlisted.repository, unlisted.error)?;
                     }
-                    Ok(Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: part })) => {
-                        let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
+                    Ok(Some(RuleListing { item: DiscoveryItem::Listed(listing), selector })) => {
+                        let plan = planner.plan(number, rule, selector.as_deref(), &listing, now);
                         chosen.add_listing(&listing, &plan);
                         tasks.extend(plan.tasks);
                         let failed = plan.failed.into_iter();
                         dry.failed
                             .extend(failed.map(|failed| (failed.source.to_string(), failed.target, failed.error)));
                         if let (Some(pruning), Some(store)) = (&mut prune_plan, self.store) {
-                            pruning.compare_listing(store, (rule, part.as_deref()), &listing, now, false).await?;
+                            pruning.compare_listing(store, (rule, selector.as_deref()), &listing, now, false).await?;
                         }
                         if let Some(error) = plan.refused {
                             if let Some(pruning) = &mut prune_plan {

@@ -87,15 +87,15 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
         if !listed.is_empty() {
             let manifests = listed.len();
             let (registry, repository) = (name.registry, name.repository);
-            let (children, google, undated, memory) = (Vec::new(), false, None, None);
+            let (children, is_google_style, missing_dates_reason, memory) = (Vec::new(), false, None, None);
             found.push(DiscoveryItem::Listed(RepositoryListing {
                 registry,
                 repository,
                 tags: listed,
                 children,
                 manifests,
-                is_google_style: google,
-                missing_dates_reason: undated,
+                is_google_style,
+                missing_dates_reason,
                 memory,
             }));
         }

@@ -138,14 +138,14 @@ impl Leader {
     /// Requeues tasks with an expired lease: their messages are acknowledged, so the broker does not redeliver them.
     /// Returns when the batch is gone.
     async fn reclaim_expired_leases(&self, id: BatchId) -> Result<LeadershipEnd> {
-        let ReclaimPolicy { lease_scan_interval: leases_every, lease_grace: grace, .. } = self.reclaim_policy;
+        let ReclaimPolicy { lease_scan_interval, lease_grace: grace, .. } = self.reclaim_policy;
         // After an outage of the store, running workers renew their leases first.
         tokio::time::sleep(grace).await;
         loop {
             let before = self.backend.clock.now();
-            tokio::time::sleep(leases_every).await;
+            tokio::time::sleep(lease_scan_interval).await;
             // Likewise after this process was suspended.
-            if age(before, self.backend.clock.now()) > leases_every + grace {
+            if age(before, self.backend.clock.now()) > lease_scan_interval + grace {
                 continue;
             }
             match self.backend.store.reclaim(id, ReclaimScope::ExpiredLeases { grace }).await {
@@ -171,10 +171,12 @@ impl Leader {
         }
     }
 
-    fn report_reclaimed(&self, id: BatchId, Reclaimed { leased, queued }: Reclaimed) {
-        if leased + queued > 0 {
-            self.events.emit(Event::TasksReclaimed { from_workers: leased, from_queue: queued });
-            tracing::info!("batch {id}: put back {leased} that their workers lost and {queued} that the queue lost");
+    fn report_reclaimed(&self, id: BatchId, Reclaimed { leased: from_workers, queued: from_queue }: Reclaimed) {
+        if from_workers + from_queue > 0 {
+            self.events.emit(Event::TasksReclaimed { from_workers, from_queue });
+            tracing::info!(
+                "batch {id}: put back {from_workers} that their workers lost and {from_queue} that the queue lost"
+            );
         }
     }
 

@@ -52,7 +52,7 @@ impl Listings {
             let (client, context, tally) = (client.clone(), context.clone(), tally.clone());
             move |part: &SourceSelector| discover(&client, &part.pattern, options, &context, &tally)
         };
-        let way = match source {
+        let strategy = match source {
             RuleSource::Layout(path) => ListingStrategy::Layout(list_layout(&folder.join(path)).await?.into_iter()),
             RuleSource::Repositories(_) | RuleSource::Preset(_) => {
                 match <[SourceSelector; 1]>::try_from(source_selectors(source)?) {
@@ -66,7 +66,7 @@ impl Listings {
                 }
             }
         };
-        Ok(Listings { strategy: way, context: context.clone() })
+        Ok(Listings { strategy, context: context.clone() })
     }
 
     /// Returns the next repository and warns of oddities in it. An error ends the listing of the rule.
@@ -104,15 +104,15 @@ impl MultiSourceListing {
     fn new(
         parts: Vec<SourceSelector>,
         at_once: usize,
-        begin: impl Fn(&SourceSelector) -> Discovery + Send + Sync + 'static,
+        start: impl Fn(&SourceSelector) -> Discovery + Send + Sync + 'static,
     ) -> MultiSourceListing {
-        let begin: Arc<StartEnumeration> = Arc::new(Box::new(begin));
+        let start: Arc<StartEnumeration> = Arc::new(Box::new(start));
         let parts = parts.into_iter().map(Arc::new);
         let (named, trees): (Vec<_>, Vec<_>) = parts.partition(|part| part.pattern.repository().is_some());
         let list = {
-            let begin = begin.clone();
+            let start = start.clone();
             move |part: Arc<SourceSelector>| {
-                let mut enumeration = begin(&part);
+                let mut enumeration = start(&part);
                 async move { (part, enumeration.next().await) }
             }
         };
@@ -121,7 +121,7 @@ impl MultiSourceListing {
             named,
             trees: trees.into(),
             current_tree: None,
-            start: begin,
+            start,
             has_listed: false,
             deferred_errors: VecDeque::new(),
         }
@@ -144,9 +144,9 @@ impl MultiSourceListing {
             };
             match result {
                 Ok(None) => {}
-                Ok(Some(found)) => {
+                Ok(Some(item)) => {
                     self.has_listed = true;
-                    return Ok(Some(RuleListing { item: found, selector: Some(part) }));
+                    return Ok(Some(RuleListing { item, selector: Some(part) }));
                 }
                 Err(error) if error.is_cancelled() => return Err(error),
                 Err(error) => self.deferred_errors.push_back((part, error)),

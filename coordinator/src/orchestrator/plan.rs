@@ -167,12 +167,12 @@ impl Planner {
             let first = plan.tasks.len();
             for destination in &rule.to {
                 match writer.assign_target(destination, &source, original.as_deref(), &mut taken) {
-                    Ok((target, in_doubt)) => plan.tasks.push(PlannedTask {
+                    Ok((target, may_collide)) => plan.tasks.push(PlannedTask {
                         rule: index,
                         source: source.clone(),
                         digest: listing.digest(&candidate.tag).cloned(),
                         target,
-                        may_collide: in_doubt,
+                        may_collide,
                         digest_tag_hints,
                     }),
                     Err(TargetRefusal::NewerLocation(first)) => {

@@ -147,14 +147,14 @@ impl PlanBuilder<'_> {
                         chosen.mark_incomplete();
                         self.record_unlisted(unlisted.repository, &unlisted.error).await?;
                     }
-                    Ok(Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: part })) => {
+                    Ok(Some(RuleListing { item: DiscoveryItem::Listed(listing), selector })) => {
                         let key = format!("{number} {}/{}", listing.registry, listing.repository);
                         let now = self.backend.clock.now();
                         // Planned even if already in the ledger, to detect later collisions.
-                        let plan = planner.plan(number, rule, part.as_deref(), &listing, now);
+                        let plan = planner.plan(number, rule, selector.as_deref(), &listing, now);
                         chosen.add_listing(&listing, &plan);
                         if let Some(pruning) = &mut prune_plan {
-                            let rule = (rule, part.as_deref());
+                            let rule = (rule, selector.as_deref());
                             pruning.compare_listing(&*self.backend.store, rule, &listing, now, true).await?;
                         }
                         if let Some(error) = &plan.refused {
@@ -428,10 +428,10 @@ impl LocatorCache<'_> {
     /// Returns the task of a planning failure, if its target has a valid name.
     fn failed_task_spec(&mut self, number: usize, failed: &PlanFailure) -> Option<TaskSpec> {
         let reference: imgsync_common::image::Reference = failed.target.parse().ok()?;
-        let home = self
+        let repository = self
             .repository_locator(Endpoint::Registry(reference.registry.clone()), reference.repository.as_str())
             .ok()?;
-        let target = TagLocator { repository: home, tag: reference.tag? };
+        let target = TagLocator { repository, tag: reference.tag? };
         let source = self.source_locator(&failed.source).ok()?;
         Some(TaskSpec { rule: number as u32, source, digest: None, target, digest_tags: DigestTagHints::default() })
     }

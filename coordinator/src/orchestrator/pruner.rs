@@ -86,16 +86,11 @@ impl Pruner<'_> {
         self.backend.store.add_usage(self.batch, Usage { requests, ..Usage::default() }).await
     }
 
-    async fn record_refusal(&self, rule: usize, why: String) -> Result<()> {
+    async fn record_refusal(&self, rule: usize, reason: String) -> Result<()> {
         let (source, target) = (self.rules[rule].source_label(), self.rules[rule].target_labels());
-        self.context.warn(format!("nothing of {source} is removed at its targets: {why}"));
-        let line = PruneRecord {
-            source,
-            target: target.join(", "),
-            outcome: PruneOutcome::Refused,
-            digest: None,
-            reason: why,
-        };
+        self.context.warn(format!("nothing of {source} is removed at its targets: {reason}"));
+        let line =
+            PruneRecord { source, target: target.join(", "), outcome: PruneOutcome::Refused, digest: None, reason };
         self.backend.store.record_pruned(self.batch, line).await
     }
 

@@ -121,12 +121,12 @@ impl Run<'_> {
         &'b self,
         if_running: IfRunning,
         options: &'b BatchOptions,
-        rules: &'b (dyn Fn(Option<Slice>) -> Digest + Sync),
+        rules_digest: &'b (dyn Fn(Option<Slice>) -> Digest + Sync),
         on_notice: &'b (dyn Fn(&str) + Sync),
     ) -> Admission<'b> {
         Admission {
             backend: self.backend,
-            rules_digest: rules,
+            rules_digest,
             slice: self.settings.slice,
             options,
             if_running,
@@ -188,8 +188,8 @@ impl Run<'_> {
 
     /// Lists a created batch, and runs it.
     pub async fn list_and_run(&self, made: CreatedBatch) -> Result<RunResult> {
-        let CreatedBatch { id, options, listing_lease: listing, .. } = made;
-        self.execute(id, options, listing).await
+        let CreatedBatch { id, options, listing_lease, .. } = made;
+        self.execute(id, options, listing_lease).await
     }
 
     /// Returns the options of a batch that verifies what `of` has copied or found unchanged.
@@ -213,7 +213,7 @@ impl Run<'_> {
     /// Verifies what the batch `of` has copied or found unchanged, in a batch created for that.
     pub async fn verify(&self, made: CreatedBatch, of: &Batch) -> Result<RunResult> {
         const PAGE: usize = 2_000;
-        let (store, CreatedBatch { id, listing_lease: listing, .. }) = (&self.backend.store, made);
+        let (store, CreatedBatch { id, listing_lease, .. }) = (&self.backend.store, made);
         let mut from = 0;
         loop {
             let rows = store.tasks(of.id, None, from, PAGE).await?;
@@ -229,7 +229,7 @@ impl Run<'_> {
             }
         }
         store.complete_plan(id).await?;
-        self.execute(id, None, listing).await
+        self.execute(id, None, listing_lease).await
     }
 
     /// Returns the identity of a batch of these rules.
@@ -349,7 +349,7 @@ impl Run<'_> {
             cancel_tampered_batch(self.backend, id, error).await;
         }
         let Some(batch) = self.backend.store.batch(id).await? else { return Err(batch_lost(id)) };
-        let ListingSummary { refused, prune_plans: prunings } = went?;
+        let ListingSummary { refused, prune_plans } = went?;
         let interrupted = batch.ended_at.is_none();
         // After the copies, unless those are detached: what is pruned is none of them.
         if !self.drain.is_cancelled() && (self.settings.detach || batch.state == BatchState::Done) {
@@ -363,7 +363,7 @@ impl Run<'_> {
                 batch: id,
                 holder: &self.holder_name(id),
             };
-            pruner.run(prunings).await?;
+            pruner.run(prune_plans).await?;
         }
         Ok(RunResult { batch, interrupted, refused })
     }

@@ -98,12 +98,12 @@ impl UnchangedFilter {
         groups.sort_by(|a, b| a.1.cmp(&b.1));
         for ((rule, home), members) in groups {
             let rule = self.options.rule(rule)?.clone();
-            let LookupResult { unchanged, with_new_digest_tags: news } =
+            let LookupResult { unchanged, with_new_digest_tags } =
                 self.look_up_repository(&rule, &home, &settled, &members, digest_tags).await?;
             for at in unchanged {
                 settled[at].1 = Some(TaskResult::Unchanged);
             }
-            for at in news {
+            for at in with_new_digest_tags {
                 settled[at].0.digest_tags = settled[at].0.digest_tags.with_new();
             }
         }
@@ -126,7 +126,7 @@ impl UnchangedFilter {
         if rule.platforms.is_empty() && rule.foreign_layers == ForeignLayers::Keep {
             self.import_legacy_manifests(&scope, tasks, members, &mut known).await?;
         }
-        let news = self.find_new_digest_tags(rule, &scope, tasks, members, &known, digest_tags).await?;
+        let with_new_digest_tags = self.find_new_digest_tags(rule, &scope, tasks, members, &known, digest_tags).await?;
         let now = self.backend.clock.now();
         self.warn_of_future_times(&known, now);
         let immutable = rule.immutable()?;
@@ -158,13 +158,15 @@ impl UnchangedFilter {
         // A listed digest that differs from the cached one is to be copied; a tag without a listed digest is checked by
         // its task.
         let mut unchanged = believed;
-        unchanged.retain(|(at, known)| !news.contains(at) && tasks[*at].0.digest.as_ref() == Some(&known.source));
-        doubtful.retain(|(at, _)| !news.contains(at) && tasks[*at].0.digest.is_some());
-        frozen.retain(|at| !news.contains(at));
+        unchanged.retain(|(at, known)| {
+            !with_new_digest_tags.contains(at) && tasks[*at].0.digest.as_ref() == Some(&known.source)
+        });
+        doubtful.retain(|(at, _)| !with_new_digest_tags.contains(at) && tasks[*at].0.digest.is_some());
+        frozen.retain(|at| !with_new_digest_tags.contains(at));
         let mut settled = self.with_fresh_referrers(rule, &scope, tasks, unchanged).await?;
         settled.extend(frozen);
         settled.extend(self.filter_by_listing(rule, &scope, &target, tasks, doubtful).await?);
-        Ok(LookupResult { unchanged: settled, with_new_digest_tags: news })
+        Ok(LookupResult { unchanged: settled, with_new_digest_tags })
     }
 
     /// Warns once per run of cache entries with times in the future, which do not count.

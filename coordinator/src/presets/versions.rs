@@ -64,12 +64,12 @@ impl VersionTable {
         let components = self.components.iter().enumerate().filter_map(|(index, component)| {
             let pattern = format!("{}/{component}", self.at).parse().ok()?;
             // All components have the same versions: one of them reports unexpected ones.
-            let watch = known.filter(|_| index == 0).map(|(oldest, newest)| Expectation::Versions {
+            let expectation = known.filter(|_| index == 0).map(|(oldest, newest)| Expectation::Versions {
                 of: self.product.clone(),
                 oldest: (oldest.0, oldest.1),
                 newest: (newest.0, newest.1),
             });
-            Some(SourceSelector { pattern, selection: selection.clone(), expectation: watch, home: None })
+            Some(SourceSelector { pattern, selection: selection.clone(), expectation, home: None })
         });
         let mut images: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for release in self.matching_releases(range) {
@@ -84,8 +84,8 @@ impl VersionTable {
             let pattern = format!("{}/{repository}", self.at).parse().ok()?;
             let include = tags.iter().filter_map(|tag| glob(tag)).collect();
             let selection = TagSelection { include, ..TagSelection::default() };
-            let watch = Some(Expectation::Tags { of: self.product.clone() });
-            Some(SourceSelector { pattern, selection, expectation: watch, home: None })
+            let expectation = Some(Expectation::Tags { of: self.product.clone() });
+            Some(SourceSelector { pattern, selection, expectation, home: None })
         });
         components.chain(images).collect()
     }

@@ -78,7 +78,7 @@ impl FailureGroups {
         batch: BatchId,
         unlisted: Vec<ListingFailure>,
     ) -> Result<FailureGroups> {
-        let mut by_class: BTreeMap<ErrorKind, (u64, FailureRow)> = BTreeMap::new();
+        let mut by_kind: BTreeMap<ErrorKind, (u64, FailureRow)> = BTreeMap::new();
         let mut by_registry: BTreeMap<String, u64> = BTreeMap::new();
         let mut from = 0;
         let mut failed = 0;
@@ -88,7 +88,7 @@ impl FailureGroups {
             from = last.task.index.saturating_add(1);
             for one in &page {
                 failed += 1;
-                by_class.entry(one.failure.kind).or_insert_with(|| (0, FailureRow::new(one))).0 += 1;
+                by_kind.entry(one.failure.kind).or_insert_with(|| (0, FailureRow::new(one))).0 += 1;
                 let planned = &one.task.spec;
                 let mut registries: Vec<String> =
                     [planned.source.repository.endpoint(), planned.target.repository.endpoint()]
@@ -111,11 +111,11 @@ impl FailureGroups {
             failed,
             example,
         };
-        let mut by_class: Vec<ErrorKindGroup> = by_class.into_iter().map(kind).collect();
-        by_class.sort_by_key(|group| std::cmp::Reverse(group.failed));
+        let mut by_kind: Vec<ErrorKindGroup> = by_kind.into_iter().map(kind).collect();
+        by_kind.sort_by_key(|group| std::cmp::Reverse(group.failed));
         let mut by_registry: Vec<RegistryGroup> =
             by_registry.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();
         by_registry.sort_by_key(|group| std::cmp::Reverse(group.failed));
-        Ok(FailureGroups { failed, by_kind: by_class, by_registry, unlisted })
+        Ok(FailureGroups { failed, by_kind, by_registry, unlisted })
     }
 }

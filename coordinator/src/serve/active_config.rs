@@ -141,7 +141,7 @@ impl ActiveConfig {
             Some(SharedRateLimit { store: backend.store.clone(), slow_start: is_cluster, exclusive: !is_cluster });
         let client = Client::new(client, CredentialEnvironment::from_process());
         let limits = CopyLimits { timeout: config.timeout, timeout_is_exact: false, ..CopyLimits::default() };
-        let run = RunSettings {
+        let run_settings = RunSettings {
             name: None,
             force: false,
             prime: false,
@@ -165,7 +165,7 @@ impl ActiveConfig {
             config,
             folder,
             client,
-            run_settings: run,
+            run_settings,
         })
     }
 
@@ -230,7 +230,7 @@ impl ActiveRule {
     fn new(rule: &Rule, config: &Config) -> ActiveRule {
         let mut config = config.clone();
         config.rules = vec![rule.clone()];
-        let rules = fingerprint(&config, None);
+        let batch_identity = fingerprint(&config, None);
         let id = rule.identity().hex()[..RULE_ID_LENGTH].to_owned();
         let now = Timestamp::now();
         ActiveRule {
@@ -238,7 +238,7 @@ impl ActiveRule {
             id,
             name: rule.title(),
             is_named: rule.name.is_some(),
-            batch_identity: rules,
+            batch_identity,
             from: rule.source_label(),
             to: rule.target_labels(),
             schedule: rule.schedule.clone(),

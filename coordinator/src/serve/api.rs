@@ -65,17 +65,13 @@ pub(super) async fn batch(State(app): SharedState, PathId(id): PathId) -> ApiRes
     let unlisted = app.store().listing_failures(batch.id).await?.len();
     let client = app.active_config.borrow().client.clone();
     let rate_limit_messages = rate_limit_messages(app.store(), &batch, &client).await?;
-    let complaints = match app.backend.is_cluster() {
+    let problems = match app.backend.is_cluster() {
         true => WorkerCoverage::load(app.store(), &batch).await?.problems(),
         false => Vec::new(),
     };
     let view = BatchView::load(app.store(), batch).await?;
-    let complaints = view.notice().into_iter().chain(complaints).collect();
-    Ok(Json(BatchDetailResponse {
-        batch: BatchResponse::from_view(&view, unlisted),
-        rate_limit_messages,
-        problems: complaints,
-    }))
+    let problems = view.notice().into_iter().chain(problems).collect();
+    Ok(Json(BatchDetailResponse { batch: BatchResponse::from_view(&view, unlisted), rate_limit_messages, problems }))
 }
 
 pub(super) async fn timeline(State(app): SharedState, PathId(id): PathId) -> ApiResult<TimelineResponse> {

@@ -239,7 +239,7 @@ impl Poller<'_> {
         let was_live = before.is_some_and(|seen| seen.view.batch.ended_at.is_none());
         let is_live = batch.ended_at.is_none();
         let has_changed = before.is_none_or(|seen| seen.view != view);
-        let (mut unlisted, mut details) = match self.snapshots.remove(&batch.id) {
+        let (mut unlisted_count, mut details) = match self.snapshots.remove(&batch.id) {
             Some(seen) => (seen.unlisted_count, seen.details),
             None => (store.listing_failures(batch.id).await?.len(), None),
         };
@@ -247,21 +247,21 @@ impl Poller<'_> {
         let is_stale = details.as_ref().is_none_or(|(as_of, _)| *as_of != batch);
         let is_due = details.as_ref().is_none_or(|(_, at)| at.elapsed() >= DETAILS_INTERVAL);
         if is_stale && (is_live || was_live || details.is_some()) && (is_due || !is_live) {
-            unlisted = store.listing_failures(batch.id).await?.len();
+            unlisted_count = store.listing_failures(batch.id).await?.len();
             let timeline = store.timeline(batch.id).await?;
             hub.publish(Topic::Timeline(batch.id), &TimelineResponse::from_timeline(batch.id, timeline));
             let groups = self.app.failure_groups.get_or_compute(store, &batch).await?;
             hub.publish(Topic::Failures(batch.id), &*groups);
             details = Some((batch.clone(), Instant::now()));
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted));
+            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
             if !is_live {
                 let id = batch.id;
                 hub.forget(|subject| *subject == Topic::Timeline(id) || *subject == Topic::Failures(id));
             }
         } else if has_changed {
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted));
+            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
         }
-        self.snapshots.insert(batch.id, BatchSnapshot { view, unlisted_count: unlisted, details });
+        self.snapshots.insert(batch.id, BatchSnapshot { view, unlisted_count, details });
         Ok(())
     }
 

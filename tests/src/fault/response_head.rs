@@ -42,8 +42,8 @@ pub(super) struct FaultyConnection<S> {
 const FILLER: &[u8] = b"x-more: and more and more and more and more and more and more and more\r\n";
 
 impl<S> FaultyConnection<S> {
-    pub(super) fn new(stream: S, writes: HeadFaultSlot) -> Self {
-        Self { stream, head_fault: writes, pause: None, has_status_line: false }
+    pub(super) fn new(stream: S, head_fault: HeadFaultSlot) -> Self {
+        Self { stream, head_fault, pause: None, has_status_line: false }
     }
 }
 

@@ -111,21 +111,11 @@ impl ChaosRun {
         let coordinator = coordinator(&cluster);
         let coordinator_leads = coordinator.wait_for_line(|line| line.ends_with("leads"), Duration::from_secs(60));
         coordinator_leads.await;
-        let (random, done) = (StdRng::seed_from_u64(seed), FaultCounts::default());
+        let (random, fault_counts) = (StdRng::seed_from_u64(seed), FaultCounts::default());
         let images = fill(&source, REPEATED_BATCH);
         let config = config(&source, &target, REPEATED_BATCH);
         let repeated = RepeatedRuns { batch: ChaosBatch { id: String::new(), config, images }, runs: Vec::new() };
-        ChaosRun {
-            cluster,
-            source,
-            target,
-            workers,
-            coordinator,
-            batches: Vec::new(),
-            repeated,
-            random,
-            fault_counts: done,
-        }
+        ChaosRun { cluster, source, target, workers, coordinator, batches: Vec::new(), repeated, random, fault_counts }
     }
 
     /// Keeps two batches running.

@@ -21,13 +21,13 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Options with many short retries.
 fn patient_options() -> Options {
-    let patience = RetryPolicy {
+    let retry_policy = RetryPolicy {
         attempts: 10_000,
         first_delay: Duration::from_millis(5),
         max_delay: Duration::from_millis(50),
         ..Options::default().retry_policy
     };
-    Options { retry_policy: patience, ..Options::default() }
+    Options { retry_policy, ..Options::default() }
 }
 
 async fn open(url: &str) -> RedisStore {

@@ -28,8 +28,8 @@ async fn upload(repository: &Repository, wait: Duration) -> Result<(), Error> {
     };
     tokio::time::sleep(wait).await;
     let end = bytes.len() as u64;
-    let sent = Box::new(move || SendProgress { bytes: end, is_complete: true, is_locally_stalled: false });
-    let part = UploadBody::Stream { body: bytes.into(), progress: sent, offset: 0, end, last: true };
+    let progress = Box::new(move || SendProgress { bytes: end, is_complete: true, is_locally_stalled: false });
+    let part = UploadBody::Stream { body: bytes.into(), progress, offset: 0, end, last: true };
     repository.send_upload(&mut session, part).await
 }
 

@@ -207,8 +207,8 @@ async fn the_first_mirror_is_read_again_when_it_lives_again() {
     let mut settings = settings(&source, None);
     let one = settings.registries.values_mut().next().unwrap();
     *one = RegistrySettings { mirrors: vec![relay.url().parse().unwrap()], ..one.clone() };
-    let rest = Duration::from_millis(200);
-    let client = client(ClientSettings { mirror_backoff: rest, ..settings });
+    let mirror_backoff = Duration::from_millis(200);
+    let client = client(ClientSettings { mirror_backoff, ..settings });
     let repository = repository(&client, &source, "a", Access::Pull);
     let tag = ManifestRef::Tag("1".parse().unwrap());
     let read = || async { repository.get_manifest(&tag).await.unwrap() };
@@ -216,7 +216,7 @@ async fn the_first_mirror_is_read_again_when_it_lives_again() {
     read().await;
     assert_eq!((source.count(RequestType::ManifestGet), relay.connections()), (2, 1), "it is left alone for a while");
     relay.refuse(false);
-    tokio::time::sleep(rest).await;
+    tokio::time::sleep(mirror_backoff).await;
     read().await;
     assert_eq!((source.count(RequestType::ManifestGet), mirror.count(RequestType::ManifestGet)), (2, 1));
 }

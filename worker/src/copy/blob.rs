@@ -95,15 +95,15 @@ impl ImageTransfer {
         }
     }
 
-    pub(super) fn record_arrival(&self, blob: &Descriptor, arrival: BlobOutcome) -> BlobOutcome {
-        if arrival != BlobOutcome::Copied
+    pub(super) fn record_arrival(&self, blob: &Descriptor, outcome: BlobOutcome) -> BlobOutcome {
+        if outcome != BlobOutcome::Copied
             && let Some(member) = &self.fan_out
         {
             member.skip_blob(&blob.digest);
         }
-        self.counters.record_blob(blob.size, arrival);
-        self.context.events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, outcome: arrival });
-        arrival
+        self.counters.record_blob(blob.size, outcome);
+        self.context.events.emit(Event::BlobDone { digest: blob.digest.clone(), size: blob.size, outcome });
+        outcome
     }
 
     async fn mount_or_upload(
@@ -372,10 +372,10 @@ impl ImageTransfer {
         (end, last): (u64, bool),
     ) -> Result<()> {
         let offset = body.progress().sent_offset();
-        let sent = Box::new(body.progress_reporter(end));
+        let progress = Box::new(body.progress_reporter(end));
         let part = UploadBody::Stream {
             body: body.stream_until(end, target.upload_meter()).await,
-            progress: sent,
+            progress,
             offset,
             end,
             last,

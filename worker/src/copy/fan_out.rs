@@ -210,13 +210,13 @@ impl FanOutMember {
     ) -> Result<Option<BlobSubscription>, Instant> {
         let now = Instant::now();
         let mut state = self.group.state();
-        let FanOutState { members, joined: came, rendezvous: meetings, .. } = &mut *state;
-        let meeting = meetings.entry(blob.digest.clone()).or_default();
+        let FanOutState { members, joined, rendezvous, .. } = &mut *state;
+        let meeting = rendezvous.entry(blob.digest.clone()).or_default();
         if let Some(handed) = &mut meeting.subscriptions {
             return Ok(handed.remove(&self.id));
         }
         let join_deadline = self.group.started_at + JOIN_WINDOW;
-        if (*came as usize) < self.expected && now < join_deadline {
+        if (*joined as usize) < self.expected && now < join_deadline {
             return Err(join_deadline);
         }
         let missing: Vec<u64> = members
@@ -241,15 +241,11 @@ impl FanOutMember {
             // its deadline.
             let reader_clock = WaitClock::default();
             for id in &meeting.arrived {
-                let (line, pieces) = mpsc::channel(CHUNKS_PER_SUBSCRIBER);
-                subscribers.push(Subscriber { sender: line, stalled: Duration::ZERO });
+                let (sender, chunks) = mpsc::channel(CHUNKS_PER_SUBSCRIBER);
+                subscribers.push(Subscriber { sender, stalled: Duration::ZERO });
                 handed.insert(
                     *id,
-                    BlobSubscription {
-                        chunks: pieces,
-                        reader_clock: reader_clock.clone(),
-                        own_clock: WaitClock::default(),
-                    },
+                    BlobSubscription { chunks, reader_clock: reader_clock.clone(), own_clock: WaitClock::default() },
                 );
             }
             let source = source.for_shared_read(&self.group.cancel, &reader_clock);
@@ -372,9 +368,9 @@ async fn broadcast(subscribers: &mut Vec<Subscriber>, piece: &Bytes) {
 mod tests {
     use super::*;
 
-    fn subscriber(stood_still: Duration) -> (Subscriber, mpsc::Receiver<Bytes>) {
-        let (line, share) = mpsc::channel(CHUNKS_PER_SUBSCRIBER);
-        (Subscriber { sender: line, stalled: stood_still }, share)
+    fn subscriber(stalled: Duration) -> (Subscriber, mpsc::Receiver<Bytes>) {
+        let (sender, share) = mpsc::channel(CHUNKS_PER_SUBSCRIBER);
+        (Subscriber { sender, stalled }, share)
     }
 
     #[tokio::test]

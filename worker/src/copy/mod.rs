@@ -250,8 +250,8 @@ impl Copier {
     }
 
     /// Returns a copier with another time limit.
-    pub fn with_time_limit(&self, time: Duration, time_is_exact: bool) -> Copier {
-        Copier { limits: CopyLimits { timeout: time, timeout_is_exact: time_is_exact, ..self.limits }, ..self.clone() }
+    pub fn with_time_limit(&self, timeout: Duration, timeout_is_exact: bool) -> Copier {
+        Copier { limits: CopyLimits { timeout, timeout_is_exact, ..self.limits }, ..self.clone() }
     }
 
     /// Joins the copies of one image to different registries, which share one read of the source. Returns `None` if

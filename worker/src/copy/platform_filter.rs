@@ -74,19 +74,15 @@ pub(super) async fn select_platforms(
             if is_kept.iter().all(|kept| *kept) {
                 return Ok(SelectedImage::unfiltered(root));
             }
-            let unnamed = manifests.iter().filter(|child| has_no_platform(child)).map(describe_entry).collect();
+            let without_platform =
+                manifests.iter().filter(|child| has_no_platform(child)).map(describe_entry).collect();
             if matches!(request.platforms, PlatformSelection::Sparse(_)) {
                 let kept = manifests.iter().zip(&is_kept).filter(|(_, kept)| **kept);
                 let only = kept.map(|(child, _)| child.digest.clone()).collect();
-                return Ok(SelectedImage {
-                    root,
-                    selected_children: Some(only),
-                    is_filtered: false,
-                    without_platform: unnamed,
-                });
+                return Ok(SelectedImage { root, selected_children: Some(only), is_filtered: false, without_platform });
             }
             let root = filtered_index(&root, &is_kept, request)?;
-            Ok(SelectedImage { root, selected_children: None, is_filtered: true, without_platform: unnamed })
+            Ok(SelectedImage { root, selected_children: None, is_filtered: true, without_platform })
         }
     }
 }

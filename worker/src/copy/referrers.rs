@@ -64,9 +64,11 @@ impl ImageTransfer {
         if !found.has_any {
             return Ok(0);
         }
-        let SelectedImage { root, selected_children: only, .. } = read().await?;
+        let SelectedImage { root, selected_children, .. } = read().await?;
         let mut children = self.list_descendants(&root).await?;
-        children.retain(|child| only.as_ref().is_none_or(|only| only.contains(child)));
+        children.retain(|child| {
+            selected_children.as_ref().is_none_or(|selected_children| selected_children.contains(child))
+        });
         let mut next: Vec<ReferrerSubject> =
             found.referrers.into_iter().map(|digest| self.make_subject(digest, false)).collect();
         next.extend(children.into_iter().map(|digest| self.make_subject(digest, true)));
@@ -151,9 +153,9 @@ impl ImageTransfer {
         subject: ReferrerSubject,
         shared: &ReferrerContext<'_>,
     ) -> Result<ReferrersFound> {
-        let ReferrerSubject { digest: subject, has_cosign_tags: tags } = subject;
+        let ReferrerSubject { digest: subject, has_cosign_tags } = subject;
         let by_tag = async {
-            match tags {
+            match has_cosign_tags {
                 true => self.copy_cosign_tags(&subject, shared).await,
                 false => Ok(ReferrersFound::default()),
             }

@@ -165,10 +165,10 @@ pub(super) async fn verify(
         None => None,
     };
     let expected = resolve_expected(request, endpoints, target_tag.as_ref().and_then(Option::as_ref), moves).await?;
-    let ExpectedImage { source: source_digest, digest, selected_children: only, head_digest: said } = expected;
+    let ExpectedImage { source: source_digest, digest, selected_children, head_digest } = expected;
     let mut verification = Verification {
         root: digest.clone(),
-        selected_children: only,
+        selected_children,
         with_foreign_layers: request.foreign_layers == ForeignLayers::Copy,
         endpoints,
         settings,
@@ -202,7 +202,7 @@ pub(super) async fn verify(
     }
     verification.findings.sort();
     Ok(VerifyReport {
-        source_digest: said.unwrap_or(source_digest),
+        source_digest: head_digest.unwrap_or(source_digest),
         digest,
         manifests: verification.manifests,
         blobs: verification.blobs.len() as u64,

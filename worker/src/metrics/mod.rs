@@ -247,34 +247,34 @@ impl Observer for Metrics {
                     self.running.inc();
                 }
             }
-            Event::TaskEnded { task: task_ref, completion: end } => self.record_task_end(task_ref, end),
+            Event::TaskEnded { task: task_ref, completion } => self.record_task_end(task_ref, completion),
             Event::BlobStarted { digest, moved, .. } => {
                 self.state().blobs_in_flight.start(digest, moved, &self.blob_bytes);
             }
-            Event::BlobDone { digest, size, outcome: arrival } => {
-                self.state().blobs_in_flight.finish(digest, *size, *arrival, &self.blob_bytes);
-                self.blobs.get_or_create(&blob_bytes::outcome_label(*arrival)).inc();
+            Event::BlobDone { digest, size, outcome } => {
+                self.state().blobs_in_flight.finish(digest, *size, *outcome, &self.blob_bytes);
+                self.blobs.get_or_create(&blob_bytes::outcome_label(*outcome)).inc();
             }
             Event::BlobFailed { digest } => self.state().blobs_in_flight.fail(digest, &self.blob_bytes),
             Event::ManifestPut { .. } => _ = self.manifests.inc(),
-            Event::RequestCompleted { registry, purpose, status, duration: took } => {
+            Event::RequestCompleted { registry, purpose, status, duration } => {
                 let registry = self.registry_label(registry);
                 let labels =
                     [registry.clone(), ("purpose", purpose.as_str().to_owned()), ("status", status_label(*status))];
                 self.requests.get_or_create(&labels).inc();
-                self.request_seconds.get_or_create(&[registry]).observe(took.as_secs_f64());
+                self.request_seconds.get_or_create(&[registry]).observe(duration.as_secs_f64());
             }
-            Event::RequestDelayed { registry, reason: by, delay: time } => {
-                let labels = [self.registry_label(registry), ("by", by.as_str().to_owned())];
+            Event::RequestDelayed { registry, reason, delay } => {
+                let labels = [self.registry_label(registry), ("by", reason.as_str().to_owned())];
                 self.delayed_requests.get_or_create(&labels).inc();
-                self.request_delay_seconds.get_or_create(&labels).inc_by(time.as_secs_f64());
+                self.request_delay_seconds.get_or_create(&labels).inc_by(delay.as_secs_f64());
             }
             Event::Retrying { kind, .. } => {
                 _ = self.retries.get_or_create(&[("class", kind.as_str().to_owned())]).inc();
             }
-            Event::TasksReclaimed { from_workers: leased, from_queue: queued } => {
-                self.reclaimed.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*leased);
-                self.reclaimed.get_or_create(&[("lost_by", "queue".to_owned())]).inc_by(*queued);
+            Event::TasksReclaimed { from_workers, from_queue } => {
+                self.reclaimed.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*from_workers);
+                self.reclaimed.get_or_create(&[("lost_by", "queue".to_owned())]).inc_by(*from_queue);
             }
             Event::Warning { .. } | Event::RepeatedWarning { .. } => _ = self.warnings.inc(),
             Event::ManifestRead { .. } | Event::Notice { .. } => {}
@@ -328,16 +328,16 @@ mod tests {
         let task_ref = TaskRef { batch: BatchId::generate(), index: 7, run: 0 };
         metrics.on_event(&Event::TaskStarted { task: task_ref, source: "a".into(), target: "b".into() });
         assert!(metrics.render().contains("\nimgsync_running_tasks 1\n"));
-        let end = TaskCompletion::Failed { kind: ErrorKind::Denied, error: "no".into() };
-        metrics.on_event(&Event::TaskEnded { task: task_ref, completion: end });
+        let completion = TaskCompletion::Failed { kind: ErrorKind::Denied, error: "no".into() };
+        metrics.on_event(&Event::TaskEnded { task: task_ref, completion });
         metrics.on_event(&answered("gcr.io", Some(200)));
         metrics.on_event(&answered("gcr.io", Some(799)));
         metrics.on_event(&answered("gcr.io", None));
-        let time = Duration::from_millis(1500);
+        let delay = Duration::from_millis(1500);
         metrics.on_event(&Event::RequestDelayed {
             registry: "gcr.io".parse().unwrap(),
             reason: ThrottleReason::RateLimit,
-            delay: time,
+            delay,
         });
         metrics.on_event(&Event::TasksReclaimed { from_workers: 3, from_queue: 0 });
         let text = metrics.render();

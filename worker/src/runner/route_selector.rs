@@ -120,15 +120,15 @@ impl RouteSelector {
     }
 
     /// Records that a registry is unreachable: its routes are not served until a probe succeeds.
-    pub(super) fn mark_unreachable(&self, registry: &RegistryName, route: &Route, why: &str) {
-        let why = format!("{registry} cannot be reached from here: {why}");
+    pub(super) fn mark_unreachable(&self, registry: &RegistryName, route: &Route, reason: &str) {
+        let reason = format!("{registry} cannot be reached from here: {reason}");
         let mut state = self.state();
-        state.unserved.insert(route.clone(), why.clone());
-        let wait = PROBE_BACKOFF[0];
+        state.unserved.insert(route.clone(), reason.clone());
+        let backoff = PROBE_BACKOFF[0];
         state.unreachable.entry(registry.clone()).or_insert_with(|| UnreachableRegistry {
-            reason: why,
-            backoff: wait,
-            probe_at: Instant::now() + wait,
+            reason,
+            backoff,
+            probe_at: Instant::now() + backoff,
         });
         drop(state);
         self.notify_changed();
@@ -291,10 +291,10 @@ impl RouteSelector {
         let Ok(holds) = load_rate_limit_holds(routes, store, client).await else { return };
         for route in routes {
             // A short wait is spent while holding a slot.
-            if let Some((registry, RateLimitHold { wait, reason: why })) =
+            if let Some((registry, RateLimitHold { wait, reason })) =
                 longest_route_hold(&holds, route).filter(|(_, hold)| hold.wait > REFRESH_INTERVAL)
             {
-                self.hold_route(route, *wait, &format!("{registry} {why}"));
+                self.hold_route(route, *wait, &format!("{registry} {reason}"));
             }
         }
     }

@@ -388,9 +388,9 @@ impl Runner {
                 };
             };
             let (source, target) = (&task.message.source, task.target);
-            let origin = put.as_ref().map(|digest| ProvenanceUpdate { source, target, digest });
-            let whole = is_whole.then_some(&target.tag);
-            let record = TagRecord { provenance: origin, scope: &task.cache_scope(), tags, complete: whole };
+            let provenance = put.as_ref().map(|digest| ProvenanceUpdate { source, target, digest });
+            let complete = is_whole.then_some(&target.tag);
+            let record = TagRecord { provenance, scope: &task.cache_scope(), tags, complete };
             if !self.store.record_tag(lease.fence(), record).await? {
                 // Another task may have written the tag since.
                 tracing::info!("{target} is not recorded: its lease was lost");
@@ -531,8 +531,8 @@ impl Runner {
         self.emit_end(task_ref, end);
     }
 
-    fn emit_end(&self, task_ref: TaskRef, end: TaskCompletion) {
-        self.events.emit(Event::TaskEnded { task: task_ref, completion: end });
+    fn emit_end(&self, task_ref: TaskRef, completion: TaskCompletion) {
+        self.events.emit(Event::TaskEnded { task: task_ref, completion });
     }
 }
 

@@ -161,11 +161,11 @@ impl ManagedConnection {
 impl ConnectionState {
     /// Records a failed attempt, and when to try again.
     fn record_failure(&mut self, error: Error) -> Error {
-        let times = self.last_failure.as_ref().map_or(0, |failed| failed.attempts) + 1;
-        let pause = (RECONNECT_BACKOFF[0] * 2_u32.saturating_pow(times.min(6) - 1)).min(RECONNECT_BACKOFF[1]);
+        let attempts = self.last_failure.as_ref().map_or(0, |failed| failed.attempts) + 1;
+        let pause = (RECONNECT_BACKOFF[0] * 2_u32.saturating_pow(attempts.min(6) - 1)).min(RECONNECT_BACKOFF[1]);
         let jittered = rand::rng().random_range(pause / 2..=pause);
         self.last_failure = Some(ConnectFailure {
-            attempts: times,
+            attempts,
             kind: error.kind(),
             message: error.message().to_owned(),
             hint: error.hint().map(str::to_owned),

@@ -163,8 +163,8 @@ impl RouteTable {
             return;
         }
         let pause = self.idle.get(queue).map_or(IDLE_POLL_DELAY[0], |idle| (idle.pause * 2).min(QUIET_POLL_DELAY));
-        let part = rand::rng().random_range(0.5..=1.0);
-        self.idle.insert(queue.to_owned(), IdleQueue { since: Instant::now(), pause, jitter: part });
+        let jitter = rand::rng().random_range(0.5..=1.0);
+        self.idle.insert(queue.to_owned(), IdleQueue { since: Instant::now(), pause, jitter });
     }
 
     /// Returns when to poll an empty queue again; `None` if it is not known to be empty.
@@ -236,9 +236,9 @@ impl RabbitQueue {
             )
         };
         known.queues = routes.into_iter().map(noted).collect();
-        let RouteTable { queues: routes, idle, backoffs: resting, .. } = &mut *known;
+        let RouteTable { queues: routes, idle, backoffs, .. } = &mut *known;
         idle.retain(|queue, _| routes.contains_key(queue));
-        resting.retain(|queue, _| routes.contains_key(queue));
+        backoffs.retain(|queue, _| routes.contains_key(queue));
         known.refreshed_at = Some(now);
         Ok(())
     }
@@ -363,7 +363,7 @@ mod tests {
     fn an_idle_queue_is_polled_less_and_less_and_at_once_when_it_is_announced() {
         let mut known = RouteTable::default();
         let route = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        let noted = |noted_at| RouteQueue { route: route.clone(), is_urgent: false, announced_at: noted_at };
+        let noted = |announced_at| RouteQueue { route: route.clone(), is_urgent: false, announced_at };
         let (quiet, lively) = (noted(None), noted(Some(Instant::now())));
         assert_eq!(known.next_poll_at("w", &quiet), None, "of a new one nothing is known");
         let pause =

@@ -69,9 +69,9 @@ pub enum HelperProblem {
 
 impl fmt::Display for HelperProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let quote = |said: &str| match said {
+        let quote = |stderr: &str| match stderr {
             "" => String::new(),
-            said => format!(" and said `{said}`"),
+            stderr => format!(" and said `{stderr}`"),
         };
         match self {
             Self::BadName => f.write_str(
@@ -89,15 +89,15 @@ impl fmt::Display for HelperProblem {
                 "did not answer within {limit:?} and was killed; it may be waiting for a locked keychain or for input: \
                  try it by hand, or give the credentials in the configuration"
             ),
-            Self::Failed { status, output: said } => write!(
+            Self::Failed { status, output: stderr } => write!(
                 f,
                 "failed ({status}){}; try it by hand, or log in again",
-                quote(said)
+                quote(stderr)
             ),
-            Self::InvalidOutput { reason, stderr: said } => write!(
+            Self::InvalidOutput { reason, stderr } => write!(
                 f,
                 "gave an answer that cannot be understood ({reason}){}; try it by hand, or update it",
-                quote(said)
+                quote(stderr)
             ),
         }
     }

@@ -14,15 +14,15 @@ fn account() -> Account {
     Account::new(&"r.example".parse().unwrap(), "me")
 }
 
-fn claim(holder: &str, limit: u32, using: u32, wanted: u32) -> ConcurrencyClaim {
-    ConcurrencyClaim { holder: holder.into(), limit, in_use: using, wanted, ttl: CLAIM_TTL }
+fn claim(holder: &str, limit: u32, in_use: u32, wanted: u32) -> ConcurrencyClaim {
+    ConcurrencyClaim { holder: holder.into(), limit, in_use, wanted, ttl: CLAIM_TTL }
 }
 
 pub async fn places_are_shared_evenly_and_those_of_the_dead_come_back(subject: StoreUnderTest) {
     let ask = async |holder: &str, using, wanted| {
         subject.store.claim_concurrency(&account(), &claim(holder, 8, using, wanted)).await.unwrap()
     };
-    let share = |may, contended| ConcurrencyGrant { permits: may, contended };
+    let share = |permits, contended| ConcurrencyGrant { permits, contended };
     assert_eq!(ask("one", 0, 20).await, share(8, false), "alone, it has all");
     assert_eq!(ask("two", 0, 20).await, share(0, false));
     assert_eq!(ask("one", 8, 20).await, share(4, true), "it is told to use fewer");
@@ -60,7 +60,7 @@ pub async fn where_there_are_fewer_places_than_holders_they_take_turns(subject: 
 }
 
 pub async fn a_quota_that_is_low_holds_pulls_off_until_its_window_ends(subject: StoreUnderTest) {
-    let told = |remaining, time| QuotaReport { remaining, limit: Some(100), period: time, reserve: 5 };
+    let told = |remaining, period| QuotaReport { remaining, limit: Some(100), period, reserve: 5 };
     let window = |remaining| told(remaining, QuotaPeriod::WindowLength(Duration::from_secs(60)));
     let tell = async |told: QuotaReport| subject.store.record_quota(&account(), &told).await.unwrap().as_secs();
     let held = async || {

@@ -36,10 +36,10 @@ impl RecordedTag {
 
     async fn record(&self, subject: &StoreUnderTest, fence: &Fence, content: &str) -> bool {
         let digest = Digest::sha256(content.as_bytes());
-        let origin = Some(ProvenanceUpdate { source: &self.source, target: &self.target, digest: &digest });
+        let provenance = Some(ProvenanceUpdate { source: &self.source, target: &self.target, digest: &digest });
         let more = (0..600).map(|n| (format!("sha256-{n}.sig").parse::<Tag>().unwrap(), cached_tag(content)));
         let tags = more.chain([(self.target.tag.clone(), cached_tag(content))]).collect();
-        let record = TagRecord { provenance: origin, scope: &self.scope, tags, complete: Some(&self.target.tag) };
+        let record = TagRecord { provenance, scope: &self.scope, tags, complete: Some(&self.target.tag) };
         subject.store.record_tag(fence, record).await.unwrap()
     }
 

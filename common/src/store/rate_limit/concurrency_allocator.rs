@@ -78,8 +78,8 @@ mod tests {
 
     use super::*;
 
-    fn claim(holder: &str, limit: u32, using: u32, wanted: u32) -> ConcurrencyClaim {
-        ConcurrencyClaim { holder: holder.into(), limit, in_use: using, wanted, ttl: Duration::from_secs(10) }
+    fn claim(holder: &str, limit: u32, in_use: u32, wanted: u32) -> ConcurrencyClaim {
+        ConcurrencyClaim { holder: holder.into(), limit, in_use, wanted, ttl: Duration::from_secs(10) }
     }
 
     #[test]

@@ -139,9 +139,9 @@ impl RedisStore {
             return Err(corrupt_store(operation, "a scope has no name"));
         };
         let end = end.parse().map_err(|_| corrupt_store(operation, "it names a registry that cannot be"))?;
-        let home = RepositoryLocator::new(end, path)
+        let repository = RepositoryLocator::new(end, path)
             .map_err(|_| corrupt_store(operation, "it names a repository that cannot be"))?;
-        let entry_scope = CacheScope { repository: home, options: options.into() };
+        let entry_scope = CacheScope { repository, options: options.into() };
         let key = self.scope_key(scope);
         let mut pipe = redis::pipe();
         pipe.hgetall(&key);

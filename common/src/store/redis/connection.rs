@@ -111,10 +111,10 @@ impl ReconnectingConnection {
         let opened = self.open().await;
         attempts.last = Some(Instant::now());
         match opened {
-            Ok(link) => {
+            Ok(client) => {
                 attempts.failure = None;
                 attempts.number += 1;
-                let open = OpenConnection { client: link, number: attempts.number };
+                let open = OpenConnection { client, number: attempts.number };
                 *self.current() = Some(open.clone());
                 Ok(open)
             }

@@ -202,8 +202,8 @@ struct PlanReader<'a> {
 impl<'a> PlanReader<'a> {
     async fn open(store: &'a RedisStore, id: BatchId, operation: String, batch: &Batch) -> Result<PlanReader<'a>> {
         let total = u32::try_from(batch.counts.total).unwrap_or(u32::MAX);
-        let firsts = store.chunks(id, &operation, total).await?;
-        Ok(PlanReader { store, id, operation, total, chunk_starts: firsts, states: None })
+        let chunk_starts = store.chunks(id, &operation, total).await?;
+        Ok(PlanReader { store, id, operation, total, chunk_starts, states: None })
     }
 
     /// Returns the next task in this state, from an index on.

@@ -36,7 +36,7 @@ impl RedisStore {
         record: &TagRecord<'_>,
         others: &[String],
     ) -> Result<Option<Vec<String>>> {
-        let TagRecord { provenance: origin, scope, tags, complete: whole } = record;
+        let TagRecord { provenance: origin, scope, tags, complete } = record;
         let operation = format!("recording a tag of {}", scope.repository);
         let name = cache::scope_name(scope);
         let parts = self.scope_key(&cache::scope_name(&scope.partial_images()));
@@ -54,7 +54,7 @@ impl RedisStore {
             call = call.key(self.pair_key(other, &to)).key(self.provenance_key("os", other));
         }
         call = call.arg(&fence.holder).arg(fence.token);
-        call = match whole {
+        call = match complete {
             Some(tag) => cache::with_buckets(call, tag.as_str()),
             None => call.arg("").arg("").arg(""),
         };

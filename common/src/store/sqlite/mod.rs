@@ -116,8 +116,8 @@ impl SqliteStore {
         reader: Option<Arc<Mutex<Connection>>>,
     ) -> SqliteStore {
         let writer = Writer::start(writer, name.clone());
-        let present = Mutex::default();
-        let (allowances, sharings) =
+        let presence = Mutex::default();
+        let (rate_allocators, concurrency_allocators) =
             (rate_limit::RateAllocators::default(), rate_limit::ConcurrencyAllocators::default());
         SqliteStore(Arc::new(Inner {
             folder,
@@ -125,9 +125,9 @@ impl SqliteStore {
             clock,
             writer,
             reader,
-            presence: present,
-            rate_allocators: allowances,
-            concurrency_allocators: sharings,
+            presence,
+            rate_allocators,
+            concurrency_allocators,
         }))
     }
 

@@ -35,21 +35,27 @@ pub(super) struct OrgOrUserPages<P> {
 }
 
 impl<P: ListPage> OrgOrUserPages<P> {
-    fn new(api: &VendorApi, owner: &str, parts: &[&str], query: &[(&str, &str)], what: String) -> OrgOrUserPages<P> {
+    fn new(
+        api: &VendorApi,
+        owner: &str,
+        parts: &[&str],
+        query: &[(&str, &str)],
+        description: String,
+    ) -> OrgOrUserPages<P> {
         let at = |kind: &str| {
             let parts: Vec<&str> = [kind, owner].into_iter().chain(parts.iter().copied()).collect();
             api.url(&parts, query)
         };
-        let (first, otherwise) = match api.get_note(owner).as_deref() {
+        let (first, user_url) = match api.get_note(owner).as_deref() {
             Some(kind) => (at(kind), None),
             None => (at("orgs"), Some(at("users"))),
         };
         OrgOrUserPages {
             api: api.clone(),
             owner: owner.to_owned(),
-            pages: api.pages(first, &what),
-            description: what,
-            user_url: otherwise,
+            pages: api.pages(first, &description),
+            description,
+            user_url,
         }
     }
 

@@ -34,8 +34,8 @@ impl BatchRow {
         let row = connection
             .prepare_cached(sql)?
             .query_row([id.as_bytes()], |row| {
-                let mut in_state = [0; 8];
-                for (code, number) in in_state.iter_mut().enumerate() {
+                let mut counts_by_state = [0; 8];
+                for (code, number) in counts_by_state.iter_mut().enumerate() {
                     *number = row.get(7 + code)?;
                 }
                 let control: u8 = row.get(1)?;
@@ -49,7 +49,7 @@ impl BatchRow {
                     total: row.get(6)?,
                     created: row.get(15)?,
                     width: row.get(16)?,
-                    counts_by_state: in_state,
+                    counts_by_state,
                 };
                 Ok((entry, control))
             })
@@ -107,16 +107,9 @@ impl<'c> BatchTx<'c> {
         Ok(BatchTx::new(connection, BatchRow::get(connection, id)?))
     }
 
-    fn new(connection: &'c Connection, entry: BatchRow) -> BatchTx<'c> {
-        let before = entry.counts_by_state;
-        BatchTx {
-            connection,
-            row: entry,
-            counts_before: before,
-            state_page: None,
-            usage: Usage::default(),
-            has_new_token: false,
-        }
+    fn new(connection: &'c Connection, row: BatchRow) -> BatchTx<'c> {
+        let counts_before = row.counts_by_state;
+        BatchTx { connection, row, counts_before, state_page: None, usage: Usage::default(), has_new_token: false }
     }
 
     /// Returns the state of a task, or `None` if it is unknown.

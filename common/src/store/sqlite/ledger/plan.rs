@@ -185,9 +185,9 @@ pub(super) fn list_unpublished(
         let chunk = read_chunk(connection, entry.row_id, first)?;
         let marks = RunAttempts::read(connection, entry.row_id, first, length)?;
         let mut tasks = Vec::new();
-        for (index, planned) in (first..).zip(chunk.tasks) {
+        for (index, spec) in (first..).zip(chunk.tasks) {
             if get_state(&states, index - first)? == TaskState::New {
-                tasks.push((marks.run(index), Task { index, spec: planned }));
+                tasks.push((marks.run(index), Task { index, spec }));
             }
         }
         found += tasks.len();

@@ -186,10 +186,10 @@ pub(super) fn tasks(
         let chunk = read_chunk(connection, entry.row_id, first)?;
         let marks = RunAttempts::read(connection, entry.row_id, first, length)?;
         for (index, state) in here {
-            let planned = chunk.tasks.get((index - first) as usize).cloned();
-            let planned = planned.ok_or_else(|| corrupt_store("a part of the plan is too short"))?;
+            let spec = chunk.tasks.get((index - first) as usize).cloned();
+            let spec = spec.ok_or_else(|| corrupt_store("a part of the plan is too short"))?;
             let (run, attempts) = (marks.run(index), marks.attempts(index));
-            found.push(TaskRow { task: Task { index, spec: planned }, state, run, attempts });
+            found.push(TaskRow { task: Task { index, spec }, state, run, attempts });
         }
     }
     Ok(found)
