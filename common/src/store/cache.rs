@@ -136,8 +136,9 @@ impl CacheEntry {
 /// Exports a cache as lines of JSON. Returns their number.
 pub async fn export_cache(cache: &dyn DigestCache, out: &mut (dyn Write + Send)) -> Result<u64> {
     const EXPORT_PAGE_SIZE: usize = 1_000;
-    let failed =
-        |error: std::io::Error| Error::new(ErrorKind::Local, "writing the cache", error.to_string()).with_source(error);
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Local, "writing the digest cache", error.to_string()).with_source(error)
+    };
     let mut lines = 0;
     let mut last: Option<CacheEntry> = None;
     loop {
@@ -166,7 +167,7 @@ pub async fn import_cache(cache: &dyn DigestCache, lines: &mut (dyn BufRead + Se
     for number in 1.. {
         line.clear();
         let read = lines.read_line(&mut line);
-        if read.map_err(|error| Error::new(ErrorKind::Local, "reading a cache", error.to_string()))? == 0 {
+        if read.map_err(|error| Error::new(ErrorKind::Local, "reading a digest cache", error.to_string()))? == 0 {
             break;
         }
         if line.trim().is_empty() {

@@ -5,7 +5,7 @@ use std::fmt;
 use uuid::Uuid;
 
 /// Identifies a request that adds, so that a repeated call, after a lost answer, adds once. Kept for two hours
-/// (`REQUEST_KEPT` in prelude.lua).
+/// (`REQUEST_TTL_MS` in prelude.lua).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdempotencyKey(Uuid);
 

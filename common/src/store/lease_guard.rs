@@ -321,7 +321,7 @@ mod tests {
     impl Leases for UnreachableLeases {
         async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
             match self.1.load(Ordering::Relaxed) {
-                true => Err(Error::new(ErrorKind::Unreachable, "leasing", "the store is away")),
+                true => Err(Error::new(ErrorKind::Unreachable, "leasing", "the store is unreachable")),
                 false => self.0.acquire(name, holder, lease).await,
             }
         }

@@ -92,5 +92,5 @@ pub fn tag_lease_name(target: &TagLocator) -> String {
 
 /// Lease name held while tags of a target repository are pruned.
 pub fn prune_lease_name(target: &RepositoryLocator) -> String {
-    format!("removal:{target}")
+    format!("prune:{target}")
 }

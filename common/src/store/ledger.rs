@@ -473,11 +473,15 @@ pub trait Ledger: Send + Sync {
         let operation = format!("looking for batch {}", sanitize(prefix));
         match found.as_slice() {
             [one] => Ok(*one),
-            [] => Err(Error::new(ErrorKind::NotFound, operation, "there is none whose id begins so")
-                .with_hint("imgsync batch list shows those that there are")),
+            [] => Err(Error::new(ErrorKind::NotFound, operation, "no batch id starts with it")
+                .with_hint("`imgsync batch list` lists the batches")),
             several => {
                 let ids: Vec<_> = several.iter().map(BatchId::to_string).collect();
-                Err(Error::new(ErrorKind::Invalid, operation, format!("several ids begin so: {}", ids.join(", "))))
+                Err(Error::new(
+                    ErrorKind::Invalid,
+                    operation,
+                    format!("several batch ids start with it: {}", ids.join(", ")),
+                ))
             }
         }
     }

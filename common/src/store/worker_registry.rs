@@ -81,13 +81,13 @@ pub struct BrokerAlarm {
 
 /// Hint for a [`BrokerAlarm`].
 pub const BROKER_ALARM_HINT: &str = "`rabbitmq-diagnostics alarms` names the nodes that are short of memory or disk: give \
-                                     them more; publishing goes on by itself then";
+                                     them more; publishing then resumes by itself";
 
 impl BrokerAlarm {
     /// Returns the alarm as a message with a hint.
     pub fn describe(&self) -> String {
         let since = self.since.strftime("%Y-%m-%d %H:%M:%S UTC");
-        format!("the broker has taken no messages since {since}: {} ({BROKER_ALARM_HINT})", self.reason)
+        format!("the broker has accepted no messages since {since}: {} ({BROKER_ALARM_HINT})", self.reason)
     }
 }
 
@@ -131,7 +131,7 @@ pub trait WorkerRegistry: Send + Sync {
     async fn exchange_throughput(
         &self,
         batch: BatchId,
-        feeding: Vec<RouteThroughput>,
+        throughput: Vec<RouteThroughput>,
         ttl: Duration,
     ) -> Result<Vec<RouteThroughput>>;
 

@@ -131,7 +131,7 @@ async fn bytes_per_task(
 }
 
 async fn bytes_per_cached_tag(cluster: &TestCluster, store: &RedisStore, tags: usize) -> f64 {
-    let bytes = || cluster.store.key_memory_bytes("imgsync:t:*") + cluster.store.key_memory_bytes("imgsync:scopes");
+    let bytes = || cluster.store.key_memory_bytes("imgsync:tags:*") + cluster.store.key_memory_bytes("imgsync:scopes");
     let before = bytes();
     for repository in 0..SAMPLE / tags {
         let scope = CacheScope {

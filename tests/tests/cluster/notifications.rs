@@ -108,7 +108,8 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
 
 /// Counts the recorded notifications of the only batch: one per target, and one that all are done.
 fn recorded_notifications(fixture: &ClusterFixture) -> i64 {
-    let script = "local all = redis.call('KEYS', '*}:n') return #all == 1 and redis.call('HLEN', all[1]) or 0";
+    let script = "local all = redis.call('KEYS', '*}:notifications') \
+                  return #all == 1 and redis.call('HLEN', all[1]) or 0";
     let answer = fixture.cluster.store.command(&["EVAL", script, "0"]);
     answer.trim().trim_start_matches(':').parse().unwrap_or_default()
 }

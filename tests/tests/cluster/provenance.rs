@@ -48,7 +48,7 @@ async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key()
             }
             let source = tag_locator("gcr.io", "a/b", "v1").repository;
             assert_eq!(store.provenance_by_source(&source).await.unwrap().len(), tags);
-            let bytes = server.key_memory_bytes("imgsync:o*") / tags as u64;
+            let bytes = server.key_memory_bytes("imgsync:provenance*") / tags as u64;
             let line = format!("{tags} tags, {} key: {bytes} bytes a tag", if key.is_some() { "with a" } else { "no" });
             println!("{line}");
             if bytes > MAX_BYTES_PER_TAG {
@@ -61,7 +61,7 @@ async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key()
 
 /// Returns the provenance keys of a store.
 fn keys(store: &RedisServer) -> Vec<String> {
-    let answer = store.command(&["KEYS", "imgsync:o*"]);
+    let answer = store.command(&["KEYS", "imgsync:provenance*"]);
     answer.lines().filter(|line| line.starts_with("imgsync:")).map(str::to_owned).collect()
 }
 
@@ -97,5 +97,5 @@ async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_i
     }
     // Records of the other rule: its pair, the names of its source and target, and the list of sources.
     assert_eq!(left.len(), 4, "{left:?}, and before {noted:?}");
-    assert!(left.contains(&"imgsync:origins".to_owned()), "{left:?}");
+    assert!(left.contains(&"imgsync:provenance_sources".to_owned()), "{left:?}");
 }

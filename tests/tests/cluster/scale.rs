@@ -91,7 +91,7 @@ async fn tags_that_listings_show_unchanged_are_never_queued_and_take_less_than_8
     }
     let queues = cluster.broker.message_counts();
     assert!(!queues.keys().any(|queue| queue.starts_with("w.")), "nothing was ever published: {queues:?}");
-    let bytes = (cluster.store.key_memory_bytes("imgsync:t:*") + cluster.store.key_memory_bytes("imgsync:scopes"))
+    let bytes = (cluster.store.key_memory_bytes("imgsync:tags:*") + cluster.store.key_memory_bytes("imgsync:scopes"))
         as f64
         / 20_000.0;
     println!("{bytes:.1} bytes a tag");

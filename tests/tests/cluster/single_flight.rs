@@ -77,7 +77,7 @@ async fn a_worker_killed_at_a_layer_that_all_wait_for_is_followed_by_another() {
     let mut run = program.spawn();
     source.wait_until(|source| reads(source, &large) == 1, WAIT_TIMEOUT).await;
     // The worker with an open upload is the one of the three that holds the lease of the blob.
-    let holder = cluster.store.command(&["HGET", &format!("imgsync:lk:blob:{}/{large}", target.host()), "holder"]);
+    let holder = cluster.store.command(&["HGET", &format!("imgsync:lease:blob:{}/{large}", target.host()), "holder"]);
     let name = holder.lines().nth(1).expect("somebody holds it").to_owned();
     let worker = workers.iter().find(|worker| name.contains(&format!("-{}-", worker.pid()))).expect("one of ours");
     worker.signal(imgsync_tests::program::Signal::KILL);

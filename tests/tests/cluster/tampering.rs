@@ -84,7 +84,7 @@ async fn a_segment_that_was_altered_moved_or_copied_is_never_dispatched() {
     let theirs = open(&server.url(), Some("the key of somebody else")).await;
     let (other, foreign) = (plan(&ours, &["a", "b"]).await, plan(&theirs, &["a", "b"]).await);
     let unsigned = plan(&open(&server.url(), None).await, &["a", "b"]).await;
-    let p = |batch: BatchId| format!("imgsync:{{{batch}}}:p");
+    let p = |batch: BatchId| format!("imgsync:{{{batch}}}:chunks");
     let mut operation = 0;
     for (what, script) in [
         (
@@ -109,9 +109,10 @@ async fn a_segment_that_was_altered_moved_or_copied_is_never_dispatched() {
         ("it is nothing", "redis.call('HSET', ARGV[1], 0, '')"),
         (
             "its tasks have other indexes",
-            "redis.call('SET', (string.gsub(ARGV[1], ':p$', ':c')), struct.pack('>I4', 0) .. struct.pack('>I4', 1))",
+            "local starts = string.gsub(ARGV[1], ':chunks$', ':chunk_starts') \
+             redis.call('SET', starts, struct.pack('>I4', 0) .. struct.pack('>I4', 1))",
         ),
-        ("it has fewer tasks", "local b = string.gsub(ARGV[1], ':p$', '') redis.call('HINCRBY', b, 's0', -1)"),
+        ("it has fewer tasks", "local b = string.gsub(ARGV[1], ':chunks$', '') redis.call('HINCRBY', b, 's0', -1)"),
     ] {
         let batch = plan(&ours, &["a", "b"]).await;
         // A process that has not read any of it before.
@@ -144,7 +145,7 @@ async fn failures_of_an_altered_plan_are_not_requeued() {
     let holder = imgsync_common::store::TaskHolder { worker: "w", token };
     store.finish(task_ref, holder, result, imgsync_common::store::Usage::default()).await.unwrap();
     let base = format!("imgsync:{{{batch}}}");
-    alter(&server, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base]);
+    alter(&server, "redis.call('HSET', ARGV[1] .. ':chunks', 0, 'x')", &[&base]);
     assert_altered(&store.requeue(batch, RequeueFilter::default()).await.unwrap_err());
     let control = open(&server.url(), None).await.batch_state(batch).await.unwrap();
     assert!(control.is_some_and(imgsync_common::store::BatchState::is_live));
@@ -225,7 +226,7 @@ async fn altered_provenance_is_reported_and_never_signed_again() {
     // Of the six records only those of t0 and t5 are unaltered.
     alter(
         &server,
-        "local found = redis.call('KEYS', 'imgsync:o:*') local key, rest \
+        "local found = redis.call('KEYS', 'imgsync:provenance:*') local key, rest \
          for _, one in ipairs(found) do if redis.call('HLEN', one) == 6 then key = one else rest = one end end \
          local t = redis.call('HGET', key, 't1') \
          redis.call('HSET', key, 't1', string.sub(t, 1, 10) .. 'x' .. string.sub(t, 12)) \
@@ -337,7 +338,7 @@ async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of
     });
     let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
     unsigned.append(evil, sealed).await.unwrap();
-    let keys = [format!("imgsync:{{{id}}}:p"), format!("imgsync:{{{evil}}}:p")];
+    let keys = [format!("imgsync:{{{id}}}:chunks"), format!("imgsync:{{{evil}}}:chunks")];
     alter(
         &fixture.cluster.store,
         "redis.call('HSET', ARGV[1], 0, redis.call('HGET', ARGV[2], 0))",
@@ -369,7 +370,7 @@ async fn a_coordinator_stops_an_altered_batch_reports_it_and_leads_others() {
         planned_batch(&fixture, &store).await,
     );
     let base = |batch: BatchId| format!("imgsync:{{{batch}}}");
-    alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1] .. ':p', 0, 'x')", &[&base(plan)]);
+    alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1] .. ':chunks', 0, 'x')", &[&base(plan)]);
     alter(&fixture.cluster.store, "redis.call('HSET', ARGV[1], 'options', '{}')", &[&base(options)]);
     let worker = keyed(fixture.cluster.worker("")).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;

@@ -26,7 +26,7 @@ impl HeldTask {
     }
 }
 
-pub async fn five_thousand_tasks_in_a_storm_are_each_counted_once(subject: StoreUnderTest) {
+pub async fn five_thousand_tasks_are_each_counted_once_under_chaos(subject: StoreUnderTest) {
     let mut rng = StdRng::seed_from_u64(5_000);
     let batch = subject.create_batch(TASKS).await;
     let mut queue: Vec<TaskRef> = Vec::new();

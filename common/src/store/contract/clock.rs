@@ -14,7 +14,7 @@ use crate::store::{Account, ClaimResult, LeaseResult, NewBatch, QuotaPeriod, Quo
 const FAR: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 const MINUTE: Duration = Duration::from_secs(60);
 
-pub async fn what_ends_in_the_far_future_has_ended(subject: StoreUnderTest) {
+pub async fn deadlines_in_the_far_future_have_expired(subject: StoreUnderTest) {
     let store = &subject.store;
     let account = Account::new(&"r.example.com".parse().unwrap(), "me");
     let pulls = account.with_category(crate::store::RateLimitCategory::Pulls);
@@ -51,7 +51,7 @@ pub async fn what_ends_in_the_far_future_has_ended(subject: StoreUnderTest) {
     assert!(held[1].is_some_and(|until| until <= (subject.now)() + Duration::from_secs(6 * 3600)), "{held:?}");
 }
 
-pub async fn what_was_noted_in_the_future_is_noted_anew(subject: StoreUnderTest) {
+pub async fn blobs_recorded_in_the_future_are_recorded_anew(subject: StoreUnderTest) {
     let store = &subject.store;
     let (here, blob) = (locator("r.example.com", "a"), Digest::sha256(b"blob"));
     (subject.advance)(FAR);
@@ -63,7 +63,7 @@ pub async fn what_was_noted_in_the_future_is_noted_anew(subject: StoreUnderTest)
     assert_eq!(store.find_blobs(here.endpoint(), &[blob]).await.unwrap(), [Some(here)]);
 }
 
-pub async fn a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way(subject: StoreUnderTest) {
+pub async fn a_batch_created_in_the_future_does_not_stay_newest_or_block_removal(subject: StoreUnderTest) {
     let store = &subject.store;
     let old = subject.create_batch(0).await;
     (subject.advance)(FAR);

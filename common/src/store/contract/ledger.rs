@@ -17,7 +17,7 @@ fn holder_w(token: u64) -> TaskHolder<'static> {
     TaskHolder { worker: "w", token }
 }
 
-pub async fn one_worker_holds_a_task_at_a_time(subject: StoreUnderTest) {
+pub async fn one_worker_holds_the_lease_of_a_task(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let until = (subject.now)() + LEASE_TTL;
@@ -33,7 +33,7 @@ pub async fn one_worker_holds_a_task_at_a_time(subject: StoreUnderTest) {
     assert_eq!(subject.store.renew(task_ref, holder, LEASE_TTL).await.unwrap(), LeaseStatus::Lost);
 }
 
-pub async fn its_own_task_delivered_again_is_adopted(subject: StoreUnderTest) {
+pub async fn a_redelivered_task_still_belongs_to_its_worker(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let holder = subject.claim(task_ref, "one").await;
@@ -50,7 +50,7 @@ pub async fn its_own_task_delivered_again_is_adopted(subject: StoreUnderTest) {
     assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishResult::Counted);
 }
 
-pub async fn a_token_in_another_workers_hands_moves_nothing(subject: StoreUnderTest) {
+pub async fn a_fencing_token_used_by_another_worker_changes_nothing(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let holder = subject.claim(task_ref, "one").await;
@@ -63,7 +63,7 @@ pub async fn a_token_in_another_workers_hands_moves_nothing(subject: StoreUnderT
     assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishResult::Counted);
 }
 
-pub async fn tokens_are_never_below_the_time_of_the_store(subject: StoreUnderTest) {
+pub async fn fencing_tokens_are_never_below_the_time_of_the_store(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let floor = |now: jiff::Timestamp| u64::try_from(now.as_millisecond() * 1000).unwrap();
@@ -78,7 +78,7 @@ pub async fn tokens_are_never_below_the_time_of_the_store(subject: StoreUnderTes
     assert!(second >= floor((subject.now)()) && second > first);
 }
 
-pub async fn a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale(subject: StoreUnderTest) {
+pub async fn an_expired_lease_is_taken_over_and_its_holder_is_stale(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let first = subject.claim(task_ref, "one").await;
@@ -103,7 +103,7 @@ pub async fn a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale(subject:
     assert_eq!((found.counts.unchanged, found.counts.copied, found.usage), (1, 0, copied_bytes(1)));
 }
 
-pub async fn a_lease_that_ran_out_is_still_its_holders_until_taken(subject: StoreUnderTest) {
+pub async fn an_expired_lease_is_valid_until_it_is_taken_over(subject: StoreUnderTest) {
     let batch = subject.create_batch(2).await;
     let task_refs = subject.publish(batch).await;
     let (one, two) = (subject.claim(task_refs[0], "one").await, subject.claim(task_refs[1], "one").await);
@@ -133,7 +133,7 @@ pub async fn a_task_is_counted_once_however_often_it_is_finished(subject: StoreU
     assert!(subject.store.failures(batch, 0, 10).await.unwrap().is_empty());
 }
 
-pub async fn attempts_are_counted_where_they_count(subject: StoreUnderTest) {
+pub async fn only_counted_attempts_increase_the_count(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let put_off = async |counts, wait| {
@@ -156,7 +156,7 @@ pub async fn attempts_are_counted_where_they_count(subject: StoreUnderTest) {
     assert_eq!((found.state, found.usage), (BatchState::Done, copied_bytes(4)));
 }
 
-pub async fn a_paused_batch_takes_its_tasks_back(subject: StoreUnderTest) {
+pub async fn a_paused_batch_returns_tasks_to_the_plan(subject: StoreUnderTest) {
     let batch = subject.create_batch(4).await;
     let task_refs = subject.publish(batch).await;
     let running = subject.claim(task_refs[0], "w").await;
@@ -184,7 +184,7 @@ pub async fn a_paused_batch_takes_its_tasks_back(subject: StoreUnderTest) {
     assert_eq!(subject.store.cancel(batch).await.unwrap(), BatchState::Done);
 }
 
-pub async fn a_cancelled_batch_counts_all_that_has_not_ended_at_once(subject: StoreUnderTest) {
+pub async fn a_cancelled_batch_cancels_unfinished_tasks_at_once(subject: StoreUnderTest) {
     let batch = subject.create_batch(700).await;
     let task_refs = subject.publish(batch).await;
     let mut holders = Vec::new();
@@ -252,7 +252,7 @@ pub async fn failed_tasks_are_requeued_and_their_old_messages_ignored(subject: S
     assert_eq!(subject.checked_batch(batch).await.state, BatchState::Done);
 }
 
-pub async fn only_the_failures_that_are_meant_are_requeued(subject: StoreUnderTest) {
+pub async fn only_failures_that_match_the_filter_are_requeued(subject: StoreUnderTest) {
     let batch = subject.create_batch(4).await;
     let task_refs = subject.publish(batch).await;
     for (task_ref, kind) in
@@ -280,7 +280,7 @@ pub async fn only_the_failures_that_are_meant_are_requeued(subject: StoreUnderTe
     subject.claim(TaskRef { batch, run: 1, index: 0 }, "w").await;
 }
 
-pub async fn a_sweep_puts_back_what_was_lost(subject: StoreUnderTest) {
+pub async fn reclaiming_returns_lost_tasks_to_the_plan(subject: StoreUnderTest) {
     let batch = subject.create_batch(5).await;
     let task_refs = subject.publish(batch).await;
     let grace = SECOND * 60;
@@ -328,7 +328,7 @@ pub async fn a_sweep_puts_back_what_was_lost(subject: StoreUnderTest) {
     assert!(found.ended_at.is_some());
 }
 
-pub async fn what_nobody_knows_is_said_to_be_unknown(subject: StoreUnderTest) {
+pub async fn an_unknown_task_or_batch_is_reported_as_unknown(subject: StoreUnderTest) {
     let nobody = BatchId::generate();
     let task_ref = TaskRef { batch: nobody, run: 0, index: 0 };
     assert_eq!(subject.claim_task(task_ref, "w").await, ClaimResult::Unknown);
@@ -347,7 +347,7 @@ pub async fn what_nobody_knows_is_said_to_be_unknown(subject: StoreUnderTest) {
     assert_eq!(subject.claim_task(TaskRef { batch: id, run: 0, index: u32::MAX }, "w").await, ClaimResult::Unknown);
 }
 
-pub async fn a_task_that_was_lost_is_known_by_it(subject: StoreUnderTest) {
+pub async fn lost_leases_of_a_task_are_counted(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     let task_ref = subject.publish(batch).await[0];
     let losses = async |task_ref: TaskRef| match subject.claim_task(task_ref, "w").await {

@@ -46,88 +46,88 @@ macro_rules! store_contract_tests {
     ($make:path) => {
         $crate::store_contract_tests!($make: plan:
             a_batch_goes_from_its_plan_to_its_end,
-            a_batch_without_tasks_is_done_when_it_is_sealed,
+            a_batch_without_tasks_is_done_when_its_plan_is_complete,
             a_repository_is_added_once,
-            what_the_listing_settled_is_counted_and_never_published,
-            a_large_repository_is_published_part_by_part,
-            what_was_not_confirmed_is_published_again,
-            nothing_is_added_to_a_batch_that_was_stopped,
-            a_later_batch_takes_the_place_of_an_earlier_one,
-            batches_are_found_by_the_beginning_of_their_ids,
-            what_could_not_be_listed_is_noted,
+            tasks_settled_by_the_listing_are_counted_and_never_published,
+            a_large_repository_is_published_block_by_block,
+            unconfirmed_tasks_are_published_again,
+            a_cancelled_batch_accepts_no_segments,
+            a_later_batch_supersedes_an_earlier_one,
+            batches_are_found_by_id_prefix,
+            listing_failures_are_recorded,
             failures_and_tasks_are_read_page_by_page,
             old_batches_are_removed_whole
         );
         $crate::store_contract_tests!($make: ledger:
-            one_worker_holds_a_task_at_a_time,
-            its_own_task_delivered_again_is_adopted,
-            a_token_in_another_workers_hands_moves_nothing,
-            tokens_are_never_below_the_time_of_the_store,
-            a_lease_that_ran_out_is_taken_over_and_its_holder_is_stale,
-            a_lease_that_ran_out_is_still_its_holders_until_taken,
+            one_worker_holds_the_lease_of_a_task,
+            a_redelivered_task_still_belongs_to_its_worker,
+            a_fencing_token_used_by_another_worker_changes_nothing,
+            fencing_tokens_are_never_below_the_time_of_the_store,
+            an_expired_lease_is_taken_over_and_its_holder_is_stale,
+            an_expired_lease_is_valid_until_it_is_taken_over,
             a_task_is_counted_once_however_often_it_is_finished,
-            attempts_are_counted_where_they_count,
-            a_paused_batch_takes_its_tasks_back,
-            a_cancelled_batch_counts_all_that_has_not_ended_at_once,
+            only_counted_attempts_increase_the_count,
+            a_paused_batch_returns_tasks_to_the_plan,
+            a_cancelled_batch_cancels_unfinished_tasks_at_once,
             failed_tasks_are_requeued_and_their_old_messages_ignored,
-            only_the_failures_that_are_meant_are_requeued,
-            a_sweep_puts_back_what_was_lost,
-            a_task_that_was_lost_is_known_by_it,
-            what_nobody_knows_is_said_to_be_unknown
+            only_failures_that_match_the_filter_are_requeued,
+            reclaiming_returns_lost_tasks_to_the_plan,
+            lost_leases_of_a_task_are_counted,
+            an_unknown_task_or_batch_is_reported_as_unknown
         );
         $crate::store_contract_tests!($make: clock:
-            what_ends_in_the_far_future_has_ended,
-            what_was_noted_in_the_future_is_noted_anew,
-            a_batch_of_the_future_is_neither_newest_for_good_nor_in_the_way
+            deadlines_in_the_far_future_have_expired,
+            blobs_recorded_in_the_future_are_recorded_anew,
+            a_batch_created_in_the_future_does_not_stay_newest_or_block_removal
         );
         $crate::store_contract_tests!($make: timeline:
-            outcomes_are_counted_in_the_part_of_the_time_that_they_came_in,
-            the_parts_of_a_long_batch_are_wide_and_few,
-            the_slowest_tasks_are_known_and_who_did_how_much
+            results_are_counted_in_their_time_bucket,
+            a_long_batch_has_few_wide_time_buckets,
+            the_slowest_tasks_and_worker_stats_are_recorded
         );
         $crate::store_contract_tests!($make: shared_state:
-            the_cache_says_what_it_was_told_last,
-            the_cache_keeps_options_apart_and_forgets_what_it_is_told_to,
+            the_cache_returns_the_last_value,
+            the_cache_separates_options_and_forgets_tags_repositories_and_endpoints,
             an_exported_cache_is_imported_whole,
-            an_import_keeps_what_was_seen_later_and_says_what_it_refused,
+            an_import_keeps_newer_entries_and_reports_bad_lines,
             a_blob_is_found_where_it_was_last_seen_and_forgotten_with_age,
             a_proof_is_of_one_source_and_one_blob_and_believed_for_seven_days,
-            the_latest_wait_holds_until_it_is_over,
-            a_limit_is_one_budget_for_all_who_ask,
-            who_asks_while_an_account_is_held_off_is_told_to_wait,
-            a_refusal_teaches_a_rate_that_is_forgotten_in_time,
-            the_careful_begin_slowly_once,
-            one_holds_a_name_at_a_time_and_epochs_grow,
-            a_worker_lives_as_long_as_it_says_so,
-            batches_know_what_others_feed,
-            lanes_are_remembered,
-            an_alarm_of_the_broker_is_known_until_it_is_over_or_not_noted_again,
-            a_store_that_takes_writes_says_so,
-            a_schedule_is_remembered_by_its_last_begin
+            the_latest_block_holds_until_it_ends,
+            a_rate_limit_is_shared_by_all_processes,
+            requests_of_a_blocked_account_have_to_wait,
+            a_429_teaches_a_rate_that_expires,
+            slow_start_happens_once,
+            a_lease_has_one_holder_and_its_tokens_grow,
+            a_worker_is_listed_until_its_heartbeat_expires,
+            batches_see_the_throughput_of_others,
+            routes_are_remembered,
+            a_broker_alarm_holds_until_it_is_cleared_or_expires,
+            a_writable_store_passes_the_write_check,
+            a_schedule_is_remembered_by_its_last_run
         );
         $crate::store_contract_tests!($make: provenance:
-            a_target_tag_has_the_origin_that_was_noted_last,
-            since_when_a_source_is_missing_is_kept_until_it_is_back,
-            since_when_no_rule_makes_a_target_is_kept_until_one_does,
-            what_was_removed_is_told_with_its_batch,
-            rules_that_chose_nothing_are_told_with_their_batch,
-            whom_the_end_of_a_batch_was_told_to_is_kept_with_it,
-            a_file_that_was_hashed_is_known_in_that_version_alone
+            a_target_tag_has_the_last_recorded_provenance,
+            missing_since_is_kept_until_the_source_is_back,
+            unclaimed_since_is_kept_until_a_rule_makes_the_target,
+            prune_records_are_kept_with_their_batch,
+            empty_rules_are_kept_with_their_batch,
+            sent_notifications_are_kept_with_their_batch,
+            a_hashed_file_is_known_in_that_version_only
         );
         $crate::store_contract_tests!($make: rate_limit:
-            places_are_shared_evenly_and_those_of_the_dead_come_back,
-            where_there_are_fewer_places_than_holders_they_take_turns,
-            what_was_learnt_can_be_looked_at,
-            a_quota_that_is_low_holds_pulls_off_until_its_window_ends,
-            what_a_machine_moves_is_added_up_by_month
+            permits_are_shared_evenly_and_expire_with_their_holder,
+            holders_rotate_when_there_are_fewer_permits_than_holders,
+            learned_rates_can_be_read,
+            a_low_quota_blocks_pulls_until_its_window_ends,
+            traffic_is_summed_per_machine_and_month
         );
         $crate::store_contract_tests!($make: records:
-            a_tag_is_recorded_by_who_holds_its_lease,
-            who_has_lost_the_lease_of_a_tag_records_nothing
+            the_holder_of_a_tag_lease_records_the_tag,
+            a_holder_that_lost_its_lease_records_nothing
         );
         // Separate, because it takes seconds.
         $crate::store_contract_tests!($make: chaos:
-            five_thousand_tasks_in_a_storm_are_each_counted_once
+            five_thousand_tasks_are_each_counted_once_under_chaos
         );
     };
     ($make:path: $module:ident: $($test:ident),+) => {
@@ -198,7 +198,7 @@ impl StoreUnderTest {
         id
     }
 
-    /// Publishes all publishable tasks, and returns their tickets.
+    /// Publishes all publishable tasks, and returns their task references.
     pub(crate) async fn publish(&self, batch: BatchId) -> Vec<TaskRef> {
         let mut task_refs = Vec::new();
         let mut from = 0;

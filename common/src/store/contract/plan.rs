@@ -42,7 +42,7 @@ pub async fn a_batch_goes_from_its_plan_to_its_end(subject: StoreUnderTest) {
     assert_eq!(subject.store.batch_state(batch).await.unwrap(), Some(BatchState::Done));
 }
 
-pub async fn a_batch_without_tasks_is_done_when_it_is_sealed(subject: StoreUnderTest) {
+pub async fn a_batch_without_tasks_is_done_when_its_plan_is_complete(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
@@ -70,7 +70,7 @@ pub async fn a_repository_is_added_once(subject: StoreUnderTest) {
     assert_eq!(subject.publish(id).await.len(), 7);
 }
 
-pub async fn what_the_listing_settled_is_counted_and_never_published(subject: StoreUnderTest) {
+pub async fn tasks_settled_by_the_listing_are_counted_and_never_published(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
@@ -95,7 +95,7 @@ pub async fn what_the_listing_settled_is_counted_and_never_published(subject: St
     assert_eq!(subject.checked_batch(id).await.state, BatchState::Done);
 }
 
-pub async fn a_large_repository_is_published_part_by_part(subject: StoreUnderTest) {
+pub async fn a_large_repository_is_published_block_by_block(subject: StoreUnderTest) {
     let batch = subject.create_batch(1_201).await;
     let mut seen = Vec::new();
     let mut from = 0;
@@ -111,7 +111,7 @@ pub async fn a_large_repository_is_published_part_by_part(subject: StoreUnderTes
     assert_eq!(subject.store.list_unpublished(batch, 0, 600).await.unwrap().len(), 2);
 }
 
-pub async fn what_was_not_confirmed_is_published_again(subject: StoreUnderTest) {
+pub async fn unconfirmed_tasks_are_published_again(subject: StoreUnderTest) {
     let batch = subject.create_batch(10).await;
     let task_ref = |index| TaskRef { batch, run: 0, index };
     subject.store.mark_published(batch, (0..6).map(task_ref).collect()).await.unwrap();
@@ -125,7 +125,7 @@ pub async fn what_was_not_confirmed_is_published_again(subject: StoreUnderTest) 
     assert_eq!(subject.task_state(task_ref(0)).await, TaskState::Queued);
 }
 
-pub async fn nothing_is_added_to_a_batch_that_was_stopped(subject: StoreUnderTest) {
+pub async fn a_cancelled_batch_accepts_no_segments(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
@@ -138,7 +138,7 @@ pub async fn nothing_is_added_to_a_batch_that_was_stopped(subject: StoreUnderTes
     assert!(found.ended_at.is_some(), "nothing more can come");
 }
 
-pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: StoreUnderTest) {
+pub async fn a_later_batch_supersedes_an_earlier_one(subject: StoreUnderTest) {
     let earlier = subject.create_batch(3).await;
     let task_refs = subject.publish(earlier).await;
     let holder = subject.claim(task_refs[0], "w").await;
@@ -164,7 +164,7 @@ pub async fn a_later_batch_takes_the_place_of_an_earlier_one(subject: StoreUnder
     assert!(subject.store.requeue(earlier, RequeueFilter::default()).await.is_err());
 }
 
-pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: StoreUnderTest) {
+pub async fn batches_are_found_by_id_prefix(subject: StoreUnderTest) {
     let mut ids = Vec::new();
     for (front, back) in [(0x11u8, 1u8), (0x22, 2), (0x22, 3)] {
         let id = BatchId::from_bytes([front, 0, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, back]);
@@ -181,7 +181,7 @@ pub async fn batches_are_found_by_the_beginning_of_their_ids(subject: StoreUnder
     assert_eq!(subject.store.resolve("%").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-pub async fn what_could_not_be_listed_is_noted(subject: StoreUnderTest) {
+pub async fn listing_failures_are_recorded(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     for (repository, kind) in
         [("gcr.io/b", ErrorKind::Denied), ("gcr.io/a", ErrorKind::TimedOut), ("gcr.io/b", ErrorKind::NotFound)]

@@ -20,7 +20,7 @@ fn names(origins: &[TagProvenance]) -> Vec<String> {
     origins.iter().map(|origin| format!("{} of {}", origin.target, origin.source_tag)).collect()
 }
 
-pub async fn a_target_tag_has_the_origin_that_was_noted_last(subject: StoreUnderTest) {
+pub async fn a_target_tag_has_the_last_recorded_provenance(subject: StoreUnderTest) {
     let store = &subject.store;
     let (one, two) = (Digest::sha256(b"1"), Digest::from_bytes(Algorithm::Sha512, b"2"));
     let source = tag_locator("gcr.io", "a", "v1");
@@ -75,7 +75,7 @@ pub async fn a_target_tag_has_the_origin_that_was_noted_last(subject: StoreUnder
     );
 }
 
-pub async fn since_when_no_rule_makes_a_target_is_kept_until_one_does(subject: StoreUnderTest) {
+pub async fn unclaimed_since_is_kept_until_a_rule_makes_the_target(subject: StoreUnderTest) {
     let store = &subject.store;
     let digest = Digest::from_bytes(Algorithm::Sha512, b"1");
     let (source, target) = (tag_locator("gcr.io", "a", "v1"), tag_locator("b.example", "x", "v2"));
@@ -106,7 +106,7 @@ pub async fn since_when_no_rule_makes_a_target_is_kept_until_one_does(subject: S
     assert_eq!(times().await, (None, None), "what was written again is some rule's");
 }
 
-pub async fn since_when_a_source_is_missing_is_kept_until_it_is_back(subject: StoreUnderTest) {
+pub async fn missing_since_is_kept_until_the_source_is_back(subject: StoreUnderTest) {
     let store = &subject.store;
     let digest = Digest::sha256(b"1");
     let (source, target) = (tag_locator("gcr.io", "a", "v1"), tag_locator("b.example", "x", "v2"));
@@ -130,7 +130,7 @@ pub async fn since_when_a_source_is_missing_is_kept_until_it_is_back(subject: St
     assert_eq!(missing().await, Some(None), "what was written again is there again");
 }
 
-pub async fn rules_that_chose_nothing_are_told_with_their_batch(subject: StoreUnderTest) {
+pub async fn empty_rules_are_kept_with_their_batch(subject: StoreUnderTest) {
     let store = &subject.store;
     let batch = new_batch();
     let id = batch.id;
@@ -150,7 +150,7 @@ pub async fn rules_that_chose_nothing_are_told_with_their_batch(subject: StoreUn
     assert_eq!(store.empty_rules(id).await.unwrap(), [rule(2, "40 not >=9"), rule(12, "40 not a version")]);
 }
 
-pub async fn whom_the_end_of_a_batch_was_told_to_is_kept_with_it(subject: StoreUnderTest) {
+pub async fn sent_notifications_are_kept_with_their_batch(subject: StoreUnderTest) {
     let store = &subject.store;
     let batch = new_batch();
     let id = batch.id;
@@ -167,7 +167,7 @@ pub async fn whom_the_end_of_a_batch_was_told_to_is_kept_with_it(subject: StoreU
     assert_eq!(store.sent_notifications(id).await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-pub async fn a_file_that_was_hashed_is_known_in_that_version_alone(subject: StoreUnderTest) {
+pub async fn a_hashed_file_is_known_in_that_version_only(subject: StoreUnderTest) {
     let store = &subject.store;
     let file = |folder: &str, content: &[u8], version: &str| HashedFile {
         folder: folder.to_owned(),
@@ -185,7 +185,7 @@ pub async fn a_file_that_was_hashed_is_known_in_that_version_alone(subject: Stor
     assert!(store.is_hashed_file(&file("/a", b"1", "v2")).await.unwrap());
 }
 
-pub async fn what_was_removed_is_told_with_its_batch(subject: StoreUnderTest) {
+pub async fn prune_records_are_kept_with_their_batch(subject: StoreUnderTest) {
     let store = &subject.store;
     let batch = new_batch();
     let id = batch.id;

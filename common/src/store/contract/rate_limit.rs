@@ -18,7 +18,7 @@ fn claim(holder: &str, limit: u32, in_use: u32, wanted: u32) -> ConcurrencyClaim
     ConcurrencyClaim { holder: holder.into(), limit, in_use, wanted, ttl: CLAIM_TTL }
 }
 
-pub async fn places_are_shared_evenly_and_those_of_the_dead_come_back(subject: StoreUnderTest) {
+pub async fn permits_are_shared_evenly_and_expire_with_their_holder(subject: StoreUnderTest) {
     let ask = async |holder: &str, using, wanted| {
         subject.store.claim_concurrency(&account(), &claim(holder, 8, using, wanted)).await.unwrap()
     };
@@ -44,7 +44,7 @@ pub async fn places_are_shared_evenly_and_those_of_the_dead_come_back(subject: S
     assert_eq!(ask("three", 4, 20).await, share(8, false));
 }
 
-pub async fn where_there_are_fewer_places_than_holders_they_take_turns(subject: StoreUnderTest) {
+pub async fn holders_rotate_when_there_are_fewer_permits_than_holders(subject: StoreUnderTest) {
     let ask = async |holder: &str, using| {
         subject.store.claim_concurrency(&account(), &claim(holder, 1, using, 5)).await.unwrap().permits
     };
@@ -59,7 +59,7 @@ pub async fn where_there_are_fewer_places_than_holders_they_take_turns(subject: 
     assert_eq!((ask("three", 0).await, ask("two", 0).await), (0, 1), "who waited longest is next");
 }
 
-pub async fn a_quota_that_is_low_holds_pulls_off_until_its_window_ends(subject: StoreUnderTest) {
+pub async fn a_low_quota_blocks_pulls_until_its_window_ends(subject: StoreUnderTest) {
     let told = |remaining, period| QuotaReport { remaining, limit: Some(100), period, reserve: 5 };
     let window = |remaining| told(remaining, QuotaPeriod::WindowLength(Duration::from_secs(60)));
     let tell = async |told: QuotaReport| subject.store.record_quota(&account(), &told).await.unwrap().as_secs();
@@ -84,7 +84,7 @@ pub async fn a_quota_that_is_low_holds_pulls_off_until_its_window_ends(subject: 
     assert_eq!((tell(told(0, reset)).await, held().await), (7, Some(7)), "where its end is told, that holds");
 }
 
-pub async fn what_a_machine_moves_is_added_up_by_month(subject: StoreUnderTest) {
+pub async fn traffic_is_summed_per_machine_and_month(subject: StoreUnderTest) {
     let note = async |machine: &str, month: &str, bytes| {
         subject.store.add_traffic(machine, month, bytes, IdempotencyKey::generate()).await.unwrap()
     };
@@ -94,7 +94,7 @@ pub async fn what_a_machine_moves_is_added_up_by_month(subject: StoreUnderTest) 
     assert_eq!((note("there", "2026-11", 7).await, note("here", "2026-12", 8).await), (7, 8));
 }
 
-pub async fn what_was_learnt_can_be_looked_at(subject: StoreUnderTest) {
+pub async fn learned_rates_can_be_read(subject: StoreUnderTest) {
     let other = Account::new(&"r.example".parse().unwrap(), "you");
     let learnt = async || subject.store.learned_rates(&[account(), other.clone()]).await.unwrap();
     assert_eq!(learnt().await, [None, None]);

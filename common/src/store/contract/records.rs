@@ -72,7 +72,7 @@ async fn lease(subject: &StoreUnderTest, name: &str, holder: &str) -> Fence {
     }
 }
 
-pub async fn a_tag_is_recorded_by_who_holds_its_lease(subject: StoreUnderTest) {
+pub async fn the_holder_of_a_tag_lease_records_the_tag(subject: StoreUnderTest) {
     let (first, second) = (RecordedTag::new("a"), RecordedTag::new("b"));
     let fence = lease(&subject, &tag_lease_name(&first.target), "one").await;
     first.mark_partial(&subject).await;
@@ -92,7 +92,7 @@ pub async fn a_tag_is_recorded_by_who_holds_its_lease(subject: StoreUnderTest) {
     assert_eq!(first.cached(&subject).await.0, vec![Some(cached_tag("3")); 2]);
 }
 
-pub async fn who_has_lost_the_lease_of_a_tag_records_nothing(subject: StoreUnderTest) {
+pub async fn a_holder_that_lost_its_lease_records_nothing(subject: StoreUnderTest) {
     let told = RecordedTag::new("a");
     let name = tag_lease_name(&told.target);
     told.mark_partial(&subject).await;

@@ -28,7 +28,7 @@ fn cached_tag(source: &str, seconds: i64) -> CachedTag {
     CachedTag { target: source.clone(), source, seen_at, referrers_at: None }
 }
 
-pub async fn the_cache_says_what_it_was_told_last(subject: StoreUnderTest) {
+pub async fn the_cache_returns_the_last_value(subject: StoreUnderTest) {
     let (here, tags) = (scope("a/b", ""), [tag("v1"), tag("V1"), tag("v2")]);
     assert_eq!(subject.store.cached_tags(&here, &tags).await.unwrap(), [None, None, None]);
     let other = CachedTag {
@@ -46,7 +46,7 @@ pub async fn the_cache_says_what_it_was_told_last(subject: StoreUnderTest) {
     assert_eq!(subject.store.cached_tags(&here, &tags).await.unwrap(), expected);
 }
 
-pub async fn the_cache_keeps_options_apart_and_forgets_what_it_is_told_to(subject: StoreUnderTest) {
+pub async fn the_cache_separates_options_and_forgets_tags_repositories_and_endpoints(subject: StoreUnderTest) {
     let scopes = [scope("a", ""), scope("a", "linux/amd64"), scope("a/b", "")];
     let elsewhere = CacheScope { repository: locator("other.example", "a"), options: "".into() };
     let one = [tag("v1")];
@@ -109,7 +109,7 @@ pub async fn an_exported_cache_is_imported_whole(subject: StoreUnderTest) {
     assert_eq!(again, exported);
 }
 
-pub async fn an_import_keeps_what_was_seen_later_and_says_what_it_refused(subject: StoreUnderTest) {
+pub async fn an_import_keeps_newer_entries_and_reports_bad_lines(subject: StoreUnderTest) {
     let here = scope("a", "");
     subject
         .store
@@ -179,7 +179,7 @@ pub async fn a_proof_is_of_one_source_and_one_blob_and_believed_for_seven_days(s
     assert_eq!(find().await, [false; 4]);
 }
 
-pub async fn the_latest_wait_holds_until_it_is_over(subject: StoreUnderTest) {
+pub async fn the_latest_block_holds_until_it_ends(subject: StoreUnderTest) {
     let account = |who: &str| Account::new(&"gcr.io".parse().unwrap(), who);
     let accounts = [account("robot"), account("")];
     let now = (subject.now)();
@@ -204,7 +204,7 @@ fn slots(grant: RateGrant) -> Vec<u64> {
     }
 }
 
-pub async fn a_limit_is_one_budget_for_all_who_ask(subject: StoreUnderTest) {
+pub async fn a_rate_limit_is_shared_by_all_processes(subject: StoreUnderTest) {
     let ask = |wanted| RateRequest { limit: Some(20.0), wanted, ..RateRequest::default() };
     let grant = async |who: &str, wanted| subject.store.acquire_rate(&account(who), &ask(wanted)).await.unwrap();
     assert_eq!(slots(grant("me", 3).await), [0, 0, 0]);
@@ -217,7 +217,7 @@ pub async fn a_limit_is_one_budget_for_all_who_ask(subject: StoreUnderTest) {
     assert_eq!(slots(grant("me", 6).await), [0, 0, 0, 0, 0, 50], "what was not used is lost but for the burst");
 }
 
-pub async fn who_asks_while_an_account_is_held_off_is_told_to_wait(subject: StoreUnderTest) {
+pub async fn requests_of_a_blocked_account_have_to_wait(subject: StoreUnderTest) {
     let ask = RateRequest { limit: Some(20.0), wanted: 1, ..RateRequest::default() };
     let (me, free) = (account("me"), RateRequest { wanted: 1, ..RateRequest::default() });
     let seconds = |seconds| RateGrant::Wait(Duration::from_secs(seconds));
@@ -241,7 +241,7 @@ pub async fn who_asks_while_an_account_is_held_off_is_told_to_wait(subject: Stor
     );
 }
 
-pub async fn a_refusal_teaches_a_rate_that_is_forgotten_in_time(subject: StoreUnderTest) {
+pub async fn a_429_teaches_a_rate_that_expires(subject: StoreUnderTest) {
     let me = account("");
     let grant = async |sent, wanted| {
         let ask = RateRequest { sent, wanted, ..RateRequest::default() };
@@ -267,7 +267,7 @@ pub async fn a_refusal_teaches_a_rate_that_is_forgotten_in_time(subject: StoreUn
     assert_eq!(grant(0, 1).await, RateGrant::Unlimited);
 }
 
-pub async fn the_careful_begin_slowly_once(subject: StoreUnderTest) {
+pub async fn slow_start_happens_once(subject: StoreUnderTest) {
     let ask = RateRequest { slow_start: true, wanted: 1_000, ..RateRequest::default() };
     let grant = async || subject.store.acquire_rate(&account(""), &ask).await.unwrap();
     let mut at_once = Vec::new();
@@ -280,7 +280,7 @@ pub async fn the_careful_begin_slowly_once(subject: StoreUnderTest) {
     assert_eq!(grant().await, RateGrant::Unlimited);
 }
 
-pub async fn one_holds_a_name_at_a_time_and_epochs_grow(subject: StoreUnderTest) {
+pub async fn a_lease_has_one_holder_and_its_tokens_grow(subject: StoreUnderTest) {
     let lease = Duration::from_secs(30);
     let ask = async |holder: &str| subject.store.acquire("leader", holder, lease).await.unwrap();
     let LeaseResult::Acquired { token: first } = ask("one").await else { panic!("nobody has it") };
@@ -322,7 +322,7 @@ fn route(source: &str) -> Route {
     Route { target_credential: Some("robot".into()), ..Route::anonymous(endpoint(source), endpoint("target.example")) }
 }
 
-pub async fn a_worker_lives_as_long_as_it_says_so(subject: StoreUnderTest) {
+pub async fn a_worker_is_listed_until_its_heartbeat_expires(subject: StoreUnderTest) {
     let beat = async |heartbeat: Heartbeat| subject.store.heartbeat(heartbeat, HEARTBEAT_TTL).await.unwrap();
     let workers = async || subject.store.workers().await.unwrap();
     assert_eq!(workers().await, []);
@@ -337,7 +337,7 @@ pub async fn a_worker_lives_as_long_as_it_says_so(subject: StoreUnderTest) {
     assert_eq!(workers().await, []);
 }
 
-pub async fn batches_know_what_others_feed(subject: StoreUnderTest) {
+pub async fn batches_see_the_throughput_of_others(subject: StoreUnderTest) {
     let (one, other) = (BatchId::generate(), BatchId::generate());
     let feeding = |source: &str, priority, per_second| RouteThroughput { route: route(source), priority, per_second };
     let tell =
@@ -353,7 +353,7 @@ pub async fn batches_know_what_others_feed(subject: StoreUnderTest) {
     assert_eq!(tell(other, vec![]).await, [], "who says no more feeds no more");
 }
 
-pub async fn lanes_are_remembered(subject: StoreUnderTest) {
+pub async fn routes_are_remembered(subject: StoreUnderTest) {
     assert_eq!(subject.store.routes().await.unwrap(), []);
     subject.store.record_routes(&[route("quay.io"), route("gcr.io")]).await.unwrap();
     subject.store.record_routes(&[route("gcr.io")]).await.unwrap();
@@ -372,7 +372,7 @@ pub async fn lanes_are_remembered(subject: StoreUnderTest) {
     assert!(subject.store.routes().await.unwrap().contains(&route("gcr.io")));
 }
 
-pub async fn an_alarm_of_the_broker_is_known_until_it_is_over_or_not_noted_again(subject: StoreUnderTest) {
+pub async fn a_broker_alarm_holds_until_it_is_cleared_or_expires(subject: StoreUnderTest) {
     let alarm = |reason: &str| BrokerAlarm { reason: reason.into(), since: (subject.now)() };
     let (memory, disk, holds) = (alarm("low on memory"), alarm("low on disk"), Duration::from_secs(20));
     let note = async |alarm| subject.store.set_broker_alarm(alarm, holds).await.unwrap();
@@ -389,12 +389,12 @@ pub async fn an_alarm_of_the_broker_is_known_until_it_is_over_or_not_noted_again
     assert_eq!(subject.store.broker_alarm().await.unwrap(), None);
 }
 
-pub async fn a_store_that_takes_writes_says_so(subject: StoreUnderTest) {
+pub async fn a_writable_store_passes_the_write_check(subject: StoreUnderTest) {
     subject.store.check_writes().await.unwrap();
     subject.store.check_writes().await.unwrap();
 }
 
-pub async fn a_schedule_is_remembered_by_its_last_begin(subject: StoreUnderTest) {
+pub async fn a_schedule_is_remembered_by_its_last_run(subject: StoreUnderTest) {
     assert_eq!(subject.store.schedule_runs().await.unwrap(), []);
     let (first, batch) = ((subject.now)(), BatchId::generate());
     let note = async |name: &str, begun| subject.store.record_schedule_run(name, begun).await.unwrap();

@@ -24,7 +24,7 @@ fn failed() -> TaskResult {
     TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1))
 }
 
-pub async fn outcomes_are_counted_in_the_part_of_the_time_that_they_came_in(subject: StoreUnderTest) {
+pub async fn results_are_counted_in_their_time_bucket(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
@@ -56,7 +56,7 @@ pub async fn outcomes_are_counted_in_the_part_of_the_time_that_they_came_in(subj
     assert_eq!((timeline.bucket_width, timeline.buckets.as_slice()), (SECOND, parts.as_slice()));
 }
 
-pub async fn the_parts_of_a_long_batch_are_wide_and_few(subject: StoreUnderTest) {
+pub async fn a_long_batch_has_few_wide_time_buckets(subject: StoreUnderTest) {
     let batch = subject.create_batch(500).await;
     let task_refs = subject.publish(batch).await;
     for (number, task_ref) in task_refs.iter().enumerate() {
@@ -81,7 +81,7 @@ pub async fn the_parts_of_a_long_batch_are_wide_and_few(subject: StoreUnderTest)
     assert!(timeline.buckets.iter().all(|part| part.number < MAX_TIME_BUCKETS), "{timeline:?}");
 }
 
-pub async fn the_slowest_tasks_are_known_and_who_did_how_much(subject: StoreUnderTest) {
+pub async fn the_slowest_tasks_and_worker_stats_are_recorded(subject: StoreUnderTest) {
     let batch = subject.create_batch(60).await;
     let task_refs = subject.publish(batch).await;
     let took = |millis: u64, moved| Usage { time: Duration::from_millis(millis), ..copied_bytes(moved) };

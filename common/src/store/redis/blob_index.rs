@@ -18,7 +18,7 @@ impl BlobIndex for RedisStore {
         if blobs.is_empty() {
             return Ok(Vec::new());
         }
-        let operation = format!("looking for blobs at {end}");
+        let operation = format!("finding blobs at {end}");
         let generation = self.generation(&operation).await?;
         let mut pipe = redis::pipe();
         for blob in blobs {
@@ -37,7 +37,7 @@ impl BlobIndex for RedisStore {
         if blobs.is_empty() {
             return Ok(());
         }
-        let operation = format!("remembering blobs of {home}");
+        let operation = format!("recording blobs of {home}");
         let generation = self.generation(&operation).await?;
         let mut pipe = redis::pipe();
         for blob in blobs {
@@ -50,33 +50,33 @@ impl BlobIndex for RedisStore {
 
     async fn is_hashed_file(&self, file: &HashedFile) -> Result<bool> {
         let mut pipe = redis::pipe();
-        pipe.hget(self.key(&format!("hf:{}", file.folder)), file.digest.to_string());
-        let (known,): (Option<String>,) = self.query("looking for a file that was hashed", &pipe).await?;
+        pipe.hget(self.key(&format!("hashed_file:{}", file.folder)), file.digest.to_string());
+        let (known,): (Option<String>,) = self.query("looking up a hashed file", &pipe).await?;
         Ok(known.is_some_and(|version| version == file.version))
     }
 
     async fn record_hashed_file(&self, file: &HashedFile) -> Result<()> {
-        let key = self.key(&format!("hf:{}", file.folder));
+        let key = self.key(&format!("hashed_file:{}", file.folder));
         let mut pipe = redis::pipe();
         pipe.hset(&key, file.digest.to_string(), &file.version).ignore();
         pipe.expire(&key, i64::try_from(2 * BLOB_GENERATION.as_secs()).unwrap_or(i64::MAX)).ignore();
-        self.query::<()>("noting a file that was hashed", &pipe).await
+        self.query::<()>("recording a hashed file", &pipe).await
     }
 
     async fn forget_blob(&self, home: &RepositoryLocator, blob: &Digest) -> Result<()> {
-        let operation = format!("forgetting a blob of {home}");
+        let operation = format!("deleting a blob location of {home}");
         let generation = self.generation(&operation).await?;
         let (key, field) = self.blob_key(home.endpoint(), blob, generation);
         let (before, _) = self.blob_key(home.endpoint(), blob, generation - 1);
         let call = ScriptCall::new(key).key(before).bytes(field).arg(home.path());
-        self.run_script::<i64>(&operation, &self.0.scripts.blobs_forget, call).await.map(drop)
+        self.run_script::<i64>(&operation, &self.0.scripts.forget_blob, call).await.map(drop)
     }
 
     async fn record_proofs(&self, proofs: &[BlobProof]) -> Result<()> {
         if proofs.is_empty() {
             return Ok(());
         }
-        let operation = "remembering what sources hold";
+        let operation = "recording blob proofs";
         let hour = proof_hour(self.now(operation).await? / 1000);
         let mut pipe = redis::pipe();
         for proof in proofs {
@@ -92,7 +92,7 @@ impl BlobIndex for RedisStore {
         if proofs.is_empty() {
             return Ok(Vec::new());
         }
-        let operation = "looking for what sources hold";
+        let operation = "reading blob proofs";
         let hour = proof_hour(self.now(operation).await? / 1000);
         let mut pipe = redis::pipe();
         for proof in proofs {
@@ -114,7 +114,7 @@ impl RedisStore {
     }
 
     fn blob_key(&self, end: &Endpoint, blob: &Digest, generation: i64) -> (String, Vec<u8>) {
-        let key = self.key(&format!("bl:{end}:{generation}:{}", &blob.hex()[..3]));
+        let key = self.key(&format!("blob:{end}:{generation}:{}", &blob.hex()[..3]));
         (key, hex::decode(&blob.hex()[..DIGEST_PREFIX_BYTES * 2]).unwrap_or_default())
     }
 
@@ -122,6 +122,6 @@ impl RedisStore {
     fn proof_key(&self, name: &[u8], hour: i64, back: i64) -> String {
         let length = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
         let generation = hour / proof_hour(length) - back;
-        self.key(&format!("bp:{generation}:{}", &hex::encode(name)[..3]))
+        self.key(&format!("proof:{generation}:{}", &hex::encode(name)[..3]))
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct ExportPage {
 #[async_trait]
 impl DigestCache for RedisStore {
     async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>> {
-        let operation = format!("reading what is known of {}", scope.repository);
+        let operation = format!("reading cached tags of {}", scope.repository);
         let key = self.scope_key(&scope_name(scope));
         let mut known = Vec::with_capacity(tags.len());
         for tags in tags.chunks(TAGS_PER_CALL) {
@@ -35,7 +35,7 @@ impl DigestCache for RedisStore {
             for tag in tags {
                 call = with_buckets(call, tag.as_str());
             }
-            let found: Vec<Vec<u8>> = self.run_script(&operation, &self.0.scripts.cache_known, call).await?;
+            let found: Vec<Vec<u8>> = self.run_script(&operation, &self.0.scripts.cached_tags, call).await?;
             for bytes in found {
                 known.push(if bytes.is_empty() { None } else { Some(unpack(&operation, &bytes)?) });
             }
@@ -44,7 +44,7 @@ impl DigestCache for RedisStore {
     }
 
     async fn cache_tags(&self, scope: &CacheScope, tags: Vec<(Tag, CachedTag)>) -> Result<()> {
-        let operation = format!("remembering tags of {}", scope.repository);
+        let operation = format!("caching tags of {}", scope.repository);
         self.write_version(&operation).await?;
         let name = scope_name(scope);
         for tags in tags.chunks(TAGS_PER_CALL) {
@@ -53,20 +53,20 @@ impl DigestCache for RedisStore {
             for (tag, known) in tags {
                 call = with_buckets(call, tag.as_str()).bytes(pack(known));
             }
-            self.run_script::<i64>(&operation, &self.0.scripts.cache_learn, call).await?;
+            self.run_script::<i64>(&operation, &self.0.scripts.cache_tags, call).await?;
         }
         Ok(())
     }
 
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
-        let operation = format!("forgetting tags of {}", scope.repository);
+        let operation = format!("deleting cached tags of {}", scope.repository);
         let name = scope_name(scope);
         for tags in tags.chunks(TAGS_PER_CALL) {
             let mut call = ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
             for tag in tags {
                 call = with_buckets(call, tag.as_str());
             }
-            self.run_script::<i64>(&operation, &self.0.scripts.cache_forget, call).await?;
+            self.run_script::<i64>(&operation, &self.0.scripts.forget_tags, call).await?;
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ impl DigestCache for RedisStore {
         while entries.len() < limit {
             let mut pipe = redis::pipe();
             pipe.cmd("ZRANGEBYLEX").arg(self.key("scopes")).arg(&from).arg("+").arg("LIMIT").arg(0).arg(100);
-            let (names,): (Vec<String>,) = self.query("reading the cache", &pipe).await?;
+            let (names,): (Vec<String>,) = self.query("reading the digest cache", &pipe).await?;
             let Some(last) = names.last() else { break };
             from = format!("({last}");
             for name in &names {
@@ -109,18 +109,18 @@ impl DigestCache for RedisStore {
 impl RedisStore {
     pub(super) fn scope_key(&self, name: &str) -> String {
         // Scope names are long; the full name is in the index.
-        self.key(&format!("t:{}", &Digest::sha256(name.as_bytes()).hex()[..16]))
+        self.key(&format!("tags:{}", &Digest::sha256(name.as_bytes()).hex()[..16]))
     }
 
     async fn forget_prefix(&self, prefix: &str) -> Result<u64> {
-        let operation = "forgetting what is known of a target";
+        let operation = "deleting the cached tags of a target";
         let mut forgotten = 0;
         let mut pipe = redis::pipe();
         pipe.cmd("ZRANGEBYLEX").arg(self.key("scopes")).arg(format!("[{prefix}")).arg(format!("({prefix}\u{7f}"));
         let (names,): (Vec<String>,) = self.query(operation, &pipe).await?;
         for name in names {
             let call = ScriptCall::new(self.scope_key(&name)).key(self.key("scopes")).arg(&name);
-            forgotten += self.run_script::<u64>(operation, &self.0.scripts.cache_forget, call).await?;
+            forgotten += self.run_script::<u64>(operation, &self.0.scripts.forget_tags, call).await?;
         }
         Ok(forgotten)
     }
@@ -133,14 +133,14 @@ impl RedisStore {
                 return Ok(page.entries.clone());
             }
         }
-        let operation = "reading the cache";
+        let operation = "reading the digest cache";
         let mut parts = scope.split(NAME_SEPARATOR);
         let (Some(end), Some(path), Some(options)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(corrupt_store(operation, "a scope has no name"));
+            return Err(corrupt_store(operation, "a cache scope has an invalid name"));
         };
-        let end = end.parse().map_err(|_| corrupt_store(operation, "it names a registry that cannot be"))?;
-        let repository = RepositoryLocator::new(end, path)
-            .map_err(|_| corrupt_store(operation, "it names a repository that cannot be"))?;
+        let end = end.parse().map_err(|_| corrupt_store(operation, "invalid registry name"))?;
+        let repository =
+            RepositoryLocator::new(end, path).map_err(|_| corrupt_store(operation, "invalid repository name"))?;
         let entry_scope = CacheScope { repository, options: options.into() };
         let key = self.scope_key(scope);
         let mut pipe = redis::pipe();
@@ -149,7 +149,7 @@ impl RedisStore {
         let found: Vec<Vec<(String, Vec<u8>)>> = self.query(operation, &pipe).await?;
         let mut entries = Vec::new();
         for (tag, bytes) in found.into_iter().flatten() {
-            let tag = tag.parse().map_err(|_| corrupt_store(operation, "it names a tag that cannot be"))?;
+            let tag = tag.parse().map_err(|_| corrupt_store(operation, "invalid tag"))?;
             entries.push(CacheEntry::new(&entry_scope, &tag, &unpack(operation, &bytes)?));
         }
         entries.sort_by(|a, b| a.tag.cmp(&b.tag));
@@ -223,7 +223,7 @@ fn unpack(operation: &str, bytes: &[u8]) -> Result<CachedTag> {
         let target = if target.is_empty() { source.clone() } else { digest(target)? };
         Some(CachedTag { source, target, seen_at, referrers_at })
     };
-    read().ok_or_else(|| corrupt_store(operation, "what is known of a tag cannot be read"))
+    read().ok_or_else(|| corrupt_store(operation, "a cached tag cannot be decoded"))
 }
 
 fn digest(bytes: &[u8]) -> Option<Digest> {

@@ -14,7 +14,7 @@ const CHECK_LOGIN: &str = "check user and password in the store's URL (redis://u
 const USE_ONE_SERVER: &str =
     "name one server or a replication group without cluster mode: imgsync's scripts use keys of several hash slots";
 const SEE_REPLICATION: &str =
-    "name the master (of a managed service: the primary endpoint); after a failover this ends by itself";
+    "name the master (of a managed service: the primary endpoint); after a failover this recovers by itself";
 
 /// Reaction to an error, weakest first: the strongest decides if a pipeline has several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,7 +68,7 @@ static ERROR_CODES: [ErrorCode; 18] = [
         ErrorAction::Reconnect,
         ErrorKind::ServerError,
         "the server is loading its data",
-        "nothing is to be done; how long it takes depends on how much it has",
+        "no action needed; loading time depends on the size of the data",
     ),
     error_code(
         "NOREPLICAS",
@@ -89,14 +89,14 @@ static ERROR_CODES: [ErrorCode; 18] = [
         ErrorAction::Wait,
         ErrorKind::ServerError,
         "the server refuses writes: it is out of memory",
-        "give it more (maxmemory), or let it forget caches (maxmemory-policy volatile-lru)",
+        "give it more (maxmemory), or let it evict caches (maxmemory-policy volatile-lru)",
     ),
     error_code(
         "BUSY",
         ErrorAction::Wait,
         ErrorKind::ServerError,
         "the server is busy with a script that does not end",
-        "if it is not of imgsync: SCRIPT KILL",
+        "if the script does not belong to imgsync, stop it with SCRIPT KILL",
     ),
     error_code(
         "TRYAGAIN",
@@ -110,9 +110,9 @@ static ERROR_CODES: [ErrorCode; 18] = [
         ErrorAction::Wait,
         ErrorKind::ServerError,
         "the server has forgotten a script",
-        "nothing is to be done, unless somebody calls SCRIPT FLUSH again and again",
+        "no action needed, unless something calls SCRIPT FLUSH repeatedly",
     ),
-    error_code("NOAUTH", ErrorAction::Fail, ErrorKind::Denied, "the server wants a password", CHECK_LOGIN),
+    error_code("NOAUTH", ErrorAction::Fail, ErrorKind::Denied, "the server requires a password", CHECK_LOGIN),
     error_code(
         "WRONGPASS",
         ErrorAction::Fail,
@@ -124,7 +124,7 @@ static ERROR_CODES: [ErrorCode; 18] = [
         "NOPERM",
         ErrorAction::Fail,
         ErrorKind::Denied,
-        "the user may not do this",
+        "the user lacks permission for this command or key",
         "the user needs all commands but administration, on keys that begin with `imgsync:` (docs/cluster.md has the rule)",
     ),
     error_code(
@@ -138,17 +138,23 @@ static ERROR_CODES: [ErrorCode; 18] = [
         "CLUSTERDOWN",
         ErrorAction::Fail,
         ErrorKind::Local,
-        "the server is of a Redis Cluster, and that is down",
+        "the server belongs to a Redis Cluster that is down",
         USE_ONE_SERVER,
     ),
-    error_code("MOVED", ErrorAction::Fail, ErrorKind::Local, "the server is of a Redis Cluster", USE_ONE_SERVER),
-    error_code("ASK", ErrorAction::Fail, ErrorKind::Local, "the server is of a Redis Cluster", USE_ONE_SERVER),
-    error_code("CROSSSLOT", ErrorAction::Fail, ErrorKind::Local, "the server is of a Redis Cluster", USE_ONE_SERVER),
+    error_code("MOVED", ErrorAction::Fail, ErrorKind::Local, "the server belongs to a Redis Cluster", USE_ONE_SERVER),
+    error_code("ASK", ErrorAction::Fail, ErrorKind::Local, "the server belongs to a Redis Cluster", USE_ONE_SERVER),
+    error_code(
+        "CROSSSLOT",
+        ErrorAction::Fail,
+        ErrorKind::Local,
+        "the server belongs to a Redis Cluster",
+        USE_ONE_SERVER,
+    ),
     error_code(
         "WRONGTYPE",
         ErrorAction::Fail,
         ErrorKind::Local,
-        "a key of imgsync holds something that is not of imgsync",
+        "a key with imgsync's prefix holds data of another program",
         "give imgsync a server or a database (redis://host:6379/1) of its own",
     ),
 ];
@@ -252,7 +258,7 @@ fn describe(operation: &str, error: &RedisError) -> Error {
     let text = message(error);
     match error.kind() {
         _ if has_too_many_clients(error) => {
-            Error::new(ErrorKind::ServerError, operation, "the server has as many clients as it takes (maxclients)")
+            Error::new(ErrorKind::ServerError, operation, "the server has reached its client limit (maxclients)")
                 .with_hint("raise maxclients, or stop clients that are not needed")
         }
         _ if is_untrusted_certificate(error) => Error::new(ErrorKind::Insecure, operation, text)
@@ -282,7 +288,7 @@ fn server_message(error: &RedisError, code: &str) -> String {
 /// Returns the error message without the data sent.
 pub(super) fn message(error: &RedisError) -> String {
     match error.is_timeout() {
-        true => "no answer in time".to_owned(),
+        true => "timed out".to_owned(),
         false => truncate(&error.to_string()),
     }
 }
@@ -392,7 +398,7 @@ mod tests {
 
     #[test]
     fn noauth_fails() {
-        assert_code("NOAUTH Authentication required.", ErrorAction::Fail, ErrorKind::Denied, "wants a password");
+        assert_code("NOAUTH Authentication required.", ErrorAction::Fail, ErrorKind::Denied, "requires a password");
     }
 
     #[test]
@@ -444,7 +450,7 @@ mod tests {
     #[test]
     fn wrongtype_fails() {
         let line = "WRONGTYPE Operation against a key holding the wrong kind of value";
-        assert_code(line, ErrorAction::Fail, ErrorKind::Local, "not of imgsync");
+        assert_code(line, ErrorAction::Fail, ErrorKind::Local, "data of another program");
     }
 
     #[test]

@@ -22,7 +22,7 @@ const TASKS_PER_CALL: usize = 1_000;
 #[async_trait]
 impl Ledger for RedisStore {
     async fn create(&self, batch: NewBatch) -> Result<()> {
-        let operation = format!("making batch {}", batch.id);
+        let operation = format!("creating batch {}", batch.id);
         self.write_version(&operation).await?;
         let before = batch.supersedes.map(|before| before.to_string()).unwrap_or_default();
         let mut call = ScriptCall::new(self.batch_key(batch.id)).key(self.key("batches"));
@@ -31,7 +31,7 @@ impl Ledger for RedisStore {
         }
         let tag = self.sign_options(batch.id, &batch.rules, &batch.options);
         let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before).arg(tag);
-        self.run_script::<i64>(&operation, &self.0.scripts.create, call).await.map(drop)
+        self.run_script::<i64>(&operation, &self.0.scripts.create_batch, call).await.map(drop)
     }
 
     async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
@@ -40,7 +40,10 @@ impl Ledger for RedisStore {
             .await
             .map_err(|error| Error::new(ErrorKind::Local, &operation, error.to_string()))?;
         let answer: Vec<i64> = match self.signing_key() {
-            None => self.run_script(&operation, &self.0.scripts.append, packed.script_call(self, batch, None)).await?,
+            None => {
+                self.run_script(&operation, &self.0.scripts.append_segment, packed.script_call(self, batch, None))
+                    .await?
+            }
             Some(_) => self.append_signed(&operation, batch, &packed).await?,
         };
         match answer.as_slice() {
@@ -56,7 +59,7 @@ impl Ledger for RedisStore {
     async fn segment_keys(&self, batch: BatchId) -> Result<Vec<String>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.batch_key(batch)).hkeys(format!("{}:k", self.batch_key(batch)));
+        pipe.exists(self.batch_key(batch)).hkeys(format!("{}:repositories", self.batch_key(batch)));
         let (there, mut keys): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
             return Err(no_such_batch(&operation));
@@ -67,27 +70,27 @@ impl Ledger for RedisStore {
 
     async fn record_pruned(&self, batch: BatchId, pruned: PruneRecord) -> Result<()> {
         let text = serde_json::to_string(&pruned).unwrap_or_default();
-        self.set_note(batch, ":g", &format!("{} {}", pruned.target, pruned.source), text).await
+        self.set_note(batch, ":pruned", &format!("{} {}", pruned.target, pruned.source), text).await
     }
 
     async fn record_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
         let text = serde_json::to_string(&rule).unwrap_or_default();
-        self.set_note(batch, ":e", &rule.rule.to_string(), text).await
+        self.set_note(batch, ":empty_rules", &rule.rule.to_string(), text).await
     }
 
     async fn record_listing_failure(&self, batch: BatchId, unlisted: ListingFailure) -> Result<()> {
         let text = serde_json::to_string(&unlisted).unwrap_or_default();
-        self.set_note(batch, ":u", &unlisted.repository, text).await
+        self.set_note(batch, ":unlisted", &unlisted.repository, text).await
     }
 
     async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()> {
-        self.set_note(batch, ":n", told, String::new()).await
+        self.set_note(batch, ":notifications", told, String::new()).await
     }
 
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.batch_key(batch)).hkeys(format!("{}:n", self.batch_key(batch)));
+        pipe.exists(self.batch_key(batch)).hkeys(format!("{}:notifications", self.batch_key(batch)));
         let (there, mut told): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
             return Err(no_such_batch(&operation));
@@ -97,17 +100,20 @@ impl Ledger for RedisStore {
     }
 
     async fn complete_plan(&self, batch: BatchId) -> Result<()> {
-        let operation = format!("sealing batch {batch}");
+        let operation = format!("completing the plan of batch {batch}");
         require_batch(
             &operation,
-            self.run_script(&operation, &self.0.scripts.seal, ScriptCall::new(self.batch_key(batch))).await?,
+            self.run_script(&operation, &self.0.scripts.complete_plan, ScriptCall::new(self.batch_key(batch))).await?,
         )
     }
 
     async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()> {
-        let operation = format!("counting in batch {batch}");
+        let operation = format!("adding the usage of batch {batch}");
         let call = ScriptCall::new(self.batch_key(batch)).key(self.request_key(IdempotencyKey::generate()));
-        require_batch(&operation, self.run_script(&operation, &self.0.scripts.spend, with_usage(call, spent)).await?)
+        require_batch(
+            &operation,
+            self.run_script(&operation, &self.0.scripts.add_usage, with_usage(call, spent)).await?,
+        )
     }
 
     async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
@@ -115,25 +121,25 @@ impl Ledger for RedisStore {
     }
 
     async fn mark_published(&self, batch: BatchId, task_refs: Vec<TaskRef>) -> Result<()> {
-        let operation = format!("marking in batch {batch}");
+        let operation = format!("marking published tasks of batch {batch}");
         for task_refs in task_refs.chunks(TASKS_PER_CALL) {
             let mut call = ScriptCall::new(self.batch_key(batch));
             for task_ref in task_refs.iter().filter(|task_ref| task_ref.batch == batch) {
                 call = call.arg(task_ref.index).arg(task_ref.run);
             }
-            require_batch(&operation, self.run_script(&operation, &self.0.scripts.published, call).await?)?;
+            require_batch(&operation, self.run_script(&operation, &self.0.scripts.mark_published, call).await?)?;
         }
         Ok(())
     }
 
     async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
-        let operation = format!("starting task {} of batch {}", task_ref.index, task_ref.batch);
+        let operation = format!("claiming task {} of batch {}", task_ref.index, task_ref.batch);
         let call = ScriptCall::new(self.batch_key(task_ref.batch))
             .arg(task_ref.index)
             .arg(task_ref.run)
             .arg(worker)
             .arg(duration_ms(lease));
-        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.start, call).await?;
+        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.claim_task, call).await?;
         let value = |at: usize| answer.get(at).copied().unwrap_or_default();
         let small = |at| u32::try_from(value(at)).unwrap_or_default();
         Ok(match answer.first() {
@@ -149,12 +155,12 @@ impl Ledger for RedisStore {
     }
 
     async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
-        let operation = format!("holding task {} of batch {}", task_ref.index, task_ref.batch);
+        let operation = format!("renewing the lease of task {} of batch {}", task_ref.index, task_ref.batch);
         let call = ScriptCall::new(self.batch_key(task_ref.batch))
             .arg(task_ref.index)
             .arg(lease_owner(holder))
             .arg(duration_ms(lease));
-        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.renew, call).await?;
+        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.renew_task, call).await?;
         Ok(match answer.as_slice() {
             [0, until] => LeaseStatus::Held { until: timestamp(*until) },
             [2, ..] => LeaseStatus::BatchStopped,
@@ -180,7 +186,9 @@ impl Ledger for RedisStore {
             .arg(lease_owner(holder))
             .arg(state)
             .bytes(failure);
-        Ok(decode_finish_result(self.run_script(&operation, &self.0.scripts.finish, with_usage(call, spent)).await?))
+        Ok(decode_finish_result(
+            self.run_script(&operation, &self.0.scripts.finish_task, with_usage(call, spent)).await?,
+        ))
     }
 
     async fn reschedule(
@@ -191,7 +199,7 @@ impl Ledger for RedisStore {
         counts: bool,
         spent: Usage,
     ) -> Result<RescheduleResult> {
-        let operation = format!("putting off task {} of batch {}", task_ref.index, task_ref.batch);
+        let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         // A delay below a millisecond is still a delay.
         let wait = if wait.is_zero() { 0 } else { duration_ms(wait).max(1) };
         let call = ScriptCall::new(self.batch_key(task_ref.batch))
@@ -199,7 +207,8 @@ impl Ledger for RedisStore {
             .arg(lease_owner(holder))
             .arg(wait)
             .arg(u8::from(counts));
-        let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.retry, with_usage(call, spent)).await?;
+        let answer: Vec<i64> =
+            self.run_script(&operation, &self.0.scripts.reschedule_task, with_usage(call, spent)).await?;
         Ok(match answer.as_slice() {
             [0, attempts] => RescheduleResult::Scheduled { attempts: u32::try_from(*attempts).unwrap_or_default() },
             _ => RescheduleResult::Stale,
@@ -209,7 +218,7 @@ impl Ledger for RedisStore {
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.hget(self.batch_key(batch), "control");
+        pipe.hget(self.batch_key(batch), "state");
         let (code,): (Option<i64>,) = self.query(&operation, &pipe).await?;
         code.map(|code| decode_batch_state(&operation, code)).transpose()
     }
@@ -217,7 +226,7 @@ impl Ledger for RedisStore {
     async fn count_publishable(&self, batch: BatchId) -> Result<u64> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        let fields = ["control".to_owned(), format!("s{}", TaskState::New.code())];
+        let fields = ["state".to_owned(), format!("s{}", TaskState::New.code())];
         pipe.cmd("HMGET").arg(self.batch_key(batch)).arg(&fields[..]);
         let ((code, new),): ((Option<i64>, Option<u64>),) = self.query(&operation, &pipe).await?;
         let is_running =
@@ -240,7 +249,7 @@ impl Ledger for RedisStore {
     async fn cancel(&self, batch: BatchId) -> Result<BatchState> {
         let operation = format!("cancelling batch {batch}");
         let code: i64 =
-            self.run_script(&operation, &self.0.scripts.cancel, ScriptCall::new(self.batch_key(batch))).await?;
+            self.run_script(&operation, &self.0.scripts.cancel_batch, ScriptCall::new(self.batch_key(batch))).await?;
         match code {
             -1 => Err(no_such_batch(&operation)),
             code => decode_batch_state(&operation, code),
@@ -263,7 +272,7 @@ impl Ledger for RedisStore {
             for failed in failed.iter().filter(|failed| filter.selects(failed)) {
                 call = call.arg(failed.task.index);
             }
-            match self.run_script::<i64>(&operation, &self.0.scripts.requeue, call).await? {
+            match self.run_script::<i64>(&operation, &self.0.scripts.requeue_failed, call).await? {
                 -1 => return Err(no_such_batch(&operation)),
                 -2 => return Err(batch_stopped(&operation, BatchState::Cancelled)),
                 more => requeued += more.unsigned_abs(),
@@ -272,14 +281,14 @@ impl Ledger for RedisStore {
     }
 
     async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed> {
-        let operation = format!("sweeping batch {batch}");
+        let operation = format!("reclaiming lost tasks of batch {batch}");
         let (what, grace) = match sweep {
             ReclaimScope::ExpiredLeases { grace } => (0, grace),
             ReclaimScope::EmptyQueue { grace } => (1, grace),
             ReclaimScope::Everything => (2, Duration::ZERO),
         };
         let call = ScriptCall::new(self.batch_key(batch)).arg(what).arg(duration_ms(grace));
-        let (leased, queued): (i64, i64) = self.run_script(&operation, &self.0.scripts.sweep, call).await?;
+        let (leased, queued): (i64, i64) = self.run_script(&operation, &self.0.scripts.reclaim, call).await?;
         match leased {
             -1 => Err(no_such_batch(&operation)),
             leased => Ok(Reclaimed { leased: leased.unsigned_abs(), queued: queued.unsigned_abs() }),
@@ -297,7 +306,7 @@ impl Ledger for RedisStore {
             let Ok(batch) = id.parse::<BatchId>() else { continue };
             let call =
                 ScriptCall::new(self.batch_key(batch)).key(self.key("batches")).arg(&id).arg(before.as_millisecond());
-            match self.run_script::<i64>(operation, &self.0.scripts.remove, call).await? {
+            match self.run_script::<i64>(operation, &self.0.scripts.remove_batch, call).await? {
                 1 => {
                     self.0.chunks().remove(&batch);
                     removed += 1;
@@ -324,7 +333,7 @@ impl Ledger for RedisStore {
 
     async fn find_unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {
         let mut pipe = redis::pipe();
-        pipe.smembers(self.key(&format!("live:{rules}")));
+        pipe.smembers(self.key(&format!("unfinished:{rules}")));
         let (ids,): (Vec<String>,) = self.query("looking for an unfinished batch", &pipe).await?;
         let mut ids: Vec<BatchId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
         ids.sort_unstable();
@@ -351,7 +360,7 @@ impl Ledger for RedisStore {
     async fn prune_records(&self, batch: BatchId) -> Result<Vec<PruneRecord>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.batch_key(batch)).hvals(format!("{}:g", self.batch_key(batch)));
+        pipe.exists(self.batch_key(batch)).hvals(format!("{}:pruned", self.batch_key(batch)));
         let (there, texts): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
             return Err(no_such_batch(&operation));
@@ -366,7 +375,7 @@ impl Ledger for RedisStore {
     async fn empty_rules(&self, batch: BatchId) -> Result<Vec<EmptyRule>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.batch_key(batch)).hvals(format!("{}:e", self.batch_key(batch)));
+        pipe.exists(self.batch_key(batch)).hvals(format!("{}:empty_rules", self.batch_key(batch)));
         let (there, texts): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
             return Err(no_such_batch(&operation));
@@ -381,7 +390,7 @@ impl Ledger for RedisStore {
     async fn listing_failures(&self, batch: BatchId) -> Result<Vec<ListingFailure>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
-        pipe.exists(self.batch_key(batch)).hvals(format!("{}:u", self.batch_key(batch)));
+        pipe.exists(self.batch_key(batch)).hvals(format!("{}:unlisted", self.batch_key(batch)));
         let (there, texts): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
             return Err(no_such_batch(&operation));
@@ -409,9 +418,9 @@ impl Ledger for RedisStore {
 impl RedisStore {
     /// Sets a field in one of a batch's hashes.
     async fn set_note(&self, batch: BatchId, part: &str, field: &str, text: String) -> Result<()> {
-        let operation = format!("noting in batch {batch}");
+        let operation = format!("recording in batch {batch}");
         let call = ScriptCall::new(self.batch_key(batch)).arg(part).arg(field).arg(text);
-        require_batch(&operation, self.run_script(&operation, &self.0.scripts.note, call).await?)
+        require_batch(&operation, self.run_script(&operation, &self.0.scripts.set_note, call).await?)
     }
 
     /// Adds chunks whose signatures cover their positions, one repository at a time. If another process takes a
@@ -421,7 +430,7 @@ impl RedisStore {
         let mut end = ends.get(&batch).copied().unwrap_or_default();
         loop {
             let call = packed.script_call(self, batch, Some(end));
-            let answer: Vec<i64> = self.run_script(operation, &self.0.scripts.append, call).await?;
+            let answer: Vec<i64> = self.run_script(operation, &self.0.scripts.append_segment, call).await?;
             let after = match answer.as_slice() {
                 [0, ..] => PlanEnd {
                     tasks: packed.chunks.iter().fold(end.tasks, |sum, (tasks, ..)| sum.saturating_add(*tasks)),
@@ -450,7 +459,7 @@ impl RedisStore {
         to: BatchState,
     ) -> Result<BatchState> {
         let call = ScriptCall::new(self.batch_key(batch)).arg(from as u8).arg(to as u8);
-        match self.run_script::<i64>(&operation, &self.0.scripts.change, call).await? {
+        match self.run_script::<i64>(&operation, &self.0.scripts.change_state, call).await? {
             -1 => Err(no_such_batch(&operation)),
             code => decode_batch_state(&operation, code),
         }
@@ -532,7 +541,7 @@ fn decode_finish_result(answer: i64) -> FinishResult {
 
 pub(super) fn decode_batch_state(operation: &str, code: i64) -> Result<BatchState> {
     let control = usize::try_from(code).ok().and_then(|code| BatchState::ALL.get(code)).copied();
-    control.ok_or_else(|| corrupt_store(operation, "a batch has a state that there is not"))
+    control.ok_or_else(|| corrupt_store(operation, "a batch has an unknown state"))
 }
 
 fn require_batch(operation: &str, answer: i64) -> Result<()> {
@@ -544,7 +553,7 @@ fn require_batch(operation: &str, answer: i64) -> Result<()> {
 
 pub(super) fn no_such_batch(operation: &str) -> Error {
     Error::new(ErrorKind::NotFound, operation, "there is no such batch")
-        .with_hint("imgsync batch list shows those that there are; if the store was emptied, run the rules again")
+        .with_hint("`imgsync batch list` lists the batches; if the store was emptied, run the rules again")
 }
 
 fn batch_stopped(operation: &str, control: BatchState) -> Error {

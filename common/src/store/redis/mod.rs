@@ -249,7 +249,7 @@ impl RedisStore {
 
     /// Returns the key that marks a request as done.
     fn request_key(&self, request: IdempotencyKey) -> String {
-        self.key(&format!("rq:{request}"))
+        self.key(&format!("request:{request}"))
     }
 
     /// Returns the time of the options' clock, if any, in milliseconds since 1970.
@@ -342,7 +342,7 @@ impl RedisStore {
         }
         let (delay, error) = retry.next_delay(error)?;
         if is_open {
-            let (kind, line) = (format!("asking the store again: {}", error.kind()), format!("{error}; asking again"));
+            let (kind, line) = (format!("retrying the store: {}", error.kind()), format!("{error}; retrying"));
             // The server answers but refuses, which may need an operator. Whoever follows the outages reports it.
             if error.kind() == ErrorKind::ServerError && !self.0.health.has_subscribers() {
                 let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();

@@ -25,36 +25,36 @@ const BUCKETS_MARKER: &str = "\u{1}";
 #[async_trait]
 impl ProvenanceStore for RedisStore {
     async fn record_provenance(&self, source: &TagLocator, target: &TagLocator, digest: &Digest) -> Result<()> {
-        let operation = format!("remembering where {target} came from");
+        let operation = format!("recording the provenance of {target}");
         let (from, to) = (repository_name(&source.repository), repository_name(&target.repository));
         let record = self.encode_provenance(source, target, digest);
         let call = with_buckets(self.pair_call(&from, &to), target.tag.as_str()).bytes(record);
-        let sources: Vec<String> = self.run_script(&operation, &self.0.scripts.origin_note, call).await?;
+        let sources: Vec<String> = self.run_script(&operation, &self.0.scripts.record_provenance, call).await?;
         // A tag has one provenance record.
         for other in sources.iter().filter(|other| **other != from) {
             let call = with_buckets(self.pair_call(other, &to), target.tag.as_str());
-            self.run_script::<i64>(&operation, &self.0.scripts.origin_forget, call).await?;
+            self.run_script::<i64>(&operation, &self.0.scripts.forget_provenance, call).await?;
         }
         Ok(())
     }
 
     async fn provenance_by_source(&self, source: &RepositoryLocator) -> Result<Vec<TagProvenance>> {
-        let operation = format!("reading what was made of {source}");
+        let operation = format!("reading the provenance of copies from {source}");
         let from = repository_name(source);
         let mut pipe = redis::pipe();
-        pipe.smembers(self.provenance_key("os", &from));
+        pipe.smembers(self.provenance_key("provenance_targets", &from));
         let (mut targets,): (Vec<String>,) = self.query(&operation, &pipe).await?;
         targets.sort_unstable();
         let mut origins = Vec::new();
         for to in targets {
             let home = Arc::new(
-                parse_repository_name(&to)
-                    .ok_or_else(|| corrupt_store(&operation, "it names a repository that cannot be"))?,
+                parse_repository_name(&to).ok_or_else(|| corrupt_store(&operation, "invalid repository name"))?,
             );
             let first = origins.len();
             for (tag, bytes) in self.read_fields(&operation, &self.pair_key(&from, &to)).await? {
-                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "it names a tag that cannot be"))?;
-                let read = unpack(&bytes).ok_or_else(|| corrupt_store(&operation, "an origin cannot be read"))?;
+                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "invalid tag"))?;
+                let read =
+                    unpack(&bytes).ok_or_else(|| corrupt_store(&operation, "a provenance record cannot be decoded"))?;
                 let is_authentic = self.verify_provenance((&from, &to, tag.as_str()), read.record, read.tag);
                 let ProvenanceFields { digest, missing_since, unclaimed_since, source_tag } = read.known;
                 let source_tag = source_tag.unwrap_or_else(|| tag.clone());
@@ -74,16 +74,17 @@ impl ProvenanceStore for RedisStore {
     }
 
     async fn written_digests(&self, target: &RepositoryLocator) -> Result<HashMap<Tag, Digest>> {
-        let operation = format!("reading what was written to {target}");
+        let operation = format!("reading the provenance of {target}");
         let to = repository_name(target);
         let mut pipe = redis::pipe();
-        pipe.smembers(self.provenance_key("ot", &to));
+        pipe.smembers(self.provenance_key("provenance_sources_of", &to));
         let (sources,): (Vec<String>,) = self.query(&operation, &pipe).await?;
         let mut written = HashMap::new();
         for from in sources {
             for (tag, bytes) in self.read_fields(&operation, &self.pair_key(&from, &to)).await? {
-                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "it names a tag that cannot be"))?;
-                let read = unpack(&bytes).ok_or_else(|| corrupt_store(&operation, "an origin cannot be read"))?;
+                let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "invalid tag"))?;
+                let read =
+                    unpack(&bytes).ok_or_else(|| corrupt_store(&operation, "a provenance record cannot be decoded"))?;
                 written.insert(tag, read.known.digest);
             }
         }
@@ -95,7 +96,7 @@ impl ProvenanceStore for RedisStore {
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
     ) -> Result<()> {
-        let operation = format!("remembering what {source} lacks");
+        let operation = format!("recording tags missing at {source}");
         self.update_timestamps(&operation, source, targets, |known, since| known.missing_since = since).await
     }
 
@@ -104,16 +105,16 @@ impl ProvenanceStore for RedisStore {
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
     ) -> Result<()> {
-        let operation = format!("remembering what no rule makes of {source}");
+        let operation = format!("recording targets of {source} that no rule makes");
         self.update_timestamps(&operation, source, targets, |known, since| known.unclaimed_since = since).await
     }
 
     async fn provenance_sources(&self) -> Result<Vec<RepositoryLocator>> {
-        let operation = "reading what target tags were made from";
+        let operation = "listing sources with recorded provenance";
         let (mut names, mut cursor) = (Vec::new(), 0_u64);
         loop {
             let mut pipe = redis::pipe();
-            pipe.cmd("SSCAN").arg(self.key("origins")).arg(cursor).arg("COUNT").arg(TAGS_PER_CALL);
+            pipe.cmd("SSCAN").arg(self.key("provenance_sources")).arg(cursor).arg("COUNT").arg(TAGS_PER_CALL);
             let ((next, found),): ((u64, Vec<String>),) = self.query(operation, &pipe).await?;
             names.extend(found);
             cursor = next;
@@ -125,13 +126,13 @@ impl ProvenanceStore for RedisStore {
         names.sort_unstable();
         names.dedup();
         let read = |name: &String| {
-            parse_repository_name(name).ok_or_else(|| corrupt_store(operation, "it names a repository that cannot be"))
+            parse_repository_name(name).ok_or_else(|| corrupt_store(operation, "invalid repository name"))
         };
         names.iter().map(read).collect()
     }
 
     async fn forget_provenance(&self, source: &RepositoryLocator, targets: &[TagLocator]) -> Result<()> {
-        let operation = format!("forgetting what was made of {source}");
+        let operation = format!("deleting the provenance of copies from {source}");
         let from = repository_name(source);
         let mut homes: Vec<&Arc<RepositoryLocator>> = targets.iter().map(|target| &target.repository).collect();
         homes.sort_unstable();
@@ -142,7 +143,7 @@ impl ProvenanceStore for RedisStore {
             for tags in tags.chunks(TAGS_PER_CALL) {
                 let call = self.pair_call(&from, &repository_name(home));
                 let call = tags.iter().fold(call, |call, tag| with_buckets(call, tag.as_str()));
-                self.run_script::<i64>(&operation, &self.0.scripts.origin_forget, call).await?;
+                self.run_script::<i64>(&operation, &self.0.scripts.forget_provenance, call).await?;
             }
         }
         Ok(())
@@ -182,7 +183,7 @@ impl RedisStore {
                 let changed = self.sign_record(pack(&known), &from, &to, &target.tag);
                 let call = ScriptCall::new(self.pair_key(&from, &to));
                 let call = with_buckets(call, target.tag.as_str()).bytes(bytes.as_slice()).bytes(changed);
-                self.run_script::<i64>(operation, &self.0.scripts.origin_change, call).await?;
+                self.run_script::<i64>(operation, &self.0.scripts.update_provenance, call).await?;
             }
         }
         Ok(())
@@ -207,9 +208,9 @@ impl RedisStore {
     /// Starts a script call about a source and a target: their hash, the sets that name them, and their names.
     fn pair_call(&self, from: &str, to: &str) -> ScriptCall {
         ScriptCall::new(self.pair_key(from, to))
-            .key(self.provenance_key("os", from))
-            .key(self.provenance_key("ot", to))
-            .key(self.key("origins"))
+            .key(self.provenance_key("provenance_targets", from))
+            .key(self.provenance_key("provenance_sources_of", to))
+            .key(self.key("provenance_sources"))
             .arg(from)
             .arg(to)
     }
@@ -238,7 +239,7 @@ impl RedisStore {
     }
 
     pub(super) fn pair_key(&self, from: &str, to: &str) -> String {
-        self.provenance_key("o", &format!("{from}{NAME_SEPARATOR}{NAME_SEPARATOR}{to}"))
+        self.provenance_key("provenance", &format!("{from}{NAME_SEPARATOR}{NAME_SEPARATOR}{to}"))
     }
 }
 

@@ -29,7 +29,7 @@ impl RedisStore {
         }
         let operation = "reading batches";
         let found: Vec<HashMap<String, String>> = self.query(operation, &pipe).await?;
-        let found = ids.iter().zip(found).filter(|(_, fields)| fields.contains_key("control"));
+        let found = ids.iter().zip(found).filter(|(_, fields)| fields.contains_key("state"));
         let read = |(id, fields): (&BatchId, HashMap<String, String>)| {
             let mut batch = decode_batch(operation, *id, &fields)?;
             // A list continues without them; a process that works with the batch reads it alone and fails.
@@ -47,13 +47,13 @@ impl RedisStore {
         let mut pipe = redis::pipe();
         pipe.hgetall(self.batch_key(id));
         let (fields,): (HashMap<String, String>,) = self.query(&operation, &pipe).await?;
-        if !fields.contains_key("control") {
+        if !fields.contains_key("state") {
             return Ok(None);
         }
         let batch = decode_batch(&operation, id, &fields)?;
         match self.verify_options(id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
             true => Ok(Some(batch)),
-            false => Err(altered_error(&operation, "what its rules mean (its options)")),
+            false => Err(altered_error(&operation, "its options")),
         }
     }
 
@@ -140,7 +140,7 @@ impl RedisStore {
             }
         }
         let mut pipe = redis::pipe();
-        let key = format!("{}:s", self.batch_key(id));
+        let key = format!("{}:states", self.batch_key(id));
         for (first, last) in &pieces {
             pipe.cmd("GETRANGE").arg(&key).arg(*first).arg(*last);
         }
@@ -151,7 +151,7 @@ impl RedisStore {
             TaskState::from_code(state_code(bytes, task - 2 * first))
         };
         let states = tasks.iter().map(state).collect::<Option<_>>();
-        states.ok_or_else(|| corrupt_store(&operation, "a task has a state that there is not"))
+        states.ok_or_else(|| corrupt_store(&operation, "a task has an unknown state"))
     }
 
     pub(super) async fn read_failures(&self, id: BatchId, from: u32, limit: usize) -> Result<Vec<FailedTask>> {
@@ -161,7 +161,7 @@ impl RedisStore {
         }
         let operation = format!("reading batch {id}");
         let mut pipe = redis::pipe();
-        let command = pipe.cmd("HMGET").arg(format!("{}:f", self.batch_key(id)));
+        let command = pipe.cmd("HMGET").arg(format!("{}:failures", self.batch_key(id)));
         for row in &rows {
             command.arg(row.task.index);
         }
@@ -177,7 +177,7 @@ impl RedisStore {
     async fn chunks(&self, id: BatchId, operation: &str, total: u32) -> Result<Arc<Vec<u32>>> {
         let known = self.0.chunks().get(&id).cloned().unwrap_or_default();
         let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(format!("{}:c", self.batch_key(id))).arg(known.len() * 4).arg(-1);
+        pipe.cmd("GETRANGE").arg(format!("{}:chunk_starts", self.batch_key(id))).arg(known.len() * 4).arg(-1);
         let (more,): (Vec<u8>,) = self.query(operation, &pipe).await?;
         let mut all: Vec<u32> = (*known).clone();
         all.extend(more.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]])));
@@ -226,7 +226,7 @@ impl<'a> PlanReader<'a> {
     async fn state(&mut self, index: u32) -> Result<TaskState> {
         let (first, bytes) = self.load_page(index).await?;
         let code = state_code(bytes, index - first);
-        TaskState::from_code(code).ok_or_else(|| corrupt_store(&self.operation, "a task has a state that there is not"))
+        TaskState::from_code(code).ok_or_else(|| corrupt_store(&self.operation, "a task has an unknown state"))
     }
 
     /// Returns the page of states with a task, and the index of its first task.
@@ -234,7 +234,7 @@ impl<'a> PlanReader<'a> {
         let start = index / (2 * STATE_PAGE_BYTES) * (2 * STATE_PAGE_BYTES);
         if self.states.as_ref().is_none_or(|(first, _)| *first != start) {
             let mut pipe = redis::pipe();
-            let key = format!("{}:s", self.store.batch_key(self.id));
+            let key = format!("{}:states", self.store.batch_key(self.id));
             pipe.cmd("GETRANGE").arg(key).arg(start / 2).arg(start / 2 + STATE_PAGE_BYTES - 1);
             let (bytes,): (Vec<u8>,) = self.store.query(&self.operation, &pipe).await?;
             self.states = Some((start, bytes));
@@ -246,16 +246,16 @@ impl<'a> PlanReader<'a> {
     fn chunk_of(&self, index: u32) -> Result<(u32, u32)> {
         let after = self.chunk_starts.partition_point(|first| *first <= index);
         let first = after.checked_sub(1).and_then(|at| self.chunk_starts.get(at)).copied();
-        let first = first.ok_or_else(|| corrupt_store(&self.operation, "a part of the plan is missing"))?;
+        let first = first.ok_or_else(|| corrupt_store(&self.operation, "a chunk of the plan is missing"))?;
         Ok((first, self.chunk_starts.get(after).copied().unwrap_or(self.total)))
     }
 
     async fn read_chunk(&self, first: u32) -> Result<PlanChunk> {
         let number = self.chunk_starts.partition_point(|other| *other < first);
         let mut pipe = redis::pipe();
-        pipe.hget(format!("{}:p", self.store.batch_key(self.id)), number);
+        pipe.hget(format!("{}:chunks", self.store.batch_key(self.id)), number);
         let (bytes,): (Option<Vec<u8>>,) = self.store.query(&self.operation, &pipe).await?;
-        let bytes = bytes.ok_or_else(|| corrupt_store(&self.operation, "a part of the plan is missing"))?;
+        let bytes = bytes.ok_or_else(|| corrupt_store(&self.operation, "a chunk of the plan is missing"))?;
         let (first, end) = self.chunk_of(first)?;
         let place = ChunkPosition { batch: self.id, number: number as u64, first, tasks: end - first };
         self.store.verify_chunk(&self.operation, place, &bytes)
@@ -265,7 +265,7 @@ impl<'a> PlanReader<'a> {
         let planned = chunk.tasks.get((index - first) as usize).cloned();
         Ok(Task {
             index,
-            spec: planned.ok_or_else(|| corrupt_store(&self.operation, "a part of the plan is too short"))?,
+            spec: planned.ok_or_else(|| corrupt_store(&self.operation, "a chunk of the plan is too short"))?,
         })
     }
 
@@ -275,7 +275,7 @@ impl<'a> PlanReader<'a> {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
-        let command = pipe.cmd("HMGET").arg(format!("{}:m", self.store.batch_key(self.id)));
+        let command = pipe.cmd("HMGET").arg(format!("{}:attempts", self.store.batch_key(self.id)));
         for index in indexes {
             command.arg(*index);
         }
@@ -301,20 +301,20 @@ fn decode_batch(operation: &str, id: BatchId, fields: &HashMap<String, String>) 
     let rules = fields.get("rules").and_then(|text| text.parse().ok());
     Ok(Batch {
         id,
-        state: decode_batch_state(operation, number("control").unwrap_or(-1))?,
+        state: decode_batch_state(operation, number("state").unwrap_or(-1))?,
         run: u32::try_from(amount("run")).unwrap_or(u32::MAX),
-        rules: rules.ok_or_else(|| corrupt_store(operation, "a batch has rules without a digest"))?,
+        rules: rules.ok_or_else(|| corrupt_store(operation, "the rules digest of a batch is invalid"))?,
         options: fields.get("options").cloned().unwrap_or_default(),
         supersedes: fields.get("supersedes").and_then(|text| text.parse().ok()),
-        created_at: timestamp(number("created").unwrap_or_default()),
-        plan_completed_at: number("sealed").map(timestamp),
-        ended_at: number("ended").map(timestamp),
+        created_at: timestamp(number("created_at").unwrap_or_default()),
+        plan_completed_at: number("planned_at").map(timestamp),
+        ended_at: number("ended_at").map(timestamp),
         counts: TaskCounts::from_states(in_state),
         queued: in_state(TaskState::Queued),
         retrying: in_state(TaskState::Retry),
         usage: Usage {
             bytes: BlobBytes { copied: amount("copied"), mounted: amount("mounted"), reused: amount("reused") },
-            requests: RequestCounts { source: amount("source"), target: amount("target") },
+            requests: RequestCounts { source: amount("source_requests"), target: amount("target_requests") },
             time: Duration::from_millis(amount("millis")),
         },
     })
@@ -327,5 +327,5 @@ fn decode_failure(operation: &str, kept: &str) -> Result<Failure> {
         let kind = serde_json::from_value(kind.into()).ok()?;
         Some(Failure { kind, error: error.into(), attempts: attempts.parse().ok()? })
     };
-    read().ok_or_else(|| corrupt_store(operation, "what is kept of a failure cannot be read"))
+    read().ok_or_else(|| corrupt_store(operation, "a failure record cannot be decoded"))
 }

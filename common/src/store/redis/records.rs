@@ -48,10 +48,10 @@ impl RedisStore {
             }
             None => Default::default(),
         };
-        call = call.key(self.pair_key(&from, &to)).key(self.provenance_key("os", &from));
-        call = call.key(self.provenance_key("ot", &to)).key(self.key("origins"));
+        call = call.key(self.pair_key(&from, &to)).key(self.provenance_key("provenance_targets", &from));
+        call = call.key(self.provenance_key("provenance_sources_of", &to)).key(self.key("provenance_sources"));
         for other in others {
-            call = call.key(self.pair_key(other, &to)).key(self.provenance_key("os", other));
+            call = call.key(self.pair_key(other, &to)).key(self.provenance_key("provenance_targets", other));
         }
         call = call.arg(&fence.holder).arg(fence.token);
         call = match complete {

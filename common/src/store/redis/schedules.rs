@@ -12,13 +12,13 @@ impl Schedules for RedisStore {
         let batch = begun.batch.map(|batch| batch.to_string()).unwrap_or_default();
         let mut pipe = redis::pipe();
         pipe.hset(self.key("schedules"), name, format!("{} {batch}", begun.at.as_millisecond())).ignore();
-        self.query::<()>("noting when a schedule was begun", &pipe).await
+        self.query::<()>("recording the last run of a schedule", &pipe).await
     }
 
     async fn schedule_runs(&self) -> Result<Vec<(String, LastRun)>> {
         let mut pipe = redis::pipe();
         pipe.hgetall(self.key("schedules"));
-        let (texts,): (Vec<(String, String)>,) = self.query("reading when schedules were begun", &pipe).await?;
+        let (texts,): (Vec<(String, String)>,) = self.query("reading the last runs of schedules", &pipe).await?;
         let read = |(name, text): (String, String)| {
             let (at, batch) = text.split_once(' ')?;
             // An unreadable entry counts as never started.

@@ -51,7 +51,7 @@ fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), RedisCall
         (_, "replica" | "slave") => unfit(
             ErrorAction::Reconnect,
             "the server is a read-only replica",
-            "name the master (of a managed service: the primary endpoint); after a failover this ends by itself",
+            "name the master (of a managed service: the primary endpoint); after a failover this recovers by itself",
         ),
         _ if version
             .split('.')
@@ -100,7 +100,7 @@ impl Inspection {
             Some(policy) if policy.starts_with("allkeys-") => Err(RedisCallError::UnsuitableServer {
                 action: ErrorAction::Fail,
                 detail: format!(
-                    "the server may forget any key when its memory is full (maxmemory-policy {policy}): batches would be lost in part"
+                    "the server may evict any key when its memory is full (maxmemory-policy {policy}): parts of batches would be lost"
                 ),
                 hint: "set `maxmemory-policy volatile-lru`: caches have an expiry and go first, batches that are not done have none",
             }),
@@ -113,14 +113,14 @@ impl Inspection {
         let mut warnings = Vec::new();
         match self.eviction_policy.as_deref() {
             None => warnings.push(
-                "the server does not say what it forgets when its memory is full (INFO is not allowed): not checked; \
+                "the server's eviction policy is unknown (INFO is not allowed): not checked; \
                  make sure of `maxmemory-policy volatile-lru` or `noeviction`, or allow it (`+info`)"
                     .to_owned(),
             ),
             // These evict keys with the shortest expiry, or any: including leases, which protect tags being written.
             Some(policy @ ("volatile-ttl" | "volatile-random")) => warnings.push(format!(
-                "the server may forget leases when its memory is full (maxmemory-policy {policy}): copies would be \
-                 stopped and done again; set `maxmemory-policy volatile-lru`, which forgets caches first"
+                "the server may evict leases when its memory is full (maxmemory-policy {policy}): copies would be \
+                 interrupted and repeated; set `maxmemory-policy volatile-lru`, which evicts caches first"
             )),
             Some(_) => {}
         }

@@ -10,7 +10,7 @@ use crate::image::Digest;
 use crate::store::BlobProof;
 
 /// Domain labels of the tags.
-const CHUNK_LABEL: &str = "plan segment";
+const CHUNK_LABEL: &str = "plan chunk";
 const OPTIONS_LABEL: &str = "batch options";
 const PROVENANCE_LABEL: &str = "provenance";
 const PROOF_LABEL: &str = "blob proof";
@@ -59,7 +59,7 @@ impl RedisStore {
             Some(key) => {
                 let altered = || {
                     let ChunkPosition { number, first, .. } = place;
-                    altered_error(operation, &format!("segment {number} of its plan (from task {first} on)"))
+                    altered_error(operation, &format!("chunk {number} of its plan (first task {first})"))
                 };
                 let (bytes, tag) = kept.len().checked_sub(MAC_BYTES).map(|at| kept.split_at(at)).ok_or_else(altered)?;
                 if !place.with_signed_parts(bytes, |parts| key.verify_mac(CHUNK_LABEL, parts, tag)) {
@@ -119,7 +119,7 @@ impl RedisStore {
 /// Returns the error of data that was not written with our key.
 pub(super) fn altered_error(operation: &str, what: &str) -> Error {
     let detail =
-        format!("{what} was not written with this cluster.key: the store was altered, or another key was in use");
+        format!("{what} was not written with this cluster.key: the store was tampered with, or another key was in use");
     Error::new(ErrorKind::Insecure, operation, detail)
         .with_hint("give all coordinators and workers the same cluster.key, find out who can write to the store, and run the rules again")
 }

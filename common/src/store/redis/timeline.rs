@@ -18,10 +18,10 @@ impl RedisStore {
         let base = self.batch_key(id);
         let mut pipe = redis::pipe();
         pipe.exists(&base)
-            .hget(&base, "width")
-            .hgetall(format!("{base}:h"))
-            .zrevrange_withscores(format!("{base}:t"), 0, -1)
-            .hgetall(format!("{base}:w"));
+            .hget(&base, "bucket_width")
+            .hgetall(format!("{base}:buckets"))
+            .zrevrange_withscores(format!("{base}:slowest"), 0, -1)
+            .hgetall(format!("{base}:workers"));
         type Found = (bool, Option<u64>, HashMap<String, u64>, Vec<(String, f64)>, HashMap<String, u64>);
         let (there, width, parts, slowest, shares): Found = self.query(&operation, &pipe).await?;
         if !there {

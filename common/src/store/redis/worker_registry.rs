@@ -21,7 +21,7 @@ type StoredHeartbeat = (i64, Heartbeat);
 /// TTL of the probe of [`WorkerRegistry::check_writes`], in milliseconds.
 const WRITE_CHECK_TTL_MS: i64 = 60_000;
 /// Keys of the routes with messages, and of those with urgent messages.
-const ROUTE_KEYS: [&str; 2] = ["lanes", "urgent"];
+const ROUTE_KEYS: [&str; 2] = ["routes", "urgent_routes"];
 /// TTL of the batches' throughput after the last update, in seconds.
 const THROUGHPUT_TTL_SECONDS: i64 = 3600;
 /// TTL of a month's traffic, in seconds: two months.
@@ -30,7 +30,7 @@ const TRAFFIC_TTL_SECONDS: i64 = 62 * 24 * 3600;
 #[async_trait]
 impl WorkerRegistry for RedisStore {
     async fn heartbeat(&self, heartbeat: Heartbeat, ttl: Duration) -> Result<()> {
-        let operation = "saying that this worker lives";
+        let operation = "sending the heartbeat of this worker";
         let until = self.now(operation).await? + duration_ms(ttl);
         let worker = heartbeat.worker.clone();
         let text = serde_json::to_string(&(until, heartbeat)).unwrap_or_default();
@@ -43,11 +43,11 @@ impl WorkerRegistry for RedisStore {
     async fn deregister(&self, worker: &str) -> Result<()> {
         let mut pipe = redis::pipe();
         pipe.del(self.worker_key(worker)).ignore().srem(self.key("workers"), worker).ignore();
-        self.query::<()>("saying that this worker has ended", &pipe).await
+        self.query::<()>("deregistering this worker", &pipe).await
     }
 
     async fn workers(&self) -> Result<Vec<Heartbeat>> {
-        let operation = "looking for workers";
+        let operation = "listing workers";
         let mut pipe = redis::pipe();
         pipe.smembers(self.key("workers"));
         let (mut names,): (Vec<String>,) = self.query(operation, &pipe).await?;
@@ -78,7 +78,7 @@ impl WorkerRegistry for RedisStore {
     }
 
     async fn record_queues(&self, routes: &[Route], urgent: &[Route]) -> Result<()> {
-        let operation = "noting lanes";
+        let operation = "recording routes";
         let now = self.now(operation).await?;
         let mut pipe = redis::pipe();
         for (key, routes) in ROUTE_KEYS.iter().zip([routes, urgent]) {
@@ -99,7 +99,7 @@ impl WorkerRegistry for RedisStore {
             pipe.zrange_withscores(self.key(key), 0, -1);
         }
         let ((seconds, micros), routes, urgent): ((i64, i64), Vec<(String, f64)>, Vec<(String, f64)>) =
-            self.query("reading the lanes", &pipe).await?;
+            self.query("listing routes", &pipe).await?;
         let now = self.clock_override_ms().unwrap_or(seconds * 1000 + micros / 1000);
         // The score is the expiry.
         let age = |until: f64| {
@@ -117,11 +117,11 @@ impl WorkerRegistry for RedisStore {
     async fn exchange_throughput(
         &self,
         batch: BatchId,
-        feeding: Vec<RouteThroughput>,
+        throughput: Vec<RouteThroughput>,
         ttl: Duration,
     ) -> Result<Vec<RouteThroughput>> {
-        let operation = "sharing the queues among batches";
-        let key = self.key("feeding");
+        let operation = "exchanging the throughput of batches";
+        let key = self.key("throughput");
         let mut pipe = redis::pipe();
         pipe.cmd("TIME").hgetall(&key);
         let ((seconds, micros), found): ((i64, i64), HashMap<String, String>) = self.query(operation, &pipe).await?;
@@ -129,9 +129,9 @@ impl WorkerRegistry for RedisStore {
         let (mut others, mut pipe) = (Vec::new(), redis::pipe());
         for (other, text) in found {
             match serde_json::from_str::<(i64, Vec<RouteThroughput>)>(&text) {
-                Ok((until, feeding)) if until > now && until <= now + duration_ms(HEARTBEAT_TTL) => {
+                Ok((until, throughput)) if until > now && until <= now + duration_ms(HEARTBEAT_TTL) => {
                     if other != batch.to_string() {
-                        others.extend(feeding);
+                        others.extend(throughput);
                     }
                 }
                 // Written by a newer program in a format unknown here.
@@ -139,10 +139,10 @@ impl WorkerRegistry for RedisStore {
                 Ok(_) => _ = pipe.hdel(&key, other).ignore(),
             }
         }
-        match feeding.is_empty() {
+        match throughput.is_empty() {
             true => pipe.hdel(&key, batch.to_string()).ignore(),
             false => {
-                let text = serde_json::to_string(&(now + duration_ms(ttl), feeding)).unwrap_or_default();
+                let text = serde_json::to_string(&(now + duration_ms(ttl), throughput)).unwrap_or_default();
                 pipe.hset(&key, batch.to_string(), text).ignore().expire(&key, THROUGHPUT_TTL_SECONDS).ignore()
             }
         };
@@ -151,7 +151,7 @@ impl WorkerRegistry for RedisStore {
     }
 
     async fn set_broker_alarm(&self, alarm: Option<BrokerAlarm>, ttl: Duration) -> Result<()> {
-        let (operation, key) = ("noting that the broker takes no messages", self.key("broker-alarm"));
+        let (operation, key) = ("recording the broker's alarm", self.key("broker_alarm"));
         let mut pipe = redis::pipe();
         match alarm {
             Some(alarm) => {
@@ -165,9 +165,9 @@ impl WorkerRegistry for RedisStore {
     }
 
     async fn broker_alarm(&self) -> Result<Option<BrokerAlarm>> {
-        let operation = "asking whether the broker takes messages";
+        let operation = "reading the broker's alarm";
         let mut pipe = redis::pipe();
-        pipe.get(self.key("broker-alarm"));
+        pipe.get(self.key("broker_alarm"));
         let (text,): (Option<String>,) = self.query(operation, &pipe).await?;
         // Ignore one written by a newer program in another format.
         let Some((until, alarm)) = text.and_then(|text| serde_json::from_str::<StoredAlarm>(&text).ok()) else {
@@ -178,19 +178,19 @@ impl WorkerRegistry for RedisStore {
 
     async fn check_writes(&self) -> Result<()> {
         let mut pipe = redis::pipe();
-        pipe.cmd("SET").arg(self.key("write-check")).arg(1).arg("PX").arg(WRITE_CHECK_TTL_MS).ignore();
+        pipe.cmd("SET").arg(self.key("write_check")).arg(1).arg("PX").arg(WRITE_CHECK_TTL_MS).ignore();
         self.query_once(&format!("writing to the store {}", self.0.name), &pipe).await
     }
 
     async fn add_traffic(&self, machine: &str, month: &str, bytes: u64, request: IdempotencyKey) -> Result<u64> {
-        let call = ScriptCall::new(self.key(&format!("tr:{machine}:{month}"))).key(self.request_key(request));
+        let call = ScriptCall::new(self.key(&format!("traffic:{machine}:{month}"))).key(self.request_key(request));
         let call = call.arg(bytes).arg(TRAFFIC_TTL_SECONDS);
-        self.run_script("noting the traffic of this machine", &self.0.scripts.traffic, call).await
+        self.run_script("adding to the traffic of this machine", &self.0.scripts.add_traffic, call).await
     }
 }
 
 impl RedisStore {
     fn worker_key(&self, name: &str) -> String {
-        self.key(&format!("w:{name}"))
+        self.key(&format!("worker:{name}"))
     }
 }

@@ -22,10 +22,10 @@ impl SqliteStore {
 impl BlobIndex for SqliteStore {
     async fn find_blobs(&self, end: &Endpoint, blobs: &[Digest]) -> Result<Vec<Option<RepositoryLocator>>> {
         let (end, blobs, generation) = (end.to_string(), blobs.to_vec(), self.generation());
-        self.read("looking for blobs", move |connection| {
+        self.read("finding blobs", move |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT home.repository FROM blob JOIN home ON home.no = blob.home
-                 WHERE blob.digest = ?1 AND blob.end = ?2 AND blob.generation BETWEEN ?3 AND ?4",
+                "SELECT repository FROM blob JOIN repository_locator ON row_id = blob.locator
+                 WHERE blob.digest = ?1 AND blob.endpoint = ?2 AND blob.generation BETWEEN ?3 AND ?4",
             )?;
             let mut homes = Vec::with_capacity(blobs.len());
             for blob in &blobs {
@@ -42,16 +42,16 @@ impl BlobIndex for SqliteStore {
 
     async fn record_blobs(&self, home: &RepositoryLocator, blobs: &[Digest]) -> Result<()> {
         let (home, blobs, generation) = (home.clone(), blobs.to_vec(), self.generation());
-        self.write("noting where blobs are", move |connection| {
+        self.write("recording blob locations", move |connection| {
             delete_old_generations(connection, generation - 1)?;
             let end = home.endpoint().to_string();
             connection
-                .prepare_cached("INSERT OR IGNORE INTO home (end, repository) VALUES (?1, ?2)")?
+                .prepare_cached("INSERT OR IGNORE INTO repository_locator (endpoint, repository) VALUES (?1, ?2)")?
                 .execute((&end, home.path()))?;
             let no: i64 = connection
-                .prepare_cached("SELECT no FROM home WHERE end = ?1 AND repository = ?2")?
+                .prepare_cached("SELECT row_id FROM repository_locator WHERE endpoint = ?1 AND repository = ?2")?
                 .query_row((&end, home.path()), |row| row.get(0))?;
-            let sql = "REPLACE INTO blob (digest, end, home, generation) VALUES (?1, ?2, ?3, ?4)";
+            let sql = "REPLACE INTO blob (digest, endpoint, locator, generation) VALUES (?1, ?2, ?3, ?4)";
             let mut statement = connection.prepare_cached(sql)?;
             for blob in &blobs {
                 statement.execute((digest_bytes(blob), &end, no, generation))?;
@@ -63,7 +63,7 @@ impl BlobIndex for SqliteStore {
 
     async fn is_hashed_file(&self, file: &HashedFile) -> Result<bool> {
         let file = file.clone();
-        self.read("looking for a file that was hashed", move |connection| {
+        self.read("looking up a hashed file", move |connection| {
             let known: Option<String> = connection
                 .prepare_cached("SELECT version FROM hashed_file WHERE folder = ?1 AND digest = ?2")?
                 .query_row((&file.folder, digest_bytes(&file.digest)), |row| row.get(0))
@@ -75,7 +75,7 @@ impl BlobIndex for SqliteStore {
 
     async fn record_hashed_file(&self, file: &HashedFile) -> Result<()> {
         let file = file.clone();
-        self.write("noting a file that was hashed", move |connection| {
+        self.write("recording a hashed file", move |connection| {
             connection
                 .prepare_cached("REPLACE INTO hashed_file (folder, digest, version) VALUES (?1, ?2, ?3)")?
                 .execute((&file.folder, digest_bytes(&file.digest), &file.version))?;
@@ -86,11 +86,11 @@ impl BlobIndex for SqliteStore {
 
     async fn forget_blob(&self, home: &RepositoryLocator, blob: &Digest) -> Result<()> {
         let (home, blob) = (home.clone(), digest_bytes(blob));
-        self.write("forgetting where a blob was", move |connection| {
+        self.write("deleting a blob location", move |connection| {
             connection
                 .prepare_cached(
-                    "DELETE FROM blob WHERE digest = ?1 AND end = ?2
-                     AND home = (SELECT no FROM home WHERE end = ?2 AND repository = ?3)",
+                    "DELETE FROM blob WHERE digest = ?1 AND endpoint = ?2
+                     AND locator = (SELECT row_id FROM repository_locator WHERE endpoint = ?2 AND repository = ?3)",
                 )?
                 .execute((blob, home.endpoint().to_string(), home.path()))?;
             Ok(())
@@ -100,7 +100,7 @@ impl BlobIndex for SqliteStore {
 
     async fn record_proofs(&self, proofs: &[BlobProof]) -> Result<()> {
         let (proofs, hour) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
-        self.write("noting what sources hold", move |connection| {
+        self.write("recording blob proofs", move |connection| {
             delete_expired_proofs(connection, hour)?;
             let mut statement = connection.prepare_cached("REPLACE INTO proof (key, hour) VALUES (?1, ?2)")?;
             for proof in &proofs {
@@ -113,7 +113,7 @@ impl BlobIndex for SqliteStore {
 
     async fn check_proofs(&self, proofs: &[BlobProof]) -> Result<Vec<bool>> {
         let (proofs, now) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
-        self.read("looking for what sources hold", move |connection| {
+        self.read("reading blob proofs", move |connection| {
             let mut statement = connection.prepare_cached("SELECT hour FROM proof WHERE key = ?1")?;
             let mut found = Vec::with_capacity(proofs.len());
             for proof in &proofs {

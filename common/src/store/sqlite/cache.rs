@@ -16,9 +16,9 @@ use crate::store::{CacheEntry, CacheScope, CachedTag, DigestCache};
 impl DigestCache for SqliteStore {
     async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>> {
         let (scope, tags) = (scope.clone(), tags.to_vec());
-        self.read(format!("reading what is known of {}", scope.repository), move |connection| {
+        self.read(format!("reading cached tags of {}", scope.repository), move |connection| {
             let Some(scope) = find_scope(connection, &scope)? else { return Ok(vec![None; tags.len()]) };
-            let sql = "SELECT digests, seen, referrers FROM tag WHERE scope = ?1 AND tag = ?2";
+            let sql = "SELECT digests, seen_at, referrers_at FROM tag WHERE scope = ?1 AND tag = ?2";
             let mut statement = connection.prepare_cached(sql)?;
             let mut known = Vec::with_capacity(tags.len());
             for tag in &tags {
@@ -35,7 +35,7 @@ impl DigestCache for SqliteStore {
             return Ok(());
         }
         let scope = scope.clone();
-        self.write(format!("remembering tags of {}", scope.repository), move |connection| {
+        self.write(format!("caching tags of {}", scope.repository), move |connection| {
             put_tags(connection, &scope, &tags)
         })
         .await
@@ -43,7 +43,7 @@ impl DigestCache for SqliteStore {
 
     async fn forget_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<()> {
         let (scope, tags) = (scope.clone(), tags.to_vec());
-        self.write(format!("forgetting tags of {}", scope.repository), move |connection| {
+        self.write(format!("deleting cached tags of {}", scope.repository), move |connection| {
             delete_tags(connection, &scope, &tags)
         })
         .await
@@ -51,8 +51,9 @@ impl DigestCache for SqliteStore {
 
     async fn forget_repository(&self, home: &RepositoryLocator) -> Result<u64> {
         let home = home.clone();
-        self.write(format!("forgetting {home}"), move |connection| {
-            let sql = "DELETE FROM tag WHERE scope IN (SELECT no FROM scope WHERE end = ?1 AND repository = ?2)";
+        self.write(format!("deleting cached tags of {home}"), move |connection| {
+            let sql =
+                "DELETE FROM tag WHERE scope IN (SELECT row_id FROM scope WHERE endpoint = ?1 AND repository = ?2)";
             let forgotten = connection.prepare_cached(sql)?.execute((home.endpoint().to_string(), home.path()))?;
             Ok(forgotten as u64)
         })
@@ -61,8 +62,8 @@ impl DigestCache for SqliteStore {
 
     async fn forget_endpoint(&self, end: &Endpoint) -> Result<u64> {
         let end = end.to_string();
-        self.write(format!("forgetting {end}"), move |connection| {
-            let sql = "DELETE FROM tag WHERE scope IN (SELECT no FROM scope WHERE end = ?1)";
+        self.write(format!("deleting cached tags of {end}"), move |connection| {
+            let sql = "DELETE FROM tag WHERE scope IN (SELECT row_id FROM scope WHERE endpoint = ?1)";
             Ok(connection.prepare_cached(sql)?.execute([end])? as u64)
         })
         .await
@@ -70,17 +71,17 @@ impl DigestCache for SqliteStore {
 
     async fn list_cache_entries(&self, after: Option<&CacheEntry>, limit: usize) -> Result<Vec<CacheEntry>> {
         let after = after.cloned();
-        self.read("reading the cache", move |connection| {
+        self.read("reading the digest cache", move |connection| {
             let from = match &after {
                 Some(entry) => (entry.registry.to_string(), &*entry.repository, &*entry.options, &*entry.tag),
                 None => (String::new(), "", "", ""),
             };
             let mut statement = connection.prepare_cached(
-                "SELECT end, repository, options, tag, digests, seen, referrers
-                 FROM scope CROSS JOIN tag ON tag.scope = scope.no
-                 WHERE (end, repository, options) >= (?1, ?2, ?3)
-                   AND (end, repository, options, tag) > (?1, ?2, ?3, ?4)
-                 ORDER BY end, repository, options, tag LIMIT ?5",
+                "SELECT endpoint, repository, options, tag, digests, seen_at, referrers_at
+                 FROM scope CROSS JOIN tag ON tag.scope = scope.row_id
+                 WHERE (endpoint, repository, options) >= (?1, ?2, ?3)
+                   AND (endpoint, repository, options, tag) > (?1, ?2, ?3, ?4)
+                 ORDER BY endpoint, repository, options, tag LIMIT ?5",
             )?;
             let mut rows = statement.query((from.0, from.1, from.2, from.3, to_sql_integer(limit as u64)))?;
             let mut entries = Vec::new();
@@ -88,7 +89,7 @@ impl DigestCache for SqliteStore {
                 let (end, repository): (String, String) = (row.get(0)?, row.get(1)?);
                 let scope = CacheScope { repository: parse_repository(&end, &repository)?, options: row.get(2)? };
                 let tag: String = row.get(3)?;
-                let tag = tag.parse().map_err(|_| corrupt_store("it names a tag that cannot be"))?;
+                let tag = tag.parse().map_err(|_| corrupt_store("invalid tag"))?;
                 entries.push(CacheEntry::new(&scope, &tag, &decode_tag(read_columns(row, 4)?)?));
             }
             Ok(entries)
@@ -106,12 +107,12 @@ pub(super) fn put_tags(
     let no = match find_scope(connection, scope)? {
         Some(no) => no,
         None => connection
-            .prepare_cached("INSERT INTO scope (end, repository, options) VALUES (?1, ?2, ?3) RETURNING no")?
+            .prepare_cached("INSERT INTO scope (endpoint, repository, options) VALUES (?1, ?2, ?3) RETURNING row_id")?
             .query_row((scope.repository.endpoint().to_string(), scope.repository.path(), &scope.options), |row| {
                 row.get(0)
             })?,
     };
-    let sql = "REPLACE INTO tag (scope, tag, digests, seen, referrers) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let sql = "REPLACE INTO tag (scope, tag, digests, seen_at, referrers_at) VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut statement = connection.prepare_cached(sql)?;
     for (tag, known) in tags {
         let referrers = known.referrers_at.map(Timestamp::as_second);
@@ -132,7 +133,7 @@ pub(super) fn delete_tags(connection: &Connection, scope: &CacheScope, tags: &[T
 }
 
 fn find_scope(connection: &Connection, scope: &CacheScope) -> Result<Option<i64>, SqliteError> {
-    let sql = "SELECT no FROM scope WHERE end = ?1 AND repository = ?2 AND options = ?3";
+    let sql = "SELECT row_id FROM scope WHERE endpoint = ?1 AND repository = ?2 AND options = ?3";
     let key = (scope.repository.endpoint().to_string(), scope.repository.path(), &scope.options);
     Ok(connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?)
 }

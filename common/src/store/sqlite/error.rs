@@ -43,7 +43,7 @@ impl From<crate::batch::PlanChunkError> for SqliteError {
 /// Returns the error of a row that this program did not write.
 pub(super) fn corrupt_store(what: &str) -> Error {
     Error::new(ErrorKind::Local, "reading the store", what)
-        .with_hint("the file is damaged: move it away; what the targets have is found again by asking them")
+        .with_hint("the file is damaged: move it away; the contents of the targets are looked up again")
 }
 
 /// Converts an SQLite error of an operation, with a hint.
@@ -56,21 +56,21 @@ pub(super) fn describe(error: &rusqlite::Error, operation: &str, store: &str) ->
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => (
             format!("the file is damaged ({error})"),
             format!(
-                "move {store} away (with its -wal and -shm beside it): a new one is made, and what the targets have is \
-                 found again by asking them"
+                "move {store} away (with its -wal and -shm beside it): a new one is created, and the contents of the targets are \
+                 looked up again"
             ),
         ),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (
-            "another process has been writing to it for too long".to_owned(),
-            format!("see which process has {store} open"),
-        ),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            ("another process has locked it for too long".to_owned(), format!("see which process has {store} open"))
+        }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => (
             format!("it cannot be opened for writing ({error})"),
             format!("this user must be able to write {store} and its folder; or choose another one with --state"),
         ),
-        Some(ErrorCode::SystemIoFailure) => {
-            (format!("the disk failed ({error})"), format!("see whether the disk of {store} is well and has room"))
-        }
+        Some(ErrorCode::SystemIoFailure) => (
+            format!("the disk failed ({error})"),
+            format!("check the health and the free space of the disk of {store}"),
+        ),
         _ => return Error::new(ErrorKind::Local, operation, error.to_string()),
     };
     Error::new(ErrorKind::Local, operation, detail).with_hint(hint)

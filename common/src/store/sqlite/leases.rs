@@ -15,13 +15,13 @@ use crate::store::{LeaseResult, Leases, latest_deadline_ms};
 impl Leases for SqliteStore {
     async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
         let (name, holder, now) = (name.to_owned(), holder.to_owned(), self.now());
-        self.write(format!("leasing {}", sanitize(&name)), move |connection| {
+        self.write(format!("acquiring lease {}", sanitize(&name)), move |connection| {
             // Expired leases of dead holders: few.
             connection
-                .prepare_cached("DELETE FROM lease WHERE until <= ?1 OR until > ?2")?
+                .prepare_cached("DELETE FROM lease WHERE expires_at <= ?1 OR expires_at > ?2")?
                 .execute((now, latest_deadline_ms(now)))?;
             let held: Option<(String, i64, i64)> = connection
-                .prepare_cached("SELECT holder, epoch, until FROM lease WHERE name = ?1")?
+                .prepare_cached("SELECT holder, token, expires_at FROM lease WHERE name = ?1")?
                 .query_row([&name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                 .optional()?;
             let token = match held {
@@ -29,12 +29,12 @@ impl Leases for SqliteStore {
                 Some((holder, _, until)) => return Ok(LeaseResult::HeldBy { holder, until: timestamp(until) }),
                 None => connection
                     .prepare_cached(
-                        "UPDATE counter SET value = max(value + 1, ?1) WHERE name = 'lease epoch' RETURNING value",
+                        "UPDATE counter SET value = max(value + 1, ?1) WHERE name = 'lease token' RETURNING value",
                     )?
                     .query_row([min_token(now)], |row| row.get(0))?,
             };
             connection
-                .prepare_cached("REPLACE INTO lease (name, holder, epoch, until) VALUES (?1, ?2, ?3, ?4)")?
+                .prepare_cached("REPLACE INTO lease (name, holder, token, expires_at) VALUES (?1, ?2, ?3, ?4)")?
                 .execute((name, holder, token, deadline_ms(now, lease)))?;
             Ok(LeaseResult::Acquired { token: token.unsigned_abs() })
         })
@@ -43,8 +43,8 @@ impl Leases for SqliteStore {
 
     async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
         let (names, now) = (names.to_vec(), self.now());
-        self.read("looking who holds what", move |connection| {
-            let sql = "SELECT holder FROM lease WHERE name = ?1 AND until > ?2 AND until <= ?3";
+        self.read("reading lease holders", move |connection| {
+            let sql = "SELECT holder FROM lease WHERE name = ?1 AND expires_at > ?2 AND expires_at <= ?3";
             let mut statement = connection.prepare_cached(sql)?;
             for name in names {
                 let key = (&name, now, latest_deadline_ms(now));
@@ -59,7 +59,7 @@ impl Leases for SqliteStore {
 
     async fn release(&self, name: &str, holder: &str) -> Result<()> {
         let (name, holder) = (name.to_owned(), holder.to_owned());
-        self.write(format!("letting go of {}", sanitize(&name)), move |connection| {
+        self.write(format!("releasing lease {}", sanitize(&name)), move |connection| {
             connection.prepare_cached("DELETE FROM lease WHERE name = ?1 AND holder = ?2")?.execute((name, holder))?;
             Ok(())
         })

@@ -67,14 +67,14 @@ impl LockHolder {
     pub(super) fn locked_error(&self, folder: &Path) -> Error {
         let hint = match self.used_for {
             Some(LockUse::Serve) => {
-                "`imgsync serve` begins the rules that it was given at their times or by its dashboard; \
+                "`imgsync serve` starts its rules on schedule or from its dashboard; \
                  or give this run a directory of its own with --state"
             }
             _ => {
-                "wait until it ends, look at it with imgsync batch watch, or give this run a directory of its own with --state"
+                "wait until it ends, follow it with `imgsync batch watch`, or give this run a directory of its own with --state"
             }
         };
-        Error::new(ErrorKind::Local, operation(folder), format!("{self} is running with it")).with_hint(hint)
+        Error::new(ErrorKind::Local, operation(folder), format!("{self} is using it")).with_hint(hint)
     }
 }
 

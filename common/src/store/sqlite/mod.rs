@@ -227,7 +227,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 
 fn create_state_dir(folder: &Path) -> Result<()> {
     private_files::create_folder(folder).map_err(|error| {
-        Error::new(ErrorKind::Local, format!("making the state directory {}", folder.display()), error.to_string())
+        Error::new(ErrorKind::Local, format!("creating the state directory {}", folder.display()), error.to_string())
             .with_hint("choose another one with --state")
     })
 }

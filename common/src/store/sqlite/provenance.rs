@@ -18,7 +18,7 @@ use crate::store::{ProvenanceStore, TagProvenance};
 impl ProvenanceStore for SqliteStore {
     async fn record_provenance(&self, source: &TagLocator, target: &TagLocator, digest: &Digest) -> Result<()> {
         let (source, target, digest) = (source.clone(), target.clone(), digest.clone());
-        self.write(format!("remembering where {target} came from"), move |connection| {
+        self.write(format!("recording the provenance of {target}"), move |connection| {
             record(connection, &source, &target, &digest)
         })
         .await
@@ -26,12 +26,12 @@ impl ProvenanceStore for SqliteStore {
 
     async fn provenance_by_source(&self, source: &RepositoryLocator) -> Result<Vec<TagProvenance>> {
         let source = source.clone();
-        self.read(format!("reading what was made of {source}"), move |connection| {
+        self.read(format!("reading the provenance of copies from {source}"), move |connection| {
             let Some(from) = find_repository(connection, &source)? else { return Ok(Vec::new()) };
             let mut statement = connection.prepare_cached(
-                "SELECT home.end, home.repository, tag, source_tag, digest, missing, unclaimed
-                 FROM origin JOIN home ON home.no = origin.target
-                 WHERE source = ?1 ORDER BY home.end, home.repository, tag",
+                "SELECT endpoint, repository, tag, source_tag, digest, missing_since, unclaimed_since
+                 FROM provenance JOIN repository_locator ON repository_locator.row_id = provenance.target
+                 WHERE source = ?1 ORDER BY endpoint, repository, tag",
             )?;
             let mut rows = statement.query([from])?;
             let mut origins: Vec<TagProvenance> = Vec::new();
@@ -52,7 +52,7 @@ impl ProvenanceStore for SqliteStore {
                 // Treating an unreadable time as long ago would prune the tag.
                 let since = |at: usize| -> Result<Option<Timestamp>, SqliteError> {
                     let since = row.get::<_, Option<i64>>(at)?.map(Timestamp::from_second).transpose();
-                    since.map_err(|_| corrupt_store("it names a time that cannot be").into())
+                    since.map_err(|_| corrupt_store("invalid timestamp").into())
                 };
                 let (missing_since, unclaimed_since) = (since(5)?, since(6)?);
                 origins.push(TagProvenance {
@@ -71,9 +71,9 @@ impl ProvenanceStore for SqliteStore {
 
     async fn written_digests(&self, target: &RepositoryLocator) -> Result<HashMap<Tag, Digest>> {
         let target = target.clone();
-        self.read(format!("reading what was written to {target}"), move |connection| {
+        self.read(format!("reading the provenance of {target}"), move |connection| {
             let Some(to) = find_repository(connection, &target)? else { return Ok(HashMap::new()) };
-            let mut statement = connection.prepare_cached("SELECT tag, digest FROM origin WHERE target = ?1")?;
+            let mut statement = connection.prepare_cached("SELECT tag, digest FROM provenance WHERE target = ?1")?;
             let mut rows = statement.query([to])?;
             let mut written = HashMap::new();
             while let Some(row) = rows.next()? {
@@ -89,8 +89,8 @@ impl ProvenanceStore for SqliteStore {
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
     ) -> Result<()> {
-        let sql = "UPDATE origin SET missing = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
-        self.update_timestamps(format!("remembering what {source} lacks"), sql, source, targets).await
+        let sql = "UPDATE provenance SET missing_since = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
+        self.update_timestamps(format!("recording tags missing at {source}"), sql, source, targets).await
     }
 
     async fn set_unclaimed_since(
@@ -98,14 +98,15 @@ impl ProvenanceStore for SqliteStore {
         source: &RepositoryLocator,
         targets: Vec<(TagLocator, Option<Timestamp>)>,
     ) -> Result<()> {
-        let sql = "UPDATE origin SET unclaimed = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
-        self.update_timestamps(format!("remembering what no rule makes of {source}"), sql, source, targets).await
+        let sql = "UPDATE provenance SET unclaimed_since = ?4 WHERE target = ?1 AND tag = ?2 AND source = ?3";
+        self.update_timestamps(format!("recording targets of {source} that no rule makes"), sql, source, targets).await
     }
 
     async fn provenance_sources(&self) -> Result<Vec<RepositoryLocator>> {
-        self.read("reading what target tags were made from".to_owned(), |connection| {
+        self.read("listing sources with recorded provenance".to_owned(), |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT end, repository FROM home WHERE no IN (SELECT source FROM origin) ORDER BY end, repository",
+                "SELECT endpoint, repository FROM repository_locator WHERE row_id IN (SELECT source FROM provenance)
+                 ORDER BY endpoint, repository",
             )?;
             let mut rows = statement.query([])?;
             let mut homes = Vec::new();
@@ -119,9 +120,9 @@ impl ProvenanceStore for SqliteStore {
 
     async fn forget_provenance(&self, source: &RepositoryLocator, targets: &[TagLocator]) -> Result<()> {
         let (source, targets) = (source.clone(), targets.to_vec());
-        self.write(format!("forgetting what was made of {source}"), move |connection| {
+        self.write(format!("deleting the provenance of copies from {source}"), move |connection| {
             let Some(from) = find_repository(connection, &source)? else { return Ok(()) };
-            let sql = "DELETE FROM origin WHERE target = ?1 AND tag = ?2 AND source = ?3";
+            let sql = "DELETE FROM provenance WHERE target = ?1 AND tag = ?2 AND source = ?3";
             let mut statement = connection.prepare_cached(sql)?;
             for target in &targets {
                 let Some(to) = find_repository(connection, &target.repository)? else { continue };
@@ -168,7 +169,7 @@ pub(super) fn record(
 ) -> Result<(), SqliteError> {
     let (from, to) =
         (repository_row_id(connection, &source.repository)?, repository_row_id(connection, &target.repository)?);
-    let sql = "REPLACE INTO origin (target, tag, source, source_tag, digest) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let sql = "REPLACE INTO provenance (target, tag, source, source_tag, digest) VALUES (?1, ?2, ?3, ?4, ?5)";
     let other = (source.tag != target.tag).then(|| source.tag.as_str());
     let digest = digest_bytes(digest);
     connection.prepare_cached(sql)?.execute((to, target.tag.as_str(), from, other, digest))?;
@@ -176,7 +177,7 @@ pub(super) fn record(
 }
 
 fn find_repository(connection: &Connection, home: &RepositoryLocator) -> Result<Option<i64>, SqliteError> {
-    let sql = "SELECT no FROM home WHERE end = ?1 AND repository = ?2";
+    let sql = "SELECT row_id FROM repository_locator WHERE endpoint = ?1 AND repository = ?2";
     let key = (home.endpoint().to_string(), home.path());
     Ok(connection.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?)
 }
@@ -185,10 +186,10 @@ fn repository_row_id(connection: &Connection, home: &RepositoryLocator) -> Resul
     if let Some(number) = find_repository(connection, home)? {
         return Ok(number);
     }
-    let sql = "INSERT INTO home (end, repository) VALUES (?1, ?2) RETURNING no";
+    let sql = "INSERT INTO repository_locator (endpoint, repository) VALUES (?1, ?2) RETURNING row_id";
     Ok(connection.prepare_cached(sql)?.query_row((home.endpoint().to_string(), home.path()), |row| row.get(0))?)
 }
 
 fn parse_tag(text: &str) -> Result<Tag, SqliteError> {
-    text.parse().map_err(|_| corrupt_store("it names a tag that cannot be").into())
+    text.parse().map_err(|_| corrupt_store("invalid tag").into())
 }

@@ -47,12 +47,12 @@ impl<T> PerAccount<T> {
 impl RateLimitStore for SqliteStore {
     async fn block_until(&self, account: &Account, until: Timestamp) -> Result<()> {
         let (account, until, now) = (account.clone(), until.as_millisecond(), self.now());
-        self.write(format!("noting the pace of {}", account.registry), move |connection| {
+        self.write(format!("recording the rate limit of {}", account.registry), move |connection| {
             delete_expired_blocks(connection, now)?;
             connection
                 .prepare_cached(
-                    "INSERT INTO pace (registry, who, until) VALUES (?1, ?2, ?3)
-                     ON CONFLICT DO UPDATE SET until = max(until, excluded.until)",
+                    "INSERT INTO rate_block (registry, account_key, blocked_until) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE SET blocked_until = max(blocked_until, excluded.blocked_until)",
                 )?
                 .execute((account.registry.as_str(), account.key(), until))?;
             Ok(())
@@ -62,8 +62,9 @@ impl RateLimitStore for SqliteStore {
 
     async fn blocked_until(&self, accounts: &[Account]) -> Result<Vec<Option<Timestamp>>> {
         let (accounts, now) = (accounts.to_vec(), self.now());
-        self.read("reading the pace of registries", move |connection| {
-            let sql = "SELECT until FROM pace WHERE registry = ?1 AND who = ?2 AND until > ?3 AND until <= ?4";
+        self.read("reading the rate limits of registries", move |connection| {
+            let sql = "SELECT blocked_until FROM rate_block
+                       WHERE registry = ?1 AND account_key = ?2 AND blocked_until > ?3 AND blocked_until <= ?4";
             let mut statement = connection.prepare_cached(sql)?;
             let mut until = Vec::with_capacity(accounts.len());
             for account in accounts {
@@ -114,11 +115,11 @@ impl RateLimitStore for SqliteStore {
 
     async fn record_quota(&self, account: &Account, told: &QuotaReport) -> Result<Duration> {
         let (account, told, now) = (account.clone(), *told, self.now());
-        self.write(format!("noting the quota of {}", account.registry), move |connection| {
+        self.write(format!("recording the quota of {}", account.registry), move |connection| {
             let (registry, who, pulls) =
                 (account.registry.as_str(), account.key(), account.with_category(RateLimitCategory::Pulls).key());
             let found = connection
-                .prepare_cached("SELECT began, remaining FROM quota WHERE registry = ?1 AND who = ?2")?
+                .prepare_cached("SELECT started_at, remaining FROM quota WHERE registry = ?1 AND account_key = ?2")?
                 .query_row((registry, &who), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
                 .optional()?;
             // A window that started in the future is unknown.
@@ -129,11 +130,13 @@ impl RateLimitStore for SqliteStore {
             });
             let (ends, is_new) = window.update(now as f64, &told);
             connection
-                .prepare_cached("REPLACE INTO quota (registry, who, began, remaining) VALUES (?1, ?2, ?3, ?4)")?
+                .prepare_cached(
+                    "REPLACE INTO quota (registry, account_key, started_at, remaining) VALUES (?1, ?2, ?3, ?4)",
+                )?
                 .execute((registry, &who, window.started_at as i64, window.remaining as i64))?;
             if is_new {
                 connection
-                    .prepare_cached("DELETE FROM pace WHERE registry = ?1 AND who = ?2")?
+                    .prepare_cached("DELETE FROM rate_block WHERE registry = ?1 AND account_key = ?2")?
                     .execute((registry, &pulls))?;
             }
             let ends = ends as i64;
@@ -141,8 +144,8 @@ impl RateLimitStore for SqliteStore {
                 delete_expired_blocks(connection, now)?;
                 connection
                     .prepare_cached(
-                        "INSERT INTO pace (registry, who, until) VALUES (?1, ?2, ?3)
-                         ON CONFLICT DO UPDATE SET until = max(until, excluded.until)",
+                        "INSERT INTO rate_block (registry, account_key, blocked_until) VALUES (?1, ?2, ?3)
+                         ON CONFLICT DO UPDATE SET blocked_until = max(blocked_until, excluded.blocked_until)",
                     )?
                     .execute((registry, &pulls, ends))?;
             }
@@ -154,7 +157,7 @@ impl RateLimitStore for SqliteStore {
 
 /// Deletes blocks that have ended, or that end later than any can: those were written by a wrong clock.
 fn delete_expired_blocks(connection: &Connection, now: i64) -> Result<(), SqliteError> {
-    let sql = "DELETE FROM pace WHERE until <= ?1 OR until > ?2";
+    let sql = "DELETE FROM rate_block WHERE blocked_until <= ?1 OR blocked_until > ?2";
     connection.prepare_cached(sql)?.execute((now, latest_deadline_ms(now)))?;
     Ok(())
 }

@@ -33,13 +33,12 @@ pub(super) fn duration_ms(time: std::time::Duration) -> i64 {
 }
 
 pub(super) fn parse_error_kind(text: &str) -> Result<ErrorKind, SqliteError> {
-    serde_json::from_value(text.into())
-        .map_err(|_| corrupt_store("it names a class of failure that there is not").into())
+    serde_json::from_value(text.into()).map_err(|_| corrupt_store("unknown error kind").into())
 }
 
 pub(super) fn parse_repository(end: &str, repository: &str) -> Result<RepositoryLocator, SqliteError> {
-    let end = end.parse().map_err(|_| corrupt_store("it names a registry that cannot be"))?;
-    RepositoryLocator::new(end, repository).map_err(|_| corrupt_store("it names a repository that cannot be").into())
+    let end = end.parse().map_err(|_| corrupt_store("invalid registry name"))?;
+    RepositoryLocator::new(end, repository).map_err(|_| corrupt_store("invalid repository name").into())
 }
 
 /// Returns the bytes of a digest: 32 for SHA-256, 64 for SHA-512.
@@ -51,7 +50,7 @@ pub(super) fn parse_digest(bytes: &[u8]) -> Result<Digest, SqliteError> {
     let algorithm = match bytes.len() {
         32 => Algorithm::Sha256,
         64 => Algorithm::Sha512,
-        _ => return Err(corrupt_store("a digest has another length").into()),
+        _ => return Err(corrupt_store("a digest has an unexpected length").into()),
     };
     format!("{}:{}", algorithm.as_str(), hex::encode(bytes))
         .parse()

@@ -12,20 +12,19 @@ use crate::store::{LastRun, Schedules};
 impl Schedules for SqliteStore {
     async fn record_schedule_run(&self, name: &str, begun: LastRun) -> Result<()> {
         let (name, at) = (name.to_owned(), begun.at.as_millisecond());
-        self.write("noting when a schedule was begun", move |connection| {
-            connection.prepare_cached("REPLACE INTO schedule (name, at, batch) VALUES (?1, ?2, ?3)")?.execute((
-                name,
-                at,
-                begun.batch.map(|batch| batch.as_bytes().to_vec()),
-            ))?;
+        self.write("recording the last run of a schedule", move |connection| {
+            connection
+                .prepare_cached("REPLACE INTO schedule (name, last_run_at, batch) VALUES (?1, ?2, ?3)")?
+                .execute((name, at, begun.batch.map(|batch| batch.as_bytes().to_vec())))?;
             Ok(())
         })
         .await
     }
 
     async fn schedule_runs(&self) -> Result<Vec<(String, LastRun)>> {
-        self.read("reading when schedules were begun", |connection| {
-            let mut statement = connection.prepare_cached("SELECT name, at, batch FROM schedule ORDER BY name")?;
+        self.read("reading the last runs of schedules", |connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT name, last_run_at, batch FROM schedule ORDER BY name")?;
             let rows = statement.query_map([], |row| {
                 let batch = row.get::<_, Option<[u8; 16]>>(2)?.map(BatchId::from_bytes);
                 Ok((row.get(0)?, LastRun { at: timestamp(row.get(1)?), batch }))

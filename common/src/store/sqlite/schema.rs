@@ -9,36 +9,46 @@ use crate::error::{Error, ErrorKind};
 const APPLICATION_ID: i32 = 0x696d_6773;
 
 /// Migrations; each takes the file from the version of its position to the next. Only ever appended to.
-const MIGRATIONS: &[&str] =
-    &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6, VERSION_7, VERSION_8, VERSION_9];
+const MIGRATIONS: &[&str] = &[VERSION_1];
 
-/// Times are in milliseconds since 1970, those of the cache in seconds. `chunk.states` holds codes of `TaskState`, two
-/// per byte, the first in the lower half.
+/// Times are in milliseconds since 1970; those of the tables `tag` and `provenance` in seconds, `proof.hour` in hours.
+///
+/// `batch.bucket_width` is the width of a time bucket in milliseconds. `chunk.states` holds codes of `TaskState`, two
+/// per byte, the first in the lower half. `provenance.source_tag` is set if it differs from `tag`. `proof.key` is a hash
+/// of a source repository and a blob. `hashed_file.version` identifies a version of a file of a layout.
 const VERSION_1: &str = "
 CREATE TABLE batch (
-    no INTEGER PRIMARY KEY,
+    row_id INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
-    control INTEGER NOT NULL,
+    state INTEGER NOT NULL,
     run INTEGER NOT NULL DEFAULT 0,
-    epoch INTEGER NOT NULL DEFAULT 0,
+    last_token INTEGER NOT NULL DEFAULT 0,
     rules TEXT NOT NULL,
     options TEXT NOT NULL,
     supersedes BLOB,
-    created INTEGER NOT NULL,
-    sealed INTEGER,
-    ended INTEGER,
+    created_at INTEGER NOT NULL,
+    planned_at INTEGER,
+    ended_at INTEGER,
     total INTEGER NOT NULL DEFAULT 0,
-    s0 INTEGER NOT NULL DEFAULT 0, s1 INTEGER NOT NULL DEFAULT 0,
-    s2 INTEGER NOT NULL DEFAULT 0, s3 INTEGER NOT NULL DEFAULT 0,
-    s4 INTEGER NOT NULL DEFAULT 0, s5 INTEGER NOT NULL DEFAULT 0,
-    s6 INTEGER NOT NULL DEFAULT 0, s7 INTEGER NOT NULL DEFAULT 0,
+    new_tasks INTEGER NOT NULL DEFAULT 0,
+    queued_tasks INTEGER NOT NULL DEFAULT 0,
+    running_tasks INTEGER NOT NULL DEFAULT 0,
+    retry_tasks INTEGER NOT NULL DEFAULT 0,
+    copied_tasks INTEGER NOT NULL DEFAULT 0,
+    unchanged_tasks INTEGER NOT NULL DEFAULT 0,
+    failed_tasks INTEGER NOT NULL DEFAULT 0,
+    cancelled_tasks INTEGER NOT NULL DEFAULT 0,
     copied INTEGER NOT NULL DEFAULT 0,
     mounted INTEGER NOT NULL DEFAULT 0,
     reused INTEGER NOT NULL DEFAULT 0,
     source_requests INTEGER NOT NULL DEFAULT 0,
     target_requests INTEGER NOT NULL DEFAULT 0,
-    CHECK (s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 = total),
-    CHECK (min(s0, s1, s2, s3, s4, s5, s6, s7) >= 0)
+    millis INTEGER NOT NULL DEFAULT 0,
+    bucket_width INTEGER NOT NULL DEFAULT 1000,
+    CHECK (new_tasks + queued_tasks + running_tasks + retry_tasks
+        + copied_tasks + unchanged_tasks + failed_tasks + cancelled_tasks = total),
+    CHECK (min(new_tasks, queued_tasks, running_tasks, retry_tasks,
+        copied_tasks, unchanged_tasks, failed_tasks, cancelled_tasks) >= 0)
 );
 CREATE TABLE repository (
     batch INTEGER NOT NULL,
@@ -49,38 +59,50 @@ CREATE TABLE repository (
 CREATE TABLE unlisted (
     batch INTEGER NOT NULL,
     repository TEXT NOT NULL,
-    class TEXT NOT NULL,
+    kind TEXT NOT NULL,
     error TEXT NOT NULL,
     PRIMARY KEY (batch, repository)
+) WITHOUT ROWID;
+CREATE TABLE empty_rule (
+    batch INTEGER NOT NULL,
+    rule INTEGER NOT NULL,
+    entry TEXT NOT NULL,
+    PRIMARY KEY (batch, rule)
 ) WITHOUT ROWID;
 CREATE TABLE chunk (
     batch INTEGER NOT NULL,
     first INTEGER NOT NULL,
     length INTEGER NOT NULL,
-    fresh INTEGER NOT NULL,
+    new_tasks INTEGER NOT NULL,
     states BLOB NOT NULL,
     PRIMARY KEY (batch, first)
 ) WITHOUT ROWID;
-CREATE INDEX unpublished ON chunk (batch, first) WHERE fresh > 0;
+CREATE INDEX unpublished ON chunk (batch, first) WHERE new_tasks > 0;
 CREATE TABLE plan (
     batch INTEGER NOT NULL,
     first INTEGER NOT NULL,
     tasks BLOB NOT NULL,
     PRIMARY KEY (batch, first)
 ) WITHOUT ROWID;
-CREATE TABLE mark (
+CREATE TABLE run_attempts (
     batch INTEGER NOT NULL,
     task INTEGER NOT NULL,
     run INTEGER NOT NULL,
     attempts INTEGER NOT NULL,
     PRIMARY KEY (batch, task)
 ) WITHOUT ROWID;
-CREATE TABLE held (
+CREATE TABLE task_lease (
     batch INTEGER NOT NULL,
     task INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    until INTEGER NOT NULL,
+    token INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
     worker TEXT NOT NULL,
+    PRIMARY KEY (batch, task)
+) WITHOUT ROWID;
+CREATE TABLE lost_lease (
+    batch INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    losses INTEGER NOT NULL,
     PRIMARY KEY (batch, task)
 ) WITHOUT ROWID;
 CREATE TABLE retry (
@@ -92,70 +114,24 @@ CREATE TABLE retry (
 CREATE TABLE failure (
     batch INTEGER NOT NULL,
     task INTEGER NOT NULL,
-    class TEXT NOT NULL,
+    kind TEXT NOT NULL,
     error TEXT NOT NULL,
     attempts INTEGER NOT NULL,
     PRIMARY KEY (batch, task)
 ) WITHOUT ROWID;
-CREATE TABLE scope (
-    no INTEGER PRIMARY KEY,
-    end TEXT NOT NULL,
-    repository TEXT NOT NULL,
-    options TEXT NOT NULL,
-    UNIQUE (end, repository, options)
-);
-CREATE TABLE tag (
-    scope INTEGER NOT NULL,
-    tag TEXT NOT NULL,
-    digests BLOB NOT NULL,
-    seen INTEGER NOT NULL,
-    referrers INTEGER,
-    PRIMARY KEY (scope, tag)
-) WITHOUT ROWID;
-CREATE TABLE home (
-    no INTEGER PRIMARY KEY,
-    end TEXT NOT NULL,
-    repository TEXT NOT NULL,
-    UNIQUE (end, repository)
-);
-CREATE TABLE blob (
-    digest BLOB NOT NULL,
-    end TEXT NOT NULL,
-    home INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    PRIMARY KEY (digest, end)
-) WITHOUT ROWID;
-CREATE TABLE pace (
-    registry TEXT NOT NULL,
-    who TEXT NOT NULL,
-    until INTEGER NOT NULL,
-    PRIMARY KEY (registry, who)
-) WITHOUT ROWID;
-CREATE TABLE lease (
-    name TEXT NOT NULL PRIMARY KEY,
-    holder TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    until INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO counter VALUES ('lease epoch', 0);
-";
-
-/// Lost leases of tasks.
-const VERSION_2: &str = "
-CREATE TABLE lost (
+CREATE TABLE prune_record (
     batch INTEGER NOT NULL,
-    task INTEGER NOT NULL,
-    losses INTEGER NOT NULL,
-    PRIMARY KEY (batch, task)
+    target TEXT NOT NULL,
+    source TEXT NOT NULL,
+    entry TEXT NOT NULL,
+    PRIMARY KEY (batch, target, source)
 ) WITHOUT ROWID;
-";
-
-/// Timelines of batches. `width` is the width of a time bucket in milliseconds.
-const VERSION_3: &str = "
-ALTER TABLE batch ADD COLUMN millis INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE batch ADD COLUMN width INTEGER NOT NULL DEFAULT 1000;
-CREATE TABLE part (
+CREATE TABLE notification (
+    batch INTEGER NOT NULL,
+    entry TEXT NOT NULL,
+    PRIMARY KEY (batch, entry)
+) WITHOUT ROWID;
+CREATE TABLE time_bucket (
     batch INTEGER NOT NULL,
     number INTEGER NOT NULL,
     copied INTEGER NOT NULL DEFAULT 0,
@@ -165,7 +141,7 @@ CREATE TABLE part (
     bytes INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (batch, number)
 ) WITHOUT ROWID;
-CREATE TABLE slow (
+CREATE TABLE slow_task (
     batch INTEGER NOT NULL,
     task INTEGER NOT NULL,
     millis INTEGER NOT NULL,
@@ -173,7 +149,7 @@ CREATE TABLE slow (
     worker TEXT NOT NULL,
     PRIMARY KEY (batch, task)
 ) WITHOUT ROWID;
-CREATE TABLE share (
+CREATE TABLE worker_stats (
     batch INTEGER NOT NULL,
     worker TEXT NOT NULL,
     ended INTEGER NOT NULL,
@@ -182,16 +158,64 @@ CREATE TABLE share (
     millis INTEGER NOT NULL,
     PRIMARY KEY (batch, worker)
 ) WITHOUT ROWID;
-";
-
-/// Quotas of registries, and the monthly traffic of machines.
-const VERSION_4: &str = "
+CREATE TABLE scope (
+    row_id INTEGER PRIMARY KEY,
+    endpoint TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    options TEXT NOT NULL,
+    UNIQUE (endpoint, repository, options)
+);
+CREATE TABLE tag (
+    scope INTEGER NOT NULL,
+    tag TEXT NOT NULL,
+    digests BLOB NOT NULL,
+    seen_at INTEGER NOT NULL,
+    referrers_at INTEGER,
+    PRIMARY KEY (scope, tag)
+) WITHOUT ROWID;
+CREATE TABLE repository_locator (
+    row_id INTEGER PRIMARY KEY,
+    endpoint TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    UNIQUE (endpoint, repository)
+);
+CREATE TABLE blob (
+    digest BLOB NOT NULL,
+    endpoint TEXT NOT NULL,
+    locator INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (digest, endpoint)
+) WITHOUT ROWID;
+CREATE TABLE proof (key BLOB NOT NULL PRIMARY KEY, hour INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE hashed_file (
+    folder TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    version TEXT NOT NULL,
+    PRIMARY KEY (folder, digest)
+) WITHOUT ROWID;
+CREATE TABLE provenance (
+    target INTEGER NOT NULL,
+    tag TEXT NOT NULL,
+    source INTEGER NOT NULL,
+    source_tag TEXT,
+    digest BLOB NOT NULL,
+    missing_since INTEGER,
+    unclaimed_since INTEGER,
+    PRIMARY KEY (target, tag)
+) WITHOUT ROWID;
+CREATE INDEX provenance_by_source ON provenance (source);
+CREATE TABLE rate_block (
+    registry TEXT NOT NULL,
+    account_key TEXT NOT NULL,
+    blocked_until INTEGER NOT NULL,
+    PRIMARY KEY (registry, account_key)
+) WITHOUT ROWID;
 CREATE TABLE quota (
     registry TEXT NOT NULL,
-    who TEXT NOT NULL,
-    began INTEGER NOT NULL,
+    account_key TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
     remaining INTEGER NOT NULL,
-    PRIMARY KEY (registry, who)
+    PRIMARY KEY (registry, account_key)
 ) WITHOUT ROWID;
 CREATE TABLE traffic (
     machine TEXT NOT NULL,
@@ -199,68 +223,19 @@ CREATE TABLE traffic (
     bytes INTEGER NOT NULL,
     PRIMARY KEY (machine, month)
 ) WITHOUT ROWID;
-";
-
-/// Provenance of target tags, and prune records. `missing` and `unclaimed` are in seconds since 1970; `source_tag` is
-/// set if it differs from `tag`.
-const VERSION_5: &str = "
-CREATE TABLE origin (
-    target INTEGER NOT NULL,
-    tag TEXT NOT NULL,
-    source INTEGER NOT NULL,
-    source_tag TEXT,
-    digest BLOB NOT NULL,
-    missing INTEGER,
-    unclaimed INTEGER,
-    PRIMARY KEY (target, tag)
+CREATE TABLE lease (
+    name TEXT NOT NULL PRIMARY KEY,
+    holder TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX origin_of_source ON origin (source);
-CREATE TABLE pruned (
-    batch INTEGER NOT NULL,
-    target TEXT NOT NULL,
-    source TEXT NOT NULL,
-    entry TEXT NOT NULL,
-    PRIMARY KEY (batch, target, source)
-) WITHOUT ROWID;
-";
-
-/// Last runs of schedules, and their batches.
-const VERSION_6: &str = "
 CREATE TABLE schedule (
     name TEXT NOT NULL PRIMARY KEY,
-    at INTEGER NOT NULL,
+    last_run_at INTEGER NOT NULL,
     batch BLOB
 ) WITHOUT ROWID;
-";
-
-/// Proofs that source repositories hold a blob: a hash of both, and the time in hours since 1970.
-const VERSION_7: &str = "
-CREATE TABLE proof (key BLOB NOT NULL PRIMARY KEY, hour INTEGER NOT NULL) WITHOUT ROWID;
-";
-
-/// Rules that selected no tag, and hashed files of layouts: `version` identifies a version of a file.
-const VERSION_8: &str = "
-CREATE TABLE empty_rule (
-    batch INTEGER NOT NULL,
-    rule INTEGER NOT NULL,
-    entry TEXT NOT NULL,
-    PRIMARY KEY (batch, rule)
-) WITHOUT ROWID;
-CREATE TABLE hashed_file (
-    folder TEXT NOT NULL,
-    digest BLOB NOT NULL,
-    version TEXT NOT NULL,
-    PRIMARY KEY (folder, digest)
-) WITHOUT ROWID;
-";
-
-/// Sent notifications of batches.
-const VERSION_9: &str = "
-CREATE TABLE told (
-    batch INTEGER NOT NULL,
-    told TEXT NOT NULL,
-    PRIMARY KEY (batch, told)
-) WITHOUT ROWID;
+CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter VALUES ('lease token', 0);
 ";
 
 /// Migrates a file to the version of this program, or refuses it.
@@ -304,34 +279,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_older_schema_is_migrated_without_losing_data() {
-        for version in 1..MIGRATIONS.len() {
-            let mut connection = Connection::open_in_memory().unwrap();
-            for migration in &MIGRATIONS[..version] {
-                connection.execute_batch(migration).unwrap();
-            }
-            connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
-            connection.pragma_update(None, "user_version", version as i64).unwrap();
-            connection
-                .execute(
-                    "INSERT INTO batch (id, control, rules, options, created, total, s4) VALUES (x'00', 4, '', '', 5, 1, 1)",
-                    [],
-                )
-                .unwrap();
-            migrate(&mut connection, "a test").unwrap();
-            migrate(&mut connection, "a test").unwrap();
-            let kept = connection.query_row("SELECT created, s4, millis, width FROM batch", [], |row| {
+    fn a_new_file_gets_the_current_version_and_keeps_its_data_when_opened_again() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, "a test").unwrap();
+        connection
+            .execute(
+                "INSERT INTO batch (id, state, rules, options, created_at, total, copied_tasks)
+                 VALUES (x'00', 4, '', '', 5, 1, 1)",
+                [],
+            )
+            .unwrap();
+        migrate(&mut connection, "a test").unwrap();
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(version, MIGRATIONS.len() as i64);
+        let kept =
+            connection.query_row("SELECT created_at, copied_tasks, millis, bucket_width FROM batch", [], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
             });
-            assert_eq!(kept.unwrap(), (5, 1, 0, 1000));
-            let parts: i64 = connection.query_row("SELECT count(*) FROM part", [], |row| row.get(0)).unwrap();
-            assert_eq!(parts, 0);
-            let quotas: i64 = connection.query_row("SELECT count(*) FROM quota", [], |row| row.get(0)).unwrap();
-            assert_eq!(quotas, 0);
-            let origins: i64 = connection.query_row("SELECT count(*) FROM origin", [], |row| row.get(0)).unwrap();
-            assert_eq!(origins, 0);
-            let begun: i64 = connection.query_row("SELECT count(*) FROM schedule", [], |row| row.get(0)).unwrap();
-            assert_eq!(begun, 0);
-        }
+        assert_eq!(kept.unwrap(), (5, 1, 0, 1000));
     }
 }

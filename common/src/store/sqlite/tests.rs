@@ -255,9 +255,9 @@ async fn an_unreadable_missing_since_is_an_error_and_no_reason_to_prune() {
     let source = place("a");
     store.record_provenance(&source, &place("b"), &Digest::sha256(b"1")).await.unwrap();
     let connection = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
-    connection.execute("UPDATE origin SET missing = ?1", [i64::MAX]).unwrap();
+    connection.execute("UPDATE provenance SET missing_since = ?1", [i64::MAX]).unwrap();
     let error = store.provenance_by_source(&source.repository).await.unwrap_err();
-    assert!(error.to_string().contains("a time that cannot be"), "{error}");
+    assert!(error.to_string().contains("invalid timestamp"), "{error}");
 }
 
 #[tokio::test]

@@ -67,15 +67,15 @@ impl WorkerRegistry for SqliteStore {
     async fn exchange_throughput(
         &self,
         batch: BatchId,
-        feeding: Vec<RouteThroughput>,
+        throughput: Vec<RouteThroughput>,
         ttl: Duration,
     ) -> Result<Vec<RouteThroughput>> {
         let now = self.now();
         let mut present = self.presence();
         present.throughput.retain(|other, (until, _)| *until > now && *other != batch);
-        let others = present.throughput.values().flat_map(|(_, feeding)| feeding.clone()).collect();
-        if !feeding.is_empty() {
-            present.throughput.insert(batch, (deadline_ms(now, ttl), feeding));
+        let others = present.throughput.values().flat_map(|(_, throughput)| throughput.clone()).collect();
+        if !throughput.is_empty() {
+            present.throughput.insert(batch, (deadline_ms(now, ttl), throughput));
         }
         Ok(others)
     }
@@ -104,7 +104,7 @@ impl WorkerRegistry for SqliteStore {
     async fn add_traffic(&self, machine: &str, month: &str, bytes: u64, _: IdempotencyKey) -> Result<u64> {
         // Writes are atomic: a failed call took no effect, so there is no request id to keep.
         let (machine, month) = (machine.to_owned(), month.to_owned());
-        self.write("noting the traffic of this machine".to_owned(), move |connection| {
+        self.write("adding to the traffic of this machine".to_owned(), move |connection| {
             let bytes = i64::try_from(bytes).unwrap_or(i64::MAX / 4);
             let sql = "INSERT INTO traffic (machine, month, bytes) VALUES (?1, ?2, ?3)
                        ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes RETURNING bytes";

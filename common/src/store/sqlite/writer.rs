@@ -111,7 +111,7 @@ impl fmt::Debug for Writer {
 }
 
 fn thread_ended(operation: &str) -> Error {
-    Error::new(ErrorKind::Local, operation, "the store's thread has ended")
+    Error::new(ErrorKind::Local, operation, "the store's writer thread has ended")
 }
 
 fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn WriteJob>>, store: &str) {

@@ -28,8 +28,9 @@ pub(super) struct BatchRow {
 
 impl BatchRow {
     pub(super) fn find(connection: &Connection, id: BatchId) -> Result<Option<BatchRow>, SqliteError> {
-        let sql = "SELECT no, control, run, epoch, sealed IS NOT NULL, ended IS NOT NULL, total,
-                          s0, s1, s2, s3, s4, s5, s6, s7, created, width
+        let sql = "SELECT row_id, state, run, last_token, planned_at IS NOT NULL, ended_at IS NOT NULL, total,
+                          new_tasks, queued_tasks, running_tasks, retry_tasks,
+                          copied_tasks, unchanged_tasks, failed_tasks, cancelled_tasks, created_at, bucket_width
                    FROM batch WHERE id = ?1";
         let row = connection
             .prepare_cached(sql)?
@@ -60,7 +61,7 @@ impl BatchRow {
     pub(super) fn get(connection: &Connection, id: BatchId) -> Result<BatchRow, SqliteError> {
         BatchRow::find(connection, id)?.ok_or_else(|| {
             let error = Error::new(ErrorKind::NotFound, format!("looking for batch {id}"), "there is no such batch");
-            SqliteError::Reported(error.with_hint("imgsync batch list shows those that there are"))
+            SqliteError::Reported(error.with_hint("`imgsync batch list` lists the batches"))
         })
     }
 
@@ -70,10 +71,7 @@ impl BatchRow {
 }
 
 pub(super) fn decode_batch_state(code: u8) -> Result<BatchState, SqliteError> {
-    BatchState::ALL
-        .get(usize::from(code))
-        .copied()
-        .ok_or_else(|| corrupt_store("a batch has a state that there is not").into())
+    BatchState::ALL.get(usize::from(code)).copied().ok_or_else(|| corrupt_store("a batch has an unknown state").into())
 }
 
 /// Moves tasks of a batch. [`BatchTx::save`] writes states and counters; nothing is written before.
@@ -187,13 +185,14 @@ impl<'c> BatchTx<'c> {
         timeline::record_bucket(self.connection, entry, now, ended, bytes.copied)?;
         self.connection
             .prepare_cached(
-                "UPDATE batch SET control = ?2, run = ?3, epoch = ?4, total = ?5,
-                     ended = CASE WHEN ?6 THEN coalesce(ended, ?7) END,
-                     s0 = ?8, s1 = ?9, s2 = ?10, s3 = ?11, s4 = ?12, s5 = ?13, s6 = ?14, s7 = ?15,
+                "UPDATE batch SET state = ?2, run = ?3, last_token = ?4, total = ?5,
+                     ended_at = CASE WHEN ?6 THEN coalesce(ended_at, ?7) END,
+                     new_tasks = ?8, queued_tasks = ?9, running_tasks = ?10, retry_tasks = ?11,
+                     copied_tasks = ?12, unchanged_tasks = ?13, failed_tasks = ?14, cancelled_tasks = ?15,
                      copied = copied + ?16, mounted = mounted + ?17, reused = reused + ?18,
                      source_requests = source_requests + ?19, target_requests = target_requests + ?20,
-                     millis = millis + ?21, width = ?22
-                 WHERE no = ?1",
+                     millis = millis + ?21, bucket_width = ?22
+                 WHERE row_id = ?1",
             )?
             .execute(rusqlite::params![
                 entry.row_id,
@@ -226,10 +225,10 @@ impl<'c> BatchTx<'c> {
     pub(super) fn append_chunk(&mut self, states: &[TaskState], plan: &[u8]) -> Result<(), SqliteError> {
         let first = self.row.total;
         let mut packed = vec![0; states.len().div_ceil(2)];
-        let mut fresh = 0;
+        let mut new_tasks = 0;
         for (at, state) in (0..).zip(states) {
             put_state(&mut packed, at, *state);
-            fresh += i64::from(*state == TaskState::New);
+            new_tasks += i64::from(*state == TaskState::New);
             self.row.counts_by_state[usize::from(state.code())] += 1;
         }
         let length = u32::try_from(states.len()).unwrap_or(u32::MAX);
@@ -238,8 +237,8 @@ impl<'c> BatchTx<'c> {
         })?;
         let no = self.row.row_id;
         self.connection
-            .prepare_cached("INSERT INTO chunk (batch, first, length, fresh, states) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute((no, first, length, fresh, packed))?;
+            .prepare_cached("INSERT INTO chunk (batch, first, length, new_tasks, states) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute((no, first, length, new_tasks, packed))?;
         self.connection
             .prepare_cached("INSERT INTO plan (batch, first, tasks) VALUES (?1, ?2, ?3)")?
             .execute((no, first, plan))?;
@@ -256,7 +255,7 @@ impl<'c> BatchTx<'c> {
             self.state_page.as_ref().is_some_and(|page| (page.first..page.first + page.length).contains(&task));
         if !is_here {
             self.flush()?;
-            let sql = "SELECT first, length, fresh, states FROM chunk WHERE batch = ?1 AND first <= ?2
+            let sql = "SELECT first, length, new_tasks, states FROM chunk WHERE batch = ?1 AND first <= ?2
                        ORDER BY first DESC LIMIT 1";
             self.state_page = self
                 .connection
@@ -273,13 +272,13 @@ impl<'c> BatchTx<'c> {
                 .optional()?
                 .filter(|page| (page.first..page.first + page.length).contains(&task));
         }
-        self.state_page.as_mut().ok_or_else(|| corrupt_store("a part of the plan is missing").into())
+        self.state_page.as_mut().ok_or_else(|| corrupt_store("a chunk of the plan is missing").into())
     }
 
     fn flush(&mut self) -> Result<(), SqliteError> {
         if let Some(page) = self.state_page.as_mut().filter(|page| page.changed) {
             self.connection
-                .prepare_cached("UPDATE chunk SET fresh = ?3, states = ?4 WHERE batch = ?1 AND first = ?2")?
+                .prepare_cached("UPDATE chunk SET new_tasks = ?3, states = ?4 WHERE batch = ?1 AND first = ?2")?
                 .execute((self.row.row_id, page.first, page.new_tasks, &page.states))?;
             page.changed = false;
         }
@@ -291,7 +290,7 @@ impl<'c> BatchTx<'c> {
 pub(super) fn get_state(states: &[u8], at: u32) -> Result<TaskState, SqliteError> {
     let byte = states.get(at as usize / 2).copied();
     let code = byte.map(|byte| if at.is_multiple_of(2) { byte & 0xf } else { byte >> 4 });
-    code.and_then(TaskState::from_code).ok_or_else(|| corrupt_store("a task has a state that there is not").into())
+    code.and_then(TaskState::from_code).ok_or_else(|| corrupt_store("a task has an unknown state").into())
 }
 
 fn put_state(states: &mut [u8], at: u32, state: TaskState) {

@@ -21,7 +21,7 @@ pub(super) fn transition(
     if entry.state != from {
         return Ok(entry.state);
     }
-    connection.prepare_cached("UPDATE batch SET control = ?2 WHERE no = ?1")?.execute((entry.row_id, to as u8))?;
+    connection.prepare_cached("UPDATE batch SET state = ?2 WHERE row_id = ?1")?.execute((entry.row_id, to as u8))?;
     Ok(to)
 }
 
@@ -39,7 +39,7 @@ pub(super) fn stop(
     // Running tasks, too: no further result of them counts, whether or not their worker lives.
     tx.transition_all(|state| (!state.is_terminal()).then_some(TaskState::Cancelled))?;
     connection.prepare_cached("DELETE FROM retry WHERE batch = ?1")?.execute([tx.row.row_id])?;
-    connection.prepare_cached("DELETE FROM held WHERE batch = ?1")?.execute([tx.row.row_id])?;
+    connection.prepare_cached("DELETE FROM task_lease WHERE batch = ?1")?.execute([tx.row.row_id])?;
     Ok(tx.save(now)?.state)
 }
 
@@ -100,8 +100,8 @@ pub(super) fn reclaim(
         ReclaimScope::Everything => i64::MAX,
     };
     let ends = (no, expired_before, latest_deadline_ms(now));
-    for task in query_tasks(connection, "SELECT task FROM held WHERE batch = ?1 AND (until <= ?2 OR until > ?3)", ends)?
-    {
+    let expired = "SELECT task FROM task_lease WHERE batch = ?1 AND (expires_at <= ?2 OR expires_at > ?3)";
+    for task in query_tasks(connection, expired, ends)? {
         delete_lease(connection, no, task)?;
         if sweep != ReclaimScope::Everything {
             record_loss(connection, no, task)?;
@@ -110,9 +110,8 @@ pub(super) fn reclaim(
         swept.leased += 1;
     }
     if reclaims_queued(sweep) {
-        for task in
-            query_tasks(connection, "SELECT task FROM retry WHERE batch = ?1 AND (due <= ?2 OR due > ?3)", ends)?
-        {
+        let due = "SELECT task FROM retry WHERE batch = ?1 AND (due <= ?2 OR due > ?3)";
+        for task in query_tasks(connection, due, ends)? {
             delete_retry(connection, no, task)?;
             tx.set_state(task, TaskState::New)?;
             swept.queued += 1;
@@ -134,9 +133,9 @@ fn reclaims_queued(sweep: ReclaimScope) -> bool {
 
 pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> Result<u64, SqliteError> {
     let mut statement = connection.prepare_cached(
-        "SELECT no FROM batch WHERE coalesce(ended, created) < ?1
-         AND NOT EXISTS (SELECT 1 FROM held WHERE held.batch = batch.no
-         AND held.until > ?2 AND held.until <= ?3)",
+        "SELECT row_id FROM batch WHERE coalesce(ended_at, created_at) < ?1
+         AND NOT EXISTS (SELECT 1 FROM task_lease WHERE task_lease.batch = batch.row_id
+         AND task_lease.expires_at > ?2 AND task_lease.expires_at <= ?3)",
     )?;
     let old: Vec<i64> =
         statement.query_map((before, now, latest_deadline_ms(now)), |row| row.get(0))?.collect::<Result<_, _>>()?;
@@ -146,21 +145,21 @@ pub(super) fn remove_before(connection: &Connection, now: i64, before: i64) -> R
             "unlisted",
             "chunk",
             "plan",
-            "mark",
-            "lost",
-            "held",
+            "run_attempts",
+            "lost_lease",
+            "task_lease",
             "retry",
             "failure",
-            "part",
-            "slow",
-            "share",
-            "pruned",
+            "time_bucket",
+            "slow_task",
+            "worker_stats",
+            "prune_record",
             "empty_rule",
-            "told",
+            "notification",
         ] {
             connection.prepare_cached(&format!("DELETE FROM {table} WHERE batch = ?1"))?.execute([no])?;
         }
-        connection.prepare_cached("DELETE FROM batch WHERE no = ?1")?.execute([no])?;
+        connection.prepare_cached("DELETE FROM batch WHERE row_id = ?1")?.execute([no])?;
     }
     Ok(old.len() as u64)
 }

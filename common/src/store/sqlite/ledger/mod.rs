@@ -28,7 +28,7 @@ use crate::store::{
 impl Ledger for SqliteStore {
     async fn create(&self, batch: NewBatch) -> Result<()> {
         let now = self.now();
-        self.write(format!("making batch {}", batch.id), move |c| plan::create(c, now, &batch)).await
+        self.write(format!("creating batch {}", batch.id), move |c| plan::create(c, now, &batch)).await
     }
 
     async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
@@ -44,20 +44,21 @@ impl Ledger for SqliteStore {
     }
 
     async fn record_listing_failure(&self, batch: BatchId, unlisted: ListingFailure) -> Result<()> {
-        self.write(format!("noting in batch {batch}"), move |c| plan::record_listing_failure(c, batch, &unlisted)).await
+        self.write(format!("recording in batch {batch}"), move |c| plan::record_listing_failure(c, batch, &unlisted))
+            .await
     }
 
     async fn record_empty_rule(&self, batch: BatchId, rule: EmptyRule) -> Result<()> {
-        self.write(format!("noting in batch {batch}"), move |c| plan::record_empty_rule(c, batch, &rule)).await
+        self.write(format!("recording in batch {batch}"), move |c| plan::record_empty_rule(c, batch, &rule)).await
     }
 
     async fn record_pruned(&self, batch: BatchId, pruned: PruneRecord) -> Result<()> {
-        self.write(format!("noting in batch {batch}"), move |c| plan::record_pruned(c, batch, &pruned)).await
+        self.write(format!("recording in batch {batch}"), move |c| plan::record_pruned(c, batch, &pruned)).await
     }
 
     async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()> {
         let told = told.to_owned();
-        self.write(format!("noting in batch {batch}"), move |c| plan::record_notification(c, batch, &told)).await
+        self.write(format!("recording in batch {batch}"), move |c| plan::record_notification(c, batch, &told)).await
     }
 
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>> {
@@ -66,12 +67,12 @@ impl Ledger for SqliteStore {
 
     async fn complete_plan(&self, batch: BatchId) -> Result<()> {
         let now = self.now();
-        self.write(format!("sealing batch {batch}"), move |c| plan::complete_plan(c, now, batch)).await
+        self.write(format!("completing the plan of batch {batch}"), move |c| plan::complete_plan(c, now, batch)).await
     }
 
     async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()> {
         let now = self.now();
-        self.write(format!("counting in batch {batch}"), move |c| plan::add_usage(c, now, batch, spent)).await
+        self.write(format!("adding the usage of batch {batch}"), move |c| plan::add_usage(c, now, batch, spent)).await
     }
 
     async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
@@ -80,7 +81,10 @@ impl Ledger for SqliteStore {
 
     async fn mark_published(&self, batch: BatchId, task_refs: Vec<TaskRef>) -> Result<()> {
         let now = self.now();
-        self.write(format!("marking in batch {batch}"), move |c| plan::mark_published(c, now, batch, &task_refs)).await
+        self.write(format!("marking published tasks of batch {batch}"), move |c| {
+            plan::mark_published(c, now, batch, &task_refs)
+        })
+        .await
     }
 
     async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
@@ -91,7 +95,7 @@ impl Ledger for SqliteStore {
 
     async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
         let until = deadline_ms(self.now(), lease);
-        let operation = format!("holding task {} of batch {}", task_ref.index, task_ref.batch);
+        let operation = format!("renewing the lease of task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
         self.write(operation, move |c| tasks::renew(c, task_ref, &holder, until)).await
     }
@@ -118,7 +122,7 @@ impl Ledger for SqliteStore {
         spent: Usage,
     ) -> Result<RescheduleResult> {
         let now = self.now();
-        let operation = format!("putting off task {} of batch {}", task_ref.index, task_ref.batch);
+        let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
         self.write(operation, move |c| tasks::reschedule(c, now, task_ref, &holder, wait, counts, spent)).await
     }
@@ -170,7 +174,8 @@ impl Ledger for SqliteStore {
 
     async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed> {
         let now = self.now();
-        self.write(format!("sweeping batch {batch}"), move |c| lifecycle::reclaim(c, now, batch, sweep)).await
+        self.write(format!("reclaiming lost tasks of batch {batch}"), move |c| lifecycle::reclaim(c, now, batch, sweep))
+            .await
     }
 
     async fn remove_before(&self, time: Timestamp) -> Result<u64> {
@@ -222,5 +227,5 @@ impl Ledger for SqliteStore {
 }
 
 fn claiming_operation(task_ref: TaskRef) -> String {
-    format!("starting task {} of batch {}", task_ref.index, task_ref.batch)
+    format!("claiming task {} of batch {}", task_ref.index, task_ref.batch)
 }

@@ -15,7 +15,7 @@ use crate::store::{
 pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Result<(), SqliteError> {
     let made = connection
         .prepare_cached(
-            "INSERT OR IGNORE INTO batch (id, control, rules, options, supersedes, created)
+            "INSERT OR IGNORE INTO batch (id, state, rules, options, supersedes, created_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute((
@@ -113,7 +113,7 @@ pub(super) fn record_listing_failure(
 ) -> Result<(), SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     connection
-        .prepare_cached("REPLACE INTO unlisted (batch, repository, class, error) VALUES (?1, ?2, ?3, ?4)")?
+        .prepare_cached("REPLACE INTO unlisted (batch, repository, kind, error) VALUES (?1, ?2, ?3, ?4)")?
         .execute((entry.row_id, &unlisted.repository, unlisted.kind.as_str(), &unlisted.error))?;
     Ok(())
 }
@@ -133,14 +133,14 @@ pub(super) fn record_pruned(connection: &Connection, batch: BatchId, pruned: &Pr
     let entry = BatchRow::get(connection, batch)?;
     let text = serde_json::to_string(pruned).unwrap_or_default();
     connection
-        .prepare_cached("REPLACE INTO pruned (batch, target, source, entry) VALUES (?1, ?2, ?3, ?4)")?
+        .prepare_cached("REPLACE INTO prune_record (batch, target, source, entry) VALUES (?1, ?2, ?3, ?4)")?
         .execute((entry.row_id, &pruned.target, &pruned.source, text))?;
     Ok(())
 }
 
 pub(super) fn record_notification(connection: &Connection, batch: BatchId, told: &str) -> Result<(), SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
-    let sql = "INSERT OR IGNORE INTO told (batch, told) VALUES (?1, ?2)";
+    let sql = "INSERT OR IGNORE INTO notification (batch, entry) VALUES (?1, ?2)";
     connection.prepare_cached(sql)?.execute((entry.row_id, told))?;
     Ok(())
 }
@@ -148,7 +148,7 @@ pub(super) fn record_notification(connection: &Connection, batch: BatchId, told:
 pub(super) fn complete_plan(connection: &Connection, now: i64, batch: BatchId) -> Result<(), SqliteError> {
     let mut tx = BatchTx::open(connection, batch)?;
     connection
-        .prepare_cached("UPDATE batch SET sealed = coalesce(sealed, ?2) WHERE no = ?1")?
+        .prepare_cached("UPDATE batch SET planned_at = coalesce(planned_at, ?2) WHERE row_id = ?1")?
         .execute((tx.row.row_id, now))?;
     tx.row.is_plan_complete = true;
     tx.save(now)?;
@@ -173,7 +173,7 @@ pub(super) fn list_unpublished(
         return Ok(Vec::new());
     }
     let mut chunks = connection.prepare_cached(
-        "SELECT first, length, states FROM chunk WHERE batch = ?1 AND first >= ?2 AND fresh > 0 ORDER BY first",
+        "SELECT first, length, states FROM chunk WHERE batch = ?1 AND first >= ?2 AND new_tasks > 0 ORDER BY first",
     )?;
     let mut chunks = chunks.query((entry.row_id, from))?;
     let mut blocks = Vec::new();

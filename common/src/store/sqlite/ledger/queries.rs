@@ -12,8 +12,9 @@ use crate::batch::{BatchId, BlobBytes, Failure, PlanChunk, RequestCounts, Task, 
 use crate::image::Digest;
 use crate::store::{Batch, BatchState, EmptyRule, FailedTask, ListingFailure, PruneRecord, TaskRow, Usage};
 
-const BATCH_COLUMNS: &str = "id, control, run, rules, options, supersedes, created, sealed, ended,
-    s0, s1, s2, s3, s4, s5, s6, s7, copied, mounted, reused, source_requests, target_requests, millis";
+const BATCH_COLUMNS: &str = "id, state, run, rules, options, supersedes, created_at, planned_at, ended_at,
+    new_tasks, queued_tasks, running_tasks, retry_tasks, copied_tasks, unchanged_tasks, failed_tasks, cancelled_tasks,
+    copied, mounted, reused, source_requests, target_requests, millis";
 /// Maximum number of batches found by a prefix.
 const MAX_PREFIX_MATCHES: usize = 10;
 
@@ -45,7 +46,7 @@ fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteError> {
         id: BatchId::from_bytes(row.get(0)?),
         state: decode_batch_state(row.get(1)?)?,
         run: row.get(2)?,
-        rules: rules.parse().map_err(|_| corrupt_store("a batch has rules without a digest"))?,
+        rules: rules.parse().map_err(|_| corrupt_store("the rules digest of a batch is invalid"))?,
         options: row.get(4)?,
         supersedes: row.get::<_, Option<[u8; 16]>>(5)?.map(BatchId::from_bytes),
         created_at: timestamp(row.get(6)?),
@@ -64,7 +65,7 @@ fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteError> {
 
 pub(super) fn find_unfinished(connection: &Connection, rules: &Digest) -> Result<Option<BatchId>, SqliteError> {
     let id: Option<[u8; 16]> = connection
-        .prepare_cached("SELECT id FROM batch WHERE rules = ?1 AND control IN (?2, ?3) ORDER BY id DESC LIMIT 1")?
+        .prepare_cached("SELECT id FROM batch WHERE rules = ?1 AND state IN (?2, ?3) ORDER BY id DESC LIMIT 1")?
         .query_row((rules.to_string(), BatchState::Running as u8, BatchState::Paused as u8), |row| row.get(0))
         .optional()?;
     Ok(id.map(BatchId::from_bytes))
@@ -87,7 +88,7 @@ pub(super) fn find_batches(connection: &Connection, prefix: &str) -> Result<Vec<
 
 pub(super) fn listing_failures(connection: &Connection, batch: BatchId) -> Result<Vec<ListingFailure>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
-    let sql = "SELECT repository, class, error FROM unlisted WHERE batch = ?1 ORDER BY repository";
+    let sql = "SELECT repository, kind, error FROM unlisted WHERE batch = ?1 ORDER BY repository";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([entry.row_id])?;
     let mut unlisted = Vec::new();
@@ -109,26 +110,26 @@ pub(super) fn empty_rules(connection: &Connection, batch: BatchId) -> Result<Vec
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let text: String = row.get(0)?;
-        found.push(serde_json::from_str(&text).map_err(|_| corrupt_store("a rule that chose nothing cannot be read"))?);
+        found.push(serde_json::from_str(&text).map_err(|_| corrupt_store("an empty-rule record cannot be decoded"))?);
     }
     Ok(found)
 }
 
 pub(super) fn sent_notifications(connection: &Connection, batch: BatchId) -> Result<Vec<String>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
-    let mut statement = connection.prepare_cached("SELECT told FROM told WHERE batch = ?1 ORDER BY told")?;
+    let mut statement = connection.prepare_cached("SELECT entry FROM notification WHERE batch = ?1 ORDER BY entry")?;
     let told = statement.query_map([entry.row_id], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(told)
 }
 
 pub(super) fn prune_records(connection: &Connection, batch: BatchId) -> Result<Vec<PruneRecord>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
-    let mut statement = connection.prepare_cached("SELECT entry FROM pruned WHERE batch = ?1")?;
+    let mut statement = connection.prepare_cached("SELECT entry FROM prune_record WHERE batch = ?1")?;
     let mut rows = statement.query([entry.row_id])?;
     let mut pruned: Vec<PruneRecord> = Vec::new();
     while let Some(row) = rows.next()? {
         let text: String = row.get(0)?;
-        pruned.push(serde_json::from_str(&text).map_err(|_| corrupt_store("what was removed cannot be read"))?);
+        pruned.push(serde_json::from_str(&text).map_err(|_| corrupt_store("a prune record cannot be decoded"))?);
     }
     pruned.sort_by(|a, b| (a.outcome, &a.target, &a.source).cmp(&(b.outcome, &b.target, &b.source)));
     Ok(pruned)
@@ -142,7 +143,7 @@ pub(super) fn failures(
 ) -> Result<Vec<FailedTask>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     let mut statement = connection.prepare_cached(
-        "SELECT task, class, error, attempts FROM failure WHERE batch = ?1 AND task >= ?2 ORDER BY task LIMIT ?3",
+        "SELECT task, kind, error, attempts FROM failure WHERE batch = ?1 AND task >= ?2 ORDER BY task LIMIT ?3",
     )?;
     let mut rows = statement.query((entry.row_id, from, to_sql_integer(limit as u64)))?;
     let mut reader = PlanReader { connection, no: entry.row_id, chunk: None };
@@ -187,7 +188,7 @@ pub(super) fn tasks(
         let marks = RunAttempts::read(connection, entry.row_id, first, length)?;
         for (index, state) in here {
             let spec = chunk.tasks.get((index - first) as usize).cloned();
-            let spec = spec.ok_or_else(|| corrupt_store("a part of the plan is too short"))?;
+            let spec = spec.ok_or_else(|| corrupt_store("a chunk of the plan is too short"))?;
             let (run, attempts) = (marks.run(index), marks.attempts(index));
             found.push(TaskRow { task: Task { index, spec }, state, run, attempts });
         }
@@ -211,7 +212,7 @@ pub(super) fn read_chunk(connection: &Connection, no: i64, first: u32) -> Result
         .prepare_cached("SELECT tasks FROM plan WHERE batch = ?1 AND first = ?2")?
         .query_row((no, first), |row| row.get(0))
         .optional()?;
-    Ok(decode_chunk(&bytes.ok_or_else(|| corrupt_store("a part of the plan is missing"))?)?)
+    Ok(decode_chunk(&bytes.ok_or_else(|| corrupt_store("a chunk of the plan is missing"))?)?)
 }
 
 /// Reads tasks in index order, each chunk of the plan once.
@@ -230,7 +231,7 @@ impl PlanReader<'_> {
             self.chunk = Some((first, read_chunk(self.connection, self.no, first)?));
         }
         let planned = self.chunk.as_ref().and_then(|(first, chunk)| chunk.tasks.get((index - first) as usize).cloned());
-        Ok(Task { index, spec: planned.ok_or_else(|| corrupt_store("a part of the plan is too short"))? })
+        Ok(Task { index, spec: planned.ok_or_else(|| corrupt_store("a chunk of the plan is too short"))? })
     }
 }
 
@@ -239,7 +240,7 @@ pub(super) struct RunAttempts(HashMap<u32, (u32, u32)>);
 
 impl RunAttempts {
     pub(super) fn read(connection: &Connection, no: i64, first: u32, length: u32) -> Result<RunAttempts, SqliteError> {
-        let sql = "SELECT task, run, attempts FROM mark WHERE batch = ?1 AND task >= ?2 AND task < ?3";
+        let sql = "SELECT task, run, attempts FROM run_attempts WHERE batch = ?1 AND task >= ?2 AND task < ?3";
         let mut statement = connection.prepare_cached(sql)?;
         let end = i64::from(first) + i64::from(length);
         let rows = statement.query_map((no, first, end), |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;

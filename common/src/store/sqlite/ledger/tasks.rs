@@ -25,7 +25,7 @@ impl OwnedTaskHolder {
     }
 }
 
-/// A row of the table `find_lease`.
+/// A row of the table `task_lease`.
 struct TaskLease {
     token: i64,
     expires_at: i64,
@@ -93,11 +93,9 @@ pub(super) fn renew(
     if find_own_lease(&mut tx, task_ref.index, holder)?.is_none() {
         return Ok(if tx.row.state.is_stopped() { LeaseStatus::BatchStopped } else { LeaseStatus::Lost });
     }
-    connection.prepare_cached("UPDATE held SET until = max(until, ?3) WHERE batch = ?1 AND task = ?2")?.execute((
-        no,
-        task_ref.index,
-        until,
-    ))?;
+    connection
+        .prepare_cached("UPDATE task_lease SET expires_at = max(expires_at, ?3) WHERE batch = ?1 AND task = ?2")?
+        .execute((no, task_ref.index, until))?;
     Ok(LeaseStatus::Held { until: timestamp(until) })
 }
 
@@ -173,14 +171,14 @@ pub(super) fn record_failure(
     failure: &Failure,
 ) -> Result<(), SqliteError> {
     connection
-        .prepare_cached("REPLACE INTO failure (batch, task, class, error, attempts) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .prepare_cached("REPLACE INTO failure (batch, task, kind, error, attempts) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute((no, task, failure.kind.as_str(), &failure.error, failure.attempts))?;
     Ok(())
 }
 
 /// Returns the run of a task and the attempts counted in it.
 fn read_run_attempts(connection: &Connection, no: i64, task: u32) -> Result<(u32, u32), SqliteError> {
-    let sql = "SELECT run, attempts FROM mark WHERE batch = ?1 AND task = ?2";
+    let sql = "SELECT run, attempts FROM run_attempts WHERE batch = ?1 AND task = ?2";
     let mark =
         connection.prepare_cached(sql)?.query_row((no, task), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     Ok(mark.unwrap_or((0, 0)))
@@ -194,13 +192,13 @@ pub(super) fn set_run_attempts(
     attempts: u32,
 ) -> Result<(), SqliteError> {
     connection
-        .prepare_cached("REPLACE INTO mark (batch, task, run, attempts) VALUES (?1, ?2, ?3, ?4)")?
+        .prepare_cached("REPLACE INTO run_attempts (batch, task, run, attempts) VALUES (?1, ?2, ?3, ?4)")?
         .execute((no, task, run, attempts))?;
     Ok(())
 }
 
 fn count_losses(connection: &Connection, no: i64, task: u32) -> Result<u32, SqliteError> {
-    let sql = "SELECT losses FROM lost WHERE batch = ?1 AND task = ?2";
+    let sql = "SELECT losses FROM lost_lease WHERE batch = ?1 AND task = ?2";
     Ok(connection.prepare_cached(sql)?.query_row((no, task), |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
@@ -208,19 +206,19 @@ fn count_losses(connection: &Connection, no: i64, task: u32) -> Result<u32, Sqli
 pub(super) fn record_loss(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
     connection
         .prepare_cached(
-            "INSERT INTO lost (batch, task, losses) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET losses = losses + 1",
+            "INSERT INTO lost_lease (batch, task, losses) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET losses = losses + 1",
         )?
         .execute((no, task))?;
     Ok(())
 }
 
 pub(super) fn delete_losses(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
-    connection.prepare_cached("DELETE FROM lost WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
+    connection.prepare_cached("DELETE FROM lost_lease WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
 }
 
 fn find_lease(connection: &Connection, no: i64, task: u32) -> Result<Option<TaskLease>, SqliteError> {
-    let sql = "SELECT epoch, until, worker FROM held WHERE batch = ?1 AND task = ?2";
+    let sql = "SELECT token, expires_at, worker FROM task_lease WHERE batch = ?1 AND task = ?2";
     let held = connection
         .prepare_cached(sql)?
         .query_row((no, task), |row| Ok(TaskLease { token: row.get(0)?, expires_at: row.get(1)?, worker: row.get(2)? }))
@@ -246,13 +244,13 @@ fn set_lease(
     worker: &str,
 ) -> Result<(), SqliteError> {
     connection
-        .prepare_cached("REPLACE INTO held (batch, task, epoch, until, worker) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .prepare_cached("REPLACE INTO task_lease (batch, task, token, expires_at, worker) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute((no, task, token, until, worker))?;
     Ok(())
 }
 
 pub(super) fn delete_lease(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
-    connection.prepare_cached("DELETE FROM held WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
+    connection.prepare_cached("DELETE FROM task_lease WHERE batch = ?1 AND task = ?2")?.execute((no, task))?;
     Ok(())
 }
 

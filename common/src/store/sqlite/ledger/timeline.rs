@@ -28,7 +28,7 @@ pub(super) fn record_bucket(
     }
     connection
         .prepare_cached(
-            "INSERT INTO part (batch, number, copied, unchanged, failed, cancelled, bytes)
+            "INSERT INTO time_bucket (batch, number, copied, unchanged, failed, cancelled, bytes)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              ON CONFLICT DO UPDATE SET copied = copied + ?3, unchanged = unchanged + ?4, failed = failed + ?5,
                  cancelled = cancelled + ?6, bytes = bytes + ?7",
@@ -40,11 +40,11 @@ pub(super) fn record_bucket(
 /// Widens the time buckets by a factor. The caller writes the batch's row.
 fn widen_buckets(connection: &Connection, entry: &mut BatchRow, times: i64) -> Result<(), SqliteError> {
     let parts = read_buckets(connection, entry.row_id)?;
-    connection.prepare_cached("DELETE FROM part WHERE batch = ?1")?.execute([entry.row_id])?;
+    connection.prepare_cached("DELETE FROM time_bucket WHERE batch = ?1")?.execute([entry.row_id])?;
     for part in parts {
         connection
             .prepare_cached(
-                "INSERT INTO part (batch, number, copied, unchanged, failed, cancelled, bytes)
+                "INSERT INTO time_bucket (batch, number, copied, unchanged, failed, cancelled, bytes)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                  ON CONFLICT DO UPDATE SET copied = copied + ?3, unchanged = unchanged + ?4, failed = failed + ?5,
                      cancelled = cancelled + ?6, bytes = bytes + ?7",
@@ -73,7 +73,7 @@ pub(super) fn record_worker_stats(
 ) -> Result<(), SqliteError> {
     connection
         .prepare_cached(
-            "INSERT INTO share (batch, worker, ended, failed, bytes, millis) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            "INSERT INTO worker_stats (batch, worker, ended, failed, bytes, millis) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT DO UPDATE SET ended = ended + ?3, failed = failed + ?4, bytes = bytes + ?5,
                  millis = millis + ?6",
         )?
@@ -91,21 +91,21 @@ pub(super) fn record_slow_task(
 ) -> Result<(), SqliteError> {
     let time = duration_ms(spent.time);
     let (kept, least): (u32, i64) = connection
-        .prepare_cached("SELECT count(*), coalesce(min(millis), 0) FROM slow WHERE batch = ?1")?
+        .prepare_cached("SELECT count(*), coalesce(min(millis), 0) FROM slow_task WHERE batch = ?1")?
         .query_row([no], |row| Ok((row.get(0)?, row.get(1)?)))?;
     if time == 0 || (kept as usize >= MAX_SLOWEST_TASKS && time <= least) {
         return Ok(());
     }
     connection
         .prepare_cached(
-            "INSERT INTO slow (batch, task, millis, bytes, worker) VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO slow_task (batch, task, millis, bytes, worker) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET millis = ?3, bytes = ?4, worker = ?5 WHERE ?3 > millis",
         )?
         .execute((no, task, time, to_sql_integer(spent.bytes.copied), worker))?;
     connection
         .prepare_cached(
-            "DELETE FROM slow WHERE batch = ?1 AND task IN
-                 (SELECT task FROM slow WHERE batch = ?1 ORDER BY millis DESC, task LIMIT -1 OFFSET ?2)",
+            "DELETE FROM slow_task WHERE batch = ?1 AND task IN
+                 (SELECT task FROM slow_task WHERE batch = ?1 ORDER BY millis DESC, task LIMIT -1 OFFSET ?2)",
         )?
         .execute((no, to_sql_integer(MAX_SLOWEST_TASKS as u64)))?;
     Ok(())
@@ -114,8 +114,9 @@ pub(super) fn record_slow_task(
 pub(super) fn read_timeline(connection: &Connection, batch: BatchId) -> Result<BatchTimeline, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     let time = |millis: i64| Duration::from_millis(millis.unsigned_abs());
-    let mut slowest = connection
-        .prepare_cached("SELECT task, millis, bytes, worker FROM slow WHERE batch = ?1 ORDER BY millis DESC, task")?;
+    let mut slowest = connection.prepare_cached(
+        "SELECT task, millis, bytes, worker FROM slow_task WHERE batch = ?1 ORDER BY millis DESC, task",
+    )?;
     let slowest = slowest.query_map([entry.row_id], |row| {
         Ok(SlowTask {
             index: row.get(0)?,
@@ -124,8 +125,9 @@ pub(super) fn read_timeline(connection: &Connection, batch: BatchId) -> Result<B
             worker: row.get(3)?,
         })
     })?;
-    let mut shares = connection
-        .prepare_cached("SELECT worker, ended, failed, bytes, millis FROM share WHERE batch = ?1 ORDER BY worker")?;
+    let mut shares = connection.prepare_cached(
+        "SELECT worker, ended, failed, bytes, millis FROM worker_stats WHERE batch = ?1 ORDER BY worker",
+    )?;
     let shares = shares.query_map([entry.row_id], |row| {
         let amount = |column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);
         Ok(WorkerStats {
@@ -146,7 +148,7 @@ pub(super) fn read_timeline(connection: &Connection, batch: BatchId) -> Result<B
 
 fn read_buckets(connection: &Connection, no: i64) -> Result<Vec<TimeBucket>, SqliteError> {
     let mut parts = connection.prepare_cached(
-        "SELECT number, copied, unchanged, failed, cancelled, bytes FROM part WHERE batch = ?1 ORDER BY number",
+        "SELECT number, copied, unchanged, failed, cancelled, bytes FROM time_bucket WHERE batch = ?1 ORDER BY number",
     )?;
     let parts = parts.query_map([no], |row| {
         let amount = |column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);

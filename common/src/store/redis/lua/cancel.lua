@@ -1,1 +1,0 @@
-return stop(b, C_CANCELLED, now()) or -1

@@ -1,0 +1,1 @@
+return stop_batch(b, BATCH_CANCELLED, now()) or -1
