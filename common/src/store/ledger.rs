@@ -82,8 +82,8 @@ pub struct PlanBlock {
     pub tasks: Vec<(u32, Task)>,
 }
 
-/// The holder of a task's lease: a worker and the fencing token from [`Ledger::claim_task`]. The store compares both, so
-/// that a store restored from a backup, which may issue a token twice, does not mistake one worker for another.
+/// The holder of a task's lease: a worker and the fencing token from [`Ledger::claim_task`]. The store compares both,
+/// so that a store restored from a backup, which may issue a token twice, does not mistake one worker for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskHolder<'a> {
     /// Worker name, unique to one process.

@@ -1,10 +1,10 @@
 //! State shared by all processes of a batch.
 //!
 //! Nine traits, each with a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags,
-//! the [`BlobIndex`] of blob locations at targets, the [`RateLimitStore`] that registries allow, [`Leases`] by name, the
-//! [`WorkerRegistry`] of workers and routes, the last runs of [`Schedules`], the [`ProvenanceStore`] of target tags, and
-//! [`TagRecorder`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one machine,
-//! [`RedisStore`] in a cluster.
+//! the [`BlobIndex`] of blob locations at targets, the [`RateLimitStore`] that registries allow, [`Leases`] by name,
+//! the [`WorkerRegistry`] of workers and routes, the last runs of [`Schedules`], the [`ProvenanceStore`] of target
+//! tags, and [`TagRecorder`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one
+//! machine, [`RedisStore`] in a cluster.
 
 mod blob_index;
 mod cache;

@@ -34,7 +34,8 @@ pub struct TagProvenance {
 /// A target tag has one provenance record, the last one. A tag that was only found equal has none: it belongs to
 /// somebody else. The store may lose records, and never invents one. Recording a tag again clears its missing and
 /// unclaimed times. A store that others can write to authenticates its records, and reports whether a record is
-/// authentic; [`ProvenanceStore::set_missing_since`] and [`ProvenanceStore::set_unclaimed_since`] never change a record that is not.
+/// authentic; [`ProvenanceStore::set_missing_since`] and [`ProvenanceStore::set_unclaimed_since`] never change a record
+/// that is not.
 ///
 /// A record is kept for as long as a rule may prune its target (`prune`): it is deleted when the target tag was removed
 /// or overwritten by somebody else, or some time after the last rule that produces it is gone. Records do not expire by

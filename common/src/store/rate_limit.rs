@@ -160,8 +160,8 @@ pub enum QuotaPeriod {
 /// waited longest first; with more holders than permits, they rotate.
 ///
 /// A quota window is assumed to start when it is first reported, or when the remaining requests rise by a quarter of
-/// the limit, so that nothing is sent too early. If no more than the reserve is left, [`RateLimitCategory::Pulls`] of the
-/// account are blocked until the window ends.
+/// the limit, so that nothing is sent too early. If no more than the reserve is left, [`RateLimitCategory::Pulls`] of
+/// the account are blocked until the window ends.
 #[async_trait]
 pub trait RateLimitStore: Send + Sync {
     /// Blocks an account until this time.

@@ -80,8 +80,8 @@ pub struct BrokerAlarm {
 }
 
 /// Hint for a [`BrokerAlarm`].
-pub const BROKER_ALARM_HINT: &str = "`rabbitmq-diagnostics alarms` names the nodes that are short of memory or disk: give \
-                                     them more; publishing then resumes by itself";
+pub const BROKER_ALARM_HINT: &str = "`rabbitmq-diagnostics alarms` names the nodes that are short of memory or disk: \
+                                     give them more; publishing then resumes by itself";
 
 impl BrokerAlarm {
     /// Returns the alarm as a message with a hint.
@@ -106,8 +106,8 @@ pub struct RouteThroughput {
 /// Registry of live workers, and of routes that have or had messages.
 ///
 /// # Contract
-/// A heartbeat expires unless it is renewed within its TTL. A route is remembered for at least [`ROUTE_RETENTION`] after it
-/// was last recorded. A broker alarm expires like a heartbeat. All times are those of the store's clock.
+/// A heartbeat expires unless it is renewed within its TTL. A route is remembered for at least [`ROUTE_RETENTION`]
+/// after it was last recorded. A broker alarm expires like a heartbeat. All times are those of the store's clock.
 #[async_trait]
 pub trait WorkerRegistry: Send + Sync {
     /// Records a heartbeat that expires after this time. The last heartbeat of a worker wins.

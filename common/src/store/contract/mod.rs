@@ -40,7 +40,8 @@ pub struct StoreUnderTest {
     pub guard: Box<dyn Any + Send + Sync>,
 }
 
-/// Declares the contract tests of a store: `store_contract_tests!(make)`, where `make` is an `async fn() -> StoreUnderTest`.
+/// Declares the contract tests of a store: `store_contract_tests!(make)`. `make` is an async function that returns a
+/// `StoreUnderTest`.
 #[macro_export]
 macro_rules! store_contract_tests {
     ($make:path) => {

@@ -82,7 +82,7 @@ static ERROR_CODES: [ErrorCode; 18] = [
         ErrorAction::Wait,
         ErrorKind::ServerError,
         "the server refuses writes: it cannot write to its disk",
-        "see the server's log and the room on its disk",
+        "check the server's log and the free space of its disk",
     ),
     error_code(
         "OOM",
@@ -109,7 +109,7 @@ static ERROR_CODES: [ErrorCode; 18] = [
         "NOSCRIPT",
         ErrorAction::Wait,
         ErrorKind::ServerError,
-        "the server has forgotten a script",
+        "the server has lost a script",
         "no action needed, unless something calls SCRIPT FLUSH repeatedly",
     ),
     error_code("NOAUTH", ErrorAction::Fail, ErrorKind::Denied, "the server requires a password", CHECK_LOGIN),
@@ -125,7 +125,7 @@ static ERROR_CODES: [ErrorCode; 18] = [
         ErrorAction::Fail,
         ErrorKind::Denied,
         "the user lacks permission for this command or key",
-        "the user needs all commands but administration, on keys that begin with `imgsync:` (docs/cluster.md has the rule)",
+        "allow the user all commands but administration, on keys that begin with `imgsync:` (see docs/cluster.md)",
     ),
     error_code(
         "DENIED",
@@ -261,8 +261,10 @@ fn describe(operation: &str, error: &RedisError) -> Error {
             Error::new(ErrorKind::ServerError, operation, "the server has reached its client limit (maxclients)")
                 .with_hint("raise maxclients, or stop clients that are not needed")
         }
-        _ if is_untrusted_certificate(error) => Error::new(ErrorKind::Insecure, operation, text)
-            .with_hint("name the authority that signed the store's certificate by `cluster: {ca: FILE}`, and the store by the name that the certificate is for"),
+        _ if is_untrusted_certificate(error) => Error::new(ErrorKind::Insecure, operation, text).with_hint(
+            "name the authority that signed the store's certificate by `cluster: {ca: FILE}`, and the store by the \
+             name that the certificate is for",
+        ),
         _ if is_connection_error(error) => Error::new(ErrorKind::Unreachable, operation, text)
             .with_hint("check that Redis or Valkey is running there, and whether a firewall is in between"),
         RedisErrorKind::Parse | RedisErrorKind::UnexpectedReturnType => {
@@ -387,7 +389,7 @@ mod tests {
     #[test]
     fn noscript_is_repeated() {
         let line = "NOSCRIPT No matching script. Please use EVAL.";
-        assert_code(line, ErrorAction::Wait, ErrorKind::ServerError, "forgotten a script");
+        assert_code(line, ErrorAction::Wait, ErrorKind::ServerError, "lost a script");
     }
 
     #[test]

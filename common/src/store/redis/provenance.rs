@@ -1,6 +1,6 @@
-//! [`ProvenanceStore`] in Redis: hashes per pair of source and target repository, from target tag to record, each small enough
-//! for Redis's compact encoding; a set of targets per source, a set of sources per target, and a set of all sources.
-//! Without expiry, because this is no cache. Deleting the last tag of a pair deletes its keys.
+//! [`ProvenanceStore`] in Redis: hashes per pair of source and target repository, from target tag to record, each small
+//! enough for Redis's compact encoding; a set of targets per source, a set of sources per target, and a set of all
+//! sources. Without expiry, because this is no cache. Deleting the last tag of a pair deletes its keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -100,9 +100,10 @@ impl Inspection {
             Some(policy) if policy.starts_with("allkeys-") => Err(RedisCallError::UnsuitableServer {
                 action: ErrorAction::Fail,
                 detail: format!(
-                    "the server may evict any key when its memory is full (maxmemory-policy {policy}): parts of batches would be lost"
+                    "the server may evict any key when its memory is full (maxmemory-policy {policy}): parts of \
+                     batches would be lost"
                 ),
-                hint: "set `maxmemory-policy volatile-lru`: caches have an expiry and go first, batches that are not done have none",
+                hint: "set `maxmemory-policy volatile-lru`: it evicts caches, which have an expiry, and not batches",
             }),
             _ => Ok(()),
         }

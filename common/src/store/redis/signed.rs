@@ -120,6 +120,8 @@ impl RedisStore {
 pub(super) fn altered_error(operation: &str, what: &str) -> Error {
     let detail =
         format!("{what} was not written with this cluster.key: the store was tampered with, or another key was in use");
-    Error::new(ErrorKind::Insecure, operation, detail)
-        .with_hint("give all coordinators and workers the same cluster.key, find out who can write to the store, and run the rules again")
+    Error::new(ErrorKind::Insecure, operation, detail).with_hint(
+        "give all coordinators and workers the same cluster.key, find out who can write to the store, and run the \
+         rules again",
+    )
 }

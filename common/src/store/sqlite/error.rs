@@ -56,8 +56,8 @@ pub(super) fn describe(error: &rusqlite::Error, operation: &str, store: &str) ->
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => (
             format!("the file is damaged ({error})"),
             format!(
-                "move {store} away (with its -wal and -shm beside it): a new one is created, and the contents of the targets are \
-                 looked up again"
+                "move {store} away (with its -wal and -shm beside it): a new one is created, and the contents of the \
+                 targets are looked up again"
             ),
         ),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {

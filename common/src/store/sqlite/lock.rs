@@ -71,7 +71,8 @@ impl LockHolder {
                  or give this run a directory of its own with --state"
             }
             _ => {
-                "wait until it ends, follow it with `imgsync batch watch`, or give this run a directory of its own with --state"
+                "wait until it ends, follow it with `imgsync batch watch`, or give this run a directory of its \
+                 own with --state"
             }
         };
         Error::new(ErrorKind::Local, operation(folder), format!("{self} is using it")).with_hint(hint)

@@ -1,5 +1,5 @@
-//! [`RateLimitStore`] beside SQLite. Blocks and quotas are in the file; rates and concurrency are in memory, because only one
-//! process at a time sends requests.
+//! [`RateLimitStore`] beside SQLite. Blocks and quotas are in the file; rates and concurrency are in memory, because
+//! only one process at a time sends requests.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

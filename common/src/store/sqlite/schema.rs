@@ -14,8 +14,8 @@ const MIGRATIONS: &[&str] = &[VERSION_1];
 /// Times are in milliseconds since 1970; those of the tables `tag` and `provenance` in seconds, `proof.hour` in hours.
 ///
 /// `batch.bucket_width` is the width of a time bucket in milliseconds. `chunk.states` holds codes of `TaskState`, two
-/// per byte, the first in the lower half. `provenance.source_tag` is set if it differs from `tag`. `proof.key` is a hash
-/// of a source repository and a blob. `hashed_file.version` identifies a version of a file of a layout.
+/// per byte, the first in the lower half. `provenance.source_tag` is set if it differs from `tag`. `proof.key` is a
+/// hash of a source repository and a blob. `hashed_file.version` identifies a version of a file of a layout.
 const VERSION_1: &str = "
 CREATE TABLE batch (
     row_id INTEGER PRIMARY KEY,

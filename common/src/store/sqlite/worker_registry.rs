@@ -1,5 +1,5 @@
-//! [`WorkerRegistry`] beside SQLite: only one process runs tasks with this store, so the registry is in memory; the traffic of
-//! the machine is in the file.
+//! [`WorkerRegistry`] beside SQLite: only one process runs tasks with this store, so the registry is in memory; the
+//! traffic of the machine is in the file.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;

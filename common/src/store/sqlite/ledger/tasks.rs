@@ -206,7 +206,8 @@ fn count_losses(connection: &Connection, no: i64, task: u32) -> Result<u32, Sqli
 pub(super) fn record_loss(connection: &Connection, no: i64, task: u32) -> Result<(), SqliteError> {
     connection
         .prepare_cached(
-            "INSERT INTO lost_lease (batch, task, losses) VALUES (?1, ?2, 1) ON CONFLICT DO UPDATE SET losses = losses + 1",
+            "INSERT INTO lost_lease (batch, task, losses) VALUES (?1, ?2, 1)
+             ON CONFLICT DO UPDATE SET losses = losses + 1",
         )?
         .execute((no, task))?;
     Ok(())
