@@ -30,7 +30,7 @@ async fn main() {
     let of = |name: &str, usual: usize| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
     let (tasks, pairs) = (of("BENCH_TASKS", 100_000), of("BENCH_PAIRS", 5));
     if cfg!(debug_assertions) {
-        println!("a build without optimizations: these figures say little");
+        println!("a debug build: these numbers mean little");
     }
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let repositories = tasks / TAGS;
@@ -68,7 +68,7 @@ async fn main() {
         watched.0.iter().zip(&alone.0).map(|(with, without)| (with / without - 1.0) * 100.0).collect();
     let more: Vec<f64> = watched.1.iter().zip(&alone.1).map(|(with, without)| with - without).collect();
     println!(
-        "{WATCHERS} who watch {tasks} tasks: {:+.1} % time (aim < 5), {:+.1} MiB (aim < 100), medians of {pairs} pairs",
+        "{WATCHERS} watchers, {tasks} tasks: {:+.1} % time (aim < 5), {:+.1} MiB (aim < 100), medians of {pairs} pairs",
         median(slower),
         median(more)
     );

@@ -8,21 +8,21 @@ use crate::orchestrator::{MAX_DEPTH, MAX_RULES};
 
 /// Returns the limits of the coordinator.
 fn coordinator_limits() -> Vec<Limit> {
-    let tasks = "tasks with the queue of a route, of all batches of a priority";
-    let rules = "rules of `imgsync serve` that have figures of their own";
+    let tasks = "queued tasks per route and priority, over all batches";
+    let rules = "rules of `imgsync serve` with their own metrics";
     vec![
-        Limit::count(DocsPage::Operating, tasks, MAX_DEPTH, "the rest waits in the plan"),
+        Limit::count(DocsPage::Operating, tasks, MAX_DEPTH, "the rest stays in the plan"),
         Limit::count(
             DocsPage::Operating,
             rules,
             MAX_RULES as u64,
-            "the further ones are counted by `imgsync_rules_omitted`",
+            "the others are counted by `imgsync_rules_omitted`",
         ),
         Limit::time(
             DocsPage::Operating,
-            "telling of a batch after its end",
+            "sending notifications after the end of a batch",
             crate::notify::DELIVERY_WINDOW,
-            "who could not be told is given up, with a warning",
+            "undelivered notifications are dropped, with a warning",
         ),
     ]
 }

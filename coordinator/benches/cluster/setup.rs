@@ -29,7 +29,7 @@ pub(crate) fn describe_machine() {
         of("/proc/meminfo", "MemTotal")
     );
     if cfg!(debug_assertions) {
-        println!("a build without optimizations: these figures say little");
+        println!("a debug build: these numbers mean little");
     }
 }
 

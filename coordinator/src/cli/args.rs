@@ -24,7 +24,7 @@ use super::report::ReportArgs;
 use super::tags::TagsArgs;
 use super::verify::VerifyArgs;
 
-/// Keeps container images in one registry the same as in another, without Docker and without local disk.
+/// Mirrors container images between registries, without Docker and without local disk.
 #[derive(Debug, Parser)]
 #[command(name = "imgsync", version, disable_version_flag = true, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -37,72 +37,72 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArgs {
-    /// Say on stderr, in detail, what is done
+    /// Print debug messages on stderr
     #[arg(long, global = true)]
     pub(crate) debug: bool,
-    /// How the log on stderr is written (RUST_LOG or --debug say what is in it); json: an object a line
+    /// Format of the log on stderr: text, or json with one object per line (RUST_LOG and --debug set the level)
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "IMGSYNC_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
-    /// Say nothing on stderr but errors
+    /// Print nothing on stderr but errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// Read the configuration from this file [default: ./imgsync.yaml, if it is there]
+    /// Read the configuration from this file [default: ./imgsync.yaml, if it exists]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// RabbitMQ of a cluster (amqp:// or amqps://) [default: the configuration's]
+    /// URL of the cluster's RabbitMQ (amqp:// or amqps://) [default: from the configuration]
     #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true)]
     pub(crate) broker: Option<String>,
-    /// Redis of a cluster (redis:// or rediss://) [default: the configuration's]
+    /// URL of the cluster's Redis (redis:// or rediss://) [default: from the configuration]
     #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true)]
     pub(crate) store: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Copy one image, now
+    /// Copy one image
     Sync(Box<SyncArgs>),
     /// Run the rules of the configuration, or presets
     Run(Box<RunCommand>),
     /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
     ///
-    /// All its repositories and tags, to docker.io/<user>. What imgsync 2.1 called gcr.io_istio-release_pilot is still called
-    /// so, also where the images are read elsewhere today. docs/from-2.1.md says what became of each flag.
+    /// Copies all its repositories and tags to docker.io/<user>. Target names are those of imgsync 2.1 (gcr.io_istio-release_pilot),
+    /// also where the images have moved since. docs/from-2.1.md lists each flag.
     Gcr(Box<GcrArgs>),
     /// Copy Flannel to Docker Hub, as imgsync 2.1 did
     ///
-    /// To docker.io/<user>, under the names of then. docs/from-2.1.md says what became of each flag.
+    /// Copies to docker.io/<user>, under the target names of imgsync 2.1. docs/from-2.1.md lists each flag.
     Flannel(Box<LegacyArgs>),
-    /// Compare targets with their sources, and copy nothing
+    /// Compare targets with their sources without copying
     ///
-    /// Every digest of every image: the tag, its manifests, its blobs, and what refers to them. Of the rules, of what an earlier
-    /// batch has copied, or of one image. Ends as `run` does: with the same reports, and 1 if something differs.
+    /// Compares every digest of every image: the tag, its manifests, its blobs and its referrers. Compares what the rules select, what an
+    /// earlier batch copied, or one image. Reports and exit codes are those of `run`; the exit code is 1 if something differs.
     Verify(Box<VerifyArgs>),
-    /// Show what an image is made of: platforms, layers, sizes, what refers to it
+    /// Show the platforms, layers, sizes and referrers of an image
     Inspect(InspectArgs),
-    /// List the presets, and what they expand to
+    /// List the presets and the repositories they expand to
     Presets(PresetsArgs),
-    /// Look at batches and steer them
+    /// Show and control batches
     Batch(Box<BatchArgs>),
-    /// Run rules at their times, and show how it goes: dashboard and JSON API
+    /// Run rules on their schedules, with a dashboard and a JSON API
     ///
-    /// Rules that have a `schedule:` are run at their times, in this process or by the cluster, until it is told to stop; the
-    /// configuration is read again when it changes. In a cluster it also leads the batches that no `run` leads: of several
-    /// that serve, one leads and the others stand by. docs/serving.md says more.
+    /// Runs rules that have a `schedule:`, in this process or in the cluster, until it receives SIGTERM. It reloads the
+    /// configuration when the file changes. In a cluster it also leads the batches that no `run` leads: of several
+    /// coordinators, one is the leader and the others are standbys. See docs/serving.md.
     Serve(Box<ServeArgs>),
-    /// Say why a tag was, or was not, copied
+    /// Explain why a tag was or was not copied
     Explain(ExplainArgs),
-    /// Carry what is known of target tags from one store to another
+    /// Export and import the digest cache
     Cache(CacheArgs),
-    /// List tags, as a rule would choose them
+    /// List the tags that a rule would select
     ///
-    /// Of one repository each line on stdout is a tag; with a star in the pattern each is REGISTRY/REPOSITORY:TAG, as
-    /// `imgsync sync` takes it. Repositories come in the order of their paths, tags from old to new, what is no version
-    /// first. What was dropped, and why, is said on stderr. The exit code is 1 if something could not be listed.
+    /// For one repository, each line on stdout is a tag; for a pattern with a star, each line is REGISTRY/REPOSITORY:TAG, as
+    /// `imgsync sync` takes it. Repositories are sorted by path, tags from old to new, tags that are not versions
+    /// first. Dropped tags and the reasons are printed on stderr. The exit code is 1 if a repository could not be listed.
     Tags(Box<TagsArgs>),
-    /// Look at a configuration, or make one of another program's
+    /// Check, show and import configurations
     Config {
         #[command(subcommand)]
         action: Box<ConfigAction>,
@@ -113,45 +113,45 @@ pub(crate) enum Command {
     Man(ManArgs),
 }
 
-/// What is to be done with a configuration: the file of `-c`, else ./imgsync.yaml.
+/// Checks, shows and imports configurations: the file of `-c`, else ./imgsync.yaml.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigAction {
-    /// Say all that is wrong with it, each with its place; the exit code is 2 then
+    /// Print every error with its position; the exit code is 2 if there is one
     Check,
-    /// Print what it means, defaults filled in and secrets hidden
+    /// Print the configuration with defaults filled in and secrets masked
     Show,
     /// Print the JSON Schema of configurations, for editors
     Schema,
-    /// Turn a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
+    /// Convert a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
     ///
-    /// It comes on stdout; what has no counterpart is said on stderr. No secret is repeated: each becomes a variable.
+    /// Prints it on stdout, and what has no counterpart on stderr. Secrets are replaced by environment variables.
     Import(ImportArgs),
 }
 
-/// Copies one image from registry to registry: every platform of it, byte for byte, under the same digest.
+/// Copies one image between registries: every platform, byte for byte, under the same digest.
 ///
-/// Credentials come from the configuration, else from where docker and podman keep them (`docker login`).
+/// Credentials come from the configuration, else from the credential files of docker and podman (`docker login`).
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
     /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
     #[arg(value_name = "SOURCE", value_parser = parse_location)]
     pub(crate) source: ImageLocation,
-    /// Where to copy it; without a tag it keeps the source's [default: docker.io/<user>/<source's name with _ for />]
+    /// The target; without a tag, the source's tag is used [default: docker.io/<user>/<source's name with _ for />]
     #[arg(value_name = "TARGET", value_parser = parse_target)]
     pub(crate) target: Option<ImageLocation>,
-    /// Copy this platform alone (os/arch[/variant]); the target then has that platform's digest
+    /// Copy only this platform (os/arch[/variant]); the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
-    /// Signatures, SBOMs and other referrers that come along: all, none, or these artifact types
+    /// Referrers to copy with the image (signatures, SBOMs …): all, none, or these artifact types
     #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',', value_parser = parse_referrers)]
     pub(crate) referrers: Vec<String>,
-    /// Copy layers that live at URLs of their own ("foreign"), in place of leaving them there
+    /// Copy foreign layers (those with `urls`) instead of leaving them where they are
     #[arg(long)]
     pub(crate) foreign_layers: bool,
-    /// Only say what would be copied
+    /// Print what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Push even what the target has already
+    /// Push content that the target already has
     #[arg(long)]
     pub(crate) force: bool,
     /// Print the result as one JSON object on stdout
@@ -162,23 +162,23 @@ pub(crate) struct SyncArgs {
     pub(crate) user: Option<String>,
     /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
     ///
-    /// The variable is used where --user stands and none of the two options does.
+    /// The variable is used when --user is given without either option.
     // Not through clap's `env`: clap treats a set variable as a typed option, and would require --user.
     #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
     pub(crate) password: Option<Secret>,
     /// Read the password from stdin
     #[arg(long, requires = "user", conflicts_with = "password")]
     pub(crate) password_stdin: bool,
-    /// Give up when registries were waited for so long (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
+    /// Time limit of the copy (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// Compare both ends, and copy nothing (imgsync 2.1; today --dry-run)
+    /// Compare source and target, and copy nothing (imgsync 2.1; superseded by --dry-run)
     #[arg(long)]
     pub(crate) download_manifests: bool,
-    /// Where imgsync 2.1 kept manifests; not needed any more, for `sync` always asks both ends
+    /// Manifest folder of imgsync 2.1; ignored: `sync` always asks source and target
     #[arg(long, value_name = "DIR")]
     pub(crate) manifests: Option<PathBuf>,
-    /// Blobs in flight at once
+    /// Number of concurrent blob transfers
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) concurrency: u16,
     #[command(flatten)]
@@ -197,65 +197,65 @@ impl SyncArgs {
     }
 }
 
-/// Runs the rules of the configuration: lists, finds what is new or changed, copies it, and reports.
+/// Runs the rules of the configuration: lists tags, copies what is new or changed, and writes a report.
 ///
-/// What the listings and the memory of earlier runs show to be unchanged costs no request. A run that was interrupted or
+/// Tags that the listings and the digest cache show to be unchanged need no request. A run that was interrupted or
 /// killed loses nothing: run it again, or `imgsync batch resume`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Only say what would be done, a line per image: action, source, target
+    /// Print what would be done, one line per image: action, source, target
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Print the result as one JSON object on stdout (with --dry-run: a line per image)
+    /// Print the result as one JSON object on stdout (with --dry-run: one line per image)
     #[arg(long)]
     pub(crate) json: bool,
-    /// Print a JSON line per event on stdout while it runs
+    /// Print events as JSON lines on stdout
     #[arg(long)]
     pub(crate) events: bool,
-    /// In a cluster: list, print the batch's id, and leave the rest to `imgsync serve`
+    /// In a cluster: list, print the batch id, and let `imgsync serve` run the batch
     #[arg(long, conflicts_with_all = ["dry_run", "json", "events", "report"])]
     pub(crate) detach: bool,
-    /// What to do while a batch of the same rules is running [default: the configuration's, else wait]
+    /// What to do if a batch of the same rules is running [default: from the configuration, else wait]
     ///
-    /// `wait` waits for its end, then lists afresh and runs; one run waits, and later ones join its batch. `join` follows the running
-    /// batch and ends with its exit code; it is refused where --force, --download-manifests or the slice differ. `supersede` stops the
-    /// running batch. `fail` ends with exit code 2. A paused batch is left alone, with exit code 2; one whose process is gone is
+    /// `wait` waits until it ends, then lists again and runs; one run waits, and later runs join its batch. `join` follows the running
+    /// batch and exits with its exit code; it fails if --force, --download-manifests or the slice differ. `supersede` stops the
+    /// running batch. `fail` exits with code 2. A paused batch is not touched (exit code 2); an interrupted batch is
     /// superseded.
     #[arg(long, value_name = "wait|join|supersede|fail")]
     pub(crate) if_running: Option<IfRunning>,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
-    /// Cut the sorted list of all images into slices of this many, and run one of them
+    /// Split the sorted list of images into slices of this size, and run one slice
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<std::num::NonZeroUsize>,
-    /// Which slice, from 1
+    /// Number of the slice to run, from 1
     #[arg(long, value_name = "K", requires = "batch_size")]
     pub(crate) batch_number: Option<std::num::NonZeroUsize>,
-    /// Images that are copied at a time [default: the configuration's, else 20]
+    /// Number of images to copy concurrently [default: from the configuration, else 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
-    /// The name that --concurrency had in imgsync 2.1
+    /// Old name of --concurrency (imgsync 2.1)
     #[arg(long, value_name = "N", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) process_limit: Option<u16>,
-    /// Priority over other batches on the same routes: high, normal or low [default: each rule's]
+    /// Priority over other batches on the same routes: high, normal or low [default: from each rule]
     #[arg(long, value_name = "PRIORITY")]
     pub(crate) priority: Option<Priority>,
-    /// Repositories that are listed at a time
+    /// Number of repositories to list concurrently
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
-    /// How long registries are waited for with one image (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
+    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// Ask both ends about everything, and push even what is there already
+    /// Ignore the digest cache, and push content that the target already has
     #[arg(long)]
     pub(crate) force: bool,
-    /// Compare both ends and remember what is equal, but copy nothing
+    /// Compare sources and targets and fill the digest cache, without copying
     #[arg(long)]
     pub(crate) download_manifests: bool,
-    /// Take the folder of manifests of imgsync 2.1 as a hint of what the target has
+    /// Use the manifest folder of imgsync 2.1 as a hint of what the target has
     #[arg(long, value_name = "DIR")]
     pub(crate) manifests: Option<PathBuf>,
-    /// Keep the state in this folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
@@ -267,19 +267,19 @@ pub(crate) struct RunArgs {
     pub(crate) verify: Option<bool>,
 }
 
-/// The coordinator that stays.
+/// Runs rules on their schedules.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Answer on this address, /metrics too [default: the configuration's, else 127.0.0.1:8080]
+    /// Listen on this address; serves /metrics too [default: from the configuration, else 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<std::net::SocketAddr>,
-    /// Images that are copied at a time, where there is no cluster [default: the configuration's, else 20]
+    /// Number of images to copy concurrently, without a cluster [default: from the configuration, else 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
-    /// Repositories that are listed at a time
+    /// Number of repositories to list concurrently
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
-    /// Keep the state in this folder, where there is no cluster [default: $XDG_STATE_HOME/imgsync, else
+    /// State folder, without a cluster [default: $XDG_STATE_HOME/imgsync, else
     /// ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -287,15 +287,15 @@ pub(crate) struct ServeArgs {
     pub(crate) retry: RetryArgs,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
-    /// Ask the one that runs and answers on that address whether it is ready, and end: 0 if it is, else 3
+    /// Check whether the coordinator that listens on that address is ready: exit code 0 if it is, else 3
     #[arg(long)]
     pub(crate) check: bool,
 }
 
-/// What is known of target tags: what each is a copy of, and when it was last seen.
+/// Exports and imports the digest cache: the source digest of each target tag, and when the tag was last seen.
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
-    /// The state in this folder, also where a cluster is configured [default: the cluster's, else this machine's]
+    /// State folder to use even if a cluster is configured [default: the cluster's store, else the default state folder]
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) state: Option<PathBuf>,
     #[command(subcommand)]
@@ -304,34 +304,34 @@ pub(crate) struct CacheArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CacheAction {
-    /// Write it as lines of JSON
+    /// Write the digest cache as JSON lines
     Export {
-        /// To this file [default: stdout]
+        /// File to write [default: stdout]
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// Read what `export` wrote; what is known already and was seen later stays
+    /// Read the output of `export`; newer entries in the cache are kept
     Import {
-        /// From this file [default: stdin]
+        /// File to read [default: stdin]
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
 }
 
-/// Looks at batches, and steers them.
+/// Shows and controls batches.
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {
-    /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) state: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: BatchCommand,
 }
 
-/// A batch's id, or how it begins; the newest where none is given.
+/// A batch id or its prefix; by default the newest batch.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BatchSelector {
-    /// The batch's id, or its beginning [default: the newest batch]
+    /// Batch id or a unique prefix of it [default: the newest batch]
     #[arg(value_name = "BATCH")]
     pub(crate) batch: Option<String>,
 }
@@ -340,54 +340,54 @@ pub(crate) struct BatchSelector {
 pub(crate) enum BatchCommand {
     /// List batches, newest first
     List {
-        /// A JSON object per batch
+        /// Print one JSON object per batch
         #[arg(long)]
         json: bool,
-        /// At the most
+        /// Maximum number of batches
         #[arg(long, value_name = "N", default_value = "20")]
         limit: usize,
     },
-    /// Show how a batch stands, and what failed
+    /// Show the progress of a batch, and what failed
     Show {
         #[command(flatten)]
         id: BatchSelector,
-        /// As a JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
-        /// List every failure, not only the groups
+        /// List every failure instead of groups only
         #[arg(long)]
         failures: bool,
     },
-    /// Follow a batch until it ends: as a full view on a terminal, as lines elsewhere
+    /// Watch a batch until it ends: full screen on a terminal, lines otherwise
     Watch {
         #[command(flatten)]
         id: BatchSelector,
     },
-    /// Begin no more of its images until it is resumed
+    /// Pause a batch: start no more of its images until it is resumed
     Pause {
         #[command(flatten)]
         id: BatchSelector,
     },
-    /// Go on with a batch that was paused, interrupted or killed, in this process unless another is running it
+    /// Resume a paused or interrupted batch, in this process unless another process runs it
     Resume {
         #[command(flatten)]
         id: BatchSelector,
         #[command(flatten)]
         run: Box<ResumeArgs>,
     },
-    /// Stop a batch for good: what is not done counts as cancelled
+    /// Cancel a batch: unfinished images count as cancelled
     Cancel {
         #[command(flatten)]
         id: BatchSelector,
     },
-    /// Try again what failed, in this process unless another is running the batch
+    /// Requeue failed images, in this process unless another process runs the batch
     Requeue {
         #[command(flatten)]
         id: BatchSelector,
-        /// Only what failed like this (not_found, denied, unreachable …)
-        #[arg(long, value_name = "CLASS", value_parser = parse_error_kind)]
+        /// Only failures of this kind (not_found, denied, unreachable …)
+        #[arg(long, value_name = "KIND", value_parser = parse_error_kind)]
         kind: Option<ErrorKind>,
-        /// Only what has this registry at either end
+        /// Only failures with this registry as source or target
         #[arg(long, value_name = "REGISTRY")]
         registry: Option<RegistryName>,
         #[command(flatten)]
@@ -402,7 +402,7 @@ pub(crate) enum BatchCommand {
     },
 }
 
-/// What a resumed run takes.
+/// Options of a resumed run.
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArgs {
     /// Print the result as one JSON object on stdout
@@ -410,10 +410,10 @@ pub(crate) struct ResumeArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
-    /// Images that are copied at a time [default: the configuration's, else 20]
+    /// Number of images to copy concurrently [default: from the configuration, else 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
-    /// How long registries are waited for with one image (90s, 10m, 1h30m) [default: 10m, and more while bytes flow]
+    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
@@ -454,21 +454,21 @@ impl From<ResumeArgs> for RunArgs {
 fn parse_error_kind(text: &str) -> Result<ErrorKind, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
         let all: Vec<&str> = ErrorKind::ALL.into_iter().map(ErrorKind::as_str).collect();
-        format!("there is no such class; there are {}", all.join(", "))
+        format!("unknown error kind; expected one of {}", all.join(", "))
     })
 }
 
-/// How long something that fails is put up with.
+/// Retries and timeouts.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Patience")]
+#[command(next_help_heading = "Retries and timeouts")]
 pub(crate) struct RetryArgs {
-    /// Tries of a request that makes no progress
+    /// Attempts per request that makes no progress
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) attempts: u32,
-    /// The longest first pause before trying again; it doubles, up to 30s, and Retry-After is obeyed
+    /// Upper bound of the first retry delay; doubles up to 30s; Retry-After is honoured
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     pub(crate) retry_delay: Duration,
-    /// Give up on an answer or a stream that stands still, or drips, for this long
+    /// Abort a response or stream that makes no or too little progress for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub(crate) stall_timeout: Duration,
 }
@@ -494,7 +494,7 @@ fn parse_target(text: &str) -> Result<ImageLocation, String> {
         && (host == "localhost" || host.contains('.'))
         && port.parse::<u16>().is_ok()
     {
-        return Err(format!("it names the registry {text} and no repository there: write {text}/NAME"));
+        return Err(format!("{text} names a registry without a repository: write {text}/NAME"));
     }
     parse_location(text)
 }

@@ -21,8 +21,8 @@ pub(crate) fn state_dir(given: Option<&PathBuf>) -> Result<PathBuf> {
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
         .map(|base| base.join("imgsync"))
         .ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, "finding a folder for the state", "neither XDG_STATE_HOME nor HOME is set")
-                .with_hint("name one with --state")
+            Error::new(ErrorKind::Invalid, "finding the state folder", "neither XDG_STATE_HOME nor HOME is set")
+                .with_hint("pass --state DIR")
         })
 }
 

@@ -72,8 +72,8 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
                 let detail = format!("it is {}", batch.state);
                 return Err(Error::new(ErrorKind::Invalid, format!("resuming batch {id}"), detail).with_hint(
                     match batch.state {
-                        BatchState::Done => format!("`imgsync batch requeue {id}` tries its failed images again"),
-                        _ => "run the rules again: what is there is not copied twice".to_owned(),
+                        BatchState::Done => format!("`imgsync batch requeue {id}` requeues its failed images"),
+                        _ => "run the rules again: images that the target has are not copied twice".to_owned(),
                     },
                 ));
             }
@@ -107,8 +107,8 @@ async fn resolve(store: &dyn Store, id: &BatchSelector) -> Result<BatchId> {
     match &id.batch {
         Some(prefix) => find_by_prefix(store, prefix).await,
         None => store.batches(1).await?.first().map(|batch| batch.id).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "looking for the newest batch", "there is none yet")
-                .with_hint("`imgsync run` makes one")
+            Error::new(ErrorKind::NotFound, "finding the newest batch", "there are no batches yet")
+                .with_hint("`imgsync run` creates one")
         }),
     }
 }
@@ -123,8 +123,8 @@ pub(super) async fn find_by_prefix(store: &dyn Store, prefix: &str) -> Result<Ba
 
 async fn get_batch(store: &dyn Store, id: BatchId) -> Result<Batch> {
     store.batch(id).await?.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "the store does not have it any more")
-            .with_hint("imgsync batch list shows those that there are")
+        Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "it is no longer in the store")
+            .with_hint("`imgsync batch list` lists the batches")
     })
 }
 
@@ -148,7 +148,7 @@ fn print_state(printer: &Printer, id: BatchId, now: BatchState, wanted: BatchSta
 async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) -> Result<Exit> {
     let batches = BatchView::load_all(store, store.batches(limit).await?).await?;
     if batches.is_empty() {
-        printer.line("no batch was made yet: `imgsync run` makes one");
+        printer.line("there are no batches yet: `imgsync run` creates one");
     } else if !json {
         printer.data(&format!(
             "{:<36}  {:<11}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
@@ -226,7 +226,7 @@ async fn resume(
         // The run in the other process picks up the resumed batch.
         Err(_) => {
             let now = backend.store.resume(id).await?;
-            printer.line(&format!("batch {id} is {now}; the run in the other process goes on with it"));
+            printer.line(&format!("batch {id} is {now}; the run in the other process continues it"));
             print_control_result(run.json, steered(now, None), printer);
             return Ok(Exit::Done);
         }
@@ -270,7 +270,7 @@ async fn write_report(
     }
     match &options.file {
         Some(file) => match report::write_file(&report, &options.shape, file).await {
-            Ok(()) => printer.line(&format!("the report is in {}", file.display())),
+            Ok(()) => printer.line(&format!("report written to {}", file.display())),
             Err(error) => printer.report_file_error(&error),
         },
         None => {

@@ -168,7 +168,7 @@ impl Observer for BatchProgress {
     fn on_event(&self, event: &Event) {
         match event {
             Event::TaskStarted { task: task_ref, source, target } => {
-                tracing::debug!(task = task_ref.index, "begins {source} to {target}");
+                tracing::debug!(task = task_ref.index, "started {source} to {target}");
                 self.print_event(
                     &json!({"event": "started", "task": task_ref.index, "source": source, "target": target}),
                 );
@@ -192,7 +192,7 @@ impl Observer for BatchProgress {
                 match completion {
                     TaskCompletion::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
                     TaskCompletion::Rescheduled { error, wait } => {
-                        self.printer.line(&format!("{error}; trying again in {}", format_duration(*wait)));
+                        self.printer.line(&format!("{error}; retrying in {}", format_duration(*wait)));
                     }
                     TaskCompletion::Copied { .. }
                     | TaskCompletion::Unchanged
@@ -202,7 +202,7 @@ impl Observer for BatchProgress {
                 }
             }
             Event::Retrying { error, kind: class, attempt, wait, .. } => {
-                tracing::info!("{error}; trying again in {}", format_duration(*wait));
+                tracing::info!("{error}; retrying in {}", format_duration(*wait));
                 self.print_event(&json!({
                     "event": "retrying", "error": error, "class": class, "attempt": attempt, "seconds": wait.as_secs_f64()
                 }));

@@ -68,7 +68,7 @@ async fn execute(args: &CacheArgs, settings: &Settings, printer: &Printer) -> Re
             };
             printer.line(&pluralize(imported.tags, "tag", "tags"));
             for (line, reason) in &imported.refused {
-                printer.warning(&format!("line {line} was not understood: {reason}"));
+                printer.warning(&format!("line {line} is invalid: {reason}"));
             }
             Ok(if imported.refused.is_empty() { Exit::Done } else { Exit::Failed })
         }

@@ -12,24 +12,24 @@ use super::exit::Exit;
 use super::printer::Printer;
 use super::run::fail;
 
-/// Prints completions, to be kept where the shell looks for them.
+/// Prints a completion script, to be saved where the shell looks for it.
 ///
-/// For bash ~/.local/share/bash-completion/completions/imgsync, for zsh _imgsync in a folder of $fpath, for fish
+/// bash: ~/.local/share/bash-completion/completions/imgsync; zsh: _imgsync in a folder of $fpath; fish:
 /// ~/.config/fish/completions/imgsync.fish.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// For this shell
+    /// Shell to complete for
     #[arg(value_name = "SHELL")]
     pub(crate) shell: Shell,
-    /// Of this program
+    /// Program to complete
     #[arg(value_name = "PROGRAM", default_value = "imgsync")]
     pub(crate) program: Program,
 }
 
-/// Prints the manual page of imgsync; with a folder, writes there one for each command and one for the worker.
+/// Prints the manual page of imgsync; with a folder, writes one page per command and one for the worker into it.
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// Into this folder, such as /usr/local/share/man/man1
+    /// Folder to write to, such as /usr/local/share/man/man1
     #[arg(value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
 }
@@ -75,7 +75,7 @@ pub(crate) fn man(args: &ManArgs, printer: &Printer) -> Exit {
     };
     match write_man_pages(folder) {
         Ok(()) => {
-            printer.line(&format!("the manual pages are in {}", folder.display()));
+            printer.line(&format!("manual pages written to {}", folder.display()));
             Exit::Done
         }
         Err(error) => fail(&error, printer),

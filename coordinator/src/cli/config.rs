@@ -27,7 +27,7 @@ pub(crate) fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) 
         Err(exit) => return exit,
     };
     let Some(file) = &settings.file else {
-        printer.error("there is no imgsync.yaml here", Some("name the configuration: -c FILE"));
+        printer.error("there is no imgsync.yaml in this folder", Some("pass the configuration with -c FILE"));
         return Exit::Usage;
     };
     match action {
@@ -82,5 +82,5 @@ fn summary(file: &Path, config: &Config) -> String {
     let presets = config.rules.iter().filter(|rule| matches!(rule.source, RuleSource::Preset(_))).count();
     let presets = if presets == 0 { String::new() } else { format!(" ({})", count(presets, "preset", "presets")) };
     let place = if config.cluster.is_some() { "a cluster" } else { "one process" };
-    format!("{} is fine: {rules}{presets}, {registries}, in {place}", file.display())
+    format!("{} is valid: {rules}{presets}, {registries}, {place}", file.display())
 }

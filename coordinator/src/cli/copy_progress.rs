@@ -153,7 +153,7 @@ impl Observer for CopyProgress {
             }
             Event::ManifestPut { digest } => tracing::debug!(%digest, "manifest is at the target"),
             Event::Retrying { error, wait, .. } => {
-                self.printer.line(&format!("{error}; trying again in {}", format_duration(*wait)));
+                self.printer.line(&format!("{error}; retrying in {}", format_duration(*wait)));
             }
             Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.printer.warning(message),
             Event::Notice { message } => self.printer.line(message),

@@ -28,14 +28,14 @@ use crate::presets::source_selectors;
 const MAX_BATCHES: usize = 5;
 const TASK_PAGE_SIZE: usize = 5000;
 
-/// Says why a tag was, or was not, copied: what the rules say of it, how it went in the newest batch that had it, and
-/// what is remembered of it.
+/// Explains why a tag was or was not copied: which rules select it, its result in the newest batch that contains it, and
+/// its entry in the digest cache.
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
-    /// The tag, at the source or at the target: gcr.io/distroless/static:nonroot
+    /// Source or target tag: gcr.io/distroless/static:nonroot
     #[arg(value_name = "REF", value_parser = parse_reference)]
     pub(crate) reference: Reference,
-    /// The folder with the state [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 }
@@ -43,7 +43,7 @@ pub(crate) struct ExplainArgs {
 fn parse_reference(text: &str) -> std::result::Result<Reference, String> {
     if text.starts_with("oci:") {
         return Err(
-            "images of layouts are not explained: name what it is called in a registry, at the other end".to_owned()
+            "images in layouts cannot be explained: name the source or target in a registry".to_owned()
         );
     }
     text.parse().map_err(|error: ParseReferenceError| error.to_string())
@@ -59,8 +59,8 @@ pub(crate) async fn run(args: ExplainArgs, global: &GlobalArgs, printer: &Printe
         Ok(true) => Exit::Done,
         Ok(false) => {
             printer.error(
-                &format!("nothing is known of {}", args.reference),
-                Some("no batch had it, and no rule reads it; of a tag that a rule would make, ask for the tag at its source"),
+                &format!("no rule or batch contains {}", args.reference),
+                Some("if it is a target tag that was not written yet, explain its source tag"),
             );
             Exit::Failed
         }
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: ExplainArgs, global: &GlobalArgs, printer: &Printe
 
 async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> Result<bool> {
     let tag = args.reference.tag_or_latest().ok_or_else(|| {
-        Error::new(ErrorKind::Invalid, format!("explaining {}", args.reference), "a tag is explained, not a digest")
+        Error::new(ErrorKind::Invalid, format!("explaining {}", args.reference), "expected a tag, got a digest")
     })?;
     let by_rules = explain_rules(&args.reference, &tag, settings, printer).await?;
     let store = backend::open_store(settings, args.state.as_ref()).await?;
@@ -113,7 +113,7 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
             let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());
             if let Some(min) = evaluation.below_min {
                 printer.data(&format!(
-                    "{place}: not copied: no more than {} left, and `min` is {min}",
+                    "{place}: not copied: only {} left, and `min` is {min}",
                     pluralize(evaluation.kept.len() as u64, "tag is", "tags are")
                 ));
             } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
@@ -141,7 +141,7 @@ async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, pr
             found = true;
             let why = if line.reason.is_empty() { String::new() } else { format!(": {}", line.reason) };
             printer.data(&format!(
-                "batch {} of {started}: {} is gone at the source, {} {}{why}",
+                "batch {} of {started}: {} is missing at the source, {} {}{why}",
                 batch.id,
                 line.source,
                 line.target,
@@ -175,7 +175,7 @@ async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, pr
                 let known = store.cached_tags(&scope, std::slice::from_ref(&planned.target.tag)).await?;
                 if let Some(known) = known.into_iter().next().flatten() {
                     printer.data(&format!(
-                        "  remembered: source {}, seen at the target {}",
+                        "  digest cache: source {}, seen at the target {}",
                         known.source,
                         known.seen_at.strftime("%Y-%m-%d %H:%M:%S UTC")
                     ));

@@ -15,7 +15,7 @@ use crate::presets;
 
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// Turns what another program was told into a configuration.
+/// Converts the configuration of another program.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ImportArgs {
     /// skopeo's sync YAML, regsync's YAML, or image-syncer's images (YAML or JSON); - is stdin
@@ -24,16 +24,16 @@ pub(crate) struct ImportArgs {
     /// A command line of imgsync 2.1, in quotes: "imgsync gcr --user me --namespace istio-release"
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["file", "auth", "format"])]
     pub(crate) command: Option<String>,
-    /// Whose file it is: skopeo, regsync or image-syncer [default: what it looks like]
+    /// Format of the file: skopeo, regsync or image-syncer [default: detected]
     #[arg(long, value_name = "PROGRAM", value_parser = |text: &str| text.parse::<ImportFormat>())]
     pub(crate) format: Option<ImportFormat>,
-    /// image-syncer's file with credentials
+    /// Credentials file of image-syncer
     #[arg(long, value_name = "FILE")]
     pub(crate) auth: Option<PathBuf>,
-    /// Where to, which skopeo's file does not say: registry.example.com/mirror
-    #[arg(long, value_name = "PLACE")]
+    /// Target, which skopeo's file does not contain: registry.example.com/mirror
+    #[arg(long, value_name = "TARGET")]
     pub(crate) to: Option<String>,
-    /// What targets are called, if not as skopeo calls them without --scoped; with it: full
+    /// Naming of the targets [default: that of skopeo without --scoped; full is that of --scoped]
     #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
     pub(crate) naming: Option<NamingStyle>,
 }
@@ -53,13 +53,13 @@ pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
         printer.line(&format!("note: {note}"));
     }
     for (name, what) in draft.variables() {
-        printer.line(&format!("set {name}: {what}, which is not repeated here"));
+        printer.line(&format!("set {name}: {what} (omitted from the configuration)"));
     }
     let is_right = check_draft(&yaml, printer);
     let left_out = draft.omissions();
     if left_out > 0 {
         let (what, is) = (pluralize(left_out as u64, "thing", "things"), if left_out == 1 { "is" } else { "are" });
-        printer.error(&format!("{what} that were to be copied, or not, {is} left out: see the notes"), None);
+        printer.error(&format!("{what} {is} not converted: see the notes"), None);
         return Exit::Failed;
     }
     is_right
@@ -76,8 +76,8 @@ fn build_draft(args: &ImportArgs, printer: &Printer) -> Result<ConfigDraft, Stri
         auth: args.auth.as_deref().map(read_file).transpose()?,
     };
     let (format, draft) = import::import_file(&read_file(path)?, args.format, &hints)
-        .map_err(|error| format!("{} cannot be taken over: {error}", path.display()))?;
-    printer.line(&format!("{} is read as {format}'s", path.display()));
+        .map_err(|error| format!("cannot import {}: {error}", path.display()))?;
+    printer.line(&format!("reading {} as a file of {format}", path.display()));
     Ok(draft)
 }
 
@@ -106,7 +106,7 @@ fn check_draft(yaml: &str, printer: &Printer) -> Exit {
         Ok(_) => Exit::Done,
         Err(errors) => {
             printer.raw(&errors.to_string());
-            printer.error("this has to be mended by hand before it can be used", None);
+            printer.error("fix these errors before you use the configuration", None);
             Exit::Failed
         }
     }

@@ -20,13 +20,13 @@ use super::settings::Settings;
 use super::signals;
 use crate::humanize::pluralize;
 
-/// Shows what an image is made of.
+/// Shows the platforms, layers, sizes and referrers of an image.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The image: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
     #[arg(value_name = "REF", value_parser = parse_location)]
     pub(crate) reference: ImageLocation,
-    /// Print it as one JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -98,7 +98,7 @@ fn format_manifest(image: &ManifestTree) -> String {
     }
     words.extend(image.tag.as_ref().map(|tag| format!("by the tag {tag}")));
     if image.missing {
-        words.push("(listed, and not there)".to_owned());
+        words.push("(listed, but missing)".to_owned());
     }
     sanitize(&words.join("  ")).into_owned()
 }
@@ -106,7 +106,7 @@ fn format_manifest(image: &ManifestTree) -> String {
 fn format_blob(name: &str, blob: &InspectedBlob) -> String {
     let mut line = format!("{name}  {}  {}  {}", blob.digest, ByteSize(blob.size), blob.media_type);
     if !blob.urls.is_empty() {
-        line.push_str(&format!("  lives at {}", blob.urls.join(" ")));
+        line.push_str(&format!("  at {}", blob.urls.join(" ")));
     }
     sanitize(&line).into_owned()
 }

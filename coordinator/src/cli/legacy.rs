@@ -18,17 +18,17 @@ use crate::presets::{self, PresetDefinition};
 /// `imgsync gcr`.
 #[derive(Debug, Args)]
 pub(crate) struct GcrArgs {
-    /// Copy all that is below this namespace of gcr.io
+    /// Copy all repositories below this namespace of gcr.io
     #[arg(long, value_name = "NAMESPACE", default_value = "google-containers")]
     pub(crate) namespace: String,
-    /// Copy what was k8s.gcr.io, and is registry.k8s.io today; the namespace does not matter then
+    /// Copy registry.k8s.io (formerly k8s.gcr.io); ignores --namespace
     #[arg(long)]
     pub(crate) kubeadm: bool,
     #[command(flatten)]
     pub(crate) legacy: LegacyArgs,
 }
 
-/// What both commands take.
+/// Options of both commands.
 #[derive(Debug, Args)]
 pub(crate) struct LegacyArgs {
     #[command(flatten)]
@@ -73,7 +73,7 @@ fn preset_source(home: &str, printer: &Printer) -> RuleSource {
     let homes: Vec<&str> = known.homes().map(|(at, _)| at).filter(|at| *at != home).collect();
     if !homes.is_empty() {
         printer.line(&format!(
-            "{home} has moved: {} {} read, and targets keep their names (preset {})",
+            "{home} has moved: {} {} read instead; target names stay the same (preset {})",
             homes.join(", "),
             if homes.len() == 1 { "is" } else { "are" },
             known.name

@@ -46,7 +46,7 @@ impl LegacyCommand {
             let what = context(clap::error::ContextKind::InvalidArg)
                 .or_else(|| context(clap::error::ContextKind::InvalidSubcommand))
                 .unwrap_or_else(|| "the command".to_owned());
-            format!("{what} is not understood; `imgsync gcr --help` says what is")
+            format!("{what} is not valid; see `imgsync gcr --help`")
         })?;
         match cli.command {
             Some(Command::Gcr(args)) => {

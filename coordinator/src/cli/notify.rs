@@ -11,13 +11,13 @@ use super::printer::Printer;
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Notifications")]
 pub(crate) struct NotifyArgs {
-    /// Telegram's Bot API is here: your own, or a proxy of it [default: the configuration's, else https://api.telegram.org]
+    /// URL of the Telegram Bot API or of a proxy [default: from the configuration, else https://api.telegram.org]
     #[arg(long, value_name = "URL", env = "IMGSYNC_TELEGRAM_API", value_parser = parse_api_url)]
     pub(crate) telegram_api: Option<Url>,
-    /// The token of the bot that sends the report; visible to others on this machine: prefer the variable
+    /// Token of the Telegram bot; visible to others on this machine: prefer the variable
     #[arg(long, value_name = "TOKEN", env = "IMGSYNC_TELEGRAM_TOKEN", hide_env_values = true, value_parser = parse_secret)]
     pub(crate) telegram_token: Option<Secret>,
-    /// The group that the report is sent to: a number such as -1001234567890, or @name of a public one
+    /// Telegram chat that receives the report: a number such as -1001234567890, or @name of a public chat
     #[arg(long, value_name = "CHAT", env = "IMGSYNC_TELEGRAM_GROUP", allow_hyphen_values = true, value_parser = parse_group)]
     pub(crate) telegram_group: Option<String>,
 }
@@ -41,10 +41,10 @@ impl NotifyArgs {
         match (&telegram.token, &telegram.group) {
             (Some(_), Some(_)) => notify.telegram = Some(telegram),
             (Some(_), None) => {
-                printer.warning("Telegram is not told: there is a token and no group (--telegram-group)")
+                printer.warning("no Telegram notification: the token is set but the group is not (--telegram-group)")
             }
             (None, Some(_)) => {
-                printer.warning("Telegram is not told: there is a group and no token (--telegram-token)")
+                printer.warning("no Telegram notification: the group is set but the token is not (--telegram-token)")
             }
             // An API URL alone enables nothing.
             (None, None) => {}

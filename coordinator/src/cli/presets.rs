@@ -17,9 +17,9 @@ use crate::presets::{self, SourceSelector, TargetNamePatterns, source_selectors}
 /// `imgsync run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunCommand {
-    /// Run this preset, in place of the configuration's rules; may be repeated (see `imgsync presets`)
+    /// Run this preset instead of the configuration's rules; may be repeated (see `imgsync presets`)
     ///
-    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". --to, --naming and --user go with it.
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and --user.
     #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Vec<Preset>,
     #[command(flatten)]
@@ -31,10 +31,10 @@ pub(crate) struct RunCommand {
 /// `imgsync presets`.
 #[derive(Debug, Args)]
 pub(crate) struct PresetsArgs {
-    /// Only this one; with versions, what these need: "kubeadm >=1.30"
+    /// Preset to show, optionally with a version range: "kubeadm >=1.30"
     #[arg(value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Option<Preset>,
-    /// Print a JSON array, with earlier homes
+    /// Print a JSON array, including former locations
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -57,7 +57,7 @@ impl Printer {
         if error.kind() != std::io::ErrorKind::BrokenPipe && !self.output_lost.swap(true, Ordering::Relaxed) {
             self.error(
                 &format!("writing to stdout: {error}"),
-                Some("what stands there is not all; make room, or send it elsewhere, and run the command again"),
+                Some("the output is incomplete; free some space or redirect the output, and run the command again"),
             );
         }
     }

@@ -12,19 +12,19 @@ use crate::report::{ReportFormat, ReportLevel, ReportSpec, ReportTemplate};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Report")]
 pub(crate) struct ReportArgs {
-    /// Write the report: on stdout, or to a file: .txt, .json, .md or .html
+    /// Write the report to stdout or to a file (.txt, .json, .md or .html)
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) report: Option<Option<PathBuf>>,
-    /// 1 totals, 2 what failed too, 3 every image [default: the configuration's, else 1, and 2 for md and html]
+    /// Level of detail: 1 totals, 2 failures too, 3 every image [default: from the configuration, else 1, and 2 for md and html]
     #[arg(long, value_name = "1..3", value_parser = clap::value_parser!(u8).range(1..=3))]
     pub(crate) report_level: Option<u8>,
-    /// What the report is written as on stdout, or in a file whatever its name ends with
-    #[arg(long, value_name = "FORM")]
+    /// Format of the report, whatever the extension of the file
+    #[arg(long, value_name = "FORMAT")]
     pub(crate) report_format: Option<ReportFormatArg>,
-    /// Write it by a template of your own (Jinja); docs/reports.md says what it is given
+    /// Render the report with this Jinja template; docs/reports.md lists its variables
     #[arg(long, value_name = "FILE")]
     pub(crate) report_template: Option<PathBuf>,
-    /// What the report calls the batch [default: what the rules copy]
+    /// Title of the report [default: what the rules copy]
     #[arg(long, value_name = "NAME")]
     pub(crate) report_name: Option<String>,
 }
@@ -96,9 +96,9 @@ impl ReportArgs {
                 Error::new(
                     ErrorKind::Invalid,
                     format!("writing the report {}", file.display()),
-                    "its form is not known",
+                    "unknown report format",
                 )
-                .with_hint("end its name with .txt, .json, .md or .html, or say --report-format")
+                .with_hint("use the extension .txt, .json, .md or .html, or pass --report-format")
             })?,
             (None, None) => of_template.unwrap_or(ReportFormat::Text),
         };
@@ -115,7 +115,7 @@ impl ReportArgs {
 fn check_writable(file: &Path) -> Result<()> {
     let wrong = |detail: &str| {
         Error::new(ErrorKind::Invalid, format!("writing the report {}", file.display()), detail)
-            .with_hint("name another file by --report=FILE")
+            .with_hint("pass another file with --report=FILE")
     };
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder {

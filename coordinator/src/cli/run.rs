@@ -48,8 +48,8 @@ pub(crate) async fn run(args: RunCommand, global: &GlobalArgs, printer: &Printer
             return fail(&error, printer);
         }
     } else if target.is_typed() {
-        let hint = "name presets with --preset; what rules of a configuration do, they say themselves";
-        printer.error("--to, --naming and --user go with --preset, and there is none", Some(hint));
+        let hint = "pass --preset; rules of a configuration have their own targets";
+        printer.error("--to, --naming and --user require --preset", Some(hint));
         return Exit::Usage;
     }
     run_rules(run, &settings, printer).await
@@ -141,8 +141,8 @@ async fn run_batch(args: &RunArgs, settings: &Settings, printer: &Printer) -> Re
 
 /// The batch was removed since.
 fn batch_not_found(id: BatchId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "the store does not have it any more")
-        .with_hint("imgsync batch list shows those that there are")
+    Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "it is no longer in the store")
+        .with_hint("`imgsync batch list` lists the batches")
 }
 
 /// Builds the notifier of the run.
@@ -174,9 +174,9 @@ pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
 
 /// Checks that a coordinator can lead a detached batch.
 async fn require_leader(backend: &Backend) -> Result<()> {
-    let operation = "leaving a batch to another coordinator";
+    let operation = "handing the batch over to `imgsync serve`";
     if !backend.is_cluster() {
-        let detail = "there is no cluster: all is done in this process";
+        let detail = "no cluster is configured";
         return Err(
             Error::new(ErrorKind::Invalid, operation, detail).with_hint("leave out --detach, or configure a cluster")
         );
@@ -186,7 +186,7 @@ async fn require_leader(backend: &Backend) -> Result<()> {
         .await?
     {
         Some(_) => Ok(()),
-        None => Err(Error::new(ErrorKind::Unreachable, operation, "none is there that would feed it to the workers")
+        None => Err(Error::new(ErrorKind::Unreachable, operation, "no coordinator is running")
             .with_hint("start `imgsync serve` somewhere, or leave out --detach")),
     }
 }
@@ -320,7 +320,7 @@ impl<'a> RunContext<'a> {
                 over = wait_until_over(&*self.backend.store, id, |_| {}) => over?,
                 () = self.progress.run(&*self.backend.store, id, false) => unreachable!("it goes on until dropped"),
                 () = self.stop.drain.cancelled() => {
-                    self.printer.line(&format!("batch {id} goes on; `imgsync batch watch {id}` follows it"));
+                    self.printer.line(&format!("batch {id} continues; `imgsync batch watch {id}` follows it"));
                     return Err(Error::cancelled(format!("following batch {id}")));
                 }
             };
@@ -419,15 +419,15 @@ impl<'a> RunContext<'a> {
             let told = options.shape.level.unwrap_or(ReportLevel::Failures);
             match deliver_once(&self.backend.store, &report, notifier, told, &coordinator_name()).await {
                 Ok(warnings) => warnings.unwrap_or_default().iter().for_each(|warning| printer.warning(warning)),
-                Err(error) => printer.warning(&format!("not all were told of the end: {error}")),
+                Err(error) => printer.warning(&format!("not all notifications were sent: {error}")),
             }
         }
         if ended.interrupted {
             printer
-                .line(&format!("interrupted: `imgsync batch resume {id}` goes on; running the rules again does too"));
+                .line(&format!("interrupted: `imgsync batch resume {id}` continues the batch; running the rules again does too"));
             if self.backend.is_cluster() {
                 printer.line(&format!(
-                    "workers go on with what they were given; `imgsync batch cancel {id}` stops that too"
+                    "workers finish the tasks already queued; `imgsync batch cancel {id}` stops them too"
                 ));
             }
         }
@@ -444,14 +444,14 @@ impl<'a> RunContext<'a> {
             ];
             let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
             let stopped = match ended.batch.state {
-                BatchState::Superseded => Some("a later run of the same rules took its place".to_owned()),
+                BatchState::Superseded => Some("superseded by a later run of the same rules".to_owned()),
                 BatchState::Cancelled => Some("the batch was cancelled".to_owned()),
                 _ => None,
             };
             let parts: Vec<String> = parts.chain(stopped).collect();
             printer.error(
-                &format!("not all is done: {}", parts.join(", ")),
-                Some(&format!("imgsync batch report {id} --report-level 2 names them; `imgsync explain REF` says why")),
+                &format!("the batch is incomplete: {}", parts.join(", ")),
+                Some(&format!("`imgsync batch report {id} --report-level 2` lists them; `imgsync explain REF` explains a tag")),
             );
         }
         Ok(exit)

@@ -85,7 +85,7 @@ async fn execute(
     let _ = rules.set(Box::new(server.watched_rules()));
     print_banner(address, &token, settings, printer);
     server.run(HttpBinding { listener, auth, extra_routes }, ready, &stop).await;
-    printer.timestamped("ended");
+    printer.timestamped("stopped");
     Ok(())
 }
 
@@ -107,7 +107,7 @@ async fn open_backend(
         let (store, drain) = (store.clone(), drain.clone());
         Box::pin(async move {
             match () {
-                () if drain.is_cancelled() => Err("it is about to end".to_owned()),
+                () if drain.is_cancelled() => Err("it is shutting down".to_owned()),
                 () => cluster_worker::check_store_writes(&*store).await.map(|()| Vec::new()),
             }
         })
@@ -117,32 +117,32 @@ async fn open_backend(
 
 /// Prints the address and how to sign in.
 fn print_banner(address: SocketAddr, token: &ApiToken, settings: &Settings, printer: &Printer) {
-    printer.line(&format!("answers on http://{address} (/healthz, /readyz and /metrics, too)"));
+    printer.line(&format!("listening on http://{address} (also /healthz, /readyz and /metrics)"));
     match (&token.file, token.is_generated) {
         // The URL signs the browser in: the fragment is never sent to a server.
         (Some(file), true) => printer.line(&format!(
-            "the dashboard, with the right to change things: http://{}/#token={} (the token is kept in {})",
+            "dashboard, signed in: http://{}/#token={} (the token is stored in {})",
             browser_address(address),
             token.secret.expose(),
             file.display()
         )),
         (None, true) => printer.line(&format!(
-            "the dashboard, with the right to change things: http://{}/#token={} (the token is of this start alone: \
+            "dashboard, signed in: http://{}/#token={} (the token is valid until the process stops: \
              set `serve: {{token: …}}` or IMGSYNC_TOKEN)",
             browser_address(address),
             token.secret.expose()
         )),
-        (_, false) => printer.line("changes need the configured token; the dashboard asks for it"),
+        (_, false) => printer.line("changes require the configured token; the dashboard asks for it"),
     }
     let Config { rules, .. } = &settings.config;
     match rules.iter().filter(|rule| rule.schedule.is_some()).count() {
-        0 => printer.line("no rule has a `schedule:`: rules are run when somebody starts them"),
+        0 => printer.line("no rule has a `schedule:`; start rules from the dashboard or the API"),
         scheduled => {
             let all = pluralize(rules.len() as u64, "rule", "rules");
             let are = if scheduled == 1 { "is" } else { "are" };
             printer.line(&format!(
-                "{scheduled} of {all} {are} run at {}",
-                if scheduled == 1 { "its times" } else { "their times" }
+                "{scheduled} of {all} {are} run on {}",
+                if scheduled == 1 { "its schedule" } else { "their schedules" }
             ));
         }
     }
@@ -176,7 +176,7 @@ fn config_source(global: &GlobalArgs, notify: NotifyArgs, first: &Settings, prin
         })?;
         warning.iter().for_each(|warning| printer.warning(warning));
         if settings.config.cluster != cluster || settings.config.serve != serve {
-            printer.warning("what changed in `cluster:` or `serve:` holds from the next start on");
+            printer.warning("changes of `cluster:` and `serve:` take effect at the next start");
         }
         load_config(&settings, &notify, &printer).map_err(|error| error.to_string())
     };
@@ -202,7 +202,7 @@ impl Observer for EventPrinter {
                 self.printer.timestamped(&format!("failed: {error}"));
             }
             Event::TaskEnded { completion: TaskCompletion::Rescheduled { error, wait }, .. } if !self.is_cluster => {
-                self.printer.timestamped(&format!("{error}; trying again in {}", format_duration(*wait)));
+                self.printer.timestamped(&format!("{error}; retrying in {}", format_duration(*wait)));
             }
             _ => {}
         }

@@ -118,7 +118,7 @@ fn parse_config(path: &Path, text: &str) -> std::result::Result<Config, Settings
         let mut words = errors.to_string();
         if let Some(format) = import::detect_format(text) {
             words.push_str(&format!(
-                "\nhint: this looks like a file of {format}: `imgsync config import {name}` makes a configuration of it\n"
+                "\nhint: this looks like a file of {format}: convert it with `imgsync config import {name}`\n"
             ));
         }
         SettingsError::Invalid(words)

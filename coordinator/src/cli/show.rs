@@ -87,7 +87,7 @@ impl<'a> BatchDetails<'a> {
             printer.data(&format!("Not listed: {}\n    {}: {}", unlisted.repository, unlisted.kind, unlisted.error));
         }
         for wait in &self.rate_limit_messages {
-            printer.data(&format!("Waiting: {wait}"));
+            printer.data(&format!("Rate limited: {wait}"));
         }
         if let Some(coverage) = &self.coverage {
             print_coverage(self.report.batch.id, coverage, printer);
@@ -127,7 +127,7 @@ impl<'a> BatchDetails<'a> {
             printer.data(&format!("          such as {}", group.example.to_text().replace('\n', "\n          ")));
         }
         for group in self.groups.by_registry.iter().take(MAX_REGISTRIES) {
-            printer.data(&format!("  {:>6}  with {}", group.failed, group.registry));
+            printer.data(&format!("  {:>6}  registry {}", group.failed, group.registry));
         }
         let more = self.groups.by_registry.len().saturating_sub(MAX_REGISTRIES);
         if more > 0 {
@@ -135,7 +135,7 @@ impl<'a> BatchDetails<'a> {
         }
         let id = self.report.batch.id;
         printer.data(&format!(
-            "`imgsync batch show {id} --failures` lists all; `imgsync batch requeue {id}` tries them again"
+            "`imgsync batch show {id} --failures` lists all; `imgsync batch requeue {id}` requeues them"
         ));
     }
 
@@ -159,6 +159,6 @@ fn print_coverage(id: BatchId, coverage: &WorkerCoverage, printer: &Printer) {
         printer.data(&format!("  {worker}: {source} -> {target}"));
     }
     for complaint in coverage.problems() {
-        printer.data(&format!("Attention: {complaint}"));
+        printer.data(&format!("Problem: {complaint}"));
     }
 }

@@ -171,7 +171,7 @@ async fn execute(
         ..CopyRequest::new(source, target.clone())
     };
     if args.manifests.is_some() {
-        printer.line("--manifests is superseded: `sync` asks both ends, and needs no folder to know what is there");
+        printer.line("--manifests is ignored: `sync` asks source and target");
     }
     if args.download_manifests {
         printer.line("--download-manifests is superseded by --dry-run, and does the same: nothing is copied");
@@ -222,11 +222,11 @@ async fn resolve_target(
     };
     let invalid = |detail: String| Error::new(ErrorKind::Invalid, "choosing the target", detail);
     let user = user.ok_or_else(|| {
-        invalid("no TARGET was given, and no user at Docker Hub to make one for".to_owned())
-            .with_hint("name a target, or give --user, or run `docker login`")
+        invalid("no TARGET was given, and no Docker Hub user is known".to_owned())
+            .with_hint("pass a TARGET or --user, or run `docker login`")
     })?;
     let ImageLocation::Registry(source) = &args.source else {
-        return Err(invalid("no TARGET was given, and an image of a layout has no name to make one from".to_owned()));
+        return Err(invalid("no TARGET was given, and the source is an image layout".to_owned()));
     };
     let flat = imgsync_common::naming::flatten_name(&source.name());
     let repository = format!("{}/{flat}", user.to_ascii_lowercase())
@@ -282,7 +282,7 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
         printer.data(&pin_digest(target, &done.digest));
     }
     if matches!(target, ImageLocation::Registry(Reference { tag: None, digest: None, .. })) {
-        printer.warning("the source has no tag and none was named: the target has the image under its digest alone");
+        printer.warning("the source has no tag and none was given: the target has the image by digest only");
     }
     let requests = format!(
         "{} + {}",
@@ -290,10 +290,10 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
         pluralize(done.target_traffic.requests, "request", "requests")
     );
     printer.line(&match done.outcome {
-        CopyOutcome::Unchanged => format!("unchanged: {} is at {target} already ({requests})", args.source),
+        CopyOutcome::Unchanged => format!("unchanged: {} is already at {target} ({requests})", args.source),
         CopyOutcome::Copied if done.manifests == done.referrers && done.referrers > 0 => {
             let new = pluralize(done.referrers, "new referrer", "new referrers");
-            format!("{} is at {target} already; copied {new}, {requests}", args.source)
+            format!("{} is unchanged at {target}; copied {new}, {requests}", args.source)
         }
         CopyOutcome::Copied => {
             let part = |blobs: u64, bytes: u64, how: &str| match blobs {
@@ -312,7 +312,7 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
                 },
                 part(done.blobs.copied, done.bytes.copied, "copied"),
                 part(done.blobs.mounted, done.bytes.mounted, "mounted"),
-                part(done.blobs.reused, done.bytes.reused, "there already"),
+                part(done.blobs.reused, done.bytes.reused, "already present"),
             )
         }
     });
@@ -336,7 +336,7 @@ fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview,
     printer.data(&match preview.outcome {
         CopyOutcome::Unchanged => format!("unchanged {} {target}", args.source),
         CopyOutcome::Copied => format!(
-            "copy {} {target} {}, {}, {}; {} there already",
+            "copy {} {target} {}, {}, {}; {} already present",
             args.source,
             pluralize(preview.manifests as u64, "manifest", "manifests"),
             pluralize(preview.blobs as u64, "blob", "blobs"),

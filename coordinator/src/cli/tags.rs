@@ -30,37 +30,37 @@ use crate::humanize::pluralize;
 use crate::orchestrator::{Listings, RuleListing};
 use crate::presets::SourceSelector;
 
-/// Which repositories, and which of their tags.
+/// Repositories and tag filters.
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
-    /// gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all below), or oci:DIR, an image layout
+    /// Repository pattern: gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all levels), or oci:DIR
     #[arg(value_name = "PATTERN", value_parser = parse_pattern, required_unless_present = "preset")]
     pub(crate) pattern: Option<RuleSource>,
-    /// What this preset reads, in place of a pattern: kubeadm, "kubeadm >=1.30"
+    /// List the tags of a preset instead of a pattern: kubeadm, "kubeadm >=1.30"
     #[arg(long, value_name = "PRESET", value_parser = parse_preset, conflicts_with = "pattern")]
     pub(crate) preset: Option<Preset>,
     /// Only tags that match one of these: globs (1.*), or regular expressions between slashes (/v\d+/)
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<TagPattern>,
-    /// No tags that match one of these
+    /// Exclude tags that match one of these
     #[arg(long, value_name = "GLOB")]
     pub(crate) exclude: Vec<TagPattern>,
     /// Only versions in this range, such as ">=1.20, <2"
     #[arg(long, value_name = "RANGE")]
     pub(crate) semver: Option<VersionRange>,
-    /// Only the newest so many of each repository; by version, of each variant
+    /// Only the newest N tags of each repository (with --newest-by version: of each variant)
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub(crate) newest: Option<usize>,
-    /// What makes a tag newer
+    /// Order for --newest
     #[arg(long, value_name = "WHAT", default_value = "version", requires = "newest")]
     pub(crate) newest_by: NewestByArg,
-    /// Only what is younger than a day (2025-01-01), a moment or a time (90d); only of registries that list dates
+    /// Only tags created since a date (2025-01-01), a timestamp or a duration ago (90d); needs a registry that lists dates
     #[arg(long, value_name = "WHEN", value_parser = |text: &str| text.parse::<Since>())]
     pub(crate) since: Option<Since>,
-    /// Print each tag as a JSON object, with digest and date where the registry lists them
+    /// Print each tag as a JSON object, with digest and date if the registry lists them
     #[arg(long)]
     pub(crate) json: bool,
-    /// Repositories that are listed at the same time
+    /// Number of repositories to list concurrently
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
     #[command(flatten)]
@@ -99,9 +99,9 @@ fn parse_pattern(text: &str) -> std::result::Result<RuleSource, String> {
 
 fn parse_count(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
-        Ok(0) => Err("the newest 0 are none".to_owned()),
+        Ok(0) => Err("must be at least 1".to_owned()),
         Ok(count) => Ok(count),
-        Err(_) => Err("write how many, such as 10".to_owned()),
+        Err(_) => Err("expected a number, such as 10".to_owned()),
     }
 }
 
@@ -149,7 +149,7 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
     let tally = TrafficCounters::new();
     let options = DiscoveryOptions { query_limit: args.query_limit.into(), order: RepositoryOrder::ByName };
     let Some(source) = args.preset.clone().map(RuleSource::Preset).or_else(|| args.pattern.clone()) else {
-        return Err(Error::new(ErrorKind::Invalid, "listing tags", "there is neither a pattern nor a preset"));
+        return Err(Error::new(ErrorKind::Invalid, "listing tags", "pass a pattern or --preset"));
     };
     let mut listings = Listings::for_source(&source, settings.folder(), &client, options, &context, &tally).await?;
     let mut output =
@@ -271,7 +271,7 @@ impl TagPrinter<'_> {
         if *count > named.len() && !self.debug {
             let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
             self.printer.line(&format!(
-                "dropped {} (--debug names them): {}",
+                "dropped {} (--debug lists them): {}",
                 of(*count, "tag", "tags"),
                 reasons.join("; ")
             ));
@@ -298,7 +298,7 @@ impl Observer for RequestEventPrinter {
     fn on_event(&self, event: &Event) {
         match event {
             Event::Retrying { error, wait, .. } => {
-                self.0.line(&format!("{error}; trying again in {}", format_duration(*wait)));
+                self.0.line(&format!("{error}; retrying in {}", format_duration(*wait)));
             }
             Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.0.warning(message),
             Event::Notice { message } => self.0.line(message),

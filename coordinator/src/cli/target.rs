@@ -19,14 +19,14 @@ use crate::presets::source_selectors;
 /// Password of `--user`, unless it is given otherwise.
 const PASSWORD_VARIABLE: &str = "IMGSYNC_PASSWORD";
 
-/// Where to, and as whom.
+/// Target registry and credentials.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Target")]
 pub(crate) struct TargetArgs {
-    /// Copy to here: a registry and a path, or oci:DIR; may be repeated [default: docker.io/<user>, or the configuration's]
-    #[arg(long, value_name = "PLACE", value_parser = parse_destination)]
+    /// Target: registry and path, or oci:DIR; may be repeated [default: from the configuration, else docker.io/<user>]
+    #[arg(long, value_name = "TARGET", value_parser = parse_destination)]
     pub(crate) to: Vec<RuleTarget>,
-    /// What targets are called: flat, keep, basename, full, original, or a template
+    /// Naming of the targets: flat, keep, basename, full, original, or a template
     #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
     pub(crate) naming: Option<NamingStyle>,
     /// The user at the target's registry; without --to, the target is docker.io/<user>
@@ -34,7 +34,7 @@ pub(crate) struct TargetArgs {
     pub(crate) user: Option<String>,
     /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
     ///
-    /// Where none is given, what `docker login` left is used.
+    /// Defaults to the credentials of `docker login`.
     #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
     pub(crate) password: Option<Secret>,
     /// Read the password from stdin
@@ -89,11 +89,11 @@ impl TargetArgs {
         };
         let operation = "choosing the target";
         let user = user.ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, operation, "nobody says where to, and no user at Docker Hub is known")
-                .with_hint("give --user or --to, write `defaults: {to: …}` in the configuration, or run `docker login`")
+            Error::new(ErrorKind::Invalid, operation, "no target is configured, and no Docker Hub user is known")
+                .with_hint("pass --to or --user, set `defaults: {to: …}` in the configuration, or run `docker login`")
         })?;
         let prefix = user.to_ascii_lowercase().parse().map_err(|error: ParseReferenceError| {
-            Error::new(ErrorKind::Invalid, operation, format!("the user {user} has no place at Docker Hub: {error}"))
+            Error::new(ErrorKind::Invalid, operation, format!("{user} is not a valid Docker Hub namespace: {error}"))
         })?;
         Ok(Some(vec![RuleTarget::Registry(TargetBase { registry: docker_hub(), prefix: Some(prefix) })]))
     }
@@ -109,15 +109,15 @@ impl TargetArgs {
         let mut registries: Vec<&RegistryName> = registries.collect();
         registries.dedup();
         let [registry] = registries.as_slice() else {
-            let detail = "a user and a password are for one registry, and the targets are not in one";
+            let detail = "--user and --password apply to one registry, and the targets are in several or in none";
             return Err(Error::new(ErrorKind::Invalid, "choosing the target", detail)
-                .with_hint("write the credentials in `registries:` of a configuration"));
+                .with_hint("set the credentials in `registries:` of the configuration"));
         };
         let entry = settings.config.registries.entry((*registry).clone()).or_default();
         entry.username = Some(username.clone());
         entry.credential = Some(CredentialConfig::Basic { username, password });
         if settings.cluster()?.is_some() {
-            printer.warning("workers of the cluster do not learn this password: they need credentials of their own");
+            printer.warning("this password is not sent to the workers of the cluster: configure their credentials");
         }
         Ok(())
     }

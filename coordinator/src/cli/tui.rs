@@ -233,8 +233,8 @@ fn draw_timeline(frame: &mut Frame<'_>, screen: &BatchScreen, (images, bytes): (
     let most = ended.iter().max().copied().unwrap_or_default();
     let fastest = moved.iter().max().copied().unwrap_or_default();
     let titles = [
-        format!(" images in {}, at the most {most} ", format_duration(screen.timeline.bucket_width)),
-        format!(" throughput, at the most {}/s ", ByteSize(fastest)),
+        format!(" images per {}, peak {most} ", format_duration(screen.timeline.bucket_width)),
+        format!(" throughput, peak {}/s ", ByteSize(fastest)),
     ];
     let data = [(ended, titles[0].clone(), COPIED, images), (moved, titles[1].clone(), RUNNING, bytes)];
     for (values, title, color, area) in data {
@@ -285,7 +285,7 @@ fn failure_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
 fn worker_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for worker in &screen.workers {
-        let draining = if worker.draining { ", is about to end" } else { "" };
+        let draining = if worker.draining { ", draining" } else { "" };
         let words = format!("{}: {} of {} slots{draining}", worker.worker, worker.running.len(), worker.slots);
         lines.push(Line::from(words).add_modifier(Modifier::BOLD));
         for doing in worker.running.iter().filter(|doing| doing.batch == screen.view.batch.id) {
@@ -321,13 +321,13 @@ fn draw_list(
 
 fn footer_line(screen: &BatchScreen) -> Line<'static> {
     if screen.prompt == Prompt::ConfirmCancel {
-        return Line::from("Cancel the batch for good? y: yes, any other key: no").fg(CANCELLED);
+        return Line::from("Cancel the batch? It cannot be resumed. y: yes, any other key: no").fg(CANCELLED);
     }
     if let Some(said) = &screen.message {
         return Line::from(sanitize(said).into_owned()).fg(FAILED);
     }
     let pause = if screen.view.batch.state == BatchState::Paused { "resume" } else { "pause" };
-    Line::from(format!("q leave  p {pause}  c cancel  Tab the other list  ↑↓ move")).fg(Color::DarkGray)
+    Line::from(format!("q quit  p {pause}  c cancel  Tab switch list  ↑↓ scroll")).fg(Color::DarkGray)
 }
 
 fn truncate(text: &str, width: usize) -> String {

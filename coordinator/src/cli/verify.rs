@@ -31,25 +31,25 @@ use crate::humanize::pluralize;
 /// Compares targets with their sources.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// One image alone, and where its copy is; without both, what the rules of the configuration copy
+    /// Source image to compare; without SOURCE and TARGET, all images of the configuration's rules
     #[arg(value_name = "SOURCE", value_parser = parse_location, requires = "target")]
     pub(crate) source: Option<ImageLocation>,
-    /// Its copy; without a tag it has the source's
+    /// Target image; without a tag, the source's tag is used
     #[arg(value_name = "TARGET", value_parser = parse_location)]
     pub(crate) target: Option<ImageLocation>,
     /// Only this rule of the configuration, from 1; may be repeated
     #[arg(long, value_name = "N", conflicts_with_all = ["source", "batch"], value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rule: Vec<u32>,
-    /// What this batch has copied or found unchanged: its id, or how that begins
+    /// Compare what this batch copied or found unchanged: batch id or prefix
     #[arg(long, value_name = "BATCH", conflicts_with = "source")]
     pub(crate) batch: Option<String>,
-    /// Read all bytes of the targets; without it, it is asked whether they are there
+    /// Read and hash all blobs of the targets, instead of checking that they exist
     #[arg(long)]
     pub(crate) deep: bool,
-    /// Of one image, this platform alone was copied
+    /// Compare only this platform of the image
     #[arg(long, value_name = "PLATFORM", requires = "source")]
     pub(crate) platform: Option<Platform>,
-    /// Of one image, do not look for signatures and other referrers
+    /// Do not compare signatures and other referrers of the image
     #[arg(long, requires = "source")]
     pub(crate) no_referrers: bool,
     /// Print the result as one JSON object on stdout
@@ -57,13 +57,13 @@ pub(crate) struct VerifyArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
-    /// Images that are compared at a time [default: the configuration's, else 20]
+    /// Number of images to compare concurrently [default: from the configuration, else 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: Option<u16>,
-    /// What one image is given (90s, 10m, 1h30m) [default: 10m, and more for large images with --deep]
+    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, longer for large images with --deep]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// Keep the state in this folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
@@ -126,8 +126,8 @@ async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printe
     let VerifyArgs { rule, batch, deep, json, report, concurrency, timeout, state, retry, notify, .. } = args;
     let rules = &mut settings.config.rules;
     if batch.is_none() && rules.is_empty() {
-        let hint = "name a configuration with -c, a batch with --batch, or one image: imgsync verify SOURCE TARGET";
-        printer.error("there are no rules to compare by", Some(hint));
+        let hint = "pass a configuration with -c, a batch with --batch, or one image: imgsync verify SOURCE TARGET";
+        printer.error("there are no rules to verify", Some(hint));
         return Ok(Exit::Usage);
     }
     if let Some(beyond) = rule.iter().find(|number| **number as usize > rules.len()) {
@@ -156,7 +156,7 @@ async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printe
             let id = find_by_prefix(&*backend.store, &prefix).await?;
             let found = backend.store.batch(id).await?;
             Some(found.ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("looking for batch {id}"), "the store does not have it")
+                Error::new(ErrorKind::NotFound, format!("looking for batch {id}"), "it is not in the store")
             })?)
         }
     };
@@ -257,12 +257,12 @@ async fn compare_image(
     }
     match verified.to_error(&job) {
         None => {
-            printer.line(&format!("{target} has all that {source} has: {seen}"));
+            printer.line(&format!("{target} matches {source}: {seen}"));
             Ok(Exit::Done)
         }
         Some(error) => {
-            let differences = pluralize(verified.findings.len() as u64, "place", "places");
-            printer.error(&format!("{target} differs from {source} in {differences}"), error.hint());
+            let differences = pluralize(verified.findings.len() as u64, "difference", "differences");
+            printer.error(&format!("{target} differs from {source}: {differences}"), error.hint());
             Ok(Exit::Failed)
         }
     }

@@ -46,7 +46,7 @@ pub(crate) async fn watch(
             return Ok(Exit::Interrupted);
         }
         None => {
-            printer.line(&format!("batch {id} goes on; `imgsync batch watch {id}` looks again"));
+            printer.line(&format!("batch {id} continues; `imgsync batch watch {id}` follows it"));
             return Ok(Exit::Done);
         }
     };
@@ -59,7 +59,7 @@ pub(crate) async fn watch(
 /// Reports that a batch is interrupted, and what to do.
 pub(super) fn print_abandoned(view: &BatchView, printer: &Printer) {
     printer.error(
-        &format!("batch {} has not ended, and nobody runs it any more", view.batch.id),
+        &format!("batch {} is interrupted: no process runs it", view.batch.id),
         view.notice().as_deref(),
     );
 }

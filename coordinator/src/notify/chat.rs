@@ -98,7 +98,7 @@ impl Chat {
     fn check_reply(&self, operation: &str, answer: &HttpReply) -> Option<Error> {
         let status = answer.status.as_u16();
         let Ok(said) = serde_json::from_slice::<Value>(&answer.body) else {
-            let detail = format!("HTTP {status}, and not in {}'s words", self.kind.name());
+            let detail = format!("HTTP {status}, not a {} response", self.kind.name());
             return Some(status_error(operation, answer, &detail));
         };
         let number = |names: &[&str]| names.iter().find_map(|name| said.get(*name)?.as_i64());
@@ -108,7 +108,7 @@ impl Chat {
         }
         let words = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| said.get(*name)?.as_str());
         let code = code.unwrap_or(-1);
-        let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(words.unwrap_or("no words"), 200));
+        let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(words.unwrap_or("no message"), 200));
         if !answer.status.is_success() {
             return Some(status_error(operation, answer, &detail));
         }
@@ -130,17 +130,17 @@ fn classify_code(kind: ChatKind, code: i64) -> (ErrorKind, &'static str) {
         (ChatKind::DingTalk | ChatKind::WeCom, -1) => (ErrorKind::ServerError, ""),
         (ChatKind::DingTalk, 310_000) => (
             ErrorKind::Denied,
-            "the robot's security settings ask for something else: is `secret` right, the clock of this machine, its address, a keyword?",
+            "rejected by the robot's security settings: check `secret`, the clock and IP address of this machine, and the keyword",
         ),
         (ChatKind::DingTalk, 300_001 | 300_005) | (ChatKind::WeCom, 93_000) => {
-            (ErrorKind::Denied, "the robot's URL is not right, or the robot was removed")
+            (ErrorKind::Denied, "the robot's URL is wrong, or the robot was removed")
         }
-        (ChatKind::Feishu, 19_021) => (ErrorKind::Denied, "is `secret` right, and the clock of this machine?"),
+        (ChatKind::Feishu, 19_021) => (ErrorKind::Denied, "check `secret` and the clock of this machine"),
         (ChatKind::Feishu, 19_022 | 19_024) => (
             ErrorKind::Denied,
-            "the robot's security settings ask for a keyword, or another address than this machine's",
+            "the robot's security settings require a keyword, or another IP address than this machine's",
         ),
-        (ChatKind::Feishu, 19_001) => (ErrorKind::Denied, "the robot's URL is not right, or the robot was removed"),
+        (ChatKind::Feishu, 19_001) => (ErrorKind::Denied, "the robot's URL is wrong, or the robot was removed"),
         _ => (ErrorKind::Refused, ""),
     }
 }
@@ -158,7 +158,7 @@ fn check_slack_reply(operation: &str, answer: &HttpReply) -> Option<Error> {
     };
     let error = status_error(operation, answer, &detail);
     Some(match answer.status.as_u16() {
-        403 | 404 | 410 => error.with_hint("the webhook's URL is not right, or was revoked with its app or channel"),
+        403 | 404 | 410 => error.with_hint("the webhook URL is wrong, or was revoked with its app or channel"),
         _ => error,
     })
 }
@@ -224,7 +224,7 @@ mod tests {
         ] {
             let body = message_body(kind, &message(&long));
             let text = body.pointer(pointer).unwrap().as_str().unwrap();
-            assert!(text.len() <= most && text.contains("lines more"), "{kind:?}: {}", text.len());
+            assert!(text.len() <= most && text.contains("more lines"), "{kind:?}: {}", text.len());
         }
     }
 }

@@ -68,7 +68,7 @@ pub async fn deliver_once(
             let told = tokio::select! {
                 told = deliver_round(&**store, report, notifier, level) => told,
                 () = guard.lost().cancelled() => {
-                    Err(Error::new(ErrorKind::Unreachable, format!("telling of batch {id}"), "the lease was lost"))
+                    Err(Error::new(ErrorKind::Unreachable, format!("sending notifications of batch {id}"), "the lease was lost"))
                 }
             };
             guard.release().await;
@@ -141,8 +141,8 @@ pub(crate) async fn deliver(
                 let pause = PAUSES.0.saturating_mul(1 << (rounds - 1).min(10)).min(PAUSES.1);
                 let is_over = !is_within_delivery_window(&report.batch, clock.now());
                 let what_next = match is_over {
-                    true => format!("given up {} after the batch has ended", format_duration(DELIVERY_WINDOW)),
-                    false => format!("again in {}", format_duration(pause)),
+                    true => format!("giving up {} after the end of the batch", format_duration(DELIVERY_WINDOW)),
+                    false => format!("retrying in {}", format_duration(pause)),
                 };
                 for warning in &warnings {
                     warn(events, &format!("batch {id}: {warning}; {what_next}"));

@@ -52,7 +52,7 @@ impl Email {
     pub(super) fn new(configured: &config::EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
         install_tls_provider();
         let server = format!("{}:{}", configured.host, configured.port);
-        let operation = format!("reading how mails go to {server}");
+        let operation = format!("configuring the mail server {server}");
         let invalid = |error: String| Error::new(ErrorKind::Invalid, &operation, error);
         let mut tls = TlsParameters::builder(configured.host.clone());
         for pem in &configured.ca {
@@ -138,11 +138,11 @@ fn failure(operation: &str, error: &lettre::transport::smtp::Error) -> Error {
     let status = error.status().map(u16::from);
     match () {
         () if matches!(status, Some(530 | 534 | 535 | 538)) => Error::new(ErrorKind::Denied, operation, words)
-            .with_hint("the server wants another `username` and `password`"),
+            .with_hint("the server rejected `username` and `password`"),
         // The client reports certificate errors as failed connections.
         () if error.is_tls() || status.is_none() && words.contains("certificate") => {
             Error::new(ErrorKind::Insecure, operation, words)
-                .with_hint("set `ca` for a certificate of your own; a server without TLS is not given mails")
+                .with_hint("set `ca` for a private CA; mail is never sent without TLS")
         }
         () if error.is_permanent() => Error::new(ErrorKind::Refused, operation, words),
         () if error.is_transient() => Error::new(ErrorKind::ServerError, operation, words),

@@ -133,18 +133,18 @@ impl Notifier {
     ) -> std::result::Result<(), String> {
         match to {
             Recipient::Telegram(telegram) => {
-                telegram.send_report(report, level).await.map_err(|error| format!("Telegram was not told: {error}"))
+                telegram.send_report(report, level).await.map_err(|error| format!("Telegram notification failed: {error}"))
             }
             Recipient::Webhook(webhook) => {
-                webhook.send_report(report, level).await.map_err(|error| format!("a webhook was not told: {error}"))
+                webhook.send_report(report, level).await.map_err(|error| format!("webhook notification failed: {error}"))
             }
             Recipient::Chat(chat) => send_chat(chat, report, level)
                 .await
-                .map_err(|error| format!("{} was not told: {}", chat.name(), with_hint(&error))),
+                .map_err(|error| format!("{} notification failed: {}", chat.name(), with_hint(&error))),
             Recipient::Email(email) => send_email(email, report, level)
                 .await
-                .map_err(|error| format!("no mail was sent: {}", with_hint(&error))),
-            Recipient::Ping(url) => self.ping(url).await.map_err(|error| format!("a ping was not heard: {error}")),
+                .map_err(|error| format!("email notification failed: {}", with_hint(&error))),
+            Recipient::Ping(url) => self.ping(url).await.map_err(|error| format!("ping failed: {error}")),
         }
     }
 
@@ -155,21 +155,21 @@ impl Notifier {
         if let Some((telegram, _)) = &self.telegram
             && let Err(error) = telegram.send_text(&format!("{}\n\n{}", message.title, message.text)).await
         {
-            warnings.push(format!("Telegram was not told: {error}"));
+            warnings.push(format!("Telegram notification failed: {error}"));
         }
         for (webhook, _) in &self.webhooks {
             if let Err(error) = webhook.send_throttle_notice(throttled).await {
-                warnings.push(format!("a webhook was not told: {error}"));
+                warnings.push(format!("webhook notification failed: {error}"));
             }
         }
         for (chat, _) in &self.chats {
             if let Err(error) = chat.send(&message).await {
-                warnings.push(format!("{} was not told: {}", chat.name(), with_hint(&error)));
+                warnings.push(format!("{} notification failed: {}", chat.name(), with_hint(&error)));
             }
         }
         for (email, _) in &self.emails {
             if let Err(error) = email.send(&message, None).await {
-                warnings.push(format!("no mail was sent: {}", with_hint(&error)));
+                warnings.push(format!("email notification failed: {}", with_hint(&error)));
             }
         }
         warnings
@@ -177,7 +177,7 @@ impl Notifier {
 
     /// Pings a monitoring URL after success.
     async fn ping(&self, url: &WebhookUrl) -> Result<()> {
-        let operation = format!("asking {url}");
+        let operation = format!("requesting {url}");
         let read = |answer: &HttpReply| match answer.status.is_success() {
             true => None,
             false => Some(status_error(&operation, answer, &format!("HTTP {}", answer.status))),

@@ -62,9 +62,9 @@ impl Notification {
         let ThrottleNotice { batch, registry, why, until, open } = throttled;
         let open = pluralize(*open, "image", "images");
         let until = until.strftime("%Y-%m-%d %H:%M:%S UTC");
-        let title = format!("imgsync: {registry} leaves a batch waiting");
+        let title = format!("imgsync: a batch is waiting for {registry}");
         let text = format!(
-            "{registry} {why}: nothing is begun there before {until}.\nBatch {batch} has {open} open; those of other registries go on.\nMore: imgsync batch show {batch}"
+            "{registry} {why}: held until {until}.\nBatch {batch} has {open} pending; images of other registries continue.\nDetails: imgsync batch show {batch}"
         );
         Notification { title, text, is_markup: false }
     }
@@ -106,7 +106,7 @@ pub(super) fn truncate_lines(text: &str, most: usize, length: impl Fn(&str) -> u
             }
             format!("{cut}\n… and more")
         }
-        _ => format!("{}\n… {} lines more", lines[..kept].join("\n"), lines.len() - kept),
+        _ => format!("{}\n… {} more lines", lines[..kept].join("\n"), lines.len() - kept),
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     fn a_text_is_cut_at_lines_and_says_how_many_more_there_are() {
         assert_eq!(truncate_lines("a\nb\n", 100, str::len), "a\nb");
         let long = "0123456789\n".repeat(20);
-        assert_eq!(truncate_lines(&long, 75, str::len), "0123456789\n0123456789\n0123456789\n… 17 lines more");
+        assert_eq!(truncate_lines(&long, 75, str::len), "0123456789\n0123456789\n0123456789\n… 17 more lines");
         let one = "镜".repeat(100);
         let cut = truncate_lines(&one, 100, str::len);
         assert_eq!(cut, format!("{}\n… and more", "镜".repeat(20)));

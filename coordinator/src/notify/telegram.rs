@@ -103,7 +103,7 @@ impl Telegram {
             // Not within a line or a character.
             true => {
                 let lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-                format!("{lines}\nCut here. All of it: imgsync batch report {id} --report=all.txt --report-level 3\n")
+                format!("{lines}\nTruncated. Full report: imgsync batch report {id} --report=all.txt --report-level 3\n")
             }
         };
         self.send_file(&format!("imgsync-{id}.txt"), text).await
@@ -148,8 +148,8 @@ impl Telegram {
         format!("{base}/bot{}/{name}", self.token.expose()).parse().map_err(|_| {
             Error::new(
                 ErrorKind::Invalid,
-                format!("asking Telegram at {}", self.api),
-                "the token cannot stand in a URL",
+                format!("calling Telegram at {}", self.api),
+                "the token is not valid in a URL",
             )
         })
     }
@@ -160,7 +160,7 @@ impl Telegram {
             return Some(status_error(
                 operation,
                 answer,
-                &format!("HTTP {}, and not in Telegram's words", answer.status.as_u16()),
+                &format!("HTTP {}, not a Bot API response", answer.status.as_u16()),
             ));
         };
         if said.ok && answer.status.is_success() {
@@ -171,13 +171,13 @@ impl Telegram {
         let mut detail = format!("HTTP {}, {}", answer.status.as_u16(), sanitize_within(&description, 200));
         match answer.status.as_u16() {
             401 | 404 => detail.push_str(" (is the token right?)"),
-            403 => detail.push_str(" (is the bot in the group, and may it write there?)"),
+            403 => detail.push_str(" (is the bot a member of the group, and may it post?)"),
             400 if said.parameters.migrate_to_chat_id.is_some() => {
                 let id = said.parameters.migrate_to_chat_id.unwrap_or_default();
-                detail.push_str(&format!(" (the group has another number by now: {id})"));
+                detail.push_str(&format!(" (the group was migrated: its chat ID is now {id})"));
             }
             400 if description.contains("chat not found") => {
-                detail.push_str(" (is the group's number right, and the bot in it?)");
+                detail.push_str(" (is the chat ID right, and is the bot a member?)");
             }
             _ => {}
         }

@@ -116,7 +116,7 @@ impl Obstacle {
         match self {
             Obstacle::Paused(id) => format!("batch {id} of the same rules is paused"),
             Obstacle::Running(running) => running.describe(),
-            Obstacle::Waiting { holder, .. } => format!("{holder} waits for the end of a batch of the same rules"),
+            Obstacle::Waiting { holder, .. } => format!("{holder} is waiting for a batch of the same rules to end"),
         }
     }
 
@@ -125,15 +125,15 @@ impl Obstacle {
         let error = Error::new(ErrorKind::Invalid, operation, self.describe());
         match self {
             Obstacle::Paused(id) => error.with_hint(format!(
-                "`{}` goes on with it, `imgsync batch cancel {id}` ends it",
+                "`{}` resumes it, `imgsync batch cancel {id}` cancels it",
                 resume_command(*id)
             )),
             Obstacle::Running(ActiveRun { batch: Some(batch), .. }) => error.with_hint(format!(
-                "`imgsync batch watch {0}` follows it, `imgsync batch cancel {0}` ends it; --if-running wait waits for its end",
+                "`imgsync batch watch {0}` follows it, `imgsync batch cancel {0}` cancels it; --if-running wait waits for it",
                 batch.id
             )),
             Obstacle::Running(_) | Obstacle::Waiting { .. } => {
-                error.with_hint("--if-running wait waits for its end; `imgsync batch list` shows what there is")
+                error.with_hint("--if-running wait waits for it; `imgsync batch list` shows all batches")
             }
         }
     }
@@ -212,7 +212,7 @@ impl Admission<'_> {
                 Obstacle::Waiting { holder, newest_batch } => {
                     say(
                         &holder,
-                        &format!("{holder} waits already for the end of a batch of the same rules: this run joins it"),
+                        &format!("{holder} is already waiting for a batch of the same rules: joining it"),
                     );
                     match self.wait_for_batch(&waiting, (&holder, newest_batch)).await? {
                         Some(id) => return Ok(AdmissionResult::Join(id)),
@@ -223,7 +223,7 @@ impl Admission<'_> {
             };
             if let (IfRunning::Join, Some(batch)) = (self.if_running, &running.batch) {
                 self.check_joins(batch)?;
-                (self.on_notice)(&format!("{}: this run joins it", running.describe()));
+                (self.on_notice)(&format!("{}: joining it", running.describe()));
                 return Ok(AdmissionResult::Join(batch.id));
             }
             if waits.is_none() {
@@ -233,7 +233,7 @@ impl Admission<'_> {
                     TryAcquireResult::HeldBy(_) => continue,
                 }
             }
-            say(&running.holder, &format!("{}: waiting for its end", running.describe()));
+            say(&running.holder, &format!("{}: waiting for it to end", running.describe()));
             let Some(guard) = waits.as_ref() else { continue };
             let lost = guard.lost().clone();
             tokio::select! {
@@ -293,7 +293,7 @@ impl Admission<'_> {
         let running = match (lock, by) {
             (Ok(lock), None) => {
                 (self.on_notice)(&format!(
-                    "batch {id} of the same rules was interrupted: this run takes its place (what it has copied stays)"
+                    "batch {id} of the same rules was interrupted: superseding it (images already copied stay)"
                 ));
                 return Ok(Ok(turn(lock, Some(id))));
             }
@@ -307,7 +307,7 @@ impl Admission<'_> {
         if self.if_running != IfRunning::Supersede {
             return Ok(Err(Obstacle::Running(running)));
         }
-        (self.on_notice)(&format!("{}: it is superseded by this run", running.describe()));
+        (self.on_notice)(&format!("{}: superseding it", running.describe()));
         let awaits_lock = !self.backend.is_cluster() && !self.has_lock;
         Ok(Ok(StartPermit { awaits_lock, ..turn(None, Some(id)) }))
     }
@@ -326,7 +326,7 @@ impl Admission<'_> {
             let pauses = batch.state == BatchState::Paused;
             if pauses && !std::mem::replace(&mut is_paused, pauses) {
                 let command = resume_command(batch.id);
-                (self.on_notice)(&format!("batch {} is paused: `{command}` goes on with it", batch.id));
+                (self.on_notice)(&format!("batch {} is paused: `{command}` resumes it", batch.id));
             }
             is_paused = pauses;
         };
@@ -362,7 +362,7 @@ impl Admission<'_> {
         }
         let detail = format!("it was started with other options: {} differ", differences.join(", "));
         Err(Error::new(ErrorKind::Invalid, format!("joining batch {}", batch.id), detail)
-            .with_hint("give the same options, or wait for its end with --if-running wait"))
+            .with_hint("pass the same options, or wait for it with --if-running wait"))
     }
 
     /// Refuses to join while another slice of the same plan is running.

@@ -75,7 +75,7 @@ impl Backend {
     pub fn lock_refusal(&self, holder: &LockHolder) -> Error {
         match &self.sqlite {
             Some(store) => store.locked_error(holder),
-            None => Error::new(ErrorKind::Local, "running tasks", format!("{holder} does")),
+            None => Error::new(ErrorKind::Local, "running tasks", format!("{holder} holds the run lock")),
         }
     }
 }

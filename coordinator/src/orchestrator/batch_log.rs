@@ -28,8 +28,8 @@ impl BatchLog {
         // Options that cannot be decoded are reported by the leader.
         let title = BatchOptions::decode(&batch.options, "").map_or_else(|_| String::new(), |options| options.title);
         let beginning = match batch.counts.ended() {
-            0 => format!("batch {id} begins: {title}"),
-            ended => format!("batch {id} goes on: {title} ({ended} of {} ended before)", batch.counts.total),
+            0 => format!("batch {id} started: {title}"),
+            ended => format!("batch {id} resumed: {title} ({ended} of {} tasks done before)", batch.counts.total),
         };
         let (has_begun, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
         BatchLog { id, beginning, has_begun, has_ended, events: events.clone() }

@@ -68,31 +68,31 @@ impl ClusterMetrics {
         registry.register("broker_up", "Whether the broker answers", self.broker_up.clone());
         registry.register(
             "broker_blocked",
-            "Whether the broker takes no messages: it is short of memory or disk",
+            "Whether the broker blocks publishers because of a memory or disk alarm",
             self.broker_blocked.clone(),
         );
         registry.register("open_tasks", "Tasks of live batches that have not ended", self.open_tasks.clone());
-        registry.register("batch_tasks", "Tasks of live batches, by where they are", self.tasks.clone());
-        registry.register("batches", "Batches that are known, by state", self.batches.clone());
+        registry.register("batch_tasks", "Tasks of live batches by state", self.tasks.clone());
+        registry.register("batches", "Batches by state", self.batches.clone());
         let help = "When the last batch ended";
         registry.register_with_unit("last_batch_end_timestamp", help, Unit::Seconds, self.last_end.clone());
-        let help = "When the last batch ended in which all was listed and nothing failed";
+        let help = "When the last batch ended with all repositories listed and nothing failed";
         registry.register_with_unit("last_good_batch_end_timestamp", help, Unit::Seconds, self.last_good_end.clone());
         registry.register(
             "last_batch_tasks",
             "Tasks of the batch that ended last, by outcome",
             self.last_tasks.clone(),
         );
-        registry.register("last_batch_unlisted", "What could not be listed in it", self.last_unlisted.clone());
-        registry.register("last_batch_empty_rules", "Rules that chose no tag in it", self.last_empty_rules.clone());
-        registry.register("notifications", "Notifications of batches' ends, by result", notification_counters());
-        registry.register("workers", "Workers that live", self.workers.clone());
-        registry.register("worker_slots", "Tasks that all workers can do at a time", self.slots.clone());
-        registry.register("busy_slots", "Tasks that workers are at", self.busy.clone());
-        registry.register("workers_refused_messages", "Messages that living workers refused", self.refused.clone());
-        registry.register("lane_messages", "Messages that wait in the queue of a lane", self.route_messages.clone());
-        registry.register("lanes_unserved", "Lanes with messages that no worker serves", self.unserved_routes.clone());
-        let help = "For how long a registry asked to be left alone, or has no pulls left";
+        registry.register("last_batch_unlisted", "Repositories that could not be listed in the last batch", self.last_unlisted.clone());
+        registry.register("last_batch_empty_rules", "Rules that selected no tag in the last batch", self.last_empty_rules.clone());
+        registry.register("notifications", "Notifications of ended batches by result", notification_counters());
+        registry.register("workers", "Running workers", self.workers.clone());
+        registry.register("worker_slots", "Slots of all workers", self.slots.clone());
+        registry.register("busy_slots", "Slots in use", self.busy.clone());
+        registry.register("workers_refused_messages", "Messages rejected by running workers", self.refused.clone());
+        registry.register("lane_messages", "Messages ready in the queue of a route", self.route_messages.clone());
+        registry.register("lanes_unserved", "Routes with messages that no worker serves", self.unserved_routes.clone());
+        let help = "Time until requests to a registry may resume (rate limit or quota)";
         registry.register_with_unit("registry_hold", help, Unit::Seconds, self.rate_limit_holds.clone());
         self.rules.register(registry);
     }
@@ -203,10 +203,10 @@ pub fn new_cluster_metrics(backend: &Backend, client: Client, rules: WatchedRule
             match tokio::time::timeout(REFRESH_TIMEOUT, cluster_metrics.refresh(&backend, &client, &rules, found)).await
             {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => log_throttle::warn(&format!("figures: {}", error.kind()), &error.to_string()),
+                Ok(Err(error)) => log_throttle::warn(&format!("metrics: {}", error.kind()), &error.to_string()),
                 Err(_) => {
                     let line = format!("store and broker did not answer within {} s", REFRESH_TIMEOUT.as_secs());
-                    log_throttle::warn("figures: no answer", &line);
+                    log_throttle::warn("metrics: timeout", &line);
                 }
             }
             *looked_at = Some(Instant::now());

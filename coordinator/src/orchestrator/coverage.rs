@@ -51,14 +51,14 @@ impl WorkerCoverage {
     pub fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.broker_alarm.iter().map(BrokerAlarm::describe).collect();
         if self.workers.is_empty() && !self.unserved.is_empty() {
-            problems.push("no worker lives: start some (imgsync-worker)".to_owned());
+            problems.push("no worker is running: start imgsync-worker".to_owned());
             return problems;
         }
         let unserved =
-            self.unserved.iter().map(|(route, why)| format!("no living worker serves {route}: {}", why.join("; ")));
+            self.unserved.iter().map(|(route, why)| format!("no running worker serves {route}: {}", why.join("; ")));
         let refused = self.workers.iter().filter(|worker| worker.refused > 0).map(|worker| {
-            let why = worker.refusal_reason.as_deref().unwrap_or("no reason was given");
-            format!("{} has refused {} messages; the last: {why}", worker.worker, worker.refused)
+            let why = worker.refusal_reason.as_deref().unwrap_or("no reason given");
+            format!("{} rejected {} messages, last reason: {why}", worker.worker, worker.refused)
         });
         problems.extend(unserved.chain(refused));
         problems
@@ -68,7 +68,7 @@ impl WorkerCoverage {
 /// Describes the registries whose rate limits hold up a batch.
 pub async fn rate_limit_messages(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<String>> {
     let words = |(registry, hold): &(RegistryName, RateLimitHold)| {
-        format!("{registry} {}: nothing is begun there before {}", hold.reason, format_deadline(hold.wait))
+        format!("{registry} {}: held until {}", hold.reason, format_deadline(hold.wait))
     };
     Ok(rate_limit_holds(store, batch, client).await?.iter().map(words).collect())
 }
@@ -149,7 +149,7 @@ mod tests {
             unserved: vec![(route, vec!["a: no way".into()])],
             broker_alarm: None,
         };
-        assert_eq!(coverage.problems(), ["no living worker serves gcr.io>r.example: a: no way"]);
-        assert!(WorkerCoverage { workers: vec![], ..coverage }.problems()[0].contains("no worker lives"));
+        assert_eq!(coverage.problems(), ["no running worker serves gcr.io>r.example: a: no way"]);
+        assert!(WorkerCoverage { workers: vec![], ..coverage }.problems()[0].contains("no worker is running"));
     }
 }

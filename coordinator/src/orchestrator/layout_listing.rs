@@ -42,7 +42,7 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
         for entry in nameless.iter().filter(|entry| !along.contains(&entry.descriptor.digest)) {
             found.push(match (&entry.tag, &entry.name) {
                 (Some(tag), _) => {
-                    let detail = format!("`{tag}` has no full name, so that no name at the target follows from it");
+                    let detail = format!("`{tag}` has no full image name to derive a target name from");
                     left_out(
                         format!(":{tag}"),
                         detail,
@@ -54,11 +54,11 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
                     let detail = match name {
                         Some(name) => {
                             format!(
-                                "{digest} is called `{}`, which is no name with a tag",
+                                "{digest} is named `{}`, which is not a reference with a tag",
                                 sanitize_within(name, MAX_NAME_CHARS)
                             )
                         }
-                        None => format!("{digest} has no name, and rules choose by tags"),
+                        None => format!("{digest} has no name, and rules select by tag"),
                     };
                     let hint = format!("copy it with `imgsync sync oci:{}@{digest} TARGET:TAG`", folder.display());
                     left_out(format!("@{digest}"), detail, hint)
@@ -72,8 +72,8 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
             let Some(first) = entries.first() else { continue };
             if let Some(other) = entries.iter().find(|entry| entry.descriptor.digest != first.descriptor.digest) {
                 let (one, two) = (&first.descriptor.digest, &other.descriptor.digest);
-                let detail = format!("two images are called {name}:{tag}: {one} and {two}");
-                let hint = "make the layout again, or copy one with `imgsync sync oci:DIR@sha256:… TARGET:TAG`";
+                let detail = format!("two images are named {name}:{tag}: {one} and {two}");
+                let hint = "recreate the layout, or copy one with `imgsync sync oci:DIR@sha256:… TARGET:TAG`";
                 found.push(left_out(format!(":{name}:{tag}"), detail, hint.to_owned()));
                 continue;
             }

@@ -61,12 +61,12 @@ pub async fn run_leader(
             Ok(TryAcquireResult::Acquired(guard)) => {
                 stood_by = false;
                 is_leader.send_replace(true);
-                emit_notice(events, "leads");
+                emit_notice(events, "elected leader");
                 let over = stop.child_token();
                 tokio::select! {
                     () = lead_all_batches(backend, &leader, leader_config, (batches_changed, events, &name), &over) => {}
                     () = leader.requeue_dead_letters(&over) => {}
-                    () = guard.lost().cancelled() => emit_notice(events, "leads no more: the lease was lost"),
+                    () = guard.lost().cancelled() => emit_notice(events, "no longer leader: the lease was lost"),
                 }
                 is_leader.send_replace(false);
                 over.cancel();
@@ -74,11 +74,11 @@ pub async fn run_leader(
             }
             Ok(TryAcquireResult::HeldBy(holder)) => {
                 if !std::mem::replace(&mut stood_by, true) {
-                    emit_notice(events, &format!("stands by: {holder} leads"));
+                    emit_notice(events, &format!("standby: {holder} is the leader"));
                 }
             }
             Err(error) => {
-                let kind = format!("asking who leads: {}", error.kind());
+                let kind = format!("acquiring leadership: {}", error.kind());
                 events.emit(Event::RepeatedWarning { kind, message: error.to_string() });
             }
         }
@@ -112,7 +112,7 @@ impl LeaderContext {
             if store.batch_state(id).await?.is_some_and(BatchState::is_live) {
                 return Err(error);
             }
-            warn(&self.events, &format!("batch {id} is not led any more: {error}"));
+            warn(&self.events, &format!("stopped leading batch {id}: {error}"));
         }
         log.end(&**store).await?;
         self.notify(id, stop).await
@@ -125,7 +125,7 @@ impl LeaderContext {
         let is_settled = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
             // A batch that was tampered with cannot be reported, however often it is read.
             Err(error) if error.kind() == ErrorKind::Insecure => {
-                warn(&self.events, &format!("nobody is told of batch {id}: {error}"));
+                warn(&self.events, &format!("no notifications for batch {id}: {error}"));
                 true
             }
             told => told?,
@@ -189,7 +189,7 @@ async fn lead_all_batches(
                                         .await;
                                 }
                                 false => {
-                                    let what = format!("telling of batch {id}");
+                                    let what = format!("sending notifications of batch {id}");
                                     supervise(&what, &work.events, &stop, async || work.notify(id, &stop).await).await;
                                 }
                             }
@@ -197,7 +197,7 @@ async fn lead_all_batches(
                     );
                 }
             }
-            Err(error) => log_throttle::warn(&format!("looking for batches: {}", error.kind()), &error.to_string()),
+            Err(error) => log_throttle::warn(&format!("listing batches: {}", error.kind()), &error.to_string()),
         }
         if tidied.is_none_or(|at| at.elapsed() > CLEANUP_INTERVAL) {
             tidied = Some(tokio::time::Instant::now());

@@ -38,7 +38,7 @@ impl ListingLease {
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     format!("listing batch {batch}"),
-                    format!("{other} lists it"),
+                    format!("{other} is listing it"),
                 )
                 .with_hint(format!("`imgsync batch watch {batch}` follows it")));
             }

@@ -91,7 +91,7 @@ impl ManifestUsage {
 
 /// Lists the tags of a repository without those in `going`.
 async fn list_remaining_tags(target: &Repository, going: &BTreeSet<Tag>) -> Result<BTreeSet<Tag>> {
-    let operation = format!("looking what the tags of {}/{} need", target.registry(), target.name());
+    let operation = format!("finding the manifests used by the tags of {}/{}", target.registry(), target.name());
     let mut tags = BTreeSet::new();
     let mut pages = target.list_tags();
     while let Some(page) = pages.next_page().await? {
@@ -104,9 +104,9 @@ async fn list_remaining_tags(target: &Repository, going: &BTreeSet<Tag>) -> Resu
             }
         }
         if tags.len() > MAX_TAGS {
-            let detail = format!("it has more than {MAX_TAGS} tags, and deletes by digest only");
+            let detail = format!("it has more than {MAX_TAGS} tags, and deletes only by digest");
             return Err(
-                Error::new(ErrorKind::Unsupported, &operation, detail).with_hint("remove the tag there by hand")
+                Error::new(ErrorKind::Unsupported, &operation, detail).with_hint("delete the tag there manually")
             );
         }
     }

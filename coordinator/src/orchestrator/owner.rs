@@ -102,10 +102,10 @@ impl BatchView {
     pub fn notice(&self) -> Option<String> {
         let command = self.resume_command()?;
         Some(match (self.state, self.batch.plan_completed_at) {
-            (BatchStatus::Paused, _) => format!("it is paused, and nobody runs it: `{command}` goes on with it"),
-            (_, None) => format!("its listing was broken off, and nobody runs it: `{command}` goes on with it"),
+            (BatchStatus::Paused, _) => format!("paused, and no coordinator leads it: `{command}` resumes it"),
+            (_, None) => format!("its listing was interrupted: `{command}` resumes it"),
             (_, Some(_)) => {
-                format!("nobody runs it: `{command}` goes on with it, and in a cluster `imgsync serve` does")
+                format!("no coordinator leads it: `{command}` resumes it, and in a cluster `imgsync serve` does")
             }
         })
     }
@@ -170,7 +170,7 @@ pub async fn wait_until_over(store: &dyn Store, id: BatchId, mut seen: impl FnMu
             Ok((view, true)) => return Ok(BatchWaitResult::Abandoned(view)),
             Ok((view, false)) => seen(&view.batch),
             Err(error) if is_transient(&error) => {
-                tracing::warn!("{error}; looking again");
+                tracing::warn!("{error}; retrying");
                 attendance = AbandonmentDetector::default();
             }
             Err(error) => return Err(error),

@@ -148,12 +148,12 @@ impl Planner {
         let mut plan = RepositoryPlan { dropped, chosen, digest_tags, memory, ..RepositoryPlan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);
         if let Some(min) = evaluation.below_min {
-            let mut detail = format!("{chosen} of {listed} are left, and `min` is {min}");
+            let mut detail = format!("{chosen} of {listed} tags are selected, and `min` is {min}");
             if drops.total() > 0 {
                 detail.push_str(&format!(" ({drops})"));
             }
-            let error = Error::new(ErrorKind::NotFound, format!("choosing the tags of {name}"), detail);
-            plan.refused = Some(error.with_hint("nothing of it is copied; see what `imgsync tags` drops, and why"));
+            let error = Error::new(ErrorKind::NotFound, format!("selecting the tags of {name}"), detail);
+            plan.refused = Some(error.with_hint("nothing is copied from it; `imgsync tags` shows the dropped tags and why"));
             return plan;
         }
         let mut writer =
@@ -311,7 +311,7 @@ impl PlanFailure {
     pub fn collision(source: SourceTag, target: &PlannedTarget, first: &str) -> PlanFailure {
         let detail = format!("{target} is already the target of {first}");
         let error = Error::new(ErrorKind::Collision, format!("copying {source}"), detail)
-            .with_hint("give one of the two another `naming` or `to`");
+            .with_hint("set a different `naming` or `to` for one of the two");
         PlanFailure { source, target: target.to_string(), error }
     }
 }

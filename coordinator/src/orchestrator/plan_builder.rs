@@ -452,6 +452,6 @@ impl LocatorCache<'_> {
 fn layout_endpoint(folder: &Path) -> Result<Endpoint> {
     Endpoint::from_layout_folder(folder).ok_or_else(|| {
         let operation = format!("using the layout {}", folder.display());
-        Error::new(ErrorKind::Invalid, operation, "its path is not text that can be written down")
+        Error::new(ErrorKind::Invalid, operation, "its path is not valid UTF-8")
     })
 }

@@ -52,7 +52,7 @@ async fn forget_unclaimed(store: &dyn Store, rules: &[Rule], keep: Duration, now
         store.set_unclaimed_since(&source, changes).await?;
     }
     if forgotten > 0 {
-        tracing::info!("forgot what {forgotten} target tags were made from: no rule makes them any more");
+        tracing::info!("removed the provenance of {forgotten} target tags that no rule writes any more");
     }
     Ok(())
 }

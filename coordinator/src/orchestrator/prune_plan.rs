@@ -101,7 +101,7 @@ impl PrunePlan {
             return Ok(());
         }
         if listing.tags.is_empty() {
-            self.refuse(format!("{home} lists no tags at all, and {} were made of it", made.len()));
+            self.refuse(format!("{home} lists no tags, but {} target tags were copied from it", made.len()));
             return Ok(());
         }
         if self.sources.insert(home.clone()) {
@@ -141,8 +141,8 @@ impl PrunePlan {
         match self.refusal {
             Some(why) => Err(why),
             None if !self.prune.limit.allows(due, self.made_tags) => Err(format!(
-                "{due} of the {} would go, and the limit is {}",
-                pluralize(self.made_tags, "tag that was made", "tags that were made"),
+                "{due} of {} would be removed, and the limit is {}",
+                pluralize(self.made_tags, "mirrored tag", "mirrored tags"),
                 self.prune.limit
             )),
             None => Ok(self.candidates),

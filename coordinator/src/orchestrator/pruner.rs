@@ -21,9 +21,9 @@ use super::manifest_usage::{ManifestUsage, ManifestUse};
 use super::prune_plan::{PruneCandidate, PrunePlan};
 
 /// Reason for keeping a tag whose provenance record may be forged.
-const UNAUTHENTICATED_REASON: &str = "the record of where it came from was not written with this cluster.key";
+const UNAUTHENTICATED_REASON: &str = "its provenance record is not signed with this cluster.key";
 /// Reason for keeping a tag after its lease, or that of its repository, was lost.
-const LEASE_LOST_REASON: &str = "the lease under which it was to be removed was lost: another process may be at it";
+const LEASE_LOST_REASON: &str = "the lease for removing it was lost: another process may be writing it";
 
 /// Prunes the target tags of one batch.
 pub(super) struct Pruner<'a> {
@@ -88,9 +88,14 @@ impl Pruner<'_> {
 
     async fn record_refusal(&self, rule: usize, reason: String) -> Result<()> {
         let (source, target) = (self.rules[rule].source_label(), self.rules[rule].target_labels());
-        self.context.warn(format!("nothing of {source} is removed at its targets: {reason}"));
-        let line =
-            PruneRecord { source, target: target.join(", "), outcome: PruneOutcome::Refused, digest: None, reason };
+        self.context.warn(format!("nothing is pruned for {source}: {reason}"));
+        let line = PruneRecord {
+            source,
+            target: target.join(", "),
+            outcome: PruneOutcome::Refused,
+            digest: None,
+            reason,
+        };
         self.backend.store.record_pruned(self.batch, line).await
     }
 
@@ -123,7 +128,7 @@ impl Pruner<'_> {
         let lease = match self.acquire_lease(&prune_lease_name(home)).await? {
             TryAcquireResult::Acquired(lease) => lease,
             TryAcquireResult::HeldBy(other) => {
-                let why = format!("{other} removes tags of this repository at the moment");
+                let why = format!("{other} is pruning this repository");
                 for due in all {
                     self.record_result(rule, &due, (PruneOutcome::Left, why.clone())).await?;
                 }
@@ -210,13 +215,13 @@ impl Pruner<'_> {
     ) -> Result<RecheckResult> {
         let left = |why: &str| Ok(RecheckResult::Kept((PruneOutcome::Left, why.to_owned())));
         if planned.contains(&due.target) {
-            return left("another image is copied there by now");
+            return left("this batch copies another image there");
         }
-        let Some((registry, path)) = due.source.repository.registry() else { return left("its source is no registry") };
+        let Some((registry, path)) = due.source.repository.registry() else { return left("its source is not a registry") };
         let source = self.client.repository(registry, &path, Access::Pull, self.context, tally)?;
         if source.head_manifest(&ManifestRef::Tag(due.source.tag.clone())).await?.is_some() {
             self.backend.store.set_missing_since(&due.source.repository, vec![(due.target.clone(), None)]).await?;
-            return left("the source has it all the same, though it does not list it");
+            return left("the source still has the tag, although its listing does not show it");
         }
         let there = target.head_manifest(&ManifestRef::Tag(due.target.tag.clone())).await?;
         if let Some(head) = there.as_ref().filter(|head| head.digest == due.digest) {
@@ -225,8 +230,8 @@ impl Pruner<'_> {
         // Moved or removed by someone else: it is not ours any more.
         self.backend.store.forget_provenance(&due.source.repository, std::slice::from_ref(&due.target)).await?;
         match there {
-            Some(head) => left(&format!("it was written by hand: it is {} now", head.digest)),
-            None => left("it is gone already"),
+            Some(head) => left(&format!("another tool changed it: its digest is now {}", head.digest)),
+            None => left("it is already gone"),
         }
     }
 
@@ -268,7 +273,7 @@ impl Pruner<'_> {
         match target.head_manifest(&tag).await? {
             None => return Ok(removed()),
             Some(head) if head.digest != due.digest => {
-                return Ok((PruneOutcome::Left, format!("it was written by hand: it is {} now", head.digest)));
+                return Ok((PruneOutcome::Left, format!("another tool changed it: its digest is now {}", head.digest)));
             }
             Some(_) => {}
         }
@@ -282,7 +287,7 @@ impl Pruner<'_> {
                 return Err(Error::new(
                     ErrorKind::InvalidResponse,
                     operation,
-                    "the registry took that, and the tag is still there",
+                    "the registry accepted the request, but the tag still exists",
                 ));
             }
             DeleteResult::Missing => None,
@@ -290,11 +295,11 @@ impl Pruner<'_> {
         };
         match needed.find_use(&due.digest, &*self.backend.store, (target, home), going).await? {
             Some(ManifestUse::Tag(user)) => {
-                let why = format!("the registry removes no tag alone, and the tag {user} needs the same image");
+                let why = format!("the registry deletes only by digest, and the tag {user} uses the same image");
                 return Ok((PruneOutcome::Left, why));
             }
             Some(ManifestUse::Writing(lease)) => {
-                let why = format!("the registry removes no tag alone, and another one is being written ({lease})");
+                let why = format!("the registry deletes only by digest, and another tag is being written ({lease})");
                 return Ok((PruneOutcome::Left, why));
             }
             None => {}
@@ -308,11 +313,11 @@ impl Pruner<'_> {
                 Err(Error::new(
                     ErrorKind::InvalidResponse,
                     operation,
-                    "the registry removed its digest, and the tag is still there",
+                    "the registry deleted the manifest, but the tag still exists",
                 ))
             }
             DeleteResult::Unsupported(error) => {
-                let hint = "the registry deletes nothing: allow it there (distribution: storage.delete.enabled), or leave `prune` out";
+                let hint = "the registry does not allow deletion: enable it (distribution: storage.delete.enabled), or remove `prune` from the rule";
                 Err(alone.unwrap_or(error).with_hint(hint))
             }
         }

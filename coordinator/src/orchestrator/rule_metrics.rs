@@ -77,23 +77,23 @@ struct EndedBatchSummary {
 
 impl RuleMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("rule_info", "What a rule reads, and where it writes", self.info.clone());
+        registry.register("rule_info", "Source and target of a rule", self.info.clone());
         let mut seconds = |name: &str, help: &str, gauges: &SecondsFamily| {
             registry.register_with_unit(name, help, Unit::Seconds, gauges.clone());
         };
         seconds("rule_interval", "The longest time between two scheduled runs of a rule", &self.interval);
-        let help = "Since when the runs of a rule are known, be they good or not";
+        let help = "Start of the known run history of a rule";
         seconds("rule_watched_since_timestamp", help, &self.watched_since);
-        seconds("rule_last_start_timestamp", "When a rule last began to run", &self.last_start);
-        seconds("rule_last_end_timestamp", "When a rule last ended", &self.last_end);
-        let help = "When a rule last ended with all listed and nothing failed";
+        seconds("rule_last_start_timestamp", "When the last run of a rule started", &self.last_start);
+        seconds("rule_last_end_timestamp", "When the last run of a rule ended", &self.last_end);
+        let help = "When a run of a rule last ended with all repositories listed and nothing failed";
         seconds("rule_last_good_end_timestamp", help, &self.last_good_end);
         registry.register("rule_last_tasks", "Tasks of a rule's last run, by outcome", self.last_tasks.clone());
-        let help = "What could not be listed in a rule's last run";
+        let help = "Repositories that could not be listed in a rule's last run";
         registry.register("rule_last_unlisted", help, self.last_unlisted.clone());
-        let help = "Tags of a rule's last complete listing that are not at the target as the source has them";
+        let help = "Tags of a rule's last complete listing that are missing or outdated at the target";
         registry.register("rule_outdated_tags", help, self.outdated.clone());
-        registry.register("rules_omitted", "Rules beyond those that have figures", self.omitted.clone());
+        registry.register("rules_omitted", "Rules without metrics of their own", self.omitted.clone());
     }
 
     /// Sets the gauges of these rules and removes those of all others. `orchestrator` are the newest first.

@@ -254,15 +254,15 @@ impl Run<'_> {
         if batch.state.is_stopped() {
             let detail = format!("it is {}", batch.state);
             return Err(Error::new(ErrorKind::Invalid, operation, detail)
-                .with_hint("run the rules again: what is there is not copied twice"));
+                .with_hint("run the rules again: images at the target are not copied again"));
         }
         let options = match batch.plan_completed_at {
             Some(_) => None,
             None if batch.rules == self.rules_digest(self.settings.slice) => Some(self.options().await),
             None => {
-                let detail = "its listing was not finished, and the configuration now has other rules";
+                let detail = "its listing is incomplete, and the configuration has different rules now";
                 return Err(Error::new(ErrorKind::Invalid, operation, detail)
-                    .with_hint("give the configuration that it was run with (-c), or run the rules again"));
+                    .with_hint("pass the configuration that it was started with (-c), or run the rules again"));
             }
         };
         let listing = match &options {
@@ -443,8 +443,8 @@ impl Run<'_> {
 
     async fn load_batch(&self, id: BatchId) -> Result<Batch> {
         self.backend.store.batch(id).await?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("looking for batch {id}"), "the store does not have it")
-                .with_hint("imgsync batch list shows those that there are")
+            Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "the store does not have it")
+                .with_hint("`imgsync batch list` shows all batches")
         })
     }
 
@@ -495,9 +495,9 @@ impl Run<'_> {
 
 /// Returns the error of a batch that has vanished from the store.
 fn batch_lost(id: BatchId) -> Error {
-    let detail = "the store has lost it: was it emptied?";
+    let detail = "the store no longer has it (was it emptied?)";
     Error::new(ErrorKind::NotFound, format!("watching batch {id}"), detail)
-        .with_hint("run the rules again: what is at the target is not copied twice")
+        .with_hint("run the rules again: images at the target are not copied again")
 }
 
 pub(super) fn rule_options(rule: &Rule) -> RuleOptions {

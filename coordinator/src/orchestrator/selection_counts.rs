@@ -41,9 +41,9 @@ impl SelectionCounts {
         }
         let repositories = pluralize(self.repositories, "repository has", "repositories have");
         let reason = match (self.repositories, self.tags) {
-            (0, _) => "no repository is left of what it reads".to_owned(),
+            (0, _) => "no repository matches".to_owned(),
             (_, 0) => format!("{repositories} no tags"),
-            (_, tags) => format!("none of {} is chosen: {}", pluralize(tags, "tag", "tags"), self.drops),
+            (_, tags) => format!("none of {} is selected: {}", pluralize(tags, "tag", "tags"), self.drops),
         };
         Some(EmptyRule {
             rule: u32::try_from(number).unwrap_or(u32::MAX),
@@ -57,5 +57,5 @@ impl SelectionCounts {
 
 /// Returns the warning of a rule without selected tags.
 pub(super) fn empty_rule_warning(rule: &Rule, empty: &EmptyRule) -> String {
-    format!("{} chooses no tag: {} (`imgsync tags` names what is dropped, and why)", rule.label(), empty.reason)
+    format!("{} selects no tag: {} (`imgsync tags` shows the dropped tags and why)", rule.label(), empty.reason)
 }

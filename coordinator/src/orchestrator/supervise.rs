@@ -33,14 +33,14 @@ async fn supervise_with<F: Future<Output = Result<()>>>(
         let error = match catch_panic(what, task()).await {
             Ok(()) => return,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return report(events, &format!("{what} is given up: {error}"));
+                return report(events, &format!("{what}: giving up: {error}"));
             }
             Err(error) => error,
         };
         failures += 1;
         let pause = first_pause.saturating_mul(1 << (failures - 1).min(10)).min(max_pause);
-        let times = if failures == 1 { String::new() } else { format!(" ({failures} times now)") };
-        report(events, &format!("{what} failed{times}: {error}; again in {}", format_duration(pause)));
+        let times = if failures == 1 { String::new() } else { format!(" ({failures} times)") };
+        report(events, &format!("{what} failed{times}: {error}; retrying in {}", format_duration(pause)));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => {}
@@ -89,9 +89,9 @@ mod tests {
         .await;
         assert_eq!(runs.load(Ordering::Relaxed), 3);
         let warnings = warnings.0.lock().unwrap();
-        assert_eq!(warnings[0], "leading a batch failed: reading the plan: it is damaged; again in 0.1 s");
+        assert_eq!(warnings[0], "leading a batch failed: reading the plan: it is damaged; retrying in 0.1 s");
         assert!(
-            warnings[1].starts_with("leading a batch failed (2 times now): leading a batch: the program failed at it")
+            warnings[1].starts_with("leading a batch failed (2 times): leading a batch: the program failed at it")
         );
         assert!(warnings[1].contains("an index is out of bounds"), "{warnings:?}");
     }
@@ -103,6 +103,6 @@ mod tests {
             Err(Error::new(ErrorKind::NotFound, "reading the batch", "there is none"))
         })
         .await;
-        assert!(warnings.0.lock().unwrap()[0].contains("is given up"));
+        assert!(warnings.0.lock().unwrap()[0].contains("giving up"));
     }
 }

@@ -148,7 +148,7 @@ impl UnchangedFilter {
             target.distrusted.store(true, Ordering::Relaxed);
             let forgotten = self.backend.store.forget_endpoint(home.endpoint()).await?;
             self.context.warn(format!(
-                "{} does not have what it was believed to have: all of its {forgotten} known tags are asked for again",
+                "{}: a spot check failed; dropped the {forgotten} cached tags of this target and checking them again",
                 home.endpoint()
             ));
         }
@@ -175,7 +175,7 @@ impl UnchangedFilter {
         let Some(latest) = seen.filter(|at| is_in_future(*at, now)).max() else { return };
         if !self.warned_of_future.swap(true, Ordering::Relaxed) {
             self.context.warn(format!(
-                "target tags were last seen in the future, such as {}: a clock was wrong then, or is now; they are asked for \
+                "the digest cache has times in the future, such as {}: a clock was or is wrong; checking these tags \
                  again",
                 latest.strftime("%Y-%m-%d")
             ));
@@ -345,7 +345,7 @@ impl UnchangedFilter {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => {
-                self.context.warn(format!("{error}; its tags are asked for one by one"));
+                self.context.warn(format!("{error}; checking its tags one by one"));
                 return Ok(Vec::new());
             }
         };

@@ -17,11 +17,11 @@ pub(crate) fn title(kind: ErrorKind) -> &'static str {
         ErrorKind::Incomplete => "Incomplete",
         ErrorKind::Unsupported => "Unsupported",
         ErrorKind::Outdated => "Outdated (Docker schema 1)",
-        ErrorKind::InvalidResponse => "Bad answer",
+        ErrorKind::InvalidResponse => "Invalid response",
         ErrorKind::Insecure => "Insecure",
         ErrorKind::Invalid => "Invalid",
-        ErrorKind::Local => "On this machine",
-        ErrorKind::Collision => "Collision of names",
+        ErrorKind::Local => "Local error",
+        ErrorKind::Collision => "Name collision",
         ErrorKind::Immutable => "Immutable",
         ErrorKind::Differs => "Different at the target",
         ErrorKind::Cancelled => "Cancelled",
@@ -32,55 +32,55 @@ pub(crate) fn title(kind: ErrorKind) -> &'static str {
 pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::NotFound => {
-            "The source does not have it any more, or never had: run again, which lists afresh; exclude the tag if it stays away."
+            "The source no longer has it, or never did: run again to list afresh; exclude the tag if the error persists."
         }
         ErrorKind::Denied => {
-            "Log in, or check the credentials of the registry that the error names: it wants to be pulled from, or pushed to, by somebody else."
+            "Log in, or check the credentials of the registry named in the error: they lack pull or push permission."
         }
         ErrorKind::TokenExpired => {
-            "The token ran out while bytes were moving: requeue; with slow lines give images more time (--timeout)."
+            "The token expired during a transfer: requeue; on slow links give images more time (--timeout)."
         }
         ErrorKind::RateLimited => {
-            "Requeue later. Log in for a higher limit, and set `requests_per_second` for the registry so that it is not asked too fast."
+            "Requeue later. Log in for a higher limit, or set `requests_per_second` for the registry to stay below it."
         }
         ErrorKind::Unreachable => {
-            "Check name, port, proxy and network of the registry that the error names; then requeue."
+            "Check name, port, proxy and network of the registry named in the error; then requeue."
         }
         ErrorKind::TimedOut => {
             "Requeue; if it happens again, give images more time (--timeout) or copy fewer at a time (--concurrency)."
         }
-        ErrorKind::ServerError => "The registry itself failed: requeue; if it stays so, ask those who run it.",
+        ErrorKind::ServerError => "The registry returned a server error: requeue; if it persists, ask the registry's operator.",
         ErrorKind::Corrupt => {
-            "What the source sent is not what its digest says, and nothing of it was published: the image is broken there, or something between changes bytes."
+            "The data from the source does not match its digest, and nothing was published: the image is corrupt there, or a proxy alters bytes."
         }
         ErrorKind::Refused => {
-            "The target does not take this: its quota, its rules for names or for content. Its words are in the error."
+            "The target rejected the request: a quota, or a policy for names or content. Its message is in the error."
         }
-        ErrorKind::Incomplete => "The target lost something that it had said it has: requeue, and it is sent again.",
+        ErrorKind::Incomplete => "The target lost a blob or manifest that it had confirmed: requeue to send it again.",
         ErrorKind::Unsupported => {
-            "Content that cannot be copied as it is, or a platform that the image lacks: see the error; choose other `platforms`, or exclude its tag."
+            "The image cannot be copied unchanged, or lacks a platform: see the error; choose other `platforms`, or exclude its tag."
         }
         ErrorKind::Outdated => {
-            "An image of an old kind (Docker schema 1) that nobody takes any more: exclude its tag, or build it again."
+            "The image is Docker schema 1, which current registries reject: exclude its tag, or rebuild it."
         }
         ErrorKind::InvalidResponse => {
-            "Something that is no registry answered, such as a proxy or a login page: check address and `endpoint`."
+            "The response is not from a registry but, for example, from a proxy or a login page: check address and `endpoint`."
         }
         ErrorKind::Insecure => {
-            "A certificate or an address is not to be trusted: set `ca` for the registry, or `allow_private` if it is meant so. Or the store was altered: docs/security.md."
+            "A certificate or an address is not trusted: set `ca` for the registry, or `allow_private` if this is intended. Or the store was tampered with: docs/security.md."
         }
-        ErrorKind::Invalid => "Something in the configuration cannot be meant so: `imgsync config check` says more.",
-        ErrorKind::Local => "A file, a disk or a program on this machine: the error says which.",
+        ErrorKind::Invalid => "The configuration is invalid: `imgsync config check` shows details.",
+        ErrorKind::Local => "A file, disk or program on this machine failed: see the error.",
         ErrorKind::Collision => {
-            "Two sources want the same target: give one of the rules another `naming` or another `to`."
+            "Two sources map to the same target: set a different `naming` or `to` for one of the rules."
         }
         ErrorKind::Immutable => {
-            "The tag is not to be moved, by the target's settings or by `immutable`, and the source has something else under it by now: find out why it was moved; exclude the tag, or copy it once with `imgsync sync`."
+            "The tag is immutable, by the target's settings or by `immutable`, and the source tag has moved: find out why; exclude the tag, or copy it once with `imgsync sync`."
         }
         ErrorKind::Differs => {
-            "The target lacks something that the source has, or has something else: `imgsync run --force` brings it."
+            "The target lacks content of the source, or has other content: `imgsync run --force` copies it."
         }
-        ErrorKind::Cancelled => "It was stopped on request; run again to go on.",
+        ErrorKind::Cancelled => "Cancelled on request; run again to continue.",
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
     /// Rewritten by `UPDATE_DOCS=1 cargo nextest run classes`.
     #[test]
     fn the_operating_page_explains_all_error_kinds() {
-        let mut table = String::from("\n| class | | what to do |\n|---|---|---|\n");
+        let mut table = String::from("\n| kind | | what to do |\n|---|---|---|\n");
         for kind in ErrorKind::ALL {
             let _ = writeln!(table, "| `{}` | {} | {} |", kind.as_str(), title(kind), for_kind(kind));
         }

@@ -137,21 +137,21 @@ fn summarize(report: &Report<'_>) -> (String, String) {
     let (headline, next) = match () {
         () if counts.failed > 0 => (of(counts.failed, "failed"), format!("imgsync batch requeue {id}")),
         () if counts.unfinished() > 0 => {
-            (of(counts.unfinished(), "are still to be done"), format!("imgsync batch resume {id}"))
+            (of(counts.unfinished(), "are not done"), format!("imgsync batch resume {id}"))
         }
         () if counts.cancelled > 0 => (of(counts.cancelled, "were cancelled"), "imgsync run".to_owned()),
         () if unlisted == 1 => ("One repository could not be listed".to_owned(), "imgsync run".to_owned()),
         () if unlisted > 0 => (format!("{unlisted} repositories could not be listed"), "imgsync run".to_owned()),
         () if total == 0 && !report.empty_rules.is_empty() => {
-            ("No tag was chosen".to_owned(), "imgsync tags".to_owned())
+            ("No tag was selected".to_owned(), "imgsync tags".to_owned())
         }
-        () if total == 0 => ("There was nothing to copy".to_owned(), String::new()),
-        () if counts.copied == 0 => (format!("All {} images were there already", group_digits(total)), String::new()),
+        () if total == 0 => ("Nothing to copy".to_owned(), String::new()),
+        () if counts.copied == 0 => (format!("All {} images are up to date", group_digits(total)), String::new()),
         () => (format!("All {} images are in place", group_digits(total)), String::new()),
     };
     let headline = match headline.as_str() {
         "All 1 images are in place" => "The one image is in place".to_owned(),
-        "All 1 images were there already" => "The one image was there already".to_owned(),
+        "All 1 images are up to date" => "The one image is up to date".to_owned(),
         _ => headline,
     };
     (headline, next)

@@ -154,7 +154,7 @@ impl<'a> Report<'a> {
         let operation = format!("reporting on batch {id}");
         let batch = store.batch(id).await?.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, operation, "the store does not have it")
-                .with_hint("imgsync batch list shows those that there are")
+                .with_hint("`imgsync batch list` shows all batches")
         })?;
         let unlisted = store.listing_failures(id).await?;
         let empty_rules = store.empty_rules(id).await?;

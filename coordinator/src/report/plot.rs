@@ -53,7 +53,7 @@ pub(super) fn svg(timeline: &PlotTimeline) -> String {
     let bottom = TOP + main + gap + strip;
     let height = bottom + 24.0;
     let mut svg = format!(
-        "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"Images that ended, over time\" \
+        "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"Completed images over time\" \
          font-size=\"11\" font-family=\"inherit\">"
     );
     if above > 0 {

@@ -34,8 +34,8 @@ impl ReportTemplate {
     /// Returns the built-in template of a format.
     pub(super) fn builtin(form: ReportFormat) -> Result<ReportTemplate> {
         match form {
-            ReportFormat::Html => ReportTemplate::new("our template", HTML.to_owned(), form),
-            _ => ReportTemplate::new("our template", MARKDOWN.to_owned(), ReportFormat::Markdown),
+            ReportFormat::Html => ReportTemplate::new("the built-in template", HTML.to_owned(), form),
+            _ => ReportTemplate::new("the built-in template", MARKDOWN.to_owned(), ReportFormat::Markdown),
         }
     }
 
@@ -75,7 +75,7 @@ fn template_error(name: &str, error: &minijinja::Error) -> Error {
         None => format!("{place}{}", error.kind()),
     };
     Error::new(ErrorKind::Invalid, format!("rendering {name}"), detail)
-        .with_hint("docs/reports.md says what templates are given, and which filters there are")
+        .with_hint("docs/reports.md lists the fields and filters of templates")
 }
 
 fn environment(form: ReportFormat) -> Environment<'static> {

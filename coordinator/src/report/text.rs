@@ -18,7 +18,7 @@ pub async fn write_text(report: &Report<'_>, level: ReportLevel, out: &mut (dyn 
     let text = totals(report);
     out.write_all(text.as_bytes()).map_err(failed)?;
     if !report.empty_rules.is_empty() {
-        let mut text = "Rules that chose no tag:\n".to_owned();
+        let mut text = "Rules that selected no tag:\n".to_owned();
         for rule in &report.empty_rules {
             let name = report.rule_name(rule);
             let from = if name == rule.from { String::new() } else { format!(" ({})", rule.from) };
@@ -107,7 +107,7 @@ fn totals(report: &Report<'_>) -> String {
     }
     if spent.bytes.mounted + spent.bytes.reused > 0 {
         lines.push(format!(
-            "Not moved: {} mounted, {} there already",
+            "Not transferred: {} mounted, {} already present",
             ByteSize(spent.bytes.mounted),
             ByteSize(spent.bytes.reused)
         ));

@@ -315,13 +315,13 @@ pub(super) async fn watch_config(
             Ok(next) => {
                 emit_notice(
                     events,
-                    &format!("read its configuration again: {}", pluralize(next.rules.len() as u64, "rule", "rules")),
+                    &format!("configuration reloaded: {}", pluralize(next.rules.len() as u64, "rule", "rules")),
                 );
                 active_config.send_replace(Arc::new(next));
                 None
             }
             Err(error) => {
-                warn(events, &format!("the configuration is wrong, and the one before still holds:\n{}", error.trim()));
+                warn(events, &format!("cannot reload the configuration; the previous one stays in use:\n{}", error.trim()));
                 Some(error)
             }
         };

@@ -154,7 +154,7 @@ pub(super) async fn requeue(State(app): SharedState, PathId(id): PathId, request
     let wanted: RequeueRequest = read_json(request).await?.unwrap_or_default();
     let registry = |name: String| {
         name.parse::<RegistryName>()
-            .map_err(|error| ErrorResponse::bad_request(format!("`registry` is no registry: {error}")))
+            .map_err(|error| ErrorResponse::bad_request(format!("`registry` is not a registry name: {error}")))
     };
     let filter = RequeueFilter {
         kind: wanted.kind.as_deref().map(parse_error_kind).transpose()?,
@@ -181,7 +181,7 @@ pub(super) async fn start(
     let begun = tokio::spawn(async move { timetable.start(&rule).await });
     let id = begun
         .await
-        .map_err(|_| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, "local", "it could not be begun"))??;
+        .map_err(|_| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, "local", "the batch could not be started"))??;
     Ok((StatusCode::ACCEPTED, Json(json!({"batch": id}))))
 }
 
@@ -196,7 +196,7 @@ pub(super) async fn routes(State(app): SharedState) -> ApiResult<RoutesResponse>
 
 pub(super) async fn events(State(app): SharedState) -> Result<Response, ErrorResponse> {
     let Some(events) = app.event_hub.subscribe(app.stop.clone()) else {
-        let why = "too many watch already";
+        let why = "too many event streams are open";
         return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "local", why));
     };
     let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store"), (X_ACCEL_BUFFERING, "no")];
@@ -207,12 +207,12 @@ pub(super) async fn events(State(app): SharedState) -> Result<Response, ErrorRes
 const X_ACCEL_BUFFERING: axum::http::HeaderName = axum::http::HeaderName::from_static("x-accel-buffering");
 
 pub(super) async fn path_not_found() -> ErrorResponse {
-    ErrorResponse::not_found("there is nothing under this path").hint("/api/v1/openapi.json describes what there is")
+    ErrorResponse::not_found("no such path").hint("/api/v1/openapi.json lists the paths")
 }
 
 pub(super) async fn method_not_allowed() -> ErrorResponse {
-    ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", "this path is not asked so")
-        .hint("/api/v1/openapi.json says which methods it has")
+    ErrorResponse::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", "method not allowed")
+        .hint("/api/v1/openapi.json lists the methods")
 }
 
 /// Returns the batch with this id.
@@ -231,6 +231,6 @@ fn state_response(id: BatchId, now: BatchState, wanted: BatchState) -> ApiResult
 
 fn parse_error_kind(text: &str) -> Result<ErrorKind, ErrorResponse> {
     serde_json::from_value(Value::String(text.to_owned())).map_err(|_| {
-        ErrorResponse::bad_request(format!("`class` is no class of failures: {}", sanitize_within(text, 100)))
+        ErrorResponse::bad_request(format!("`kind` is not an error kind: {}", sanitize_within(text, 100)))
     })
 }

@@ -91,9 +91,9 @@ impl AuthPolicy {
         match names.iter().find(|name| !self.accepts_host(name)) {
             None => Ok(()),
             Some(foreign) => {
-                let why = format!("this server is not called {}", sanitize(foreign));
+                let why = format!("the host name {} is not allowed", sanitize(foreign));
                 Err(ErrorResponse::new(StatusCode::MISDIRECTED_REQUEST, "denied", why)
-                    .hint("ask it by its address, or add the name to `serve: {hosts: …}` in its configuration"))
+                    .hint("use the server's address, or add the name to `serve: {hosts: …}` in its configuration"))
             }
         }
     }
@@ -105,7 +105,7 @@ impl AuthPolicy {
         let is_asked_by_proxy = names.iter().any(|name| self.is_proxy_host(name))
             || (self.0.is_loopback && PROXY_HEADERS.iter().any(|name| headers.contains_key(name)));
         match uri.path() == METRICS_PATH && is_asked_by_proxy && !self.has_valid_token(headers) {
-            true => Err(unauthorized(headers, "through a proxy, metrics need the token")),
+            true => Err(unauthorized(headers, "reading metrics through a proxy requires the token")),
             false => Ok(()),
         }
     }
@@ -113,7 +113,7 @@ impl AuthPolicy {
     fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ErrorResponse> {
         let names = authorities(uri, headers);
         let Some(host) = names.first() else {
-            return Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "invalid", "the request names no host"));
+            return Err(ErrorResponse::new(StatusCode::BAD_REQUEST, "invalid", "the request has no Host header"));
         };
         self.check_hosts(&names)?;
         if let Some(origin) = headers.get(ORIGIN) {
@@ -121,12 +121,12 @@ impl AuthPolicy {
             let from = origin.split_once("://").map_or("", |(_, authority)| authority).to_ascii_lowercase();
             let is_ours = from == host.to_ascii_lowercase() || self.0.hosts.contains(&from);
             if from.is_empty() || !is_ours {
-                let why = format!("a page of {} may not ask this server", sanitize(origin));
+                let why = format!("requests from the origin {} are not allowed", sanitize(origin));
                 return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "denied", why));
             }
         }
         if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
-            let why = "a page of another site may not ask this server";
+            let why = "cross-site requests are not allowed";
             return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "denied", why));
         }
         let reads = matches!(*method, Method::GET | Method::HEAD);
@@ -138,18 +138,18 @@ impl AuthPolicy {
         Err(unauthorized(
             headers,
             match reads {
-                true if self.0.is_loopback => "through a proxy, reading needs the token",
-                true => "off loopback, reading needs the token",
-                false => "changing something needs the token",
+                true if self.0.is_loopback => "reading through a proxy requires the token",
+                true => "reading requires the token on addresses other than loopback",
+                false => "changes require the token",
             },
         ))
     }
 }
 
 fn unauthorized(headers: &HeaderMap, why: &str) -> ErrorResponse {
-    let why = if headers.contains_key(AUTHORIZATION) { "the token is wrong" } else { why };
+    let why = if headers.contains_key(AUTHORIZATION) { "the token is not valid" } else { why };
     ErrorResponse::new(StatusCode::UNAUTHORIZED, "denied", why).hint(
-        "send `Authorization: Bearer TOKEN`; the token is the configured one, or what the server said at its start",
+        "send `Authorization: Bearer TOKEN`; the token is the configured one, or the one the server printed when it started",
     )
 }
 

@@ -50,12 +50,12 @@ pub(super) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<O
         return Ok(None);
     }
     if !is_json {
-        let why = "the body is JSON, and says so: Content-Type: application/json";
+        let why = "the body must be JSON with Content-Type: application/json";
         return Err(ErrorResponse::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid", why));
     }
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
         ErrorResponse::bad_request(format!(
-            "the body is not what is wanted: {}",
+            "invalid body: {}",
             sanitize_within(&error.to_string(), 200)
         ))
     })
@@ -65,7 +65,7 @@ async fn read_limited(body: Body) -> Result<Vec<u8>, ErrorResponse> {
     let mut parts = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(part) = parts.next().await {
-        let part = part.map_err(|_| ErrorResponse::bad_request("the body broke off"))?;
+        let part = part.map_err(|_| ErrorResponse::bad_request("the body ended early"))?;
         if bytes.len() + part.len() > MAX_BODY_BYTES {
             let rest = async { while parts.next().await.is_some_and(|part| part.is_ok()) {} };
             let _ = tokio::time::timeout(BODY_DRAIN_TIMEOUT, rest).await;
@@ -94,10 +94,10 @@ impl QueryParams {
             let shown = sanitize_within(name, 50);
             if !known.contains(&name.as_str()) {
                 let there = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(ErrorResponse::bad_request(format!("there is no parameter `{shown}`: this takes {there}")));
+                return Err(ErrorResponse::bad_request(format!("unknown parameter `{shown}`; allowed: {there}")));
             }
             if pairs[..at].iter().any(|(other, _)| other == name) {
-                return Err(ErrorResponse::bad_request(format!("the parameter `{shown}` is there twice")));
+                return Err(ErrorResponse::bad_request(format!("the parameter `{shown}` is given twice")));
             }
         }
         Ok(QueryParams(pairs))
@@ -113,7 +113,7 @@ impl QueryParams {
             Ok(number) if (from..=to).contains(&number) && text.bytes().all(|byte| byte.is_ascii_digit()) => {
                 Ok(Some(number))
             }
-            _ => Err(ErrorResponse::bad_request(format!("`{name}` is a whole number from {from} to {to}"))),
+            _ => Err(ErrorResponse::bad_request(format!("`{name}` must be an integer from {from} to {to}"))),
         }
     }
 

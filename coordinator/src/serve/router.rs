@@ -58,7 +58,7 @@ async fn with_timeout(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let why = format!("the store did not answer within {} s", REQUEST_TIMEOUT.as_secs());
+            let why = format!("the store did not respond within {} s", REQUEST_TIMEOUT.as_secs());
             ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why).into_response()
         }
     }

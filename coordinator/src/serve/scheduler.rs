@@ -114,7 +114,7 @@ impl Scheduler {
                 warn(&inner.events, &error.to_string());
             }
             if let Err(error) = self.start_due_rules().await {
-                warn_repeatedly(&inner.events, "beginning the rules that are due", &error);
+                warn_repeatedly(&inner.events, "starting the rules that are due", &error);
             }
             tokio::select! {
                 () = tokio::time::sleep(SCHEDULE_POLL_INTERVAL) => {}
@@ -134,13 +134,13 @@ impl Scheduler {
         let current = inner.active_config.borrow().clone();
         let operation = || format!("starting rule {}", sanitize(name));
         let rule = current.rule(name).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, operation(), "the configuration has no such rule")
-                .with_hint("it may have been changed: look at the schedules again")
+            Error::new(ErrorKind::NotFound, operation(), "the configuration has no rule of this name or id")
+                .with_hint("the configuration may have changed: reload the schedules")
         })?;
         let _turn = inner.start_lock.lock().await;
         let id = self.start_rule(&current, rule).await?.map_err(|obstacle| {
             Error::new(ErrorKind::Invalid, operation(), obstacle.describe())
-                .with_hint("wait for its end, or cancel it; one that is paused can be resumed")
+                .with_hint("wait until it ends, or cancel it; a paused batch can be resumed")
         })?;
         self.record_start(&rule.id, Timestamp::now(), Some(id)).await?;
         Ok(id)
@@ -199,7 +199,7 @@ impl Scheduler {
                 None => warn(
                     &inner.events,
                     &format!(
-                        "the listing of batch {0} was broken off, and its rules are not in the configuration: \
+                        "the listing of batch {0} was interrupted, and its rules are no longer in the configuration: \
                          `imgsync batch cancel {0}` ends it",
                         batch.id
                     ),
@@ -257,7 +257,7 @@ impl Scheduler {
                     warn(
                         &inner.events,
                         &format!(
-                            "{} is not begun again ({} skipped in a row): {}",
+                            "{} skipped its scheduled run ({} in a row): {}",
                             rule.title(),
                             pluralize(skipped, "time", "times"),
                             obstacle.describe()
@@ -280,7 +280,7 @@ impl Scheduler {
         warn(
             &self.0.events,
             &format!(
-                "{} was last begun in the future, on {}: a clock was wrong then, or is now; it is due now",
+                "{}: the last run is in the future, on {}: a clock was or is wrong; the rule is due now",
                 rule.title(),
                 begun.at.strftime("%Y-%m-%d")
             ),

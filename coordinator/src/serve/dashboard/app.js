@@ -69,13 +69,13 @@ function showStatus() {
   const { status, line } = known;
   const words = [line];
   if (status) {
-    words.push(status.mode === "cluster" ? (status.leads ? "cluster, leads" : "cluster, stands by") : "all in one process");
+    words.push(status.mode === "cluster" ? (status.leader ? "cluster, leader" : "cluster, standby") : "single process");
     words.push(`version ${status.version}`);
     const { error } = status.configuration;
-    document.getElementById("attention").textContent = error ? `The configuration is wrong, and the one before still holds.\n${error}` : "";
+    document.getElementById("attention").textContent = error ? `Cannot reload the configuration; the previous one stays in use.\n${error}` : "";
   }
   document.getElementById("status").textContent = words.join(" · ");
-  document.getElementById("key").textContent = hasToken() ? "Forget the token" : "Token";
+  document.getElementById("key").textContent = hasToken() ? "Sign out" : "Sign in";
 }
 
 const sorted = () => [...known.batches.values()].sort((a, b) => (a.batch < b.batch ? 1 : -1)).slice(0, MOST_BATCHES);
@@ -118,11 +118,11 @@ function buttons(batch) {
   const act = (key, words, path, done, style = false) =>
     h("button", { type: "button", key, class: style, onclick: () => change(`batches/${id}/${path}`, {}, () => done) }, words);
   const list = [];
-  if (batch.state === "running") list.push(act("pause", "Pause", "pause", "Paused: no more of its images is begun."));
-  if (batch.state === "paused") list.push(act("resume", "Resume", "resume", "It goes on.", "main"));
+  if (batch.state === "running") list.push(act("pause", "Pause", "pause", "Paused. Images in progress are finished."));
+  if (batch.state === "paused") list.push(act("resume", "Resume", "resume", "Resumed.", "main"));
   if (["running", "paused", "interrupted"].includes(batch.state)) {
     const cancel = async () => {
-      if (await sure("Cancel this batch?", "What is not done counts as cancelled, and what is under way is stopped. It cannot be resumed; its rules can be run again.")) {
+      if (await sure("Cancel this batch?", "Unfinished images count as cancelled, and copies in progress are stopped. The batch cannot be resumed; its rules can be run again.")) {
         change(`batches/${id}/cancel`, {}, () => "Cancelled.");
       }
     };
@@ -140,7 +140,7 @@ function requeue(filter) {
 
 function showBatch() {
   const batch = known.batches.get(chosen);
-  if (!batch) return show("live", h("p", { class: "dim" }, "No batch is chosen."));
+  if (!batch) return show("live", h("p", { class: "dim" }, "No batch selected."));
   fetchDetails(chosen);
   const course = known.courses.get(chosen);
   const failures = known.failures.get(chosen);
@@ -149,13 +149,13 @@ function showBatch() {
   const pace = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
   show("live",
     h("div", { class: "row" }, h("h2", {}, batch.title || batch.batch), chip(batch)),
-    batch.resume ? h("p", { class: "error" }, "Nobody runs it any more: ", h("code", {}, batch.resume), " goes on with it.") : null,
+    batch.resume ? h("p", { class: "error" }, "Interrupted: no process runs it. Resume it with ", h("code", {}, batch.resume), ".") : null,
     h("p", { class: "dim" }, "to ", h("code", {}, batch.to.join(", "))),
-    h("p", { class: "dim" }, h("code", {}, batch.batch), " · begun ", when(batch.started), ` · ${batch.ended ? "took" : "for"} ${seconds(span)}${pace}`),
+    h("p", { class: "dim" }, h("code", {}, batch.batch), " · started ", when(batch.started), ` · ${batch.ended ? "took" : "for"} ${seconds(span)}${pace}`),
     bar(batch.counts),
     counts(batch),
     buttons(batch),
-    course && course.parts.length > 0 && h("h3", {}, "Outcomes over time"),
+    course && course.parts.length > 0 && h("h3", {}, "Results over time"),
     course && plot(course),
     ...(failures ? groups(batch, failures, requeue) : []));
 }
@@ -191,14 +191,14 @@ function images(batch) {
   };
   const options = STATES.map((state) => h("option", { value: state, selected: state === table.state }, state));
   const pick = h("select", { key: "state", "aria-label": "State of the images", onchange: (event) => { table.state = event.target.value; open(); } }, ...options);
-  const head = [h("h3", {}, "Images"), h("p", { class: "buttons" }, pick, h("button", { type: "button", key: "rows", onclick: open }, isOpen ? "Look again" : "Show"))];
+  const head = [h("h3", {}, "Images"), h("p", { class: "buttons" }, pick, h("button", { type: "button", key: "rows", onclick: open }, isOpen ? "Refresh" : "Show"))];
   if (!isOpen || !table.rows) return head;
   const rows = table.rows.map((row) =>
     h("tr", {},
       h("td", { class: "number dim" }, String(row.index)),
       h("td", { class: "wide" }, h("code", {}, row.source), h("br"), h("span", { class: "dim" }, "to ", h("code", {}, row.target)),
         row.error ? h("p", { class: "error" }, row.error) : null),
-      h("td", { class: "dim" }, row.class ?? row.state, row.attempts > 0 ? ` · ${row.attempts} ${row.attempts === 1 ? "try" : "tries"}` : "")));
+      h("td", { class: "dim" }, row.class ?? row.state, row.attempts > 0 ? ` · ${row.attempts} ${row.attempts === 1 ? "attempt" : "attempts"}` : "")));
   const turn = (change) => () => {
     change();
     fetchRows();
@@ -210,7 +210,7 @@ function images(batch) {
 }
 
 async function start(entry) {
-  const begun = await change(`schedules/${entry.rule}/start`, {}, () => "It begins.");
+  const begun = await change(`schedules/${entry.rule}/start`, {}, () => "Started.");
   if (begun) {
     chosen = begun.batch;
     isChosenByHand = true;
@@ -250,7 +250,7 @@ document.getElementById("key").addEventListener("click", () => {
   if (hasToken()) {
     setToken(null);
     showStatus();
-  } else askForToken("Changes need it.");
+  } else askForToken("Sign in to make changes.");
 });
 showStatus();
 showBatches();

@@ -35,7 +35,7 @@ export function plot(course) {
   const high = HEIGHT - BOTTOM - TOP;
   const svg = s("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
   const total = parts.reduce((sum, part) => sum + ended(part), 0);
-  const summary = `${number(total)} images ended in ${seconds(columns * course.part_seconds)}; at the most ${number(most)} in ${seconds(course.part_seconds)}`;
+  const summary = `${number(total)} images finished in ${seconds(columns * course.bucket_seconds)}; peak ${number(most)} per ${seconds(course.bucket_seconds)}`;
   svg.setAttribute("aria-label", fastest > 0 ? `${summary}, and ${bytes(fastest)} a second` : summary);
   svg.append(s("line", { class: "axis", x1: LEFT, x2: WIDTH, y1: TOP + high, y2: TOP + high }));
   svg.append(s("text", { x: LEFT - 6, y: TOP + 9, "text-anchor": "end" }, number(most)));

@@ -53,7 +53,7 @@ export function when(time) {
 export function bar(counts) {
   const parts = [["copied", "copied"], ["unchanged", "unchanged"], ["failed", "failed-fill"], ["cancelled", "cancelled-fill"], ["running", "running-fill"]];
   const done = counts.copied + counts.unchanged + counts.failed + counts.cancelled;
-  const bar = h("div", { class: "bar", role: "img", "aria-label": `${number(done)} of ${number(counts.total)} images ended` });
+  const bar = h("div", { class: "bar", role: "img", "aria-label": `${number(done)} of ${number(counts.total)} images finished` });
   for (const [outcome, style] of parts) {
     const part = h("i", { class: style });
     part.style.flexGrow = counts[outcome];
@@ -84,7 +84,7 @@ export function batchList(batches, chosen, choose) {
         h("span", { class: "row" }, chip(batch), h("span", { class: "dim" }, when(batch.started))))));
   return [
     h("h2", {}, "Batches"),
-    items.length === 0 ? h("p", { class: "dim" }, "None yet: start a rule, or wait for its time.") : h("ol", { class: "list" }, ...items),
+    items.length === 0 ? h("p", { class: "dim" }, "No batches yet: start a rule, or wait for its schedule.") : h("ol", { class: "list" }, ...items),
   ];
 }
 
@@ -100,7 +100,7 @@ export function counts(batch) {
     one("unchanged", number(counts.unchanged)),
     one("failed", number(counts.failed), true),
     counts.cancelled > 0 ? one("cancelled", number(counts.cancelled)) : null,
-    batch.unlisted > 0 ? one("not listed", number(batch.unlisted), true) : null,
+    batch.unlisted > 0 ? one("listing failed", number(batch.unlisted), true) : null,
     one("bytes copied", bytes(batch.bytes.copied)),
     one("requests", number(batch.requests.source + batch.requests.target)));
 }
@@ -126,9 +126,9 @@ export function groups(batch, groups, requeue) {
   return [
     classes.length > 0 && h("h3", {}, "Failures by kind"),
     ...classes,
-    registries.length > 0 && h("h3", {}, "Failures by registry, at either end"),
+    registries.length > 0 && h("h3", {}, "Failures by registry (source or target)"),
     registries.length > 0 && h("table", {}, h("tbody", {}, ...registries)),
-    unlisted.length > 0 && h("h3", {}, "Could not be listed"),
+    unlisted.length > 0 && h("h3", {}, "Listing failed"),
     ...unlisted,
   ];
 }
@@ -139,8 +139,8 @@ export function schedules(entries, start) {
       h("span", { class: "row" }, h("code", {}, entry.name),
         h("button", { type: "button", key: entry.rule, "aria-label": `Start ${entry.name}`, disabled: entry.running !== null, onclick: () => start(entry) }, entry.running ? "Running" : "Start")),
       h("span", { class: "dim" }, ...(entry.name === entry.from ? [] : [h("code", {}, entry.from), " "]), "to ", h("code", {}, entry.to.join(", "))),
-      h("span", { class: "row" }, entry.schedule ?? h("span", { class: "dim" }, "by hand"), entry.next ? h("span", { class: "dim" }, "next ", when(entry.next)) : null),
-      entry.skipped > 0 ? h("span", { class: "dim" }, `not begun at ${number(entry.skipped)} of its times: a batch of it was running or paused`) : null));
+      h("span", { class: "row" }, entry.schedule ?? h("span", { class: "dim" }, "manual"), entry.next ? h("span", { class: "dim" }, "next ", when(entry.next)) : null),
+      entry.skipped > 0 ? h("span", { class: "dim" }, `skipped ${number(entry.skipped)} scheduled runs: a batch of it was running or paused`) : null));
   return [h("h2", {}, "Schedules"), ...(items.length === 0 ? [h("p", { class: "dim" }, "The configuration has no rules.")] : items)];
 }
 
@@ -152,16 +152,16 @@ export function workers(workers) {
     const more = worker.running.length - doing.length;
     return h("div", { class: "item" },
       h("span", { class: "row" }, h("code", {}, worker.worker), h("span", { class: "dim" }, `${worker.running.length} of ${worker.slots} slots`)),
-      worker.draining ? h("span", { class: "chip wait" }, "is about to end") : null,
+      worker.draining ? h("span", { class: "chip wait" }, "draining") : null,
       worker.refused > 0 ? h("span", { class: "error" }, `refused ${number(worker.refused)} messages: ${worker.refused_why ?? "no reason was given"}`) : null,
       h("ul", { class: "doing" }, ...doing, more > 0 ? h("li", { class: "dim" }, `and ${number(more)} more`) : null));
   });
-  return [h("h2", {}, "Workers"), ...(items.length === 0 ? [h("p", { class: "dim" }, "None lives.")] : items)];
+  return [h("h2", {}, "Workers"), ...(items.length === 0 ? [h("p", { class: "dim" }, "No active workers.")] : items)];
 }
 
 export function lanes({ lanes, registries }) {
   const held = (one) => one.throttled_until
-    ? h("span", { class: "chip wait", title: one.throttled_why ?? "" }, "left alone, until ", when(one.throttled_until).getAttribute("title")) : null;
+    ? h("span", { class: "chip wait", title: one.throttled_why ?? "" }, "rate limited until ", when(one.throttled_until).getAttribute("title")) : null;
   const items = lanes.map((lane) =>
     h("div", { class: "item" },
       h("span", { class: "row" }, h("code", {}, lane.source.end, lane.source.user ? ` as ${lane.source.user}` : "", " to ", lane.target.end, lane.target.user ? ` as ${lane.target.user}` : ""),
@@ -172,13 +172,13 @@ export function lanes({ lanes, registries }) {
   const rates = registries.map((one) => {
     const limits = [];
     if (one.requests_per_second !== null) limits.push(`${one.requests_per_second} requests/s`);
-    if (one.learnt_per_second !== null) limits.push(`${one.learnt_per_second} requests/s learnt from refusals`);
-    if (one.concurrency !== null) limits.push(`${one.concurrency} open at a time`);
-    return h("div", { class: "item" }, h("code", {}, one.registry), h("span", { class: "dim" }, limits.join(", ") || "no limit is known"), held(one));
+    if (one.learnt_per_second !== null) limits.push(`${one.learnt_per_second} requests/s learned from rejections`);
+    if (one.concurrency !== null) limits.push(`${one.concurrency} concurrent requests`);
+    return h("div", { class: "item" }, h("code", {}, one.registry), h("span", { class: "dim" }, limits.join(", ") || "no known limit"), held(one));
   });
   return [
-    h("h2", {}, "Lanes"),
-    ...(items.length === 0 ? [h("p", { class: "dim" }, "Nothing was queued yet.")] : items),
+    h("h2", {}, "Routes"),
+    ...(items.length === 0 ? [h("p", { class: "dim" }, "No tasks queued yet.")] : items),
     rates.length > 0 && h("h3", {}, "Registries and limits"),
     ...rates,
   ];
