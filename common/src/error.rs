@@ -95,7 +95,7 @@ impl ErrorKind {
             ErrorKind::Incomplete => "incomplete",
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::Outdated => "outdated",
-            ErrorKind::InvalidResponse => "bad_answer",
+            ErrorKind::InvalidResponse => "invalid_response",
             ErrorKind::Insecure => "insecure",
             ErrorKind::Invalid => "invalid",
             ErrorKind::Local => "local",

@@ -28,14 +28,14 @@ impl ServeProcess {
         let listen = if more.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"][..] };
         let program = program.again().args(["serve", "--retry-delay", "10ms"]).args(listen).args(more);
         let running = program.spawn();
-        let line = running.wait_for_line(|line| line.starts_with("answers on http://"), SERVE_TIMEOUT).await;
+        let line = running.wait_for_line(|line| line.starts_with("listening on http://"), SERVE_TIMEOUT).await;
         let url = line.split_whitespace().nth(2).expect("the line names an address").replace("0.0.0.0", "127.0.0.1");
-        let told = |line: &str| line.contains("changes need") || line.contains("#token=");
+        let told = |line: &str| line.contains("changes require") || line.contains("#token=");
         let line = running.wait_for_line(told, SERVE_TIMEOUT).await;
         let token = line.split_once("#token=").map_or("", |(_, rest)| rest.split(' ').next().unwrap_or_default());
         let (token, client) = (token.to_owned(), client());
         let served = Self { running, url, token, client };
-        let leads = |line: &str| line.ends_with("leads") || line.contains("stands by");
+        let leads = |line: &str| line.ends_with("elected leader") || line.contains("standby");
         served.running.wait_for_line(leads, SERVE_TIMEOUT).await;
         served
     }

@@ -73,7 +73,7 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
                 return Err(Error::new(ErrorKind::Invalid, format!("resuming batch {id}"), detail).with_hint(
                     match batch.state {
                         BatchState::Done => format!("`imgsync batch requeue {id}` requeues its failed images"),
-                        _ => "run the rules again: images that the target has are not copied twice".to_owned(),
+                        _ => "run the rules again: images at the target are not copied again".to_owned(),
                     },
                 ));
             }
@@ -124,7 +124,7 @@ pub(super) async fn find_by_prefix(store: &dyn Store, prefix: &str) -> Result<Ba
 async fn get_batch(store: &dyn Store, id: BatchId) -> Result<Batch> {
     store.batch(id).await?.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "it is no longer in the store")
-            .with_hint("`imgsync batch list` lists the batches")
+            .with_hint("`imgsync batch list` shows all batches")
     })
 }
 
@@ -194,7 +194,7 @@ pub(super) fn view_to_json(view: &BatchView) -> serde_json::Value {
         "bytes": batch.usage.bytes,
         "requests": batch.usage.requests,
         "started": batch.created_at.to_string(),
-        "sealed": batch.plan_completed_at.map(|time| time.to_string()),
+        "planned": batch.plan_completed_at.map(|time| time.to_string()),
         "ended": batch.ended_at.map(|time| time.to_string()),
         "run": batch.run,
         "supersedes": batch.supersedes,

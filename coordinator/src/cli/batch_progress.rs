@@ -201,10 +201,10 @@ impl Observer for BatchProgress {
                     | TaskCompletion::Stale => {}
                 }
             }
-            Event::Retrying { error, kind: class, attempt, wait, .. } => {
+            Event::Retrying { error, kind, attempt, wait, .. } => {
                 tracing::info!("{error}; retrying in {}", format_duration(*wait));
                 self.print_event(&json!({
-                    "event": "retrying", "error": error, "class": class, "attempt": attempt, "seconds": wait.as_secs_f64()
+                    "event": "retrying", "error": error, "kind": kind, "attempt": attempt, "seconds": wait.as_secs_f64()
                 }));
             }
             Event::Warning { message } => {
@@ -247,13 +247,13 @@ fn end_event(task: u32, end: &TaskCompletion) -> serde_json::Value {
         }
         TaskCompletion::Unchanged => json!({"event": "unchanged", "task": task}),
         TaskCompletion::Failed { kind, error } => {
-            json!({"event": "failed", "task": task, "class": kind, "error": error})
+            json!({"event": "failed", "task": task, "kind": kind, "error": error})
         }
         TaskCompletion::Cancelled => json!({"event": "cancelled", "task": task}),
         TaskCompletion::Rescheduled { error, wait } => {
-            json!({"event": "later", "task": task, "error": error, "seconds": wait.as_secs_f64()})
+            json!({"event": "rescheduled", "task": task, "error": error, "seconds": wait.as_secs_f64()})
         }
-        TaskCompletion::Requeued => json!({"event": "given_back", "task": task}),
+        TaskCompletion::Requeued => json!({"event": "requeued", "task": task}),
         TaskCompletion::Stale => json!({"event": "stale", "task": task}),
     }
 }

@@ -141,7 +141,7 @@ async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, pr
             found = true;
             let why = if line.reason.is_empty() { String::new() } else { format!(": {}", line.reason) };
             printer.data(&format!(
-                "batch {} of {started}: {} is missing at the source, {} {}{why}",
+                "batch {} of {started}: {} is gone at the source, {} {}{why}",
                 batch.id,
                 line.source,
                 line.target,

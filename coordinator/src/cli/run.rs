@@ -142,7 +142,7 @@ async fn run_batch(args: &RunArgs, settings: &Settings, printer: &Printer) -> Re
 /// The batch was removed since.
 fn batch_not_found(id: BatchId) -> Error {
     Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "it is no longer in the store")
-        .with_hint("`imgsync batch list` lists the batches")
+        .with_hint("`imgsync batch list` shows all batches")
 }
 
 /// Builds the notifier of the run.

@@ -53,13 +53,13 @@ impl<'a> BatchDetails<'a> {
     pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
         let mut shown = view_to_json(&self.report.batch_view());
         shown["rules"] = json!(self.rules());
-        shown["waits"] = json!(self.rate_limit_messages);
-        shown["failed_by_class"] = json!(self.groups.by_kind);
+        shown["rate_limit_messages"] = json!(self.rate_limit_messages);
+        shown["failed_by_kind"] = json!(self.groups.by_kind);
         shown["failed_by_registry"] = json!(self.groups.by_registry);
         shown["unlisted"] = json!(self.groups.unlisted);
         if let Some(coverage) = &self.coverage {
             shown["workers"] = json!(coverage.workers);
-            shown["complaints"] = json!(coverage.problems());
+            shown["problems"] = json!(coverage.problems());
         }
         if failures {
             let mut rows = Vec::new();
@@ -158,7 +158,7 @@ fn print_coverage(id: BatchId, coverage: &WorkerCoverage, printer: &Printer) {
     for (worker, source, target) in coverage.running_tasks(id).take(MAX_RUNNING_TASKS) {
         printer.data(&format!("  {worker}: {source} -> {target}"));
     }
-    for complaint in coverage.problems() {
-        printer.data(&format!("Problem: {complaint}"));
+    for problem in coverage.problems() {
+        printer.data(&format!("Problem: {problem}"));
     }
 }

@@ -128,7 +128,7 @@ fn check_rule(rule: &Rule) -> Result<()> {
     let operation = || format!("copying {}", rule.source);
     if rule.to.is_empty() {
         return Err(
-            Error::new(ErrorKind::Invalid, operation(), "nobody says where to").with_hint("give --to or --user")
+            Error::new(ErrorKind::Invalid, operation(), "the preset has no target").with_hint("pass --to or --user")
         );
     }
     for part in source_selectors(&rule.source)? {

@@ -156,7 +156,7 @@ async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printe
             let id = find_by_prefix(&*backend.store, &prefix).await?;
             let found = backend.store.batch(id).await?;
             Some(found.ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("looking for batch {id}"), "it is not in the store")
+                Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "it is not in the store")
             })?)
         }
     };

@@ -58,7 +58,7 @@ pub async fn deliver_once(
     holder: &str,
 ) -> Result<Option<Vec<String>>> {
     let id = report.batch.id;
-    match LeaseGuard::try_acquire(store.clone(), &format!("telling:{id}"), holder, DELIVERY_LEASE_TTL).await {
+    match LeaseGuard::try_acquire(store.clone(), &format!("notifying:{id}"), holder, DELIVERY_LEASE_TTL).await {
         Err(error) => {
             tracing::warn!("{error}");
             Ok(Some(notifier.send(report, level).await))
@@ -84,7 +84,7 @@ async fn deliver_round(
     level: ReportLevel,
 ) -> Result<Vec<String>> {
     let (id, all) = (report.batch.id, all_delivered_mark(&report.batch));
-    let told: BTreeSet<String> = store.sent_notifications(id).await?.into_iter().collect();
+    let sent: BTreeSet<String> = store.sent_notifications(id).await?.into_iter().collect();
     let mut warnings = Vec::new();
     if told.contains(&all) {
         return Ok(warnings);

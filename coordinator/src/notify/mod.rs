@@ -232,7 +232,7 @@ fn with_hint(error: &imgsync_common::error::Error) -> String {
 /// Claims a notification, so that one of several coordinators sends it. If the store does not respond, each sends it.
 async fn claim_notification(store: &dyn Store, what: &str, name: &str) -> bool {
     !matches!(
-        store.acquire(&format!("told:{what}"), name, NOTIFICATION_CLAIM_TTL).await,
+        store.acquire(&format!("notified:{what}"), name, NOTIFICATION_CLAIM_TTL).await,
         Ok(LeaseResult::HeldBy { .. })
     )
 }

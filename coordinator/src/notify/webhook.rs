@@ -87,7 +87,7 @@ impl Webhook {
     pub(super) async fn send_throttle_notice(&self, throttled: &ThrottleNotice) -> Result<()> {
         let ThrottleNotice { batch, registry, why, until, open } = throttled;
         let body = json!({
-            "event": "registry.throttled", "batch": batch.to_string(), "registry": registry.to_string(), "why": why,
+            "event": "registry.throttled", "batch": batch.to_string(), "registry": registry.to_string(), "reason": why,
             "until": until.to_string(), "open": open,
         });
         let mut headers = self.headers.clone();

@@ -90,8 +90,8 @@ impl ClusterMetrics {
         registry.register("worker_slots", "Slots of all workers", self.slots.clone());
         registry.register("busy_slots", "Slots in use", self.busy.clone());
         registry.register("workers_refused_messages", "Messages rejected by running workers", self.refused.clone());
-        registry.register("lane_messages", "Messages ready in the queue of a route", self.route_messages.clone());
-        registry.register("lanes_unserved", "Routes with messages that no worker serves", self.unserved_routes.clone());
+        registry.register("route_messages", "Messages ready in the queue of a route", self.route_messages.clone());
+        registry.register("routes_unserved", "Routes with messages that no worker serves", self.unserved_routes.clone());
         let help = "Time until requests to a registry may resume (rate limit or quota)";
         registry.register_with_unit("registry_hold", help, Unit::Seconds, self.rate_limit_holds.clone());
         self.rules.register(registry);
@@ -175,11 +175,11 @@ impl ClusterMetrics {
         routes.sort_by_key(|(_, waiting)| std::cmp::Reverse(*waiting));
         self.route_messages.clear();
         for (route, waiting) in routes.iter().take(MAX_ROUTES) {
-            self.route_messages.get_or_create(&[("lane", route.to_string())]).set(gauge_from_u64(*waiting));
+            self.route_messages.get_or_create(&[("route", route.to_string())]).set(gauge_from_u64(*waiting));
         }
         if let Some(rest) = routes.get(MAX_ROUTES..).filter(|rest| !rest.is_empty()) {
             let rest = rest.iter().map(|(_, waiting)| waiting).sum();
-            self.route_messages.get_or_create(&[("lane", "other".to_owned())]).set(gauge_from_u64(rest));
+            self.route_messages.get_or_create(&[("route", "other".to_owned())]).set(gauge_from_u64(rest));
         }
     }
 }

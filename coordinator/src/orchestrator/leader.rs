@@ -97,7 +97,7 @@ impl Leader {
                     match led {
                         Ok(LeadershipEnd::BatchEnded | LeadershipEnd::Stopped) => return Ok(()),
                         Ok(LeadershipEnd::LeaseLost) => {
-                            tracing::info!("batch {id}: lost the lead; asking for it again")
+                            tracing::info!("batch {id}: leadership lost, reacquiring it")
                         }
                         Err(error) if is_transient(&error) => self.warn_repeatedly(&error),
                         Err(error) => {
@@ -171,12 +171,10 @@ impl Leader {
         }
     }
 
-    fn report_reclaimed(&self, id: BatchId, Reclaimed { leased: from_workers, queued: from_queue }: Reclaimed) {
+    fn report_reclaimed(&self, id: BatchId, Reclaimed { from_workers, from_queue }: Reclaimed) {
         if from_workers + from_queue > 0 {
             self.events.emit(Event::TasksReclaimed { from_workers, from_queue });
-            tracing::info!(
-                "batch {id}: put back {from_workers} that their workers lost and {from_queue} that the queue lost"
-            );
+            tracing::info!("batch {id}: requeued {from_workers} tasks with an expired lease and {from_queue} whose message was lost");
         }
     }
 
@@ -227,7 +225,7 @@ impl Leader {
             match self.backend.queue.receive_dead_letter(stop).await {
                 Ok(Some(dead)) => {
                     self.warn(&format!(
-                        "the broker gave up on {} ({}): it is put back",
+                        "dead letter for {} ({}): requeued",
                         dead.message.source, dead.reason
                     ));
                     let again = [(dead.route.clone(), dead.message.clone())];
@@ -238,7 +236,7 @@ impl Leader {
                 }
                 Ok(None) => pause(LEADER_RETRY_INTERVAL, stop).await,
                 Err(error) => {
-                    tracing::info!("{error}; looking again in {}", format_duration(LEADER_RETRY_INTERVAL));
+                    tracing::info!("{error}; retrying in {}", format_duration(LEADER_RETRY_INTERVAL));
                     pause(LEADER_RETRY_INTERVAL, stop).await;
                 }
             }
@@ -248,7 +246,7 @@ impl Leader {
     /// Warns of an error that all led batches meet, repeatedly while its cause lasts.
     fn warn_repeatedly(&self, error: &Error) {
         let kind = format!("leading: {}", error.kind());
-        self.events.emit(Event::RepeatedWarning { kind, message: format!("{error}; trying again") });
+        self.events.emit(Event::RepeatedWarning { kind, message: format!("{error}; retrying") });
     }
 
     fn warn(&self, message: &str) {

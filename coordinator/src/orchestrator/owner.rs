@@ -202,5 +202,5 @@ async fn load_view(store: &dyn Store, id: BatchId, attendance: &mut AbandonmentD
 
 async fn load_batch(store: &dyn Store, id: BatchId) -> Result<Batch> {
     let operation = || format!("waiting for batch {id}");
-    store.batch(id).await?.ok_or_else(|| Error::new(ErrorKind::NotFound, operation(), "it is gone"))
+    store.batch(id).await?.ok_or_else(|| Error::new(ErrorKind::NotFound, operation(), "it is no longer in the store"))
 }

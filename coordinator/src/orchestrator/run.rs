@@ -443,7 +443,7 @@ impl Run<'_> {
 
     async fn load_batch(&self, id: BatchId) -> Result<Batch> {
         self.backend.store.batch(id).await?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "the store does not have it")
+            Error::new(ErrorKind::NotFound, format!("reading batch {id}"), "it is not in the store")
                 .with_hint("`imgsync batch list` shows all batches")
         })
     }

@@ -39,7 +39,7 @@ impl FailureRow {
     pub(crate) fn to_text(&self) -> String {
         let times = match self.attempts {
             0 | 1 => String::new(),
-            n => format!(", {n} tries"),
+            n => format!(", {n} attempts"),
         };
         format!("{} -> {}\n    {}{times}: {}", self.source, self.target, self.kind, self.error)
     }

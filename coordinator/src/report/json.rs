@@ -142,8 +142,8 @@ pub fn json_schema() -> Value {
             "seconds": {"type": "number", "minimum": 0},
             "unlisted": {"type": "array", "items": {
                 "type": "object",
-                "properties": {"repository": text, "class": text, "error": text},
-                "required": ["repository", "class", "error"],
+                "properties": {"repository": text, "kind": text, "error": text},
+                "required": ["repository", "kind", "error"],
                 "additionalProperties": false
             }},
             "rules": {"description": "rule names, in order", "type": "array", "items": text},
@@ -166,8 +166,8 @@ pub fn json_schema() -> Value {
             }},
             "failures": {"type": "array", "items": {
                 "type": "object",
-                "properties": {"source": text, "target": text, "class": text, "error": text, "attempts": count},
-                "required": ["source", "target", "class", "error", "attempts"],
+                "properties": {"source": text, "target": text, "kind": text, "error": text, "attempts": count},
+                "required": ["source", "target", "kind", "error", "attempts"],
                 "additionalProperties": false
             }},
             "images": {"description": "every image, at level 3", "type": "array", "items": {

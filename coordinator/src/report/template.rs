@@ -107,7 +107,7 @@ fn environment(form: ReportFormat) -> Environment<'static> {
     environment.add_filter("bytes", bytes);
     environment.add_filter("duration", |seconds: f64| duration(seconds));
     environment.add_filter("number", group_digits);
-    environment.add_filter("many", |number: u64, one: &str, several: &str| pluralize(number, one, several));
+    environment.add_filter("pluralize", |number: u64, one: &str, several: &str| pluralize(number, one, several));
     environment.add_filter("time", |text: &str| time(text));
     environment.add_filter("code", |text: &str| Value::from_safe_string(code(text)));
     environment.add_filter("markdown", |text: &str| Value::from_safe_string(markdown(text)));

@@ -7,11 +7,11 @@ use axum::routing::get;
 /// Path, media type and content.
 const FILES: [(&str, &str, &str); 6] = [
     ("/", "text/html; charset=utf-8", include_str!("dashboard/index.html")),
-    ("/page/style.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
-    ("/page/app.js", "text/javascript; charset=utf-8", include_str!("dashboard/app.js")),
-    ("/page/server.js", "text/javascript; charset=utf-8", include_str!("dashboard/server.js")),
-    ("/page/views.js", "text/javascript; charset=utf-8", include_str!("dashboard/views.js")),
-    ("/page/plot.js", "text/javascript; charset=utf-8", include_str!("dashboard/plot.js")),
+    ("/dashboard/style.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
+    ("/dashboard/app.js", "text/javascript; charset=utf-8", include_str!("dashboard/app.js")),
+    ("/dashboard/server.js", "text/javascript; charset=utf-8", include_str!("dashboard/server.js")),
+    ("/dashboard/views.js", "text/javascript; charset=utf-8", include_str!("dashboard/views.js")),
+    ("/dashboard/plot.js", "text/javascript; charset=utf-8", include_str!("dashboard/plot.js")),
 ];
 
 /// Serves the assets, which contain no secrets: data comes from the API.

@@ -79,6 +79,6 @@ impl From<Error> for ErrorResponse {
 impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let ErrorResponse { status, kind, message, hint } = self;
-        (status, Json(json!({"error": {"class": kind, "message": message, "hint": hint}}))).into_response()
+        (status, Json(json!({"error": {"kind": kind, "message": message, "hint": hint}}))).into_response()
     }
 }

@@ -61,9 +61,9 @@ impl Topic {
             Topic::Status => "status",
             Topic::Schedules => "schedules",
             Topic::Workers => "workers",
-            Topic::Routes => "lanes",
+            Topic::Routes => "routes",
             Topic::Batch(_) => "batch",
-            Topic::Timeline(_) => "course",
+            Topic::Timeline(_) => "timeline",
             Topic::Failures(_) => "failures",
         }
     }

@@ -39,7 +39,7 @@ fn api_routes() -> Router<Arc<AppState>> {
         .route("/status", get(api::status))
         .route("/batches", get(api::batches))
         .route("/batches/{batch}", get(api::batch))
-        .route("/batches/{batch}/course", get(api::timeline))
+        .route("/batches/{batch}/timeline", get(api::timeline))
         .route("/batches/{batch}/tasks", get(api::tasks))
         .route("/batches/{batch}/failures", get(api::failures))
         .route("/batches/{batch}/failures/groups", get(api::groups))
@@ -50,7 +50,7 @@ fn api_routes() -> Router<Arc<AppState>> {
         .route("/schedules", get(api::schedules))
         .route("/schedules/{rule}/start", post(api::start))
         .route("/workers", get(api::workers))
-        .route("/lanes", get(api::routes))
+        .route("/routes", get(api::routes))
 }
 
 /// Responds with 503 to a request that takes too long.

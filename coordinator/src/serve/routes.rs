@@ -35,7 +35,7 @@ pub(super) struct RouteResponse {
     /// Time before which no task of the route starts.
     throttled_until: Option<Timestamp>,
     /// Reason of the hold.
-    throttled_why: Option<String>,
+    throttle_reason: Option<String>,
     /// Reasons why active workers do not serve the route.
     unserved_reasons: Vec<String>,
 }
@@ -59,7 +59,7 @@ pub(super) struct RegistryLimitsResponse {
     /// Time before which no request is sent.
     throttled_until: Option<Timestamp>,
     /// Reason of the hold.
-    throttled_why: Option<String>,
+    throttle_reason: Option<String>,
 }
 
 /// Reads the state of the routes.
@@ -98,7 +98,7 @@ pub(super) async fn read_routes(backend: &Backend, client: &Client, workers: &[H
             },
             waiting: waiting.as_ref().and_then(|waiting| waiting.get(at).copied()),
             throttled_until: throttled.map(|(_, (wait, _))| rounded_deadline(*wait)),
-            throttled_why: throttled.map(|(registry, (_, why))| format!("{registry} {why}")),
+            throttle_reason: throttled.map(|(registry, (_, why))| format!("{registry} {why}")),
             unserved_reasons: reasons.collect(),
         }
     });
@@ -132,7 +132,7 @@ async fn read_registry_limits(
         learned_requests_per_second: learnt.map(|rate| (rate * 10.0).round() / 10.0),
         concurrency: settings.concurrency,
         throttled_until: hold.map(|(wait, _)| rounded_deadline(*wait)),
-        throttled_why: hold.map(|(_, why)| why.clone()),
+        throttle_reason: hold.map(|(_, why)| why.clone()),
     })
 }
 

@@ -43,7 +43,7 @@ async fn impossible_options_are_refused() {
     }
     fails(&["sync", "a", "127.0.0.1:1/b", "--referrers", "sbom"], 2, &["no artifact type", "all, or none"]).await;
     fails(&["sync"], 2, &["SOURCE"]).await;
-    fails(&["sync", "127.0.0.1:1/a"], 2, &["no user at Docker Hub", "docker login"]).await;
+    fails(&["sync", "127.0.0.1:1/a"], 2, &["no Docker Hub user", "docker login"]).await;
     fails(&["sync", "127.0.0.1:1/a", "127.0.0.1:1/b", "-c", "no-such.yaml"], 2, &["no-such.yaml"]).await;
 }
 
@@ -83,7 +83,7 @@ async fn a_missing_tag_repository_or_digest_is_named() {
         for to in ["b:1", "b:other"] {
             let (from, to) = (format!("{}/{from}", source.host()), format!("{}/{to}", target.host()));
             let output = fails(&["sync", &from, &to, "--json"], 1, &[&from]).await;
-            assert_eq!(output.json()["class"], "not_found");
+            assert_eq!(output.json()["kind"], "not_found");
         }
     }
     assert_eq!(target.tags("b"), ["1"]);

@@ -49,7 +49,7 @@ async fn a_certificate_out_of_its_time_is_told_of_with_the_date() {
         let source = serving(authority).await;
         let output =
             sync_from(&source.host(), "tls: on, ca: ca.pem", &[("ca.pem", pem.as_bytes())]).await.assert_code(1);
-        assert_eq!((output.json()["class"].as_str(), source.connections()), (Some("insecure"), 1), "{}", output.stderr);
+        assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("insecure"), 1), "{}", output.stderr);
         assert_stderr_contains(&output, &[words, &source.host()]);
     }
 }
@@ -64,7 +64,7 @@ async fn a_certificate_that_is_missing_is_named() {
         let settings = if ca.is_some() { "tls: on, ca: ca.pem" } else { "tls: on" };
         let output = sync_from(&source.host(), settings, &[("ca.pem", ca.unwrap_or_default().as_bytes())]).await;
         let output = output.assert_code(1);
-        assert_eq!((output.json()["class"].as_str(), source.connections()), (Some("insecure"), 1), "{}", output.stderr);
+        assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("insecure"), 1), "{}", output.stderr);
         assert_stderr_contains(&output, words);
     };
     check(issuing(), Some(&root_pem), &["Ample Issuing CA 7", "an intermediate", "add it to `ca:`"]).await;
@@ -90,7 +90,7 @@ async fn a_name_that_a_certificate_does_not_have_is_told_of_with_those_it_has() 
     let proxy = Proxy::http().await.map_host(NAME, &source.address().to_string());
     let settings = format!("ca: ca.pem, proxy: \"{}\"", proxy.url());
     let output = sync_from(NAME, &settings, &[("ca.pem", pem.as_bytes())]).await.assert_code(1);
-    assert_eq!((output.json()["class"].as_str(), source.connections()), (Some("insecure"), 1), "{}", output.stderr);
+    assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("insecure"), 1), "{}", output.stderr);
     assert_stderr_contains(&output, &[NAME, "localhost", "name the registry as its certificate does"]);
 }
 
@@ -98,7 +98,7 @@ async fn a_name_that_a_certificate_does_not_have_is_told_of_with_those_it_has() 
 async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_tried_again() {
     let source = serving(Authority::new()).await;
     let output = sync_from(&source.host(), "", &[]).await.assert_code(1);
-    assert_eq!((output.json()["class"].as_str(), source.connections()), (Some("bad_answer"), 1), "{}", output.stderr);
+    assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("invalid_response"), 1), "{}", output.stderr);
     assert_stderr_contains(
         &output,
         &["does not speak HTTP", &format!("if {} speaks TLS, set `tls: on`", source.host())],
@@ -106,7 +106,7 @@ async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_trie
 
     let source = FaultRegistry::start().await;
     let output = sync_from(&source.host(), "tls: on", &[]).await.assert_code(1);
-    assert_eq!((output.json()["class"].as_str(), source.connections()), (Some("bad_answer"), 1), "{}", output.stderr);
+    assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("invalid_response"), 1), "{}", output.stderr);
     assert_stderr_contains(
         &output,
         &["does not speak TLS", &format!("if {} speaks plain HTTP, set `tls: off`", source.host())],
@@ -150,7 +150,7 @@ async fn an_alert_of_tls_is_explained_and_the_server_asked_once() {
             }
         });
         let output = sync_from(&host, "tls: on", &[]).await.assert_code(1);
-        assert_eq!(output.json()["class"], "insecure", "{}", output.stderr);
+        assert_eq!(output.json()["kind"], "insecure", "{}", output.stderr);
         assert_stderr_contains(&output, &[words]);
         assert_eq!(asked.load(Ordering::SeqCst), 1);
         server.abort();
@@ -175,7 +175,7 @@ async fn a_proxy_that_wants_to_know_who_asks_is_named_and_asked_once() {
                 let url = proxy.url().replace("://", &format!("://{login}"));
                 let settings = format!("{tls}, proxy: \"{url}\"");
                 let output = sync_from(NAME, &settings, &[("ca.pem", ca.as_bytes())]).await.assert_code(1);
-                assert_eq!(output.json()["class"], "denied", "{}", output.stderr);
+                assert_eq!(output.json()["kind"], "denied", "{}", output.stderr);
                 assert_stderr_contains(&output, &[words, &format!("the proxy {}", proxy.url()), "HTTPS_PROXY"]);
                 assert!(!output.stderr.contains("wrong") && !output.stdout.contains("wrong"), "{}", output.stderr);
                 assert_eq!(proxy.requests().len() - asked, 1, "{:?}", proxy.requests());
@@ -279,7 +279,7 @@ async fn a_proxy_variable_that_cannot_be_used_is_an_error_and_no_reason_to_go_wi
     ] {
         let (_, output) = asks_proxy(NAME, &[(name, value)]).await;
         let output = output.assert_code(2);
-        assert_eq!(output.json()["class"], "invalid");
+        assert_eq!(output.json()["kind"], "invalid");
         assert_stderr_contains(&output, &[&format!("`{name}`"), "is no proxy", "http://HOST:PORT"]);
         assert!(!output.stderr.contains("cret"), "{}", output.stderr);
         // Connections that need no proxy are unaffected.

@@ -25,7 +25,7 @@ async fn a_connection_lost_for_good_during_a_copy_is_a_failed_image() {
     source.on(RequestType::BlobGet).skip(1).act(FaultAction::CutAfter { bytes: 1 << 20 });
     source.on(RequestType::BlobGet).skip(1).always().act(FaultAction::CutBefore);
     let output = sync(&source, &target, &["--concurrency", "1"]).run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "unreachable", "{output:?}");
+    assert_eq!(output.json()["kind"], "unreachable", "{output:?}");
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn a_host_that_lets_no_connection_come_about_is_out_of_reach() {
     let (from, to) = (format!("{address}/a:1"), format!("{}/b:1", target.host()));
     let sync = Imgsync::new().args(["sync", &from, &to, "--json", "--attempts", "1"]);
     let output = sync.args(["--stall-timeout", "2s"]).limit(Duration::from_secs(30)).run().await.assert_code(3);
-    assert_eq!(output.json()["class"], "unreachable", "{output:?}");
+    assert_eq!(output.json()["kind"], "unreachable", "{output:?}");
     assert!(output.stderr.contains("hint:"), "{}", output.stderr);
 }
 

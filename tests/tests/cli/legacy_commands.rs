@@ -92,7 +92,7 @@ async fn a_user_needs_no_password_and_nobody_needs_a_name() {
     let output = known.args(["gcr", "--dry-run", "--json"]).run().await.assert_code(0);
     assert_eq!(planned(&output), pairs(&GOOGLE_CONTAINERS));
     let output = fixture.program.again().arg("gcr").run().await.assert_code(2);
-    assert!(output.stderr.contains("give --user or --to"), "{}", output.stderr);
+    assert!(output.stderr.contains("pass --to or --user"), "{}", output.stderr);
     let output = fixture.program.again().args(["gcr", "--password", "x"]).run().await.assert_code(2);
     assert!(output.stderr.contains("--user"), "{}", output.stderr);
 }
@@ -207,7 +207,7 @@ async fn a_timeout_is_what_one_image_is_given() {
     fixture.source.on(RequestType::BlobGet).always().act(FaultAction::StallForever);
     let output =
         fixture.gcr(&["--namespace", "team", "--timeout", "1s", "--attempts", "1", "--json"]).await.assert_code(1);
-    assert_eq!(output.json()["failures"][0]["class"], "timed_out", "{}", output.stdout);
+    assert_eq!(output.json()["failures"][0]["kind"], "timed_out", "{}", output.stdout);
 }
 
 #[tokio::test]
@@ -321,6 +321,6 @@ async fn sync_takes_the_flags_of_then_and_says_what_superseded_them() {
     assert!(output.stderr.contains("superseded by --dry-run"), "{}", output.stderr);
     assert_eq!(target.tags_in_all(), 0);
     let output = sync(&["--manifests", "manifests", "--password", "x", "--timeout", "5m"]).run().await.assert_code(0);
-    assert!(output.stderr.contains("--manifests is superseded"), "{}", output.stderr);
+    assert!(output.stderr.contains("--manifests is ignored"), "{}", output.stderr);
     assert_eq!(target.tags("me/gcr.io_a_b"), ["1"]);
 }

@@ -464,7 +464,7 @@ async fn what_presets_there_are_and_what_they_read_is_listed() {
         assert!(output.stdout.lines().any(is_row), "{words:?}\n{}", output.stdout);
     }
     let output = Imgsync::new().args(["presets", "kubeadm ~1.36", "--json"]).run().await.assert_code(0);
-    let reads = &output.json()[0]["reads"];
+    let reads = &output.json()[0]["sources"];
     assert_eq!(reads[0]["from"], "registry.k8s.io/kube-apiserver");
     assert_eq!(reads[0]["tags"]["semver"], "~1.36");
     assert_eq!(
@@ -472,7 +472,7 @@ async fn what_presets_there_are_and_what_they_read_is_listed() {
         serde_json::json!({
             "from": "registry.k8s.io/coredns/coredns", "tags": {"include": ["v1.14.2"]},
             "target": "registry.k8s.io_coredns_coredns", "original": "k8s.gcr.io_coredns_coredns",
-            "was": ["k8s.gcr.io/coredns/coredns"],
+            "former_locations": ["k8s.gcr.io/coredns/coredns"],
         })
     );
 }
@@ -483,7 +483,7 @@ async fn wrong_presets_are_refused_where_they_stand() {
         (&["presets", "kubadm"][..], "did you mean `kubeadm`?"),
         (&["run", "--preset", "cilium", "--user", "me"], "there are flannel, kubeadm"),
         (&["run", "--preset", "flannel >=0.26", "--user", "me"], "not cut down to versions"),
-        (&["run", "--preset", "kubeadm"], "nobody says where to"),
+        (&["run", "--preset", "kubeadm"], "no target is configured"),
         (&["run", "--user", "me"], "--preset"),
         (&["run", "--preset", "distroless", "--to", "docker.io/me", "--naming", "keep"], "two levels and not 3"),
         (&["run", "--preset", "distroless", "--to", "me"], "docker.io/me"),

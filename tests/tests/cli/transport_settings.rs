@@ -166,7 +166,7 @@ async fn an_unknown_certificate_is_taken_only_where_told_so() {
         (Proxy::http().await.map_host(NAME, &source.address().to_string()), FaultRegistry::start().await);
     let proxy = format!("proxy: \"{}\"", proxy.url());
     let output = sync(&authority, &proxy, &target).await.assert_code(1);
-    assert_eq!(output.json()["class"], "insecure");
+    assert_eq!(output.json()["kind"], "insecure");
     sync(&authority, &format!("{proxy}, insecure: true"), &target).await.assert_code(0);
 }
 

@@ -12,7 +12,7 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT, assert_sums, kill, until};
 /// Starts a coordinator and waits until it leads or stands by.
 pub(crate) async fn start_coordinator(fixture: &ClusterFixture) -> RunningProgram {
     let serving = fixture.cluster.imgsync("").args(["serve", "--listen", "127.0.0.1:0"]).spawn();
-    let is_up = |line: &str| line.ends_with("leads") || line.contains("stands by");
+    let is_up = |line: &str| line.ends_with("elected leader") || line.contains("standby");
     serving.wait_for_line(is_up, WAIT_TIMEOUT).await;
     serving
 }
@@ -48,7 +48,7 @@ async fn a_run_killed_while_it_dispatches_is_resumed_with_each_image_once() {
         fixture.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
     }
     let mut run = fixture.run();
-    let sealed = fixture.cluster.wait_for_batch(|shown| !shown["sealed"].is_null(), WAIT_TIMEOUT).await;
+    let sealed = fixture.cluster.wait_for_batch(|shown| !shown["planned"].is_null(), WAIT_TIMEOUT).await;
     assert_eq!(number(&sealed, "/counts/total"), 3_000);
     kill(&mut run).await;
     let _workers = fixture.cluster.start_workers(2, 8).await;
@@ -77,7 +77,7 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over_when_it_is_kille
     gate.wait_for(8).await;
     kill(&mut leads).await;
     let killed = Instant::now();
-    stands_by.wait_for_line(|line| line.ends_with("leads") && !line.contains("stands by"), WAIT_TIMEOUT).await;
+    stands_by.wait_for_line(|line| line.ends_with("elected leader"), WAIT_TIMEOUT).await;
     assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
     gate.open();
     let shown = fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
@@ -91,7 +91,7 @@ async fn each_batch_is_notified_once_by_its_run_or_by_a_coordinator() {
     let told = imgsync_tests::servers::WebhookReceiver::start().await;
     let config = format!("{}notify: {{webhook: {{url: \"{}/hook\"}}}}\n", fixture.config, told.url());
     let serving = fixture.cluster.imgsync(&config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
-    serving.wait_for_line(|line| line.ends_with("leads"), WAIT_TIMEOUT).await;
+    serving.wait_for_line(|line| line.ends_with("elected leader"), WAIT_TIMEOUT).await;
     let _workers = fixture.cluster.start_workers(2, 4).await;
     let batch = |number: usize| told.received()[number].json()["batch"].as_str().unwrap_or_default().to_owned();
 

@@ -87,6 +87,6 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
     // Valid ones apply.
     let id = planned_batch(&fixture, &store, whole, 0).await;
     let ended = resume(id).await.assert_code(1).json();
-    assert_eq!(ended["failures"][0]["class"], "immutable", "{ended}");
+    assert_eq!(ended["failures"][0]["kind"], "immutable", "{ended}");
     fixture.target.assert_holds("m/app", "v1", &old);
 }

@@ -10,7 +10,7 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT, kill, until};
 
 async fn start_coordinator(fixture: &ClusterFixture, config: &str) -> RunningProgram {
     let serving = fixture.cluster.imgsync(config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
-    serving.wait_for_line(|line| line.ends_with("leads") || line.contains("stands by"), WAIT_TIMEOUT).await;
+    serving.wait_for_line(|line| line.ends_with("elected leader") || line.contains("standby"), WAIT_TIMEOUT).await;
     serving
 }
 
@@ -87,7 +87,7 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
     fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     // The batch has ended, one target was notified, and the other failed.
     leads
-        .wait_for_line(|line| line.contains("a webhook was not told") && line.contains("again in"), WAIT_TIMEOUT)
+        .wait_for_line(|line| line.contains("webhook notification failed") && line.contains("retrying in"), WAIT_TIMEOUT)
         .await;
     assert_eq!((end_notifications(&deaf), end_notifications(&hears)), (5, 1));
     kill(&mut leads).await;
@@ -95,7 +95,7 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
     until("the other hears of it, too", WAIT_TIMEOUT, || end_notifications(&deaf) >= 8).await;
     // The next leader has nothing left to send.
     until("it is noted", WAIT_TIMEOUT, || recorded_notifications(&fixture) == 3).await;
-    assert!(!next.stderr().contains("was not told"), "{}", next.stderr());
+    assert!(!next.stderr().contains("notification failed"), "{}", next.stderr());
     kill(&mut next).await;
     let _last = start_coordinator(&fixture, &config).await;
     let again = fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);

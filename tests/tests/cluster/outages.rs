@@ -43,7 +43,7 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
         "{told}"
     );
     let is_said =
-        |shown: &serde_json::Value| shown["complaints"][0].as_str().is_some_and(|it| it.contains("low on memory"));
+        |shown: &serde_json::Value| shown["problems"][0].as_str().is_some_and(|it| it.contains("low on memory"));
     fixture.cluster.wait_for_batch(is_said, WAIT_TIMEOUT).await;
     let shown = fixture.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0).stdout;
     let attention =

@@ -51,8 +51,8 @@ async fn runs_that_overlap_wait_for_their_turn_and_complete() {
     assert!(line.contains(&format!("batch {id} of the same rules is run by run on ")), "{line}");
     assert!(line.contains(" since 2") && line.contains("UTC"), "{line}");
     let mut third = run(&fixture, &[]).spawn();
-    let line = wait_for_message(&third, "this run joins it").await;
-    assert!(line.contains(" waits already"), "{line}");
+    let line = wait_for_message(&third, ": joining it").await;
+    assert!(line.contains(" is already waiting"), "{line}");
     // The second run lists when its turn comes, and so sees new tags.
     let late = TestImage::single("late").layer(Layer::File(300)).build();
     fixture.source.push("r00", "late", &late);
@@ -99,18 +99,18 @@ async fn a_run_joins_supersedes_or_fails_where_it_is_told_to() {
         assert!(refused.stderr.contains(named) && refused.stderr.contains(&id), "{}", refused.stderr);
     }
     let mut joined = run(&fixture, &["--if-running", "join"]).spawn();
-    wait_for_message(&joined, "this run joins it").await;
+    wait_for_message(&joined, ": joining it").await;
 
     // The configuration sets it as well as the flag.
     let config = format!("{}if_running: supersede\n", fixture.config);
     let mut later = fixture.cluster.imgsync(&config).args(["run", "--json"]).spawn();
-    let line = wait_for_message(&later, "superseded by this run").await;
+    let line = wait_for_message(&later, ": superseding it").await;
     assert!(line.contains(&id), "{line}");
     let (first, joined) = tokio::join!(first.wait(), joined.wait());
     for ended in [&first, &joined] {
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         assert_eq!(batch_of(ended), *id);
-        assert!(ended.stderr.contains("a later run of the same rules took its place"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("superseded by a later run of the same rules"), "{}", ended.stderr);
     }
     // Running tasks count at once, although the worker still waits at the gate.
     let superseded = list(&fixture).await.pop().unwrap();
@@ -242,7 +242,7 @@ async fn a_run_that_was_killed_while_it_waits_leaves_its_place_to_another() {
     let mut killed = run(&fixture, &[]).spawn();
     wait_for_message(&killed, "waiting for its end").await;
     let mut third = run(&fixture, &[]).spawn();
-    wait_for_message(&third, "this run joins it").await;
+    wait_for_message(&third, ": joining it").await;
     kill(&mut killed).await;
     wait_for_message(&third, "waiting for its end").await;
     gate.open();

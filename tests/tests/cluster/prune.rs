@@ -51,7 +51,7 @@ async fn a_cluster_removes_what_is_gone_keeps_what_it_overwrites_and_compares() 
     target.clear_requests();
     let verified = run(&["verify", "--deep"], 1).await;
     assert_eq!((number(&verified, "/counts/unchanged"), number(&verified, "/counts/failed")), (2, 1), "{verified}");
-    assert_eq!(verified["failures"][0]["class"], json!("differs"), "{verified}");
+    assert_eq!(verified["failures"][0]["kind"], json!("differs"), "{verified}");
     assert_eq!(
         target.count(RequestType::ManifestPut)
             + target.count(RequestType::UploadStart)

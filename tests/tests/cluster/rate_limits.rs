@@ -99,9 +99,9 @@ async fn workers_wait_for_the_next_window_of_a_quota_and_spend_no_attempt() {
     let mut run =
         cluster.imgsync(&config).args(["run", "--json", "--attempts", "1"]).limit(Duration::from_secs(170)).spawn();
     let host = source.host();
-    let shown = cluster.wait_for_batch(|shown| shown["waits"].to_string().contains(&host), WAIT_TIMEOUT).await;
-    assert!(shown["waits"].to_string().contains("nothing is begun there before 2"), "{shown}");
-    let says = |line: &str| line.contains("no living worker serves") && line.contains("left alone until 2");
+    let shown = cluster.wait_for_batch(|shown| shown["rate_limit_messages"].to_string().contains(&host), WAIT_TIMEOUT).await;
+    assert!(shown["rate_limit_messages"].to_string().contains("held until 2"), "{shown}");
+    let says = |line: &str| line.contains("no running worker serves") && line.contains("left alone until 2");
     run.wait_for_line(says, Duration::from_secs(30)).await;
     let json = run.wait().await.assert_code(0).json();
     assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (150, 0), "{json}");
@@ -129,7 +129,7 @@ async fn a_machine_that_has_moved_what_a_month_allows_takes_no_more_and_says_so(
     let _two = workers(&cluster, 1, "traffic: 10KB\n", &["--concurrency", "1"]).await;
     let mut run = cluster.imgsync(&rules(&source, &target, 2)).args(["run", "--json"]).spawn();
     let says =
-        |shown: &serde_json::Value| shown["complaints"].to_string().contains("it takes no more before the next month");
+        |shown: &serde_json::Value| shown["problems"].to_string().contains("it takes no more before the next month");
     cluster.wait_for_batch(says, WAIT_TIMEOUT).await;
     assert_eq!(source.count(RequestType::BlobGet), 0, "{}", source.describe_requests());
     cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);

@@ -23,7 +23,7 @@ async fn worker(fixture: &ClusterFixture, config: &str, key: &str, arguments: &[
 
 /// Reports whether `batch show` lists this problem.
 fn has_problem(shown: &Value, of: &str) -> bool {
-    let complaints = shown["complaints"].as_array().expect("a cluster's batch has them");
+    let complaints = shown["problems"].as_array().expect("a cluster's batch has them");
     complaints.iter().any(|complaint| complaint.as_str().is_some_and(|complaint| complaint.contains(of)))
 }
 
@@ -147,7 +147,7 @@ async fn a_message_not_signed_with_a_workers_key_is_refused_reported_and_run_by_
     let run =
         fixture.cluster.imgsync(&fixture.config).env("IMGSYNC_KEY", "the key of this cluster").args(["run", "--json"]);
     let mut run = run.spawn();
-    let shown = fixture.cluster.wait_for_batch(|shown| has_problem(shown, "has refused "), WAIT_TIMEOUT).await;
+    let shown = fixture.cluster.wait_for_batch(|shown| has_problem(shown, " rejected "), WAIT_TIMEOUT).await;
     assert_eq!(number(&shown, "/counts/copied"), 0, "{shown:#}");
     assert_eq!(fixture.target.total(), 0, "{}", fixture.target.describe_requests());
     kill(&mut wrong).await;
@@ -163,7 +163,7 @@ async fn what_is_not_signed_at_all_is_refused_by_a_worker_with_a_key() {
     let config = rules(&fixture.source, &fixture.target, 1);
     let _run = fixture.cluster.imgsync(&config).args(["run", "--json"]).spawn();
     let shown =
-        fixture.cluster.wait_for_batch(|shown| has_problem(shown, "has refused "), Duration::from_secs(30)).await;
+        fixture.cluster.wait_for_batch(|shown| has_problem(shown, " rejected "), Duration::from_secs(30)).await;
     assert_eq!(number(&shown, "/counts/copied"), 0, "{shown:#}");
     assert_eq!(fixture.target.total(), 0, "{}", fixture.target.describe_requests());
 }

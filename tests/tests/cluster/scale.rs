@@ -37,7 +37,7 @@ async fn plan(repositories: usize, tags: usize) -> (u64, f64) {
     let total = (repositories * tags) as u64;
     let config = format!("defaults: {{to: target.test/m, naming: keep}}\nrules:\n- from: {}/p/**\n", source.host());
     let mut run = cluster.imgsync(&config).args(["run", "--json"]).spawn();
-    let is_planned = |shown: &serde_json::Value| number(shown, "/counts/total") == total && !shown["sealed"].is_null();
+    let is_planned = |shown: &serde_json::Value| number(shown, "/counts/total") == total && !shown["planned"].is_null();
     cluster.wait_for_batch(is_planned, WAIT_TIMEOUT).await;
     let waiting = || cluster.broker.message_counts().values().sum::<u64>();
     let started = std::time::Instant::now();

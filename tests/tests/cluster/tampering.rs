@@ -376,7 +376,7 @@ async fn a_coordinator_stops_an_altered_batch_reports_it_and_leads_others() {
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     let serve = keyed(fixture.cluster.imgsync("")).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     for id in [plan, options] {
-        let wanted = format!("batch {id} is not led any more");
+        let wanted = format!("stopped leading batch {id}");
         serve.wait_for_line(|line| line.contains(&wanted) && line.contains(ALTERED_MESSAGE), WAIT_TIMEOUT).await;
         assert!(store.batch_state(id).await.unwrap().is_some_and(imgsync_common::store::BatchState::is_stopped));
     }

@@ -70,7 +70,7 @@ async fn start_programs() -> MetricsFixture {
     );
     let (coordinator, worker) = (free_address(), free_address());
     let serving = cluster.imgsync(&config).args(["serve", "--listen", &coordinator]).spawn();
-    serving.wait_for_line(|line| line.ends_with("leads"), WAIT_TIMEOUT).await;
+    serving.wait_for_line(|line| line.ends_with("elected leader"), WAIT_TIMEOUT).await;
     let working = cluster.worker(&config).args(["--listen", &worker, "--concurrency", "3"]).spawn();
     working.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
@@ -106,7 +106,7 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
         ("imgsync_broker_up", 1.0),
         ("imgsync_broker_blocked", 0.0),
         ("imgsync_rules_omitted", 0.0),
-        ("imgsync_lanes_unserved", 0.0),
+        ("imgsync_routes_unserved", 0.0),
         ("imgsync_last_batch_tasks{outcome=\"copied\"}", 2.0),
         ("imgsync_last_batch_tasks{outcome=\"failed\"}", 1.0),
         ("imgsync_batches{state=\"done\"}", 1.0),
@@ -146,7 +146,7 @@ fn known(name: &str, exported: &BTreeSet<String>) -> bool {
         "imgsync_rule_last_good_end_timestamp_seconds",
         "imgsync_registry_hold_seconds",
         "imgsync_last_good_batch_end_timestamp_seconds",
-        "imgsync_lane_messages",
+        "imgsync_route_messages",
         "imgsync_held_back_seconds_total",
         "imgsync_held_back_requests_total",
     ];

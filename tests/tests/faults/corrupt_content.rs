@@ -29,7 +29,7 @@ async fn a_corrupt_blob_is_never_committed() {
             .always()
             .act(FaultAction::Corrupt { at: size - 1 });
         let output = sync(&source, &target).await.assert_code(1);
-        assert_eq!(output.json()["class"], "corrupt");
+        assert_eq!(output.json()["kind"], "corrupt");
         assert!(output.stderr.contains(&blob) && output.stderr.contains(&source.host()), "{}", output.stderr);
         assert!(!target.has_blob("b", &blob));
         // The client ends the upload before the registry has all bytes and could reject them.
@@ -69,7 +69,7 @@ async fn a_blob_that_is_longer_or_shorter_than_its_manifest_says_is_refused() {
             FaultAction::RemoveHeader("docker-content-digest".into()),
         ]);
         let output = sync(&source, &target).await.assert_code(1);
-        assert_eq!(output.json()["class"], "corrupt", "{said}: {output:?}");
+        assert_eq!(output.json()["kind"], "corrupt", "{said}: {output:?}");
         assert!(output.stderr.contains(&said.to_string()), "{}", output.stderr);
         assert!(!target.has_blob("b", &blob));
         assert_nothing_was_tagged(&target);
@@ -84,7 +84,7 @@ async fn a_manifest_that_is_not_the_one_asked_for_is_refused() {
     source.on(RequestType::ManifestGet).always().act(FaultAction::ReplaceBody(other.root_manifest().bytes.clone()));
     let (from, to) = (format!("{}/a@{}", source.host(), image.root), format!("{}/b:1", target.host()));
     let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "corrupt");
+    assert_eq!(output.json()["kind"], "corrupt");
     assert!(output.stderr.contains(&image.root) && output.stderr.contains(&other.root), "{}", output.stderr);
     assert_nothing_was_tagged(&target);
 }
@@ -100,7 +100,7 @@ async fn a_digest_header_is_not_believed_over_the_bytes() {
         .always()
         .act(FaultAction::SetHeader("docker-content-digest".into(), lie.clone()));
     let output = sync(&source, &target).await.assert_code(1);
-    assert_eq!(output.json()["class"], "corrupt");
+    assert_eq!(output.json()["kind"], "corrupt");
     assert_nothing_was_tagged(&target);
 }
 
@@ -163,7 +163,7 @@ async fn a_blob_that_the_source_lost_fails_the_image_and_names_it() {
     source.push("a", "1", &image);
     source.delete_blob("a", &image.layers()[1]);
     let output = sync(&source, &target).await.assert_code(1);
-    assert_eq!(output.json()["class"], "not_found");
+    assert_eq!(output.json()["kind"], "not_found");
     assert!(output.stderr.contains(&image.layers()[1]), "{}", output.stderr);
     assert_nothing_was_tagged(&target);
 }
@@ -195,7 +195,7 @@ async fn a_target_that_refuses_the_manifest_is_quoted() {
         body: Bytes::from_static(br#"{"errors":[{"code":"MANIFEST_INVALID","message":"no \u001b[31mthanks"}]}"#),
     });
     let output = sync(&source, &target).await.assert_code(1);
-    assert_eq!(output.json()["class"], "refused");
+    assert_eq!(output.json()["kind"], "refused");
     assert!(output.stderr.contains("MANIFEST_INVALID") && output.stderr.contains("thanks"), "{}", output.stderr);
     assert!(!output.stderr.contains('\u{1b}'), "control characters reach no terminal");
     assert_eq!(target.count(RequestType::ManifestPut), 1, "what is final is not tried again");

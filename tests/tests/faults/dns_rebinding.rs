@@ -46,7 +46,7 @@ async fn sync(settings: &[(String, &str)], from: &str, to: &str) -> Output {
 #[track_caller]
 fn assert_refused(output: Output, inside: &FaultRegistry) {
     let output = output.assert_code(1);
-    assert_eq!(output.json()["class"], "insecure", "{output:?}");
+    assert_eq!(output.json()["kind"], "insecure", "{output:?}");
     assert_eq!(inside.total_with_pings_and_tokens(), 0, "{}", inside.describe_requests());
 }
 

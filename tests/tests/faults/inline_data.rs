@@ -68,7 +68,7 @@ async fn inline_data_with_another_digest_is_not_used() {
     sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(0);
     source.delete_blob("a", &image.layers()[0]);
     let output = sync(&format!("{}/a:1", source.host()), &format!("{}/c:1", target.host())).await.assert_code(1);
-    assert_eq!(output.json()["class"], "not_found", "{output:?}");
+    assert_eq!(output.json()["kind"], "not_found", "{output:?}");
     assert!(output.stderr.contains(&image.layers()[0]), "{}", output.stderr);
     assert!(target.tags("c").is_empty());
 }

@@ -141,7 +141,7 @@ async fn a_dry_run_ends_when_its_time_is_over_and_at_ctrl_c() {
     let asked = Instant::now();
     let dry = ["sync", &from, &to, "--dry-run", "--json", "--timeout", "1s"];
     let output = Imgsync::new().args(dry).run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "timed_out");
+    assert_eq!(output.json()["kind"], "timed_out");
     assert!(output.stderr.contains("--timeout"), "{}", output.stderr);
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
 

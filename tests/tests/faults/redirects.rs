@@ -100,7 +100,7 @@ async fn a_registry_without_tls_gets_no_password_sent_in_clear_to_another_host()
     let config = sync.file("imgsync.yaml", config);
     sync.write_docker_config(&[("10.0.0.5:5000", "me", "s3cret-password")]);
     let output = sync.arg(config).run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "insecure", "{output:?}");
+    assert_eq!(output.json()["kind"], "insecure", "{output:?}");
     assert_eq!(other.total_with_pings_and_tokens(), 0);
 }
 

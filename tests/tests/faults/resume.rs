@@ -263,7 +263,7 @@ async fn a_target_that_refuses_every_part_is_sent_the_blob_twice_and_no_more() {
     target.on(large_put()).act(FaultAction::CutUploadAfter { bytes: 5 * MIB });
     target.on(large_put()).always().act(FaultAction::error(400, "DIGEST_INVALID"));
     let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(1);
-    assert_eq!(output.json()["class"], "refused");
+    assert_eq!(output.json()["kind"], "refused");
     // Cut, refused when resumed, refused from the start.
     let puts = target.requests_of_kind(RequestType::UploadPut).into_iter().filter(|put| put.received > MIB).count();
     assert_eq!(puts, 3, "{}", target.describe_requests());
@@ -382,7 +382,7 @@ async fn a_blob_that_really_ends_too_early_is_said_to_be_too_short() {
         .act(FaultAction::error(416, "RANGE_INVALID"));
     source.on(large_blob(&image)).always().act(FaultAction::Truncate { to: 3 * MIB });
     let output = sync(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host())).await.assert_code(1);
-    assert_eq!(output.json()["class"], "corrupt", "{output:?}");
+    assert_eq!(output.json()["kind"], "corrupt", "{output:?}");
     assert!(output.stderr.contains(&(3 * MIB).to_string()), "{}", output.stderr);
     assert!(target.tags("b").is_empty());
 }

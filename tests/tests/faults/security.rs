@@ -100,7 +100,7 @@ async fn a_public_registry_may_not_lead_to_loopback_link_local_or_private_addres
     for to in ["https://127.0.0.1:1/x", "https://169.254.169.254/latest", "https://10.0.0.1/x", "https://[::1]/x"] {
         source.on(RequestType::BlobGet).always().act(FaultAction::Redirect { to: to.into(), status: 307 });
         let output = sync_public(&authority, &proxy, &target, false).await.assert_code(1);
-        assert_eq!(output.json()["class"], "insecure", "{to}: {output:?}");
+        assert_eq!(output.json()["kind"], "insecure", "{to}: {output:?}");
         assert!(output.stderr.contains("allow_private"), "{}", output.stderr);
         source.clear_rules();
     }
@@ -110,7 +110,7 @@ async fn a_public_registry_may_not_lead_to_loopback_link_local_or_private_addres
         .always()
         .act(FaultAction::Redirect { to: format!("{}{{path}}", inside.url()), status: 302 });
     let output = sync_public(&authority, &proxy, &target, false).await.assert_code(1);
-    assert_eq!(output.json()["class"], "insecure");
+    assert_eq!(output.json()["kind"], "insecure");
     assert!(output.stderr.contains("from https to http"), "{}", output.stderr);
     assert_eq!(inside.total_with_pings_and_tokens(), 0);
 }
@@ -129,7 +129,7 @@ async fn a_public_registry_may_not_name_a_token_service_inside_or_without_tls() 
             body: Default::default(),
         });
         let output = sync_public(&authority, &proxy, &target, true).await.assert_code(1);
-        assert_eq!(output.json()["class"], "insecure", "{realm}: {output:?}");
+        assert_eq!(output.json()["kind"], "insecure", "{realm}: {output:?}");
         assert!(!output.stderr.contains(LOGIN.1));
         source.clear_rules();
     }
@@ -150,7 +150,7 @@ async fn tls_is_spoken_through_a_proxy_and_an_unknown_authority_is_refused() {
     assert!(proxy.hosts().iter().all(|host| host.starts_with("registry.example.com")), "{:?}", proxy.hosts());
 
     let output = sync_public(&Authority::new(), &proxy, &target, false).await.assert_code(1);
-    assert_eq!(output.json()["class"], "insecure");
+    assert_eq!(output.json()["kind"], "insecure");
     assert!(output.stderr.contains("ca:"), "{}", output.stderr);
 }
 

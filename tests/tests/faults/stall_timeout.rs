@@ -57,7 +57,7 @@ async fn a_registry_that_never_answers_ends_with_what_was_tried_and_how_often() 
     source.push("a", "1", &images::single("mute"));
     source.on(RequestType::ManifestGet).always().act(FaultAction::StallForever);
     let output = sync(&source, &target).await.assert_code(1);
-    assert_eq!(output.json()["class"], "timed_out");
+    assert_eq!(output.json()["kind"], "timed_out");
     assert_eq!(output.json()["attempts"], 3);
     let host = source.host();
     assert!(
@@ -73,7 +73,7 @@ async fn a_token_service_that_never_answers_ends_too() {
     source.push("a", "1", &images::single("mute-realm"));
     source.on(RequestType::Token).always().act(FaultAction::StallForever);
     let output = sync(&source, &target).await.assert_code(1);
-    assert_eq!(output.json()["class"], "timed_out");
+    assert_eq!(output.json()["kind"], "timed_out");
     assert!(output.stderr.contains("getting a token"), "{}", output.stderr);
 }
 
@@ -84,7 +84,7 @@ async fn the_time_that_was_allowed_ends_a_copy_and_leaves_no_tag() {
     source.on(RequestType::BlobGet).always().act(FaultAction::Throttle { bytes_per_second: MIB });
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let output = Imgsync::new().args(["sync", &from, &to, "--json", "--timeout", "1s"]).run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "timed_out");
+    assert_eq!(output.json()["kind"], "timed_out");
     assert!(output.stderr.contains("--timeout"), "{}", output.stderr);
     assert!(target.tags("b").is_empty());
     assert_eq!(target.open_uploads(), 0);

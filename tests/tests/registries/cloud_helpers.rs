@@ -143,7 +143,7 @@ async fn a_wrong_password_of_a_helper_is_asked_for_no_more_often_than_once_a_sec
     source.push("a", "1", &image);
     let sync = program.again().args(["sync", &format!("{}/a:1", source.host()), &running.reference("1"), "--json"]);
     let output = sync.run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "denied", "{output:?}");
+    assert_eq!(output.json()["kind"], "denied", "{output:?}");
     assert!(output.stderr.contains("check the user and password"), "{}", output.stderr);
     let most = 2 + output.elapsed.as_secs() as usize;
     assert!(asked(&program) <= most, "{} times in {:?}", asked(&program), output.elapsed);

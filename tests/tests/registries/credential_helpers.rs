@@ -30,7 +30,7 @@ async fn a_broken_helper_is_asked_once_and_fails_the_copy_also_where_anonymous_p
     source.push("a", "1", &images::multi_platform("helper"));
     let (sync, asked) = with_a_broken_helper(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host()));
     let output = sync.run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "local", "{output:?}");
+    assert_eq!(output.json()["kind"], "local", "{output:?}");
     assert!(
         output.stderr.contains("docker-credential-broken") && output.stderr.contains("broken"),
         "{}",
@@ -120,7 +120,7 @@ async fn a_target_that_wants_a_login_fails_with_what_the_helper_said() {
     source.push("a", "1", &images::single("helper-push"));
     let (sync, asked) = with_a_broken_helper(&format!("{}/a:1", source.host()), &format!("{}/b:1", target.host()));
     let output = sync.run().await.assert_code(1);
-    assert_eq!(output.json()["class"], "local", "{output:?}");
+    assert_eq!(output.json()["kind"], "local", "{output:?}");
     assert!(output.stderr.contains("docker-credential-broken"), "{}", output.stderr);
     assert_eq!(std::fs::read_to_string(asked).unwrap().lines().count(), 1);
 }

@@ -88,5 +88,5 @@ async fn a_run_lists_the_other_registry_and_a_missing_tag_is_said_so() {
     target.assert_holds("mirror/team/app", "1.1", &image).await;
     assert_eq!(target.tag_digest("mirror/team/app", "2.0").await, None);
     let (from, to) = (format!("{}/team/app:3.0", source.host()), format!("{}/x:1", target.host()));
-    assert_eq!(sync(&from, &to).await.assert_code(1).json()["class"], "not_found");
+    assert_eq!(sync(&from, &to).await.assert_code(1).json()["kind"], "not_found");
 }

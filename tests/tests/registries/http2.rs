@@ -67,7 +67,7 @@ async fn a_server_that_takes_nothing_at_all_ends_the_copy() {
     source.push("a", "1", &images::single("takes-nothing"));
     let rule = source.on(RequestType::ManifestGet).always().act(FaultAction::RefuseStream);
     let output = sync(&source, &target, &authority).await.assert_code(3);
-    assert_eq!(output.json()["class"], "unreachable", "{output:?}");
+    assert_eq!(output.json()["kind"], "unreachable", "{output:?}");
     assert!((2..100).contains(&rule.hits()), "{}", rule.hits());
     assert!(target.tags("b").is_empty());
 }

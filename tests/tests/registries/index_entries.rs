@@ -123,7 +123,7 @@ async fn what_is_neither_fails_the_image_and_is_named() {
         let output = sync(&format!("{}/a:{tag}", source.host()), &format!("{}/b:{tag}", target.host()), &[])
             .await
             .assert_code(1);
-        assert_eq!(output.json()["class"], "not_found", "{output:?}");
+        assert_eq!(output.json()["kind"], "not_found", "{output:?}");
         assert!(output.stderr.contains(&untyped_entry(&image)), "{}", output.stderr);
     }
     assert!(target.tags("b").is_empty());

@@ -79,7 +79,7 @@ async fn an_image_of_schema_1_is_refused_with_an_error_kind_of_its_own_and_costs
     let run = program.again().args(["run", "--json", "-c"]).arg(program.work_dir().join("imgsync.yaml")).run().await;
     let json = run.assert_code(1).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&json!(1), &json!(1)), "{json}");
-    assert_eq!((&json["failures"][0]["class"], &json["failures"][0]["attempts"]), (&json!("outdated"), &json!(1)));
+    assert_eq!((&json["failures"][0]["kind"], &json["failures"][0]["attempts"]), (&json!("outdated"), &json!(1)));
     assert!(json["failures"][0]["error"].as_str().unwrap().contains("schema 1"), "{json}");
     target.assert_holds("m/a", "new", &new);
     assert_eq!(target.tags("m/a"), ["new"]);

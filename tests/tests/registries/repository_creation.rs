@@ -122,7 +122,7 @@ async fn who_has_only_the_helpers_password_hears_which_keys_are_missing() {
     let fixture = CreationFixture::new("ECR").await;
     let output = fixture.program("create: true").run().await.assert_code(1);
     let failure = &output.json()["failures"][0];
-    assert_eq!(failure["class"], "denied", "{output:?}");
+    assert_eq!(failure["kind"], "denied", "{output:?}");
     assert!(output.stderr.contains("AWS_ACCESS_KEY_ID"), "{}", output.stderr);
     assert!(output.stderr.contains("aws ecr create-repository --repository-name mirror/"), "{}", output.stderr);
     assert_eq!(fixture.made().len(), 0);
@@ -197,7 +197,7 @@ async fn who_may_not_make_projects_hears_it_once_and_why_the_push_was_refused() 
         .act(FaultAction::error(403, "FORBIDDEN"));
     let output = fixture.program("create: true").run().await.assert_code(1);
     assert_eq!(output.stderr.matches("the user may not make projects").count(), 1, "{}", output.stderr);
-    assert_eq!(output.json()["failures"][0]["class"], "denied", "{output:?}");
+    assert_eq!(output.json()["failures"][0]["kind"], "denied", "{output:?}");
     assert_eq!(fixture.made().len(), 1);
 }
 

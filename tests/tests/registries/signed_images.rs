@@ -222,7 +222,7 @@ async fn a_registry_that_refuses_the_question_is_one_without_the_api() {
     source.push("a", "1", &images::single("failing"));
     source.on(RequestType::Referrers).always().act(FaultAction::error(500, "UNKNOWN"));
     let output = sync(&source, &target.host(), &["--attempts", "2"]).await.assert_code(1);
-    assert_eq!(output.json()["class"], "server_error");
+    assert_eq!(output.json()["kind"], "server_error");
     assert!(output.stderr.contains("referrers"), "{}", output.stderr);
     assert_eq!(target.tag_digest("b", "1"), None);
 }
@@ -237,7 +237,7 @@ async fn a_target_that_takes_images_alone_is_said_so_and_its_tag_is_left_as_it_w
     let of_the_signature = RequestMatcher::kind(RequestType::ManifestPut).reference(&signature.root);
     target.on(of_the_signature).always().act(FaultAction::error(400, "MANIFEST_INVALID"));
     let output = sync(&source, &target.host(), &[]).await.assert_code(1);
-    assert_eq!(output.json()["class"], "refused");
+    assert_eq!(output.json()["kind"], "refused");
     assert!(output.stderr.contains("`referrers: false`"), "{}", output.stderr);
     assert_eq!(target.tag_digest("b", "1"), None);
     sync(&source, &target.host(), &["--referrers", "none"]).await.assert_code(0);

@@ -173,7 +173,7 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
         ));
         let output = sync(&source, &target, "tls: off", &[]).await.assert_code(1);
         let json = output.json();
-        assert_eq!(json["class"], "incomplete", "{json}");
+        assert_eq!(json["kind"], "incomplete", "{json}");
         assert!(json["error"].as_str().unwrap().contains(&layer), "{json}");
         assert_eq!(target.count(RequestType::UploadPut), image.blobs.len() as u64, "{}", target.describe_requests());
     };
@@ -186,7 +186,7 @@ async fn a_target_that_denies_for_good_is_given_up_after_the_last_bytes_that_may
         target.on(RequestType::ManifestPut).always().act(unknown(400, "MANIFEST_BLOB_UNKNOWN", &json!(layer)));
         target.on(RequestType::BlobHead).always().act(FaultAction::error(404, "BLOB_UNKNOWN"));
         let output = sync(&source, &target, "tls: off", &[]).await.assert_code(1);
-        assert_eq!(output.json()["class"], "incomplete");
+        assert_eq!(output.json()["kind"], "incomplete");
         let sent = image.blobs.len() as u64 + 2;
         assert_eq!(target.count(RequestType::UploadPut), sent, "{}", target.describe_requests());
     };
@@ -255,7 +255,7 @@ async fn a_limit_below_all_chunks_is_named_with_the_setting_that_goes_below_it()
         source.push("a", "1", &image);
         target.on(larger_than(300_000)).always().act(too_large());
         let output = sync(&source, &target, "tls: off", &[]).await.assert_code(1);
-        assert_eq!(output.json()["class"], "refused");
+        assert_eq!(output.json()["kind"], "refused");
         let chunk = format!("`chunk:` below its limit for {}", target.host());
         for words in ["413", size, "client_max_body_size", &chunk] {
             assert!(output.stderr.contains(words), "{words}: {}", output.stderr);
@@ -298,7 +298,7 @@ async fn a_target_that_refuses_the_urls_of_foreign_layers_names_the_setting_to_c
         source.push("a", "1", &image);
         let check = |output: Output| {
             let output = output.assert_code(1);
-            assert_eq!(output.json()["class"], "refused", "{}", output.stderr);
+            assert_eq!(output.json()["kind"], "refused", "{}", output.stderr);
             assert!(output.stderr.contains("validation.manifests.urls.allow"), "{}", output.stderr);
         };
         // distribution's own error, and variants by other servers.
@@ -340,7 +340,7 @@ async fn a_tag_that_may_not_be_written_is_no_success_of_who_insists_on_writing_i
             .always()
             .act(FaultAction::error(403, "DENIED"));
         let output = sync(&source, &target, "tls: off", &["--force"]).await.assert_code(1);
-        assert_eq!(output.json()["class"], "denied", "{}", output.stderr);
+        assert_eq!(output.json()["kind"], "denied", "{}", output.stderr);
         assert_eq!(sync(&source, &target, "tls: off", &[]).await.assert_code(0).json()["outcome"], "unchanged");
     }
     // A target with immutable tags that already has the right one is unchanged.

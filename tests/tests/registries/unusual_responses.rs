@@ -40,11 +40,11 @@ async fn a_target_that_lets_nobody_in_ends_with_how_to_log_in() {
         source.push("a", "1", &images::single("nobody"));
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
         let output = Imgsync::new().args(["sync", &from, &to, "--json"]).run().await.assert_code(1);
-        assert_eq!(output.json()["class"], "denied", "{output:?}");
+        assert_eq!(output.json()["kind"], "denied", "{output:?}");
         assert!(output.stderr.contains(&format!("docker login {}", target.host())), "{}", output.stderr);
         // The same with a wrong login.
         let output = sync(&source, &target, &[]).await.assert_code(1);
-        assert_eq!(output.json()["class"], "denied", "{output:?}");
+        assert_eq!(output.json()["kind"], "denied", "{output:?}");
         assert!(output.stderr.contains("check the user and password"), "{}", output.stderr);
         assert_eq!(target.repositories().len(), 0);
     }
@@ -62,7 +62,7 @@ async fn a_source_whose_heads_find_nothing_is_asked_with_a_get() {
     assert_eq!((source.total(), source.count(RequestType::ManifestGet)), (2, 1), "{}", source.describe_requests());
     source.delete_tag("a", "1");
     let output = sync(&source, &target, &[]).await.assert_code(1).json();
-    assert_eq!(output["class"], "not_found");
+    assert_eq!(output["kind"], "not_found");
 }
 
 #[tokio::test]

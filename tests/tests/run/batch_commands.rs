@@ -45,9 +45,9 @@ async fn show_groups_failures_by_error_kind_and_by_registry_and_lists_them_when_
     }
 
     let json = batch(&program, &["show", "--json"]).await.assert_code(0).json();
-    assert_eq!(json["failed_by_class"][0]["class"], "refused");
-    assert_eq!(json["failed_by_class"][0]["failed"], 2);
-    assert_eq!(json["failed_by_class"][1]["class"], "not_found");
+    assert_eq!(json["failed_by_kind"][0]["kind"], "refused");
+    assert_eq!(json["failed_by_kind"][0]["failed"], 2);
+    assert_eq!(json["failed_by_kind"][1]["kind"], "not_found");
     assert_eq!(json["failed_by_registry"][0]["failed"], 3);
     assert_eq!(json["unlisted"], serde_json::json!([]));
     assert!(json["failures"].is_null(), "{json}");
@@ -63,11 +63,11 @@ async fn requeue_filters_by_error_kind_and_registry_together() {
         let arguments = [&["batch", "requeue", "--json"], arguments].concat();
         program.again().args(&arguments).arg("-c").arg(file).run().await
     };
-    let nothing = requeued(&["--class", "refused", "--registry", "quay.io"]).await.assert_code(0);
+    let nothing = requeued(&["--kind", "refused", "--registry", "quay.io"]).await.assert_code(0);
     assert_eq!((&nothing.json()["requeued"], &nothing.json()["state"]), (&0.into(), &"done".into()));
     assert!(nothing.stderr.contains("0 failed images of batch"), "{}", nothing.stderr);
     let puts = target.count(RequestType::ManifestPut);
-    let one = requeued(&["--class", "not_found", "--registry", &source.host()]).await.assert_code(1);
+    let one = requeued(&["--kind", "not_found", "--registry", &source.host()]).await.assert_code(1);
     assert!(one.stderr.contains("1 failed image of batch"), "{}", one.stderr);
     assert_eq!(target.count(RequestType::ManifestPut), puts, "what was refused is not tried again");
 }

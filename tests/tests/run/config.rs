@@ -66,7 +66,7 @@ async fn rules_that_must_collide_are_refused() {
 async fn without_a_file_there_is_nothing_to_check() {
     for action in ["check", "show"] {
         let output = Imgsync::new().args(["config", action]).run().await.assert_code(2);
-        assert!(output.stderr.contains("there is no imgsync.yaml here"), "{}", output.stderr);
+        assert!(output.stderr.contains("there is no imgsync.yaml in this folder"), "{}", output.stderr);
         let output = Imgsync::new().args(["config", action, "-c", "missing.yaml"]).run().await.assert_code(2);
         assert!(output.stderr.contains("missing.yaml"), "{}", output.stderr);
     }

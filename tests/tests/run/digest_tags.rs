@@ -160,7 +160,7 @@ async fn platforms_make_a_smaller_index_and_choosing_otherwise_copies_again() {
     target.assert_holds("m/a", "1", &image);
 
     let (json, _) = choose(", platforms: [linux/amd64, linux/riscv64]").await;
-    assert_eq!(json["failures"][0]["class"], "unsupported", "{json}");
+    assert_eq!(json["failures"][0]["kind"], "unsupported", "{json}");
     let error = json["failures"][0]["error"].as_str().unwrap();
     assert!(error.contains("linux/riscv64") && error.contains("linux/amd64, linux/arm64/v8, linux/s390x"), "{error}");
     target.assert_holds("m/a", "1", &image);
@@ -205,7 +205,7 @@ async fn a_target_that_takes_no_sparse_index_is_said_so() {
     source.push("a", "1", &images::multi_platform("sparse-refused"));
     let output = run(&rule(&source, &target, ", platforms: linux/amd64, sparse: true"), &[]).await.assert_code(1);
     let failure = &output.json()["failures"][0];
-    assert_eq!(failure["class"], "refused", "{failure}");
+    assert_eq!(failure["kind"], "refused", "{failure}");
     assert!(failure["error"].as_str().unwrap().contains("leave out `sparse`"), "{failure}");
     assert_eq!(target.count(RequestType::ManifestPut), 3, "the child, and the index twice to be sure");
     assert_eq!(json!(null), target.tag_digest("m/a", "1").map_or(Value::Null, Value::from));

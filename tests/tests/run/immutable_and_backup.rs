@@ -54,14 +54,14 @@ async fn an_immutable_tag_that_moved_at_the_source_is_reported_and_not_copied() 
     for more in [[].as_slice(), &["--force"]] {
         let json = run(&program, more).await.assert_code(1).json();
         assert_eq!(counts(&json).2, 1, "{json}");
-        assert_eq!(json["failures"][0]["class"], "immutable");
+        assert_eq!(json["failures"][0]["kind"], "immutable");
         let error = json["failures"][0]["error"].as_str().unwrap();
         assert!(error.contains(&image("v1.1").root) && error.contains(&image("moved").root), "{error}");
         target.assert_holds("m/app", "v1.1", &image("v1.1"));
     }
     // Also without a cache.
     let fresh = rule(&source, &target, "immutable: 'v*'");
-    assert_eq!(run(&fresh, &[]).await.assert_code(1).json()["failures"][0]["class"], "immutable");
+    assert_eq!(run(&fresh, &[]).await.assert_code(1).json()["failures"][0]["kind"], "immutable");
     let dry = run(&fresh, &["--dry-run"]).await.assert_code(1);
     assert!(dry.stdout.contains(r#""action":"fail""#), "{}", dry.stdout);
     target.assert_holds("m/app", "v1.1", &image("v1.1"));
@@ -96,7 +96,7 @@ async fn a_target_that_refuses_to_move_a_tag_has_an_error_kind_of_its_own() {
         target.on(RequestMatcher::kind(RequestType::ManifestPut).reference("v1")).always().act(answer);
         let program = rule(&source, &target, "tags: {include: ['*']}");
         let json = run(&program, &[]).await.assert_code(1).json();
-        assert_eq!(json["failures"][0]["class"], "immutable", "{code}: {json}");
+        assert_eq!(json["failures"][0]["kind"], "immutable", "{code}: {json}");
         assert_eq!(json["failures"][0]["attempts"], 1, "it is final: {json}");
         // If the target already has this digest, the result is unchanged.
         target.push("m/app", "v1", &image("new"));
@@ -154,7 +154,7 @@ async fn a_tag_whose_backup_cannot_be_kept_is_not_overwritten() {
         .act(FaultAction::error(403, "DENIED"));
     let program = rule(&source, &target, "backup: '{{tag}}-{{digest}}'");
     let json = run(&program, &[]).await.assert_code(1).json();
-    assert_eq!(json["failures"][0]["class"], "denied", "{json}");
+    assert_eq!(json["failures"][0]["kind"], "denied", "{json}");
     target.assert_holds("m/app", "v1", &image("old"));
     target.clear_rules();
     run(&program, &[]).await.assert_code(0);

@@ -96,7 +96,7 @@ async fn a_layout_with_corrupt_content_fails_those_images_and_writes_nothing_of_
         configured(&format!("rules:\n- {{from: \"oci:{}\", to: {}/m, naming: keep}}\n", bag.display(), target.host()));
     let json = run(&into, &[]).await.assert_code(1).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&1.into(), &1.into()));
-    assert_eq!(json["failures"][0]["class"], "corrupt");
+    assert_eq!(json["failures"][0]["kind"], "corrupt");
     target.assert_tags_complete();
     assert!(!target.committed_blobs().iter().any(|(_, digest)| *digest == bad.largest_blob()));
 }
@@ -149,7 +149,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     let errors: Vec<&str> =
         json["unlisted"].as_array().unwrap().iter().map(|line| line["error"].as_str().unwrap()).collect();
     let told = |words: &[&str]| errors.iter().any(|error| words.iter().all(|word| error.contains(word)));
-    assert!(told(&[&image("a").root, "`what+ever`", "no name with a tag"]), "{errors:?}");
+    assert!(told(&[&image("a").root, "`what+ever`", "not a reference with a tag"]), "{errors:?}");
     assert!(told(&[&image("b").root, "`Team/App:1`"]), "{errors:?}");
     assert!(told(&[&image("e").root, "has no name", "imgsync sync oci:"]), "{errors:?}");
     assert!(told(&["two images are called quay.io/team/app:twice", &image("f").root, &image("g").root]), "{errors:?}");

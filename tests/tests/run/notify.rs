@@ -216,7 +216,7 @@ async fn a_webhook_is_posted_the_report_s_data_signed() {
     assert_eq!((&body["event"], &body["ok"]), (&"batch.ended".into(), &false.into()));
     assert_eq!(body["headline"], "1 of 3 images failed");
     let group = &body["failures"]["groups"][0];
-    assert_eq!((&group["class"], &group["count"]), (&"denied".into(), &1.into()));
+    assert_eq!((&group["kind"], &group["count"]), (&"denied".into(), &1.into()));
     assert!(group["images"][0]["error"].as_str().unwrap().contains("<b>no</b>"), "as it was said: {group}");
 }
 

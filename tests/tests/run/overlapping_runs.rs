@@ -95,7 +95,7 @@ async fn runs_of_one_folder_wait_for_each_other_whatever_their_rules_are() {
     let line = wait_for_message(&second, "waiting for its end").await;
     assert!(line.contains(&format!("batch {id} of the same rules is run by {process} since ")), "{line}");
     let mut third = fixture.run(&[]).spawn();
-    wait_for_message(&third, "this run joins it").await;
+    wait_for_message(&third, ": joining it").await;
     let file = fixture.program.work_dir().join("other.yaml");
     let mut other = fixture.program.again().args(["run", "--json", "-c"]).arg(file).spawn();
     let line = wait_for_message(&other, "waiting for its end").await;
@@ -134,9 +134,9 @@ async fn a_run_joins_supersedes_or_fails_where_it_is_told_to() {
     let refused = fixture.run(&["--if-running", "join", "--force"]).run().await.assert_code(2);
     assert!(refused.stderr.contains("--force differ"), "{}", refused.stderr);
     let mut joined = fixture.run(&["--if-running", "join"]).spawn();
-    wait_for_message(&joined, "this run joins it").await;
+    wait_for_message(&joined, ": joining it").await;
     let mut later = fixture.run(&["--if-running", "supersede"]).spawn();
-    wait_for_message(&later, "superseded by this run").await;
+    wait_for_message(&later, ": superseding it").await;
     let (first, joined) = tokio::join!(first.wait(), joined.wait());
     for ended in [first, joined] {
         assert_eq!((ended.code, &ended.json()["batch"]), (Some(1), &(*id).into()), "{}", ended.stderr);
@@ -167,7 +167,7 @@ async fn a_paused_batch_is_left_alone_by_every_run() {
     first.wait().await;
     refused("wait").await;
     let watched = fixture.batch(&["watch"]).await.assert_code(4);
-    assert!(watched.stderr.contains("it is paused, and nobody runs it"), "{}", watched.stderr);
+    assert!(watched.stderr.contains("paused, and no coordinator leads it"), "{}", watched.stderr);
     assert_eq!(fixture.states().await, ["paused"]);
     fixture.open();
     assert_whole(&fixture.batch(&["resume", "--json"]).await, 5);
@@ -250,7 +250,7 @@ async fn a_batch_that_was_superseded_before_it_was_listed_is_no_success() {
     let mut second = fixture.run(&["--if-running", "supersede"]).spawn();
     let ended = first.wait().await;
     assert_eq!((ended.code, &ended.json()["counts"]["total"]), (Some(1), &0.into()), "{}", ended.stderr);
-    assert!(ended.stderr.contains("a later run of the same rules took its place"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("superseded by a later run of the same rules"), "{}", ended.stderr);
     lists.remove();
     gate.add_permits(100);
     fixture.open();

@@ -37,7 +37,7 @@ async fn one_bad_image_neither_stops_nor_loops_the_run() {
     let json = run(&program_with_kept_names(&source, &target, "a"), &[]).await.assert_code(1).json();
     assert_adds_up(&json);
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&6.into(), &1.into()));
-    assert_eq!(json["failures"][0]["class"], "not_found");
+    assert_eq!(json["failures"][0]["kind"], "not_found");
     assert_eq!(json["failures"][0]["source"], format!("{}/a:bad", source.host()));
     assert!(json["failures"][0]["error"].as_str().unwrap().contains(&bad.layers()[0]));
     // The totals include the cost of the failure, and requests to the target that were given up early.
@@ -54,7 +54,7 @@ async fn a_transient_error_is_tried_five_times_and_then_counted() {
     source.push("a", "1", &images::single("passing"));
     source.on(RequestMatcher::kind(RequestType::ManifestGet)).always().act(FaultAction::status(503));
     let json = run(&program_with_kept_names(&source, &target, "a"), &[]).await.assert_code(1).json();
-    assert_eq!(json["failures"][0]["class"], "server_error");
+    assert_eq!(json["failures"][0]["kind"], "server_error");
     assert_eq!(json["failures"][0]["attempts"], 5);
     assert_eq!(source.count(RequestType::ManifestGet), 5);
 }
@@ -70,7 +70,7 @@ async fn a_tag_that_vanishes_after_the_listing_fails_alone() {
         .act(FaultAction::error(404, "MANIFEST_UNKNOWN"));
     let json = run(&program_with_kept_names(&source, &target, "a"), &[]).await.assert_code(1).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&1.into(), &1.into()));
-    assert_eq!(json["failures"][0]["class"], "not_found");
+    assert_eq!(json["failures"][0]["kind"], "not_found");
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn a_repository_that_cannot_be_listed_is_said_and_the_rest_goes_on() {
     let program = configured(&format!("defaults: {{to: {}/m, naming: keep}}\nrules:\n{rules}", target.host()));
     let json = run(&program, &[]).await.assert_code(1).json();
     assert_eq!(json["counts"]["copied"], 2);
-    assert_eq!(json["unlisted"][0]["class"], "denied");
+    assert_eq!(json["unlisted"][0]["kind"], "denied");
     assert!(json["unlisted"][0]["repository"].as_str().unwrap().ends_with("/b"), "{json}");
 }
 
@@ -132,7 +132,7 @@ async fn collisions_fail_those_tags_alone_and_certain_ones_at_the_start() {
     let output = run(&program, &[]).await;
     let json: Value = output.json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&3.into(), &1.into()), "{output:?}");
-    assert_eq!(json["failures"][0]["class"], "collision");
+    assert_eq!(json["failures"][0]["kind"], "collision");
     target.assert_holds("m/a", "2", &images::single("collide-x/a-2"));
     // The same source tags from two places under the same name cannot be intended.
     let program = configured(&format!(
@@ -239,7 +239,7 @@ async fn failures_are_requeued_and_only_what_failed_is_copied() {
     refusal.remove();
     target.clear_requests();
     let file = program.work_dir().join("imgsync.yaml");
-    let nothing = program.again().args(["batch", "requeue", "--class", "denied", "-c"]).arg(&file).run().await;
+    let nothing = program.again().args(["batch", "requeue", "--kind", "denied", "-c"]).arg(&file).run().await;
     nothing.assert_code(0);
     let json = program.again().args(["batch", "requeue", "--json", "-c"]).arg(&file).run().await.assert_code(0).json();
     assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&9.into(), &0.into()));

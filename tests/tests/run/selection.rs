@@ -43,13 +43,13 @@ async fn a_rule_that_selects_nothing_is_a_warning_with_counts_in_every_report() 
     assert_eq!(empty(&json), expected.map(|(rule, reason)| (rule, reason.to_owned())), "{json}");
     assert_eq!((&json["counts"]["total"], &json["empty_rules"][1]["tags"]), (&json!(1), &json!(3)));
     for (_, reason) in expected {
-        assert!(output.stderr.contains(&format!("chooses no tag: {reason}")), "{}", output.stderr);
+        assert!(output.stderr.contains(&format!("selects no tag: {reason}")), "{}", output.stderr);
     }
     let id = json["batch"].as_str().unwrap().to_owned();
     let text = program.again().args(["batch", "report", &id]).run().await.assert_code(0);
     assert!(text.stdout.contains("Rules without tags: 4"), "{}", text.stdout);
     assert!(text.stdout.contains(expected[1].1), "{}", text.stdout);
-    for (form, title) in [("md", "## Rules that chose no tag"), ("html", "<h2>Rules that chose no tag")] {
+    for (form, title) in [("md", "## Rules that selected no tag"), ("html", "<h2>Rules that selected no tag")] {
         let args = ["batch", "report", &id, "--report-format", form];
         let written = program.again().args(args).run().await.assert_code(0).stdout;
         assert!(written.contains(title) && written.contains("3 not a version"), "{written}");

@@ -128,7 +128,7 @@ async fn a_stale_tag_and_a_missing_one_are_found() {
     assert_eq!(kinds(&json), ["missing_tag"], "{json}");
     source.delete_tag("app", "1");
     let json = pair(&source, &target, &["--json"]).await.assert_code(1).json();
-    assert_eq!((&json["outcome"], &json["class"]), (&json!("failed"), &json!("not_found")), "{json}");
+    assert_eq!((&json["outcome"], &json["kind"]), (&json!("failed"), &json!("not_found")), "{json}");
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     let output = verify(&["--report=report.md", "--rule", "1"]).await.assert_code(1);
     let json = output.json();
     assert_eq!((&json["counts"]["failed"], &json["counts"]["total"]), (&json!(3), &json!(3)), "{json}");
-    assert!(json["failures"].as_array().unwrap().iter().all(|failure| failure["class"] == "differs"), "{json}");
+    assert!(json["failures"].as_array().unwrap().iter().all(|failure| failure["kind"] == "differs"), "{json}");
     let page = std::fs::read_to_string(program.work_dir().join("report.md")).unwrap();
     assert!(page.contains("Different at the target") && page.contains("verification of"), "{page}");
     assert_eq!(verify(&["--rule", "2"]).await.assert_code(0).json()["counts"]["total"], 3);
@@ -246,7 +246,7 @@ async fn chosen_platforms_and_layouts_are_verified_as_they_were_copied() {
     bytes[0] ^= 1;
     std::fs::write(&largest, bytes).unwrap();
     let json = program.again().args(["verify", "--json", "--deep"]).run().await.assert_code(1).json();
-    assert_eq!((&json["counts"]["failed"], &json["failures"][0]["class"]), (&json!(1), &json!("corrupt")), "{json}");
+    assert_eq!((&json["counts"]["failed"], &json["failures"][0]["kind"]), (&json!(1), &json!("corrupt")), "{json}");
 }
 
 #[tokio::test]
@@ -270,7 +270,7 @@ async fn an_image_is_shown_as_a_tree_and_as_json() {
     assert!(text.contains("└─ referrer  ") && text.contains(&referrer.root), "{text}");
     source.delete_manifest("app", &image.children()[1]);
     let text = Imgsync::new().args(["inspect", &name]).run().await.assert_code(0).stdout;
-    assert!(text.contains("(listed, and not there)"), "{text}");
+    assert!(text.contains("(listed, but missing)"), "{text}");
     // A single image shows its own platform.
     source.push("app", "one", &images::single("verify-one"));
     let json = Imgsync::new()

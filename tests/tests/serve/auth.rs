@@ -36,7 +36,7 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), served.token);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
-    for path in ["status", "openapi.json", "workers", "lanes", "schedules"] {
+    for path in ["status", "openapi.json", "workers", "routes", "schedules"] {
         let (status, value) = served.get(path).await;
         assert!(status == 200 && !value.to_string().contains(&served.token), "{path}");
     }
@@ -53,7 +53,7 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     let served = ServeProcess::start(&fixture.program, &[]).await;
     let ask = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
     let api = |path: &str, host: &str| served.request(Method::GET, path).header("host", host);
-    for path in ["status", "batches", "schedules", "workers", "lanes", "events", "openapi.json", MISSING_BATCH] {
+    for path in ["status", "batches", "schedules", "workers", "routes", "events", "openapi.json", MISSING_BATCH] {
         for host in ["sync.example.com", "SYNC.example.com:443"] {
             assert_eq!(ask(api(path, host)).await, 401, "{path} by {host}");
         }
@@ -73,7 +73,7 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     assert_eq!(ask(post).await, 401);
 
     // The page holds no data; health says nothing; metrics name registries.
-    for (path, by_proxy) in [("/", 200), ("/page/app.js", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)]
+    for (path, by_proxy) in [("/", 200), ("/dashboard/app.js", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)]
     {
         let by = async |host: &str| ask(served.request_outside_api(path).header("host", host)).await;
         assert_eq!(by("sync.example.com").await, by_proxy, "{path}");
@@ -153,6 +153,6 @@ async fn bodies_are_small_and_what_they_are_said_to_be() {
     assert_eq!(send("application/json; charset=utf-8", b"{}".to_vec()).await, 202);
     let nowhere = served.get("nothing").await;
     assert_eq!(nowhere.0, 404);
-    assert_eq!(nowhere.1["error"]["class"], "not_found");
+    assert_eq!(nowhere.1["error"]["kind"], "not_found");
     assert_eq!(served.post("batches", &json!({})).await.0, 405);
 }

@@ -44,7 +44,7 @@ async fn failures_are_grouped_and_requeued_by_error_kind_and_by_registry() {
         let rows = groups[key].as_array().unwrap().iter();
         rows.map(|row| (row[name].as_str().unwrap().to_owned(), row["failed"].as_u64().unwrap())).collect()
     };
-    assert_eq!(by("by_class", "class"), [("denied".to_owned(), 3), ("not_found".to_owned(), 2)], "{groups:#}");
+    assert_eq!(by("by_kind", "kind"), [("denied".to_owned(), 3), ("not_found".to_owned(), 2)], "{groups:#}");
     let mut registries = by("by_registry", "registry");
     registries.sort();
     let mut wanted = [(fixture.source.host(), 5), (fixture.target.host(), 5)];
@@ -68,14 +68,14 @@ async fn failures_are_grouped_and_requeued_by_error_kind_and_by_registry() {
 
     // Access is allowed now; missing manifests are still missing.
     rules.drain(..3).for_each(|rule| rule.remove());
-    let (status, answer) = served.post(&format!("batches/{id}/requeue"), &json!({"class": "denied"})).await;
+    let (status, answer) = served.post(&format!("batches/{id}/requeue"), &json!({"kind": "denied"})).await;
     assert_eq!((status, &answer["requeued"]), (200, &3.into()));
     let done = |batch: &Value| batch["counts"]["copied"] == 4 && !batch["ended"].is_null();
     let batch = served.wait_for(&format!("batches/{id}"), done).await;
     assert_eq!((&batch["run"], &batch["counts"]["failed"]), (&1.into(), &2.into()));
     rules.drain(..).for_each(|rule| rule.remove());
     let (_, answer) = served
-        .post(&format!("batches/{id}/requeue"), &json!({"class": "refused", "registry": fixture.source.host()}))
+        .post(&format!("batches/{id}/requeue"), &json!({"kind": "refused", "registry": fixture.source.host()}))
         .await;
     assert_eq!(answer["requeued"], 0, "both must match");
     let registry = json!({"registry": fixture.source.host()});
@@ -186,14 +186,14 @@ async fn events_start_with_the_full_state_and_then_send_changes() {
             })
         };
         let has = |wanted: &str| events().any(|(name, _)| name == wanted);
-        let is_first = ["status", "schedules", "workers", "lanes", "batch"].into_iter().all(has);
+        let is_first = ["status", "schedules", "workers", "routes", "batch"].into_iter().all(has);
         if is_first && !std::mem::replace(&mut opened, true) {
             gate.add_permits(100);
         }
         let ended = |(name, value): (String, Value)| {
             name == "batch" && value["batch"] == *id && value["state"] == "done" && value["counts"]["copied"] == 5
         };
-        if opened && events().any(ended) && has("course") {
+        if opened && events().any(ended) && has("timeline") {
             break;
         }
     }

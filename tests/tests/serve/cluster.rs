@@ -23,7 +23,7 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     fixture.program = cluster.imgsync(&config);
     let served = ServeProcess::start(&fixture.program, &[]).await;
     let (_, status) = served.get("status").await;
-    assert_eq!((&status["mode"], &status["leads"]), (&"cluster".into(), &true.into()));
+    assert_eq!((&status["mode"], &status["leader"]), (&"cluster".into(), &true.into()));
     let both = |value: &Value| {
         let batches = value["batches"].as_array().unwrap();
         batches.len() == 2
@@ -33,11 +33,11 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     let bad = batches["batches"].as_array().unwrap().iter().find(|batch| batch["counts"]["failed"] == 12).unwrap();
     let id = bad["batch"].as_str().unwrap();
     let (_, groups) = served.get(&format!("batches/{id}/failures/groups")).await;
-    assert_eq!(groups["by_class"][0]["class"], "denied", "{groups:#}");
+    assert_eq!(groups["by_kind"][0]["kind"], "denied", "{groups:#}");
     let (_, workers) = served.get("workers").await;
     assert_eq!(workers["workers"].as_array().unwrap().len(), 3, "{workers:#}");
-    let (_, routes) = served.get("lanes").await;
-    assert_eq!(routes["lanes"][0]["waiting"], 0, "{routes:#}");
+    let (_, routes) = served.get("routes").await;
+    assert_eq!(routes["routes"][0]["waiting"], 0, "{routes:#}");
 
     denied.remove();
     let (status, answer) = served.post(&format!("batches/{id}/requeue"), &json!({})).await;
@@ -49,15 +49,15 @@ async fn with_three_workers_rules_run_at_their_times_and_failures_are_seen_and_t
     // The next coordinator takes over and knows which rules were started.
     let second = ServeProcess::start(&cluster.imgsync(&config), &[]).await;
     let (_, status) = second.get("status").await;
-    assert_eq!(status["leads"], false, "{status:#}");
+    assert_eq!(status["leader"], false, "{status:#}");
     let mut first = served;
     first.running.signal(Signal::KILL);
     first.running.wait().await;
-    second.wait_for("status", |status| status["leads"] == true).await;
+    second.wait_for("status", |status| status["leader"] == true).await;
     let (_, schedules) = second.get("schedules").await;
     assert!(rule(&schedules, "good")["last"].is_string(), "{schedules:#}");
     let (_, batches) = second.get("batches").await;
     assert_eq!(batches["batches"].as_array().unwrap().len(), 2, "nothing is begun again");
-    second.running.wait_for_line(|line| line.contains("leads"), WAIT_TIMEOUT).await;
+    second.running.wait_for_line(|line| line.contains("elected leader"), WAIT_TIMEOUT).await;
     second.stop().await.assert_code(0);
 }

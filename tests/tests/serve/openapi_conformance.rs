@@ -194,8 +194,8 @@ impl RequestGenerator {
                 .into(),
             ),
             5 | 6 if is_requeue => {
-                let kind = self.value_of(&json!({"$ref": "#/components/schemas/Class"}));
-                (json, json!({"class": kind}).to_string().into())
+                let kind = self.value_of(&json!({"$ref": "#/components/schemas/ErrorKind"}));
+                (json, json!({"kind": kind}).to_string().into())
             }
             _ => (json, b"{}".to_vec()),
         })
@@ -297,7 +297,7 @@ async fn every_path_that_is_described_is_there_and_methods_that_are_not_are_refu
             let (status, value) = send_json(request).await;
             assert_eq!(status != 405, is_described, "{method} {template}: {status}");
             let is_nowhere =
-                value["error"]["message"].as_str().is_some_and(|words| words.contains("nothing under this path"));
+                value["error"]["message"].as_str().is_some_and(|words| words.contains("no such path"));
             assert!(!is_nowhere, "{method} {template}");
         }
     }

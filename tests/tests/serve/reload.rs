@@ -18,7 +18,7 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
 
     let config = fixture.config(&[("a", "{every: 1h}"), ("b", "{every: 1h}")]);
     fixture.write(&config.replace("naming: keep", "namign: keep"));
-    served.running.wait_for_line(|line| line.contains("the one before still holds"), WAIT_TIMEOUT).await;
+    served.running.wait_for_line(|line| line.contains("the previous one stays in use"), WAIT_TIMEOUT).await;
     let status = served.wait_for("status", |status| status["configuration"]["error"].is_string()).await;
     let error = status["configuration"]["error"].as_str().unwrap();
     assert!(error.contains("did you mean `naming`?") && error.contains("imgsync.yaml"), "{error}");
@@ -36,7 +36,7 @@ async fn a_changed_configuration_holds_and_a_wrong_one_leaves_the_one_before() {
     assert_eq!(batches.len(), 2);
     assert_eq!(fixture.target.tags("m/b"), ["v0"]);
 
-    let readings = |log: &str| log.matches("read its configuration again").count();
+    let readings = |log: &str| log.matches("configuration reloaded").count();
     let before = readings(&served.running.stderr());
     served.running.signal(Signal::HUP);
     let log = || served.running.stderr();
@@ -89,7 +89,7 @@ async fn what_needs_a_new_start_is_said() {
     let fixture = ServeFixture::new(&["a"], 1).await;
     let served = fixture.serve(&[("a", "")]).await;
     fixture.write(&format!("serve: {{token: 0123456789abcdef}}\n{}", fixture.config(&[("a", "")])));
-    served.running.wait_for_line(|line| line.contains("from the next start on"), WAIT_TIMEOUT).await;
+    served.running.wait_for_line(|line| line.contains("take effect at the next start"), WAIT_TIMEOUT).await;
     let (status, _) = served.post("batches/01890a5d-ac96-774b-bcce-b302099a8057/pause", &json!({})).await;
     assert_eq!(status, 404, "the token of this start still holds");
 }

@@ -101,7 +101,7 @@ async fn rules_last_started_in_the_future_are_due_now_with_one_warning() {
         assert!(next > Timestamp::now() && next < soon, "{schedules:#}");
     }
     let output = served.stop().await.assert_code(0);
-    assert_eq!(output.stderr.matches("was last begun in the future").count(), 2, "{}", output.stderr);
+    assert_eq!(output.stderr.matches("the last run is in the future").count(), 2, "{}", output.stderr);
     let served = ServeProcess::start(&fixture.program, &[]).await;
     assert_eq!(served.wait_for_ended_batches(3).await.len(), 3);
     let output = served.stop().await.assert_code(0);
@@ -183,7 +183,7 @@ async fn one_process_serves_a_state_folder_and_another_controls_its_batch() {
     served.wait_for("batches", |value| value["batches"][0]["state"] == "paused").await;
     // While its images wait at the gate: an ended batch is not resumed.
     let resumed = fixture.program.again().args(["batch", "resume"]).run().await.assert_code(0);
-    assert!(resumed.stderr.contains("goes on with it"), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("continues it"), "{}", resumed.stderr);
     puts.remove();
     gate.add_permits(100);
     let batches = served.wait_for_ended_batches(1).await;

@@ -88,7 +88,7 @@ async fn the_example_runs_on_schedule_and_its_failure_is_seen_within_seconds() {
     assert_eq!(good["counts"]["failed"], 0);
     let id = failed[0]["batch"].as_str().unwrap();
     let (_, groups) = served.get(&format!("batches/{id}/failures/groups")).await;
-    assert_eq!(groups["by_class"][0]["class"], "unsupported", "{groups:#}");
+    assert_eq!(groups["by_kind"][0]["kind"], "unsupported", "{groups:#}");
     served.running.signal(Signal::TERM);
     served.running.wait().await.assert_code(0);
 }

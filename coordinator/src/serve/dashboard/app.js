@@ -3,13 +3,13 @@
 
 import { follow, forgetToken, get, hasToken, post, setToken, takeToken, tokenWasAnswered } from "./server.js";
 import { plot } from "./plot.js";
-import { bar, batchList, bytes, chip, counts, groups, h, lanes, schedules, seconds, show, when, workers } from "./views.js";
+import { bar, batchList, bytes, chip, counts, groups, h, routes, schedules, seconds, show, when, workers } from "./views.js";
 
-const MOST_BATCHES = 50;
+const MAX_BATCHES = 50;
 const ROWS = 50;
 const STATES = ["failed", "running", "new", "queued", "retry", "copied", "unchanged", "cancelled"];
 
-const known = { status: null, line: "connecting", batches: new Map(), courses: new Map(), failures: new Map(), schedules: [], workers: [], lanes: { lanes: [], registries: [] } };
+const known = { status: null, line: "connecting", batches: new Map(), timelines: new Map(), failures: new Map(), schedules: [], workers: [], routes: { routes: [], registries: [] } };
 let chosen = null;
 let isChosenByHand = false;
 const table = { batch: null, state: "failed", from: [0], rows: null, next: null };
@@ -18,7 +18,7 @@ const table = { batch: null, state: "failed", from: [0], rows: null, next: null 
 
 function say(words) {
   const line = h("p", {}, words);
-  document.getElementById("said").append(line);
+  document.getElementById("messages").append(line);
   setTimeout(() => line.remove(), 6000);
 }
 
@@ -75,10 +75,10 @@ function showStatus() {
     document.getElementById("attention").textContent = error ? `Cannot reload the configuration; the previous one stays in use.\n${error}` : "";
   }
   document.getElementById("status").textContent = words.join(" · ");
-  document.getElementById("key").textContent = hasToken() ? "Sign out" : "Sign in";
+  document.getElementById("token-button").textContent = hasToken() ? "Sign out" : "Sign in";
 }
 
-const sorted = () => [...known.batches.values()].sort((a, b) => (a.batch < b.batch ? 1 : -1)).slice(0, MOST_BATCHES);
+const sorted = () => [...known.batches.values()].sort((a, b) => (a.batch < b.batch ? 1 : -1)).slice(0, MAX_BATCHES);
 
 function showBatches() {
   const batches = sorted();
@@ -100,14 +100,14 @@ function choose(batch) {
 
 /// Fetches timeline and failures of a batch that ended before the page was opened, once.
 async function fetchDetails(id) {
-  if (known.courses.has(id)) return;
-  known.courses.set(id, null);
+  if (known.timelines.has(id)) return;
+  known.timelines.set(id, null);
   try {
-    const [course, failures] = await Promise.all([get(`batches/${id}/course`), get(`batches/${id}/failures/groups`)]);
-    known.courses.set(id, course);
+    const [timeline, failures] = await Promise.all([get(`batches/${id}/timeline`), get(`batches/${id}/failures/groups`)]);
+    known.timelines.set(id, timeline);
     known.failures.set(id, failures);
   } catch (error) {
-    known.courses.delete(id);
+    known.timelines.delete(id);
     if (error.status !== 401) say(error.message);
   }
   if (chosen === id) showBatch();
@@ -140,14 +140,14 @@ function requeue(filter) {
 
 function showBatch() {
   const batch = known.batches.get(chosen);
-  if (!batch) return show("live", h("p", { class: "dim" }, "No batch selected."));
+  if (!batch) return show("progress", h("p", { class: "dim" }, "No batch selected."));
   fetchDetails(chosen);
-  const course = known.courses.get(chosen);
+  const timeline = known.timelines.get(chosen);
   const failures = known.failures.get(chosen);
   const span = ((batch.ended ? Date.parse(batch.ended) : Date.now()) - Date.parse(batch.started)) / 1000;
   const { copied } = batch.bytes;
   const pace = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
-  show("live",
+  show("progress",
     h("div", { class: "row" }, h("h2", {}, batch.title || batch.batch), chip(batch)),
     batch.resume ? h("p", { class: "error" }, "Interrupted: no process runs it. Resume it with ", h("code", {}, batch.resume), ".") : null,
     h("p", { class: "dim" }, "to ", h("code", {}, batch.to.join(", "))),
@@ -155,8 +155,8 @@ function showBatch() {
     bar(batch.counts),
     counts(batch),
     buttons(batch),
-    course && course.parts.length > 0 && h("h3", {}, "Results over time"),
-    course && plot(course),
+    timeline && timeline.buckets.length > 0 && h("h3", {}, "Results over time"),
+    timeline && plot(timeline),
     ...(failures ? groups(batch, failures, requeue) : []));
 }
 
@@ -198,7 +198,7 @@ function images(batch) {
       h("td", { class: "number dim" }, String(row.index)),
       h("td", { class: "wide" }, h("code", {}, row.source), h("br"), h("span", { class: "dim" }, "to ", h("code", {}, row.target)),
         row.error ? h("p", { class: "error" }, row.error) : null),
-      h("td", { class: "dim" }, row.class ?? row.state, row.attempts > 0 ? ` · ${row.attempts} ${row.attempts === 1 ? "attempt" : "attempts"}` : "")));
+      h("td", { class: "dim" }, row.kind ?? row.state, row.attempts > 0 ? ` · ${row.attempts} ${row.attempts === 1 ? "attempt" : "attempts"}` : "")));
   const turn = (change) => () => {
     change();
     fetchRows();
@@ -223,13 +223,13 @@ const on = {
   status: (value) => { known.status = value; showStatus(); },
   schedules: (value) => { known.schedules = value; show("schedules", ...schedules(value, start)); },
   workers: (value) => { known.workers = value; show("workers", ...workers(value)); },
-  lanes: (value) => { known.lanes = value; show("lanes", ...lanes(value).filter(Boolean)); },
+  routes: (value) => { known.routes = value; show("routes", ...routes(value).filter(Boolean)); },
   batch: (value) => {
     known.batches.set(value.batch, value);
     later("batches", showBatches);
     later("batch", showBatch);
   },
-  course: (value) => { known.courses.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
+  timeline: (value) => { known.timelines.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
   failures: (value) => { known.failures.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
 };
 
@@ -246,7 +246,7 @@ function later(what, draw) {
 }
 
 takeToken();
-document.getElementById("key").addEventListener("click", () => {
+document.getElementById("token-button").addEventListener("click", () => {
   if (hasToken()) {
     setToken(null);
     showStatus();
@@ -257,7 +257,7 @@ showBatches();
 showBatch();
 show("schedules", ...schedules([], start));
 show("workers", ...workers([]));
-show("lanes", ...lanes(known.lanes).filter(Boolean));
+show("routes", ...routes(known.routes).filter(Boolean));
 setInterval(() => { later("batches", showBatches); show("schedules", ...schedules(known.schedules, start)); }, 10000);
 follow(
   (name, value) => on[name]?.(value),

@@ -69,7 +69,7 @@ export const hasFailed = (batch) => batch.counts.failed + batch.unlisted > 0;
 
 export function chip(batch) {
   const failed = batch.state === "done" && hasFailed(batch);
-  const listing = batch.state === "running" && !batch.sealed;
+  const listing = batch.state === "running" && !batch.planned;
   const words = failed ? "done, with failures" : listing ? "listing" : batch.state;
   return h("span", { class: `chip ${failed ? "failed" : batch.state}` }, words);
 }
@@ -110,10 +110,10 @@ export function groups(batch, groups, requeue) {
   const may = batch.state !== "cancelled" && batch.state !== "superseded";
   const button = (key, label, filter, count) =>
     h("button", { type: "button", key, "aria-label": `Requeue ${count} failures: ${label}`, disabled: !may, onclick: () => requeue(filter) }, "Requeue");
-  const classes = groups.by_class.map((group) =>
+  const kinds = groups.by_kind.map((group) =>
     h("div", { class: "item" },
-      h("span", { class: "row" }, h("span", {}, h("strong", {}, `${number(group.failed)} ${group.title.toLowerCase()}`), " ", group.class === group.title.toLowerCase() ? null : h("code", { class: "dim" }, group.class)),
-        button(`class ${group.class}`, group.title, { class: group.class }, group.failed)),
+      h("span", { class: "row" }, h("span", {}, h("strong", {}, `${number(group.failed)} ${group.title.toLowerCase()}`), " ", group.kind === group.title.toLowerCase() ? null : h("code", { class: "dim" }, group.kind)),
+        button(`kind ${group.kind}`, group.title, { kind: group.kind }, group.failed)),
       h("p", { class: "error" }, group.example.error),
       h("p", { class: "dim" }, group.advice)));
   const registries = groups.by_registry.map((group) =>
@@ -122,10 +122,10 @@ export function groups(batch, groups, requeue) {
       h("td", { class: "number" }, number(group.failed)),
       h("td", { class: "act" }, button(`registry ${group.registry}`, group.registry, { registry: group.registry }, group.failed))));
   const unlisted = groups.unlisted.map((one) =>
-    h("div", { class: "item" }, h("span", { class: "row" }, h("code", {}, one.repository), h("code", { class: "dim" }, one.class)), h("span", { class: "error" }, one.error)));
+    h("div", { class: "item" }, h("span", { class: "row" }, h("code", {}, one.repository), h("code", { class: "dim" }, one.kind)), h("span", { class: "error" }, one.error)));
   return [
-    classes.length > 0 && h("h3", {}, "Failures by kind"),
-    ...classes,
+    kinds.length > 0 && h("h3", {}, "Failures by kind"),
+    ...kinds,
     registries.length > 0 && h("h3", {}, "Failures by registry (source or target)"),
     registries.length > 0 && h("table", {}, h("tbody", {}, ...registries)),
     unlisted.length > 0 && h("h3", {}, "Listing failed"),
@@ -144,35 +144,35 @@ export function schedules(entries, start) {
   return [h("h2", {}, "Schedules"), ...(items.length === 0 ? [h("p", { class: "dim" }, "The configuration has no rules.")] : items)];
 }
 
-const MOST_DOING = 8;
+const MAX_RUNNING = 8;
 
 export function workers(workers) {
   const items = workers.map((worker) => {
-    const doing = worker.running.slice(0, MOST_DOING).map((one) => h("li", {}, h("code", {}, one.source), h("span", { class: "dim name", title: one.target }, "to ", one.target)));
+    const doing = worker.running.slice(0, MAX_RUNNING).map((one) => h("li", {}, h("code", {}, one.source), h("span", { class: "dim name", title: one.target }, "to ", one.target)));
     const more = worker.running.length - doing.length;
     return h("div", { class: "item" },
       h("span", { class: "row" }, h("code", {}, worker.worker), h("span", { class: "dim" }, `${worker.running.length} of ${worker.slots} slots`)),
       worker.draining ? h("span", { class: "chip wait" }, "draining") : null,
-      worker.refused > 0 ? h("span", { class: "error" }, `refused ${number(worker.refused)} messages: ${worker.refused_why ?? "no reason was given"}`) : null,
+      worker.refused > 0 ? h("span", { class: "error" }, `rejected ${number(worker.refused)} messages, last reason: ${worker.refusal_reason ?? "no reason given"}`) : null,
       h("ul", { class: "doing" }, ...doing, more > 0 ? h("li", { class: "dim" }, `and ${number(more)} more`) : null));
   });
   return [h("h2", {}, "Workers"), ...(items.length === 0 ? [h("p", { class: "dim" }, "No active workers.")] : items)];
 }
 
-export function lanes({ lanes, registries }) {
+export function routes({ routes, registries }) {
   const held = (one) => one.throttled_until
-    ? h("span", { class: "chip wait", title: one.throttled_why ?? "" }, "rate limited until ", when(one.throttled_until).getAttribute("title")) : null;
-  const items = lanes.map((lane) =>
+    ? h("span", { class: "chip wait", title: one.throttle_reason ?? "" }, "rate limited until ", when(one.throttled_until).getAttribute("title")) : null;
+  const items = routes.map((route) =>
     h("div", { class: "item" },
-      h("span", { class: "row" }, h("code", {}, lane.source.end, lane.source.user ? ` as ${lane.source.user}` : "", " to ", lane.target.end, lane.target.user ? ` as ${lane.target.user}` : ""),
-        h("span", { class: "dim" }, lane.waiting === null ? "" : `${number(lane.waiting)} waiting`)),
-      held(lane),
-      lane.throttled_why ? h("span", { class: "dim" }, lane.throttled_why) : null,
-      ...lane.unserved.map((why) => h("span", { class: "error" }, why))));
+      h("span", { class: "row" }, h("code", {}, route.source.endpoint, route.source.user ? ` as ${route.source.user}` : "", " to ", route.target.endpoint, route.target.user ? ` as ${route.target.user}` : ""),
+        h("span", { class: "dim" }, route.waiting === null ? "" : `${number(route.waiting)} waiting`)),
+      held(route),
+      route.throttle_reason ? h("span", { class: "dim" }, route.throttle_reason) : null,
+      ...route.unserved_reasons.map((why) => h("span", { class: "error" }, why))));
   const rates = registries.map((one) => {
     const limits = [];
     if (one.requests_per_second !== null) limits.push(`${one.requests_per_second} requests/s`);
-    if (one.learnt_per_second !== null) limits.push(`${one.learnt_per_second} requests/s learned from rejections`);
+    if (one.learned_requests_per_second !== null) limits.push(`${one.learned_requests_per_second} requests/s learned from rejections`);
     if (one.concurrency !== null) limits.push(`${one.concurrency} concurrent requests`);
     return h("div", { class: "item" }, h("code", {}, one.registry), h("span", { class: "dim" }, limits.join(", ") || "no known limit"), held(one));
   });

@@ -107,7 +107,7 @@ async fn large_layer(scenario: &Scenario, name: &str) {
 
 async fn missing_tag(scenario: &Scenario, name: &str) {
     let output = scenario.sync("absent").await.assert_code(1);
-    let kind = output.json()["class"].as_str().unwrap_or_default().to_owned();
+    let kind = output.json()["kind"].as_str().unwrap_or_default().to_owned();
     assert!(["not_found", "denied"].contains(&kind.as_str()), "{kind}: {}", output.stderr);
     let said = output.stderr.contains("check the repository's name and the tag") || output.stderr.contains("not there");
     assert!(said, "what it may be is said: {}", output.stderr);
