@@ -414,7 +414,7 @@ mod tests {
                     "2 failed",
                     "Failures",
                     "Workers",
-                    "q leave",
+                    "q quit",
                 ] {
                     assert!(shown.contains(wanted), "{wanted} at {width}x{height}:\n{shown}");
                 }

@@ -86,12 +86,12 @@ async fn deliver_round(
     let (id, all) = (report.batch.id, all_delivered_mark(&report.batch));
     let sent: BTreeSet<String> = store.sent_notifications(id).await?.into_iter().collect();
     let mut warnings = Vec::new();
-    if told.contains(&all) {
+    if sent.contains(&all) {
         return Ok(warnings);
     }
     for (name, recipient) in notifier.recipients(report) {
         let mark = format!("{all} {name}");
-        if told.contains(&mark) {
+        if sent.contains(&mark) {
             continue;
         }
         match notifier.send_to(&recipient, report, level).await {

@@ -153,7 +153,7 @@ impl<'a> Report<'a> {
     pub async fn load(store: &'a dyn Store, id: BatchId) -> Result<Report<'a>> {
         let operation = format!("reporting on batch {id}");
         let batch = store.batch(id).await?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, operation, "the store does not have it")
+            Error::new(ErrorKind::NotFound, operation, "it is not in the store")
                 .with_hint("`imgsync batch list` shows all batches")
         })?;
         let unlisted = store.listing_failures(id).await?;

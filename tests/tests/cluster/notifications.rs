@@ -55,12 +55,12 @@ async fn a_coordinator_logs_its_leadership_and_each_batch_s_start_and_end_with_t
     assert!(line.contains("warning: batch ") && line.contains(": 4 copied, 0 unchanged, 2 failed, in "), "{line}");
     denied.remove();
     kill(&mut first).await;
-    let leads = second.wait_for_line(|line| line.ends_with("Z leads"), WAIT_TIMEOUT).await;
+    let leads = second.wait_for_line(|line| line.ends_with("Z elected leader"), WAIT_TIMEOUT).await;
     let good = detach().await;
     let line = second.wait_for_line(|line| line.contains(&format!("batch {good} ended: ")), WAIT_TIMEOUT).await;
     assert!(line.contains(": 2 copied, 4 unchanged, in ") && !line.contains("warning"), "{line}");
     for (log, batch) in [(first.stderr(), bad), (second.stderr(), good)] {
-        for words in ["begins: ", "ended: "] {
+        for words in ["started: ", "ended: "] {
             let its: Vec<&str> = log.lines().filter(|line| line.contains(&format!("batch {batch} {words}"))).collect();
             assert!(its.len() == 1 && has_time(its[0]), "{words} is said once: {log}");
         }

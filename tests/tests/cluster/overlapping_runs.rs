@@ -47,7 +47,7 @@ async fn runs_that_overlap_wait_for_their_turn_and_complete() {
     let _workers = fixture.cluster.start_workers(1, 4).await;
     let (gate, mut first, id) = start_gated_run(&fixture).await;
     let mut second = run(&fixture, &[]).spawn();
-    let line = wait_for_message(&second, "waiting for its end").await;
+    let line = wait_for_message(&second, "waiting for it to end").await;
     assert!(line.contains(&format!("batch {id} of the same rules is run by run on ")), "{line}");
     assert!(line.contains(" since 2") && line.contains("UTC"), "{line}");
     let mut third = run(&fixture, &[]).spawn();
@@ -129,7 +129,7 @@ async fn a_paused_batch_is_left_alone_by_every_run() {
     let _workers = fixture.cluster.start_workers(1, 2).await;
     let (gate, mut first, id) = start_gated_run(&fixture).await;
     let mut waiting = run(&fixture, &[]).spawn();
-    wait_for_message(&waiting, "waiting for its end").await;
+    wait_for_message(&waiting, "waiting for it to end").await;
     fixture.cluster.imgsync("").args(["batch", "pause"]).run().await.assert_code(0);
     // A waiting run reports it, and keeps waiting.
     wait_for_message(&waiting, "is paused").await;
@@ -240,11 +240,11 @@ async fn a_run_that_was_killed_while_it_waits_leaves_its_place_to_another() {
     let _workers = fixture.cluster.start_workers(1, 4).await;
     let (gate, mut first, _) = start_gated_run(&fixture).await;
     let mut killed = run(&fixture, &[]).spawn();
-    wait_for_message(&killed, "waiting for its end").await;
+    wait_for_message(&killed, "waiting for it to end").await;
     let mut third = run(&fixture, &[]).spawn();
     wait_for_message(&third, ": joining it").await;
     kill(&mut killed).await;
-    wait_for_message(&third, "waiting for its end").await;
+    wait_for_message(&third, "waiting for it to end").await;
     gate.open();
     fixture.assert_ended_whole(&first.wait().await);
     fixture.assert_ended_whole(&third.wait().await);

@@ -96,7 +96,7 @@ async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice
     gate.open();
     let ended = run.wait().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("the store has lost it"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the store no longer has it"), "{}", ended.stderr);
     assert!(ended.stderr.contains("run the rules again"), "what to do is said: {}", ended.stderr);
     let again = fixture.run().wait().await;
     fixture.assert_ended_whole(&again);

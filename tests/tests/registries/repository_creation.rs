@@ -161,7 +161,7 @@ async fn a_project_of_harbor_is_made_once_for_all_of_its_repositories() {
     fixture.assert_arrived();
     let project = json!({"project_name": "mirror", "metadata": {"public": "false"}});
     assert_eq!(fixture.made(), [project], "{}", fixture.profile.registry.describe_requests());
-    assert!(!output.stderr.contains("trying again"), "{}", output.stderr);
+    assert!(!output.stderr.contains("retrying in"), "{}", output.stderr);
 }
 
 #[tokio::test]

@@ -97,7 +97,7 @@ async fn a_page_that_fails_is_asked_for_again_and_then_named_while_others_go_on(
     registry.on(middle()).times(2).act(FaultAction::status(503));
     let output = tags(&registry, "a/app", &[]).await.assert_code(0);
     assert_eq!(lines(&output), numbers(6));
-    assert!(output.stderr.contains("trying again"), "{}", output.stderr);
+    assert!(output.stderr.contains("retrying in"), "{}", output.stderr);
 
     registry.on(middle()).always().act(FaultAction::status(500));
     let output = tags(&registry, "a/*", &["--attempts", "3"]).await.assert_code(1);

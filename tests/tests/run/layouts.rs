@@ -152,7 +152,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     assert!(told(&[&image("a").root, "`what+ever`", "not a reference with a tag"]), "{errors:?}");
     assert!(told(&[&image("b").root, "`Team/App:1`"]), "{errors:?}");
     assert!(told(&[&image("e").root, "has no name", "imgsync sync oci:"]), "{errors:?}");
-    assert!(told(&["two images are called quay.io/team/app:twice", &image("f").root, &image("g").root]), "{errors:?}");
+    assert!(told(&["two images are named quay.io/team/app:twice", &image("f").root, &image("g").root]), "{errors:?}");
     assert_eq!(errors.len(), 4, "{errors:?}");
     let listed = into.again().args(["tags", &format!("oci:{}", bag.display())]).run().await.assert_code(1);
     assert!(listed.stderr.contains("what+ever"), "{}", listed.stderr);
@@ -163,7 +163,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     target.assert_holds("m/one", "e", &image("e"));
     let twice = format!("oci:{}:quay.io/team/app:twice", bag.display());
     let output = into.again().args(["sync", &twice, &format!("{}/m/one:t", target.host())]).run().await.assert_code(2);
-    assert!(output.stderr.contains("two images are called"), "{}", output.stderr);
+    assert!(output.stderr.contains("two images are named"), "{}", output.stderr);
 }
 
 #[tokio::test]

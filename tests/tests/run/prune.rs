@@ -417,7 +417,7 @@ async fn a_tag_pushed_between_the_check_and_the_delete_keeps_its_manifest() {
     let mut became = pruned(&json);
     became.sort();
     assert_eq!(became, [("left".into(), second.to_owned()), ("removed".into(), first.to_owned())], "{json}");
-    assert!(json.to_string().contains("the tag pushed needs the same image"), "{json}");
+    assert!(json.to_string().contains("the tag pushed uses the same image"), "{json}");
     assert_eq!(deletions(&target), [second], "by its tag alone, which the target does not do");
     target.assert_holds("m/app", "pushed", &needed);
     // Checked tags are not requested again.

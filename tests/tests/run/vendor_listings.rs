@@ -117,7 +117,7 @@ async fn a_limited_rate_is_waited_out_as_each_tells_it() {
         registry.on(RequestType::ApiTags).skip(1).act(limited);
         let output = VendorRegistries::tags(vendor, &registry, "me/app", &[]).await.assert_code(0);
         assert_eq!(lines(&output), ["1", "2"], "{vendor:?}");
-        assert!(output.stderr.contains("trying again in"), "{vendor:?}: {}", output.stderr);
+        assert!(output.stderr.contains("retrying in"), "{vendor:?}: {}", output.stderr);
         assert_eq!(registry.count(RequestType::Tags), 0);
         assert_eq!(registry.count(RequestType::ApiTags), 3, "{vendor:?}: {}", registry.describe_requests());
     }

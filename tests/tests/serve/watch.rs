@@ -52,7 +52,7 @@ async fn on_a_terminal_a_batch_is_a_view_and_the_terminal_is_given_back() {
     let shown = || String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
     let started = std::time::Instant::now();
     // The alternate screen, which shows the running tasks.
-    while !(shown().contains("\u{1b}[?1049h") && shown().contains("Failures") && shown().contains("leave")) {
+    while !(shown().contains("\u{1b}[?1049h") && shown().contains("Failures") && shown().contains("quit")) {
         assert!(started.elapsed() < WAIT_TIMEOUT, "{}", shown());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
