@@ -12,12 +12,7 @@ fn coordinator_limits() -> Vec<Limit> {
     let rules = "rules of `imgsync serve` with their own metrics";
     vec![
         Limit::count(DocsPage::Operating, tasks, MAX_DEPTH, "the rest stays in the plan"),
-        Limit::count(
-            DocsPage::Operating,
-            rules,
-            MAX_RULES as u64,
-            "the others are counted by `imgsync_rules_omitted`",
-        ),
+        Limit::count(DocsPage::Operating, rules, MAX_RULES as u64, "the others are counted by `imgsync_rules_omitted`"),
         Limit::time(
             DocsPage::Operating,
             "sending notifications after the end of a batch",

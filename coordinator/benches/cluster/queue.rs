@@ -18,7 +18,7 @@ const SLOTS: usize = 20;
 
 pub(crate) async fn run(tasks: usize) {
     setup::title(&format!(
-        "{tasks} tasks through plan → dispatch → consume → finish, nothing to copy, {SLOTS} slots a worker (aim: 3,000/s)"
+        "{tasks} tasks through plan → dispatch → consume → finish, {SLOTS} slots per worker (aim: 3,000/s)"
     ));
     println!(
         "{:>7} {:>9} {:>11} {:>11} {:>6}   {:>9} {:>8} {:>7} {:>12}   {:>14} {:>9}",

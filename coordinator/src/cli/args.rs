@@ -68,8 +68,8 @@ pub(crate) enum Command {
     Run(Box<RunCommand>),
     /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
     ///
-    /// Copies all its repositories and tags to docker.io/<user>. Target names are those of imgsync 2.1 (gcr.io_istio-release_pilot),
-    /// also where the images have moved since. docs/from-2.1.md lists each flag.
+    /// Copies all its repositories and tags to docker.io/<user>. Target names are those of imgsync 2.1
+    /// (gcr.io_istio-release_pilot), also where the images have moved since. docs/from-2.1.md lists each flag.
     Gcr(Box<GcrArgs>),
     /// Copy Flannel to Docker Hub, as imgsync 2.1 did
     ///
@@ -77,8 +77,9 @@ pub(crate) enum Command {
     Flannel(Box<LegacyArgs>),
     /// Compare targets with their sources without copying
     ///
-    /// Compares every digest of every image: the tag, its manifests, its blobs and its referrers. Compares what the rules select, what an
-    /// earlier batch copied, or one image. Reports and exit codes are those of `run`; the exit code is 1 if something differs.
+    /// Compares every digest of every image: the tag, its manifests, its blobs and its referrers. Compares what the
+    /// rules select, what an earlier batch copied, or one image. Reports and exit codes are those of `run`; the exit
+    /// code is 1 if something differs.
     Verify(Box<VerifyArgs>),
     /// Show the platforms, layers, sizes and referrers of an image
     Inspect(InspectArgs),
@@ -98,9 +99,10 @@ pub(crate) enum Command {
     Cache(CacheArgs),
     /// List the tags that a rule would select
     ///
-    /// For one repository, each line on stdout is a tag; for a pattern with a star, each line is REGISTRY/REPOSITORY:TAG, as
-    /// `imgsync sync` takes it. Repositories are sorted by path, tags from old to new, tags that are not versions
-    /// first. Dropped tags and the reasons are printed on stderr. The exit code is 1 if a repository could not be listed.
+    /// For one repository, each line on stdout is a tag; for a pattern with a star, each line is
+    /// REGISTRY/REPOSITORY:TAG, as `imgsync sync` takes it. Repositories are sorted by path, tags from old to new, tags
+    /// that are not versions first. Dropped tags and the reasons are printed on stderr. The exit code is 1 if a
+    /// repository could not be listed.
     Tags(Box<TagsArgs>),
     /// Check, show and import configurations
     Config {
@@ -217,10 +219,10 @@ pub(crate) struct RunArgs {
     pub(crate) detach: bool,
     /// What to do if a batch of the same rules is running [default: from the configuration, else wait]
     ///
-    /// `wait` waits until it ends, then lists again and runs; one run waits, and later runs join its batch. `join` follows the running
-    /// batch and exits with its exit code; it fails if --force, --download-manifests or the slice differ. `supersede` stops the
-    /// running batch. `fail` exits with code 2. A paused batch is not touched (exit code 2); an interrupted batch is
-    /// superseded.
+    /// `wait` waits until it ends, then lists again and runs; one run waits, and later runs join its batch. `join`
+    /// follows the running batch and exits with its exit code; it fails if --force, --download-manifests or the slice
+    /// differ. `supersede` stops the running batch. `fail` exits with code 2. A paused batch is not touched (exit code
+    /// 2); an interrupted batch is superseded.
     #[arg(long, value_name = "wait|join|supersede|fail")]
     pub(crate) if_running: Option<IfRunning>,
     #[command(flatten)]
@@ -295,7 +297,8 @@ pub(crate) struct ServeArgs {
 /// Exports and imports the digest cache: the source digest of each target tag, and when the tag was last seen.
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
-    /// State folder to use even if a cluster is configured [default: the cluster's store, else the default state folder]
+    /// State folder to use even if a cluster is configured [default: the cluster's store, else the default state
+    /// folder]
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) state: Option<PathBuf>,
     #[command(subcommand)]

@@ -128,12 +128,14 @@ fn print_removals(
         let (place, title) = (rule.label(), rule.title());
         if pruning.waiting() > 0 {
             let waiting = pluralize(pruning.waiting(), "tag is", "tags are");
-            printer.line(&format!("{place}: {waiting} gone at the source, and kept until the prune delay has passed"));
+            printer.line(&format!("{place}: {waiting} gone at the source, and kept until `keep_days` have passed"));
         }
         let left = pruning.take_unauthenticated().len() as u64;
         if left > 0 {
             let left = pluralize(left, "tag is", "tags are");
-            printer.line(&format!("{place}: {left} gone at the source, and kept: the record is not signed with this cluster.key"));
+            printer.line(&format!(
+                "{place}: {left} gone at the source, and kept: the record is not signed with this cluster.key"
+            ));
         }
         match pruning.finalize() {
             Err(why) => printer.line(&format!("{place}: nothing would be removed: {why}")),

@@ -28,8 +28,8 @@ use crate::presets::source_selectors;
 const MAX_BATCHES: usize = 5;
 const TASK_PAGE_SIZE: usize = 5000;
 
-/// Explains why a tag was or was not copied: which rules select it, its result in the newest batch that contains it, and
-/// its entry in the digest cache.
+/// Explains why a tag was or was not copied: which rules select it, its result in the newest batch that contains it,
+/// and its entry in the digest cache.
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     /// Source or target tag: gcr.io/distroless/static:nonroot
@@ -42,9 +42,7 @@ pub(crate) struct ExplainArgs {
 
 fn parse_reference(text: &str) -> std::result::Result<Reference, String> {
     if text.starts_with("oci:") {
-        return Err(
-            "images in layouts cannot be explained: name the source or target in a registry".to_owned()
-        );
+        return Err("images in layouts cannot be explained: name the source or target in a registry".to_owned());
     }
     text.parse().map_err(|error: ParseReferenceError| error.to_string())
 }

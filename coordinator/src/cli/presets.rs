@@ -19,7 +19,8 @@ use crate::presets::{self, SourceSelector, TargetNamePatterns, source_selectors}
 pub(crate) struct RunCommand {
     /// Run this preset instead of the configuration's rules; may be repeated (see `imgsync presets`)
     ///
-    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and --user.
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and
+    /// --user.
     #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Vec<Preset>,
     #[command(flatten)]

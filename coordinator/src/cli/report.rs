@@ -15,7 +15,8 @@ pub(crate) struct ReportArgs {
     /// Write the report to stdout or to a file (.txt, .json, .md or .html)
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) report: Option<Option<PathBuf>>,
-    /// Level of detail: 1 totals, 2 failures too, 3 every image [default: from the configuration, else 1, and 2 for md and html]
+    /// Level of detail: 1 totals, 2 failures too, 3 every image [default: from the configuration, else 1, and 2 for md
+    /// and html]
     #[arg(long, value_name = "1..3", value_parser = clap::value_parser!(u8).range(1..=3))]
     pub(crate) report_level: Option<u8>,
     /// Format of the report, whatever the extension of the file

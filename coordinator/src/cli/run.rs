@@ -396,7 +396,7 @@ impl<'a> RunContext<'a> {
         }
         if let Some(file) = &options.file {
             match report::write_file(&report, &options.shape, file).await {
-                Ok(()) => printer.line(&format!("the report is in {}", file.display())),
+                Ok(()) => printer.line(&format!("report written to {}", file.display())),
                 // Notifications are sent all the same.
                 Err(error) => printer.report_file_error(&error),
             }
@@ -423,8 +423,9 @@ impl<'a> RunContext<'a> {
             }
         }
         if ended.interrupted {
-            printer
-                .line(&format!("interrupted: `imgsync batch resume {id}` continues the batch; running the rules again does too"));
+            printer.line(&format!(
+                "interrupted: `imgsync batch resume {id}` continues the batch; running the rules again does too"
+            ));
             if self.backend.is_cluster() {
                 printer.line(&format!(
                     "workers finish the tasks already queued; `imgsync batch cancel {id}` stops them too"
@@ -451,7 +452,9 @@ impl<'a> RunContext<'a> {
             let parts: Vec<String> = parts.chain(stopped).collect();
             printer.error(
                 &format!("the batch is incomplete: {}", parts.join(", ")),
-                Some(&format!("`imgsync batch report {id} --report-level 2` lists them; `imgsync explain REF` explains a tag")),
+                Some(&format!(
+                    "`imgsync batch report {id} --report-level 2` lists them; `imgsync explain REF` explains a tag"
+                )),
             );
         }
         Ok(exit)

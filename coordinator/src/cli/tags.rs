@@ -33,7 +33,8 @@ use crate::presets::SourceSelector;
 /// Repositories and tag filters.
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
-    /// Repository pattern: gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all levels), or oci:DIR
+    /// Repository pattern: gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all
+    /// levels), or oci:DIR
     #[arg(value_name = "PATTERN", value_parser = parse_pattern, required_unless_present = "preset")]
     pub(crate) pattern: Option<RuleSource>,
     /// List the tags of a preset instead of a pattern: kubeadm, "kubeadm >=1.30"
@@ -54,7 +55,8 @@ pub(crate) struct TagsArgs {
     /// Order for --newest
     #[arg(long, value_name = "WHAT", default_value = "version", requires = "newest")]
     pub(crate) newest_by: NewestByArg,
-    /// Only tags created since a date (2025-01-01), a timestamp or a duration ago (90d); needs a registry that lists dates
+    /// Only tags created since a date (2025-01-01), a timestamp or a duration ago (90d); needs a registry that lists
+    /// dates
     #[arg(long, value_name = "WHEN", value_parser = |text: &str| text.parse::<Since>())]
     pub(crate) since: Option<Since>,
     /// Print each tag as a JSON object, with digest and date if the registry lists them

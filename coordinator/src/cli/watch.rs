@@ -58,10 +58,7 @@ pub(crate) async fn watch(
 
 /// Reports that a batch is interrupted, and what to do.
 pub(super) fn print_abandoned(view: &BatchView, printer: &Printer) {
-    printer.error(
-        &format!("batch {} is interrupted: no process runs it", view.batch.id),
-        view.notice().as_deref(),
-    );
+    printer.error(&format!("batch {} is interrupted: no process runs it", view.batch.id), view.notice().as_deref());
 }
 
 /// Prints a line for each change.

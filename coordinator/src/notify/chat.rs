@@ -130,7 +130,8 @@ fn classify_code(kind: ChatKind, code: i64) -> (ErrorKind, &'static str) {
         (ChatKind::DingTalk | ChatKind::WeCom, -1) => (ErrorKind::ServerError, ""),
         (ChatKind::DingTalk, 310_000) => (
             ErrorKind::Denied,
-            "rejected by the robot's security settings: check `secret`, the clock and IP address of this machine, and the keyword",
+            "rejected by the robot's security settings: check `secret`, the clock and IP address of this machine, and \
+             the keyword",
         ),
         (ChatKind::DingTalk, 300_001 | 300_005) | (ChatKind::WeCom, 93_000) => {
             (ErrorKind::Denied, "the robot's URL is wrong, or the robot was removed")

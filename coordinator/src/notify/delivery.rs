@@ -68,7 +68,8 @@ pub async fn deliver_once(
             let told = tokio::select! {
                 told = deliver_round(&**store, report, notifier, level) => told,
                 () = guard.lost().cancelled() => {
-                    Err(Error::new(ErrorKind::Unreachable, format!("sending notifications of batch {id}"), "the lease was lost"))
+                    let operation = format!("sending notifications of batch {id}");
+                    Err(Error::new(ErrorKind::Unreachable, operation, "the lease was lost"))
                 }
             };
             guard.release().await;

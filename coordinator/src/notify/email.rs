@@ -137,8 +137,9 @@ fn failure(operation: &str, error: &lettre::transport::smtp::Error) -> Error {
     let words = sanitize_within(&words, 400).into_owned();
     let status = error.status().map(u16::from);
     match () {
-        () if matches!(status, Some(530 | 534 | 535 | 538)) => Error::new(ErrorKind::Denied, operation, words)
-            .with_hint("the server rejected `username` and `password`"),
+        () if matches!(status, Some(530 | 534 | 535 | 538)) => {
+            Error::new(ErrorKind::Denied, operation, words).with_hint("the server rejected `username` and `password`")
+        }
         // The client reports certificate errors as failed connections.
         () if error.is_tls() || status.is_none() && words.contains("certificate") => {
             Error::new(ErrorKind::Insecure, operation, words)

@@ -132,12 +132,14 @@ impl Notifier {
         level: ReportLevel,
     ) -> std::result::Result<(), String> {
         match to {
-            Recipient::Telegram(telegram) => {
-                telegram.send_report(report, level).await.map_err(|error| format!("Telegram notification failed: {error}"))
-            }
-            Recipient::Webhook(webhook) => {
-                webhook.send_report(report, level).await.map_err(|error| format!("webhook notification failed: {error}"))
-            }
+            Recipient::Telegram(telegram) => telegram
+                .send_report(report, level)
+                .await
+                .map_err(|error| format!("Telegram notification failed: {error}")),
+            Recipient::Webhook(webhook) => webhook
+                .send_report(report, level)
+                .await
+                .map_err(|error| format!("webhook notification failed: {error}")),
             Recipient::Chat(chat) => send_chat(chat, report, level)
                 .await
                 .map_err(|error| format!("{} notification failed: {}", chat.name(), with_hint(&error))),

@@ -64,7 +64,8 @@ impl Notification {
         let until = until.strftime("%Y-%m-%d %H:%M:%S UTC");
         let title = format!("imgsync: a batch is waiting for {registry}");
         let text = format!(
-            "{registry} {why}: held until {until}.\nBatch {batch} has {open} pending; images of other registries continue.\nDetails: imgsync batch show {batch}"
+            "{registry} {why}: held until {until}.\nBatch {batch} has {open} pending; images of other registries \
+             continue.\nDetails: imgsync batch show {batch}"
         );
         Notification { title, text, is_markup: false }
     }

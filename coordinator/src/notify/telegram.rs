@@ -103,7 +103,9 @@ impl Telegram {
             // Not within a line or a character.
             true => {
                 let lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-                format!("{lines}\nTruncated. Full report: imgsync batch report {id} --report=all.txt --report-level 3\n")
+                format!(
+                    "{lines}\nTruncated. Full report: imgsync batch report {id} --report=all.txt --report-level 3\n"
+                )
             }
         };
         self.send_file(&format!("imgsync-{id}.txt"), text).await

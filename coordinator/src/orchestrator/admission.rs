@@ -124,12 +124,12 @@ impl Obstacle {
     pub(crate) fn refusal(&self, operation: &str) -> Error {
         let error = Error::new(ErrorKind::Invalid, operation, self.describe());
         match self {
-            Obstacle::Paused(id) => error.with_hint(format!(
-                "`{}` resumes it, `imgsync batch cancel {id}` cancels it",
-                resume_command(*id)
-            )),
+            Obstacle::Paused(id) => {
+                error.with_hint(format!("`{}` resumes it, `imgsync batch cancel {id}` cancels it", resume_command(*id)))
+            }
             Obstacle::Running(ActiveRun { batch: Some(batch), .. }) => error.with_hint(format!(
-                "`imgsync batch watch {0}` follows it, `imgsync batch cancel {0}` cancels it; --if-running wait waits for it",
+                "`imgsync batch watch {0}` follows it, `imgsync batch cancel {0}` cancels it; --if-running wait waits \
+                 for it",
                 batch.id
             )),
             Obstacle::Running(_) | Obstacle::Waiting { .. } => {
@@ -210,10 +210,7 @@ impl Admission<'_> {
                 Obstacle::Paused(_) => return Err(obstacle.refusal(OPERATION)),
                 _ if self.if_running == IfRunning::Fail => return Err(obstacle.refusal(OPERATION)),
                 Obstacle::Waiting { holder, newest_batch } => {
-                    say(
-                        &holder,
-                        &format!("{holder} is already waiting for a batch of the same rules: joining it"),
-                    );
+                    say(&holder, &format!("{holder} is already waiting for a batch of the same rules: joining it"));
                     match self.wait_for_batch(&waiting, (&holder, newest_batch)).await? {
                         Some(id) => return Ok(AdmissionResult::Join(id)),
                         None => continue,

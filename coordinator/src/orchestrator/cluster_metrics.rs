@@ -83,15 +83,27 @@ impl ClusterMetrics {
             "Tasks of the batch that ended last, by outcome",
             self.last_tasks.clone(),
         );
-        registry.register("last_batch_unlisted", "Repositories that could not be listed in the last batch", self.last_unlisted.clone());
-        registry.register("last_batch_empty_rules", "Rules that selected no tag in the last batch", self.last_empty_rules.clone());
+        registry.register(
+            "last_batch_unlisted",
+            "Repositories that could not be listed in the last batch",
+            self.last_unlisted.clone(),
+        );
+        registry.register(
+            "last_batch_empty_rules",
+            "Rules that selected no tag in the last batch",
+            self.last_empty_rules.clone(),
+        );
         registry.register("notifications", "Notifications of ended batches by result", notification_counters());
         registry.register("workers", "Running workers", self.workers.clone());
         registry.register("worker_slots", "Slots of all workers", self.slots.clone());
         registry.register("busy_slots", "Slots in use", self.busy.clone());
         registry.register("workers_refused_messages", "Messages rejected by running workers", self.refused.clone());
         registry.register("route_messages", "Messages ready in the queue of a route", self.route_messages.clone());
-        registry.register("routes_unserved", "Routes with messages that no worker serves", self.unserved_routes.clone());
+        registry.register(
+            "routes_unserved",
+            "Routes with messages that no worker serves",
+            self.unserved_routes.clone(),
+        );
         let help = "Time until requests to a registry may resume (rate limit or quota)";
         registry.register_with_unit("registry_hold", help, Unit::Seconds, self.rate_limit_holds.clone());
         self.rules.register(registry);

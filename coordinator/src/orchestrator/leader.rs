@@ -174,7 +174,9 @@ impl Leader {
     fn report_reclaimed(&self, id: BatchId, Reclaimed { from_workers, from_queue }: Reclaimed) {
         if from_workers + from_queue > 0 {
             self.events.emit(Event::TasksReclaimed { from_workers, from_queue });
-            tracing::info!("batch {id}: requeued {from_workers} tasks with an expired lease and {from_queue} whose message was lost");
+            tracing::info!(
+                "batch {id}: requeued {from_workers} tasks with an expired lease and {from_queue} whose message was lost"
+            );
         }
     }
 
@@ -224,10 +226,7 @@ impl Leader {
         while !stop.is_cancelled() {
             match self.backend.queue.receive_dead_letter(stop).await {
                 Ok(Some(dead)) => {
-                    self.warn(&format!(
-                        "dead letter for {} ({}): requeued",
-                        dead.message.source, dead.reason
-                    ));
+                    self.warn(&format!("dead letter for {} ({}): requeued", dead.message.source, dead.reason));
                     let again = [(dead.route.clone(), dead.message.clone())];
                     let put_back = self.backend.queue.publish(&again).await;
                     if put_back.is_ok_and(|published| published.rejected.is_empty()) {

@@ -153,7 +153,8 @@ impl Planner {
                 detail.push_str(&format!(" ({drops})"));
             }
             let error = Error::new(ErrorKind::NotFound, format!("selecting the tags of {name}"), detail);
-            plan.refused = Some(error.with_hint("nothing is copied from it; `imgsync tags` shows the dropped tags and why"));
+            plan.refused =
+                Some(error.with_hint("nothing is copied from it; `imgsync tags` shows the dropped tags and why"));
             return plan;
         }
         let mut writer =

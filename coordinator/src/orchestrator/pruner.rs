@@ -217,7 +217,9 @@ impl Pruner<'_> {
         if planned.contains(&due.target) {
             return left("this batch copies another image there");
         }
-        let Some((registry, path)) = due.source.repository.registry() else { return left("its source is not a registry") };
+        let Some((registry, path)) = due.source.repository.registry() else {
+            return left("its source is not a registry");
+        };
         let source = self.client.repository(registry, &path, Access::Pull, self.context, tally)?;
         if source.head_manifest(&ManifestRef::Tag(due.source.tag.clone())).await?.is_some() {
             self.backend.store.set_missing_since(&due.source.repository, vec![(due.target.clone(), None)]).await?;
@@ -317,7 +319,8 @@ impl Pruner<'_> {
                 ))
             }
             DeleteResult::Unsupported(error) => {
-                let hint = "the registry does not allow deletion: enable it (distribution: storage.delete.enabled), or remove `prune` from the rule";
+                let hint = "the registry does not allow deletion: enable it (distribution: storage.delete.enabled), or \
+                     remove `prune` from the rule";
                 Err(alone.unwrap_or(error).with_hint(hint))
             }
         }

@@ -32,7 +32,8 @@ pub(crate) fn title(kind: ErrorKind) -> &'static str {
 pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::NotFound => {
-            "The source no longer has it, or never did: run again to list afresh; exclude the tag if the error persists."
+            "The source no longer has it, or never did: run again to list afresh; exclude the tag if the error \
+             persists."
         }
         ErrorKind::Denied => {
             "Log in, or check the credentials of the registry named in the error: they lack pull or push permission."
@@ -49,25 +50,31 @@ pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
         ErrorKind::TimedOut => {
             "Requeue; if it happens again, give images more time (--timeout) or copy fewer at a time (--concurrency)."
         }
-        ErrorKind::ServerError => "The registry returned a server error: requeue; if it persists, ask the registry's operator.",
+        ErrorKind::ServerError => {
+            "The registry returned a server error: requeue; if it persists, ask the registry's operator."
+        }
         ErrorKind::Corrupt => {
-            "The data from the source does not match its digest, and nothing was published: the image is corrupt there, or a proxy alters bytes."
+            "The data from the source does not match its digest, and nothing was published: the image is corrupt \
+             there, or a proxy alters bytes."
         }
         ErrorKind::Refused => {
             "The target rejected the request: a quota, or a policy for names or content. Its message is in the error."
         }
         ErrorKind::Incomplete => "The target lost a blob or manifest that it had confirmed: requeue to send it again.",
         ErrorKind::Unsupported => {
-            "The image cannot be copied unchanged, or lacks a platform: see the error; choose other `platforms`, or exclude its tag."
+            "The image cannot be copied unchanged, or lacks a platform: see the error; choose other `platforms`, or \
+             exclude its tag."
         }
         ErrorKind::Outdated => {
             "The image is Docker schema 1, which current registries reject: exclude its tag, or rebuild it."
         }
         ErrorKind::InvalidResponse => {
-            "The response is not from a registry but, for example, from a proxy or a login page: check address and `endpoint`."
+            "The response is not from a registry but, for example, from a proxy or a login page: check address and \
+             `endpoint`."
         }
         ErrorKind::Insecure => {
-            "A certificate or an address is not trusted: set `ca` for the registry, or `allow_private` if this is intended. Or the store was tampered with: docs/security.md."
+            "A certificate or an address is not trusted: set `ca` for the registry, or `allow_private` if this is \
+             intended. Or the store was tampered with: docs/security.md."
         }
         ErrorKind::Invalid => "The configuration is invalid: `imgsync config check` shows details.",
         ErrorKind::Local => "A file, disk or program on this machine failed: see the error.",
@@ -75,7 +82,8 @@ pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
             "Two sources map to the same target: set a different `naming` or `to` for one of the rules."
         }
         ErrorKind::Immutable => {
-            "The tag is immutable, by the target's settings or by `immutable`, and the source tag has moved: find out why; exclude the tag, or copy it once with `imgsync sync`."
+            "The tag is immutable, by the target's settings or by `immutable`, and the source tag has moved: find out \
+             why; exclude the tag, or copy it once with `imgsync sync`."
         }
         ErrorKind::Differs => {
             "The target lacks content of the source, or has other content: `imgsync run --force` copies it."

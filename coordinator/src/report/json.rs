@@ -147,7 +147,7 @@ pub fn json_schema() -> Value {
                 "additionalProperties": false
             }},
             "rules": {"description": "rule names, in order", "type": "array", "items": text},
-            "empty_rules": {"description": "rules that selected no tag, by index from 0; omitted when empty", "type": "array", "items": {
+            "empty_rules": {"description": "rules that selected no tag; omitted when empty", "type": "array", "items": {
                 "type": "object",
                 "properties": {
                     "name": text, "rule": count, "from": text, "repositories": count, "tags": count, "reason": text
@@ -155,7 +155,7 @@ pub fn json_schema() -> Value {
                 "required": ["name", "rule", "from", "repositories", "tags", "reason"],
                 "additionalProperties": false
             }},
-            "pruned": {"description": "target tags whose source is gone; omitted when empty", "type": "array", "items": {
+            "pruned": {"description": "tags whose source is gone; omitted when empty", "type": "array", "items": {
                 "type": "object",
                 "properties": {
                     "source": text, "target": text, "digest": text, "reason": text,

@@ -321,7 +321,10 @@ pub(super) async fn watch_config(
                 None
             }
             Err(error) => {
-                warn(events, &format!("cannot reload the configuration; the previous one stays in use:\n{}", error.trim()));
+                warn(
+                    events,
+                    &format!("cannot reload the configuration; the previous one stays in use:\n{}", error.trim()),
+                );
                 Some(error)
             }
         };

@@ -179,9 +179,9 @@ pub(super) async fn start(
     // Spawned, so that the batch is started and recorded even if the client disconnects.
     let timetable = app.scheduler.clone();
     let begun = tokio::spawn(async move { timetable.start(&rule).await });
-    let id = begun
-        .await
-        .map_err(|_| ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, "local", "the batch could not be started"))??;
+    let id = begun.await.map_err(|_| {
+        ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, "local", "the batch could not be started")
+    })??;
     Ok((StatusCode::ACCEPTED, Json(json!({"batch": id}))))
 }
 
@@ -230,7 +230,6 @@ fn state_response(id: BatchId, now: BatchState, wanted: BatchState) -> ApiResult
 }
 
 fn parse_error_kind(text: &str) -> Result<ErrorKind, ErrorResponse> {
-    serde_json::from_value(Value::String(text.to_owned())).map_err(|_| {
-        ErrorResponse::bad_request(format!("`kind` is not an error kind: {}", sanitize_within(text, 100)))
-    })
+    serde_json::from_value(Value::String(text.to_owned()))
+        .map_err(|_| ErrorResponse::bad_request(format!("`kind` is not an error kind: {}", sanitize_within(text, 100))))
 }

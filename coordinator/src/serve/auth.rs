@@ -149,7 +149,8 @@ impl AuthPolicy {
 fn unauthorized(headers: &HeaderMap, why: &str) -> ErrorResponse {
     let why = if headers.contains_key(AUTHORIZATION) { "the token is not valid" } else { why };
     ErrorResponse::new(StatusCode::UNAUTHORIZED, "denied", why).hint(
-        "send `Authorization: Bearer TOKEN`; the token is the configured one, or the one the server printed when it started",
+        "send `Authorization: Bearer TOKEN`; the token is the configured one, or the one the server printed when it \
+         started",
     )
 }
 

@@ -54,10 +54,7 @@ pub(super) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<O
         return Err(ErrorResponse::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid", why));
     }
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        ErrorResponse::bad_request(format!(
-            "invalid body: {}",
-            sanitize_within(&error.to_string(), 200)
-        ))
+        ErrorResponse::bad_request(format!("invalid body: {}", sanitize_within(&error.to_string(), 200)))
     })
 }
 

@@ -39,7 +39,12 @@ async fn impossible_options_are_refused() {
     fails(&["sync", "a", "127.0.0.1:1/b", "--concurrency", "0"], 2, &["1..=200"]).await;
     fails(&["sync", "a", "127.0.0.1:1/b", "--no-such"], 2, &["--no-such"]).await;
     for place in ["localhost:5000", "registry.example.com:5000"] {
-        fails(&["sync", "127.0.0.1:1/a", place], 2, &["names a registry without a repository", &format!("write {place}/NAME")]).await;
+        fails(
+            &["sync", "127.0.0.1:1/a", place],
+            2,
+            &["names a registry without a repository", &format!("write {place}/NAME")],
+        )
+        .await;
     }
     fails(&["sync", "a", "127.0.0.1:1/b", "--referrers", "sbom"], 2, &["no artifact type", "all, or none"]).await;
     fails(&["sync"], 2, &["SOURCE"]).await;

@@ -98,7 +98,12 @@ async fn a_name_that_a_certificate_does_not_have_is_told_of_with_those_it_has() 
 async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_tried_again() {
     let source = serving(Authority::new()).await;
     let output = sync_from(&source.host(), "", &[]).await.assert_code(1);
-    assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("invalid_response"), 1), "{}", output.stderr);
+    assert_eq!(
+        (output.json()["kind"].as_str(), source.connections()),
+        (Some("invalid_response"), 1),
+        "{}",
+        output.stderr
+    );
     assert_stderr_contains(
         &output,
         &["does not speak HTTP", &format!("if {} speaks TLS, set `tls: on`", source.host())],
@@ -106,7 +111,12 @@ async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_trie
 
     let source = FaultRegistry::start().await;
     let output = sync_from(&source.host(), "tls: on", &[]).await.assert_code(1);
-    assert_eq!((output.json()["kind"].as_str(), source.connections()), (Some("invalid_response"), 1), "{}", output.stderr);
+    assert_eq!(
+        (output.json()["kind"].as_str(), source.connections()),
+        (Some("invalid_response"), 1),
+        "{}",
+        output.stderr
+    );
     assert_stderr_contains(
         &output,
         &["does not speak TLS", &format!("if {} speaks plain HTTP, set `tls: off`", source.host())],

@@ -15,7 +15,7 @@ async fn a_file_of_another_program_becomes_a_configuration_that_runs() {
     program.file("skopeo.yaml", skopeo);
     let to = format!("{}/mirror", target.host());
     let made = program.again().args(["config", "import", "skopeo.yaml", "--to", &to]).run().await.assert_code(0);
-    assert!(made.stderr.contains("skopeo.yaml is read as skopeo's"), "{}", made.stderr);
+    assert!(made.stderr.contains("reading skopeo.yaml as a file of skopeo"), "{}", made.stderr);
     program.file("imgsync.yaml", &made.stdout);
     program.again().args(["run"]).run().await.assert_code(0);
     assert_eq!(target.tags("mirror/app"), ["1.0", "1.1"]);

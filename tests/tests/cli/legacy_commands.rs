@@ -120,7 +120,8 @@ async fn a_namespace_is_read_where_it_is_today_and_keeps_its_names() {
     assert_eq!(planned_here.len(), 6);
     let pilot = ("registry.istio.io/release/pilot:1.30.0", "docker.io/me/gcr.io_istio-release_pilot:1.30.0");
     assert!(pairs(&[pilot]).is_subset(&planned_here), "{planned_here:?}");
-    let words = "gcr.io/istio-release has moved: registry.istio.io/release is read, and targets keep their names (preset istio)";
+    let words = "gcr.io/istio-release has moved: registry.istio.io/release is read instead; target names stay the same \
+         (preset istio)";
     assert!(output.stderr.contains(words), "{}", output.stderr);
     let output = gcr("google-samples").run().await.assert_code(0);
     let hello = (

@@ -109,7 +109,8 @@ impl ChaosRun {
             workers.push(worker(&cluster));
         }
         let coordinator = coordinator(&cluster);
-        let coordinator_leads = coordinator.wait_for_line(|line| line.ends_with("elected leader"), Duration::from_secs(60));
+        let coordinator_leads =
+            coordinator.wait_for_line(|line| line.ends_with("elected leader"), Duration::from_secs(60));
         coordinator_leads.await;
         let (random, fault_counts) = (StdRng::seed_from_u64(seed), FaultCounts::default());
         let images = fill(&source, REPEATED_BATCH);

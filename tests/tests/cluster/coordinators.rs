@@ -69,7 +69,7 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over_when_it_is_kille
 
     let mut leads = start_coordinator(&fixture).await;
     let stands_by = start_coordinator(&fixture).await;
-    assert!(stands_by.stderr().contains("stands by: serve on "), "{}", stands_by.stderr());
+    assert!(stands_by.stderr().contains("standby: serve on "), "{}", stands_by.stderr());
     let gate = fixture.gate_tags_after(20);
     let _workers = fixture.cluster.start_workers(2, 4).await;
     let detached = detach().run().await.assert_code(0);

@@ -226,7 +226,7 @@ async fn a_tag_that_another_run_has_moved_since_the_check_keeps_its_manifest() {
     gate.add_permits(1);
     let json = run.wait().await.assert_code(0).json();
     assert_eq!(deleted(&fixture.target), [going[0].1.root.clone()], "{json}");
-    assert!(json.to_string().contains("the tag stays needs the same image"), "{json}");
+    assert!(json.to_string().contains("the tag stays uses the same image"), "{json}");
     fixture.target.assert_holds("m/app", "stays", &going[1].1);
     fixture.target.assert_holds("m/app", going[1].0, &going[1].1);
 }

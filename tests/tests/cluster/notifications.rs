@@ -66,7 +66,7 @@ async fn a_coordinator_logs_its_leadership_and_each_batch_s_start_and_end_with_t
         }
     }
     assert!(has_time(&leads), "{leads}");
-    assert!(second.stderr().lines().any(|line| has_time(line) && line.contains("stands by: serve on ")));
+    assert!(second.stderr().lines().any(|line| has_time(line) && line.contains("standby: serve on ")));
 }
 
 /// Counts the webhooks about a batch's end.
@@ -87,7 +87,10 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
     fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     // The batch has ended, one target was notified, and the other failed.
     leads
-        .wait_for_line(|line| line.contains("webhook notification failed") && line.contains("retrying in"), WAIT_TIMEOUT)
+        .wait_for_line(
+            |line| line.contains("webhook notification failed") && line.contains("retrying in"),
+            WAIT_TIMEOUT,
+        )
         .await;
     assert_eq!((end_notifications(&deaf), end_notifications(&hears)), (5, 1));
     kill(&mut leads).await;

@@ -99,7 +99,8 @@ async fn workers_wait_for_the_next_window_of_a_quota_and_spend_no_attempt() {
     let mut run =
         cluster.imgsync(&config).args(["run", "--json", "--attempts", "1"]).limit(Duration::from_secs(170)).spawn();
     let host = source.host();
-    let shown = cluster.wait_for_batch(|shown| shown["rate_limit_messages"].to_string().contains(&host), WAIT_TIMEOUT).await;
+    let shown =
+        cluster.wait_for_batch(|shown| shown["rate_limit_messages"].to_string().contains(&host), WAIT_TIMEOUT).await;
     assert!(shown["rate_limit_messages"].to_string().contains("held until 2"), "{shown}");
     let says = |line: &str| line.contains("no running worker serves") && line.contains("left alone until 2");
     run.wait_for_line(says, Duration::from_secs(30)).await;

@@ -23,8 +23,8 @@ async fn worker(fixture: &ClusterFixture, config: &str, key: &str, arguments: &[
 
 /// Reports whether `batch show` lists this problem.
 fn has_problem(shown: &Value, of: &str) -> bool {
-    let complaints = shown["problems"].as_array().expect("a cluster's batch has them");
-    complaints.iter().any(|complaint| complaint.as_str().is_some_and(|complaint| complaint.contains(of)))
+    let problems = shown["problems"].as_array().expect("a cluster's batch has them");
+    problems.iter().any(|problem| problem.as_str().is_some_and(|problem| problem.contains(of)))
 }
 
 /// Fault row 24.
@@ -114,7 +114,7 @@ async fn a_route_that_no_worker_may_serve_is_reported_and_served_when_one_starts
     assert!(has_problem(&shown, "not among its --registries"), "{shown:#}");
     assert_eq!(number(&shown, "/counts/waiting"), 4, "the rest goes on: {shown:#}");
     let words = fixture.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0);
-    assert!(words.stdout.contains(&format!("Attention: no living worker serves {route}")), "{}", words.stdout);
+    assert!(words.stdout.contains(&format!("Problem: no running worker serves {route}")), "{}", words.stdout);
     let _broad = worker(&fixture, "", "", &[]).await;
     let json = run.wait().await.assert_code(0).json();
     assert_eq!(number(&json, "/counts/copied"), 8, "{json}");
@@ -162,8 +162,7 @@ async fn what_is_not_signed_at_all_is_refused_by_a_worker_with_a_key() {
     let _strict = worker(&fixture, "", "the key of this cluster", &[]).await;
     let config = rules(&fixture.source, &fixture.target, 1);
     let _run = fixture.cluster.imgsync(&config).args(["run", "--json"]).spawn();
-    let shown =
-        fixture.cluster.wait_for_batch(|shown| has_problem(shown, " rejected "), Duration::from_secs(30)).await;
+    let shown = fixture.cluster.wait_for_batch(|shown| has_problem(shown, " rejected "), Duration::from_secs(30)).await;
     assert_eq!(number(&shown, "/counts/copied"), 0, "{shown:#}");
     assert_eq!(fixture.target.total(), 0, "{}", fixture.target.describe_requests());
 }

@@ -452,7 +452,7 @@ async fn a_tag_with_forged_provenance_is_never_pruned() {
     let second = fixture.target.tag_digest("m/app", "2").unwrap();
     unsigned.record_provenance(&source("2"), &target("2"), &second.parse().unwrap()).await.unwrap();
     let dry = keyed(fixture.cluster.imgsync(&config)).args(["run", "--dry-run"]).run().await.assert_code(0);
-    assert!(dry.stderr.contains("2 tags are gone at the source, and left"), "{}", dry.stderr);
+    assert!(dry.stderr.contains("2 tags are gone at the source, and kept"), "{}", dry.stderr);
     fixture.target.clear_requests();
     let again = run().await;
     let outcome = |tag: &str| {

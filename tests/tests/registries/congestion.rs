@@ -111,7 +111,7 @@ async fn a_registry_that_refuses_for_long_is_left_alone_and_it_is_said_until_whe
     assert!(asked <= 60, "{asked} requests in half a minute");
     let shown = program.again().args(["batch", "show", "--json"]).run().await.assert_code(0).json();
     let waits = shown["rate_limit_messages"].to_string();
-    assert!(waits.contains(&source.host()) && waits.contains("nothing is begun there before 2"), "{shown}");
+    assert!(waits.contains(&source.host()) && waits.contains("held until 2"), "{shown}");
     running.signal(Signal::INT);
     let json = running.wait().await.assert_code(4).json();
     assert_eq!(json["counts"]["failed"], 0, "{json}");

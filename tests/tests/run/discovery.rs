@@ -142,11 +142,7 @@ async fn a_limited_rate_is_waited_out() {
     registry.on(RequestType::Tags).skip(1).act(FaultAction::too_many_requests("1"));
     let output = tags(&registry, "a/app", &[]).await.assert_code(0);
     assert_eq!(lines(&output), ["1", "2"]);
-    assert!(
-        output.stderr.contains("TOOMANYREQUESTS") && output.stderr.contains("trying again in 1"),
-        "{}",
-        output.stderr
-    );
+    assert!(output.stderr.contains("TOOMANYREQUESTS") && output.stderr.contains("retrying in 1"), "{}", output.stderr);
     assert!(output.elapsed >= Duration::from_secs(1));
 }
 

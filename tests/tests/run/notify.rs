@@ -134,9 +134,9 @@ async fn a_failed_notification_is_a_warning_and_no_token_is_ever_shown() {
     let output = run_and_notify(&program, &telegram, &["--debug"]).await.assert_code(0);
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
     for part in [
-        "Telegram was not told: sending a message to -1001234567890",
+        "Telegram notification failed: sending a message to -1001234567890",
         "HTTP 401, Unauthorized (is the token right?)",
-        "a webhook was not told: posting to http://127.0.0.1:",
+        "webhook notification failed: posting to http://127.0.0.1:",
         "failed 5 times",
         "HTTP 400",
     ] {
@@ -186,7 +186,11 @@ async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_sai
     assert!(texts.len() == 2 && texts[1].contains("Not listed: 1"), "{texts:?}");
 
     let half = run(&fixture.program(""), &[&format!("--telegram-token={TOKEN}")]).await.assert_code(1);
-    assert!(half.stderr.contains("warning: Telegram is not told: there is a token and no group"), "{}", half.stderr);
+    assert!(
+        half.stderr.contains("warning: no Telegram notification: the token is set but the group is not"),
+        "{}",
+        half.stderr
+    );
     let dry = run_and_notify(&fixture.program(""), &telegram, &["--dry-run"]).await;
     assert_eq!((dry.code, telegram.posts().len()), (Some(1), 2), "a dry run tells nobody");
 }

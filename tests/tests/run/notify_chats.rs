@@ -93,7 +93,7 @@ async fn a_busy_chat_is_notified_again_and_one_that_refuses_is_a_warning_with_a_
         assert_eq!(chats.messages_to(chat).len(), 1, "{chat}");
     }
     for (chat, wanted) in [
-        ("dingtalk", "DingTalk was not told: "),
+        ("dingtalk", "DingTalk notification failed: "),
         ("dingtalk", "DingTalk 310000: sign not match"),
         ("dingtalk", "check `secret`"),
         ("feishu", "Feishu 19021: sign match fail"),
@@ -183,7 +183,11 @@ async fn a_mail_is_tried_again_and_what_keeps_it_from_going_is_said() {
 
     let program = fixture.program(&mail(&server, "smtp", "mail-secret", "always").replace("    ca: mail.pem\n", ""));
     let output = run(&program, &[]).await.assert_code(0);
-    assert!(output.stderr.contains("email notification failed") && output.stderr.contains("set `ca`"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("email notification failed") && output.stderr.contains("set `ca`"),
+        "{}",
+        output.stderr
+    );
     assert_eq!(server.mails().len(), 1, "a certificate that is not trusted is given nothing");
 }
 

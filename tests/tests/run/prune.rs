@@ -135,7 +135,11 @@ async fn days_are_counted_from_when_the_tag_was_first_seen_missing() {
     }
     assert_eq!(target.tags("m/app"), ["1", "2"]);
     let dry = run(&program, &["--dry-run"]).await.assert_code(0);
-    assert!(dry.stderr.contains("1 tag is gone at the source, and kept for now"), "{}", dry.stderr);
+    assert!(
+        dry.stderr.contains("1 tag is gone at the source, and kept until `keep_days` have passed"),
+        "{}",
+        dry.stderr
+    );
     assert_eq!(deletions(&target), [""; 0]);
 }
 
@@ -219,10 +223,10 @@ async fn more_than_the_limit_is_a_reason_to_remove_nothing() {
     source.delete_tag("team/app", "1");
     source.delete_tag("team/app", "2");
     let output = run(&program, &[]).await.assert_code(1);
-    assert!(refused(&output).contains("2 of the 4 tags that were made would go, and the limit is 25%"));
+    assert!(refused(&output).contains("2 of 4 mirrored tags would be removed, and the limit is 25%"));
     assert_eq!((target.tags("m/app").len(), target.count(RequestType::ManifestDelete)), (4, 0));
     let dry = run(&program, &["--dry-run"]).await.assert_code(0);
-    assert!(dry.stderr.contains("nothing would be removed: 2 of the 4 tags"), "{}", dry.stderr);
+    assert!(dry.stderr.contains("nothing would be removed: 2 of 4 mirrored tags"), "{}", dry.stderr);
     source.push("team/app", "1", &image("1"));
     assert_eq!(pruned(&run(&program, &[]).await.assert_code(0).json()), expect_pruned("removed", "2"));
 }

@@ -25,7 +25,7 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
     run.wait_for_line(|line| line.contains("is begun before") && line.contains(" UTC"), Duration::from_secs(60)).await;
     let shown = imgsync.again().args(["batch", "show", "--json"]).run().await.assert_code(0).json();
     let waits = shown["rate_limit_messages"].to_string();
-    assert!(waits.contains(&source.host()) && waits.contains("nothing is begun there before 2"), "{shown}");
+    assert!(waits.contains(&source.host()) && waits.contains("held until 2"), "{shown}");
     let json = run.wait().await.assert_code(0).json();
     assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (150, 0), "{json}");
     for (tag, image) in &images {

@@ -95,7 +95,11 @@ async fn a_registry_out_of_reach_is_exit_3_and_no_rules_exit_2() {
     let output = run(&program, &["--attempts", "1"]).await.assert_code(3);
     assert!(output.stderr.contains("onnection refused"), "{}", output.stderr);
     let output = run(&program, &["--attempts", "1", "-q"]).await.assert_code(3);
-    assert!(output.stderr.contains("not all is done: 1 not listed"), "cron sends what is said: {}", output.stderr);
+    assert!(
+        output.stderr.contains("the batch is incomplete: 1 not listed"),
+        "cron sends what is said: {}",
+        output.stderr
+    );
     let output = run(&program, &["--attempts", "1", "--dry-run"]).await.assert_code(3);
     assert!(output.stderr.contains("0 failing, 1 not listed; nothing was written"), "{}", output.stderr);
     let output = run(&configured("rules: []\n"), &[]).await;
@@ -454,7 +458,7 @@ async fn a_quiet_run_says_nothing_unless_something_failed() {
     let output = quiet.run().await.assert_code(1);
     assert_eq!(output.stdout, "");
     assert!(
-        output.stderr.starts_with("error: not all is done: 1 failed\nhint: imgsync batch report "),
+        output.stderr.starts_with("error: the batch is incomplete: 1 failed\nhint: `imgsync batch report "),
         "{}",
         output.stderr
     );

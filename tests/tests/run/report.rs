@@ -58,7 +58,7 @@ impl ReportFixture {
 async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch() {
     let (fixture, _target) = fixture("").await;
     let ran = fixture.run().args(["--report=out.html", "--report-name", "nightly"]).run().await.assert_code(1);
-    assert!(ran.stderr.contains("the report is in out.html"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("report written to out.html"), "{}", ran.stderr);
     let html = fixture.read("out.html");
     for part in
         ["3 of 15 images failed", "nightly", "Denied", "Not listed", "/none", "&lt;script&gt;", "<svg class=\"plot\""]
@@ -84,7 +84,7 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch(
 async fn level_3_lists_every_image_in_every_form() {
     let (fixture, _target) = fixture("report: {file: run.json, level: 3}\n").await;
     let ran = fixture.run().run().await.assert_code(1);
-    assert!(ran.stderr.contains("the report is in run.json"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("report written to run.json"), "{}", ran.stderr);
     let json: Value = serde_json::from_str(&fixture.read("run.json")).unwrap();
     let states = |state: &str| json["images"].as_array().unwrap().iter().filter(|it| it["state"] == state).count();
     assert_eq!((states("copied"), states("failed")), (12, 3), "{json}");

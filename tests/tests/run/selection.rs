@@ -35,9 +35,9 @@ async fn a_rule_that_selects_nothing_is_a_warning_with_counts_in_every_report() 
     let output = run(&program, &[]).await.assert_code(0);
     let json = output.json();
     let expected = [
-        (0, "none of 3 tags is chosen: 1 excluded by *ly, 2 not matched by any include"),
-        (1, "none of 3 tags is chosen: 3 not a version"),
-        (2, "none of 3 tags is chosen: 3 not >=16"),
+        (0, "none of 3 tags is selected: 1 excluded by *ly, 2 not matched by any include"),
+        (1, "none of 3 tags is selected: 3 not a version"),
+        (2, "none of 3 tags is selected: 3 not >=16"),
         (4, "1 repository has no tags"),
     ];
     assert_eq!(empty(&json), expected.map(|(rule, reason)| (rule, reason.to_owned())), "{json}");
@@ -55,7 +55,7 @@ async fn a_rule_that_selects_nothing_is_a_warning_with_counts_in_every_report() 
         assert!(written.contains(title) && written.contains("3 not a version"), "{written}");
     }
     let dry = program.again().args(["run", "--dry-run"]).run().await.assert_code(0);
-    assert!(dry.stderr.contains("none of 3 tags is chosen: 3 not a version"), "{}", dry.stderr);
+    assert!(dry.stderr.contains("none of 3 tags is selected: 3 not a version"), "{}", dry.stderr);
 }
 
 #[tokio::test]
@@ -69,7 +69,10 @@ async fn with_min_a_rule_that_selects_nothing_is_an_error_with_the_counts() {
     ));
     let json = run(&program, &[]).await.assert_code(1).json();
     let error = json["unlisted"][0]["error"].as_str().unwrap();
-    assert!(error.contains("0 of 3 are left, and `min` is 1 (1 excluded by *-rc*, 2 not a version)"), "{error}");
+    assert!(
+        error.contains("0 of 3 tags are selected, and `min` is 1 (1 excluded by *-rc*, 2 not a version)"),
+        "{error}"
+    );
     assert_eq!(empty(&json), []);
 }
 
@@ -102,7 +105,7 @@ async fn a_creation_time_that_all_images_have_is_no_date() {
         source.set_uploaded("team/app", &image.root, 1_717_200_000_000 + 86_400_000 * day as u64);
     }
     let json = run(&program("since: 2025-01-01"), &[]).await.assert_code(0).json();
-    assert_eq!(empty(&json), [(0, "none of 3 tags is chosen: 3 older than 2025-01-01".to_owned())]);
+    assert_eq!(empty(&json), [(0, "none of 3 tags is selected: 3 older than 2025-01-01".to_owned())]);
     let json = run(&program("newest: {count: 1, by: date}"), &[]).await.assert_code(0).json();
     assert_eq!((&json["counts"]["copied"], target.tags_in_all()), (&json!(1), 1), "{json}");
 }

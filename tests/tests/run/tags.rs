@@ -62,7 +62,7 @@ async fn many_dropped_tags_are_counted_by_reason_and_named_on_demand() {
     put_tags(&registry, "a/app", (0..50).map(|number| format!("edge-{number}")));
     let flags = ["--exclude", "edge-*", "--newest", "10"];
     let output = tags(&registry, "a/app", &flags).await.assert_code(0);
-    let words = "dropped 140 tags (--debug names them): 50 excluded by edge-*; 90 not among the newest 10";
+    let words = "dropped 140 tags (--debug lists them): 50 excluded by edge-*; 90 not among the newest 10";
     assert!(output.stderr.contains(words), "{}", output.stderr);
     assert_eq!((output.stderr.lines().count(), lines(&output).len()), (2, 10), "{}", output.stderr);
     let output = tags(&registry, "a/app", &[&flags[..], &["--debug"]].concat()).await.assert_code(0);

@@ -73,7 +73,8 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     assert_eq!(ask(post).await, 401);
 
     // The page holds no data; health says nothing; metrics name registries.
-    for (path, by_proxy) in [("/", 200), ("/dashboard/app.js", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)]
+    for (path, by_proxy) in
+        [("/", 200), ("/dashboard/app.js", 200), ("/healthz", 200), ("/readyz", 200), ("/metrics", 401)]
     {
         let by = async |host: &str| ask(served.request_outside_api(path).header("host", host)).await;
         assert_eq!(by("sync.example.com").await, by_proxy, "{path}");

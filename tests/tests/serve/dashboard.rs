@@ -37,7 +37,7 @@ async fn the_dashboard_updates_a_batch_without_a_reload() {
     let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "0 3 * * *")]).await;
     fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
     browser.open(&served.dashboard_url()).await;
-    browser.wait_for_text("live · all in one process").await;
+    browser.wait_for_text("live · single process").await;
     browser.wait_for("document.querySelector('#progress .chip').textContent === 'running'").await;
     browser.wait_for_text("every 1h").await;
     browser.wait_for_text("0 3 * * * (UTC)").await;

@@ -296,8 +296,7 @@ async fn every_path_that_is_described_is_there_and_methods_that_are_not_are_refu
             }
             let (status, value) = send_json(request).await;
             assert_eq!(status != 405, is_described, "{method} {template}: {status}");
-            let is_nowhere =
-                value["error"]["message"].as_str().is_some_and(|words| words.contains("no such path"));
+            let is_nowhere = value["error"]["message"].as_str().is_some_and(|words| words.contains("no such path"));
             assert!(!is_nowhere, "{method} {template}");
         }
     }

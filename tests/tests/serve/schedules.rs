@@ -41,7 +41,7 @@ async fn a_rule_is_run_at_once_and_again_at_its_time_and_one_that_fails_harms_no
     assert_eq!(rule(&schedules, "good")["schedule"], "every 5s");
     assert!(rule(&schedules, "good")["next"].is_string());
     let output = served.stop().await.assert_code(0);
-    assert!(output.stderr.contains("2 of 2 rules are run at their times"), "{}", output.stderr);
+    assert!(output.stderr.contains("2 of 2 rules are run on their schedules"), "{}", output.stderr);
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_rule_that_is_still_running_is_not_started_again() {
     let puts =
         fixture.target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::Gate(gate.clone()));
     let served = fixture.serve(&[("slow", "{every: 5s}")]).await;
-    let is_skipped = |line: &str| line.contains("is not begun again (1 time skipped in a row): batch ");
+    let is_skipped = |line: &str| line.contains("skipped its scheduled run (1 time in a row): batch ");
     served.running.wait_for_line(is_skipped, WAIT_TIMEOUT).await;
     let (_, schedules) = served.get("schedules").await;
     assert!(rule(&schedules, "slow")["skipped"].as_u64().is_some_and(|skipped| skipped > 0), "{schedules:#}");
