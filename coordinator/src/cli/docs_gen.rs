@@ -109,7 +109,7 @@ fn escape_markdown(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// `UPDATE_DOCS=1 cargo nextest run reference` regenerates it.
+    /// `UPDATE_DOCS=1 cargo nextest run docs_gen` regenerates it.
     #[test]
     fn the_reference_of_commands_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");

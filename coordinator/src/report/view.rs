@@ -77,18 +77,18 @@ pub struct Truncated<T> {
 /// Outcomes over time.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReportTimeline {
-    /// Length of a part in seconds.
+    /// Length of a bucket in seconds.
     pub width: f64,
-    /// Number of parts.
+    /// Number of buckets.
     pub length: u32,
-    /// Parts in which something happened.
+    /// Buckets in which something happened.
     pub buckets: Vec<ReportTimelineBucket>,
 }
 
-/// Part of a batch's time.
+/// Bucket of a batch's time.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReportTimelineBucket {
-    /// Start of the part, in seconds after the creation of the batch.
+    /// Start of the bucket, in seconds after the creation of the batch.
     pub at: f64,
     /// Copied images.
     pub copied: u64,

@@ -72,11 +72,11 @@ impl BatchResponse {
     }
 }
 
-/// Timeline of a batch: outcomes over time, and the share of each worker.
+/// Timeline of a batch: results over time, and the share of each worker.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct TimelineResponse {
     batch: BatchId,
-    /// Length of a part.
+    /// Length of a bucket.
     bucket_seconds: f64,
     buckets: Vec<TimeBucketResponse>,
     slowest: Vec<SlowTaskResponse>,
@@ -85,7 +85,7 @@ pub(super) struct TimelineResponse {
 
 #[derive(Debug, Clone, Serialize)]
 struct TimeBucketResponse {
-    /// Start of the part, in lengths of a part after the start of the batch.
+    /// Start of the bucket, in bucket lengths after the start of the batch.
     number: u32,
     copied: u64,
     unchanged: u64,
@@ -113,13 +113,13 @@ struct WorkerStatsResponse {
 
 impl TimelineResponse {
     pub(super) fn from_timeline(batch: BatchId, timeline: BatchTimeline) -> TimelineResponse {
-        let part = |part: imgsync_common::store::TimeBucket| TimeBucketResponse {
-            number: part.number,
-            copied: part.copied,
-            unchanged: part.unchanged,
-            failed: part.failed,
-            cancelled: part.cancelled,
-            bytes: part.bytes,
+        let bucket = |bucket: imgsync_common::store::TimeBucket| TimeBucketResponse {
+            number: bucket.number,
+            copied: bucket.copied,
+            unchanged: bucket.unchanged,
+            failed: bucket.failed,
+            cancelled: bucket.cancelled,
+            bytes: bucket.bytes,
         };
         let slow = |slow: imgsync_common::store::SlowTask| SlowTaskResponse {
             index: slow.index,
@@ -137,7 +137,7 @@ impl TimelineResponse {
         TimelineResponse {
             batch,
             bucket_seconds: timeline.bucket_width.as_secs_f64(),
-            buckets: timeline.buckets.into_iter().map(part).collect(),
+            buckets: timeline.buckets.into_iter().map(bucket).collect(),
             slowest: timeline.slowest.into_iter().map(slow).collect(),
             workers: timeline.workers.into_iter().map(share).collect(),
         }

@@ -66,7 +66,7 @@ pub(super) struct RegistryLimitsResponse {
 pub(super) async fn read_routes(backend: &Backend, client: &Client, workers: &[Heartbeat]) -> Result<RoutesResponse> {
     let mut aged = backend.store.routes_by_age().await?;
     aged.sort_by_key(|(_, age)| *age);
-    let mut routes: Vec<Route> = aged.into_iter().take(MAX_ROUTES).map(|(lane, _)| lane).collect();
+    let mut routes: Vec<Route> = aged.into_iter().take(MAX_ROUTES).map(|(route, _)| route).collect();
     routes.sort();
     // Without the broker, what the store knows is still shown.
     let waiting = backend.queue.count_ready(&routes).await.ok();
@@ -104,7 +104,7 @@ pub(super) async fn read_routes(backend: &Backend, client: &Client, workers: &[H
     });
     let shown: Vec<RouteResponse> = shown.collect();
     let registries: BTreeSet<&RegistryName> =
-        routes.iter().flat_map(|lane| [lane.source.registry(), lane.target.registry()]).flatten().collect();
+        routes.iter().flat_map(|route| [route.source.registry(), route.target.registry()]).flatten().collect();
     let mut of_registries = Vec::new();
     for registry in registries {
         of_registries.push(read_registry_limits(backend, client, registry, until.get(registry)).await?);
@@ -124,12 +124,12 @@ async fn read_registry_limits(
     accounts.extend(client.accounts(registry, false).await);
     let parts: Vec<_> =
         accounts.iter().flat_map(|one| [one.clone(), one.with_category(RateLimitCategory::Pulls)]).collect();
-    let learnt = backend.store.learned_rates(&parts).await?.into_iter().flatten().reduce(f64::min);
+    let learned = backend.store.learned_rates(&parts).await?.into_iter().flatten().reduce(f64::min);
     Ok(RegistryLimitsResponse {
         registry: registry.to_string(),
         requests_per_second: settings.requests_per_second.or(documented),
         // Rounded to a tenth: the rate changes with each request.
-        learned_requests_per_second: learnt.map(|rate| (rate * 10.0).round() / 10.0),
+        learned_requests_per_second: learned.map(|rate| (rate * 10.0).round() / 10.0),
         concurrency: settings.concurrency,
         throttled_until: hold.map(|(wait, _)| rounded_deadline(*wait)),
         throttle_reason: hold.map(|(_, why)| why.clone()),
