@@ -103,7 +103,7 @@ fn totals(report: &Report<'_>) -> String {
         format!("Copied: {}, {}", pluralize(counts.copied, "image", "images"), ByteSize(spent.bytes.copied)),
     ];
     if let Some(notice) = report.batch_view().notice() {
-        lines.insert(2, format!("Attention: {notice}"));
+        lines.insert(2, format!("Problem: {notice}"));
     }
     if spent.bytes.mounted + spent.bytes.reused > 0 {
         lines.push(format!(
