@@ -182,14 +182,14 @@ impl RequestGenerator {
             2 => ("text/plain".to_owned(), b"hello".to_vec()),
             3 => (
                 json,
-                self.pick(&["{", "[]", "null", "7", "\"\u{1}\"", "{\"class\": 7}", "{\"nothing\": true}"]).into(),
+                self.pick(&["{", "[]", "null", "7", "\"\u{1}\"", "{\"kind\": 7}", "{\"nothing\": true}"]).into(),
             ),
             4 if is_requeue => (
                 json,
                 self.pick(&[
-                    "{\"class\":\"odd\"}",
+                    "{\"kind\":\"odd\"}",
                     "{\"registry\":\"a b\"}",
-                    "{\"class\":\"denied\",\"registry\":\"a.example\"}",
+                    "{\"kind\":\"denied\",\"registry\":\"a.example\"}",
                 ])
                 .into(),
             ),
