@@ -10,8 +10,8 @@ const ROWS = 50;
 const STATES = ["failed", "running", "new", "queued", "retry", "copied", "unchanged", "cancelled"];
 
 const known = { status: null, line: "connecting", batches: new Map(), timelines: new Map(), failures: new Map(), schedules: [], workers: [], routes: { routes: [], registries: [] } };
-let chosen = null;
-let isChosenByHand = false;
+let selectedId = null;
+let isSelectedByUser = false;
 const table = { batch: null, state: "failed", from: [0], rows: null, next: null };
 
 // Messages and dialogs.
@@ -82,15 +82,15 @@ const sorted = () => [...known.batches.values()].sort((a, b) => (a.batch < b.bat
 
 function showBatches() {
   const batches = sorted();
-  const before = chosen;
-  if (!isChosenByHand || !known.batches.has(chosen)) chosen = batches[0]?.batch ?? null;
-  if (chosen !== before) showImages();
-  show("batches", ...batchList(batches, chosen, choose));
+  const before = selectedId;
+  if (!isSelectedByUser || !known.batches.has(selectedId)) selectedId = batches[0]?.batch ?? null;
+  if (selectedId !== before) showImages();
+  show("batches", ...batchList(batches, selectedId, selectBatch));
 }
 
-function choose(batch) {
-  chosen = batch;
-  isChosenByHand = true;
+function selectBatch(batch) {
+  selectedId = batch;
+  isSelectedByUser = true;
   showBatches();
   showBatch();
   showImages();
@@ -110,7 +110,7 @@ async function fetchDetails(id) {
     known.timelines.delete(id);
     if (error.status !== 401) say(error.message);
   }
-  if (chosen === id) showBatch();
+  if (selectedId === id) showBatch();
 }
 
 function buttons(batch) {
@@ -135,15 +135,15 @@ function buttons(batch) {
 }
 
 function requeue(filter) {
-  return change(`batches/${chosen}/requeue`, filter, ({ requeued }) => `${requeued} failed images requeued.`);
+  return change(`batches/${selectedId}/requeue`, filter, ({ requeued }) => `${requeued} failed images requeued.`);
 }
 
 function showBatch() {
-  const batch = known.batches.get(chosen);
+  const batch = known.batches.get(selectedId);
   if (!batch) return show("progress", h("p", { class: "dim" }, "No batch selected."));
-  fetchDetails(chosen);
-  const timeline = known.timelines.get(chosen);
-  const failures = known.failures.get(chosen);
+  fetchDetails(selectedId);
+  const timeline = known.timelines.get(selectedId);
+  const failures = known.failures.get(selectedId);
   const span = ((batch.ended ? Date.parse(batch.ended) : Date.now()) - Date.parse(batch.started)) / 1000;
   const { copied } = batch.bytes;
   const pace = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
@@ -179,7 +179,7 @@ async function fetchRows() {
 
 /// Rendered apart from live data: it changes only when the user turns a page.
 function showImages() {
-  const batch = known.batches.get(chosen);
+  const batch = known.batches.get(selectedId);
   show("images", ...(batch ? images(batch) : []));
 }
 
@@ -210,10 +210,10 @@ function images(batch) {
 }
 
 async function start(entry) {
-  const begun = await change(`schedules/${entry.rule}/start`, {}, () => "Started.");
-  if (begun) {
-    chosen = begun.batch;
-    isChosenByHand = true;
+  const started = await change(`schedules/${entry.rule}/start`, {}, () => "Started.");
+  if (started) {
+    selectedId = started.batch;
+    isSelectedByUser = true;
   }
 }
 
@@ -229,8 +229,8 @@ const on = {
     later("batches", showBatches);
     later("batch", showBatch);
   },
-  timeline: (value) => { known.timelines.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
-  failures: (value) => { known.failures.set(value.batch, value); if (value.batch === chosen) later("batch", showBatch); },
+  timeline: (value) => { known.timelines.set(value.batch, value); if (value.batch === selectedId) later("batch", showBatch); },
+  failures: (value) => { known.failures.set(value.batch, value); if (value.batch === selectedId) later("batch", showBatch); },
 };
 
 const due = new Set();

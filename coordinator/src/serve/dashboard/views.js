@@ -74,10 +74,10 @@ export function chip(batch) {
   return h("span", { class: `chip ${failed ? "failed" : batch.state}` }, words);
 }
 
-export function batchList(batches, chosen, choose) {
+export function batchList(batches, selectedId, selectBatch) {
   const items = batches.map((batch) =>
     h("li", {},
-      h("button", { type: "button", key: batch.batch, "aria-current": String(batch.batch === chosen), onclick: () => choose(batch.batch) },
+      h("button", { type: "button", key: batch.batch, "aria-current": String(batch.batch === selectedId), onclick: () => selectBatch(batch.batch) },
         h("span", { class: "name", title: batch.title }, batch.title || batch.batch),
         h("span", { class: "name dim", title: batch.to.join(", ") }, "to ", batch.to.join(", ")),
         bar(batch.counts),
