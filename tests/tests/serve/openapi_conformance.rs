@@ -180,10 +180,9 @@ impl RequestGenerator {
             0 => return None,
             1 => (json, vec![b'x'; 20_000]),
             2 => ("text/plain".to_owned(), b"hello".to_vec()),
-            3 => (
-                json,
-                self.pick(&["{", "[]", "null", "7", "\"\u{1}\"", "{\"kind\": 7}", "{\"nothing\": true}"]).into(),
-            ),
+            3 => {
+                (json, self.pick(&["{", "[]", "null", "7", "\"\u{1}\"", "{\"kind\": 7}", "{\"nothing\": true}"]).into())
+            }
             4 if is_requeue => (
                 json,
                 self.pick(&[
