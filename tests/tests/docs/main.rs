@@ -4,4 +4,5 @@
 mod commands;
 mod links;
 mod markdown;
+mod names;
 mod readmes;
