@@ -10,14 +10,14 @@ use std::hash::Hash;
 #[derive(Debug)]
 pub struct GenerationalCache<K, V> {
     capacity: usize,
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
+    current: HashMap<K, V>,
+    previous: HashMap<K, V>,
 }
 
 impl<K: Eq + Hash, V> GenerationalCache<K, V> {
     /// Creates an empty cache of at most `capacity` entries; at least the half used last is kept.
     pub fn new(capacity: usize) -> GenerationalCache<K, V> {
-        GenerationalCache { capacity: capacity.max(2), young: HashMap::new(), old: HashMap::new() }
+        GenerationalCache { capacity: capacity.max(2), current: HashMap::new(), previous: HashMap::new() }
     }
 
     /// Returns an entry and marks it as used.
@@ -26,20 +26,20 @@ impl<K: Eq + Hash, V> GenerationalCache<K, V> {
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        if !self.young.contains_key(key) {
-            let (key, value) = self.old.remove_entry(key)?;
+        if !self.current.contains_key(key) {
+            let (key, value) = self.previous.remove_entry(key)?;
             self.insert(key, value);
         }
-        self.young.get_mut(key)
+        self.current.get_mut(key)
     }
 
     /// Inserts an entry and returns the value that it replaces.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
-        let replaced = self.old.remove(&key);
-        if self.young.len() >= self.capacity / 2 && !self.young.contains_key(&key) {
-            self.old = std::mem::take(&mut self.young);
+        let replaced = self.previous.remove(&key);
+        if self.current.len() >= self.capacity / 2 && !self.current.contains_key(&key) {
+            self.previous = std::mem::take(&mut self.current);
         }
-        self.young.insert(key, value).or(replaced)
+        self.current.insert(key, value).or(replaced)
     }
 
     /// Returns an entry, inserting it first if it is missing.
@@ -50,7 +50,7 @@ impl<K: Eq + Hash, V> GenerationalCache<K, V> {
         if self.get(key).is_none() {
             self.insert(key.clone(), make());
         }
-        self.young.entry(key.clone()).or_insert_with(|| unreachable!("it was written just now"))
+        self.current.entry(key.clone()).or_insert_with(|| unreachable!("it was written just now"))
     }
 
     /// Removes an entry.
@@ -59,17 +59,17 @@ impl<K: Eq + Hash, V> GenerationalCache<K, V> {
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        self.young.remove(key).or_else(|| self.old.remove(key))
+        self.current.remove(key).or_else(|| self.previous.remove(key))
     }
 
     /// Iterates over all entries in no order, without marking them as used.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.young.iter().chain(&self.old)
+        self.current.iter().chain(&self.previous)
     }
 
     /// Returns the number of entries.
     pub fn len(&self) -> usize {
-        self.young.len() + self.old.len()
+        self.current.len() + self.previous.len()
     }
 
     /// Returns whether the cache is empty.

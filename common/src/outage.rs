@@ -138,11 +138,11 @@ impl ServerHealth {
 /// Forwards the outage events of these servers until it is dropped.
 pub async fn forward_events(servers: &[ServerHealth], on_event: impl Fn(&OutageEvent)) {
     let each = servers.iter().map(|server| {
-        let (mut events, tell) = (server.subscribe(), &on_event);
+        let (mut events, notify) = (server.subscribe(), &on_event);
         async move {
             loop {
                 match events.recv().await {
-                    Ok(event) => tell(&event),
+                    Ok(event) => notify(&event),
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return,
                 }

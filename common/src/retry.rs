@@ -372,9 +372,9 @@ mod tests {
             RetryState::new(policy, &RetryBudget::default()).next_delay(limited(None)).is_err(),
             "nothing to wait for"
         );
-        let hasty = RetryPolicy { rate_limit_timeout: Duration::ZERO, ..policy };
+        let no_wait = RetryPolicy { rate_limit_timeout: Duration::ZERO, ..policy };
         assert!(
-            RetryState::new(hasty, &RetryBudget::default()).next_delay(limited(second)).is_err(),
+            RetryState::new(no_wait, &RetryBudget::default()).next_delay(limited(second)).is_err(),
             "there is another way"
         );
     }

@@ -92,9 +92,9 @@ async fn run(config: &str, watchers: usize, tasks: usize) -> RunMeasurement {
     }
     let (_, schedules) = served.get("schedules").await;
     let rule = schedules[0]["rule"].as_str().unwrap();
-    let (status, begun) = served.post(&format!("schedules/{rule}/start"), &json!({})).await;
-    assert_eq!(status, 202, "{begun}");
-    let path = format!("batches/{}", begun["batch"].as_str().unwrap());
+    let (status, started) = served.post(&format!("schedules/{rule}/start"), &json!({})).await;
+    assert_eq!(status, 202, "{started}");
+    let path = format!("batches/{}", started["batch"].as_str().unwrap());
     let batch = loop {
         let (_, batch) = served.get(&path).await;
         if !batch["ended"].is_null() {

@@ -179,26 +179,26 @@ impl Browser {
         self.socket.send(Message::text(message.to_string())).await.expect("chromium reads");
         let answer = async {
             loop {
-                let told = self.socket.next().await.expect("chromium lives").expect("chromium answers");
-                let Message::Text(text) = told else { continue };
-                let told: Value = serde_json::from_str(&text).expect("chromium speaks JSON");
-                if told["id"] == json!(id) {
-                    assert!(told.get("error").is_none(), "{method}: {told}");
-                    return told["result"].clone();
+                let received = self.socket.next().await.expect("chromium lives").expect("chromium answers");
+                let Message::Text(text) = received else { continue };
+                let received: Value = serde_json::from_str(&text).expect("chromium speaks JSON");
+                if received["id"] == json!(id) {
+                    assert!(received.get("error").is_none(), "{method}: {received}");
+                    return received["result"].clone();
                 }
-                record_page_error(&told, &mut self.page_errors);
+                record_page_error(&received, &mut self.page_errors);
             }
         };
         tokio::time::timeout(BROWSER_TIMEOUT, answer).await.unwrap_or_else(|_| panic!("{method}: no answer"))
     }
 }
 
-fn record_page_error(told: &Value, complaints: &mut Vec<String>) {
-    match told["method"].as_str() {
-        Some("Runtime.exceptionThrown") => complaints.push(told["params"]["exceptionDetails"].to_string()),
+fn record_page_error(received: &Value, complaints: &mut Vec<String>) {
+    match received["method"].as_str() {
+        Some("Runtime.exceptionThrown") => complaints.push(received["params"]["exceptionDetails"].to_string()),
         // Some tests expect responses with errors from the server; none expects violations of the page's policy.
-        Some("Log.entryAdded") if told["params"]["entry"]["source"] == "security" => {
-            complaints.push(told["params"]["entry"]["text"].to_string());
+        Some("Log.entryAdded") if received["params"]["entry"]["source"] == "security" => {
+            complaints.push(received["params"]["entry"]["text"].to_string());
         }
         _ => {}
     }

@@ -30,8 +30,8 @@ impl ServeProcess {
         let running = program.spawn();
         let line = running.wait_for_line(|line| line.starts_with("listening on http://"), SERVE_TIMEOUT).await;
         let url = line.split_whitespace().nth(2).expect("the line names an address").replace("0.0.0.0", "127.0.0.1");
-        let told = |line: &str| line.contains("changes require") || line.contains("#token=");
-        let line = running.wait_for_line(told, SERVE_TIMEOUT).await;
+        let is_address_line = |line: &str| line.contains("changes require") || line.contains("#token=");
+        let line = running.wait_for_line(is_address_line, SERVE_TIMEOUT).await;
         let token = line.split_once("#token=").map_or("", |(_, rest)| rest.split(' ').next().unwrap_or_default());
         let (token, client) = (token.to_owned(), client());
         let served = Self { running, url, token, client };

@@ -248,9 +248,9 @@ async fn pump(
             while shared.freeze.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let pace = route.bytes_per_second.load(Ordering::SeqCst);
-            if pace > 0 {
-                tokio::time::sleep(Duration::from_secs_f64(bytes.len() as f64 / pace as f64)).await;
+            let bytes_per_second = route.bytes_per_second.load(Ordering::SeqCst);
+            if bytes_per_second > 0 {
+                tokio::time::sleep(Duration::from_secs_f64(bytes.len() as f64 / bytes_per_second as f64)).await;
             }
             let count = bytes.len() as u64;
             let before = route.bytes.fetch_add(count, Ordering::SeqCst);

@@ -226,12 +226,12 @@ fn shut_down_on_signal(stop: Shutdown, force_exit: CancellationToken) {
 /// Returns when an aborted program has had its time to clean up.
 async fn force_exit_after_abort(stop: &Shutdown, force_exit: &CancellationToken) {
     stop.abort.cancelled().await;
-    let hurried = async {
+    let abort_timeout = async {
         force_exit.cancelled().await;
         tokio::time::sleep(ABORT_TIMEOUT).await;
     };
     tokio::select! {
-        () = hurried => {}
+        () = abort_timeout => {}
         () = tokio::time::sleep(REQUEUE_TIMEOUT) => {}
     }
 }

@@ -215,8 +215,8 @@ pub fn readiness_check(cluster: &ClusterConnection, drain: &CancellationToken) -
             };
             let (store, broker) = tokio::join!(check_store_writes(&cluster.store), broker);
             store.and(broker)?;
-            let told = cluster.queue.health().outage(OutageKind::Blocked).map(|outage| outage.to_string());
-            match told {
+            let blocked = cluster.queue.health().outage(OutageKind::Blocked).map(|outage| outage.to_string());
+            match blocked {
                 Some(complaint) => Ok(vec![complaint]),
                 // Alarms observed by other publishers.
                 None => {

@@ -58,8 +58,8 @@ pub fn init(format: LogFormat, default: &str, process: &[(&'static str, &str)]) 
     let log = tracing_subscriber::registry().with(lines.with_filter(filter));
     #[cfg(feature = "otel")]
     {
-        let begun = crate::traces::endpoint_from_env().map(|endpoint| crate::traces::init(&endpoint, process));
-        let (layer, traces, wrong) = match begun {
+        let exporter = crate::traces::endpoint_from_env().map(|endpoint| crate::traces::init(&endpoint, process));
+        let (layer, traces, wrong) = match exporter {
             None => (None, None, None),
             Some(Ok((layer, traces))) => (Some(layer), Some(traces), None),
             Some(Err(error)) => (None, None, Some(error)),

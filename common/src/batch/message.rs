@@ -104,13 +104,13 @@ impl Message {
         batch: BatchId,
         listed_at: Timestamp,
         tasks: impl IntoIterator<Item = (u32, Task)>,
-        lane_of: impl Fn(&Task) -> Route,
+        route_of: impl Fn(&Task) -> Route,
     ) -> Vec<(Route, Message)> {
         let mut messages: Vec<(Route, Message)> = Vec::new();
         // Neighbours alternate between routes where a rule has several targets: look back over this source tag's own.
         let mut of_this_source = 0;
         for (run, task) in tasks {
-            let route = lane_of(&task);
+            let route = route_of(&task);
             let Task { index, spec } = task;
             let target = MessageTarget { index, locator: spec.target.clone() };
             let same_source = messages.last().is_some_and(|(_, last)| {

@@ -185,7 +185,7 @@ impl Layout {
 
 fn commit_result(result: Result<Result<(), LayoutError>, oneshot::error::RecvError>, operation: &str) -> Result<()> {
     match result {
-        Ok(result) => result.map_err(|trouble| trouble.into_error(operation)),
+        Ok(result) => result.map_err(|layout_error| layout_error.into_error(operation)),
         Err(_) => Err(Error::new(ErrorKind::Local, operation, "the program failed while it wrote index.json")),
     }
 }

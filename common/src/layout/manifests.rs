@@ -282,9 +282,9 @@ fn read_all(file: &mut std::fs::File, size: u64) -> Result<Bytes, LayoutError> {
 fn join_names<'a>(entries: impl Iterator<Item = &'a IndexEntry>) -> String {
     let names: Vec<String> =
         entries.map(|entry| entry.name.clone().unwrap_or_else(|| entry.descriptor.digest.to_string())).collect();
-    let mut told = names[..names.len().min(MAX_NAMES_IN_MESSAGE)].join(", ");
+    let mut listed_names = names[..names.len().min(MAX_NAMES_IN_MESSAGE)].join(", ");
     if names.len() > MAX_NAMES_IN_MESSAGE {
-        told.push_str(&format!(" and {} more", names.len() - MAX_NAMES_IN_MESSAGE));
+        listed_names.push_str(&format!(" and {} more", names.len() - MAX_NAMES_IN_MESSAGE));
     }
-    told
+    listed_names
 }

@@ -152,7 +152,7 @@ async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LayoutError> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|trouble| trouble.into_error(operation)),
+        Ok(result) => result.map_err(|layout_error| layout_error.into_error(operation)),
         Err(error) if error.is_cancelled() => Err(Error::cancelled(operation)),
         Err(error) => Err(Error::new(ErrorKind::Local, operation, "the program failed").with_source(error)),
     }

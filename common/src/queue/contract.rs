@@ -180,8 +180,8 @@ pub async fn a_consumer_waits_for_a_message_and_stops_when_cancelled(subject: Qu
     delivery.acknowledge().await.unwrap();
 
     let (queue, cancel) = (subject.queue.clone(), CancellationToken::new());
-    let told = cancel.clone();
-    let waiter = tokio::spawn(async move { queue.receive(&RouteFilter::All, &told).await });
+    let receiver_cancel = cancel.clone();
+    let waiter = tokio::spawn(async move { queue.receive(&RouteFilter::All, &receiver_cancel).await });
     cancel.cancel();
     assert!(tokio::time::timeout(TEST_TIMEOUT, waiter).await.expect("stopped").unwrap().unwrap().is_none());
 }

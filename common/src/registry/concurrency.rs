@@ -95,7 +95,7 @@ impl SharedConcurrency {
 
     /// Reports the permits in use and wanted to the store, until there are none.
     async fn sync_loop(&self, store: &dyn RateLimitStore, account: &Account) {
-        let mut in_vain = CLAIM_RETRY_BACKOFF[0];
+        let mut retry_delay = CLAIM_RETRY_BACKOFF[0];
         loop {
             let (using, wanted) = (self.permits.in_use(), self.permits.take_peak());
             // Round up, so that permits are not claimed one by one.
@@ -127,11 +127,11 @@ impl SharedConcurrency {
             let waits = self.permits.waiters() > 0;
             let wait = match (waits, share) {
                 (true, _) if self.permits.in_use() > before => CLAIM_RETRY_BACKOFF[0],
-                (true, _) => in_vain,
+                (true, _) => retry_delay,
                 (false, Some(ConcurrencyGrant { contended: true, .. })) => CONTENDED_RENEW_INTERVAL,
                 (false, _) => CLAIM_RENEW_INTERVAL,
             };
-            in_vain = if waits { (in_vain * 2).min(CLAIM_RETRY_BACKOFF[1]) } else { CLAIM_RETRY_BACKOFF[0] };
+            retry_delay = if waits { (retry_delay * 2).min(CLAIM_RETRY_BACKOFF[1]) } else { CLAIM_RETRY_BACKOFF[0] };
             match waits {
                 true => tokio::time::sleep(wait).await,
                 false => _ = tokio::time::timeout(wait, self.demand.notified()).await,

@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_document_and_a_long_one_are_no_trouble() {
+    fn a_deep_document_and_a_long_one_are_truncated() {
         let deep = "[".repeat(100_000);
         assert_eq!(parse(None, deep.as_bytes()).message.chars().count(), 300);
         let long = format!(r#"{{"message":"{}"}}"#, "x".repeat(MAX_PARSED_BYTES));

@@ -26,14 +26,14 @@ pub(super) const OWN_AUTHORITY: &str =
     "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`";
 
 /// Classifies an error response by its status, code and message.
-pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, told_to_wait: bool) -> ErrorKind {
+pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, has_retry_after: bool) -> ErrorKind {
     let code = code.unwrap_or_default();
     let limited = code == "TOOMANYREQUESTS" || {
         let message = message.to_ascii_lowercase();
         message.contains("rate limit") || message.contains("too many requests")
     };
     match (status.as_u16(), code) {
-        (403, _) if told_to_wait || limited => ErrorKind::RateLimited,
+        (403, _) if has_retry_after || limited => ErrorKind::RateLimited,
         // distribution answers 500 if something else is wrong with the manifest as well, such as a foreign layer's URL.
         (400 | 404 | 500, "MANIFEST_BLOB_UNKNOWN") => ErrorKind::Incomplete,
         (400 | 404, "BLOB_UNKNOWN") if status == StatusCode::BAD_REQUEST => ErrorKind::Incomplete,
@@ -120,7 +120,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
     let text = plain(&error_chain(&error));
     let operation = way.with_origin(operation);
     let at_proxy = error.is_connect() && way.failed_at_proxy(&text);
-    let whose = match &way.proxy {
+    let subject = match &way.proxy {
         Some(proxy) if at_proxy => format!("the proxy {proxy}"),
         _ => way.origin.clone(),
     };
@@ -136,11 +136,11 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
                         format!("if {0} speaks plain HTTP, set `tls: off` for it under `registries`", way.registry)
                     }
                 };
-                Error::new(ErrorKind::InvalidResponse, &operation, format!("{whose} does not speak TLS: {text}"))
+                Error::new(ErrorKind::InvalidResponse, &operation, format!("{subject} does not speak TLS: {text}"))
                     .with_hint(hint)
             }
             rustls::Error::InvalidMessage(_) => Error::new(ErrorKind::Unreachable, &operation, &text),
-            _ => Error::new(ErrorKind::Insecure, &operation, describe_certificate_error(tls, &whose).unwrap_or(text))
+            _ => Error::new(ErrorKind::Insecure, &operation, describe_certificate_error(tls, &subject).unwrap_or(text))
                 .with_hint(tls_hint(tls)),
         }
         .with_source(error);
@@ -166,7 +166,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
     }
     if text.contains("invalid HTTP version parsed") && way.origin.starts_with("http:") {
         // The first bytes of a TLS response, or of another protocol.
-        return Error::new(ErrorKind::InvalidResponse, operation, format!("{whose} does not speak HTTP: {text}"))
+        return Error::new(ErrorKind::InvalidResponse, operation, format!("{subject} does not speak HTTP: {text}"))
             .with_hint(tls_on(&way.registry))
             .with_source(error);
     }
@@ -201,18 +201,18 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
 }
 
 /// Describes a certificate error where rustls prints times as seconds since 1970 or has no text.
-fn describe_certificate_error(error: &rustls::Error, whose: &str) -> Option<String> {
+fn describe_certificate_error(error: &rustls::Error, subject: &str) -> Option<String> {
     use rustls::CertificateError::{ExpiredContext, NotValidYetContext, Other};
     match error {
         rustls::Error::InvalidCertificate(Other(other)) => {
             let unknown = other.0.downcast_ref::<UnknownAuthority>()?;
-            Some(format!("the certificate of {whose} is not trusted: {unknown}"))
+            Some(format!("the certificate of {subject} is not trusted: {unknown}"))
         }
         rustls::Error::InvalidCertificate(ExpiredContext { not_after, .. }) => {
-            Some(format!("the certificate of {whose} expired on {}", date(*not_after)?))
+            Some(format!("the certificate of {subject} expired on {}", date(*not_after)?))
         }
         rustls::Error::InvalidCertificate(NotValidYetContext { not_before, .. }) => {
-            Some(format!("the certificate of {whose} is valid from {} only", date(*not_before)?))
+            Some(format!("the certificate of {subject} is valid from {} only", date(*not_before)?))
         }
         _ => None,
     }
@@ -295,8 +295,8 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
 mod tests {
     use super::*;
 
-    fn class(status: u16, code: &str, message: &str, told_to_wait: bool) -> ErrorKind {
-        classify(StatusCode::from_u16(status).unwrap(), Some(code).filter(|c| !c.is_empty()), message, told_to_wait)
+    fn class(status: u16, code: &str, message: &str, has_retry_after: bool) -> ErrorKind {
+        classify(StatusCode::from_u16(status).unwrap(), Some(code).filter(|c| !c.is_empty()), message, has_retry_after)
     }
 
     #[test]

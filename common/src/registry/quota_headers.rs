@@ -101,12 +101,12 @@ mod tests {
 
     #[test]
     fn docker_hub_tells_the_window() {
-        let told = quota(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "0;w=21600")]).unwrap();
+        let report = quota(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "0;w=21600")]).unwrap();
         assert_eq!(
-            told,
+            report,
             Quota { limit: Some(100), remaining: Some(0), window: Some(Duration::from_secs(21600)), reset: None }
         );
-        assert!(told.is_exhausted());
+        assert!(report.is_exhausted());
     }
 
     #[test]
@@ -120,26 +120,26 @@ mod tests {
             ("Thu, 09 Oct 2025 08:53:50 GMT", 30),
             ("18446744073709551615", 86400),
         ] {
-            let told = quota(&[("x-ratelimit-remaining", "7"), ("x-ratelimit-reset", value)]);
-            let told = told.unwrap();
-            assert_eq!(told.reset, Some(Duration::from_secs(seconds)), "{value}");
-            assert_eq!(told.remaining, Some(7));
-            assert!(!told.is_exhausted());
+            let report = quota(&[("x-ratelimit-remaining", "7"), ("x-ratelimit-reset", value)]);
+            let report = report.unwrap();
+            assert_eq!(report.reset, Some(Duration::from_secs(seconds)), "{value}");
+            assert_eq!(report.remaining, Some(7));
+            assert!(!report.is_exhausted());
         }
     }
 
     #[test]
     fn of_several_policies_the_first_is_in_force() {
-        let told = quota(&[("ratelimit-limit", "100, 10;w=1, 100;w=60")]).unwrap();
-        assert_eq!(told.limit, Some(100));
-        assert_eq!(told.window, Some(Duration::from_secs(60)));
+        let report = quota(&[("ratelimit-limit", "100, 10;w=1, 100;w=60")]).unwrap();
+        assert_eq!(report.limit, Some(100));
+        assert_eq!(report.window, Some(Duration::from_secs(60)));
     }
 
     #[test]
     fn families_are_not_mixed() {
-        let told =
+        let report =
             quota(&[("ratelimit-limit", "100"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-limit", "5")]).unwrap();
-        assert_eq!((told.limit, told.remaining), (Some(100), None));
+        assert_eq!((report.limit, report.remaining), (Some(100), None));
     }
 
     #[test]

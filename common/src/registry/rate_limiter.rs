@@ -274,7 +274,7 @@ impl RateLimiter {
             }
         }
         if let Some((shared, account)) = self.store().filter(|(shared, _)| !shared.exclusive) {
-            let told = async {
+            let report = async {
                 match cuts {
                     true => shared.store.record_throttled(account, wait, &ask).await,
                     false => {
@@ -283,7 +283,7 @@ impl RateLimiter {
                     }
                 }
             };
-            match tokio::time::timeout(STORE_TIMEOUT, told).await {
+            match tokio::time::timeout(STORE_TIMEOUT, report).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => _ = self.fall_back_to_local(&error.to_string()),
                 Err(_) => _ = self.fall_back_to_local("no answer in time"),
@@ -313,32 +313,32 @@ impl RateLimiter {
             (None, Some(window)) if !window.is_zero() => QuotaPeriod::WindowLength(window),
             _ => return None,
         };
-        let told = QuotaReport { remaining, limit: quota.limit, period, reserve: self.reserve.requests(quota.limit) };
-        let is_low = remaining <= told.reserve;
-        let (was_held, tell) = {
+        let report = QuotaReport { remaining, limit: quota.limit, period, reserve: self.reserve.requests(quota.limit) };
+        let is_low = remaining <= report.reserve;
+        let (was_held, is_reported) = {
             let (now, millis) = (Instant::now(), self.now_millis());
             let mut own = self.local();
             own.quota_covers_all_requests |= !reads_manifest;
             own.quota_limit = quota.limit;
-            let (ends, is_new) = own.quota.update(millis, &told);
+            let (ends, is_new) = own.quota.update(millis, &report);
             if is_new {
                 (own.pulls_held_until, own.tasks_held_until) = (None, None);
             }
             own.quota_ends_at = now.checked_add(Duration::from_secs_f64((ends - millis).max(0.0) / 1000.0));
             let was_held = own.tasks_held_until.is_some_and(|until| until > now);
-            let tell = is_new
+            let is_reported = is_new
                 || (is_low && !was_held)
-                || own.quota_reported_at.is_none_or(|told| now.duration_since(told) >= QUOTA_REPORT_INTERVAL);
-            if tell {
+                || own.quota_reported_at.is_none_or(|report| now.duration_since(report) >= QUOTA_REPORT_INTERVAL);
+            if is_reported {
                 own.quota_reported_at = Some(now);
             }
             if !was_held {
                 own.hold_for_quota(remaining, is_low);
             }
-            (was_held, tell)
+            (was_held, is_reported)
         };
-        if tell && let Some((shared, account)) = self.store() {
-            match tokio::time::timeout(STORE_TIMEOUT, shared.store.record_quota(account, &told)).await {
+        if is_reported && let Some((shared, account)) = self.store() {
+            match tokio::time::timeout(STORE_TIMEOUT, shared.store.record_quota(account, &report)).await {
                 Ok(Ok(wait)) => {
                     // Another process may have seen this window start earlier.
                     let mut own = self.local();

@@ -432,7 +432,7 @@ impl Newest {
     /// Returns the tags beyond the limit, by ascending index.
     fn find_excess(self, tags: &[ParsedTag]) -> Vec<(usize, DropReason)> {
         let mut losers = Vec::new();
-        let beaten = |variant: &str| DropReason::BeyondNewest { count: self.count, variant: variant.to_owned() };
+        let drop_reason = |variant: &str| DropReason::BeyondNewest { count: self.count, variant: variant.to_owned() };
         match self.by {
             NewestBy::Version => {
                 // The tags are sorted, so the newest of each variant come last.
@@ -450,7 +450,7 @@ impl Newest {
                             (true, "") => "dates".to_owned(),
                             (true, family) => format!("dates with {family}"),
                         };
-                        losers.push((index, beaten(&variant)));
+                        losers.push((index, drop_reason(&variant)));
                     }
                 }
             }
@@ -463,7 +463,7 @@ impl Newest {
                     }
                 }
                 dated.sort_unstable();
-                losers.extend(dated.into_iter().skip(self.count).map(|(_, Reverse(index))| (index, beaten(""))));
+                losers.extend(dated.into_iter().skip(self.count).map(|(_, Reverse(index))| (index, drop_reason(""))));
             }
         }
         losers.sort_unstable_by_key(|(index, _)| *index);

@@ -332,7 +332,7 @@ pub trait Ledger: Send + Sync {
 
     /// Adds the tasks of a repository to the plan, all or none. They may start at once. A repository whose key is
     /// already in the plan is left unchanged.
-    async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult>;
+    async fn append(&self, batch: BatchId, segment: PlanSegment) -> Result<AppendResult>;
 
     /// Returns the keys of the repositories in the plan. An interrupted listing resumes without these.
     async fn segment_keys(&self, batch: BatchId) -> Result<Vec<String>>;
@@ -349,7 +349,7 @@ pub trait Ledger: Send + Sync {
 
     /// Records that a notification of the batch's end was sent, as a string of the caller's choice: one target, or all
     /// of them.
-    async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()>;
+    async fn record_notification(&self, batch: BatchId, target: &str) -> Result<()>;
 
     /// Returns the recorded notifications in order.
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>>;
@@ -429,7 +429,7 @@ pub trait Ledger: Send + Sync {
     async fn requeue(&self, batch: BatchId, filter: RequeueFilter) -> Result<u64>;
 
     /// Returns lost tasks to the plan.
-    async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed>;
+    async fn reclaim(&self, batch: BatchId, scope: ReclaimScope) -> Result<Reclaimed>;
 
     /// Removes batches created before a time that have ended or were left unfinished and have no held task. Returns
     /// their number.

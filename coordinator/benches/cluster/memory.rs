@@ -124,8 +124,8 @@ async fn bytes_per_task(
             (TaskSpec { rule: 0, source, digest, target, digest_tags: DigestTagHints::default() }, None)
         };
         let tasks = (0..tags).map(planned).collect();
-        let sealed = PlanSegment { key: format!("0 {SOURCE}/{path}"), listed_at: Timestamp::now(), tasks };
-        store.append(id, sealed).await.unwrap();
+        let segment = PlanSegment { key: format!("0 {SOURCE}/{path}"), listed_at: Timestamp::now(), tasks };
+        store.append(id, segment).await.unwrap();
     }
     cluster.store.key_memory_bytes(&format!("imgsync:{{{id}}}*")) as f64 / SAMPLE as f64
 }

@@ -65,7 +65,7 @@ async fn measure(tasks: usize, workers: usize) {
     let processors = CpuTimes::now();
     let began = Instant::now();
     append_plan(&store, id, repositories, &tags, &digest).await;
-    let sealed = began.elapsed();
+    let plan_time = began.elapsed();
     let resume = cluster.imgsync("").args(["batch", "resume", &id.to_string(), "--json", "--quiet"]);
     let output = resume.limit(Duration::from_secs(3600)).run().await.assert_code(0);
     let all = began.elapsed();
@@ -78,8 +78,8 @@ async fn measure(tasks: usize, workers: usize) {
     let peak = fleet.iter_mut().map(imgsync_tests::program::RunningProgram::peak_rss_bytes).max().unwrap_or_default();
     println!(
         "{workers:>7} {:>9.0} {:>11.0} {:>11.0} {:>5.0}%   {:>9.0} {:>8.0} {:>7.0} {:>12.0}   {:>14.2} {:>9}",
-        rate(sealed),
-        rate(all - sealed),
+        rate(plan_time),
+        rate(all - plan_time),
         rate(all),
         idle * 100.0,
         per_task(after[0] - before[0]),
@@ -103,8 +103,8 @@ async fn append_plan(store: &RedisStore, id: BatchId, repositories: usize, tags:
             digest_tags: DigestTagHints::default(),
         };
         let tasks = tags.iter().map(|tag| (planned(tag), None)).collect();
-        let sealed = PlanSegment { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };
-        store.append(id, sealed).await.unwrap();
+        let plan_time = PlanSegment { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };
+        store.append(id, plan_time).await.unwrap();
     }
     store.complete_plan(id).await.unwrap();
 }

@@ -208,7 +208,7 @@ async fn resume(
     settings: &Settings,
     printer: &Printer,
 ) -> Result<Exit> {
-    let steered = |state: BatchState, led_by: Option<&str>| {
+    let control_result = |state: BatchState, led_by: Option<&str>| {
         let mut result = json!({"batch": id, "state": state});
         if let Some(requeued) = requeued {
             result["requeued"] = json!(requeued);
@@ -246,7 +246,7 @@ async fn resume(
             let holder = holder.replacen(&format!(" {id}"), "", 1);
             let now = backend.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}, and led by {holder}; `imgsync batch watch {id}` follows it"));
-            print_control_result(run.json, steered(now, Some(&holder)), printer);
+            print_control_result(run.json, control_result(now, Some(&holder)), printer);
             return Ok(Exit::Done);
         }
     }

@@ -79,9 +79,10 @@ impl BatchProgress {
             let Ok(Some(batch)) = store.batch(id).await else { continue };
             if complains {
                 // This process publishes, and reports a broker alarm itself.
-                let coverage =
-                    WorkerCoverage::load(store, &batch).await.map(|crew| WorkerCoverage { broker_alarm: None, ..crew });
-                let complaints = coverage.map(|crew| crew.problems()).unwrap_or_default();
+                let coverage = WorkerCoverage::load(store, &batch)
+                    .await
+                    .map(|worker_coverage| WorkerCoverage { broker_alarm: None, ..worker_coverage });
+                let complaints = coverage.map(|worker_coverage| worker_coverage.problems()).unwrap_or_default();
                 if complaints != complained.0 {
                     complaints.iter().for_each(|complaint| self.printer.warning(complaint));
                 }

@@ -148,11 +148,11 @@ fn batch_not_found(id: BatchId) -> Error {
 /// Builds the notifier of the run.
 pub(crate) fn build_notifier(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Notifier> {
     // The leader of a detached batch sends its notifications.
-    let told = match args.detach {
+    let notify_config = match args.detach {
         true => NotifyConfig::default(),
         false => args.notify.resolve(&settings.config.notify, printer),
     };
-    Notifier::new(&told, settings.folder(), args.retry.retry_delay)
+    Notifier::new(&notify_config, settings.folder(), args.retry.retry_delay)
 }
 
 /// Rejects image layouts: a layout is on one machine, and tasks run on others.
@@ -416,8 +416,8 @@ impl<'a> RunContext<'a> {
         }
         if !ended.interrupted && !notifier.is_empty() {
             // Notifications list failures unless another level was requested.
-            let told = options.shape.level.unwrap_or(ReportLevel::Failures);
-            match deliver_once(&self.backend.store, &report, notifier, told, &coordinator_name()).await {
+            let report_level = options.shape.level.unwrap_or(ReportLevel::Failures);
+            match deliver_once(&self.backend.store, &report, notifier, report_level, &coordinator_name()).await {
                 Ok(warnings) => warnings.unwrap_or_default().iter().for_each(|warning| printer.warning(warning)),
                 Err(error) => printer.warning(&format!("not all notifications were sent: {error}")),
             }
@@ -432,8 +432,8 @@ impl<'a> RunContext<'a> {
                 ));
             }
         }
-        let troubles = report.pruned.iter().filter(|line| line.outcome.needs_attention()).count();
-        let exit = exit_for_run(ended, report.unlisted.is_empty() && troubles == 0);
+        let prune_problems = report.pruned.iter().filter(|line| line.outcome.needs_attention()).count();
+        let exit = exit_for_run(ended, report.unlisted.is_empty() && prune_problems == 0);
         if matches!(exit, Exit::Failed | Exit::CouldNotStart) {
             let counts = &ended.batch.counts;
             let (failed, cancelled, unlisted) = (counts.failed, counts.cancelled, report.unlisted.len());
@@ -441,7 +441,7 @@ impl<'a> RunContext<'a> {
                 (failed, "failed"),
                 (cancelled, "cancelled"),
                 (unlisted as u64, "not listed"),
-                (troubles as u64, "not removed"),
+                (prune_problems as u64, "not removed"),
             ];
             let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
             let stopped = match ended.batch.state {

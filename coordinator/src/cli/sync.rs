@@ -119,8 +119,8 @@ impl CopyObserver {
     }
 
     fn has_transferred(&self) -> bool {
-        let begun = self.started_blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        self.arrived.load(Ordering::Relaxed) || begun.iter().any(|moved| moved.load(Ordering::Relaxed) > 0)
+        let started_blobs = self.started_blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.arrived.load(Ordering::Relaxed) || started_blobs.iter().any(|moved| moved.load(Ordering::Relaxed) > 0)
     }
 }
 
@@ -263,7 +263,7 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
         source_traffic = ?done.source_traffic, target_traffic = ?done.target_traffic, "done"
     );
     if args.json {
-        let figures = CopyStats {
+        let stats = CopyStats {
             digest: &done.digest,
             bytes: done.bytes,
             blobs: done.blobs,
@@ -274,8 +274,8 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
             seconds: (done.elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
         };
         let result = match done.outcome {
-            CopyOutcome::Copied => SyncResult::Copied(figures),
-            CopyOutcome::Unchanged => SyncResult::Unchanged(figures),
+            CopyOutcome::Copied => SyncResult::Copied(stats),
+            CopyOutcome::Unchanged => SyncResult::Unchanged(stats),
         };
         print_json(printer, &SyncOutput { source: &args.source, target: Some(target), result });
     } else {

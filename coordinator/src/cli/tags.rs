@@ -66,7 +66,7 @@ pub(crate) struct TagsArgs {
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) query_limit: u16,
     #[command(flatten)]
-    pub(crate) patience: RetryArgs,
+    pub(crate) retry: RetryArgs,
 }
 
 /// `--newest-by`.
@@ -140,10 +140,9 @@ pub(crate) async fn run(args: TagsArgs, global: &GlobalArgs, printer: &Printer) 
 async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
     let selection = build_selection(args)?;
     let mut client = settings.client()?;
-    client.retry =
-        RetryPolicy { attempts: args.patience.attempts, first_delay: args.patience.retry_delay, ..client.retry };
+    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.patience.stall_timeout;
+    client.stall_timeout = args.retry.stall_timeout;
     let client = Client::new(client, CredentialEnvironment::from_process());
     let context = Context { events: Events::new(Arc::new(RequestEventPrinter(printer.clone()))), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());

@@ -228,7 +228,7 @@ async fn compare_image(
     };
     let referrers = if args.no_referrers { RequiredReferrers::None } else { RequiredReferrers::All };
     let verified = copier.verify(&job, &VerifySettings { deep: args.deep, referrers }, &context).await?;
-    let figures = VerifyStats {
+    let stats = VerifyStats {
         digest: &verified.digest,
         manifests: verified.manifests,
         blobs: verified.blobs,
@@ -245,7 +245,7 @@ async fn compare_image(
     ]
     .join(", ");
     if args.json {
-        let result = if is_equal { VerifyResult::Equal(figures) } else { VerifyResult::Differs(figures) };
+        let result = if is_equal { VerifyResult::Equal(stats) } else { VerifyResult::Differs(stats) };
         print_json(printer, &VerifyOutput { source, target, result });
     } else {
         for finding in &verified.findings {

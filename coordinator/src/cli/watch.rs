@@ -94,7 +94,7 @@ async fn run_screen(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Res
     let failed = |error: std::io::Error| Error::new(ErrorKind::Local, "drawing on the terminal", error.to_string());
     let mut screen = load_screen(store, id, who).await?;
     let mut terminal = TerminalGuard(ratatui::try_init().map_err(failed)?);
-    let (mut looked, mut attendance) = (Instant::now(), AbandonmentDetector::default());
+    let (mut looked, mut abandonment) = (Instant::now(), AbandonmentDetector::default());
     loop {
         terminal.0.draw(|frame| draw(frame, &mut screen)).map_err(failed)?;
         if screen.view.batch.ended_at.is_some() {
@@ -126,7 +126,7 @@ async fn run_screen(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Res
             match load_screen(store, id, who).await {
                 Ok(next) => {
                     screen.update(next);
-                    if attendance.is_abandoned(store, &screen.view).await.unwrap_or_default() {
+                    if abandonment.is_abandoned(store, &screen.view).await.unwrap_or_default() {
                         return Ok(Some(BatchWaitResult::Abandoned(screen.view)));
                     }
                 }

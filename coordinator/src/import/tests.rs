@@ -174,7 +174,7 @@ rules:
     backup: "bkup-{{tag}}"
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
-    let told = [
+    let phrases = [
         "repoAuth",
         "is read by a template",
         "mediaTypes",
@@ -185,7 +185,7 @@ rules:
         "not denied",
         "ocidir",
     ];
-    for words in told.iter().filter(|words| **words != "ocidir") {
+    for words in phrases.iter().filter(|words| **words != "ocidir") {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
     assert!(has_note(&draft, "image layouts are named otherwise"));

@@ -65,15 +65,15 @@ pub async fn deliver_once(
         }
         Ok(TryAcquireResult::HeldBy(_)) => Ok(None),
         Ok(TryAcquireResult::Acquired(guard)) => {
-            let told = tokio::select! {
-                told = deliver_round(&**store, report, notifier, level) => told,
+            let delivered = tokio::select! {
+                delivered = deliver_round(&**store, report, notifier, level) => delivered,
                 () = guard.lost().cancelled() => {
                     let operation = format!("sending notifications of batch {id}");
                     Err(Error::new(ErrorKind::Unreachable, operation, "the lease was lost"))
                 }
             };
             guard.release().await;
-            told.map(Some)
+            delivered.map(Some)
         }
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct BatchLog {
     id: BatchId,
     /// Message logged when this process starts leading the batch.
     beginning: String,
-    has_begun: AtomicBool,
+    has_started: AtomicBool,
     has_ended: AtomicBool,
     events: Events,
 }
@@ -31,20 +31,20 @@ impl BatchLog {
             0 => format!("batch {id} started: {title}"),
             ended => format!("batch {id} resumed: {title} ({ended} of {} tasks done before)", batch.counts.total),
         };
-        let (has_begun, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
-        BatchLog { id, beginning, has_begun, has_ended, events: events.clone() }
+        let (has_started, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        BatchLog { id, beginning, has_started, has_ended, events: events.clone() }
     }
 
     /// Logs the start of the batch, the first time this process leads it.
     pub(super) fn begin(&self) {
-        if !self.has_begun.swap(true, Ordering::Relaxed) {
+        if !self.has_started.swap(true, Ordering::Relaxed) {
             self.events.emit(Event::Notice { message: self.beginning.clone() });
         }
     }
 
     /// Logs the end of the batch, if it has ended and this process led it.
     pub(super) async fn end(&self, store: &dyn Store) -> Result<()> {
-        if !self.has_begun.load(Ordering::Relaxed) || self.has_ended.load(Ordering::Relaxed) {
+        if !self.has_started.load(Ordering::Relaxed) || self.has_ended.load(Ordering::Relaxed) {
             return Ok(());
         }
         let batch = match store.batch(self.id).await {

@@ -16,13 +16,13 @@ pub struct DigestTagIndex {
 impl DigestTagIndex {
     /// Finds the digest tags in a listing, with their digests if listed.
     pub fn from_listing(listing: &RepositoryListing) -> DigestTagIndex {
-        let mut companions = DigestTagIndex::default();
+        let mut digest_tags = DigestTagIndex::default();
         for listed in &listing.tags {
             if let Some((stem, kind)) = DigestTag::parse_tag(&listed.tag) {
-                companions.by_stem.entry(stem.into()).or_default().push((kind, listed.digest.clone()));
+                digest_tags.by_stem.entry(stem.into()).or_default().push((kind, listed.digest.clone()));
             }
         }
-        companions
+        digest_tags
     }
 
     /// Returns hints that hold for every image of the repository.
@@ -43,11 +43,11 @@ impl DigestTagIndex {
 
     /// Merges another index. If two repositories share an image, either may have what is new.
     pub fn merge(&mut self, other: DigestTagIndex) {
-        for (stem, companions) in other.by_stem {
+        for (stem, digest_tags) in other.by_stem {
             let known = self.by_stem.entry(stem).or_default();
-            for companion in companions {
-                if !known.contains(&companion) {
-                    known.push(companion);
+            for digest_tag in digest_tags {
+                if !known.contains(&digest_tag) {
+                    known.push(digest_tag);
                 }
             }
         }

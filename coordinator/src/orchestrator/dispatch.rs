@@ -141,8 +141,8 @@ impl<'a> Dispatcher<'a> {
         }
         if self.shares_updated_at.is_none_or(|at| now.duration_since(at) >= SHARE_INTERVAL) {
             let alive = self.flows.iter().filter(|(_, flow)| flow.is_active());
-            let feeding = alive.map(|(FlowKey { route: lane, priority }, flow)| RouteThroughput {
-                route: lane.clone(),
+            let feeding = alive.map(|(FlowKey { route: flow_route, priority }, flow)| RouteThroughput {
+                route: flow_route.clone(),
                 priority: *priority,
                 per_second: flow.rate.per_second(now),
             });

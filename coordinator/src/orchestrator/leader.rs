@@ -130,8 +130,8 @@ impl Leader {
         let mut dispatcher = Dispatcher::new(&self.backend, &batch).await?;
         tokio::select! {
             fed = dispatcher.run(plan_changed, stop) => fed.map(|()| LeadershipEnd::Stopped),
-            swept = self.reclaim_expired_leases(id) => swept,
-            swept = self.reclaim_lost_messages(id) => swept,
+            reclaimed = self.reclaim_expired_leases(id) => reclaimed,
+            reclaimed = self.reclaim_lost_messages(id) => reclaimed,
         }
     }
 
@@ -149,7 +149,7 @@ impl Leader {
                 continue;
             }
             match self.backend.store.reclaim(id, ReclaimScope::ExpiredLeases { grace }).await {
-                Ok(swept) => self.report_reclaimed(id, swept),
+                Ok(reclaimed) => self.report_reclaimed(id, reclaimed),
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LeadershipEnd::BatchEnded),
                 Err(error) => return Err(error),
             }
@@ -165,8 +165,8 @@ impl Leader {
             };
             // An unavailable broker has lost nothing yet.
             if matches!(self.has_lost_messages(&batch).await, Ok(true)) {
-                let swept = self.backend.store.reclaim(id, ReclaimScope::EmptyQueue { grace }).await?;
-                self.report_reclaimed(id, swept);
+                let reclaimed = self.backend.store.reclaim(id, ReclaimScope::EmptyQueue { grace }).await?;
+                self.report_reclaimed(id, reclaimed);
             }
         }
     }

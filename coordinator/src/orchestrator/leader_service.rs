@@ -122,15 +122,15 @@ impl LeaderContext {
     async fn notify(&self, id: BatchId, stop: &CancellationToken) -> Result<()> {
         let notifier = || self.leader_config.borrow().notifier.clone();
         let at = (&self.backend.store, &*self.backend.clock);
-        let is_settled = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
+        let is_delivered = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
             // A batch that was tampered with cannot be reported, however often it is read.
             Err(error) if error.kind() == ErrorKind::Insecure => {
                 warn(&self.events, &format!("no notifications for batch {id}: {error}"));
                 true
             }
-            told => told?,
+            result => result?,
         };
-        if is_settled {
+        if is_delivered {
             self.notified().insert(id);
         }
         Ok(())

@@ -104,6 +104,6 @@ impl LocalWorker {
 
 impl std::fmt::Debug for LocalWorker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Hands({})", self.name)
+        write!(f, "LocalWorker({})", self.name)
     }
 }

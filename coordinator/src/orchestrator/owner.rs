@@ -163,15 +163,15 @@ pub enum BatchWaitResult {
 /// Waits until a batch has ended or is abandoned, and passes each state in between to `seen`. Waits through outages of
 /// the store.
 pub async fn wait_until_over(store: &dyn Store, id: BatchId, mut seen: impl FnMut(&Batch)) -> Result<BatchWaitResult> {
-    let mut attendance = AbandonmentDetector::default();
+    let mut abandonment = AbandonmentDetector::default();
     loop {
-        match load_view(store, id, &mut attendance).await {
+        match load_view(store, id, &mut abandonment).await {
             Ok((view, _)) if view.batch.ended_at.is_some() => return Ok(BatchWaitResult::Ended(view.batch)),
             Ok((view, true)) => return Ok(BatchWaitResult::Abandoned(view)),
             Ok((view, false)) => seen(&view.batch),
             Err(error) if is_transient(&error) => {
                 tracing::warn!("{error}; retrying");
-                attendance = AbandonmentDetector::default();
+                abandonment = AbandonmentDetector::default();
             }
             Err(error) => return Err(error),
         }
@@ -194,9 +194,9 @@ pub(super) async fn confirm_owner(store: &dyn Store, id: BatchId) -> Result<Opti
     }
 }
 
-async fn load_view(store: &dyn Store, id: BatchId, attendance: &mut AbandonmentDetector) -> Result<(BatchView, bool)> {
+async fn load_view(store: &dyn Store, id: BatchId, abandonment: &mut AbandonmentDetector) -> Result<(BatchView, bool)> {
     let view = BatchView::load(store, load_batch(store, id).await?).await?;
-    let is_left = attendance.is_abandoned(store, &view).await?;
+    let is_left = abandonment.is_abandoned(store, &view).await?;
     Ok((view, is_left))
 }
 

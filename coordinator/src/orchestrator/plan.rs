@@ -352,7 +352,7 @@ impl fmt::Display for SourceTag {
 pub fn resolve_conflicts(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<PlannedTask>, Vec<PlanFailure>) {
     let platforms = |index: usize| rules.get(index).map(|rule| (platforms_of(rule), rule.sparse)).unwrap_or_default();
     let mut holders: HashMap<PlannedTarget, (SourceTag, usize)> = HashMap::new();
-    let mut settled: Vec<PlannedTask> = Vec::with_capacity(tasks.len());
+    let mut resolved: Vec<PlannedTask> = Vec::with_capacity(tasks.len());
     let mut failed = Vec::new();
     for task in tasks {
         match holders.get(&task.target) {
@@ -366,11 +366,11 @@ pub fn resolve_conflicts(tasks: Vec<PlannedTask>, rules: &[Rule]) -> (Vec<Planne
             }
             _ => {
                 holders.insert(task.target.clone(), (task.source.clone(), task.rule));
-                settled.push(PlannedTask { may_collide: false, ..task });
+                resolved.push(PlannedTask { may_collide: false, ..task });
             }
         }
     }
-    (settled, failed)
+    (resolved, failed)
 }
 
 /// Slice of a plan (`--batch-size` and `--batch-number`); numbers start at 1.

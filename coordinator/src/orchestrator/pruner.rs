@@ -139,7 +139,7 @@ impl Pruner<'_> {
         for due in all {
             match self.recheck(&due, &target, planned, &tallies.0).await {
                 Ok(RecheckResult::Confirmed { is_index }) => confirmed.push(ConfirmedCandidate { due, is_index }),
-                Ok(RecheckResult::Kept(became)) => self.record_result(rule, &due, became).await?,
+                Ok(RecheckResult::Kept(result)) => self.record_result(rule, &due, result).await?,
                 Err(error) => self.record_result(rule, &due, failure_result(&error)).await?,
             }
         }
@@ -185,12 +185,12 @@ impl Pruner<'_> {
                 let going_now = going.iter().filter(|tag| !later.contains(tag)).cloned().collect();
                 let leases = [lease, tag_lease];
                 let removed = self.remove_tag(due, (target, home), leases, (&going_now, &mut needed)).await;
-                let became = removed.unwrap_or_else(|error| failure_result(&error));
-                match became.0 {
+                let result = removed.unwrap_or_else(|error| failure_result(&error));
+                match result.0 {
                     PruneOutcome::Removed => self.forget_records(rule, due).await?,
                     _ => _ = going.remove(&due.target.tag),
                 }
-                self.record_result(rule, due, became).await?;
+                self.record_result(rule, due, result).await?;
             }
             for (_, tag_lease) in leased {
                 tag_lease.release().await;

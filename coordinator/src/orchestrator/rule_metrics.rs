@@ -194,11 +194,11 @@ impl EndedBatchCache {
             return Ok(Some(*summary));
         }
         let unlisted = store.listing_failures(batch.id).await?.len();
-        let troubles =
+        let prune_problems =
             store.prune_records(batch.id).await?.iter().filter(|line| line.outcome.needs_attention()).count();
         let counts = &batch.counts;
         let is_good = batch.state == BatchState::Done && counts.failed + counts.cancelled == 0;
-        let summary = EndedBatchSummary { unlisted, is_good: is_good && unlisted + troubles == 0 };
+        let summary = EndedBatchSummary { unlisted, is_good: is_good && unlisted + prune_problems == 0 };
         self.summaries.insert((batch.id, ended_at), summary);
         Ok(Some(summary))
     }

@@ -47,7 +47,7 @@ pub(super) struct UnchangedFilter {
 #[derive(Debug, Default)]
 struct TargetState {
     /// A spot check failed: everything is checked again.
-    distrusted: AtomicBool,
+    is_invalidated: AtomicBool,
     /// Its listings have no digests.
     lists_no_digests: AtomicBool,
 }
@@ -86,12 +86,12 @@ impl UnchangedFilter {
         tasks: Vec<TaskSpec>,
         digest_tags: &DigestTagIndex,
     ) -> Result<Vec<(TaskSpec, Option<TaskResult>)>> {
-        let mut settled: Vec<(TaskSpec, Option<TaskResult>)> = tasks.into_iter().map(|task| (task, None)).collect();
+        let mut results: Vec<(TaskSpec, Option<TaskResult>)> = tasks.into_iter().map(|task| (task, None)).collect();
         if self.options.force || self.options.prime || self.options.verify.is_some() {
-            return Ok(settled);
+            return Ok(results);
         }
         let mut groups: HashMap<(u32, Arc<RepositoryLocator>), Vec<usize>> = HashMap::new();
-        for (at, (task, _)) in settled.iter().enumerate() {
+        for (at, (task, _)) in results.iter().enumerate() {
             groups.entry((task.rule, task.target.repository.clone())).or_default().push(at);
         }
         let mut groups: Vec<_> = groups.into_iter().collect();
@@ -99,15 +99,15 @@ impl UnchangedFilter {
         for ((rule, home), members) in groups {
             let rule = self.options.rule(rule)?.clone();
             let LookupResult { unchanged, with_new_digest_tags } =
-                self.look_up_repository(&rule, &home, &settled, &members, digest_tags).await?;
+                self.look_up_repository(&rule, &home, &results, &members, digest_tags).await?;
             for at in unchanged {
-                settled[at].1 = Some(TaskResult::Unchanged);
+                results[at].1 = Some(TaskResult::Unchanged);
             }
             for at in with_new_digest_tags {
-                settled[at].0.digest_tags = settled[at].0.digest_tags.with_new();
+                results[at].0.digest_tags = results[at].0.digest_tags.with_new();
             }
         }
-        Ok(settled)
+        Ok(results)
     }
 
     /// Finds the tasks of one target repository that are unchanged, and those with new digest tags.
@@ -130,7 +130,7 @@ impl UnchangedFilter {
         let now = self.backend.clock.now();
         self.warn_of_future_times(&known, now);
         let immutable = rule.immutable()?;
-        let (mut believed, mut doubtful, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut cached, mut doubtful, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
         for ((at, tag), known) in members.iter().copied().zip(&tags).zip(known) {
             let (task, _) = &tasks[at];
             let never_moves = immutable.iter().any(|pattern| pattern.matches(task.source.tag.as_str()));
@@ -140,33 +140,33 @@ impl UnchangedFilter {
                     true => frozen.push(at),
                     false => doubtful.push((at, Some(known))),
                 },
-                Some(known) if rule.is_cache_fresh(tag.as_str(), age(known.seen_at, now)) => believed.push((at, known)),
+                Some(known) if rule.is_cache_fresh(tag.as_str(), age(known.seen_at, now)) => cached.push((at, known)),
                 known => doubtful.push((at, known)),
             }
         }
-        if !self.spot_checks_pass(home, tasks, &believed).await {
-            target.distrusted.store(true, Ordering::Relaxed);
+        if !self.spot_checks_pass(home, tasks, &cached).await {
+            target.is_invalidated.store(true, Ordering::Relaxed);
             let forgotten = self.backend.store.forget_endpoint(home.endpoint()).await?;
             self.context.warn(format!(
                 "{}: a spot check failed; dropped the {forgotten} cached tags of this target and checking them again",
                 home.endpoint()
             ));
         }
-        if target.distrusted.load(Ordering::Relaxed) {
-            doubtful.extend(believed.drain(..).map(|(at, _)| (at, None)));
+        if target.is_invalidated.load(Ordering::Relaxed) {
+            doubtful.extend(cached.drain(..).map(|(at, _)| (at, None)));
         }
         // A listed digest that differs from the cached one is to be copied; a tag without a listed digest is checked by
         // its task.
-        let mut unchanged = believed;
+        let mut unchanged = cached;
         unchanged.retain(|(at, known)| {
             !with_new_digest_tags.contains(at) && tasks[*at].0.digest.as_ref() == Some(&known.source)
         });
         doubtful.retain(|(at, _)| !with_new_digest_tags.contains(at) && tasks[*at].0.digest.is_some());
         frozen.retain(|at| !with_new_digest_tags.contains(at));
-        let mut settled = self.with_fresh_referrers(rule, &scope, tasks, unchanged).await?;
-        settled.extend(frozen);
-        settled.extend(self.filter_by_listing(rule, &scope, &target, tasks, doubtful).await?);
-        Ok(LookupResult { unchanged: settled, with_new_digest_tags })
+        let mut results = self.with_fresh_referrers(rule, &scope, tasks, unchanged).await?;
+        results.extend(frozen);
+        results.extend(self.filter_by_listing(rule, &scope, &target, tasks, doubtful).await?);
+        Ok(LookupResult { unchanged: results, with_new_digest_tags })
     }
 
     /// Warns once per run of cache entries with times in the future, which do not count.
@@ -191,27 +191,27 @@ impl UnchangedFilter {
         unchanged: Vec<(usize, CachedTag)>,
     ) -> Result<Vec<usize>> {
         let now = self.backend.clock.now();
-        let (mut settled, mut learnt) = (Vec::new(), Vec::new());
+        let (mut results, mut learnt) = (Vec::new(), Vec::new());
         for (at, known) in unchanged {
             let tag = &tasks[at].0.target.tag;
             match known.referrers_at {
                 Some(asked) if rule.referrers.copies_any() => {
                     if rule.are_referrers_fresh(tag.as_str(), age(asked, now)) {
-                        settled.push(at);
+                        results.push(at);
                     }
                 }
                 None if rule.referrers.copies_any() => {
-                    settled.push(at);
+                    results.push(at);
                     let referrers_at = initial_referrers_time(rule, tag, now);
                     learnt.push((tag.clone(), CachedTag { referrers_at, ..known }));
                 }
-                _ => settled.push(at),
+                _ => results.push(at),
             }
         }
         if !learnt.is_empty() {
             self.backend.store.cache_tags(scope, learnt).await?;
         }
-        Ok(settled)
+        Ok(results)
     }
 
     /// Finds images whose digest tags in the source listing differ from the cached ones. An image filtered to some
@@ -290,18 +290,18 @@ impl UnchangedFilter {
         &self,
         home: &Arc<RepositoryLocator>,
         tasks: &[(TaskSpec, Option<TaskResult>)],
-        believed: &[(usize, CachedTag)],
+        cached: &[(usize, CachedTag)],
     ) -> bool {
         let Some(repository) = self.target_repository(home) else { return true };
-        let wanted = (believed.len() / 100).clamp(1, MAX_SPOT_CHECKS_PER_REPOSITORY).min(believed.len());
+        let wanted = (cached.len() / 100).clamp(1, MAX_SPOT_CHECKS_PER_REPOSITORY).min(cached.len());
         let mut granted = 0;
         let _ = self.spot_checks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
             granted = left.min(wanted);
             Some(left - granted)
         });
-        let chosen: Vec<_> = rand::seq::index::sample(&mut rand::rng(), believed.len(), granted)
+        let chosen: Vec<_> = rand::seq::index::sample(&mut rand::rng(), cached.len(), granted)
             .into_iter()
-            .map(|at| (tasks[believed[at].0].0.target.tag.clone(), believed[at].1.target.clone()))
+            .map(|at| (tasks[cached[at].0].0.target.tag.clone(), cached[at].1.target.clone()))
             .collect();
         let asked = futures_util::stream::iter(chosen)
             .map(|(tag, digest)| {
@@ -350,7 +350,7 @@ impl UnchangedFilter {
             }
         };
         let seen_at = self.backend.clock.now();
-        let (mut settled, mut learnt) = (Vec::new(), Vec::new());
+        let (mut results, mut learnt) = (Vec::new(), Vec::new());
         for (at, known) in doubtful {
             let (task, _) = &tasks[at];
             let (Some(source), Some(there)) = (&task.digest, listing.digest(task.target.tag.as_str())) else {
@@ -362,7 +362,7 @@ impl UnchangedFilter {
                 true => known.as_ref().filter(|known| known.source == *source).map(|known| &known.target),
             };
             if wanted == Some(there) {
-                settled.push(at);
+                results.push(at);
                 let asked = known.as_ref().filter(|known| known.source == *source).and_then(|known| known.referrers_at);
                 let referrers_at = asked.or_else(|| initial_referrers_time(rule, &task.target.tag, seen_at));
                 let known = CachedTag { source: source.clone(), target: there.clone(), seen_at, referrers_at };
@@ -370,7 +370,7 @@ impl UnchangedFilter {
             }
         }
         self.backend.store.cache_tags(scope, learnt).await?;
-        Ok(settled)
+        Ok(results)
     }
 
     /// Excludes tags that may be incomplete although the digest matches, because they were copied with other options.

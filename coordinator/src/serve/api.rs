@@ -177,9 +177,9 @@ pub(super) async fn start(
 ) -> Result<(StatusCode, Json<Value>), ErrorResponse> {
     expect_empty_body(request).await?;
     // Spawned, so that the batch is started and recorded even if the client disconnects.
-    let timetable = app.scheduler.clone();
-    let begun = tokio::spawn(async move { timetable.start(&rule).await });
-    let id = begun.await.map_err(|_| {
+    let scheduler = app.scheduler.clone();
+    let started = tokio::spawn(async move { scheduler.start(&rule).await });
+    let id = started.await.map_err(|_| {
         ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, "local", "the batch could not be started")
     })??;
     Ok((StatusCode::ACCEPTED, Json(json!({"batch": id}))))

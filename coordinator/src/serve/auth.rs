@@ -214,7 +214,7 @@ mod tests {
         for (name, value) in headers {
             map.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        access.check(&method, &Uri::from_static("/"), &map).err().map(|trouble| trouble.status().as_u16())
+        access.check(&method, &Uri::from_static("/"), &map).err().map(|response| response.status().as_u16())
     }
 
     fn probe_status(address: &str, path: &'static str, headers: &[(&str, &str)]) -> Option<u16> {
@@ -223,7 +223,7 @@ mod tests {
         for (name, value) in headers {
             map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        access.check_probe(&Uri::from_static(path), &map).err().map(|trouble| trouble.status().as_u16())
+        access.check_probe(&Uri::from_static(path), &map).err().map(|response| response.status().as_u16())
     }
 
     #[test]

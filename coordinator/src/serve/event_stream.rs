@@ -107,11 +107,11 @@ impl EventHub {
             if let Some(first) = first {
                 return Some((Ok(first), (watcher, receiver, None, stop)));
             }
-            let told = tokio::select! {
-                told = receiver.recv() => told,
+            let received = tokio::select! {
+                received = receiver.recv() => received,
                 () = stop.cancelled() => return None,
             };
-            match told {
+            match received {
                 Ok(event) => Some((Ok(event), (watcher, receiver, None, stop))),
                 Err(RecvError::Lagged(_)) => {
                     let (first, receiver) = watcher.0.snapshot();

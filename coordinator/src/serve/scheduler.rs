@@ -153,9 +153,9 @@ impl Scheduler {
         let known = self.last_runs().await?;
         let mut entries = Vec::new();
         for rule in &current.rules {
-            let begun = known.get(&rule.id);
+            let last_run = known.get(&rule.id);
             let now = Timestamp::now();
-            let from = begun.map(|begun| begun.at).filter(|at| !is_in_future(*at, now)).unwrap_or(now);
+            let from = last_run.map(|last_run| last_run.at).filter(|at| !is_in_future(*at, now)).unwrap_or(now);
             let next =
                 rule.schedule.as_ref().and_then(|schedule| schedule.next_after(from, &rule.id)).map(|due| due.at);
             entries.push(ScheduleEntry {
@@ -165,7 +165,7 @@ impl Scheduler {
                 to: rule.to.clone(),
                 schedule: rule.schedule.as_ref().map(ToString::to_string),
                 next,
-                last: begun.and_then(|begun| begun.batch),
+                last: last_run.and_then(|last_run| last_run.batch),
                 running: self.running_batch(rule).await?,
                 skipped: self.skipped().get(&rule.id).copied().unwrap_or_default(),
             });
@@ -187,10 +187,11 @@ impl Scheduler {
     async fn resume_interrupted(&self) -> Result<()> {
         let inner = &self.0;
         let current = inner.active_config.borrow().clone();
-        let begun: HashSet<BatchId> = self.last_runs().await?.values().filter_map(|begun| begun.batch).collect();
+        let last_run: HashSet<BatchId> =
+            self.last_runs().await?.values().filter_map(|last_run| last_run.batch).collect();
         for batch in inner.backend.store.batches(MAX_RESUMED_BATCHES).await? {
             let is_broken_off = batch.state.is_live() && batch.plan_completed_at.is_none();
-            let is_ours = !inner.backend.is_cluster() || begun.contains(&batch.id);
+            let is_ours = !inner.backend.is_cluster() || last_run.contains(&batch.id);
             if !is_broken_off || !is_ours || self.in_progress().contains(&batch.id) {
                 continue;
             }
@@ -233,8 +234,10 @@ impl Scheduler {
         let now = Timestamp::now();
         for (rule, schedule) in scheduled {
             let last = match known.get(&rule.id) {
-                Some(begun) if is_in_future(begun.at, now) => self.reset_future_start(rule, begun, now).await?,
-                Some(begun) => *begun,
+                Some(last_run) if is_in_future(last_run.at, now) => {
+                    self.reset_future_start(rule, last_run, now).await?
+                }
+                Some(last_run) => *last_run,
                 None if schedule.starts_immediately() => {
                     let _turn = inner.start_lock.lock().await;
                     // A blocked first run is not skipped: it starts once the other batch has ended.
@@ -276,18 +279,18 @@ impl Scheduler {
     }
 
     /// Discards the time of a last run in the future: the rule is due now, as after a missed run.
-    async fn reset_future_start(&self, rule: &ActiveRule, begun: &LastRun, now: Timestamp) -> Result<LastRun> {
+    async fn reset_future_start(&self, rule: &ActiveRule, last_run: &LastRun, now: Timestamp) -> Result<LastRun> {
         warn(
             &self.0.events,
             &format!(
                 "{}: the last run is in the future, on {}: a clock was or is wrong; the rule is due now",
                 rule.title(),
-                begun.at.strftime("%Y-%m-%d")
+                last_run.at.strftime("%Y-%m-%d")
             ),
         );
         let at = now.checked_sub(OVERDUE_OFFSET).unwrap_or(Timestamp::UNIX_EPOCH);
-        self.record_start(&rule.id, at, begun.batch).await?;
-        Ok(LastRun { at, ..*begun })
+        self.record_start(&rule.id, at, last_run.batch).await?;
+        Ok(LastRun { at, ..*last_run })
     }
 
     /// Creates a batch and lists it in the background; or returns the obstacle.
@@ -296,31 +299,31 @@ impl Scheduler {
         current: &Arc<ActiveConfig>,
         rule: &ActiveRule,
     ) -> Result<std::result::Result<BatchId, Obstacle>> {
-        let (begun, is_begun) = oneshot::channel();
+        let (batch_sender, started) = oneshot::channel();
         let (this, current, title) = (self.clone(), current.clone(), rule.title());
         let rule = rule.clone();
         self.0.tasks.spawn(async move {
-            this.create_and_list(&current, &rule, begun).await;
+            this.create_and_list(&current, &rule, batch_sender).await;
         });
-        is_begun.await.unwrap_or_else(|_| Err(Error::cancelled(format!("starting {title}"))))
+        started.await.unwrap_or_else(|_| Err(Error::cancelled(format!("starting {title}"))))
     }
 
     async fn create_and_list(
         &self,
         current: &ActiveConfig,
         rule: &ActiveRule,
-        begun: oneshot::Sender<Result<std::result::Result<BatchId, Obstacle>>>,
+        batch_sender: oneshot::Sender<Result<std::result::Result<BatchId, Obstacle>>>,
     ) {
         let inner = &self.0;
         let run = current.build_run(&inner.backend, rule.config(), inner.events.clone(), &inner.stop);
         let made = match self.create_batch(&run).await {
             Ok(Ok(made)) => made,
-            Ok(Err(obstacle)) => return drop(begun.send(Ok(Err(obstacle)))),
-            Err(error) => return drop(begun.send(Err(error))),
+            Ok(Err(obstacle)) => return drop(batch_sender.send(Ok(Err(obstacle)))),
+            Err(error) => return drop(batch_sender.send(Err(error))),
         };
         let id = made.id;
         self.in_progress().insert(id);
-        let _ = begun.send(Ok(Ok(id)));
+        let _ = batch_sender.send(Ok(Ok(id)));
         inner.work_available.notify_one();
         if let Ok(_place) = inner.listing_permits.acquire().await {
             // Listing failures are reported when they are recorded.
@@ -360,6 +363,6 @@ impl Scheduler {
 
 impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Timetable")
+        f.write_str("Scheduler")
     }
 }

@@ -196,20 +196,20 @@ impl Server {
 
 /// Reports outages of broker and store, until stopped.
 async fn report_outages(backend: &Backend, events: &Events, stop: &CancellationToken) {
-    let tell = |event: &OutageEvent| {
+    let report_outage = |event: &OutageEvent| {
         events.emit(match event {
             OutageEvent::Began(_) => Event::Warning { message: event.to_string() },
             OutageEvent::Ended(..) => Event::Notice { message: event.to_string() },
         });
     };
     tokio::select! {
-        () = outage::forward_events(&backend.health, tell) => {}
+        () = outage::forward_events(&backend.health, report_outage) => {}
         () = stop.cancelled() => {}
     }
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Office")
+        f.write_str("Server")
     }
 }

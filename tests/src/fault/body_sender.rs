@@ -43,7 +43,7 @@ pub(super) fn send(
     in_flight: OpenRequest,
 ) -> Response<Body> {
     let (mut corrupt, mut stall, mut cut, mut drip) = (None, None, None, None);
-    let (mut pace, mut announced) = (None, true);
+    let (mut rate, mut announced) = (None, true);
     let mut removed = Vec::new();
     for action in actions {
         match action {
@@ -51,7 +51,7 @@ pub(super) fn send(
             FaultAction::StallAfter { bytes } => stall = Some(*bytes),
             FaultAction::Drip { after, every } => drip = Some((*after, *every)),
             FaultAction::CutAfter { bytes } => cut = Some(*bytes),
-            FaultAction::Throttle { bytes_per_second } => pace = Some(*bytes_per_second),
+            FaultAction::Throttle { bytes_per_second } => rate = Some(*bytes_per_second),
             FaultAction::Truncate { to } => answer.body = truncate(answer.body, *to),
             FaultAction::ReplaceBody(bytes) => answer.body = ResponseBody::Bytes(bytes.clone()),
             FaultAction::BigBody { announced: said, .. } => announced = *said,
@@ -85,7 +85,7 @@ pub(super) fn send(
             stall,
             cut,
             drip,
-            bytes_per_second: pace,
+            bytes_per_second: rate,
             connection,
             in_flight: Some(in_flight),
         };
@@ -118,7 +118,7 @@ impl BodySender {
         }
         let limit = self.cut.unwrap_or(u64::MAX).min(self.stall.unwrap_or(u64::MAX)).min(self.payload.len());
         // Chunks of a tenth of a second keep a slow body smooth.
-        let piece = self.bytes_per_second.map_or(CHUNK_BYTES, |pace| CHUNK_BYTES.min(pace / 10).max(1));
+        let piece = self.bytes_per_second.map_or(CHUNK_BYTES, |rate| CHUNK_BYTES.min(rate / 10).max(1));
         let mut end = limit.min(self.at + piece);
         if let Some((after, every)) = self.drip {
             end = match self.at < after {
@@ -133,8 +133,8 @@ impl BodySender {
             self.inner.log.update(self.n, |record| record.is_body_complete = true);
             return None;
         }
-        if let Some(pace) = self.bytes_per_second {
-            tokio::time::sleep(Duration::from_secs_f64((end - self.at) as f64 / pace as f64)).await;
+        if let Some(rate) = self.bytes_per_second {
+            tokio::time::sleep(Duration::from_secs_f64((end - self.at) as f64 / rate as f64)).await;
         }
         let mut bytes = self.payload.read(self.at, end);
         if let Some(corrupt) = self.corrupt.filter(|corrupt| (self.at..end).contains(corrupt)) {

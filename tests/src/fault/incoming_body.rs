@@ -39,14 +39,14 @@ pub(super) enum BodyError {
 
 impl IncomingBody {
     pub(super) fn new(inner: &Arc<Inner>, record: &RecordedRequest, body: Body, actions: &[FaultAction]) -> Self {
-        let (mut cut, mut stall, mut early, mut drip, mut pace) = (None, None, None, None, None);
+        let (mut cut, mut stall, mut early, mut drip, mut rate) = (None, None, None, None, None);
         for action in actions {
             match action {
                 FaultAction::CutUploadAfter { bytes } => cut = Some(*bytes),
                 FaultAction::StallUploadAfter { bytes } => stall = Some(*bytes),
                 FaultAction::DripUpload { after, every } => drip = Some((*after, *every)),
                 FaultAction::AnswerUploadEarly { after, status } => early = Some((*after, *status)),
-                FaultAction::Throttle { bytes_per_second } => pace = Some(*bytes_per_second),
+                FaultAction::Throttle { bytes_per_second } => rate = Some(*bytes_per_second),
                 _ => {}
             }
         }
@@ -66,7 +66,7 @@ impl IncomingBody {
             stall,
             early,
             drip,
-            bytes_per_second: pace,
+            bytes_per_second: rate,
         }
     }
 
@@ -90,7 +90,7 @@ impl IncomingBody {
         }
         let early = self.early.map(|(after, _)| after);
         let limit = [self.cut, self.stall, early].into_iter().flatten().min().map_or(u64::MAX, |limit| limit - self.at);
-        let limit = limit.min(self.bytes_per_second.map_or(u64::MAX, |pace| (pace / 10).max(1)));
+        let limit = limit.min(self.bytes_per_second.map_or(u64::MAX, |rate| (rate / 10).max(1)));
         let dripping = self.drip.filter(|(after, _)| self.at >= *after).map(|(_, every)| every);
         let limit = match (self.drip, dripping) {
             (_, Some(every)) => {
@@ -108,8 +108,8 @@ impl IncomingBody {
                 record.body.extend_from_slice(&piece);
             }
         });
-        if let Some(pace) = self.bytes_per_second {
-            tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / pace as f64)).await;
+        if let Some(rate) = self.bytes_per_second {
+            tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
         }
         Ok(Some(piece))
     }

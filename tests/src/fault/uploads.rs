@@ -29,13 +29,14 @@ pub(super) async fn start(
             MountPolicy::Mount => {
                 let from = record.parameter("from").unwrap_or_default();
                 let mut store = inner.store();
-                let habits = &inner.options.quirks;
+                let quirks_of_target = &inner.options.quirks;
                 let blob = store.blob(&from, &digest);
-                if let Some(blob) = blob.filter(|_| quirks::is_mount_allowed(habits, &store, &from, &digest)) {
+                if let Some(blob) = blob.filter(|_| quirks::is_mount_allowed(quirks_of_target, &store, &from, &digest))
+                {
                     store.repository(repository).blobs.insert(digest.clone(), blob);
                     return Ok(created(inner, repository, &digest));
                 }
-                if let Some(status) = habits.missing_mount_status.filter(|_| from != repository) {
+                if let Some(status) = quirks_of_target.missing_mount_status.filter(|_| from != repository) {
                     let status = StatusCode::from_u16(status).expect("a status");
                     return Ok(FaultResponse::error(status, "BLOB_UNKNOWN", "the blob to mount is not there"));
                 }

@@ -282,9 +282,9 @@ mod tests {
 
     #[test]
     fn length_is_counted_in_utf16_units_without_markup() {
-        let whales = "🐳".repeat(2048);
-        assert!(message(&format!("<pre>{whales}</pre>"), Some("HTML")).is_ok());
-        let (code, why) = message(&format!("{whales}x"), None).unwrap_err();
+        let wide = "🐳".repeat(2048);
+        assert!(message(&format!("<pre>{wide}</pre>"), Some("HTML")).is_ok());
+        let (code, why) = message(&format!("{wide}x"), None).unwrap_err();
         assert_eq!((code, why.as_str()), (400, "Bad Request: message is too long"));
     }
 }

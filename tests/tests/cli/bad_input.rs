@@ -66,12 +66,12 @@ async fn a_configuration_that_is_wrong_is_shown_with_its_place() {
 async fn hosts_that_are_not_there_are_named() {
     let target = FaultRegistry::start().await;
     let (nobody, to) = (format!("127.0.0.1:{}/a/b:1", free_port()), format!("{}/b:1", target.host()));
-    let patience = ["--attempts", "2", "--retry-delay", "1ms"];
+    let retry_args = ["--attempts", "2", "--retry-delay", "1ms"];
     for (from, words) in [
         (nobody.as_str(), ["onnection refused", "failed 2 times"]),
         ("no-such-host.invalid/a/b:1", ["no-such-host.invalid/a/b:1", "does not resolve"]),
     ] {
-        let output = fails(&[&["sync", from, &to], &patience[..]].concat(), 3, &words).await;
+        let output = fails(&[&["sync", from, &to], &retry_args[..]].concat(), 3, &words).await;
         assert!(output.stderr.contains("hint:"), "{}", output.stderr);
         assert!(output.stderr.contains(from), "the image is named: {}", output.stderr);
     }

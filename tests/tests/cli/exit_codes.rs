@@ -9,8 +9,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 fn sync(source: &FaultRegistry, target: &FaultRegistry, more: &[&str]) -> Imgsync {
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
-    let patience = ["--json", "--attempts", "2", "--retry-delay", "1ms"];
-    Imgsync::new().args(["sync", &from, &to]).args(patience).args(more)
+    let common_args = ["--json", "--attempts", "2", "--retry-delay", "1ms"];
+    Imgsync::new().args(["sync", &from, &to]).args(common_args).args(more)
 }
 
 async fn both() -> (FaultRegistry, FaultRegistry) {

@@ -92,7 +92,7 @@ async fn an_empty_configuration_is_an_error_everywhere() {
 #[tokio::test]
 async fn a_file_of_another_program_in_place_of_a_configuration_gets_a_hint() {
     let program = Imgsync::new();
-    for (text, whose) in [
+    for (text, program_name) in [
         ("quay.io:\n  images-by-tag-regex:\n    team/app: ^1\n", "skopeo"),
         ("version: 1\ncreds: []\nsync:\n- {source: a, target: b, type: repository}\n", "regsync"),
         ("{\"quay.io/team/app\": \"r.example.com/team/app\"}", "image-syncer"),
@@ -101,7 +101,7 @@ async fn a_file_of_another_program_in_place_of_a_configuration_gets_a_hint() {
         program.file("theirs.yaml", text);
         for args in [&["config", "check", "-c", "theirs.yaml"][..], &["run", "-c", "theirs.yaml"]] {
             let output = program.again().args(args).run().await.assert_code(2);
-            let hint = format!("a file of {whose}: `imgsync config import theirs.yaml`");
+            let hint = format!("a file of {program_name}: `imgsync config import theirs.yaml`");
             assert!(output.stderr.contains(&hint), "{args:?}: {}", output.stderr);
         }
     }

@@ -281,9 +281,9 @@ async fn a_group_of_telegram_is_sent_the_report_by_both_commands() {
         [("gcr.io", &fixture.source), ("ghcr.io", &flannel), ("quay.io", &flannel), ("docker.io", &fixture.target)];
     fixture.program.file("imgsync.yaml", endpoints(&hosts));
     let api = telegram.url();
-    let told = ["--telegram-api", &api, "--telegram-token", TOKEN, "--telegram-group", "-1001234567890"];
+    let telegram_args = ["--telegram-api", &api, "--telegram-token", TOKEN, "--telegram-group", "-1001234567890"];
     for command in [&["gcr", "--namespace", "team"][..], &["flannel"]] {
-        let program = fixture.program.again().args(command).args(["--user", "me"]).args(told);
+        let program = fixture.program.again().args(command).args(["--user", "me"]).args(telegram_args);
         let output = program.run().await.assert_code(0);
         assert!(!output.stderr.contains(TOKEN) && !output.stdout.contains(TOKEN), "{}", output.stderr);
     }

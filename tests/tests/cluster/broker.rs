@@ -104,10 +104,10 @@ async fn a_broker_that_cannot_be_heard_is_given_up_and_found_again() {
     assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
     assert!(!queue.is_alive().await);
     // Stopping does not wait for the broker.
-    let told = CancellationToken::new();
-    told.cancel();
+    let cancelled = CancellationToken::new();
+    cancelled.cancel();
     let began = Instant::now();
-    assert!(queue.receive(&RouteFilter::All, &told).await.map_or(true, |taken| taken.is_none()));
+    assert!(queue.receive(&RouteFilter::All, &cancelled).await.map_or(true, |taken| taken.is_none()));
     assert!(began.elapsed() < Duration::from_secs(3));
 
     relay.cut_all();
@@ -146,7 +146,7 @@ async fn a_delivery_not_acknowledged_in_time_is_delivered_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
     let broker = RabbitMq::start();
-    let patient = connect(&broker.url(), settings()).await.unwrap();
+    let retrying = connect(&broker.url(), settings()).await.unwrap();
     let short = RabbitSettings { confirm_timeout: Duration::from_secs(2), ..settings() };
     let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry().await, short).await.unwrap();
     let (before, later) = (route_messages("gcr.io", 3), route_messages("quay.io", 3));
@@ -160,8 +160,8 @@ async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
     assert!(error.to_string().contains("short of memory"), "{error}");
     assert!(error.hint().unwrap().contains("rabbitmq-diagnostics"), "{error}");
     let waits = tokio::spawn({
-        let (patient, later) = (patient.clone(), later.clone());
-        async move { patient.publish(&later).await }
+        let (retrying, later) = (retrying.clone(), later.clone());
+        async move { retrying.publish(&later).await }
     });
     let began = Instant::now();
     held.acknowledge().await.unwrap();
@@ -251,8 +251,8 @@ async fn what_is_wrong_with_the_way_to_the_broker_is_said() {
     {
         assert!(shown(&fails(wrong, ca.clone()).await).contains("port"));
     }
-    let settled = RabbitSettings { ca, ..settings() };
-    let queue = connect(&format!("amqps://guest:guest@localhost:{tls}/%2f"), settled).await.unwrap();
+    let custom = RabbitSettings { ca, ..settings() };
+    let queue = connect(&format!("amqps://guest:guest@localhost:{tls}/%2f"), custom).await.unwrap();
     assert!(!format!("{queue:?}").contains("guest:guest"), "{queue:?}");
     let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
@@ -286,8 +286,8 @@ async fn a_queue_with_other_arguments_is_named_and_stops_its_route_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_does_not_answer_holds_up_no_other_and_is_asked_again() {
     let broker = RabbitMq::start();
-    let settled = RabbitSettings { confirm_timeout: Duration::from_secs(2), ..settings() };
-    let queue = connect(&broker.url(), settled).await.unwrap();
+    let custom = RabbitSettings { confirm_timeout: Duration::from_secs(2), ..settings() };
+    let queue = connect(&broker.url(), custom).await.unwrap();
     let (dumb, other) = (route_messages("dumb.example", 2), route_messages("other.example", 20));
     publish(&queue, &dumb[..1]).await;
     publish(&queue, &other).await;

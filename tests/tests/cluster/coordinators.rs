@@ -48,8 +48,8 @@ async fn a_run_killed_while_it_dispatches_is_resumed_with_each_image_once() {
         fixture.images.push(("r00".to_owned(), format!("t{tag}"), image.clone()));
     }
     let mut run = fixture.run();
-    let sealed = fixture.cluster.wait_for_batch(|shown| !shown["planned"].is_null(), WAIT_TIMEOUT).await;
-    assert_eq!(number(&sealed, "/counts/total"), 3_000);
+    let planned = fixture.cluster.wait_for_batch(|shown| !shown["planned"].is_null(), WAIT_TIMEOUT).await;
+    assert_eq!(number(&planned, "/counts/total"), 3_000);
     kill(&mut run).await;
     let _workers = fixture.cluster.start_workers(2, 8).await;
     let resume = fixture.cluster.imgsync(&fixture.config).args(["batch", "resume", "--json"]);
@@ -88,21 +88,21 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over_when_it_is_kille
 #[tokio::test]
 async fn each_batch_is_notified_once_by_its_run_or_by_a_coordinator() {
     let fixture = ClusterFixture::new(1, 5).await;
-    let told = imgsync_tests::servers::WebhookReceiver::start().await;
-    let config = format!("{}notify: {{webhook: {{url: \"{}/hook\"}}}}\n", fixture.config, told.url());
+    let webhook = imgsync_tests::servers::WebhookReceiver::start().await;
+    let config = format!("{}notify: {{webhook: {{url: \"{}/hook\"}}}}\n", fixture.config, webhook.url());
     let serving = fixture.cluster.imgsync(&config).args(["serve", "--listen", "127.0.0.1:0"]).spawn();
     serving.wait_for_line(|line| line.ends_with("elected leader"), WAIT_TIMEOUT).await;
     let _workers = fixture.cluster.start_workers(2, 4).await;
-    let batch = |number: usize| told.received()[number].json()["batch"].as_str().unwrap_or_default().to_owned();
+    let batch = |number: usize| webhook.received()[number].json()["batch"].as_str().unwrap_or_default().to_owned();
 
     let ran = fixture.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
-    assert_eq!(told.received().len(), 1);
+    assert_eq!(webhook.received().len(), 1);
     assert_eq!(batch(0), ran.json()["batch"].as_str().unwrap_or_default());
 
     let detached = fixture.cluster.imgsync(&config).args(["run", "--detach", "--force"]).run().await.assert_code(0);
-    until("the second batch is told of", WAIT_TIMEOUT, || told.received().len() == 2).await;
+    until("the second batch is told of", WAIT_TIMEOUT, || webhook.received().len() == 2).await;
     assert_eq!(batch(1), detached.stdout.trim());
-    let body = told.received()[1].json();
+    let body = webhook.received()[1].json();
     assert_eq!(
         (&body["event"], &body["counts"]["total"], &body["ok"]),
         (&"batch.ended".into(), &5.into(), &true.into())

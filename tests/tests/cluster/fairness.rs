@@ -199,8 +199,8 @@ async fn a_route_that_stands_still_holds_up_no_other_of_its_batch() {
     listed.add_permits(100);
     let shown = route.cluster.wait_for_batch(|shown| number(shown, "/counts/copied") == 20, WAIT_TIMEOUT).await;
     assert_eq!(number(&shown, "/counts/total"), 3_020, "{shown:#}");
-    let lane = format!("w.{}>{}", route.source.host(), route.target.host());
-    let waiting = route.cluster.broker.message_count(&lane);
+    let queue_name = format!("w.{}>{}", route.source.host(), route.target.host());
+    let waiting = route.cluster.broker.message_count(&queue_name);
     assert!(waiting < 200, "{waiting} messages of a route that drains nothing are with the broker");
     kill(&mut run).await;
 }
@@ -210,18 +210,19 @@ async fn a_worker_whose_slots_are_stuck_holds_nothing_that_another_could_do() {
     let route = RouteFixture::new().await;
     route.fill("all", 200);
     // Its connections to the source get no response.
-    let deaf = FaultRegistry::start().await;
-    let stuck = deaf.on(RequestMatcher::any()).always().act(FaultAction::StallForever);
-    let abroad = format!("registries:\n  \"{}\": {{endpoint: \"{}\"}}\n", route.source.host(), deaf.url());
-    let abroad = route.cluster.worker(&abroad).args(["--concurrency", "4"]).spawn();
-    abroad.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
+    let unresponsive = FaultRegistry::start().await;
+    let stuck = unresponsive.on(RequestMatcher::any()).always().act(FaultAction::StallForever);
+    let stuck_worker =
+        format!("registries:\n  \"{}\": {{endpoint: \"{}\"}}\n", route.source.host(), unresponsive.url());
+    let stuck_worker = route.cluster.worker(&stuck_worker).args(["--concurrency", "4"]).spawn();
+    stuck_worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     let mut run = route.run("all", "", &[]);
     until("it is stuck", WAIT_TIMEOUT, || stuck.hits() >= 1).await;
     let _near = route.cluster.start_workers(1, SLOTS).await;
     let shown = route.cluster.wait_for_batch(|shown| number(shown, "/counts/copied") >= 196, WAIT_TIMEOUT).await;
     assert_eq!(number(&shown, "/counts/running"), 4, "{shown:#}");
-    let lane = format!("w.{}>{}", route.source.host(), route.target.host());
-    let held = || route.cluster.broker.message_count(&lane);
+    let queue_name = format!("w.{}>{}", route.source.host(), route.target.host());
+    let held = || route.cluster.broker.message_count(&queue_name);
     until("what runs is acknowledged, and nothing else is held", WAIT_TIMEOUT, || held() == 0).await;
     kill(&mut run).await;
 }

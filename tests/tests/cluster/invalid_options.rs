@@ -24,8 +24,8 @@ async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore, options: St
     let source = place(&fixture.source.host(), "app");
     let target = place(&fixture.target.host(), "m/app");
     let task = TaskSpec { rule, source, digest: None, target, digest_tags: DigestTagHints::default() };
-    let sealed = PlanSegment { key: "0 app".to_owned(), listed_at: Timestamp::now(), tasks: vec![(task, None)] };
-    store.append(id, sealed).await.unwrap();
+    let segment = PlanSegment { key: "0 app".to_owned(), listed_at: Timestamp::now(), tasks: vec![(task, None)] };
+    store.append(id, segment).await.unwrap();
     store.complete_plan(id).await.unwrap();
     id
 }

@@ -27,9 +27,12 @@ async fn a_registry_that_holds_up_a_batch_is_notified_once_by_coordinators() {
     let _workers = fixture.cluster.start_workers(1, 4).await;
     let run = fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     until("somebody is told", WAIT_TIMEOUT, || !hook.received().is_empty()).await;
-    let told = hook.received()[0].json();
-    assert_eq!((&told["event"], &told["batch"]), (&"registry.throttled".into(), &run.stdout.trim().into()));
-    assert_eq!((&told["registry"], &told["open"]), (&fixture.source.host().into(), &6.into()));
+    let notification = hook.received()[0].json();
+    assert_eq!(
+        (&notification["event"], &notification["batch"]),
+        (&"registry.throttled".into(), &run.stdout.trim().into())
+    );
+    assert_eq!((&notification["registry"], &notification["open"]), (&fixture.source.host().into(), &6.into()));
     throttles.remove();
     fixture.cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
     until("its end is told, too", WAIT_TIMEOUT, || hook.received().len() >= 2).await;
@@ -77,11 +80,15 @@ fn end_notifications(hook: &WebhookReceiver) -> usize {
 #[tokio::test]
 async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_target() {
     let fixture = ClusterFixture::new(1, 2).await;
-    let (deaf, hears) = (WebhookReceiver::start().await, WebhookReceiver::start().await);
+    let (failing, hears) = (WebhookReceiver::start().await, WebhookReceiver::start().await);
     // More attempts than a coordinator makes before it pauses.
-    (0..7).for_each(|_| deaf.refuse_once(503));
-    let config =
-        format!("{}notify:\n  webhook: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n", fixture.config, deaf.url(), hears.url());
+    (0..7).for_each(|_| failing.refuse_once(503));
+    let config = format!(
+        "{}notify:\n  webhook: [{{url: \"{}\"}}, {{url: \"{}\"}}]\n",
+        fixture.config,
+        failing.url(),
+        hears.url()
+    );
     let mut leads = start_coordinator(&fixture, &config).await;
     let _workers = fixture.cluster.start_workers(1, 4).await;
     fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
@@ -92,19 +99,21 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
             WAIT_TIMEOUT,
         )
         .await;
-    assert_eq!((end_notifications(&deaf), end_notifications(&hears)), (5, 1));
+    assert_eq!((end_notifications(&failing), end_notifications(&hears)), (5, 1));
     kill(&mut leads).await;
     let mut next = start_coordinator(&fixture, &config).await;
-    until("the other hears of it, too", WAIT_TIMEOUT, || end_notifications(&deaf) >= 8).await;
+    until("the other hears of it, too", WAIT_TIMEOUT, || end_notifications(&failing) >= 8).await;
     // The next leader has nothing left to send.
     until("it is noted", WAIT_TIMEOUT, || recorded_notifications(&fixture) == 3).await;
     assert!(!next.stderr().contains("notification failed"), "{}", next.stderr());
     kill(&mut next).await;
     let _last = start_coordinator(&fixture, &config).await;
     let again = fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
-    until("the next batch is told", WAIT_TIMEOUT, || end_notifications(&deaf) >= 9 && end_notifications(&hears) >= 2)
-        .await;
-    assert_eq!((end_notifications(&deaf), end_notifications(&hears)), (9, 2), "the first was told once to each");
+    until("the next batch is told", WAIT_TIMEOUT, || {
+        end_notifications(&failing) >= 9 && end_notifications(&hears) >= 2
+    })
+    .await;
+    assert_eq!((end_notifications(&failing), end_notifications(&hears)), (9, 2), "the first was told once to each");
     let last = hears.received().last().unwrap().json();
     assert_eq!(last["batch"], again.stdout.trim());
 }

@@ -37,10 +37,12 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
 
     // One batch led by a coordinator, and one led by a run in the foreground.
     fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(0);
-    let told = served.running.wait_for_line(|line| line.contains("takes no messages"), WAIT_TIMEOUT).await;
+    let outage_line = served.running.wait_for_line(|line| line.contains("takes no messages"), WAIT_TIMEOUT).await;
     assert!(
-        has_time(&told) && told.contains("low on memory") && told.contains("rabbitmq-diagnostics alarms"),
-        "{told}"
+        has_time(&outage_line)
+            && outage_line.contains("low on memory")
+            && outage_line.contains("rabbitmq-diagnostics alarms"),
+        "{outage_line}"
     );
     let is_said =
         |shown: &serde_json::Value| shown["problems"][0].as_str().is_some_and(|it| it.contains("low on memory"));
@@ -51,8 +53,8 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     let (status, ready) = text(&served, "/readyz").await;
     assert_eq!(status, 200, "what was taken goes on: {ready}");
     assert!(ready.starts_with("ready\n") && ready.contains("low on memory") && ready.contains("alarms"), "{ready}");
-    let (_, figures) = text(&served, "/metrics").await;
-    assert_eq!(lines(&figures, &["imgsync_broker_blocked 1"]).len(), 1, "{figures}");
+    let (_, metrics) = text(&served, "/metrics").await;
+    assert_eq!(lines(&metrics, &["imgsync_broker_blocked 1"]).len(), 1, "{metrics}");
 
     let other = fixture.config.replace("/m,", "/other,");
     let mut run = fixture.cluster.imgsync(&other).args(["run", "--json"]).spawn();
@@ -189,7 +191,7 @@ async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why(
         (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "OOM"),
         (&["REPLICAOF", "127.0.0.1", &nobody], &["REPLICAOF", "NO", "ONE"], "READONLY"),
     ];
-    for (refuse, mend, code) in refusals {
+    for (refuse, repair, code) in refusals {
         until_all(200).await;
         store.command(refuse);
         for (status, why) in tokio::time::timeout(WAIT_TIMEOUT, until_all(503)).await.expect(code) {
@@ -201,7 +203,7 @@ async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why(
         assert_eq!(alive.status(), 200, "it is not started anew for that");
         let page = served.fetch("/").await;
         assert_eq!(page.status(), 200, "the dashboard stays in reach");
-        store.command(mend);
+        store.command(repair);
         tokio::time::timeout(WAIT_TIMEOUT, until_all(200)).await.expect("ready again");
     }
 }

@@ -20,7 +20,7 @@ use crate::store_contract::secret;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Options with many short retries.
-fn patient_options() -> Options {
+fn retrying_options() -> Options {
     let retry_policy = RetryPolicy {
         attempts: 10_000,
         first_delay: Duration::from_millis(5),
@@ -31,7 +31,7 @@ fn patient_options() -> Options {
 }
 
 async fn open(url: &str) -> RedisStore {
-    RedisStore::connect(&secret(url), patient_options()).await.unwrap()
+    RedisStore::connect(&secret(url), retrying_options()).await.unwrap()
 }
 
 /// Opens a store that gives up soon.
@@ -68,17 +68,17 @@ fn assert_says(error: &Error, kind: ErrorKind, code: &str) {
 
 /// Asserts that writes wait while the server refuses them with this code, and complete afterwards.
 async fn assert_waits(server: &RedisServer, code: &str, heal: impl FnOnce(&RedisServer)) {
-    let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
+    let (store, single_try) = (open(&server.url()).await, open_once(&server.url()).await);
     let writing = tokio::spawn(async move {
         write(&store).await?;
         write_in_pipeline(&store).await
     });
     until(&format!("{code} is answered"), WAIT_TIMEOUT, || server.errors(code) >= 2).await;
-    assert_says(&write(&impatient).await.unwrap_err(), ErrorKind::ServerError, code);
+    assert_says(&write(&single_try).await.unwrap_err(), ErrorKind::ServerError, code);
     // The client does not report the code of a pipeline.
-    assert_says(&write_in_pipeline(&impatient).await.unwrap_err(), ErrorKind::ServerError, code);
+    assert_says(&write_in_pipeline(&single_try).await.unwrap_err(), ErrorKind::ServerError, code);
     // Reads continue.
-    impatient.batches(10).await.unwrap();
+    single_try.batches(10).await.unwrap();
     assert!(!writing.is_finished());
     heal(server);
     writing.await.unwrap().unwrap();
@@ -114,11 +114,11 @@ async fn everything_waits_while_a_script_does_not_end() {
     let server = start_server(&["busy-reply-threshold 20"]);
     let relay = TcpProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let url = format!("redis://{}", relay.host());
-    let (store, impatient) = (open(&url).await, open_once(&url).await);
+    let (store, single_try) = (open(&url).await, open_once(&url).await);
     let mut endless = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
     endless.write_all(b"EVAL \"while true do end\" 0\r\n").unwrap();
     until("it is busy", WAIT_TIMEOUT, || server.command(&["PING"]).starts_with("-BUSY")).await;
-    assert_says(&impatient.batches(10).await.unwrap_err(), ErrorKind::ServerError, "BUSY");
+    assert_says(&single_try.batches(10).await.unwrap_err(), ErrorKind::ServerError, "BUSY");
     let answered = relay.bytes(Direction::Down);
     let writing = tokio::spawn(async move { write(&store).await });
     until("the write is refused", WAIT_TIMEOUT, || relay.bytes(Direction::Down) > answered).await;
@@ -133,11 +133,11 @@ async fn calls_wait_while_the_server_loads_its_data() {
     let slow = ["enable-debug-command yes", "key-load-delay 1500", "loading-process-events-interval-bytes 1024"];
     let server = start_server(&slow);
     server.command(&["DEBUG", "POPULATE", "2000", "key", "100"]);
-    let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
+    let (store, single_try) = (open(&server.url()).await, open_once(&server.url()).await);
     let mut loading = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
     loading.write_all(b"DEBUG RELOAD\r\n").unwrap();
     until("it is loading", WAIT_TIMEOUT, || server.command(&["GET", "a"]).starts_with("-LOADING")).await;
-    assert_says(&impatient.batches(10).await.unwrap_err(), ErrorKind::ServerError, "LOADING");
+    assert_says(&single_try.batches(10).await.unwrap_err(), ErrorKind::ServerError, "LOADING");
     write(&store).await.unwrap();
     assert!(server.errors("LOADING") > 0);
 }
@@ -182,14 +182,14 @@ async fn a_server_that_has_become_a_replica_is_left_for_the_new_master() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_has_lost_its_master_is_left_too() {
     let (server, away) = (start_server(&["replica-serve-stale-data no"]), RedisServer::start());
-    let (store, impatient) = (open(&server.url()).await, open_once(&server.url()).await);
+    let (store, single_try) = (open(&server.url()).await, open_once(&server.url()).await);
     let before = server.info("total_connections_received");
     let mut away = away;
     away.kill();
     server.replicate_from(&away);
     let reading = tokio::spawn(async move { store.batches(10).await });
     until("the read is refused", WAIT_TIMEOUT, || server.errors("MASTERDOWN") > 0).await;
-    let error = impatient.batches(10).await.unwrap_err();
+    let error = single_try.batches(10).await.unwrap_err();
     assert!(error.kind() == ErrorKind::ServerError && error.message().contains("replica"), "{error}");
     assert!(!reading.is_finished());
     server.promote();
@@ -225,7 +225,7 @@ async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
         "user lists on >good ~* resetchannels +@all -hset",
     ]);
     let url = |login: &str| server.url().replace("redis://", &format!("redis://{login}"));
-    let refused = async |login: &str| RedisStore::connect(&secret(&url(login)), patient_options()).await.unwrap_err();
+    let refused = async |login: &str| RedisStore::connect(&secret(&url(login)), retrying_options()).await.unwrap_err();
     let error = refused("").await;
     assert_says(&error, ErrorKind::Denied, "NOAUTH");
     for login in ["all:wrong-secret@", "nobody:wrong-secret@", ":wrong-secret@"] {
@@ -233,15 +233,15 @@ async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
         assert_says(&error, ErrorKind::Denied, "WRONGPASS");
         assert!(!format!("{error} {:?}", error.hint()).contains("wrong-secret"), "{error}");
     }
-    let reads = RedisStore::connect(&secret(&url("reads:good@")), patient_options()).await.unwrap();
+    let reads = RedisStore::connect(&secret(&url("reads:good@")), retrying_options()).await.unwrap();
     let error = write(&reads).await.unwrap_err();
     assert_says(&error, ErrorKind::Denied, "NOPERM");
-    let lists = RedisStore::connect(&secret(&url("lists:good@")), patient_options()).await.unwrap();
+    let lists = RedisStore::connect(&secret(&url("lists:good@")), retrying_options()).await.unwrap();
     let error = write_in_pipeline(&lists).await.unwrap_err();
     assert_says(&error, ErrorKind::Denied, "'hset'");
     // In a script, too.
     assert_says(&write(&lists).await.unwrap_err(), ErrorKind::Denied, "NOPERM");
-    write(&RedisStore::connect(&secret(&url("all:good@")), patient_options()).await.unwrap()).await.unwrap();
+    write(&RedisStore::connect(&secret(&url("all:good@")), retrying_options()).await.unwrap()).await.unwrap();
 }
 
 /// A password change while programs run.

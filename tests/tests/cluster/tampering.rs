@@ -58,8 +58,8 @@ async fn plan(store: &RedisStore, repositories: &[&str]) -> BatchId {
     store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
     for repository in repositories {
         let tasks = ["one", "two"].map(|tag| (task_spec(repository, tag), None)).to_vec();
-        let sealed = PlanSegment { key: format!("0 {repository}"), listed_at: Timestamp::now(), tasks };
-        assert!(matches!(store.append(id, sealed).await.unwrap(), AppendResult::Appended(_)));
+        let segment = PlanSegment { key: format!("0 {repository}"), listed_at: Timestamp::now(), tasks };
+        assert!(matches!(store.append(id, segment).await.unwrap(), AppendResult::Appended(_)));
     }
     store.complete_plan(id).await.unwrap();
     id
@@ -276,8 +276,8 @@ async fn repositories_that_two_processes_add_at_once_have_each_its_segment() {
         async move {
             let name = format!("r{n}");
             let tasks = (0..n % 4 + 1).map(|tag| (task_spec(&name, &format!("t{tag}")), None)).collect();
-            let sealed = PlanSegment { key: format!("0 {name}"), listed_at: Timestamp::now(), tasks };
-            assert!(matches!(store.append(batch, sealed).await.unwrap(), AppendResult::Appended(_)));
+            let segment = PlanSegment { key: format!("0 {name}"), listed_at: Timestamp::now(), tasks };
+            assert!(matches!(store.append(batch, segment).await.unwrap(), AppendResult::Appended(_)));
         }
     };
     let all = (0..40).map(|n| add(if n % 2 == 0 { &one } else { &two }, n));
@@ -308,8 +308,8 @@ async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore) -> BatchId 
         let target = tag_locator(&fixture.target.host(), &format!("m/{repository}"), tag);
         (TaskSpec { rule: 0, source, digest: None, target, digest_tags: DigestTagHints::default() }, None)
     });
-    let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
-    store.append(id, sealed).await.unwrap();
+    let segment = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
+    store.append(id, segment).await.unwrap();
     store.complete_plan(id).await.unwrap();
     id
 }
@@ -336,8 +336,8 @@ async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of
         let target = tag_locator(&fixture.target.host(), "production/app", tag);
         (TaskSpec { rule: 0, source, digest: None, target, digest_tags: DigestTagHints::default() }, None)
     });
-    let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
-    unsigned.append(evil, sealed).await.unwrap();
+    let segment = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
+    unsigned.append(evil, segment).await.unwrap();
     let keys = [format!("imgsync:{{{id}}}:chunks"), format!("imgsync:{{{evil}}}:chunks")];
     alter(
         &fixture.cluster.store,

@@ -135,15 +135,19 @@ async fn a_draining_worker_exits_within_45_seconds_and_nothing_is_lost() {
     let mut workers = fixture.cluster.start_workers(2, 4).await;
     let mut run = fixture.run();
     let leaving = reader_of(&fixture.source, &blob, 1, &workers).await;
-    let told = Instant::now();
+    let stopped_at = Instant::now();
     workers[leaving].signal(Signal::TERM);
     let left = workers[leaving].wait().await.assert_code(0);
-    assert!(told.elapsed() < Duration::from_secs(45), "{:?}", told.elapsed());
+    assert!(stopped_at.elapsed() < Duration::from_secs(45), "{:?}", stopped_at.elapsed());
     assert!(left.stderr.contains("gave back "), "{}", left.stderr);
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/copied"), 41);
-    assert!(told.elapsed() < Duration::from_secs(60), "what was given back is taken at once: {:?}", told.elapsed());
+    assert!(
+        stopped_at.elapsed() < Duration::from_secs(60),
+        "what was given back is taken at once: {:?}",
+        stopped_at.elapsed()
+    );
     assert_eq!(fixture.target.open_uploads(), 0, "the upload that was broken off was cleaned up");
 }
 
@@ -160,10 +164,10 @@ async fn a_worker_signalled_twice_aborts_at_once_and_requeues_its_tasks() {
     reader_of(&fixture.source, &blob, 1, &workers).await;
     workers[0].signal(Signal::TERM);
     workers[0].wait_for_line(|line| line.contains("finishing copies in progress"), WAIT_TIMEOUT).await;
-    let told = Instant::now();
+    let stopped_at = Instant::now();
     workers[0].signal(Signal::TERM);
     workers[0].wait().await.assert_code(0);
-    assert!(told.elapsed() < Duration::from_millis(2500), "{:?}", told.elapsed());
+    assert!(stopped_at.elapsed() < Duration::from_millis(2500), "{:?}", stopped_at.elapsed());
     workers[0] = fixture.cluster.start_workers(1, 4).await.remove(0);
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
@@ -243,13 +247,13 @@ async fn a_failure_that_the_ledger_calls_stale_is_counted_as_that_and_as_no_fail
     cut_off.wait_for_line(|line| line.contains("not counted ") && line.contains("r00:v0"), WAIT_TIMEOUT).await;
     imgsync_tests::tls::install_provider();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let figures = client.get(format!("http://{listen}/metrics")).send().await.unwrap().text().await.unwrap();
+    let metrics = client.get(format!("http://{listen}/metrics")).send().await.unwrap().text().await.unwrap();
     for line in [
         "imgsync_tasks_stale_total 1",
         "imgsync_tasks_total{outcome=\"failed\"} 0",
         "imgsync_task_failures_total{class=\"denied\"} 0",
         "imgsync_running_tasks 0",
     ] {
-        assert!(figures.lines().any(|its| its == line), "{line} in\n{figures}");
+        assert!(metrics.lines().any(|its| its == line), "{line} in\n{metrics}");
     }
 }

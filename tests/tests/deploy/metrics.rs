@@ -80,9 +80,9 @@ async fn start_programs() -> MetricsFixture {
 
 #[tokio::test]
 async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
-    let told = start_programs().await;
+    let programs = start_programs().await;
     let (worker, kind) =
-        fetch_metrics(&told.worker, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+        fetch_metrics(&programs.worker, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
     assert!(kind.starts_with("application/openmetrics-text") && worker.ends_with("# EOF\n"), "{kind}");
     for (series, wanted) in [
         ("imgsync_tasks_total{outcome=\"copied\"}", 2.0),
@@ -97,7 +97,7 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
         assert_eq!(value(&worker, series), Some(wanted), "{series} in\n{worker}");
     }
     assert!(value(&worker, "imgsync_blob_bytes_total{arrival=\"copied\"}").unwrap() > 0.0, "{worker}");
-    let (coordinator, _) = fetch_metrics(&told.coordinator, "application/openmetrics-text").await;
+    let (coordinator, _) = fetch_metrics(&programs.coordinator, "application/openmetrics-text").await;
     for (series, wanted) in [
         ("imgsync_open_tasks", 0.0),
         ("imgsync_workers", 1.0),
@@ -115,9 +115,9 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
     }
 
     // The older text format, which the name checker reads.
-    let (older, kind) = fetch_metrics(&told.worker, "text/plain").await;
+    let (older, kind) = fetch_metrics(&programs.worker, "text/plain").await;
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
-    for text in [&older, &fetch_metrics(&told.coordinator, "").await.0] {
+    for text in [&older, &fetch_metrics(&programs.coordinator, "").await.0] {
         let mut check = Command::new("promtool");
         let input = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut &input, text.as_bytes()).unwrap();

@@ -30,24 +30,24 @@ fn blocks(text: &str) -> Vec<(String, Vec<String>)> {
 
 /// Splits the first command of a line into words like a shell, up to `|`, `>`, `<`, `&`, `;` or `#`.
 fn words(line: &str) -> Vec<String> {
-    let (mut words, mut word, mut quote, mut begun) = (Vec::new(), String::new(), None, false);
+    let (mut words, mut word, mut quote, mut in_word) = (Vec::new(), String::new(), None, false);
     for c in line.chars() {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
             (Some(_), c) => word.push(c),
-            (None, '\'' | '"') => (quote, begun) = (Some(c), true),
+            (None, '\'' | '"') => (quote, in_word) = (Some(c), true),
             (None, '|' | '>' | '<' | '&' | ';') => break,
             (None, '#') if word.is_empty() => break,
             (None, ' ') => {
-                if begun || !word.is_empty() {
+                if in_word || !word.is_empty() {
                     words.push(std::mem::take(&mut word));
                 }
-                begun = false;
+                in_word = false;
             }
             (None, c) => word.push(c),
         }
     }
-    if begun || !word.is_empty() {
+    if in_word || !word.is_empty() {
         words.push(word);
     }
     words

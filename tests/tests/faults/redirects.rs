@@ -126,7 +126,7 @@ async fn an_error_at_the_host_of_a_redirect_names_that_host() {
         let sync = Imgsync::new().args(["sync", &from, &to, "--attempts", "1", "--stall-timeout", "1s"]);
         sync.run().await
     };
-    for (trouble, words) in redirect_faults() {
+    for (fault, words) in redirect_faults() {
         let (source, cdn) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &image);
         source
@@ -134,7 +134,7 @@ async fn an_error_at_the_host_of_a_redirect_names_that_host() {
             .always()
             .act(FaultAction::Redirect { to: format!("{}{{path}}", cdn.url()), status: 307 });
         cdn.push("a", "1", &image);
-        cdn.on(RequestType::BlobGet).always().act(trouble);
+        cdn.on(RequestType::BlobGet).always().act(fault);
         let output = sync(&source).await;
         assert_ne!(output.code, Some(0));
         assert!(output.stderr.contains(&cdn.url()) && output.stderr.contains(words), "{words}: {}", output.stderr);
@@ -165,14 +165,14 @@ async fn an_error_at_the_host_of_a_redirect_names_that_host() {
 
 #[tokio::test]
 async fn an_error_at_the_host_of_an_upload_names_that_host() {
-    for (trouble, words) in redirect_faults() {
+    for (fault, words) in redirect_faults() {
         let (source, target, store) =
             tokio::join!(FaultRegistry::start(), FaultRegistry::start(), FaultRegistry::start());
         source.push("a", "1", &images::single("uploads-elsewhere"));
         let location = format!("{}/v2/b/blobs/uploads/session-1?_state=x", store.url());
         let starts = RequestMatcher::kinds(&[RequestType::UploadStart, RequestType::UploadMount]);
         target.on(starts).always().act(FaultAction::SetHeader("location".into(), location));
-        store.on(RequestMatcher::any()).always().act(trouble);
+        store.on(RequestMatcher::any()).always().act(fault);
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
         let sync = Imgsync::new().args(["sync", &from, &to, "--attempts", "1", "--stall-timeout", "1s"]);
         let output = sync.run().await;

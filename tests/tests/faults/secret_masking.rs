@@ -233,9 +233,9 @@ async fn a_token_that_was_replaced_is_masked_too_and_so_are_others_logins() {
         let headers = vec![("www-authenticate".into(), challenge.clone())];
         FaultAction::Status { code: 401, headers, body: Default::default() }
     }));
-    let told = first.clone();
+    let response_text = first.clone();
     source.on(RequestType::BlobGet).always().act(FaultAction::compute(move |_| {
-        let old = told.lock().unwrap().clone().unwrap_or_default();
+        let old = response_text.lock().unwrap().clone().unwrap_or_default();
         let body = format!("{old} the-password-of-the-target");
         FaultAction::Status { code: 400, headers: Vec::new(), body: body.into() }
     }));
@@ -258,11 +258,11 @@ async fn a_proxy_that_sends_its_login_back_shows_nothing() {
     source.push("a", "1", &images::single("echo-proxy"));
     let password = "proxy-pass/word";
     let basic = STANDARD.encode(format!("me:{password}"));
-    let told = format!("407 for {password} {basic} {}", percent(password));
+    let response_text = format!("407 for {password} {basic} {}", percent(password));
     source.on(RequestType::ManifestGet).always().act(FaultAction::Status {
         code: 400,
         headers: Vec::new(),
-        body: told.into(),
+        body: response_text.into(),
     });
     let proxy = Proxy::http().await.map_host("10.0.0.5", &source.address().to_string());
     let url = proxy.url().replace("http://", "http://me:proxy-pass%2Fword@");

@@ -131,8 +131,8 @@ async fn a_single_image_obeys_the_rate_limit_and_the_concurrency_limit() {
     source.push("a", "1", &image);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let sync = Imgsync::new().args(["sync", &from, &to, "--json"]);
-    let paced = |host: String| format!("  \"{host}\": {{requests_per_second: 20}}\n");
-    sync.file("imgsync.yaml", format!("registries:\n{}{}", paced(source.host()), paced(target.host())));
+    let rate_limited = |host: String| format!("  \"{host}\": {{requests_per_second: 20}}\n");
+    sync.file("imgsync.yaml", format!("registries:\n{}{}", rate_limited(source.host()), rate_limited(target.host())));
     sync.run().await.assert_code(0);
     target.assert_holds("b", "1", &image);
     assert_eq!((refused(&source), refused(&target)), (0, 0));

@@ -18,9 +18,9 @@ async fn streams_that_stand_still_do_not_hold_up_the_others_of_their_connection(
     let repository = repository(&client, &registry, "a", Access::Pull);
     let blobs: Vec<Descriptor> =
         serde_json::from_value(image.root_manifest().json()["layers"].clone()).expect("layers are descriptors");
-    let (moving, standing) = blobs.split_last().unwrap();
+    let (moving, stalled) = blobs.split_last().unwrap();
     let mut held = Vec::new();
-    for blob in standing {
+    for blob in stalled {
         let mut opened = repository.open_blob(blob, 0).await.unwrap();
         assert!(opened.stream.next_chunk().await.unwrap().is_some());
         held.push(opened);

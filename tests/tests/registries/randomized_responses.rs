@@ -49,36 +49,36 @@ async fn batch(seed: u64) -> (usize, usize) {
     run.file("imgsync.yaml", format!("{defaults}rules:\n{rules}"));
     let output = run.limit(Duration::from_secs(90)).run().await;
     let varied = [source.variations(), target.variations()].concat();
-    let told = || {
+    let context = || {
         let lines: Vec<_> = varied.iter().map(|(_, line)| line.as_str()).collect();
         format!("IMGSYNC_VARY_SEED={seed}\n{}\n{}\n{}", lines.join("\n"), output.stdout, output.stderr)
     };
-    assert!(matches!(output.code, Some(0 | 1)), "{:?} {}", output.code, told());
-    assert!(!output.stderr.contains("panicked"), "{}", told());
+    assert!(matches!(output.code, Some(0 | 1)), "{:?} {}", output.code, context());
+    assert!(!output.stderr.contains("panicked"), "{}", context());
     for (repository, tag, image) in &plain {
         let differences = target.differences(&format!("mirror/{repository}"), tag, image);
-        assert!(differences.is_empty(), "{differences:?} {}", told());
+        assert!(differences.is_empty(), "{differences:?} {}", context());
     }
     target.assert_tags_complete();
     let json = output.json();
-    let troubles: Vec<_> =
+    let failures: Vec<_> =
         ["failures", "unlisted"].iter().flat_map(|key| json[*key].as_array().into_iter().flatten()).collect();
-    for trouble in &troubles {
-        let about = trouble["source"].as_str().or(trouble["repository"].as_str()).unwrap_or_default();
-        assert!(about.contains(ODD_REPOSITORY), "only what is odd fails: {trouble} {}", told());
-        let said = trouble["error"].as_str().unwrap_or_default();
-        assert!(said.len() > 30 && said.contains(ODD_REPOSITORY), "it says what and where: {trouble} {}", told());
+    for failure in &failures {
+        let about = failure["source"].as_str().or(failure["repository"].as_str()).unwrap_or_default();
+        assert!(about.contains(ODD_REPOSITORY), "only what is odd fails: {failure} {}", context());
+        let said = failure["error"].as_str().unwrap_or_default();
+        assert!(said.len() > 30 && said.contains(ODD_REPOSITORY), "it says what and where: {failure} {}", context());
     }
-    assert_eq!(output.code == Some(1), !troubles.is_empty(), "{}", told());
+    assert_eq!(output.code == Some(1), !failures.is_empty(), "{}", context());
     // A changed tag list may have fewer tags, which nobody can notice.
     let relisted = varied.iter().any(|(kind, _)| *kind == RequestType::Tags);
     for (tag, image) in &odd {
         let is_there = target.tag_digest("mirror/team/odd", tag).is_some();
         let differences = target.differences("mirror/team/odd", tag, image);
-        assert!(differences.is_empty() || !is_there, "no tag is wrong: {differences:?} {}", told());
-        assert!(is_there || relisted || !troubles.is_empty(), "what is missing is told of: {tag} {}", told());
+        assert!(differences.is_empty() || !is_there, "no tag is wrong: {differences:?} {}", context());
+        assert!(is_there || relisted || !failures.is_empty(), "what is missing is told of: {tag} {}", context());
     }
-    (varied.len(), troubles.len())
+    (varied.len(), failures.len())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

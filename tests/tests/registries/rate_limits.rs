@@ -90,14 +90,14 @@ async fn a_rate_limit_seen_by_one_client_holds_for_all_and_a_long_wait_is_report
     registry.on(RequestType::ManifestHead).act(FaultAction::too_many_requests("2"));
     let (first, ()) = tokio::join!(head(&clients[0]), async {
         registry.wait_until(|registry| refused(registry) == 2, Duration::from_secs(10)).await;
-        let told = Instant::now();
+        let refused_at = Instant::now();
         loop {
             let asked = Instant::now();
             head(&clients[1]).await.unwrap();
             if asked.elapsed() > Duration::from_secs(1) {
                 break;
             }
-            assert!(told.elapsed() < Duration::from_secs(1), "the other has not heard of it");
+            assert!(refused_at.elapsed() < Duration::from_secs(1), "the other has not heard of it");
         }
     });
     first.unwrap();
@@ -107,16 +107,16 @@ async fn a_rate_limit_seen_by_one_client_holds_for_all_and_a_long_wait_is_report
     assert_eq!((first.kind(), first.registry().unwrap().to_string()), (ErrorKind::RateLimited, registry.host()));
     registry.clear_requests();
     for client in &clients {
-        let begun = Instant::now();
+        let refused_at = Instant::now();
         let error = loop {
             match head(client).await {
                 Err(error) => break error,
-                Ok(_) => assert!(begun.elapsed() < Duration::from_millis(500), "the other has not heard of it"),
+                Ok(_) => assert!(refused_at.elapsed() < Duration::from_millis(500), "the other has not heard of it"),
             }
         };
         assert_eq!(error.kind(), ErrorKind::RateLimited);
         assert!(error.retry_after().unwrap() > Duration::from_secs(110), "{:?}", error.retry_after());
-        assert!(begun.elapsed() < Duration::from_secs(1));
+        assert!(refused_at.elapsed() < Duration::from_secs(1));
     }
 }
 
@@ -236,9 +236,9 @@ async fn anonymous_quotas_are_kept_by_the_address_that_asks() {
             ..ClientSettings::default()
         })
     };
-    let office = behind("office");
+    let first_client = behind("office");
     for _ in 0..4 {
-        pull(&office, &registry).await.unwrap();
+        pull(&first_client, &registry).await.unwrap();
     }
     // A later client behind the same address has heard of it; one behind another address has its own quota.
     let asked = registry.total();
@@ -246,7 +246,7 @@ async fn anonymous_quotas_are_kept_by_the_address_that_asks() {
     assert_eq!(registry.total(), asked, "it is not asked in vain");
     let host = registry.host().parse().unwrap();
     let home = behind("home");
-    assert_ne!(home.accounts(&host, true).await, office.accounts(&host, true).await);
+    assert_ne!(home.accounts(&host, true).await, first_client.accounts(&host, true).await);
     let refused_there = pull(&home, &registry).await.unwrap_err();
     assert_eq!(refused_there.kind(), ErrorKind::RateLimited);
     assert_eq!(registry.total(), asked + 1, "it asks for itself: this registry counts both as one");

@@ -148,7 +148,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     assert_eq!(target.tags("m/app"), ["c", "d"]);
     let errors: Vec<&str> =
         json["unlisted"].as_array().unwrap().iter().map(|line| line["error"].as_str().unwrap()).collect();
-    let told = |words: &[&str]| errors.iter().any(|error| words.iter().all(|word| error.contains(word)));
+    let has_error = |words: &[&str]| errors.iter().any(|error| words.iter().all(|word| error.contains(word)));
     assert!(told(&[&image("a").root, "`what+ever`", "not a reference with a tag"]), "{errors:?}");
     assert!(told(&[&image("b").root, "`Team/App:1`"]), "{errors:?}");
     assert!(told(&[&image("e").root, "has no name", "imgsync sync oci:"]), "{errors:?}");

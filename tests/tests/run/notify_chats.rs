@@ -224,9 +224,12 @@ async fn a_registry_that_holds_up_a_batch_is_notified_once() {
         assert!(text.contains(&fixture.source.host()) && text.contains("a batch is waiting for"), "{text}");
         assert!(text.contains("held until"), "{text}");
     }
-    let told = hook.received()[0].json();
-    assert_eq!((&told["event"], &told["registry"]), (&"registry.throttled".into(), &fixture.source.host().into()));
-    assert_eq!((&told["open"], chats.messages_to("ping").len()), (&3.into(), 0));
+    let notification = hook.received()[0].json();
+    assert_eq!(
+        (&notification["event"], &notification["registry"]),
+        (&"registry.throttled".into(), &fixture.source.host().into())
+    );
+    assert_eq!((&notification["open"], chats.messages_to("ping").len()), (&3.into(), 0));
     running.signal(imgsync_tests::program::Signal::INT);
     running.signal(imgsync_tests::program::Signal::INT);
     let ended = running.wait().await;

@@ -311,11 +311,11 @@ async fn a_registry_that_removes_no_tag_alone_keeps_what_other_tags_need() {
     let name = source.host();
     std::fs::write(&file, format!("registries:\n  {name}: {{endpoint: 'http://{}'}}\n{text}", other.host())).unwrap();
     let json = run(&program, &[]).await.assert_code(0).json();
-    let mut became = pruned(&json);
-    became.sort();
+    let mut outcomes = pruned(&json);
+    outcomes.sort();
     let expected =
         [("left", "child"), ("left", "shared"), ("removed", "alone"), ("removed", "both"), ("removed", "both-too")];
-    assert_eq!(became, expected.map(|(outcome, tag)| (outcome.to_owned(), tag.to_owned())), "{json}");
+    assert_eq!(outcomes, expected.map(|(outcome, tag)| (outcome.to_owned(), tag.to_owned())), "{json}");
     for (tag, image) in &pairs {
         match *tag {
             "alone" | "both" | "both-too" => assert_eq!(target.tag_digest("m/app", tag).await, None, "{tag}"),
@@ -418,9 +418,9 @@ async fn a_tag_pushed_between_the_check_and_the_delete_keeps_its_manifest() {
     target.clear_requests();
     gate.add_permits(1);
     let json = running.wait().await.assert_code(0).json();
-    let mut became = pruned(&json);
-    became.sort();
-    assert_eq!(became, [("left".into(), second.to_owned()), ("removed".into(), first.to_owned())], "{json}");
+    let mut outcomes = pruned(&json);
+    outcomes.sort();
+    assert_eq!(outcomes, [("left".into(), second.to_owned()), ("removed".into(), first.to_owned())], "{json}");
     assert!(json.to_string().contains("the tag pushed uses the same image"), "{json}");
     assert_eq!(deletions(&target), [second], "by its tag alone, which the target does not do");
     target.assert_holds("m/app", "pushed", &needed);
@@ -450,9 +450,9 @@ async fn blobs_that_an_index_lists_are_no_reason_to_keep_or_to_fail() {
         .act(FaultAction::error(400, "MANIFEST_INVALID"));
     // One of the pruned tags is an entry of the index.
     let json = run(&program, &[]).await.assert_code(0).json();
-    let mut became = pruned(&json);
-    became.sort();
-    assert_eq!(became, [("removed".into(), "1".to_owned()), ("removed".into(), "2".to_owned())], "{json}");
+    let mut outcomes = pruned(&json);
+    outcomes.sort();
+    assert_eq!(outcomes, [("removed".into(), "1".to_owned()), ("removed".into(), "2".to_owned())], "{json}");
     for (_, image) in &going {
         assert!(deletions(&target).contains(&image.root));
     }

@@ -187,12 +187,12 @@ async fn forbidden_api_pages_fall_back_to_the_registrys_own_list_with_a_warning(
             ["1", "2", "3", "4", "5"]
         );
         assert!(found.iter().all(|line| line["digest"].is_null()), "one list or the other: {}", output.stdout);
-        let told = "its own list of tags is used, which has no digests and no dates";
-        assert_eq!(output.stderr.matches(told).count(), 1, "{vendor:?}: {}", output.stderr);
+        let fallback_warning = "its own list of tags is used, which has no digests and no dates";
+        assert_eq!(output.stderr.matches(fallback_warning).count(), 1, "{vendor:?}: {}", output.stderr);
         assert_eq!(registry.count(RequestType::Tags), 3);
         let output = VendorRegistries::tags(vendor, &registry, "me/*", &[]).await.assert_code(0);
         assert_eq!(lines(&output).len(), 8);
-        assert_eq!(output.stderr.matches(told).count(), 1, "once for a registry: {}", output.stderr);
+        assert_eq!(output.stderr.matches(fallback_warning).count(), 1, "once for a registry: {}", output.stderr);
     }
 }
 

@@ -96,22 +96,22 @@ async fn a_batch_is_paused_resumed_and_cancelled_and_says_so_where_it_cannot_be(
     let served = fixture.serve(&[("a", "{every: 1h}")]).await;
     fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) > 0, WAIT_TIMEOUT).await;
     let id = newest(&served).await;
-    let steer = async |what: &str| served.post(&format!("batches/{id}/{what}"), &json!({})).await;
-    assert_eq!(steer("pause").await, (200, json!({"batch": id, "state": "paused"})));
-    assert_eq!(steer("pause").await.0, 200, "twice is as once");
+    let control = async |what: &str| served.post(&format!("batches/{id}/{what}"), &json!({})).await;
+    assert_eq!(control("pause").await, (200, json!({"batch": id, "state": "paused"})));
+    assert_eq!(control("pause").await.0, 200, "twice is as once");
     puts.remove();
     gate.add_permits(1_000);
     // Running tasks end, waiting ones stay.
     let paused = served.wait_for(&format!("batches/{id}"), |batch| batch["counts"]["running"] == 0).await;
     assert_eq!(paused["state"], "paused");
     assert!(paused["counts"]["waiting"].as_u64().unwrap() >= 20, "{paused:#}");
-    assert_eq!(steer("resume").await.0, 200);
+    assert_eq!(control("resume").await.0, 200);
     let batches = served.wait_for_ended_batches(1).await;
     assert_eq!(batches[0]["counts"]["copied"], 40);
     for what in ["pause", "resume", "cancel"] {
-        let (status, trouble) = steer(what).await;
-        assert_eq!(status, 409, "{what}: {trouble}");
-        assert!(trouble["error"]["message"].as_str().unwrap().contains("is done"), "{trouble}");
+        let (status, error_body) = control(what).await;
+        assert_eq!(status, 409, "{what}: {error_body}");
+        assert!(error_body["error"]["message"].as_str().unwrap().contains("is done"), "{error_body}");
     }
 }
 
@@ -157,9 +157,9 @@ async fn cancelled_and_requeued_at_once_a_batch_ends_and_every_image_is_counted(
     assert_eq!(batch["counts"]["total"], 60);
     assert_eq!(batch["counts"]["copied"], 30, "what was done stays done: {batch:#}");
     assert_eq!(batch["counts"]["waiting"], 0);
-    let (status, trouble) = served.post(&format!("batches/{id}/requeue"), &json!({})).await;
+    let (status, error_body) = served.post(&format!("batches/{id}/requeue"), &json!({})).await;
     match batch["state"].as_str().unwrap() {
-        "cancelled" => assert_eq!(status, 409, "{trouble}"),
+        "cancelled" => assert_eq!(status, 409, "{error_body}"),
         state => assert_eq!((state, status), ("done", 200)),
     }
 }

@@ -77,10 +77,10 @@ async fn a_renamed_rule_keeps_its_schedule_and_a_rule_with_another_meaning_is_st
     assert_eq!(batches.len(), 2, "nothing was begun for a new name: {batches:#?}");
     served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await;
 
-    let (status, begun) = served.post("schedules/two/start", &json!({})).await;
-    assert_eq!(status, 202, "a rule is begun by its name: {begun}");
+    let (status, start_response) = served.post("schedules/two/start", &json!({})).await;
+    assert_eq!(status, 202, "a rule is begun by its name: {start_response}");
     let shown = served.wait_for("batches", |all| all["batches"].as_array().is_some_and(|all| all.len() == 3)).await;
-    assert_eq!(shown["batches"][0]["batch"], begun["batch"]);
+    assert_eq!(shown["batches"][0]["batch"], start_response["batch"]);
     served.stop().await.assert_code(0);
 }
 

@@ -124,8 +124,8 @@ async fn a_rule_that_is_still_running_is_not_started_again() {
     let (_, schedules) = served.get("schedules").await;
     assert_eq!(rule(&schedules, "slow")["running"], batches["batches"][0]["batch"]);
     let name = rule(&schedules, "slow")["rule"].as_str().unwrap();
-    let (status, trouble) = served.post(&format!("schedules/{name}/start"), &serde_json::json!({})).await;
-    assert_eq!(status, 409, "{trouble:#}");
+    let (status, error_body) = served.post(&format!("schedules/{name}/start"), &serde_json::json!({})).await;
+    assert_eq!(status, 409, "{error_body:#}");
     puts.remove();
     gate.add_permits(100);
     served.wait_for_ended_batches(2).await;
@@ -156,12 +156,12 @@ async fn a_rule_is_started_manually_and_old_batches_are_removed() {
     assert!(served.running.stderr().contains("no rule has a `schedule:`"));
     let (_, schedules) = served.get("schedules").await;
     let name = rule(&schedules, "a")["rule"].as_str().unwrap();
-    let (status, begun) = served.post(&format!("schedules/{name}/start"), &serde_json::json!({})).await;
-    assert_eq!(status, 202, "{begun:#}");
-    let (status, batch) = served.get(&format!("batches/{}", begun["batch"].as_str().unwrap())).await;
+    let (status, start_response) = served.post(&format!("schedules/{name}/start"), &serde_json::json!({})).await;
+    assert_eq!(status, 202, "{start_response:#}");
+    let (status, batch) = served.get(&format!("batches/{}", start_response["batch"].as_str().unwrap())).await;
     assert_eq!(status, 200, "it is there as soon as it was answered: {batch:#}");
     let batches = served.wait_for_ended_batches(1).await;
-    assert_eq!(batches[0]["batch"], begun["batch"]);
+    assert_eq!(batches[0]["batch"], start_response["batch"]);
     served.stop().await.assert_code(0);
 
     fixture.write(&format!("keep: 1ms\n{}", fixture.config(&[("a", "")])));

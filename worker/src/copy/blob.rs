@@ -403,7 +403,7 @@ impl ImageTransfer {
             // The connection may have corrupted it: restart once, then trust the mismatch.
             if cause.kind() == ErrorKind::Corrupt && !state.read_again {
                 state.read_again = true;
-                self.source.distrust_mirrors();
+                self.source.exclude_mirrors();
                 return self.restart_upload(target, body, blob, upload, state).await;
             }
             return give_up(cause, upload).await;

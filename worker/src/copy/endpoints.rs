@@ -364,7 +364,7 @@ impl CopySource {
     }
 
     /// Stops using mirrors of the registry, after one of them returned wrong content.
-    pub(crate) fn distrust_mirrors(&self) {
+    pub(crate) fn exclude_mirrors(&self) {
         if let CopySource::Registry(repository) = self {
             repository.pause_mirrors();
         }

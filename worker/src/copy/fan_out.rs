@@ -154,8 +154,8 @@ impl Drop for FanOutMember {
 impl FanOutMember {
     /// Marks a blob as not needed by this member.
     pub(crate) fn skip_blob(&self, blob: &Digest) {
-        if let Some(standing) = self.group.state().members.get_mut(&self.id) {
-            standing.skipped.insert(blob.clone());
+        if let Some(member_state) = self.group.state().members.get_mut(&self.id) {
+            member_state.skipped.insert(blob.clone());
         }
         self.group.changed.notify_waiters();
     }
@@ -170,8 +170,8 @@ impl FanOutMember {
         let deadline = Instant::now() + RENDEZVOUS_TIMEOUT;
         {
             let mut state = self.group.state();
-            if let Some(standing) = state.members.get_mut(&self.id) {
-                standing.is_awaited = true;
+            if let Some(member_state) = state.members.get_mut(&self.id) {
+                member_state.is_awaited = true;
             }
             let rendezvous = state.rendezvous.entry(blob.digest.clone()).or_default();
             if rendezvous.subscriptions.is_some() {
@@ -192,8 +192,8 @@ impl FanOutMember {
                 () = tokio::time::sleep_until(until) => {}
                 () = context.cancel.cancelled() => {
                     let mut state = self.group.state();
-                    if let Some(meeting) = state.rendezvous.get_mut(&blob.digest) {
-                        meeting.arrived.retain(|id| *id != self.id);
+                    if let Some(rendezvous) = state.rendezvous.get_mut(&blob.digest) {
+                        rendezvous.arrived.retain(|id| *id != self.id);
                     }
                     return None;
                 }
@@ -211,8 +211,8 @@ impl FanOutMember {
         let now = Instant::now();
         let mut state = self.group.state();
         let FanOutState { members, joined, rendezvous, .. } = &mut *state;
-        let meeting = rendezvous.entry(blob.digest.clone()).or_default();
-        if let Some(handed) = &mut meeting.subscriptions {
+        let rendezvous = rendezvous.entry(blob.digest.clone()).or_default();
+        if let Some(handed) = &mut rendezvous.subscriptions {
             return Ok(handed.remove(&self.id));
         }
         let join_deadline = self.group.started_at + JOIN_WINDOW;
@@ -221,8 +221,10 @@ impl FanOutMember {
         }
         let missing: Vec<u64> = members
             .iter()
-            .filter(|(id, standing)| {
-                standing.is_awaited && !meeting.arrived.contains(id) && !standing.skipped.contains(&blob.digest)
+            .filter(|(id, member_state)| {
+                member_state.is_awaited
+                    && !rendezvous.arrived.contains(id)
+                    && !member_state.skipped.contains(&blob.digest)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -230,17 +232,17 @@ impl FanOutMember {
             return Err(deadline);
         }
         for id in missing {
-            if let Some(standing) = members.get_mut(&id) {
-                standing.is_awaited = false;
+            if let Some(member_state) = members.get_mut(&id) {
+                member_state.is_awaited = false;
             }
         }
         let mut handed = HashMap::new();
-        if meeting.arrived.len() > 1 {
+        if rendezvous.arrived.len() > 1 {
             let mut subscribers = Vec::new();
             // The shared read must not depend on the member whose source it uses: neither on its cancellation nor on
             // its deadline.
             let reader_clock = WaitClock::default();
-            for id in &meeting.arrived {
+            for id in &rendezvous.arrived {
                 let (sender, chunks) = mpsc::channel(CHUNKS_PER_SUBSCRIBER);
                 subscribers.push(Subscriber { sender, stalled: Duration::ZERO });
                 handed.insert(
@@ -252,7 +254,7 @@ impl FanOutMember {
             tokio::spawn(feed_subscribers(subscribers, source, tally.clone(), blob.clone()));
         }
         let own = handed.remove(&self.id);
-        meeting.subscriptions = Some(handed);
+        rendezvous.subscriptions = Some(handed);
         drop(state);
         self.group.changed.notify_waiters();
         Ok(own)

@@ -94,7 +94,7 @@ impl CopySource {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => {
                     read_again = true;
-                    self.distrust_mirrors();
+                    self.exclude_mirrors();
                 }
                 Err(error) => self.pause(&mut retry, error).await?,
             }

@@ -504,18 +504,18 @@ impl Copier {
             select_platforms(root, request, endpoints).await
         };
         let copied = if selected.is_none() && digest == source_digest && !check_all {
-            let brought = transfer.copy_referrers_of_unread_root(&digest, read).await;
+            let referrers_result = transfer.copy_referrers_of_unread_root(&digest, read).await;
             transfer.share_proofs().await;
-            brought?
+            referrers_result?
         } else {
             let SelectedImage { root, selected_children, is_filtered, .. } = match selected {
                 Some(chosen) => chosen,
                 None => read().await?,
             };
             let transfer = transfer.with_selected_children(&root, selected_children);
-            let brought = transfer.copy_referrers(&root, !is_filtered, false).await;
+            let referrers_result = transfer.copy_referrers(&root, !is_filtered, false).await;
             transfer.share_proofs().await;
-            brought?
+            referrers_result?
         };
         let outcome = if copied == 0 { CopyOutcome::Unchanged } else { CopyOutcome::Copied };
         Ok(CopyEnd {

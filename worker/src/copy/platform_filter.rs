@@ -110,8 +110,8 @@ fn describe_entry(child: &Descriptor) -> String {
 /// Joins the first few items and counts the rest.
 fn join_first(all: &[String]) -> String {
     let more = all.len().saturating_sub(MAX_NAMED_ENTRIES);
-    let told = all[..all.len() - more].join(", ");
-    if more == 0 { told } else { format!("{told} and {more} more") }
+    let shown = all[..all.len() - more].join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 fn missing_platform_error(manifests: &[Descriptor], wanted: &Platform, request: &CopyRequest) -> Error {

@@ -180,7 +180,7 @@ impl TargetCache {
         source: Option<&RepositoryLocator>,
     ) -> bool {
         let key = (registry.clone(), repository.clone(), digest.clone());
-        self.state().manifests.get(&key).is_some_and(|brought_by| brought_by.as_ref() == source)
+        self.state().manifests.get(&key).is_some_and(|known_source| known_source.as_ref() == source)
     }
 
     pub(crate) fn add_manifest(

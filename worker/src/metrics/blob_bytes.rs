@@ -32,15 +32,15 @@ impl InFlightBlob {
 
 impl BlobsInFlight {
     pub(super) fn start(&mut self, digest: &Digest, moved: &Arc<AtomicU64>, bytes: &LabeledCounters<1>) {
-        let begun = InFlightBlob { moved: moved.clone(), counted: 0 };
-        if let Some(mut before) = self.0.insert(digest.clone(), begun) {
+        let in_flight = InFlightBlob { moved: moved.clone(), counted: 0 };
+        if let Some(mut before) = self.0.insert(digest.clone(), in_flight) {
             before.count_new_bytes(bytes);
         }
     }
 
     pub(super) fn finish(&mut self, digest: &Digest, size: u64, arrival: BlobOutcome, bytes: &LabeledCounters<1>) {
-        let begun = self.0.remove(digest);
-        match (arrival, begun) {
+        let in_flight = self.0.remove(digest);
+        match (arrival, in_flight) {
             (BlobOutcome::Copied, Some(mut blob)) => {
                 blob.count_new_bytes(bytes);
                 bytes.get_or_create(&outcome_label(arrival)).inc_by(size.saturating_sub(blob.counted));

@@ -392,8 +392,8 @@ mod tests {
             metrics.on_event(&answered(&format!("r{n}.example"), Some(200)));
         }
         let text = metrics.render();
-        let told = text.lines().filter(|line| line.starts_with("imgsync_requests_total{")).count();
-        assert_eq!(told, MAX_REGISTRY_LABELS + 1);
+        let series = text.lines().filter(|line| line.starts_with("imgsync_requests_total{")).count();
+        assert_eq!(series, MAX_REGISTRY_LABELS + 1);
         assert!(text.contains("{registry=\"other\",purpose=\"manifests\",status=\"200\"} 200\n"));
     }
 }

@@ -373,10 +373,10 @@ impl Runner {
                     referrers_at: if report.referrers_checked { Some(now) } else { prior.referrers_checked_at },
                 };
                 // With their digests at the source: the next listing shows changes.
-                let companions = report.digest_tags.into_iter().map(|(tag, source)| {
+                let digest_tags = report.digest_tags.into_iter().map(|(tag, source)| {
                     (tag, CachedTag { target: source.clone(), source, seen_at: now, referrers_at: None })
                 });
-                let tags: Vec<_> = companions.chain([(task.target.tag.clone(), known)]).collect();
+                let tags: Vec<_> = digest_tags.chain([(task.target.tag.clone(), known)]).collect();
                 (result, BlobBytes { copied, mounted, reused }, tags, lease.map(|lease| (lease, put, is_whole)))
             }
         };

@@ -65,8 +65,8 @@ impl RunnerFixture {
         };
         let planned: Vec<TaskSpec> = tags.iter().map(planned).collect();
         let tasks = planned.iter().map(|task| (task.clone(), None)).collect();
-        let sealed = PlanSegment { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
-        store.append(batch, sealed).await.unwrap();
+        let segment = PlanSegment { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
+        store.append(batch, segment).await.unwrap();
         store.complete_plan(batch).await.unwrap();
         let task_refs = (0..).take(tags.len()).map(|index| TaskRef { batch, run: 0, index }).collect();
         store.mark_published(batch, task_refs).await.unwrap();

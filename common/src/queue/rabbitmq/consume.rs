@@ -72,7 +72,7 @@ impl RabbitQueue {
     ) -> Result<Option<Delivery>> {
         self.refresh_routes().await?;
         let mut live = self.0.consume_connection.get_or_connect().await?;
-        let (mut trouble, mut reconnects) = (None, 0);
+        let (mut last_error, mut reconnects) = (None, 0);
         for (queue, route) in self.queues_in_turn(wanted, only_urgent) {
             if cancel.is_cancelled() {
                 return Ok(None);
@@ -95,12 +95,12 @@ impl RabbitQueue {
                     self.route_table().back_off(&queue, QUEUE_BACKOFF);
                     let line = format!("{error}; the lane is left alone for a while");
                     log_throttle::warn(&format!("taking from {queue}"), &line);
-                    trouble = Some(error);
+                    last_error = Some(error);
                 }
                 Err(error) => return Err(error),
             }
         }
-        trouble.map_or(Ok(None), Err)
+        last_error.map_or(Ok(None), Err)
     }
 
     /// Returns the lock of the consumer that polls for all that wait for these routes.

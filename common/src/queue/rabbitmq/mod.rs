@@ -170,8 +170,8 @@ impl RouteTable {
     /// Returns when to poll an empty queue again; `None` if it is not known to be empty.
     fn next_poll_at(&self, queue: &str, known: &RouteQueue) -> Option<Instant> {
         let idle = self.idle.get(queue)?;
-        let is_lively = known.announced_at.is_some_and(|at| at.elapsed() < RECENT_PUBLISH_WINDOW);
-        let most = if is_lively { IDLE_POLL_DELAY[1] } else { QUIET_POLL_DELAY };
+        let is_recent = known.announced_at.is_some_and(|at| at.elapsed() < RECENT_PUBLISH_WINDOW);
+        let most = if is_recent { IDLE_POLL_DELAY[1] } else { QUIET_POLL_DELAY };
         Some(idle.since + idle.pause.min(most).mul_f64(idle.jitter))
     }
 }
@@ -364,7 +364,7 @@ mod tests {
         let mut known = RouteTable::default();
         let route = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
         let noted = |announced_at| RouteQueue { route: route.clone(), is_urgent: false, announced_at };
-        let (quiet, lively) = (noted(None), noted(Some(Instant::now())));
+        let (quiet, recent) = (noted(None), noted(Some(Instant::now())));
         assert_eq!(known.next_poll_at("w", &quiet), None, "of a new one nothing is known");
         let pause =
             |known: &RouteTable, its: &RouteQueue| known.next_poll_at("w", its).unwrap() - known.idle["w"].since;
@@ -374,7 +374,7 @@ mod tests {
             known.record_poll("w", true);
         }
         assert!((QUIET_POLL_DELAY / 2..=QUIET_POLL_DELAY).contains(&pause(&known, &quiet)));
-        assert!(pause(&known, &lively) <= IDLE_POLL_DELAY[1], "something was published there just now");
+        assert!(pause(&known, &recent) <= IDLE_POLL_DELAY[1], "something was published there just now");
         known.record_poll("w", false);
         assert_eq!(known.next_poll_at("w", &quiet), None, "there was a message, and there may be more");
     }

@@ -229,8 +229,8 @@ async fn a_dropped_lookup_does_not_block_others() {
     home.helper("all", &format!("sleep 0.3; {GIVES}"));
     home.write(".docker/config.json", r#"{"credsStore":"all"}"#);
     let store = home.store();
-    let impatient = tokio::time::timeout(Duration::from_millis(50), store.lookup("r.example", "app"));
-    assert!(impatient.await.is_err());
+    let timed_lookup = tokio::time::timeout(Duration::from_millis(50), store.lookup("r.example", "app"));
+    assert!(timed_lookup.await.is_err());
     let found = store.lookup("r.example", "app").await;
     assert_eq!(found, Ok(Some(basic("me", "s3cret"))));
 }

@@ -110,9 +110,10 @@ fn fuzz(name: &str, target: FuzzTarget) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
     let peak: u64 = peak.and_then(|peak| peak.trim().parse().ok()).unwrap_or_default();
-    let told = format!("{name}: {runs} inputs, {} shapes, {} MiB at the most, seed {seed}", shapes.len(), peak >> 10);
-    assert!(peak <= MAX_MEMORY_KIB, "{told}");
+    let summary =
+        format!("{name}: {runs} inputs, {} shapes, {} MiB at the most, seed {seed}", shapes.len(), peak >> 10);
+    assert!(peak <= MAX_MEMORY_KIB, "{summary}");
     // Shown when a test's output is requested.
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "{told}");
+    let _ = writeln!(std::io::stderr(), "{summary}");
 }

@@ -21,13 +21,13 @@ pub async fn deadlines_in_the_far_future_have_expired(subject: StoreUnderTest) {
     (subject.advance)(FAR);
     assert!(matches!(store.acquire("tag", "a", MINUTE).await.unwrap(), LeaseResult::Acquired { .. }));
     store.block_until(&account, (subject.now)() + MINUTE).await.unwrap();
-    let told = QuotaReport {
+    let report = QuotaReport {
         remaining: 0,
         limit: Some(100),
         reserve: 0,
         period: QuotaPeriod::WindowLength(Duration::from_secs(6 * 3600)),
     };
-    store.record_quota(&account, &told).await.unwrap();
+    store.record_quota(&account, &report).await.unwrap();
     let batch = subject.create_batch(2).await;
     let task_refs = subject.publish(batch).await;
     subject.claim(task_refs[0], "a").await;
@@ -39,12 +39,12 @@ pub async fn deadlines_in_the_far_future_have_expired(subject: StoreUnderTest) {
     assert!(matches!(store.acquire("tag", "b", MINUTE).await.unwrap(), LeaseResult::Acquired { .. }));
     assert_eq!(store.blocked_until(&[account.clone(), pulls.clone()]).await.unwrap(), [None, None]);
     assert!(matches!(subject.claim_task(task_refs[0], "b").await, ClaimResult::Claimed { losses: 1, .. }));
-    let swept = store.reclaim(batch, ReclaimScope::EmptyQueue { grace: MINUTE }).await.unwrap();
-    assert_eq!((swept.leased, swept.queued), (0, 1), "what waits until then waits no more");
+    let reclaimed = store.reclaim(batch, ReclaimScope::EmptyQueue { grace: MINUTE }).await.unwrap();
+    assert_eq!((reclaimed.leased, reclaimed.queued), (0, 1), "what waits until then waits no more");
     // Data recorded now counts.
     let until = (subject.now)() + MINUTE;
     store.block_until(&account, until).await.unwrap();
-    let ends = store.record_quota(&account, &told).await.unwrap();
+    let ends = store.record_quota(&account, &report).await.unwrap();
     assert!(ends <= Duration::from_secs(6 * 3600), "{ends:?}");
     let held = store.blocked_until(&[account, pulls]).await.unwrap();
     assert_eq!(held[0].map(Timestamp::as_millisecond), Some(until.as_millisecond()));

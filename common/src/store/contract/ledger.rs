@@ -209,9 +209,9 @@ pub async fn a_cancelled_batch_cancels_unfinished_tasks_at_once(subject: StoreUn
     assert_eq!(put_off, RescheduleResult::Stale);
     let found = subject.checked_batch(batch).await;
     assert_eq!((found.counts.copied, found.counts.cancelled, found.state), (1, 699, BatchState::Cancelled));
-    for sweep in [ReclaimScope::ExpiredLeases { grace: Duration::ZERO }, ReclaimScope::Everything] {
+    for scope in [ReclaimScope::ExpiredLeases { grace: Duration::ZERO }, ReclaimScope::Everything] {
         assert_eq!(
-            subject.store.reclaim(batch, sweep).await.unwrap(),
+            subject.store.reclaim(batch, scope).await.unwrap(),
             Reclaimed::default(),
             "nothing is left to put back"
         );
@@ -358,8 +358,8 @@ pub async fn lost_leases_of_a_task_are_counted(subject: StoreUnderTest) {
     (subject.advance)(LEASE_TTL + SECOND);
     assert_eq!(losses(task_ref).await, 1, "taken over");
     (subject.advance)(LEASE_TTL + SECOND);
-    let swept = subject.store.reclaim(batch, ReclaimScope::ExpiredLeases { grace: Duration::ZERO }).await.unwrap();
-    assert_eq!(swept, Reclaimed { leased: 1, queued: 0 });
+    let reclaimed = subject.store.reclaim(batch, ReclaimScope::ExpiredLeases { grace: Duration::ZERO }).await.unwrap();
+    assert_eq!(reclaimed, Reclaimed { leased: 1, queued: 0 });
     subject.publish(batch).await;
     let ClaimResult::Claimed { token, losses: 2, .. } = subject.claim_task(task_ref, "w").await else {
         panic!("swept")

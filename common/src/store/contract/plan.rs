@@ -74,15 +74,15 @@ pub async fn tasks_settled_by_the_listing_are_counted_and_never_published(subjec
     let batch = new_batch();
     let id = batch.id;
     subject.store.create(batch).await.unwrap();
-    let mut sealed = segment("a", 6);
-    for (position, (_, result)) in sealed.tasks.iter_mut().enumerate() {
+    let mut to_append = segment("a", 6);
+    for (position, (_, result)) in to_append.tasks.iter_mut().enumerate() {
         *result = match position {
             1 => None,
             3 => Some(TaskResult::Failed(Failure::new(ErrorKind::Collision, "two want it", 0))),
             _ => Some(TaskResult::Unchanged),
         };
     }
-    subject.store.append(id, sealed).await.unwrap();
+    subject.store.append(id, to_append).await.unwrap();
     subject.store.complete_plan(id).await.unwrap();
     let counts = subject.checked_batch(id).await.counts;
     assert_eq!((counts.total, counts.unchanged, counts.failed, counts.waiting), (6, 4, 1, 1));
@@ -240,13 +240,13 @@ pub async fn old_batches_are_removed_whole(subject: StoreUnderTest) {
     (subject.advance)(DAY * 91);
     let running = TaskRef { batch: held, run: 0, index: 0 };
     subject.claim(running, "w").await;
-    let young = subject.create_batch(1).await;
+    let recent = subject.create_batch(1).await;
     assert_eq!(subject.store.remove_before((subject.now)() - DAY * 90).await.unwrap(), 1);
     assert!(subject.store.batch(ended).await.unwrap().is_none());
     assert_eq!(subject.store.failures(ended, 0, 1).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(subject.store.timeline(ended).await.unwrap_err().kind(), ErrorKind::NotFound);
     subject.checked_batch(held).await;
-    subject.checked_batch(young).await;
+    subject.checked_batch(recent).await;
     (subject.advance)(DAY);
     assert_eq!(subject.store.remove_before((subject.now)() - DAY * 90).await.unwrap(), 1, "held by nobody any more");
     assert_eq!(subject.store.batches(10).await.unwrap().len(), 1);

@@ -159,8 +159,8 @@ pub async fn sent_notifications_are_kept_with_their_batch(subject: StoreUnderTes
     store.create(batch).await.unwrap();
     store.complete_plan(id).await.unwrap();
     assert_eq!(store.sent_notifications(id).await.unwrap(), [""; 0]);
-    for told in ["0 webhook", "0", "0 webhook"] {
-        store.record_notification(id, told).await.unwrap();
+    for notified_target in ["0 webhook", "0", "0 webhook"] {
+        store.record_notification(id, notified_target).await.unwrap();
     }
     assert_eq!(store.sent_notifications(id).await.unwrap(), ["0", "0 webhook"]);
     assert_eq!(store.remove_before((subject.now)() + Duration::from_secs(1)).await.unwrap(), 1);

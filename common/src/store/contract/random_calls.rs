@@ -22,11 +22,11 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
         let some = (!held.is_empty()).then(|| held[usize::from(*which) % held.len()]);
         match call % 18 {
             0 | 1 => {
-                let mut sealed = segment(&format!("r{}", which % 4), usize::from(amount % 5));
-                if let Some((_, result)) = sealed.tasks.first_mut() {
+                let mut to_append = segment(&format!("r{}", which % 4), usize::from(amount % 5));
+                if let Some((_, result)) = to_append.tasks.first_mut() {
                     *result = [None, Some(TaskResult::Unchanged), Some(failed())][usize::from(which % 3)].clone();
                 }
-                store.append(batch, sealed).await.unwrap();
+                store.append(batch, to_append).await.unwrap();
             }
             2 => store.complete_plan(batch).await.unwrap(),
             3 => drop(subject.publish(batch).await),
@@ -39,8 +39,8 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
                 }
             }
             7..=9 => {
-                let verdicts = [TaskResult::Copied, TaskResult::Unchanged, failed(), TaskResult::Cancelled];
-                let result = verdicts[usize::from(amount % 4)].clone();
+                let results = [TaskResult::Copied, TaskResult::Unchanged, failed(), TaskResult::Cancelled];
+                let result = results[usize::from(amount % 4)].clone();
                 if let Some((task_ref, holder)) = some
                     && store.finish(task_ref, holder, result, copied_bytes(1)).await.unwrap() == FinishResult::Counted
                 {
@@ -63,12 +63,12 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
             }
             16 => {
                 let grace = LEASE_TTL;
-                let sweeps = [
+                let scopes = [
                     ReclaimScope::ExpiredLeases { grace },
                     ReclaimScope::EmptyQueue { grace },
                     ReclaimScope::Everything,
                 ];
-                store.reclaim(batch, sweeps[usize::from(amount % 3)]).await.unwrap();
+                store.reclaim(batch, scopes[usize::from(amount % 3)]).await.unwrap();
             }
             17 if amount.is_multiple_of(8) => {
                 let next = NewBatch { supersedes: Some(batch), ..new_batch() };

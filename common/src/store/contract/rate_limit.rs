@@ -60,28 +60,40 @@ pub async fn holders_rotate_when_there_are_fewer_permits_than_holders(subject: S
 }
 
 pub async fn a_low_quota_blocks_pulls_until_its_window_ends(subject: StoreUnderTest) {
-    let told = |remaining, period| QuotaReport { remaining, limit: Some(100), period, reserve: 5 };
+    let report = |remaining, period| QuotaReport { remaining, limit: Some(100), period, reserve: 5 };
     let window = |remaining| told(remaining, QuotaPeriod::WindowLength(Duration::from_secs(60)));
-    let tell = async |told: QuotaReport| subject.store.record_quota(&account(), &told).await.unwrap().as_secs();
+    let record_quota_secs = async |report: QuotaReport| subject.store.record_quota(&account(), &report).await.unwrap().as_secs();
     let held = async || {
         let asked = [account(), account().with_category(RateLimitCategory::Pulls)];
         let until = subject.store.blocked_until(&asked).await.unwrap();
         assert_eq!(until[0], None, "nothing else is held off");
         until[1].map(|until| until.duration_since((subject.now)()).as_secs())
     };
-    assert_eq!((tell(window(90)).await, held().await), (60, None));
+    assert_eq!((record_quota_secs(window(90)).await, held().await), (60, None));
     (subject.advance)(Duration::from_secs(20));
-    assert_eq!((tell(window(30)).await, held().await), (40, None), "the window began when it was first heard of");
-    assert_eq!((tell(window(5)).await, held().await), (40, Some(40)));
-    assert_eq!((tell(window(7)).await, held().await), (40, Some(40)), "an answer that was overtaken changes nothing");
+    assert_eq!(
+        (record_quota_secs(window(30)).await, held().await),
+        (40, None),
+        "the window began when it was first heard of"
+    );
+    assert_eq!((record_quota_secs(window(5)).await, held().await), (40, Some(40)));
+    assert_eq!(
+        (record_quota_secs(window(7)).await, held().await),
+        (40, Some(40)),
+        "an answer that was overtaken changes nothing"
+    );
     (subject.advance)(Duration::from_secs(10));
-    assert_eq!((tell(window(99)).await, held().await), (60, None), "another window has begun");
+    assert_eq!((record_quota_secs(window(99)).await, held().await), (60, None), "another window has begun");
     (subject.advance)(Duration::from_secs(60));
-    assert_eq!((tell(window(0)).await, held().await), (60, Some(60)), "and another");
+    assert_eq!((record_quota_secs(window(0)).await, held().await), (60, Some(60)), "and another");
     (subject.advance)(Duration::from_secs(60));
     assert_eq!(held().await, None);
     let reset = QuotaPeriod::ResetsIn(Duration::from_secs(7));
-    assert_eq!((tell(told(0, reset)).await, held().await), (7, Some(7)), "where its end is told, that holds");
+    assert_eq!(
+        (record_quota_secs(report(0, reset)).await, held().await),
+        (7, Some(7)),
+        "where its end is told, that holds"
+    );
 }
 
 pub async fn traffic_is_summed_per_machine_and_month(subject: StoreUnderTest) {

@@ -93,13 +93,13 @@ pub async fn the_holder_of_a_tag_lease_records_the_tag(subject: StoreUnderTest) 
 }
 
 pub async fn a_holder_that_lost_its_lease_records_nothing(subject: StoreUnderTest) {
-    let told = RecordedTag::new("a");
-    let name = tag_lease_name(&told.target);
-    told.mark_partial(&subject).await;
+    let recorded = RecordedTag::new("a");
+    let name = tag_lease_name(&recorded.target);
+    recorded.mark_partial(&subject).await;
     let nothing_is_recorded = async |fence: &Fence, why: &str| {
-        assert!(!told.record(&subject, fence, "lost").await, "{why}");
-        assert_eq!(told.cached(&subject).await, (vec![None, None], true), "{why}");
-        assert_eq!(told.provenance(&subject).await, [], "{why}");
+        assert!(!recorded.record(&subject, fence, "lost").await, "{why}");
+        assert_eq!(recorded.cached(&subject).await, (vec![None, None], true), "{why}");
+        assert_eq!(recorded.provenance(&subject).await, [], "{why}");
     };
     let never = Fence { name: name.clone(), holder: "one".to_owned(), token: 1 };
     nothing_is_recorded(&never, "it was never acquired").await;
@@ -120,7 +120,7 @@ pub async fn a_holder_that_lost_its_lease_records_nothing(subject: StoreUnderTes
     nothing_is_recorded(&second, "it was released").await;
     let third = lease(&subject, &name, "two").await;
     nothing_is_recorded(&second, "another has acquired it").await;
-    assert!(told.record(&subject, &third, "1").await);
-    assert!(!told.record(&subject, &second, "lost").await);
-    assert_eq!(told.cached(&subject).await, (vec![Some(cached_tag("1")); 2], false));
+    assert!(recorded.record(&subject, &third, "1").await);
+    assert!(!recorded.record(&subject, &second, "lost").await);
+    assert_eq!(recorded.cached(&subject).await, (vec![Some(cached_tag("1")); 2], false));
 }

@@ -36,8 +36,8 @@ pub async fn the_cache_returns_the_last_value(subject: StoreUnderTest) {
         referrers_at: Some(Timestamp::from_second(1_767_000_000).unwrap()),
         ..cached_tag("1", 5)
     };
-    let told = vec![(tags[0].clone(), cached_tag("0", 0)), (tags[2].clone(), other.clone())];
-    subject.store.cache_tags(&here, told).await.unwrap();
+    let entries = vec![(tags[0].clone(), cached_tag("0", 0)), (tags[2].clone(), other.clone())];
+    subject.store.cache_tags(&here, entries).await.unwrap();
     let expected = [Some(cached_tag("0", 0)), None, Some(other.clone())];
     assert_eq!(subject.store.cached_tags(&here, &tags).await.unwrap(), expected, "tags differ by case");
     subject.store.cache_tags(&here, vec![(tags[0].clone(), cached_tag("new", 9))]).await.unwrap();
@@ -75,16 +75,16 @@ pub async fn the_cache_separates_options_and_forgets_tags_repositories_and_endpo
 }
 
 pub async fn an_exported_cache_is_imported_whole(subject: StoreUnderTest) {
-    let mut told: HashMap<String, Vec<(Tag, CachedTag)>> = HashMap::new();
+    let mut entries: HashMap<String, Vec<(Tag, CachedTag)>> = HashMap::new();
     for n in 0..2_500 {
         let mut entry = cached_tag(&n.to_string(), n);
         if n % 3 == 0 {
             entry.target = Digest::sha256(b"another");
             entry.referrers_at = Some(entry.seen_at);
         }
-        told.entry(format!("r{}", n % 7)).or_default().push((tag(&format!("v{n}")), entry));
+        entries.entry(format!("r{}", n % 7)).or_default().push((tag(&format!("v{n}")), entry));
     }
-    for (path, tags) in &told {
+    for (path, tags) in &entries {
         subject
             .store
             .cache_tags(&scope(path, if path == "r3" { "linux/arm64" } else { "" }), tags.clone())
@@ -98,7 +98,7 @@ pub async fn an_exported_cache_is_imported_whole(subject: StoreUnderTest) {
     subject.store.forget_endpoint(&endpoint("target.example")).await.unwrap();
     let imported = import_cache(cache, &mut &*exported).await.unwrap();
     assert_eq!((imported.tags, imported.refused.len()), (2_500, 0));
-    for (path, tags) in &told {
+    for (path, tags) in &entries {
         let names: Vec<_> = tags.iter().map(|(tag, _)| tag.clone()).collect();
         let here = scope(path, if path == "r3" { "linux/arm64" } else { "" });
         let expected: Vec<_> = tags.iter().map(|(_, known)| Some(known.clone())).collect();
@@ -323,14 +323,14 @@ fn route(source: &str) -> Route {
 }
 
 pub async fn a_worker_is_listed_until_its_heartbeat_expires(subject: StoreUnderTest) {
-    let beat = async |heartbeat: Heartbeat| subject.store.heartbeat(heartbeat, HEARTBEAT_TTL).await.unwrap();
+    let send_heartbeat = async |heartbeat: Heartbeat| subject.store.heartbeat(heartbeat, HEARTBEAT_TTL).await.unwrap();
     let workers = async || subject.store.workers().await.unwrap();
     assert_eq!(workers().await, []);
-    beat(heartbeat("two", 1)).await;
-    beat(heartbeat("one", 1)).await;
+    send_heartbeat(heartbeat("two", 1)).await;
+    send_heartbeat(heartbeat("one", 1)).await;
     assert_eq!(workers().await, [heartbeat("one", 1), heartbeat("two", 1)]);
     (subject.advance)(HEARTBEAT_TTL / 2);
-    beat(heartbeat("one", 5)).await;
+    send_heartbeat(heartbeat("one", 5)).await;
     (subject.advance)(HEARTBEAT_TTL / 2 + Duration::from_secs(1));
     assert_eq!(workers().await, [heartbeat("one", 5)]);
     subject.store.deregister("one").await.unwrap();
@@ -340,17 +340,17 @@ pub async fn a_worker_is_listed_until_its_heartbeat_expires(subject: StoreUnderT
 pub async fn batches_see_the_throughput_of_others(subject: StoreUnderTest) {
     let (one, other) = (BatchId::generate(), BatchId::generate());
     let feeding = |source: &str, priority, per_second| RouteThroughput { route: route(source), priority, per_second };
-    let tell =
+    let record_refused =
         async |batch, feeding| subject.store.exchange_throughput(batch, feeding, HEARTBEAT_TTL / 3).await.unwrap();
     let (gcr, quay) = (feeding("gcr.io", Priority::High, 0.5), feeding("quay.io", Priority::Normal, 70.0));
-    assert_eq!(tell(one, vec![gcr.clone(), quay.clone()]).await, []);
-    assert_eq!(tell(other, vec![quay.clone()]).await, [gcr.clone(), quay.clone()]);
-    assert_eq!(tell(one, vec![gcr.clone()]).await, std::slice::from_ref(&quay));
-    assert_eq!(tell(other, vec![]).await, [gcr], "the last word of a batch stays");
-    assert_eq!(tell(one, vec![]).await, [], "the other feeds nothing any more");
-    assert_eq!(tell(one, vec![quay]).await, []);
+    assert_eq!(record_refused(one, vec![gcr.clone(), quay.clone()]).await, []);
+    assert_eq!(record_refused(other, vec![quay.clone()]).await, [gcr.clone(), quay.clone()]);
+    assert_eq!(record_refused(one, vec![gcr.clone()]).await, std::slice::from_ref(&quay));
+    assert_eq!(record_refused(other, vec![]).await, [gcr], "the last word of a batch stays");
+    assert_eq!(record_refused(one, vec![]).await, [], "the other feeds nothing any more");
+    assert_eq!(record_refused(one, vec![quay]).await, []);
     (subject.advance)(HEARTBEAT_TTL);
-    assert_eq!(tell(other, vec![]).await, [], "who says no more feeds no more");
+    assert_eq!(record_refused(other, vec![]).await, [], "who says no more feeds no more");
 }
 
 pub async fn routes_are_remembered(subject: StoreUnderTest) {
@@ -397,7 +397,7 @@ pub async fn a_writable_store_passes_the_write_check(subject: StoreUnderTest) {
 pub async fn a_schedule_is_remembered_by_its_last_run(subject: StoreUnderTest) {
     assert_eq!(subject.store.schedule_runs().await.unwrap(), []);
     let (first, batch) = ((subject.now)(), BatchId::generate());
-    let note = async |name: &str, begun| subject.store.record_schedule_run(name, begun).await.unwrap();
+    let note = async |name: &str, last_run| subject.store.record_schedule_run(name, last_run).await.unwrap();
     note("b", LastRun { at: first, batch: None }).await;
     note("a", LastRun { at: first, batch: None }).await;
     (subject.advance)(Duration::from_secs(60));

@@ -33,10 +33,10 @@ pub async fn results_are_counted_in_their_time_bucket(subject: StoreUnderTest) {
         BatchTimeline { bucket_width: SECOND, ..BatchTimeline::default() }
     );
     (subject.advance)(SECOND * 2);
-    let mut sealed = segment("a", 6);
-    sealed.tasks[0].1 = Some(TaskResult::Unchanged);
-    sealed.tasks[1].1 = Some(failed());
-    subject.store.append(id, sealed).await.unwrap();
+    let mut to_append = segment("a", 6);
+    to_append.tasks[0].1 = Some(TaskResult::Unchanged);
+    to_append.tasks[1].1 = Some(failed());
+    subject.store.append(id, to_append).await.unwrap();
     subject.store.complete_plan(id).await.unwrap();
     let task_refs = subject.publish(id).await;
     (subject.advance)(SECOND * 3);

@@ -13,12 +13,12 @@ pub(crate) struct QuotaWindow {
 
 impl QuotaWindow {
     /// Applies a quota report. Returns when the window ends, and whether it is a new one.
-    pub(crate) fn update(&mut self, now: f64, told: &QuotaReport) -> (f64, bool) {
-        let left = told.remaining as f64;
-        let much = told.limit.map_or(self.remaining + 10.0, |limit| (limit as f64 / 4.0).max(1.0));
+    pub(crate) fn update(&mut self, now: f64, report: &QuotaReport) -> (f64, bool) {
+        let left = report.remaining as f64;
+        let much = report.limit.map_or(self.remaining + 10.0, |limit| (limit as f64 / 4.0).max(1.0));
         let went_up = left >= self.remaining + much;
         let millis = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
-        let length = match told.period {
+        let length = match report.period {
             QuotaPeriod::ResetsIn(_) => 0.0,
             QuotaPeriod::WindowLength(length) => millis(length),
         };
@@ -28,7 +28,7 @@ impl QuotaWindow {
             self.started_at = now;
         }
         self.remaining = left;
-        let ends = match told.period {
+        let ends = match report.period {
             QuotaPeriod::ResetsIn(wait) => now + millis(wait),
             QuotaPeriod::WindowLength(length) => self.started_at + millis(length),
         };

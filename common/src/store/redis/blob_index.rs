@@ -102,8 +102,8 @@ impl BlobIndex for RedisStore {
             }
         }
         let found: Vec<Option<i64>> = self.query(operation, &pipe).await?;
-        let is_believed = |given: &Option<i64>| given.is_some_and(|given| is_proof_valid(given, hour));
-        Ok(found.chunks(2).map(|both| both.iter().any(is_believed)).collect())
+        let is_valid = |given: &Option<i64>| given.is_some_and(|given| is_proof_valid(given, hour));
+        Ok(found.chunks(2).map(|both| both.iter().any(is_valid)).collect())
     }
 }
 

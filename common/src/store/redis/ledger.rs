@@ -34,9 +34,9 @@ impl Ledger for RedisStore {
         self.run_script::<i64>(&operation, &self.0.scripts.create_batch, call).await.map(drop)
     }
 
-    async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
-        let operation = format!("adding {} to batch {batch}", sealed.key);
-        let packed = tokio::task::spawn_blocking(move || EncodedSegment::from_segment(sealed))
+    async fn append(&self, batch: BatchId, segment: PlanSegment) -> Result<AppendResult> {
+        let operation = format!("adding {} to batch {batch}", segment.key);
+        let packed = tokio::task::spawn_blocking(move || EncodedSegment::from_segment(segment))
             .await
             .map_err(|error| Error::new(ErrorKind::Local, &operation, error.to_string()))?;
         let answer: Vec<i64> = match self.signing_key() {
@@ -83,20 +83,20 @@ impl Ledger for RedisStore {
         self.set_note(batch, ":unlisted", &unlisted.repository, text).await
     }
 
-    async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()> {
-        self.set_note(batch, ":notifications", told, String::new()).await
+    async fn record_notification(&self, batch: BatchId, targets: &str) -> Result<()> {
+        self.set_note(batch, ":notifications", targets, String::new()).await
     }
 
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
         pipe.exists(self.batch_key(batch)).hkeys(format!("{}:notifications", self.batch_key(batch)));
-        let (there, mut told): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
+        let (there, mut targets): (bool, Vec<String>) = self.query(&operation, &pipe).await?;
         if !there {
             return Err(no_such_batch(&operation));
         }
-        told.sort_unstable();
-        Ok(told)
+        targets.sort_unstable();
+        Ok(targets)
     }
 
     async fn complete_plan(&self, batch: BatchId) -> Result<()> {
@@ -280,9 +280,9 @@ impl Ledger for RedisStore {
         }
     }
 
-    async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed> {
+    async fn reclaim(&self, batch: BatchId, scope: ReclaimScope) -> Result<Reclaimed> {
         let operation = format!("reclaiming lost tasks of batch {batch}");
-        let (what, grace) = match sweep {
+        let (what, grace) = match scope {
             ReclaimScope::ExpiredLeases { grace } => (0, grace),
             ReclaimScope::EmptyQueue { grace } => (1, grace),
             ReclaimScope::Everything => (2, Duration::ZERO),
@@ -476,22 +476,22 @@ struct EncodedSegment {
 }
 
 impl EncodedSegment {
-    fn from_segment(sealed: PlanSegment) -> EncodedSegment {
-        let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
+    fn from_segment(segment: PlanSegment) -> EncodedSegment {
+        let (tasks, results): (Vec<_>, Vec<_>) = segment.tasks.into_iter().unzip();
         let state = |result: &Option<TaskResult>| match result {
             None => TaskState::New,
             Some(result) => result.outcome().state(),
         };
-        let failures = verdicts.iter().enumerate().filter_map(|(at, result)| match result {
+        let failures = results.iter().enumerate().filter_map(|(at, result)| match result {
             Some(TaskResult::Failed(failure)) => Some((at, encode_failure(failure))),
             _ => None,
         });
-        let segments = tasks.chunks(MAX_CHUNK_TASKS).zip(verdicts.chunks(MAX_CHUNK_TASKS)).map(|(tasks, verdicts)| {
-            let plan = encode_chunk(sealed.listed_at, tasks, |at| state(&verdicts[at]) != TaskState::Unchanged);
-            let states = verdicts.iter().map(|result| b'0' + state(result).code()).collect();
+        let segments = tasks.chunks(MAX_CHUNK_TASKS).zip(results.chunks(MAX_CHUNK_TASKS)).map(|(tasks, results)| {
+            let plan = encode_chunk(segment.listed_at, tasks, |at| state(&results[at]) != TaskState::Unchanged);
+            let states = results.iter().map(|result| b'0' + state(result).code()).collect();
             (tasks.len() as u32, plan, states)
         });
-        EncodedSegment { chunks: segments.collect(), failures: failures.collect(), key: sealed.key }
+        EncodedSegment { chunks: segments.collect(), failures: failures.collect(), key: segment.key }
     }
 
     /// Builds the script call for chunks at a fixed position, or at any.

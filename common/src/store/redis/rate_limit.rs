@@ -91,17 +91,17 @@ impl RateLimitStore for RedisStore {
         Ok(ConcurrencyGrant { permits, contended: contended != 0 })
     }
 
-    async fn record_quota(&self, account: &Account, told: &QuotaReport) -> Result<Duration> {
+    async fn record_quota(&self, account: &Account, report: &QuotaReport) -> Result<Duration> {
         let operation = format!("recording the quota of {}", account.registry);
-        let (how, span) = match told.period {
+        let (how, span) = match report.period {
             QuotaPeriod::ResetsIn(span) => ("reset", span),
             QuotaPeriod::WindowLength(span) => ("length", span),
         };
         let call = ScriptCall::new(self.account_key("quota", account))
             .key(self.block_key(&account.with_category(RateLimitCategory::Pulls)))
-            .arg(told.remaining)
-            .arg(told.limit.map(|limit| limit.to_string()).unwrap_or_default())
-            .arg(told.reserve)
+            .arg(report.remaining)
+            .arg(report.limit.map(|limit| limit.to_string()).unwrap_or_default())
+            .arg(report.reserve)
             .arg(how)
             .arg(duration_ms(span));
         let wait: i64 = self.run_script(&operation, &self.0.scripts.record_quota, call).await?;

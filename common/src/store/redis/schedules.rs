@@ -8,10 +8,10 @@ use crate::store::{LastRun, Schedules};
 
 #[async_trait]
 impl Schedules for RedisStore {
-    async fn record_schedule_run(&self, name: &str, begun: LastRun) -> Result<()> {
-        let batch = begun.batch.map(|batch| batch.to_string()).unwrap_or_default();
+    async fn record_schedule_run(&self, name: &str, last_run: LastRun) -> Result<()> {
+        let batch = last_run.batch.map(|batch| batch.to_string()).unwrap_or_default();
         let mut pipe = redis::pipe();
-        pipe.hset(self.key("schedules"), name, format!("{} {batch}", begun.at.as_millisecond())).ignore();
+        pipe.hset(self.key("schedules"), name, format!("{} {batch}", last_run.at.as_millisecond())).ignore();
         self.query::<()>("recording the last run of a schedule", &pipe).await
     }
 

@@ -170,11 +170,11 @@ mod tests {
             let error = fault.to_error("opening the store");
             assert!(fault.action() == ErrorAction::Fail && error.message().contains(policy), "{error}");
         }
-        for (policy, told) in
+        for (policy, warning_count) in
             [("noeviction", 0), ("volatile-lru", 0), ("volatile-lfu", 0), ("volatile-ttl", 1), ("volatile-random", 1)]
         {
             assert!(with(policy).check().is_ok(), "{policy}");
-            assert_eq!(with(policy).warnings().len(), told, "{policy}");
+            assert_eq!(with(policy).warnings().len(), warning_count, "{policy}");
         }
     }
 

@@ -62,10 +62,10 @@ impl WorkerRegistry for RedisStore {
         }
         let (texts,): (Vec<Option<String>>,) = self.query(operation, &pipe).await?;
         let now = self.now(operation).await?;
-        let (mut living, mut gone) = (Vec::new(), redis::pipe());
+        let (mut alive, mut gone) = (Vec::new(), redis::pipe());
         for (name, text) in names.iter().zip(texts) {
             match text.map(|text| serde_json::from_str::<StoredHeartbeat>(&text)) {
-                Some(Ok((until, heartbeat))) if until > now => living.push(heartbeat),
+                Some(Ok((until, heartbeat))) if until > now => alive.push(heartbeat),
                 // Written by a newer program in a format unknown here.
                 Some(Err(_)) => {}
                 Some(Ok(_)) | None => _ = gone.srem(self.key("workers"), name).ignore(),
@@ -74,7 +74,7 @@ impl WorkerRegistry for RedisStore {
         if !gone.is_empty() {
             self.query::<()>(operation, &gone).await?;
         }
-        Ok(living)
+        Ok(alive)
     }
 
     async fn record_queues(&self, routes: &[Route], urgent: &[Route]) -> Result<()> {

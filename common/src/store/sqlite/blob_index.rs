@@ -129,11 +129,11 @@ impl BlobIndex for SqliteStore {
 /// Deletes expired proofs, once a day: it scans all of them.
 fn delete_expired_proofs(connection: &Connection, hour: i64) -> Result<(), SqliteError> {
     let day = hour / 24;
-    let swept: Option<i64> = connection
+    let cleaned_day: Option<i64> = connection
         .prepare_cached("SELECT value FROM counter WHERE name = 'proof day'")?
         .query_row([], |row| row.get(0))
         .optional()?;
-    if swept != Some(day) {
+    if cleaned_day != Some(day) {
         let oldest = hour - proof_hour(i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX));
         connection.execute("DELETE FROM proof WHERE hour <= ?1 OR hour > ?2", [oldest, hour])?;
         connection.execute("REPLACE INTO counter VALUES ('proof day', ?1)", [day])?;
@@ -143,11 +143,11 @@ fn delete_expired_proofs(connection: &Connection, hour: i64) -> Result<(), Sqlit
 
 /// Deletes old generations, once per generation: it scans all entries.
 fn delete_old_generations(connection: &Connection, generation: i64) -> Result<(), SqliteError> {
-    let swept: Option<i64> = connection
+    let cleaned_day: Option<i64> = connection
         .prepare_cached("SELECT value FROM counter WHERE name = 'blob generation'")?
         .query_row([], |row| row.get(0))
         .optional()?;
-    if swept.is_none_or(|swept| swept != generation) {
+    if cleaned_day.is_none_or(|cleaned_day| cleaned_day != generation) {
         // Entries from the future were written by a wrong clock.
         connection.execute("DELETE FROM blob WHERE generation NOT BETWEEN ?1 AND ?2", (generation, generation + 2))?;
         connection.execute("REPLACE INTO counter VALUES ('blob generation', ?1)", [generation])?;

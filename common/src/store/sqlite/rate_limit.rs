@@ -113,8 +113,8 @@ impl RateLimitStore for SqliteStore {
             .claim(now, claim))
     }
 
-    async fn record_quota(&self, account: &Account, told: &QuotaReport) -> Result<Duration> {
-        let (account, told, now) = (account.clone(), *told, self.now());
+    async fn record_quota(&self, account: &Account, report: &QuotaReport) -> Result<Duration> {
+        let (account, report, now) = (account.clone(), *report, self.now());
         self.write(format!("recording the quota of {}", account.registry), move |connection| {
             let (registry, who, pulls) =
                 (account.registry.as_str(), account.key(), account.with_category(RateLimitCategory::Pulls).key());
@@ -128,7 +128,7 @@ impl RateLimitStore for SqliteStore {
                 started_at: began as f64,
                 remaining: left as f64,
             });
-            let (ends, is_new) = window.update(now as f64, &told);
+            let (ends, is_new) = window.update(now as f64, &report);
             connection
                 .prepare_cached(
                     "REPLACE INTO quota (registry, account_key, started_at, remaining) VALUES (?1, ?2, ?3, ?4)",
@@ -140,7 +140,7 @@ impl RateLimitStore for SqliteStore {
                     .execute((registry, &pulls))?;
             }
             let ends = ends as i64;
-            if told.remaining <= told.reserve && ends > now {
+            if report.remaining <= report.reserve && ends > now {
                 delete_expired_blocks(connection, now)?;
                 connection
                     .prepare_cached(

@@ -10,12 +10,12 @@ use crate::store::{LastRun, Schedules};
 
 #[async_trait]
 impl Schedules for SqliteStore {
-    async fn record_schedule_run(&self, name: &str, begun: LastRun) -> Result<()> {
-        let (name, at) = (name.to_owned(), begun.at.as_millisecond());
+    async fn record_schedule_run(&self, name: &str, last_run: LastRun) -> Result<()> {
+        let (name, at) = (name.to_owned(), last_run.at.as_millisecond());
         self.write("recording the last run of a schedule", move |connection| {
             connection
                 .prepare_cached("REPLACE INTO schedule (name, last_run_at, batch) VALUES (?1, ?2, ?3)")?
-                .execute((name, at, begun.batch.map(|batch| batch.as_bytes().to_vec())))?;
+                .execute((name, at, last_run.batch.map(|batch| batch.as_bytes().to_vec())))?;
             Ok(())
         })
         .await

@@ -122,8 +122,8 @@ async fn acknowledged_writes_survive_a_kill() {
     let after = copy_after_kill(folder.path());
     let again = open(after.path()).await.unwrap();
     let _lock = again.lock_for_run(LockUse::Run).await.unwrap();
-    let swept = again.reclaim(task_refs[0].batch, ReclaimScope::Everything).await.unwrap();
-    assert_eq!((swept.leased, swept.queued), (1, 0));
+    let reclaimed = again.reclaim(task_refs[0].batch, ReclaimScope::Everything).await.unwrap();
+    assert_eq!((reclaimed.leased, reclaimed.queued), (1, 0));
     for task_ref in &task_refs {
         match again.claim_task(*task_ref, "another", LEASE_TTL).await.unwrap() {
             ClaimResult::AlreadyDone => assert!(task_ref.index < 7),

@@ -43,7 +43,7 @@ impl DrainRate {
     }
 
     /// Returns whether too little time has passed to conclude that nothing drains.
-    pub(super) fn is_young(&self, now: Instant) -> bool {
+    pub(super) fn is_new(&self, now: Instant) -> bool {
         now.duration_since(self.since) < MIN_RATE_WINDOW
     }
 

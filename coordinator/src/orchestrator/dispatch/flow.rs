@@ -123,7 +123,7 @@ impl Flow {
         let per_second = self.rate.recent_per_second(now);
         if per_second <= 0.0 {
             // It may be about to start.
-            return if self.rate.is_young(now) { least } else { most };
+            return if self.rate.is_new(now) { least } else { most };
         }
         // Half of that, because the rate may grow and publishing takes time.
         Duration::from_secs_f64((over / per_second / 2.0).min(1.0)).clamp(least, most)

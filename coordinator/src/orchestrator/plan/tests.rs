@@ -126,9 +126,9 @@ fn two_repositories_under_one_name_collide_where_they_are_compared_and_are_in_do
         "copying gcr.io/c/x:3: r.example.com/m/x:3 is already the target of gcr.io/b/x"
     );
     let all = [first.tasks, second.tasks, third.tasks].concat();
-    let (settled, failed) = resolve_conflicts(all, &rules);
-    let settled: Vec<String> = settled.iter().map(|task| format!("{}", task.source)).collect();
-    assert_eq!(settled, ["gcr.io/a/x:1", "gcr.io/a/x:2", "gcr.io/b/x:3", "gcr.io/c/x:4"]);
+    let (resolved, failed) = resolve_conflicts(all, &rules);
+    let resolved: Vec<String> = resolved.iter().map(|task| format!("{}", task.source)).collect();
+    assert_eq!(resolved, ["gcr.io/a/x:1", "gcr.io/a/x:2", "gcr.io/b/x:3", "gcr.io/c/x:4"]);
     assert_eq!(failed.len(), 1);
     assert_eq!((failed[0].source.to_string().as_str(), failed[0].error.kind()), ("gcr.io/b/x:2", ErrorKind::Collision));
 }
@@ -143,9 +143,9 @@ fn two_rules_that_ask_for_the_same_copy_it_once() {
     let again = plan(&mut planner, 1, &rules[1], "gcr.io/a/b", &["1", "2"]);
     assert!(again.tasks[0].may_collide && again.failed.is_empty());
     tasks.extend(again.tasks);
-    let (settled, failed) = resolve_conflicts(tasks, &rules);
-    assert_eq!((settled.len(), failed.len()), (2, 0));
-    assert!(settled.iter().all(|task| task.rule == 0));
+    let (resolved, failed) = resolve_conflicts(tasks, &rules);
+    assert_eq!((resolved.len(), failed.len()), (2, 0));
+    assert!(resolved.iter().all(|task| task.rule == 0));
 }
 
 #[test]
@@ -156,8 +156,8 @@ fn one_image_cut_in_two_ways_collides() {
     let mut planner = Planner::new();
     let whole = plan(&mut planner, 0, &rules[0], "gcr.io/a/b", &["1"]);
     let cut = plan(&mut planner, 1, &rules[1], "gcr.io/a/b", &["1"]);
-    let (settled, failed) = resolve_conflicts([whole.tasks, cut.tasks].concat(), &rules);
-    assert_eq!((settled.len(), settled[0].rule, failed.len()), (1, 0, 1));
+    let (resolved, failed) = resolve_conflicts([whole.tasks, cut.tasks].concat(), &rules);
+    assert_eq!((resolved.len(), resolved[0].rule, failed.len()), (1, 0, 1));
     assert_eq!(failed[0].error.kind(), ErrorKind::Collision);
 }
 

@@ -95,7 +95,7 @@ impl Runner {
         }
         let mut request = CopyRequest {
             force: options.force || partial,
-            target_tag: fresh.map_or(TargetTagState::Unknown, |believed| TargetTagState::Cached(believed.target)),
+            target_tag: fresh.map_or(TargetTagState::Unknown, |cached| TargetTagState::Cached(cached.target)),
             head_digest,
             overwrite: overwrite_policy(rule, never_moves)?,
             ..self.copy_request(task, listed, referrer_refresh)?

@@ -88,12 +88,12 @@ pub(super) fn reclaim(
     connection: &Connection,
     now: i64,
     batch: BatchId,
-    sweep: ReclaimScope,
+    scope: ReclaimScope,
 ) -> Result<Reclaimed, SqliteError> {
     let mut tx = BatchTx::open(connection, batch)?;
     let no = tx.row.row_id;
-    let mut swept = Reclaimed::default();
-    let expired_before = match sweep {
+    let mut reclaimed = Reclaimed::default();
+    let expired_before = match scope {
         ReclaimScope::ExpiredLeases { grace } | ReclaimScope::EmptyQueue { grace } => {
             now.saturating_sub(i64::try_from(grace.as_millis()).unwrap_or(i64::MAX))
         }
@@ -103,29 +103,29 @@ pub(super) fn reclaim(
     let expired = "SELECT task FROM task_lease WHERE batch = ?1 AND (expires_at <= ?2 OR expires_at > ?3)";
     for task in query_tasks(connection, expired, ends)? {
         delete_lease(connection, no, task)?;
-        if sweep != ReclaimScope::Everything {
+        if scope != ReclaimScope::Everything {
             record_loss(connection, no, task)?;
         }
         tx.set_state(task, TaskState::New)?;
-        swept.leased += 1;
+        reclaimed.leased += 1;
     }
-    if reclaims_queued(sweep) {
+    if reclaims_queued(scope) {
         let due = "SELECT task FROM retry WHERE batch = ?1 AND (due <= ?2 OR due > ?3)";
         for task in query_tasks(connection, due, ends)? {
             delete_retry(connection, no, task)?;
             tx.set_state(task, TaskState::New)?;
-            swept.queued += 1;
+            reclaimed.queued += 1;
         }
-        swept.queued += tx.transition_all(|state| (state == TaskState::Queued).then_some(TaskState::New))?;
+        reclaimed.queued += tx.transition_all(|state| (state == TaskState::Queued).then_some(TaskState::New))?;
     }
-    if swept != Reclaimed::default() {
+    if reclaimed != Reclaimed::default() {
         tx.save(now)?;
     }
-    Ok(swept)
+    Ok(reclaimed)
 }
 
-fn reclaims_queued(sweep: ReclaimScope) -> bool {
-    match sweep {
+fn reclaims_queued(scope: ReclaimScope) -> bool {
+    match scope {
         ReclaimScope::ExpiredLeases { .. } => false,
         ReclaimScope::EmptyQueue { .. } | ReclaimScope::Everything => true,
     }

@@ -31,11 +31,11 @@ impl Ledger for SqliteStore {
         self.write(format!("creating batch {}", batch.id), move |c| plan::create(c, now, &batch)).await
     }
 
-    async fn append(&self, batch: BatchId, sealed: PlanSegment) -> Result<AppendResult> {
-        let operation = format!("adding {} to batch {batch}", sealed.key);
+    async fn append(&self, batch: BatchId, segment: PlanSegment) -> Result<AppendResult> {
+        let operation = format!("adding {} to batch {batch}", segment.key);
         let now = self.now();
         // Encoding takes longer than writing: keep it off the writer thread.
-        let packed = super::run_blocking(move || Ok(plan::EncodedSegment::new(sealed))).await?;
+        let packed = super::run_blocking(move || Ok(plan::EncodedSegment::new(segment))).await?;
         self.write(operation, move |c| plan::append(c, now, batch, &packed)).await
     }
 
@@ -56,9 +56,9 @@ impl Ledger for SqliteStore {
         self.write(format!("recording in batch {batch}"), move |c| plan::record_pruned(c, batch, &pruned)).await
     }
 
-    async fn record_notification(&self, batch: BatchId, told: &str) -> Result<()> {
-        let told = told.to_owned();
-        self.write(format!("recording in batch {batch}"), move |c| plan::record_notification(c, batch, &told)).await
+    async fn record_notification(&self, batch: BatchId, target: &str) -> Result<()> {
+        let target = target.to_owned();
+        self.write(format!("recording in batch {batch}"), move |c| plan::record_notification(c, batch, &target)).await
     }
 
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>> {
@@ -172,9 +172,9 @@ impl Ledger for SqliteStore {
         self.write(format!("requeuing batch {batch}"), move |c| lifecycle::requeue(c, now, batch, &filter)).await
     }
 
-    async fn reclaim(&self, batch: BatchId, sweep: ReclaimScope) -> Result<Reclaimed> {
+    async fn reclaim(&self, batch: BatchId, scope: ReclaimScope) -> Result<Reclaimed> {
         let now = self.now();
-        self.write(format!("reclaiming lost tasks of batch {batch}"), move |c| lifecycle::reclaim(c, now, batch, sweep))
+        self.write(format!("reclaiming lost tasks of batch {batch}"), move |c| lifecycle::reclaim(c, now, batch, scope))
             .await
     }
 

@@ -43,25 +43,25 @@ pub(super) struct EncodedSegment {
 }
 
 impl EncodedSegment {
-    pub(super) fn new(sealed: PlanSegment) -> EncodedSegment {
-        let (tasks, verdicts): (Vec<_>, Vec<_>) = sealed.tasks.into_iter().unzip();
+    pub(super) fn new(segment: PlanSegment) -> EncodedSegment {
+        let (tasks, results): (Vec<_>, Vec<_>) = segment.tasks.into_iter().unzip();
         let state = |result: &Option<TaskResult>| match result {
             None => TaskState::New,
             Some(result) => result.outcome().state(),
         };
         let chunks = tasks
             .chunks(MAX_CHUNK_TASKS)
-            .zip(verdicts.chunks(MAX_CHUNK_TASKS))
-            .map(|(tasks, verdicts)| {
-                let plan = encode_chunk(sealed.listed_at, tasks, |at| state(&verdicts[at]) != TaskState::Unchanged);
-                (verdicts.iter().map(state).collect(), plan)
+            .zip(results.chunks(MAX_CHUNK_TASKS))
+            .map(|(tasks, results)| {
+                let plan = encode_chunk(segment.listed_at, tasks, |at| state(&results[at]) != TaskState::Unchanged);
+                (results.iter().map(state).collect(), plan)
             })
             .collect();
-        let failures = (0..).zip(verdicts).filter_map(|(at, result)| match result {
+        let failures = (0..).zip(results).filter_map(|(at, result)| match result {
             Some(TaskResult::Failed(failure)) => Some((at, failure)),
             _ => None,
         });
-        EncodedSegment { key: sealed.key, chunks, failures: failures.collect() }
+        EncodedSegment { key: segment.key, chunks, failures: failures.collect() }
     }
 }
 
@@ -138,10 +138,10 @@ pub(super) fn record_pruned(connection: &Connection, batch: BatchId, pruned: &Pr
     Ok(())
 }
 
-pub(super) fn record_notification(connection: &Connection, batch: BatchId, told: &str) -> Result<(), SqliteError> {
+pub(super) fn record_notification(connection: &Connection, batch: BatchId, target: &str) -> Result<(), SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     let sql = "INSERT OR IGNORE INTO notification (batch, entry) VALUES (?1, ?2)";
-    connection.prepare_cached(sql)?.execute((entry.row_id, told))?;
+    connection.prepare_cached(sql)?.execute((entry.row_id, target))?;
     Ok(())
 }
 

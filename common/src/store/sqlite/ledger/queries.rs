@@ -118,8 +118,8 @@ pub(super) fn empty_rules(connection: &Connection, batch: BatchId) -> Result<Vec
 pub(super) fn sent_notifications(connection: &Connection, batch: BatchId) -> Result<Vec<String>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     let mut statement = connection.prepare_cached("SELECT entry FROM notification WHERE batch = ?1 ORDER BY entry")?;
-    let told = statement.query_map([entry.row_id], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    Ok(told)
+    let targets = statement.query_map([entry.row_id], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(targets)
 }
 
 pub(super) fn prune_records(connection: &Connection, batch: BatchId) -> Result<Vec<PruneRecord>, SqliteError> {
