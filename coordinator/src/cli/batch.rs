@@ -227,7 +227,7 @@ async fn resume(
         Err(_) => {
             let now = backend.store.resume(id).await?;
             printer.line(&format!("batch {id} is {now}; the run in the other process continues it"));
-            print_control_result(run.json, steered(now, None), printer);
+            print_control_result(run.json, control_result(now, None), printer);
             return Ok(Exit::Done);
         }
     };

@@ -171,7 +171,7 @@ impl Leader {
         }
     }
 
-    fn report_reclaimed(&self, id: BatchId, Reclaimed { from_workers, from_queue }: Reclaimed) {
+    fn report_reclaimed(&self, id: BatchId, Reclaimed { leased: from_workers, queued: from_queue }: Reclaimed) {
         if from_workers + from_queue > 0 {
             self.events.emit(Event::TasksReclaimed { from_workers, from_queue });
             tracing::info!(

@@ -89,13 +89,8 @@ impl Pruner<'_> {
     async fn record_refusal(&self, rule: usize, reason: String) -> Result<()> {
         let (source, target) = (self.rules[rule].source_label(), self.rules[rule].target_labels());
         self.context.warn(format!("nothing is pruned for {source}: {reason}"));
-        let line = PruneRecord {
-            source,
-            target: target.join(", "),
-            outcome: PruneOutcome::Refused,
-            digest: None,
-            reason,
-        };
+        let line =
+            PruneRecord { source, target: target.join(", "), outcome: PruneOutcome::Refused, digest: None, reason };
         self.backend.store.record_pruned(self.batch, line).await
     }
 

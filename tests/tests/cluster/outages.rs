@@ -48,7 +48,8 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
         |shown: &serde_json::Value| shown["problems"][0].as_str().is_some_and(|it| it.contains("low on memory"));
     fixture.cluster.wait_for_batch(is_said, WAIT_TIMEOUT).await;
     let shown = fixture.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0).stdout;
-    let attention = lines(&shown, &["Problem: the broker has accepted no messages since", "rabbitmq-diagnostics alarms"]);
+    let attention =
+        lines(&shown, &["Problem: the broker has accepted no messages since", "rabbitmq-diagnostics alarms"]);
     assert_eq!(attention.len(), 1, "{shown}");
     let (status, ready) = text(&served, "/readyz").await;
     assert_eq!(status, 200, "what was taken goes on: {ready}");

@@ -61,8 +61,9 @@ pub async fn holders_rotate_when_there_are_fewer_permits_than_holders(subject: S
 
 pub async fn a_low_quota_blocks_pulls_until_its_window_ends(subject: StoreUnderTest) {
     let report = |remaining, period| QuotaReport { remaining, limit: Some(100), period, reserve: 5 };
-    let window = |remaining| told(remaining, QuotaPeriod::WindowLength(Duration::from_secs(60)));
-    let record_quota_secs = async |report: QuotaReport| subject.store.record_quota(&account(), &report).await.unwrap().as_secs();
+    let window = |remaining| report(remaining, QuotaPeriod::WindowLength(Duration::from_secs(60)));
+    let record_quota_secs =
+        async |report: QuotaReport| subject.store.record_quota(&account(), &report).await.unwrap().as_secs();
     let held = async || {
         let asked = [account(), account().with_category(RateLimitCategory::Pulls)];
         let until = subject.store.blocked_until(&asked).await.unwrap();
