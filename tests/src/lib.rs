@@ -25,6 +25,7 @@ pub mod skopeo;
 pub mod tcp_proxy;
 pub mod tls;
 
+mod fresh_build;
 mod registry_client;
 mod sockets;
 
@@ -38,14 +39,24 @@ pub use registry_client::FetchedTree;
 pub use serve_process::ServeProcess;
 pub use servers::{DockerEngine, DockerRegistry, RabbitMq, RedisServer};
 
-/// Reports that a test could not run. `scripts/test` repeats these lines at its end.
+/// Reports that a test could not run. `scripts/test` repeats these lines at its end, and fails if a package is missing.
 pub fn skipped(what: &str) {
+    report_skipped(if what.contains("is not installed") { "NOT RUN, missing package" } else { "NOT RUN" }, what);
+}
+
+/// Reports that a test could not run without a program that Debian does not package. `scripts/test` names it.
+pub fn skipped_unpackaged(what: &str) {
+    report_skipped("NOT RUN, not packaged by Debian", what);
+}
+
+fn report_skipped(kind: &str, what: &str) {
     use std::io::Write as _;
-    let line = format!("NOT RUN: {what}");
+    let line = format!("{kind}: {what}");
     let _ = writeln!(std::io::stderr(), "{line}");
     if let Some(file) = std::env::var_os("IMGSYNC_TESTS_NOT_RUN")
         && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(file)
     {
-        let _ = writeln!(file, "{line}");
+        // One write, so that lines of several tests do not mix.
+        let _ = file.write_all(format!("{line}\n").as_bytes());
     }
 }

@@ -6,6 +6,8 @@
 use std::process::Command;
 use std::{env, fs};
 
+use crate::servers::find_program;
+
 /// Set in the environment of a test that runs in its own network.
 const INSIDE: &str = "IMGSYNC_TESTS_OWN_NETWORK";
 
@@ -21,9 +23,15 @@ pub fn enter(test: &str, addresses: &[&str]) -> bool {
         prepare(addresses);
         return true;
     }
+    for (program, package) in [("unshare", "util-linux"), ("ip", "iproute2")] {
+        if find_program(program).is_none() {
+            crate::skipped(&format!("{test}: {program} is not installed (apt install {package})"));
+            return false;
+        }
+    }
     let can = Command::new("unshare").args(NEW).args(["ip", "link", "set", "lo", "up"]).output();
     if !can.is_ok_and(|output| output.status.success()) {
-        crate::skipped(&format!("{test}: no namespaces can be made here (unshare, ip)"));
+        crate::skipped(&format!("{test}: namespaces cannot be created here"));
         return false;
     }
     let me = env::current_exe().expect("the test's own program has a path");

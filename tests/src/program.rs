@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 pub use rustix::process::Signal;
 
-use crate::resource_usage;
+use crate::{fresh_build, resource_usage};
 
 /// A program to run. Its home is removed with it unless shared.
 #[derive(Debug)]
@@ -97,9 +97,9 @@ impl Imgsync {
     /// Creates a program of this workspace in a fresh home.
     ///
     /// # Panics
-    /// If it is not built.
+    /// If it is older than its sources and cannot be built.
     pub fn named(name: &str) -> Self {
-        Self::at(built(name))
+        Self::at(fresh_build::program(name))
     }
 
     /// Returns the path of the program.
@@ -322,14 +322,6 @@ fn is_unwanted(name: &str) -> bool {
         || lower.starts_with("xdg_")
         || lower.starts_with("aws_")
         || matches!(lower.as_str(), "registry_auth_file" | "docker_host" | "rust_log" | "no_color" | "ssl_cert_file")
-}
-
-/// Finds a program built by cargo, next to the folder of the test executable.
-fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a process has an executable");
-    let folders = test.ancestors().skip(1).take(3);
-    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("`{name}` is not built beside {}: run `cargo build --bins` first", test.display()))
 }
 
 #[derive(Clone, Copy, Debug, Default)]

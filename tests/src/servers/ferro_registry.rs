@@ -1,4 +1,4 @@
-//! ferro-oci-server, the program installed by `scripts/test-second-registry`.
+//! ferro-oci-server, the program installed by `scripts/test-ferro-registry`.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use crate::images::TestImage;
 use crate::registry_client::RegistryClient;
 
 /// Environment variable with the path of the program.
-const PROGRAM: &str = "IMGSYNC_TEST_SECOND_REGISTRY";
+const PROGRAM: &str = "IMGSYNC_TEST_FERRO_REGISTRY";
 
 /// An implementation of the specification, version 1.1, that shares no code with docker-registry. Its process ends on
 /// drop.
