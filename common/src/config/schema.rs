@@ -72,7 +72,7 @@ fn kind_schema(what: &ValueKind) -> Value {
 mod tests {
     use super::*;
 
-    /// `UPDATE_SCHEMA=1 cargo test` rewrites the file.
+    /// `UPDATE_SCHEMA=1 cargo nextest run the_schema` rewrites the file.
     #[test]
     fn the_schema_in_the_repository_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/imgsync.schema.json");

@@ -98,10 +98,10 @@ mod tests {
 
     use super::*;
 
-    const BEGIN: &str = "<!-- The table is written by a test: UPDATE_DOCS=1 cargo nextest run error_kinds -->";
+    const BEGIN: &str = "<!-- The table is written by a test: UPDATE_DOCS=1 cargo nextest run -p imgsync advice -->";
     const END: &str = "<!-- The end of the table -->";
 
-    /// Rewritten by `UPDATE_DOCS=1 cargo nextest run error_kinds`.
+    /// Rewritten by `UPDATE_DOCS=1 cargo nextest run -p imgsync advice`.
     #[test]
     fn the_operating_page_explains_all_error_kinds() {
         let mut table = String::from("\n| kind | | what to do |\n|---|---|---|\n");

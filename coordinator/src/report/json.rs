@@ -193,6 +193,6 @@ mod tests {
         if std::env::var_os("UPDATE_SCHEMA").is_some() {
             std::fs::write(path, &text).unwrap();
         }
-        assert_eq!(std::fs::read_to_string(path).unwrap(), text, "UPDATE_SCHEMA=1 cargo test writes it anew");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text, "run the tests with UPDATE_SCHEMA=1");
     }
 }

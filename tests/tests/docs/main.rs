@@ -6,3 +6,4 @@ mod links;
 mod markdown;
 mod names;
 mod readmes;
+mod test_names;
