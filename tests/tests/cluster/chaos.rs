@@ -1,6 +1,6 @@
 //! Chaos test: random faults for a while, then none, and everything must be right.
 //!
-//! `IMGSYNC_STORM_SECONDS` sets the duration (20 by default), `IMGSYNC_SEED` the faults; the seed used is printed.
+//! `IMGSYNC_CHAOS_SECONDS` sets the duration (20 by default), `IMGSYNC_SEED` the faults; the seed used is printed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
@@ -79,30 +79,30 @@ fn chosen<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_chaos_every_tag_is_right_and_every_count_adds_up() {
-    let length = Duration::from_secs(chosen("IMGSYNC_STORM_SECONDS").unwrap_or(20));
+    let length = Duration::from_secs(chosen("IMGSYNC_CHAOS_SECONDS").unwrap_or(20));
     let seed: u64 = chosen("IMGSYNC_SEED").unwrap_or_else(rand::random);
-    print_line(&format!("a storm of {} s; again by IMGSYNC_SEED={seed}", length.as_secs()));
-    let stormy = Arc::new(AtomicBool::new(true));
-    let mut storm = ChaosRun::start(seed, &stormy).await;
+    print_line(&format!("faults for {} s; IMGSYNC_SEED={seed} repeats them", length.as_secs()));
+    let faulty = Arc::new(AtomicBool::new(true));
+    let mut chaos = ChaosRun::start(seed, &faulty).await;
     let began = Instant::now();
     while began.elapsed() < length {
-        storm.keep_batches_running().await;
-        storm.run_repeated().await;
-        storm.inject_fault().await;
-        let pause = storm.random.random_range(300..2_500);
+        chaos.keep_batches_running().await;
+        chaos.run_repeated().await;
+        chaos.inject_fault().await;
+        let pause = chaos.random.random_range(300..2_500);
         tokio::time::sleep(Duration::from_millis(pause).min(length.saturating_sub(began.elapsed()))).await;
     }
-    stormy.store(false, Ordering::SeqCst);
-    print_line(&format!("calm after {:?} and {} batches", storm.fault_counts, storm.batches.len()));
-    storm.wait_and_check().await;
+    faulty.store(false, Ordering::SeqCst);
+    print_line(&format!("no more faults, after {:?} and {} batches", chaos.fault_counts, chaos.batches.len()));
+    chaos.wait_and_check().await;
 }
 
 impl ChaosRun {
-    async fn start(seed: u64, stormy: &Arc<AtomicBool>) -> ChaosRun {
+    async fn start(seed: u64, faulty: &Arc<AtomicBool>) -> ChaosRun {
         let cluster = TestCluster::start();
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         for (salt, registry) in [(1, &source), (2, &target)] {
-            inject_registry_faults(registry, seed.wrapping_add(salt), stormy);
+            inject_registry_faults(registry, seed.wrapping_add(salt), faulty);
         }
         let mut workers = Vec::new();
         for _ in 0..WORKERS {
@@ -307,13 +307,13 @@ fn coordinator(cluster: &TestCluster) -> RunningProgram {
 }
 
 /// Makes some responses errors and some connections break, selected by the seed.
-fn inject_registry_faults(registry: &FaultRegistry, seed: u64, stormy: &Arc<AtomicBool>) {
+fn inject_registry_faults(registry: &FaultRegistry, seed: u64, faulty: &Arc<AtomicBool>) {
     let chance = |salt: u64, per_mille: u64| {
-        let stormy = stormy.clone();
+        let faulty = faulty.clone();
         RequestMatcher::any().when(move |request| {
             let number = request.n.wrapping_add(salt << 40).wrapping_add(seed);
             let mixed = StdRng::seed_from_u64(number).random_range(0..1000);
-            mixed < per_mille && stormy.load(Ordering::SeqCst)
+            mixed < per_mille && faulty.load(Ordering::SeqCst)
         })
     };
     registry.on(chance(1, 15)).always().act(FaultAction::error(500, "UNKNOWN"));
@@ -331,7 +331,7 @@ fn fill(source: &FaultRegistry, part: usize) -> Vec<(String, String, TestImage)>
     let mut images = Vec::new();
     for repository in 0..REPOSITORIES {
         for tag in 0..TAGS {
-            let image = TestImage::single(&format!("storm-{part}-{repository}-{tag}"))
+            let image = TestImage::single(&format!("chaos-{part}-{repository}-{tag}"))
                 .layer(Layer::Shared(format!("base-{}", repository % 3), 5_000))
                 .layer(if tag % IMAGES_PER_LARGE_LAYER == 0 {
                     Layer::Synthetic(LARGE_LAYER_BYTES)

@@ -1,4 +1,4 @@
-//! Copies with ferro-oci-server, which is independent of docker-registry: see scripts/test-second-registry.
+//! Copies with ferro-oci-server, which is independent of docker-registry: see scripts/test-ferro-registry.
 
 use imgsync_tests::images::{self, Layer, TestImage};
 use imgsync_tests::program::{Imgsync, Output};
@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 async fn other() -> Option<FerroRegistry> {
     let started = FerroRegistry::start().await;
     if started.is_none() {
-        imgsync_tests::skipped("a second implementation of a registry (scripts/test-second-registry)");
+        imgsync_tests::skipped_unpackaged("copies with ferro-oci-server (scripts/test-ferro-registry)");
     }
     started
 }

@@ -1,7 +1,7 @@
 //! Randomized responses, within the specification and just beyond it, at both sides of a batch. Affected images are
 //! copied correctly or fail alone with the reason; the rest of the batch is copied.
 //!
-//! `IMGSYNC_VARY_RUNS` sets the number of batches (8), `IMGSYNC_VARY_SEED` the seed of the first.
+//! `IMGSYNC_RANDOMIZED_RUNS` sets the number of batches (8), `IMGSYNC_RANDOMIZED_SEED` the seed of the first.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn batch(seed: u64) -> (usize, usize) {
     let varied = [source.variations(), target.variations()].concat();
     let context = || {
         let lines: Vec<_> = varied.iter().map(|(_, line)| line.as_str()).collect();
-        format!("IMGSYNC_VARY_SEED={seed}\n{}\n{}\n{}", lines.join("\n"), output.stdout, output.stderr)
+        format!("IMGSYNC_RANDOMIZED_SEED={seed}\n{}\n{}\n{}", lines.join("\n"), output.stdout, output.stderr)
     };
     assert!(matches!(output.code, Some(0 | 1)), "{:?} {}", output.code, context());
     assert!(!output.stderr.contains("panicked"), "{}", context());
@@ -83,8 +83,8 @@ async fn batch(seed: u64) -> (usize, usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_odd_fails_alone_or_not_at_all() {
-    let first = number("IMGSYNC_VARY_SEED").unwrap_or_else(|| rand::rng().random_range(0..u64::from(u32::MAX)));
-    let runs = number("IMGSYNC_VARY_RUNS").unwrap_or(8);
+    let first = number("IMGSYNC_RANDOMIZED_SEED").unwrap_or_else(|| rand::rng().random_range(0..u64::from(u32::MAX)));
+    let runs = number("IMGSYNC_RANDOMIZED_RUNS").unwrap_or(8);
     let (mut varied, mut failed) = (0, 0);
     for seed in first..first + runs {
         let (more_varied, more_failed) = batch(seed).await;
@@ -95,6 +95,6 @@ async fn what_is_odd_fails_alone_or_not_at_all() {
     use std::io::Write as _;
     let _ = writeln!(
         std::io::stderr(),
-        "{runs} batches from IMGSYNC_VARY_SEED={first}: {varied} answers were varied, {failed} images or lists failed for it"
+        "{runs} batches from IMGSYNC_RANDOMIZED_SEED={first}: {varied} responses were varied, {failed} images or lists failed for it"
     );
 }

@@ -169,11 +169,11 @@ async fn what_registries_and_files_say_is_shown_as_text_and_never_run() {
     assert_eq!(browser.page_errors(), &[] as &[String]);
 }
 
-/// Screenshots for maintainers of the dashboard: `IMGSYNC_PICTURES` names the folder. The layout is always tested.
+/// Screenshots for maintainers of the dashboard: `IMGSYNC_SCREENSHOTS` names the folder. The layout is always tested.
 #[tokio::test]
 async fn the_dashboard_fits_a_phone_and_a_wide_screen_in_dark_and_in_light() {
     let Some(mut browser) = browser("the page in several sizes").await else { return };
-    let folder = std::env::var_os("IMGSYNC_PICTURES").map(PathBuf::from);
+    let folder = std::env::var_os("IMGSYNC_SCREENSHOTS").map(PathBuf::from);
     let fixture = ServeFixture::new(&["team/api", "team/web", "team/worker"], 30).await;
     let bad = |request: &imgsync_tests::fault::RecordedRequest| {
         request.reference.as_deref().is_some_and(|tag| tag.ends_with('7'))

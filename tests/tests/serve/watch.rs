@@ -32,7 +32,7 @@ async fn a_batch_is_followed_as_lines_where_there_is_no_terminal() {
 #[tokio::test]
 async fn on_a_terminal_a_batch_is_a_view_and_the_terminal_is_given_back() {
     let Some(script) = find_program("script") else {
-        return skipped("the view on a terminal (script of util-linux is not installed)");
+        return skipped("the view on a terminal (script is not installed: apt install bsdutils)");
     };
     let fixture = ServeFixture::new(&["a"], 3).await;
     let gate = Arc::new(Semaphore::new(0));
