@@ -356,6 +356,14 @@ mod tests {
     }
 
     #[test]
+    fn every_error_kind_is_listed() {
+        for (index, kind) in ErrorKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index, "{kind}");
+        }
+        assert_eq!(ErrorKind::ALL.len(), ErrorKind::Cancelled as usize + 1, "new kinds go before the last one");
+    }
+
+    #[test]
     fn an_error_kind_has_one_spelling() {
         for kind in ErrorKind::ALL {
             assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));

@@ -233,3 +233,15 @@ fn parse_error_kind(text: &str) -> Result<ErrorKind, ErrorResponse> {
     serde_json::from_value(Value::String(text.to_owned()))
         .map_err(|_| ErrorResponse::bad_request(format!("`kind` is not an error kind: {}", sanitize_within(text, 100))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_kind_is_in_the_api_description() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        let described = &document["components"]["schemas"]["Class"]["enum"];
+        assert_eq!(*described, json!(ErrorKind::ALL.map(ErrorKind::as_str)));
+    }
+}
