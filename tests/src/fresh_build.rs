@@ -123,8 +123,8 @@ impl Build {
             }
             // A changed manifest need not change a program; then cargo's word counts.
             let known_at = checked_at.map_or(built_at, |checked_at| checked_at.max(built_at));
-            let is_newer = |file: &&str| modified(&self.workspace.join(file)).is_some_and(|at| at > known_at);
-            if let Some(manifest) = MANIFESTS.iter().find(is_newer) {
+            let is_newer = |file: &str| modified(&self.workspace.join(file)).is_some_and(|at| at > known_at);
+            if let Some(manifest) = MANIFESTS.iter().find(|file| is_newer(file)) {
                 return Some(format!("{manifest} is newer than {program}"));
             }
         }

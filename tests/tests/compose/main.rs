@@ -21,7 +21,7 @@ registries:
   target:5000: {tls: off, requests_per_second: 40}
 defaults: {to: target:5000/copy, naming: keep}
 rules:
-  - from: source:5000/storm/**
+  - from: source:5000/chaos/**
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,7 +189,7 @@ async fn fill(compose: &Compose) -> Vec<(String, String, TestImage)> {
                     .layer(Layer::Shared(format!("base-{repository}"), 20_000))
                     .layer(Layer::File(500))
                     .build();
-                let (repository, tag) = (format!("storm/r{repository}"), format!("v{tag}"));
+                let (repository, tag) = (format!("chaos/r{repository}"), format!("v{tag}"));
                 source.push(&repository, &tag, &image).await;
                 images.push((repository, tag, image));
             }

@@ -29,7 +29,8 @@ fn workspace() -> Workspace {
     let default_members: Vec<String> = toml_strings(&read("Cargo.toml"), "default-members");
     for member in toml_strings(&read("Cargo.toml"), "members") {
         let manifest = read(&format!("{member}/Cargo.toml"));
-        let package = manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"').to_owned();
+        let package =
+            manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"').to_owned();
         if default_members.contains(&member) {
             default_packages.push(package.clone());
         }
@@ -85,9 +86,8 @@ fn test_names(text: &str) -> Vec<String> {
             let modules = modules.iter().map(|(_, module)| *module);
             modules.chain([name]).collect::<Vec<_>>().join("::")
         };
-        let identifier = |text: &str| -> String {
-            text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
-        };
+        let identifier =
+            |text: &str| -> String { text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect() };
         let macro_name = trimmed.split('!').next().unwrap_or_default().rsplit("::").next().unwrap_or_default();
         if trimmed.starts_with("#[test]") || trimmed.starts_with("#[tokio::test") {
             is_test = true;
@@ -148,7 +148,9 @@ fn parse(arguments: &str) -> Selection {
                     selection.filters.push(test.trim_matches('/').to_owned());
                 }
             }
-            "--features" | "--status-level" | "--success-output" | "--final-status-level" | "--color" => _ = words.next(),
+            "--features" | "--status-level" | "--success-output" | "--final-status-level" | "--color" => {
+                _ = words.next()
+            }
             ">" | "|" | "||" | "&&" | "2>&1" | "#" => break,
             option if option.starts_with('-') => {}
             filter => selection.filters.push(filter.to_owned()),
@@ -163,7 +165,8 @@ impl Workspace {
         let selection = parse(command);
         let packages = if selection.packages.is_empty() { &self.default_packages } else { &selection.packages };
         let is_selected = |test: &&TestName| {
-            packages.contains(&test.package) && (selection.targets.is_empty() || selection.targets.contains(&test.target))
+            packages.contains(&test.package)
+                && (selection.targets.is_empty() || selection.targets.contains(&test.target))
         };
         let selected: Vec<&TestName> = self.tests.iter().filter(is_selected).collect();
         if selected.is_empty() {
@@ -220,9 +223,8 @@ fn every_script_and_benchmark_in_the_pages_exists() {
             let words: Vec<&str> = command.split_whitespace().collect();
             for (index, word) in words.iter().enumerate() {
                 let paths = match *word {
-                    "--bench" => ["", ".rs", "/main.rs"].map(|end| {
-                        format!("coordinator/benches/{}{end}", words.get(index + 1).unwrap_or(&"?"))
-                    }),
+                    "--bench" => ["", ".rs", "/main.rs"]
+                        .map(|end| format!("coordinator/benches/{}{end}", words.get(index + 1).unwrap_or(&"?"))),
                     script if script.starts_with("scripts/") => {
                         [script, "", ""].map(|script| script.trim_end_matches([';', ',']).to_owned())
                     }
@@ -260,6 +262,7 @@ fn tests_are_found_within_their_modules_and_macros() {
     let text = "#[test]\nfn one() {}\nfn no_test() {}\nmod inner {\n    #[tokio::test]\n    async fn two() {}\n}\n\
                 #[test]\nfn three() {}\nprofile_tests! {\n    quay: \"Quay\";\n}\n";
     assert_eq!(test_names(text), ["one", "inner::two", "three", "profile_tests", "quay"]);
-    let wrapped = "as `cargo nextest run\nreference` says\n```\nscripts/test   # all\n```\n<!-- UPDATE_DOCS=1 cargo x -->\n";
+    let wrapped =
+        "as `cargo nextest run\nreference` says\n```\nscripts/test   # all\n```\n<!-- UPDATE_DOCS=1 cargo x -->\n";
     assert_eq!(commands(wrapped), ["scripts/test", "cargo nextest run reference", " UPDATE_DOCS=1 cargo x "]);
 }
