@@ -26,8 +26,8 @@ struct Workspace {
 fn workspace() -> Workspace {
     let mut tests = BTreeSet::new();
     let mut default_packages = Vec::new();
-    let default_members: Vec<String> = toml_strings(&read("Cargo.toml"), "default-members");
-    for member in toml_strings(&read("Cargo.toml"), "members") {
+    let default_members = members(&toml_strings(&read("Cargo.toml"), "default-members"));
+    for member in members(&toml_strings(&read("Cargo.toml"), "members")) {
         let manifest = read(&format!("{member}/Cargo.toml"));
         let package =
             manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"').to_owned();
@@ -41,6 +41,18 @@ fn workspace() -> Workspace {
         }
     }
     Workspace { tests, default_packages }
+}
+
+/// Expands `common/*`.
+fn members(patterns: &[String]) -> Vec<String> {
+    let expand = |pattern: &String| match pattern.strip_suffix("/*") {
+        None => vec![pattern.clone()],
+        Some(outer) => {
+            let inner = folders(&root().join(outer)).into_iter().filter(|folder| folder.join("Cargo.toml").exists());
+            inner.map(|folder| folder.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()).collect()
+        }
+    };
+    patterns.iter().flat_map(expand).collect()
 }
 
 /// Returns the strings of a list in a TOML file.
@@ -237,6 +249,30 @@ fn every_script_and_benchmark_in_the_pages_exists() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_and_tests_that_contributing_names_exist() {
+    let tests = workspace().tests;
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for named in prose(&read("CONTRIBUTING.md")).split('`').skip(1).step_by(2) {
+        let is_word = named.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        let exists = match named {
+            path if path.contains('/') && !path.contains([' ', '^']) && !path.contains("NAME") => {
+                root().join(path).exists()
+            }
+            test if is_word && test.matches('_').count() > 1 => tests.iter().any(|known| known.name.contains(test)),
+            _ => continue,
+        };
+        seen += 1;
+        if !exists {
+            wrong.push(named.to_owned());
+        }
+    }
+    assert!(seen > 20, "{seen} names are found");
+    // Made by a failing test.
+    wrong.retain(|path| path != "common/fuzz/failures");
+    assert!(wrong.is_empty(), "CONTRIBUTING.md names what is not there: {wrong:?}");
 }
 
 #[test]
