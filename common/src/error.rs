@@ -164,7 +164,7 @@ impl Error {
 
     /// Creates the error of a cancelled operation.
     pub fn cancelled(operation: impl AsRef<str>) -> Error {
-        Error::new(ErrorKind::Cancelled, operation, "stopped on request")
+        Error::new(ErrorKind::Cancelled, operation, "cancelled")
     }
 
     /// Sets the hint: what to do next.

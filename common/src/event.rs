@@ -44,7 +44,7 @@ impl RequestPurpose {
             RequestPurpose::Blobs => "blobs",
             RequestPurpose::Push => "push",
             RequestPurpose::List => "list",
-            RequestPurpose::OtherHost => "elsewhere",
+            RequestPurpose::OtherHost => "other_host",
         }
     }
 }
@@ -62,8 +62,8 @@ impl ThrottleReason {
     /// Returns the label used in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            ThrottleReason::RateLimit => "pace",
-            ThrottleReason::Concurrency => "place",
+            ThrottleReason::RateLimit => "rate_limit",
+            ThrottleReason::Concurrency => "concurrency",
         }
     }
 }

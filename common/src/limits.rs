@@ -73,15 +73,15 @@ fn configuration_limits() -> Vec<Limit> {
         Limit::count(Security, "values in a configuration", config::MAX_VALUES as u64, "it is refused"),
         Limit::bytes(
             Security,
-            "what aliases and variables add to a configuration",
+            "bytes added to a configuration by aliases and variables",
             config::MAX_ADDED_BYTES as u64,
             "it is refused",
         ),
         Limit::count(
             Security,
-            "problems of a configuration that are shown",
+            "problems shown for a configuration",
             config::MAX_SHOWN_PROBLEMS as u64,
-            "the others are counted",
+            "the rest are counted",
         ),
         Limit::count(
             Security,
@@ -98,9 +98,9 @@ pub fn limits() -> Vec<Limit> {
     limits.extend(configuration_limits());
     limits.push(Limit::count(
         DocsPage::Operating,
-        "requests in a row that an HTTP/2 server refuses untaken",
+        "consecutive requests that an HTTP/2 server refuses unprocessed",
         u64::from(retry::MAX_UNPROCESSED_RETRIES),
-        "the next ones spend attempts",
+        "further ones count as attempts",
     ));
     limits.push(Limit::bytes(DocsPage::Security, "a manifest", Manifest::MAX_BYTES as u64, "the task fails"));
     limits.push(Limit::time(
@@ -113,7 +113,7 @@ pub fn limits() -> Vec<Limit> {
         DocsPage::Security,
         "a message on the queue",
         MAX_MESSAGE_BYTES as u64,
-        "the message is refused, and a note of its size and digest is kept in its place",
+        "the message is refused; its size and digest are kept instead",
     ));
     limits.push(Limit::count(
         DocsPage::Security,
@@ -129,49 +129,49 @@ pub fn limits() -> Vec<Limit> {
     ));
     limits.push(Limit::time(
         DocsPage::Operating,
-        "a copy waits while the process has too many files open",
+        "waiting while the process has too many open files",
         retry::OUT_OF_FILES_TIMEOUT,
         "the task fails",
     ));
     limits.push(Limit::time(
         DocsPage::Operating,
-        "between two lines of the log of one kind that repeats",
+        "interval between repeated log messages of one kind",
         log_throttle::MIN_INTERVAL,
-        "lines are counted, and the next one says how many were left out",
+        "messages are counted, and the next one gives the number suppressed",
     ));
     limits.push(Limit::time(
         DocsPage::Operating,
-        "a time in the store may lie ahead of the clock",
+        "clock skew tolerated for timestamps in the store",
         CLOCK_TOLERANCE,
-        "the time is unknown: what was seen or begun then is verified or due again",
+        "the timestamp is ignored: the tag is verified again, the rule is due again",
     ));
     limits.push(Limit::time(
         DocsPage::Operating,
-        "a lease, or a hold of a registry, may end ahead of the clock",
+        "longest lease or rate-limit hold accepted from the store",
         MAX_DEADLINE_AHEAD,
-        "it counts as ended",
+        "it counts as expired",
     ));
     limits.push(Limit::time(
         DocsPage::Security,
-        "a source's proof that it holds a blob",
+        "validity of validity of a source's proof that it holds a blob",
         PROOF_TTL,
         "the source is asked again",
     ));
     limits.push(Limit::bytes(
         DocsPage::Security,
-        "a secret that is masked in words from outside, at the least",
+        "shortest secret masked in external text",
         mask::MIN_SECRET_BYTES as u64,
         "a shorter one is not masked",
     ));
     limits.push(Limit::bytes(
         DocsPage::Security,
-        "a secret that is masked within a word, at the least",
+        "shortest secret masked inside a word",
         mask::MIN_SUBSTRING_BYTES as u64,
-        "a shorter one is masked where it stands alone",
+        "a shorter one is masked only as a whole word",
     ));
     limits.push(Limit::count(
         DocsPage::Security,
-        "tokens that are masked after they were replaced",
+        "replaced tokens that stay masked",
         mask::MAX_RETIRED_SECRETS as u64,
         "the oldest are forgotten",
     ));

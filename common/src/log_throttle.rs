@@ -125,7 +125,7 @@ impl LogThrottle {
 fn with_suppressed_count(line: &str, more: u64) -> String {
     match more {
         0 => line.to_owned(),
-        _ => format!("{line} ({more} more of this kind since the last line)"),
+        _ => format!("{line} ({more} similar messages suppressed)"),
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
         written.extend(lines.record("another", &nowhere(), "away").0);
         assert_eq!(written, ["refused 0", "away"]);
         let (_, line) = lines.take_summary("refused").unwrap();
-        assert_eq!(line, "refused 14999 (14998 more of this kind since the last line)");
+        assert_eq!(line, "refused 14999 (14998 similar messages suppressed)");
         assert!(lines.take_summary("refused").is_none() && lines.take_summary("another").is_none());
     }
 
@@ -159,7 +159,7 @@ mod tests {
         kept.record("a", &nowhere(), "one");
         kept.record("a", &nowhere(), "two");
         kept.kinds().get("a").unwrap().written_at -= MIN_INTERVAL;
-        assert_eq!(kept.record("a", &nowhere(), "three").0.unwrap(), "three (1 more of this kind since the last line)");
+        assert_eq!(kept.record("a", &nowhere(), "three").0.unwrap(), "three (1 similar messages suppressed)");
     }
 
     #[test]

@@ -95,10 +95,15 @@ impl NamingStyle {
         if base.registry.is_docker_hub() {
             match path.split('/').count() {
                 2 => {}
-                1 => return Err(refuse("Docker Hub takes NAMESPACE/NAME: let `to` be docker.io/NAMESPACE".to_owned())),
+                1 => {
+                    return Err(refuse(
+                        "Docker Hub repositories are NAMESPACE/NAME: set `to` to docker.io/NAMESPACE".to_owned(),
+                    ));
+                }
                 levels => {
                     return Err(refuse(format!(
-                        "Docker Hub takes NAMESPACE/NAME, two levels and not {levels} (`naming: flat` makes one of any path)"
+                        "Docker Hub repositories are NAMESPACE/NAME: two levels, not {levels} (`naming: flat` joins \
+                         any path into one)"
                     )));
                 }
             }
@@ -183,13 +188,13 @@ pub enum TargetBaseError {
     #[error("`{0}` names no registry; for Docker Hub write `docker.io/{0}`")]
     NoRegistry(String),
     /// It has a tag, a digest or a star, which only a source has.
-    #[error("`{0}` is more than a place; write a registry and a path, without a tag, a digest or stars")]
+    #[error("`{0}` is not a target: write a registry and a path, without a tag, digest or `*`")]
     NotATarget(String),
     /// An invalid registry or path.
     #[error(transparent)]
     Malformed(#[from] ParseReferenceError),
     /// Docker Hub has two levels, and the second is the image's name.
-    #[error("`{0}` is too deep: Docker Hub takes NAMESPACE/NAME, so `to` is `docker.io/NAMESPACE`")]
+    #[error("`{0}` is too deep: Docker Hub repositories are NAMESPACE/NAME, so `to` is `docker.io/NAMESPACE`")]
     TooDeep(String),
 }
 

@@ -157,9 +157,9 @@ impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outage { server, reason, .. } = self;
         match self.kind {
-            OutageKind::Unreachable => write!(f, "{server} is away: {reason}")?,
-            OutageKind::RefusesWrites => write!(f, "{server} takes no writes: {reason}")?,
-            OutageKind::Blocked => write!(f, "{server} takes no messages: {reason}")?,
+            OutageKind::Unreachable => write!(f, "{server} is unreachable: {reason}")?,
+            OutageKind::RefusesWrites => write!(f, "{server} refuses writes: {reason}")?,
+            OutageKind::Blocked => write!(f, "{server} blocks publishers: {reason}")?,
         }
         self.hint.iter().try_for_each(|hint| write!(f, " (hint: {hint})"))
     }
@@ -171,14 +171,14 @@ impl fmt::Display for OutageEvent {
             OutageEvent::Began(outage) => outage.fmt(f),
             OutageEvent::Ended(outage, lasted) => {
                 let what = match outage.kind {
-                    OutageKind::Unreachable => "is back",
-                    OutageKind::RefusesWrites => "takes writes again",
-                    OutageKind::Blocked => "takes messages again",
+                    OutageKind::Unreachable => "is reachable again",
+                    OutageKind::RefusesWrites => "accepts writes again",
+                    OutageKind::Blocked => "accepts messages again",
                 };
                 write!(f, "{} {what} after {}", outage.server, format_duration(*lasted))?;
                 match outage.failures {
                     0 | 1 => Ok(()),
-                    failures => write!(f, " ({failures} calls failed meanwhile)"),
+                    failures => write!(f, " ({failures} failed calls)"),
                 }
             }
         }
@@ -211,9 +211,9 @@ mod tests {
             lines.push(event.to_string());
         }
         assert_eq!(lines.len(), 4, "{lines:?}");
-        assert_eq!(lines[0], "the store redis://s is away: refused 0 (hint: start it)");
-        assert!(lines[1].starts_with("the store redis://s takes no writes: OOM") && !lines[1].contains('\u{1b}'));
-        assert_eq!(lines[2], "the store redis://s is back after 0.0 s (500 calls failed meanwhile)");
-        assert_eq!(lines[3], "the store redis://s takes writes again after 0.0 s");
+        assert_eq!(lines[0], "the store redis://s is unreachable: refused 0 (hint: start it)");
+        assert!(lines[1].starts_with("the store redis://s refuses writes: OOM") && !lines[1].contains('\u{1b}'));
+        assert_eq!(lines[2], "the store redis://s is reachable again after 0.0 s (500 failed calls)");
+        assert_eq!(lines[3], "the store redis://s accepts writes again after 0.0 s");
     }
 }

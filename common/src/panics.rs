@@ -11,7 +11,7 @@ use crate::sanitize::sanitize;
 /// Runs a future and converts a panic into an error of the operation `operation` with the panic's message.
 pub async fn catch_panic<T>(operation: &str, future: impl Future<Output = Result<T>>) -> Result<T> {
     AssertUnwindSafe(future).catch_unwind().await.unwrap_or_else(|panic| {
-        let detail = format!("the program failed at it: {}", sanitize(panic_message(&*panic)));
+        let detail = format!("internal error: panicked: {}", sanitize(panic_message(&*panic)));
         Err(Error::new(ErrorKind::Local, operation, detail).with_hint("please report this"))
     })
 }
@@ -31,7 +31,7 @@ mod tests {
         let error =
             catch_panic::<()>("copying a", async { panic!("index {index} is out of bounds") }).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Local);
-        assert!(error.to_string().contains("copying a: the program failed at it: index 7 is out of bounds"), "{error}");
+        assert!(error.to_string().contains("copying a: internal error: panicked: index 7 is out of bounds"), "{error}");
         let error = catch_panic::<()>("copying b", async { std::panic::panic_any(7) }).await.unwrap_err();
         assert!(error.to_string().contains("a panic without a message"), "{error}");
         assert_eq!(catch_panic("copying c", async { Ok(7) }).await.unwrap(), 7);

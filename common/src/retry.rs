@@ -228,7 +228,7 @@ impl RetryState {
     }
 
     fn retry_after_too_long(&self, error: Error, wait: Duration) -> Error {
-        let hint = format!("the registry is to be left alone for {}: try again then", format_duration(wait));
+        let hint = format!("the registry asks to wait {}: retry after that", format_duration(wait));
         self.final_error(error).with_hint(hint)
     }
 

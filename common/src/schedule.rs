@@ -65,17 +65,17 @@ impl std::str::FromStr for CronPattern {
 
     fn from_str(text: &str) -> Result<CronPattern, CronPatternError> {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let says = |why: String| CronPatternError(format!("`{text}` is no cron pattern: {why}"));
+        let says = |why: String| CronPatternError(format!("`{text}` is not a cron expression: {why}"));
         let fields = text.split(' ').count();
         if !text.starts_with('@') && fields != 5 {
             let fields = if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") };
-            return Err(says(format!("it has {fields}, and five are wanted (minute hour day month weekday)")));
+            return Err(says(format!("it has {fields}; expected 5 (minute hour day month weekday)")));
         }
         let cron: Cron = text.parse().map_err(|error: CronError| says(error.to_string()))?;
         // The 30th of February is well formed.
         let from = Timestamp::UNIX_EPOCH.to_zoned_datetime(TimeZone::UTC);
         if cron.find_next_occurrence(&CronTime(from), false).is_err() {
-            return Err(CronPatternError(format!("`{text}` is a time that never comes")));
+            return Err(CronPatternError(format!("`{text}` never matches")));
         }
         Ok(CronPattern(text))
     }
@@ -311,9 +311,9 @@ mod tests {
         for (text, wanted) in [
             ("0 * * *", "it has 4 fields"),
             ("* * * * * *", "it has 6 fields"),
-            ("61 * * * *", "is no cron pattern"),
-            ("0 0 30 2 *", "never comes"),
-            ("@hurly", "is no cron pattern"),
+            ("61 * * * *", "is not a cron expression"),
+            ("0 0 30 2 *", "never matches"),
+            ("@hurly", "is not a cron expression"),
             ("", "it has 1 field,"),
         ] {
             let error = text.parse::<CronPattern>().unwrap_err().to_string();

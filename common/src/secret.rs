@@ -60,7 +60,7 @@ impl<'de> Deserialize<'de> for Secret {
         // The format's own error quotes the value (`invalid type: integer 1234`), which is the secret.
         match String::deserialize(deserializer) {
             Ok(text) => Ok(Self::new(text)),
-            Err(_) => Err(D::Error::custom("a secret must be a text (put it in quotes; what was found is not shown)")),
+            Err(_) => Err(D::Error::custom("a secret must be a string (quote it; the value is not shown)")),
         }
     }
 }

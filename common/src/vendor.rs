@@ -169,7 +169,7 @@ impl FromStr for ListingMethod {
             "hub" => ListingMethod::Vendor(Vendor::Hub),
             "harbor" => ListingMethod::Vendor(Vendor::Harbor),
             "github" => ListingMethod::Vendor(Vendor::GitHub),
-            other => return Err(format!("`{other}` is none of auto, registry, quay, hub, harbor, github")),
+            other => return Err(format!("unknown listing `{other}`: use auto, registry, quay, hub, harbor or github")),
         })
     }
 }
@@ -197,7 +197,7 @@ pub fn resolve_listing(
 ) -> Result<Option<VendorEndpoint>, String> {
     let vendor = match by {
         ListingMethod::Registry if api.is_some() => {
-            return Err("`api` means nothing with `listing: registry`".to_owned());
+            return Err("`api` has no effect with `listing: registry`".to_owned());
         }
         ListingMethod::Registry => return Ok(None),
         ListingMethod::Vendor(vendor) => vendor,
@@ -208,7 +208,7 @@ pub fn resolve_listing(
             // ECR's API does not list, but creates repositories.
             (None, Some(_)) if EcrHost::from_registry(registry).is_some() => return Ok(None),
             (None, Some(api)) => Vendor::from_api_url(api).ok_or(
-                "whose API this is cannot be told from its address: add `listing:` with quay, hub, harbor or github",
+                "cannot tell the vendor from the address of the API: set `listing:` to quay, hub, harbor or github",
             )?,
         },
     };
@@ -216,11 +216,11 @@ pub fn resolve_listing(
         return Ok(Some(VendorEndpoint { vendor, url: Some(api.clone()) }));
     }
     if endpoint.is_some() {
-        return Err(format!("`listing: {by}` needs `api:` where `endpoint` is set: where is the API?"));
+        return Err(format!("`listing: {by}` needs `api:` when `endpoint` is set"));
     }
     let known = |address: &str, is_home: bool| match is_home {
         true => Ok(Url::parse(address).ok()),
-        false => Err(format!("`listing: {by}` needs `api:` for {registry}: where is the API?")),
+        false => Err(format!("`listing: {by}` needs `api:` for {registry}")),
     };
     let at = match vendor {
         Vendor::Quay | Vendor::Harbor => None,
@@ -308,14 +308,14 @@ mod tests {
     #[test]
     fn what_cannot_be_known_is_asked_for() {
         for (by, api, words) in [
-            ("auto", Some("https://somewhere"), "add `listing:`"),
+            ("auto", Some("https://somewhere"), "set `listing:`"),
             ("hub", None, "needs `api:`"),
             ("github", None, "needs `api:`"),
-            ("registry", Some("https://somewhere"), "means nothing"),
+            ("registry", Some("https://somewhere"), "has no effect"),
         ] {
             let error = found("r.example.org", by, None, api).unwrap_err();
             assert!(error.contains(words), "{by}: {error}");
         }
-        assert!("dockerhub".parse::<ListingMethod>().unwrap_err().contains("none of auto"));
+        assert!("dockerhub".parse::<ListingMethod>().unwrap_err().contains("use auto"));
     }
 }

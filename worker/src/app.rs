@@ -97,9 +97,9 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let named = |url: Option<String>| url.filter(|url| !url.is_empty());
     let overrides = ClusterOverrides { broker: named(cli.broker), store: named(cli.store), key };
     let Some(endpoints) = ClusterEndpoints::resolve(config.cluster.as_ref(), &overrides, &folder)? else {
-        let detail = "neither broker nor store is named";
-        return Err(Error::new(ErrorKind::Invalid, "reading where the cluster is", detail).with_hint(
-            "name them by --broker and --store, IMGSYNC_BROKER and IMGSYNC_STORE, or `cluster:` in the configuration",
+        let detail = "no broker and no store configured";
+        return Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", detail).with_hint(
+            "set --broker and --store, IMGSYNC_BROKER and IMGSYNC_STORE, or `cluster:` in the configuration",
         ));
     };
     let listener = match cli.listen {
@@ -143,19 +143,19 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
             over.clone(),
         ))
     });
-    print_line(&format!("worker {name} takes up to {slots} images at a time"));
+    print_line(&format!("worker {name} started with {slots} slots"));
     let health = cluster.health();
     tokio::select! {
         () = worker.run(&stop) => {}
         () = outage::forward_events(&health, log_outage) => unreachable!("it goes on until dropped"),
-        () = force_exit_after_abort(&stop, &force_exit) => print_line("what still ran is given back"),
+        () = force_exit_after_abort(&stop, &force_exit) => print_line("tasks still running are requeued"),
     }
     over.cancel();
     if let Some(answering) = answering {
         let _ = tokio::time::timeout(Duration::from_secs(1), answering).await;
     }
     log_throttle::flush();
-    print_line("ended");
+    print_line("stopped");
     Ok(())
 }
 
@@ -184,7 +184,7 @@ fn read_config(named: Option<&Path>) -> Result<(Config, PathBuf)> {
     let file = ConfigFile { name: &name, text: &text, environment: &environment, presets: None };
     let config = Config::read(&file).map_err(|errors| {
         print_line(&errors.to_string());
-        Error::new(ErrorKind::Invalid, format!("reading the configuration {name}"), "it cannot be used as it is")
+        Error::new(ErrorKind::Invalid, format!("reading the configuration {name}"), "the configuration is invalid")
     })?;
     if let Some(warning) = settings::readable_secrets_warning(&config, path) {
         print_line(&format!("warning: {warning}"));

@@ -9,56 +9,56 @@ use imgsync_common::image::RegistryName;
 
 use crate::logging::LogFormat;
 
-/// A worker of an imgsync cluster: takes tasks from RabbitMQ, copies images, and tells Redis how it went.
+/// Run a worker of an imgsync cluster: take tasks from RabbitMQ, copy images, record results in Redis.
 ///
-/// Start as many as you like, on as many machines. SIGTERM (or Ctrl-C) finishes copies in progress for up to 30 seconds
-/// and gives the rest back; a second one aborts them. Exit codes: 0 ended as it was told to, 2 wrong usage or configuration, 3 broker or store out
-/// of reach at the start.
+/// Run any number of workers on any number of machines. SIGTERM (or Ctrl-C) drains: copies in progress get up to 30
+/// seconds to finish, the rest is requeued; a second one aborts them. Exit codes: 0 stopped on request, 2 wrong usage
+/// or configuration, 3 broker or store unreachable at the start.
 #[derive(Debug, Parser)]
 #[command(name = "imgsync-worker", version, max_term_width = 100)]
 pub struct Arguments {
-    /// RabbitMQ, where the tasks are (amqp:// or amqps://) [default: the configuration's]
+    /// URL of RabbitMQ, the task queue (amqp:// or amqps://) [default: the configuration's]
     #[arg(long, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true)]
     pub broker: Option<String>,
-    /// Redis, where the progress of batches is (redis:// or rediss://) [default: the configuration's]
+    /// URL of Redis, the store of batches (redis:// or rediss://) [default: the configuration's]
     #[arg(long, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true)]
     pub store: Option<String>,
-    /// Read registries, credentials and the cluster's key from this file [default: ./imgsync.yaml, if it is there]
+    /// Read registries, credentials and the cluster key from this file [default: ./imgsync.yaml, if it exists]
     ///
-    /// Where it names targets (`defaults: {to: …}`, or rules), nothing is pushed elsewhere.
+    /// If it names targets (`defaults: {to: …}`, or rules), the worker pushes nowhere else.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Images that are copied at a time
+    /// Copy this many images at a time
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub concurrency: u16,
-    /// Bytes of blobs a second, in and out each, such as 20MiB [default: the configuration's `bandwidth`, else no limit]
+    /// Limit blob bytes per second, in and out each, such as 20MiB [default: `bandwidth` of the configuration]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bandwidth: Option<u64>,
-    /// Serve only lanes with one of these registries at either end
+    /// Serve only routes with one of these registries as source or target
     #[arg(long, value_name = "REGISTRY", value_delimiter = ',')]
     pub registries: Vec<RegistryName>,
-    /// Answer /healthz, /readyz and /metrics on this address, such as 127.0.0.1:8081
+    /// Serve /healthz, /readyz and /metrics on this address, such as 127.0.0.1:8081
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Ask the worker that answers on the address of --listen whether it is ready, and end: 0 if it is, else 3
+    /// Check whether the worker listening on the address of --listen is ready, and exit: 0 if ready, else 3
     #[arg(long, requires = "listen")]
     pub check: bool,
-    /// How long to wait for broker and store at the start
+    /// Wait this long for broker and store at the start
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration_or_seconds)]
     pub wait: Duration,
-    /// Tries of a request that makes no progress, and of an image that fails in passing
+    /// Try a request without progress, and an image with a transient error, this many times
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: u32,
-    /// Give up on an answer or a stream that stands still, or drips, for this long
+    /// Time out a response or stream that stalls or trickles for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration_or_seconds)]
     pub stall_timeout: Duration,
-    /// How long a task is held without word from its worker
+    /// Seconds until a task's lease expires if its worker stops renewing it
     #[arg(long, value_name = "SECONDS", default_value = "30", hide = true, value_parser = clap::value_parser!(u64).range(5..=600))]
     pub lease: u64,
-    /// Say in detail what is done
+    /// Log in detail
     #[arg(long)]
     pub debug: bool,
-    /// How the log on stderr is written; json: an object a line, with batch, task and worker
+    /// Format of the log on stderr; json: one object per line, with batch, task and worker
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "IMGSYNC_LOG_FORMAT")]
     pub log_format: LogFormat,
 }
@@ -82,7 +82,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span = span.to_duration(days).map_err(|_| help.to_owned())?;
     match Duration::try_from(span) {
         Ok(span) if !span.is_zero() => Ok(span),
-        _ => Err("it must be more than nothing".to_owned()),
+        _ => Err("it must be greater than zero".to_owned()),
     }
 }
 

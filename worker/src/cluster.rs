@@ -82,33 +82,31 @@ impl ClusterEndpoints {
             None => written_url(|cluster| &cluster.store),
         };
         let missing = |what: &str, how: &str| {
-            Error::new(ErrorKind::Invalid, "reading where the cluster is", format!("{what} is missing")).with_hint(how)
+            Error::new(ErrorKind::Invalid, "reading the cluster configuration", format!("{what} is missing"))
+                .with_hint(how)
         };
         let (broker, store) = match (broker, store) {
             (Some(broker), Some(store)) => (broker, store),
             (None, None) if written.is_none() => return Ok(None),
             (None, None) => {
                 return Err(missing(
-                    "where broker and store are",
-                    "`cluster:` takes `broker:` and `store:`, or leave it out",
+                    "broker and store",
+                    "set `broker:` and `store:` under `cluster:`, or remove `cluster:`",
                 ));
             }
             (None, Some(_)) => {
-                return Err(missing(
-                    "the broker",
-                    "name it by `cluster: {broker: amqp://…}`, --broker or IMGSYNC_BROKER",
-                ));
+                return Err(missing("the broker", "set `cluster: {broker: amqp://…}`, --broker or IMGSYNC_BROKER"));
             }
             (Some(_), None) => {
-                return Err(missing("the store", "name it by `cluster: {store: redis://…}`, --store or IMGSYNC_STORE"));
+                return Err(missing("the store", "set `cluster: {store: redis://…}`, --store or IMGSYNC_STORE"));
             }
         };
         let key = overrides.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
         if key.as_ref().is_some_and(|key| key.expose().chars().count() < MIN_KEY_CHARS) {
-            let detail = format!("the key that messages are signed with has fewer than {MIN_KEY_CHARS} characters");
-            let operation = "reading where the cluster is";
+            let detail = format!("the signing key has fewer than {MIN_KEY_CHARS} characters");
+            let operation = "reading the cluster configuration";
             return Err(
-                Error::new(ErrorKind::Invalid, operation, detail).with_hint("`openssl rand -hex 32` prints a good one")
+                Error::new(ErrorKind::Invalid, operation, detail).with_hint("generate one with `openssl rand -hex 32`")
             );
         }
         let mut ca = Vec::new();
@@ -149,7 +147,7 @@ impl ClusterEndpoints {
                 Ok(Err(error)) => error,
                 Err(_) => last.take().unwrap_or_else(|| {
                     let operation = format!("connecting to {} and {}", self.broker, self.store);
-                    Error::new(ErrorKind::Unreachable, operation, "no answer in time")
+                    Error::new(ErrorKind::Unreachable, operation, "timed out")
                 }),
             };
             tries += 1;
@@ -160,7 +158,7 @@ impl ClusterEndpoints {
                 error.message().clone_into(&mut said);
                 let left = format_duration(wait.saturating_sub(started.elapsed()));
                 let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                report(&format!("{}: {}; trying for {left}{hint}", error.operation(), error.message()));
+                report(&format!("{}: {}; retrying for {left}{hint}", error.operation(), error.message()));
             }
             last = Some(error);
             tokio::time::sleep(CONNECT_RETRY_DELAY.min(wait.saturating_sub(started.elapsed()))).await;

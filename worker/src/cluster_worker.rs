@@ -56,14 +56,10 @@ pub struct WorkerMetrics {
 impl WorkerMetrics {
     /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("slots", "Tasks at once, at the most", self.slots.clone());
-        registry.register("unserved_lanes", "Lanes that this worker leaves alone", self.unserved.clone());
-        registry.register("refused_messages", "Messages that were refused since the start", self.refused.clone());
-        registry.register(
-            "draining",
-            "1 where no more is taken, and the process is about to end",
-            self.draining.clone(),
-        );
+        registry.register("slots", "Maximum concurrent tasks", self.slots.clone());
+        registry.register("unserved_routes", "Routes this worker does not serve", self.unserved.clone());
+        registry.register("refused_messages", "Messages refused since the start", self.refused.clone());
+        registry.register("draining", "1 while the worker is draining", self.draining.clone());
     }
 
     fn update(&self, heartbeat: &Heartbeat) {
@@ -207,7 +203,7 @@ pub fn readiness_check(cluster: &ClusterConnection, drain: &CancellationToken) -
         let (cluster, drain) = (cluster.clone(), drain.clone());
         Box::pin(async move {
             if drain.is_cancelled() {
-                return Err("it is about to end".to_owned());
+                return Err("the worker is draining".to_owned());
             }
             let broker = async {
                 let answers = tokio::time::timeout(READY_CHECK_TIMEOUT, cluster.queue.is_alive()).await;
@@ -237,8 +233,8 @@ pub async fn check_store_writes(store: &dyn WorkerRegistry) -> Result<(), String
     match tokio::time::timeout(READY_CHECK_TIMEOUT, store.check_writes()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(match error.hint() {
-            Some(advice) => format!("the store takes no writes: {error}\nhint: {advice}"),
-            None => format!("the store takes no writes: {error}"),
+            Some(advice) => format!("the store refuses writes: {error}\nhint: {advice}"),
+            None => format!("the store refuses writes: {error}"),
         }),
         Err(_) => Err(format!("the store did not answer within {} s", READY_CHECK_TIMEOUT.as_secs())),
     }

@@ -71,20 +71,20 @@ pub async fn check_ready(address: SocketAddr) -> Result<()> {
         IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
         _ => address,
     };
-    let operation = format!("asking http://{address}/readyz");
+    let operation = format!("checking http://{address}/readyz");
     let failed = |why: String| Error::new(ErrorKind::Unreachable, &operation, why);
     let answer = match tokio::time::timeout(READY_TIMEOUT, fetch(address)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
-            let hint = "is it running there? The address is the one of its --listen";
+            let hint = "is a worker running there? Use the address of its --listen";
             return Err(failed(error.to_string()).with_hint(hint).with_source(error));
         }
-        Err(_) => return Err(failed(format!("no answer within {} s", READY_TIMEOUT.as_secs()))),
+        Err(_) => return Err(failed(format!("no response within {} s", READY_TIMEOUT.as_secs()))),
     };
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     match head.split(' ').nth(1) {
         Some("200") => Ok(()),
-        _ => Err(failed(format!("it is not ready: {}", sanitize(body.trim())))),
+        _ => Err(failed(format!("not ready: {}", sanitize(body.trim())))),
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_listens_says_whether_it_is_ready_and_one_that_is_gone_is_told_from_it() {
         for (ready, wanted) in [
-            (Ok(vec!["the broker takes no messages".to_owned()]), None),
+            (Ok(vec!["the broker blocks publishers".to_owned()]), None),
             (Err("the broker is away\u{1b}[31m".to_owned()), Some("broker is away")),
         ] {
             let listener = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();

@@ -44,7 +44,7 @@ pub fn reject_foreign_hosts(router: Router, listens_on: IpAddr) -> Router {
 async fn refuse_foreign_names(request: Request, next: Next) -> Response {
     match authorities(request.uri(), request.headers()).iter().all(|authority| is_loopback_name(authority)) {
         true => next.run(request).await,
-        false => (StatusCode::MISDIRECTED_REQUEST, "this server has another name\n").into_response(),
+        false => (StatusCode::MISDIRECTED_REQUEST, "unknown host name\n").into_response(),
     }
 }
 

@@ -8,36 +8,36 @@ use crate::{cluster_worker, server, settings};
 /// Returns the rows of this crate.
 pub fn limits() -> Vec<Limit> {
     use DocsPage::{Operating, Security};
-    let connections = "the connection that was without a request for longest is closed";
+    let connections = "the connection longest without a request is closed";
     vec![
         Limit::time(
             Operating,
-            "a draining program waits for its copies",
+            "draining: time for copies in progress to finish",
             settings::DRAIN_TIMEOUT,
-            "the copies that remain are aborted",
+            "remaining copies are aborted",
         ),
         Limit::time(
             Operating,
-            "an aborted program cleans up",
+            "aborting: time to clean up",
             settings::ABORT_TIMEOUT,
-            "it ends; what it left is tidied up by the next run",
+            "the process exits; the next run cleans up",
         ),
         Limit::time(
             Operating,
-            "a target that denies what it has just taken is waited for",
+            "wait for a target that reports just-pushed content as missing",
             CONSISTENCY_WAIT,
             "the task fails as incomplete",
         ),
         Limit::bytes(
             Security,
-            "bytes a second that all images in flight bring together, for more time than `timeout`, at least",
+            "minimum bytes per second, over all images in flight, that extend an image's `timeout`",
             MIN_COPY_RATE,
-            "the image fails when its time is over",
+            "the image times out",
         ),
         Limit::count(Security, "connections to a port of `--listen`", server::MAX_CONNECTIONS as u64, connections),
         Limit::time(
             Security,
-            "the head of a request, and a connection without a request",
+            "request headers, and a connection without a request",
             server::HEAD_TIMEOUT,
             "the connection is closed",
         ),
@@ -49,19 +49,19 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::bytes(
             Security,
-            "the head of a request to a port of `--listen`",
+            "request headers on a `--listen` port",
             server::MAX_HEAD_BYTES as u64,
             "the request is refused",
         ),
         Limit::count(
             DocsPage::Operating,
-            "times that a tag is resolved again because its image is gone",
+            "times a moved tag is resolved again because its old manifest is gone",
             u64::from(MAX_TAG_MOVES),
             "the task fails with `source keeps changing` and is retried",
         ),
         Limit::time(
             Operating,
-            "`/readyz` waits for the store and the broker",
+            "`/readyz` checks of store and broker",
             cluster_worker::READY_CHECK_TIMEOUT,
             "it is 503",
         ),

@@ -20,10 +20,10 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::Subs
 /// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text
     #[default]
     Text,
-    /// A JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
@@ -66,7 +66,7 @@ pub fn init(format: LogFormat, default: &str, process: &[(&'static str, &str)]) 
         };
         let _ = log.with(layer).try_init();
         if let Some(error) = wrong {
-            tracing::warn!("no traces are sent: {error}");
+            tracing::warn!("cannot export traces: {error}");
         }
         LogGuard { _traces: traces }
     }

@@ -88,7 +88,7 @@ impl MonthlyQuota {
     fn enforce(&self, total: u64, month: &str, routes: &RouteSelector, events: &Events) {
         let why = (total >= self.limit).then(|| {
             let (machine, limit) = (&self.machine, ByteSize(self.limit));
-            format!("{machine} has moved all of {limit} in {month}: it takes no more before the next month")
+            format!("{machine} has used its monthly quota of {limit} for {month}: it takes no tasks until next month")
         });
         if routes.set_paused(why.clone())
             && let Some(message) = why

@@ -177,7 +177,7 @@ impl Runner {
                             runner.handle_delivery(delivery, &stop).await;
                             Ok(())
                         };
-                        if let Err(panic) = catch_panic("taking a delivery", delivered).await {
+                        if let Err(panic) = catch_panic("handling a delivery", delivered).await {
                             // Its tasks go to other workers when their leases expire.
                             runner.warn(&panic.to_string());
                         }
@@ -186,7 +186,7 @@ impl Runner {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    self.warn_repeated("the queue does not answer", &error);
+                    self.warn_repeated("the queue is unavailable", &error);
                     tokio::select! {
                         () = tokio::time::sleep(QUEUE_RETRY_DELAY) => {}
                         () = stop.drain.cancelled() => break,
@@ -231,7 +231,7 @@ impl Runner {
             Some(delivery) if left.is_empty() => {
                 if let Err(error) = delivery.acknowledge().await {
                     // It is redelivered, and the ledger knows the results.
-                    self.warn_repeated("the queue does not answer", &error);
+                    self.warn_repeated("the queue is unavailable", &error);
                 }
             }
             Some(mut delivery) => {
@@ -243,7 +243,7 @@ impl Runner {
             None => {
                 let message = Message { targets: left, ..delivered.message.clone() };
                 if let Err(error) = self.queue.publish_delayed(&delivered.route, &message, wait).await {
-                    self.warn_repeated("the queue does not answer", &error);
+                    self.warn_repeated("the queue is unavailable", &error);
                 }
             }
         }
@@ -264,7 +264,7 @@ impl Runner {
                 Ok(task::Disposition::RateLimited { registry, wait: time }) => {
                     let who = registry.as_ref().map_or_else(|| "a registry".to_owned(), ToString::to_string);
                     let hold = registry.as_ref().and_then(|registry| self.client.rate_limit_hold(registry, true));
-                    let why = hold.map_or_else(|| "asked to be left alone".to_owned(), |hold| hold.reason);
+                    let why = hold.map_or_else(|| "is rate limiting".to_owned(), |hold| hold.reason);
                     self.hold_route(route, time, &format!("{who} {why}"));
                     continue;
                 }
@@ -274,7 +274,7 @@ impl Runner {
                 }
                 // The ledger is unavailable: redeliver the message; nothing is counted twice.
                 Err(error) => {
-                    self.warn_repeated("the ledger does not answer", &error);
+                    self.warn_repeated("the ledger is unavailable", &error);
                     QUEUE_RETRY_DELAY
                 }
             };
@@ -288,7 +288,7 @@ impl Runner {
     fn hold_route(&self, route: &Route, wait: Duration, why: &str) {
         if self.routes.hold_route(route, wait, why) {
             self.warn(&format!(
-                "{why}: nothing of {route} is begun before {} ({})",
+                "{why}: no task of {route} starts before {} ({})",
                 route_selector::format_deadline(wait),
                 format_duration(wait)
             ));

@@ -33,7 +33,7 @@ pub fn client_settings(config: &Config, folder: &Path) -> Result<ClientSettings>
 pub fn readable_secrets_warning(config: &Config, file: &Path) -> Option<String> {
     let name = file.display();
     (config.has_secrets_inline() && others_can_read(file))
-        .then(|| format!("{name} holds secrets and others can read it: chmod 600 {name}"))
+        .then(|| format!("{name} contains secrets and is readable by others: chmod 600 {name}"))
 }
 
 #[cfg(unix)]
@@ -111,8 +111,7 @@ fn read_pem(pem: &PemSource, folder: &Path) -> Result<Vec<u8>> {
             std::fs::read(&path).map_err(|error| {
                 // A value that is clearly no file name may be a misplaced key or password.
                 let shown = match pem.to_string().as_str() {
-                    "***" => "a certificate or key: what is written there (***) is neither PEM nor the name of a file"
-                        .to_owned(),
+                    "***" => "a certificate or key: the value (***) is neither PEM nor a file name".to_owned(),
                     _ => format!("{}, named in the configuration", path.display()),
                 };
                 let operation = format!("reading {shown}");

@@ -36,7 +36,7 @@ impl Observer for TaskLog {
     fn on_event(&self, event: &Event) {
         match event {
             Event::TaskStarted { task: task_ref, source, target } => {
-                tracing::debug!(batch = %task_ref.batch, task = task_ref.index, "begins {source} to {target}");
+                tracing::debug!(batch = %task_ref.batch, task = task_ref.index, "starting {source} to {target}");
                 self.running().insert(*task_ref, (format!("{source} to {target}"), Instant::now()));
             }
             Event::TaskEnded { task: task_ref, completion } => {
@@ -51,19 +51,21 @@ impl Observer for TaskLog {
                     TaskCompletion::Failed { error, .. } => tracing::warn!("failed {what}: {error}"),
                     TaskCompletion::Cancelled => tracing::info!("cancelled {what}"),
                     TaskCompletion::Rescheduled { error, wait } => {
-                        tracing::info!("put off {what} for {}: {error}", format_duration(*wait));
+                        tracing::info!("rescheduled {what} in {}: {error}", format_duration(*wait));
                     }
-                    TaskCompletion::Requeued => tracing::info!("gave back {what}"),
+                    TaskCompletion::Requeued => tracing::info!("requeued {what}"),
                     TaskCompletion::Stale => {
-                        tracing::info!("not counted {what}: the task is another worker's by now, or had ended before");
+                        tracing::info!(
+                            "result of {what} not counted: another worker holds the task, or it had already finished"
+                        );
                     }
                 }
             }
             // Many slots hit the same failing registry.
             Event::Retrying { error, kind: class, registry, wait, .. } => {
                 let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
-                let kind = format!("trying again: {class} {registry}");
-                log_throttle::info(&kind, &format!("{error}; trying again in {}", format_duration(*wait)));
+                let kind = format!("retrying: {class} {registry}");
+                log_throttle::info(&kind, &format!("{error}; retrying in {}", format_duration(*wait)));
             }
             Event::Warning { message } => log_throttle::warn(message, message),
             Event::RepeatedWarning { kind, message } => log_throttle::warn(kind, message),

@@ -14,7 +14,7 @@ pub struct BatchId(Uuid);
 
 /// Error of parsing a [`BatchId`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not the id of a batch: those look like 01890a5d-ac96-774b-bcce-b302099a8057")]
+#[error("`{text}` is not a batch id such as 01890a5d-ac96-774b-bcce-b302099a8057")]
 pub struct ParseBatchIdError {
     text: String,
 }

@@ -81,7 +81,7 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Endpoint, ParseLocatorError> {
         if text.starts_with(LAYOUT_PREFIX) {
             if text.chars().any(char::is_control) {
-                return Err(ParseLocatorError(format!("`{}` holds control characters", sanitize(text))));
+                return Err(ParseLocatorError(format!("`{}` contains control characters", sanitize(text))));
             }
             return Ok(Endpoint::Layout(text["oci:".len()..].into()));
         }
@@ -125,8 +125,8 @@ impl RepositoryLocator {
                 path.parse::<RepositoryName>().map_err(|error| ParseLocatorError(format!("{error}")))?;
             }
             Endpoint::Layout(_) if path.len() > 512 || path.chars().any(|c| c.is_control() || c.is_whitespace()) => {
-                let reason = "it is too long, or holds white space or control characters";
-                return Err(ParseLocatorError(format!("`{}` names no repository: {reason}", sanitize(path))));
+                let reason = "too long, or contains white space or control characters";
+                return Err(ParseLocatorError(format!("`{}` is not a repository name: {reason}", sanitize(path))));
             }
             Endpoint::Layout(_) => {}
         }

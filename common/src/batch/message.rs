@@ -175,13 +175,13 @@ impl Message {
         }
         match serde_json::from_slice::<VersionProbe>(body) {
             Ok(VersionProbe { version: 1 }) => {}
-            Ok(VersionProbe { version: 0 }) => return DecodedMessage::Invalid("there is no version 0".into()),
+            Ok(VersionProbe { version: 0 }) => return DecodedMessage::Invalid("invalid version 0".into()),
             Ok(VersionProbe { version }) => return DecodedMessage::NewerVersion(version),
-            Err(error) => return DecodedMessage::Invalid(format!("no message: {error}")),
+            Err(error) => return DecodedMessage::Invalid(format!("invalid message: {error}")),
         }
         match serde_json::from_slice::<MessageV1>(body) {
             Ok(message) => message.into_message().map_or_else(DecodedMessage::Invalid, DecodedMessage::Message),
-            Err(error) => DecodedMessage::Invalid(format!("no message of version 1: {error}")),
+            Err(error) => DecodedMessage::Invalid(format!("invalid message of version 1: {error}")),
         }
     }
 }
@@ -189,7 +189,7 @@ impl Message {
 impl MessageV1 {
     fn into_message(self) -> Result<Message, String> {
         if self.targets.is_empty() {
-            return Err("it has no targets".into());
+            return Err("no targets".into());
         }
         let targets = self.targets.into_iter().map(|target| {
             Ok(MessageTarget {

@@ -138,7 +138,7 @@ impl Referrers {
     pub fn check_type(text: &str) -> Result<(), String> {
         match text.split_once('/') {
             Some((kind, name)) if !kind.is_empty() && !name.is_empty() => Ok(()),
-            _ => Err(format!("`{text}` is no artifact type: write a media type, such as application/spdx+json")),
+            _ => Err(format!("`{text}` is not an artifact type: write a media type, such as application/spdx+json")),
         }
     }
 }
@@ -216,21 +216,22 @@ impl BatchOptions {
     pub fn decode(text: &str, what: &str) -> ErrorResult<BatchOptions> {
         let invalid = |detail: String| Error::new(ErrorKind::Invalid, format!("reading the options of {what}"), detail);
         if text.is_empty() {
-            return Err(invalid("they are missing, or were altered in the store".to_owned()));
+            return Err(invalid("missing, or altered in the store".to_owned()));
         }
         let mut value: serde_json::Value = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
         let version = value.as_object_mut().and_then(|object| object.remove("version"));
         match version.as_ref().and_then(serde_json::Value::as_u64) {
             Some(OPTIONS_VERSION) => {}
             Some(newer) if newer > OPTIONS_VERSION => {
-                let detail = format!("a newer imgsync wrote them (version {newer}, this one knows {OPTIONS_VERSION})");
-                return Err(invalid(detail).with_hint("use that imgsync for this batch, or run its rules again"));
+                let detail =
+                    format!("written by a newer imgsync (version {newer}; this one supports {OPTIONS_VERSION})");
+                return Err(invalid(detail).with_hint("use that version for this batch, or run its rules again"));
             }
-            _ => return Err(invalid("they name no version that this imgsync knows".to_owned())),
+            _ => return Err(invalid("unknown version".to_owned())),
         }
         serde_json::from_value(value).map_err(|error| {
             invalid(error.to_string())
-                .with_hint("if another version of imgsync made the batch, use that one, or run its rules again")
+                .with_hint("if another version of imgsync created the batch, use that version, or run its rules again")
         })
     }
 
@@ -240,7 +241,7 @@ impl BatchOptions {
     /// `Invalid` if there is no such rule: nothing is copied with unknown options.
     pub fn rule(&self, number: u32) -> ErrorResult<&RuleOptions> {
         self.rules.get(number as usize).ok_or_else(|| {
-            let detail = format!("the batch has {} rules, and none with the number {number}", self.rules.len());
+            let detail = format!("no rule {number}: the batch has {} rules", self.rules.len());
             Error::new(ErrorKind::Invalid, "reading the options of a rule", detail).with_hint("run the rules again")
         })
     }
@@ -414,7 +415,7 @@ mod tests {
         };
         let text = whole.encode();
         for (from, to, wanted) in [
-            ("\"version\":1", "\"version\":2", "a newer imgsync wrote them (version 2"),
+            ("\"version\":1", "\"version\":2", "written by a newer imgsync (version 2"),
             ("\"version\":1", "\"version\":0", "no version"),
             ("\"version\":1", "\"version\":\"1\"", "no version"),
             ("\"version\":1", "\"release\":1", "no version"),

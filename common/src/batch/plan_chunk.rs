@@ -36,7 +36,7 @@ pub struct PlanChunk {
 
 /// Error of decoding a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a part of the plan cannot be read: {0}")]
+#[error("a chunk of the plan cannot be decoded: {0}")]
 pub struct PlanChunkError(&'static str);
 
 /// Packs tasks of one listing. Keeps the digests at positions where `keeps_digest` returns true; those of settled tasks
@@ -95,7 +95,7 @@ pub fn encode_chunk(listed_at: Timestamp, tasks: &[TaskSpec], keeps_digest: impl
 pub fn decode_chunk(bytes: &[u8]) -> Result<PlanChunk, PlanChunkError> {
     let mut bytes = ByteReader(bytes);
     if bytes.take(1)? != [VERSION] {
-        return Err(PlanChunkError("it is of another version"));
+        return Err(PlanChunkError("unknown version"));
     }
     let length = bytes.read_varint()?;
     let packed = inflate(bytes.take(length)?)?;
@@ -103,38 +103,39 @@ pub fn decode_chunk(bytes: &[u8]) -> Result<PlanChunk, PlanChunkError> {
     let mut packed = ByteReader(&packed);
 
     let listed_at = i64::try_from(packed.read_varint()?).ok().and_then(|second| Timestamp::from_second(second).ok());
-    let listed_at = listed_at.ok_or(PlanChunkError("no such time"))?;
+    let listed_at = listed_at.ok_or(PlanChunkError("invalid timestamp"))?;
     let mut homes = Vec::new();
     for _ in 0..packed.read_varint()? {
-        let end = packed.read_text()?.parse().map_err(|_| PlanChunkError("no such registry"))?;
+        let end = packed.read_text()?.parse().map_err(|_| PlanChunkError("invalid registry"))?;
         homes.push(Arc::new(
-            RepositoryLocator::new(end, packed.read_text()?).map_err(|_| PlanChunkError("no such repository"))?,
+            RepositoryLocator::new(end, packed.read_text()?).map_err(|_| PlanChunkError("invalid repository"))?,
         ));
     }
     let number = packed.read_varint()?;
     if number > MAX_TASKS {
-        return Err(PlanChunkError("it has too many tasks"));
+        return Err(PlanChunkError("too many tasks"));
     }
     let mut rows = Vec::with_capacity(number);
     for _ in 0..number {
-        let rule = u32::try_from(packed.read_varint()?).map_err(|_| PlanChunkError("no such rule"))?;
-        let mut home = || homes.get(packed.read_varint()?).cloned().ok_or(PlanChunkError("it names no repository"));
+        let rule = u32::try_from(packed.read_varint()?).map_err(|_| PlanChunkError("invalid rule number"))?;
+        let mut home =
+            || homes.get(packed.read_varint()?).cloned().ok_or(PlanChunkError("repository index out of range"));
         let (source, target) = (home()?, home()?);
         let byte = packed.take(1)?[0];
         let digest = match byte & ((1 << DIGEST_KIND_BITS) - 1) {
             0 => None,
             1 => Some(digests.read_digest(Algorithm::Sha256)?),
             2 => Some(digests.read_digest(Algorithm::Sha512)?),
-            _ => return Err(PlanChunkError("no such digest")),
+            _ => return Err(PlanChunkError("invalid digest")),
         };
         rows.push((rule, source, target, digest, DigestTagHints::from_bits(byte >> DIGEST_KIND_BITS)));
     }
     let mut tasks = Vec::with_capacity(number);
     for (rule, source, target, digest, digest_tags) in rows {
-        let tag: Tag = packed.read_text()?.parse().map_err(|_| PlanChunkError("no such tag"))?;
+        let tag: Tag = packed.read_text()?.parse().map_err(|_| PlanChunkError("invalid tag"))?;
         let target_tag = match packed.read_text()? {
             "" => tag.clone(),
-            other => other.parse().map_err(|_| PlanChunkError("no such tag"))?,
+            other => other.parse().map_err(|_| PlanChunkError("invalid tag"))?,
         };
         let (source, target) =
             (TagLocator { repository: source, tag }, TagLocator { repository: target, tag: target_tag });
@@ -155,7 +156,7 @@ fn inflate(bytes: &[u8]) -> Result<Vec<u8>, PlanChunkError> {
     DeflateDecoder::new(bytes)
         .take(MAX_UNPACKED_BYTES)
         .read_to_end(&mut unpacked)
-        .map_err(|_| PlanChunkError("it does not unpack"))?;
+        .map_err(|_| PlanChunkError("invalid deflate stream"))?;
     Ok(unpacked)
 }
 
@@ -178,7 +179,7 @@ struct ByteReader<'a>(&'a [u8]);
 
 impl<'a> ByteReader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], PlanChunkError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(PlanChunkError("it ends too early"))?;
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(PlanChunkError("truncated"))?;
         self.0 = rest;
         Ok(taken)
     }
@@ -202,7 +203,7 @@ impl<'a> ByteReader<'a> {
 
     fn read_digest(&mut self, algorithm: Algorithm) -> Result<Digest, PlanChunkError> {
         let hex = hex::encode(self.take(algorithm.hex_len() / 2)?);
-        format!("{}:{hex}", algorithm.as_str()).parse().map_err(|_| PlanChunkError("no such digest"))
+        format!("{}:{hex}", algorithm.as_str()).parse().map_err(|_| PlanChunkError("invalid digest"))
     }
 }
 

@@ -62,6 +62,6 @@ impl FromStr for Priority {
 
     fn from_str(text: &str) -> Result<Priority, String> {
         let found = Priority::ALL.into_iter().find(|priority| priority.as_str() == text);
-        found.ok_or_else(|| format!("a priority is high, normal or low, not `{}`", crate::sanitize::sanitize(text)))
+        found.ok_or_else(|| format!("invalid priority `{}`: use high, normal or low", crate::sanitize::sanitize(text)))
     }
 }

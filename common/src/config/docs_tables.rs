@@ -55,18 +55,18 @@ fn sections_below(kind: &ValueKind, path: &'static str) -> Vec<(&'static ConfigS
 fn describe_kind(kind: &ValueKind) -> String {
     match kind {
         ValueKind::Text => "text".to_owned(),
-        ValueKind::Flag => "on or off".to_owned(),
+        ValueKind::Flag => "true or false".to_owned(),
         ValueKind::Integer => "a whole number".to_owned(),
         ValueKind::Number => "a number".to_owned(),
         ValueKind::Duration => "a time (90s, 1h30m, 7d)".to_owned(),
-        ValueKind::Since => "a day, a moment or a time ago".to_owned(),
+        ValueKind::Since => "a date, a timestamp or an age".to_owned(),
         ValueKind::Size => "a size (10MiB)".to_owned(),
         ValueKind::Url => "a URL".to_owned(),
-        ValueKind::Secret => "a secret: better a variable".to_owned(),
+        ValueKind::Secret => "a secret; prefer a variable".to_owned(),
         ValueKind::Section(_) => "keys, below".to_owned(),
         ValueKind::List(item) => format!("a list: {}", describe_kind(item)),
         ValueKind::OneOrMany(item) => format!("{}; or a list", describe_kind(item)),
-        ValueKind::Map(value) => format!("names of your own: {}", describe_kind(value)),
+        ValueKind::Map(value) => format!("a mapping with keys of your choice: {}", describe_kind(value)),
         ValueKind::Either(kinds) => kinds.iter().map(describe_kind).collect::<Vec<_>>().join("; or "),
     }
 }

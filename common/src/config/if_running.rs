@@ -43,7 +43,7 @@ impl FromStr for IfRunning {
 
     fn from_str(text: &str) -> Result<IfRunning, String> {
         let found = IfRunning::ALL.into_iter().find(|mode| mode.as_str() == text);
-        found.ok_or_else(|| format!("`{text}` is none of wait, join, supersede, fail"))
+        found.ok_or_else(|| format!("`{text}` is not one of wait, join, supersede, fail"))
     }
 }
 
@@ -66,6 +66,6 @@ mod tests {
             assert!(config.to_yaml_redacted().contains(&format!("if_running: {mode}\n")));
         }
         let wrong = read("if_running: skip\n").unwrap_err();
-        assert!(wrong.contains("`skip` is none of wait, join, supersede, fail"), "{wrong}");
+        assert!(wrong.contains("`skip` is not one of wait, join, supersede, fail"), "{wrong}");
     }
 }

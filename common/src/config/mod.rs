@@ -240,7 +240,7 @@ fn read_config(reader: &ValueReader, root: &YamlNode, text: &str, presets: Optio
     }
     config.if_running = fields.get("if_running").and_then(|node| reader.parse(node)).unwrap_or_default();
     config.bandwidth = fields.get("bandwidth").and_then(|node| reader.size(node));
-    config.monthly_quota = fields.get("traffic").and_then(|node| reader.size(node));
+    config.monthly_quota = fields.get("monthly_quota").and_then(|node| reader.size(node));
     config.report = fields.get("report").and_then(|node| report::read(reader, node));
     config.notify = fields.get("notify").map(|node| notify::read(reader, node)).unwrap_or_default();
     config.serve = fields.get("serve").map(|node| serve::read(reader, node)).unwrap_or_default();

@@ -252,7 +252,7 @@ fn read_chat(reader: &ValueReader, node: &YamlNode, kind: ChatKind) -> Option<Ch
     let template = fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from);
     let on = read_condition(reader, &fields);
     let Some(named) = fields.get("url") else {
-        reader.report(&fields.at, "`url` is missing: where to?");
+        reader.report(&fields.at, "`url` is missing");
         return None;
     };
     Some(ChatConfig { kind, url: read_webhook_url(reader, named)?, secret, template, on })
@@ -297,7 +297,7 @@ fn read_address(reader: &ValueReader, node: &YamlNode) -> Option<String> {
     let is_one =
         bare.split_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty() && !host.contains('@'));
     if !is_one || text.contains(['\r', '\n']) || bare.contains(char::is_whitespace) {
-        reader.report_value(node, format!("`{text}` is no address such as imgsync@example.com"), None);
+        reader.report_value(node, format!("`{text}` is not an address such as imgsync@example.com"), None);
         return None;
     }
     Some(text.to_owned())
@@ -315,8 +315,8 @@ fn read_telegram(reader: &ValueReader, node: &YamlNode) -> TelegramConfig {
         if !is_group(group) {
             reader.report_value(
                 node,
-                format!("`{group}` is neither a chat's number nor @name"),
-                Some("a group's number begins with -100; a bot that is in it is told by getUpdates".to_owned()),
+                format!("`{group}` is neither a chat id nor @name"),
+                Some("a group's id begins with -100; getUpdates shows it to a bot in the group".to_owned()),
             );
             return None;
         }
@@ -342,7 +342,7 @@ fn read_webhook(reader: &ValueReader, node: &YamlNode) -> Option<WebhookConfig> 
     let template = fields.get("template").and_then(|node| reader.text(node)).map(PathBuf::from);
     let on = read_condition(reader, &fields);
     let Some(named) = fields.get("url") else {
-        reader.report(&fields.at, "`url` is missing: where to?");
+        reader.report(&fields.at, "`url` is missing");
         return None;
     };
     Some(WebhookConfig { url: read_webhook_url(reader, named)?, headers, template, secret, on })
@@ -352,7 +352,7 @@ fn read_headers(reader: &ValueReader, node: &YamlNode) -> BTreeMap<String, Secre
     let mut headers = BTreeMap::new();
     let YamlValue::Map(entries) = &node.value else {
         if !matches!(node.value, YamlValue::Null | YamlValue::Invalid) {
-            reader.report(&node.at, format!("`headers` is a mapping of names, and this is {}", node.type_name()));
+            reader.report(&node.at, format!("`headers` is a mapping, and this is {}", node.type_name()));
         }
         return headers;
     };
@@ -361,7 +361,7 @@ fn read_headers(reader: &ValueReader, node: &YamlNode) -> BTreeMap<String, Secre
         let name = match HeaderName::from_bytes(entry.key.as_bytes()) {
             Ok(name) => name,
             Err(_) => {
-                reader.report(&entry.key_at, format!("`{}` is no name of a header", entry.key));
+                reader.report(&entry.key_at, format!("`{}` is not a header name", entry.key));
                 continue;
             }
         };
@@ -380,7 +380,7 @@ fn read_condition(reader: &ValueReader, fields: &SectionFields<'_>) -> NotifyCon
         Some("changes") => NotifyCondition::Changes,
         Some("failure") => NotifyCondition::Failure,
         Some(other) => {
-            reader.report_value(node, format!("`{other}` is none of always, changes and failure"), None);
+            reader.report_value(node, format!("`{other}` is not one of always, changes, failure"), None);
             NotifyCondition::default()
         }
         None => NotifyCondition::default(),
@@ -448,15 +448,15 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_without_the_secret() {
         for (text, wanted) in [
-            ("notify: {telegram: {group: friends}}", "neither a chat's number nor @name"),
-            ("notify: {telegram: {on: never}}", "none of always, changes and failure"),
+            ("notify: {telegram: {group: friends}}", "neither a chat id nor @name"),
+            ("notify: {telegram: {on: never}}", "not one of always, changes, failure"),
             ("notify: {webhook: {url: 'ftp://x.example/secretpath'}}", "a URL with ftp:// cannot be used here"),
-            ("notify: {webhook: {url: 'https://me:1/secretpath@x.example'}}", "cannot be told where the password"),
+            ("notify: {webhook: {url: 'https://me:1/secretpath@x.example'}}", "the password in this URL is ambiguous"),
             ("notify: {webhook: {on: always}}", "`url` is missing"),
-            ("notify: {webhook: {url: 'https://x', headers: {\"a b\": c}}}", "no name of a header"),
+            ("notify: {webhook: {url: 'https://x', headers: {\"a b\": c}}}", "not a header name"),
             ("notify: {slack: {url: 'hooks.slack.example/secretpath'}}", "this is not a URL"),
-            ("notify: {slack: {url: 'https://x.example', secret: secretpath}}", "`secret` is no key of a chat"),
-            ("notify: {email: {server: 'smtp://x.example', from: me, to: a@b.example}}", "`me` is no address"),
+            ("notify: {slack: {url: 'https://x.example', secret: secretpath}}", "`secret` is not a key of a chat"),
+            ("notify: {email: {server: 'smtp://x.example', from: me, to: a@b.example}}", "`me` is not an address"),
             ("notify: {email: {server: 'smtp://x.example', from: a@b.example}}", "`to` is missing"),
             ("notify: {email: {server: 'imap://x.example', from: a@b.example, to: c@d.example}}", "smtp"),
             ("notify: {ping: secretpath}", "this is not a URL"),

@@ -43,7 +43,7 @@ impl FromStr for Preset {
         let versions = match range.is_empty() {
             true => None,
             false => Some(range.parse::<VersionRange>().map_err(|error| {
-                format!("after the preset's name come versions such as `{name} >=1.30`, and here {error}")
+                format!("after the preset's name comes a version range such as `{name} >=1.30`: {error}")
             })?),
         };
         Ok(Self { name: name.to_owned(), versions })
@@ -71,12 +71,12 @@ impl Preset {
             let meant = longer.map(|preset| preset.name).or(near);
             let meant = meant.map(|meant| format!(", did you mean `{meant}`?")).unwrap_or_default();
             let names: Vec<&str> = known.iter().map(|preset| preset.name).collect();
-            return Err((format!("there is no preset `{name}`{meant}"), format!("there are {}", names.join(", "))));
+            return Err((format!("there is no preset `{name}`{meant}"), format!("available: {}", names.join(", "))));
         };
         if self.versions.is_some() && !found.has_versions {
             return Err((
-                format!("the preset `{name}` is not cut down to versions"),
-                "choose tags with `tags`, such as `tags: {semver: \">=1.20\"}`".to_owned(),
+                format!("the preset `{name}` does not support versions"),
+                "filter tags with `tags`, such as `tags: {semver: \">=1.20\"}`".to_owned(),
             ));
         }
         Ok(found)
@@ -90,8 +90,8 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode, known: Option<&[Preset
             let [entry] = entries.as_slice() else {
                 reader.report_with_hint(
                     &node.at,
-                    "a preset with settings is one name and what is set",
-                    "write `preset: {kubeadm: {versions: \">=1.30\"}}`; a second preset is a rule of its own",
+                    "a preset with settings is a mapping of one name",
+                    "write `preset: {kubeadm: {versions: \">=1.30\"}}`; a second preset needs its own rule",
                 );
                 return None;
             };

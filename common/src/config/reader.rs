@@ -99,7 +99,7 @@ impl ValueReader {
                 }
                 self.report(&entry.key_at, format!("unknown key `{}`, did you mean `{meant}`?", entry.key));
             } else if let Some(title) = elsewhere() {
-                let message = format!("`{}` is no key of {}; it belongs to {title}", entry.key, section.title);
+                let message = format!("`{}` is not a key of {}; it belongs to {title}", entry.key, section.title);
                 self.report_with_hint(&entry.key_at, message, hint);
             } else {
                 self.report_with_hint(&entry.key_at, format!("unknown key `{}`", entry.key), hint);
@@ -121,7 +121,7 @@ impl ValueReader {
             }
             YamlValue::Invalid => None,
             _ => {
-                self.report_wrong_type(node, "a single value is wanted");
+                self.report_wrong_type(node, "expected a single value");
                 None
             }
         }
@@ -221,7 +221,7 @@ impl ValueReader {
         }
         if url.query().is_some() || url.fragment().is_some() {
             self.mark_hidden(node);
-            self.report(&node.at, "this URL has a `?` or a `#`; only scheme, host, port and path are taken");
+            self.report(&node.at, "this URL has a `?` or a `#`; only scheme, host, port and path are allowed");
             return None;
         }
         Some(url)
@@ -236,7 +236,7 @@ impl ValueReader {
         let username = fields.get("username").map(|node| self.username(node));
         let password = fields.get("password").map(|node| self.secret(node));
         let Some(named) = fields.get("url") else {
-            self.report(&fields.at, "`url` is missing: where is it?");
+            self.report(&fields.at, "`url` is missing");
             return None;
         };
         let url = self.secret_url(named, schemes)?;
@@ -362,7 +362,7 @@ impl ValueReader {
             YamlValue::List(items) => items,
             YamlValue::Null | YamlValue::Invalid => &[],
             _ => {
-                self.report_wrong_type(node, "a list is wanted");
+                self.report_wrong_type(node, "expected a list");
                 &[]
             }
         }
@@ -372,7 +372,7 @@ impl ValueReader {
     pub(super) fn one_or_many<'n>(&self, node: &'n YamlNode) -> &'n [YamlNode] {
         match &node.value {
             YamlValue::List(items) if items.is_empty() => {
-                self.report(&node.at, "this list is empty; leave the key out instead");
+                self.report(&node.at, "this list is empty; omit the key instead");
                 &[]
             }
             YamlValue::List(items) => items,

@@ -95,7 +95,7 @@ impl FromStr for PullReserve {
             Some(percent) => percent.trim().parse().ok().filter(|percent| *percent <= 100).map(PullReserve::Percent),
             None => text.parse().ok().map(PullReserve::Count),
         };
-        reserve.ok_or_else(|| format!("`{text}` is neither a number of pulls nor a part such as 5%"))
+        reserve.ok_or_else(|| format!("`{text}` is neither a number of pulls nor a percentage such as 5%"))
     }
 }
 
@@ -214,7 +214,7 @@ fn read_metadata_address(reader: &ValueReader, node: &YamlNode) -> Option<IpAddr
     let text = reader.text(node)?;
     let address = text.parse().ok();
     if address.is_none() {
-        reader.report_value(node, format!("`{text}` is no address, such as 169.254.169.254"), None);
+        reader.report_value(node, format!("`{text}` is not an IP address such as 169.254.169.254"), None);
     }
     address
 }
@@ -225,14 +225,14 @@ fn check_contradictions(reader: &ValueReader, fields: &SectionFields<'_>, settin
             if let Some(entry) = fields.entry(name)
                 && (name != "insecure" || settings.insecure)
             {
-                reader.report(&entry.key_at, format!("`{name}` means nothing with `tls: off`"));
+                reader.report(&entry.key_at, format!("`{name}` has no effect with `tls: off`"));
             }
         }
     }
     if settings.insecure
         && let Some(entry) = fields.entry("ca")
     {
-        reader.report(&entry.key_at, "`ca` means nothing with `insecure`, which trusts any certificate");
+        reader.report(&entry.key_at, "`ca` has no effect with `insecure`, which trusts any certificate");
     }
     if let (Some(endpoint), Some(plain), Some(node)) = (&settings.endpoint, settings.plain_http, fields.get("tls"))
         && (endpoint.scheme() == "http") != plain

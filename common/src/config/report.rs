@@ -31,7 +31,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<ReportConfig
         None => None,
     };
     let Some(named) = fields.get("file") else {
-        reader.report(&fields.at, "`file` is missing: where to?");
+        reader.report(&fields.at, "`file` is missing");
         return None;
     };
     Some(ReportConfig { file: read_path(reader, named)?, level, template })

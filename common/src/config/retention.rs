@@ -51,7 +51,7 @@ impl FromStr for PruneLimit {
             Some(percent) => percent.trim().parse().ok().filter(|percent| *percent <= 100).map(PruneLimit::Percent),
             None => text.parse().ok().map(PruneLimit::Count),
         };
-        limit.ok_or_else(|| format!("`{text}` is neither a number of tags nor a part such as 10%"))
+        limit.ok_or_else(|| format!("`{text}` is neither a number of tags nor a percentage such as 10%"))
     }
 }
 

@@ -201,10 +201,7 @@ fn read_overridable(reader: &ValueReader, fields: &SectionFields<'_>, has_preset
         naming: fields.get("naming").and_then(|node| {
             let style: NamingStyle = reader.parse(node)?;
             if style == NamingStyle::Original && !has_preset && fields.entry("from").is_some() {
-                reader.report(
-                    &node.at,
-                    "`naming: original` is for presets, whose names in the original imgsync are known",
-                );
+                reader.report(&node.at, "`naming: original` is for presets only: it uses the names of imgsync 2.1");
                 return None;
             }
             Some(style)
@@ -216,11 +213,7 @@ fn read_overridable(reader: &ValueReader, fields: &SectionFields<'_>, has_preset
             "keep" => Some(ForeignLayers::Keep),
             "copy" => Some(ForeignLayers::Copy),
             other => {
-                reader.report_value(
-                    node,
-                    format!("foreign layers are kept as references (`keep`) or copied (`copy`), not `{other}`"),
-                    None,
-                );
+                reader.report_value(node, format!("`{other}` is not one of keep (as references), copy"), None);
                 None
             }
         }),
@@ -301,8 +294,8 @@ pub(super) fn read(surroundings: &RuleContext<'_>, node: &YamlNode, line: usize)
     if !to_is_said && fields.entry("to").is_none() && source.is_some() {
         reader.report_with_hint(
             &fields.at,
-            "this rule says not where to",
-            "write `to` here or in `defaults`, or a `username` for docker.io in `registries`",
+            "rule has no target (`to`)",
+            "set `to` here or in `defaults`, or a `username` for docker.io in `registries`",
         );
     }
     let prune = fields.get("prune").and_then(|node| retention::read_prune(reader, node));
@@ -375,17 +368,13 @@ fn read_newest(reader: &ValueReader, node: &YamlNode) -> Option<Newest> {
             "version" => NewestBy::Version,
             "date" => NewestBy::Date,
             other => {
-                reader.report_value(
-                    node,
-                    format!("the newest are found by version or by date, not by `{other}`"),
-                    None,
-                );
+                reader.report_value(node, format!("`{other}` is not one of version, date"), None);
                 return None;
             }
         },
     };
     let Some(count) = fields.get("count") else {
-        reader.report(&fields.at, "`count` is missing: how many?");
+        reader.report(&fields.at, "`count` is missing");
         return None;
     };
     reader.integer(count, 1..=usize::MAX).map(|count| Newest { count, by })
@@ -409,20 +398,20 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
             || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))))
     {
         let key = fields.entry("prune").map_or(&fields.at, |entry| &entry.key_at);
-        reader.report(key, "`prune` is for rules from registries to registries; nothing is removed from a layout");
+        reader.report(key, "`prune` needs registries as source and target; layouts are never pruned");
     }
     if rule.backup.is_some()
         && fields.entry("backup").is_some()
         && rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)))
     {
-        reader.report(&place("backup"), "a layout keeps no backups; `backup` is for registries");
+        reader.report(&place("backup"), "`backup` is not supported for layouts");
     }
     if rule.sparse && rule.platforms.is_empty() && fields.get("sparse").is_some() {
-        reader.report_with_hint(&place("sparse"), "`sparse` needs `platforms`", "name those that are to be copied");
+        reader.report_with_hint(&place("sparse"), "`sparse` needs `platforms`", "list the platforms to copy");
     }
     for (index, to) in rule.to.iter().enumerate() {
         if rule.to[..index].contains(to) {
-            reader.report(&place("to"), "the same place is written twice");
+            reader.report(&place("to"), "duplicate target");
         }
     }
     let patterns = match &rule.source {
@@ -511,8 +500,8 @@ pub(super) fn check_collisions(reader: &ValueReader, rules: &[(Rule, &YamlNode)]
                 let line = rules[*other].0.line;
                 reader.report_with_hint(
                     &node.at,
-                    format!("{target} is written by the rule in line {line} already, with other images"),
-                    "give one of the two another `naming` or `to`",
+                    format!("{target} is also written by the rule in line {line}, with other images"),
+                    "use another `naming` or `to` for one of the two",
                 );
             }
             earlier.push((index, repository.clone(), base, style));

@@ -17,26 +17,22 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<String> {
     let text = reader.text(node)?;
     if NAMING_STYLES.contains(&text) || text.contains("{{") || text.contains("{%") {
         let hint = format!("write `naming: {text}`");
-        reader.report_value(
-            node,
-            format!("`name` is what the rule is called, and `{text}` says what targets are called"),
-            Some(hint),
-        );
+        reader.report_value(node, format!("`name` is the name of the rule; `{text}` is a naming style"), Some(hint));
         return None;
     }
     let length = text.chars().count();
     if length > MAX_NAME_CHARS {
         reader.report_value(
             node,
-            format!("a rule's name has at most {MAX_NAME_CHARS} characters, and this has {length}"),
+            format!("a rule's name has at most {MAX_NAME_CHARS} characters; this one has {length}"),
             None,
         );
         return None;
     }
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if !text.bytes().all(is_plain) || !text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
-        let hint = "write letters, digits, `.`, `_` and `-`, and begin with a letter or a digit";
-        reader.report_value(node, format!("`{text}` cannot be the name of a rule"), Some(hint.to_owned()));
+        let hint = "use letters, digits, `.`, `_` and `-`, starting with a letter or digit";
+        reader.report_value(node, format!("`{text}` is not a valid rule name"), Some(hint.to_owned()));
         return None;
     }
     Some(text.to_owned())
@@ -50,8 +46,8 @@ pub(super) fn check_unique(reader: &ValueReader, rules: &[(Rule, &YamlNode)]) {
         if let Some(line) = named.get(name.as_str()) {
             reader.report_with_hint(
                 &node.at,
-                format!("the rule in line {line} is called {name} already"),
-                "give each rule a name of its own, or none",
+                format!("the rule in line {line} has the name {name} already"),
+                "give each rule a unique name, or none",
             );
         }
         named.entry(name).or_insert(rule.line);
@@ -123,13 +119,13 @@ mod tests {
         let long = "x".repeat(65);
         for (name, wanted) in [
             ("keep", "write `naming: keep`"),
-            ("'{{basename}}'", "says what targets are called"),
-            ("a/b", "cannot be the name of a rule"),
-            ("'two words'", "cannot be the name of a rule"),
-            ("-x", "begin with a letter or a digit"),
+            ("'{{basename}}'", "is a naming style"),
+            ("a/b", "is not a valid rule name"),
+            ("'two words'", "is not a valid rule name"),
+            ("-x", "starting with a letter or digit"),
             ("''", "this is empty"),
-            ("镜像", "cannot be the name of a rule"),
-            (long.as_str(), "at most 64 characters, and this has 65"),
+            ("镜像", "is not a valid rule name"),
+            (long.as_str(), "at most 64 characters; this one has 65"),
             ("[a]", "is a list"),
         ] {
             let said = read(&format!("- {{from: gcr.io/a, name: {name}}}\n")).unwrap_err();
@@ -137,7 +133,7 @@ mod tests {
         }
         assert!(read(&format!("- {{from: gcr.io/a, name: {}}}\n", &long[1..])).is_ok());
         let said = read("- {from: gcr.io/a, name: web}\n- from: gcr.io/b\n  name: web\n").unwrap_err();
-        assert!(said.contains("the rule in line 3 is called web already"), "{said}");
+        assert!(said.contains("the rule in line 3 has the name web already"), "{said}");
         let defaults = "defaults: {name: web}\nrules: []\n";
         let file = ConfigFile { name: "c.yaml", text: defaults, environment: &|_| None, presets: None };
         assert!(Config::read(&file).is_err(), "a name is of one rule");

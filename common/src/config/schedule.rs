@@ -31,7 +31,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
         (None, Some(every)) => {
             let time = reader.duration(every)?;
             if time < MIN_INTERVAL {
-                reader.report_value(every, "no rule is run more often than every five seconds", None);
+                reader.report_value(every, "the minimum is five seconds", None);
                 return None;
             }
             Recurrence::Every(time)
@@ -56,7 +56,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
     let zone = match fields.get("zone") {
         None => TimeZone::UTC,
         Some(node) if matches!(recurrence, Recurrence::Every(_)) => {
-            reader.report_value(node, "`zone` is of `cron`: `every` counts the same everywhere", None);
+            reader.report_value(node, "`zone` applies to `cron` only", None);
             return None;
         }
         Some(node) => {
@@ -65,7 +65,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<Schedule> {
                 Ok(zone) => zone,
                 Err(_) => {
                     let hint = "write a name such as Europe/Berlin, Asia/Shanghai or UTC".to_owned();
-                    reader.report_value(node, format!("`{name}` is no time zone that is known here"), Some(hint));
+                    reader.report_value(node, format!("unknown time zone `{name}`"), Some(hint));
                     return None;
                 }
             }
@@ -111,13 +111,13 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_schedule_is_said() {
         for (written, wanted) in [
-            ("'0 0 30 2 *'", "never comes"),
+            ("'0 0 30 2 *'", "never matches"),
             ("{every: 6h, cron: '@daily'}", "not both"),
             ("{jitter: 6h}", "needs `cron` or `every`"),
-            ("{every: 1s}", "every five seconds"),
+            ("{every: 1s}", "the minimum is five seconds"),
             ("{every: 1h, jitter: 1h}", "shorter than `every`"),
-            ("{cron: '@daily', zone: Mars/Olympus}", "no time zone"),
-            ("{every: 1h, zone: UTC}", "counts the same everywhere"),
+            ("{cron: '@daily', zone: Mars/Olympus}", "unknown time zone"),
+            ("{every: 1h, zone: UTC}", "applies to `cron` only"),
             ("6h", "every: 6h"),
             ("{evry: 1h}", "did you mean `every`"),
         ] {

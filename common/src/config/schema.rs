@@ -13,7 +13,7 @@ impl Config {
         schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
         schema["title"] = json!("imgsync.yaml");
         schema["description"] =
-            json!("What imgsync copies where. Values may hold ${VAR}, ${VAR:-default} and ${VAR:?why}.");
+            json!("Configuration of imgsync. Values may contain ${VAR}, ${VAR:-default} and ${VAR:?message}.");
         schema["$defs"] = json!({
             "variable": {"type": "string", "pattern": "\\$\\{"},
             "flag": {
@@ -28,7 +28,7 @@ impl Config {
             "duration": {"type": "string", "examples": ["90s", "1h30m", "7d"]},
             "size": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}], "examples": ["10MiB"]},
             "url": {"type": "string"},
-            "secret": {"type": ["string", "number"], "description": "Better a variable: \"${TOKEN}\"."},
+            "secret": {"type": ["string", "number"], "description": "Prefer a variable: \"${TOKEN}\"."},
         });
         schema
     }

@@ -49,46 +49,50 @@ pub(super) static CONFIG: ConfigSection = ConfigSection {
         key(
             "cluster",
             ValueKind::Section(&CLUSTER),
-            "Broker and store of a cluster. Without it, all is done in one process.",
+            "Broker and store of a cluster. Without it, one process does everything.",
         ),
         key(
             "registries",
             ValueKind::Map(&ValueKind::Section(&REGISTRY)),
-            "Registries by host (and port): how to reach them and who is asking.",
+            "Connection settings, credentials and limits by registry host (and port).",
         ),
-        key("defaults", ValueKind::Section(&DEFAULTS), "What rules say where they do not say it themselves."),
-        key("rules", ValueKind::List(&ValueKind::Section(&RULE)), "What is copied where."),
+        key("defaults", ValueKind::Section(&DEFAULTS), "Defaults for the keys of rules."),
+        key(
+            "rules",
+            ValueKind::List(&ValueKind::Section(&RULE)),
+            "Which repositories and tags to mirror, and where to.",
+        ),
         key(
             "verify_every",
             ValueKind::Duration,
-            "How long a target tag is believed to be there before the target is asked again (7d).",
+            "How long a cached target tag is trusted before it is checked again (7d).",
         ),
-        key("referrers_every", ValueKind::Duration, "How often an unchanged image is asked for new referrers (7d)."),
-        key("keep", ValueKind::Duration, "How long finished batches are kept (90d)."),
-        key("concurrency", ValueKind::Integer, "How many images are copied at a time (20)."),
+        key("referrers_every", ValueKind::Duration, "How often unchanged images are checked for new referrers (7d)."),
+        key("keep", ValueKind::Duration, "Retention of finished batches (90d)."),
+        key("concurrency", ValueKind::Integer, "Images copied concurrently (20)."),
         key(
             "if_running",
             ValueKind::Text,
             "What `imgsync run` does while a batch of the same rules is running: wait, join, supersede or fail (wait).",
         ),
-        key("bandwidth", ValueKind::Size, "Bytes of blobs a second, in and out each, of one process; such as 20MiB."),
         key(
-            "traffic",
+            "bandwidth",
             ValueKind::Size,
-            "Bytes of blobs a month, in and out together, that a worker's machine may move.",
+            "Bandwidth limit of a process in bytes per second, for each direction; such as 20MiB.",
         ),
         key(
-            "timeout",
-            ValueKind::Duration,
-            "How long registries are waited for with one image; longer while bytes flow (10m).",
+            "monthly_quota",
+            ValueKind::Size,
+            "Monthly transfer quota of a worker's machine in bytes, in and out together.",
         ),
+        key("timeout", ValueKind::Duration, "Timeout of one image; extended while bytes flow (10m)."),
         key(
             "report",
             ValueKind::Either(&[ValueKind::Text, ValueKind::Section(&REPORT)]),
-            "Where a run's report goes: a .txt, .json, .md or .html file.",
+            "File for the report of a run: .txt, .json, .md or .html.",
         ),
-        key("notify", ValueKind::Section(&NOTIFY), "Who is told when a batch has ended."),
-        key("serve", ValueKind::Section(&SERVE), "How `imgsync serve` answers."),
+        key("notify", ValueKind::Section(&NOTIFY), "Notification targets."),
+        key("serve", ValueKind::Section(&SERVE), "HTTP settings of `imgsync serve`."),
     ],
 };
 
@@ -100,7 +104,7 @@ pub(super) static CLUSTER: ConfigSection = ConfigSection {
         key(
             "key",
             ValueKind::Secret,
-            "Messages, plans, options and provenance are authenticated with it, and others refused; the same on all machines.",
+            "Shared key that authenticates messages, plans, options and provenance; the same on all machines.",
         ),
         key(
             "ca",
@@ -114,13 +118,9 @@ pub(super) static CLUSTER: ConfigSection = ConfigSection {
 pub(super) static ADDRESS: ConfigSection = ConfigSection {
     title: "an address",
     keys: &[
-        key("url", ValueKind::Url, "Where it is."),
-        key("username", ValueKind::Text, "The user there."),
-        key(
-            "password",
-            ValueKind::Secret,
-            "The user's password, of any characters; in the URL itself it is percent-encoded.",
-        ),
+        key("url", ValueKind::Url, "The URL."),
+        key("username", ValueKind::Text, "The user name."),
+        key("password", ValueKind::Secret, "The password; percent-encode it only inside the URL."),
     ],
 };
 
@@ -135,26 +135,31 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
         key(
             "credentials",
             ValueKind::List(&ValueKind::Section(&CREDENTIAL)),
-            "Several accounts, for pulling only: their limits add up.",
+            "Additional accounts for pulling; their limits add up.",
         ),
-        key("endpoint", ValueKind::Url, "Where the registry really is: a mirror, a pull-through cache, a test."),
-        key("mirrors", ValueKind::OneOrMany(&ValueKind::Url), "Tried first, in this order, for pulling."),
+        key(
+            "endpoint",
+            ValueKind::Url,
+            "URL to use instead of the registry's own: a mirror, a pull-through cache, a test.",
+        ),
+        key("mirrors", ValueKind::OneOrMany(&ValueKind::Url), "Mirrors to pull from first, in this order."),
         key(
             "listing",
             ValueKind::Text,
-            "Whose API lists repositories and tags: auto (by the registry's name), registry (tags/list and _catalog), quay, hub, harbor or github.",
+            "API for listing repositories and tags: auto (by the registry's name), registry (tags/list and _catalog), \
+             quay, hub, harbor or github.",
         ),
         key(
             "api",
             ValueKind::Url,
-            "Where the vendor's own API is: needed where `endpoint` is set, or the API is on another host.",
+            "URL of the vendor's API; required if `endpoint` is set or the API is on another host.",
         ),
         key(
             "proxy",
             ADDRESS_OR_URL,
-            "A proxy for this registry: http://, https://, socks5:// or socks5h://, which resolves names for us.",
+            "Proxy for this registry: http://, https://, socks5:// or socks5h:// (the proxy resolves names).",
         ),
-        key("tls", ValueKind::Flag, "`off` speaks plain HTTP. Loopback addresses do so without it."),
+        key("tls", ValueKind::Flag, "`off` uses plain HTTP, which is the default for loopback addresses."),
         key(
             "ca",
             ValueKind::OneOrMany(&ValueKind::Text),
@@ -168,31 +173,32 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
         key(
             "allow_metadata",
             ValueKind::OneOrMany(&ValueKind::Text),
-            "Addresses of a cloud's metadata service, such as 169.254.169.254, that the registry may have or lead to.",
+            "Cloud metadata addresses, such as 169.254.169.254, that the registry may resolve or redirect to.",
         ),
         key(
             "requests_per_second",
             ValueKind::Number,
-            "The pace that the registry accepts, of all processes of a cluster together; what is documented for it if left out.",
+            "Rate limit in requests per second, shared by all processes of a cluster; by default the registry's \
+             documented limit.",
         ),
         key(
             "concurrency",
             ValueKind::Integer,
-            "How many requests to it may be open at a time, by all processes of a cluster together.",
+            "Concurrency limit in open requests, shared by all processes of a cluster.",
         ),
         key(
             "pull_reserve",
             ValueKind::Either(&[ValueKind::Integer, ValueKind::Text]),
-            "How much of its quota of pulls is left to others: a number, or a part such as 5%.",
+            "Part of the pull quota to leave unused: a number of pulls, or a percentage such as 5%.",
         ),
         key(
             "bandwidth",
             ValueKind::Size,
-            "Bytes of blobs a second, to it and from it each, of one process; such as 20MiB.",
+            "Bandwidth limit of a process for this registry in bytes per second, for each direction; such as 20MiB.",
         ),
-        key("egress", ValueKind::Text, "A name for the address that limits of anonymous users are counted by."),
-        key("create", ValueKind::Flag, "Makes what a push needs: repositories of ECR, projects of Harbor."),
-        key("chunk", ValueKind::Size, "Uploads blobs in pieces of this size (PATCH), such as 10MiB."),
+        key("egress", ValueKind::Text, "Name of the egress IP address that anonymous limits are counted by."),
+        key("create", ValueKind::Flag, "Creates missing ECR repositories and Harbor projects on push."),
+        key("chunk", ValueKind::Size, "Chunk size for blob uploads (PATCH), such as 10MiB."),
     ],
 };
 
@@ -206,53 +212,54 @@ pub(super) static CREDENTIAL: ConfigSection = ConfigSection {
 };
 
 const TO: ConfigKey =
-    key("to", ValueKind::OneOrMany(&ValueKind::Text), "Where to: registry and path, or `oci:DIR`; one or several.");
+    key("to", ValueKind::OneOrMany(&ValueKind::Text), "Targets: registry and path, or `oci:DIR`; one or several.");
 const NAMING: ConfigKey = key(
     "naming",
     ValueKind::Text,
-    "What targets are called: flat, keep, basename, full, original, or a template such as {{namespace}}/{{basename}}.",
+    "Naming of target repositories: flat, keep, basename, full, original, or a template such as \
+     {{namespace}}/{{basename}}.",
 );
-const TAGS: ConfigKey = key("tags", ValueKind::Section(&TAG_RULES), "Which tags; all of them if left out.");
+const TAGS: ConfigKey = key("tags", ValueKind::Section(&TAG_RULES), "Tag filter; all tags by default.");
 const PLATFORMS: ConfigKey = key(
     "platforms",
     ValueKind::OneOrMany(&ValueKind::Text),
-    "Only these platforms: os/arch or os/arch/variant. All of them if left out.",
+    "Platforms to copy: os/arch or os/arch/variant; all by default.",
 );
 const SPARSE: ConfigKey = key(
     "sparse",
     ValueKind::Flag,
-    "With `platforms`: the index stays as it is, and only those of its images are copied; for targets that take that.",
+    "With `platforms`: copies the index unchanged and only those of its images, for targets that allow it.",
 );
 const FOREIGN_LAYERS: ConfigKey = key(
     "foreign_layers",
     ValueKind::Text,
-    "keep: layers that live at URLs of their own stay there; copy: they are copied like others (keep).",
+    "Layers with external URLs: keep the reference, or copy them like other layers (keep).",
 );
 const REFERRERS: ConfigKey = key(
     "referrers",
     ValueKind::Either(&[ValueKind::Flag, ValueKind::List(&ValueKind::Text)]),
-    "Whether signatures, SBOMs and other referrers come along (true), or those of which artifact types.",
+    "Whether to copy signatures, SBOMs and other referrers (true), or a list of artifact types.",
 );
 const IMMUTABLE: ConfigKey = key(
     "immutable",
     ValueKind::OneOrMany(&ValueKind::Text),
-    "Tags that never move (globs, or /…/): once copied they are not asked for again, and never overwritten.",
+    "Tags that never move (globs, or /…/): once copied, they are neither checked again nor overwritten.",
 );
 const BACKUP: ConfigKey = key(
     "backup",
     ValueKind::Text,
-    "Keeps what an overwritten tag pointed to under another, such as {{tag}}-before-{{date}}; also {{time}}, {{digest}}.",
+    "Tag for the previous image of an overwritten tag, such as {{tag}}-before-{{date}}; also {{time}}, {{digest}}.",
 );
 static SCHEDULES: &[ValueKind] = &[ValueKind::Text, ValueKind::Section(&SCHEDULE)];
 const RULE_SCHEDULE: ConfigKey = key(
     "schedule",
     ValueKind::Either(SCHEDULES),
-    "When `imgsync serve` runs it: a cron pattern (0 */6 * * *), or cron or every, with jitter and zone.",
+    "Schedule for `imgsync serve`: a cron pattern (0 */6 * * *), or cron or every, with jitter and zone.",
 );
 const PRIORITY: ConfigKey = key(
     "priority",
     ValueKind::Text,
-    "high, normal or low, compared with other batches on the same routes (normal); also run --priority.",
+    "high, normal or low, relative to other batches on the same routes (normal); also run --priority.",
 );
 const VERIFY_EVERY: ConfigKey = key("verify_every", ValueKind::Duration, "As at the top, for this rule.");
 const REFERRERS_EVERY: ConfigKey = key("referrers_every", ValueKind::Duration, "As at the top, for this rule.");
@@ -265,11 +272,7 @@ pub(super) static DEFAULTS: ConfigSection = ConfigSection {
 pub(super) static RULE: ConfigSection = ConfigSection {
     title: "a rule",
     keys: &[
-        key(
-            "name",
-            ValueKind::Text,
-            "What the rule is called in reports, metrics and the dashboard; what it reads if left out.",
-        ),
+        key("name", ValueKind::Text, "Name of the rule in reports, metrics and the dashboard; its source by default."),
         key(
             "preset",
             ValueKind::Either(&[ValueKind::Text, ValueKind::Map(&ValueKind::Section(&PRESET))]),
@@ -278,7 +281,7 @@ pub(super) static RULE: ConfigSection = ConfigSection {
         key(
             "from",
             ValueKind::Either(&[ValueKind::Text, ValueKind::Section(&FROM)]),
-            "Source repositories: `**` stands for all below, `*` for one level; or `oci:DIR`.",
+            "Source repositories: `**` matches all levels, `*` one level; or `oci:DIR`.",
         ),
         TAGS,
         PLATFORMS,
@@ -292,7 +295,7 @@ pub(super) static RULE: ConfigSection = ConfigSection {
         key(
             "prune",
             ValueKind::Either(&[ValueKind::Flag, ValueKind::Section(&PRUNE)]),
-            "Removes target tags that this rule made and its source has no more (off).",
+            "Removes target tags that this rule created and that are gone from the source (off).",
         ),
         RULE_SCHEDULE,
         PRIORITY,
@@ -304,11 +307,11 @@ pub(super) static RULE: ConfigSection = ConfigSection {
 pub(super) static FROM: ConfigSection = ConfigSection {
     title: "`from`",
     keys: &[
-        key("repositories", ValueKind::Text, "Source repositories: `**` stands for all below, `*` for one level."),
+        key("repositories", ValueKind::Text, "Source repositories: `**` matches all levels, `*` one level."),
         key(
             "exclude",
             ValueKind::OneOrMany(&ValueKind::Text),
-            "Repositories of these that are left alone: host/team/broken, team/old/**, team/*-test.",
+            "Repositories to exclude: host/team/broken, team/old/**, team/*-test.",
         ),
     ],
 };
@@ -316,11 +319,11 @@ pub(super) static FROM: ConfigSection = ConfigSection {
 pub(super) static PRUNE: ConfigSection = ConfigSection {
     title: "`prune`",
     keys: &[
-        key("keep_days", ValueKind::Text, "For how many days the source must have been without the tag (30)."),
+        key("keep_days", ValueKind::Text, "Days that a tag must be gone from the source (30)."),
         key(
             "limit",
             ValueKind::Text,
-            "The most that one run removes, in tags or as a part of those that were made (10%).",
+            "Maximum number of tags removed by one run, or a percentage of those created (10%).",
         ),
     ],
 };
@@ -330,7 +333,7 @@ pub(super) static PRESET: ConfigSection = ConfigSection {
     keys: &[key(
         "versions",
         ValueKind::Text,
-        "Only what these versions need, as with `semver`; of presets that know what a version needs (kubeadm).",
+        "Version range, as with `semver`; for presets that map versions to images (kubeadm).",
     )],
 };
 
@@ -340,31 +343,31 @@ pub(super) static TAG_RULES: ConfigSection = ConfigSection {
         key(
             "include",
             ValueKind::OneOrMany(&ValueKind::Text),
-            "One of these must match: globs, or regular expressions as /…/.",
+            "Tags to include: globs, or regular expressions as /…/.",
         ),
-        key("exclude", ValueKind::OneOrMany(&ValueKind::Text), "None of these may match."),
-        key("semver", ValueKind::Text, "Only versions in this range: >=1.20, ^1.2 || ~2.3, 1.x."),
+        key("exclude", ValueKind::OneOrMany(&ValueKind::Text), "Tags to exclude."),
+        key("semver", ValueKind::Text, "Version range: >=1.20, ^1.2 || ~2.3, 1.x."),
         key(
             "newest",
             ValueKind::Either(&[ValueKind::Integer, ValueKind::Section(&NEWEST)]),
             "Only the newest N, by version (N of each variant such as -alpine) or by date.",
         ),
-        key("since", ValueKind::Since, "Only what is not older: a day such as 2025-01-01, or a time ago such as 90d."),
-        key("min", ValueKind::Integer, "Fails if fewer tags than this are left: better than to sync nothing."),
+        key("since", ValueKind::Since, "Oldest creation date: a day such as 2025-01-01, or an age such as 90d."),
+        key("min", ValueKind::Integer, "Minimum number of selected tags; fewer is an error."),
     ],
 };
 
 pub(super) static NEWEST: ConfigSection = ConfigSection {
     title: "`newest`",
-    keys: &[key("count", ValueKind::Integer, "How many."), key("by", ValueKind::Text, "version or date.")],
+    keys: &[key("count", ValueKind::Integer, "Number of tags."), key("by", ValueKind::Text, "version or date.")],
 };
 
 pub(super) static REPORT: ConfigSection = ConfigSection {
     title: "`report`",
     keys: &[
         key("file", ValueKind::Text, "A .txt, .json, .md or .html file."),
-        key("level", ValueKind::Integer, "1: totals; 2: what failed, too; 3: everything."),
-        key("template", ValueKind::Text, "A template of your own (Jinja); docs/reports.md says what it is given."),
+        key("level", ValueKind::Integer, "1: totals; 2: also failures; 3: everything."),
+        key("template", ValueKind::Text, "Jinja template; docs/reports.md lists its variables."),
     ],
 };
 
@@ -375,43 +378,42 @@ pub(super) static NOTIFY: ConfigSection = ConfigSection {
         key(
             "webhook",
             ValueKind::OneOrMany(&ValueKind::Section(&WEBHOOK)),
-            "A POST with JSON, or what a template makes.",
+            "A POST with JSON, or with the output of a template.",
         ),
-        key("slack", ValueKind::OneOrMany(&ValueKind::Section(&CHAT)), "A message by an incoming webhook of Slack."),
-        key("wecom", ValueKind::OneOrMany(&ValueKind::Section(&CHAT)), "A message by a robot of a WeCom group."),
+        key("slack", ValueKind::OneOrMany(&ValueKind::Section(&CHAT)), "A message to a Slack incoming webhook."),
+        key("wecom", ValueKind::OneOrMany(&ValueKind::Section(&CHAT)), "A message to a WeCom group bot."),
         key(
             "feishu",
             ValueKind::OneOrMany(&ValueKind::Section(&SIGNED_CHAT)),
-            "A message by a robot of a Feishu or Lark group.",
+            "A message to a Feishu or Lark group bot.",
         ),
-        key(
-            "dingtalk",
-            ValueKind::OneOrMany(&ValueKind::Section(&SIGNED_CHAT)),
-            "A message by a robot of a DingTalk group.",
-        ),
-        key("email", ValueKind::OneOrMany(&ValueKind::Section(&EMAIL)), "A mail with the report as a page."),
+        key("dingtalk", ValueKind::OneOrMany(&ValueKind::Section(&SIGNED_CHAT)), "A message to a DingTalk group bot."),
+        key("email", ValueKind::OneOrMany(&ValueKind::Section(&EMAIL)), "A mail with the report as HTML."),
         key(
             "ping",
             ValueKind::OneOrMany(&ValueKind::Secret),
-            "URLs that are asked after each batch in which all was done: whoever is not asked for too long raises the alarm.",
+            "Dead man's switch URLs, requested after each successful batch.",
         ),
         key(
             "throttled",
             ValueKind::Duration,
-            "Tell all but `ping` when a registry leaves a batch waiting for this long (1h).",
+            "Notify (all but `ping`) when a registry throttles a batch for this long (1h).",
         ),
     ],
 };
 
-const ON: ConfigKey =
-    key("on", ValueKind::Text, "always; changes: something was copied or failed; failure: not all is done (always).");
+const ON: ConfigKey = key(
+    "on",
+    ValueKind::Text,
+    "always; changes: something was copied or failed; failure: the batch did not succeed (always).",
+);
 
 pub(super) static TELEGRAM: ConfigSection = ConfigSection {
     title: "`telegram`",
     keys: &[
         key("token", ValueKind::Secret, "The bot's token, as @BotFather gave it."),
         key("group", ValueKind::Text, "The chat: a number such as -1001234567890, or @name of a public one."),
-        key("api", ValueKind::Url, "Where the Bot API is (https://api.telegram.org)."),
+        key("api", ValueKind::Url, "URL of the Bot API (https://api.telegram.org)."),
         ON,
     ],
 };
@@ -419,13 +421,13 @@ pub(super) static TELEGRAM: ConfigSection = ConfigSection {
 pub(super) static WEBHOOK: ConfigSection = ConfigSection {
     title: "a webhook",
     keys: &[
-        key("url", ValueKind::Secret, "Where to: http:// or https://. Only its host is ever shown."),
-        key("headers", ValueKind::Map(&ValueKind::Secret), "Sent with it, such as authorization or content-type."),
+        key("url", ValueKind::Secret, "The URL: http:// or https://. Only its host is ever shown."),
         key(
-            "template",
-            ValueKind::Text,
-            "A template of the body (Jinja), in place of JSON; docs/notifications.md says more.",
+            "headers",
+            ValueKind::Map(&ValueKind::Secret),
+            "Additional request headers, such as authorization or content-type.",
         ),
+        key("template", ValueKind::Text, "Jinja template of the body, instead of JSON; see docs/notifications.md."),
         key(
             "secret",
             ValueKind::Secret,
@@ -438,7 +440,7 @@ pub(super) static WEBHOOK: ConfigSection = ConfigSection {
 const CHAT_TEMPLATE: ConfigKey = key(
     "template",
     ValueKind::Text,
-    "A template of the message (Jinja), in place of the report; docs/notifications.md says more.",
+    "Jinja template of the message, instead of the report; see docs/notifications.md.",
 );
 
 pub(super) static CHAT: ConfigSection = ConfigSection {
@@ -447,10 +449,10 @@ pub(super) static CHAT: ConfigSection = ConfigSection {
 };
 
 pub(super) static SIGNED_CHAT: ConfigSection = ConfigSection {
-    title: "a robot",
+    title: "a bot",
     keys: &[
-        key("url", ValueKind::Secret, "The robot's URL. Only its host is ever shown."),
-        key("secret", ValueKind::Secret, "What messages are signed with, where the robot asks for that."),
+        key("url", ValueKind::Secret, "The bot's webhook URL. Only its host is ever shown."),
+        key("secret", ValueKind::Secret, "Secret for signing messages, if the bot requires it."),
         CHAT_TEMPLATE,
         ON,
     ],
@@ -459,20 +461,16 @@ pub(super) static SIGNED_CHAT: ConfigSection = ConfigSection {
 pub(super) static EMAIL: ConfigSection = ConfigSection {
     title: "a mail",
     keys: &[
-        key(
-            "server",
-            ValueKind::Url,
-            "smtps://host:465, or smtp://host:587, which turns to TLS before anything is said.",
-        ),
-        key("username", ValueKind::Text, "The user there."),
+        key("server", ValueKind::Url, "smtps://host:465, or smtp://host:587 (STARTTLS required)."),
+        key("username", ValueKind::Text, "The user name."),
         key("password", ValueKind::Secret, "The user's password."),
         key(
             "ca",
             ValueKind::OneOrMany(&ValueKind::Text),
             "Certificates to trust besides the system's: a file (PEM or DER), or PEM.",
         ),
-        key("from", ValueKind::Text, "Whom it is from: imgsync@example.com, or imgsync <imgsync@example.com>."),
-        key("to", ValueKind::OneOrMany(&ValueKind::Text), "Whom it is for."),
+        key("from", ValueKind::Text, "Sender: imgsync@example.com, or imgsync <imgsync@example.com>."),
+        key("to", ValueKind::OneOrMany(&ValueKind::Text), "Recipients."),
         CHAT_TEMPLATE,
         ON,
     ],
@@ -482,8 +480,8 @@ pub(super) static SCHEDULE: ConfigSection = ConfigSection {
     title: "`schedule`",
     keys: &[
         key("cron", ValueKind::Text, "Minute, hour, day of month, month, day of week: 0 3 * * MON-FRI."),
-        key("every", ValueKind::Duration, "So long after each other, such as 6h; at first, at once."),
-        key("jitter", ValueKind::Duration, "Each time up to so much later, so that not all is begun at once."),
+        key("every", ValueKind::Duration, "Interval, such as 6h; the first run starts immediately."),
+        key("jitter", ValueKind::Duration, "Random delay of each run up to this, to spread the load."),
         key("zone", ValueKind::Text, "The time zone of `cron`, such as Asia/Shanghai (UTC)."),
     ],
 };
@@ -495,12 +493,12 @@ pub(super) static SERVE: ConfigSection = ConfigSection {
         key(
             "token",
             ValueKind::Secret,
-            "What changes need, and reading off loopback or through a proxy; one is made up if left out.",
+            "Token for changes, and for reading from other hosts or through a proxy; generated by default.",
         ),
         key(
             "hosts",
             ValueKind::OneOrMany(&ValueKind::Text),
-            "Names that it is asked under besides its own address, such as that of a proxy in front of it.",
+            "Additional host names that requests may use, such as that of a reverse proxy.",
         ),
     ],
 };

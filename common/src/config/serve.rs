@@ -25,7 +25,7 @@ impl ServeConfig {
     /// Returns why a text is too weak for a token; `None` if it is not.
     pub fn token_weakness(text: &str) -> Option<String> {
         if text.chars().any(|c| !c.is_ascii_graphic()) {
-            return Some("a token is of visible ASCII characters, without spaces".to_owned());
+            return Some("a token consists of visible ASCII characters, without spaces".to_owned());
         }
         (text.len() < MIN_TOKEN_CHARS).then(|| {
             format!(
@@ -42,7 +42,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> ServeConfig {
         let address = text.parse().ok();
         if address.is_none() {
             let hint = "write 127.0.0.1:8080, or 0.0.0.0:8080 for all addresses".to_owned();
-            reader.report_value(node, format!("`{text}` is no address with a port"), Some(hint));
+            reader.report_value(node, format!("`{text}` is not an address with a port"), Some(hint));
         }
         address
     });
@@ -60,7 +60,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> ServeConfig {
         let names = reader.one_or_many(node).iter().filter_map(|item| {
             let name = reader.text(item)?.to_ascii_lowercase();
             if name.contains('/') || name.contains('*') {
-                reader.report_value(item, format!("`{name}` is no name of a host"), None);
+                reader.report_value(item, format!("`{name}` is not a host name"), None);
                 return None;
             }
             Some(name)
@@ -92,10 +92,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_without_the_token() {
         for (written, wanted) in [
-            ("{listen: '8080'}", "no address with a port"),
+            ("{listen: '8080'}", "not an address with a port"),
             ("{token: hush}", "can be guessed"),
             ("{token: 'hush hush hush hush'}", "without spaces"),
-            ("{hosts: 'https://x'}", "no name of a host"),
+            ("{hosts: 'https://x'}", "not a host name"),
         ] {
             let said = read(written).unwrap_err();
             assert!(said.contains(wanted) && !said.contains("hush"), "{said}");

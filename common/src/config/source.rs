@@ -49,7 +49,7 @@ pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields
 fn read_repositories(reader: &ValueReader, node: &YamlNode) -> Option<RepositoryPattern> {
     let fields = reader.fields(node, &FROM)?;
     let Some(repositories) = fields.get("repositories") else {
-        reader.report(&fields.at, "`repositories` is missing: which?");
+        reader.report(&fields.at, "`repositories` is missing");
         return None;
     };
     let text = reader.text(repositories)?;
@@ -69,7 +69,7 @@ fn read_repositories(reader: &ValueReader, node: &YamlNode) -> Option<Repository
     for node in fields.get("exclude").map(|node| reader.one_or_many(node)).unwrap_or_default() {
         match pattern.parse_exclusion(reader.text(node)?) {
             Ok(_) if pattern.repository().is_some() => {
-                reader.report_value(node, "nothing can be excluded from one repository", None);
+                reader.report_value(node, "`exclude` needs a pattern that matches several repositories", None);
             }
             Ok(other) if other == pattern => reader.report_value(node, format!("this excludes all of {pattern}"), None),
             Ok(other) => excluded.push(other),
@@ -99,7 +99,7 @@ pub(super) fn read_layout_path(reader: &ValueReader, node: &YamlNode, text: &str
         return None;
     }
     if text.contains('*') {
-        reader.report(&node.at, "a layout is read as a whole, without stars");
+        reader.report(&node.at, "a layout is always read as a whole: wildcards are not supported");
         return None;
     }
     Some(PathBuf::from(text))

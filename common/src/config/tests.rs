@@ -158,7 +158,7 @@ fn values_stay_as_they_were_written() {
 fn without_a_target_images_go_to_the_docker_hub_user() {
     let config = good("registries: {docker.io: {username: gcrxio}}\nrules: [{from: gcr.io/a/b}]");
     assert_eq!(config.rules[0].to, [RuleTarget::Registry("docker.io/gcrxio".parse().unwrap())]);
-    assert_eq!(messages("rules: [{from: gcr.io/a/b}]"), ["this rule says not where to"]);
+    assert_eq!(messages("rules: [{from: gcr.io/a/b}]"), ["rule has no target (`to`)"]);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn secrets_in_the_file_are_noticed() {
 #[test]
 fn bad_configurations_are_refused_with_the_reason() {
     for (text, message) in [
-        ("rules: {}".to_owned(), "a list is wanted, and this is a mapping"),
+        ("rules: {}".to_owned(), "expected a list, and this is a mapping"),
         ("rules: [{}]".to_owned(), "a rule needs `from` or `preset`"),
         ("[]".to_owned(), "the configuration is a mapping of cluster, registries"),
         ("a: b: c".to_owned(), "this is not YAML: "),
@@ -195,46 +195,43 @@ fn bad_configurations_are_refused_with_the_reason() {
         ("cluster: {store: redis}".to_owned(), "this is not a URL: it begins with redis:// or rediss://"),
         ("cluster: {key: ''}".to_owned(), "this secret is empty"),
         ("cluster: {}\nrules: [{from: a, to: 'oci:x'}]".to_owned(), "a layout works in one process only"),
-        ("defaults: {verify_every: 1d}".to_owned(), "`verify_every` is no key of `defaults`; it belongs to a rule"),
+        ("defaults: {verify_every: 1d}".to_owned(), "`verify_every` is not a key of `defaults`; it belongs to a rule"),
         ("rules: [{from: a, preset: flannel, to: r.io}]".to_owned(), "either `from` or `preset`, not both"),
         ("rules: [{preset: flanel, to: r.io}]".to_owned(), "there is no preset `flanel`, did you mean `flannel`?"),
         (
             "rules: [{preset: {kubeadm: {versions: 1.30}, flannel: {}}, to: r.io}]".to_owned(),
-            "a preset with settings is one name and what is set",
+            "a preset with settings is a mapping of one name",
         ),
         ("rules: [{preset: {kubeadm: {version: 1.30}}, to: r.io}]".to_owned(), "did you mean `versions`?"),
         ("rules: [{preset: {kubeadm: {versions: newest}}, to: r.io}]".to_owned(), "`newest` is not a version"),
         ("rules: [{preset: {kubadm: {}}, to: r.io}]".to_owned(), "did you mean `kubeadm`?"),
-        (
-            "rules: [{preset: {flannel: {versions: 1.30}}, to: r.io}]".to_owned(),
-            "`flannel` is not cut down to versions",
-        ),
-        ("rules: [{preset: kubeadm now, to: r.io}]".to_owned(), "after the preset's name come versions"),
+        ("rules: [{preset: {flannel: {versions: 1.30}}, to: r.io}]".to_owned(), "`flannel` does not support versions"),
+        ("rules: [{preset: kubeadm now, to: r.io}]".to_owned(), "after the preset's name comes a version range"),
         ("rules: [{preset: '*', to: r.io}]".to_owned(), "`*` is not a preset's name"),
-        ("rules: [{preset: distroless, to: docker.io/x, naming: full}]".to_owned(), "two levels and not 4"),
-        ("rules: [{from: 'gcr.io/a:1.*', to: r.io}]".to_owned(), "a pattern of repositories has no tag"),
-        ("rules: [{from: 'gcr.io/**/a', to: r.io}]".to_owned(), "`**` can only be the last level"),
+        ("rules: [{preset: distroless, to: docker.io/x, naming: full}]".to_owned(), "two levels, not 4"),
+        ("rules: [{from: 'gcr.io/a:1.*', to: r.io}]".to_owned(), "a repository pattern has no tag"),
+        ("rules: [{from: 'gcr.io/**/a', to: r.io}]".to_owned(), "`**` can only be the last component"),
         ("rules: [{from: 'oci:x:1.0', to: r.io}]".to_owned(), "a layout in a rule has no tag"),
         ("rules: [{from: 'oci:x', to: 'oci:x'}]".to_owned(), "source and target are the same"),
         ("rules: [{from: r.io/a/b, to: r.io, naming: keep}]".to_owned(), "source and target are the same"),
         ("rules: [{from: a, to: gcrxio}]".to_owned(), "for Docker Hub write `docker.io/gcrxio`"),
-        ("rules: [{from: a, to: [r.io, r.io]}]".to_owned(), "the same place is written twice"),
-        ("rules: [{from: 'gcr.io/a/**', to: docker.io/x, naming: keep}]".to_owned(), "two levels and not 3"),
+        ("rules: [{from: a, to: [r.io, r.io]}]".to_owned(), "duplicate target"),
+        ("rules: [{from: 'gcr.io/a/**', to: docker.io/x, naming: keep}]".to_owned(), "two levels, not 3"),
         (rule("naming: original"), "`naming: original` is for presets"),
-        (rule("naming: flt"), "`flt` is no style"),
-        (rule("naming: '{{repo}}'"), "there is no `repo` here"),
+        (rule("naming: flt"), "unknown naming style `flt`"),
+        (rule("naming: '{{repo}}'"), "unknown variable `repo`"),
         (rule("platforms: [linux]"), "`linux` is not a platform"),
         (rule("platforms: []"), "this list is empty"),
         (rule("referrers: maybe"), "`maybe` is neither true nor false"),
         (rule("sparse: true"), "`sparse` needs `platforms`"),
-        (rule("foreign_layers: yes"), "kept as references (`keep`) or copied (`copy`), not `yes`"),
+        (rule("foreign_layers: yes"), "`yes` is not one of keep (as references), copy"),
         (rule("tags: [1.*]"), "`tags` is a mapping of include, exclude"),
         (rule("tags: {include: []}"), "this list is empty"),
         (rule("tags: {include: [1.2], exclude: ['1.*']}"), "`1.2` is always excluded by `1.*`"),
         (rule("tags: {exclude: '*'}"), "`*` excludes all tags"),
         (rule("tags: {newest: 0}"), "`0` is not a whole number from 1"),
         (rule("tags: {newest: {by: date}}"), "`count` is missing"),
-        (rule("tags: {newest: {count: 1, by: size}}"), "by version or by date"),
+        (rule("tags: {newest: {count: 1, by: size}}"), "is not one of version, date"),
         (rule("tags: {semver: '>2 <1'}"), "no version can be `>2 <1`"),
         (rule("tags: {since: soon}"), "`soon` is neither a date"),
         (rule("tags: {include: '/(/'}"), "is not a regular expression"),
@@ -244,21 +241,24 @@ fn bad_configurations_are_refused_with_the_reason() {
         (registry("endpoint: r.example.com"), "this is not a URL: it begins with https:// or http://"),
         (registry("endpoint: 'https://u:p@h'"), "this URL holds a user or a password"),
         (registry("endpoint: 'https://h', tls: off"), "`tls: off` contradicts `endpoint`"),
-        (registry("tls: off, insecure: true"), "`insecure` means nothing with `tls: off`"),
-        (registry("listing: dockerhub"), "`dockerhub` is none of auto, registry, quay, hub, harbor, github"),
-        (registry("listing: github"), "`listing: github` needs `api:` for r.example.com: where is the API?"),
-        (registry("listing: harbor, endpoint: 'https://h'"), "`listing: harbor` needs `api:` where `endpoint` is set"),
-        (registry("listing: registry, api: 'https://h'"), "`api` means nothing with `listing: registry`"),
-        (registry("api: 'https://h'"), "whose API this is cannot be told from its address: add `listing:`"),
+        (registry("tls: off, insecure: true"), "`insecure` has no effect with `tls: off`"),
+        (
+            registry("listing: dockerhub"),
+            "unknown listing `dockerhub`: use auto, registry, quay, hub, harbor or github",
+        ),
+        (registry("listing: github"), "`listing: github` needs `api:` for r.example.com"),
+        (registry("listing: harbor, endpoint: 'https://h'"), "`listing: harbor` needs `api:` when `endpoint` is set"),
+        (registry("listing: registry, api: 'https://h'"), "`api` has no effect with `listing: registry`"),
+        (registry("api: 'https://h'"), "cannot tell the vendor from the address of the API: set `listing:`"),
         (registry("proxy: 'ftp://h'"), "a URL with ftp:// cannot be used here"),
         (registry("client_key: k.pem"), "`client_key` needs `client_cert`"),
         (registry("requests_per_second: -1"), "`-1` is not a number above 0"),
         (registry("chunk: big"), "`big` is not a size"),
-        (registry("pull_reserve: some"), "`some` is neither a number of pulls nor a part such as 5%"),
+        (registry("pull_reserve: some"), "`some` is neither a number of pulls nor a percentage such as 5%"),
         (registry("pull_reserve: 101%"), "`101%` is neither"),
-        ("traffic: much".to_owned(), "`much` is not a size"),
+        ("monthly_quota: much".to_owned(), "`much` is not a size"),
         ("registries: {'https://gcr.io': {}}".to_owned(), "write the host alone, without a scheme"),
-        ("registries: {\"${REGISTRY}\": {}}".to_owned(), "variables can stand in values, not in keys"),
+        ("registries: {\"${REGISTRY}\": {}}".to_owned(), "variables are allowed in values, not in keys"),
         ("registries: {gcr.io/a: {}}".to_owned(), "a registry is a host, without the path `a`"),
         ("registries: {docker.io: {}, index.docker.io: {}}".to_owned(), "is docker.io, which is written above already"),
     ] {
@@ -338,7 +338,7 @@ rules:
      9 |     platforms: [linux/amd64, amd64]
        |                              ^^^^^
 
-    error: a pattern of repositories has no tag
+    error: a repository pattern has no tag
        --> imgsync.yaml:10:11
         |
      10 |   - from: gcr.io/a/ü:1.0
@@ -373,12 +373,12 @@ rules:
   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], naming: basename}
 ";
     insta::assert_snapshot!(bad(text), @r#"
-    error: r.example.com/m/pilot is written by the rule in line 2 already, with other images
+    error: r.example.com/m/pilot is also written by the rule in line 2, with other images
       --> imgsync.yaml:3:5
        |
      3 |   - {from: quay.io/b/pilot, to: [r.example.com/n, r.example.com/m], naming: basename}
        |     ^
-       = hint: give one of the two another `naming` or `to`
+       = hint: use another `naming` or `to` for one of the two
     "#);
     let twice = |platforms: &str| {
         format!(
@@ -398,7 +398,7 @@ fn a_variable_in_braces_needs_quotes_and_the_message_says_so() {
        |
      2 |   docker.io: {password: *{HUB_TOKEN}*
        |                          ^
-       = hint: within { } and [ ] a variable needs quotes: "${VAR}"
+       = hint: quote variables inside { } and [ ]: "${VAR}"
     "#);
 }
 
@@ -479,11 +479,11 @@ fn retention_settings_are_read_and_shown() {
     let of = |index: usize| defaults.rules[index].immutable[0].as_str().to_owned();
     assert_eq!((of(0), of(1)), ("1.*".to_owned(), "2.*".to_owned()));
     for (text, wanted) in [
-        ("prune: {limit: 200%}", "`200%` is neither a number of tags nor a part such as 10%"),
+        ("prune: {limit: 200%}", "`200%` is neither a number of tags nor a percentage such as 10%"),
         ("prune: {keep_days: 1.5}", "`1.5` is not a whole number from 0 to 36500"),
         ("prune: {keep_day: 1}", "unknown key `keep_day`, did you mean `keep_days`?"),
-        ("backup: '{{tag}}'", "a backup needs another tag than what it is a backup of"),
-        ("backup: '{{date}}'", "a backup's tag must contain {{tag}}, or all would be called the same"),
+        ("backup: '{{tag}}'", "the backup tag must differ from the tag that is backed up"),
+        ("backup: '{{date}}'", "the backup tag must contain {{tag}}, or all backups would have the same tag"),
     ] {
         assert_eq!(messages(&rule(text)), [wanted], "{text}");
     }

@@ -59,7 +59,7 @@ impl Config {
         yaml.field("concurrency", self.concurrency);
         yaml.field("if_running", self.if_running);
         yaml.option("bandwidth", self.bandwidth);
-        yaml.option("traffic", self.monthly_quota);
+        yaml.option("monthly_quota", self.monthly_quota);
         yaml.field("timeout", format_duration(self.timeout));
         if let Some(report) = &self.report {
             yaml.open("report");

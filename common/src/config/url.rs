@@ -110,23 +110,23 @@ pub(crate) fn ambiguity(text: &str) -> Option<&'static str> {
     let Some((login, _)) = authority.rsplit_once('@') else {
         // `user:12/34@host`: a port and a path, or a password. Without a colon nothing before it can be a password.
         let cut = after.contains('@') && authority.contains(':') && !authority.starts_with('[');
-        return cut.then_some("it cannot be told where the password in this URL ends");
+        return cut.then_some("the password in this URL is ambiguous");
     };
     let is_encoded = |at: usize| {
         let digits = login.as_bytes().get(at + 1..at + 3);
         digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
     };
     if login.contains('@') || after.contains('@') {
-        return Some("it cannot be told where the password in this URL ends");
+        return Some("the password in this URL is ambiguous");
     }
     if after.starts_with('\\') {
         return Some("there is a `\\` in this URL");
     }
     if login.match_indices('%').any(|(at, _)| !is_encoded(at)) {
-        return Some("user or password in this URL have a `%` that encodes nothing");
+        return Some("user or password in this URL have an invalid percent-encoding");
     }
     let odd = login.contains(char::is_control);
-    odd.then_some("user or password in this URL have a character that cannot stand in a URL")
+    odd.then_some("user or password in this URL have a control character")
 }
 
 /// Percent-encodes the values of variables in a URL for their positions: a password may contain anything. A variable

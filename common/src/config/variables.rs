@@ -71,7 +71,7 @@ fn expand_variable(inside: &str, environment: &dyn Fn(&str) -> Option<String>) -
             why => format!("the variable {name} is not set: {why}"),
         }),
         _ => Err(format!(
-            "`${{{inside}}}` is not understood: there are ${{{name}}}, ${{{name}:-default}} and ${{{name}:?why}}"
+            "`${{{inside}}}` is not supported: use ${{{name}}}, ${{{name}:-default}} or ${{{name}:?message}}"
         )),
     }
 }

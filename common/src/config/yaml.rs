@@ -210,11 +210,11 @@ impl<'a> TreeBuilder<'a> {
                 let line = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
                 let line = self.text[line..].lines().next().unwrap_or_default();
                 let hint = if line.contains("${") {
-                    Some("within { } and [ ] a variable needs quotes: \"${VAR}\"".to_owned())
+                    Some("quote variables inside { } and [ ]: \"${VAR}\"".to_owned())
                 } else if line.contains('\t') {
                     Some("YAML is indented with spaces, not with tabs".to_owned())
                 } else if line.contains(['*', '&', '%', '@', '`', '!']) {
-                    Some("what begins with * & ! % @ or ` needs quotes".to_owned())
+                    Some("quote values that begin with * & ! % @ or `".to_owned())
                 } else {
                     None
                 };
@@ -245,7 +245,7 @@ impl<'a> TreeBuilder<'a> {
             Event::Scalar(text, style, anchor, _) => (anchor, self.scalar(&text, style, &at)?),
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id) else {
-                    self.report(at, "this alias stands within what it stands for", None);
+                    self.report(at, "this alias refers to a node that contains it", None);
                     return Err(());
                 };
                 let (values, bytes) = node.size();
@@ -320,7 +320,7 @@ impl<'a> TreeBuilder<'a> {
                 self.secrets.push(value.at.clone());
             }
             if key.contains("${") {
-                self.report(key_at, "variables can stand in values, not in keys", None);
+                self.report(key_at, "variables are allowed in values, not in keys", None);
             } else if key == "<<" {
                 let nodes = match value.value {
                     YamlValue::List(nodes) => nodes,

@@ -72,7 +72,9 @@ const MAX_CONTENT_BYTES: u64 = 1 << 50;
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     match u64::deserialize(deserializer)? {
-        size if size > MAX_CONTENT_BYTES => Err(serde::de::Error::custom(format!("a size of {size} bytes cannot be"))),
+        size if size > MAX_CONTENT_BYTES => {
+            Err(serde::de::Error::custom(format!("a size of {size} bytes exceeds the maximum")))
+        }
         size => Ok(size),
     }
 }

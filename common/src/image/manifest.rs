@@ -60,12 +60,10 @@ pub enum ManifestError {
     #[error("the manifest cannot be parsed: {0}")]
     Unparsable(String),
     /// Docker schema 1, which current registries reject.
-    #[error(
-        "the manifest is of Docker's schema 1, which today's registries refuse; it has to be built again or converted"
-    )]
+    #[error("the manifest is Docker schema 1, which current registries reject; rebuild or convert the image")]
     Schema1,
     /// JSON, but not a manifest.
-    #[error("the manifest is of an unknown kind ({0})")]
+    #[error("unknown manifest type ({0})")]
     Unknown(String),
 }
 
@@ -137,7 +135,7 @@ impl Manifest {
                 ManifestKind::Image { config, layers: layers.unwrap_or_default() }
             }
             (Some(_), _, _) => return Err(ManifestError::Unknown(format!("{media_type} with `manifests`"))),
-            _ => return Err(ManifestError::Unknown(format!("{media_type} without the fields of one"))),
+            _ => return Err(ManifestError::Unknown(format!("{media_type} without `config`, `layers` or `manifests`"))),
         };
         Ok(Manifest {
             bytes,

@@ -264,14 +264,14 @@ impl FromStr for Reference {
         let tag = tag.map(|tag| tag.parse::<Tag>().map_err(|error| fail(error.to_string()))).transpose()?;
         let (registry, path) = split_registry(name);
         if registry.is_none() && digest.is_none() && tag.is_none() && is_bare_hex(path) {
-            return Err(fail("64 hexadecimal digits name an image id, not a repository".into()));
+            return Err(fail("64 hexadecimal digits are an image ID, not a repository".into()));
         }
         let registry = match registry {
             Some(registry) => registry.parse::<RegistryName>().map_err(|error| fail(error.to_string()))?,
             None => RegistryName(DOCKER_HUB.into()),
         };
         if path.is_empty() {
-            return Err(fail(format!("it names the registry {registry} and no repository")));
+            return Err(fail(format!("it names the registry {registry} without a repository")));
         }
         let path = match registry.is_docker_hub() && !path.contains('/') {
             true => format!("library/{path}"),

@@ -85,11 +85,11 @@ impl LayoutInner {
         match self.open_blob_file(digest)? {
             Some((file, found)) if found == size => Ok(file),
             Some((_, found)) => {
-                let detail = format!("it should have {size} bytes, the file has {found}");
-                Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; make it again"))
+                let detail = format!("expected {size} bytes, the file has {found}");
+                Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; export it again"))
             }
-            None => Err(LayoutError::new(ErrorKind::NotFound, "the layout does not hold it")
-                .with_hint("the layout is not complete; make it again")),
+            None => Err(LayoutError::new(ErrorKind::NotFound, "not found in the layout")
+                .with_hint("the layout is incomplete; export it again")),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Layout {
 
     /// Whether the layout has a blob with the right content. [`Hashing`](super::Hashing) says when files are hashed.
     pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
-        let operation = format!("asking for blob {}@{}", self.0.label, blob.digest);
+        let operation = format!("checking blob {}@{}", self.0.label, blob.digest);
         self.is_intact(blob, &operation).await
     }
 
@@ -114,10 +114,9 @@ impl Layout {
             let file = shared.open_blob_file_of_size(&digest, size)?;
             match offset <= size {
                 true => Ok(file),
-                false => Err(LayoutError::new(
-                    ErrorKind::Corrupt,
-                    format!("it ends before byte {offset}, after {size} bytes"),
-                )),
+                false => {
+                    Err(LayoutError::new(ErrorKind::Corrupt, format!("offset {offset} is past the end ({size} bytes)")))
+                }
             }
         })
         .await?;

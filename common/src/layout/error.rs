@@ -51,9 +51,9 @@ impl LayoutError {
                 }
             }
             LayoutError::WrongKind { path, found: FileType::Symlink, .. } => {
-                let detail = format!("{} is a symbolic link, which could lead out of the layout", path.display());
+                let detail = format!("{} is a symbolic link, which could point outside the layout", path.display());
                 Error::new(ErrorKind::Insecure, operation, detail)
-                    .with_hint("put the file or folder itself in its place")
+                    .with_hint("replace the link with the file or folder itself")
             }
             LayoutError::WrongKind { path, found: is, expected } => {
                 let detail = format!("{} is {}, not {expected}", path.display(), describe_file_type(is));
@@ -85,10 +85,10 @@ fn describe_file_type(kind: FileType) -> &'static str {
 fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
     match kind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Some("make room and run the same again: what is complete in the layout is kept and not copied again")
+            Some("free disk space and run again: complete blobs are kept and not copied again")
         }
-        io::ErrorKind::PermissionDenied => Some("check who owns the folder and who may write to it"),
-        io::ErrorKind::ReadOnlyFilesystem => Some("the file system is mounted for reading only"),
+        io::ErrorKind::PermissionDenied => Some("check the owner and permissions of the folder"),
+        io::ErrorKind::ReadOnlyFilesystem => Some("the file system is mounted read-only"),
         io::ErrorKind::FileTooLarge => Some("the file system cannot hold a file of this size (FAT ends at 4 GiB)"),
         _ => None,
     }

@@ -100,7 +100,7 @@ impl LayoutIndex {
     pub(super) fn check_entries(&self) -> Result<(), LayoutError> {
         for (at, item) in self.items.iter().enumerate() {
             if let Err(reason) = &item.entry {
-                let detail = format!("its index.json has an entry, number {}, that cannot be read: {reason}", at + 1);
+                let detail = format!("entry {} of index.json is invalid: {reason}", at + 1);
                 return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
             }
         }

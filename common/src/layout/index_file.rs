@@ -70,7 +70,7 @@ impl LayoutInner {
     /// Reads the current index.
     pub(super) fn read_index(&self) -> Result<Arc<LayoutIndex>, LayoutError> {
         self.read_index_or_none()?
-            .ok_or_else(|| LayoutError::new(ErrorKind::InvalidResponse, format!("it has no {INDEX_JSON}")))
+            .ok_or_else(|| LayoutError::new(ErrorKind::InvalidResponse, format!("{INDEX_JSON} is missing")))
     }
 
     pub(super) fn read_index_or_none(&self) -> Result<Option<Arc<LayoutIndex>>, LayoutError> {
@@ -101,7 +101,7 @@ impl LayoutInner {
             read.map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
         }
         if size.max(bytes.len() as u64) > MAX_INDEX_BYTES {
-            let detail = format!("its {INDEX_JSON} has more than {} MiB", MAX_INDEX_BYTES >> 20);
+            let detail = format!("{INDEX_JSON} is larger than {} MiB", MAX_INDEX_BYTES >> 20);
             return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
         }
         LayoutIndex::parse(&bytes)
@@ -111,10 +111,8 @@ impl LayoutInner {
     pub(super) fn write_index(&self, index: LayoutIndex) -> Result<(), LayoutError> {
         let bytes = index.to_bytes()?;
         if bytes.len() as u64 > MAX_INDEX_BYTES {
-            let detail = format!("its {INDEX_JSON} would have more than {} MiB", MAX_INDEX_BYTES >> 20);
-            return Err(
-                LayoutError::new(ErrorKind::Refused, detail).with_hint("spread the images over several layouts")
-            );
+            let detail = format!("{INDEX_JSON} would be larger than {} MiB", MAX_INDEX_BYTES >> 20);
+            return Err(LayoutError::new(ErrorKind::Refused, detail).with_hint("split the images into several layouts"));
         }
         // What the index references must be durable before the index is.
         if let Some(blobs) = self.root.open_dir(BLOBS)? {
@@ -139,7 +137,7 @@ impl LayoutInner {
 
     fn apply_changes(&self, changes: &[&IndexChange]) -> Result<(), LayoutError> {
         // Another process may have removed the layout.
-        let missing = || LayoutError::new(ErrorKind::InvalidResponse, format!("its file `{OCI_LAYOUT}` is gone"));
+        let missing = || LayoutError::new(ErrorKind::InvalidResponse, format!("`{OCI_LAYOUT}` was removed"));
         self.root.open_file(OCI_LAYOUT)?.ok_or_else(missing)?;
         let marker = self.root.open_or_create_file(OCI_LAYOUT)?;
         lock(&self.root, &marker, &self.lock_wait)?;
@@ -186,6 +184,6 @@ impl Layout {
 fn commit_result(result: Result<Result<(), LayoutError>, oneshot::error::RecvError>, operation: &str) -> Result<()> {
     match result {
         Ok(result) => result.map_err(|layout_error| layout_error.into_error(operation)),
-        Err(_) => Err(Error::new(ErrorKind::Local, operation, "the program failed while it wrote index.json")),
+        Err(_) => Err(Error::new(ErrorKind::Local, operation, "the task that writes index.json panicked")),
     }
 }

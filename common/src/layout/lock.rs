@@ -92,22 +92,19 @@ pub(super) fn lock_with_timeout(
             Err(TryLockError::Error(error)) => return Err(root.io_error(OCI_LAYOUT, "locking", error)),
         }
         if wait.cancel.is_cancelled() {
-            return Err(LayoutError::new(
-                ErrorKind::Cancelled,
-                "stopped on request while another program held its lock",
-            ));
+            return Err(LayoutError::new(ErrorKind::Cancelled, "cancelled while another process held the lock"));
         }
         let (waited, warns) = record_contention(root.path(), limit);
         if waited >= limit {
             let detail =
-                format!("{} has held its lock for {} and more", describe_holder(file), format_duration(waited));
+                format!("{} has held the lock for more than {}", describe_holder(file), format_duration(waited));
             return Err(LayoutError::new(ErrorKind::TimedOut, detail)
-                .with_hint("see which other program writes to this folder"));
+                .with_hint("check which other process writes to this folder"));
         }
         if warns {
             let folder = root.path().display().to_string();
             let message = format!(
-                "waiting for the lock of oci:{}: {} has held it for {}; it is waited for up to {}",
+                "waiting for the lock of oci:{}: held by {} for {}; gives up after {}",
                 sanitize(&folder),
                 describe_holder(file),
                 format_duration(waited),
@@ -121,7 +118,7 @@ pub(super) fn lock_with_timeout(
 
 /// Describes a lock's holder as far as this machine knows: proc_locks(5) lists the locks of all its processes.
 fn describe_holder(file: &File) -> String {
-    let unknown = || "another program, perhaps on another machine,".to_owned();
+    let unknown = || "another process, perhaps on another machine,".to_owned();
     let (Ok(data), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else { return unknown() };
     let Some(process) = find_lock_holder(&locks, data.ino()) else { return unknown() };
     match std::fs::read_to_string(format!("/proc/{process}/comm")) {

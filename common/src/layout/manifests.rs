@@ -167,9 +167,9 @@ impl LayoutInner {
                 {
                     let (name, digests) = (first.name.clone().unwrap_or_default(), [first, other]);
                     let [one, two] = digests.map(|entry| &entry.descriptor.digest);
-                    let detail = format!("two images are called {}: {one} and {two}", sanitize(&name));
+                    let detail = format!("two images have the name {}: {one} and {two}", sanitize(&name));
                     return Err(LayoutError::new(ErrorKind::Invalid, detail)
-                        .with_hint("name the image by its digest, oci:DIR@sha256:…, or make the layout again"));
+                        .with_hint("use the image's digest, oci:DIR@sha256:…, or export the layout again"));
                 }
                 if exact.is_empty() { tagged().collect() } else { exact }
             }
@@ -185,15 +185,15 @@ impl LayoutInner {
         match found.first() {
             Some(first) if found.iter().all(same) => Ok(first.descriptor.clone()),
             Some(_) => {
-                let detail = format!("several images are meant: {}", join_names(found.iter().copied()));
+                let detail = format!("several images match: {}", join_names(found.iter().copied()));
                 Err(LayoutError::new(ErrorKind::Invalid, detail)
-                    .with_hint("add the image's full name, as in oci:DIR:gcr.io/a/b:tag"))
+                    .with_hint("use the image's full name, as in oci:DIR:gcr.io/a/b:tag"))
             }
             None => {
                 index.check_entries()?;
                 let detail = match join_names(index.entries()) {
                     holds if holds.is_empty() => "the layout holds no images".to_owned(),
-                    holds => format!("it is not there; the layout holds {holds}"),
+                    holds => format!("not found; the layout holds {holds}"),
                 };
                 Err(LayoutError::new(ErrorKind::NotFound, detail))
             }
@@ -219,7 +219,7 @@ impl LayoutInner {
             Some((_, size)) => Ok(Descriptor::new(MediaType::Missing, digest.clone(), size)),
             None => {
                 index.check_entries()?;
-                Err(LayoutError::new(ErrorKind::NotFound, "the layout does not hold it"))
+                Err(LayoutError::new(ErrorKind::NotFound, "not found in the layout"))
             }
         }
     }
@@ -240,8 +240,10 @@ impl LayoutInner {
         }
         let bytes = read_all(&mut file, found.size)?;
         if !found.digest.verifies(&bytes) {
-            let detail = format!("its bytes have the digest {}", Digest::from_bytes(found.digest.algorithm(), &bytes));
-            return Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; make it again"));
+            let detail = format!("the content has the digest {}", Digest::from_bytes(found.digest.algorithm(), &bytes));
+            return Err(
+                LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; export it again")
+            );
         }
         Manifest::parse_as(bytes, found.digest.clone(), &found.media_type).map_err(unfit)
     }
@@ -252,7 +254,7 @@ impl LayoutInner {
             match self.open_blob_file(&part.digest)? {
                 Some((_, size)) if size == part.size => {}
                 Some(_) | None => {
-                    let detail = format!("{}, which it needs, is not in the layout", part.digest);
+                    let detail = format!("{}, which it references, is not in the layout", part.digest);
                     return Err(LayoutError::new(ErrorKind::Incomplete, detail));
                 }
             }

@@ -154,6 +154,6 @@ async fn run_blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|layout_error| layout_error.into_error(operation)),
         Err(error) if error.is_cancelled() => Err(Error::cancelled(operation)),
-        Err(error) => Err(Error::new(ErrorKind::Local, operation, "the program failed").with_source(error)),
+        Err(error) => Err(Error::new(ErrorKind::Local, operation, "the blocking task panicked").with_source(error)),
     }
 }

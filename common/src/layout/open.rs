@@ -30,7 +30,7 @@ const PARTIAL_TTL: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn open(dir: &Path) -> Result<Layout, LayoutError> {
     let root = SafeDir::open(dir)?.ok_or_else(|| {
-        LayoutError::new(ErrorKind::NotFound, format!("there is no folder {}", dir.display()))
+        LayoutError::new(ErrorKind::NotFound, format!("folder {} does not exist", dir.display()))
             .with_hint("check the path")
     })?;
     match root.open_file(OCI_LAYOUT)? {
@@ -87,9 +87,9 @@ fn new_layout(root: SafeDir, dir: &Path, lock_wait: LockWait) -> Layout {
 }
 
 fn not_a_layout(root: &SafeDir) -> LayoutError {
-    let detail = format!("{} is no OCI image layout: it holds no file `{OCI_LAYOUT}`", root.path().display());
+    let detail = format!("{} is not an OCI image layout: no file `{OCI_LAYOUT}`", root.path().display());
     LayoutError::new(ErrorKind::InvalidResponse, detail)
-        .with_hint("name the folder of a layout; as a target also a new or empty one")
+        .with_hint("use the folder of a layout, or as a target a new or empty folder")
 }
 
 fn check_version(root: &SafeDir, file: &mut File) -> Result<(), LayoutError> {
@@ -107,7 +107,7 @@ fn check_version(root: &SafeDir, file: &mut File) -> Result<(), LayoutError> {
     match marker.image_layout_version.as_str() {
         LAYOUT_VERSION => Ok(()),
         other => {
-            let detail = format!("it is a layout of version {}; only {LAYOUT_VERSION} is known", sanitize(other));
+            let detail = format!("unsupported layout version {}; only {LAYOUT_VERSION} is supported", sanitize(other));
             Err(LayoutError::new(ErrorKind::Unsupported, detail))
         }
     }

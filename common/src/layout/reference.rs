@@ -112,7 +112,7 @@ impl FromStr for LayoutRef {
             && let Some((_, last)) = dir.rsplit_once(':')
             && !last.contains('/')
         {
-            return fail(&format!("`{last}` is no tag (if it is part of the folder's name, add a `/` at its end)"));
+            return fail(&format!("`{last}` is not a tag (if it is part of the folder's name, add a `/` at its end)"));
         }
         Ok(LayoutRef { dir: dir.into(), image })
     }
@@ -239,8 +239,8 @@ mod tests {
             ("images", "begin with `oci:`"),
             ("oci:", "no folder"),
             ("oci::1.0", "no folder"),
-            ("oci:x:", "`` is no tag"),
-            ("oci:x:-bad", "`-bad` is no tag"),
+            ("oci:x:", "`` is not a tag"),
+            ("oci:x:-bad", "`-bad` is not a tag"),
             ("oci:x\u{0}", "control"),
             ("oci:x@sha256:abc", "64 hexadecimal"),
         ] {

@@ -117,7 +117,9 @@ impl BlobWriter {
     }
 
     fn take_partial(&mut self) -> Result<PartialBlob> {
-        self.partial.take().ok_or_else(|| Error::new(ErrorKind::Cancelled, &self.operation, "it was given up before"))
+        self.partial
+            .take()
+            .ok_or_else(|| Error::new(ErrorKind::Cancelled, &self.operation, "the write was already abandoned"))
     }
 }
 
@@ -193,7 +195,7 @@ impl PartialBlob {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), LayoutError> {
         if bytes.len() as u64 > self.size - self.written {
             self.disposition = PartialDisposition::Remove;
-            let detail = format!("it has more than the {} bytes that the manifest gives it", self.size);
+            let detail = format!("more than the {} bytes of its descriptor", self.size);
             return Err(LayoutError::new(ErrorKind::Corrupt, detail));
         }
         self.file.write_all(bytes).map_err(|error| self.write_error(error))?;
@@ -211,7 +213,7 @@ impl PartialBlob {
         let found = self.hasher.clone().finish();
         if found != self.digest {
             self.disposition = PartialDisposition::Remove;
-            return Err(LayoutError::new(ErrorKind::Corrupt, format!("its bytes have the digest {found}")));
+            return Err(LayoutError::new(ErrorKind::Corrupt, format!("the content has the digest {found}")));
         }
         self.file.sync_all().map_err(|error| self.write_error(error))?;
         let blobs = self.shared.root.open_or_create_dir(BLOBS)?;

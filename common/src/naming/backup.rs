@@ -29,7 +29,7 @@ impl BackupTagTemplate {
         let context = Value::from_pairs(VARIABLES.into_iter().zip(values));
         let rendered = self.environment.get_template("tag").and_then(|template| template.render(context));
         let text = rendered.map_err(|error| describe(&error))?;
-        text.trim().parse().map_err(|error| format!("`backup` makes `{}` of it: {error}", text.trim()))
+        text.trim().parse().map_err(|error| format!("`backup` renders to `{}`: {error}", text.trim()))
     }
 }
 
@@ -39,7 +39,7 @@ impl FromStr for BackupTagTemplate {
     fn from_str(text: &str) -> Result<BackupTagTemplate, String> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        let broken = |error: minijinja::Error| format!("the template does not work: {}", describe(&error));
+        let broken = |error: minijinja::Error| format!("the template is invalid: {}", describe(&error));
         environment.add_template_owned("tag", text.to_owned()).map_err(broken)?;
         let used = environment.get_template("tag").map_err(broken)?.undeclared_variables(false);
         let known = |name: &String| {
@@ -48,16 +48,16 @@ impl FromStr for BackupTagTemplate {
         let mut unknown: Vec<&String> = used.iter().filter(|name| !known(name)).collect();
         unknown.sort();
         if let Some(unknown) = unknown.first() {
-            return Err(format!("there is no `{unknown}` here: there are {}", VARIABLES.join(", ")));
+            return Err(format!("unknown variable `{unknown}`: available are {}", VARIABLES.join(", ")));
         }
         if !used.contains("tag") {
-            return Err("a backup's tag must contain {{tag}}, or all would be called the same".to_owned());
+            return Err("the backup tag must contain {{tag}}, or all backups would have the same tag".to_owned());
         }
         let name = BackupTagTemplate { text: text.to_owned(), environment: Arc::new(environment) };
         let tag = Tag::latest();
         let made = name.render(&tag, &Digest::sha256(b""), Timestamp::UNIX_EPOCH)?;
         match made == tag {
-            true => Err("a backup needs another tag than what it is a backup of".to_owned()),
+            true => Err("the backup tag must differ from the tag that is backed up".to_owned()),
             false => Ok(name),
         }
     }
@@ -93,6 +93,6 @@ mod tests {
         }
         let long = format!("v{}", "1".repeat(126));
         let error = name("{{tag}}-before-{{date}}").render(&long.parse().unwrap(), &kept, now).unwrap_err();
-        assert!(error.contains("`backup` makes"), "{error}");
+        assert!(error.contains("`backup` renders to"), "{error}");
     }
 }

@@ -24,18 +24,20 @@ pub struct NamingTemplate {
 pub enum NamingTemplateError {
     /// Neither a style nor a template.
     #[error(
-        "`{0}` is no style: there are flat, keep, basename, full, original and templates such as {{{{namespace}}}}/{{{{basename}}}}"
+        "unknown naming style `{0}`: use flat, keep, basename, full, original or a template such as \
+         {{{{namespace}}}}/{{{{basename}}}}"
     )]
     NotAStyle(String),
     /// Unknown variable.
-    #[error("there is no `{0}` here: there are registry, repository, namespace, basename, tag and flat")]
+    #[error("unknown variable `{0}`: available are registry, repository, namespace, basename, tag and flat")]
     UnknownVariable(String),
     /// Does not compile, or fails to render.
-    #[error("the template does not work: {0}")]
+    #[error("the template is invalid: {0}")]
     Broken(String),
     /// All images would have the same name.
     #[error(
-        "a name must contain {{{{repository}}}}, {{{{basename}}}} or {{{{flat}}}}, or all images would be called the same"
+        "a name must contain {{{{repository}}}}, {{{{basename}}}} or {{{{flat}}}}, or all images would have the same \
+         name"
     )]
     Constant,
 }

@@ -62,9 +62,10 @@ fn what_the_target_will_not_take_is_refused_with_the_reason() {
     let refused = |style: &str, base: &str, source: &str| named(style, base, source).unwrap_err();
     assert_eq!(
         refused("keep", "docker.io/gcrxio", "gcr.io/istio-release/pilot:1"),
-        "`docker.io/gcrxio/istio-release/pilot` cannot be a target: Docker Hub takes NAMESPACE/NAME, two levels and not 3 (`naming: flat` makes one of any path)"
+        "`docker.io/gcrxio/istio-release/pilot` cannot be a target: Docker Hub repositories are NAMESPACE/NAME: two \
+         levels, not 3 (`naming: flat` joins any path into one)"
     );
-    assert!(refused("flat", "docker.io", "gcr.io/a:1").ends_with("let `to` be docker.io/NAMESPACE"));
+    assert!(refused("flat", "docker.io", "gcr.io/a:1").ends_with("set `to` to docker.io/NAMESPACE"));
     assert!(refused("{{basename|upper}}", "r.example.com", "gcr.io/a/b:1").contains("lowercase"));
     assert!(refused("{{basename}}..x", "r.example.com", "gcr.io/a/b:1").contains("each part between slashes"));
     assert!(refused("{{basename}}:-{{tag}}", "r.example.com", "gcr.io/a/b:1").contains("tag"));
@@ -75,14 +76,12 @@ fn what_the_target_will_not_take_is_refused_with_the_reason() {
 #[test]
 fn templates_are_checked_before_they_are_used() {
     let refused = |text: &str| text.parse::<NamingStyle>().unwrap_err().to_string();
-    assert!(
-        refused("flatt").starts_with(
-            "`flatt` is no style: there are flat, keep, basename, full, original and templates such as {{"
-        )
-    );
-    assert!(refused("{{repo}}").starts_with("there is no `repo` here"));
-    assert!(refused("{{basename").starts_with("the template does not work: syntax error"));
-    assert!(refused("{{basename|frobnicate}}").starts_with("the template does not work: unknown filter"));
+    assert!(refused("flatt").starts_with(
+        "unknown naming style `flatt`: use flat, keep, basename, full, original or a template such as {{"
+    ));
+    assert!(refused("{{repo}}").starts_with("unknown variable `repo`"));
+    assert!(refused("{{basename").starts_with("the template is invalid: syntax error"));
+    assert!(refused("{{basename|frobnicate}}").starts_with("the template is invalid: unknown filter"));
     assert!(refused("{{tag}}").starts_with("a name must contain"));
     assert!(refused("mirror{% if true %}{% endif %}").starts_with("a name must contain"));
 }
@@ -92,7 +91,7 @@ fn a_base_is_a_registry_and_a_path() {
     let refused = |text: &str| text.parse::<TargetBase>().unwrap_err().to_string();
     assert_eq!(refused("gcrxio"), "`gcrxio` names no registry; for Docker Hub write `docker.io/gcrxio`");
     assert!(refused("r.example.com/a:latest").contains("without a tag"));
-    assert!(refused("r.example.com/a/*").contains("stars"));
+    assert!(refused("r.example.com/a/*").contains("digest or `*`"));
     assert!(refused("https://r.example.com/a").contains("without a scheme"));
     assert!(refused("r.example.com/A").contains("lowercase"));
     assert!(refused("docker.io/a/b").contains("too deep"));

@@ -298,7 +298,7 @@ impl Repository {
     async fn fetch_challenges(&self, credential_index: usize) -> Result<Vec<Challenge>> {
         let mut url = self.registry.base.clone();
         url.set_path(&format!("{}v2/", url.path()));
-        let operation = format!("asking {} how to log in", self.registry.name);
+        let operation = format!("fetching the authentication challenge of {}", self.registry.name);
         self.await_rate(RequestClass::auxiliary(credential_index), &operation).await?;
         self.counters.count(RequestKind::Token);
         let response = self
@@ -312,12 +312,8 @@ impl Repository {
         let written = challenge.realm.as_deref().unwrap_or_default();
         let operation = format!("logging in at {}", self.registry.name);
         let realm = self.registry.base.join(written).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidResponse,
-                &operation,
-                format!("it names `{written}` as its token service, which is no URL"),
-            )
-            .with_source(error)
+            Error::new(ErrorKind::InvalidResponse, &operation, format!("its token service `{written}` is not a URL"))
+                .with_source(error)
         })?;
         let home = self.network_scope();
         let realm =
@@ -331,7 +327,7 @@ impl Repository {
             return Err(Error::new(
                 ErrorKind::Insecure,
                 &operation,
-                format!("it wants credentials sent in plain HTTP to {}", ssrf::origin(&realm)),
+                format!("it asks for credentials over plain HTTP at {}", ssrf::origin(&realm)),
             )
             .with_hint("the token service of a registry must be reached over TLS"));
         }
@@ -358,8 +354,8 @@ impl Repository {
         };
         match with_credentials {
             true => format!(
-                "check the user and password for {registry}, and that they may {wants}; some registries answer so for what is \
-                 not there, too"
+                "check the user and password for {registry}, and that they may {wants}; some registries answer like \
+                 this for what is missing, too"
             ),
             false => format!(
                 "no credentials for {registry} were found: run `docker login {host}`, or set them{of} under `registries`"

@@ -73,7 +73,7 @@ impl Repository {
     /// Checks whether a blob exists. Some registries answer 401 or 403 for missing blobs: with push access that counts
     /// as missing, and the push shows whether access is denied.
     pub async fn head_blob(&self, digest: &Digest) -> Result<bool> {
-        let operation = format!("asking for blob {}@{digest}", self.label());
+        let operation = format!("checking blob {}@{digest}", self.label());
         let asked = self.with_retries(|| async {
             let url = self.url(&format!("blobs/{digest}"));
             let response = self.send(RequestSpec::new(Method::HEAD, url, &operation)).await?;
@@ -95,7 +95,7 @@ impl Repository {
         let at_mirror = |mirror: Repository| async move {
             match mirror.head_blob(digest).await? {
                 true => Ok(()),
-                false => Err(Error::new(ErrorKind::NotFound, "asking a mirror for a blob", "it is not there")),
+                false => Err(Error::new(ErrorKind::NotFound, "checking a mirror for a blob", "not found")),
             }
         };
         if self.has_mirrors() && Box::pin(self.try_mirrors(at_mirror)).await?.is_some() {
@@ -144,7 +144,7 @@ impl Repository {
                 Err(error) => failure = error,
             }
         }
-        Err(failure.with_hint("`foreign_layers: keep` leaves such layers where they are"))
+        Err(failure.with_hint("`foreign_layers: keep` does not copy such layers"))
     }
 
     async fn open_blob_here(&self, blob: &Descriptor, offset: u64) -> Result<OpenBlob> {
@@ -164,7 +164,11 @@ impl Repository {
         }
         let whole = self.open_blob_range(url, blob, (0, None), &operation).await?;
         whole.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidResponse, &operation, "the registry answers a request for all of it with 416")
+            Error::new(
+                ErrorKind::InvalidResponse,
+                &operation,
+                "the registry answers a request for the whole blob with 416",
+            )
         })
     }
 
@@ -183,7 +187,7 @@ impl Repository {
         }
         let response = self.send(request).await?;
         let lies = |says: u64| {
-            let detail = format!("the manifest gives it {} bytes, the registry {says}", blob.size);
+            let detail = format!("the manifest says {} bytes, the registry {says}", blob.size);
             Error::new(ErrorKind::Corrupt, operation, detail)
         };
         let said = response.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
@@ -201,7 +205,7 @@ impl Repository {
             // Another range than requested: the whole blob cannot be misread.
             (StatusCode::PARTIAL_CONTENT, Some(_)) if range.is_some() => return Ok(None),
             (StatusCode::PARTIAL_CONTENT, Some((first, _, _))) => {
-                let detail = format!("asked for all of it, got bytes from {first}");
+                let detail = format!("requested the whole blob, got bytes from {first}");
                 return Err(Error::new(ErrorKind::InvalidResponse, operation, detail));
             }
             (StatusCode::PARTIAL_CONTENT, None) => offset,

@@ -63,7 +63,7 @@ impl Client {
     ) -> Result<RegistryCatalog> {
         // A placeholder: requests and messages with `Access::Catalog` do not contain the name.
         let name = "catalog".parse().map_err(|error: crate::image::ParseReferenceError| {
-            Error::new(ErrorKind::Invalid, "asking for a catalog", error.to_string())
+            Error::new(ErrorKind::Invalid, "listing a catalog", error.to_string())
         })?;
         self.repository(registry, &name, Access::Catalog, context, tally).map(RegistryCatalog)
     }
@@ -95,7 +95,7 @@ impl CatalogPages {
             Err(error) if shows_none(&error) => {
                 let log_in = error.hint().map(|advice| format!("{advice}; or ")).unwrap_or_default();
                 Err(error.with_hint(format!(
-                    "{log_in}name the repositories one by one, without a star, or set `api:` for {registry} under \
+                    "{log_in}name the repositories explicitly, without `*`, or set `api:` for {registry} under \
                      `registries` if it has an API of its own that lists them"
                 )))
             }

@@ -108,7 +108,7 @@ impl SharedConcurrency {
                     Ok(Ok(share)) => Some(share),
                     // Without the store the limit stays; a process that has no permit yet uses one.
                     Ok(Err(_)) | Err(_) => {
-                        tracing::debug!("how requests to {} are shared is not known for now", account.registry);
+                        tracing::debug!("the shared concurrency limit of {} is unavailable for now", account.registry);
                         None
                     }
                 };

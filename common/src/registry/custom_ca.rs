@@ -197,10 +197,10 @@ impl UnknownAuthority {
                 self.name
             ),
             (MissingIssuer::OtherKey, _) => {
-                "the authority may have a new key: set `ca:` for the registry to its certificate of now".to_owned()
+                "the authority may have a new key: set `ca:` for the registry to its current certificate".to_owned()
             }
             (MissingIssuer::SelfSigned | MissingIssuer::Sent, true) => {
-                "set `ca:` for the registry to this certificate: those that it names now are others".to_owned()
+                "set `ca:` for the registry to this certificate: it lists others now".to_owned()
             }
             (_, false) => super::failure::OWN_AUTHORITY.to_owned(),
         }
@@ -211,9 +211,11 @@ impl std::fmt::Display for UnknownAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = crate::sanitize::sanitize(&self.name);
         match self.missing {
-            MissingIssuer::SelfSigned => write!(f, "it is signed by itself (`{name}`)"),
+            MissingIssuer::SelfSigned => write!(f, "it is self-signed (`{name}`)"),
             MissingIssuer::Sent => write!(f, "its authority `{name}` is not trusted (UnknownIssuer)"),
-            MissingIssuer::OtherKey => write!(f, "`{name}` has another key than the certificate of that name in `ca:`"),
+            MissingIssuer::OtherKey => {
+                write!(f, "`{name}` has a different key than the certificate of that name in `ca:`")
+            }
             MissingIssuer::Unsent => {
                 write!(f, "the certificate of its issuer `{name}` was neither sent nor named (UnknownIssuer)")
             }
@@ -232,7 +234,7 @@ fn common_name(name: &[u8]) -> String {
         let text = name.get(at + 2..)?.get(..length).filter(|_| length < 0x80)?;
         Some(String::from_utf8_lossy(text).into_owned())
     };
-    part(3).or_else(|| part(10)).unwrap_or_else(|| "an authority without a name".to_owned())
+    part(3).or_else(|| part(10)).unwrap_or_else(|| "an unnamed authority".to_owned())
 }
 
 /// Whether a server's certificate is refused only because it is an authority's.

@@ -83,7 +83,8 @@ impl EnvironmentProxies {
         let Some(variable) = variable.filter(|_| !self.excepts(url)) else { return Ok(None) };
         variable.proxy.as_ref().map(Some).map_err(|why| {
             let operation = format!("finding the proxy to {}", super::ssrf::origin(url));
-            Error::new(ErrorKind::Invalid, operation, format!("`{}` in the environment is no proxy: {why}", variable.name)).with_hint(
+            let detail = format!("the environment variable `{}` is not a proxy: {why}", variable.name);
+            Error::new(ErrorKind::Invalid, operation, detail).with_hint(
                 format!(
                     "write it as http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT with special characters as %40; or leave \
                      {} out",
@@ -206,10 +207,7 @@ fn parse(written: &str) -> Result<Url, String> {
     };
     let url = url.map_err(|error| error.to_string())?;
     if !SCHEMES.contains(&url.scheme()) {
-        return Err(format!(
-            "it begins with {}:// (a proxy of http, https, socks5 or socks5h can be used)",
-            url.scheme()
-        ));
+        return Err(format!("it starts with {}:// (use http, https, socks5 or socks5h)", url.scheme()));
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err("it names no host".to_owned());

@@ -20,10 +20,10 @@ const PROXY_REFUSALS: [&str; 4] = [
 ];
 /// Hint for servers that close a TLS connection.
 const CLIENT_CERTIFICATE: &str =
-    "the registry ended the TLS connection: it may want a client certificate (`client_cert`, `client_key`)";
+    "the registry closed the TLS connection: it may require a client certificate (`client_cert`, `client_key`)";
 /// Hint for authorities that are not trusted.
 pub(super) const OWN_AUTHORITY: &str =
-    "if the certificate is of an authority of your own, or its own, set `ca:` for the registry under `registries`";
+    "if the certificate is self-signed or issued by a private authority, set `ca:` for the registry under `registries`";
 
 /// Classifies an error response by its status, code and message.
 pub(crate) fn classify(status: StatusCode, code: Option<&str>, message: &str, has_retry_after: bool) -> ErrorKind {
@@ -80,8 +80,8 @@ impl RequestTarget {
     pub(crate) fn proxy_auth_error(&self, operation: &str) -> Error {
         let proxy = self.proxy.as_deref().unwrap_or("in between");
         let detail = match self.has_proxy_credentials {
-            true => format!("the proxy {proxy} does not take the user and password that it was given (407)"),
-            false => format!("the proxy {proxy} wants a user and a password (407)"),
+            true => format!("the proxy {proxy} rejects the user and password (407)"),
+            false => format!("the proxy {proxy} requires a user and a password (407)"),
         };
         Error::new(ErrorKind::Denied, self.with_origin(operation), detail).with_hint(format!(
             "write them as http://USER:PASSWORD@HOST:PORT in HTTPS_PROXY, or in `proxy:` for {} under `registries`",
@@ -131,7 +131,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
         return match tls {
             rustls::Error::InvalidMessage(_) if error.is_connect() => {
                 let hint = match at_proxy {
-                    true => "a proxy that is itself reached without TLS is written http://HOST:PORT".to_owned(),
+                    true => "write a proxy that does not use TLS as http://HOST:PORT".to_owned(),
                     false => {
                         format!("if {0} speaks plain HTTP, set `tls: off` for it under `registries`", way.registry)
                     }
@@ -158,7 +158,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
             ssrf::BlockedAddress::Metadata(_, address) => format!("allow_metadata: {address}"),
         };
         return Error::new(ErrorKind::Insecure, operation, text)
-            .with_hint(format!("if that is meant, set `{key}` for the registry under `registries`"))
+            .with_hint(format!("if that is intended, set `{key}` for the registry under `registries`"))
             .with_source(error);
     }
     if error.is_builder() {
@@ -171,7 +171,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
             .with_source(error);
     }
     if error.is_timeout() && !error.is_connect() {
-        return Error::new(ErrorKind::TimedOut, operation, format!("the connection stood still: {text}"))
+        return Error::new(ErrorKind::TimedOut, operation, format!("the connection stalled: {text}"))
             .with_source(error);
     }
     let detail = match &way.proxy {
@@ -244,10 +244,10 @@ fn tls_hint(error: &rustls::Error) -> Cow<'static, str> {
         ) => "the registry needs a new certificate, or a clock is wrong: its, or this machine's".into(),
         rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion)
         | rustls::Error::PeerIncompatible(_) => {
-            "it may speak TLS 1.0 or 1.1 only: let it, or what stands before it, speak TLS 1.2 or 1.3".into()
+            "it may support TLS 1.0 or 1.1 only: enable TLS 1.2 or 1.3 there, or at the proxy in front of it".into()
         }
         rustls::Error::AlertReceived(rustls::AlertDescription::UnrecognisedName) => {
-            "there is nothing of that name: name the registry as its certificate does".into()
+            "the server does not know that name: name the registry as its certificate does".into()
         }
         rustls::Error::AlertReceived(_) => CLIENT_CERTIFICATE.into(),
         rustls::Error::InvalidCertificate(Other(other)) => match other.0.downcast_ref::<UnknownAuthority>() {

@@ -38,7 +38,7 @@ struct ClientKey {
 /// Prints no contents: they include private keys and the proxy's password.
 impl fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Shape")
+        f.write_str("ClientKey")
     }
 }
 

@@ -25,7 +25,7 @@ const OCI_ONLY: &str = "the registry may take OCI images alone (zot: set `\"comp
                         image is not converted, as that would change its digest";
 /// Hint for immutable tags.
 const IMMUTABLE: &str =
-    "the target keeps this tag as it is; allow it there, exclude the tag, or name it in `immutable:`";
+    "the tag is immutable at the target; allow overwriting there, exclude the tag, or list it in `immutable:`";
 /// Hint for manifests larger than the target accepts.
 const BODY_LIMIT: &str =
     "raise the limit of request bodies at the target, or at the proxy before it (nginx: client_max_body_size)";
@@ -107,7 +107,7 @@ impl Repository {
         kind: RequestKind,
     ) -> Result<Option<ManifestHead>> {
         let at_mirror = |mirror: Repository| async move {
-            let missing = || Error::new(ErrorKind::NotFound, mirror.display_reference(reference), "it is not there");
+            let missing = || Error::new(ErrorKind::NotFound, mirror.display_reference(reference), "not found");
             mirror.head_manifest_here(reference, kind).await?.ok_or_else(missing)
         };
         if self.has_mirrors()
@@ -133,7 +133,7 @@ impl Repository {
         reference: &ManifestRef,
         kind: RequestKind,
     ) -> Result<Option<ManifestHead>> {
-        let operation = format!("asking for {}", self.display_reference(reference));
+        let operation = format!("checking {}", self.display_reference(reference));
         let head = self
             .with_retries(|| async {
                 let request = self.manifest_request(Method::HEAD, reference, &operation).kind(kind);
@@ -232,7 +232,7 @@ impl Repository {
                 operation,
                 format!("the manifest should have the digest {digest}, its bytes have {found}"),
             )
-            .with_hint("the source, or something between, changes content; nothing was written"));
+            .with_hint("the source, or a proxy in front of it, alters content; nothing was written"));
         }
         Manifest::parse_as(bytes, digest, &content_type).map_err(|error| {
             let class = match error {

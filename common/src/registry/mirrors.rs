@@ -47,7 +47,7 @@ impl Client {
         let host = url.host_str().unwrap_or_default();
         let written = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let name: RegistryName = written.parse().map_err(|error: crate::image::ParseReferenceError| {
-            Error::new(ErrorKind::Invalid, "reading `mirrors`", format!("{written} is no name of a registry: {error}"))
+            Error::new(ErrorKind::Invalid, "reading `mirrors`", format!("{written} is not a registry name: {error}"))
         })?;
         let own = self.0.settings.registries.get(&name).cloned().unwrap_or_default();
         let (endpoint, path_prefix) = split_endpoint(url)?;
@@ -108,7 +108,7 @@ impl Repository {
                 Err(error) => {
                     let rest = self.client.0.settings.mirror_backoff;
                     if registry.record_mirror_failure(error.retry_after().unwrap_or(rest).max(rest)) {
-                        self.context.warn(format!("{error}; going on without the mirror {} for now", registry.name));
+                        self.context.warn(format!("{error}; skipping the mirror {} for now", registry.name));
                     }
                 }
             }

@@ -231,7 +231,7 @@ impl Client {
     /// Checks that a registry is reachable; any response counts. Tries once, within the connect timeout.
     pub async fn ping(&self, registry: &RegistryName, context: &Context) -> Result<()> {
         let registry = self.registry(registry)?;
-        let operation = format!("reaching {}", registry.name);
+        let operation = format!("connecting to {}", registry.name);
         let url =
             registry.base.join("v2/").map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
         let way = registry.request_target(&url)?;

@@ -91,7 +91,7 @@ async fn read<T: DeserializeOwned + Send + 'static>(
     operation: &str,
 ) -> Result<(T, PageSize)> {
     let too_large = || {
-        let detail = format!("the answer is larger than {} MiB", limits.bytes.div_ceil(1 << 20));
+        let detail = format!("the response is larger than {} MiB", limits.bytes.div_ceil(1 << 20));
         Error::new(ErrorKind::InvalidResponse, operation, detail)
     };
     if response.content_length().is_some_and(|length| length > limits.bytes as u64) {
@@ -229,7 +229,7 @@ impl EntryCounter {
     fn excess(&self) -> String {
         match self.size().entries > self.limits.entries {
             true => format!("it lists more than {} entries", self.limits.listing_total.entries),
-            false => format!("its names and digests have more than {} MiB", self.limits.listing_total.texts >> 20),
+            false => format!("its names and digests exceed {} MiB", self.limits.listing_total.texts >> 20),
         }
     }
 }

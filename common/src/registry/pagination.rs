@@ -138,7 +138,7 @@ impl Paginator {
     ) -> Result<Option<T>> {
         let Some(url) = self.next.take() else { return Ok(None) };
         if !self.urls.insert(self.hasher.hash_one(&url)) {
-            return Err(Error::new(ErrorKind::InvalidResponse, operation, "its pages lead in a circle"));
+            return Err(Error::new(ErrorKind::InvalidResponse, operation, "its pages form a loop"));
         }
         let repository = asker.repository();
         let share = self.share.get_or_insert_with(|| {
@@ -175,13 +175,13 @@ impl Paginator {
 
     fn check_progress(&mut self, entries: &[&str]) -> Result<(), String> {
         if !entries.is_empty() && !self.pages.insert(self.hasher.hash_one(entries)) {
-            return Err("the same page came twice: its pages do not end".to_owned());
+            return Err("the same page came twice: its pages never end".to_owned());
         }
         let before = self.entries.len();
         self.entries.extend(entries.iter().map(|entry| self.hasher.hash_one(entry)));
         self.empty_pages = if self.entries.len() > before { 0 } else { self.empty_pages + 1 };
         if self.empty_pages > MAX_EMPTY_PAGES {
-            return Err(format!("{} pages in a row brought nothing new: its pages do not end", self.empty_pages));
+            return Err(format!("{} pages in a row brought nothing new: its pages never end", self.empty_pages));
         }
         Ok(())
     }
@@ -220,7 +220,7 @@ async fn read<T: ListPage>(
     let context = &asker.repository().context;
     let (page, size): (T, _) = read_page(&mut response, limits, share, context, operation).await?;
     if !page.is_listing() {
-        return Err(Error::new(ErrorKind::InvalidResponse, operation, "what it answered is no listing"));
+        return Err(Error::new(ErrorKind::InvalidResponse, operation, "the response is not a listing"));
     }
     let next = match page.next_page() {
         NextPage::LinkHeader => linked,
@@ -245,12 +245,12 @@ fn with_parameter(here: &Url, name: &str, value: &str) -> Url {
 /// Validates the URL of the next page, which must have the same host.
 fn validate_next_url(repository: &Repository, here: &Url, written: &str, operation: &str) -> Result<Url> {
     let next = here.join(written).map_err(|error| {
-        Error::new(ErrorKind::InvalidResponse, operation, "the link to its next page is no URL").with_source(error)
+        Error::new(ErrorKind::InvalidResponse, operation, "the link to its next page is not a URL").with_source(error)
     })?;
     let allowed = repository.registry.settings.allowed();
     let mut next = ssrf::validate_url(here, next, repository.network_scope(), allowed, "link to the next page")?;
     if !ssrf::same_origin(&next, here) {
-        let detail = format!("the link to its next page leads to another host, {}", ssrf::origin(&next));
+        let detail = format!("the link to its next page points to another host, {}", ssrf::origin(&next));
         return Err(Error::new(ErrorKind::Insecure, operation, detail));
     }
     // All pages of a list have one path. Artifactory omits the first part of a repository, or the part that its own

@@ -188,7 +188,7 @@ impl RateLimiter {
                 match tokio::time::timeout(STORE_TIMEOUT, shared.store.acquire_rate(account, &ask)).await {
                     Ok(Ok(grant)) => Some(grant),
                     Ok(Err(error)) => self.fall_back_to_local(&error.to_string()),
-                    Err(_) => self.fall_back_to_local("no answer in time"),
+                    Err(_) => self.fall_back_to_local("timed out"),
                 }
             }
             None => None,
@@ -246,7 +246,7 @@ impl RateLimiter {
                 let pulls = account.with_category(RateLimitCategory::Pulls);
                 let noted = shared.store.block_until(&pulls, until);
                 if !matches!(tokio::time::timeout(STORE_TIMEOUT, noted).await, Ok(Ok(()))) {
-                    self.fall_back_to_local("a wait could not be noted");
+                    self.fall_back_to_local("a rate limit hold could not be recorded");
                 }
             }
             return Some(wait);
@@ -286,7 +286,7 @@ impl RateLimiter {
             match tokio::time::timeout(STORE_TIMEOUT, report).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => _ = self.fall_back_to_local(&error.to_string()),
-                Err(_) => _ = self.fall_back_to_local("no answer in time"),
+                Err(_) => _ = self.fall_back_to_local("timed out"),
             }
         }
         guessed
@@ -346,7 +346,7 @@ impl RateLimiter {
                     own.hold_for_quota(remaining, is_low);
                 }
                 Ok(Err(error)) => _ = self.fall_back_to_local(&error.to_string()),
-                Err(_) => _ = self.fall_back_to_local("no answer in time"),
+                Err(_) => _ = self.fall_back_to_local("timed out"),
             }
         } else if remaining == 0 {
             self.local().hold_for_quota(remaining, is_low);
@@ -363,8 +363,8 @@ impl RateLimiter {
         };
         if let Some(wait) = wait(own.not_before) {
             let reason = match own.not_before == own.not_before_estimated {
-                true => "refuses more requests and does not say for how long",
-                false => "asked to be left alone",
+                true => "rejects requests without saying for how long",
+                false => "is rate limiting",
             };
             return Some(RateLimitHold { wait, reason: reason.to_owned() });
         }
@@ -372,7 +372,7 @@ impl RateLimiter {
         let of = own.quota_limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
         let reason = match own.quota_reported_at {
             Some(_) => format!("has {}{of} pulls left", own.quota.remaining),
-            None => "has no pulls left, or no more than are kept".to_owned(),
+            None => "has no pulls left beyond its reserve".to_owned(),
         };
         Some(RateLimitHold { wait, reason })
     }
@@ -385,7 +385,7 @@ impl RateLimiter {
 
     /// Falls back to the local limiter, at the rate granted before if there was one.
     fn fall_back_to_local(&self, why: &str) -> Option<RateGrant> {
-        tracing::warn!("the shared pace is not known, each process has its own for now: {why}");
+        tracing::warn!("the shared rate limit is unavailable, this process uses its own limit for now: {why}");
         let time = self.now_millis();
         let mut own = self.local();
         own.store_away_until = Some(Instant::now() + STORE_RETRY_AFTER);

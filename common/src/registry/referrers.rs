@@ -108,7 +108,7 @@ impl Repository {
         let listed = match self.list_referrers_by_api(subject).await {
             // A mirror serves manifests and blobs, but does not list referrers.
             Err(error) if self.has_mirrors() && retry::is_transient(&error) => {
-                self.context.warn(format!("{error}; what refers to it is left out this time"));
+                self.context.warn(format!("{error}; its referrers are skipped this time"));
                 None
             }
             listed => listed?,
@@ -145,7 +145,7 @@ impl Repository {
         while let Some(url) = next {
             pages += 1;
             if pages > MAX_PAGES {
-                return Err(Error::new(ErrorKind::InvalidResponse, &operation, "its pages do not end"));
+                return Err(Error::new(ErrorKind::InvalidResponse, &operation, "its pages never end"));
             }
             match self.with_retries(|| self.referrers_page(&url, left, &share, &operation)).await? {
                 Some((page, size, after)) => {
@@ -194,7 +194,7 @@ impl Repository {
                 }
                 // Some deny access to unknown paths. Denied access to the repository shows with the manifest.
                 _ if error.kind() == ErrorKind::Denied => Ok(None),
-                _ => Err(error.with_hint("`referrers: false` copies the image without what refers to it")),
+                _ => Err(error.with_hint("`referrers: false` copies the image without its referrers")),
             };
         }
         // A proxy that answers everything with its own page has no API.
@@ -208,7 +208,7 @@ impl Repository {
         if let Some(next) = &next
             && !ssrf::same_origin(next, response.url())
         {
-            let detail = format!("the link to its next page leads to another host, {}", ssrf::origin(next));
+            let detail = format!("the link to its next page points to another host, {}", ssrf::origin(next));
             return Err(Error::new(ErrorKind::Insecure, operation, detail));
         }
         let (index, size): (ReferrersIndex, _) =
@@ -232,7 +232,7 @@ impl Repository {
         match self.head_manifest_here(&ManifestRef::Tag(tag.clone()), RequestKind::Referrers).await {
             Err(error) if error.kind() == ErrorKind::Denied => Ok(None),
             Err(error) if self.has_mirrors() && retry::is_transient(&error) => {
-                self.context.warn(format!("{error}; it is left out this time"));
+                self.context.warn(format!("{error}; it is skipped this time"));
                 Ok(None)
             }
             head => head,
@@ -285,9 +285,9 @@ impl Repository {
                 () = self.context.cancel.cancelled() => return Err(cancelled()),
             }
         }
-        let detail = "others write it at the same time, again and again";
+        let detail = "other writers keep changing it at the same time";
         Err(Error::new(ErrorKind::ServerError, operation, detail)
-            .with_hint("let one program at a time write referrers there"))
+            .with_hint("run only one program that writes referrers there"))
     }
 }
 
@@ -304,7 +304,7 @@ fn with_added(found: Option<&Manifest>, referrers: &[&Manifest]) -> Result<Manif
         ),
     };
     let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
-        return Err("the index there has no list of manifests".to_owned());
+        return Err("the existing index has no list of manifests".to_owned());
     };
     for referrer in referrers {
         let descriptor = Descriptor {

@@ -142,8 +142,10 @@ impl Response {
         let limit = retry::format_duration(self.stall_timeout);
         // With a tolerance: the timeout's clock ticks in milliseconds.
         let detail = match waited + Duration::from_millis(5) >= self.stall_timeout {
-            true => format!("the answer stood still for {limit}"),
-            false => format!("the answer came at less than {MIN_BODY_BYTES_PER_SECOND} bytes a second for {limit}"),
+            true => format!("the response stalled for {limit}"),
+            false => {
+                format!("the response arrived at less than {MIN_BODY_BYTES_PER_SECOND} bytes a second for {limit}")
+            }
         };
         Error::new(ErrorKind::TimedOut, self.target.with_origin(operation), detail)
     }
@@ -154,7 +156,7 @@ impl Response {
             Error::new(
                 ErrorKind::InvalidResponse,
                 operation,
-                format!("the answer is larger than {} MiB", limit.div_ceil(1 << 20)),
+                format!("the response is larger than {} MiB", limit.div_ceil(1 << 20)),
             )
         };
         if self.content_length().is_some_and(|length| length > limit as u64) {

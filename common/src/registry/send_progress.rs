@@ -53,7 +53,7 @@ pub(super) async fn wait_until_stalled(stall: Duration, sent: impl Fn() -> SendP
                 let limit = answer_limit(stall, now.bytes.saturating_sub(start.bytes));
                 if since.elapsed() >= limit {
                     return format!(
-                        "the target did not answer after the last byte for {}",
+                        "the target did not respond within {} after the last byte",
                         retry::format_duration(limit)
                     );
                 }
@@ -63,7 +63,7 @@ pub(super) async fn wait_until_stalled(stall: Duration, sent: impl Fn() -> SendP
                 let waited = if now.is_locally_stalled || last.is_locally_stalled { Duration::ZERO } else { next - at };
                 credit.record(waited, moved);
                 if credit.is_exhausted() {
-                    return format!("the target took no byte, or too few, for {}", retry::format_duration(stall));
+                    return format!("the target accepted no bytes, or too few, for {}", retry::format_duration(stall));
                 }
             }
         }
@@ -108,10 +108,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_target_that_takes_nothing_or_a_byte_now_and_then_is_given_up() {
-        assert!(wait_until_stalled(STALL, || at(7, false, false)).await.contains("took no byte"));
+        assert!(wait_until_stalled(STALL, || at(7, false, false)).await.contains("accepted no bytes"));
         let taken = AtomicU64::new(0);
         let drip = || at(taken.fetch_add(1, Ordering::Relaxed) / 10, false, false);
-        assert!(wait_until_stalled(STALL, drip).await.contains("took no byte"));
+        assert!(wait_until_stalled(STALL, drip).await.contains("accepted no bytes"));
     }
 
     #[tokio::test]
@@ -125,7 +125,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_must_follow_the_last_byte() {
-        assert!(wait_until_stalled(STALL, || at(7, true, false)).await.contains("did not answer"));
+        assert!(wait_until_stalled(STALL, || at(7, true, false)).await.contains("did not respond"));
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub struct SharedRateLimit {
 
 impl fmt::Debug for SharedRateLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SharedPace")
+        f.write_str("SharedRateLimit")
     }
 }
 

@@ -107,7 +107,7 @@ pub(crate) fn refuse_metadata(url: &Url, allowed: AllowedAddresses<'_>, operatio
             format!("{address} is the address of a cloud's metadata service"),
         )
         .with_hint(format!(
-            "if that is meant, set `allow_metadata: {}` for the registry (`allow_private` does not do)",
+            "if that is intended, set `allow_metadata: {}` for the registry (`allow_private` is not enough)",
             canonical(address)
         ))),
         _ => Ok(()),
@@ -146,7 +146,7 @@ pub(crate) fn validate_url(
         return Err(Error::new(
             ErrorKind::Insecure,
             operation(),
-            format!("`{}` is no scheme for a registry", to.scheme()),
+            format!("`{}` is not a scheme for a registry", to.scheme()),
         ));
     }
     if from.scheme() == "https" && to.scheme() == "http" {
@@ -156,8 +156,8 @@ pub(crate) fn validate_url(
             let _ = next.set_scheme("https");
             let _ = next.set_port(from.port());
         } else {
-            return Err(Error::new(ErrorKind::Insecure, operation(), "it leads from https to http")
-                .with_hint("the registry, or a proxy before it, is set up wrong; tell who runs it"));
+            return Err(Error::new(ErrorKind::Insecure, operation(), "it redirects from https to http")
+                .with_hint("the registry, or a proxy in front of it, is misconfigured; contact its operator"));
         }
     }
     refuse_metadata(&next, allowed, &operation())?;
@@ -182,9 +182,9 @@ fn private_address(operation: String, from: &Url) -> Error {
     Error::new(
         ErrorKind::Insecure,
         operation,
-        "it leads to a private, link-local or loopback address, which the registry itself does not have",
+        "it points to a private, link-local or loopback address, but the registry itself has a public one",
     )
-    .with_hint(format!("if that is meant, set `allow_private: true` for {registry} under `registries`"))
+    .with_hint(format!("if that is intended, set `allow_private: true` for {registry} under `registries`"))
 }
 
 /// Returns scheme, host and port for messages: paths and queries can hold signatures.

@@ -128,8 +128,8 @@ impl Repository {
         self.report_delay(ThrottleReason::RateLimit, began);
         passed.map_err(|wait| {
             let why = credential.rate_limiter.current_hold(kind.reads_manifest).map(|hold| hold.reason);
-            let why = why.unwrap_or_else(|| "asked to be left alone".to_owned());
-            let detail = format!("it {why}: nothing for {} more", retry::format_duration(wait));
+            let why = why.unwrap_or_else(|| "is rate limiting".to_owned());
+            let detail = format!("it {why}: held for {} more", retry::format_duration(wait));
             Error::new(ErrorKind::RateLimited, operation, detail)
                 .with_retry_after(Some(wait))
                 .with_registry(&self.registry.name)
@@ -202,7 +202,7 @@ impl Repository {
         {
             let who = self.client.account(&self.registry, kind.credential_index).await.credential;
             self.context.warn(format!(
-                "{} {reason} for `{who}`: others go on, this one again in {}",
+                "{} {reason} for `{who}`: other credentials are used, this one again in {}",
                 self.registry.name,
                 retry::format_duration(wait)
             ));

@@ -180,7 +180,7 @@ impl Repository {
                         return Err(Error::new(
                             ErrorKind::TokenExpired,
                             operation,
-                            "the token ran out before the upload began",
+                            "the token expired before the upload started",
                         ));
                     }
                     authorization = Some(fresh);
@@ -279,7 +279,7 @@ impl Repository {
             let is_publicly_routed = next.is_publicly_routed && was_outside;
             response = Response { with_credentials, class, is_publicly_routed, ..next };
         }
-        Err(Error::new(ErrorKind::InvalidResponse, operation, format!("it redirected more than {MAX_REDIRECTS} times")))
+        Err(Error::new(ErrorKind::InvalidResponse, operation, format!("more than {MAX_REDIRECTS} redirects")))
     }
 
     /// Returns the validated URL in a response's `Location`, and the network of the host that named it.
@@ -294,11 +294,11 @@ impl Repository {
             return Err(Error::new(
                 ErrorKind::InvalidResponse,
                 operation,
-                format!("the answer ({}) has no Location", response.status()),
+                format!("the response ({}) has no Location", response.status()),
             ));
         };
         let next = response.url.join(written).map_err(|error| {
-            Error::new(ErrorKind::InvalidResponse, operation, "the answer's Location is no URL").with_source(error)
+            Error::new(ErrorKind::InvalidResponse, operation, "the response's Location is not a URL").with_source(error)
         })?;
         let named_by_scope = self.network_scope().min(response.network_scope);
         Ok((
@@ -356,7 +356,7 @@ impl Repository {
                 Some(progress) => send_progress::wait_until_stalled(stall, progress).await,
                 None => {
                     tokio::time::sleep(stall).await;
-                    format!("no answer within {}", retry::format_duration(stall))
+                    format!("no response within {}", retry::format_duration(stall))
                 }
             }
         };
@@ -478,7 +478,7 @@ impl Repository {
             // From the proxy; the error already has a hint.
             ErrorKind::Denied if error.status() == Some(407) => error,
             ErrorKind::Denied if is_elsewhere => error.with_hint(format!(
-                "it is {host} that refuses: {} sent us there, and no login goes along",
+                "{host} refused, where {} redirected; credentials are not sent to other hosts",
                 self.registry.name
             )),
             ErrorKind::Denied => {

@@ -277,7 +277,7 @@ impl Repository {
     /// Returns how many bytes a session holds after at most `sent` were sent; `None` if it is gone or does not tell, so
     /// that the upload must be restarted.
     pub async fn query_upload_offset(&self, upload: &mut UploadSession, sent: u64) -> Result<Option<u64>> {
-        let operation = format!("asking how far an upload is: {}", self.write_operation(&upload.digest));
+        let operation = format!("querying the upload offset: {}", self.write_operation(&upload.digest));
         let (location, named_by_scope) = (upload.location.clone(), upload.named_by_scope);
         let (status, held, next) = self
             .with_retries(|| async {

@@ -96,7 +96,7 @@ impl Client {
         let settings = &registry.settings;
         let (endpoint, api) = (settings.endpoint.as_ref(), settings.api.as_ref());
         let listing = vendor::resolve_listing(&registry.name, settings.listing, endpoint, api).map_err(|detail| {
-            Error::new(ErrorKind::Invalid, format!("finding what lists {}", registry.name), detail)
+            Error::new(ErrorKind::Invalid, format!("choosing the listing API of {}", registry.name), detail)
         })?;
         let is_recognised = listing.is_none();
         let listing = match listing {
@@ -270,7 +270,7 @@ impl VendorApi {
         let (api, registry) = (&self.api_side.registry.base, &self.registry_side.registry.base);
         let is_here = api.host_str().is_some_and(is_loopback);
         if api.scheme() == "http" && registry.scheme() == "https" && !is_here {
-            let detail = format!("credentials would go in plain HTTP to {}", ssrf::origin(api));
+            let detail = format!("credentials would be sent over plain HTTP to {}", ssrf::origin(api));
             return Err(Error::new(ErrorKind::Insecure, operation, detail)
                 .with_hint(format!("write `api:` of {} with https://", self.registry())));
         }
@@ -334,7 +334,7 @@ impl VendorApi {
 
     async fn hub_token(&self, credential: &Credential, operation: &str) -> Result<Secret> {
         let Credential::Basic { username, password } = credential else {
-            return Err(Error::new(ErrorKind::Invalid, operation, "an identity token is of no use there"));
+            return Err(Error::new(ErrorKind::Invalid, operation, "an identity token cannot be used there"));
         };
         let fields = [(["auth", "token"], ["identifier", "secret"]), (["users", "login"], ["username", "password"])];
         let mut response = None;
@@ -357,7 +357,7 @@ impl VendorApi {
             }
         }
         let Some(response) = response else {
-            return Err(Error::new(ErrorKind::InvalidResponse, operation, "there is no way to log in"));
+            return Err(Error::new(ErrorKind::InvalidResponse, operation, "no login endpoint was found"));
         };
         if response.status() != StatusCode::OK {
             return Err(self.error_from_response(response, operation).await);
@@ -480,7 +480,7 @@ pub(super) fn api_host_name(base: &Url) -> Result<RegistryName> {
     let host = base.host_str().unwrap_or_default();
     let host = base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     host.parse().map_err(|error: crate::image::ParseReferenceError| {
-        Error::new(ErrorKind::Invalid, format!("asking {}", ssrf::origin(base)), error.to_string())
+        Error::new(ErrorKind::Invalid, format!("requesting {}", ssrf::origin(base)), error.to_string())
     })
 }
 

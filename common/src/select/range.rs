@@ -42,7 +42,7 @@ pub enum VersionRangeError {
         version: String,
     },
     /// A range with a date and a version, as in `>=2024-01-15 <2`.
-    #[error("`{0}` compares with a date and with a version, and nothing is both")]
+    #[error("`{0}` compares with a date and with a version: use one of the two")]
     Mixed(String),
     /// A range that no version satisfies, as in `>2 <1`.
     #[error("no version can be `{0}`")]
@@ -314,7 +314,7 @@ mod tests {
         );
         assert_eq!(
             reason(">=2024-01-15 <17"),
-            "`>=2024-01-15 <17` compares with a date and with a version, and nothing is both"
+            "`>=2024-01-15 <17` compares with a date and with a version: use one of the two"
         );
     }
 

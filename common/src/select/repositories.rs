@@ -150,12 +150,12 @@ impl FromStr for RepositoryPattern {
     fn from_str(text: &str) -> Result<Self, RepositoryPatternError> {
         if let Some((scheme, rest)) = text.split_once("://") {
             return pattern_error(
-                format!("`{scheme}://` does not belong here"),
+                format!("a repository pattern has no scheme (`{scheme}://`)"),
                 Some(format!("write `{rest}`; `tls: off` for plain HTTP goes to `registries`")),
             );
         }
         if let Some((name, _)) = text.split_once('@') {
-            return pattern_error("a rule reads tags, not a digest", Some(format!("write `{name}`")));
+            return pattern_error("a rule selects tags, not digests", Some(format!("write `{name}`")));
         }
         let (name, tag) = match text.rsplit_once(':') {
             Some((name, tag))
@@ -167,7 +167,7 @@ impl FromStr for RepositoryPattern {
         };
         if let Some(tag) = tag {
             return pattern_error(
-                "a pattern of repositories has no tag",
+                "a repository pattern has no tag",
                 Some(format!("write `from: {name}` and `tags: {{include: [\"{tag}\"]}}`")),
             );
         }
@@ -176,17 +176,20 @@ impl FromStr for RepositoryPattern {
             Some(_) => ("docker.io", text.to_owned()),
             None if text.contains(['.', ':']) || text == "localhost" => {
                 return pattern_error(
-                    format!("`{text}` names a registry and no repository"),
+                    format!("`{text}` names a registry without a repository"),
                     Some(format!("for all its repositories write `{text}/**`")),
                 );
             }
             None if text.contains('*') => {
-                return pattern_error("it names no registry", Some("write `docker.io/NAMESPACE/*`".to_owned()));
+                return pattern_error(
+                    "the pattern names no registry",
+                    Some("write `docker.io/NAMESPACE/*`".to_owned()),
+                );
             }
             None => ("docker.io", text.to_owned()),
         };
         if host.contains('*') {
-            return pattern_error("a star cannot stand for a registry", None);
+            return pattern_error("`*` cannot stand for a registry", None);
         }
         let registry: RegistryName = host.parse().map_err(|error: crate::image::ParseReferenceError| {
             RepositoryPatternError { reason: error.to_string(), hint: None }
@@ -208,12 +211,15 @@ fn parse_segments(registry: RegistryName, path: &str) -> Result<RepositoryPatter
     let mut segments = Vec::new();
     for part in above.split('/').filter(|_| !(recursive && above.is_empty())) {
         if part.contains("**") {
-            return pattern_error("`**` can only be the last level", Some("`*` stands for one level".to_owned()));
+            return pattern_error(
+                "`**` can only be the last component",
+                Some("`*` stands for one component".to_owned()),
+            );
         }
         let sample = part.replace('*', "a");
         if let Err(error) = sample.parse::<RepositoryName>() {
             let error = if part.contains('*') || part.is_empty() {
-                format!("`{path}` is not a path of repositories: `{part}` cannot be a level of one")
+                format!("`{path}` is not a repository path: `{part}` is not a valid component")
             } else {
                 error.to_string()
             };
@@ -336,7 +342,7 @@ mod tests {
         let refused = |text: &str| all.parse_exclusion(text).unwrap_err().to_string();
         assert!(refused("quay.io/team/a").contains("is of another registry"));
         assert!(refused("elsewhere/a").contains("there is nothing to exclude"));
-        assert!(refused("team/**/x").contains("`**` can only be the last level"));
+        assert!(refused("team/**/x").contains("`**` can only be the last component"));
         assert_eq!(pattern("docker.io/grafana/*").parse_exclusion("grafana/old").unwrap(), pattern("grafana/old"));
     }
 
@@ -366,21 +372,21 @@ mod tests {
         };
         assert_eq!(
             refused("gcr.io/a/b:1.*"),
-            "a pattern of repositories has no tag | write `from: gcr.io/a/b` and `tags: {include: [\"1.*\"]}`"
+            "a repository pattern has no tag | write `from: gcr.io/a/b` and `tags: {include: [\"1.*\"]}`"
         );
-        assert!(refused("nginx:latest").starts_with("a pattern of repositories has no tag"));
-        assert!(refused("gcr.io/**/b").starts_with("`**` can only be the last level"));
-        assert!(refused("gcr.io/a**").starts_with("`**` can only be the last level"));
+        assert!(refused("nginx:latest").starts_with("a repository pattern has no tag"));
+        assert!(refused("gcr.io/**/b").starts_with("`**` can only be the last component"));
+        assert!(refused("gcr.io/a**").starts_with("`**` can only be the last component"));
         assert_eq!(
             refused("gcr.io"),
-            "`gcr.io` names a registry and no repository | for all its repositories write `gcr.io/**`"
+            "`gcr.io` names a registry without a repository | for all its repositories write `gcr.io/**`"
         );
-        assert!(refused("localhost:5000").contains("names a registry and no repository"));
-        assert!(refused("https://gcr.io/a").contains("does not belong here"));
+        assert!(refused("localhost:5000").contains("names a registry without a repository"));
+        assert!(refused("https://gcr.io/a").contains("has no scheme"));
         assert!(refused("gcr.io/A/b").contains("lowercase"));
-        assert!(refused("gcr.io/a//b").contains("cannot be a level"));
-        assert!(refused("*.io/a").contains("star cannot stand for a registry"));
-        assert!(refused("gcr.io/a@sha256:00").contains("not a digest"));
+        assert!(refused("gcr.io/a//b").contains("is not a valid component"));
+        assert!(refused("*.io/a").contains("`*` cannot stand for a registry"));
+        assert!(refused("gcr.io/a@sha256:00").contains("not digests"));
         assert!(refused("*").contains("names no registry"));
     }
 

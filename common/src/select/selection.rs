@@ -200,7 +200,7 @@ impl DropReason {
             DropReason::OutOfRange { range, .. } => format!("not {range}"),
             DropReason::TooOld { cutoff, .. } => format!("older than {}", Since::Moment(*cutoff)),
             DropReason::BeyondNewest { count, .. } => format!("not among the newest {count}"),
-            DropReason::OtherPrefixes { .. } => "versions behind different beginnings".to_owned(),
+            DropReason::OtherPrefixes { .. } => "versions with different prefixes".to_owned(),
             other => other.to_string(),
         }
     }
@@ -210,16 +210,19 @@ impl fmt::Display for DropReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DropReason::NotATag => f.write_str("not a valid tag"),
-            DropReason::DigestTag => f.write_str("belongs to the image that it names"),
+            DropReason::DigestTag => f.write_str("a digest tag: copied with its image"),
             DropReason::Excluded(pattern) => write!(f, "excluded by {pattern}"),
             DropReason::NotIncluded => f.write_str("not matched by any include"),
             DropReason::NotAVersion => f.write_str("not a version"),
             DropReason::OtherPrefixes { prefix, other } => {
-                write!(f, "a version behind `{prefix}`, and others stand behind `{other}`: choose one with include")
+                write!(
+                    f,
+                    "a version with the prefix `{prefix}`, while other tags have `{other}`: choose one with include"
+                )
             }
             DropReason::OutOfRange { version, range } => write!(f, "{version} is not {range}"),
-            DropReason::DuplicateInPreset(first) => write!(f, "taken from {first}"),
-            DropReason::NoDate => f.write_str("no date known"),
+            DropReason::DuplicateInPreset(first) => write!(f, "read from {first} instead"),
+            DropReason::NoDate => f.write_str("no creation date"),
             DropReason::TooOld { created, cutoff } => {
                 f.write_str("older than ")?;
                 write_timestamp(*cutoff, f)?;

@@ -59,8 +59,8 @@ impl RepositoryListing {
     pub fn missing_dates_error(&self, selection: &TagSelection) -> Option<Error> {
         let why = self.missing_dates_reason.as_ref().filter(|_| selection.needs_created())?;
         let operation = format!("choosing the tags of {}/{}", self.registry, self.repository);
-        let detail = format!("`since` and `newest: {{by: date}}` go by dates, and there are none while {why}");
-        let hint = "give `registries` a proxy or `api:` that leads there, or choose by version";
+        let detail = format!("`since` and `newest: {{by: date}}` need dates, which are unavailable: {why}");
+        let hint = "set a proxy or `api:` for the registry under `registries`, or select by version";
         Some(Error::new(ErrorKind::Unreachable, operation, detail).with_hint(hint))
     }
 
@@ -95,7 +95,7 @@ impl RepositoryListing {
 /// is always an error and never an empty list; only Google-style registries answer for repositories that do not exist,
 /// see [`RepositoryListing::is_empty`].
 pub async fn list_repository(repository: &Repository) -> Result<RepositoryListing> {
-    const OWN_LIST_FALLBACK: &str = "its own list of tags is used, which has no digests and no dates";
+    const OWN_LIST_FALLBACK: &str = "falling back to the registry's tag list, which has no digests or dates";
     let mut missing_dates_reason = vendor::vendor_api_backoff(repository, None, OWN_LIST_FALLBACK)?;
     let refused = match missing_dates_reason {
         Some(_) => None,
@@ -125,7 +125,7 @@ pub async fn list_repository(repository: &Repository) -> Result<RepositoryListin
                 match list_by_vendor(repository, pages, None).await {
                     Ok(listing) => return Ok(listing),
                     Err(error) if vendor::permits_fallback(&error) => {
-                        vendor::warn_once(repository, &error, "it is not used")?
+                        vendor::warn_once(repository, &error, "ignoring it")?
                     }
                     Err(error) => return Err(error),
                 }
@@ -159,7 +159,7 @@ pub async fn find_tags(repository: &Repository, wanted: &[&str]) -> Result<Optio
     }
 }
 
-const TAG_BY_TAG_FALLBACK: &str = "its tags are asked for one by one";
+const TAG_BY_TAG_FALLBACK: &str = "falling back to one request per tag";
 
 fn or_tag_by_tag(repository: &Repository, listing: Result<RepositoryListing>) -> Result<Option<RepositoryListing>> {
     match listing {

@@ -254,7 +254,7 @@ impl Discovery {
         }
         self.discovered += self.pending.valid.len() - before;
         if self.discovered > MAX_REPOSITORIES {
-            let detail = format!("there are more than {MAX_REPOSITORIES} repositories: the tree does not seem to end");
+            let detail = format!("more than {MAX_REPOSITORIES} repositories: the tree seems endless");
             return Err(Error::new(ErrorKind::InvalidResponse, format!("listing {}", self.pattern), detail));
         }
         // A tree node that only leads to others is not a repository.
@@ -279,8 +279,9 @@ impl Discovery {
 
     fn not_found_error(&self) -> Error {
         let registry = self.pattern.registry();
-        Error::new(ErrorKind::NotFound, format!("listing {}", self.pattern), "there is no such repository").with_hint(format!(
-            "check the pattern, and that {registry} shows its repositories to this user; `*` stands for one level, `**` for all below"
+        Error::new(ErrorKind::NotFound, format!("listing {}", self.pattern), "no repository matches").with_hint(format!(
+            "check the pattern, and that this user can list repositories of {registry}; `*` matches one level, `**` \
+             all levels below"
         ))
     }
 }

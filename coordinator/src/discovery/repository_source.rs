@@ -48,7 +48,7 @@ impl RepositoryNames {
             Err(_) if self.invalid.len() > MAX_INVALID_NAMES => {}
             Err(_) if self.invalid.len() == MAX_INVALID_NAMES => {
                 let repository = format!("{}/…", pattern.registry());
-                let detail = "there are more names that are none of repositories";
+                let detail = "there are more invalid repository names";
                 let error = Error::new(ErrorKind::InvalidResponse, format!("listing {pattern}"), detail);
                 self.invalid.push(DiscoveryFailure { repository, error });
             }
@@ -74,7 +74,7 @@ pub(super) async fn find_source(
         let listing = list_repository(&repository).await?;
         if listing.is_google_style && listing.is_empty() {
             let operation = format!("listing the tags of {pattern}");
-            return Err(Error::new(ErrorKind::NotFound, operation, "there is no such repository, or nothing is in it"));
+            return Err(Error::new(ErrorKind::NotFound, operation, "the repository does not exist or is empty"));
         }
         return Ok(RepositorySource::Single(Box::new(listing)));
     }
@@ -103,7 +103,7 @@ pub(super) async fn find_source(
     if let Some(api) = api()? {
         match vendor::list_repositories(&api, pattern).await {
             Ok(names) => return Ok(RepositorySource::Flat(names)),
-            Err(error) if vendor::permits_fallback(&error) => tracing::info!("{error}; the catalog is asked"),
+            Err(error) if vendor::permits_fallback(&error) => tracing::info!("{error}; falling back to the catalog"),
             Err(error) => return Err(error),
         }
     }

@@ -32,7 +32,8 @@ pub(super) fn read_file(
     }
     if auth.is_none() && inside.is_none() {
         draft.add_note(
-            "credentials are in image-syncer's other file: name it with --auth; without it, `docker login` counts",
+            "image-syncer keeps credentials in a second file: pass it with --auth; without it, those of `docker \
+             login` are used",
         );
     }
     for (source, targets) in images {
@@ -49,11 +50,11 @@ pub(super) fn read_file(
     }
     if inside.is_some() {
         for key in unknown_keys(whole, &["images", "auth"]) {
-            draft.add_note(format!("`{key}` has no counterpart"));
+            draft.add_note(format!("`{key}` has no equivalent"));
         }
     }
     match draft.is_empty() {
-        true => Err("it names no image that could be copied".to_owned()),
+        true => Err("the file names no image that can be copied".to_owned()),
         false => Ok(()),
     }
 }
@@ -72,7 +73,7 @@ fn add_rules(source: &str, target: &str, hints: &ImportHints, draft: &mut Config
         }
     };
     if target.is_empty() {
-        let to = hints.to.clone().ok_or("it goes to image-syncer's default registry; say with --to where that is")?;
+        let to = hints.to.clone().ok_or("no target (image-syncer's default registry); set it with --to")?;
         let rule = DraftRule {
             from: format!("{}/{}", from.registry, from.repository),
             to: vec![to],
@@ -96,7 +97,7 @@ fn add_rules(source: &str, target: &str, hints: &ImportHints, draft: &mut Config
                 draft.add_rule(DraftRule { include: vec![pattern_from_tag(tag)?], ..rule });
             }
         }
-        _ => return Err("its tags at the target do not match those at the source".to_owned()),
+        _ => return Err("the target tags do not match the source tags".to_owned()),
     }
     Ok(())
 }
@@ -108,7 +109,7 @@ fn with_tags(rule: DraftRule, tags: &TagChoice<'_>) -> Result<DraftRule, String>
         // image-syncer matches the expression anywhere in a tag.
         TagChoice::Matching(regex) => vec![pattern_from_regex(regex)?],
         TagChoice::Digest(digest) => {
-            return Err(format!("{digest} is no tag; `imgsync sync` copies by digest"));
+            return Err(format!("{digest} is not a tag; `imgsync sync` copies by digest"));
         }
     };
     Ok(DraftRule { include, ..rule })
@@ -143,8 +144,8 @@ fn read_credentials(auth: &Value, draft: &mut ConfigDraft) {
         if place.contains('/') {
             let has = draft.has_registry_key(registry, "username");
             draft.add_note(match has {
-                true => format!("{place}: credentials are a registry's here; those of {registry} are taken"),
-                false => format!("{place}: credentials are a registry's here; these are taken for all of {registry}"),
+                true => format!("{place}: credentials are per registry here; using those of {registry}"),
+                false => format!("{place}: credentials are per registry here; using these for all of {registry}"),
             });
             if has {
                 continue;

@@ -50,10 +50,10 @@ pub(super) fn read_command(line: &str) -> Result<ConfigDraft, String> {
         draft.set_top_level("report", format!("{{file: {}{level}}}", yaml_scalar(file)));
     }
     for flag in &original.ignored_flags {
-        draft.add_note(format!("{flag} stays a flag: imgsync run {flag}"));
+        draft.add_note(format!("{flag} remains a flag: imgsync run {flag}"));
     }
     if rule.to.is_empty() {
-        draft.add_note("nobody says where to: write `to:` in the rule, or a `username` for docker.io");
+        draft.add_note("no target: set `to:` in the rule, or a `username` for docker.io");
     }
     draft.add_rule(rule);
     Ok(draft)

@@ -37,7 +37,7 @@ impl FromStr for ImportFormat {
             "skopeo" => Ok(ImportFormat::Skopeo),
             "regsync" => Ok(ImportFormat::Regsync),
             "image-syncer" => Ok(ImportFormat::ImageSyncer),
-            other => Err(format!("`{other}` is not known: there are skopeo, regsync and image-syncer")),
+            other => Err(format!("unknown format `{other}`: use skopeo, regsync or image-syncer")),
         }
     }
 }
@@ -72,7 +72,7 @@ pub fn import_file(
     let tree = parse_yaml_tree(text)?;
     let format = match format.or_else(|| guess_format(&tree)) {
         Some(format) => format,
-        None => return Err("it is neither skopeo's, nor regsync's, nor image-syncer's; say with --format whose".into()),
+        None => return Err("unknown format: it is not a file of skopeo, regsync or image-syncer; set --format".into()),
     };
     let mut draft = ConfigDraft::default();
     match format {

@@ -58,7 +58,7 @@ pub(super) fn read_file(tree: &Value, draft: &mut ConfigDraft) -> Result<(), Str
         draft.set_top_level("concurrency", parallel.to_owned());
     }
     for key in unknown_keys(defaults, &DEFAULTS_KEYS) {
-        draft.add_note(format!("defaults: `{key}` has no counterpart"));
+        draft.add_note(format!("defaults: `{key}` has no equivalent"));
     }
     for (number, entry) in top.get("sync").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let Some(entry) = entry.as_object() else { continue };
@@ -71,10 +71,10 @@ pub(super) fn read_file(tree: &Value, draft: &mut ConfigDraft) -> Result<(), Str
         }
     }
     for key in unknown_keys(top, &TOP_LEVEL_KEYS) {
-        draft.add_note(format!("`{key}` has no counterpart"));
+        draft.add_note(format!("`{key}` has no equivalent"));
     }
     match draft.is_empty() {
-        true => Err("it names no image that could be copied".to_owned()),
+        true => Err("the file names no image that can be copied".to_owned()),
         false => Ok(()),
     }
 }
@@ -116,12 +116,12 @@ fn read_credentials(entry: &Map<String, Value>, draft: &mut ConfigDraft) {
     }
     for (one, other) in [("clientCert", "clientKey"), ("clientKey", "clientCert")] {
         if value(one).is_some() && value(other).is_none() {
-            useless.push((one, "a client certificate and its key are of use together"));
+            useless.push((one, "a client certificate and its key must be set together"));
         }
     }
     useless.retain(|(key, _)| value(key).is_some());
     for (key, why) in &useless {
-        draft.add_note(format!("creds of {registry}: `{key}` was not taken over: {why}"));
+        draft.add_note(format!("creds of {registry}: `{key}` was not imported: {why}"));
     }
     let value = |key: &str| value(key).filter(|_| !useless.iter().any(|(useless, _)| *useless == key));
     for (theirs, ours) in [("pass", "password"), ("token", "identity_token"), ("clientKey", "client_key")] {
@@ -156,13 +156,11 @@ fn read_credentials(entry: &Map<String, Value>, draft: &mut ConfigDraft) {
         [one] => draft.set_registry_key(registry, "mirrors", DraftValue::Plain(url(one))),
         several => {
             draft.set_registry_key(registry, "mirrors", DraftValue::Plain(url(several[0])));
-            draft.add_note(format!(
-                "{registry}: only the first of its mirrors was taken; `mirrors` takes a list of URLs"
-            ));
+            draft.add_note(format!("{registry}: only the first mirror was imported; `mirrors` takes a list of URLs"));
         }
     }
     for key in unknown_keys(entry, &CREDS_KEYS) {
-        draft.add_note(format!("creds of {registry}: `{key}` has no counterpart"));
+        draft.add_note(format!("creds of {registry}: `{key}` has no equivalent"));
     }
 }
 
@@ -176,23 +174,23 @@ fn read_sync_entry(
     let (source, target) = (as_text(entry.get("source")), as_text(entry.get("target")));
     let (source, target) = (source.ok_or("it has no source")?, target.ok_or("it has no target")?);
     if source.contains("{{") || target.contains("{{") {
-        return Err("source and target are written out here, not by templates".to_owned());
+        return Err("templates in source and target are not supported".to_owned());
     }
     let (is_layout, to_layout) = (source.starts_with("ocidir://"), target.starts_with("ocidir://"));
     if is_layout || to_layout {
-        return Err(
-            "image layouts are named otherwise here (oci:DIR in `from` or `to`): write the rule by hand".to_owned()
-        );
+        return Err("image layouts are written oci:DIR in `from` or `to` here: write the rule by hand".to_owned());
     }
     let said = |key: &str| entry.get(key).or_else(|| defaults.get(key)).filter(|value| !value.is_null());
     let mut rule = DraftRule { platforms: read_platforms(entry, defaults), ..DraftRule::default() };
     if as_text(said("platform")).is_some() {
-        draft.add_note(format!("{place}: one `platform` makes an index of that platform alone here, not a bare image"));
+        draft.add_note(format!(
+            "{place}: a single `platform` produces an index with that platform here, not a plain image"
+        ));
     }
     if let Some(backup) = as_text(said("backup")) {
         match convert_backup_template(backup) {
             Ok(backup) => rule.backup = Some(backup),
-            Err(why) => draft.add_note(format!("{place}: `backup` has no counterpart: {why}")),
+            Err(why) => draft.add_note(format!("{place}: `backup` has no equivalent: {why}")),
         }
     }
     for filter in entry.get("referrerFilters").and_then(Value::as_array).into_iter().flatten() {
@@ -202,11 +200,12 @@ fn read_sync_entry(
         }
     }
     if !super::is_true(said("referrers")) {
-        draft.add_note("signatures and other referrers come along unless a rule says `referrers: false`");
+        draft.add_note("signatures and other referrers are copied unless a rule sets `referrers: false`");
     }
     if said("interval").is_some() || said("schedule").is_some() {
         draft.add_note(
-            "`interval` and `schedule` are not taken over: write `schedule: {every: …}` or a cron pattern, and run `imgsync serve`",
+            "`interval` and `schedule` are not imported: set `schedule: {every: …}` or a cron expression, and run \
+             `imgsync serve`",
         );
     }
     let reserve = said("ratelimit").and_then(|limit| as_text(limit.get("min")));
@@ -243,7 +242,7 @@ fn read_sync_entry(
         other => return Err(format!("`type: {other}` is not known")),
     }
     for key in unknown_keys(entry, &SYNC_KEYS) {
-        draft.add_note(format!("{place}: `{key}` has no counterpart"));
+        draft.add_note(format!("{place}: `{key}` has no equivalent"));
     }
     Ok(())
 }
@@ -298,7 +297,7 @@ fn read_tags(
     rule.exclude = patterns("deny", draft);
     // If none of the patterns can be converted, the rule must not select everything.
     if rule.include.is_empty() && !as_texts(tags.get("allow")).is_empty() {
-        return Err("none of its `allow` can be taken".to_owned());
+        return Err("none of its `allow` patterns can be imported".to_owned());
     }
     let ranges = as_texts(tags.get("semverRange"));
     if !ranges.is_empty() {
@@ -307,7 +306,7 @@ fn read_tags(
         rule.semver = Some(range);
     }
     for key in unknown_keys(tags, &["allow", "deny", "semverRange"]) {
-        draft.add_note(format!("{place}: tags: `{key}` has no counterpart"));
+        draft.add_note(format!("{place}: tags: `{key}` has no equivalent"));
     }
     Ok(())
 }
@@ -316,9 +315,7 @@ fn read_tags(
 fn read_repositories(entry: &Map<String, Value>, place: &str, draft: &mut ConfigDraft) -> Vec<String> {
     let Some(repos) = entry.get("repos").and_then(Value::as_object) else { return vec!["**".to_owned()] };
     for regex in as_texts(repos.get("deny")) {
-        draft.record_omission(format!(
-            "{place}: repositories are not denied here (`{regex}`); name those that are wanted"
-        ));
+        draft.record_omission(format!("{place}: repositories cannot be denied here (`{regex}`); list those to copy"));
     }
     let allowed = as_texts(repos.get("allow"));
     if allowed.is_empty() {
@@ -335,8 +332,9 @@ fn read_repositories(entry: &Map<String, Value>, place: &str, draft: &mut Config
         match !path.is_empty() && path.chars().all(is_path) {
             true => found.push(format!("{path}{star}")),
             false if [".*", ".+"].contains(&bare) => found.push("**".to_owned()),
-            false => draft
-                .record_omission(format!("{place}: `{regex}` says more than `from` can: * is one level, ** all below")),
+            false => draft.record_omission(format!(
+                "{place}: `from` cannot express `{regex}`: * is one level, ** all levels below"
+            )),
         }
     }
     found

@@ -13,7 +13,7 @@ const REGISTRY_KEYS: [&str; 6] =
 
 pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDraft) -> Result<(), String> {
     let registries = tree.as_object().ok_or("skopeo's file is a mapping of registries")?;
-    let to = hints.to.clone().ok_or("skopeo's file does not say where to; say it with --to")?;
+    let to = hints.to.clone().ok_or("a skopeo file has no target; set it with --to")?;
     let name = hints.naming.clone().unwrap_or_else(|| "basename".to_owned());
     for (registry, settings) in registries {
         let Some(settings) = settings.as_object() else { continue };
@@ -31,7 +31,7 @@ pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDra
                 match pattern_from_tag(tag) {
                     Ok(pattern) if !tag.contains(':') => rule.include.push(pattern),
                     _ => draft.record_omission(format!(
-                        "{registry}/{image}: `{tag}` is no tag; `imgsync sync` copies by digest"
+                        "{registry}/{image}: `{tag}` is not a tag; `imgsync sync` copies by digest"
                     )),
                 }
             }
@@ -69,20 +69,19 @@ pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDra
         }
         if let Some(folder) = as_text(settings.get("cert-dir")) {
             draft.add_note(format!(
-                "{registry}: `cert-dir` has no counterpart; name the files in {folder} as `ca`, `client_cert` and `client_key`"
+                "{registry}: `cert-dir` has no equivalent; set `ca`, `client_cert` and `client_key` to the files in \
+                 {folder}"
             ));
         }
         for key in unknown_keys(settings, &REGISTRY_KEYS) {
-            draft.add_note(format!("{registry}: `{key}` has no counterpart"));
+            draft.add_note(format!("{registry}: `{key}` has no equivalent"));
         }
     }
     if hints.naming.is_none() {
-        draft.add_note(
-            "targets are called as skopeo calls them without --scoped; with it they are called in full: --naming full",
-        );
+        draft.add_note("targets are named as by skopeo without --scoped; for --scoped use --naming full");
     }
     match draft.is_empty() {
-        true => Err("it names no image that could be copied".to_owned()),
+        true => Err("the file names no image that can be copied".to_owned()),
         false => Ok(()),
     }
 }

@@ -84,7 +84,7 @@ rules:
     naming: basename
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
-    for words in ["is no tag", "cert-dir", "`signed` has no counterpart", "tls: off", "--scoped"] {
+    for words in ["is not a tag", "cert-dir", "`signed` has no equivalent", "tls: off", "--scoped"] {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
     assert_eq!(draft.variables().len(), 1);
@@ -222,7 +222,7 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
         assert!(yaml.contains(part), "{part}\n---\n{yaml}");
     }
     assert!(!yaml.contains("hush") && !yaml.contains("gcr.io/a/d") && !yaml.contains("gcr.io/a/e"));
-    for words in ["is no tag", "do not match", "quay.io/coreos", "tls: off"] {
+    for words in ["is not a tag", "do not match", "quay.io/coreos", "tls: off"] {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
     assert_eq!(draft.variables().keys().collect::<Vec<_>>(), ["QUAY_IO_PASSWORD"]);
@@ -230,7 +230,7 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     let old = "auth: {quay.io: {username: me, password: hush}}\nimages: {quay.io/a/b: r.example.com/a/b}\nproc: 6\n";
     let (yaml, draft) = made(old, &ImportHints::default());
     assert!(yaml.contains("to: r.example.com\n    naming: keep"), "{yaml}");
-    assert!(has_note(&draft, "`proc` has no counterpart"));
+    assert!(has_note(&draft, "`proc` has no equivalent"));
 }
 
 #[test]
@@ -256,11 +256,11 @@ fn expressions_of_image_syncer_are_found_anywhere_in_a_tag_as_there() {
 #[test]
 fn credentials_of_regsync_that_contradict_each_other_give_a_configuration_that_is_right() {
     for (creds, has, lacks, note) in [
-        ("tls: insecure, regcert: /etc/ca.pem", "insecure: true", "ca:", "`regcert` was not taken over"),
+        ("tls: insecure, regcert: /etc/ca.pem", "insecure: true", "ca:", "`regcert` was not imported"),
         ("tls: disabled, regcert: /etc/ca.pem", "tls: off", "ca:", "plain HTTP has no certificates"),
         ("tls: disabled, clientCert: /c.pem, clientKey: /k.pem", "tls: off", "client_", "`clientKey` was not"),
         ("tls: disabled, hostname: \"https://h:5001\"", "endpoint: \"http://h:5001\"", "https", ""),
-        ("clientCert: /c.pem", "", "client_cert", "are of use together"),
+        ("clientCert: /c.pem", "", "client_cert", "must be set together"),
         ("regcert: /etc/ca.pem", "ca: \"/etc/ca.pem\"", "insecure", ""),
     ] {
         let text = format!(

@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(runs.load(Ordering::Relaxed), 3);
         let warnings = warnings.0.lock().unwrap();
         assert_eq!(warnings[0], "leading a batch failed: reading the plan: it is damaged; retrying in 0.1 s");
-        assert!(warnings[1].starts_with("leading a batch failed (2 times): leading a batch: the program failed at it"));
+        assert!(warnings[1].starts_with("leading a batch failed (2 times): leading a batch: internal error: panicked"));
         assert!(warnings[1].contains("an index is out of bounds"), "{warnings:?}");
     }
 

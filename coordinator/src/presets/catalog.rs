@@ -126,12 +126,13 @@ pub fn known_presets() -> Vec<PresetInfo<'static>> {
 /// Finds a preset by name.
 pub fn find(preset: &Preset) -> Result<&'static PresetDefinition> {
     let wrong = |(message, hint): (String, String)| {
-        Error::new(ErrorKind::Invalid, format!("taking the preset {preset}"), message).with_hint(hint)
+        Error::new(ErrorKind::Invalid, format!("resolving the preset {preset}"), message).with_hint(hint)
     };
     preset.find(&known_presets()).map_err(wrong)?;
     let found = all().iter().find(|known| known.name == preset.name);
-    found
-        .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("taking the preset {preset}"), "there is no such preset"))
+    found.ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, format!("resolving the preset {preset}"), "there is no such preset")
+    })
 }
 
 /// Finds the preset that replaces a location read by imgsync 2.1, such as `gcr.io/istio-release`.

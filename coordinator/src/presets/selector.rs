@@ -118,12 +118,14 @@ impl SourceSelector {
                 if !newer.is_empty() {
                     let known = format!("{}.{}", newest.0, newest.1);
                     remarks.push(format!(
-                        "{of} {newer} is newer than this imgsync, which takes what {known} needs: a newer imgsync may know better"
+                        "{of} {newer} is newer than this imgsync's table; using the images of {known}. A newer \
+                         imgsync may list them"
                     ));
                 }
                 if !older.is_empty() {
                     remarks.push(format!(
-                        "{of} {older} is too old: what it needs besides its own images is not known, name that in a rule of its own"
+                        "{of} {older} is older than this imgsync's table; list the images it needs besides its own in \
+                         a separate rule"
                     ));
                 }
                 remarks

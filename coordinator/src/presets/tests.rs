@@ -111,7 +111,7 @@ fn what_is_no_preset_or_takes_no_versions_is_refused_with_what_there_is() {
     let refused = |text: &str| find(&text.parse().unwrap()).unwrap_err();
     assert!(refused("kubadm").to_string().contains("did you mean `kubeadm`?"));
     assert!(refused("cilium").hint().unwrap().contains("flannel, kubeadm, helm"));
-    assert!(refused("flannel >=0.20").to_string().contains("`flannel` is not cut down to versions"));
+    assert!(refused("flannel >=0.20").to_string().contains("`flannel` does not support versions"));
 }
 
 /// Checks that `docs/presets.md` matches the data; `UPDATE_DOCS=1` regenerates it.

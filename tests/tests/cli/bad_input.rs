@@ -46,7 +46,7 @@ async fn impossible_options_are_refused() {
         )
         .await;
     }
-    fails(&["sync", "a", "127.0.0.1:1/b", "--referrers", "sbom"], 2, &["no artifact type", "all, or none"]).await;
+    fails(&["sync", "a", "127.0.0.1:1/b", "--referrers", "sbom"], 2, &["not an artifact type", "all, or none"]).await;
     fails(&["sync"], 2, &["SOURCE"]).await;
     fails(&["sync", "127.0.0.1:1/a"], 2, &["no Docker Hub user", "docker login"]).await;
     fails(&["sync", "127.0.0.1:1/a", "127.0.0.1:1/b", "-c", "no-such.yaml"], 2, &["no-such.yaml"]).await;
@@ -93,7 +93,7 @@ async fn a_missing_tag_repository_or_digest_is_named() {
     }
     assert_eq!(target.tags("b"), ["1"]);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b@{}", target.host(), images::single("x").root));
-    fails(&["sync", &from, &to], 2, &["cannot be stored under that digest"]).await;
+    fails(&["sync", &from, &to], 2, &["does not match the target digest"]).await;
 }
 
 #[tokio::test]

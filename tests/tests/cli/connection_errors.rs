@@ -71,8 +71,8 @@ async fn a_certificate_that_is_missing_is_named() {
     check(issuing(), None, &["Ample Issuing CA 7", "set `ca:` for the registry"]).await;
     check(issuing().with_ca_in_chain(), None, &["Ample Root R3", "set `ca:` for the registry"]).await;
     check(Authority::named("Lonely"), Some(&root_pem), &["Lonely", "is missing"]).await;
-    check(Authority::named("Ample Root R3"), Some(&root_pem), &["Ample Root R3", "another key"]).await;
-    check(Authority::self_signed(), None, &["signed by itself", "set `ca:` for the registry"]).await;
+    check(Authority::named("Ample Root R3"), Some(&root_pem), &["Ample Root R3", "a different key"]).await;
+    check(Authority::self_signed(), None, &["self-signed", "set `ca:` for the registry"]).await;
     // With the certificate, or if the server sends it, the copy succeeds.
     let issuing = issuing();
     let both = format!("{}{root_pem}", issuing.pem());
@@ -143,7 +143,8 @@ async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_trie
 
 #[tokio::test]
 async fn an_alert_of_tls_is_explained_and_the_server_asked_once() {
-    for (alert, words) in [(70, "TLS 1.0 or 1.1"), (112, "there is nothing of that name"), (116, "client certificate")]
+    for (alert, words) in
+        [(70, "TLS 1.0 or 1.1"), (112, "the server does not know that name"), (116, "client certificate")]
     {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -180,7 +181,7 @@ async fn a_proxy_that_wants_to_know_who_asks_is_named_and_asked_once() {
     for (source, tls) in [(&secure, "ca: ca.pem"), (&plain, "tls: off")] {
         for proxy in [Proxy::http().await, Proxy::socks5().await] {
             let proxy = proxy.map_host(NAME, &source.address().to_string()).require_credentials("me", "right");
-            for (login, words) in [("", "wants a user and a password"), ("me:wrong@", "does not take the user")] {
+            for (login, words) in [("", "requires a user and a password"), ("me:wrong@", "rejects the user")] {
                 let asked = proxy.requests().len();
                 let url = proxy.url().replace("://", &format!("://{login}"));
                 let settings = format!("{tls}, proxy: \"{url}\"");
@@ -205,7 +206,7 @@ async fn a_proxy_before_a_target_that_wants_to_know_who_asks_is_not_taken_for_th
     let sync = Imgsync::new();
     sync.file("imgsync.yaml", format!("registries:\n  {NAME}: {{proxy: \"{}\"}}\n", proxy.url()));
     let output = sync.args(["sync", &format!("{}/a:1", source.host()), &format!("{NAME}/b:1")]).run().await;
-    assert_stderr_contains(&output.assert_code(1), &["wants a user and a password", &proxy.url()]);
+    assert_stderr_contains(&output.assert_code(1), &["requires a user and a password", &proxy.url()]);
     assert_eq!((proxy.requests().len(), source.total()), (1, 0));
 }
 
@@ -290,7 +291,7 @@ async fn a_proxy_variable_that_cannot_be_used_is_an_error_and_no_reason_to_go_wi
         let (_, output) = asks_proxy(NAME, &[(name, value)]).await;
         let output = output.assert_code(2);
         assert_eq!(output.json()["kind"], "invalid");
-        assert_stderr_contains(&output, &[&format!("`{name}`"), "is no proxy", "http://HOST:PORT"]);
+        assert_stderr_contains(&output, &[&format!("`{name}`"), "is not a proxy", "http://HOST:PORT"]);
         assert!(!output.stderr.contains("cret"), "{}", output.stderr);
         // Connections that need no proxy are unaffected.
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());

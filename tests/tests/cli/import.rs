@@ -60,7 +60,7 @@ async fn what_cannot_be_taken_over_is_wrong_usage() {
     let program = Imgsync::new();
     program.file("odd.yaml", "a: {b: c}\n");
     let odd = program.again().args(["config", "import", "odd.yaml"]).run().await.assert_code(2);
-    assert!(odd.stderr.contains("neither skopeo's, nor regsync's, nor image-syncer's"), "{}", odd.stderr);
+    assert!(odd.stderr.contains("not a file of skopeo, regsync or image-syncer"), "{}", odd.stderr);
     assert_eq!(odd.stdout, "");
     program.again().args(["config", "import", "missing.yaml"]).run().await.assert_code(2);
     program.again().args(["config", "import"]).run().await.assert_code(2);

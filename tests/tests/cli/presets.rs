@@ -370,7 +370,7 @@ async fn versions_of_kubernetes_are_copied_with_what_kubeadm_needs_and_nothing_e
         "{}",
         output.stderr
     );
-    assert!(!output.stderr.contains("newer than this imgsync"), "{}", output.stderr);
+    assert!(!output.stderr.contains("newer than this imgsync's table"), "{}", output.stderr);
 
     // A second run takes one request per page of each repository.
     source.clear_requests();
@@ -418,12 +418,12 @@ async fn a_kubernetes_that_is_newer_than_the_table_takes_its_last_line_and_that_
             "registry.k8s.io/pause:3.10.2",
         ]
     );
-    let words = "Kubernetes 1.99 is newer than this imgsync, which takes what 1.37 needs";
+    let words = "Kubernetes 1.99 is newer than this imgsync's table; using the images of 1.37";
     assert_eq!(output.stderr.matches(words).count(), 1, "{}", output.stderr);
     let output = run("kubeadm >=1.30").run().await.assert_code(0);
     assert!(output.stderr.contains(words), "{}", output.stderr);
     let output = run("kubeadm =1.17.3").run().await;
-    assert!(output.stderr.contains("Kubernetes 1.17 is too old"), "{}", output.stderr);
+    assert!(output.stderr.contains("Kubernetes 1.17 is older than this imgsync's table"), "{}", output.stderr);
 }
 
 #[tokio::test]
@@ -481,11 +481,11 @@ async fn what_presets_there_are_and_what_they_read_is_listed() {
 async fn wrong_presets_are_refused_where_they_stand() {
     for (arguments, words) in [
         (&["presets", "kubadm"][..], "did you mean `kubeadm`?"),
-        (&["run", "--preset", "cilium", "--user", "me"], "there are flannel, kubeadm"),
-        (&["run", "--preset", "flannel >=0.26", "--user", "me"], "not cut down to versions"),
+        (&["run", "--preset", "cilium", "--user", "me"], "available: flannel, kubeadm"),
+        (&["run", "--preset", "flannel >=0.26", "--user", "me"], "does not support versions"),
         (&["run", "--preset", "kubeadm"], "no target is configured"),
         (&["run", "--user", "me"], "--preset"),
-        (&["run", "--preset", "distroless", "--to", "docker.io/me", "--naming", "keep"], "two levels and not 3"),
+        (&["run", "--preset", "distroless", "--to", "docker.io/me", "--naming", "keep"], "two levels, not 3"),
         (&["run", "--preset", "distroless", "--to", "me"], "docker.io/me"),
         (&["tags", "--preset", "flannel", "gcr.io/x"], "cannot be used with"),
         (&["tags"], "PATTERN"),

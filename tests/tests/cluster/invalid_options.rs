@@ -54,8 +54,8 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         ("a pattern", of(rule(&["v*", "/(/"], None)), 0, "immutable"),
         ("a template", of(rule(&[], Some("{{tag}}-{{nope}}"))), 0, "backup"),
         ("a template of nothing", of(rule(&[], Some("{{tag"))), 0, "backup"),
-        ("a rule that is not there", of(rule(&["v*"], None)), 1, "none with the number 1"),
-        ("no rules at all", BatchOptions::default().encode(), 0, "none with the number 0"),
+        ("a rule that is not there", of(rule(&["v*"], None)), 1, "no rule 1:"),
+        ("no rules at all", BatchOptions::default().encode(), 0, "no rule 0:"),
     ] {
         let id = planned_batch(&fixture, &store, options, rule).await;
         let ended = resume(id).await.assert_code(1).json();

@@ -79,7 +79,7 @@ async fn paused_worker(
 
 /// Reports whether a worker says that it has stopped at the tag.
 fn reports_lost_tag_lease(line: &str) -> bool {
-    line.contains(":moves") && (line.contains("gave back ") || line.contains("lease of the target tag was lost"))
+    line.contains(":moves") && (line.contains("requeued ") || line.contains("lease of the target tag was lost"))
 }
 
 /// Returns the cached target tags.

@@ -37,7 +37,7 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
 
     // One batch led by a coordinator, and one led by a run in the foreground.
     fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(0);
-    let outage_line = served.running.wait_for_line(|line| line.contains("takes no messages"), WAIT_TIMEOUT).await;
+    let outage_line = served.running.wait_for_line(|line| line.contains("blocks publishers"), WAIT_TIMEOUT).await;
     assert!(
         has_time(&outage_line)
             && outage_line.contains("low on memory")
@@ -63,12 +63,12 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
         .await;
 
     broker.ctl(&["set_vm_memory_high_watermark", "0.8"]);
-    let back = served.running.wait_for_line(|line| line.contains("takes messages again after"), WAIT_TIMEOUT).await;
+    let back = served.running.wait_for_line(|line| line.contains("accepts messages again after"), WAIT_TIMEOUT).await;
     assert!(has_time(&back), "{back}");
     let ended = run.wait().await.assert_code(0);
     assert_eq!(number(&ended.json(), "/counts/copied"), 10, "{}", ended.stdout);
-    assert_eq!(lines(&ended.stderr, &["takes no messages: low"]).len(), 1, "{}", ended.stderr);
-    assert_eq!(lines(&ended.stderr, &["takes messages again after"]).len(), 1, "{}", ended.stderr);
+    assert_eq!(lines(&ended.stderr, &["blocks publishers: low"]).len(), 1, "{}", ended.stderr);
+    assert_eq!(lines(&ended.stderr, &["accepts messages again after"]).len(), 1, "{}", ended.stderr);
     let over = |text: &str| lines(text, &["imgsync_broker_blocked 0"]).len() == 1;
     let started = std::time::Instant::now();
     while !over(&text(&served, "/metrics").await.1) {
@@ -77,13 +77,14 @@ async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_wit
     }
     assert_eq!(text(&served, "/readyz").await, (200, "ready\n".to_owned()));
     let log = served.running.stderr();
-    assert_eq!(lines(&log, &["takes no messages: low"]).len(), 1, "{log}");
+    assert_eq!(lines(&log, &["blocks publishers: low"]).len(), 1, "{log}");
     drop(workers);
 }
 
 /// Returns a program's lines about broker and store, over all slots and connections.
 fn about_servers(log: &str) -> Vec<&str> {
-    let words = ["the store", "the ledger", "redis://", "the queue", "the broker", "amqp://", "a lease could", "w."];
+    let words =
+        ["the store", "the ledger", "redis://", "the queue", "the broker", "amqp://", "cannot renew a lease", "w."];
     log.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect()
 }
 
@@ -104,25 +105,28 @@ async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_i
     gate.open();
     for program in workers.iter().chain([&served.running, &run]) {
         program
-            .wait_for_line(|line| line.contains("the store redis://") && line.contains(" is away: "), WAIT_TIMEOUT)
+            .wait_for_line(
+                |line| line.contains("the store redis://") && line.contains(" is unreachable: "),
+                WAIT_TIMEOUT,
+            )
             .await;
     }
     fixture.target.wait_until(|target| target.count(RequestType::ManifestPut) >= 60, WAIT_TIMEOUT).await;
     tokio::time::sleep(OUTAGE_DURATION).await;
     tokio::task::block_in_place(|| fixture.cluster.store.restart());
     for program in workers.iter().chain([&served.running, &run]) {
-        program.wait_for_line(|line| line.contains(" is back after "), WAIT_TIMEOUT).await;
+        program.wait_for_line(|line| line.contains(" is reachable again after "), WAIT_TIMEOUT).await;
     }
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {
         let its = about_servers(&log);
         assert!(its.len() <= MAX_OUTAGE_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
-        assert_eq!(lines(&log, &[" is away: "]).len(), 1, "{log}");
-        assert_eq!(lines(&log, &[" is back after "]).len(), 1, "{log}");
+        assert_eq!(lines(&log, &[" is unreachable: "]).len(), 1, "{log}");
+        assert_eq!(lines(&log, &[" is reachable again after "]).len(), 1, "{log}");
     }
     let log = served.running.stderr();
-    assert!(lines(&log, &[" is away: "]).into_iter().all(has_time), "{log}");
+    assert!(lines(&log, &[" is unreachable: "]).into_iter().all(has_time), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,13 +144,16 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
     gate.open();
     for program in workers.iter().chain([&served.running, &run]) {
         program
-            .wait_for_line(|line| line.contains("the broker amqp://") && line.contains(" is away: "), WAIT_TIMEOUT)
+            .wait_for_line(
+                |line| line.contains("the broker amqp://") && line.contains(" is unreachable: "),
+                WAIT_TIMEOUT,
+            )
             .await;
     }
     tokio::time::sleep(OUTAGE_DURATION).await;
     tokio::task::block_in_place(|| fixture.cluster.broker.restart());
     for program in workers.iter().chain([&served.running]) {
-        program.wait_for_line(|line| line.contains(" is back after "), WAIT_TIMEOUT).await;
+        program.wait_for_line(|line| line.contains(" is reachable again after "), WAIT_TIMEOUT).await;
     }
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
@@ -154,7 +161,8 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
         let its = about_servers(&log);
         assert!(its.len() <= MAX_OUTAGE_LINES, "{} lines:\n{}", its.len(), its.join("\n"));
         // A run may end before it has reconnected, since workers finish what is queued.
-        let (away, back) = (lines(&log, &[" is away: "]).len(), lines(&log, &[" is back after "]).len());
+        let (away, back) =
+            (lines(&log, &[" is unreachable: "]).len(), lines(&log, &[" is reachable again after "]).len());
         // A starting broker may accept a connection and drop it.
         assert!((1..=2).contains(&away) && back <= away, "{log}");
     }
@@ -197,7 +205,7 @@ async fn nobody_is_ready_while_the_store_refuses_writes_and_the_answer_says_why(
         store.command(refuse);
         for (status, why) in tokio::time::timeout(WAIT_TIMEOUT, until_all(503)).await.expect(code) {
             assert_eq!(status, 503);
-            assert!(why.starts_with("the store takes no writes: "), "{code}: {why}");
+            assert!(why.starts_with("the store refuses writes: "), "{code}: {why}");
             assert!(why.to_uppercase().contains(&code.to_uppercase()) || why.contains("ReadOnly"), "{code}: {why}");
         }
         let alive = served.fetch("/healthz").await;
@@ -221,11 +229,10 @@ async fn of_a_registry_that_fails_a_worker_says_so_in_one_line_with_a_count_what
     assert_eq!(failed.hits(), 40);
     worker.signal(Signal::TERM);
     let log = worker.wait().await.assert_code(0).stderr;
-    let retries = lines(&log, &["trying again in"]);
+    let retries = lines(&log, &["retrying in"]);
     assert!(matches!(retries.len(), 1 | 2), "{} lines: {log}", retries.len());
-    let left_out = retries
-        .iter()
-        .filter_map(|line| line.rsplit_once('(')?.1.strip_suffix(" more of this kind since the last line)"));
+    let left_out =
+        retries.iter().filter_map(|line| line.rsplit_once('(')?.1.strip_suffix(" similar messages suppressed)"));
     let left_out: usize = left_out.map(|count| count.parse::<usize>().unwrap()).sum();
     assert!(retries.len() + left_out >= 40, "none is left uncounted: {log}");
 }

@@ -102,7 +102,7 @@ async fn workers_wait_for_the_next_window_of_a_quota_and_spend_no_attempt() {
     let shown =
         cluster.wait_for_batch(|shown| shown["rate_limit_messages"].to_string().contains(&host), WAIT_TIMEOUT).await;
     assert!(shown["rate_limit_messages"].to_string().contains("held until 2"), "{shown}");
-    let says = |line: &str| line.contains("no running worker serves") && line.contains("left alone until 2");
+    let says = |line: &str| line.contains("no running worker serves") && line.contains("held until 2");
     run.wait_for_line(says, Duration::from_secs(30)).await;
     let json = run.wait().await.assert_code(0).json();
     assert_eq!((number(&json, "/counts/copied"), number(&json, "/counts/failed")), (150, 0), "{json}");
@@ -119,18 +119,17 @@ async fn a_machine_that_has_moved_what_a_month_allows_takes_no_more_and_says_so(
     let cluster = TestCluster::start();
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     fill(&source, 2, 4);
-    let _one = workers(&cluster, 1, "traffic: 10KB\n", &["--concurrency", "1"]).await;
+    let _one = workers(&cluster, 1, "monthly_quota: 10KB\n", &["--concurrency", "1"]).await;
     let first = rules(&source, &target, 1);
     cluster.imgsync(&first).args(["run", "--json"]).run().await.assert_code(0);
-    let says =
-        |shown: &serde_json::Value| shown["workers"].to_string().contains("it takes no more before the next month");
+    let says = |shown: &serde_json::Value| shown["workers"].to_string().contains("it takes no tasks until next month");
     cluster.wait_for_batch(says, WAIT_TIMEOUT).await;
     source.clear_requests();
     // Another worker on the same machine shares its quota.
-    let _two = workers(&cluster, 1, "traffic: 10KB\n", &["--concurrency", "1"]).await;
+    let _two = workers(&cluster, 1, "monthly_quota: 10KB\n", &["--concurrency", "1"]).await;
     let mut run = cluster.imgsync(&rules(&source, &target, 2)).args(["run", "--json"]).spawn();
     let says =
-        |shown: &serde_json::Value| shown["problems"].to_string().contains("it takes no more before the next month");
+        |shown: &serde_json::Value| shown["problems"].to_string().contains("it takes no tasks until next month");
     cluster.wait_for_batch(says, WAIT_TIMEOUT).await;
     assert_eq!(source.count(RequestType::BlobGet), 0, "{}", source.describe_requests());
     cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);

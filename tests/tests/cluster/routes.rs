@@ -111,7 +111,7 @@ async fn a_route_that_no_worker_may_serve_is_reported_and_served_when_one_starts
         .cluster
         .wait_for_batch(|shown| has_problem(shown, &route) && number(shown, "/counts/copied") == 4, WAIT_TIMEOUT);
     let shown = shown.await;
-    assert!(has_problem(&shown, "not among its --registries"), "{shown:#}");
+    assert!(has_problem(&shown, "excluded by --registries of this worker"), "{shown:#}");
     assert_eq!(number(&shown, "/counts/waiting"), 4, "the rest goes on: {shown:#}");
     let words = fixture.cluster.imgsync("").args(["batch", "show"]).run().await.assert_code(0);
     assert!(words.stdout.contains(&format!("Problem: no running worker serves {route}")), "{}", words.stdout);
@@ -132,8 +132,10 @@ async fn a_worker_that_cannot_reach_a_registry_spends_no_attempts_on_it() {
         format!("registries:\n  \"{}\": {{endpoint: \"http://127.0.0.1:{}\"}}\n", fixture.source.host(), free_port());
     let _cut_off = worker(&fixture, &nowhere, "", &["--attempts", "1"]).await;
     let mut run = fixture.run();
-    let shown =
-        fixture.cluster.wait_for_batch(|shown| has_problem(shown, "cannot be reached from here"), WAIT_TIMEOUT).await;
+    let shown = fixture
+        .cluster
+        .wait_for_batch(|shown| has_problem(shown, "is unreachable from this worker"), WAIT_TIMEOUT)
+        .await;
     assert_eq!(number(&shown, "/counts/waiting") + number(&shown, "/counts/running"), 8, "{shown:#}");
     let _able = worker(&fixture, "", "", &["--attempts", "1"]).await;
     let ended = run.wait().await;

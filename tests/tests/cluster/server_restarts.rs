@@ -108,6 +108,6 @@ async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice
     assert_eq!(large.count(), 1);
     let later = fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", Duration::from_secs(10)).await;
     assert_sums(&later);
-    let lost: usize = workers.iter().map(|worker| worker.stderr().matches("has lost batch").count()).sum();
+    let lost: usize = workers.iter().map(|worker| worker.stderr().matches("no longer has batch").count()).sum();
     assert!(lost > 0, "the workers say so too");
 }

@@ -87,7 +87,7 @@ async fn a_worker_waits_for_a_master_as_long_as_it_is_told_to() {
     let output = cluster.worker("").args(["--wait", "2s"]).limit(WAIT_TIMEOUT).run().await.assert_code(3);
     let lines: Vec<&str> = output.stderr.lines().filter(|line| line.contains("read-only replica")).collect();
     assert!(lines.len() >= 2, "what it waits for, and what it ends with: {}", output.stderr);
-    assert!(lines[0].contains("trying for") && lines[0].contains("name the master"), "{}", output.stderr);
+    assert!(lines[0].contains("retrying for") && lines[0].contains("name the master"), "{}", output.stderr);
     assert!(output.stderr.contains("(failed "), "how often is said: {}", output.stderr);
 
     // And continues once there is one.

@@ -82,7 +82,7 @@ async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     let puts = fixture.target.count(RequestType::ManifestPut);
     gate.add_permits(1);
     frozen.signal(Signal::CONT);
-    frozen.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), WAIT_TIMEOUT).await;
+    frozen.wait_for_line(|line| line.contains("requeued ") && line.contains(":large"), WAIT_TIMEOUT).await;
     assert_eq!(fixture.puts("r00", "large"), 1);
     assert_eq!(fixture.target.count(RequestType::ManifestPut), puts, "{}", frozen.stderr());
     let shown = fixture.cluster.show_batch().await.expect("the store answers");
@@ -115,7 +115,7 @@ async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another_within
     gate.add_permits(1);
     broker.freeze(false);
     store.freeze(false);
-    lost.wait_for_line(|line| line.contains("gave back ") && line.contains(":large"), WAIT_TIMEOUT).await;
+    lost.wait_for_line(|line| line.contains("requeued ") && line.contains(":large"), WAIT_TIMEOUT).await;
     assert_eq!(fixture.puts("r00", "large"), 1);
     let shown =
         fixture.cluster.wait_for_batch(|shown| shown["workers"].as_array().unwrap().len() == 2, WAIT_TIMEOUT).await;
@@ -139,7 +139,7 @@ async fn a_draining_worker_exits_within_45_seconds_and_nothing_is_lost() {
     workers[leaving].signal(Signal::TERM);
     let left = workers[leaving].wait().await.assert_code(0);
     assert!(stopped_at.elapsed() < Duration::from_secs(45), "{:?}", stopped_at.elapsed());
-    assert!(left.stderr.contains("gave back "), "{}", left.stderr);
+    assert!(left.stderr.contains("requeued "), "{}", left.stderr);
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     assert_eq!(number(&ended.json(), "/counts/copied"), 41);

@@ -36,9 +36,8 @@ async fn lines_of_a_worker_say_which_batch_and_task_they_are_about() {
         assert_eq!((&line["batch"], &line["program"]), (&batch, &"imgsync-worker".into()), "{line}");
         assert!(line["task"].is_u64() && line["worker"].as_str().is_some_and(|name| !name.is_empty()), "{line}");
     }
-    let again = lines_of_worker
-        .iter()
-        .find(|line| line["message"].as_str().is_some_and(|said| said.contains("trying again in")));
+    let again =
+        lines_of_worker.iter().find(|line| line["message"].as_str().is_some_and(|said| said.contains("retrying in")));
     let again = again.unwrap_or_else(|| panic!("a line about the request that failed: {log}"));
     assert!(again["batch"] == batch && again["task"].is_u64(), "{again}");
     assert!(lines_of_worker.iter().all(|line| line["worker"] == copied[0]["worker"]), "{log}");

@@ -87,8 +87,8 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
     for (series, wanted) in [
         ("imgsync_tasks_total{outcome=\"copied\"}", 2.0),
         ("imgsync_tasks_total{outcome=\"failed\"}", 1.0),
-        ("imgsync_task_failures_total{class=\"denied\"}", 1.0),
-        ("imgsync_retries_total{class=\"server_error\"}", 1.0),
+        ("imgsync_task_failures_total{kind=\"denied\"}", 1.0),
+        ("imgsync_retries_total{kind=\"server_error\"}", 1.0),
         ("imgsync_running_tasks", 0.0),
         ("imgsync_tasks_stale_total", 0.0),
         ("imgsync_slots", 3.0),
@@ -96,7 +96,7 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
     ] {
         assert_eq!(value(&worker, series), Some(wanted), "{series} in\n{worker}");
     }
-    assert!(value(&worker, "imgsync_blob_bytes_total{arrival=\"copied\"}").unwrap() > 0.0, "{worker}");
+    assert!(value(&worker, "imgsync_blob_bytes_total{outcome=\"copied\"}").unwrap() > 0.0, "{worker}");
     let (coordinator, _) = fetch_metrics(&programs.coordinator, "application/openmetrics-text").await;
     for (series, wanted) in [
         ("imgsync_open_tasks", 0.0),
@@ -147,8 +147,8 @@ fn known(name: &str, exported: &BTreeSet<String>) -> bool {
         "imgsync_registry_hold_seconds",
         "imgsync_last_good_batch_end_timestamp_seconds",
         "imgsync_route_messages",
-        "imgsync_held_back_seconds_total",
-        "imgsync_held_back_requests_total",
+        "imgsync_request_delay_seconds_total",
+        "imgsync_delayed_requests_total",
     ];
     exported.contains(name) || SELDOM.contains(&name)
 }

@@ -134,7 +134,7 @@ async fn a_manifest_of_100_mib_is_refused_and_not_held_in_memory() {
 async fn what_is_no_manifest_is_named_with_its_place() {
     for (body, words) in [
         ("<html>hello</html>", "cannot be parsed"),
-        ("{}", "unknown kind"),
+        ("{}", "unknown manifest type"),
         (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
         (
             r#"{"schemaVersion":2,"config":{"digest":"sha256:../../etc/passwd","size":1},"layers":[]}"#,

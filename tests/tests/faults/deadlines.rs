@@ -296,7 +296,7 @@ async fn a_size_that_is_only_claimed_gives_an_image_no_more_time() {
         let rule = format!("  - {{from: {}/a, to: {}/b}}\n", source.host(), target.host());
         run.file("imgsync.yaml", format!("timeout: 3s\nrules:\n{rule}"));
         let output = run.run().await.assert_code(1);
-        assert!(output.stdout.contains("timed_out") && output.stdout.contains("not done within"), "{output:?}");
+        assert!(output.stdout.contains("timed_out") && output.stdout.contains("not finished within"), "{output:?}");
         assert!(target.tags("b").is_empty());
     }
 }

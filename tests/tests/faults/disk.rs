@@ -193,7 +193,7 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning:")).collect();
     // One warning when it happens, and one at the end that counts the rest.
     let (counted, plain): (Vec<&str>, Vec<&str>) =
-        warnings.into_iter().partition(|line| line.contains("more of this kind since the last line"));
+        warnings.into_iter().partition(|line| line.contains("similar messages suppressed"));
     assert!(plain.len() == 1 && counted.len() <= 1, "{}", output.stderr);
     assert!(plain.iter().chain(&counted).all(|line| line.contains("the disk is full")), "{}", output.stderr);
     assert!(output.stderr.contains("error:") && output.stderr.contains("hint:"), "{}", output.stderr);

@@ -107,12 +107,12 @@ async fn a_registry_without_tls_gets_no_password_sent_in_clear_to_another_host()
 /// Faults of a redirect's target, with a word of the expected error.
 fn redirect_faults() -> Vec<(FaultAction, &'static str)> {
     vec![
-        (FaultAction::error(403, "AccessDenied"), "sent us there"),
+        (FaultAction::error(403, "AccessDenied"), "redirected; credentials are not sent"),
         (FaultAction::error(404, "NoSuchKey"), "NoSuchKey"),
         (FaultAction::error(400, "AuthFailure"), "AuthFailure"),
         (FaultAction::error(503, "SlowDown"), "SlowDown"),
         (FaultAction::CutBefore, "connection"),
-        (FaultAction::StallForever, "no answer"),
+        (FaultAction::StallForever, "no response"),
     ]
 }
 

@@ -61,7 +61,7 @@ async fn a_registry_that_never_answers_ends_with_what_was_tried_and_how_often() 
     assert_eq!(output.json()["attempts"], 3);
     let host = source.host();
     assert!(
-        output.stderr.contains(&format!("reading {host}/a:1: no answer within 0.5 s (failed 3 times")),
+        output.stderr.contains(&format!("reading {host}/a:1: no response within 0.5 s (failed 3 times")),
         "{output:?}"
     );
 }

@@ -104,8 +104,7 @@ async fn a_registry_that_refuses_for_long_is_left_alone_and_it_is_said_until_whe
     source.on(RequestType::ManifestGet).always().act(FaultAction::error(429, "TOOMANYREQUESTS"));
     let program = batch(&source, &target);
     let mut running = program.again().args(["run", "--json", "--attempts", "1"]).spawn();
-    let says =
-        |line: &str| line.contains("refuses more requests and does not say for how long") && line.contains(" UTC");
+    let says = |line: &str| line.contains("rejects requests without saying for how long") && line.contains(" UTC");
     running.wait_for_line(says, RUN_TIMEOUT).await;
     let asked = source.count(RequestType::ManifestGet);
     assert!(asked <= 60, "{asked} requests in half a minute");

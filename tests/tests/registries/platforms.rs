@@ -44,7 +44,7 @@ async fn an_index_that_names_no_platform_is_said_to_and_what_it_has_is_shown() {
         let image = unnamed("unnamed", unknown);
         source.push("a", "1", &image);
         let output = sync(&source, &target, "a:1").await.assert_code(1);
-        assert!(output.stderr.contains("2 entries that name no platform"), "{}", output.stderr);
+        assert!(output.stderr.contains("2 entries with no platform"), "{}", output.stderr);
         assert!(image.children().iter().all(|child| output.stderr.contains(child)), "{}", output.stderr);
     }
     // Next to platforms, and for an index with attestations only.
@@ -53,14 +53,14 @@ async fn an_index_that_names_no_platform_is_said_to_and_what_it_has_is_shown() {
         TestImage::index("mixed").child(&amd64, "linux/amd64").bare_child(&bare).child(&amd64, "linux/amd64").build();
     source.push("a", "2", &mixed);
     let output = sync(&source, &target, "a:2").await.assert_code(1);
-    assert!(output.stderr.contains("it has: linux/amd64, and 1 entry that names no platform"), "{}", output.stderr);
+    assert!(output.stderr.contains("available: linux/amd64, and 1 entry with no platform"), "{}", output.stderr);
     let attested = TestImage::index("attested").attestation(&images::single("attestation"), &amd64).build();
     source.push("a", "3", &attested);
     let output = sync(&source, &target, "a:3").await.assert_code(1);
-    assert!(output.stderr.contains("it has: 1 attestation"), "{}", output.stderr);
+    assert!(output.stderr.contains("available: 1 attestation"), "{}", output.stderr);
     source.push("a", "4", &TestImage::index("empty").build());
     let output = sync(&source, &target, "a:4").await.assert_code(1);
-    assert!(output.stderr.contains("its index is empty"), "{}", output.stderr);
+    assert!(output.stderr.contains("the index is empty"), "{}", output.stderr);
     assert!(target.tags("b").is_empty());
 }
 
@@ -82,7 +82,7 @@ async fn an_entry_without_a_platform_is_not_left_out_silently() {
         );
         let file = program.work_dir().join("imgsync.yaml");
         let output = program.again().args(["run", "-c"]).arg(file).run().await.assert_code(0);
-        let said = format!("entries that name no platform are left out: 1 ({} of type", bare.root);
+        let said = format!("index entries without a platform are skipped: 1 ({} of type", bare.root);
         assert!(output.stderr.contains(&said), "{}", output.stderr);
         target.assert_holds_untagged("m/a", &image);
         assert!(target.manifest("m/a", &bare.root).is_none());

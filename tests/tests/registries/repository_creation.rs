@@ -149,7 +149,7 @@ async fn a_wrong_key_is_said_to_be_wrong() {
     let fixture = CreationFixture::new("ECR").await;
     let program = with_keys(fixture.program("create: true")).env("AWS_SECRET_ACCESS_KEY", "another");
     let output = program.run().await.assert_code(1);
-    assert!(output.stderr.contains("check the keys of AWS"), "{}", output.stderr);
+    assert!(output.stderr.contains("check the AWS keys"), "{}", output.stderr);
     assert!(output.stderr.contains("The request signature does not match"), "{}", output.stderr);
 }
 
@@ -196,7 +196,7 @@ async fn who_may_not_make_projects_hears_it_once_and_why_the_push_was_refused() 
         .always()
         .act(FaultAction::error(403, "FORBIDDEN"));
     let output = fixture.program("create: true").run().await.assert_code(1);
-    assert_eq!(output.stderr.matches("the user may not make projects").count(), 1, "{}", output.stderr);
+    assert_eq!(output.stderr.matches("the user may not create projects").count(), 1, "{}", output.stderr);
     assert_eq!(output.json()["failures"][0]["kind"], "denied", "{output:?}");
     assert_eq!(fixture.made().len(), 1);
 }

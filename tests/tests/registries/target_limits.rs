@@ -273,7 +273,7 @@ async fn a_registry_that_wants_larger_chunks_than_its_front_takes_is_said_so() {
     source.push("a", "1", &images::big("between", 24 * MIB));
     target.on(larger_than(5 * MIB)).always().act(too_large());
     let output = sync(&source, &target, "tls: off", &[]).await.assert_code(1);
-    assert!(output.stderr.contains("chunks of at least 6.0 MiB"), "{}", output.stderr);
+    assert!(output.stderr.contains("minimum chunk 6.0 MiB"), "{}", output.stderr);
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ rules: [{from: gcr.io/a/b, to: docker.io/me}]
 async fn rules_that_must_collide_are_refused() {
     let text = "rules:\n  - {from: gcr.io/a/x, naming: basename, to: docker.io/me}\n  - {from: gcr.io/b/x, naming: basename, to: docker.io/me}\n";
     let output = config("check", text).run().await.assert_code(2);
-    assert!(output.stderr.contains("docker.io/me/x is written by the rule in line 2 already"), "{}", output.stderr);
+    assert!(output.stderr.contains("docker.io/me/x is also written by the rule in line 2"), "{}", output.stderr);
 }
 
 #[tokio::test]

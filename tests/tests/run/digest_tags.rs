@@ -206,7 +206,7 @@ async fn a_target_that_takes_no_sparse_index_is_said_so() {
     let output = run(&rule(&source, &target, ", platforms: linux/amd64, sparse: true"), &[]).await.assert_code(1);
     let failure = &output.json()["failures"][0];
     assert_eq!(failure["kind"], "refused", "{failure}");
-    assert!(failure["error"].as_str().unwrap().contains("leave out `sparse`"), "{failure}");
+    assert!(failure["error"].as_str().unwrap().contains("remove `sparse`"), "{failure}");
     assert_eq!(target.count(RequestType::ManifestPut), 3, "the child, and the index twice to be sure");
     assert_eq!(json!(null), target.tag_digest("m/a", "1").map_or(Value::Null, Value::from));
 }

@@ -42,7 +42,7 @@ async fn a_link_to_another_host_is_refused_and_nobody_goes_there() {
     let link = format!("<{}/v2/a/app/tags/list?last=1>; rel=\"next\"", other.url());
     registry.on(RequestType::Tags).always().act(FaultAction::SetHeader("link".into(), link));
     let output = tags(&registry, "a/app", &[]).await.assert_code(1);
-    assert!(output.stderr.contains(&format!("leads to another host, {}", other.url())), "{}", output.stderr);
+    assert!(output.stderr.contains(&format!("points to another host, {}", other.url())), "{}", output.stderr);
     assert_eq!((output.stdout.as_str(), other.total_with_pings_and_tokens()), ("", 0));
 }
 
@@ -72,7 +72,7 @@ async fn pages_that_lead_in_a_circle_or_never_end_are_noticed() {
     let registry = FaultRegistry::start().await;
     registry.on(RequestType::Tags).always().act(FaultAction::compute(move |request| circle(request.parameter("last"))));
     let output = tags(&registry, "a/app", &[]).await.assert_code(1);
-    assert!(output.stderr.contains("its pages lead in a circle"), "{}", output.stderr);
+    assert!(output.stderr.contains("its pages form a loop"), "{}", output.stderr);
     assert_eq!((output.stdout.as_str(), registry.total()), ("", 3));
 
     for (tags_on_page, words, requests) in [(1, "the same page came twice", 2), (0, "brought nothing new", 51)] {
@@ -97,7 +97,7 @@ async fn a_page_that_fails_is_asked_for_again_and_then_named_while_others_go_on(
     registry.on(middle()).times(2).act(FaultAction::status(503));
     let output = tags(&registry, "a/app", &[]).await.assert_code(0);
     assert_eq!(lines(&output), numbers(6));
-    assert!(output.stderr.contains("retrying in"), "{}", output.stderr);
+    assert!(output.stderr.contains("retrying"), "{}", output.stderr);
 
     registry.on(middle()).always().act(FaultAction::status(500));
     let output = tags(&registry, "a/*", &["--attempts", "3"]).await.assert_code(1);
@@ -115,7 +115,7 @@ async fn an_answer_that_is_no_listing_is_an_error() {
         let registry = FaultRegistry::start().await;
         registry.on(RequestType::Tags).act(FaultAction::Status { code: 200, headers: vec![], body: body.into() });
         let output = tags(&registry, "a/app", &[]).await.assert_code(1);
-        let said = ["cannot be parsed", "is no listing"].iter().any(|words| output.stderr.contains(words));
+        let said = ["cannot be parsed", "is not a listing"].iter().any(|words| output.stderr.contains(words));
         assert!(said && output.stdout.is_empty(), "{body}: {}", output.stderr);
     }
 }
@@ -132,7 +132,7 @@ async fn a_repository_that_does_not_exist_is_an_error_and_one_without_tags_is_no
     let nothing = serde_json::json!({"child": [], "manifest": {}, "name": "a/missing", "tags": []});
     registry.on(RequestType::Tags).act(FaultAction::json(&nothing));
     let output = tags(&registry, "a/missing", &[]).await.assert_code(1);
-    assert!(output.stderr.contains("there is no such repository"), "{}", output.stderr);
+    assert!(output.stderr.contains("no repository matches"), "{}", output.stderr);
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn a_registry_that_shows_no_catalog_says_what_to_do() {
         assert!(output.stdout.is_empty());
         let error = format!("error: listing the repositories of {}: answered {status}", registry.host());
         assert!(output.stderr.contains(&error), "{}", output.stderr);
-        assert!(output.stderr.contains("name the repositories one by one"), "{}", output.stderr);
+        assert!(output.stderr.contains("name the repositories explicitly"), "{}", output.stderr);
         assert!(output.stderr.contains("set `api:`"), "{}", output.stderr);
         assert_eq!(registry.count(RequestType::Catalog), 1, "what is final is not tried again");
         tags(&registry, "a/x", &[]).await.assert_code(0);
@@ -218,7 +218,7 @@ async fn a_pattern_that_means_nothing_is_an_error() {
     for registry in [FaultRegistry::start().await, FaultRegistry::builder().google().start().await] {
         put_tags(&registry, "a/x/y", ["1"]);
         let output = tags(&registry, "a/z*", &[]).await.assert_code(1);
-        assert!(output.stderr.contains("there is no such repository"), "{}", output.stderr);
+        assert!(output.stderr.contains("no repository matches"), "{}", output.stderr);
     }
 }
 
@@ -293,9 +293,5 @@ async fn a_signal_ends_the_listing() {
     registry.wait_until(|registry| listings(registry, "a/x") == 1, Duration::from_secs(20)).await;
     running.signal(Signal::INT);
     let output = running.wait().await.assert_code(4);
-    assert!(
-        output.elapsed < Duration::from_secs(20) && output.stderr.contains("stopped on request"),
-        "{}",
-        output.stderr
-    );
+    assert!(output.elapsed < Duration::from_secs(20) && output.stderr.contains("cancelled"), "{}", output.stderr);
 }

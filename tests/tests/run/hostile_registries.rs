@@ -38,8 +38,7 @@ async fn a_vendors_list_without_end_is_noticed_soon() {
             .always()
             .act(FaultAction::compute(move |request| endless(vendor, request.n + 2)));
         let output = VendorRegistries::tags(vendor, &registry, "me/app", &[]).await;
-        let noticed =
-            ["came twice", "lead in a circle", "brought nothing new"].map(|words| output.stderr.contains(words));
+        let noticed = ["came twice", "form a loop", "brought nothing new"].map(|words| output.stderr.contains(words));
         assert!(noticed.contains(&true), "{vendor:?}: {}", output.stderr);
         assert!(registry.count(RequestType::ApiTags) <= 52, "{vendor:?}: {}", registry.describe_requests());
         // The response is not a list: the registry's own list is read.
@@ -73,7 +72,7 @@ async fn a_catalog_and_a_tree_without_end_are_noticed_too() {
 #[tokio::test]
 async fn one_page_without_end_is_given_up_at_a_size_that_no_list_has() {
     let registry = FaultRegistry::start().await;
-    for (announced, words) in [(true, "the answer is larger than 128 MiB"), (false, "cannot be parsed")] {
+    for (announced, words) in [(true, "the response is larger than 128 MiB"), (false, "cannot be parsed")] {
         registry.on(RequestType::Tags).act(FaultAction::BigBody { mib: 140, announced });
         let output = tags(&registry, "a/app", &[]).await.assert_code(1);
         assert!(output.stderr.contains(words), "{}", output.stderr);
@@ -81,13 +80,13 @@ async fn one_page_without_end_is_given_up_at_a_size_that_no_list_has() {
     registry.on(RequestType::Tags).always().act(FaultAction::error(404, "NAME_UNKNOWN"));
     registry.on(RequestType::Catalog).act(FaultAction::BigBody { mib: 70, announced: true });
     let output = tags(&registry, "a/*", &[]).await.assert_code(1);
-    assert!(output.stderr.contains("the answer is larger than 64 MiB"), "{}", output.stderr);
+    assert!(output.stderr.contains("the response is larger than 64 MiB"), "{}", output.stderr);
     for vendor in VendorRegistries::ALL {
         let registry = FaultRegistry::builder().vendor(vendor).start().await;
         put_tags(&registry, "me/app", ["1"]);
         registry.on(RequestType::ApiTags).always().act(FaultAction::BigBody { mib: 40, announced: true });
         let output = VendorRegistries::tags(vendor, &registry, "me/app", &[]).await.assert_code(0);
-        assert!(output.stderr.contains("the answer is larger than 32 MiB"), "{vendor:?}: {}", output.stderr);
+        assert!(output.stderr.contains("the response is larger than 32 MiB"), "{vendor:?}: {}", output.stderr);
     }
 }
 
@@ -157,7 +156,11 @@ async fn a_flood_of_names_that_are_none_is_told_of_in_part() {
     registry.on(RequestType::Catalog).always().act(FaultAction::json(&json!({"repositories": names})));
     let output = tags(&registry, "a/*", &[]).await.assert_code(1);
     assert_eq!(lines(&output).len(), 1);
-    assert!(output.stderr.lines().count() < 300 && output.stderr.contains("more names"), "{}", output.stderr.len());
+    assert!(
+        output.stderr.lines().count() < 300 && output.stderr.contains("more invalid repository names"),
+        "{}",
+        output.stderr.len()
+    );
 }
 
 /// Text aimed at terminals, browsers, Markdown renderers and eyes.
@@ -247,7 +250,7 @@ async fn a_configuration_with_secrets_that_others_can_read_is_warned_of_once_by_
         &["run", "--dry-run"],
         &["batch", "list"],
     ];
-    let warned = "imgsync.yaml holds secrets and others can read it: chmod 600 imgsync.yaml";
+    let warned = "imgsync.yaml contains secrets and is readable by others: chmod 600 imgsync.yaml";
     let entry = |password: &str| {
         format!(
             "registries: {{r.example.com: {{username: me, password: {password}}}}}\nrules: [{{from: {host}/a, to: {host}/b}}]\n"

@@ -22,7 +22,7 @@ async fn a_batch_larger_than_a_quota_waits_for_its_next_window_and_spends_no_att
     imgsync.file("imgsync.yaml", &config);
     // With a single attempt, any refused image would fail.
     let mut run = imgsync.again().args(["run", "--json", "--attempts", "1"]).limit(Duration::from_secs(120)).spawn();
-    run.wait_for_line(|line| line.contains("is begun before") && line.contains(" UTC"), Duration::from_secs(60)).await;
+    run.wait_for_line(|line| line.contains("starts before") && line.contains(" UTC"), Duration::from_secs(60)).await;
     let shown = imgsync.again().args(["batch", "show", "--json"]).run().await.assert_code(0).json();
     let waits = shown["rate_limit_messages"].to_string();
     assert!(waits.contains(&source.host()) && waits.contains("held until 2"), "{shown}");
@@ -49,7 +49,7 @@ async fn what_a_month_allows_is_kept_from_run_to_run_and_no_more_is_begun() {
     }
     let rule = |tags: &str| {
         let (source, target) = (source.host(), target.host());
-        format!("traffic: 700KB\nrules: [{{from: {source}/a, tags: {{include: [{tags}]}}, to: {target}/m}}]\n")
+        format!("monthly_quota: 700KB\nrules: [{{from: {source}/a, tags: {{include: [{tags}]}}, to: {target}/m}}]\n")
     };
     let imgsync = Imgsync::new();
     imgsync.file("imgsync.yaml", rule("v0"));
@@ -57,7 +57,7 @@ async fn what_a_month_allows_is_kept_from_run_to_run_and_no_more_is_begun() {
     imgsync.file("imgsync.yaml", rule("v1, v2"));
     source.clear_requests();
     let mut run = imgsync.again().arg("run").spawn();
-    run.wait_for_line(|line| line.contains("it takes no more before the next"), Duration::from_secs(60)).await;
+    run.wait_for_line(|line| line.contains("it takes no tasks until next"), Duration::from_secs(60)).await;
     assert_eq!(source.count(RequestType::BlobGet), 0, "{}", source.describe_requests());
     run.signal(imgsync_tests::program::Signal::TERM);
     run.wait().await.assert_code(4);

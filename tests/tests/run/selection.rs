@@ -159,7 +159,7 @@ async fn an_excluded_repository_is_not_unlisted_and_keeps_nothing_from_being_rem
     for (from, words) in [
         (
             format!("{{repositories: {host}/team/app, exclude: team/app}}"),
-            "nothing can be excluded from one repository",
+            "`exclude` needs a pattern that matches several repositories",
         ),
         (format!("{{repositories: \"{host}/team/**\", exclude: other/x}}"), "there is nothing to exclude"),
         (format!("{{repositories: \"{host}/team/**\", exclude: \"team/**\"}}"), "this excludes all of"),

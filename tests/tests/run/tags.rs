@@ -93,7 +93,7 @@ async fn json_has_a_line_for_each_tag_and_null_for_what_is_not_listed() {
 async fn dates_that_are_not_listed_are_said_to_be_missing() {
     let registry = registry().await;
     let output = tags(&registry, "a/app", &["--since", "90d"]).await.assert_code(0);
-    assert!(output.stdout.is_empty() && output.stderr.contains("no date known"), "{}", output.stderr);
+    assert!(output.stdout.is_empty() && output.stderr.contains("no creation date"), "{}", output.stderr);
     assert_eq!(registry.total(), 1);
 }
 

@@ -130,7 +130,7 @@ async fn a_limit_that_lasts_is_said_and_not_taken_for_an_empty_list() {
     let limited = refused(403, &[("x-ratelimit-remaining", "0".to_owned()), ("x-ratelimit-reset", epoch_in(3600))]);
     registry.on(RequestType::ApiTags).always().act(limited);
     let output = VendorRegistries::tags(VendorKind::GitHub, &registry, "me/app", &[]).await.assert_code(1);
-    assert!(output.stdout.is_empty() && output.stderr.contains("try again then"), "{}", output.stderr);
+    assert!(output.stdout.is_empty() && output.stderr.contains("retry after that"), "{}", output.stderr);
     assert_eq!(registry.total(), 1, "{}", registry.describe_requests());
 }
 
@@ -140,16 +140,16 @@ async fn a_namespace_that_is_empty_or_missing_is_an_error_that_says_so() {
         let registry = FaultRegistry::builder().vendor(vendor).namespace("empty").start().await;
         put_tags(&registry, "me/app", ["1"]);
         let output = VendorRegistries::tags(vendor, &registry, "empty/*", &[]).await.assert_code(1);
-        assert!(output.stderr.contains("there is no such repository"), "{vendor:?}: {}", output.stderr);
+        assert!(output.stderr.contains("no repository matches"), "{vendor:?}: {}", output.stderr);
         let output = VendorRegistries::tags(vendor, &registry, "missing/*", &[]).await.assert_code(1);
         let words = match vendor {
             // It answers for everything.
-            VendorKind::Quay => "there is no such repository",
-            _ => "name the repositories one by one",
+            VendorKind::Quay => "no repository matches",
+            _ => "name the repositories explicitly",
         };
         assert!(output.stderr.contains(words) && output.stdout.is_empty(), "{vendor:?}: {}", output.stderr);
         let output = VendorRegistries::tags(vendor, &registry, "me/z*", &[]).await.assert_code(1);
-        assert!(output.stderr.contains("there is no such repository"), "{vendor:?}: {}", output.stderr);
+        assert!(output.stderr.contains("no repository matches"), "{vendor:?}: {}", output.stderr);
         assert_eq!(registry.count(RequestType::Catalog) + registry.count(RequestType::Tags), 0);
     }
 }
@@ -187,7 +187,7 @@ async fn forbidden_api_pages_fall_back_to_the_registrys_own_list_with_a_warning(
             ["1", "2", "3", "4", "5"]
         );
         assert!(found.iter().all(|line| line["digest"].is_null()), "one list or the other: {}", output.stdout);
-        let fallback_warning = "its own list of tags is used, which has no digests and no dates";
+        let fallback_warning = "falling back to the registry's tag list, which has no digests or dates";
         assert_eq!(output.stderr.matches(fallback_warning).count(), 1, "{vendor:?}: {}", output.stderr);
         assert_eq!(registry.count(RequestType::Tags), 3);
         let output = VendorRegistries::tags(vendor, &registry, "me/*", &[]).await.assert_code(0);
@@ -221,7 +221,7 @@ async fn a_link_to_another_host_is_refused_and_nobody_goes_there() {
         };
         registry.on(RequestType::ApiTags).always().act(action);
         let output = VendorRegistries::tags(vendor, &registry, "me/app", &[]).await.assert_code(1);
-        assert!(output.stderr.contains(&format!("leads to another host, {}", other.url())), "{}", output.stderr);
+        assert!(output.stderr.contains(&format!("points to another host, {}", other.url())), "{}", output.stderr);
         assert_eq!(
             (output.stdout.as_str(), other.total_with_pings_and_tokens(), registry.count(RequestType::Tags)),
             ("", 0, 0)
@@ -238,7 +238,7 @@ async fn what_is_no_list_is_no_empty_one() {
             let odd = || FaultAction::Status { code: 200, headers: vec![], body: body.into() };
             registry.on(RequestType::ApiRepositories).act(odd());
             let output = VendorRegistries::tags(vendor, &registry, "me/*", &[]).await.assert_code(1);
-            let said = ["cannot be parsed", "is no listing"].iter().any(|words| output.stderr.contains(words));
+            let said = ["cannot be parsed", "is not a listing"].iter().any(|words| output.stderr.contains(words));
             assert!(said && output.stdout.is_empty(), "{vendor:?} {body}: {}", output.stderr);
             registry.on(RequestType::ApiTags).act(odd());
             let output = VendorRegistries::tags(vendor, &registry, "me/app", &[]).await.assert_code(0);

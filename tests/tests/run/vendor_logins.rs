@@ -104,7 +104,7 @@ async fn without_a_token_github_is_not_asked_and_a_namespace_says_what_is_needed
     assert!(!output.stderr.contains("warning"), "{}", output.stderr);
     assert_eq!((registry.count(RequestType::Tags), registry.total()), (1, 1));
     let output = VendorRegistries::tags_with(&entry, VendorKind::GitHub, "me/*", &[]).await.assert_code(1);
-    for words in ["needs a token with `read:packages`", "`password` of ghcr.io", "name the repositories one by one"] {
+    for words in ["needs a token with `read:packages`", "`password` of ghcr.io", "name the repositories explicitly"] {
         assert!(output.stderr.contains(words), "{words}: {}", output.stderr);
     }
     assert_eq!(registry.total(), 1);
@@ -117,7 +117,7 @@ async fn a_robot_account_sees_what_is_public_at_quay_and_is_told_so() {
     let entry = VendorRegistries::entry(VendorKind::Quay, &registry, "username: me+robot, password: secret");
     let output = VendorRegistries::tags_with(&entry, VendorKind::Quay, "me/*", &[]).await.assert_code(0);
     assert_eq!(lines(&output), ["quay.io/me/a:1"]);
-    assert!(output.stderr.contains("only public ones are seen"), "{}", output.stderr);
+    assert!(output.stderr.contains("only public repositories are listed"), "{}", output.stderr);
     assert!(output.stderr.contains("$oauthtoken"), "{}", output.stderr);
     // Tags of a private repository: the registry accepts the robot account.
     let private =
@@ -140,11 +140,11 @@ async fn who_may_not_see_a_namespace_is_told_what_to_do() {
         let words = match vendor {
             VendorKind::Quay => "Quay's API takes OAuth tokens",
             // It does not distinguish hidden from missing.
-            VendorKind::Hub => "check the namespace, and that docker.io shows it to this user",
+            VendorKind::Hub => "check the namespace, and that this user can see it on docker.io",
             VendorKind::Harbor => "no credentials for harbor.example.org were found",
             VendorKind::GitHub => "GitHub's API needs a token with `read:packages`",
         };
         assert!(output.stderr.contains(words), "{vendor:?}: {}", output.stderr);
-        assert!(output.stderr.contains("name the repositories one by one"), "{vendor:?}: {}", output.stderr);
+        assert!(output.stderr.contains("name the repositories explicitly"), "{vendor:?}: {}", output.stderr);
     }
 }

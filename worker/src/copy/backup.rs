@@ -47,7 +47,7 @@ impl<'a> BackupGate<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let operation = format!("keeping what {}/{}:{} is", self.target.registry(), self.target.name(), self.tag);
+        let operation = format!("backing up {}/{}:{}", self.target.registry(), self.target.name(), self.tag);
         let invalid = |detail: String| Error::new(ErrorKind::Invalid, &operation, detail);
         let first = self.name.render(self.tag, old.digest(), Timestamp::now()).map_err(invalid)?;
         for number in 1..=MAX_BACKUPS_PER_NAME {
@@ -66,7 +66,7 @@ impl<'a> BackupGate<'a> {
                 }
             }
         }
-        Err(invalid(format!("there are {MAX_BACKUPS_PER_NAME} tags of the name {first} already")))
+        Err(invalid(format!("there are already {MAX_BACKUPS_PER_NAME} backup tags named {first}")))
     }
 }
 

@@ -350,7 +350,7 @@ impl ImageTransfer {
                 state.last_body_bytes = end - offset;
                 self.send_part(target, body, upload, (end, false)).await?;
                 if body.progress().sent_offset() < end {
-                    let detail = "the target answered before it had all of a chunk";
+                    let detail = "the target responded before receiving the whole chunk";
                     return Err(Error::new(ErrorKind::ServerError, self.describe_write(blob), detail));
                 }
                 state.target_offset = end;

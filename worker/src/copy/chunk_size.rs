@@ -20,10 +20,10 @@ pub(super) fn too_large_error(error: Error, target: &Repository, body: u64, leas
     let registry = target.registry();
     let size = bytesize::ByteSize(body);
     let least = match least > 1 {
-        true => format!(", and wants chunks of at least {}", bytesize::ByteSize(least)),
+        true => format!(", minimum chunk {}", bytesize::ByteSize(least)),
         false => String::new(),
     };
-    let detail = format!("{} (it takes no request body of {size}{least})", error.message());
+    let detail = format!("{} (request body of {size} rejected{least})", error.message());
     let hint = format!(
         "raise the limit of request bodies at {registry} or at the proxy before it (nginx: client_max_body_size) to more than \
          {size}, or set a `chunk:` below its limit for {registry} under `registries`"

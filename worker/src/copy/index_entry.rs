@@ -114,7 +114,7 @@ impl CopySource {
         let mut whole = Vec::with_capacity(size);
         while let Some(chunk) = stream.next_chunk().await? {
             if whole.len() + chunk.len() > size {
-                let detail = format!("it has more than the {size} bytes that the manifest gives it");
+                let detail = format!("longer than the {size} bytes in the manifest");
                 return Err(Error::new(ErrorKind::Corrupt, operation, detail));
             }
             whole.extend_from_slice(&chunk);
@@ -125,7 +125,7 @@ impl CopySource {
         }
         let found = Digest::from_bytes(blob.digest.algorithm(), &whole);
         if found != blob.digest {
-            return Err(Error::new(ErrorKind::Corrupt, operation, format!("its bytes have the digest {found}")));
+            return Err(Error::new(ErrorKind::Corrupt, operation, format!("the content has the digest {found}")));
         }
         Ok(whole.into())
     }

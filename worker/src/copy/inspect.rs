@@ -137,7 +137,7 @@ impl TreeReader {
         Box::pin(async move {
             let operation = || self.source.describe_read(manifest.digest());
             if depth > MAX_DEPTH {
-                return Err(Error::new(ErrorKind::Unsupported, operation(), "there is no end to what hangs below it"));
+                return Err(Error::new(ErrorKind::Unsupported, operation(), "manifests are nested too deep"));
             }
             if self.context.cancel.is_cancelled() {
                 return Err(Error::cancelled(operation()));

@@ -26,7 +26,7 @@ const WAITS_BEFORE_RESENDING: u32 = 3;
 /// Maximum resends for one manifest: a target that loses the content each time has another problem.
 const MAX_RESENDS: u32 = 2;
 /// Hint for a target that rejects URLs of foreign layers.
-const FOREIGN_URLS_HINT: &str = "it refuses manifests whose layers are at URLs of their own: allow these URLs in the target's \
+const FOREIGN_URLS_HINT: &str = "the target rejects manifests with foreign layers: allow their URLs in its \
                             configuration (distribution, Harbor: `validation.manifests.urls.allow`)";
 
 /// How the content of one copy got to the target.

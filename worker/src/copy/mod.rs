@@ -405,7 +405,7 @@ impl Copier {
         context.cancel.cancel();
         match result {
             Err(error) if error.is_cancelled() && late.load(Ordering::Relaxed) => {
-                let detail = format!("not done within {}", retry::format_duration(started.elapsed()));
+                let detail = format!("not finished within {}", retry::format_duration(started.elapsed()));
                 Err(Error::new(ErrorKind::TimedOut, what(), detail).with_hint("allow more with --timeout"))
             }
             result => result,
@@ -458,7 +458,7 @@ impl Copier {
             && wanted != root.digest()
         {
             let operation = format!("copying {} to {}", request.source, request.target);
-            let detail = format!("the source has {}, which cannot be stored under that digest", root.digest());
+            let detail = format!("the source has {}, which does not match the target digest", root.digest());
             return Err(Error::new(ErrorKind::Invalid, operation, detail));
         }
         let reference = endpoints.target_ref.clone().unwrap_or_else(|| ManifestRef::Digest(root.digest().clone()));

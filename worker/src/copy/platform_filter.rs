@@ -38,7 +38,8 @@ impl SelectedImage {
     pub(super) fn warn_without_platform(&self, request: &CopyRequest, context: &Context) {
         if !self.without_platform.is_empty() {
             let (count, named) = (self.without_platform.len(), join_first(&self.without_platform));
-            context.warn(format!("{}: entries that name no platform are left out: {count} ({named})", request.source));
+            context
+                .warn(format!("{}: index entries without a platform are skipped: {count} ({named})", request.source));
         }
     }
 }
@@ -131,27 +132,27 @@ fn missing_platform_error(manifests: &[Descriptor], wanted: &Platform, request: 
     }
     if !unnamed.is_empty() {
         let (count, named) = (unnamed.len(), join_first(&unnamed));
-        let entries = if count == 1 { "entry that names" } else { "entries that name" };
+        let entries = if count == 1 { "entry with" } else { "entries with" };
         there.push(format!("{count} {entries} no platform ({named})"));
     }
     if platforms.is_empty() && attestations > 0 {
         there.push(format!("{attestations} attestation{}", if attestations == 1 { "" } else { "s" }));
     }
-    let there = if there.is_empty() { "nothing: its index is empty".to_owned() } else { there.join(", and ") };
-    let operation = format!("choosing {wanted} of {}", request.source);
-    let error = Error::new(ErrorKind::Unsupported, operation, "the image is not made for that platform");
+    let there = if there.is_empty() { "nothing: the index is empty".to_owned() } else { there.join(", and ") };
+    let operation = format!("selecting {wanted} of {}", request.source);
+    let error = Error::new(ErrorKind::Unsupported, operation, "the image is not available for that platform");
     match (platforms.is_empty(), unnamed.is_empty()) {
         (true, false) => error.with_hint(format!(
-            "it has: {there}; without a choice of platforms the image is copied as it is, and an entry by its digest"
+            "available: {there}; without `platforms` the whole index is copied, or copy one entry by digest"
         )),
-        _ => error.with_hint(format!("it has: {there}")),
+        _ => error.with_hint(format!("available: {there}")),
     }
 }
 
 /// Removes children from an index; everything else in it stays.
 fn filtered_index(root: &Manifest, is_kept: &[bool], request: &CopyRequest) -> Result<Manifest> {
     let invalid = |error: String| {
-        Error::new(ErrorKind::InvalidResponse, format!("choosing platforms of {}", request.source), error)
+        Error::new(ErrorKind::InvalidResponse, format!("selecting platforms of {}", request.source), error)
     };
     let mut index: Value = serde_json::from_slice(root.bytes()).map_err(|error| invalid(error.to_string()))?;
     if let Some(children) = index.get_mut("manifests").and_then(Value::as_array_mut) {

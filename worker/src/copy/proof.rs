@@ -99,7 +99,7 @@ impl ImageTransfer {
         }
         let found = hasher.finish();
         if read > size || found != blob.digest {
-            return Err(Error::new(ErrorKind::Corrupt, operation, format!("its bytes have the digest {found}")));
+            return Err(Error::new(ErrorKind::Corrupt, operation, format!("the content has the digest {found}")));
         }
         Ok(())
     }

@@ -142,9 +142,9 @@ impl ImageTransfer {
             let referrers = found.into_iter().flat_map(|found| found.referrers);
             level = referrers.map(|digest| self.make_subject(digest, false)).collect();
         }
-        let detail = format!("more than {MAX_LEVELS} levels or {MAX_REFERRERS} of them");
-        Err(Error::new(ErrorKind::Unsupported, "copying what refers to an image", detail)
-            .with_hint("`referrers: false` copies the image alone"))
+        let detail = format!("more than {MAX_LEVELS} levels or {MAX_REFERRERS} referrers");
+        Err(Error::new(ErrorKind::Unsupported, "copying referrers", detail)
+            .with_hint("set `referrers: false` to copy the image without them"))
     }
 
     /// Copies the referrers and cosign tags of one manifest.
@@ -234,13 +234,12 @@ impl ImageTransfer {
             Ok(EntryContent::Manifest(manifest)) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
             Ok(EntryContent::Blob(_)) => {
                 let digest = &referrer.digest;
-                self.context
-                    .warn(format!("{digest} is listed as a referrer and is a blob, which refers to nothing: left out"));
+                self.context.warn(format!("{digest} is listed as a referrer but is a blob: skipped"));
                 Ok(None)
             }
             // Pushing clients maintain the fallback index: it can list deleted manifests.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.context.warn(format!("{error}; it is listed as a referrer all the same, and left out"));
+                self.context.warn(format!("{error}; it is listed as a referrer: skipped"));
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -337,7 +336,9 @@ impl ImageTransfer {
 /// Adds a hint for a target that accepts only images.
 fn with_referrers_hint(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::Refused => error.with_hint("it belongs to the image, which `referrers: false` copies alone"),
+        ErrorKind::Refused => error.with_hint(
+            "the target rejected a referrer of the image; set `referrers: false` to copy the image without them",
+        ),
         _ => error,
     }
 }

@@ -102,10 +102,9 @@ pub(super) async fn compare_endpoints(
             {
                 let operation = format!("copying {} to {}", request.source, request.target);
                 let at_source = selected.root.digest();
-                let detail = format!("the tag never moves, and it is {now} there and {at_source} at the source");
-                return Err(Error::new(ErrorKind::Immutable, operation, detail).with_hint(
-                    "find out why the source moved it; if it is to be taken, `imgsync sync` copies it once",
-                ));
+                let detail = format!("the tag is immutable: the target has {now}, the source has {at_source}");
+                return Err(Error::new(ErrorKind::Immutable, operation, detail)
+                    .with_hint("find out why the source tag changed; to accept it, copy it once with `imgsync sync`"));
             }
             RootStatus::Changed(selected)
         }
@@ -114,6 +113,6 @@ pub(super) async fn compare_endpoints(
 }
 
 pub(super) fn source_missing_error(request: &CopyRequest) -> Error {
-    Error::new(ErrorKind::NotFound, format!("reading {}", request.source), "the registry does not have it")
+    Error::new(ErrorKind::NotFound, format!("reading {}", request.source), "not found in the registry")
         .with_hint("check the repository's name and the tag; `imgsync tags` lists them")
 }

@@ -77,7 +77,7 @@ struct BodyState {
 
 /// Error that ends a body early: the source failed (see [`BodyState::failure`]), or the body was aborted.
 #[derive(Debug, thiserror::Error)]
-#[error("the source of the blob ended")]
+#[error("the blob source ended")]
 struct BodyEnded;
 
 /// Marks the source as waited for until dropped, even if the waiting future is cancelled.
@@ -339,7 +339,7 @@ impl BodyState {
         self.skip -= skipped as u64;
         let after = self.hashed + chunk.len() as u64;
         if after > self.blob.size {
-            let detail = format!("it has more than the {} bytes that the manifest gives it", self.blob.size);
+            let detail = format!("longer than the {} bytes in the manifest", self.blob.size);
             return Err(Error::new(ErrorKind::Corrupt, self.operation(), detail));
         }
         let before = self.hashed;
@@ -351,7 +351,7 @@ impl BodyState {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     self.operation(),
-                    format!("its bytes have the digest {found}"),
+                    format!("the content has the digest {found}"),
                 ));
             }
         }

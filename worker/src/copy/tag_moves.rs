@@ -41,7 +41,7 @@ impl TagMoves {
         self.rounds += 1;
         if self.rounds > MAX_TAG_MOVES {
             let detail = format!(
-                "the source keeps changing: its tag moved {} times while it was read, and each time what it had been was gone",
+                "the source keeps changing: its tag moved {} times during the copy, and each old manifest was gone",
                 self.rounds
             );
             return Err(Error::new(
@@ -51,11 +51,7 @@ impl TagMoves {
             )
             .with_source(error));
         }
-        context.warn(format!(
-            "{error}; the tag of {} has moved on to {}, which is read now",
-            request.source,
-            now.digest()
-        ));
+        context.warn(format!("{error}; the tag of {} moved to {}, copying that", request.source, now.digest()));
         self.root = Some(now);
         Ok(())
     }

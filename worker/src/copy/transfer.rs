@@ -273,7 +273,7 @@ impl ImageTransfer {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 operation,
-                format!("more than {MAX_INDEX_DEPTH} indexes in each other"),
+                format!("indexes nested more than {MAX_INDEX_DEPTH} deep"),
             ));
         }
         let children = futures_util::stream::iter(self.children_of(index).into_iter().cloned())
@@ -469,7 +469,7 @@ impl ImageTransfer {
         let Some(lease) = lease else { return list.await };
         lease.run(list).await.unwrap_or_else(|| {
             let operation = format!("writing {}/{}:{tag}", target.registry(), target.name());
-            Err(Error::new(ErrorKind::ServerError, operation, "its lease was lost: another may be writing it"))
+            Err(Error::new(ErrorKind::ServerError, operation, "its lease was lost: another worker may be writing it"))
         })
     }
 
@@ -502,7 +502,7 @@ impl ImageTransfer {
                 Err(error) if error.kind() == ErrorKind::Incomplete && is_second && self.is_sparse(manifest) => {
                     return Err(error
                         .with_kind(ErrorKind::Refused)
-                        .with_hint("the target takes no index without all that it lists: leave out `sparse`"));
+                        .with_hint("the target rejects an index with missing children: remove `sparse`"));
                 }
                 Err(error) if error.kind() == ErrorKind::Incomplete => {
                     is_second = true;

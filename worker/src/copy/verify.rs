@@ -116,12 +116,12 @@ impl VerifyReport {
         let class = if corrupt { ErrorKind::Corrupt } else { ErrorKind::Differs };
         let hint = match (corrupt, first.kind) {
             (true, _) => {
-                "the target's storage changed it: it has to be removed there, and `imgsync run --force` brings it again"
+                "the target's storage is corrupt: delete the content there, then copy again with `imgsync run --force`"
             }
             (false, FindingKind::MissingTag | FindingKind::StaleTag) => {
-                "`imgsync run`, or `imgsync sync` where no rule does, copies it again"
+                "copy it again with `imgsync run` (or `imgsync sync` without a rule)"
             }
-            (false, _) => "`imgsync run --force` brings what is missing",
+            (false, _) => "copy what is missing with `imgsync run --force`",
         };
         Some(Error::new(class, operation, words.join("; ")).with_hint(hint))
     }
@@ -272,14 +272,14 @@ impl Verification<'_> {
                 self.record_finding(
                     FindingKind::StaleTag,
                     digest,
-                    format!("{} is {there}, and should be {digest}", request.target),
+                    format!("{} is {there}, expected {digest}", request.target),
                 );
             }
             Some(None) => {
                 self.record_finding(
                     FindingKind::MissingTag,
                     digest,
-                    format!("{} is not there, and should be {digest}", request.target),
+                    format!("{} is missing, expected {digest}", request.target),
                 );
             }
         }
@@ -297,7 +297,7 @@ impl Verification<'_> {
         }
         if depth > MAX_DEPTH {
             let operation = self.endpoints.source.describe_read(&digest);
-            return Err(Error::new(ErrorKind::Unsupported, operation, "there is no end to what hangs below it"));
+            return Err(Error::new(ErrorKind::Unsupported, operation, "manifests are nested too deep"));
         }
         let Some(manifest) = self.check_and_read(&digest, &description, missing_kind).await? else { return Ok(()) };
         self.manifests += 1;
@@ -311,7 +311,7 @@ impl Verification<'_> {
             }
             let description = match &child.platform {
                 Some(platform) => format!("{platform} of {description}"),
-                None => format!("a part of {description}"),
+                None => format!("child of {description}"),
             };
             if !child.media_type.names_a_manifest() && self.is_blob(child).await? {
                 self.blobs.entry(child.digest.clone()).or_insert_with(|| (child.clone(), description));
@@ -351,15 +351,15 @@ impl Verification<'_> {
             // The client verifies the content against the digest.
             true => match get_target_manifest(&self.endpoints.target, &reference).await {
                 Ok(manifest) => return Ok(Some(manifest)),
-                Err(error) if error.kind() == ErrorKind::NotFound => Some((missing_kind, "is not there".to_owned())),
+                Err(error) if error.kind() == ErrorKind::NotFound => Some((missing_kind, "is missing".to_owned())),
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    Some((FindingKind::CorruptManifest, format!("has other bytes there: {}", error.message())))
+                    Some((FindingKind::CorruptManifest, format!("is corrupt: {}", error.message())))
                 }
                 Err(error) => return Err(error),
             },
             false => match self.endpoints.target.manifest_head(&reference).await? {
                 Some(_) => None,
-                None => Some((missing_kind, "is not there".to_owned())),
+                None => Some((missing_kind, "is missing".to_owned())),
             },
         };
         match (self.endpoints.source.manifest_by_digest(digest).await, finding) {
@@ -409,10 +409,10 @@ impl Verification<'_> {
         .collect();
         for referrer in there {
             self.referrers += 1;
-            let kind = referrer.artifact_type.as_deref().unwrap_or("something");
-            let name = format!("{kind} about {description}");
+            let kind = referrer.artifact_type.as_deref().unwrap_or("referrer");
+            let name = format!("{kind} of {description}");
             if !here.contains(&referrer.digest) {
-                let detail = format!("{name} ({}) is not listed there", referrer.digest);
+                let detail = format!("{name} ({}) is not listed at the target", referrer.digest);
                 self.record_finding(FindingKind::MissingReferrer, &referrer.digest, detail);
                 continue;
             }
@@ -440,12 +440,12 @@ impl Verification<'_> {
             match here.is_some_and(|here| here.digest == there.digest) {
                 true => pending.push(PendingManifest {
                     digest: there.digest,
-                    description: format!("the tag {tag}"),
+                    description: format!("tag {tag}"),
                     depth: 1,
                     missing_kind: FindingKind::MissingReferrer,
                 }),
                 false => {
-                    let detail = format!("the tag {tag} is not what it is at the source ({})", there.digest);
+                    let detail = format!("tag {tag} differs from the source ({})", there.digest);
                     self.record_finding(FindingKind::MissingReferrer, &there.digest, detail);
                 }
             }
@@ -483,15 +483,15 @@ async fn check_blob(
     if !deep {
         return match target.has_blob(blob).await? {
             true => Ok(None),
-            false => finding(FindingKind::MissingBlob, "is not there"),
+            false => finding(FindingKind::MissingBlob, "is missing"),
         };
     }
     match hash_blob(target, blob, context).await {
         Ok(found) if found == blob.digest => Ok(None),
-        Ok(found) => finding(FindingKind::CorruptBlob, &format!("has other bytes there: they are {found}")),
-        Err(error) if error.kind() == ErrorKind::NotFound => finding(FindingKind::MissingBlob, "is not there"),
+        Ok(found) => finding(FindingKind::CorruptBlob, &format!("is corrupt: its content has the digest {found}")),
+        Err(error) if error.kind() == ErrorKind::NotFound => finding(FindingKind::MissingBlob, "is missing"),
         Err(error) if error.kind() == ErrorKind::Corrupt => {
-            finding(FindingKind::CorruptBlob, &format!("has other bytes there: {}", error.message()))
+            finding(FindingKind::CorruptBlob, &format!("is corrupt: {}", error.message()))
         }
         Err(error) => Err(error),
     }
@@ -525,11 +525,11 @@ async fn hash_blob(target: &CopyTarget, blob: &Descriptor, context: &Context) ->
                     }
                     match length {
                         length if length < blob.size => {
-                            let detail = format!("it ended after {length} of {} bytes", blob.size);
+                            let detail = format!("the stream ended after {length} of {} bytes", blob.size);
                             Err(Error::new(ErrorKind::Unreachable, repository.read_operation(&blob.digest), detail))
                         }
                         length if length > blob.size => {
-                            let detail = format!("it has more than the {} bytes that it should have", blob.size);
+                            let detail = format!("longer than the expected {} bytes", blob.size);
                             Err(Error::new(ErrorKind::Corrupt, repository.read_operation(&blob.digest), detail))
                         }
                         _ => Ok(hasher.finish()),

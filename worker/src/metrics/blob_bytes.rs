@@ -38,14 +38,14 @@ impl BlobsInFlight {
         }
     }
 
-    pub(super) fn finish(&mut self, digest: &Digest, size: u64, arrival: BlobOutcome, bytes: &LabeledCounters<1>) {
+    pub(super) fn finish(&mut self, digest: &Digest, size: u64, outcome: BlobOutcome, bytes: &LabeledCounters<1>) {
         let in_flight = self.0.remove(digest);
-        match (arrival, in_flight) {
+        match (outcome, in_flight) {
             (BlobOutcome::Copied, Some(mut blob)) => {
                 blob.count_new_bytes(bytes);
-                bytes.get_or_create(&outcome_label(arrival)).inc_by(size.saturating_sub(blob.counted));
+                bytes.get_or_create(&outcome_label(outcome)).inc_by(size.saturating_sub(blob.counted));
             }
-            _ => _ = bytes.get_or_create(&outcome_label(arrival)).inc_by(size),
+            _ => _ = bytes.get_or_create(&outcome_label(outcome)).inc_by(size),
         }
     }
 
@@ -61,11 +61,11 @@ impl BlobsInFlight {
     }
 }
 
-pub(super) fn outcome_label(arrival: BlobOutcome) -> [MetricLabel; 1] {
-    let arrival = match arrival {
+pub(super) fn outcome_label(outcome: BlobOutcome) -> [MetricLabel; 1] {
+    let outcome = match outcome {
         BlobOutcome::Copied => "copied",
         BlobOutcome::Mounted => "mounted",
         BlobOutcome::Reused => "reused",
     };
-    [("arrival", arrival.to_owned())]
+    [("outcome", outcome.to_owned())]
 }

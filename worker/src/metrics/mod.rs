@@ -103,56 +103,60 @@ impl Metrics {
             state: Mutex::default(),
             registry: Registry::default(),
         };
-        registry.register("tasks", "Tasks that ended here, by outcome", metrics.tasks.clone());
-        registry.register("task_failures", "Tasks that failed here, by class of error", metrics.failures.clone());
-        registry.register("tasks_put_off", "Tasks that failed in passing, and come back", metrics.rescheduled.clone());
+        registry.register("tasks", "Finished tasks, by outcome", metrics.tasks.clone());
+        registry.register("task_failures", "Failed tasks, by error kind", metrics.failures.clone());
         registry.register(
-            "tasks_given_back",
-            "Tasks that were given back, or taken over by another",
+            "tasks_rescheduled",
+            "Tasks rescheduled after a transient error",
+            metrics.rescheduled.clone(),
+        );
+        registry.register(
+            "tasks_requeued",
+            "Tasks returned to the queue, or taken over by another worker",
             metrics.requeued.clone(),
         );
         registry.register(
             "tasks_stale",
-            "Results that the ledger did not count: the task was another's, or had ended before",
+            "Results the ledger did not count: another worker holds the task, or it had already finished",
             metrics.stale.clone(),
         );
         registry.register_with_unit(
             "task_duration",
-            "How long tasks took, by outcome",
+            "Duration of tasks, by outcome",
             Unit::Seconds,
             metrics.task_seconds.clone(),
         );
-        registry.register("running_tasks", "Tasks that run here now", metrics.running.clone());
-        registry.register("blobs", "Blobs that are at the target, by how they came there", metrics.blobs.clone());
+        registry.register("running_tasks", "Tasks running now", metrics.running.clone());
+        registry.register("blobs", "Blobs at the target, by outcome: copied, mounted, reused", metrics.blobs.clone());
         registry.register_with_unit(
             "blob",
-            "Bytes of blobs, by how they came to the target; those under way included",
+            "Bytes of blobs, by outcome; includes blobs in flight",
             Unit::Bytes,
             metrics.blob_bytes.clone(),
         );
-        registry.register("manifests_put", "Manifests that were put", metrics.manifests.clone());
+        registry.register("manifests_put", "Manifests pushed", metrics.manifests.clone());
         registry.register("requests", "Requests, by registry, purpose and status", metrics.requests.clone());
         registry.register_with_unit(
             "request_duration",
-            "From a request to the head of its answer, by registry",
+            "Time from request to response headers, by registry",
             Unit::Seconds,
             metrics.request_seconds.clone(),
         );
-        registry.register("retries", "What failed and was tried again, by class of error", metrics.retries.clone());
+        registry.register("retries", "Retries, by error kind", metrics.retries.clone());
         registry.register(
-            "held_back_requests",
-            "Requests that waited for the pace or a place, by registry",
+            "delayed_requests",
+            "Requests delayed by a rate or concurrency limit, by registry",
             metrics.delayed_requests.clone(),
         );
         registry.register_with_unit(
-            "held_back",
-            "How long requests waited so, by registry",
+            "request_delay",
+            "Time requests were delayed by limits, by registry",
             Unit::Seconds,
             metrics.request_delay_seconds.clone(),
         );
         registry.register(
-            "tasks_put_back",
-            "Tasks that were lost and went back to the plan, by who lost them",
+            "tasks_reclaimed",
+            "Lost tasks returned to the plan, by where they were lost",
             metrics.reclaimed.clone(),
         );
         registry.register("warnings", "Warnings", metrics.warnings.clone());
@@ -168,15 +172,15 @@ impl Metrics {
             let _ = self.tasks.get_or_create(&[("outcome", outcome.to_owned())]);
         }
         for kind in ErrorKind::ALL {
-            let _ = self.failures.get_or_create(&[("class", kind.as_str().to_owned())]);
-            let _ = self.retries.get_or_create(&[("class", kind.as_str().to_owned())]);
+            let _ = self.failures.get_or_create(&[("kind", kind.as_str().to_owned())]);
+            let _ = self.retries.get_or_create(&[("kind", kind.as_str().to_owned())]);
         }
-        for arrival in ["copied", "mounted", "reused"] {
-            let _ = self.blobs.get_or_create(&[("arrival", arrival.to_owned())]);
-            let _ = self.blob_bytes.get_or_create(&[("arrival", arrival.to_owned())]);
+        for outcome in ["copied", "mounted", "reused"] {
+            let _ = self.blobs.get_or_create(&[("outcome", outcome.to_owned())]);
+            let _ = self.blob_bytes.get_or_create(&[("outcome", outcome.to_owned())]);
         }
-        for who in ["worker", "queue"] {
-            let _ = self.reclaimed.get_or_create(&[("lost_by", who.to_owned())]);
+        for from in ["worker", "queue"] {
+            let _ = self.reclaimed.get_or_create(&[("from", from.to_owned())]);
         }
     }
 
@@ -214,7 +218,7 @@ impl Metrics {
             TaskCompletion::Copied { .. } => "copied",
             TaskCompletion::Unchanged => "unchanged",
             TaskCompletion::Failed { kind, .. } => {
-                self.failures.get_or_create(&[("class", kind.as_str().to_owned())]).inc();
+                self.failures.get_or_create(&[("kind", kind.as_str().to_owned())]).inc();
                 "failed"
             }
             TaskCompletion::Cancelled => "cancelled",
@@ -265,16 +269,16 @@ impl Observer for Metrics {
                 self.request_seconds.get_or_create(&[registry]).observe(duration.as_secs_f64());
             }
             Event::RequestDelayed { registry, reason, delay } => {
-                let labels = [self.registry_label(registry), ("by", reason.as_str().to_owned())];
+                let labels = [self.registry_label(registry), ("reason", reason.as_str().to_owned())];
                 self.delayed_requests.get_or_create(&labels).inc();
                 self.request_delay_seconds.get_or_create(&labels).inc_by(delay.as_secs_f64());
             }
             Event::Retrying { kind, .. } => {
-                _ = self.retries.get_or_create(&[("class", kind.as_str().to_owned())]).inc();
+                _ = self.retries.get_or_create(&[("kind", kind.as_str().to_owned())]).inc();
             }
             Event::TasksReclaimed { from_workers, from_queue } => {
-                self.reclaimed.get_or_create(&[("lost_by", "worker".to_owned())]).inc_by(*from_workers);
-                self.reclaimed.get_or_create(&[("lost_by", "queue".to_owned())]).inc_by(*from_queue);
+                self.reclaimed.get_or_create(&[("from", "worker".to_owned())]).inc_by(*from_workers);
+                self.reclaimed.get_or_create(&[("from", "queue".to_owned())]).inc_by(*from_queue);
             }
             Event::Warning { .. } | Event::RepeatedWarning { .. } => _ = self.warnings.inc(),
             Event::ManifestRead { .. } | Event::Notice { .. } => {}
@@ -345,14 +349,14 @@ mod tests {
             "imgsync_running_tasks 0",
             "imgsync_tasks_total{outcome=\"failed\"} 1",
             "imgsync_tasks_total{outcome=\"copied\"} 0",
-            "imgsync_task_failures_total{class=\"denied\"} 1",
-            "imgsync_task_failures_total{class=\"not_found\"} 0",
+            "imgsync_task_failures_total{kind=\"denied\"} 1",
+            "imgsync_task_failures_total{kind=\"not_found\"} 0",
             "imgsync_requests_total{registry=\"gcr.io\",purpose=\"manifests\",status=\"200\"} 1",
             "imgsync_requests_total{registry=\"gcr.io\",purpose=\"manifests\",status=\"7xx\"} 1",
             "imgsync_requests_total{registry=\"gcr.io\",purpose=\"manifests\",status=\"none\"} 1",
             "imgsync_request_duration_seconds_bucket{le=\"0.025\",registry=\"gcr.io\"} 3",
-            "imgsync_held_back_seconds_total{registry=\"gcr.io\",by=\"pace\"} 1.5",
-            "imgsync_tasks_put_back_total{lost_by=\"worker\"} 3",
+            "imgsync_request_delay_seconds_total{registry=\"gcr.io\",reason=\"rate_limit\"} 1.5",
+            "imgsync_tasks_reclaimed_total{from=\"worker\"} 3",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line} in\n{text}");
         }
@@ -364,7 +368,7 @@ mod tests {
         let (first, second) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
         let copied = |metrics: &Metrics| {
             let text = metrics.render();
-            let line = text.lines().find_map(|line| line.strip_prefix("imgsync_blob_bytes_total{arrival=\"copied\"} "));
+            let line = text.lines().find_map(|line| line.strip_prefix("imgsync_blob_bytes_total{outcome=\"copied\"} "));
             line.unwrap().parse::<u64>().unwrap()
         };
         let moved = Arc::new(AtomicU64::new(0));
@@ -382,7 +386,7 @@ mod tests {
         assert_eq!(copied(&metrics), 130, "they were moved all the same");
         metrics.on_event(&Event::BlobDone { digest: second, size: 100, outcome: BlobOutcome::Mounted });
         assert_eq!(copied(&metrics), 130);
-        assert!(metrics.render().contains("imgsync_blob_bytes_total{arrival=\"mounted\"} 100\n"));
+        assert!(metrics.render().contains("imgsync_blob_bytes_total{outcome=\"mounted\"} 100\n"));
     }
 
     #[test]

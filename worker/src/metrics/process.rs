@@ -25,7 +25,7 @@ impl Collector for ProcessMetrics {
         }
         if let Some(seconds) = cpu_seconds() {
             let counter = ConstCounter::new(seconds);
-            let help = "Processor time of the process";
+            let help = "CPU time of the process";
             counter.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, counter.metric_type())?)?;
         }
         if let Ok(files) = fs::read_dir("/proc/self/fd") {

@@ -35,14 +35,14 @@ impl Runner {
         if let Some(delivery) = delivered.take_delivery()
             && let Err(error) = delivery.acknowledge().await
         {
-            self.warn_repeated("the queue does not answer", &error);
+            self.warn_repeated("the queue is unavailable", &error);
         }
     }
 
     /// Requeues a delivery. After an error the broker redelivers it unchanged.
     pub(super) async fn requeue_delivery(&self, delivery: Delivery, wait: Duration) {
         if let Err(error) = delivery.requeue_after(wait).await {
-            self.warn_repeated("the queue does not answer", &error);
+            self.warn_repeated("the queue is unavailable", &error);
         }
     }
 }

@@ -111,7 +111,7 @@ impl RouteSelector {
         // A repetition moments later is no change.
         if before.is_none_or(|before| before + DEADLINE_TOLERANCE < until) {
             // Format the deadline once, so that the text of a route does not change.
-            let why = format!("{why}; left alone until {}", format_deadline(wait));
+            let why = format!("{why}; held until {}", format_deadline(wait));
             state.held.insert(route.clone(), (until, why));
             drop(state);
             self.notify_changed();
@@ -121,7 +121,7 @@ impl RouteSelector {
 
     /// Records that a registry is unreachable: its routes are not served until a probe succeeds.
     pub(super) fn mark_unreachable(&self, registry: &RegistryName, route: &Route, reason: &str) {
-        let reason = format!("{registry} cannot be reached from here: {reason}");
+        let reason = format!("{registry} is unreachable from this worker: {reason}");
         let mut state = self.state();
         state.unserved.insert(route.clone(), reason.clone());
         let backoff = PROBE_BACKOFF[0];
@@ -165,7 +165,7 @@ impl RouteSelector {
         let bases: Vec<String> = targets.iter().map(TargetBase::to_string).collect();
         let detail = format!("the configuration of this worker allows pushing below {} only", bases.join(", "));
         Err(Error::new(ErrorKind::Denied, format!("writing {target}"), detail).with_hint(
-            "add the target to the worker's configuration (`defaults: {to: …}`), or leave all targets out of it",
+            "add the target to the worker's configuration (`defaults: {to: …}`), or remove all targets from it",
         ))
     }
 
@@ -234,7 +234,7 @@ impl RouteSelector {
                 users.insert(registry.clone(), user.ok().flatten());
             }
             if users[registry].as_deref() != Some(&**wanted) {
-                return Some(format!("there is no credential of `{wanted}` for {registry} here"));
+                return Some(format!("this worker has no credentials of `{wanted}` for {registry}"));
             }
         }
         None
@@ -244,13 +244,13 @@ impl RouteSelector {
         let WorkerScope { registries, targets } = &self.0.scope;
         let ends = [route.source.registry(), route.target.registry()];
         let (Some(_), Some(target)) = (ends[0], ends[1]) else {
-            return Some("image layouts are on the machine that lists them".to_owned());
+            return Some("image layouts are only served on the machine that has them".to_owned());
         };
         if !registries.is_empty() && !ends.iter().flatten().any(|registry| registries.contains(registry)) {
-            return Some("not among its --registries".to_owned());
+            return Some("excluded by --registries of this worker".to_owned());
         }
         if !targets.is_empty() && !targets.iter().any(|base| base.registry == *target) {
-            return Some(format!("its configuration does not allow pushing to {target}"));
+            return Some(format!("the configuration of this worker does not allow pushing to {target}"));
         }
         None
     }
@@ -278,7 +278,7 @@ impl RouteSelector {
                     if let Some(out) = state.unreachable.get_mut(&registry) {
                         out.backoff = (out.backoff * 2).min(PROBE_BACKOFF[1]);
                         out.probe_at = Instant::now() + out.backoff;
-                        out.reason = format!("{registry} cannot be reached from here: {}", error.message());
+                        out.reason = format!("{registry} is unreachable from this worker: {}", error.message());
                     }
                 }
             }
@@ -342,7 +342,7 @@ pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: 
         let Some((all, part)) = pairs.by_ref().take(accounts).min_by_key(|(all, part)| *all.max(part)) else {
             continue;
         };
-        let why = if part > all { "has no pulls left, or no more than are kept" } else { "asked to be left alone" };
+        let why = if part > all { "has no pulls left beyond its reserve" } else { "is rate limiting" };
         let hold = RateLimitHold { wait: all.max(part), reason: why.to_owned() };
         if !hold.wait.is_zero() {
             holds.insert(end, hold);
@@ -427,14 +427,14 @@ mod tests {
         let selector = RouteSelector::new(WorkerScope::default());
         let mut changes = selector.subscribe();
         assert_eq!(selector.current_filter().0, Some(RouteFilter::All));
-        selector.hold_route(&route("gcr.io", "r.example"), Duration::from_secs(60), "gcr.io asked to be left alone");
+        selector.hold_route(&route("gcr.io", "r.example"), Duration::from_secs(60), "gcr.io is rate limiting");
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
         let (Some(filter), until) = selector.current_filter() else { panic!("other lanes are served") };
         assert!(!filter.contains(&route("gcr.io", "r.example")));
         assert!(filter.contains(&route("quay.io", "r.example")));
         assert!(until <= Instant::now() + Duration::from_secs(60));
-        assert!(selector.unserved_routes()[0].reason.contains("asked to be left alone; left alone until 2"));
+        assert!(selector.unserved_routes()[0].reason.contains("is rate limiting; held until 2"));
         assert!(selector.unserved_routes()[0].reason.ends_with(" UTC"), "{:?}", selector.unserved_routes());
         selector.hold_route(&route("gcr.io", "r.example"), Duration::ZERO, "shorter");
         let (filter, _) = selector.current_filter();

@@ -70,7 +70,7 @@ impl<'a> TaskGate<'a> {
     }
 
     fn lease_lost_error(&self) -> Error {
-        let detail = "the lease of the target tag was lost: another may be writing it";
+        let detail = "the lease of the target tag was lost: another task may be writing it";
         Error::new(ErrorKind::ServerError, self.operation(), detail)
     }
 
@@ -112,11 +112,7 @@ impl<'a> TaskGate<'a> {
             && self.runner.read_source_digest(self.task).await?.is_some_and(|now| now != *source)
         {
             self.source_moved.store(true, Ordering::Relaxed);
-            return Err(Error::new(
-                ErrorKind::ServerError,
-                self.operation(),
-                "the source's tag moved on while it was copied",
-            ));
+            return Err(Error::new(ErrorKind::ServerError, self.operation(), "the source tag moved during the copy"));
         }
         Ok(())
     }

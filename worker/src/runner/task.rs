@@ -170,7 +170,7 @@ impl Runner {
                 return Ok(Disposition::Requeue(time_until(until, self.clock.now()).min(LEASED_ELSEWHERE_DELAY)));
             }
             ClaimResult::Unknown => {
-                self.warn(&format!("the store has lost batch {}: run it again", task_ref.batch));
+                self.warn(&format!("the store no longer has batch {}: run it again", task_ref.batch));
                 return Ok(Disposition::Done);
             }
         };
@@ -251,7 +251,8 @@ impl Runner {
             return self.record_outcome(&task, stop, AttemptOutcome::Failed(error)).await;
         }
         if losses >= FAIL_AFTER_LOSSES {
-            let detail = format!("the worker that ran it ended {losses} times, the last ones with nothing else to do");
+            let detail =
+                format!("its worker died {losses} times while running it, the last times with no other task running");
             let error = Error::new(ErrorKind::Local, format!("copying {}", message.source), detail);
             return self
                 .record_outcome(
@@ -312,7 +313,7 @@ impl Runner {
             return outcome;
         }
         drop(shared_slot);
-        self.warn(&format!("{} was lost by its workers {losses} times: it runs alone now", task.message.source));
+        self.warn(&format!("{}: {losses} workers died while running it; it now runs exclusively", task.message.source));
         let _alone = tokio::select! {
             guard = self.exclusive.write() => guard,
             () = task.context.cancel.cancelled() => {
@@ -335,7 +336,7 @@ impl Runner {
                 }
                 Ok(LeaseStatus::BatchStopped) => cancel.cancel(),
                 // The lease may expire; then the gate prevents the tag from being put.
-                Err(error) => self.warn_repeated("a lease could not be renewed", &error),
+                Err(error) => self.warn_repeated("cannot renew a lease", &error),
             }
         }
     }
@@ -393,7 +394,7 @@ impl Runner {
             let record = TagRecord { provenance, scope: &task.cache_scope(), tags, complete };
             if !self.store.record_tag(lease.fence(), record).await? {
                 // Another task may have written the tag since.
-                tracing::info!("{target} is not recorded: its lease was lost");
+                tracing::info!("{target} is not recorded: the tag lease was lost");
             }
             Ok(())
         };
@@ -485,7 +486,7 @@ impl Runner {
             let targets = vec![MessageTarget { index: task.task_ref.index, locator: task.target.clone() }];
             let message = Message { targets, run: task.task_ref.run, ..task.message.clone() };
             if let Err(error) = self.queue.publish_delayed(task.route, &message, message_wait).await {
-                self.warn_repeated("the queue does not answer", &error);
+                self.warn_repeated("the queue is unavailable", &error);
                 wait = Duration::ZERO;
             }
         }

@@ -162,7 +162,7 @@ async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot() {
         .collect();
     let (kind, error, attempts) = &words[&1];
     assert_eq!((*kind, *attempts), (ErrorKind::Local, 1));
-    assert!(error.contains("the program failed at it: the first panic is odd"), "{error}");
+    assert!(error.contains("internal error: panicked: the first panic is odd"), "{error}");
     // A panic after the result was counted does not change it.
     assert_eq!((words[&2].0, words[&3].0), (ErrorKind::NotFound, ErrorKind::NotFound), "{words:?}");
 }

@@ -115,8 +115,8 @@ fn an_address_takes_user_and_password_apart_from_the_url() {
         ("broker: {url: 'amqp://h', password: p}", "a `password` needs a `username`"),
         ("broker: {url: 'amqp://h', username: me}", "a `username` needs a `password` here"),
         ("broker: {url: 'amqp://me:p@h', password: p}", "this URL holds a user or a password"),
-        ("broker: 'amqp://me:p@ss/w#rd@h'", "it cannot be told where the password in this URL ends"),
-        ("store: 'redis://:12/34@h'", "it cannot be told where the password in this URL ends"),
+        ("broker: 'amqp://me:p@ss/w#rd@h'", "the password in this URL is ambiguous"),
+        ("store: 'redis://:12/34@h'", "the password in this URL is ambiguous"),
     ] {
         let text = format!("cluster: {{{text}}}");
         assert!(messages(&text)[0].contains(wanted), "{text}: {:?}", messages(&text));

@@ -25,7 +25,8 @@ const HEARTBEAT_SECONDS: u16 = 20;
 /// How long a usable queue may take to respond.
 const QUEUE_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A broker that is killed moments after a queue was declared may lose half of it, and never elects a leader for it.
-pub(super) const LEADERLESS_QUEUE_HINT: &str = "if `rabbitmq-queues quorum_status` says that the queue has no leader, and none comes back, delete the queue: what was in it is planned again";
+pub(super) const LEADERLESS_QUEUE_HINT: &str = "if `rabbitmq-queues quorum_status` keeps reporting no leader for the \
+                                                queue, delete it: its messages are published again";
 /// Example of a broker's URL.
 const EXAMPLE_URL: &str = "amqp://user:password@host:5672/vhost";
 /// Number of channels that consume from a queue: each has one request in flight.
@@ -115,7 +116,7 @@ impl ManagedConnection {
                 Ok(live)
             }
             Ok(Err(error)) => Err(self.record_failure(&mut state, error)),
-            Err(_) => Err(self.record_failure(&mut state, unreachable_error(&operation, "no answer in time"))),
+            Err(_) => Err(self.record_failure(&mut state, unreachable_error(&operation, "timed out"))),
         }
     }
 
@@ -128,7 +129,7 @@ impl ManagedConnection {
         // The parser's own message may contain the password.
         let uri: std::result::Result<AMQPUri, _> = self.url.expose().as_str().parse();
         let uri = uri.map_err(|_| {
-            Error::new(ErrorKind::Invalid, operation, "this is no URL of a broker").with_hint(EXAMPLE_URL)
+            Error::new(ErrorKind::Invalid, operation, "this is not a broker URL").with_hint(EXAMPLE_URL)
         })?;
         let tls = stream::tls_config(self.settings.ca.as_deref())?;
         self.open(uri, tls).await.map_err(|error| broker_error(operation, &error))
@@ -222,14 +223,14 @@ impl LiveConnection {
                 }
                 // The queue was deleted since it was declared, or the channel ended meanwhile.
                 Ok(Err(error)) if again && self.connection.status().connected() => {
-                    tracing::debug!("taking from {queue}: {error}");
+                    tracing::debug!("consuming from {queue}: {error}");
                     self.set_declared(queue, false);
                     again = false;
                 }
                 Ok(Err(error)) => return Err(broker_error(operation, &error)),
                 Err(_) => {
                     return Err(
-                        unreachable_error(operation, "the queue does not answer").with_hint(LEADERLESS_QUEUE_HINT)
+                        unreachable_error(operation, "the queue does not respond").with_hint(LEADERLESS_QUEUE_HINT)
                     );
                 }
             }
@@ -299,24 +300,40 @@ fn is_soft_error(error: &lapin::Error, wanted: &AMQPSoftError) -> bool {
 pub(super) fn broker_error(operation: &str, error: &lapin::Error) -> Error {
     let text: String = error.to_string().chars().take(300).collect();
     match error.kind() {
-        LapinErrorKind::ProtocolError(_) if text.contains("inequivalent arg") => Error::new(ErrorKind::Invalid, operation, text).with_hint(
-            "a queue or an exchange is there with other arguments: delete it if it is imgsync's (what was in it is planned again), and tune queues by policies",
-        ),
-        LapinErrorKind::ProtocolError(_) if is_soft_error(error, &AMQPSoftError::ACCESSREFUSED) => Error::new(ErrorKind::Denied, operation, text).with_hint(format!(
-            "check user and password in the broker's URL ({EXAMPLE_URL}), and that the user may configure, write and read in that virtual host"
+        LapinErrorKind::ProtocolError(_) if text.contains("inequivalent arg") => {
+            Error::new(ErrorKind::Invalid, operation, text).with_hint(
+                "a queue or exchange exists with other arguments: delete it if it is imgsync's (its messages are \
+             published again), and tune queues by policies",
+            )
+        }
+        LapinErrorKind::ProtocolError(_) if is_soft_error(error, &AMQPSoftError::ACCESSREFUSED) => Error::new(
+            ErrorKind::Denied,
+            operation,
+            text,
+        )
+        .with_hint(format!(
+            "check user and password in the broker's URL ({EXAMPLE_URL}), and that the user has configure, write and \
+             read permissions on that virtual host"
         )),
         LapinErrorKind::ProtocolError(broker) if *broker.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
             Error::new(ErrorKind::Denied, operation, text).with_hint(format!(
-                "check the virtual host in the broker's URL ({EXAMPLE_URL}), and whether the user may use it"
+                "check the virtual host in the broker's URL ({EXAMPLE_URL}), and that the user has access to it"
             ))
         }
         LapinErrorKind::InvalidProtocolVersion(_) | LapinErrorKind::ParsingError(_) => {
-            Error::new(ErrorKind::InvalidResponse, operation, text).with_hint("is that RabbitMQ's port for AMQP (5672, or 5671 with TLS)?")
+            Error::new(ErrorKind::InvalidResponse, operation, text)
+                .with_hint("is that RabbitMQ's port for AMQP (5672, or 5671 with TLS)?")
         }
-        LapinErrorKind::IOError(io) if is_certificate_error(io) => Error::new(ErrorKind::Insecure, operation, io.to_string())
-            .with_hint("name the authority that signed the broker's certificate by `cluster: {ca: FILE}`, and the broker by the name that the certificate is for"),
-        LapinErrorKind::IOError(io) => Error::new(ErrorKind::Unreachable, operation, io.to_string())
-            .with_hint("check that RabbitMQ is running there, that the port is the right one (amqp:// and amqps:// have their own), and whether a firewall is in between"),
+        LapinErrorKind::IOError(io) if is_certificate_error(io) => {
+            Error::new(ErrorKind::Insecure, operation, io.to_string()).with_hint(
+                "set `cluster: {ca: FILE}` to the CA that signed the broker's certificate, and use the host \
+                        name in the certificate",
+            )
+        }
+        LapinErrorKind::IOError(io) => Error::new(ErrorKind::Unreachable, operation, io.to_string()).with_hint(
+            "check that RabbitMQ is running there, that the port is right (amqp:// and amqps:// use \
+                        different ports), and that no firewall is in the way",
+        ),
         _ => Error::new(ErrorKind::Unreachable, operation, text),
     }
 }

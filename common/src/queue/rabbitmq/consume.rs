@@ -88,13 +88,13 @@ impl RabbitQueue {
                 Err(error) if !live.is_connected() && reconnects < MAX_RECONNECTS => {
                     reconnects += 1;
                     self.route_table().back_off(&queue, LEADER_CHANGE_BACKOFF);
-                    log_throttle::info(&format!("a connection lost at {queue}"), &format!("{error}; connecting again"));
+                    log_throttle::info(&format!("connection lost at {queue}"), &format!("{error}; reconnecting"));
                     live = self.0.consume_connection.get_or_connect().await?;
                 }
                 Err(error) if live.is_responsive().await => {
                     self.route_table().back_off(&queue, QUEUE_BACKOFF);
-                    let line = format!("{error}; the lane is left alone for a while");
-                    log_throttle::warn(&format!("taking from {queue}"), &line);
+                    let line = format!("{error}; backing off from this queue");
+                    log_throttle::warn(&format!("consuming from {queue}"), &line);
                     last_error = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -160,7 +160,7 @@ impl RabbitQueue {
 
     /// Gets the next task message of a route, if one is ready.
     async fn next_task_message(&self, live: &LiveConnection, queue: &str, route: &Route) -> Result<Option<Delivery>> {
-        let operation = format!("taking from {queue} at the broker {}", self.0.consume_connection.name());
+        let operation = format!("consuming from {queue} at the broker {}", self.0.consume_connection.name());
         while let Some(got) = live.get_message(queue, &operation).await? {
             let redelivered = got.redelivered;
             let receipt =
@@ -174,7 +174,8 @@ impl RabbitQueue {
 
     /// Gets the next dead letter.
     pub(super) async fn next_dead_letter(&self) -> Result<Option<DeadLetter>> {
-        let operation = format!("taking from {DEAD_LETTER_QUEUE} at the broker {}", self.0.consume_connection.name());
+        let operation =
+            format!("consuming from {DEAD_LETTER_QUEUE} at the broker {}", self.0.consume_connection.name());
         let live = self.0.consume_connection.get_or_connect().await?;
         while let Some(got) = live.get_message(DEAD_LETTER_QUEUE, &operation).await? {
             // A dead letter keeps its routing key: the queue of its route.
@@ -210,7 +211,7 @@ impl RabbitQueue {
             }
             IncomingMessage::Refused(kind, reason) => {
                 let reason = sanitize(&reason).into_owned();
-                self.record_refusal(kind, format!("a message was refused: {reason}"));
+                self.record_refusal(kind, format!("message refused: {reason}"));
                 let stub = refusal_stub(&got.data, &reason);
                 let body = stub.as_deref().unwrap_or(&got.data);
                 receipt.republish(&PublishAddress::Refused, body, Some(&reason)).await?;
@@ -221,7 +222,7 @@ impl RabbitQueue {
 
     fn validate(&self, got: &BasicGetMessage) -> IncomingMessage {
         if got.data.len() > MAX_MESSAGE_BYTES {
-            let reason = format!("it has {} bytes, and {MAX_MESSAGE_BYTES} are allowed", got.data.len());
+            let reason = format!("{} bytes; the limit is {MAX_MESSAGE_BYTES}", got.data.len());
             return IncomingMessage::Refused("too large", reason);
         }
         if let Some(key) = &self.0.settings.key {
@@ -230,14 +231,11 @@ impl RabbitQueue {
                 None => {
                     return IncomingMessage::Refused(
                         "unsigned",
-                        "it is not signed, and here messages have to be (cluster.key)".into(),
+                        "not signed, and `cluster.key` requires a signature".into(),
                     );
                 }
                 Some(signature) if !key.verify(&got.data, &signature) => {
-                    return IncomingMessage::Refused(
-                        "another key",
-                        "it is signed with another key (cluster.key)".into(),
-                    );
+                    return IncomingMessage::Refused("another key", "signed with another `cluster.key`".into());
                 }
                 Some(_) => {}
             }
@@ -250,7 +248,7 @@ impl RabbitQueue {
     }
 
     fn record_refusal(&self, kind: &str, what: String) {
-        log_throttle::warn(&format!("a refused message: {kind}"), &what);
+        log_throttle::warn(&format!("refused message: {kind}"), &what);
         let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused = (refused.0 + 1, Some(what));
     }
@@ -259,7 +257,7 @@ impl RabbitQueue {
     fn warn_newer_version(&self, version: u64) {
         let is_new = self.route_table().newer_version.replace(version) != Some(version);
         if is_new {
-            tracing::warn!("messages of version {version} are left for a newer worker");
+            tracing::warn!("messages of version {version} are delayed for a newer worker");
         }
     }
 
@@ -320,8 +318,8 @@ impl RabbitAckHandle {
         if let Some(acker) = self.acker.take()
             && let Err(error) = acker.ack(BasicAckOptions::default()).await
         {
-            let line = format!("a message of {} will be delivered again: {error}", self.queue_name);
-            log_throttle::info(&format!("a late acknowledgement in {}", self.queue_name), &line);
+            let line = format!("a message of {} will be redelivered: {error}", self.queue_name);
+            log_throttle::info(&format!("late acknowledgement in {}", self.queue_name), &line);
         }
     }
 

@@ -263,7 +263,7 @@ impl RabbitQueue {
         };
         tokio::select! {
             taken = &mut taking => {
-                taken.unwrap_or_else(|error| Err(Error::new(ErrorKind::Local, "taking a task", error.to_string())))
+                taken.unwrap_or_else(|error| Err(Error::new(ErrorKind::Local, "receiving a task", error.to_string())))
             }
             // The broker does not respond: a message that it still delivers is requeued.
             () = stopped => Ok(None),
@@ -310,12 +310,12 @@ impl TaskQueue for RabbitQueue {
         };
         let mut waiting = vec![0; routes.len()];
         let mut busy = Vec::new();
-        let operation = format!("looking at queues at the broker {}", self.0.consume_connection.name());
+        let operation = format!("inspecting queues at the broker {}", self.0.consume_connection.name());
         let mut channel = None;
         for (at, route, is_urgent) in queues {
             let here = match channel.take() {
                 Some(channel) => channel,
-                None => self.0.consume_connection.get_or_connect().await?.create_channel("looking at queues").await?,
+                None => self.0.consume_connection.get_or_connect().await?.create_channel("inspecting queues").await?,
             };
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
             let name = topology::queue_name(route, is_urgent);

@@ -144,7 +144,7 @@ impl RabbitQueue {
                 Err(_) => return Err(unconfirmed_error(&live, &operation)),
             }
         }
-        Err(unreachable_error(&operation, "the queue is deleted again and again"))
+        Err(unreachable_error(&operation, "the queue keeps being deleted"))
     }
 
     async fn send(
@@ -207,8 +207,8 @@ fn queue_for((route, message): &(Route, Message)) -> String {
 
 fn unconfirmed_error(live: &LiveConnection, operation: &str) -> Error {
     match live.is_blocked() {
-        true => unreachable_error(operation, "it takes no messages now: it is short of memory or disk")
-            .with_hint("see `rabbitmq-diagnostics alarms`; publishing goes on when the alarm is over"),
-        false => unreachable_error(operation, "it does not confirm").with_hint(LEADERLESS_QUEUE_HINT),
+        true => unreachable_error(operation, "publishing is blocked: the broker is low on memory or disk")
+            .with_hint("see `rabbitmq-diagnostics alarms`; publishing resumes when the alarm clears"),
+        false => unreachable_error(operation, "no publisher confirm in time").with_hint(LEADERLESS_QUEUE_HINT),
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn open(
     let kit = RuntimeParts::new(Tokio::current(), TokioReactor(Tokio::current()));
     let connect = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, TokioReactor>>| {
         let bytes = tokio::time::timeout(CONNECT_TIMEOUT, connect(&uri, tls.clone())).await;
-        let bytes = bytes.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))??;
+        let bytes = bytes.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "timed out"))??;
         Ok(AsyncTcpStream::Plain(bytes.compat()))
     };
     Connection::connector(uri, Runtime::new(kit), connect, options).await

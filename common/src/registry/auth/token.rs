@@ -58,7 +58,7 @@ impl Repository {
             Error::new(ErrorKind::InvalidResponse, &operation, "the token service answered without a token")
         })?;
         if text.len() > MAX_TOKEN_BYTES {
-            let detail = format!("the token has {} bytes, and {MAX_TOKEN_BYTES} are allowed", text.len());
+            let detail = format!("the token has {} bytes, more than the allowed {MAX_TOKEN_BYTES}", text.len());
             return Err(Error::new(ErrorKind::InvalidResponse, &operation, detail));
         }
         let secret = Secret::new(text);

@@ -75,7 +75,7 @@ impl fmt::Display for HelperProblem {
         };
         match self {
             Self::BadName => f.write_str(
-                "has a name that is not plain (letters, digits, `-`, `_` and `.`); correct the name in that file",
+                "has an invalid name (only letters, digits, `-`, `_` and `.`); correct the name in that file",
             ),
             Self::Missing => f.write_str(
                 "is not in PATH; install it, remove its name from that file, or give the credentials in the configuration",
@@ -86,17 +86,17 @@ impl fmt::Display for HelperProblem {
             ),
             Self::TimedOut(limit) => write!(
                 f,
-                "did not answer within {limit:?} and was killed; it may be waiting for a locked keychain or for input: \
-                 try it by hand, or give the credentials in the configuration"
+                "timed out after {limit:?} and was killed; it may be waiting for a locked keychain or for input: run \
+                 it manually, or set the credentials in the configuration"
             ),
             Self::Failed { status, output: stderr } => write!(
                 f,
-                "failed ({status}){}; try it by hand, or log in again",
+                "failed ({status}){}; run it manually, or log in again",
                 quote(stderr)
             ),
             Self::InvalidOutput { reason, stderr } => write!(
                 f,
-                "gave an answer that cannot be understood ({reason}){}; try it by hand, or update it",
+                "returned invalid output ({reason}){}; run it manually, or update it",
                 quote(stderr)
             ),
         }

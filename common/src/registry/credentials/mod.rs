@@ -71,7 +71,7 @@ pub enum CredentialError {
     },
     /// A file cannot be parsed.
     #[error(
-        "cannot understand the credentials file {}: {reason}; correct it, or move it away and log in again",
+        "cannot parse the credentials file {}: {reason}; correct it, or move it away and log in again",
         file.display()
     )]
     Malformed {

@@ -31,7 +31,9 @@ pub(super) async fn find(env: &AwsEnvironment) -> Result<Option<AwsKeys>, String
 
 async fn read(file: &Path) -> Result<Option<String>, String> {
     match tokio::fs::read(file).await {
-        Ok(bytes) if bytes.len() > LARGEST_FILE => Err(format!("{} is too large for keys of AWS", file.display())),
+        Ok(bytes) if bytes.len() > LARGEST_FILE => {
+            Err(format!("{} is too large for an AWS credentials file", file.display()))
+        }
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(format!("{} cannot be read: {error}", file.display())),

@@ -46,10 +46,10 @@ pub(super) async fn create_repository(repository: &Repository, host: &EcrHost, o
 
 fn no_keys(host: &EcrHost, name: &str, operation: &str) -> Error {
     // Short, since reports truncate errors.
-    let detail = "no keys of AWS were found, and a helper's password is good for pushing alone";
+    let detail = "no AWS keys were found, and a helper's password only allows pushing";
     let command = if host.account.is_some() { "ecr" } else { "ecr-public" };
     Error::new(ErrorKind::Denied, operation, detail).with_hint(format!(
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or make it by hand: aws {command} \
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or create it manually: aws {command} \
          create-repository --repository-name {name} --region {}",
         host.region
     ))
@@ -60,7 +60,7 @@ fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &
     let settings = &repository.registry.settings;
     let base = settings.api.clone().unwrap_or_else(|| host.api());
     if base.scheme() == "http" && !base.host_str().is_some_and(is_loopback) {
-        let detail = format!("a signed request would go in plain HTTP to {}", ssrf::origin(&base));
+        let detail = format!("a signed request would be sent over plain HTTP to {}", ssrf::origin(&base));
         let hint = format!("write `api:` of {} with https://", repository.registry.name);
         return Err(Error::new(ErrorKind::Insecure, operation, detail).with_hint(hint));
     }
@@ -120,7 +120,7 @@ async fn send_create_request(
         .kind(RequestKind::Request);
     let secret = |text: &str| {
         let mut value = HeaderValue::from_str(text).map_err(|_| {
-            Error::new(ErrorKind::Invalid, operation, "a key of AWS holds characters that no header can carry")
+            Error::new(ErrorKind::Invalid, operation, "an AWS key holds characters that no header can carry")
         })?;
         value.set_sensitive(true);
         Ok::<_, Error>(value)
@@ -143,7 +143,7 @@ async fn send_create_request(
         "ThrottlingException" | "TooManyRequestsException" => error.with_kind(ErrorKind::RateLimited),
         "ServerException" | "InternalFailure" | "ServiceUnavailable" => error.with_kind(ErrorKind::ServerError),
         "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => error.with_kind(ErrorKind::Denied).with_hint(
-            format!("allow `{service}:CreateRepository` to these keys of AWS, or make the repository by hand"),
+            format!("allow `{service}:CreateRepository` for these AWS keys, or create the repository manually"),
         ),
         "UnrecognizedClientException"
         | "InvalidClientTokenId"
@@ -152,8 +152,8 @@ async fn send_create_request(
         | "InvalidSignatureException"
         | "IncompleteSignature"
         | "MissingAuthenticationToken" => error.with_kind(ErrorKind::Denied).with_hint(
-            "check the keys of AWS (AWS_ACCESS_KEY_ID and its kin, or the profile in ~/.aws/credentials), and this \
-             machine's clock",
+            "check the AWS keys (AWS_ACCESS_KEY_ID and related variables, or the profile in ~/.aws/credentials), and \
+             this machine's clock",
         ),
         _ => error,
     };

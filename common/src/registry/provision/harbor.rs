@@ -58,8 +58,8 @@ pub(super) async fn create_project(repository: &Repository, api: &VendorApi, ope
         .await
         .map_err(|error| match error.kind() {
             ErrorKind::Denied => error.with_hint(
-                "the user may not make projects: allow it (for robot accounts, the system permission to create projects), \
-                 or make the project by hand",
+                "the user may not create projects: allow it (for robot accounts, the system permission to create \
+                 projects), or create the project manually",
             ),
             _ => error,
         })

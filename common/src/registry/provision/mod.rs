@@ -107,7 +107,7 @@ impl Repository {
         }
         match provisioner.provision(self).await {
             Ok(()) => {
-                tracing::info!("made {} at {}", provisioner.resource(self), self.registry.name);
+                tracing::info!("created {} at {}", provisioner.resource(self), self.registry.name);
                 *made = Some(ProvisionRecord { at: Instant::now(), refused: None });
                 // Tokens issued before do not cover it.
                 self.forget_credentials(self.pick_credential(), Instant::now()).await;
@@ -179,7 +179,7 @@ impl Provisioner {
     }
 
     fn operation(&self, repository: &Repository) -> String {
-        format!("making {} at {}", self.resource(repository), repository.registry.name)
+        format!("creating {} at {}", self.resource(repository), repository.registry.name)
     }
 
     fn classify_refusal(&self, error: &Error) -> RefusalKind {

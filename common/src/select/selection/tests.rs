@@ -59,7 +59,7 @@ fn each_dropped_tag_has_its_reason() {
             "1.19.3: 1.19.3 is not >=1.20",
             "1.21-rc1: excluded by *-rc*",
             "1.22: older than 2025-01-01, from 2024-12-31",
-            "1.23: no date known",
+            "1.23: no creation date",
             "1.24: not among the newest 1",
         ]
     );
@@ -84,7 +84,7 @@ fn the_newest_are_counted_for_each_variant() {
 fn the_newest_by_date_are_counted_over_all() {
     let list = "edge@2026-03-01 1.0@2026-01-01 2.0@2026-02-01 3.0";
     assert_eq!(kept(&newest(2, NewestBy::Date), list), "edge 2.0");
-    assert_eq!(dropped(&newest(2, NewestBy::Date), list), ["1.0: not among the newest 2", "3.0: no date known"]);
+    assert_eq!(dropped(&newest(2, NewestBy::Date), list), ["1.0: not among the newest 2", "3.0: no creation date"]);
 }
 
 #[test]
@@ -208,9 +208,9 @@ fn versions_are_parsed_after_a_common_prefix() {
     assert_eq!(two.kept, []);
     assert_eq!(
         two.dropped[0].1.to_string(),
-        "a version behind `app-`, and others stand behind `web-`: choose one with include"
+        "a version with the prefix `app-`, while other tags have `web-`: choose one with include"
     );
-    assert_eq!(two.count_drops().to_string(), "1 not a version, 3 versions behind different beginnings");
+    assert_eq!(two.count_drops().to_string(), "1 not a version, 3 versions with different prefixes");
     let one = TagSelection { include: patterns("web-*"), ..newest(1, NewestBy::Version) };
     assert_eq!(kept(&one, "app-1.2 app-1.3 web-1.1 edge"), "web-1.1");
 }

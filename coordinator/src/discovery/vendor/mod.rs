@@ -200,8 +200,7 @@ pub(super) async fn list_repositories(api: &VendorApi, pattern: &RepositoryPatte
     let namespace = pattern.prefix().split('/').next().unwrap_or_default();
     let vendor = api.vendor();
     if namespace.is_empty() && vendor != Vendor::Harbor {
-        let detail =
-            format!("{}'s API lists the repositories of a namespace, and the pattern names none", vendor.name());
+        let detail = format!("{}'s API lists repositories by namespace, and the pattern has none", vendor.name());
         return Err(Error::new(ErrorKind::Unsupported, format!("listing {pattern}"), detail).with_hint(format!(
             "begin with a namespace, as in {registry}/NAME/**; `listing: registry` for {registry} under `registries` asks \
              for its catalog instead",
@@ -211,12 +210,12 @@ pub(super) async fn list_repositories(api: &VendorApi, pattern: &RepositoryPatte
     let is_known = api.accepts_credentials().await?;
     if vendor == Vendor::GitHub && !is_known {
         let operation = format!("listing {}", describe_repository_list(api, namespace));
-        let error = Error::new(ErrorKind::Denied, operation, "GitHub's API lists packages to who has a token alone");
+        let error = Error::new(ErrorKind::Denied, operation, "GitHub's API lists packages only with a token");
         return Err(with_explicit_names_hint(api, error.with_hint(api.denied_hint(false))));
     }
     if vendor == Vendor::Quay && !is_known && api.has_credentials().await? {
         let listed = describe_repository_list(api, namespace);
-        api.context().warn(format!("of {listed} only public ones are seen: {}", api.denied_hint(true)));
+        api.context().warn(format!("only public repositories are listed for {listed}: {}", api.denied_hint(true)));
     }
     let mut names = RepositoryNames::default();
     let mut pages = VendorRepositoryPages::new(api, namespace);
@@ -236,11 +235,11 @@ fn with_explicit_names_hint(api: &VendorApi, error: Error) -> Error {
     let advice = match (error.kind(), error.hint()) {
         (_, Some(advice)) => format!("{advice}; or "),
         (ErrorKind::NotFound, None) => {
-            format!("check the namespace, and that {} shows it to this user; or ", api.registry())
+            format!("check the namespace, and that this user can see it on {}; or ", api.registry())
         }
         (_, None) => String::new(),
     };
-    error.with_hint(format!("{advice}name the repositories one by one, without a star"))
+    error.with_hint(format!("{advice}name the repositories explicitly, without `*`"))
 }
 
 /// Splits a repository's path into the namespace and the rest.

@@ -109,7 +109,8 @@ async fn missing_tag(scenario: &Scenario, name: &str) {
     let output = scenario.sync("absent").await.assert_code(1);
     let kind = output.json()["kind"].as_str().unwrap_or_default().to_owned();
     assert!(["not_found", "denied"].contains(&kind.as_str()), "{kind}: {}", output.stderr);
-    let said = output.stderr.contains("check the repository's name and the tag") || output.stderr.contains("not there");
+    let said =
+        output.stderr.contains("check the repository's name and the tag") || output.stderr.contains("missing, too");
     assert!(said, "what it may be is said: {}", output.stderr);
     scenario.forget();
     // A tag is missing at the target, whose repository has the image.

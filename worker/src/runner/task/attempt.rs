@@ -124,7 +124,7 @@ impl Runner {
                 }
             }
         }
-        let detail = "its tag moves faster than it is copied";
+        let detail = "the source tag keeps moving during the copy";
         Err(Error::new(ErrorKind::ServerError, format!("copying {}", message.source), detail))
     }
 
@@ -202,7 +202,7 @@ impl Runner {
     async fn compare(&self, request: CopyRequest, context: &Context) -> Result<AttemptOutcome> {
         let seen = self.copier.compare(&request, context).await?.ok_or_else(|| {
             let operation = format!("comparing {} with {}", request.source, request.target);
-            Error::new(ErrorKind::NotFound, operation, "the target does not have what the source has")
+            Error::new(ErrorKind::NotFound, operation, "source and target differ")
                 .with_hint("run without --download-manifests to copy it")
         })?;
         Ok(AttemptOutcome::Unchanged(Some(seen)))
@@ -213,7 +213,11 @@ impl Runner {
         let Some((repository, reference)) = self.source_repository(task)? else { return Ok(None) };
         match repository.head_manifest(&reference).await? {
             Some(head) => Ok(Some(head.digest)),
-            None => Err(Error::new(ErrorKind::NotFound, format!("reading {}", task.message.source), "the tag is gone")),
+            None => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("reading {}", task.message.source),
+                "the tag no longer exists",
+            )),
         }
     }
 
