@@ -55,7 +55,7 @@ fn sections_below(kind: &ValueKind, path: &'static str) -> Vec<(&'static ConfigS
 fn describe_kind(kind: &ValueKind) -> String {
     match kind {
         ValueKind::Text => "text".to_owned(),
-        ValueKind::Flag => "true or false".to_owned(),
+        ValueKind::Flag => "on or off".to_owned(),
         ValueKind::Integer => "a whole number".to_owned(),
         ValueKind::Number => "a number".to_owned(),
         ValueKind::Duration => "a time (90s, 1h30m, 7d)".to_owned(),
