@@ -153,7 +153,7 @@ pub fn limits() -> Vec<Limit> {
     ));
     limits.push(Limit::time(
         DocsPage::Security,
-        "validity of validity of a source's proof that it holds a blob",
+        "validity of a source's proof that it holds a blob",
         PROOF_TTL,
         "the source is asked again",
     ));

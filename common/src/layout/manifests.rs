@@ -65,7 +65,7 @@ impl LayoutRepository {
     /// Returns the digest of a manifest; `None` if it does not exist. A listed manifest whose file is missing or
     /// truncated does not exist.
     pub async fn head_manifest(&self, reference: &ManifestRef) -> Result<Option<ManifestHead>> {
-        let operation = format!("asking for {}", self.display_reference(Some(reference)));
+        let operation = format!("checking {}", self.display_reference(Some(reference)));
         let (name, reference) = (self.name.clone(), reference.clone());
         let head = self.layout.run_blocking(&operation, move |shared| {
             let found = shared.resolve(name.as_ref(), Some(&reference))?;
