@@ -314,7 +314,7 @@ mod tests {
             ("61 * * * *", "is not a cron expression"),
             ("0 0 30 2 *", "never matches"),
             ("@hurly", "is not a cron expression"),
-            ("", "it has 1 field,"),
+            ("", "it has 1 field;"),
         ] {
             let error = text.parse::<CronPattern>().unwrap_err().to_string();
             assert!(error.contains(wanted), "{text}: {error}");

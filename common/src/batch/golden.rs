@@ -93,7 +93,7 @@ fn a_plan_of_version_1_is_read() {
     assert_eq!(encode_chunk(listed_at, &tasks, |_| true)[0], 1);
     let mut newer = CHUNK.to_vec();
     newer[0] = 2;
-    assert!(decode_chunk(&newer).unwrap_err().to_string().contains("another version"));
+    assert!(decode_chunk(&newer).unwrap_err().to_string().contains("unknown version"));
 }
 
 #[test]

@@ -276,13 +276,13 @@ mod tests {
         assert_eq!(Message::decode(added.as_bytes()), DecodedMessage::Message(message()), "what is added does no harm");
         added.truncate(added.len() - 1);
         for (body, reason) in [
-            ("", "no message"),
-            ("hello", "no message"),
+            ("", "invalid message"),
+            ("hello", "invalid message"),
             ("{}", "version"),
-            (r#"{"version":"1"}"#, "no message"),
+            (r#"{"version":"1"}"#, "invalid message"),
             (r#"{"version":0}"#, "version 0"),
             (r#"{"version":1}"#, "version 1"),
-            (&added, "no message"),
+            (&added, "invalid message"),
             (&GOLDEN.replace("\"nonroot\"", "\"no tag\""), "tag"),
             (&GOLDEN.replace("distroless/static", "../etc"), "repository"),
             (&GOLDEN.replace("sha256:4", "md5:4"), "digest"),

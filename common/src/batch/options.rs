@@ -416,9 +416,9 @@ mod tests {
         let text = whole.encode();
         for (from, to, wanted) in [
             ("\"version\":1", "\"version\":2", "written by a newer imgsync (version 2"),
-            ("\"version\":1", "\"version\":0", "no version"),
-            ("\"version\":1", "\"version\":\"1\"", "no version"),
-            ("\"version\":1", "\"release\":1", "no version"),
+            ("\"version\":1", "\"version\":0", "unknown version"),
+            ("\"version\":1", "\"version\":\"1\"", "unknown version"),
+            ("\"version\":1", "\"release\":1", "unknown version"),
             ("\"version\":1", "\"version\":1,\"dry\":true", "unknown field `dry`"),
             ("\"immutable\"", "\"frozen\"", "unknown field `frozen`"),
             ("\"verify\":{", "\"verify\":{\"half\":true", "unknown field `half`"),
@@ -430,7 +430,7 @@ mod tests {
                 "\"foreign_layers\":\"shred\",\"verify_every_seconds\"",
                 "unknown variant `shred`",
             ),
-            (&text, "[]", "no version"),
+            (&text, "[]", "unknown version"),
             (&text, "", "missing"),
             (&text, "{", "EOF"),
         ] {

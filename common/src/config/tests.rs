@@ -134,7 +134,7 @@ fn good_configurations_are_taken() {
         &registry("credentials: [{username: a, password: b}, {identity_token: c}], requests_per_second: \"${RPS}\""),
         &registry("pull_reserve: 20, bandwidth: 20MiB, concurrency: 4"),
         &registry("pull_reserve: 5%"),
-        "bandwidth: 1.5MB\ntraffic: 1TiB\n",
+        "bandwidth: 1.5MB\nmonthly_quota: 1TiB\n",
         "report: out.json\nkeep: 30d\ntimeout: 90s\nconcurrency: ${N:-5}\nverify_every: 12h\n",
         "report: {file: out.md, level: 3}\ncluster: {store: 'rediss://h', key: \"${IMGSYNC_KEY}\"}\n",
         "rules:\n  - &a {from: gcr.io/a, to: r.example.com, tags: &t {newest: 3}}\n  - {<<: *a, from: gcr.io/b, tags: *t}\n",

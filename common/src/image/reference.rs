@@ -408,7 +408,7 @@ mod tests {
             ("https://gcr.io/a/b", "without `https://`"),
             ("host:99999/a", "port"),
             ("a b", "white space"),
-            ("gcr.io/", "no repository"),
+            ("gcr.io/", "without a repository"),
             ("gcr.io//a", "between slashes"),
             ("a:b:c/", "port"),
             ("x:-bad", "a tag has"),

@@ -320,7 +320,7 @@ mod tests {
             let index = index(&format!(r#"{{"digest":"{digest}","size":1}}"#));
             let error = index.all_entries().unwrap_err().into_error("listing");
             assert_eq!(error.kind(), ErrorKind::InvalidResponse);
-            assert!(error.to_string().contains("number 1"), "{error}");
+            assert!(error.to_string().contains("entry 1 of index.json"), "{error}");
         }
     }
 

@@ -182,13 +182,13 @@ rules:
         "hooks",
         "platform",
         "[a-c].*",
-        "not denied",
+        "cannot be denied",
         "ocidir",
     ];
     for words in phrases.iter().filter(|words| **words != "ocidir") {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
-    assert!(has_note(&draft, "image layouts are named otherwise"));
+    assert!(has_note(&draft, "image layouts are written oci:DIR"));
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn a_command_of_2_1_becomes_its_rule() {
                     timeout: 30m\n\
                     rules:\n  - preset: istio\n    to: docker.io/gcrxio\n    naming: original\n";
     assert_eq!(yaml, expected);
-    for words in ["--query-limit 5", "--report stays", "--report-level 2"] {
+    for words in ["--query-limit 5", "--report remains", "--report-level 2"] {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
     assert!(!format!("{draft:?}{yaml}").contains("S3cret") && !format!("{draft:?}").contains("1:abc"));

@@ -65,7 +65,7 @@ async fn a_huge_index_is_not_read() {
     file.set_len(100 << 20).unwrap();
     let (kind, words) = refused(layout.entries()).await;
     assert_eq!(kind, ErrorKind::InvalidResponse);
-    assert!(words.contains("more than 64 MiB"), "{words}");
+    assert!(words.contains("larger than 64 MiB"), "{words}");
     let again = layout.repository(None);
     assert_eq!(refused(again.put_manifest(&tag("2"), &manifest(&[b"one"]))).await.0, ErrorKind::InvalidResponse);
     assert_eq!(refused(Layout::open(dir.path())).await.0, ErrorKind::InvalidResponse);
@@ -164,7 +164,7 @@ async fn content_of_another_size_or_digest_is_corrupt() {
     std::fs::write(path_of(&dir, b"one"), "longer than it was").unwrap();
     let (kind, words) = refused(layout.open_blob(&blob(b"one"), 0)).await;
     assert_eq!(kind, ErrorKind::Corrupt);
-    assert!(words.contains("should have 3 bytes, the file has 18"), "{words}");
+    assert!(words.contains("expected 3 bytes, the file has 18"), "{words}");
     assert!(!layout.has_blob(&blob(b"one")).await.unwrap());
     assert_eq!(refused(layout.open_blob(&blob(b"{}"), 3)).await.0, ErrorKind::Corrupt);
 
