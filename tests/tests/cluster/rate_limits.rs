@@ -128,8 +128,7 @@ async fn a_machine_that_has_moved_what_a_month_allows_takes_no_more_and_says_so(
     // Another worker on the same machine shares its quota.
     let _two = workers(&cluster, 1, "monthly_quota: 10KB\n", &["--concurrency", "1"]).await;
     let mut run = cluster.imgsync(&rules(&source, &target, 2)).args(["run", "--json"]).spawn();
-    let says =
-        |shown: &serde_json::Value| shown["problems"].to_string().contains("it takes no tasks until next month");
+    let says = |shown: &serde_json::Value| shown["problems"].to_string().contains("it takes no tasks until next month");
     cluster.wait_for_batch(says, WAIT_TIMEOUT).await;
     assert_eq!(source.count(RequestType::BlobGet), 0, "{}", source.describe_requests());
     cluster.imgsync("").args(["batch", "cancel"]).run().await.assert_code(0);
