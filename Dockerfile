@@ -29,16 +29,24 @@ WORKDIR /src
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 # The libraries first, below programs that do nothing: they are built again only when Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
-COPY common/Cargo.toml common/
+COPY common/config/Cargo.toml common/config/
+COPY common/layout/Cargo.toml common/layout/
+COPY common/model/Cargo.toml common/model/
+COPY common/oci/Cargo.toml common/oci/
+COPY common/queue/Cargo.toml common/queue/
+COPY common/rate_limit/Cargo.toml common/rate_limit/
+COPY common/registry/Cargo.toml common/registry/
+COPY common/store/Cargo.toml common/store/
+COPY common/tls/Cargo.toml common/tls/
 COPY worker/Cargo.toml worker/
 COPY coordinator/Cargo.toml coordinator/
 COPY coordinator/benches coordinator/benches
 COPY tests/Cargo.toml tests/
-RUN mkdir common/src worker/src coordinator/src tests/src \
-    && touch common/src/lib.rs worker/src/lib.rs coordinator/src/lib.rs tests/src/lib.rs \
+RUN for crate in common/* worker coordinator tests; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && echo 'fn main() {}' | tee worker/src/main.rs >coordinator/src/main.rs \
     && cargo build --release --locked --bins -p imgsync -p imgsync-worker \
-    && cargo clean --release -p imgsync-common -p imgsync-worker -p imgsync
+    && cargo clean --release -p imgsync-config -p imgsync-layout -p imgsync-model -p imgsync-oci -p imgsync-queue -p imgsync-rate-limit -p imgsync-registry -p imgsync-store -p imgsync-tls \
+        -p imgsync-worker -p imgsync
 COPY common common
 COPY worker worker
 COPY coordinator coordinator

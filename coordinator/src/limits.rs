@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use imgsync_common::limits::{DocsPage, Limit};
+use imgsync_oci::limits::{DocsPage, Limit};
 
 use crate::orchestrator::{MAX_DEPTH, MAX_RULES};
 
@@ -28,8 +28,18 @@ const END: &str = "<!-- End of the limits -->";
 /// `UPDATE_DOCS=1 cargo nextest run limits` regenerates the tables.
 #[test]
 fn the_documented_limits_are_the_constants() {
-    let limits: Vec<Limit> =
-        [imgsync_common::limits::limits(), imgsync_worker::limits::limits(), coordinator_limits()].concat();
+    let limits: Vec<Limit> = [
+        imgsync_registry::limits(),
+        imgsync_config::limits(),
+        imgsync_oci::limits::limits(),
+        imgsync_layout::limits(),
+        imgsync_model::limits::limits(),
+        imgsync_queue::limits(),
+        imgsync_store::limits(),
+        imgsync_worker::limits::limits(),
+        coordinator_limits(),
+    ]
+    .concat();
     for (page, name) in [(DocsPage::Security, "security.md"), (DocsPage::Operating, "operating.md")] {
         let mut table = String::from("\n| limit | value | when it is met |\n|---|---|---|\n");
         for limit in limits.iter().filter(|limit| limit.page == page) {

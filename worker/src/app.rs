@@ -7,16 +7,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use imgsync_common::config::{Config, ConfigFile, RuleTarget};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::log_throttle;
-use imgsync_common::naming::TargetBase;
-use imgsync_common::outage::{self, OutageEvent};
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, SharedRateLimit};
-use imgsync_common::retry::{RetryPolicy, is_transient};
-use imgsync_common::secret::Secret;
+use imgsync_config::{Config, ConfigFile, RuleTarget};
+use imgsync_model::naming::TargetBase;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{RetryPolicy, is_transient};
+use imgsync_oci::secret::Secret;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::{Client, SharedRateLimit};
+use imgsync_store::log_throttle;
+use imgsync_store::outage::{self, OutageEvent};
 use imgsync_worker::cli::Arguments;
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
 use imgsync_worker::cluster_worker::{self, ClusterWorker, WorkerMetrics};
@@ -24,8 +23,10 @@ use imgsync_worker::metrics::{self, Metrics};
 use imgsync_worker::monthly_quota::MonthlyQuota;
 use imgsync_worker::runner::{Shutdown, WorkerScope};
 use imgsync_worker::settings::{ABORT_TIMEOUT, DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
+use imgsync_worker::task_events::{TaskEvents, TaskObserver};
 use imgsync_worker::task_log::TaskLog;
 use imgsync_worker::{StopSignals, file_limit, health, logging, process_name, settings};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Configuration file read if none is given.
@@ -129,7 +130,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let slots = usize::from(cli.concurrency);
     let worker_metrics = WorkerMetrics::default();
     let metrics = Metrics::new("imgsync-worker", |registry| worker_metrics.register(registry));
-    let events = Events::fan_out(vec![TaskLog::new(), metrics.clone()]);
+    let events = TaskEvents::fan_out(vec![TaskLog::new() as Arc<dyn TaskObserver>, metrics.clone()]);
     let worker = ClusterWorker::new(&name, &cluster, &client, (slots, cli.attempts), scope, events)
         .with_metrics(worker_metrics)
         .with_lease(Duration::from_secs(cli.lease))
@@ -240,8 +241,8 @@ async fn force_exit_after_abort(stop: &Shutdown, force_exit: &CancellationToken)
 fn default_log_filter(debug: bool) -> &'static str {
     match debug {
         // The broker client's own messages repeat errors that imgsync reports.
-        true => "imgsync_common=debug,imgsync_worker=debug,lapin=off,warn",
-        false => "imgsync_common=info,imgsync_worker=info,lapin=off,warn",
+        true => "imgsync=debug,lapin=off,warn",
+        false => "imgsync=info,lapin=off,warn",
     }
 }
 

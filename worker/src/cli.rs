@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser};
-use imgsync_common::image::RegistryName;
+use imgsync_oci::RegistryName;
 
 use crate::logging::LogFormat;
 

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::SigningKey;
-use imgsync_common::config::{self, SecretUrl};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::outage::ServerHealth;
-use imgsync_common::queue::{RabbitQueue, RabbitSettings};
-use imgsync_common::retry::format_duration;
-use imgsync_common::secret::Secret;
-use imgsync_common::store::{RedisOptions, RedisStore};
+use imgsync_config::SecretUrl;
+use imgsync_model::batch::SigningKey;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::format_duration;
+use imgsync_oci::secret::Secret;
+use imgsync_queue::{RabbitQueue, RabbitSettings};
+use imgsync_store::outage::ServerHealth;
+use imgsync_store::{RedisOptions, RedisStore};
 
 use crate::settings;
 
@@ -67,18 +67,19 @@ impl ClusterEndpoints {
     /// Merges configuration and overrides; `None` if neither names a cluster. Relative paths are resolved against
     /// `folder`.
     pub fn resolve(
-        written: Option<&config::ClusterConfig>,
+        written: Option<&imgsync_config::ClusterConfig>,
         overrides: &ClusterOverrides,
         folder: &Path,
     ) -> Result<Option<ClusterEndpoints>> {
-        let written_url =
-            |pick: fn(&config::ClusterConfig) -> &Option<SecretUrl>| written.and_then(|written| pick(written).clone());
+        let written_url = |pick: fn(&imgsync_config::ClusterConfig) -> &Option<SecretUrl>| {
+            written.and_then(|written| pick(written).clone())
+        };
         let broker = match &overrides.broker {
-            Some(text) => Some(parse_url(text, "the broker", &config::BROKER_SCHEMES)?),
+            Some(text) => Some(parse_url(text, "the broker", &imgsync_config::BROKER_SCHEMES)?),
             None => written_url(|cluster| &cluster.broker),
         };
         let store = match &overrides.store {
-            Some(text) => Some(parse_url(text, "the store", &config::STORE_SCHEMES)?),
+            Some(text) => Some(parse_url(text, "the store", &imgsync_config::STORE_SCHEMES)?),
             None => written_url(|cluster| &cluster.store),
         };
         let missing = |what: &str, how: &str| {

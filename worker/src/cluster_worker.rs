@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::event::Events;
-use imgsync_common::log_throttle;
-use imgsync_common::outage::OutageKind;
-use imgsync_common::registry::Client;
-use imgsync_common::store::{
-    BlobIndex, BrokerAlarm, Clock, HEARTBEAT_TTL, Heartbeat, Leases, SystemClock, WorkerRegistry,
-};
+use crate::task_events::TaskEvents;
+use imgsync_registry::Client;
+use imgsync_store::log_throttle;
+use imgsync_store::outage::OutageKind;
+use imgsync_store::{BlobIndex, BrokerAlarm, Clock, HEARTBEAT_TTL, Heartbeat, Leases, SystemClock, WorkerRegistry};
 use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -39,7 +37,7 @@ pub struct ClusterWorker {
     name: String,
     slots: usize,
     monthly_quota: Option<MonthlyQuota>,
-    events: Events,
+    events: TaskEvents,
     started_at: Timestamp,
     metrics: WorkerMetrics,
 }
@@ -78,7 +76,7 @@ impl ClusterWorker {
         client: &Client,
         (slots, max_attempts): (usize, u32),
         scope: WorkerScope,
-        events: Events,
+        events: TaskEvents,
     ) -> ClusterWorker {
         let store = Arc::new(cluster.store.clone());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);

@@ -17,6 +17,7 @@ pub mod monthly_quota;
 pub mod runner;
 pub mod server;
 pub mod settings;
+pub mod task_events;
 pub mod task_log;
 #[cfg(feature = "otel")]
 mod traces;

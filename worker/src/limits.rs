@@ -1,6 +1,6 @@
 //! Limits of a worker, as documented.
 
-use imgsync_common::limits::{DocsPage, Limit};
+use imgsync_oci::limits::{DocsPage, Limit};
 
 use crate::copy::{CONSISTENCY_WAIT, MAX_TAG_MOVES, MIN_COPY_RATE};
 use crate::{cluster_worker, server, settings};

@@ -4,9 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use imgsync_common::event::{Event, Events};
-use imgsync_common::registry::Client;
-use imgsync_common::store::{IdempotencyKey, Store};
+use imgsync_registry::Client;
+use imgsync_registry::event::{Event, Events};
+use imgsync_store::{IdempotencyKey, Store};
 use jiff::Timestamp;
 
 use crate::runner::RouteSelector;

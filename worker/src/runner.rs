@@ -12,15 +12,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, BatchOptions, Message, MessageTarget, Route, TaskRef};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{Event, Events};
-use imgsync_common::generational::GenerationalCache;
-use imgsync_common::panics::catch_panic;
-use imgsync_common::queue::{Delivery, RETRY_DELAYS, TaskQueue};
-use imgsync_common::registry::Client;
-use imgsync_common::retry::format_duration;
-use imgsync_common::store::{Clock, LEASE_TTL, RunningTask, Store};
+use crate::task_events::TaskEvents;
+use imgsync_model::batch::{BatchId, BatchOptions, Message, MessageTarget, Route, TaskRef};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::generational::GenerationalCache;
+use imgsync_oci::panics::catch_panic;
+use imgsync_oci::retry::format_duration;
+use imgsync_queue::{Delivery, RETRY_DELAYS, TaskQueue};
+use imgsync_registry::Client;
+use imgsync_registry::event::Event;
+use imgsync_store::{Clock, LEASE_TTL, RunningTask, Store};
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -82,7 +83,7 @@ pub struct Runner {
     settings: RunnerSettings,
     /// Time until the lease of a task expires unless renewed.
     lease_ttl: Duration,
-    events: Events,
+    events: TaskEvents,
     routes: RouteSelector,
     options_cache: Arc<Mutex<GenerationalCache<BatchId, Arc<BatchOptions>>>>,
     running: Arc<Mutex<HashMap<TaskRef, RunningTask>>>,
@@ -101,7 +102,7 @@ impl Runner {
         (client, copier): (Client, Copier),
         settings: RunnerSettings,
         routes: RouteSelector,
-        events: Events,
+        events: TaskEvents,
     ) -> Runner {
         Runner {
             queue,

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::config::{self, Config, PemSource};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::registry::credentials::Credential;
-use imgsync_common::registry::{ClientSettings, QuotaReserve, RegistrySettings, certificates_as_pem};
-use imgsync_common::secret::Secret;
+use imgsync_config::{Config, PemSource};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::secret::Secret;
+use imgsync_registry::credentials::Credential;
+use imgsync_registry::{ClientSettings, QuotaReserve, RegistrySettings};
+use imgsync_tls::certificates_as_pem;
 
 /// Longest Retry-After that is waited out while holding a slot; for a longer one the task is requeued.
 pub const MAX_WAIT_IN_SLOT: Duration = Duration::from_secs(30);
@@ -47,10 +48,10 @@ fn others_can_read(_path: &Path) -> bool {
     false
 }
 
-fn registry_settings(written: &config::RegistryConfig, folder: &Path) -> Result<RegistrySettings> {
-    let credential = |written: &config::CredentialConfig| match written.clone() {
-        config::CredentialConfig::Basic { username, password } => Credential::Basic { username, password },
-        config::CredentialConfig::IdentityToken(token) => Credential::IdentityToken { username: None, token },
+fn registry_settings(written: &imgsync_config::RegistryConfig, folder: &Path) -> Result<RegistrySettings> {
+    let credential = |written: &imgsync_config::CredentialConfig| match written.clone() {
+        imgsync_config::CredentialConfig::Basic { username, password } => Credential::Basic { username, password },
+        imgsync_config::CredentialConfig::IdentityToken(token) => Credential::IdentityToken { username: None, token },
     };
     let identity = match &written.client_identity {
         None => None,
@@ -80,8 +81,8 @@ fn registry_settings(written: &config::RegistryConfig, folder: &Path) -> Result<
         concurrency: written.concurrency,
         pull_reserve: match written.pull_reserve {
             None => QuotaReserve::default(),
-            Some(config::PullReserve::Count(count)) => QuotaReserve::Count(count),
-            Some(config::PullReserve::Percent(percent)) => QuotaReserve::Percent(percent),
+            Some(imgsync_config::PullReserve::Count(count)) => QuotaReserve::Count(count),
+            Some(imgsync_config::PullReserve::Percent(percent)) => QuotaReserve::Percent(percent),
         },
         bandwidth: written.bandwidth,
         egress: written.egress.as_deref().map(Into::into),

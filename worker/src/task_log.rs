@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use imgsync_common::batch::TaskRef;
-use imgsync_common::event::{Event, Observer, TaskCompletion};
-use imgsync_common::log_throttle;
-use imgsync_common::retry::format_duration;
+use crate::task_events::TaskObserver;
+use imgsync_model::batch::TaskRef;
+use imgsync_model::event::TaskCompletion;
+use imgsync_model::event::TaskEvent;
+use imgsync_oci::retry::format_duration;
+use imgsync_registry::event::{Event, Observer};
+use imgsync_store::log_throttle;
 
 /// Logs each finished task and each retry.
 #[derive(Debug, Default)]
@@ -35,11 +38,28 @@ pub(crate) fn task_span(task_ref: &TaskRef) -> tracing::Span {
 impl Observer for TaskLog {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { task: task_ref, source, target } => {
+            // Many slots hit the same failing registry.
+            Event::Retrying { error, kind: class, registry, wait, .. } => {
+                let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
+                let kind = format!("retrying: {class} {registry}");
+                log_throttle::info(&kind, &format!("{error}; retrying in {}", format_duration(*wait)));
+            }
+            Event::Warning { message } => log_throttle::warn(message, message),
+            Event::RepeatedWarning { kind, message } => log_throttle::warn(kind, message),
+            Event::Notice { message } => tracing::info!("{message}"),
+            _ => {}
+        }
+    }
+}
+
+impl TaskObserver for TaskLog {
+    fn on_task(&self, event: &TaskEvent) {
+        match event {
+            TaskEvent::Started { task: task_ref, source, target } => {
                 tracing::debug!(batch = %task_ref.batch, task = task_ref.index, "starting {source} to {target}");
                 self.running().insert(*task_ref, (format!("{source} to {target}"), Instant::now()));
             }
-            Event::TaskEnded { task: task_ref, completion } => {
+            TaskEvent::Ended { task: task_ref, completion } => {
                 let Some((what, started_at)) = self.running().remove(task_ref) else { return };
                 let time = format_duration(started_at.elapsed());
                 // The worker that runs the task has entered its span already.
@@ -61,16 +81,7 @@ impl Observer for TaskLog {
                     }
                 }
             }
-            // Many slots hit the same failing registry.
-            Event::Retrying { error, kind: class, registry, wait, .. } => {
-                let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
-                let kind = format!("retrying: {class} {registry}");
-                log_throttle::info(&kind, &format!("{error}; retrying in {}", format_duration(*wait)));
-            }
-            Event::Warning { message } => log_throttle::warn(message, message),
-            Event::RepeatedWarning { kind, message } => log_throttle::warn(kind, message),
-            Event::Notice { message } => tracing::info!("{message}"),
-            _ => {}
+            TaskEvent::Reclaimed { .. } => {}
         }
     }
 }

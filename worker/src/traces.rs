@@ -1,7 +1,7 @@
 //! Trace export by OTLP over HTTP (feature `otel`): a span per task, with a child span per request. Disabled unless
 //! `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 
-use imgsync_common::registry::install_tls_provider;
+use imgsync_tls::install_tls_provider;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -50,10 +50,8 @@ where
     }
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("imgsync"));
-    let ours = Targets::new()
-        .with_target("imgsync", tracing::Level::DEBUG)
-        .with_target("imgsync_common", tracing::Level::DEBUG);
-    let ours = ours.with_target("imgsync_worker", tracing::Level::DEBUG);
+    // A prefix: the targets of all crates begin with it.
+    let ours = Targets::new().with_target("imgsync", tracing::Level::DEBUG);
     Ok((layer.with_filter(ours), TraceExporter(provider)))
 }
 

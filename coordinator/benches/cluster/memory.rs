@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::TaskSpec;
-use imgsync_common::image::{Digest, DigestTagHints};
-use imgsync_common::store::{Batch, CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
+use imgsync_model::batch::TaskSpec;
+use imgsync_oci::{Digest, DigestTagHints};
+use imgsync_store::{Batch, CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::{TestCluster, images};
 use jiff::Timestamp;

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, TaskSpec};
-use imgsync_common::image::{Digest, DigestTagHints};
-use imgsync_common::store::{CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
+use imgsync_model::batch::{BatchId, TaskSpec};
+use imgsync_oci::{Digest, DigestTagHints};
+use imgsync_store::{CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
 use imgsync_tests::resource_usage::{CpuTimes, cpu_seconds};
 use jiff::Timestamp;
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use imgsync_common::batch::{BatchId, BatchOptions, Endpoint, RepositoryLocator, RuleOptions, TagLocator};
-use imgsync_common::image::Digest;
-use imgsync_common::store::{Ledger as _, NewBatch, RedisOptions as StoreOptions, RedisStore};
+use imgsync_model::batch::{BatchId, BatchOptions, Endpoint, RepositoryLocator, RuleOptions, TagLocator};
+use imgsync_oci::Digest;
+use imgsync_store::{Ledger as _, NewBatch, RedisOptions as StoreOptions, RedisStore};
 use imgsync_tests::TestCluster;
 use imgsync_tests::program::Output;
 use imgsync_tests::servers::RedisServerOptions;

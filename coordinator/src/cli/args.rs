@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use imgsync_common::batch::{Priority, Referrers};
-use imgsync_common::config::IfRunning;
-use imgsync_common::error::ErrorKind;
-use imgsync_common::image::{Platform, RegistryName};
-use imgsync_common::secret::Secret;
+use imgsync_config::IfRunning;
+use imgsync_model::batch::{Priority, Referrers};
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::secret::Secret;
+use imgsync_oci::{Platform, RegistryName};
 use imgsync_worker::cli::parse_duration;
 use imgsync_worker::copy::ImageLocation;
 use imgsync_worker::logging::LogFormat;

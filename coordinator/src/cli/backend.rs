@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::store::{RedisOptions, Store};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::{RedisOptions, Store};
 use imgsync_worker::cluster::{ClusterConnection, ClusterEndpoints};
 
 use super::settings::Settings;

@@ -1,10 +1,10 @@
 //! `imgsync batch …`: shows and controls batches, also while another process runs them.
 
-use imgsync_common::batch::{BatchId, BatchOptions};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
+use imgsync_model::batch::{BatchId, BatchOptions};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::Client;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
 use serde_json::json;
 
 use super::args::{BatchArgs, BatchCommand, BatchSelector, GlobalArgs, RunArgs};

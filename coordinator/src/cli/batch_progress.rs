@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use imgsync_common::batch::{BatchId, TaskRef};
-use imgsync_common::event::{BlobOutcome, Event, Observer, TaskCompletion};
-use imgsync_common::image::Digest;
-use imgsync_common::log_throttle;
-use imgsync_common::outage::OutageEvent;
-use imgsync_common::retry::format_duration;
-use imgsync_common::store::{Batch, Store};
+use imgsync_model::batch::{BatchId, TaskRef};
+use imgsync_model::event::TaskCompletion;
+use imgsync_model::event::TaskEvent;
+use imgsync_oci::Digest;
+use imgsync_oci::retry::format_duration;
+use imgsync_registry::event::{BlobOutcome, Event, Observer};
+use imgsync_store::log_throttle;
+use imgsync_store::outage::OutageEvent;
+use imgsync_store::{Batch, Store};
+use imgsync_worker::task_events::TaskObserver;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -168,40 +171,6 @@ pub(crate) fn progress_line(batch: &Batch, moved: u64, elapsed: Duration) -> Str
 impl Observer for BatchProgress {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { task: task_ref, source, target } => {
-                tracing::debug!(task = task_ref.index, "started {source} to {target}");
-                self.print_event(
-                    &json!({"event": "started", "task": task_ref.index, "source": source, "target": target}),
-                );
-                let mut running = self.running();
-                let room = running.values().flatten().count() < MAX_TASK_LINES;
-                let bar = (self.total.is_some() && room).then(|| {
-                    let bar = ProgressBar::new_spinner().with_style(bar_style("{spinner} {wide_msg} {elapsed}"));
-                    let bar = self.printer.bars().insert_from_back(1, bar);
-                    bar.set_message(source.clone());
-                    bar.enable_steady_tick(Duration::from_millis(200));
-                    bar
-                });
-                running.insert(*task_ref, bar);
-            }
-            Event::TaskEnded { task: task_ref, completion } => {
-                if let Some(Some(bar)) = self.running().remove(task_ref) {
-                    bar.finish_and_clear();
-                }
-                tracing::debug!(task = task_ref.index, ?completion, "ended");
-                self.print_event(&end_event(task_ref.index, completion));
-                match completion {
-                    TaskCompletion::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
-                    TaskCompletion::Rescheduled { error, wait } => {
-                        self.printer.line(&format!("{error}; retrying in {}", format_duration(*wait)));
-                    }
-                    TaskCompletion::Copied { .. }
-                    | TaskCompletion::Unchanged
-                    | TaskCompletion::Cancelled
-                    | TaskCompletion::Requeued
-                    | TaskCompletion::Stale => {}
-                }
-            }
             Event::Retrying { error, kind, attempt, wait, .. } => {
                 tracing::info!("{error}; retrying in {}", format_duration(*wait));
                 self.print_event(&json!({
@@ -235,8 +204,49 @@ impl Observer for BatchProgress {
             Event::ManifestRead { .. }
             | Event::ManifestPut { .. }
             | Event::RequestCompleted { .. }
-            | Event::RequestDelayed { .. }
-            | Event::TasksReclaimed { .. } => {}
+            | Event::RequestDelayed { .. } => {}
+        }
+    }
+}
+
+impl TaskObserver for BatchProgress {
+    fn on_task(&self, event: &TaskEvent) {
+        match event {
+            TaskEvent::Started { task: task_ref, source, target } => {
+                tracing::debug!(task = task_ref.index, "started {source} to {target}");
+                self.print_event(
+                    &json!({"event": "started", "task": task_ref.index, "source": source, "target": target}),
+                );
+                let mut running = self.running();
+                let room = running.values().flatten().count() < MAX_TASK_LINES;
+                let bar = (self.total.is_some() && room).then(|| {
+                    let bar = ProgressBar::new_spinner().with_style(bar_style("{spinner} {wide_msg} {elapsed}"));
+                    let bar = self.printer.bars().insert_from_back(1, bar);
+                    bar.set_message(source.clone());
+                    bar.enable_steady_tick(Duration::from_millis(200));
+                    bar
+                });
+                running.insert(*task_ref, bar);
+            }
+            TaskEvent::Ended { task: task_ref, completion } => {
+                if let Some(Some(bar)) = self.running().remove(task_ref) {
+                    bar.finish_and_clear();
+                }
+                tracing::debug!(task = task_ref.index, ?completion, "ended");
+                self.print_event(&end_event(task_ref.index, completion));
+                match completion {
+                    TaskCompletion::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
+                    TaskCompletion::Rescheduled { error, wait } => {
+                        self.printer.line(&format!("{error}; retrying in {}", format_duration(*wait)));
+                    }
+                    TaskCompletion::Copied { .. }
+                    | TaskCompletion::Unchanged
+                    | TaskCompletion::Cancelled
+                    | TaskCompletion::Requeued
+                    | TaskCompletion::Stale => {}
+                }
+            }
+            TaskEvent::Reclaimed { .. } => {}
         }
     }
 }

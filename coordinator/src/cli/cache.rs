@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::private_files;
-use imgsync_common::store::{DigestCache, export_cache, import_cache};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::private_files;
+use imgsync_store::{DigestCache, export_cache, import_cache};
 
 use super::args::{CacheAction, CacheArgs, GlobalArgs};
 use super::backend;

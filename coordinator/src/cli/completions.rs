@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
-use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_oci::error::{Error, ErrorKind, Result};
 
 use super::args::Cli;
 use super::exit::Exit;

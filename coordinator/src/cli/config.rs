@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::config::{Config, RuleSource};
-use imgsync_common::error::Error;
+use imgsync_config::{Config, RuleSource};
+use imgsync_oci::error::Error;
 
 use super::args::{ConfigAction, GlobalArgs};
 use super::exit::Exit;

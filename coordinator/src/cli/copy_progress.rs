@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use imgsync_common::event::{BlobOutcome, Event, Observer};
-use imgsync_common::image::Digest;
-use imgsync_common::retry::format_duration;
+use imgsync_oci::Digest;
+use imgsync_oci::retry::format_duration;
+use imgsync_registry::event::{BlobOutcome, Event, Observer};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::printer::Printer;
@@ -158,11 +158,7 @@ impl Observer for CopyProgress {
             Event::Warning { message } | Event::RepeatedWarning { message, .. } => self.printer.warning(message),
             Event::Notice { message } => self.printer.line(message),
             // One image has no tasks; the other events are for metrics.
-            Event::TaskStarted { .. }
-            | Event::TaskEnded { .. }
-            | Event::RequestCompleted { .. }
-            | Event::RequestDelayed { .. }
-            | Event::TasksReclaimed { .. } => {}
+            Event::RequestCompleted { .. } | Event::RequestDelayed { .. } => {}
         }
     }
 }

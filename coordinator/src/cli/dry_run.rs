@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::image::Reference;
-use imgsync_common::layout::{ImageName, LayoutRef};
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, Context, TrafficCounters};
+use imgsync_layout::{ImageName, LayoutRef};
+use imgsync_oci::Reference;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::Events;
+use imgsync_registry::{Client, Context, TrafficCounters};
 use imgsync_worker::copy::{Copier, CopyLimits, CopyRequest, ImageLocation, Overwrite, PlatformSelection};
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use imgsync_common::error::{Error, ErrorKind};
+use imgsync_oci::error::{Error, ErrorKind};
 
 /// Result of the program, mapped to an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

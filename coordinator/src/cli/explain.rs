@@ -4,14 +4,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use imgsync_common::batch::{BatchOptions, RepositoryLocator, TagLocator};
-use imgsync_common::config::{Config, RuleSource};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{ParseReferenceError, Reference, Tag};
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Access, Client, Context, TrafficCounters};
-use imgsync_common::select::TagCandidate;
-use imgsync_common::store::{CacheScope, Store};
+use imgsync_config::{Config, RuleSource};
+use imgsync_model::batch::{BatchOptions, RepositoryLocator, TagLocator};
+use imgsync_model::select::TagCandidate;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{ParseReferenceError, Reference, Tag};
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::{Access, Client, Context, TrafficCounters};
+use imgsync_store::{CacheScope, Store};
 use jiff::Timestamp;
 
 use super::args::GlobalArgs;

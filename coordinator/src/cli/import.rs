@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use imgsync_common::config::{Config, ConfigFile};
-use imgsync_common::naming::NamingStyle;
+use imgsync_config::{Config, ConfigFile};
+use imgsync_model::naming::NamingStyle;
 
 use super::exit::Exit;
 use super::printer::Printer;

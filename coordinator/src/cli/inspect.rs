@@ -2,13 +2,13 @@
 
 use bytesize::ByteSize;
 use clap::Args;
-use imgsync_common::error::Result;
-use imgsync_common::event::Events;
-use imgsync_common::image::MediaType;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, Context};
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::sanitize::sanitize;
+use imgsync_oci::MediaType;
+use imgsync_oci::error::Result;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_oci::sanitize::sanitize;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::Events;
+use imgsync_registry::{Client, Context};
 use imgsync_worker::copy::{ImageLocation, InspectedBlob, ManifestTree, inspect};
 use serde_json::json;
 

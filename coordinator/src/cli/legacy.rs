@@ -2,10 +2,10 @@
 //! 2.1, executed like `imgsync run`.
 
 use clap::Args;
-use imgsync_common::config::{Preset, RuleSource};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::naming::NamingStyle;
-use imgsync_common::select::{RepositoryPattern, RepositoryPatternError};
+use imgsync_config::{Preset, RuleSource};
+use imgsync_model::naming::NamingStyle;
+use imgsync_model::select::{RepositoryPattern, RepositoryPatternError};
+use imgsync_oci::error::{Error, ErrorKind, Result};
 
 use super::args::{GlobalArgs, RunArgs};
 use super::exit::Exit;

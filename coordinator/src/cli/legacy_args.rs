@@ -1,7 +1,7 @@
 //! Command lines of imgsync 2.1 as values, for `config import`.
 
 use clap::Parser as _;
-use imgsync_common::config::RuleTarget;
+use imgsync_config::RuleTarget;
 
 use super::args::{Cli, Command};
 use super::legacy::LegacyArgs;
@@ -69,7 +69,7 @@ impl LegacyCommand {
 
     fn from_args(source: LegacySource, args: &LegacyArgs, words: &[String]) -> LegacyCommand {
         let LegacyArgs { run, target } = args;
-        let secret = |secret: &Option<imgsync_common::secret::Secret>| {
+        let secret = |secret: &Option<imgsync_oci::secret::Secret>| {
             secret.as_ref().map(|secret| secret.expose().to_owned()).filter(|text| !text.is_empty())
         };
         let shown = |to: &RuleTarget| match to {

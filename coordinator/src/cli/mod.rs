@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
             }
         }
     });
-    imgsync_common::log_throttle::flush();
+    imgsync_store::log_throttle::flush();
     // Drops the remaining tasks, and with the last of them the store, which closes its file. A blocking DNS lookup
     // delays the exit no longer than this.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
@@ -116,7 +116,7 @@ pub fn main() -> ExitCode {
 fn default_log_filter(debug: bool, format: LogFormat) -> &'static str {
     match (debug, format) {
         // The errors of the broker's client are reported in our own words.
-        (true, _) => "imgsync=debug,imgsync_common=debug,imgsync_worker=debug,lapin=off,warn",
+        (true, _) => "imgsync=debug,lapin=off,warn",
         (false, LogFormat::Text) => "lapin=off,warn",
         (false, LogFormat::Json) => "imgsync::cli=info,lapin=off,warn",
     }

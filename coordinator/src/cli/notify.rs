@@ -1,8 +1,8 @@
 //! Notification flags, which override the configuration.
 
 use clap::Args;
-use imgsync_common::config::{NotifyConfig, TelegramConfig};
-use imgsync_common::secret::Secret;
+use imgsync_config::{NotifyConfig, TelegramConfig};
+use imgsync_oci::secret::Secret;
 use url::Url;
 
 use super::printer::Printer;

@@ -1,9 +1,9 @@
 //! `imgsync presets`: lists the presets and what they expand to; parses preset arguments.
 
 use clap::Args;
-use imgsync_common::config::{Preset, RuleSource};
-use imgsync_common::error::Result;
-use imgsync_common::select::TagSelection;
+use imgsync_config::{Preset, RuleSource};
+use imgsync_model::select::TagSelection;
+use imgsync_oci::error::Result;
 use serde::Serialize;
 use serde_json::json;
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use imgsync_common::error::Error;
+use imgsync_oci::error::Error;
 use indicatif::MultiProgress;
 use jiff::Timestamp;
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_oci::error::{Error, ErrorKind, Result};
 
 use super::settings::Settings;
 use crate::report::{ReportFormat, ReportLevel, ReportSpec, ReportTemplate};

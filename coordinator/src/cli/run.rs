@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::config::{IfRunning, NotifyConfig, Rule, RuleSource, RuleTarget, verification_identity};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::outage;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, SharedRateLimit};
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::store::{Batch, BatchState, leader_lease_name};
+use imgsync_config::{IfRunning, NotifyConfig, Rule, RuleSource, RuleTarget, verification_identity};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::{Client, SharedRateLimit};
+use imgsync_store::outage;
+use imgsync_store::{Batch, BatchState, leader_lease_name};
 use imgsync_worker::copy::CopyLimits;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::{DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
+use imgsync_worker::task_events::TaskEvents;
 
 use super::args::{GlobalArgs, RunArgs};
 use super::batch_progress::BatchProgress;
@@ -282,7 +282,7 @@ impl<'a> RunContext<'a> {
             copier: build_copier(self.backend, &self.client, self.limits),
             settings: self.run_settings.clone(),
             role: RUN_ROLE,
-            events: Events::new(self.progress.clone()),
+            events: TaskEvents::new(self.progress.clone()),
             drain: self.stop.drain.clone(),
             abort: self.stop.abort.clone(),
         }

@@ -4,18 +4,21 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use imgsync_common::config::Config;
-use imgsync_common::error::Result;
-use imgsync_common::event::{Event, Events, Observer, TaskCompletion};
-use imgsync_common::log_throttle;
-use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::retry::format_duration;
-use imgsync_common::secret::Secret;
-use imgsync_common::store::{LockUse, RunLock};
+use imgsync_config::Config;
+use imgsync_model::event::TaskCompletion;
+use imgsync_model::event::TaskEvent;
+use imgsync_oci::error::Result;
+use imgsync_oci::retry::format_duration;
+use imgsync_oci::secret::Secret;
+use imgsync_registry::Client;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::{Event, Observer};
+use imgsync_store::log_throttle;
+use imgsync_store::{LockUse, RunLock};
 use imgsync_worker::health::{self, ReadinessCheck};
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::DRAIN_TIMEOUT;
+use imgsync_worker::task_events::{TaskEvents, TaskObserver};
 use imgsync_worker::{cluster_worker, metrics};
 use tokio_util::sync::CancellationToken;
 
@@ -78,7 +81,7 @@ async fn execute(
     let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
     let (metrics, refresh) = cluster_metrics::new_cluster_metrics(&backend, client, rules.clone());
     let said = EventPrinter { printer: printer.clone(), is_cluster: backend.is_cluster() };
-    let events = Events::fan_out(vec![Arc::new(said), metrics.clone()]);
+    let events = TaskEvents::fan_out(vec![Arc::new(said) as Arc<dyn TaskObserver>, metrics.clone()]);
     let extra_routes = metrics::router(metrics, Some(refresh));
     signals::drain_on_signal(&stop, Arc::new(true.into()), printer.clone());
     let server = Server::new(backend, first, config_source, options, events)?;
@@ -198,10 +201,18 @@ impl Observer for EventPrinter {
                 let printer = self.printer.clone();
                 log_throttle::write(kind, message, move |line| printer.timestamped_warning(line));
             }
-            Event::TaskEnded { completion: TaskCompletion::Failed { error, .. }, .. } if !self.is_cluster => {
+            _ => {}
+        }
+    }
+}
+
+impl TaskObserver for EventPrinter {
+    fn on_task(&self, event: &TaskEvent) {
+        match event {
+            TaskEvent::Ended { completion: TaskCompletion::Failed { error, .. }, .. } if !self.is_cluster => {
                 self.printer.timestamped(&format!("failed: {error}"));
             }
-            Event::TaskEnded { completion: TaskCompletion::Rescheduled { error, wait }, .. } if !self.is_cluster => {
+            TaskEvent::Ended { completion: TaskCompletion::Rescheduled { error, wait }, .. } if !self.is_cluster => {
                 self.printer.timestamped(&format!("{error}; retrying in {}", format_duration(*wait)));
             }
             _ => {}

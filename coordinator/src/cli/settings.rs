@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use imgsync_common::config::{Config, ConfigFile};
-use imgsync_common::error::Result;
-use imgsync_common::registry::ClientSettings;
-use imgsync_common::secret::Secret;
+use imgsync_config::{Config, ConfigFile};
+use imgsync_oci::error::Result;
+use imgsync_oci::secret::Secret;
+use imgsync_registry::ClientSettings;
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
 use imgsync_worker::settings::{client_settings, readable_secrets_warning};
 

@@ -1,10 +1,10 @@
 //! `imgsync batch show`: a batch, its failures by error kind and registry, its workers and rate limits.
 
-use imgsync_common::batch::{BatchId, BatchOptions, Priority};
-use imgsync_common::error::Result;
-use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::store::Store;
+use imgsync_model::batch::{BatchId, BatchOptions, Priority};
+use imgsync_oci::error::Result;
+use imgsync_registry::Client;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_store::Store;
 use serde_json::{Value, json};
 
 use super::batch::view_to_json;

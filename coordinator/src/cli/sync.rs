@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytesize::ByteSize;
-use imgsync_common::batch::ForeignLayers;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{Event, Events, Observer};
-use imgsync_common::image::{Digest, Reference};
-use imgsync_common::layout::{ImageName, IndexEntry, Layout, LayoutRef};
-use imgsync_common::registry::credentials::{Credential, CredentialEnvironment};
-use imgsync_common::registry::{Client, ClientSettings, Context, TrafficSnapshot};
-use imgsync_common::retry::{RetryPolicy, format_duration};
-use imgsync_common::secret::Secret;
+use imgsync_layout::{ImageName, IndexEntry, Layout, LayoutRef};
+use imgsync_model::batch::ForeignLayers;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{RetryPolicy, format_duration};
+use imgsync_oci::secret::Secret;
+use imgsync_oci::{Digest, Reference};
+use imgsync_registry::credentials::{Credential, CredentialEnvironment};
+use imgsync_registry::event::{Event, Events, Observer};
+use imgsync_registry::{Client, ClientSettings, Context, TrafficSnapshot};
 use imgsync_worker::copy::{
     CLEANUP_TIMEOUT, Copier, CopyLimits, CopyOutcome, CopyPreview, CopyReport, CopyRequest, ImageLocation, NoGate,
     PlatformSelection, TransferStats,
@@ -228,10 +228,10 @@ async fn resolve_target(
     let ImageLocation::Registry(source) = &args.source else {
         return Err(invalid("no TARGET was given, and the source is an image layout".to_owned()));
     };
-    let flat = imgsync_common::naming::flatten_name(&source.name());
+    let flat = imgsync_model::naming::flatten_name(&source.name());
     let repository = format!("{}/{flat}", user.to_ascii_lowercase())
         .parse()
-        .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string()))?;
+        .map_err(|error: imgsync_oci::ParseReferenceError| invalid(error.to_string()))?;
     Ok(ImageLocation::Registry(Reference { registry, repository, tag: source.tag_or_latest(), digest: None }))
 }
 

@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use imgsync_common::config::{Preset, RuleSource};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{Event, Events, Observer};
-use imgsync_common::image::{Digest, RegistryName, RepositoryName};
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, Context, TrafficCounters};
-use imgsync_common::retry::{RetryPolicy, format_duration};
-use imgsync_common::sanitize::sanitize;
-use imgsync_common::select::{
+use imgsync_config::{Preset, RuleSource};
+use imgsync_model::select::{
     Newest, NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagCandidate, TagPattern, TagSelection,
     VersionRange,
 };
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{RetryPolicy, format_duration};
+use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::{Digest, RegistryName, RepositoryName};
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::{Event, Events, Observer};
+use imgsync_registry::{Client, Context, TrafficCounters};
 use jiff::Timestamp;
 use serde::Serialize;
 

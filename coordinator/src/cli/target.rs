@@ -4,13 +4,13 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use imgsync_common::config::{CredentialConfig, Rule, RuleSource, RuleTarget};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{ParseReferenceError, RegistryName};
-use imgsync_common::naming::{NamingStyle, TargetBase};
-use imgsync_common::registry::Client;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::secret::Secret;
+use imgsync_config::{CredentialConfig, Rule, RuleSource, RuleTarget};
+use imgsync_model::naming::{NamingStyle, TargetBase};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::secret::Secret;
+use imgsync_oci::{ParseReferenceError, RegistryName};
+use imgsync_registry::Client;
+use imgsync_registry::credentials::CredentialEnvironment;
 
 use super::printer::Printer;
 use super::settings::Settings;
@@ -171,6 +171,6 @@ fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
         None => text
             .parse()
             .map(RuleTarget::Registry)
-            .map_err(|error: imgsync_common::naming::TargetBaseError| error.to_string()),
+            .map_err(|error: imgsync_model::naming::TargetBaseError| error.to_string()),
     }
 }

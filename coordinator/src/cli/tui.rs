@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use imgsync_common::batch::BatchOptions;
-use imgsync_common::retry::format_duration;
-use imgsync_common::sanitize::sanitize;
-use imgsync_common::store::{Batch, BatchState, BatchTimeline, FailedTask, Heartbeat, ListingFailure};
+use imgsync_model::batch::BatchOptions;
+use imgsync_oci::retry::format_duration;
+use imgsync_oci::sanitize::sanitize;
+use imgsync_store::{Batch, BatchState, BatchTimeline, FailedTask, Heartbeat, ListingFailure};
 use jiff::Timestamp;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -340,10 +340,10 @@ fn truncate(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use imgsync_common::batch::{BatchId, TaskCounts};
-    use imgsync_common::error::ErrorKind;
-    use imgsync_common::image::Digest;
-    use imgsync_common::store::TimeBucket;
+    use imgsync_model::batch::{BatchId, TaskCounts};
+    use imgsync_oci::Digest;
+    use imgsync_oci::error::ErrorKind;
+    use imgsync_store::TimeBucket;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 

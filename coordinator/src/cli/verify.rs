@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::image::{Digest, Platform};
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, Context};
-use imgsync_common::retry::RetryPolicy;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_oci::{Digest, Platform};
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::Events;
+use imgsync_registry::{Client, Context};
 use imgsync_worker::cli::parse_duration;
 use imgsync_worker::copy::{
     Copier, CopyLimits, CopyRequest, Finding, ImageLocation, PlatformSelection, RequiredReferrers, VerifySettings,

@@ -3,10 +3,10 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::registry::Client;
-use imgsync_common::store::{Batch, BatchState, Store};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::Client;
+use imgsync_store::{Batch, BatchState, Store};
 use jiff::Timestamp;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::task::spawn_blocking;

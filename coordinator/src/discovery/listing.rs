@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Digest, MediaType, RegistryName, RepositoryName};
-use imgsync_common::registry::{ListedManifest, ListingShare, Repository, TagPage, TagPages};
-use imgsync_common::select::TagSelection;
+use imgsync_model::select::TagSelection;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, MediaType, RegistryName, RepositoryName};
+use imgsync_registry::{ListedManifest, ListingShare, Repository, TagPage, TagPages};
 use jiff::Timestamp;
 
 use super::vendor;

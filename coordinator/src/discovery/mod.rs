@@ -2,7 +2,7 @@
 //!
 //! [`discover`] starts a discovery; [`Discovery::next`] returns one repository after another. A slow caller slows
 //! down the listing: there are never more open requests or stored listings than [`DiscoveryOptions`] allows. A repository that
-//! fails is returned as [`DiscoveryItem::Unlisted`], and the others continue.
+//! fails is returned as [`DiscoveryItem::Failed`], and the others continue.
 //!
 //! Repositories come from the pattern itself, from a Google-style tree (recognized by the response, not by the host's
 //! name), from the catalog (`repository_source`), or from the API of the registry's vendor (`vendor`), which lists tags with
@@ -16,10 +16,10 @@ mod vendor;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::registry::{Access, Client, Context, ListingGroup, ListingShare, TrafficCounters};
-use imgsync_common::retry::RetryBudget;
-use imgsync_common::select::RepositoryPattern;
+use imgsync_model::select::RepositoryPattern;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryBudget;
+use imgsync_registry::{Access, Client, Context, ListingGroup, ListingShare, TrafficCounters};
 use tokio::task::{Id, JoinSet};
 
 pub use listing::{ListedTag, RepositoryListing, find_tags, list_repository};

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use imgsync_common::image::RepositoryName;
+use imgsync_oci::RepositoryName;
 
 /// Compares two paths by components.
 pub fn compare_repositories(a: &RepositoryName, b: &RepositoryName) -> Ordering {

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{Access, Client, Context, TagPage, TagPages, TrafficCounters};
-use imgsync_common::sanitize::sanitize_within;
-use imgsync_common::select::RepositoryPattern;
+use imgsync_model::select::RepositoryPattern;
+use imgsync_oci::RepositoryName;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_registry::{Access, Client, Context, TagPage, TagPages, TrafficCounters};
 
 use super::listing::{ListingAccumulator, RepositoryListing, list_repository};
 use super::order::HierarchicalName;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use imgsync_common::config::yaml_scalar;
+use imgsync_config::yaml_scalar;
 
 /// A value of the draft.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl ConfigDraft {
     }
 
     pub(super) fn add_note(&mut self, note: impl Into<String>) {
-        let note = imgsync_common::sanitize::sanitize(&note.into()).into_owned();
+        let note = imgsync_oci::sanitize::sanitize(&note.into()).into_owned();
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }

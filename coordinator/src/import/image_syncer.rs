@@ -1,7 +1,7 @@
 //! Files of image-syncer: `images`, from a source to one or more targets, and `auth`; or both in one file, as before
 //! 1.2.
 
-use imgsync_common::image::Reference;
+use imgsync_oci::Reference;
 use serde_json::Value;
 
 use super::draft::{ConfigDraft, DraftRule, DraftValue};

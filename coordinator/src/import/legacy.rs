@@ -1,6 +1,6 @@
 //! Command lines of imgsync 2.1 (`gcr`, `flannel`), parsed by the parser of today's legacy commands.
 
-use imgsync_common::config::yaml_scalar;
+use imgsync_config::yaml_scalar;
 
 use super::draft::{ConfigDraft, DraftRule, parse_variable};
 use crate::cli::{LegacyCommand, LegacySource};

@@ -13,7 +13,7 @@ mod target_mapping;
 use std::fmt;
 use std::str::FromStr;
 
-use imgsync_common::config::parse_yaml_tree;
+use imgsync_config::parse_yaml_tree;
 use serde_json::Value;
 
 pub use draft::ConfigDraft;

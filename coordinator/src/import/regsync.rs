@@ -1,8 +1,8 @@
 //! Files of regclient's regsync: `creds`, `defaults` and `read_sync_entry`, with entries for an image, a repository or a registry.
 
-use imgsync_common::image::Reference;
-use imgsync_common::naming::BackupTagTemplate;
-use imgsync_common::select::VersionRange;
+use imgsync_model::naming::BackupTagTemplate;
+use imgsync_model::select::VersionRange;
+use imgsync_oci::Reference;
 use serde_json::{Map, Value};
 
 use super::draft::{ConfigDraft, DraftRule, DraftValue, parse_variable};

@@ -1,7 +1,7 @@
 //! Files of `skopeo sync --src yaml` (skopeo-sync(1), "YAML file content"): registries with images, tags and
 //! credentials, without a target.
 
-use imgsync_common::select::VersionRange;
+use imgsync_model::select::VersionRange;
 use serde_json::Value;
 
 use super::draft::{ConfigDraft, DraftRule, DraftValue};

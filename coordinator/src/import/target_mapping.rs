@@ -1,7 +1,7 @@
 //! Maps a source repository and its target name to a rule's `to` and `naming`.
 
-use imgsync_common::image::Reference;
-use imgsync_common::select::TagPattern;
+use imgsync_model::select::TagPattern;
+use imgsync_oci::Reference;
 
 /// Target of an image with its own name, as written in a rule.
 #[derive(Debug, PartialEq, Eq)]

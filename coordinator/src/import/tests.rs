@@ -1,4 +1,4 @@
-use imgsync_common::config::{Config, ConfigFile};
+use imgsync_config::{Config, ConfigFile};
 
 use super::*;
 
@@ -245,7 +245,7 @@ fn expressions_of_image_syncer_are_found_anywhere_in_a_tag_as_there() {
     ] {
         let (yaml, _) = made(&format!("gcr.io/a/b:/{written}/: r.example.com/b\n"), &ImportHints::default());
         let read = Config::read(&ConfigFile { name: "f", text: &yaml, environment: &|_| None, presets: None }).unwrap();
-        let candidates = tags.map(imgsync_common::select::TagCandidate::new);
+        let candidates = tags.map(imgsync_model::select::TagCandidate::new);
         let kept = read.rules[0].selection.evaluate(candidates, jiff::Timestamp::UNIX_EPOCH).kept;
         let mut kept: Vec<&str> = kept.iter().map(|candidate| candidate.tag.as_str()).collect();
         kept.sort_by_key(|tag| tags.iter().position(|known| known == tag));

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use imgsync_common::batch::SigningKey;
-use imgsync_common::config::{self, ChatKind};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::sanitize::sanitize_within;
-use imgsync_common::secret::Secret;
+use imgsync_config::ChatKind;
+use imgsync_model::batch::SigningKey;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_oci::secret::Secret;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use url::Url;
@@ -26,7 +26,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Chat {
     kind: ChatKind,
-    url: config::WebhookUrl,
+    url: imgsync_config::WebhookUrl,
     secret: Option<Secret>,
     pub(super) template: Option<ReportTemplate>,
     http: HttpSender,
@@ -34,9 +34,9 @@ pub(super) struct Chat {
 
 impl Chat {
     /// Creates the channel from its configuration.
-    pub(super) fn new(configured: &config::ChatConfig, folder: &Path, http: HttpSender) -> Result<Chat> {
+    pub(super) fn new(configured: &imgsync_config::ChatConfig, folder: &Path, http: HttpSender) -> Result<Chat> {
         let template = load_template(configured.template.as_deref(), folder)?;
-        let config::ChatConfig { kind, url, secret, .. } = configured.clone();
+        let imgsync_config::ChatConfig { kind, url, secret, .. } = configured.clone();
         Ok(Chat { kind, url, secret, template, http })
     }
 

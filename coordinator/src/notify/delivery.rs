@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{Event, Events};
-use imgsync_common::retry::format_duration;
-use imgsync_common::store::{Batch, Clock, LeaseGuard, Store, TryAcquireResult};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::format_duration;
+use imgsync_registry::event::{Event, Events};
+use imgsync_store::{Batch, Clock, LeaseGuard, Store, TryAcquireResult};
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;

@@ -1,20 +1,19 @@
 //! Email by SMTP (RFC 5321): the report as text, with an HTML page attached.
 
-use std::fmt;
-use std::path::Path;
-use std::time::Duration;
-
-use imgsync_common::config;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::registry::install_tls_provider;
-use imgsync_common::retry::{RetryBudget, RetryPolicy, RetryState};
-use imgsync_common::sanitize::sanitize_within;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_registry::wait::sleep;
+use imgsync_tls::install_tls_provider;
 use imgsync_worker::settings;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message as Mail, Tokio1Executor};
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::notification::{Notification, load_template};
@@ -49,7 +48,7 @@ impl Email {
     }
 
     /// Creates the channel from its configuration.
-    pub(super) fn new(configured: &config::EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
+    pub(super) fn new(configured: &imgsync_config::EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
         install_tls_provider();
         let server = format!("{}:{}", configured.host, configured.port);
         let operation = format!("configuring the mail server {server}");
@@ -95,7 +94,9 @@ impl Email {
                 Err(error) => failure(&operation, &error),
             };
             tracing::debug!("{error}");
-            retry.wait_before_retry(error, &CancellationToken::new(), |_, _, _| {}).await?;
+            retry
+                .wait_before_retry(error, async |delay| sleep(delay, &CancellationToken::new()).await, |_, _, _| {})
+                .await?;
         }
     }
 

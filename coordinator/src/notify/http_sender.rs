@@ -3,9 +3,10 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::registry::non_registry_client;
-use imgsync_common::retry::{RetryBudget, RetryPolicy, RetryState, kind_of_status};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState, kind_of_status};
+use imgsync_registry::non_registry_client;
+use imgsync_registry::wait::sleep;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -55,7 +56,9 @@ impl HttpSender {
                 Err(error) => failure(operation, error),
             };
             tracing::debug!("{error}");
-            retry.wait_before_retry(error, &CancellationToken::new(), |_, _, _| {}).await?;
+            retry
+                .wait_before_retry(error, async |delay| sleep(delay, &CancellationToken::new()).await, |_, _, _| {})
+                .await?;
         }
     }
 }

@@ -16,11 +16,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::config::{NotifyCondition, NotifyConfig, WebhookUrl};
-use imgsync_common::error::Result;
-use imgsync_common::image::Digest;
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::store::{LeaseResult, Store};
+use imgsync_config::{NotifyCondition, NotifyConfig, WebhookUrl};
+use imgsync_oci::Digest;
+use imgsync_oci::error::Result;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_store::{LeaseResult, Store};
 
 #[cfg(test)]
 pub(crate) use self::delivery::DELIVERY_WINDOW;
@@ -224,7 +224,7 @@ async fn send_email(email: &Email, report: &Report<'_>, level: ReportLevel) -> R
     email.send(&message, Some((&format!("imgsync-{}.html", report.batch.id), page))).await
 }
 
-fn with_hint(error: &imgsync_common::error::Error) -> String {
+fn with_hint(error: &imgsync_oci::error::Error) -> String {
     match error.hint() {
         Some(advice) => format!("{error} ({advice})"),
         None => error.to_string(),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::Result;
-use imgsync_common::image::RegistryName;
+use imgsync_model::batch::BatchId;
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::Result;
 use jiff::Timestamp;
 
 use super::truncating_writer::TruncatingWriter;

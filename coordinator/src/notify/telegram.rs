@@ -1,15 +1,13 @@
 //! Telegram group: the report as messages, or as a file if it is too long (core.telegram.org/bots/api).
 
-use std::fmt;
-use std::time::Duration;
-
-use imgsync_common::config;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::sanitize::sanitize_within;
-use imgsync_common::secret::Secret;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_oci::secret::Secret;
 use reqwest::multipart::{Form, Part};
 use serde::Deserialize;
 use serde_json::json;
+use std::fmt;
+use std::time::Duration;
 use url::Url;
 
 use super::http_sender::{HttpReply, HttpSender, status_error};
@@ -61,7 +59,7 @@ struct ReplyParameters {
 
 impl Telegram {
     /// Creates the channel, or returns `None` if token or group are missing.
-    pub(super) fn new(configured: &config::TelegramConfig, http: HttpSender) -> Option<Telegram> {
+    pub(super) fn new(configured: &imgsync_config::TelegramConfig, http: HttpSender) -> Option<Telegram> {
         Some(Telegram {
             api: configured.api.clone().or_else(|| DEFAULT_API_URL.parse().ok())?,
             token: configured.token.clone()?,

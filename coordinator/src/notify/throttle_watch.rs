@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::event::{Event, Events};
-use imgsync_common::image::RegistryName;
-use imgsync_common::registry::Client;
-use imgsync_common::store::Store;
+use imgsync_model::batch::BatchId;
+use imgsync_oci::RegistryName;
+use imgsync_registry::Client;
+use imgsync_registry::event::{Event, Events};
+use imgsync_store::Store;
 use jiff::Timestamp;
 
 use super::{Notifier, ThrottleNotice, claim_notification};

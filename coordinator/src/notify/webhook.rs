@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use imgsync_common::batch::SigningKey;
-use imgsync_common::config;
-use imgsync_common::error::{Error, ErrorKind, Result};
+use imgsync_model::batch::SigningKey;
+use imgsync_oci::error::{Error, ErrorKind, Result};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use serde_json::json;
@@ -22,7 +21,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// A webhook.
 #[derive(Debug)]
 pub(super) struct Webhook {
-    url: config::WebhookUrl,
+    url: imgsync_config::WebhookUrl,
     headers: HeaderMap,
     template: Option<ReportTemplate>,
     key: Option<SigningKey>,
@@ -39,7 +38,7 @@ struct BatchEndedPayload<'a> {
 
 impl Webhook {
     /// Creates the webhook from its configuration.
-    pub(super) fn new(configured: &config::WebhookConfig, folder: &Path, http: HttpSender) -> Result<Webhook> {
+    pub(super) fn new(configured: &imgsync_config::WebhookConfig, folder: &Path, http: HttpSender) -> Result<Webhook> {
         let form = configured.template.as_deref().map_or(ReportFormat::Json, ReportFormat::from_template_path);
         let template = match &configured.template {
             Some(path) => Some(ReportTemplate::read(&folder.join(path), form)?),

@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, BatchOptions};
-use imgsync_common::config::IfRunning;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::Digest;
-use imgsync_common::store::{
+use imgsync_config::IfRunning;
+use imgsync_model::batch::{BatchId, BatchOptions};
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::{
     Batch, BatchState, LeaseGuard, LockHolder, LockUse, RunLock, TryAcquireResult, start_lease_name, waiting_lease_name,
 };
 use jiff::Timestamp;
@@ -408,7 +408,7 @@ mod tests {
         let other = BatchOptions { title: "b".into(), timeout_seconds: 2, ..BatchOptions::default() };
         assert!(differences(&plain, &other).is_empty());
         let slice =
-            imgsync_common::batch::PlanSlice { size: std::num::NonZeroUsize::MIN, number: std::num::NonZeroUsize::MIN };
+            imgsync_model::batch::PlanSlice { size: std::num::NonZeroUsize::MIN, number: std::num::NonZeroUsize::MIN };
         let other = BatchOptions { force: true, prime: true, slice: Some(slice), ..BatchOptions::default() };
         assert_eq!(differences(&plain, &other), ["--force", "--download-manifests", "--batch-size and --batch-number"]);
     }

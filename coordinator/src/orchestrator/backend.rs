@@ -4,11 +4,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::outage::ServerHealth;
-use imgsync_common::queue::{MemoryQueue, TaskQueue};
-use imgsync_common::store::{Clock, LockHolder, LockUse, RunLock, SqliteStore, Store, SystemClock};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_queue::{MemoryQueue, TaskQueue};
+use imgsync_store::outage::ServerHealth;
+use imgsync_store::{Clock, LockHolder, LockUse, RunLock, SqliteStore, Store, SystemClock};
 use imgsync_worker::cluster::ClusterConnection;
 
 /// Queue, store and clock, embedded or of a cluster.

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, BatchOptions};
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::event::{Event, Events};
-use imgsync_common::retry::format_duration;
-use imgsync_common::store::{Batch, BatchState, Store};
+use imgsync_model::batch::{BatchId, BatchOptions};
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::retry::format_duration;
+use imgsync_registry::event::{Event, Events};
+use imgsync_store::{Batch, BatchState, Store};
 
 use crate::humanize::pluralize;
 

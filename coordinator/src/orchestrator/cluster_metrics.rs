@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use imgsync_common::batch::Route;
-use imgsync_common::error::Result;
-use imgsync_common::log_throttle;
-use imgsync_common::registry::Client;
-use imgsync_common::store::{Batch, BatchState, Heartbeat};
+use imgsync_model::batch::Route;
+use imgsync_oci::error::Result;
+use imgsync_registry::Client;
+use imgsync_store::log_throttle;
+use imgsync_store::{Batch, BatchState, Heartbeat};
 use imgsync_worker::metrics::{MAX_REGISTRY_LABELS, Metrics, MetricsRefresh};
 use imgsync_worker::runner::load_rate_limit_holds;
 use prometheus_client::metrics::family::Family;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use imgsync_common::batch::{BatchId, BatchOptions, Route, TaskState};
-use imgsync_common::error::Result;
-use imgsync_common::image::RegistryName;
-use imgsync_common::registry::{Client, RateLimitHold};
-use imgsync_common::store::{Batch, BrokerAlarm, Heartbeat, Store};
+use imgsync_model::batch::{BatchId, BatchOptions, Route, TaskState};
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::Result;
+use imgsync_registry::{Client, RateLimitHold};
+use imgsync_store::{Batch, BrokerAlarm, Heartbeat, Store};
 use imgsync_worker::runner::{format_deadline, load_rate_limit_holds};
 
 /// Maximum number of open tasks, per state, that are read to find their routes.
@@ -112,7 +112,7 @@ pub(super) fn unserved_reasons(workers: &[Heartbeat], route: &Route) -> Option<V
 
 #[cfg(test)]
 mod tests {
-    use imgsync_common::store::UnservedRoute;
+    use imgsync_store::UnservedRoute;
     use jiff::Timestamp;
 
     use super::*;

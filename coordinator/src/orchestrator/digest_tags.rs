@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use imgsync_common::image::{Digest, DigestTag, DigestTagHints};
+use imgsync_oci::{Digest, DigestTag, DigestTagHints};
 
 use crate::discovery::RepositoryListing;
 

@@ -7,9 +7,9 @@ mod flow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, BatchOptions, Message, Priority, Route, TaskRef, TaskState};
-use imgsync_common::error::Result;
-use imgsync_common::store::{Batch, Heartbeat, PlanBlock, RouteThroughput};
+use imgsync_model::batch::{BatchId, BatchOptions, Message, Priority, Route, TaskRef, TaskState};
+use imgsync_oci::error::Result;
+use imgsync_store::{Batch, Heartbeat, PlanBlock, RouteThroughput};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -236,7 +236,7 @@ impl<'a> Dispatcher<'a> {
     async fn publish_block(&mut self, block: PlanBlock) -> Result<()> {
         let part = block.first;
         let options = &self.options;
-        let route_of = |task: &imgsync_common::batch::Task| {
+        let route_of = |task: &imgsync_model::batch::Task| {
             options.route(task.spec.source.repository.endpoint(), task.spec.target.repository.endpoint())
         };
         let mut flows: BTreeMap<FlowKey, Vec<(Route, Message)>> = BTreeMap::new();

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use imgsync_common::config::{Rule, RuleSource};
-use imgsync_common::error::{Error, Result};
-use imgsync_common::image::Reference;
-use imgsync_common::layout::{ImageName, LayoutRef};
-use imgsync_common::registry::{Client, Context, TrafficCounters};
-use imgsync_common::store::Store;
+use imgsync_config::{Rule, RuleSource};
+use imgsync_layout::{ImageName, LayoutRef};
+use imgsync_oci::Reference;
+use imgsync_oci::error::{Error, Result};
+use imgsync_registry::{Client, Context, TrafficCounters};
+use imgsync_store::Store;
 use imgsync_worker::copy::ImageLocation;
 use jiff::Timestamp;
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Digest, DigestTag};
-use imgsync_common::layout::{IndexEntry, Layout, QualifiedRepositoryName};
-use imgsync_common::registry::ManifestRef;
-use imgsync_common::sanitize::sanitize_within;
+use imgsync_layout::{IndexEntry, Layout, QualifiedRepositoryName};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_oci::{Digest, DigestTag};
+use imgsync_registry::ManifestRef;
 
 use crate::discovery::{DiscoveryFailure, DiscoveryItem, ListedTag, RepositoryListing};
 

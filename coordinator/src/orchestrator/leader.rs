@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, BatchOptions, Route, TaskState};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{Event, Events};
-use imgsync_common::retry::{format_duration, is_transient};
-use imgsync_common::store::{
+use imgsync_model::batch::{BatchId, BatchOptions, Route, TaskState};
+use imgsync_model::event::TaskEvent;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{format_duration, is_transient};
+use imgsync_registry::event::Event;
+use imgsync_store::{
     Batch, LeaseGuard, LeaseResult, ListingFailure, ReclaimScope, Reclaimed, TryAcquireResult, age, leader_lease_name,
 };
+use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -60,12 +62,12 @@ pub struct Leader {
     /// Holder name in leases, unique to this process.
     name: Arc<str>,
     reclaim_policy: ReclaimPolicy,
-    events: Events,
+    events: TaskEvents,
 }
 
 impl Leader {
     /// Creates a leader that holds leases under `name`.
-    pub fn new(backend: &Backend, name: &str, reclaim_policy: ReclaimPolicy, events: Events) -> Leader {
+    pub fn new(backend: &Backend, name: &str, reclaim_policy: ReclaimPolicy, events: TaskEvents) -> Leader {
         Leader { backend: backend.clone(), name: name.into(), reclaim_policy, events }
     }
 
@@ -173,7 +175,7 @@ impl Leader {
 
     fn report_reclaimed(&self, id: BatchId, Reclaimed { leased: from_workers, queued: from_queue }: Reclaimed) {
         if from_workers + from_queue > 0 {
-            self.events.emit(Event::TasksReclaimed { from_workers, from_queue });
+            self.events.emit_task(TaskEvent::Reclaimed { from_workers, from_queue });
             tracing::info!(
                 "batch {id}: requeued {from_workers} tasks with an expired lease and {from_queue} whose message was lost"
             );

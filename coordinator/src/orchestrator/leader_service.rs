@@ -5,13 +5,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::config::Config;
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::event::{Event, Events};
-use imgsync_common::log_throttle;
-use imgsync_common::registry::Client;
-use imgsync_common::store::{Batch, BatchState, LeaseGuard, TryAcquireResult, leader_lease_name};
+use imgsync_config::Config;
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_registry::Client;
+use imgsync_registry::event::Event;
+use imgsync_store::log_throttle;
+use imgsync_store::{Batch, BatchState, LeaseGuard, TryAcquireResult, leader_lease_name};
+use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +50,7 @@ pub async fn run_leader(
     reclaim_policy: ReclaimPolicy,
     leader_config: &watch::Receiver<LeaderConfig>,
     (batches_changed, is_leader): (&Notify, &watch::Sender<bool>),
-    events: &Events,
+    events: &TaskEvents,
     stop: &CancellationToken,
 ) {
     let name = leader_holder_name();
@@ -92,7 +93,7 @@ struct LeaderContext {
     backend: Backend,
     leader: Leader,
     leader_config: watch::Receiver<LeaderConfig>,
-    events: Events,
+    events: TaskEvents,
     name: String,
     /// Batches whose notifications were delivered or given up.
     notified: Arc<Mutex<HashSet<BatchId>>>,
@@ -153,7 +154,7 @@ async fn lead_all_batches(
     backend: &Backend,
     leader: &Leader,
     leader_config: &watch::Receiver<LeaderConfig>,
-    (batches_changed, events, name): (&Notify, &Events, &str),
+    (batches_changed, events, name): (&Notify, &TaskEvents, &str),
     stop: &CancellationToken,
 ) {
     let context = LeaderContext {
@@ -222,11 +223,11 @@ async fn lead_all_batches(
     }
 }
 
-fn emit_notice(events: &Events, what: &str) {
+fn emit_notice(events: &TaskEvents, what: &str) {
     events.emit(Event::Notice { message: what.to_owned() });
 }
 
-fn warn(events: &Events, what: &str) {
+fn warn(events: &TaskEvents, what: &str) {
     events.emit(Event::Warning { message: what.to_owned() });
 }
 

@@ -1,8 +1,8 @@
 //! Lease of the process that lists a batch.
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::store::{LeaseGuard, TryAcquireResult, listing_lease_name};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::{LeaseGuard, TryAcquireResult, listing_lease_name};
 
 use super::backend::Backend;
 use super::leader::{LEADER_LEASE_TTL, find_active_leader};

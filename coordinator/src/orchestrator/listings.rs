@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use imgsync_common::config::RuleSource;
-use imgsync_common::error::{Error, Result};
-use imgsync_common::registry::{Client, Context, TrafficCounters};
+use imgsync_config::RuleSource;
+use imgsync_oci::error::{Error, Result};
+use imgsync_registry::{Client, Context, TrafficCounters};
 
 use super::layout_listing::list_layout;
 use crate::discovery::{Discovery, DiscoveryFailure, DiscoveryItem, DiscoveryOptions, discover};

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use imgsync_common::event::Events;
-use imgsync_common::registry::Client;
-use imgsync_common::store::{HEARTBEAT_TTL, Heartbeat};
+use imgsync_registry::Client;
+use imgsync_store::{HEARTBEAT_TTL, Heartbeat};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::monthly_quota::MonthlyQuota;
 use imgsync_worker::runner::{RouteSelector, Runner, RunnerSettings, Shutdown, WorkerScope};
+use imgsync_worker::task_events::TaskEvents;
 use jiff::Timestamp;
 
 use super::backend::Backend;
@@ -32,7 +32,7 @@ pub struct LocalWorker {
     /// Monthly quota of this machine, in bytes.
     pub monthly_quota: Option<u64>,
     /// Receives events.
-    pub events: Events,
+    pub events: TaskEvents,
 }
 
 impl LocalWorker {

@@ -4,11 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use imgsync_common::batch::{RepositoryLocator, TagLocator};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Digest, Manifest, Tag};
-use imgsync_common::registry::{ManifestRef, Repository};
-use imgsync_common::store::{Store, tag_lease_name};
+use imgsync_model::batch::{RepositoryLocator, TagLocator};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, Manifest, Tag};
+use imgsync_registry::{ManifestRef, Repository};
+use imgsync_store::{Store, tag_lease_name};
 
 /// Maximum number of tags read concurrently.
 const MAX_CONCURRENT_TAGS: usize = 8;

@@ -52,7 +52,7 @@ pub(crate) use rule_metrics::MAX_RULES;
 pub use rule_metrics::{WatchedRule, WatchedRules};
 pub use run::{CreatedBatch, RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
 
-/// Name of the leader lease of `serve` ([`imgsync_common::store::leader`]): all batches that no other process leads.
+/// Name of the leader lease of `serve` ([`imgsync_store::leader_lease_name`]): all batches that no other process leads.
 pub const GLOBAL_LEADER: &str = "all batches";
 
 /// Returns the holder name of this process for [`GLOBAL_LEADER`].

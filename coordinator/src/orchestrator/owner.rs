@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::retry::is_transient;
-use imgsync_common::store::{Batch, BatchState, Store, leader_lease_name, listing_lease_name};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::is_transient;
+use imgsync_store::{Batch, BatchState, Store, leader_lease_name, listing_lease_name};
 use serde::Serialize;
 use tokio::time::Instant;
 

@@ -7,13 +7,13 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use imgsync_common::batch::PlanSlice;
-use imgsync_common::config::{Rule, RuleTarget};
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::image::{Digest, DigestTagHints, Platform, RegistryName, RepositoryName, Tag};
-use imgsync_common::naming::{Collision, NamingStyle, SourceName, TargetClaim, TargetName, TargetRegister};
-use imgsync_common::registry::ListingShare;
-use imgsync_common::select::{DropReason, TagCandidate, Version};
+use imgsync_config::{Rule, RuleTarget};
+use imgsync_model::batch::PlanSlice;
+use imgsync_model::naming::{Collision, NamingStyle, SourceName, TargetClaim, TargetName, TargetRegister};
+use imgsync_model::select::{DropReason, TagCandidate, Version};
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_oci::{Digest, DigestTagHints, Platform, RegistryName, RepositoryName, Tag};
+use imgsync_registry::ListingShare;
 use jiff::Timestamp;
 
 use super::digest_tags::DigestTagIndex;

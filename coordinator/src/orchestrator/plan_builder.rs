@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use imgsync_common::batch::{
+use imgsync_config::{Rule, RuleSource};
+use imgsync_model::batch::{
     BatchId, Endpoint, Failure, RepositoryLocator, RequestCounts, TagLocator, TaskResult, TaskSpec,
 };
-use imgsync_common::config::{Rule, RuleSource};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::DigestTagHints;
-use imgsync_common::registry::{Client, Context, TrafficCounters};
-use imgsync_common::store::{AppendResult, ListingFailure, PlanSegment, Usage};
+use imgsync_oci::DigestTagHints;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::{Client, Context, TrafficCounters};
+use imgsync_store::{AppendResult, ListingFailure, PlanSegment, Usage};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
@@ -427,7 +427,7 @@ impl LocatorCache<'_> {
 
     /// Returns the task of a planning failure, if its target has a valid name.
     fn failed_task_spec(&mut self, number: usize, failed: &PlanFailure) -> Option<TaskSpec> {
-        let reference: imgsync_common::image::Reference = failed.target.parse().ok()?;
+        let reference: imgsync_oci::Reference = failed.target.parse().ok()?;
         let repository = self
             .repository_locator(Endpoint::Registry(reference.registry.clone()), reference.repository.as_str())
             .ok()?;

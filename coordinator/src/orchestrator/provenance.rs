@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use imgsync_common::batch::RepositoryLocator;
-use imgsync_common::config::{Config, Rule, RuleSource};
-use imgsync_common::error::Result;
-use imgsync_common::store::{LeaseResult, Store, TagProvenance, is_in_future};
+use imgsync_config::{Config, Rule, RuleSource};
+use imgsync_model::batch::RepositoryLocator;
+use imgsync_oci::error::Result;
+use imgsync_store::{LeaseResult, Store, TagProvenance, is_in_future};
 use jiff::Timestamp;
 
 use super::coordinator_name;
@@ -95,10 +95,10 @@ impl<'a> RuleClaims<'a> {
 mod tests {
     use std::sync::Arc;
 
-    use imgsync_common::batch::TagLocator;
-    use imgsync_common::config::ConfigFile;
-    use imgsync_common::image::Digest;
-    use imgsync_common::store::{Clock as _, ManualClock, ProvenanceStore as _, SqliteStore};
+    use imgsync_config::ConfigFile;
+    use imgsync_model::batch::TagLocator;
+    use imgsync_oci::Digest;
+    use imgsync_store::{Clock as _, ManualClock, ProvenanceStore as _, SqliteStore};
 
     use super::*;
 

@@ -6,13 +6,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use imgsync_common::batch::{RepositoryLocator, TagLocator};
-use imgsync_common::config::{PruneConfig, Rule, RuleTarget};
-use imgsync_common::error::Result;
-use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
-use imgsync_common::naming;
-use imgsync_common::select::{TagCandidate, TagSelection};
-use imgsync_common::store::{Store, TagProvenance, is_in_future};
+use imgsync_config::{PruneConfig, Rule, RuleTarget};
+use imgsync_model::batch::{RepositoryLocator, TagLocator};
+use imgsync_model::naming;
+use imgsync_model::select::{TagCandidate, TagSelection};
+use imgsync_oci::error::Result;
+use imgsync_oci::{Digest, RegistryName, RepositoryName, Tag};
+use imgsync_store::{Store, TagProvenance, is_in_future};
 use jiff::Timestamp;
 
 use crate::discovery::RepositoryListing;

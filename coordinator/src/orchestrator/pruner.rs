@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, RepositoryLocator, RequestCounts, TagLocator};
-use imgsync_common::config::Rule;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::Tag;
-use imgsync_common::registry::{Access, Client, Context, DeleteResult, ManifestRef, Repository, TrafficCounters};
-use imgsync_common::store::{
+use imgsync_config::Rule;
+use imgsync_model::batch::{BatchId, RepositoryLocator, RequestCounts, TagLocator};
+use imgsync_oci::Tag;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::{Access, Client, Context, DeleteResult, ManifestRef, Repository, TrafficCounters};
+use imgsync_store::{
     CacheScope, LEASE_TTL, LeaseGuard, PruneOutcome, PruneRecord, TryAcquireResult, Usage, prune_lease_name,
     tag_lease_name,
 };

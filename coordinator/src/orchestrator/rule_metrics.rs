@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, TaskState};
-use imgsync_common::error::Result;
-use imgsync_common::image::Digest;
-use imgsync_common::sanitize::sanitize_within;
-use imgsync_common::store::{Batch, BatchState, Store};
+use imgsync_model::batch::{BatchId, TaskState};
+use imgsync_oci::Digest;
+use imgsync_oci::error::Result;
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_store::{Batch, BatchState, Store};
 use jiff::Timestamp;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, BatchOptions, Priority, RuleOptions, TaskSpec, TaskState, VerifyOptions};
-use imgsync_common::config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::image::Digest;
-use imgsync_common::registry::{Client, Context, TrafficCounters};
-use imgsync_common::store::{Batch, BatchState, LockUse, NewBatch, PlanSegment, ReclaimScope, RunLock, TaskRow};
+use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
+use imgsync_model::batch::{BatchId, BatchOptions, Priority, RuleOptions, TaskSpec, TaskState, VerifyOptions};
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::{Client, Context, TrafficCounters};
+use imgsync_store::{Batch, BatchState, LockUse, NewBatch, PlanSegment, ReclaimScope, RunLock, TaskRow};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::Shutdown;
+use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +86,7 @@ pub struct Run<'a> {
     /// Role of this process: [`RUN_ROLE`] or [`SERVE_ROLE`].
     pub role: &'static str,
     /// Receives events.
-    pub events: Events,
+    pub events: TaskEvents,
     /// Cancelled by the first signal: stops taking tasks and lets running ones finish.
     pub drain: CancellationToken,
     /// Cancelled by the second signal: aborts.
@@ -289,7 +289,8 @@ impl Run<'_> {
         let plan_changed = Notify::new();
         let over = CancellationToken::new();
         let stop = Shutdown { drain: self.drain.child_token(), abort: self.abort.child_token() };
-        let listing = Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+        let listing =
+            Context { cancel: self.drain.child_token(), events: self.events.transfers().clone(), ..Context::default() };
         let list = async {
             let listed = match options {
                 Some(options) => match lease {
@@ -353,8 +354,11 @@ impl Run<'_> {
         let interrupted = batch.ended_at.is_none();
         // After the copies, unless those are detached: what is pruned is none of them.
         if !self.drain.is_cancelled() && (self.settings.detach || batch.state == BatchState::Done) {
-            let context =
-                Context { cancel: self.drain.child_token(), events: self.events.clone(), ..Context::default() };
+            let context = Context {
+                cancel: self.drain.child_token(),
+                events: self.events.transfers().clone(),
+                ..Context::default()
+            };
             let pruner = Pruner {
                 backend: self.backend,
                 client: &self.client,

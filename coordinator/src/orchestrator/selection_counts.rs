@@ -1,8 +1,8 @@
 //! Counts of selected and dropped tags, to report a rule that selects nothing.
 
-use imgsync_common::config::Rule;
-use imgsync_common::select::DropCounts;
-use imgsync_common::store::EmptyRule;
+use imgsync_config::Rule;
+use imgsync_model::select::DropCounts;
+use imgsync_store::EmptyRule;
 
 use super::plan::RepositoryPlan;
 use crate::discovery::RepositoryListing;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::event::{Event, Events};
-use imgsync_common::panics::catch_panic;
-use imgsync_common::retry::format_duration;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::panics::catch_panic;
+use imgsync_oci::retry::format_duration;
+use imgsync_registry::event::{Event, Events};
 use tokio_util::sync::CancellationToken;
 
 /// Pause after the first failure, which doubles with each further one, and the maximum pause.
@@ -57,8 +57,8 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex};
 
-    use imgsync_common::error::Error;
-    use imgsync_common::event::Observer;
+    use imgsync_oci::error::Error;
+    use imgsync_registry::event::Observer;
 
     use super::*;
 

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
-use imgsync_common::batch::{
+use imgsync_model::batch::{
     BatchOptions, Endpoint, ForeignLayers, RepositoryLocator, RuleOptions, TaskResult, TaskSpec,
 };
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::image::{Digest, Tag};
-use imgsync_common::naming::flatten_name;
-use imgsync_common::registry::{Access, Client, Context, ManifestRef, Repository, TrafficCounters};
-use imgsync_common::store::{CacheScope, CachedTag, age, is_in_future};
+use imgsync_model::naming::flatten_name;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::{Digest, Tag};
+use imgsync_registry::{Access, Client, Context, ManifestRef, Repository, TrafficCounters};
+use imgsync_store::{CacheScope, CachedTag, age, is_in_future};
 use jiff::Timestamp;
 
 use super::backend::Backend;

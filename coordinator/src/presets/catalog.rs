@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use imgsync_common::config::{Preset, PresetInfo};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::select::RepositoryPattern;
+use imgsync_config::{Preset, PresetInfo};
+use imgsync_model::select::RepositoryPattern;
+use imgsync_oci::error::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
 use super::versions::VersionTable;

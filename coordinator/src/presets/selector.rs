@@ -1,10 +1,10 @@
 //! Source selectors: repositories of one location, and a selection of their tags.
 
-use imgsync_common::config::RuleSource;
-use imgsync_common::error::Result;
-use imgsync_common::image::{RegistryName, RepositoryName};
-use imgsync_common::naming::flatten_name;
-use imgsync_common::select::{RepositoryPattern, SelectionResult, TagCandidate, TagSelection, compare_tags};
+use imgsync_config::RuleSource;
+use imgsync_model::naming::flatten_name;
+use imgsync_model::select::{RepositoryPattern, SelectionResult, TagCandidate, TagSelection, compare_tags};
+use imgsync_oci::error::Result;
+use imgsync_oci::{RegistryName, RepositoryName};
 use jiff::Timestamp;
 
 use super::catalog::{ImageHome, find};

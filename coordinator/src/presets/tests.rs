@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use imgsync_common::config::RuleSource;
+use imgsync_config::RuleSource;
 
 use super::*;
 

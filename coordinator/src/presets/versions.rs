@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use imgsync_common::select::{TagPattern, TagSelection, Version, VersionRange};
+use imgsync_model::select::{TagPattern, TagSelection, Version, VersionRange};
 use serde::Deserialize;
 
 use super::selector::{Expectation, SourceSelector};

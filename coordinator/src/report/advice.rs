@@ -1,6 +1,6 @@
 //! Titles of the error kinds, and advice on each.
 
-use imgsync_common::error::ErrorKind;
+use imgsync_oci::error::ErrorKind;
 
 /// Returns the title of an error kind.
 pub(crate) fn title(kind: ErrorKind) -> &'static str {

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::store::{FailedTask, TaskRow, TimeBucket};
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_store::{FailedTask, TaskRow, TimeBucket};
 use jiff::Timestamp;
 
 use super::view::{

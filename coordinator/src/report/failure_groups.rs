@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::store::{FailedTask, ListingFailure, Store};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_store::{FailedTask, ListingFailure, Store};
 use serde::Serialize;
 
 use super::advice;

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use imgsync_common::batch::{BlobBytes, RequestCounts, TaskCounts, TaskState};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::store::{EmptyRule, ListingFailure, PruneRecord};
+use imgsync_model::batch::{BlobBytes, RequestCounts, TaskCounts, TaskState};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::{EmptyRule, ListingFailure, PruneRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 

@@ -17,11 +17,11 @@ mod view;
 use std::io::Write;
 use std::path::Path;
 
-use imgsync_common::batch::{BatchId, BatchOptions, TaskState};
-use imgsync_common::config::{Config, Rule};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::private_files;
-use imgsync_common::store::{Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow};
+use imgsync_config::{Config, Rule};
+use imgsync_model::batch::{BatchId, BatchOptions, TaskState};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::private_files;
+use imgsync_store::{Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow};
 use jiff::Timestamp;
 
 use crate::orchestrator::{BatchStatus, BatchView};

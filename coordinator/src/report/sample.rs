@@ -1,6 +1,6 @@
 //! Test data: a batch in which everything happened, with texts from hostile registries.
 
-use imgsync_common::batch::{BlobBytes, RequestCounts, TaskCounts};
+use imgsync_model::batch::{BlobBytes, RequestCounts, TaskCounts};
 
 use super::view::*;
 

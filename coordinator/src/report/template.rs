@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::sanitize::sanitize;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};

@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use bytesize::ByteSize;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::retry::format_duration;
-use imgsync_common::store::PruneOutcome;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::format_duration;
+use imgsync_store::PruneOutcome;
 
 use super::{Report, ReportLevel};
 use crate::humanize::pluralize;

@@ -3,7 +3,7 @@
 //! Totals are exact. Lists are bounded and count the rest, so that the report of a million tasks is as small as one of
 //! a thousand.
 
-use imgsync_common::batch::{BlobBytes, RequestCounts, TaskCounts, TaskState};
+use imgsync_model::batch::{BlobBytes, RequestCounts, TaskCounts, TaskState};
 use serde::Serialize;
 
 /// Data of a batch for templates.

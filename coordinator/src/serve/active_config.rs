@@ -4,16 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::image::Digest;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Client, ClientSettings, SharedRateLimit};
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::schedule::Schedule;
+use imgsync_config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
+use imgsync_model::schedule::Schedule;
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::Events;
+use imgsync_registry::{Client, ClientSettings, SharedRateLimit};
 use imgsync_worker::copy::{Copier, CopyLimits};
 use imgsync_worker::settings::{MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
+use imgsync_worker::task_events::TaskEvents;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -208,7 +209,7 @@ impl ActiveConfig {
         &'a self,
         backend: &'a Backend,
         config: &'a Config,
-        events: Events,
+        events: TaskEvents,
         stop: &CancellationToken,
     ) -> Run<'a> {
         Run {

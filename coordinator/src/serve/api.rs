@@ -9,11 +9,11 @@ use axum::extract::{RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use imgsync_common::batch::{BatchId, TaskState};
-use imgsync_common::error::ErrorKind;
-use imgsync_common::image::RegistryName;
-use imgsync_common::sanitize::sanitize_within;
-use imgsync_common::store::{Batch, BatchState, RequeueFilter};
+use imgsync_model::batch::{BatchId, TaskState};
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_store::{Batch, BatchState, RequeueFilter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use imgsync_common::error::Result;
-use imgsync_common::store::{Heartbeat, Store};
+use imgsync_oci::error::Result;
+use imgsync_store::{Heartbeat, Store};
 use imgsync_worker::health::ReadinessCheck;
 use jiff::Timestamp;
 use serde::Serialize;

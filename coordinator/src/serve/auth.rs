@@ -16,8 +16,8 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use imgsync_common::image::Digest;
-use imgsync_common::sanitize::sanitize;
+use imgsync_oci::Digest;
+use imgsync_oci::sanitize::sanitize;
 use imgsync_worker::host_check::{authorities, host_of, is_loopback_name};
 
 use super::error_response::ErrorResponse;

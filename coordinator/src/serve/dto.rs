@@ -1,7 +1,7 @@
 //! JSON bodies of the API's responses, as `schema/openapi.json` describes them.
 
-use imgsync_common::batch::{BatchId, BatchOptions, BlobBytes, Priority, RequestCounts, TaskCounts, TaskState};
-use imgsync_common::store::{BatchTimeline, TaskRow};
+use imgsync_model::batch::{BatchId, BatchOptions, BlobBytes, Priority, RequestCounts, TaskCounts, TaskState};
+use imgsync_store::{BatchTimeline, TaskRow};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -113,7 +113,7 @@ struct WorkerStatsResponse {
 
 impl TimelineResponse {
     pub(super) fn from_timeline(batch: BatchId, timeline: BatchTimeline) -> TimelineResponse {
-        let bucket = |bucket: imgsync_common::store::TimeBucket| TimeBucketResponse {
+        let bucket = |bucket: imgsync_store::TimeBucket| TimeBucketResponse {
             number: bucket.number,
             copied: bucket.copied,
             unchanged: bucket.unchanged,
@@ -121,13 +121,13 @@ impl TimelineResponse {
             cancelled: bucket.cancelled,
             bytes: bucket.bytes,
         };
-        let slow = |slow: imgsync_common::store::SlowTask| SlowTaskResponse {
+        let slow = |slow: imgsync_store::SlowTask| SlowTaskResponse {
             index: slow.index,
             seconds: slow.time.as_secs_f64(),
             bytes: slow.bytes,
             worker: slow.worker,
         };
-        let share = |share: imgsync_common::store::WorkerStats| WorkerStatsResponse {
+        let share = |share: imgsync_store::WorkerStats| WorkerStatsResponse {
             worker: share.worker,
             ended: share.ended,
             failed: share.failed,

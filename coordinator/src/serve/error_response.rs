@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use imgsync_common::error::{Error, ErrorKind};
+use imgsync_oci::error::{Error, ErrorKind};
 use serde_json::json;
 
 /// An error response.

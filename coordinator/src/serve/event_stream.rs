@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::Result;
-use imgsync_common::retry::is_transient;
-use imgsync_common::store::{Batch, Heartbeat};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::Result;
+use imgsync_oci::retry::is_transient;
+use imgsync_store::{Batch, Heartbeat};
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
@@ -191,7 +191,7 @@ pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
                 poller.poll_status().await?;
                 around = Some(Instant::now());
             }
-            Ok::<(), imgsync_common::error::Error>(())
+            Ok::<(), imgsync_oci::error::Error>(())
         };
         match looked.await {
             Ok(()) => warned = false,

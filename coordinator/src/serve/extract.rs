@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt as _;
-use imgsync_common::sanitize::sanitize_within;
+use imgsync_oci::sanitize::sanitize_within;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::Result;
-use imgsync_common::generational::GenerationalCache;
-use imgsync_common::store::{Batch, Store};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::Result;
+use imgsync_oci::generational::GenerationalCache;
+use imgsync_store::{Batch, Store};
 
 use super::dto::FailureGroupsResponse;
 use crate::report::failure_groups::FailureGroups;

@@ -1,7 +1,7 @@
 //! `imgsync serve`: runs rules on their schedules, and serves the dashboard, the API and the event stream.
 //!
 //! [`Server`] runs everything. `active_config` holds the active configuration; `scheduler` starts batches; leading and
-//! working are in [`batches`](crate::batches). `router` combines the routes: `api` (JSON, with the event stream of
+//! working are in [`batches`](crate::orchestrator). `router` combines the routes: `api` (JSON, with the event stream of
 //! `event_stream`) and `assets` (the dashboard). `auth` authorizes requests.
 
 mod active_config;
@@ -20,8 +20,8 @@ mod scheduler;
 mod server;
 mod token;
 
-use imgsync_common::error::Error;
-use imgsync_common::event::{Event, Events};
+use imgsync_oci::error::Error;
+use imgsync_registry::event::{Event, Events};
 
 pub use active_config::{ActiveConfig, ActiveRule, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions};
 pub use app::AppState;

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use imgsync_common::batch::Route;
-use imgsync_common::error::Result;
-use imgsync_common::image::RegistryName;
-use imgsync_common::registry::{Client, provider_limits};
-use imgsync_common::store::{Heartbeat, RateLimitCategory};
+use imgsync_model::batch::Route;
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::Result;
+use imgsync_registry::{Client, provider_limits};
+use imgsync_store::{Heartbeat, RateLimitCategory};
 use imgsync_worker::runner::load_rate_limit_holds;
 use jiff::Timestamp;
 use serde::Serialize;

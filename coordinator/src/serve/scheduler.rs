@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::config::{Config, IfRunning};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::Events;
-use imgsync_common::sanitize::sanitize;
-use imgsync_common::store::{Batch, LastRun, is_in_future};
+use imgsync_config::{Config, IfRunning};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize;
+use imgsync_store::{Batch, LastRun, is_in_future};
+use imgsync_worker::task_events::TaskEvents;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -38,7 +38,7 @@ struct Inner {
     active_config: watch::Receiver<Arc<ActiveConfig>>,
     /// Notified of new batches.
     work_available: Arc<Notify>,
-    events: Events,
+    events: TaskEvents,
     stop: CancellationToken,
     tasks: TaskTracker,
     listing_permits: Semaphore,
@@ -80,7 +80,7 @@ impl Scheduler {
         backend: &Backend,
         active_config: watch::Receiver<Arc<ActiveConfig>>,
         work_available: Arc<Notify>,
-        events: Events,
+        events: TaskEvents,
         stop: &CancellationToken,
     ) -> Scheduler {
         Scheduler(Arc::new(Inner {

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use axum::Router;
-use imgsync_common::error::Result;
-use imgsync_common::event::{Event, Events};
-use imgsync_common::outage::{self, OutageEvent};
-use imgsync_common::store::ReclaimScope;
+use imgsync_oci::error::Result;
+use imgsync_registry::event::{Event, Events};
+use imgsync_store::ReclaimScope;
+use imgsync_store::outage::{self, OutageEvent};
 use imgsync_worker::health::ReadinessCheck;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::server;
+use imgsync_worker::task_events::TaskEvents;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -45,7 +46,7 @@ pub struct Server {
     backend: Backend,
     config_source: ConfigSource,
     options: RuntimeOptions,
-    events: Events,
+    events: TaskEvents,
     active_config: watch::Sender<Arc<ActiveConfig>>,
 }
 
@@ -59,7 +60,7 @@ impl Server {
         first: LoadedConfig,
         config_source: ConfigSource,
         options: RuntimeOptions,
-        events: Events,
+        events: TaskEvents,
     ) -> Result<Server> {
         let active_config = watch::Sender::new(Arc::new(ActiveConfig::new(first, &backend, &options)?));
         Ok(Server { backend, config_source, options, events, active_config })

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use imgsync_common::config::ServeConfig;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::private_files;
-use imgsync_common::secret::Secret;
+use imgsync_config::ServeConfig;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::secret::Secret;
+use imgsync_store::private_files;
 
 /// File name in the state folder.
 const TOKEN_FILE: &str = "serve-token";

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::queue::RouteFilter;
+use imgsync_queue::RouteFilter;
 use imgsync_tests::RabbitMq;
 use imgsync_tests::cluster::number;
 use imgsync_tests::fault::{FaultAction, RecordedRequest, RequestMatcher, RequestType};

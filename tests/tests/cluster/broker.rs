@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::queue::{RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_queue::{RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
 use imgsync_tests::RabbitMq;
 use imgsync_tests::servers::free_port;
 use imgsync_tests::tcp_proxy::TcpProxy;

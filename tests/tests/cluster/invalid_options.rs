@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::{BatchId, BatchOptions, RepositoryLocator, RuleOptions, TagLocator, TaskSpec};
-use imgsync_common::error::ErrorKind;
-use imgsync_common::image::{Digest, DigestTagHints};
-use imgsync_common::store::{Ledger as _, NewBatch, PlanSegment, RedisOptions, RedisStore};
+use imgsync_model::batch::{BatchId, BatchOptions, RepositoryLocator, RuleOptions, TagLocator, TaskSpec};
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::{Digest, DigestTagHints};
+use imgsync_store::{Ledger as _, NewBatch, PlanSegment, RedisOptions, RedisStore};
 use imgsync_tests::cluster::number;
 use imgsync_tests::images::TestImage;
 use jiff::Timestamp;

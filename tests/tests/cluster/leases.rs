@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{RepositoryLocator, TagLocator};
-use imgsync_common::store::{
+use imgsync_model::batch::{RepositoryLocator, TagLocator};
+use imgsync_store::{
     LeaseResult, Leases as _, ProvenanceStore as _, RedisOptions, RedisStore, prune_lease_name, tag_lease_name,
 };
 use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};

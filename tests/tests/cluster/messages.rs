@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, Route, SigningKey};
-use imgsync_common::queue::contract::message;
-use imgsync_common::queue::{DeadLetter, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
-use imgsync_common::secret::Secret;
+use imgsync_model::batch::{BatchId, Route, SigningKey};
+use imgsync_oci::secret::Secret;
+use imgsync_queue::contract::message;
+use imgsync_queue::{DeadLetter, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
 use imgsync_tests::RabbitMq;
 use imgsync_tests::program::Signal;
 use lapin::types::{AMQPValue, FieldTable};

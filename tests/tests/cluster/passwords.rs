@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::config::{Config, ConfigFile};
-use imgsync_common::queue::{RabbitQueue, RabbitSettings};
-use imgsync_common::store::{ManualClock, RedisOptions, RedisStore, SqliteStore, WorkerRegistry as _};
+use imgsync_config::{Config, ConfigFile};
+use imgsync_queue::{RabbitQueue, RabbitSettings};
+use imgsync_store::{ManualClock, RedisOptions, RedisStore, SqliteStore, WorkerRegistry as _};
 use imgsync_tests::cluster::TestCluster;
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::{RepositoryLocator, SigningKey, TagLocator};
-use imgsync_common::image::Digest;
-use imgsync_common::secret::Secret;
-use imgsync_common::store::{ProvenanceStore as _, RedisOptions, RedisStore};
+use imgsync_model::batch::{RepositoryLocator, SigningKey, TagLocator};
+use imgsync_oci::Digest;
+use imgsync_oci::secret::Secret;
+use imgsync_store::{ProvenanceStore as _, RedisOptions, RedisStore};
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::number;
 

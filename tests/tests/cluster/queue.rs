@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{BatchId, Message, Route};
-use imgsync_common::error::Result;
-use imgsync_common::queue::contract::{self, QueueUnderTest, message};
-use imgsync_common::queue::{Delivery, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
-use imgsync_common::store::{SqliteStore, SystemClock, WorkerRegistry};
+use imgsync_model::batch::{BatchId, Message, Route};
+use imgsync_oci::error::Result;
+use imgsync_queue::contract::{self, QueueUnderTest, message};
+use imgsync_queue::{Delivery, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
+use imgsync_store::{SqliteStore, SystemClock, WorkerRegistry};
 use imgsync_tests::RabbitMq;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,

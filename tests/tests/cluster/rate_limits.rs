@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::config::SecretUrl;
-use imgsync_common::image::RegistryName;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{
+use imgsync_config::SecretUrl;
+use imgsync_oci::RegistryName;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::{
     Access, Client, ClientSettings, Context, ManifestRef, RegistrySettings, SharedRateLimit, TrafficCounters,
 };
-use imgsync_common::store::{RedisOptions, RedisStore};
+use imgsync_store::{RedisOptions, RedisStore};
 use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::fault::{FaultRegistry, RequestType};
 use imgsync_tests::program::RunningProgram;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult};
-use imgsync_common::error::ErrorKind;
-use imgsync_common::image::Digest;
-use imgsync_common::store::contract::tasks;
-use imgsync_common::store::{
+use imgsync_model::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult};
+use imgsync_oci::Digest;
+use imgsync_oci::error::ErrorKind;
+use imgsync_store::contract::tasks;
+use imgsync_store::{
     Account, ClaimResult, EmptyRule, IdempotencyKey, LEASE_TTL, Ledger as _, ListingFailure, NewBatch, PlanSegment,
     PruneOutcome, PruneRecord, RateLimitStore as _, RateRequest, ReclaimScope, RedisOptions, RedisStore, RequeueFilter,
     Store, TaskHolder, Usage, WorkerRegistry as _,

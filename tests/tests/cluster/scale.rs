@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::Route;
-use imgsync_common::queue::{RabbitQueue, RouteFilter, TaskQueue as _};
-use imgsync_common::store::{ManualClock, SqliteStore, WorkerRegistry};
+use imgsync_model::batch::Route;
+use imgsync_queue::{RabbitQueue, RouteFilter, TaskQueue as _};
+use imgsync_store::{ManualClock, SqliteStore, WorkerRegistry};
 use imgsync_tests::RabbitMq;
 use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::fault::FaultRegistry;

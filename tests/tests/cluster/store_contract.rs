@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::{BatchId, SigningKey};
-use imgsync_common::config::SecretUrl;
-use imgsync_common::secret::Secret;
-use imgsync_common::store::contract::StoreUnderTest;
-use imgsync_common::store::{Clock as _, ManualClock, RedisOptions, RedisStore};
+use imgsync_config::SecretUrl;
+use imgsync_model::batch::{BatchId, SigningKey};
+use imgsync_oci::secret::Secret;
+use imgsync_store::contract::StoreUnderTest;
+use imgsync_store::{Clock as _, ManualClock, RedisOptions, RedisStore};
 use imgsync_tests::RedisServer;
 
 pub(crate) fn secret(url: &str) -> SecretUrl {
@@ -40,4 +40,4 @@ async fn make() -> StoreUnderTest {
     }
 }
 
-imgsync_common::store_contract_tests!(make);
+imgsync_store::store_contract_tests!(make);

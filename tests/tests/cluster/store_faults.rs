@@ -4,11 +4,11 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::image::Digest;
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::store::{
+use imgsync_model::batch::BatchId;
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_store::{
     LastRun, Ledger as _, NewBatch, RedisOptions as Options, RedisStore, Schedules as _, WorkerRegistry as _,
 };
 use imgsync_tests::RedisServer;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::store::{Ledger as _, RedisOptions as Options, RedisStore};
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_store::{Ledger as _, RedisOptions as Options, RedisStore};
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::TestCluster;
 use imgsync_tests::program::Imgsync;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::{
+use imgsync_model::batch::{
     BatchId, BatchOptions, RepositoryLocator, RuleOptions, SigningKey, TagLocator, TaskSpec, TaskState,
 };
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::image::{Digest, DigestTagHints};
-use imgsync_common::secret::Secret;
-use imgsync_common::store::{
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_oci::secret::Secret;
+use imgsync_oci::{Digest, DigestTagHints};
+use imgsync_store::{
     AppendResult, BlobIndex as _, BlobProof, Ledger as _, NewBatch, PlanSegment, ProvenanceStore as _, RedisOptions,
     RedisStore, RequeueFilter,
 };
@@ -134,21 +134,21 @@ async fn failures_of_an_altered_plan_are_not_requeued() {
     let server = RedisServer::start();
     let store = open(&server.url(), Some(KEY)).await;
     let batch = plan(&store, &["a"]).await;
-    let task_ref = imgsync_common::batch::TaskRef { batch, run: 0, index: 0 };
-    let imgsync_common::store::ClaimResult::Claimed { token, .. } =
-        store.claim_task(task_ref, "w", imgsync_common::store::LEASE_TTL).await.unwrap()
+    let task_ref = imgsync_model::batch::TaskRef { batch, run: 0, index: 0 };
+    let imgsync_store::ClaimResult::Claimed { token, .. } =
+        store.claim_task(task_ref, "w", imgsync_store::LEASE_TTL).await.unwrap()
     else {
         panic!("nobody else has it");
     };
-    let failure = imgsync_common::batch::Failure::new(ErrorKind::Denied, "no", 1);
-    let result = imgsync_common::batch::TaskResult::Failed(failure);
-    let holder = imgsync_common::store::TaskHolder { worker: "w", token };
-    store.finish(task_ref, holder, result, imgsync_common::store::Usage::default()).await.unwrap();
+    let failure = imgsync_model::batch::Failure::new(ErrorKind::Denied, "no", 1);
+    let result = imgsync_model::batch::TaskResult::Failed(failure);
+    let holder = imgsync_store::TaskHolder { worker: "w", token };
+    store.finish(task_ref, holder, result, imgsync_store::Usage::default()).await.unwrap();
     let base = format!("imgsync:{{{batch}}}");
     alter(&server, "redis.call('HSET', ARGV[1] .. ':chunks', 0, 'x')", &[&base]);
     assert_altered(&store.requeue(batch, RequeueFilter::default()).await.unwrap_err());
     let control = open(&server.url(), None).await.batch_state(batch).await.unwrap();
-    assert!(control.is_some_and(imgsync_common::store::BatchState::is_live));
+    assert!(control.is_some_and(imgsync_store::BatchState::is_live));
     assert_eq!(server.command(&["HGET", &base, &format!("s{}", TaskState::Failed.code())]), "$1\r\n1\r\n");
 }
 
@@ -378,7 +378,7 @@ async fn a_coordinator_stops_an_altered_batch_reports_it_and_leads_others() {
     for id in [plan, options] {
         let wanted = format!("stopped leading batch {id}");
         serve.wait_for_line(|line| line.contains(&wanted) && line.contains(ALTERED_MESSAGE), WAIT_TIMEOUT).await;
-        assert!(store.batch_state(id).await.unwrap().is_some_and(imgsync_common::store::BatchState::is_stopped));
+        assert!(store.batch_state(id).await.unwrap().is_some_and(imgsync_store::BatchState::is_stopped));
     }
     let started = std::time::Instant::now();
     while store.batch(whole).await.unwrap().unwrap().ended_at.is_none() {

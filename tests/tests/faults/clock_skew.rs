@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::BatchId;
-use imgsync_common::image::Digest;
-use imgsync_common::store::{Ledger as _, ManualClock, NewBatch, SqliteStore};
+use imgsync_model::batch::BatchId;
+use imgsync_oci::Digest;
+use imgsync_store::{Ledger as _, ManualClock, NewBatch, SqliteStore};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
@@ -92,7 +92,7 @@ async fn the_newest_batch_is_the_one_that_was_made_last_although_another_was_mad
 
 #[tokio::test]
 async fn a_lease_and_a_rate_limit_hold_of_the_future_are_not_waited_for() {
-    use imgsync_common::store::{Account, LeaseResult, Leases as _, RateLimitStore as _, tag_lease_name};
+    use imgsync_store::{Account, LeaseResult, Leases as _, RateLimitStore as _, tag_lease_name};
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let image = images::single("held");
     source.push("a", "1", &image);
@@ -101,8 +101,8 @@ async fn a_lease_and_a_rate_limit_hold_of_the_future_are_not_waited_for() {
     program.file("imgsync.yaml", rule);
     let clock = Arc::new(ManualClock::starting_at(Timestamp::now() + SignedDuration::from_hours(400 * 24)));
     let store = SqliteStore::open(&program.state_dir().join("imgsync"), clock.clone()).await.unwrap();
-    let home = imgsync_common::batch::RepositoryLocator::new(target.host().parse().unwrap(), "m/a").unwrap();
-    let place = imgsync_common::batch::TagLocator { repository: Arc::new(home), tag: "1".parse().unwrap() };
+    let home = imgsync_model::batch::RepositoryLocator::new(target.host().parse().unwrap(), "m/a").unwrap();
+    let place = imgsync_model::batch::TagLocator { repository: Arc::new(home), tag: "1".parse().unwrap() };
     let minute = Duration::from_secs(60);
     let held = store.acquire(&tag_lease_name(&place), "another", minute).await.unwrap();
     assert!(matches!(held, LeaseResult::Acquired { .. }));

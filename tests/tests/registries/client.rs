@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use imgsync_common::registry::credentials::{Credential, CredentialEnvironment};
-use imgsync_common::registry::{
-    Access, Client, ClientSettings, Context, RegistrySettings, Repository, TrafficCounters, install_tls_provider,
-};
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::secret::Secret;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_oci::secret::Secret;
+use imgsync_registry::credentials::{Credential, CredentialEnvironment};
+use imgsync_registry::{Access, Client, ClientSettings, Context, RegistrySettings, Repository, TrafficCounters};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::tls::Authority;
+use imgsync_tls::install_tls_provider;
 
 /// User and password of these tests.
 pub(crate) const LOGIN: (&str, &str) = ("me", "secret");

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use imgsync_common::registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
-use imgsync_common::retry::RetryPolicy;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
 use imgsync_tests::fault::{FaultAction, FaultRegistry, Quirks, RequestMatcher, RequestType};
 use imgsync_tests::images::{self, Layer, TestImage};
 use imgsync_tests::program::{Imgsync, Signal};

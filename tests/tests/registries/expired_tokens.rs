@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::image::Digest;
-use imgsync_common::registry::{Access, ClientSettings, Repository, SendProgress, StartedUpload, UploadBody};
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_registry::{Access, ClientSettings, Repository, SendProgress, StartedUpload, UploadBody};
 use imgsync_tests::fault::{Bearer, FaultAction, FaultRegistry, RequestType};
 
 use super::client::{LOGIN, client, repository, settings};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use imgsync_common::image::Descriptor;
-use imgsync_common::registry::Access;
+use imgsync_oci::Descriptor;
+use imgsync_registry::Access;
 use imgsync_tests::images::{Layer, TestImage};
 
 use super::client::{behind_tls, client, repository, settings};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use imgsync_common::registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
+use imgsync_registry::{Access, ClientSettings, ManifestRef, RegistrySettings};
 use imgsync_tests::fault::{Bearer, FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::{Imgsync, Output};

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use futures_util::future::join_all;
-use imgsync_common::error::ErrorKind;
-use imgsync_common::image::{Descriptor, MediaType};
-use imgsync_common::registry::credentials::{Credential, CredentialEnvironment};
-use imgsync_common::registry::{
-    Access, Client, ClientSettings, ManifestRef, QuotaReserve, RegistrySettings, SharedRateLimit,
-};
-use imgsync_common::retry::RetryPolicy;
-use imgsync_common::secret::Secret;
-use imgsync_common::store::{SqliteStore, SystemClock};
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_oci::secret::Secret;
+use imgsync_oci::{Descriptor, MediaType};
+use imgsync_registry::credentials::{Credential, CredentialEnvironment};
+use imgsync_registry::{Access, Client, ClientSettings, ManifestRef, QuotaReserve, RegistrySettings, SharedRateLimit};
+use imgsync_store::{SqliteStore, SystemClock};
 use imgsync_tests::fault::{AuthMode, FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 
@@ -176,7 +174,7 @@ fn client_with_quota(registry: &FaultRegistry, users: &[&str], reserve: QuotaRes
 }
 
 /// Pulls one manifest by GET, as each task does.
-async fn pull(client: &Client, registry: &FaultRegistry) -> imgsync_common::error::Result<()> {
+async fn pull(client: &Client, registry: &FaultRegistry) -> imgsync_oci::error::Result<()> {
     let repository = repository(client, registry, "a", Access::Pull);
     repository.get_manifest(&ManifestRef::Tag("1".parse().unwrap())).await.map(drop)
 }
@@ -264,7 +262,7 @@ async fn blobs_are_read_no_faster_than_the_bandwidth_limit() {
         registries: [(registry.host().parse().unwrap(), one)].into(),
         ..ClientSettings::default()
     });
-    let digest: imgsync_common::image::Digest = image.largest_blob().parse().unwrap();
+    let digest: imgsync_oci::Digest = image.largest_blob().parse().unwrap();
     let blob = Descriptor::new(MediaType::new("application/octet-stream"), digest, 1 << 20);
     let started = Instant::now();
     let mut opened = repository(&client, &registry, "a", Access::Pull).open_blob(&blob, 0).await.unwrap();

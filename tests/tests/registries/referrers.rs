@@ -1,8 +1,8 @@
 //! Referrers by the API and by the fallback tag, at registries that support one or the other.
 
-use imgsync_common::image::{Digest, MediaType};
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Access, Client, ClientSettings, Context, Repository, TrafficCounters};
+use imgsync_oci::{Digest, MediaType};
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::{Access, Client, ClientSettings, Context, Repository, TrafficCounters};
 use imgsync_tests::fault::{FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
@@ -87,7 +87,7 @@ async fn several_at_once_are_all_kept_and_so_is_what_others_wrote_into_the_index
     let added = signatures.iter().map(|signature| {
         let (repository, subject, root) = (open(), subject.clone(), signature.root_manifest().clone());
         async move {
-            let manifest = imgsync_common::image::Manifest::parse(root.bytes, &MediaType::new(&root.media_type));
+            let manifest = imgsync_oci::Manifest::parse(root.bytes, &MediaType::new(&root.media_type));
             repository.add_to_fallback_index(&subject, &[manifest.unwrap()]).await
         }
     });

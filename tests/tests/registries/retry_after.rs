@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use imgsync_common::error::ErrorKind;
-use imgsync_common::registry::{Access, ManifestRef};
-use imgsync_common::retry::RetryPolicy;
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_registry::{Access, ManifestRef};
 use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 

@@ -88,6 +88,6 @@ async fn what_is_shown_holds_no_secret_and_can_be_read_again() {
 #[tokio::test]
 async fn the_schema_is_the_one_in_the_repository() {
     let output = Imgsync::new().args(["config", "schema"]).run().await.assert_code(0);
-    let kept = include_str!("../../../common/schema/imgsync.schema.json");
+    let kept = include_str!("../../../common/config/schema/imgsync.schema.json");
     assert_eq!(output.json(), serde_json::from_str::<Value>(kept).unwrap());
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use imgsync::discovery::{
     Discovery, DiscoveryItem, DiscoveryOptions, RepositoryListing, RepositoryOrder, discover, list_repository,
 };
-use imgsync_common::error::ErrorKind;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::registry::{Access, Client, ClientSettings, Context, TrafficCounters};
+use imgsync_oci::error::ErrorKind;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::{Access, Client, ClientSettings, Context, TrafficCounters};
 use imgsync_tests::FaultRegistry;
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 use imgsync_tests::images;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::store::{LastRun, Schedules as _, SqliteStore, SystemClock};
+use imgsync_store::{LastRun, Schedules as _, SqliteStore, SystemClock};
 use imgsync_tests::ServeProcess;
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 use imgsync_tests::program::Signal;

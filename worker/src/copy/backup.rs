@@ -1,10 +1,10 @@
 //! Backs up overwritten tags: puts the old manifest under another tag right before the tag moves.
 
 use futures_util::future::BoxFuture;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Digest, Tag};
-use imgsync_common::naming::BackupTagTemplate;
-use imgsync_common::registry::{ManifestRef, Repository};
+use imgsync_model::naming::BackupTagTemplate;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, Tag};
+use imgsync_registry::{ManifestRef, Repository};
 use jiff::Timestamp;
 
 use super::endpoints::Endpoints;

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{BlobOutcome, Event};
-use imgsync_common::image::{Descriptor, RepositoryName};
-use imgsync_common::registry::{Context, Repository, StartedUpload, UploadBody, UploadSession};
-use imgsync_common::retry::RetryState;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryState;
+use imgsync_oci::{Descriptor, RepositoryName};
+use imgsync_registry::event::{BlobOutcome, Event};
+use imgsync_registry::{Context, Repository, StartedUpload, UploadBody, UploadSession};
 use tokio_util::sync::CancellationToken;
 
 use super::chunk_size::{next_smaller_chunk, too_large_error};

@@ -1,7 +1,7 @@
 //! Chunk sizes for a target, or a proxy in front of it, that rejects large request bodies (413).
 
-use imgsync_common::error::{Error, ErrorKind};
-use imgsync_common::registry::Repository;
+use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_registry::Repository;
 
 /// PATCH sizes in bytes, tried in turn after a 413.
 const CHUNK_SIZES: [u64; 4] = [16 << 20, 8 << 20, 4 << 20, 1 << 20];

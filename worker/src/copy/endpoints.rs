@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imgsync_common::batch::RepositoryLocator;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
-use imgsync_common::layout::{self, HashPolicy, ImageName, Layout, LayoutRef, LayoutRepository};
-use imgsync_common::registry::{
+use imgsync_layout::{HashPolicy, ImageName, Layout, LayoutRef, LayoutRepository};
+use imgsync_model::batch::RepositoryLocator;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
+use imgsync_registry::wait::WaitClock;
+use imgsync_registry::{
     self, Access, Client, Context, FallbackTag, ManifestHead, ManifestPut, ManifestRef, Repository, TrafficCounters,
 };
-use imgsync_common::retry::{RetryBudget, RetryPolicy, RetryState};
-use imgsync_common::wait::WaitClock;
 use tokio_util::sync::CancellationToken;
 
 use super::CopyRequest;
@@ -67,11 +67,11 @@ impl std::str::FromStr for ImageLocation {
             true => text
                 .parse()
                 .map(ImageLocation::Layout)
-                .map_err(|error: layout::ParseLayoutRefError| invalid(error.to_string())),
+                .map_err(|error: imgsync_layout::ParseLayoutRefError| invalid(error.to_string())),
             false => text
                 .parse()
                 .map(ImageLocation::Registry)
-                .map_err(|error: imgsync_common::image::ParseReferenceError| invalid(error.to_string())),
+                .map_err(|error: imgsync_oci::ParseReferenceError| invalid(error.to_string())),
         }
     }
 }
@@ -113,14 +113,14 @@ pub(crate) enum CopyTarget {
 
 /// Stream of a blob's content.
 pub(crate) enum SourceStream {
-    Registry(Box<registry::BlobStream>),
-    Layout(layout::LayoutBlobStream, Arc<TrafficCounters>),
+    Registry(Box<imgsync_registry::BlobStream>),
+    Layout(imgsync_layout::LayoutBlobStream, Arc<TrafficCounters>),
     /// Chunks from a reader shared with other copies; that reader counts the traffic.
     Shared(BlobSubscription),
     /// Content that needs no read.
     InMemory(Option<Bytes>),
     /// Content from a registry or, if that is empty, the descriptor's inline data.
-    WithInlineFallback(Box<registry::BlobStream>, Option<Bytes>),
+    WithInlineFallback(Box<imgsync_registry::BlobStream>, Option<Bytes>),
 }
 
 impl SourceStream {
@@ -186,7 +186,7 @@ impl Endpoints {
                 // A target that is a whole layout stores images under their full source names.
                 let name = image.repository().or_else(|| match (&image.image, source) {
                     (None, ImageLocation::Registry(reference)) => {
-                        Some(layout::QualifiedRepositoryName::from_reference(reference))
+                        Some(imgsync_layout::QualifiedRepositoryName::from_reference(reference))
                     }
                     (None, ImageLocation::Layout(source)) => source.repository(),
                     _ => None,

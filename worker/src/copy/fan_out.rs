@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, RegistryName};
-use imgsync_common::registry::{Context, TrafficCounters};
-use imgsync_common::wait::WaitClock;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, RegistryName};
+use imgsync_registry::wait::WaitClock;
+use imgsync_registry::{Context, TrafficCounters};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, OnceCell, mpsc};
 use tokio::time::Instant;

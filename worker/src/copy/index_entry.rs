@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, Manifest, MediaType};
-use imgsync_common::registry::TrafficCounters;
-use imgsync_common::retry;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry;
+use imgsync_oci::{Descriptor, Digest, Manifest, MediaType};
+use imgsync_registry::TrafficCounters;
 
 use super::blob::is_large;
 use super::endpoints::CopySource;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, Platform};
-use imgsync_common::layout::Layout;
-use imgsync_common::registry::{Access, Client, Context, ManifestRef, TrafficCounters};
+use imgsync_layout::Layout;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, Platform};
+use imgsync_registry::{Access, Client, Context, ManifestRef, TrafficCounters};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -216,11 +216,8 @@ impl TreeReader {
         let Some(config) = image.config.as_ref().filter(|config| config.size <= MAX_CONFIG_BYTES) else {
             return Ok(None);
         };
-        let named = Descriptor::new(
-            imgsync_common::image::MediaType::new(&config.media_type),
-            config.digest.clone(),
-            config.size,
-        );
+        let named =
+            Descriptor::new(imgsync_oci::MediaType::new(&config.media_type), config.digest.clone(), config.size);
         let (mut stream, _) = self.source.blob_open(&named, 0, &TrafficCounters::new()).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next_chunk().await? {

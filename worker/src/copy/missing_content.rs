@@ -8,10 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{BlobOutcome, Event};
-use imgsync_common::image::{Descriptor, Digest, Manifest, ManifestKind, RepositoryName};
-use imgsync_common::registry::{ManifestRef, Repository};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind, RepositoryName};
+use imgsync_registry::event::{BlobOutcome, Event};
+use imgsync_registry::{ManifestRef, Repository};
 
 use super::transfer::ImageTransfer;
 

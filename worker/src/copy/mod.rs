@@ -27,14 +27,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::BlobOutcome;
-use imgsync_common::image::{Digest, RegistryName, Tag};
-use imgsync_common::layout::{HashPolicy, VerifiedFileCache};
-use imgsync_common::registry::{Client, Context, ManifestRef, TrafficSnapshot};
-use imgsync_common::retry::{self, RetryBudget};
-use imgsync_common::store::{BlobIndex, HashedFile, Leases};
-use imgsync_common::wait::{WaitClock, WaitCredit};
+use imgsync_layout::{HashPolicy, VerifiedFileCache};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::{self, RetryBudget};
+use imgsync_oci::{Digest, RegistryName, Tag};
+use imgsync_registry::event::BlobOutcome;
+use imgsync_registry::wait::{WaitClock, WaitCredit};
+use imgsync_registry::{Client, Context, ManifestRef, TrafficSnapshot};
+use imgsync_store::{BlobIndex, HashedFile, Leases};
 use tokio::sync::Semaphore;
 
 pub use endpoints::ImageLocation;

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, Manifest, ManifestKind, Platform};
-use imgsync_common::registry::Context;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind, Platform};
+use imgsync_registry::Context;
 use serde_json::Value;
 
 use super::endpoints::Endpoints;

@@ -8,10 +8,10 @@ use super::platform_filter::SelectedImage;
 use super::resolve::{RootStatus, compare_endpoints};
 use super::tag_moves::TagMoves;
 use super::{CopyOutcome, CopyRequest};
-use imgsync_common::batch::ForeignLayers;
-use imgsync_common::error::{Error, Result};
-use imgsync_common::image::{Descriptor, Digest, Manifest};
-use imgsync_common::registry::Context;
+use imgsync_model::batch::ForeignLayers;
+use imgsync_oci::error::{Error, Result};
+use imgsync_oci::{Descriptor, Digest, Manifest};
+use imgsync_registry::Context;
 
 /// Preview of a copy.
 #[derive(Debug, Clone)]

@@ -7,8 +7,8 @@
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Hasher};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Hasher};
 
 use super::blob::is_large;
 use super::transfer::ImageTransfer;

@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
-use imgsync_common::batch::Referrers;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, DigestTag, Manifest, ManifestKind};
-use imgsync_common::registry::{FallbackTag, ManifestRef};
+use imgsync_model::batch::Referrers;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind};
+use imgsync_registry::{FallbackTag, ManifestRef};
 
 use super::index_entry::EntryContent;
 use super::platform_filter::SelectedImage;

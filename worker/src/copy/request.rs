@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use imgsync_common::batch::{ForeignLayers, Referrers};
-use imgsync_common::image::{Digest, DigestTagHints, Platform};
-use imgsync_common::naming::BackupTagTemplate;
-use imgsync_common::registry::TrafficCounters;
+use imgsync_model::batch::{ForeignLayers, Referrers};
+use imgsync_model::naming::BackupTagTemplate;
+use imgsync_oci::{Digest, DigestTagHints, Platform};
+use imgsync_registry::TrafficCounters;
 
 use super::{FanOutMember, ImageLocation};
 

@@ -1,8 +1,8 @@
 //! Compares source and target with as few requests as possible.
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::Digest;
-use imgsync_common::registry::ManifestRef;
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::ManifestRef;
 
 use super::endpoints::Endpoints;
 use super::platform_filter::{SelectedImage, select_platforms};

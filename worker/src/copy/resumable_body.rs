@@ -9,11 +9,11 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Hasher};
-use imgsync_common::registry::{BandwidthMeter, SendProgress, TrafficCounters};
-use imgsync_common::retry::RetryState;
-use imgsync_common::wait::{ClockPause, WaitClock};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryState;
+use imgsync_oci::{Descriptor, Hasher};
+use imgsync_registry::wait::{ClockPause, WaitClock};
+use imgsync_registry::{BandwidthMeter, SendProgress, TrafficCounters};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
@@ -411,10 +411,10 @@ mod tests {
     use std::time::Duration;
 
     use futures_util::StreamExt as _;
-    use imgsync_common::image::{Digest, MediaType};
-    use imgsync_common::registry::credentials::CredentialEnvironment;
-    use imgsync_common::registry::{Access, Client, ClientSettings, Context};
-    use imgsync_common::retry::{RetryBudget, RetryPolicy};
+    use imgsync_oci::retry::{RetryBudget, RetryPolicy};
+    use imgsync_oci::{Digest, MediaType};
+    use imgsync_registry::credentials::CredentialEnvironment;
+    use imgsync_registry::{Access, Client, ClientSettings, Context};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -463,7 +463,7 @@ mod tests {
 
     fn budget_allows_retry(budget: &RetryBudget) -> bool {
         let failure = Error::new(ErrorKind::ServerError, "reading x", "503");
-        imgsync_common::retry::RetryState::new(RetryPolicy::default(), budget).next_delay(failure).is_ok()
+        imgsync_oci::retry::RetryState::new(RetryPolicy::default(), budget).next_delay(failure).is_ok()
     }
 
     #[tokio::test]

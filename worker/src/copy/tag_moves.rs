@@ -1,8 +1,8 @@
 //! Source tags that move during a copy: the old manifest may be gone, so the tag is resolved again.
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Digest, Manifest};
-use imgsync_common::registry::{Context, ManifestRef};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, Manifest};
+use imgsync_registry::{Context, ManifestRef};
 
 use super::CopyRequest;
 use super::endpoints::Endpoints;

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{Endpoint, RepositoryLocator};
-use imgsync_common::error::Result;
-use imgsync_common::generational::GenerationalCache;
-use imgsync_common::image::{Digest, RegistryName, RepositoryName, Tag};
-use imgsync_common::store::{BlobIndex, BlobProof, LEASE_TTL, LeaseGuard, Leases, PROOF_TTL, TryAcquireResult};
+use imgsync_model::batch::{Endpoint, RepositoryLocator};
+use imgsync_oci::error::Result;
+use imgsync_oci::generational::GenerationalCache;
+use imgsync_oci::{Digest, RegistryName, RepositoryName, Tag};
+use imgsync_store::{BlobIndex, BlobProof, LEASE_TTL, LeaseGuard, Leases, PROOF_TTL, TryAcquireResult};
 use rand::Rng as _;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::BlobOutcome;
-use imgsync_common::image::Descriptor;
-use imgsync_common::layout::{BlobWriter, Layout};
-use imgsync_common::retry::RetryState;
+use imgsync_layout::{BlobWriter, Layout};
+use imgsync_oci::Descriptor;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryState;
+use imgsync_registry::event::BlobOutcome;
 
 use super::endpoints::{CopyTarget, SourceStream};
 use super::transfer::ImageTransfer;

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use imgsync_common::batch::{ForeignLayers, Referrers, RepositoryLocator};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{BlobOutcome, Event};
-use imgsync_common::image::{Descriptor, Digest, DigestTag, DigestTagHints, Manifest, ManifestKind, Tag};
-use imgsync_common::registry::{Context, ManifestPut, ManifestRef, Repository, TrafficCounters};
-use imgsync_common::store::BlobProof;
+use imgsync_model::batch::{ForeignLayers, Referrers, RepositoryLocator};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, DigestTag, DigestTagHints, Manifest, ManifestKind, Tag};
+use imgsync_registry::event::{BlobOutcome, Event};
+use imgsync_registry::{Context, ManifestPut, ManifestRef, Repository, TrafficCounters};
+use imgsync_store::BlobProof;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::blob::is_large;

@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures_util::StreamExt as _;
-use imgsync_common::batch::ForeignLayers;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Descriptor, Digest, Hasher, Manifest, Tag};
-use imgsync_common::registry::{Context, ManifestRef, TrafficSnapshot};
-use imgsync_common::sanitize::sanitize;
+use imgsync_model::batch::ForeignLayers;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::{Descriptor, Digest, Hasher, Manifest, Tag};
+use imgsync_registry::{Context, ManifestRef, TrafficSnapshot};
 use serde::Serialize;
 
 use super::endpoints::{CopySource, CopyTarget, Endpoints};

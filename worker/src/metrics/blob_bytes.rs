@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use imgsync_common::event::BlobOutcome;
-use imgsync_common::image::Digest;
+use imgsync_oci::Digest;
+use imgsync_registry::event::BlobOutcome;
 
 use super::{LabeledCounters, MetricLabel};
 

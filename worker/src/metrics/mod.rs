@@ -11,10 +11,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::TaskRef;
-use imgsync_common::error::ErrorKind;
-use imgsync_common::event::{Event, Observer, TaskCompletion};
-use imgsync_common::image::RegistryName;
+use crate::task_events::TaskObserver;
+use imgsync_model::batch::TaskRef;
+use imgsync_model::event::TaskCompletion;
+use imgsync_model::event::TaskEvent;
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::ErrorKind;
+use imgsync_registry::event::{Event, Observer};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -246,12 +249,6 @@ impl Metrics {
 impl Observer for Metrics {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::TaskStarted { task: task_ref, .. } => {
-                if self.state().started_at.insert(*task_ref, Instant::now()).is_none() {
-                    self.running.inc();
-                }
-            }
-            Event::TaskEnded { task: task_ref, completion } => self.record_task_end(task_ref, completion),
             Event::BlobStarted { digest, moved, .. } => {
                 self.state().blobs_in_flight.start(digest, moved, &self.blob_bytes);
             }
@@ -276,12 +273,25 @@ impl Observer for Metrics {
             Event::Retrying { kind, .. } => {
                 _ = self.retries.get_or_create(&[("kind", kind.as_str().to_owned())]).inc();
             }
-            Event::TasksReclaimed { from_workers, from_queue } => {
+            Event::Warning { .. } | Event::RepeatedWarning { .. } => _ = self.warnings.inc(),
+            Event::ManifestRead { .. } | Event::Notice { .. } => {}
+        }
+    }
+}
+
+impl TaskObserver for Metrics {
+    fn on_task(&self, event: &TaskEvent) {
+        match event {
+            TaskEvent::Started { task: task_ref, .. } => {
+                if self.state().started_at.insert(*task_ref, Instant::now()).is_none() {
+                    self.running.inc();
+                }
+            }
+            TaskEvent::Ended { task: task_ref, completion } => self.record_task_end(task_ref, completion),
+            TaskEvent::Reclaimed { from_workers, from_queue } => {
                 self.reclaimed.get_or_create(&[("from", "worker".to_owned())]).inc_by(*from_workers);
                 self.reclaimed.get_or_create(&[("from", "queue".to_owned())]).inc_by(*from_queue);
             }
-            Event::Warning { .. } | Event::RepeatedWarning { .. } => _ = self.warnings.inc(),
-            Event::ManifestRead { .. } | Event::Notice { .. } => {}
         }
     }
 }
@@ -310,9 +320,9 @@ fn status_label(status: Option<u16>) -> String {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use imgsync_common::batch::BatchId;
-    use imgsync_common::event::{BlobOutcome, RequestPurpose, ThrottleReason};
-    use imgsync_common::image::Digest;
+    use imgsync_model::batch::BatchId;
+    use imgsync_oci::Digest;
+    use imgsync_registry::event::{BlobOutcome, RequestPurpose, ThrottleReason};
 
     use super::*;
 
@@ -330,10 +340,10 @@ mod tests {
     fn events_become_metrics() {
         let metrics = Metrics::new("imgsync-worker", |_| {});
         let task_ref = TaskRef { batch: BatchId::generate(), index: 7, run: 0 };
-        metrics.on_event(&Event::TaskStarted { task: task_ref, source: "a".into(), target: "b".into() });
+        metrics.on_task(&TaskEvent::Started { task: task_ref, source: "a".into(), target: "b".into() });
         assert!(metrics.render().contains("\nimgsync_running_tasks 1\n"));
         let completion = TaskCompletion::Failed { kind: ErrorKind::Denied, error: "no".into() };
-        metrics.on_event(&Event::TaskEnded { task: task_ref, completion });
+        metrics.on_task(&TaskEvent::Ended { task: task_ref, completion });
         metrics.on_event(&answered("gcr.io", Some(200)));
         metrics.on_event(&answered("gcr.io", Some(799)));
         metrics.on_event(&answered("gcr.io", None));
@@ -343,7 +353,7 @@ mod tests {
             reason: ThrottleReason::RateLimit,
             delay,
         });
-        metrics.on_event(&Event::TasksReclaimed { from_workers: 3, from_queue: 0 });
+        metrics.on_task(&TaskEvent::Reclaimed { from_workers: 3, from_queue: 0 });
         let text = metrics.render();
         for line in [
             "imgsync_running_tasks 0",

@@ -4,8 +4,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use imgsync_common::batch::{Message, Route};
-use imgsync_common::queue::Delivery;
+use imgsync_model::batch::{Message, Route};
+use imgsync_queue::Delivery;
 
 use super::Runner;
 

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{Endpoint, Route, TagLocator};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::RegistryName;
-use imgsync_common::naming::TargetBase;
-use imgsync_common::queue::RouteFilter;
-use imgsync_common::registry::{Client, Context, RateLimitHold};
-use imgsync_common::store::{Account, RateLimitCategory, Store, UnservedRoute};
+use imgsync_model::batch::{Endpoint, Route, TagLocator};
+use imgsync_model::naming::TargetBase;
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_queue::RouteFilter;
+use imgsync_registry::{Client, Context, RateLimitHold};
+use imgsync_store::{Account, RateLimitCategory, Store, UnservedRoute};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -394,7 +394,7 @@ mod tests {
     }
 
     fn tag_locator(path: &str) -> TagLocator {
-        let home = imgsync_common::batch::RepositoryLocator::new("r.example".parse().unwrap(), path).unwrap();
+        let home = imgsync_model::batch::RepositoryLocator::new("r.example".parse().unwrap(), path).unwrap();
         TagLocator { repository: Arc::new(home), tag: "v1".parse().unwrap() }
     }
 

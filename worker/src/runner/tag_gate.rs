@@ -8,9 +8,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::Digest;
-use imgsync_common::store::{CONFIRMATION_MAX_AGE, LeaseGuard, LeaseStatus, tag_lease_name};
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::{CONFIRMATION_MAX_AGE, LeaseGuard, LeaseStatus, tag_lease_name};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 

@@ -8,17 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use imgsync_common::batch::{
+use imgsync_model::batch::{
     BatchId, BatchOptions, BlobBytes, Failure, Message, MessageTarget, RequestCounts, Route, RuleOptions, TagLocator,
     TaskRef, TaskResult,
 };
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::event::{Event, TaskCompletion};
-use imgsync_common::image::{Digest, RegistryName};
-use imgsync_common::panics::catch_panic;
-use imgsync_common::registry::{Context, TrafficCounters};
-use imgsync_common::retry;
-use imgsync_common::store::{
+use imgsync_model::event::TaskCompletion;
+use imgsync_model::event::TaskEvent;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::panics::catch_panic;
+use imgsync_oci::retry;
+use imgsync_oci::{Digest, RegistryName};
+use imgsync_registry::{Context, TrafficCounters};
+use imgsync_store::{
     CacheScope, CachedTag, ClaimResult, FinishResult, LeaseGuard, LeaseStatus, ProvenanceUpdate, RescheduleResult,
     RunningTask, TagRecord, TaskHolder, Usage,
 };
@@ -183,7 +184,11 @@ impl Runner {
         };
         let _listed = RunningTaskGuard::new(self, task_ref, running.clone());
         let held = async {
-            self.events.emit(Event::TaskStarted { task: task_ref, source: running.source, target: running.target });
+            self.events.emit_task(TaskEvent::Started {
+                task: task_ref,
+                source: running.source,
+                target: running.target,
+            });
             Ok(self.run_leased(delivered, task_ref, target, (token, attempts, losses), shared_slot, stop).await)
         };
         let operation = format!("copying {}", message.source);
@@ -243,7 +248,11 @@ impl Runner {
             attempts,
             rule,
             options: &options,
-            context: Context { cancel: stop.abort.child_token(), events: self.events.clone(), ..Context::default() },
+            context: Context {
+                cancel: stop.abort.child_token(),
+                events: self.events.transfers().clone(),
+                ..Context::default()
+            },
             traffic: (TrafficCounters::new(), TrafficCounters::new()),
             started: Instant::now(),
         };
@@ -533,7 +542,7 @@ impl Runner {
     }
 
     fn emit_end(&self, task_ref: TaskRef, completion: TaskCompletion) {
-        self.events.emit(Event::TaskEnded { task: task_ref, completion });
+        self.events.emit_task(TaskEvent::Ended { task: task_ref, completion });
     }
 }
 

@@ -5,29 +5,42 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{
+use imgsync_model::batch::{
     BatchId, BatchOptions, MessageTarget, RepositoryLocator, Route, RuleOptions, TagLocator, TaskSpec,
 };
-use imgsync_common::error::ErrorKind;
-use imgsync_common::event::{Observer, TaskCompletion};
-use imgsync_common::image::{Digest, DigestTagHints};
-use imgsync_common::queue::MemoryQueue;
-use imgsync_common::registry::ClientSettings;
-use imgsync_common::registry::credentials::CredentialEnvironment;
-use imgsync_common::store::{Batch, CacheScope, ManualClock, NewBatch, PlanSegment, SqliteStore};
+use imgsync_model::event::{TaskCompletion, TaskEvent};
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::{Digest, DigestTagHints};
+use imgsync_queue::MemoryQueue;
+use imgsync_registry::ClientSettings;
+use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::event::{Event, Observer};
+use imgsync_store::{Batch, CacheScope, ManualClock, NewBatch, PlanSegment, SqliteStore};
 use jiff::Timestamp;
 
 use super::*;
 use crate::copy::CopyLimits;
+use crate::task_events::TaskObserver;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls a function with each event.
 struct CallbackObserver<F>(F);
 
-impl<F: Fn(&Event) + Send + Sync> Observer for CallbackObserver<F> {
+enum AnyEvent<'a> {
+    Transfer(&'a Event),
+    Task(&'a TaskEvent),
+}
+
+impl<F: Fn(AnyEvent<'_>) + Send + Sync> Observer for CallbackObserver<F> {
     fn on_event(&self, event: &Event) {
-        (self.0)(event);
+        (self.0)(AnyEvent::Transfer(event));
+    }
+}
+
+impl<F: Fn(AnyEvent<'_>) + Send + Sync> TaskObserver for CallbackObserver<F> {
+    fn on_task(&self, event: &TaskEvent) {
+        (self.0)(AnyEvent::Task(event));
     }
 }
 
@@ -44,7 +57,7 @@ impl RunnerFixture {
         clock: &Arc<ManualClock>,
         folder: &Path,
         tags: &[&str],
-        on: impl Fn(&Event) + Send + Sync + 'static,
+        on: impl Fn(AnyEvent<'_>) + Send + Sync + 'static,
     ) -> RunnerFixture {
         let queue = Arc::new(MemoryQueue::new());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
@@ -92,7 +105,7 @@ impl RunnerFixture {
         let copier = Copier::new(client.clone(), CopyLimits::default());
         let settings = RunnerSettings { name: "one".to_owned(), slots: 1, max_attempts: 1, in_cluster: false };
         let (serving, events) =
-            (RouteSelector::new(WorkerScope::default()), Events::new(Arc::new(CallbackObserver(on))));
+            (RouteSelector::new(WorkerScope::default()), TaskEvents::new(Arc::new(CallbackObserver(on))));
         let runner = Runner::new(queue, store.clone(), clock.clone(), (client, copier), settings, serving, events);
         let targets = planned.into_iter().map(|task| task.target).collect();
         RunnerFixture { runner, store, batch, targets }
@@ -146,9 +159,9 @@ async fn a_task_that_panics_is_a_failed_attempt_and_frees_its_slot() {
     let clock = Arc::new(ManualClock::starting_at(Timestamp::now()));
     // The source is missing: every task fails by itself, except one that panics before its copy and one that panics
     // after.
-    let on = |event: &Event| match event {
-        Event::TaskStarted { task, .. } if task.index == 1 => panic!("the first {} is odd", "panic"),
-        Event::TaskEnded { task, .. } if task.index == 2 => panic!("the second panic"),
+    let on = |event: AnyEvent<'_>| match event {
+        AnyEvent::Task(TaskEvent::Started { task, .. }) if task.index == 1 => panic!("the first {} is odd", "panic"),
+        AnyEvent::Task(TaskEvent::Ended { task, .. }) if task.index == 2 => panic!("the second panic"),
         _ => {}
     };
     let fixture = RunnerFixture::new(&clock, folder.path(), &["v0", "v1", "v2", "v3"], on).await;
@@ -175,10 +188,12 @@ async fn a_tag_whose_lease_expires_before_it_is_recorded_is_not_recorded() {
         let digest = write_layout(&folder.path().join("source"), "v1");
         let (clock, ends) = (Arc::new(ManualClock::starting_at(now)), Arc::new(Mutex::new(Vec::new())));
         let (its_clock, its_ends) = (clock.clone(), ends.clone());
-        let on = move |event: &Event| match event {
+        let on = move |event: AnyEvent<'_>| match event {
             // The tag is written; for the store, whose clock counts, the lease then expires.
-            Event::ManifestPut { .. } if expires => its_clock.advance(LEASE_TTL + Duration::from_secs(1)),
-            Event::TaskEnded { completion, .. } => its_ends.lock().unwrap().push(completion.clone()),
+            AnyEvent::Transfer(Event::ManifestPut { .. }) if expires => {
+                its_clock.advance(LEASE_TTL + Duration::from_secs(1))
+            }
+            AnyEvent::Task(TaskEvent::Ended { completion, .. }) => its_ends.lock().unwrap().push(completion.clone()),
             _ => {}
         };
         let fixture = RunnerFixture::new(&clock, folder.path(), &["v1"], on).await;

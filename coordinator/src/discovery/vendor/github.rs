@@ -1,9 +1,9 @@
 //! GitHub packages: <https://docs.github.com/rest/packages/packages>. A version of a container is a manifest, and its
 //! name is the digest. Organizations and users have different URLs, and the name does not tell which it is.
 
-use imgsync_common::error::{ErrorKind, Result};
-use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{BoundedList, ListEntry, ListPage, VendorApi, VendorApiPages};
+use imgsync_oci::RepositoryName;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_registry::{BoundedList, ListEntry, ListPage, VendorApi, VendorApiPages};
 use serde::Deserialize;
 use url::Url;
 

@@ -2,8 +2,8 @@
 //! within its project is escaped twice, because a proxy in front of Harbor decodes it once. Only tagged artifacts are
 //! requested.
 
-use imgsync_common::image::{MediaType, RepositoryName};
-use imgsync_common::registry::{BoundedList, ListEntry, ListPage, VendorApi, VendorApiPages};
+use imgsync_oci::{MediaType, RepositoryName};
+use imgsync_registry::{BoundedList, ListEntry, ListPage, VendorApi, VendorApiPages};
 use serde::Deserialize;
 
 use super::{

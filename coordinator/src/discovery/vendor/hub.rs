@@ -1,8 +1,8 @@
 //! Docker Hub's API: <https://docs.docker.com/reference/api/hub/latest/>, "List repositories" and "List repository
 //! tags". 180 requests a minute without a login; high page numbers of a long list are not available to everyone.
 
-use imgsync_common::image::{MediaType, RepositoryName};
-use imgsync_common::registry::{BoundedList, ListEntry, ListPage, NextPage, VendorApi, VendorApiPages};
+use imgsync_oci::{MediaType, RepositoryName};
+use imgsync_registry::{BoundedList, ListEntry, ListPage, NextPage, VendorApi, VendorApiPages};
 use serde::Deserialize;
 
 use super::{

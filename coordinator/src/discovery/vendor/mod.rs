@@ -1,5 +1,5 @@
 //! Vendor APIs: the repositories of a namespace, and tags with digests and dates. Each vendor has a file with its URLs
-//! and page formats; requests are made by [`imgsync_common::registry::VendorApi`].
+//! and page formats; requests are made by [`imgsync_registry::VendorApi`].
 
 mod github;
 mod harbor;
@@ -8,12 +8,12 @@ mod quay;
 
 use std::time::Duration;
 
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{ListPage, Repository, VendorApi, VendorApiPages};
-use imgsync_common::select::RepositoryPattern;
-use imgsync_common::store::age;
-use imgsync_common::vendor::Vendor;
+use imgsync_model::select::RepositoryPattern;
+use imgsync_oci::RepositoryName;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::vendor::Vendor;
+use imgsync_registry::{ListPage, Repository, VendorApi, VendorApiPages};
+use imgsync_store::age;
 use jiff::Timestamp;
 
 use super::listing::ListedTag;

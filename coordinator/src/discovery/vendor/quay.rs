@@ -1,8 +1,8 @@
 //! Quay's API: <https://docs.quay.io/api/swagger/>, operations listRepos and listRepoTags. Without an OAuth token only
 //! public repositories are listed. A namespace that does not exist gives an empty list.
 
-use imgsync_common::image::RepositoryName;
-use imgsync_common::registry::{BoundedList, ListEntry, ListPage, NextPage, VendorApi, VendorApiPages};
+use imgsync_oci::RepositoryName;
+use imgsync_registry::{BoundedList, ListEntry, ListPage, NextPage, VendorApi, VendorApiPages};
 use jiff::Timestamp;
 use serde::Deserialize;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use imgsync_common::batch::{Priority, Route, TaskState};
+use imgsync_model::batch::{Priority, Route, TaskState};
 
 use super::depth::DrainRate;
 

@@ -1,5 +1,5 @@
-use imgsync_common::config::{Config, ConfigFile};
-use imgsync_common::image::DigestTag;
+use imgsync_config::{Config, ConfigFile};
+use imgsync_oci::DigestTag;
 
 use super::*;
 use crate::discovery::ListedTag;

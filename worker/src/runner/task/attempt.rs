@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_common::batch::{BatchOptions, Endpoint, ForeignLayers, RuleOptions, TagLocator};
-use imgsync_common::error::{Error, ErrorKind, Result};
-use imgsync_common::image::{Digest, Reference, RepositoryName, Tag};
-use imgsync_common::layout::{ImageName, LayoutRef};
-use imgsync_common::registry::{Access, Context, ManifestRef, Repository};
-use imgsync_common::store::{CachedTag, age};
+use imgsync_layout::{ImageName, LayoutRef};
+use imgsync_model::batch::{BatchOptions, Endpoint, ForeignLayers, RuleOptions, TagLocator};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, Reference, RepositoryName, Tag};
+use imgsync_registry::{Access, Context, ManifestRef, Repository};
+use imgsync_store::{CachedTag, age};
 
 use super::super::Runner;
 use super::super::tag_gate::TaskGate;
@@ -80,8 +80,7 @@ impl Runner {
                     // The cached source digest is gone: read the tag.
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     done => {
-                        let prior =
-                            PriorState { seen_at: Some(fresh.seen_at), referrers_checked_at: referrers_checked_at };
+                        let prior = PriorState { seen_at: Some(fresh.seen_at), referrers_checked_at };
                         let report = CopyReport { source_head_digest: Some(fresh.source.clone()), ..done? };
                         return Ok(AttemptOutcome::Copied(Box::new(CompletedCopy {
                             report,
@@ -118,7 +117,7 @@ impl Runner {
                 }
                 result => {
                     let (report, is_whole) = (result?, partial && !rule.is_sparse());
-                    let prior = PriorState { seen_at: None, referrers_checked_at: referrers_checked_at };
+                    let prior = PriorState { seen_at: None, referrers_checked_at };
                     let lease = gate.into_lease();
                     return Ok(AttemptOutcome::Copied(Box::new(CompletedCopy { report, prior, lease, is_whole })));
                 }

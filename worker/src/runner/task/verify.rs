@@ -1,7 +1,7 @@
 //! Runs a verify task.
 
-use imgsync_common::batch::VerifyOptions;
-use imgsync_common::error::Result;
+use imgsync_model::batch::VerifyOptions;
+use imgsync_oci::error::Result;
 
 use super::attempt::image_location;
 use super::{AttemptOutcome, LeasedTask, Runner};

@@ -1,0 +1,106 @@
+//! `from` and `preset` of a rule: its source.
+
+use std::path::PathBuf;
+
+use super::preset;
+use super::reader::{SectionFields, ValueReader};
+use super::rule::{RuleContext, RuleSource};
+use super::schema_table::FROM;
+use super::yaml::{YamlNode, YamlValue};
+use imgsync_model::select::RepositoryPattern;
+use imgsync_oci::Tag;
+
+/// Reads the source of a rule, and reports problems.
+pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields<'_>) -> Option<RuleSource> {
+    let reader = surroundings.reader;
+    match (fields.get("preset"), fields.get("from")) {
+        (None, None) => {
+            reader.report(&fields.at, "a rule needs `from` or `preset`");
+            None
+        }
+        (Some(_), Some(_)) => {
+            if let Some(entry) = fields.entry("preset") {
+                reader.report(&entry.key_at, "a rule has either `from` or `preset`, not both");
+            }
+            None
+        }
+        (Some(node), None) => preset::read(reader, node, surroundings.presets).map(RuleSource::Preset),
+        (None, Some(node)) if matches!(node.value, YamlValue::Map(_)) => {
+            read_repositories(reader, node).map(RuleSource::Repositories)
+        }
+        (None, Some(node)) => {
+            let text = reader.text(node)?;
+            if let Some(layout) = text.strip_prefix("oci:") {
+                return read_layout_path(reader, node, layout).map(RuleSource::Layout);
+            }
+            match text.parse::<RepositoryPattern>() {
+                Ok(pattern) => Some(RuleSource::Repositories(pattern)),
+                Err(error) => {
+                    let hint = error.hint.clone();
+                    reader.report_value(node, error, hint);
+                    None
+                }
+            }
+        }
+    }
+}
+
+/// Reads `from: {repositories: …, exclude: […]}`.
+fn read_repositories(reader: &ValueReader, node: &YamlNode) -> Option<RepositoryPattern> {
+    let fields = reader.fields(node, &FROM)?;
+    let Some(repositories) = fields.get("repositories") else {
+        reader.report(&fields.at, "`repositories` is missing");
+        return None;
+    };
+    let text = reader.text(repositories)?;
+    let pattern = match text.parse::<RepositoryPattern>() {
+        _ if text.starts_with("oci:") => {
+            reader.report_value(repositories, "a layout is read as a whole", Some(format!("write `from: {text}`")));
+            return None;
+        }
+        Ok(pattern) => pattern,
+        Err(error) => {
+            let hint = error.hint.clone();
+            reader.report_value(repositories, error, hint);
+            return None;
+        }
+    };
+    let mut excluded = Vec::new();
+    for node in fields.get("exclude").map(|node| reader.one_or_many(node)).unwrap_or_default() {
+        match pattern.parse_exclusion(reader.text(node)?) {
+            Ok(_) if pattern.repository().is_some() => {
+                reader.report_value(node, "`exclude` needs a pattern that matches several repositories", None);
+            }
+            Ok(other) if other == pattern => reader.report_value(node, format!("this excludes all of {pattern}"), None),
+            Ok(other) => excluded.push(other),
+            Err(error) => {
+                let hint = error.hint.clone();
+                reader.report_value(node, error, hint);
+            }
+        }
+    }
+    Some(pattern.excluding(excluded))
+}
+
+/// Reads the folder of a whole layout.
+pub(super) fn read_layout_path(reader: &ValueReader, node: &YamlNode, text: &str) -> Option<PathBuf> {
+    if text.is_empty() {
+        reader.report(&node.at, "`oci:` needs the name of a folder");
+        return None;
+    }
+    if let Some((folder, tag)) = text.rsplit_once(':')
+        && tag.parse::<Tag>().is_ok()
+    {
+        reader.report_value(
+            node,
+            "a layout in a rule has no tag",
+            Some(format!("write `oci:{folder}` and `tags: {{include: [\"{tag}\"]}}`")),
+        );
+        return None;
+    }
+    if text.contains('*') {
+        reader.report(&node.at, "a layout is always read as a whole: wildcards are not supported");
+        return None;
+    }
+    Some(PathBuf::from(text))
+}

@@ -1,0 +1,125 @@
+//! Reads blobs. Bytes are not hashed here: the copy hashes them as they stream.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+
+use super::error::LayoutError;
+use super::{BLOBS, Layout, LayoutInner, run_blocking};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest};
+
+/// Size of a chunk in bytes.
+const CHUNK_BYTES: u64 = 256 << 10;
+
+/// Contents of a blob, read in chunks.
+#[derive(Debug)]
+pub struct LayoutBlobStream {
+    file: Arc<File>,
+    offset: u64,
+    size: u64,
+    operation: String,
+}
+
+/// A blob stream and its start offset.
+#[derive(Debug)]
+pub struct OpenedLayoutBlob {
+    /// The stream.
+    pub stream: LayoutBlobStream,
+    /// Offset of the first byte, as requested.
+    pub offset: u64,
+}
+
+impl LayoutBlobStream {
+    /// Reads the next chunk of at most 256 KiB; `None` at the end. A file that became shorter fails with
+    /// [`ErrorKind::Corrupt`].
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        if self.offset == self.size {
+            return Ok(None);
+        }
+        let (file, at) = (self.file.clone(), self.offset);
+        let want = usize::try_from((self.size - at).min(CHUNK_BYTES)).unwrap_or_default();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut chunk = vec![0; want];
+            file.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
+        });
+        let chunk = match read.await {
+            Ok(Ok(chunk)) => chunk,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    &self.operation,
+                    "the file became shorter while it was read",
+                ));
+            }
+            Ok(Err(error)) => {
+                return Err(Error::new(ErrorKind::Local, &self.operation, error.to_string()).with_source(error));
+            }
+            Err(error) => return Err(Error::cancelled(&self.operation).with_source(error)),
+        };
+        self.offset += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+
+    /// Converts into a stream, which ends after an error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes>> + Send {
+        futures_util::stream::try_unfold(self, |mut stream| async move {
+            Ok(stream.next_chunk().await?.map(|chunk| (chunk, stream)))
+        })
+    }
+}
+
+impl LayoutInner {
+    /// Opens a blob's file and returns its size in bytes; `None` if it does not exist.
+    pub(super) fn open_blob_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, LayoutError> {
+        let Some(blobs) = self.root.open_dir(BLOBS)? else { return Ok(None) };
+        let Some(folder) = blobs.open_dir(digest.algorithm().as_str())? else { return Ok(None) };
+        folder.open_file(digest.hex())
+    }
+
+    /// Opens a blob's file and checks its size.
+    pub(super) fn open_blob_file_of_size(&self, digest: &Digest, size: u64) -> Result<File, LayoutError> {
+        match self.open_blob_file(digest)? {
+            Some((file, found)) if found == size => Ok(file),
+            Some((_, found)) => {
+                let detail = format!("expected {size} bytes, the file has {found}");
+                Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; export it again"))
+            }
+            None => Err(LayoutError::new(ErrorKind::NotFound, "not found in the layout")
+                .with_hint("the layout is incomplete; export it again")),
+        }
+    }
+}
+
+impl Layout {
+    /// Returns the description of a blob read, for messages.
+    pub fn read_operation(&self, digest: &Digest) -> String {
+        format!("reading blob {}@{digest}", self.0.label)
+    }
+
+    /// Whether the layout has a blob with the right content. [`Hashing`](super::HashPolicy) says when files are hashed.
+    pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
+        let operation = format!("checking blob {}@{}", self.0.label, blob.digest);
+        self.is_intact(blob, &operation).await
+    }
+
+    /// Opens a blob at an offset. Fails immediately if the file's size differs from the descriptor's.
+    pub async fn open_blob(&self, blob: &Descriptor, offset: u64) -> Result<OpenedLayoutBlob> {
+        let operation = self.read_operation(&blob.digest);
+        let (digest, size, shared) = (blob.digest.clone(), blob.size, self.0.clone());
+        let file = run_blocking(&operation, move || {
+            let file = shared.open_blob_file_of_size(&digest, size)?;
+            match offset <= size {
+                true => Ok(file),
+                false => {
+                    Err(LayoutError::new(ErrorKind::Corrupt, format!("offset {offset} is past the end ({size} bytes)")))
+                }
+            }
+        })
+        .await?;
+        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file: Arc::new(file), offset, size, operation }, offset })
+    }
+}

@@ -1,0 +1,361 @@
+//! `index.json`: the images of a layout and their names. Fields and entries of other tools are written back byte for
+//! byte.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::error::LayoutError;
+use super::reference::QualifiedRepositoryName;
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::{Descriptor, Digest, MediaType, Reference, Tag};
+use imgsync_registry::ManifestRef;
+
+/// Annotation with an image's name: a tag or a full reference.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation in which containerd and BuildKit write the full reference, beside a bare tag in the one above.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+const MANIFESTS: &str = "manifests";
+
+/// An image in a layout's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// Name as written, if any.
+    pub name: Option<String>,
+    /// Repository, if the name is a full one.
+    pub repository: Option<QualifiedRepositoryName>,
+    /// Tag; `latest` for a full name without tag and digest. `None`: available by digest only.
+    pub tag: Option<Tag>,
+    /// Descriptor that the name points at.
+    pub descriptor: Descriptor,
+}
+
+/// Contents of an `index.json`. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct LayoutIndex {
+    fields: BTreeMap<String, Box<RawValue>>,
+    items: Vec<Arc<RawEntry>>,
+}
+
+#[derive(Debug)]
+struct RawEntry {
+    raw: Box<RawValue>,
+    /// The parsed entry, or why it is invalid.
+    entry: Result<IndexEntry, String>,
+}
+
+/// An image to add, replacing one with the same name.
+#[derive(Debug, Clone)]
+pub(super) struct IndexChange {
+    pub(super) repository: Option<QualifiedRepositoryName>,
+    pub(super) reference: ManifestRef,
+    pub(super) descriptor: Descriptor,
+}
+
+impl LayoutIndex {
+    /// Creates the index of an empty layout.
+    pub(super) fn empty() -> LayoutIndex {
+        let raw = |json: &str| RawValue::from_string(json.to_owned()).ok();
+        let media_type = format!("\"{}\"", MediaType::OciIndex.as_str());
+        let fields = [("schemaVersion", raw("2")), ("mediaType", raw(&media_type))];
+        let fields = fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        LayoutIndex { fields, items: Vec::new() }
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Result<LayoutIndex, LayoutError> {
+        let bad = |detail: String| LayoutError::new(ErrorKind::InvalidResponse, format!("its index.json {detail}"));
+        let unparsable = |error: serde_json::Error| bad(format!("cannot be parsed: {error}"));
+        let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(bytes).map_err(unparsable)?;
+        if let Some(version) = fields.get("schemaVersion")
+            && version.get() != "2"
+        {
+            return Err(bad(format!("has the schemaVersion {}; only 2 is known", sanitize(version.get()))));
+        }
+        let manifests = fields.remove(MANIFESTS);
+        // Some tools write `null` for an empty list.
+        let manifests: Option<Vec<Box<RawValue>>> =
+            manifests.map_or(Ok(None), |raw| serde_json::from_str(raw.get())).map_err(unparsable)?;
+        let items = manifests.unwrap_or_default().into_iter();
+        Ok(LayoutIndex {
+            fields,
+            items: items.map(|raw| Arc::new(RawEntry { entry: read_entry(&raw), raw })).collect(),
+        })
+    }
+
+    /// Iterates over the valid entries.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &IndexEntry> {
+        self.items.iter().filter_map(|item| item.entry.as_ref().ok())
+    }
+
+    /// Returns all entries, or an error for the first invalid one.
+    pub(super) fn all_entries(&self) -> Result<Vec<IndexEntry>, LayoutError> {
+        self.check_entries()?;
+        Ok(self.entries().cloned().collect())
+    }
+
+    /// Fails if an entry is invalid: it may be the one requested.
+    pub(super) fn check_entries(&self) -> Result<(), LayoutError> {
+        for (at, item) in self.items.iter().enumerate() {
+            if let Err(reason) = &item.entry {
+                let detail = format!("entry {} of index.json is invalid: {reason}", at + 1);
+                return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an image. Returns `false` if it was there already and nothing changed. If several entries have its name,
+    /// the first is replaced and the others are removed.
+    pub(super) fn apply(&mut self, change: &IndexChange) -> Result<bool, LayoutError> {
+        let same = |item: &Arc<RawEntry>| item.entry.as_ref().is_ok_and(|entry| change.matches(entry));
+        let first = self.items.iter().position(same);
+        let old = first.and_then(|at| self.items[at].entry.as_ref().ok());
+        if let Some(old) = old
+            && old.descriptor.digest == change.descriptor.digest
+            && old.descriptor.size == change.descriptor.size
+            && old.descriptor.media_type == change.descriptor.media_type
+        {
+            return Ok(false);
+        }
+        let mut descriptor = change.descriptor.clone();
+        // A manifest's own annotations may contain names too.
+        descriptor.annotations.retain(|key, _| ![REF_NAME, CONTAINERD_NAME].contains(&key.as_str()));
+        if let Some(name) = change.name() {
+            descriptor.annotations.insert(REF_NAME.to_owned(), name);
+        }
+        for key in [REF_NAME, CONTAINERD_NAME] {
+            if let Some(written) = old.and_then(|old| old.descriptor.annotations.get(key)) {
+                descriptor.annotations.insert(key.to_owned(), written.clone());
+            }
+        }
+        let raw = to_raw_value(&descriptor).map_err(serialize_error)?;
+        let item = Arc::new(RawEntry { entry: read_entry(&raw), raw });
+        match first {
+            None => self.items.push(item),
+            Some(first) => {
+                self.items[first] = item;
+                let mut at = 0;
+                self.items.retain(|item| {
+                    at += 1;
+                    at - 1 <= first || !item.entry.as_ref().is_ok_and(|entry| change.matches(entry))
+                });
+            }
+        }
+        Ok(true)
+    }
+
+    /// Serializes the index, one image per line.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, LayoutError> {
+        let mut out = String::from("{");
+        for (key, value) in &self.fields {
+            let key = serde_json::to_string(key).map_err(serialize_error)?;
+            out.extend([&*key, ":", value.get(), ","]);
+        }
+        out.extend(["\"", MANIFESTS, "\":["]);
+        for (at, item) in self.items.iter().enumerate() {
+            out.extend([if at == 0 { "\n" } else { ",\n" }, item.raw.get()]);
+        }
+        out.push_str("\n]}\n");
+        Ok(out.into_bytes())
+    }
+}
+
+fn serialize_error(error: serde_json::Error) -> LayoutError {
+    LayoutError::new(ErrorKind::Invalid, format!("its index.json cannot be written: {error}"))
+}
+
+impl IndexChange {
+    /// Whether the change replaces an entry: for a tag, the entry with this tag in the same repository or as a bare
+    /// tag; for a digest, the entry with this digest and no tag.
+    fn matches(&self, entry: &IndexEntry) -> bool {
+        match &self.reference {
+            ManifestRef::Tag(tag) => entry.repository == self.repository && entry.tag.as_ref() == Some(tag),
+            ManifestRef::Digest(digest) => {
+                entry.repository == self.repository && entry.tag.is_none() && entry.descriptor.digest == *digest
+            }
+        }
+    }
+
+    fn name(&self) -> Option<String> {
+        match (&self.repository, &self.reference) {
+            (Some(repository), ManifestRef::Tag(tag)) => Some(format!("{repository}:{tag}")),
+            (Some(repository), ManifestRef::Digest(digest)) => Some(format!("{repository}@{digest}")),
+            (None, ManifestRef::Tag(tag)) => Some(tag.to_string()),
+            (None, ManifestRef::Digest(_)) => None,
+        }
+    }
+}
+
+fn read_entry(raw: &RawValue) -> Result<IndexEntry, String> {
+    // The digest is parsed first, for a better error than serde's.
+    #[derive(Deserialize)]
+    struct DigestField {
+        digest: String,
+    }
+    let words = |error: serde_json::Error| sanitize(&error.to_string()).into_owned();
+    let pointer: DigestField = serde_json::from_str(raw.get()).map_err(words)?;
+    pointer.digest.parse::<Digest>().map_err(|error| error.to_string())?;
+    let descriptor: Descriptor = serde_json::from_str(raw.get()).map_err(words)?;
+    let written = |key: &str| descriptor.annotations.get(key).filter(|name| !name.is_empty()).cloned();
+    let full = |name: &str| name.parse::<Reference>().ok();
+    let (ref_name, containerd) = (written(REF_NAME), written(CONTAINERD_NAME));
+    let bare = ref_name.as_deref().and_then(|name| name.parse::<Tag>().ok());
+    let (name, repository, tag) = match (ref_name, containerd) {
+        // `ref.name` may be anything that is not a full name.
+        (ref_name, Some(name))
+            if full(&name).is_some() && (bare.is_some() || ref_name.as_deref().and_then(full).is_none()) =>
+        {
+            let reference = full(&name);
+            (
+                Some(name),
+                reference.as_ref().map(QualifiedRepositoryName::from_reference),
+                reference.and_then(|found| found.tag_or_latest()),
+            )
+        }
+        (Some(name), _) if bare.is_some() => (Some(name), None, bare),
+        (Some(name), _) => match full(&name) {
+            Some(reference) => {
+                (Some(name), Some(QualifiedRepositoryName::from_reference(&reference)), reference.tag_or_latest())
+            }
+            None => (Some(name), None, None),
+        },
+        (None, name) => (name, None, None),
+    };
+    Ok(IndexEntry { name, repository, tag, descriptor })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn descriptor(name: &str) -> Descriptor {
+        Descriptor::new(MediaType::OciManifest, Digest::sha256(name.as_bytes()), 3)
+    }
+
+    fn change(repository: Option<&str>, tag: &str, content: &str) -> IndexChange {
+        IndexChange {
+            repository: repository.map(|name| QualifiedRepositoryName::from_reference(&name.parse().unwrap())),
+            reference: ManifestRef::Tag(tag.parse().unwrap()),
+            descriptor: descriptor(content),
+        }
+    }
+
+    fn index(manifests: &str) -> LayoutIndex {
+        LayoutIndex::parse(format!(r#"{{"schemaVersion":2,"manifests":[{manifests}]}}"#).as_bytes()).unwrap()
+    }
+
+    fn item(annotations: &str) -> String {
+        format!(r#"{{"digest":"{}","size":3,"annotations":{{{annotations}}}}}"#, Digest::sha256(b"x"))
+    }
+
+    #[test]
+    fn names_are_read_as_skopeo_and_containerd_write_them() {
+        for (annotations, repository, tag) in [
+            (r#""org.opencontainers.image.ref.name":"1.0""#, None, Some("1.0")),
+            (r#""org.opencontainers.image.ref.name":"gcr.io/a/b:1""#, Some("gcr.io/a/b"), Some("1")),
+            (r#""org.opencontainers.image.ref.name":"gcr.io/a/b""#, Some("gcr.io/a/b"), Some("latest")),
+            (
+                r#""io.containerd.image.name":"docker.io/library/a:3","org.opencontainers.image.ref.name":"3""#,
+                Some("docker.io/library/a"),
+                Some("3"),
+            ),
+            (r#""io.containerd.image.name":"docker.io/library/a:3""#, Some("docker.io/library/a"), Some("3")),
+            (r#""org.opencontainers.image.ref.name":"what+ever""#, None, None),
+            (r#""org.opencontainers.image.ref.name":"Team/App:1""#, None, None),
+            (
+                r#""io.containerd.image.name":"quay.io/b/c:2","org.opencontainers.image.ref.name":"what+ever""#,
+                Some("quay.io/b/c"),
+                Some("2"),
+            ),
+            ("", None, None),
+        ] {
+            let entry = index(&item(annotations)).entries().next().cloned().unwrap();
+            assert_eq!(entry.repository.map(|name| name.to_string()).as_deref(), repository, "{annotations}");
+            assert_eq!(entry.tag.as_ref().map(Tag::as_str), tag, "{annotations}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_written_back_as_it_was_read() {
+        let strange = r#"{ "size": 3.0e0, "digest": "blake3:x", "z":  [1e400, null] }"#;
+        let other = item(r#""b":"1","a":"2","org.opencontainers.image.ref.name":"other""#);
+        let text = format!(r#"{{"x-more":{{"b":1, "a":2}},"schemaVersion":2,"manifests":[{strange},{other}]}}"#);
+        let mut index = LayoutIndex::parse(text.as_bytes()).unwrap();
+        assert!(index.apply(&change(None, "new", "x")).unwrap());
+        let written = String::from_utf8(index.to_bytes().unwrap()).unwrap();
+        for kept in [strange, &*other, r#"{"b":1, "a":2}"#] {
+            assert!(written.contains(kept), "{written}");
+        }
+        assert_eq!(LayoutIndex::parse(written.as_bytes()).unwrap().entries().count(), 2);
+    }
+
+    #[test]
+    fn an_entry_is_replaced_where_its_name_is_and_nowhere_else() {
+        let mut index = LayoutIndex::empty();
+        assert!(index.apply(&change(None, "1", "a")).unwrap());
+        assert!(index.apply(&change(Some("gcr.io/x"), "1", "b")).unwrap());
+        assert!(index.apply(&change(Some("gcr.io/y"), "1", "c")).unwrap());
+        assert!(index.apply(&change(Some("gcr.io/x"), "1", "d")).unwrap());
+        assert!(!index.apply(&change(Some("gcr.io/x"), "1", "d")).unwrap());
+        let found: Vec<_> = index.entries().map(|e| (e.name.clone().unwrap(), e.descriptor.digest.clone())).collect();
+        let want = [("1", "a"), ("gcr.io/x:1", "d"), ("gcr.io/y:1", "c")];
+        assert_eq!(found, want.map(|(name, content)| (name.to_owned(), Digest::sha256(content.as_bytes()))));
+    }
+
+    #[test]
+    fn of_several_entries_with_one_name_one_is_left() {
+        let one = item(r#""org.opencontainers.image.ref.name":"1""#);
+        let mut index = index(&format!("{one},{},{one}", item("")));
+        assert!(index.apply(&change(None, "1", "new")).unwrap());
+        assert_eq!(index.entries().count(), 2);
+    }
+
+    #[test]
+    fn a_digest_that_leads_elsewhere_is_refused_with_its_entry() {
+        for digest in ["sha256:../../../etc/passwd", "../../x:abc", "/etc/passwd", "sha256:/etc/passwd"] {
+            let index = index(&format!(r#"{{"digest":"{digest}","size":1}}"#));
+            let error = index.all_entries().unwrap_err().into_error("listing");
+            assert_eq!(error.kind(), ErrorKind::InvalidResponse);
+            assert!(error.to_string().contains("entry 1 of index.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_index_is_refused() {
+        for text in ["", "[]", "null", "{", r#"{"schemaVersion":1}"#, r#"{"manifests":3}"#] {
+            assert_eq!(
+                LayoutIndex::parse(text.as_bytes()).unwrap_err().into_error("x").kind(),
+                ErrorKind::InvalidResponse,
+                "{text}"
+            );
+        }
+        assert_eq!(LayoutIndex::parse(br#"{"manifests":null}"#).unwrap().entries().count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes: Vec<u8>, inner: String) {
+            let _ = LayoutIndex::parse(&bytes);
+            let _ = LayoutIndex::parse(format!(r#"{{"manifests":[{inner}]}}"#).as_bytes());
+        }
+
+        #[test]
+        fn every_name_can_be_found_again(names in proptest::collection::vec(("[a-b]", "[0-3]", "[x-z]"), 0..20)) {
+            let mut index = LayoutIndex::empty();
+            let mut model = BTreeMap::new();
+            for (repository, tag, content) in &names {
+                let change = change(Some(&format!("gcr.io/{repository}")), tag, content);
+                index.apply(&change).unwrap();
+                model.insert(format!("gcr.io/{repository}:{tag}"), Digest::sha256(content.as_bytes()));
+            }
+            let index = LayoutIndex::parse(&index.to_bytes().unwrap()).unwrap();
+            let found: BTreeMap<_, _> =
+                index.all_entries().unwrap().into_iter().map(|e| (e.name.unwrap(), e.descriptor.digest)).collect();
+            prop_assert_eq!(found, model);
+        }
+    }
+}

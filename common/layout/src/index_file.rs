@@ -1,0 +1,189 @@
+//! Reads and changes `index.json`. Concurrent changes are committed together: a run of thousands of tags would
+//! otherwise rewrite the growing file once per tag.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::error::LayoutError;
+use super::index::{IndexChange, LayoutIndex};
+use super::lock::lock;
+use super::open::OCI_LAYOUT;
+use super::safe_dir::SafeDir;
+use super::{BLOBS, Layout, LayoutInner};
+use imgsync_oci::Algorithm;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+
+const INDEX_JSON: &str = "index.json";
+/// At most one exists at a time, under the lock.
+pub(super) const NEW_INDEX: &str = ".imgsync-index.json";
+/// Upper limit for `index.json`: about 200,000 tags.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// Granularity of file timestamps, a tick of the kernel's clock: a file modified this recently may change again without
+/// a new timestamp.
+const TIMESTAMP_GRANULARITY: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Default)]
+pub(super) struct IndexFile {
+    /// The index last read or written.
+    cached: Mutex<Option<CachedIndex>>,
+    pending: Mutex<Vec<PendingChange>>,
+    commit_lock: tokio::sync::Mutex<()>,
+}
+
+type CommitSender = oneshot::Sender<Result<(), LayoutError>>;
+
+#[derive(Debug)]
+struct PendingChange {
+    change: IndexChange,
+    done: CommitSender,
+}
+
+#[derive(Debug, Clone)]
+struct CachedIndex {
+    version: FileVersion,
+    index: Arc<LayoutIndex>,
+    /// Kept open so that its inode number is not reused.
+    _file: Arc<File>,
+}
+
+/// Identifies a version of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileVersion {
+    inode: u64,
+    size: u64,
+    modified: SystemTime,
+}
+
+impl FileVersion {
+    fn from_file(file: &File) -> std::io::Result<FileVersion> {
+        let data = file.metadata()?;
+        Ok(FileVersion { inode: data.ino(), size: data.len(), modified: data.modified()? })
+    }
+}
+
+impl LayoutInner {
+    /// Reads the current index.
+    pub(super) fn read_index(&self) -> Result<Arc<LayoutIndex>, LayoutError> {
+        self.read_index_or_none()?
+            .ok_or_else(|| LayoutError::new(ErrorKind::InvalidResponse, format!("{INDEX_JSON} is missing")))
+    }
+
+    pub(super) fn read_index_or_none(&self) -> Result<Option<Arc<LayoutIndex>>, LayoutError> {
+        let Some((file, size)) = self.root.open_file(INDEX_JSON)? else { return Ok(None) };
+        let stamp = FileVersion::from_file(&file).map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
+        let known = self.index.cached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known
+            && known.version == stamp
+        {
+            return Ok(Some(known.index));
+        }
+        let index = Arc::new(self.parse_index(&file, size)?);
+        if SystemTime::now().duration_since(stamp.modified).is_ok_and(|age| age > TIMESTAMP_GRANULARITY) {
+            self.cache_index(file, stamp, index.clone());
+        }
+        Ok(Some(index))
+    }
+
+    fn cache_index(&self, file: File, version: FileVersion, index: Arc<LayoutIndex>) {
+        let known = CachedIndex { version, index, _file: Arc::new(file) };
+        *self.index.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    fn parse_index(&self, file: &File, size: u64) -> Result<LayoutIndex, LayoutError> {
+        let mut bytes = Vec::new();
+        if size <= MAX_INDEX_BYTES {
+            let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes);
+            read.map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
+        }
+        if size.max(bytes.len() as u64) > MAX_INDEX_BYTES {
+            let detail = format!("{INDEX_JSON} is larger than {} MiB", MAX_INDEX_BYTES >> 20);
+            return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
+        }
+        LayoutIndex::parse(&bytes)
+    }
+
+    /// Replaces `index.json`. The caller holds the lock.
+    pub(super) fn write_index(&self, index: LayoutIndex) -> Result<(), LayoutError> {
+        let bytes = index.to_bytes()?;
+        if bytes.len() as u64 > MAX_INDEX_BYTES {
+            let detail = format!("{INDEX_JSON} would be larger than {} MiB", MAX_INDEX_BYTES >> 20);
+            return Err(LayoutError::new(ErrorKind::Refused, detail).with_hint("split the images into several layouts"));
+        }
+        // What the index references must be durable before the index is.
+        if let Some(blobs) = self.root.open_dir(BLOBS)? {
+            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                blobs.open_dir(algorithm.as_str())?.as_ref().map_or(Ok(()), SafeDir::sync)?;
+            }
+            blobs.sync()?;
+        }
+        self.root.remove(NEW_INDEX)?;
+        let mut file = self.root.create_file(NEW_INDEX)?;
+        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+        let written = written.map_err(|error| self.root.io_error(INDEX_JSON, "writing", error));
+        written.and_then(|()| self.root.rename(NEW_INDEX, &self.root, INDEX_JSON)).inspect_err(|_| {
+            let _ = self.root.remove(NEW_INDEX);
+        })?;
+        self.root.sync()?;
+        if let Ok(stamp) = FileVersion::from_file(&file) {
+            self.cache_index(file, stamp, Arc::new(index));
+        }
+        Ok(())
+    }
+
+    fn apply_changes(&self, changes: &[&IndexChange]) -> Result<(), LayoutError> {
+        // Another process may have removed the layout.
+        let missing = || LayoutError::new(ErrorKind::InvalidResponse, format!("`{OCI_LAYOUT}` was removed"));
+        self.root.open_file(OCI_LAYOUT)?.ok_or_else(missing)?;
+        let marker = self.root.open_or_create_file(OCI_LAYOUT)?;
+        lock(&self.root, &marker, &self.lock_wait)?;
+        let index = self.read_index_or_none()?;
+        let mut index = index.map_or_else(LayoutIndex::empty, Arc::unwrap_or_clone);
+        let mut changed = false;
+        for change in changes {
+            changed |= index.apply(change)?;
+        }
+        if changed { self.write_index(index) } else { Ok(()) }
+    }
+}
+
+impl Layout {
+    /// Adds an image to the index, together with all pending changes.
+    pub(super) async fn add_to_index(&self, change: IndexChange, operation: &str) -> Result<()> {
+        let file = &self.0.index;
+        let (done, mut entered) = oneshot::channel();
+        file.pending.lock().unwrap_or_else(PoisonError::into_inner).push(PendingChange { change, done });
+        // The task that gets the lock commits all pending changes.
+        let turn = tokio::select! {
+            biased;
+            result = &mut entered => return commit_result(result, operation),
+            turn = file.commit_lock.lock() => turn,
+        };
+        let mut wanted = std::mem::take(&mut *file.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        wanted.retain(|wanted| !wanted.done.is_closed());
+        if !wanted.is_empty() {
+            let shared = self.0.clone();
+            let made = tokio::task::spawn_blocking(move || {
+                let result = shared.apply_changes(&wanted.iter().map(|wanted| &wanted.change).collect::<Vec<_>>());
+                for PendingChange { done, .. } in wanted {
+                    let _ = done.send(result.clone());
+                }
+            });
+            // After a panic the senders are dropped, and the waiting tasks get an error.
+            let _ = made.await;
+        }
+        drop(turn);
+        commit_result(entered.await, operation)
+    }
+}
+
+fn commit_result(result: Result<Result<(), LayoutError>, oneshot::error::RecvError>, operation: &str) -> Result<()> {
+    match result {
+        Ok(result) => result.map_err(|layout_error| layout_error.into_error(operation)),
+        Err(_) => Err(Error::new(ErrorKind::Local, operation, "the task that writes index.json panicked")),
+    }
+}

@@ -1,0 +1,161 @@
+//! OCI image layouts (OCI image-spec v1.1, "Image Layout") as a source or target of a copy: a folder with `oci-layout`,
+//! `index.json` and `blobs/<algorithm>/<hex>`, which carries images between machines without a network between them.
+//!
+//! A layout holds images of several repositories, under full names (`gcr.io/distroless/static:nonroot`) or bare tags,
+//! as skopeo writes them. Nothing in a layout is trusted: content is checked against its digest, and links are not
+//! followed. Writes are atomic, with concurrent writers and after a kill at any point:
+//!
+//! - A blob is hashed while it is written to a hidden file, which is renamed once it is synced and verified.
+//! - `index.json` is replaced by a new file under a lock on `oci-layout` (which always exists and is never replaced).
+//!   It never references an incomplete image.
+//! - An existing blob file is hashed before it is relied on, once for each version of the file.
+//! - A hidden file on which no process holds a lock was left by a killed process. A large one is resumed; the others
+//!   are removed when the layout is next opened for writing.
+
+mod blobs;
+mod error;
+mod index;
+mod index_file;
+mod limits;
+mod lock;
+mod manifests;
+mod open;
+mod reference;
+mod referrers;
+mod safe_dir;
+#[cfg(test)]
+mod tests;
+mod verification;
+mod writer;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
+pub use index::IndexEntry;
+pub use limits::limits;
+pub use lock::LOCK_TIMEOUT;
+pub use manifests::LayoutRepository;
+pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
+pub use verification::{HashPolicy, VerifiedFileCache};
+pub use writer::BlobWriter;
+
+use self::error::LayoutError;
+use self::index_file::IndexFile;
+use self::lock::LockWait;
+use self::safe_dir::SafeDir;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::generational::GenerationalCache;
+use imgsync_oci::{Descriptor, Digest};
+use imgsync_registry::Context;
+
+/// Upper limit for the cached subjects of manifests, per layout.
+const MAX_CACHED_SUBJECTS: usize = 100_000;
+const BLOBS: &str = "blobs";
+/// Prefix of unfinished files, which are in the layout's root: the specification allows nothing else among the blobs.
+const PARTIAL_PREFIX: &str = ".imgsync-";
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// An image layout. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Layout(Arc<LayoutInner>);
+
+#[derive(Debug)]
+struct LayoutInner {
+    root: SafeDir,
+    /// `oci:DIR`, for messages.
+    label: String,
+    index: IndexFile,
+    /// Subjects of manifests without a tag, each read once.
+    subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
+    /// Cancellation and events of a wait for the lock.
+    lock_wait: LockWait,
+    /// Canonical path of the folder.
+    canonical_dir: String,
+    hash_policy: HashPolicy,
+    /// Versions of files whose hash was verified, by digest.
+    verified_files: Mutex<HashMap<Digest, String>>,
+}
+
+impl Layout {
+    /// Opens a layout. Fails with [`ErrorKind::NotFound`] if the folder is missing, with [`ErrorKind::InvalidResponse`] if it is not
+    /// a layout, and with [`ErrorKind::Unsupported`] for another layout version.
+    pub async fn open(dir: impl AsRef<Path>) -> Result<Layout> {
+        let dir = dir.as_ref().to_owned();
+        let operation = format!("opening {}", label(&dir));
+        run_blocking(&operation, move || open::open(&dir)).await
+    }
+
+    /// Sets when existing files are hashed. Call it before the layout is used.
+    pub fn with_hash_policy(self, hash_policy: HashPolicy) -> Layout {
+        match Arc::try_unwrap(self.0) {
+            Ok(shared) => Layout(Arc::new(LayoutInner { hash_policy, ..shared })),
+            // A layout in use keeps its policy.
+            Err(shared) => Layout(shared),
+        }
+    }
+
+    /// Opens a layout for writing, creating it if the folder is missing or empty, and removes files left by killed
+    /// processes. A folder with other content is left alone: [`ErrorKind::InvalidResponse`].
+    pub async fn open_or_create(dir: impl AsRef<Path>) -> Result<Layout> {
+        Layout::open_or_create_with_context(dir, &Context::default()).await
+    }
+
+    /// Like [`Layout::open_or_create`], with a context: its cancellation ends a wait for the lock, and its events
+    /// report the wait.
+    pub async fn open_or_create_with_context(dir: impl AsRef<Path>, context: &Context) -> Result<Layout> {
+        let dir = dir.as_ref().to_owned();
+        let operation = format!("opening {} for writing", label(&dir));
+        let wait = LockWait::from(context);
+        run_blocking(&operation, move || open::open_or_create(&dir, wait)).await
+    }
+
+    /// Returns the folder, as given.
+    pub fn dir(&self) -> &Path {
+        self.0.root.path()
+    }
+
+    /// Lists all images in index order. Fails on an invalid entry: none is skipped silently.
+    pub async fn entries(&self) -> Result<Vec<IndexEntry>> {
+        let operation = format!("listing {}", self.0.label);
+        self.run_blocking(&operation, |shared| shared.read_index()?.all_entries()).await
+    }
+
+    /// Returns a repository of this layout; `None` selects the images with a bare tag.
+    pub fn repository(&self, name: Option<QualifiedRepositoryName>) -> LayoutRepository {
+        LayoutRepository::new(self.clone(), name)
+    }
+
+    /// Resolves a reference to this layout into the repository and the image's descriptor.
+    pub async fn resolve(&self, image: &LayoutRef) -> Result<(LayoutRepository, Descriptor)> {
+        let repository = self.repository(image.repository());
+        let found = repository.resolve(image.manifest().as_ref()).await?;
+        Ok((repository, found))
+    }
+
+    /// Runs blocking file operations on a blocking thread.
+    async fn run_blocking<T: Send + 'static>(
+        &self,
+        operation: &str,
+        work: impl FnOnce(&Arc<LayoutInner>) -> Result<T, LayoutError> + Send + 'static,
+    ) -> Result<T> {
+        let shared = self.0.clone();
+        run_blocking(operation, move || work(&shared)).await
+    }
+}
+
+fn label(dir: &Path) -> String {
+    format!("oci:{}", dir.display())
+}
+
+async fn run_blocking<T: Send + 'static>(
+    operation: &str,
+    work: impl FnOnce() -> Result<T, LayoutError> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|layout_error| layout_error.into_error(operation)),
+        Err(error) if error.is_cancelled() => Err(Error::cancelled(operation)),
+        Err(error) => Err(Error::new(ErrorKind::Local, operation, "the blocking task panicked").with_source(error)),
+    }
+}

@@ -1,0 +1,49 @@
+//! Referrers: signatures, SBOMs and attestations are in the index without a name, as ORAS writes them.
+
+use std::sync::PoisonError;
+
+use super::error::LayoutError;
+use super::manifests::LayoutRepository;
+use super::{Layout, LayoutInner};
+use imgsync_oci::error::Result;
+use imgsync_oci::{Descriptor, Digest};
+
+impl LayoutRepository {
+    /// Lists the referrers of a manifest from the index; empty if there are none. Cosign's digest tags are not among
+    /// them: they are found by tag.
+    pub async fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>> {
+        let operation = format!("listing the referrers of {}", self.display_reference(None));
+        let subject = subject.clone();
+        let layout: &Layout = self.layout();
+        layout.run_blocking(&operation, move |shared| shared.list_referrers(&subject)).await
+    }
+}
+
+impl LayoutInner {
+    fn list_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, LayoutError> {
+        let mut found: Vec<Descriptor> = Vec::new();
+        for entry in self.read_index()?.entries().filter(|entry| entry.tag.is_none()) {
+            let descriptor = &entry.descriptor;
+            if found.iter().any(|known| known.digest == descriptor.digest) {
+                continue;
+            }
+            if self.read_subject(descriptor).as_ref() == Some(subject) {
+                found.push(descriptor.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads the subject of a listed manifest. An unreadable manifest has none here; reading it for a copy is an error.
+    pub(super) fn read_subject(&self, descriptor: &Descriptor) -> Option<Digest> {
+        let known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner).get(&descriptor.digest).cloned();
+        if let Some(known) = known {
+            return known;
+        }
+        let manifest = self.read_manifest(descriptor).ok()?;
+        let subject = manifest.parsed().subject.as_ref().map(|subject| subject.digest.clone());
+        let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        subjects.insert(descriptor.digest.clone(), subject.clone());
+        subject
+    }
+}

@@ -1,0 +1,344 @@
+//! Broker connections that are reopened on demand.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lapin::message::BasicGetMessage;
+use lapin::options::{BasicGetOptions, ConfirmSelectOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind as LapinErrorKind};
+use rand::Rng as _;
+use rustls::ClientConfig;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{RabbitSettings, alarm, stream, topology, unreachable_error};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::secret_url::SecretUrl;
+use imgsync_store::outage::{OutageKind, ServerHealth};
+
+/// Timeout of opening a connection.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Heartbeat timeout in seconds: a peer silent for longer counts as gone. A value in the URL takes precedence.
+const HEARTBEAT_SECONDS: u16 = 20;
+/// How long a usable queue may take to respond.
+const QUEUE_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A broker that is killed moments after a queue was declared may lose half of it, and never elects a leader for it.
+pub(super) const LEADERLESS_QUEUE_HINT: &str = "if `rabbitmq-queues quorum_status` keeps reporting no leader for the \
+                                                queue, delete it: its messages are published again";
+/// Example of a broker's URL.
+const EXAMPLE_URL: &str = "amqp://user:password@host:5672/vhost";
+/// Number of channels that consume from a queue: each has one request in flight.
+const CHANNELS_PER_QUEUE: usize = 4;
+/// Backoff between attempts to connect: initial and maximum.
+const RECONNECT_BACKOFF: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
+
+/// One of the two connections, opened on demand.
+pub(super) struct ManagedConnection {
+    url: SecretUrl,
+    settings: RabbitSettings,
+    publishes: bool,
+    health: ServerHealth,
+    state: tokio::sync::Mutex<ConnectionState>,
+}
+
+#[derive(Default)]
+struct ConnectionState {
+    live: Option<Arc<LiveConnection>>,
+    last_failure: Option<ConnectFailure>,
+}
+
+/// Consecutive failures to connect.
+struct ConnectFailure {
+    /// Number of attempts.
+    attempts: u32,
+    /// Kind of the last error.
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    /// When to try again.
+    retry_at: Instant,
+}
+
+/// An open connection.
+pub(super) struct LiveConnection {
+    name: String,
+    settings: RabbitSettings,
+    connection: Connection,
+    /// Channel for declarations; on a publishing connection also the one that publishes.
+    control_channel: tokio::sync::Mutex<Channel>,
+    channel_pools: Mutex<HashMap<String, Arc<ChannelPool>>>,
+    /// Queues that were declared on this connection.
+    declared: Mutex<HashSet<String>>,
+    /// Listens for alarms on a publishing connection.
+    _alarms: Option<AbortOnDropHandle<()>>,
+}
+
+/// Channels that consume from one queue. A channel ends with its queue, or when a delivery is unacknowledged for too
+/// long, and all its deliveries end with it: so each queue has its own.
+type ChannelPool = [tokio::sync::Mutex<Option<Channel>>; CHANNELS_PER_QUEUE];
+
+impl ManagedConnection {
+    pub(super) fn new(
+        url: &SecretUrl,
+        settings: &RabbitSettings,
+        publishes: bool,
+        health: &ServerHealth,
+    ) -> ManagedConnection {
+        let (url, settings, health) = (url.clone(), settings.clone(), health.clone());
+        ManagedConnection { url, settings, publishes, health, state: Default::default() }
+    }
+
+    /// Returns the broker's address, without the password.
+    pub(super) fn name(&self) -> String {
+        self.url.to_string()
+    }
+
+    /// Returns the connection; reopens it if it is gone. Failed attempts back off, so as not to overload a broker that
+    /// is recovering.
+    pub(super) async fn get_or_connect(&self) -> Result<Arc<LiveConnection>> {
+        let operation = format!("connecting to the broker {}", self.url);
+        let mut state = self.state.lock().await;
+        if let Some(live) = state.live.as_ref().filter(|live| live.is_usable()) {
+            return Ok(live.clone());
+        }
+        state.live = None;
+        if let Some(failed) = state.last_failure.as_ref().filter(|failed| failed.retry_at > Instant::now()) {
+            let error = Error::new(failed.kind, &operation, &failed.message);
+            return Err(failed.hint.iter().fold(error, |error, hint| error.with_hint(hint)));
+        }
+        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&operation)).await {
+            Ok(Ok(live)) => {
+                let live = Arc::new(live);
+                *state = ConnectionState { live: Some(live.clone()), last_failure: None };
+                self.health.record_recovery(OutageKind::Unreachable);
+                Ok(live)
+            }
+            Ok(Err(error)) => Err(self.record_failure(&mut state, error)),
+            Err(_) => Err(self.record_failure(&mut state, unreachable_error(&operation, "timed out"))),
+        }
+    }
+
+    fn record_failure(&self, state: &mut ConnectionState, error: Error) -> Error {
+        self.health.record_failure(OutageKind::Unreachable, error.message(), error.hint());
+        state.record_failure(error)
+    }
+
+    async fn connect(&self, operation: &str) -> Result<LiveConnection> {
+        // The parser's own message may contain the password.
+        let uri: std::result::Result<AMQPUri, _> = self.url.expose().as_str().parse();
+        let uri = uri.map_err(|_| {
+            Error::new(ErrorKind::Invalid, operation, "this is not a broker URL").with_hint(EXAMPLE_URL)
+        })?;
+        let tls = stream::tls_config(self.settings.ca.as_deref())?;
+        self.open(uri, tls).await.map_err(|error| broker_error(operation, &error))
+    }
+
+    async fn open(&self, mut uri: AMQPUri, tls: Arc<ClientConfig>) -> lapin::Result<LiveConnection> {
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        let what = if self.publishes { "publishes" } else { "takes" };
+        let name = format!("{} {what}", self.settings.name);
+        let options = ConnectionProperties::default().with_connection_name(name.into());
+        let connection = stream::open(uri, options, tls).await?;
+        let alarms = self.publishes.then(|| alarm::watch_connection(&connection, &self.health));
+        let first = connection.create_channel().await?;
+        topology::declare_static(&first, &self.settings).await?;
+        if self.publishes {
+            first.confirm_select(ConfirmSelectOptions::default()).await?;
+        }
+        Ok(LiveConnection {
+            name: self.name(),
+            settings: self.settings.clone(),
+            connection,
+            control_channel: tokio::sync::Mutex::new(first),
+            channel_pools: Mutex::default(),
+            declared: Mutex::new(topology::static_queues(&self.settings).into_iter().collect()),
+            _alarms: alarms,
+        })
+    }
+}
+
+impl ConnectionState {
+    /// Records a failed attempt, and when to try again.
+    fn record_failure(&mut self, error: Error) -> Error {
+        let attempts = self.last_failure.as_ref().map_or(0, |failed| failed.attempts) + 1;
+        let pause = (RECONNECT_BACKOFF[0] * 2_u32.saturating_pow(attempts.min(6) - 1)).min(RECONNECT_BACKOFF[1]);
+        let jittered = rand::rng().random_range(pause / 2..=pause);
+        self.last_failure = Some(ConnectFailure {
+            attempts,
+            kind: error.kind(),
+            message: error.message().to_owned(),
+            hint: error.hint().map(str::to_owned),
+            retry_at: Instant::now() + jittered,
+        });
+        error
+    }
+}
+
+impl LiveConnection {
+    /// Returns whether the connection is usable. Consuming channels are reopened as needed.
+    pub(super) fn is_usable(&self) -> bool {
+        let first_lives = || self.control_channel.try_lock().map_or(true, |channel| channel.status().connected());
+        self.connection.status().connected() && first_lives()
+    }
+
+    /// Returns whether the connection is open.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// Opens a new channel.
+    pub(super) async fn create_channel(&self, operation: &str) -> Result<Channel> {
+        let operation = format!("{operation} at the broker {}", self.name);
+        self.connection.create_channel().await.map_err(|error| broker_error(&operation, &error))
+    }
+
+    /// Locks the publishing channel.
+    pub(super) async fn control_channel(&self) -> tokio::sync::MutexGuard<'_, Channel> {
+        self.control_channel.lock().await
+    }
+
+    /// Gets the next message of a queue, if one is ready. Declares the queue if it is missing.
+    pub(super) async fn get_message(&self, queue: &str, operation: &str) -> Result<Option<BasicGetMessage>> {
+        let row = lock(&self.channel_pools).entry(queue.to_owned()).or_default().clone();
+        let mut permit = lock_free_channel(&row).await;
+        let mut again = true;
+        loop {
+            // Taken out of the pool: if this call is dropped, the channel closes, and the broker requeues what it
+            // delivers.
+            let channel = match permit.take().filter(|channel| channel.status().connected()) {
+                Some(channel) => Ok(channel),
+                None => self.connection.create_channel().await,
+            };
+            let channel = channel.map_err(|error| broker_error(operation, &error))?;
+            let got = async {
+                self.ensure_declared(&channel, queue).await?;
+                channel.basic_get(queue.into(), BasicGetOptions::default()).await
+            };
+            match tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, got).await {
+                Ok(Ok(got)) => {
+                    *permit = Some(channel);
+                    return Ok(got);
+                }
+                // The queue was deleted since it was declared, or the channel ended meanwhile.
+                Ok(Err(error)) if again && self.connection.status().connected() => {
+                    tracing::debug!("consuming from {queue}: {error}");
+                    self.set_declared(queue, false);
+                    again = false;
+                }
+                Ok(Err(error)) => return Err(broker_error(operation, &error)),
+                Err(_) => {
+                    return Err(
+                        unreachable_error(operation, "the queue does not respond").with_hint(LEADERLESS_QUEUE_HINT)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Returns whether the broker responds at all.
+    pub(super) async fn is_responsive(&self) -> bool {
+        let channel = tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, self.connection.create_channel()).await;
+        matches!(channel, Ok(Ok(_)))
+    }
+
+    /// Declares a queue, unless it was declared on this connection.
+    pub(super) async fn ensure_declared(&self, channel: &Channel, queue: &str) -> lapin::Result<()> {
+        if lock(&self.declared).contains(queue) {
+            return Ok(());
+        }
+        match topology::is_route_queue(queue) {
+            true => topology::declare_route_queue(channel, queue, &self.settings).await?,
+            false => topology::declare_static(channel, &self.settings).await?,
+        }
+        self.set_declared(queue, true);
+        Ok(())
+    }
+
+    /// Returns whether the broker blocks publishing: it is low on memory or disk.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// Records whether a queue exists.
+    pub(super) fn set_declared(&self, queue: &str, is_there: bool) {
+        let mut declared = lock(&self.declared);
+        match is_there {
+            true => _ = declared.insert(queue.to_owned()),
+            false => _ = declared.remove(queue),
+        }
+    }
+}
+
+/// Locks an idle channel of a pool, or waits for a random one.
+async fn lock_free_channel(row: &ChannelPool) -> tokio::sync::MutexGuard<'_, Option<Channel>> {
+    for permit in row {
+        if let Ok(permit) = permit.try_lock() {
+            return permit;
+        }
+    }
+    let any = rand::rng().random_range(0..CHANNELS_PER_QUEUE);
+    row[any].lock().await
+}
+
+/// A panic elsewhere leaves these consistent: each change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns whether the error means that a queue or an exchange does not exist.
+pub(super) fn is_not_found(error: &lapin::Error) -> bool {
+    is_soft_error(error, &AMQPSoftError::NOTFOUND)
+}
+
+fn is_soft_error(error: &lapin::Error, wanted: &AMQPSoftError) -> bool {
+    matches!(error.kind(), LapinErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(soft) if soft == wanted))
+}
+
+/// Converts an error of the client or the broker, with a hint.
+pub(super) fn broker_error(operation: &str, error: &lapin::Error) -> Error {
+    let text: String = error.to_string().chars().take(300).collect();
+    match error.kind() {
+        LapinErrorKind::ProtocolError(_) if text.contains("inequivalent arg") => {
+            Error::new(ErrorKind::Invalid, operation, text).with_hint(
+                "a queue or exchange exists with other arguments: delete it if it is imgsync's (its messages are \
+             published again), and tune queues by policies",
+            )
+        }
+        LapinErrorKind::ProtocolError(_) if is_soft_error(error, &AMQPSoftError::ACCESSREFUSED) => Error::new(
+            ErrorKind::Denied,
+            operation,
+            text,
+        )
+        .with_hint(format!(
+            "check user and password in the broker's URL ({EXAMPLE_URL}), and that the user has configure, write and \
+             read permissions on that virtual host"
+        )),
+        LapinErrorKind::ProtocolError(broker) if *broker.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+            Error::new(ErrorKind::Denied, operation, text).with_hint(format!(
+                "check the virtual host in the broker's URL ({EXAMPLE_URL}), and that the user has access to it"
+            ))
+        }
+        LapinErrorKind::InvalidProtocolVersion(_) | LapinErrorKind::ParsingError(_) => {
+            Error::new(ErrorKind::InvalidResponse, operation, text)
+                .with_hint("is that RabbitMQ's port for AMQP (5672, or 5671 with TLS)?")
+        }
+        LapinErrorKind::IOError(io) if is_certificate_error(io) => {
+            Error::new(ErrorKind::Insecure, operation, io.to_string()).with_hint(
+                "set `cluster: {ca: FILE}` to the CA that signed the broker's certificate, and use the host \
+                        name in the certificate",
+            )
+        }
+        LapinErrorKind::IOError(io) => Error::new(ErrorKind::Unreachable, operation, io.to_string()).with_hint(
+            "check that RabbitMQ is running there, that the port is right (amqp:// and amqps:// use \
+                        different ports), and that no firewall is in the way",
+        ),
+        _ => Error::new(ErrorKind::Unreachable, operation, text),
+    }
+}
+
+fn is_certificate_error(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}

@@ -1,0 +1,88 @@
+//! Limits of the registry client, as listed in the documentation.
+
+use super::credentials::HELPER_TIMEOUT;
+use super::{
+    ClientSettings, MAX_CACHED_REPOSITORIES, auth, catalog, listing_memory, page_reader, pagination, referrers,
+    response, retry_after, send_progress, tags, transport,
+};
+use imgsync_oci::limits::{DocsPage, Limit};
+
+/// Returns the limits of the registry client.
+pub fn limits() -> Vec<Limit> {
+    use DocsPage::{Operating, Security};
+    vec![
+        Limit::bytes(Security, "a page of tags", tags::MAX_PAGE_BYTES as u64, "the repository is not listed"),
+        Limit::bytes(Security, "a page of a catalog", catalog::MAX_PAGE_BYTES as u64, "the registry is not listed"),
+        Limit::count(Security, "entries of a listing", pagination::MAX_ENTRIES, "the repository is not listed"),
+        Limit::bytes(Security, "the texts of a listing", pagination::MAX_TEXTS_BYTES, "the repository is not listed"),
+        Limit::bytes(
+            Security,
+            "one text in a listing",
+            page_reader::MAX_TEXT_BYTES as u64,
+            "the repository is not listed",
+        ),
+        Limit::bytes(
+            Security,
+            "memory of all listings of a process",
+            listing_memory::MAX_LISTINGS_BYTES,
+            "listings wait; only the first in order continues, up to its own limits",
+        ),
+        Limit::count(Security, "referrers of a manifest", referrers::MAX_REFERRERS, "the task fails"),
+        Limit::time(
+            Security,
+            "waiting for a registry in a listing, with the default stall timeout",
+            ClientSettings::default().stall_timeout * pagination::MAX_LISTING_STALLS,
+            "the repository is not listed",
+        ),
+        Limit::count(
+            Security,
+            "pages in a row with nothing new",
+            pagination::MAX_EMPTY_PAGES as u64,
+            "the repository is not listed",
+        ),
+        Limit::bytes(Security, "a token", auth::MAX_TOKEN_BYTES as u64, "the request fails"),
+        Limit::count(
+            Security,
+            "cached tokens of a registry",
+            auth::MAX_TOKENS as u64,
+            "the least recently used are evicted and requested again",
+        ),
+        Limit::count(
+            Security,
+            "repositories of a registry in the cache",
+            MAX_CACHED_REPOSITORIES as u64,
+            "the least recently used are evicted and determined again",
+        ),
+        Limit::time(
+            Security,
+            "the response of a credential helper",
+            HELPER_TIMEOUT,
+            "the helper is killed; the task fails",
+        ),
+        Limit::time(
+            Operating,
+            "a Retry-After that no quota confirms",
+            retry_after::MAX_UNCONFIRMED_DELAY,
+            "a longer one is capped",
+        ),
+        Limit::count(Security, "redirects of a request", transport::MAX_REDIRECTS as u64, "the request fails"),
+        Limit::bytes(
+            Security,
+            "minimum bytes a second of a response body, averaged over the stall timeout",
+            response::MIN_BODY_BYTES_PER_SECOND,
+            "the request fails and is retried",
+        ),
+        Limit::bytes(
+            Security,
+            "minimum bytes a second of an upload, averaged over the stall timeout",
+            send_progress::MIN_SEND_BYTES_PER_SECOND,
+            "the request fails and is retried",
+        ),
+        Limit::time(
+            Security,
+            "the body of an error answer",
+            response::ERROR_BODY_TIMEOUT,
+            "the error's text is what was received",
+        ),
+    ]
+}

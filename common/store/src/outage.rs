@@ -1,0 +1,219 @@
+//! Outages of the servers that a process depends on: the broker and the store.
+//!
+//! Many calls, from all slots and connections of a process, meet the same outage. [`ServerHealth`] reports it once when
+//! it begins and once when it ends; logs, metrics and `/readyz` are built on that.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use imgsync_oci::retry::format_duration;
+use imgsync_oci::sanitize::sanitize;
+
+/// Number of events that a slow receiver may lag behind before it misses some.
+const EVENT_CHANNEL_CAPACITY: usize = 64;
+
+/// How a server fails in an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutageKind {
+    /// It does not respond.
+    Unreachable,
+    /// The store responds, but refuses writes.
+    RefusesWrites,
+    /// The broker responds, but blocks publishers: it is low on memory or disk.
+    Blocked,
+}
+
+/// An outage of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outage {
+    /// The server, such as `the store redis://10.0.0.7:6379`.
+    pub server: Arc<str>,
+    /// How it fails.
+    pub kind: OutageKind,
+    /// Time of the first failure.
+    pub since: Timestamp,
+    /// Error of the first failed call.
+    pub reason: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Number of failed calls so far.
+    pub failures: u64,
+}
+
+/// Begin or end of an outage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutageEvent {
+    /// The outage began.
+    Began(Outage),
+    /// The outage ended, with its length.
+    Ended(Outage, Duration),
+}
+
+/// Health of a server, as the calls of this process find it. Cheap to clone; clones share it.
+#[derive(Debug, Clone)]
+pub struct ServerHealth(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    server: Arc<str>,
+    /// Number of outages, read by each call that succeeds.
+    count: AtomicUsize,
+    outages: Mutex<Vec<(Outage, Instant)>>,
+    events: broadcast::Sender<OutageEvent>,
+}
+
+impl ServerHealth {
+    /// Creates the health of a server without outages; `server` names it in messages.
+    pub fn new(server: impl Into<Arc<str>>) -> ServerHealth {
+        let events = broadcast::Sender::new(EVENT_CHANNEL_CAPACITY);
+        ServerHealth(Arc::new(Inner {
+            server: server.into(),
+            count: AtomicUsize::new(0),
+            outages: Mutex::default(),
+            events,
+        }))
+    }
+
+    /// Records a failed call. Returns whether an outage of this kind begins with it.
+    pub fn record_failure(&self, kind: OutageKind, reason: &str, hint: Option<&str>) -> bool {
+        let mut outages = self.outages();
+        if let Some((outage, _)) = outages.iter_mut().find(|(outage, _)| outage.kind == kind) {
+            outage.failures += 1;
+            return false;
+        }
+        let outage = Outage {
+            server: self.0.server.clone(),
+            kind,
+            since: Timestamp::now(),
+            reason: sanitize(reason).into_owned(),
+            hint: hint.map(str::to_owned),
+            failures: 1,
+        };
+        outages.push((outage.clone(), Instant::now()));
+        self.0.count.store(outages.len(), Ordering::Relaxed);
+        // Sent under the lock, so that events come in order.
+        let _ = self.0.events.send(OutageEvent::Began(outage));
+        true
+    }
+
+    /// Ends the outage of this kind, if there is one.
+    pub fn record_recovery(&self, kind: OutageKind) {
+        if self.0.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut outages = self.outages();
+        if let Some(at) = outages.iter().position(|(outage, _)| outage.kind == kind) {
+            let (outage, began) = outages.swap_remove(at);
+            self.0.count.store(outages.len(), Ordering::Relaxed);
+            let _ = self.0.events.send(OutageEvent::Ended(outage, began.elapsed()));
+        }
+    }
+
+    /// Returns the current outage of this kind, if any.
+    pub fn outage(&self, kind: OutageKind) -> Option<Outage> {
+        self.outages().iter().find(|(outage, _)| outage.kind == kind).map(|(outage, _)| outage.clone())
+    }
+
+    /// Subscribes to the begin and end of outages from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<OutageEvent> {
+        self.0.events.subscribe()
+    }
+
+    /// Returns whether there are subscribers.
+    pub fn has_subscribers(&self) -> bool {
+        self.0.events.receiver_count() > 0
+    }
+
+    fn outages(&self) -> MutexGuard<'_, Vec<(Outage, Instant)>> {
+        self.0.outages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forwards the outage events of these servers until it is dropped.
+pub async fn forward_events(servers: &[ServerHealth], on_event: impl Fn(&OutageEvent)) {
+    let each = servers.iter().map(|server| {
+        let (mut events, notify) = (server.subscribe(), &on_event);
+        async move {
+            loop {
+                match events.recv().await {
+                    Ok(event) => notify(&event),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        }
+    });
+    futures_util::future::join_all(each).await;
+    std::future::pending().await
+}
+
+impl fmt::Display for Outage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outage { server, reason, .. } = self;
+        match self.kind {
+            OutageKind::Unreachable => write!(f, "{server} is unreachable: {reason}")?,
+            OutageKind::RefusesWrites => write!(f, "{server} refuses writes: {reason}")?,
+            OutageKind::Blocked => write!(f, "{server} blocks publishers: {reason}")?,
+        }
+        self.hint.iter().try_for_each(|hint| write!(f, " (hint: {hint})"))
+    }
+}
+
+impl fmt::Display for OutageEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OutageEvent::Began(outage) => outage.fmt(f),
+            OutageEvent::Ended(outage, lasted) => {
+                let what = match outage.kind {
+                    OutageKind::Unreachable => "is reachable again",
+                    OutageKind::RefusesWrites => "accepts writes again",
+                    OutageKind::Blocked => "accepts messages again",
+                };
+                write!(f, "{} {what} after {}", outage.server, format_duration(*lasted))?;
+                match outage.failures {
+                    0 | 1 => Ok(()),
+                    failures => write!(f, " ({failures} failed calls)"),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outage_begins_and_ends_once_however_many_calls_fail() {
+        let store = ServerHealth::new("the store redis://s");
+        let mut events = store.subscribe();
+        store.record_recovery(OutageKind::Unreachable);
+        for call in 0..500 {
+            assert_eq!(
+                store.record_failure(OutageKind::Unreachable, &format!("refused {call}"), Some("start it")),
+                call == 0
+            );
+        }
+        store.record_failure(OutageKind::RefusesWrites, "OOM\u{1b}[31m", None);
+        assert_eq!(store.outage(OutageKind::Unreachable).unwrap().failures, 500);
+        store.record_recovery(OutageKind::Unreachable);
+        store.record_recovery(OutageKind::Unreachable);
+        store.record_recovery(OutageKind::RefusesWrites);
+        assert_eq!(store.outage(OutageKind::Unreachable), None);
+        let mut lines = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            lines.push(event.to_string());
+        }
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert_eq!(lines[0], "the store redis://s is unreachable: refused 0 (hint: start it)");
+        assert!(lines[1].starts_with("the store redis://s refuses writes: OOM") && !lines[1].contains('\u{1b}'));
+        assert_eq!(lines[2], "the store redis://s is reachable again after 0.0 s (500 failed calls)");
+        assert_eq!(lines[3], "the store redis://s accepts writes again after 0.0 s");
+    }
+}
