@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn every_error_kind_is_in_the_api_description() {
         let document: Value = serde_json::from_str(OPENAPI).unwrap();
-        let described = &document["components"]["schemas"]["Class"]["enum"];
+        let described = &document["components"]["schemas"]["ErrorKind"]["enum"];
         assert_eq!(*described, json!(ErrorKind::ALL.map(ErrorKind::as_str)));
     }
 }

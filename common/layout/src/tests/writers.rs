@@ -239,7 +239,7 @@ async fn processes_that_are_killed_leave_nothing_wrong_and_the_next_ones_end_it(
     let dir = TempDir::new().unwrap();
     let start = || {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "layout::tests::writers::a_process_that_writes"]);
+        command.args(["--ignored", "--exact", "tests::writers::a_process_that_writes"]);
         command.env(LAYOUT_DIR_VARIABLE, dir.path()).stdout(std::process::Stdio::null());
         command.spawn().unwrap()
     };
