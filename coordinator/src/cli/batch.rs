@@ -1,24 +1,117 @@
 //! `imgsync batch …`: shows and controls batches, also while another process runs them.
 
-use imgsync_model::batch::{BatchId, BatchOptions};
+use super::show::view_to_json;
+use imgsync_model::batch::BatchId;
+use imgsync_oci::RegistryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
 use serde_json::json;
+use std::path::PathBuf;
 
-use super::args::{BatchArgs, BatchCommand, BatchSelector, GlobalArgs, RunArgs};
 use super::backend;
 use super::exit::Exit;
+use super::exit::fail;
+use super::global::GlobalArgs;
 use super::printer::Printer;
+use super::report::ReportArgs;
 use super::report::ReportOptions;
-use super::run::{RunContext, build_notifier, fail};
+use super::run::{RunContext, build_notifier};
+use super::run_args::ResumeArgs;
+use super::run_args::RunArgs;
 use super::settings::Settings;
 use super::show::BatchDetails;
+use super::values::parse_error_kind;
 use super::watch::watch;
 use crate::humanize::pluralize;
 use crate::orchestrator::{Backend, BatchView, GLOBAL_LEADER, coordinator_name, find_active_leader, find_owner};
 use crate::report::{self, Report};
+use clap::{Args, Subcommand};
+
+/// Shows and controls batches.
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: BatchCommand,
+}
+
+/// A batch id or its prefix; by default the newest batch.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BatchSelector {
+    /// Batch id or a unique prefix of it [default: the newest batch]
+    #[arg(value_name = "BATCH")]
+    pub(crate) batch: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BatchCommand {
+    /// List batches, newest first
+    List {
+        /// Print one JSON object per batch
+        #[arg(long)]
+        json: bool,
+        /// Maximum number of batches
+        #[arg(long, value_name = "N", default_value = "20")]
+        limit: usize,
+    },
+    /// Show the progress of a batch, and what failed
+    Show {
+        #[command(flatten)]
+        id: BatchSelector,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// List every failure instead of groups only
+        #[arg(long)]
+        failures: bool,
+    },
+    /// Watch a batch until it ends: full screen on a terminal, lines otherwise
+    Watch {
+        #[command(flatten)]
+        id: BatchSelector,
+    },
+    /// Pause a batch: start no more of its images until it is resumed
+    Pause {
+        #[command(flatten)]
+        id: BatchSelector,
+    },
+    /// Resume a paused or interrupted batch, in this process unless another process runs it
+    Resume {
+        #[command(flatten)]
+        id: BatchSelector,
+        #[command(flatten)]
+        run: Box<ResumeArgs>,
+    },
+    /// Cancel a batch: unfinished images count as cancelled
+    Cancel {
+        #[command(flatten)]
+        id: BatchSelector,
+    },
+    /// Requeue failed images, in this process unless another process runs the batch
+    Requeue {
+        #[command(flatten)]
+        id: BatchSelector,
+        /// Only failures of this kind (not_found, denied, unreachable …)
+        #[arg(long, value_name = "KIND", value_parser = parse_error_kind)]
+        kind: Option<ErrorKind>,
+        /// Only failures with this registry as source or target
+        #[arg(long, value_name = "REGISTRY")]
+        registry: Option<RegistryName>,
+        #[command(flatten)]
+        run: Box<ResumeArgs>,
+    },
+    /// Write the report of a batch
+    Report {
+        #[command(flatten)]
+        id: BatchSelector,
+        #[command(flatten)]
+        report: ReportArgs,
+    },
+}
 
 /// Runs the command.
 pub(crate) async fn run(args: BatchArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
@@ -178,27 +271,6 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
         notices.for_each(|(id, notice)| printer.line(&format!("batch {id}: {notice}")));
     }
     Ok(Exit::Done)
-}
-
-pub(super) fn view_to_json(view: &BatchView) -> serde_json::Value {
-    let batch = &view.batch;
-    // A list shows what it can; commands on a single batch report options that cannot be decoded.
-    let options = BatchOptions::decode(&batch.options, "a batch").unwrap_or_default();
-    json!({
-        "batch": batch.id,
-        "state": view.state,
-        "owner": view.owner,
-        "resume": view.resume_command(),
-        "priority": options.priority(),
-        "counts": batch.counts,
-        "bytes": batch.usage.bytes,
-        "requests": batch.usage.requests,
-        "started": batch.created_at.to_string(),
-        "planned": batch.plan_completed_at.map(|time| time.to_string()),
-        "ended": batch.ended_at.map(|time| time.to_string()),
-        "run": batch.run,
-        "supersedes": batch.supersedes,
-    })
 }
 
 async fn resume(

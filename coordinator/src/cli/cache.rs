@@ -9,13 +9,41 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_store::private_files;
 use imgsync_store::{DigestCache, export_cache, import_cache};
 
-use super::args::{CacheAction, CacheArgs, GlobalArgs};
 use super::backend;
 use super::exit::Exit;
+use super::exit::fail;
+use super::global::GlobalArgs;
 use super::printer::Printer;
-use super::run::fail;
 use super::settings::Settings;
 use crate::humanize::pluralize;
+use clap::{Args, Subcommand};
+
+/// Exports and imports the digest cache: the source digest of each target tag, and when the tag was last seen.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// State folder to use even if a cluster is configured [default: the cluster's store, else the default state
+    /// folder]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) action: CacheAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheAction {
+    /// Write the digest cache as JSON lines
+    Export {
+        /// File to write [default: stdout]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Read the output of `export`; newer entries in the cache are kept
+    Import {
+        /// File to read [default: stdin]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
 
 /// Runs the command.
 pub(crate) async fn run(args: CacheArgs, global: &GlobalArgs, printer: &Printer) -> Exit {

@@ -7,10 +7,10 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
-use super::args::Cli;
+use super::Cli;
 use super::exit::Exit;
+use super::exit::fail;
 use super::printer::Printer;
-use super::run::fail;
 
 /// Prints a completion script, to be saved where the shell looks for it.
 ///

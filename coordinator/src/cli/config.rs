@@ -6,14 +6,31 @@ use std::time::Duration;
 use imgsync_config::{Config, RuleSource};
 use imgsync_oci::error::Error;
 
-use super::args::{ConfigAction, GlobalArgs};
 use super::exit::Exit;
+use super::global::GlobalArgs;
 use super::import;
+use super::import::ImportArgs;
 use super::printer::Printer;
 use super::settings::Settings;
 use crate::humanize::pluralize;
 use crate::notify::Notifier;
 use crate::report::{ReportFormat, ReportTemplate};
+use clap::Subcommand;
+
+/// Checks, shows and imports configurations: the file of `-c`, else ./imgsync.yaml.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Print every error with its position; the exit code is 2 if there is one
+    Check,
+    /// Print the configuration with defaults filled in and secrets masked
+    Show,
+    /// Print the JSON Schema of configurations, for editors
+    Schema,
+    /// Convert a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
+    ///
+    /// Prints it on stdout, and what has no counterpart on stderr. Secrets are replaced by environment variables.
+    Import(ImportArgs),
+}
 
 /// Runs the command.
 pub(crate) fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) -> Exit {

@@ -13,12 +13,12 @@ use imgsync_registry::{Client, Context, TrafficCounters};
 use imgsync_worker::copy::{Copier, CopyLimits, CopyRequest, ImageLocation, Overwrite, PlatformSelection};
 use serde_json::json;
 
-use super::args::RunArgs;
 use super::batch_progress::BatchProgress;
 use super::exit::Exit;
 use super::printer::Printer;
-use super::run::config_dir;
+use super::run_args::RunArgs;
 use super::settings::Settings;
+use super::settings::config_dir;
 use super::{backend, signals};
 use crate::humanize::pluralize;
 use crate::orchestrator::{DryRun, PlannedTarget, PlannedTask, PrunePlan, Slice};

@@ -1,5 +1,7 @@
 //! Exit codes: a public interface that scripts depend on.
 
+use super::printer::Printer;
+use imgsync_store::Batch;
 use std::process::ExitCode;
 
 use imgsync_oci::error::{Error, ErrorKind};
@@ -65,6 +67,32 @@ pub(crate) fn for_error(error: &Error) -> Exit {
         | ErrorKind::Collision
         | ErrorKind::Immutable
         | ErrorKind::Differs => Exit::Failed,
+    }
+}
+
+/// Prints an error that ended a command without counts, and returns the exit code.
+pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
+    printer.failure(error);
+    match error.kind() {
+        // Mostly errors of store or broker: nothing was started.
+        ErrorKind::Local
+        | ErrorKind::Denied
+        | ErrorKind::Insecure
+        | ErrorKind::InvalidResponse
+        | ErrorKind::ServerError
+        | ErrorKind::RateLimited
+        | ErrorKind::TimedOut => Exit::CouldNotStart,
+        _ => for_error(error),
+    }
+}
+
+/// Returns the exit code of an ended batch. `all_listed`: everything could be listed, and every removal succeeded. A
+/// stopped batch is never a success, even if it was stopped before its first task was listed.
+pub(crate) fn exit_for_batch(batch: &Batch, all_listed: bool) -> Exit {
+    let counts = &batch.counts;
+    match counts.failed > 0 || counts.cancelled > 0 || batch.state.is_stopped() || !all_listed {
+        true => Exit::Failed,
+        false => Exit::Done,
     }
 }
 

@@ -14,11 +14,11 @@ use imgsync_registry::{Access, Client, Context, TrafficCounters};
 use imgsync_store::{CacheScope, Store};
 use jiff::Timestamp;
 
-use super::args::GlobalArgs;
 use super::backend;
 use super::exit::Exit;
+use super::exit::fail;
+use super::global::GlobalArgs;
 use super::printer::Printer;
-use super::run::fail;
 use super::settings::Settings;
 use crate::discovery::list_repository;
 use crate::humanize::pluralize;

@@ -12,12 +12,14 @@ use imgsync_registry::{Client, Context};
 use imgsync_worker::copy::{ImageLocation, InspectedBlob, ManifestTree, inspect};
 use serde_json::json;
 
-use super::args::{GlobalArgs, RetryArgs, parse_location};
 use super::batch_progress::BatchProgress;
 use super::exit::{self, Exit};
+use super::global::GlobalArgs;
 use super::printer::Printer;
+use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
+use super::values::parse_location;
 use crate::humanize::pluralize;
 
 /// Shows the platforms, layers, sizes and referrers of an image.

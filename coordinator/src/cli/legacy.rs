@@ -7,10 +7,12 @@ use imgsync_model::naming::NamingStyle;
 use imgsync_model::select::{RepositoryPattern, RepositoryPatternError};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
-use super::args::{GlobalArgs, RunArgs};
 use super::exit::Exit;
+use super::exit::fail;
+use super::global::GlobalArgs;
 use super::printer::Printer;
-use super::run::{self, fail};
+use super::run::{self};
+use super::run_args::RunArgs;
 use super::settings::Settings;
 use super::target::TargetArgs;
 use crate::presets::{self, PresetDefinition};

@@ -3,8 +3,8 @@
 use clap::Parser as _;
 use imgsync_config::RuleTarget;
 
-use super::args::{Cli, Command};
 use super::legacy::LegacyArgs;
+use super::{Cli, Command};
 use crate::presets;
 
 /// A parsed command line of imgsync 2.1. It contains secrets: do not print it.

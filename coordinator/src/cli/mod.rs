@@ -1,6 +1,5 @@
 //! The command line: arguments → settings → command. Commands never read the environment themselves.
 
-mod args;
 mod backend;
 mod batch;
 mod batch_progress;
@@ -13,6 +12,7 @@ mod docs_gen;
 mod dry_run;
 mod exit;
 mod explain;
+mod global;
 mod import;
 mod inspect;
 mod legacy;
@@ -21,7 +21,9 @@ mod notify;
 mod presets;
 mod printer;
 mod report;
+mod retry_args;
 mod run;
+mod run_args;
 mod serve;
 mod settings;
 mod show;
@@ -30,24 +32,106 @@ mod sync;
 mod tags;
 mod target;
 mod tui;
+mod values;
 mod verify;
 mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use imgsync_worker::logging::{self, LogFormat};
 
-use self::args::{Cli, Command};
+use self::batch::BatchArgs;
+use self::cache::CacheArgs;
+use self::completions::{CompletionsArgs, ManArgs};
+use self::config::ConfigAction;
 use self::exit::Exit;
+use self::explain::ExplainArgs;
+use self::global::GlobalArgs;
+use self::inspect::InspectArgs;
+use self::legacy::{GcrArgs, LegacyArgs};
 pub(crate) use self::legacy_args::{LegacyCommand, LegacySource};
+use self::presets::PresetsArgs;
 use self::printer::Printer;
+use self::run::RunCommand;
+use self::serve::ServeArgs;
+use self::sync::SyncArgs;
+use self::tags::TagsArgs;
+use self::verify::VerifyArgs;
 
 /// Debug builds nest futures in large stack frames, and overflow the default of 2 MiB.
 const THREAD_STACK_BYTES: usize = 8 << 20;
 /// How long the exit waits for threads that cannot be cancelled.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Mirrors container images between registries, without Docker and without local disk.
+#[derive(Debug, Parser)]
+#[command(name = "imgsync", version, disable_version_flag = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    /// Print the version
+    #[arg(short = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Copy one image
+    Sync(Box<SyncArgs>),
+    /// Run the rules of the configuration, or presets
+    Run(Box<RunCommand>),
+    /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
+    ///
+    /// Copies all its repositories and tags to docker.io/<user>. Target names are those of imgsync 2.1
+    /// (gcr.io_istio-release_pilot), also where the images have moved since. docs/from-2.1.md lists each flag.
+    Gcr(Box<GcrArgs>),
+    /// Copy Flannel to Docker Hub, as imgsync 2.1 did
+    ///
+    /// Copies to docker.io/<user>, under the target names of imgsync 2.1. docs/from-2.1.md lists each flag.
+    Flannel(Box<LegacyArgs>),
+    /// Compare targets with their sources without copying
+    ///
+    /// Compares every digest of every image: the tag, its manifests, its blobs and its referrers. Compares what the
+    /// rules select, what an earlier batch copied, or one image. Reports and exit codes are those of `run`; the exit
+    /// code is 1 if something differs.
+    Verify(Box<VerifyArgs>),
+    /// Show the platforms, layers, sizes and referrers of an image
+    Inspect(InspectArgs),
+    /// List the presets and the repositories they expand to
+    Presets(PresetsArgs),
+    /// Show and control batches
+    Batch(Box<BatchArgs>),
+    /// Run rules on their schedules, with a dashboard and a JSON API
+    ///
+    /// Runs rules that have a `schedule:`, in this process or in the cluster, until it receives SIGTERM. It reloads the
+    /// configuration when the file changes. In a cluster it also leads the batches that no `run` leads: of several
+    /// coordinators, one is the leader and the others are standbys. See docs/serving.md.
+    Serve(Box<ServeArgs>),
+    /// Explain why a tag was or was not copied
+    Explain(ExplainArgs),
+    /// Export and import the digest cache
+    Cache(CacheArgs),
+    /// List the tags that a rule would select
+    ///
+    /// For one repository, each line on stdout is a tag; for a pattern with a star, each line is
+    /// REGISTRY/REPOSITORY:TAG, as `imgsync sync` takes it. Repositories are sorted by path, tags from old to new, tags
+    /// that are not versions first. Dropped tags and the reasons are printed on stderr. The exit code is 1 if a
+    /// repository could not be listed.
+    Tags(Box<TagsArgs>),
+    /// Check, show and import configurations
+    Config {
+        #[command(subcommand)]
+        action: Box<ConfigAction>,
+    },
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write all of them
+    Man(ManArgs),
+}
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -119,5 +203,17 @@ fn default_log_filter(debug: bool, format: LogFormat) -> &'static str {
         (true, _) => "imgsync=debug,lapin=off,warn",
         (false, LogFormat::Text) => "lapin=off,warn",
         (false, LogFormat::Json) => "imgsync::cli=info,lapin=off,warn",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
     }
 }

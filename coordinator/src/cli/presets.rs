@@ -7,27 +7,10 @@ use imgsync_oci::error::Result;
 use serde::Serialize;
 use serde_json::json;
 
-use super::args::RunArgs;
 use super::exit::Exit;
+use super::exit::fail;
 use super::printer::Printer;
-use super::run::fail;
-use super::target::TargetArgs;
 use crate::presets::{self, SourceSelector, TargetNamePatterns, source_selectors};
-
-/// `imgsync run`.
-#[derive(Debug, Args)]
-pub(crate) struct RunCommand {
-    /// Run this preset instead of the configuration's rules; may be repeated (see `imgsync presets`)
-    ///
-    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and
-    /// --user.
-    #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
-    pub(crate) preset: Vec<Preset>,
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    #[command(flatten)]
-    pub(crate) target: TargetArgs,
-}
 
 /// `imgsync presets`.
 #[derive(Debug, Args)]

@@ -1,7 +1,6 @@
 //! `imgsync run`: runs the rules of a configuration, in this process or in the cluster.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,13 +18,18 @@ use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::{DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
 use imgsync_worker::task_events::TaskEvents;
 
-use super::args::{GlobalArgs, RunArgs};
 use super::batch_progress::BatchProgress;
-use super::exit::{self, Exit};
-use super::presets::RunCommand;
+use super::exit::Exit;
+use super::exit::exit_for_batch;
+use super::exit::fail;
+use super::global::GlobalArgs;
+use super::presets::parse_preset;
 use super::printer::Printer;
 use super::report::ReportOptions;
+use super::run_args::RunArgs;
 use super::settings::Settings;
+use super::settings::config_dir;
+use super::target::TargetArgs;
 use super::watch::print_abandoned;
 use super::{backend, signals};
 use crate::notify::{Notifier, deliver_once, watch_throttling};
@@ -34,6 +38,23 @@ use crate::orchestrator::{
     RunSettings, Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over,
 };
 use crate::report::{self, Report, ReportLevel};
+use clap::Args;
+use imgsync_config::Preset;
+
+/// `imgsync run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunCommand {
+    /// Run this preset instead of the configuration's rules; may be repeated (see `imgsync presets`)
+    ///
+    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and
+    /// --user.
+    #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
+    pub(crate) preset: Vec<Preset>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+}
 
 /// Runs the command.
 pub(crate) async fn run(args: RunCommand, global: &GlobalArgs, printer: &Printer) -> Exit {
@@ -74,22 +95,6 @@ pub(crate) async fn run_rules(args: RunArgs, settings: &Settings, printer: &Prin
     match run_batch(&args, settings, printer).await {
         Ok(exit) => exit,
         Err(error) => fail(&error, printer),
-    }
-}
-
-/// Prints an error that ended a command without counts, and returns the exit code.
-pub(crate) fn fail(error: &Error, printer: &Printer) -> Exit {
-    printer.failure(error);
-    match error.kind() {
-        // Mostly errors of store or broker: nothing was started.
-        ErrorKind::Local
-        | ErrorKind::Denied
-        | ErrorKind::Insecure
-        | ErrorKind::InvalidResponse
-        | ErrorKind::ServerError
-        | ErrorKind::RateLimited
-        | ErrorKind::TimedOut => Exit::CouldNotStart,
-        _ => exit::for_error(error),
     }
 }
 
@@ -474,19 +479,4 @@ fn exit_for_run(ended: &RunResult, all_listed: bool) -> Exit {
         }
         () => exit_for_batch(&ended.batch, all_listed),
     }
-}
-
-/// Returns the exit code of an ended batch. `all_listed`: everything could be listed, and every removal succeeded. A
-/// stopped batch is never a success, even if it was stopped before its first task was listed.
-pub(super) fn exit_for_batch(batch: &Batch, all_listed: bool) -> Exit {
-    let counts = &batch.counts;
-    match counts.failed > 0 || counts.cancelled > 0 || batch.state.is_stopped() || !all_listed {
-        true => Exit::Failed,
-        false => Exit::Done,
-    }
-}
-
-/// Returns the base folder of relative paths of the configuration.
-pub(crate) fn config_dir(settings: &Settings) -> &Path {
-    settings.folder()
 }

@@ -22,16 +22,43 @@ use imgsync_worker::task_events::{TaskEvents, TaskObserver};
 use imgsync_worker::{cluster_worker, metrics};
 use tokio_util::sync::CancellationToken;
 
-use super::args::{GlobalArgs, ServeArgs};
 use super::exit::Exit;
+use super::exit::fail;
+use super::global::GlobalArgs;
 use super::notify::NotifyArgs;
 use super::printer::Printer;
-use super::run::fail;
+use super::retry_args::RetryArgs;
 use super::settings::{Settings, SettingsError};
 use super::{backend, signals};
 use crate::humanize::pluralize;
 use crate::orchestrator::{Backend, WatchedRules, cluster_metrics};
 use crate::serve::{ApiToken, AuthPolicy, ConfigSource, HttpBinding, LoadedConfig, RuntimeOptions, Server, load_token};
+use clap::Args;
+
+/// Runs rules on their schedules.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Listen on this address; serves /metrics too [default: from the configuration, else 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Number of images to copy concurrently, without a cluster [default: from the configuration, else 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) concurrency: Option<u16>,
+    /// Number of repositories to list concurrently
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) query_limit: u16,
+    /// State folder, without a cluster [default: $XDG_STATE_HOME/imgsync, else
+    /// ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) retry: RetryArgs,
+    #[command(flatten)]
+    pub(crate) notify: NotifyArgs,
+    /// Check whether the coordinator that listens on that address is ready: exit code 0 if it is, else 3
+    #[arg(long)]
+    pub(crate) check: bool,
+}
 
 const DEFAULT_LISTEN_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 

@@ -9,8 +9,8 @@ use imgsync_registry::ClientSettings;
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
 use imgsync_worker::settings::{client_settings, readable_secrets_warning};
 
-use super::args::GlobalArgs;
 use super::exit::Exit;
+use super::global::GlobalArgs;
 use super::printer::Printer;
 use crate::{import, presets};
 
@@ -123,4 +123,9 @@ fn parse_config(path: &Path, text: &str) -> std::result::Result<Config, Settings
         }
         SettingsError::Invalid(words)
     })
+}
+
+/// Returns the base folder of relative paths of the configuration.
+pub(crate) fn config_dir(settings: &Settings) -> &Path {
+    settings.folder()
 }

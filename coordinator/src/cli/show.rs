@@ -1,5 +1,6 @@
 //! `imgsync batch show`: a batch, its failures by error kind and registry, its workers and rate limits.
 
+use crate::orchestrator::BatchView;
 use imgsync_model::batch::{BatchId, BatchOptions, Priority};
 use imgsync_oci::error::Result;
 use imgsync_registry::Client;
@@ -7,7 +8,6 @@ use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_store::Store;
 use serde_json::{Value, json};
 
-use super::batch::view_to_json;
 use super::printer::Printer;
 use super::settings::Settings;
 use crate::humanize::pluralize;
@@ -161,4 +161,25 @@ fn print_coverage(id: BatchId, coverage: &WorkerCoverage, printer: &Printer) {
     for problem in coverage.problems() {
         printer.data(&format!("Problem: {problem}"));
     }
+}
+
+pub(super) fn view_to_json(view: &BatchView) -> serde_json::Value {
+    let batch = &view.batch;
+    // A list shows what it can; commands on a single batch report options that cannot be decoded.
+    let options = BatchOptions::decode(&batch.options, "a batch").unwrap_or_default();
+    json!({
+        "batch": batch.id,
+        "state": view.state,
+        "owner": view.owner,
+        "resume": view.resume_command(),
+        "priority": options.priority(),
+        "counts": batch.counts,
+        "bytes": batch.usage.bytes,
+        "requests": batch.usage.requests,
+        "started": batch.created_at.to_string(),
+        "planned": batch.plan_completed_at.map(|time| time.to_string()),
+        "ended": batch.ended_at.map(|time| time.to_string()),
+        "run": batch.run,
+        "supersedes": batch.supersedes,
+    })
 }

@@ -1,7 +1,12 @@
 //! `imgsync sync`: copies one image.
 
+use imgsync_model::batch::Referrers;
+use imgsync_oci::Platform;
+use imgsync_worker::cli::parse_duration;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use imgsync_layout::{ImageName, IndexEntry, Layout, LayoutRef};
@@ -19,14 +24,107 @@ use imgsync_worker::copy::{
 };
 use serde::Serialize;
 
-use super::args::{GlobalArgs, SyncArgs};
 use super::copy_progress::CopyProgress;
 use super::exit::{self, Exit};
+use super::global::GlobalArgs;
 use super::printer::Printer;
+use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use super::target::{docker_hub, read_password};
+use super::values::parse_location;
 use crate::humanize::pluralize;
+use clap::Args;
+
+/// Copies one image between registries: every platform, byte for byte, under the same digest.
+///
+/// Credentials come from the configuration, else from the credential files of docker and podman (`docker login`).
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
+    #[arg(value_name = "SOURCE", value_parser = parse_location)]
+    pub(crate) source: ImageLocation,
+    /// The target; without a tag, the source's tag is used [default: docker.io/<user>/<source's name with _ for />]
+    #[arg(value_name = "TARGET", value_parser = parse_target)]
+    pub(crate) target: Option<ImageLocation>,
+    /// Copy only this platform (os/arch[/variant]); the target then has that platform's digest
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<Platform>,
+    /// Referrers to copy with the image (signatures, SBOMs …): all, none, or these artifact types
+    #[arg(long, value_name = "all|none|TYPE,…", value_delimiter = ',', value_parser = parse_referrers)]
+    pub(crate) referrers: Vec<String>,
+    /// Copy foreign layers (those with `urls`) instead of leaving them where they are
+    #[arg(long)]
+    pub(crate) foreign_layers: bool,
+    /// Print what would be copied, and copy nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Push content that the target already has
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print the result as one JSON object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The user at the target's registry
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
+    ///
+    /// The variable is used when --user is given without either option.
+    // Not through clap's `env`: clap treats a set variable as a typed option, and would require --user.
+    #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
+    pub(crate) password: Option<Secret>,
+    /// Read the password from stdin
+    #[arg(long, requires = "user", conflicts_with = "password")]
+    pub(crate) password_stdin: bool,
+    /// Time limit of the copy (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Compare source and target, and copy nothing (imgsync 2.1; superseded by --dry-run)
+    #[arg(long)]
+    pub(crate) download_manifests: bool,
+    /// Manifest folder of imgsync 2.1; ignored: `sync` always asks source and target
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
+    /// Number of concurrent blob transfers
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub(crate) concurrency: u16,
+    #[command(flatten)]
+    pub(crate) retry: RetryArgs,
+}
+
+impl SyncArgs {
+    /// Returns the referrers to copy with the image.
+    pub(crate) fn referrers(&self) -> Referrers {
+        match &self.referrers[..] {
+            [] => Referrers::All,
+            [all] if all == "all" => Referrers::All,
+            [none] if none == "none" => Referrers::None,
+            types => Referrers::Types(types.to_vec()),
+        }
+    }
+}
+
+/// Parses `all`, `none`, or an artifact type.
+fn parse_referrers(text: &str) -> Result<String, String> {
+    match text {
+        "all" | "none" => {}
+        _ => Referrers::check_type(text).map_err(|error| format!("{error}; or all, or none"))?,
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses a target. Rejects `host:port`, which would otherwise be an image of Docker Hub with a numeric tag.
+fn parse_target(text: &str) -> Result<ImageLocation, String> {
+    if let Some((host, port)) = text.split_once(':')
+        && !host.contains('/')
+        && (host == "localhost" || host.contains('.'))
+        && port.parse::<u16>().is_ok()
+    {
+        return Err(format!("{text} names a registry without a repository: write {text}/NAME"));
+    }
+    parse_location(text)
+}
 
 /// Output of `--json`.
 #[derive(Debug, Serialize)]

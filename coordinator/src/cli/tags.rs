@@ -19,10 +19,11 @@ use imgsync_registry::{Client, Context, TrafficCounters};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::args::{GlobalArgs, RetryArgs};
 use super::exit::{self, Exit};
+use super::global::GlobalArgs;
 use super::presets::parse_preset;
 use super::printer::Printer;
+use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use crate::discovery::{DiscoveryItem, DiscoveryOptions, RepositoryListing, RepositoryOrder};

@@ -16,15 +16,19 @@ use imgsync_worker::copy::{
 };
 use serde::Serialize;
 
-use super::args::{GlobalArgs, ResumeArgs, RetryArgs, RunArgs, parse_location};
 use super::batch::find_by_prefix;
 use super::batch_progress::BatchProgress;
+use super::exit::fail;
 use super::exit::{self, Exit};
+use super::global::GlobalArgs;
 use super::notify::NotifyArgs;
 use super::printer::Printer;
 use super::report::ReportArgs;
-use super::run::{RunContext, StartOutcome, build_notifier, fail, refuse_layouts};
+use super::retry_args::RetryArgs;
+use super::run::{RunContext, StartOutcome, build_notifier, refuse_layouts};
+use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
+use super::values::parse_location;
 use super::{backend, signals};
 use crate::humanize::pluralize;
 

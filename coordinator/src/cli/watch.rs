@@ -13,8 +13,8 @@ use tokio::task::spawn_blocking;
 
 use super::batch_progress::progress_line;
 use super::exit::Exit;
+use super::exit::exit_for_batch;
 use super::printer::Printer;
-use super::run::exit_for_batch;
 use super::tui::{BatchScreen, Focus, Prompt, draw};
 use crate::orchestrator::{
     AbandonmentDetector, BatchView, BatchWaitResult, WorkerCoverage, rate_limit_messages, wait_until_over,
