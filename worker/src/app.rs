@@ -19,13 +19,14 @@ use imgsync_store::outage::{self, OutageEvent};
 use imgsync_worker::cli::Arguments;
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
 use imgsync_worker::cluster_worker::{self, ClusterWorker, WorkerMetrics};
-use imgsync_worker::metrics::{self, Metrics};
 use imgsync_worker::monthly_quota::MonthlyQuota;
 use imgsync_worker::runner::{Shutdown, WorkerScope};
 use imgsync_worker::settings::{ABORT_TIMEOUT, DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
 use imgsync_worker::task_events::{TaskEvents, TaskObserver};
-use imgsync_worker::task_log::TaskLog;
-use imgsync_worker::{StopSignals, file_limit, health, logging, process_name, settings};
+use imgsync_worker::telemetry::logging;
+use imgsync_worker::telemetry::metrics::{self, Metrics};
+use imgsync_worker::telemetry::task_log::TaskLog;
+use imgsync_worker::{StopSignals, file_limit, health, process_name, settings};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser};
 use imgsync_oci::RegistryName;
 
-use crate::logging::LogFormat;
+use crate::telemetry::logging::LogFormat;
 
 /// Run a worker of an imgsync cluster: take tasks from RabbitMQ, copy images, record results in Redis.
 ///

@@ -11,16 +11,12 @@ pub mod file_limit;
 pub mod health;
 pub mod host_check;
 pub mod limits;
-pub mod logging;
-pub mod metrics;
 pub mod monthly_quota;
 pub mod runner;
 pub mod server;
 pub mod settings;
 pub mod task_events;
-pub mod task_log;
-#[cfg(feature = "otel")]
-mod traces;
+pub mod telemetry;
 
 /// Returns the host name, or `localhost` if it is empty or not UTF-8.
 pub fn host_name() -> String {

@@ -21,19 +21,17 @@ mod registry;
 mod report;
 mod retention;
 mod rule;
-mod rule_names;
 mod schedule;
 mod schema;
 mod schema_table;
 mod serve;
-mod source;
 mod to_yaml;
 mod url;
 mod variables;
 mod yaml;
 
 pub(crate) use errors::MAX_SHOWN_PROBLEMS;
-pub(crate) use rule_names::MAX_NAME_CHARS as MAX_RULE_NAME;
+pub(crate) use rule::MAX_NAME_CHARS as MAX_RULE_NAME;
 pub(crate) use yaml::{MAX_ADDED_BYTES, MAX_FILE_BYTES, MAX_VALUES};
 
 use std::collections::BTreeMap;
@@ -270,9 +268,9 @@ fn read_config(reader: &ValueReader, root: &YamlNode, text: &str, presets: Optio
         })
         .collect();
     rule::check_collisions(reader, &rules);
-    rule_names::check_unique(reader, &rules);
+    rule::names::check_unique(reader, &rules);
     config.rules = rules.into_iter().map(|(rule, _)| rule).collect();
-    rule_names::set_titles(&mut config.rules);
+    rule::names::set_titles(&mut config.rules);
     config
 }
 

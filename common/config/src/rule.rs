@@ -1,17 +1,19 @@
 //! `rules:`: what to copy, and where to.
 
+pub(super) mod names;
+mod source;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::source::{read_layout_path, read_source};
 use super::preset::{Preset, PresetInfo};
 use super::reader::{SectionFields, ValueReader};
 use super::retention::{self, PruneConfig};
-use super::rule_names;
 use super::schedule;
 use super::schema_table::{DEFAULTS, NEWEST, RULE, TAG_RULES};
-use super::source::{read_layout_path, read_source};
 use super::yaml::{YamlNode, YamlValue};
 use imgsync_model::batch::{ForeignLayers, Priority, Referrers};
 use imgsync_model::naming::{
@@ -21,6 +23,8 @@ use imgsync_model::naming::{
 use imgsync_model::schedule::Schedule;
 use imgsync_model::select::{Newest, NewestBy, RepositoryPattern, SelectionContradiction, TagPattern, TagSelection};
 use imgsync_oci::{Platform, RepositoryName, Tag};
+
+pub(crate) use names::MAX_NAME_CHARS;
 
 /// An entry of `rules`, with `defaults` filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -299,7 +303,7 @@ pub(super) fn read(surroundings: &RuleContext<'_>, node: &YamlNode, line: usize)
         );
     }
     let prune = fields.get("prune").and_then(|node| retention::read_prune(reader, node));
-    let name = fields.get("name").and_then(|node| rule_names::read(reader, node));
+    let name = fields.get("name").and_then(|node| names::read(reader, node));
     let rule = Rule {
         line,
         name,

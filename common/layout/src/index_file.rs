@@ -9,18 +9,17 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::NEW_INDEX;
+use super::OCI_LAYOUT;
 use super::error::LayoutError;
 use super::index::{IndexChange, LayoutIndex};
 use super::lock::lock;
-use super::open::OCI_LAYOUT;
 use super::safe_dir::SafeDir;
 use super::{BLOBS, Layout, LayoutInner};
 use imgsync_oci::Algorithm;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
 const INDEX_JSON: &str = "index.json";
-/// At most one exists at a time, under the lock.
-pub(super) const NEW_INDEX: &str = ".imgsync-index.json";
 /// Upper limit for `index.json`: about 200,000 tags.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Granularity of file timestamps, a tick of the kernel's clock: a file modified this recently may change again without

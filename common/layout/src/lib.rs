@@ -50,6 +50,10 @@ use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::{Descriptor, Digest};
 use imgsync_registry::Context;
 
+const OCI_LAYOUT: &str = "oci-layout";
+/// At most one exists at a time, under the lock.
+const NEW_INDEX: &str = ".imgsync-index.json";
+
 /// Upper limit for the cached subjects of manifests, per layout.
 const MAX_CACHED_SUBJECTS: usize = 100_000;
 const BLOBS: &str = "blobs";

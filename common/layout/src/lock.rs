@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::OCI_LAYOUT;
 use super::error::LayoutError;
-use super::open::OCI_LAYOUT;
 use super::safe_dir::SafeDir;
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::retry::format_duration;

@@ -10,18 +10,18 @@ use serde::Deserialize;
 
 use super::error::LayoutError;
 use super::index::LayoutIndex;
-use super::index_file::{IndexFile, NEW_INDEX};
+use super::index_file::IndexFile;
 use super::lock::{LockWait, lock};
 use super::safe_dir::SafeDir;
 use super::verification::{HashPolicy, canonical_dir_name};
 use super::writer::MIN_RESUMABLE_BYTES;
 use super::{BLOBS, Layout, LayoutInner, MAX_CACHED_SUBJECTS, PARTIAL_PREFIX, PARTIAL_SUFFIX, label};
+use super::{NEW_INDEX, OCI_LAYOUT};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_oci::{Algorithm, Digest};
 
-pub(super) const OCI_LAYOUT: &str = "oci-layout";
 const LAYOUT_VERSION: &str = "1.0.0";
 /// Upper limit for `oci-layout`, which has thirty bytes.
 const MAX_OCI_LAYOUT_BYTES: u64 = 64 << 10;

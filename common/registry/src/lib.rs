@@ -19,6 +19,7 @@ pub mod event;
 mod failure;
 #[cfg(test)]
 mod fuzz;
+mod header_time;
 mod http;
 mod limits;
 pub mod link;
@@ -35,6 +36,8 @@ pub mod range;
 mod rate_limiter;
 mod referrers;
 mod rejection_backoff;
+mod request_body;
+mod request_class;
 mod resizable_semaphore;
 mod response;
 pub mod retry_after;

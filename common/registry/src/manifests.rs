@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use ::http::{Method, StatusCode, header};
 
 use super::context::RequestKind;
-use super::transport::{RequestBody, RequestSpec};
+use super::request_body::RequestBody;
+use super::transport::RequestSpec;
 use super::{Access, Repository};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, Manifest, ManifestError, MediaType, Tag};

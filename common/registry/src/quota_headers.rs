@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 
-use super::retry_after;
+use super::header_time;
 
 /// A quota, as far as the registry reported it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,14 +70,14 @@ fn count(value: &str) -> Option<(u64, Option<Duration>)> {
 }
 
 fn parse_reset(value: &str, now: SystemTime) -> Option<Duration> {
-    if let Some(moment) = retry_after::parse_date(value.trim()) {
+    if let Some(moment) = header_time::parse_date(value.trim()) {
         let left = moment.duration_since(now).unwrap_or_default();
-        return Some(left.min(retry_after::MAX_DELAY));
+        return Some(left.min(header_time::MAX_DELAY));
     }
     let value = value.split([',', ';']).next()?.trim();
-    let Some(moment) = retry_after::parse_epoch(value) else { return retry_after::parse_seconds(value) };
+    let Some(moment) = header_time::parse_epoch(value) else { return header_time::parse_seconds(value) };
     let left = moment.duration_since(now).unwrap_or_default();
-    Some(left.min(retry_after::MAX_DELAY))
+    Some(left.min(header_time::MAX_DELAY))
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::failure::{RequestTarget, classify, says_wants_tls, tls_on, transport_error};
+use super::request_class::RequestClass;
 use super::resizable_semaphore::Permit;
-use super::throttling::RequestClass;
 use super::{error_body, quota_headers, retry_after, ssrf};
 use crate::wait::WaitCredit;
 use imgsync_oci::error::{Error, ErrorKind, Result};

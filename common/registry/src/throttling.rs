@@ -9,6 +9,7 @@ use url::Url;
 use super::aimd::{InFlightRequest, OperationKind};
 use super::auth::Access;
 use super::credential_pool::CredentialPool;
+use super::request_class::RequestClass;
 use super::resizable_semaphore::Permit;
 use super::{Client, RateLimitHold, Registry, Repository, auth, quota_headers, rejection_backoff, retry_after};
 use crate::event::{Event, ThrottleReason};
@@ -19,45 +20,6 @@ use imgsync_rate_limit::{Account, RateLimitCategory};
 
 /// Shorter waits are not reported.
 const MIN_REPORTED_DELAY: Duration = Duration::from_millis(1);
-
-/// Class of a request for rate limits and quotas.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RequestClass {
-    /// Index of the credential in the pool.
-    pub(crate) credential_index: usize,
-    pub(crate) operation: OperationKind,
-    /// Whether pull quotas count it.
-    pub(crate) reads_manifest: bool,
-    /// Operation that some registries limit separately.
-    pub(crate) account_part: Option<RateLimitCategory>,
-    /// Whether it continues a blob read that was started before.
-    pub(crate) is_continuation: bool,
-}
-
-impl RequestClass {
-    /// Index of the backoff. Registries may reject one kind while others succeed.
-    fn backoff_index(&self) -> usize {
-        match (self.operation, self.account_part) {
-            (OperationKind::Manifests, _) if self.reads_manifest => 0,
-            (OperationKind::Manifests, _) => 1,
-            (OperationKind::Blobs, _) => 2,
-            (OperationKind::List, _) => 3,
-            (OperationKind::Push, Some(RateLimitCategory::ManifestPuts)) => 4,
-            (OperationKind::Push, _) => 5,
-        }
-    }
-
-    /// A request that is not part of a copy: for a token or a challenge.
-    pub(crate) fn auxiliary(credential_index: usize) -> RequestClass {
-        RequestClass {
-            credential_index,
-            operation: OperationKind::List,
-            reads_manifest: false,
-            account_part: None,
-            is_continuation: false,
-        }
-    }
-}
 
 /// Permits of a request in progress.
 #[derive(Debug, Default)]

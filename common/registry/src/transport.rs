@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::Body;
 use tracing::Instrument as _;
@@ -13,9 +12,11 @@ use super::aimd::OperationKind;
 use super::auth::Authorization;
 use super::context::RequestKind;
 use super::failure::{says_expired, transport_error};
+use super::request_body::{ProgressFn, RequestBody};
+use super::request_class::RequestClass;
 pub(crate) use super::response::Response;
-use super::send_progress::{self, SendProgress};
-use super::throttling::{RequestClass, RequestPermits};
+use super::send_progress;
+use super::throttling::RequestPermits;
 use super::{Repository, ssrf};
 use crate::event::{self, Event};
 use crate::wait::sleep;
@@ -25,27 +26,6 @@ use imgsync_oci::retry::{self, RetryState};
 
 /// More redirects than this are a loop.
 pub(super) const MAX_REDIRECTS: usize = 10;
-
-/// Body of a request.
-pub(crate) enum RequestBody {
-    Empty,
-    Bytes(Bytes),
-    /// Can be sent once only, and reports its progress.
-    Stream(Body, ProgressFn),
-}
-
-/// Returns the progress of a body.
-pub(crate) type ProgressFn = Box<dyn Fn() -> SendProgress + Send + Sync>;
-
-impl std::fmt::Debug for RequestBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            RequestBody::Empty => f.write_str("Nothing"),
-            RequestBody::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
-            RequestBody::Stream(..) => f.write_str("Stream"),
-        }
-    }
-}
 
 /// A request to send.
 #[derive(Debug)]

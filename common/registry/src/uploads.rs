@@ -10,7 +10,8 @@ use bytes::Bytes;
 use reqwest::Body;
 use url::Url;
 
-use super::transport::{RequestBody, RequestSpec, Response};
+use super::request_body::RequestBody;
+use super::transport::{RequestSpec, Response};
 use super::{Access, Repository, SendProgress, range, ssrf};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, RepositoryName};

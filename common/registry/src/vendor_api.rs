@@ -15,7 +15,8 @@ use super::context::RequestKind;
 use super::credential_pool::CredentialPool;
 use super::credentials::Credential;
 use super::pagination::{ListPage, PageSource, Paginator};
-use super::transport::{RequestBody, RequestSpec, Response};
+use super::request_body::RequestBody;
+use super::transport::{RequestSpec, Response};
 use super::{
     Access, Client, Context, MAX_CACHED_REPOSITORIES, Registry, RegistryCatalog, Repository, base_url, is_loopback,
     ssrf,

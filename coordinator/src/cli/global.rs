@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use imgsync_worker::logging::LogFormat;
+use imgsync_worker::telemetry::logging::LogFormat;
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]

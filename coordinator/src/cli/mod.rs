@@ -40,7 +40,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
-use imgsync_worker::logging::{self, LogFormat};
+use imgsync_worker::telemetry::logging::{self, LogFormat};
 
 use self::batch::BatchArgs;
 use self::cache::CacheArgs;

@@ -15,11 +15,12 @@ use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::{Event, Observer};
 use imgsync_store::log_throttle;
 use imgsync_store::{LockUse, RunLock};
+use imgsync_worker::cluster_worker;
 use imgsync_worker::health::{self, ReadinessCheck};
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::DRAIN_TIMEOUT;
 use imgsync_worker::task_events::{TaskEvents, TaskObserver};
-use imgsync_worker::{cluster_worker, metrics};
+use imgsync_worker::telemetry::metrics;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;

@@ -8,6 +8,7 @@ use imgsync_oci::{Digest, MediaType, RegistryName, RepositoryName};
 use imgsync_registry::{ListedManifest, ListingShare, Repository, TagPage, TagPages};
 use jiff::Timestamp;
 
+use super::listed_tag::ListedTag;
 use super::vendor;
 
 /// Unix time of the earliest plausible image date. Earlier dates come from programs that set all dates alike (1970,
@@ -33,19 +34,6 @@ pub struct RepositoryListing {
     pub missing_dates_reason: Option<String>,
     /// Memory share of the listing.
     pub memory: Option<ListingShare>,
-}
-
-/// A tag with the properties that its registry lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedTag {
-    /// Tag as listed; it may be invalid by the specification.
-    pub tag: String,
-    /// Digest that it points at. `None` also if the listing contradicts itself.
-    pub digest: Option<Digest>,
-    /// Date of push, else of build.
-    pub created: Option<Timestamp>,
-    /// Media type of the manifest.
-    pub media_type: Option<MediaType>,
 }
 
 impl RepositoryListing {

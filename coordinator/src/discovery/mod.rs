@@ -8,8 +8,10 @@
 //! name), from the catalog (`repository_source`), or from the API of the registry's vendor (`vendor`), which lists tags with
 //! digests and dates too: Quay, Docker Hub, Harbor, GitHub.
 
+mod listed_tag;
 mod listing;
 mod order;
+mod repository_names;
 mod repository_source;
 mod vendor;
 
@@ -22,11 +24,13 @@ use imgsync_oci::retry::RetryBudget;
 use imgsync_registry::{Access, Client, Context, ListingGroup, ListingShare, TrafficCounters};
 use tokio::task::{Id, JoinSet};
 
-pub use listing::{ListedTag, RepositoryListing, find_tags, list_repository};
+pub use listed_tag::ListedTag;
+pub use listing::{RepositoryListing, find_tags, list_repository};
 pub use order::compare_repositories;
 
 use order::HierarchicalName;
-use repository_source::{RepositoryNames, RepositorySource};
+use repository_names::RepositoryNames;
+use repository_source::RepositorySource;
 
 /// Upper limit for repositories: a larger tree is considered endless.
 const MAX_REPOSITORIES: usize = 1_000_000;

@@ -1,23 +1,16 @@
 //! Sources of a pattern's repositories: the pattern itself, the API of the registry's vendor, a Google-style tree, or
 //! the catalog.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imgsync_model::select::RepositoryPattern;
 use imgsync_oci::RepositoryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::sanitize::sanitize_within;
 use imgsync_registry::{Access, Client, Context, TagPage, TagPages, TrafficCounters};
 
 use super::listing::{ListingAccumulator, RepositoryListing, list_repository};
-use super::order::HierarchicalName;
-use super::{DiscoveryFailure, vendor};
-
-/// Upper limit for the invalid names reported.
-const MAX_INVALID_NAMES: usize = 100;
-/// Upper limit for the characters shown of an invalid name.
-const MAX_SHOWN_NAME_CHARS: usize = 300;
+use super::repository_names::RepositoryNames;
+use super::vendor;
 
 /// Starting point of a discovery.
 #[derive(Debug)]
@@ -28,38 +21,6 @@ pub(super) enum RepositorySource {
     Tree(RepositoryNames),
     /// All matching repositories.
     Flat(RepositoryNames),
-}
-
-/// Names of repositories to list.
-#[derive(Debug, Default)]
-pub(super) struct RepositoryNames {
-    /// Valid names in order.
-    pub(super) valid: BTreeSet<HierarchicalName>,
-    /// Matching names that are invalid.
-    pub(super) invalid: Vec<DiscoveryFailure>,
-}
-
-impl RepositoryNames {
-    /// Adds a name given by a registry.
-    pub(super) fn add(&mut self, pattern: &RepositoryPattern, name: &str) {
-        match name.parse::<RepositoryName>() {
-            Ok(name) => _ = self.valid.insert(HierarchicalName(name)),
-            // Each is kept until the end, so their number is limited.
-            Err(_) if self.invalid.len() > MAX_INVALID_NAMES => {}
-            Err(_) if self.invalid.len() == MAX_INVALID_NAMES => {
-                let repository = format!("{}/…", pattern.registry());
-                let detail = "there are more invalid repository names";
-                let error = Error::new(ErrorKind::InvalidResponse, format!("listing {pattern}"), detail);
-                self.invalid.push(DiscoveryFailure { repository, error });
-            }
-            Err(error) => {
-                let name = sanitize_within(name, MAX_SHOWN_NAME_CHARS);
-                let operation = format!("listing {}/{name}", pattern.registry());
-                let error = Error::new(ErrorKind::InvalidResponse, operation, error.to_string());
-                self.invalid.push(DiscoveryFailure { repository: format!("{}/{name}", pattern.registry()), error });
-            }
-        }
-    }
 }
 
 /// Queries the registry. An error means that nothing can be listed for the pattern.

@@ -22,6 +22,7 @@ mod provenance;
 mod prune_plan;
 mod pruner;
 mod rule_metrics;
+mod rule_options;
 mod run;
 mod selection_counts;
 mod supervise;

@@ -235,7 +235,7 @@ impl Pruner<'_> {
     async fn forget_records(&self, rule: usize, due: &PruneCandidate) -> Result<()> {
         let store = &self.backend.store;
         store.forget_provenance(&due.source.repository, std::slice::from_ref(&due.target)).await?;
-        let options = super::run::rule_options(&self.rules[rule]).fingerprint().into();
+        let options = super::rule_options::rule_options(&self.rules[rule]).fingerprint().into();
         let scope = CacheScope { repository: (*due.target.repository).clone(), options };
         store.forget_tags(&scope, std::slice::from_ref(&due.target.tag)).await
     }

@@ -25,6 +25,7 @@ use super::local_worker::LocalWorker;
 use super::plan::Slice;
 use super::plan_builder::{ListingSummary, PlanBuilder};
 use super::pruner::Pruner;
+use super::rule_options::rule_options;
 use super::unchanged_filter::UnchangedFilter;
 use crate::presets::source_selectors;
 
@@ -502,23 +503,6 @@ fn batch_lost(id: BatchId) -> Error {
     let detail = "the store no longer has it (was it emptied?)";
     Error::new(ErrorKind::NotFound, format!("watching batch {id}"), detail)
         .with_hint("run the rules again: images at the target are not copied again")
-}
-
-pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
-    RuleOptions {
-        name: rule.title(),
-        from: rule.source_label(),
-        to: rule.target_labels(),
-        platforms: rule.platforms.clone(),
-        immutable: rule.immutable.iter().map(ToString::to_string).collect(),
-        backup: rule.backup.as_ref().map(ToString::to_string),
-        sparse: rule.sparse,
-        referrers: rule.referrers.clone(),
-        foreign_layers: rule.foreign_layers,
-        priority: rule.priority,
-        verify_every_seconds: rule.verify_every.as_secs(),
-        referrers_every_seconds: rule.referrers_every.as_secs(),
-    }
 }
 
 /// Returns the identity of a batch that copies by these rules, or by one slice of them.

@@ -7,7 +7,7 @@ use imgsync_model::select::RepositoryPattern;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
-use super::versions::VersionTable;
+use super::version_table::VersionTable;
 
 static CATALOG: LazyLock<PresetCatalog> = LazyLock::new(|| {
     let mut catalog: PresetCatalog = toml::from_str(include_str!("presets.toml")).expect("a test reads it");

@@ -3,6 +3,7 @@
 
 mod catalog;
 mod selector;
+mod version_table;
 mod versions;
 
 pub use catalog::{PresetDefinition, all, find, find_by_original, known_presets, original_name};

@@ -8,7 +8,7 @@ use imgsync_oci::{RegistryName, RepositoryName};
 use jiff::Timestamp;
 
 use super::catalog::{ImageHome, find};
-use super::versions::parse_triple;
+use super::version_table::parse_triple;
 use crate::discovery::RepositoryListing;
 
 /// A repository pattern with a tag selection, applied before the rule's own.

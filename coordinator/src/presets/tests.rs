@@ -99,11 +99,12 @@ fn versions_of_kubernetes_bring_what_kubeadm_needs_for_them() {
 fn the_table_of_versions_goes_from_old_to_new() {
     let kubeadm = all().iter().find(|known| known.has_versions()).unwrap();
     let releases = &kubeadm.versions.as_ref().unwrap().releases;
-    let from: Vec<_> = releases.iter().map(|release| super::versions::parse_triple(&release.from).unwrap()).collect();
+    let from: Vec<_> =
+        releases.iter().map(|release| super::version_table::parse_triple(&release.from).unwrap()).collect();
     assert!(from.is_sorted_by(|a, b| a < b), "{from:?}");
     assert!(releases.iter().all(|release| release.images.len() == 3));
-    assert_eq!(super::versions::parse_triple("v1.31.0-rc.1"), Some((1, 31, 0)));
-    assert_eq!(super::versions::parse_triple("latest"), None);
+    assert_eq!(super::version_table::parse_triple("v1.31.0-rc.1"), Some((1, 31, 0)));
+    assert_eq!(super::version_table::parse_triple("latest"), None);
 }
 
 #[test]

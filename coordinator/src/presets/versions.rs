@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use imgsync_model::select::{TagPattern, TagSelection, Version, VersionRange};
-use serde::Deserialize;
 
 use super::selector::{Expectation, SourceSelector};
+use super::version_table::{ReleaseImages, VersionTable, VersionTriple, parse_triple};
 
 /// Upper limit for the patch releases of a minor version.
 const MAX_PATCH_RELEASES: u64 = 100;
@@ -13,43 +13,6 @@ const MAX_PATCH_RELEASES: u64 = 100;
 const MAX_MINORS_AHEAD: u64 = 100;
 /// Pre-release labels; a range without any of these selects releases.
 const PRE_RELEASE_LABELS: [&str; 3] = ["alpha", "beta", "rc"];
-
-/// Table of a product's versions.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct VersionTable {
-    /// Preset that the table belongs to.
-    pub(super) preset: String,
-    /// Product of the versions.
-    product: String,
-    /// Registry and path.
-    at: String,
-    /// Repositories with the version as their tag.
-    components: Vec<String>,
-    /// Releases in ascending order.
-    #[serde(rename = "release")]
-    pub(super) releases: Vec<ReleaseImages>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ReleaseImages {
-    pub(super) from: String,
-    /// `repository:tag`.
-    pub(super) images: Vec<String>,
-}
-
-/// Major, minor, patch.
-type VersionTriple = (u64, u64, u64);
-
-/// Parses the numbers of `v1.30.5` or `1.30.5-rc.1`; a missing patch is 0.
-pub(super) fn parse_triple(text: &str) -> Option<VersionTriple> {
-    let plain = text.trim_start_matches('v');
-    let plain = plain.split_once(['-', '+']).map_or(plain, |(plain, _)| plain);
-    let mut numbers = plain.split('.').map(str::parse);
-    let mut next = || numbers.next().transpose().ok();
-    Some((next()??, next()??, next()?.unwrap_or(0)))
-}
 
 impl VersionTable {
     /// Returns the selectors for the images that a range of versions needs.

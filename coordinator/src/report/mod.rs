@@ -12,6 +12,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod text;
+mod units;
 mod view;
 
 use std::io::Write;

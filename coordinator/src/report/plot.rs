@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
-use super::template::{bytes, duration};
+use super::units::{bytes, duration};
 use crate::humanize::group_digits;
 
 const WIDTH: f64 = 960.0;

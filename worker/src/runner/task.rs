@@ -30,7 +30,7 @@ use tracing::Instrument as _;
 use super::in_flight::InFlightMessage;
 use super::{Runner, Shutdown, longest_delay_within};
 use crate::copy::{CopyOutcome, CopyReport, ObservedDigests, TransferStats};
-use crate::task_log::task_span;
+use crate::telemetry::task_log::task_span;
 
 /// Interval at which a lease is renewed; also the delay until a cancelled batch stops.
 const RENEW_INTERVAL: Duration = Duration::from_secs(3);

@@ -13,13 +13,12 @@ use rand::Rng as _;
 use rustls::ClientConfig;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::CONNECT_TIMEOUT;
 use super::{RabbitSettings, alarm, stream, topology, unreachable_error};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret_url::SecretUrl;
 use imgsync_store::outage::{OutageKind, ServerHealth};
 
-/// Timeout of opening a connection.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Heartbeat timeout in seconds: a peer silent for longer counts as gone. A value in the URL takes precedence.
 const HEARTBEAT_SECONDS: u16 = 20;
 /// How long a usable queue may take to respond.

@@ -36,6 +36,8 @@ use imgsync_oci::secret_url::SecretUrl;
 use imgsync_store::WorkerRegistry;
 use imgsync_store::outage::ServerHealth;
 
+/// Timeout of opening a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the routes read from the worker registry are cached.
 const ROUTES_CACHE_TTL: Duration = Duration::from_secs(1);
 /// Default timeout of publisher confirms.

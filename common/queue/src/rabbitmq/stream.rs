@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 use tokio_util::either::Either;
 
-use super::connection::CONNECT_TIMEOUT;
+use super::CONNECT_TIMEOUT;
 use imgsync_oci::error::Result;
 use imgsync_tls::client_tls_config;
 

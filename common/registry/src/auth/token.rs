@@ -8,8 +8,9 @@ use url::Url;
 
 use super::super::context::RequestKind;
 use super::super::credentials::Credential;
-use super::super::throttling::RequestClass;
-use super::super::transport::{RequestBody, Response};
+use super::super::request_body::RequestBody;
+use super::super::request_class::RequestClass;
+use super::super::transport::Response;
 use super::super::{Repository, ssrf};
 use super::{Authorization, CachedToken, TokenScope, basic_header};
 use imgsync_oci::error::{Error, ErrorKind, Result};

@@ -61,7 +61,7 @@ targets! {
     };
     retry_afters = |input| {
         let wait = retry_after::parse(&text(input), UNIX_EPOCH + Duration::from_secs(1_760_000_000));
-        assert!(wait.is_none_or(|wait| wait <= retry_after::MAX_DELAY));
+        assert!(wait.is_none_or(|wait| wait <= crate::header_time::MAX_DELAY));
         format!("{wait:?}")
     };
     quotas = |input| {

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use super::super::context::RequestKind;
 use super::super::credentials::Credential;
-use super::super::transport::{RequestBody, RequestSpec};
+use super::super::request_body::RequestBody;
+use super::super::transport::RequestSpec;
 use super::super::{Access, Registry, RegistrySettings, Repository, is_loopback, ssrf, vendor_api};
 use super::RefusalKind;
 use super::aws_keys::{self, AwsKeys};

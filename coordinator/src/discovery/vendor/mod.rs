@@ -16,8 +16,8 @@ use imgsync_registry::{ListPage, Repository, VendorApi, VendorApiPages};
 use imgsync_store::age;
 use jiff::Timestamp;
 
-use super::listing::ListedTag;
-use super::repository_source::RepositoryNames;
+use super::listed_tag::ListedTag;
+use super::repository_names::RepositoryNames;
 
 /// Requested entries a page: the maximum of all vendors.
 const PAGE_SIZE: &str = "100";

@@ -3,7 +3,8 @@
 use rusqlite::Connection;
 
 use super::super::error::SqliteError;
-use super::batch_tx::{BatchRow, BatchTx};
+use super::batch_row::BatchRow;
+use super::batch_tx::BatchTx;
 use super::queries::{failures, query_tasks};
 use super::tasks::{delete_lease, delete_losses, delete_retry, record_loss, set_run_attempts};
 use crate::{BatchState, ReclaimScope, Reclaimed, RequeueFilter, latest_deadline_ms};

@@ -1,5 +1,6 @@
 //! [`Ledger`] in SQLite: each call is one function over a connection, within a transaction of its own or of a group.
 
+mod batch_row;
 mod batch_tx;
 mod lifecycle;
 mod plan;
@@ -129,14 +130,14 @@ impl Ledger for SqliteStore {
 
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {
         self.read(format!("reading batch {batch}"), move |c| {
-            Ok(batch_tx::BatchRow::find(c, batch)?.map(|entry| entry.state))
+            Ok(batch_row::BatchRow::find(c, batch)?.map(|entry| entry.state))
         })
         .await
     }
 
     async fn count_publishable(&self, batch: BatchId) -> Result<u64> {
         let publishable = move |c: &_| {
-            let entry = batch_tx::BatchRow::find(c, batch)?.filter(|entry| entry.state == BatchState::Running);
+            let entry = batch_row::BatchRow::find(c, batch)?.filter(|entry| entry.state == BatchState::Running);
             Ok(entry.map_or(0, |entry| entry.count_in_state(TaskState::New).unsigned_abs()))
         };
         self.read(format!("reading batch {batch}"), publishable).await

@@ -3,7 +3,8 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::super::error::SqliteError;
-use super::batch_tx::{BatchRow, BatchTx, get_state};
+use super::batch_row::BatchRow;
+use super::batch_tx::{BatchTx, get_state};
 use super::lifecycle::stop;
 use super::queries::{RunAttempts, read_chunk};
 use super::tasks::record_failure;

@@ -7,7 +7,8 @@ use rusqlite::{Connection, OptionalExtension, Params, Row};
 
 use super::super::error::{SqliteError, corrupt_store};
 use super::super::rows::{parse_error_kind, timestamp, to_sql_integer};
-use super::batch_tx::{BatchRow, decode_batch_state, get_state};
+use super::batch_row::{BatchRow, decode_batch_state};
+use super::batch_tx::get_state;
 use crate::{Batch, BatchState, EmptyRule, FailedTask, ListingFailure, PruneRecord, TaskRow, Usage};
 use imgsync_model::batch::{
     BatchId, BlobBytes, Failure, PlanChunk, RequestCounts, Task, TaskCounts, TaskState, decode_chunk,

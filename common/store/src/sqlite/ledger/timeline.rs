@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::super::error::SqliteError;
 use super::super::rows::{duration_ms, to_sql_integer};
-use super::batch_tx::BatchRow;
+use super::batch_row::BatchRow;
 use crate::timeline::locate_bucket;
 use crate::{BatchTimeline, MAX_SLOWEST_TASKS, SlowTask, TimeBucket, Usage, WorkerStats};
 use imgsync_model::batch::BatchId;

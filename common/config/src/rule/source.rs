@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::preset;
-use super::reader::{SectionFields, ValueReader};
-use super::rule::{RuleContext, RuleSource};
-use super::schema_table::FROM;
-use super::yaml::{YamlNode, YamlValue};
+use super::super::preset;
+use super::super::reader::{SectionFields, ValueReader};
+use super::super::schema_table::FROM;
+use super::super::yaml::{YamlNode, YamlValue};
+use super::{RuleContext, RuleSource};
 use imgsync_model::select::RepositoryPattern;
 use imgsync_oci::Tag;
 

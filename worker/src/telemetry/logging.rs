@@ -39,7 +39,7 @@ pub fn is_json() -> bool {
 #[must_use = "traces are sent while it is kept"]
 pub struct LogGuard {
     #[cfg(feature = "otel")]
-    _traces: Option<crate::traces::TraceExporter>,
+    _traces: Option<crate::telemetry::traces::TraceExporter>,
 }
 
 /// Initializes the log. `RUST_LOG` overrides `default`; `process` adds fields to each JSON line. Must not be called
@@ -58,7 +58,8 @@ pub fn init(format: LogFormat, default: &str, process: &[(&'static str, &str)]) 
     let log = tracing_subscriber::registry().with(lines.with_filter(filter));
     #[cfg(feature = "otel")]
     {
-        let exporter = crate::traces::endpoint_from_env().map(|endpoint| crate::traces::init(&endpoint, process));
+        let exporter = crate::telemetry::traces::endpoint_from_env()
+            .map(|endpoint| crate::telemetry::traces::init(&endpoint, process));
         let (layer, traces, wrong) = match exporter {
             None => (None, None, None),
             Some(Ok((layer, traces))) => (Some(layer), Some(traces), None),

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::reader::ValueReader;
-use super::rule::Rule;
-use super::yaml::YamlNode;
+use super::super::reader::ValueReader;
+use super::super::yaml::YamlNode;
+use super::Rule;
 
 /// Maximum length of a rule's name in characters: it appears in log lines, metric labels and table columns.
 pub(crate) const MAX_NAME_CHARS: usize = 64;
@@ -39,7 +39,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> Option<String> {
 }
 
 /// Reports duplicate names.
-pub(super) fn check_unique(reader: &ValueReader, rules: &[(Rule, &YamlNode)]) {
+pub(crate) fn check_unique(reader: &ValueReader, rules: &[(Rule, &YamlNode)]) {
     let mut named: BTreeMap<&str, usize> = BTreeMap::new();
     for (rule, node) in rules {
         let Some(name) = &rule.name else { continue };
@@ -56,7 +56,7 @@ pub(super) fn check_unique(reader: &ValueReader, rules: &[(Rule, &YamlNode)]) {
 
 /// Sets the title of each rule: its name, else its source; if several share it, also their targets, and else their
 /// numbers.
-pub(super) fn set_titles(rules: &mut [Rule]) {
+pub(crate) fn set_titles(rules: &mut [Rule]) {
     let forms: [fn(&Rule, usize) -> String; 3] = [
         |rule, _| rule.source_label(),
         |rule, _| format!("{} to {}", rule.source_label(), rule.target_labels().join(", ")),
@@ -82,7 +82,7 @@ pub(super) fn set_titles(rules: &mut [Rule]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Config, ConfigFile};
+    use super::super::super::{Config, ConfigFile};
 
     fn read(rules: &str) -> Result<Config, String> {
         let text = format!("defaults: {{to: r.example/m}}\nrules:\n{rules}");
