@@ -1,33 +1,18 @@
 //! The event stream. One poller reads the store and publishes to all subscribers; without subscribers it reads
 //! nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use imgsync_model::batch::BatchId;
-use imgsync_oci::error::Result;
-use imgsync_oci::retry::is_transient;
-use imgsync_store::{Batch, Heartbeat};
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::app::AppState;
-use super::dto::{BatchResponse, TimelineResponse};
-use crate::orchestrator::BatchView;
-
-const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(500);
-const STATUS_POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Minimum interval between timeline and failure events of a batch.
-const DETAILS_INTERVAL: Duration = Duration::from_secs(2);
-/// Interval of comment lines, so that proxies keep an idle connection open.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Limit of published batches, the newest ones.
 pub(super) const MAX_BATCHES: usize = 50;
 /// A subscriber that lags this many events behind gets a snapshot.
@@ -45,7 +30,7 @@ pub struct EventHub {
 
 /// Topic of an event.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Topic {
+pub(super) enum Topic {
     Status,
     Schedules,
     Workers,
@@ -132,7 +117,7 @@ impl EventHub {
     }
 
     /// Publishes an event, unless it equals the last one of its topic.
-    fn publish(&self, subject: Topic, value: &impl Serialize) {
+    pub(super) fn publish(&self, subject: Topic, value: &impl Serialize) {
         let Ok(json) = serde_json::to_string(value) else { return };
         let mut text = String::with_capacity(json.len() + 32);
         // JSON has no line breaks of its own.
@@ -146,7 +131,7 @@ impl EventHub {
     }
 
     /// Drops the last events of these topics: new subscribers do not get them.
-    fn forget(&self, is_meant: impl Fn(&Topic) -> bool) {
+    pub(super) fn forget(&self, is_meant: impl Fn(&Topic) -> bool) {
         self.latest().retain(|subject, _| !is_meant(subject));
     }
 
@@ -154,125 +139,14 @@ impl EventHub {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn wait_for_subscriber(&self) {
+    /// Sends a comment line, so that proxies keep an idle connection open.
+    pub(super) fn send_keepalive(&self) {
+        let _ = self.sender.send(Bytes::from_static(b": alive\n\n"));
+    }
+
+    pub(super) async fn wait_for_subscriber(&self) {
         let mut watchers = self.subscribers.subscribe();
         let _ = watchers.wait_for(|watchers| *watchers > 0).await;
-    }
-}
-
-/// Last known state of a batch.
-struct BatchSnapshot {
-    view: BatchView,
-    unlisted_count: usize,
-    /// State and time of the last timeline and failure events.
-    details: Option<(Batch, Instant)>,
-}
-
-/// Polls the store.
-struct Poller<'a> {
-    app: &'a AppState,
-    snapshots: HashMap<BatchId, BatchSnapshot>,
-}
-
-/// Polls the store and publishes changes, until stopped.
-pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
-    let mut poller = Poller { app, snapshots: HashMap::new() };
-    let mut around: Option<Instant> = None;
-    let mut alive = Instant::now();
-    let mut warned = false;
-    loop {
-        tokio::select! {
-            () = app.event_hub.wait_for_subscriber() => {}
-            () = stop.cancelled() => return,
-        }
-        let looked = async {
-            poller.poll_batches().await?;
-            if around.is_none_or(|at| at.elapsed() >= STATUS_POLL_INTERVAL) {
-                poller.poll_status().await?;
-                around = Some(Instant::now());
-            }
-            Ok::<(), imgsync_oci::error::Error>(())
-        };
-        match looked.await {
-            Ok(()) => warned = false,
-            // Logged once; what was published last stays visible.
-            Err(error) if !std::mem::replace(&mut warned, true) => tracing::warn!("{error}"),
-            Err(_) => {}
-        }
-        if alive.elapsed() >= KEEPALIVE_INTERVAL {
-            alive = Instant::now();
-            let _ = app.event_hub.sender.send(Bytes::from_static(b": alive\n\n"));
-        }
-        tokio::select! {
-            () = tokio::time::sleep(BATCH_POLL_INTERVAL) => {}
-            () = stop.cancelled() => return,
-        }
-    }
-}
-
-impl Poller<'_> {
-    async fn poll_batches(&mut self) -> Result<()> {
-        let store = &*self.app.backend.store;
-        let batches = store.batches(MAX_BATCHES).await?;
-        let is_gone = |id: &BatchId| !batches.iter().any(|batch| batch.id == *id);
-        if self.snapshots.keys().any(is_gone) {
-            self.snapshots.retain(|id, _| !is_gone(id));
-            self.app.event_hub.forget(|subject| match subject {
-                Topic::Batch(id) | Topic::Timeline(id) | Topic::Failures(id) => is_gone(id),
-                Topic::Status | Topic::Schedules | Topic::Workers | Topic::Routes => false,
-            });
-        }
-        for batch in batches {
-            match self.poll_batch(batch).await {
-                // One unreadable batch does not hide the others.
-                Err(error) if !is_transient(&error) => tracing::debug!("{error}"),
-                looked => looked?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn poll_batch(&mut self, batch: Batch) -> Result<()> {
-        let (store, hub) = (&*self.app.backend.store, &self.app.event_hub);
-        let view = BatchView::load(store, batch.clone()).await?;
-        let before = self.snapshots.get(&batch.id);
-        let was_live = before.is_some_and(|seen| seen.view.batch.ended_at.is_none());
-        let is_live = batch.ended_at.is_none();
-        let has_changed = before.is_none_or(|seen| seen.view != view);
-        let (mut unlisted_count, mut details) = match self.snapshots.remove(&batch.id) {
-            Some(seen) => (seen.unlisted_count, seen.details),
-            None => (store.listing_failures(batch.id).await?.len(), None),
-        };
-        // Clients request the timeline of batches that ended before the first poll.
-        let is_stale = details.as_ref().is_none_or(|(as_of, _)| *as_of != batch);
-        let is_due = details.as_ref().is_none_or(|(_, at)| at.elapsed() >= DETAILS_INTERVAL);
-        if is_stale && (is_live || was_live || details.is_some()) && (is_due || !is_live) {
-            unlisted_count = store.listing_failures(batch.id).await?.len();
-            let timeline = store.timeline(batch.id).await?;
-            hub.publish(Topic::Timeline(batch.id), &TimelineResponse::from_timeline(batch.id, timeline));
-            let groups = self.app.failure_groups.get_or_compute(store, &batch).await?;
-            hub.publish(Topic::Failures(batch.id), &*groups);
-            details = Some((batch.clone(), Instant::now()));
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
-            if !is_live {
-                let id = batch.id;
-                hub.forget(|subject| *subject == Topic::Timeline(id) || *subject == Topic::Failures(id));
-            }
-        } else if has_changed {
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
-        }
-        self.snapshots.insert(batch.id, BatchSnapshot { view, unlisted_count, details });
-        Ok(())
-    }
-
-    async fn poll_status(&mut self) -> Result<()> {
-        let (app, hub) = (self.app, &self.app.event_hub);
-        hub.publish(Topic::Status, &app.status());
-        let workers: Vec<Heartbeat> = app.backend.store.workers().await?;
-        hub.publish(Topic::Workers, &workers);
-        hub.publish(Topic::Schedules, &app.scheduler.entries().await?);
-        hub.publish(Topic::Routes, &app.routes(&workers).await?);
-        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ mod assets;
 mod auth;
 mod dto;
 mod error_response;
+mod event_poller;
 mod event_stream;
 mod extract;
 mod failure_group_cache;

@@ -21,7 +21,8 @@ use tokio_util::task::TaskTracker;
 use super::active_config::{ActiveConfig, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions, watch_config};
 use super::app::AppState;
 use super::auth::AuthPolicy;
-use super::event_stream::{self, EventHub};
+use super::event_poller;
+use super::event_stream::EventHub;
 use super::failure_group_cache::FailureGroupCache;
 use super::router::router;
 use super::scheduler::Scheduler;
@@ -114,7 +115,7 @@ impl Server {
             run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &is_leader), events, drain),
             scheduler.run(is_leader.subscribe()),
             self.run_local_workers(stop),
-            event_stream::run_poller(&app, drain),
+            event_poller::run_poller(&app, drain),
             report_outages(backend, events, drain),
             server::serve(binding.listener, router(app.clone(), binding.extra_routes), drain),
             watch_config(

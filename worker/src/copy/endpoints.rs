@@ -16,7 +16,7 @@ use imgsync_registry::{
 use tokio_util::sync::CancellationToken;
 
 use super::CopyRequest;
-use super::fan_out::BlobSubscription;
+use super::blob_subscription::BlobSubscription;
 
 /// Location of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, OnceCell, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::blob_subscription::BlobSubscription;
 use super::endpoints::CopySource;
 
 /// Time after the start of a group in which expected members may join.
@@ -83,25 +84,6 @@ pub struct FanOutMember {
     id: u64,
     /// Number of members if all join.
     expected: usize,
-}
-
-/// Content of a blob, as read by the shared reader.
-#[derive(Debug)]
-pub(crate) struct BlobSubscription {
-    chunks: mpsc::Receiver<Bytes>,
-    /// Clock of the reader, which the bandwidth limit may pause.
-    reader_clock: WaitClock,
-    own_clock: WaitClock,
-}
-
-impl BlobSubscription {
-    /// Returns the next chunk; `None` at the end, or if the reader continues without this subscriber.
-    pub(crate) async fn next_chunk(&mut self) -> Option<Bytes> {
-        let before = self.reader_clock.total_pause();
-        let piece = self.chunks.recv().await;
-        self.own_clock.exclude(self.reader_clock.total_pause().saturating_sub(before));
-        piece
-    }
 }
 
 impl FanOut {

@@ -11,9 +11,9 @@ use imgsync_oci::retry;
 use imgsync_oci::{Descriptor, Digest, Manifest, MediaType};
 use imgsync_registry::TrafficCounters;
 
-use super::blob::is_large;
 use super::endpoints::CopySource;
 use super::transfer::ImageTransfer;
+use super::transfer::is_large;
 
 /// Content of an index entry.
 pub(crate) enum EntryContent {

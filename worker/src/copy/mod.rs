@@ -1,13 +1,12 @@
 //! Copies one image from a reference to a reference: bytes unchanged, children before parents, the tag last.
 
 mod backup;
-mod blob;
+mod blob_subscription;
 mod chunk_size;
 mod endpoints;
 mod fan_out;
 mod index_entry;
 mod inspect;
-mod missing_content;
 mod platform_filter;
 mod preview;
 mod proof;
@@ -40,9 +39,9 @@ use tokio::sync::Semaphore;
 pub use endpoints::ImageLocation;
 pub use fan_out::FanOutMember;
 pub use inspect::{InspectedBlob, ManifestTree, inspect};
-pub(crate) use missing_content::CONSISTENCY_WAIT;
 pub use preview::CopyPreview;
 pub use request::{CopyRequest, Overwrite, PlatformSelection, ReferrerRefresh, TargetTagState};
+pub(crate) use transfer::CONSISTENCY_WAIT;
 pub use verify::{Finding, FindingKind, RequiredReferrers, VerifyReport, VerifySettings};
 
 use self::backup::BackupGate;

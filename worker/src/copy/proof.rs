@@ -10,8 +10,8 @@ use std::sync::atomic::AtomicBool;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Hasher};
 
-use super::blob::is_large;
 use super::transfer::ImageTransfer;
+use super::transfer::is_large;
 
 impl ImageTransfer {
     /// Whether a proof for a blob is already recorded.

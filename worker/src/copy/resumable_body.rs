@@ -17,8 +17,8 @@ use imgsync_registry::{BandwidthMeter, SendProgress, TrafficCounters};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
+use super::blob_subscription::BlobSubscription;
 use super::endpoints::{CopySource, SourceStream};
-use super::fan_out::BlobSubscription;
 
 /// Chunk size, small enough to observe the progress of a slow target.
 const CHUNK_SIZE: usize = 64 << 10;

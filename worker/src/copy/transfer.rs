@@ -1,6 +1,9 @@
 //! Transfers the graph of one image, children first: the manifests of an index before the index, the blobs of a
 //! manifest before the manifest, shared content once.
 
+mod blob;
+mod missing_content;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,11 +19,13 @@ use imgsync_registry::{Context, ManifestPut, ManifestRef, Repository, TrafficCou
 use imgsync_store::BlobProof;
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::blob::is_large;
+use self::missing_content::{ContentDenials, TransferHistory};
 use super::endpoints::{CopySource, CopyTarget, Endpoints};
-use super::missing_content::{ContentDenials, TransferHistory};
 use super::target_cache::{DigestSet, TargetCache};
 use super::{Copier, CopyCounters, CopyRequest, FanOutMember, TagGate};
+
+pub(crate) use blob::is_large;
+pub(crate) use missing_content::CONSISTENCY_WAIT;
 
 /// Maximum children of one index processed concurrently; blobs have their own limit.
 const MAX_CONCURRENT_CHILDREN: usize = 4;

@@ -13,10 +13,10 @@ use imgsync_registry::event::{BlobOutcome, Event};
 use imgsync_registry::{Context, Repository, StartedUpload, UploadBody, UploadSession};
 use tokio_util::sync::CancellationToken;
 
-use super::chunk_size::{next_smaller_chunk, too_large_error};
-use super::endpoints::CopyTarget;
-use super::resumable_body::ResumableBody;
-use super::transfer::ImageTransfer;
+use super::super::ImageTransfer;
+use super::super::chunk_size::{next_smaller_chunk, too_large_error};
+use super::super::endpoints::CopyTarget;
+use super::super::resumable_body::ResumableBody;
 
 /// Time to wait for a pending upload session after the image is aborted.
 const LATE_SESSION_TIMEOUT: Duration = Duration::from_millis(200);
@@ -24,13 +24,13 @@ const LATE_SESSION_TIMEOUT: Duration = Duration::from_millis(200);
 const MAX_SMALL_BLOB_BYTES: u64 = 1 << 20;
 
 /// Whether an extra request that may save the upload of a blob is worth its cost.
-pub(super) fn is_large(blob: &Descriptor) -> bool {
+pub(crate) fn is_large(blob: &Descriptor) -> bool {
     blob.size > MAX_SMALL_BLOB_BYTES
 }
 
 impl ImageTransfer {
     /// Transfers a blob to the target in the cheapest way that works.
-    pub(super) async fn transfer_blob(&self, blob: &Descriptor) -> Result<BlobOutcome> {
+    pub(crate) async fn transfer_blob(&self, blob: &Descriptor) -> Result<BlobOutcome> {
         let Some(target) = self.target.repository() else { return self.ensure_in_layout(blob).await };
         let (registry, name) = (target.registry(), target.name());
         if self.target_cache.has_blob(registry, name, &blob.digest) {
@@ -66,7 +66,7 @@ impl ImageTransfer {
     }
 
     /// Runs a transfer when a blob slot is free, and emits its events.
-    pub(super) async fn with_blob_slot<F>(
+    pub(crate) async fn with_blob_slot<F>(
         &self,
         blob: &Descriptor,
         transfer: impl FnOnce(Arc<AtomicU64>) -> F,
@@ -95,7 +95,7 @@ impl ImageTransfer {
         }
     }
 
-    pub(super) fn record_arrival(&self, blob: &Descriptor, outcome: BlobOutcome) -> BlobOutcome {
+    pub(crate) fn record_arrival(&self, blob: &Descriptor, outcome: BlobOutcome) -> BlobOutcome {
         if outcome != BlobOutcome::Copied
             && let Some(member) = &self.fan_out
         {
@@ -213,7 +213,7 @@ impl ImageTransfer {
     /// by mounting a blob just transferred to the repository. So a new image of small blobs costs no extra request, and
     /// the first image with a large blob at a registry costs one. Until there is a blob to test with, mounts are
     /// assumed to work; the same holds for small images, where the extra request would be one in twenty.
-    pub(super) async fn mounts_are_reliable(&self) -> Result<bool> {
+    pub(crate) async fn mounts_are_reliable(&self) -> Result<bool> {
         let Some(target) = self.target.repository() else { return Ok(true) };
         if !target.supports_mounts() {
             return Ok(false);
@@ -233,7 +233,7 @@ impl ImageTransfer {
         mount_support.get_or_try_init(ask).await.copied()
     }
 
-    pub(super) fn describe_write(&self, blob: &Descriptor) -> String {
+    pub(crate) fn describe_write(&self, blob: &Descriptor) -> String {
         match &self.target {
             CopyTarget::Registry(target) => target.write_operation(&blob.digest),
             CopyTarget::Layout(target) => target.layout().write_operation(&blob.digest),
@@ -283,7 +283,7 @@ impl ImageTransfer {
     }
 
     /// Reads and verifies a small blob.
-    pub(super) async fn read_small(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
+    pub(crate) async fn read_small(&self, blob: &Descriptor, is_public: &AtomicBool) -> Result<Bytes> {
         match self.prefetched_blob(blob) {
             Some(bytes) => Ok(bytes),
             None => self.source.read_small_blob(blob, &self.source_traffic, is_public).await,

@@ -13,7 +13,7 @@ use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind, RepositoryName};
 use imgsync_registry::event::{BlobOutcome, Event};
 use imgsync_registry::{ManifestRef, Repository};
 
-use super::transfer::ImageTransfer;
+use super::super::ImageTransfer;
 
 /// Total wait for a target that denies content it has just accepted.
 pub(crate) const CONSISTENCY_WAIT: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ const FOREIGN_URLS_HINT: &str = "the target rejects manifests with foreign layer
 
 /// How the content of one copy got to the target.
 #[derive(Debug, Default)]
-pub(super) struct TransferHistory(Mutex<HistoryState>);
+pub(crate) struct TransferHistory(Mutex<HistoryState>);
 
 #[derive(Debug, Default)]
 struct HistoryState {
@@ -50,29 +50,29 @@ impl TransferHistory {
     }
 
     /// Records that the target mounted a blob from another of its repositories.
-    pub(super) fn record_mount(&self, blob: &Digest, from: &RepositoryName) {
+    pub(crate) fn record_mount(&self, blob: &Digest, from: &RepositoryName) {
         self.state().mounted_from.insert(blob.clone(), from.clone());
     }
 
     /// Records that a blob was assumed to be present without a request.
-    pub(super) fn record_assumed(&self, blob: &Digest) {
+    pub(crate) fn record_assumed(&self, blob: &Digest) {
         self.state().assumed.insert(blob.clone());
     }
 
     /// Records that this copy put a manifest.
-    pub(super) fn record_put(&self, manifest: &Digest) {
+    pub(crate) fn record_put(&self, manifest: &Digest) {
         self.state().put.insert(manifest.clone());
     }
 
     /// Whether a blob must be uploaded, whatever the target answers to a mount.
-    pub(super) fn must_upload(&self, blob: &Digest) -> bool {
+    pub(crate) fn must_upload(&self, blob: &Digest) -> bool {
         self.state().unmountable.contains(blob)
     }
 }
 
 /// Refusals of one manifest because of missing content.
 #[derive(Debug)]
-pub(super) struct ContentDenials {
+pub(crate) struct ContentDenials {
     since: Instant,
     refusals: u32,
     waits: u32,
@@ -83,7 +83,7 @@ pub(super) struct ContentDenials {
 }
 
 impl ContentDenials {
-    pub(super) fn new() -> ContentDenials {
+    pub(crate) fn new() -> ContentDenials {
         ContentDenials {
             since: Instant::now(),
             refusals: 0,
@@ -107,7 +107,7 @@ impl ContentDenials {
 impl ImageTransfer {
     /// Handles a manifest PUT refused for missing content; after `Ok` the caller retries the PUT. Returns the error if
     /// nothing more can be done.
-    pub(super) async fn send_missing(
+    pub(crate) async fn send_missing(
         &self,
         manifest: &Manifest,
         error: Error,
@@ -169,7 +169,7 @@ impl ImageTransfer {
     }
 
     /// Waits for the target to become consistent. Returns the error after the last wait.
-    pub(super) async fn wait_for_consistency(&self, error: Error, denials: &mut ContentDenials) -> Result<()> {
+    pub(crate) async fn wait_for_consistency(&self, error: Error, denials: &mut ContentDenials) -> Result<()> {
         let attempt = denials.refusals.max(denials.waits + 1);
         let Some(wait) = denials.next_wait() else { return Err(error.with_attempts(attempt, denials.since.elapsed())) };
         let (kind, registry) = (error.kind(), error.registry().cloned());
