@@ -1,12 +1,12 @@
-# Both programs in one image: `imgsync`, which it runs, and `imgsync-worker`.
+# Both programs in one image: `imgsync`, the entry point, and `imgsync-worker`.
 #
 #   docker build -t imgsync .
 #   docker run --rm imgsync sync alpine registry.example.com/mirror/alpine
 #
-# The configuration is read from /etc/imgsync/imgsync.yaml. What one machine remembers is under /var/lib/imgsync: give it a
-# volume; a cluster needs none. Plain syntax: BuildKit, the builder before it and podman all build it.
+# Imgsync reads /etc/imgsync/imgsync.yaml. Without a cluster it keeps its state under /var/lib/imgsync: use a volume there.
+# Plain syntax: BuildKit, the legacy builder and podman all build it.
 #
-# To build upon images that nobody can exchange, name them by digest (docs/security.md#builds):
+# To pin the base images, name them by digest (docs/security.md#builds):
 #
 #   docker build --build-arg RUNTIME_IMAGE=debian:trixie-slim@sha256:… --build-arg RUST_IMAGE=rust:1.95-slim-trixie@sha256:… .
 
@@ -20,14 +20,14 @@ RUN apt-get update \
     && install -d -o 10001 -g 10001 /var/lib/imgsync && install -d /etc/imgsync
 ENV HOME=/var/lib/imgsync
 WORKDIR /etc/imgsync
-# A number: who runs it can tell that it is not root (Kubernetes' runAsNonRoot).
+# A number, so that Kubernetes can check runAsNonRoot.
 USER 10001:10001
 ENTRYPOINT ["imgsync"]
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
-# The libraries first, below programs that do nothing: they are built again only when Cargo.lock changes.
+# Builds the dependencies first, with empty programs: this layer changes only with the manifests and Cargo.lock.
 COPY Cargo.toml Cargo.lock ./
 COPY common/config/Cargo.toml common/config/
 COPY common/layout/Cargo.toml common/layout/

@@ -1,5 +1,5 @@
-# The image of a release, from programs that were built and tried before (dist/amd64, dist/arm64): .github/workflows/release.yml.
-# The Dockerfile at the root builds the same from the sources. The release names its base by digest.
+# The image of a release, from tested programs in dist/amd64 and dist/arm64: .github/workflows/release.yml builds it.
+# The Dockerfile at the root builds the same from source. The release pins its base image by digest.
 ARG RUNTIME_IMAGE=debian:trixie-slim
 FROM ${RUNTIME_IMAGE}
 ARG TARGETARCH
