@@ -3,7 +3,7 @@
 
 use super::concurrency::ConcurrencyLimiter;
 use super::credentials::Credential;
-use super::provider_limits;
+use super::providers;
 use super::rate_limiter::{RateLimitHold, RateLimiter};
 use super::settings::{QuotaReserve, RegistrySettings, SharedRateLimit};
 use imgsync_oci::RegistryName;
@@ -36,7 +36,7 @@ impl CredentialPool {
         settings: &RegistrySettings,
         shared: Option<&SharedRateLimit>,
     ) -> CredentialPool {
-        let known = provider_limits::for_registry(registry, settings);
+        let known = providers::limits_for_registry(registry, settings);
         let limit = settings.requests_per_second.or(known.and_then(|known| known.requests_per_second));
         let parts = known.map(|known| known.per_operation).unwrap_or_default();
         // Name under which this process claims shared permits; unique, also within the process.

@@ -29,7 +29,7 @@ mod mirrors;
 mod mount_support;
 mod page_reader;
 mod pagination;
-pub mod provider_limits;
+pub mod providers;
 mod provision;
 pub mod quota_headers;
 pub mod range;
@@ -97,15 +97,9 @@ use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::retry::{RetryPolicy, RetryState};
 use imgsync_oci::{RegistryName, RepositoryName};
 
-/// Docker Hub's API endpoint; `docker.io` itself serves a web site.
-const DOCKER_HUB_ENDPOINT: &str = "https://registry-1.docker.io";
-
 /// Repositories cached for each registry, in each cache: those without the referrers API, those that were created,
 /// those that a vendor's API does not list.
 const MAX_CACHED_REPOSITORIES: usize = 10_000;
-
-/// Size of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
-const AZURE_CHUNK_BYTES: u64 = 16 << 20;
 
 /// A client for registries. Cheap to clone; clones share connections, tokens and everything learned about registries.
 #[derive(Debug, Clone)]
@@ -373,11 +367,6 @@ impl Registry {
     }
 }
 
-/// Whether a registry is Azure's.
-fn is_azure(name: &RegistryName) -> bool {
-    name.host().ends_with(".azurecr.io")
-}
-
 fn is_loopback(host: &str) -> bool {
     host.parse::<RegistryName>().is_ok_and(|name| name.is_loopback())
 }
@@ -388,10 +377,10 @@ fn base_url(name: &RegistryName, settings: &RegistrySettings) -> Url {
         true => "http",
         false => "https",
     };
-    let mut base = match (&settings.endpoint, name.is_docker_hub()) {
+    let mut base = match (&settings.endpoint, providers::find(name).and_then(|provider| provider.endpoint)) {
         (Some(endpoint), _) => endpoint.clone(),
-        (None, true) => Url::parse(DOCKER_HUB_ENDPOINT).expect("a constant URL parses"),
-        (None, false) => Url::parse(&format!("{scheme}://{name}")).expect("a checked registry name makes a URL"),
+        (None, Some(endpoint)) => Url::parse(endpoint).expect("a constant URL parses"),
+        (None, None) => Url::parse(&format!("{scheme}://{name}")).expect("a checked registry name makes a URL"),
     };
     if !base.path().ends_with('/') {
         base.set_path(&format!("{}/", base.path()));
@@ -461,7 +450,7 @@ impl Repository {
 
     /// Returns the size of each PATCH, if blobs are to be uploaded in chunks.
     pub fn upload_chunk_size(&self) -> Option<u64> {
-        let chunk = self.registry.settings.chunk.or_else(|| is_azure(&self.registry.name).then_some(AZURE_CHUNK_BYTES));
+        let chunk = self.registry.settings.chunk.or_else(|| providers::find(&self.registry.name)?.chunk_bytes);
         match self.registry.body_limit.load(Ordering::Relaxed) {
             0 => chunk,
             limit => Some(chunk.map_or(limit, |chunk| chunk.min(limit))),

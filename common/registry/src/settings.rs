@@ -50,7 +50,7 @@ pub struct RegistrySettings {
     /// Additional credentials for pulling only, rotated with the first of `credentials` if there is one. Each has its
     /// own rate limit and quota.
     pub pull_credentials: Vec<Credential>,
-    /// Rate limit in requests per second, all kinds together. Unset: the documented limit ([`known`](super::provider_limits)), if
+    /// Rate limit in requests per second, all kinds together. Unset: the documented limit ([`known`](super::providers)), if
     /// any, else none.
     pub requests_per_second: Option<f64>,
     /// Concurrency limit, shared by all processes that share the rate limit. Unset: none. For a registry that is source

@@ -6,7 +6,7 @@ use std::time::Duration;
 use imgsync_model::batch::Route;
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
-use imgsync_registry::{Client, provider_limits};
+use imgsync_registry::{Client, providers};
 use imgsync_store::{Heartbeat, RateLimitCategory};
 use imgsync_worker::runner::load_rate_limit_holds;
 use jiff::Timestamp;
@@ -119,7 +119,7 @@ async fn read_registry_limits(
     hold: Option<&(Duration, String)>,
 ) -> Result<RegistryLimitsResponse> {
     let settings = client.settings().registries.get(registry).cloned().unwrap_or_default();
-    let documented = provider_limits::for_registry(registry, &settings).and_then(|limits| limits.requests_per_second);
+    let documented = providers::limits_for_registry(registry, &settings).and_then(|limits| limits.requests_per_second);
     let mut accounts = client.accounts(registry, true).await;
     accounts.extend(client.accounts(registry, false).await);
     let parts: Vec<_> =
