@@ -180,7 +180,7 @@ impl Delivery {
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
-            .field("lane", &self.route)
+            .field("route", &self.route)
             .field("message", &self.message)
             .field("redelivered", &self.redelivered)
             .finish_non_exhaustive()

@@ -121,7 +121,7 @@ impl Chat {
     }
 }
 
-/// Returns the error class and hint of a reply code. Rate limits are errors that are retried.
+/// Returns the error kind and hint of a reply code. Rate limits are errors that are retried.
 fn classify_code(kind: ChatKind, code: i64) -> (ErrorKind, &'static str) {
     match (kind, code) {
         (ChatKind::DingTalk, 130_101)

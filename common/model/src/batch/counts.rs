@@ -7,7 +7,7 @@ use super::TaskState;
 /// Number of tasks by state. `total` is always the sum of all other fields.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskCounts {
-    /// All tasks; final once the batch is sealed.
+    /// All tasks; final once the plan is complete.
     pub total: u64,
     /// Not started, or waiting for a retry.
     pub waiting: u64,

@@ -39,7 +39,7 @@ pub struct PlanChunk {
 #[error("a chunk of the plan cannot be decoded: {0}")]
 pub struct PlanChunkError(&'static str);
 
-/// Packs tasks of one listing. Keeps the digests at positions where `keeps_digest` returns true; those of settled tasks
+/// Packs tasks of one listing. Keeps the digests at positions where `keeps_digest` returns true; those of unchanged tasks
 /// are in the digest cache.
 pub fn encode_chunk(listed_at: Timestamp, tasks: &[TaskSpec], keeps_digest: impl Fn(usize) -> bool) -> Vec<u8> {
     let mut homes: Vec<&RepositoryLocator> = Vec::new();

@@ -14,6 +14,6 @@ for at = 3, #ARGV do
 end
 if requeued > 0 then
     if number(b, 'run') < run then redis.call('HSET', b, 'run', run) end
-    settle_batch(b, now())
+    end_or_reopen_batch(b, now())
 end
 return requeued
