@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use imgsync_oci::error::ErrorKind;
-
-use crate::batch::TaskRef;
+use crate::batch::{TaskRef, TaskResult};
 
 /// What happens to the tasks of a batch.
 #[derive(Debug, Clone)]
@@ -38,24 +36,15 @@ pub enum TaskEvent {
 /// How a worker's work on a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TaskCompletion {
-    /// The image was copied.
-    Copied {
+    /// The ledger recorded a result.
+    Finished {
+        /// The result.
+        result: TaskResult,
         /// Bytes of blobs transferred.
         bytes: u64,
         /// Bytes of blobs read from the source for this task: fewer where another task read them for both.
         read: u64,
     },
-    /// The target was up to date.
-    Unchanged,
-    /// The task failed permanently.
-    Failed {
-        /// Kind of the error.
-        kind: ErrorKind,
-        /// The text, safe to print.
-        error: String,
-    },
-    /// The task was cancelled with its batch.
-    Cancelled,
     /// The task failed with a transient error and is rescheduled.
     Rescheduled {
         /// The text, safe to print.

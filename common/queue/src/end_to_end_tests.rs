@@ -10,7 +10,7 @@ use crate::{MemoryQueue, RouteFilter, TaskQueue};
 use imgsync_model::batch::{BatchId, Message, Route, Task, TaskRef, TaskResult};
 use imgsync_store::contract::{StoreUnderTest, copied_bytes, new_batch, segment};
 use imgsync_store::{
-    BatchState, ClaimResult, Clock as _, FinishResult, LEASE_TTL, ManualClock, SqliteStore, Store, TaskHolder,
+    BatchState, ClaimResult, Clock as _, FinishReply, LEASE_TTL, ManualClock, SqliteStore, Store, TaskHolder,
 };
 use jiff::Timestamp;
 
@@ -104,7 +104,7 @@ async fn run_worker(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, worker: St
                         .finish(task_ref, TaskHolder { worker: &worker, token }, TaskResult::Copied, copied_bytes(1))
                         .await
                         .unwrap();
-                    counted += u64::from(finished == FinishResult::Counted);
+                    counted += u64::from(finished == FinishReply::Counted);
                 }
                 ClaimResult::HeldBy { .. } => is_held = true,
                 ClaimResult::AlreadyDone

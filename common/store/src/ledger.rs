@@ -54,7 +54,7 @@ pub struct PlanSegment {
     pub key: String,
     /// When the repository was listed.
     pub listed_at: Timestamp,
-    /// Its tasks in order. A task may already have a result: `Unchanged` if the listing settled it, `Failed` if it
+    /// Its tasks in order. A task may already have a result: `Unchanged` if the listing shows it, `Failed` if it
     /// collides with another task.
     pub tasks: Vec<(TaskSpec, Option<TaskResult>)>,
 }
@@ -147,7 +147,7 @@ pub enum LeaseStatus {
 
 /// Result of [`Ledger::finish`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishResult {
+pub enum FinishReply {
     /// The result was recorded and counted.
     Counted,
     /// Not counted: another worker holds the lease, or the batch was stopped.
@@ -158,7 +158,7 @@ pub enum FinishResult {
 
 /// Result of [`Ledger::reschedule`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RescheduleResult {
+pub enum RescheduleReply {
     /// Rescheduled.
     Scheduled {
         /// Attempts counted so far, including this one if it counts.
@@ -296,7 +296,7 @@ pub struct FailedTask {
 /// A task with its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskRow {
-    /// The task. The digests of tasks that the listing settled are only in the digest cache.
+    /// The task. The digests of tasks that the listing shows as unchanged are only in the digest cache.
     pub task: Task,
     /// Current state.
     pub state: TaskState,
@@ -387,7 +387,7 @@ pub trait Ledger: Send + Sync {
         holder: TaskHolder<'_>,
         result: TaskResult,
         spent: Usage,
-    ) -> Result<FinishResult>;
+    ) -> Result<FinishReply>;
 
     /// Reschedules a task. With a delay it is a retry: publish its delayed message first, so that a worker that dies in
     /// between leaves a held task and a message that is absorbed. Without a delay the task returns to the plan, and the
@@ -399,7 +399,7 @@ pub trait Ledger: Send + Sync {
         wait: Duration,
         counts: bool,
         spent: Usage,
-    ) -> Result<RescheduleResult>;
+    ) -> Result<RescheduleReply>;
 
     // Batch state.
 

@@ -44,8 +44,8 @@ pub use leases::{
     tag_lease_name, waiting_lease_name,
 };
 pub use ledger::{
-    AppendResult, Batch, BatchState, ClaimResult, EmptyRule, FailedTask, FinishResult, LEASE_TTL, LeaseStatus, Ledger,
-    ListingFailure, NewBatch, PlanBlock, PlanSegment, ReclaimScope, Reclaimed, RequeueFilter, RescheduleResult,
+    AppendResult, Batch, BatchState, ClaimResult, EmptyRule, FailedTask, FinishReply, LEASE_TTL, LeaseStatus, Ledger,
+    ListingFailure, NewBatch, PlanBlock, PlanSegment, ReclaimScope, Reclaimed, RequeueFilter, RescheduleReply,
     TaskHolder, TaskRow, Usage,
 };
 pub use limits::limits;

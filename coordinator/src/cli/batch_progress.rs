@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use imgsync_model::batch::{BatchId, TaskRef};
-use imgsync_model::event::TaskCompletion;
-use imgsync_model::event::TaskEvent;
+use imgsync_model::batch::{BatchId, Failure, TaskRef, TaskResult};
+use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::Digest;
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{BlobOutcome, Event, Observer};
@@ -235,15 +234,13 @@ impl TaskObserver for BatchProgress {
                 tracing::debug!(task = task_ref.index, ?completion, "ended");
                 self.print_event(&end_event(task_ref.index, completion));
                 match completion {
-                    TaskCompletion::Failed { error, .. } => self.printer.line(&format!("failed: {error}")),
+                    TaskCompletion::Finished { result: TaskResult::Failed(failure), .. } => {
+                        self.printer.line(&format!("failed: {}", failure.error));
+                    }
                     TaskCompletion::Rescheduled { error, wait } => {
                         self.printer.line(&format!("{error}; retrying in {}", format_duration(*wait)));
                     }
-                    TaskCompletion::Copied { .. }
-                    | TaskCompletion::Unchanged
-                    | TaskCompletion::Cancelled
-                    | TaskCompletion::Requeued
-                    | TaskCompletion::Stale => {}
+                    TaskCompletion::Finished { .. } | TaskCompletion::Requeued | TaskCompletion::Stale => {}
                 }
             }
             TaskEvent::Reclaimed { .. } => {}
@@ -251,16 +248,16 @@ impl TaskObserver for BatchProgress {
     }
 }
 
-fn end_event(task: u32, end: &TaskCompletion) -> serde_json::Value {
-    match end {
-        TaskCompletion::Copied { bytes, read } => {
-            json!({"event": "copied", "task": task, "bytes": bytes, "read": read})
-        }
-        TaskCompletion::Unchanged => json!({"event": "unchanged", "task": task}),
-        TaskCompletion::Failed { kind, error } => {
-            json!({"event": "failed", "task": task, "kind": kind, "error": error})
-        }
-        TaskCompletion::Cancelled => json!({"event": "cancelled", "task": task}),
+fn end_event(task: u32, completion: &TaskCompletion) -> serde_json::Value {
+    match completion {
+        TaskCompletion::Finished { result, bytes, read } => match result {
+            TaskResult::Copied => json!({"event": "copied", "task": task, "bytes": bytes, "read": read}),
+            TaskResult::Unchanged => json!({"event": "unchanged", "task": task}),
+            TaskResult::Failed(Failure { kind, error, .. }) => {
+                json!({"event": "failed", "task": task, "kind": kind, "error": error})
+            }
+            TaskResult::Cancelled => json!({"event": "cancelled", "task": task}),
+        },
         TaskCompletion::Rescheduled { error, wait } => {
             json!({"event": "rescheduled", "task": task, "error": error, "seconds": wait.as_secs_f64()})
         }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use imgsync_config::Config;
-use imgsync_model::event::TaskCompletion;
-use imgsync_model::event::TaskEvent;
+use imgsync_model::batch::TaskResult;
+use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::error::Result;
 use imgsync_oci::retry::format_duration;
 use imgsync_oci::secret::Secret;
@@ -237,8 +237,11 @@ impl Observer for EventPrinter {
 impl TaskObserver for EventPrinter {
     fn on_task(&self, event: &TaskEvent) {
         match event {
-            TaskEvent::Ended { completion: TaskCompletion::Failed { error, .. }, .. } if !self.is_cluster => {
-                self.printer.timestamped(&format!("failed: {error}"));
+            TaskEvent::Ended {
+                completion: TaskCompletion::Finished { result: TaskResult::Failed(failure), .. },
+                ..
+            } if !self.is_cluster => {
+                self.printer.timestamped(&format!("failed: {}", failure.error));
             }
             TaskEvent::Ended { completion: TaskCompletion::Rescheduled { error, wait }, .. } if !self.is_cluster => {
                 self.printer.timestamped(&format!("{error}; retrying in {}", format_duration(*wait)));

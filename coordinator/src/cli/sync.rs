@@ -128,16 +128,16 @@ fn parse_target(text: &str) -> Result<ImageLocation, String> {
 
 /// Output of `--json`.
 #[derive(Debug, Serialize)]
-struct SyncOutput<'a> {
+struct SyncJson<'a> {
     source: &'a ImageLocation,
     target: Option<&'a ImageLocation>,
     #[serde(flatten)]
-    result: SyncResult<'a>,
+    result: SyncOutput<'a>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-enum SyncResult<'a> {
+enum SyncOutput<'a> {
     Copied(CopyStats<'a>),
     Unchanged(CopyStats<'a>),
     WouldCopy { digest: &'a Digest, manifests: usize, blobs: usize, bytes: u64, bytes_present: u64 },
@@ -183,15 +183,15 @@ pub(crate) async fn run(args: SyncArgs, global: &GlobalArgs, printer: &Printer) 
         Err(error) => {
             if args.json {
                 let result = match error.is_cancelled() {
-                    true => SyncResult::Cancelled { error: error.to_string() },
-                    false => SyncResult::Failed {
+                    true => SyncOutput::Cancelled { error: error.to_string() },
+                    false => SyncOutput::Failed {
                         kind: error.kind(),
                         error: error.to_string(),
                         hint: error.hint(),
                         attempts: error.attempts(),
                     },
                 };
-                print_json(printer, &SyncOutput { source: &args.source, target: target.as_ref(), result });
+                print_json(printer, &SyncJson { source: &args.source, target: target.as_ref(), result });
             }
             printer.failure(&error);
             exit::for_copy_error(&error, observer.has_transferred())
@@ -372,10 +372,10 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
             seconds: (done.elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
         };
         let result = match done.outcome {
-            CopyOutcome::Copied => SyncResult::Copied(stats),
-            CopyOutcome::Unchanged => SyncResult::Unchanged(stats),
+            CopyOutcome::Copied => SyncOutput::Copied(stats),
+            CopyOutcome::Unchanged => SyncOutput::Unchanged(stats),
         };
-        print_json(printer, &SyncOutput { source: &args.source, target: Some(target), result });
+        print_json(printer, &SyncJson { source: &args.source, target: Some(target), result });
     } else {
         printer.data(&pin_digest(target, &done.digest));
     }
@@ -419,8 +419,8 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
 fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview, printer: &Printer) {
     if args.json {
         let result = match preview.outcome {
-            CopyOutcome::Unchanged => SyncResult::WouldNotChange { digest: &preview.digest },
-            CopyOutcome::Copied => SyncResult::WouldCopy {
+            CopyOutcome::Unchanged => SyncOutput::WouldNotChange { digest: &preview.digest },
+            CopyOutcome::Copied => SyncOutput::WouldCopy {
                 digest: &preview.digest,
                 manifests: preview.manifests,
                 blobs: preview.blobs,
@@ -428,7 +428,7 @@ fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview,
                 bytes_present: preview.bytes_present,
             },
         };
-        print_json(printer, &SyncOutput { source: &args.source, target: Some(target), result });
+        print_json(printer, &SyncJson { source: &args.source, target: Some(target), result });
         return;
     }
     printer.data(&match preview.outcome {
@@ -452,7 +452,7 @@ fn pin_digest(target: &ImageLocation, digest: &Digest) -> String {
     }
 }
 
-fn print_json(printer: &Printer, output: &SyncOutput<'_>) {
+fn print_json(printer: &Printer, output: &SyncJson<'_>) {
     match serde_json::to_string(output) {
         Ok(line) => _ = printer.data(&line),
         Err(error) => printer.error(&format!("the result cannot be written as JSON: {error}"), None),

@@ -78,16 +78,16 @@ pub(crate) struct VerifyArgs {
 
 /// Output of `--json` for one image.
 #[derive(Debug, Serialize)]
-struct VerifyOutput<'a> {
+struct VerifyJson<'a> {
     source: &'a ImageLocation,
     target: &'a ImageLocation,
     #[serde(flatten)]
-    result: VerifyResult<'a>,
+    result: VerifyOutput<'a>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-enum VerifyResult<'a> {
+enum VerifyOutput<'a> {
     Equal(VerifyStats<'a>),
     Differs(VerifyStats<'a>),
     Failed { kind: ErrorKind, error: String },
@@ -191,8 +191,8 @@ async fn verify_image(
         Ok(exit) => exit,
         Err(error) => {
             if args.json {
-                let result = VerifyResult::Failed { kind: error.kind(), error: error.to_string() };
-                print_json(printer, &VerifyOutput { source, target, result });
+                let result = VerifyOutput::Failed { kind: error.kind(), error: error.to_string() };
+                print_json(printer, &VerifyJson { source, target, result });
             }
             printer.failure(&error);
             exit::for_error(&error)
@@ -249,8 +249,8 @@ async fn compare_image(
     ]
     .join(", ");
     if args.json {
-        let result = if is_equal { VerifyResult::Equal(stats) } else { VerifyResult::Differs(stats) };
-        print_json(printer, &VerifyOutput { source, target, result });
+        let result = if is_equal { VerifyOutput::Equal(stats) } else { VerifyOutput::Differs(stats) };
+        print_json(printer, &VerifyJson { source, target, result });
     } else {
         for finding in &verified.findings {
             printer.data(&finding.detail);
@@ -272,7 +272,7 @@ async fn compare_image(
     }
 }
 
-fn print_json(printer: &Printer, output: &VerifyOutput<'_>) {
+fn print_json(printer: &Printer, output: &VerifyJson<'_>) {
     // These types always serialize.
     printer.data(&serde_json::to_string(output).unwrap_or_default());
 }

@@ -172,6 +172,28 @@ pub struct CopyReport {
     pub elapsed: Duration,
 }
 
+impl CopyReport {
+    /// Creates the report of a copy that wrote and counted nothing.
+    fn unchanged(digest: Digest, source_digest: Digest) -> CopyReport {
+        CopyReport {
+            outcome: CopyOutcome::Unchanged,
+            digest,
+            source_digest,
+            source_head_digest: None,
+            bytes: TransferStats::default(),
+            blobs: TransferStats::default(),
+            manifests: 0,
+            referrers: 0,
+            referrers_checked: false,
+            tag_put: false,
+            digest_tags: Vec::new(),
+            source_traffic: TrafficSnapshot::default(),
+            target_traffic: TrafficSnapshot::default(),
+            elapsed: Duration::ZERO,
+        }
+    }
+}
+
 /// Copies images. Use one per process: what it learns about the targets saves requests and bytes.
 #[derive(Debug, Clone)]
 pub struct Copier {
@@ -297,27 +319,21 @@ impl Copier {
         endpoints: &Endpoints,
         counters: &Arc<CopyCounters>,
         context: &Context,
-        work: impl Future<Output = Result<CopyEnd>>,
+        work: impl Future<Output = Result<CopyReport>>,
     ) -> Result<CopyReport> {
         let started = Instant::now();
         let what = || format!("copying {} to {}", request.source, request.target);
-        let CopyEnd { outcome, digest, source_digest, source_head_digest, referrers_checked, tag_put } =
-            self.with_deadline(context, what, work).await?;
+        let report = self.with_deadline(context, what, work).await?;
         Ok(CopyReport {
-            outcome,
-            digest,
-            source_digest,
-            source_head_digest,
             bytes: CopyCounters::snapshot(&counters.bytes),
             blobs: CopyCounters::snapshot(&counters.blobs),
             manifests: counters.manifests.load(Ordering::Relaxed),
             referrers: counters.referrers.load(Ordering::Relaxed),
-            referrers_checked,
-            tag_put,
             digest_tags: std::mem::take(&mut *counters.digest_tags.lock().unwrap_or_else(PoisonError::into_inner)),
             source_traffic: endpoints.source_traffic.snapshot(),
             target_traffic: endpoints.target_traffic.snapshot(),
             elapsed: started.elapsed(),
+            ..report
         })
     }
 
@@ -420,11 +436,11 @@ impl Copier {
         counters: &Arc<CopyCounters>,
         gate: &dyn TagGate,
         context: &Context,
-    ) -> Result<CopyEnd> {
+    ) -> Result<CopyReport> {
         let mut moves = TagMoves::default();
         loop {
             match Box::pin(self.copy_image_once(request, endpoints, counters, gate, context, &mut moves)).await {
-                Ok(end) => return Ok(end),
+                Ok(report) => return Ok(report),
                 Err(error) => moves.retry_if_moved(error, request, endpoints, context).await?,
             }
         }
@@ -438,16 +454,16 @@ impl Copier {
         gate: &dyn TagGate,
         context: &Context,
         moves: &mut TagMoves,
-    ) -> Result<CopyEnd> {
+    ) -> Result<CopyReport> {
         let found = compare_endpoints(request, endpoints, moves).await?;
         let source_head_digest = found.head_digest;
         let selected = match found.root {
             RootStatus::Unchanged(digest, chosen) => {
                 let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
-                let end = self
+                let report = self
                     .copy_new_referrers(request, endpoints, counters, context, (digest, source_digest), chosen)
                     .await?;
-                return Ok(CopyEnd { source_head_digest, ..end });
+                return Ok(CopyReport { source_head_digest, ..report });
             }
             RootStatus::Changed(chosen) => chosen,
         };
@@ -472,7 +488,13 @@ impl Copier {
         let tag_put = transferred?;
         let referrers_checked = request.referrers.copies_any();
         let outcome = if tag_put { CopyOutcome::Copied } else { CopyOutcome::Unchanged };
-        Ok(CopyEnd { outcome, digest, source_digest, source_head_digest, referrers_checked, tag_put })
+        Ok(CopyReport {
+            outcome,
+            source_head_digest,
+            referrers_checked,
+            tag_put,
+            ..CopyReport::unchanged(digest, source_digest)
+        })
     }
 
     /// Copies new referrers of an image that is already at the target, if requested. `selected` is the image, if it was
@@ -485,16 +507,9 @@ impl Copier {
         context: &Context,
         (digest, source_digest): (Digest, Digest),
         selected: Option<SelectedImage>,
-    ) -> Result<CopyEnd> {
+    ) -> Result<CopyReport> {
         if !request.referrers.copies_any() || request.referrer_refresh == ReferrerRefresh::Skip {
-            return Ok(CopyEnd {
-                outcome: CopyOutcome::Unchanged,
-                digest,
-                source_digest,
-                source_head_digest: None,
-                referrers_checked: false,
-                tag_put: false,
-            });
+            return Ok(CopyReport::unchanged(digest, source_digest));
         }
         let transfer = ImageTransfer::new(self, endpoints, request, counters.clone(), context, true);
         let check_all = request.referrer_refresh == ReferrerRefresh::All;
@@ -517,14 +532,7 @@ impl Copier {
             referrers_result?
         };
         let outcome = if copied == 0 { CopyOutcome::Unchanged } else { CopyOutcome::Copied };
-        Ok(CopyEnd {
-            outcome,
-            digest,
-            source_digest,
-            source_head_digest: None,
-            referrers_checked: check_all,
-            tag_put: false,
-        })
+        Ok(CopyReport { outcome, referrers_checked: check_all, ..CopyReport::unchanged(digest, source_digest) })
     }
 
     /// Returns the digests of both endpoints if they are equal, with as few requests as possible.
@@ -577,14 +585,4 @@ impl Drop for ImageInFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Outcome of a copy, before its counters are added.
-struct CopyEnd {
-    outcome: CopyOutcome,
-    digest: Digest,
-    source_digest: Digest,
-    source_head_digest: Option<Digest>,
-    referrers_checked: bool,
-    tag_put: bool,
 }

@@ -12,15 +12,14 @@ use imgsync_model::batch::{
     BatchId, BatchOptions, BlobBytes, Failure, Message, MessageTarget, RequestCounts, Route, RuleOptions, TagLocator,
     TaskRef, TaskResult,
 };
-use imgsync_model::event::TaskCompletion;
-use imgsync_model::event::TaskEvent;
+use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::panics::catch_panic;
 use imgsync_oci::retry;
-use imgsync_oci::{Digest, RegistryName};
+use imgsync_oci::{Digest, RegistryName, Tag};
 use imgsync_registry::{Context, TrafficCounters};
 use imgsync_store::{
-    CacheScope, CachedTag, ClaimResult, FinishResult, LeaseGuard, LeaseStatus, ProvenanceUpdate, RescheduleResult,
+    CacheScope, CachedTag, ClaimResult, FinishReply, LeaseGuard, LeaseStatus, ProvenanceUpdate, RescheduleReply,
     RunningTask, TagRecord, TaskHolder, Usage,
 };
 use jiff::Timestamp;
@@ -58,22 +57,68 @@ pub(super) enum Disposition {
     Unreachable { registry: RegistryName, why: String },
 }
 
-/// Outcome of one attempt.
-enum AttemptOutcome {
-    Copied(Box<CompletedCopy>),
-    /// Source and target are equal; nothing was written. The observed digests, if they are to be cached.
-    Unchanged(Option<ObservedDigests>),
-    Failed(Error),
-}
-
-/// A finished copy.
+/// A successful attempt: what to record of it.
 struct CompletedCopy {
-    report: CopyReport,
-    prior: PriorState,
+    outcome: CopyOutcome,
+    bytes: BlobBytes,
+    /// Entries for the digest cache.
+    tags: Vec<(Tag, CachedTag)>,
+    /// Digest of the target tag, if the tag was put.
+    put: Option<Digest>,
     /// Lease of the target tag, if the tag was or could have been written: held until that is recorded.
     lease: Option<LeaseGuard>,
     /// Whether the tag, which may have been partial, is complete now.
     is_whole: bool,
+}
+
+impl CompletedCopy {
+    /// Creates the result of an attempt that found source and target equal and wrote nothing. `observed` is to be
+    /// cached.
+    fn unchanged(target: &Tag, observed: Option<ObservedDigests>, now: Timestamp) -> CompletedCopy {
+        let cached = observed.map(|ObservedDigests { source, target: digest }| {
+            (target.clone(), CachedTag { source, target: digest, seen_at: now, referrers_at: None })
+        });
+        CompletedCopy {
+            outcome: CopyOutcome::Unchanged,
+            bytes: BlobBytes::default(),
+            tags: cached.into_iter().collect(),
+            put: None,
+            lease: None,
+            is_whole: false,
+        }
+    }
+
+    /// Creates the result of a finished copy.
+    fn from_report(
+        report: CopyReport,
+        target: &Tag,
+        prior: PriorState,
+        lease: Option<LeaseGuard>,
+        now: Timestamp,
+    ) -> CompletedCopy {
+        let TransferStats { copied, mounted, reused } = report.bytes;
+        let put = report.tag_put.then(|| report.digest.clone());
+        let cached = CachedTag {
+            // The next run compares with the HEAD digest; the content is read if it differs.
+            source: report.source_head_digest.unwrap_or(report.source_digest),
+            target: report.digest,
+            seen_at: prior.seen_at.unwrap_or(now),
+            referrers_at: if report.referrers_checked { Some(now) } else { prior.referrers_checked_at },
+        };
+        // With their digests at the source: the next listing shows changes.
+        let digest_tags = report
+            .digest_tags
+            .into_iter()
+            .map(|(tag, source)| (tag, CachedTag { target: source.clone(), source, seen_at: now, referrers_at: None }));
+        CompletedCopy {
+            outcome: report.outcome,
+            bytes: BlobBytes { copied, mounted, reused },
+            tags: digest_tags.chain([(target.clone(), cached)]).collect(),
+            put,
+            lease,
+            is_whole: false,
+        }
+    }
 }
 
 /// State of a target tag before the copy.
@@ -212,13 +257,10 @@ impl Runner {
 
     /// Records a panic outside of the copy.
     async fn record_panic(&self, task_ref: TaskRef, token: u64, attempts: u32, panic: &Error) -> Result<Disposition> {
-        let (kind, failure) = (panic.kind(), Failure::from_error(panic, attempts + 1));
-        let error = failure.error.clone();
+        let result = TaskResult::Failed(Failure::from_error(panic, attempts + 1));
         let holder = TaskHolder { worker: &self.settings.name, token };
-        let finished = self.store.finish(task_ref, holder, TaskResult::Failed(failure), Usage::default()).await?;
         // It may have panicked after its result was counted.
-        self.emit_finished(task_ref, finished, TaskCompletion::Failed { kind, error });
-        Ok(Disposition::Done)
+        self.finish(task_ref, holder, result, Usage::default()).await
     }
 
     /// Runs a leased task.
@@ -257,19 +299,14 @@ impl Runner {
             started: Instant::now(),
         };
         if let Some(error) = unreadable {
-            return self.record_outcome(&task, stop, AttemptOutcome::Failed(error)).await;
+            return self.record_attempt(&task, stop, Err(error)).await;
         }
         if losses >= FAIL_AFTER_LOSSES {
             let detail =
                 format!("its worker died {losses} times while running it, the last times with no other task running");
             let error = Error::new(ErrorKind::Local, format!("copying {}", message.source), detail);
-            return self
-                .record_outcome(
-                    &task,
-                    stop,
-                    AttemptOutcome::Failed(error.with_hint("please report this, with the image's name")),
-                )
-                .await;
+            let error = error.with_hint("please report this, with the image's name");
+            return self.record_attempt(&task, stop, Err(error)).await;
         }
         let _suspect = match losses >= EXCLUSIVE_AFTER_LOSSES {
             true => match self.suspect_slot.try_lock() {
@@ -284,13 +321,13 @@ impl Runner {
             false => None,
         };
         let lost = AtomicBool::new(false);
-        let outcome = {
+        let attempt = {
             // Boxed, here and below: a copy is a deep nest of futures, and thread stacks are small.
-            let work: BoxFuture<'_, Result<AttemptOutcome>> =
+            let work: BoxFuture<'_, Result<CompletedCopy>> =
                 Box::pin(self.run_isolating_suspects(&task, losses, shared_slot));
             let operation = format!("copying {}", message.source);
             tokio::select! {
-                came = catch_panic(&operation, work) => came.unwrap_or_else(AttemptOutcome::Failed),
+                attempt = catch_panic(&operation, work) => attempt,
                 () = self.renew_lease_loop(&task, &lost) => unreachable!("a lease is kept until the work has ended"),
             }
         };
@@ -299,7 +336,7 @@ impl Runner {
             self.emit_end(task_ref, TaskCompletion::Requeued);
             return Ok(Disposition::Done);
         }
-        self.record_outcome(&task, stop, outcome).await
+        self.record_attempt(&task, stop, attempt).await
     }
 
     /// Reads the options of a batch and of one of its rules.
@@ -315,11 +352,11 @@ impl Runner {
         task: &LeasedTask<'_>,
         losses: u32,
         shared_slot: RwLockReadGuard<'_, ()>,
-    ) -> Result<AttemptOutcome> {
+    ) -> Result<CompletedCopy> {
         if losses < EXCLUSIVE_AFTER_LOSSES {
-            let outcome = self.attempt_copy(task).await;
+            let attempt = self.attempt_copy(task).await;
             drop(shared_slot);
-            return outcome;
+            return attempt;
         }
         drop(shared_slot);
         self.warn(&format!("{}: {losses} workers died while running it; it now runs exclusively", task.message.source));
@@ -350,48 +387,19 @@ impl Runner {
         }
     }
 
-    /// Records the outcome of a task in the ledger.
-    async fn record_outcome(
+    /// Records an attempt in the ledger.
+    async fn record_attempt(
         &self,
         task: &LeasedTask<'_>,
         stop: &Shutdown,
-        outcome: AttemptOutcome,
+        attempt: Result<CompletedCopy>,
     ) -> Result<Disposition> {
-        let now = self.clock.now();
-        let (result, bytes, tags, written) = match outcome {
-            AttemptOutcome::Failed(error) => return self.record_failure(task, stop, error).await,
-            AttemptOutcome::Unchanged(seen) => {
-                let known = seen.map(|ObservedDigests { source, target }| {
-                    let known = CachedTag { source, target, seen_at: now, referrers_at: None };
-                    (task.target.tag.clone(), known)
-                });
-                (TaskResult::Unchanged, BlobBytes::default(), known.into_iter().collect(), None)
-            }
-            AttemptOutcome::Copied(copied) => {
-                let CompletedCopy { report, prior, lease, is_whole } = *copied;
-                let result = match report.outcome {
-                    CopyOutcome::Copied => TaskResult::Copied,
-                    CopyOutcome::Unchanged => TaskResult::Unchanged,
-                };
-                let TransferStats { copied, mounted, reused } = report.bytes;
-                let put = report.tag_put.then(|| report.digest.clone());
-                let known = CachedTag {
-                    // The next run compares with the HEAD digest; the content is read if it differs.
-                    source: report.source_head_digest.unwrap_or(report.source_digest),
-                    target: report.digest,
-                    seen_at: prior.seen_at.unwrap_or(now),
-                    referrers_at: if report.referrers_checked { Some(now) } else { prior.referrers_checked_at },
-                };
-                // With their digests at the source: the next listing shows changes.
-                let digest_tags = report.digest_tags.into_iter().map(|(tag, source)| {
-                    (tag, CachedTag { target: source.clone(), source, seen_at: now, referrers_at: None })
-                });
-                let tags: Vec<_> = digest_tags.chain([(task.target.tag.clone(), known)]).collect();
-                (result, BlobBytes { copied, mounted, reused }, tags, lease.map(|lease| (lease, put, is_whole)))
-            }
+        let CompletedCopy { outcome, bytes, tags, put, lease, is_whole } = match attempt {
+            Ok(completed) => completed,
+            Err(error) => return self.record_failure(task, stop, error).await,
         };
         let record = async {
-            let Some((lease, put, is_whole)) = &written else {
+            let Some(lease) = &lease else {
                 return match tags.is_empty() {
                     true => Ok(()),
                     false => self.store.cache_tags(&task.cache_scope(), tags).await,
@@ -407,18 +415,16 @@ impl Runner {
             }
             Ok(())
         };
-        let end = match result {
-            TaskResult::Copied => {
-                TaskCompletion::Copied { bytes: bytes.copied, read: task.traffic.0.snapshot().received }
-            }
-            _ => TaskCompletion::Unchanged,
+        let (result, read) = match outcome {
+            CopyOutcome::Copied => (TaskResult::Copied, task.traffic.0.snapshot().received),
+            CopyOutcome::Unchanged => (TaskResult::Unchanged, 0),
         };
+        let completion = TaskCompletion::Finished { result: result.clone(), bytes: bytes.copied, read };
         // Concurrently: the store may be far away.
         let finish = self.store.finish(task.task_ref, task.holder, result, task.usage(bytes));
-        let (recorded, finished) = tokio::join!(record, finish);
-        drop(written);
-        let finished = finished?;
-        self.emit_finished(task.task_ref, finished, end);
+        let (recorded, reply) = tokio::join!(record, finish);
+        drop(lease);
+        self.emit_finished(task.task_ref, reply?, completion);
         // The task has finished all the same: on redelivery the ledger knows.
         recorded.map(|()| Disposition::Done)
     }
@@ -433,9 +439,7 @@ impl Runner {
             return Ok(Disposition::Done);
         }
         if error.is_cancelled() {
-            let finished = self.store.finish(task_ref, holder, TaskResult::Cancelled, spent).await?;
-            self.emit_finished(task_ref, finished, TaskCompletion::Cancelled);
-            return Ok(Disposition::Done);
+            return self.finish(task_ref, holder, TaskResult::Cancelled, spent).await;
         }
         let tries = attempts + error.attempts();
         if error.kind() == ErrorKind::RateLimited
@@ -443,9 +447,9 @@ impl Runner {
         {
             // The wait is longer than a slot may be held: no attempt is counted.
             self.record_rate_limit(task, error.registry(), wait).await?;
-            let retried =
+            let reply =
                 self.reschedule_with_message_delay(task, (wait, longest_delay_within(wait)), false, spent).await?;
-            self.emit_rescheduled(task_ref, retried, &error, wait);
+            self.emit_rescheduled(task_ref, reply, &error, wait);
             return Ok(Disposition::RateLimited { registry: error.registry().cloned(), wait });
         }
         if self.settings.in_cluster
@@ -454,20 +458,30 @@ impl Runner {
         {
             // Another machine may reach the registry: no attempt is counted.
             let (registry, why) = (registry.clone(), error.message().to_owned());
-            let retried = self.reschedule(task, UNREACHABLE_RETRY_DELAY, false, spent).await?;
-            self.emit_rescheduled(task_ref, retried, &error, UNREACHABLE_RETRY_DELAY);
+            let reply = self.reschedule(task, UNREACHABLE_RETRY_DELAY, false, spent).await?;
+            self.emit_rescheduled(task_ref, reply, &error, UNREACHABLE_RETRY_DELAY);
             return Ok(Disposition::Unreachable { registry, why });
         }
         if retry::is_transient(&error) && tries < self.settings.max_attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
-            let retried = self.reschedule(task, wait, true, spent).await?;
-            self.emit_rescheduled(task_ref, retried, &error, wait);
+            let reply = self.reschedule(task, wait, true, spent).await?;
+            self.emit_rescheduled(task_ref, reply, &error, wait);
             return Ok(Disposition::Done);
         }
-        let failure = Failure::from_error(&error, tries);
-        let end = TaskCompletion::Failed { kind: error.kind(), error: failure.error.clone() };
-        let finished = self.store.finish(task_ref, holder, TaskResult::Failed(failure), spent).await?;
-        self.emit_finished(task_ref, finished, end);
+        let result = TaskResult::Failed(Failure::from_error(&error, tries));
+        self.finish(task_ref, holder, result, spent).await
+    }
+
+    /// Records the result of a task that transferred nothing.
+    async fn finish(
+        &self,
+        task_ref: TaskRef,
+        holder: TaskHolder<'_>,
+        result: TaskResult,
+        spent: Usage,
+    ) -> Result<Disposition> {
+        let reply = self.store.finish(task_ref, holder, result.clone(), spent).await?;
+        self.emit_finished(task_ref, reply, TaskCompletion::Finished { result, bytes: 0, read: 0 });
         Ok(Disposition::Done)
     }
 
@@ -479,7 +493,7 @@ impl Runner {
         wait: Duration,
         counts: bool,
         spent: Usage,
-    ) -> Result<RescheduleResult> {
+    ) -> Result<RescheduleReply> {
         self.reschedule_with_message_delay(task, (wait, wait), counts, spent).await
     }
 
@@ -490,7 +504,7 @@ impl Runner {
         (mut wait, message_wait): (Duration, Duration),
         counts: bool,
         spent: Usage,
-    ) -> Result<RescheduleResult> {
+    ) -> Result<RescheduleReply> {
         if !wait.is_zero() {
             let targets = vec![MessageTarget { index: task.task_ref.index, locator: task.target.clone() }];
             let message = Message { targets, run: task.task_ref.run, ..task.message.clone() };
@@ -528,17 +542,17 @@ impl Runner {
     }
 
     /// Emits a result if the ledger counted it.
-    fn emit_finished(&self, task_ref: TaskRef, finished: FinishResult, end: TaskCompletion) {
-        self.emit_end(task_ref, if finished == FinishResult::Counted { end } else { TaskCompletion::Stale });
+    fn emit_finished(&self, task_ref: TaskRef, reply: FinishReply, completion: TaskCompletion) {
+        self.emit_end(task_ref, if reply == FinishReply::Counted { completion } else { TaskCompletion::Stale });
     }
 
     /// Emits the rescheduling of a task if the ledger accepted it.
-    fn emit_rescheduled(&self, task_ref: TaskRef, retried: RescheduleResult, error: &Error, wait: Duration) {
-        let end = match retried {
-            RescheduleResult::Scheduled { .. } => TaskCompletion::Rescheduled { error: error.to_string(), wait },
-            RescheduleResult::Stale => TaskCompletion::Stale,
+    fn emit_rescheduled(&self, task_ref: TaskRef, reply: RescheduleReply, error: &Error, wait: Duration) {
+        let completion = match reply {
+            RescheduleReply::Scheduled { .. } => TaskCompletion::Rescheduled { error: error.to_string(), wait },
+            RescheduleReply::Stale => TaskCompletion::Stale,
         };
-        self.emit_end(task_ref, end);
+        self.emit_end(task_ref, completion);
     }
 
     fn emit_end(&self, task_ref: TaskRef, completion: TaskCompletion) {

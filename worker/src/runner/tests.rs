@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_model::batch::{
-    BatchId, BatchOptions, MessageTarget, RepositoryLocator, Route, RuleOptions, TagLocator, TaskSpec,
+    BatchId, BatchOptions, MessageTarget, RepositoryLocator, Route, RuleOptions, TagLocator, TaskResult, TaskSpec,
 };
 use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::error::ErrorKind;
@@ -199,7 +199,7 @@ async fn a_tag_whose_lease_expires_before_it_is_recorded_is_not_recorded() {
         let fixture = RunnerFixture::new(&clock, folder.path(), &["v1"], on).await;
         let batch = fixture.run().await;
         assert_eq!(batch.counts.copied, 1, "{:?}", ends.lock().unwrap());
-        assert!(matches!(ends.lock().unwrap()[..], [TaskCompletion::Copied { .. }]));
+        assert!(matches!(ends.lock().unwrap()[..], [TaskCompletion::Finished { result: TaskResult::Copied, .. }]));
         let target = &fixture.targets[0];
         let scope = CacheScope {
             repository: (*target.repository).clone(),

@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::task_events::TaskObserver;
-use imgsync_model::batch::TaskRef;
-use imgsync_model::event::TaskCompletion;
-use imgsync_model::event::TaskEvent;
+use imgsync_model::batch::{TaskRef, TaskResult};
+use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{Event, Observer};
 use imgsync_store::log_throttle;
@@ -39,10 +38,10 @@ impl Observer for TaskLog {
     fn on_event(&self, event: &Event) {
         match event {
             // Many slots hit the same failing registry.
-            Event::Retrying { error, kind: class, registry, wait, .. } => {
+            Event::Retrying { error, kind, registry, wait, .. } => {
                 let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
-                let kind = format!("retrying: {class} {registry}");
-                log_throttle::info(&kind, &format!("{error}; retrying in {}", format_duration(*wait)));
+                let throttle_key = format!("retrying: {kind} {registry}");
+                log_throttle::info(&throttle_key, &format!("{error}; retrying in {}", format_duration(*wait)));
             }
             Event::Warning { message } => log_throttle::warn(message, message),
             Event::RepeatedWarning { kind, message } => log_throttle::warn(kind, message),
@@ -66,10 +65,12 @@ impl TaskObserver for TaskLog {
                 let span = tracing::Span::current();
                 let _about = if span.is_none() { task_span(task_ref) } else { span }.entered();
                 match completion {
-                    TaskCompletion::Copied { bytes, .. } => tracing::info!("copied {what}: {bytes} bytes in {time}"),
-                    TaskCompletion::Unchanged => tracing::info!("unchanged {what}"),
-                    TaskCompletion::Failed { error, .. } => tracing::warn!("failed {what}: {error}"),
-                    TaskCompletion::Cancelled => tracing::info!("cancelled {what}"),
+                    TaskCompletion::Finished { result, bytes, .. } => match result {
+                        TaskResult::Copied => tracing::info!("copied {what}: {bytes} bytes in {time}"),
+                        TaskResult::Unchanged => tracing::info!("unchanged {what}"),
+                        TaskResult::Failed(failure) => tracing::warn!("failed {what}: {}", failure.error),
+                        TaskResult::Cancelled => tracing::info!("cancelled {what}"),
+                    },
                     TaskCompletion::Rescheduled { error, wait } => {
                         tracing::info!("rescheduled {what} in {}: {error}", format_duration(*wait));
                     }

@@ -23,4 +23,4 @@ pub use options::{BatchOptions, ForeignLayers, OPTIONS_VERSION, PlanSlice, Refer
 pub use plan_chunk::{MAX_TASKS as MAX_CHUNK_TASKS, PlanChunk, PlanChunkError, decode_chunk, encode_chunk};
 pub use priority::Priority;
 pub use sign::{MAC_BYTES, SigningKey, TRUNCATED_MAC_BYTES};
-pub use task::{Failure, MAX_ERROR_BYTES, Task, TaskOutcome, TaskRef, TaskResult, TaskSpec, TaskState};
+pub use task::{Failure, MAX_ERROR_BYTES, Task, TaskRef, TaskResult, TaskSpec, TaskState};

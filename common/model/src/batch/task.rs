@@ -1,7 +1,5 @@
 //! Tasks, their states and results.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::{BatchId, TagLocator};
@@ -68,21 +66,7 @@ pub enum TaskState {
     Cancelled,
 }
 
-/// How a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskOutcome {
-    /// The image was copied.
-    Copied,
-    /// The target was up to date.
-    Unchanged,
-    /// The task failed.
-    Failed,
-    /// The task was cancelled on request.
-    Cancelled,
-}
-
-/// Result of a task: its outcome, with the failure if it failed.
+/// Result of a task: how it ended, with the failure if it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TaskResult {
     /// The image was copied.
@@ -121,17 +105,9 @@ impl TaskState {
 
     /// Returns whether the task has ended.
     pub fn is_terminal(self) -> bool {
-        self.outcome().is_some()
-    }
-
-    /// Returns how the task ended, if it has.
-    pub fn outcome(self) -> Option<TaskOutcome> {
         match self {
-            TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => None,
-            TaskState::Copied => Some(TaskOutcome::Copied),
-            TaskState::Unchanged => Some(TaskOutcome::Unchanged),
-            TaskState::Failed => Some(TaskOutcome::Failed),
-            TaskState::Cancelled => Some(TaskOutcome::Cancelled),
+            TaskState::New | TaskState::Queued | TaskState::Running | TaskState::Retry => false,
+            TaskState::Copied | TaskState::Unchanged | TaskState::Failed | TaskState::Cancelled => true,
         }
     }
 
@@ -160,43 +136,15 @@ impl TaskState {
     }
 }
 
-impl TaskOutcome {
-    /// Returns the word used in JSON and reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TaskOutcome::Copied => "copied",
-            TaskOutcome::Unchanged => "unchanged",
-            TaskOutcome::Failed => "failed",
-            TaskOutcome::Cancelled => "cancelled",
-        }
-    }
-
-    /// Returns the state of a task with this outcome.
-    pub fn state(self) -> TaskState {
-        match self {
-            TaskOutcome::Copied => TaskState::Copied,
-            TaskOutcome::Unchanged => TaskState::Unchanged,
-            TaskOutcome::Failed => TaskState::Failed,
-            TaskOutcome::Cancelled => TaskState::Cancelled,
-        }
-    }
-}
-
 impl TaskResult {
-    /// Returns the outcome.
-    pub fn outcome(&self) -> TaskOutcome {
+    /// Returns the state of a task with this result.
+    pub fn state(&self) -> TaskState {
         match self {
-            TaskResult::Copied => TaskOutcome::Copied,
-            TaskResult::Unchanged => TaskOutcome::Unchanged,
-            TaskResult::Failed(_) => TaskOutcome::Failed,
-            TaskResult::Cancelled => TaskOutcome::Cancelled,
+            TaskResult::Copied => TaskState::Copied,
+            TaskResult::Unchanged => TaskState::Unchanged,
+            TaskResult::Failed(_) => TaskState::Failed,
+            TaskResult::Cancelled => TaskState::Cancelled,
         }
-    }
-}
-
-impl fmt::Display for TaskOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -235,9 +183,17 @@ mod tests {
         for (code, state) in TaskState::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(state.code()), code);
             assert_eq!(TaskState::from_code(state.code()), Some(state));
-            assert!(state.outcome().is_none_or(|outcome| outcome.state() == state));
         }
         assert_eq!(TaskState::from_code(8), None);
+    }
+
+    #[test]
+    fn the_state_of_a_result_is_terminal() {
+        let failed = TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1));
+        let results = [TaskResult::Copied, TaskResult::Unchanged, failed, TaskResult::Cancelled];
+        let states = results.map(|result| result.state());
+        assert_eq!(states, TaskState::ALL[4..]);
+        assert!(TaskState::ALL.into_iter().all(|state| state.is_terminal() == states.contains(&state)));
     }
 
     #[test]

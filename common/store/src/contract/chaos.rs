@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::{StoreUnderTest, copied_bytes};
-use crate::{BatchState, ClaimResult, FinishResult, LEASE_TTL, LeaseStatus, ReclaimScope, TaskHolder, Usage};
+use crate::{BatchState, ClaimResult, FinishReply, LEASE_TTL, LeaseStatus, ReclaimScope, TaskHolder, Usage};
 use imgsync_model::batch::{Failure, TaskRef, TaskResult};
 use imgsync_oci::error::ErrorKind;
 
@@ -88,12 +88,12 @@ pub async fn five_thousand_tasks_are_each_counted_once_under_chaos(subject: Stor
                     };
                     let cost = copied_bytes(rng.random_range(0..1_000_000));
                     match subject.store.finish(task_ref, holder, result, cost).await.unwrap() {
-                        FinishResult::Counted => {
+                        FinishReply::Counted => {
                             assert!(matches!(may_write, LeaseStatus::Held { .. }));
                             counted += 1;
                             spent += cost;
                         }
-                        FinishResult::Stale | FinishResult::AlreadyDone => {
+                        FinishReply::Stale | FinishReply::AlreadyDone => {
                             assert_eq!(may_write, LeaseStatus::Lost);
                             stale += 1;
                         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment};
 use crate::{
-    BatchState, ClaimResult, FinishResult, LEASE_TTL, LeaseResult, LeaseStatus, ReclaimScope, Reclaimed, RequeueFilter,
-    RescheduleResult, TaskHolder, Usage,
+    BatchState, ClaimResult, FinishReply, LEASE_TTL, LeaseResult, LeaseStatus, ReclaimScope, Reclaimed, RequeueFilter,
+    RescheduleReply, TaskHolder, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, TaskRef, TaskResult, TaskState};
 use imgsync_oci::error::ErrorKind;
@@ -28,7 +28,7 @@ pub async fn one_worker_holds_the_lease_of_a_task(subject: StoreUnderTest) {
     assert_eq!(subject.store.renew(task_ref, holder, LEASE_TTL).await.unwrap(), LeaseStatus::Held { until });
     (subject.advance)(LEASE_TTL - SECOND);
     assert_eq!(subject.claim_task(task_ref, "two").await, ClaimResult::HeldBy { until });
-    assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishReply::Counted);
     assert_eq!(subject.claim_task(task_ref, "two").await, ClaimResult::AlreadyDone);
     assert_eq!(subject.store.renew(task_ref, holder, LEASE_TTL).await.unwrap(), LeaseStatus::Lost);
 }
@@ -47,7 +47,7 @@ pub async fn a_redelivered_task_still_belongs_to_its_worker(subject: StoreUnderT
         matches!(subject.claim_task(task_ref, "two").await, ClaimResult::HeldBy { .. }),
         "and held for as long again"
     );
-    assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishReply::Counted);
 }
 
 pub async fn a_fencing_token_used_by_another_worker_changes_nothing(subject: StoreUnderTest) {
@@ -57,10 +57,10 @@ pub async fn a_fencing_token_used_by_another_worker_changes_nothing(subject: Sto
     // As if a store restored from a backup had issued the token a second time.
     let other = TaskHolder { worker: "two", ..holder };
     assert_eq!(subject.store.renew(task_ref, other, LEASE_TTL).await.unwrap(), LeaseStatus::Lost);
-    assert_eq!(subject.finish(task_ref, other, TaskResult::Copied).await, FinishResult::Stale);
+    assert_eq!(subject.finish(task_ref, other, TaskResult::Copied).await, FinishReply::Stale);
     let put_off = subject.store.reschedule(task_ref, other, SECOND, true, Usage::default()).await.unwrap();
-    assert_eq!(put_off, RescheduleResult::Stale);
-    assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(put_off, RescheduleReply::Stale);
+    assert_eq!(subject.finish(task_ref, holder, TaskResult::Copied).await, FinishReply::Counted);
 }
 
 pub async fn fencing_tokens_are_never_below_the_time_of_the_store(subject: StoreUnderTest) {
@@ -88,16 +88,16 @@ pub async fn an_expired_lease_is_taken_over_and_its_holder_is_stale(subject: Sto
     assert_eq!(subject.store.check(task_ref, first, LEASE_TTL).await.unwrap(), LeaseStatus::Lost);
     assert_eq!(
         subject.store.finish(task_ref, first, TaskResult::Copied, copied_bytes(7)).await.unwrap(),
-        FinishResult::Stale
+        FinishReply::Stale
     );
     assert_eq!(
         subject.store.reschedule(task_ref, first, SECOND, true, copied_bytes(7)).await.unwrap(),
-        RescheduleResult::Stale,
+        RescheduleReply::Stale,
         "nor may it put off what another is at"
     );
     assert_eq!(
         subject.store.finish(task_ref, second, TaskResult::Unchanged, copied_bytes(1)).await.unwrap(),
-        FinishResult::Counted
+        FinishReply::Counted
     );
     let found = subject.checked_batch(batch).await;
     assert_eq!((found.counts.unchanged, found.counts.copied, found.usage), (1, 0, copied_bytes(1)));
@@ -111,7 +111,7 @@ pub async fn an_expired_lease_is_valid_until_it_is_taken_over(subject: StoreUnde
     let until = (subject.now)() + LEASE_TTL;
     assert_eq!(subject.store.check(task_refs[0], one, LEASE_TTL).await.unwrap(), LeaseStatus::Held { until });
     assert!(matches!(subject.claim_task(task_refs[0], "two").await, ClaimResult::HeldBy { .. }));
-    assert_eq!(subject.finish(task_refs[1], two, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.finish(task_refs[1], two, TaskResult::Copied).await, FinishReply::Counted);
 }
 
 pub async fn a_task_is_counted_once_however_often_it_is_finished(subject: StoreUnderTest) {
@@ -120,13 +120,13 @@ pub async fn a_task_is_counted_once_however_often_it_is_finished(subject: StoreU
     let holder = subject.claim(task_ref, "one").await;
     assert_eq!(
         subject.store.finish(task_ref, holder, TaskResult::Copied, copied_bytes(5)).await.unwrap(),
-        FinishResult::Counted
+        FinishReply::Counted
     );
     for result in
         [TaskResult::Copied, TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1)), TaskResult::Cancelled]
     {
         let again = subject.store.finish(task_ref, holder, result, copied_bytes(5)).await.unwrap();
-        assert_eq!(again, FinishResult::AlreadyDone);
+        assert_eq!(again, FinishReply::AlreadyDone);
     }
     let found = subject.checked_batch(batch).await;
     assert_eq!((found.counts.copied, found.counts.ended(), found.usage), (1, 1, copied_bytes(5)));
@@ -140,12 +140,12 @@ pub async fn only_counted_attempts_increase_the_count(subject: StoreUnderTest) {
         let holder = subject.claim(task_ref, "w").await;
         subject.store.reschedule(task_ref, holder, wait, counts, copied_bytes(1)).await.unwrap()
     };
-    assert_eq!(put_off(true, SECOND * 10).await, RescheduleResult::Scheduled { attempts: 1 });
+    assert_eq!(put_off(true, SECOND * 10).await, RescheduleReply::Scheduled { attempts: 1 });
     assert_eq!(subject.task_state(task_ref).await, TaskState::Retry);
-    assert_eq!(put_off(false, SECOND * 300).await, RescheduleResult::Scheduled { attempts: 1 });
-    assert_eq!(put_off(false, Duration::ZERO).await, RescheduleResult::Scheduled { attempts: 1 });
+    assert_eq!(put_off(false, SECOND * 300).await, RescheduleReply::Scheduled { attempts: 1 });
+    assert_eq!(put_off(false, Duration::ZERO).await, RescheduleReply::Scheduled { attempts: 1 });
     assert_eq!(subject.task_state(task_ref).await, TaskState::New, "who leads publishes it");
-    assert_eq!(put_off(true, SECOND * 10).await, RescheduleResult::Scheduled { attempts: 2 });
+    assert_eq!(put_off(true, SECOND * 10).await, RescheduleReply::Scheduled { attempts: 2 });
     let counts = subject.checked_batch(batch).await.counts;
     assert_eq!((counts.waiting, counts.running), (1, 0));
     let ClaimResult::Claimed { token, attempts: 2, .. } = subject.claim_task(task_ref, "w").await else {
@@ -171,7 +171,7 @@ pub async fn a_paused_batch_returns_tasks_to_the_plan(subject: StoreUnderTest) {
     assert!(subject.store.list_unpublished(batch, 0, 1).await.unwrap().is_empty());
     // Running tasks continue.
     assert!(matches!(subject.store.check(task_refs[0], running, LEASE_TTL).await.unwrap(), LeaseStatus::Held { .. }));
-    assert_eq!(subject.finish(task_refs[0], running, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.finish(task_refs[0], running, TaskResult::Copied).await, FinishReply::Counted);
 
     assert_eq!(subject.store.resume(batch).await.unwrap(), BatchState::Running);
     assert_eq!(subject.publish(batch).await, task_refs[1..3], "the last is with the queue still");
@@ -203,10 +203,10 @@ pub async fn a_cancelled_batch_cancels_unfinished_tasks_at_once(subject: StoreUn
     assert_eq!(subject.claim_task(task_refs[1], "another").await, ClaimResult::Cancelled);
 
     // One has finished its work, one stops, one would be retried: nothing of them counts any more.
-    assert_eq!(subject.finish(task_refs[1], holders[1], TaskResult::Copied).await, FinishResult::Stale);
-    assert_eq!(subject.finish(task_refs[2], holders[2], TaskResult::Cancelled).await, FinishResult::AlreadyDone);
+    assert_eq!(subject.finish(task_refs[1], holders[1], TaskResult::Copied).await, FinishReply::Stale);
+    assert_eq!(subject.finish(task_refs[2], holders[2], TaskResult::Cancelled).await, FinishReply::AlreadyDone);
     let put_off = subject.store.reschedule(task_refs[3], holders[3], SECOND, true, Usage::default()).await.unwrap();
-    assert_eq!(put_off, RescheduleResult::Stale);
+    assert_eq!(put_off, RescheduleReply::Stale);
     let found = subject.checked_batch(batch).await;
     assert_eq!((found.counts.copied, found.counts.cancelled, found.state), (1, 699, BatchState::Cancelled));
     for scope in [ReclaimScope::ExpiredLeases { grace: Duration::ZERO }, ReclaimScope::Everything] {
@@ -247,7 +247,7 @@ pub async fn failed_tasks_are_requeued_and_their_old_messages_ignored(subject: S
         let ClaimResult::Claimed { token, attempts: 0, .. } = subject.claim_task(task_ref, "w").await else {
             panic!("a run of its own")
         };
-        assert_eq!(subject.finish(task_ref, holder_w(token), TaskResult::Copied).await, FinishResult::Counted);
+        assert_eq!(subject.finish(task_ref, holder_w(token), TaskResult::Copied).await, FinishReply::Counted);
     }
     assert_eq!(subject.checked_batch(batch).await.state, BatchState::Done);
 }
@@ -298,7 +298,7 @@ pub async fn reclaiming_returns_lost_tasks_to_the_plan(subject: StoreUnderTest) 
         subject.store.reclaim(batch, ReclaimScope::ExpiredLeases { grace }).await.unwrap(),
         Reclaimed { leased: 1, queued: 0 }
     );
-    assert_eq!(subject.finish(task_refs[0], dead, TaskResult::Copied).await, FinishResult::Stale);
+    assert_eq!(subject.finish(task_refs[0], dead, TaskResult::Copied).await, FinishReply::Stale);
     // Two queued tasks and one overdue retry; one task is alive.
     assert_eq!(
         subject.store.reclaim(batch, ReclaimScope::EmptyQueue { grace }).await.unwrap(),
@@ -312,7 +312,7 @@ pub async fn reclaiming_returns_lost_tasks_to_the_plan(subject: StoreUnderTest) 
         subject.store.reclaim(batch, ReclaimScope::Everything).await.unwrap(),
         Reclaimed { leased: 2, queued: 3 }
     );
-    assert_eq!(subject.finish(task_refs[1], holder_w(token), TaskResult::Copied).await, FinishResult::Stale);
+    assert_eq!(subject.finish(task_refs[1], holder_w(token), TaskResult::Copied).await, FinishReply::Stale);
     assert_eq!(subject.checked_batch(batch).await.counts.waiting, 5);
 
     // No task of a stopped batch starts again.
@@ -332,7 +332,7 @@ pub async fn an_unknown_task_or_batch_is_reported_as_unknown(subject: StoreUnder
     let nobody = BatchId::generate();
     let task_ref = TaskRef { batch: nobody, run: 0, index: 0 };
     assert_eq!(subject.claim_task(task_ref, "w").await, ClaimResult::Unknown);
-    assert_eq!(subject.finish(task_ref, holder_w(1), TaskResult::Copied).await, FinishResult::Stale);
+    assert_eq!(subject.finish(task_ref, holder_w(1), TaskResult::Copied).await, FinishReply::Stale);
     assert_eq!(subject.store.renew(task_ref, holder_w(1), LEASE_TTL).await.unwrap(), LeaseStatus::Lost);
     assert_eq!(subject.store.batch_state(nobody).await.unwrap(), None);
     assert_eq!(subject.store.batch(nobody).await.unwrap(), None);

@@ -231,7 +231,7 @@ impl StoreUnderTest {
         task_ref: TaskRef,
         holder: TaskHolder<'_>,
         result: TaskResult,
-    ) -> super::FinishResult {
+    ) -> super::FinishReply {
         self.store.finish(task_ref, holder, result, super::Usage::default()).await.unwrap()
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment, tasks};
 use crate::{
-    AppendResult, BatchState, ClaimResult, FinishResult, LEASE_TTL, ListingFailure, NewBatch, RequeueFilter, Usage,
+    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, ListingFailure, NewBatch, RequeueFilter, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -33,7 +33,7 @@ pub async fn a_batch_goes_from_its_plan_to_its_end(subject: StoreUnderTest) {
         let holder = subject.claim(*task_ref, "w").await;
         assert_eq!(subject.checked_batch(batch).await.counts.running, 1);
         let spent = Usage { requests: RequestCounts { source: 2, target: 3 }, ..copied_bytes(10) };
-        assert_eq!(subject.store.finish(*task_ref, holder, result, spent).await.unwrap(), FinishResult::Counted);
+        assert_eq!(subject.store.finish(*task_ref, holder, result, spent).await.unwrap(), FinishReply::Counted);
     }
     let after = subject.checked_batch(batch).await;
     assert_eq!((after.state, after.ended_at), (BatchState::Done, Some((subject.now)())));
@@ -121,7 +121,7 @@ pub async fn unconfirmed_tasks_are_published_again(subject: StoreUnderTest) {
     assert_eq!(subject.task_state(task_ref(7)).await, TaskState::Running);
     let left = subject.publish(batch).await;
     assert_eq!(left, [6, 8, 9].map(task_ref));
-    assert_eq!(subject.finish(task_ref(7), holder, TaskResult::Copied).await, FinishResult::Counted);
+    assert_eq!(subject.finish(task_ref(7), holder, TaskResult::Copied).await, FinishReply::Counted);
     assert_eq!(subject.task_state(task_ref(0)).await, TaskState::Queued);
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment};
-use crate::{ClaimResult, FinishResult, LEASE_TTL, NewBatch, ReclaimScope, RequeueFilter, TaskHolder, Usage};
+use crate::{ClaimResult, FinishReply, LEASE_TTL, NewBatch, ReclaimScope, RequeueFilter, TaskHolder, Usage};
 use imgsync_model::batch::{Failure, TaskRef, TaskResult};
 use imgsync_oci::error::ErrorKind;
 
@@ -42,7 +42,7 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
                 let results = [TaskResult::Copied, TaskResult::Unchanged, failed(), TaskResult::Cancelled];
                 let result = results[usize::from(amount % 4)].clone();
                 if let Some((task_ref, holder)) = some
-                    && store.finish(task_ref, holder, result, copied_bytes(1)).await.unwrap() == FinishResult::Counted
+                    && store.finish(task_ref, holder, result, copied_bytes(1)).await.unwrap() == FinishReply::Counted
                 {
                     assert!(counted.insert(task_ref), "{task_ref:?} was counted twice");
                 }

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use super::signed::ChunkPosition;
 use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
 use crate::{
-    AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishResult, IdempotencyKey,
+    AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, IdempotencyKey,
     LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed,
-    RequeueFilter, RescheduleResult, TaskHolder, TaskRow, Usage,
+    RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskRef, TaskResult, TaskState, encode_chunk};
 use imgsync_oci::Digest;
@@ -174,19 +174,19 @@ impl Ledger for RedisStore {
         holder: TaskHolder<'_>,
         result: TaskResult,
         spent: Usage,
-    ) -> Result<FinishResult> {
+    ) -> Result<FinishReply> {
         let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let failure = match &result {
             TaskResult::Failed(failure) => encode_failure(failure),
             _ => Vec::new(),
         };
-        let state = result.outcome().state().code();
+        let state = result.state().code();
         let call = ScriptCall::new(self.batch_key(task_ref.batch))
             .arg(task_ref.index)
             .arg(lease_owner(holder))
             .arg(state)
             .bytes(failure);
-        Ok(decode_finish_result(
+        Ok(decode_finish_reply(
             self.run_script(&operation, &self.0.scripts.finish_task, with_usage(call, spent)).await?,
         ))
     }
@@ -198,7 +198,7 @@ impl Ledger for RedisStore {
         wait: Duration,
         counts: bool,
         spent: Usage,
-    ) -> Result<RescheduleResult> {
+    ) -> Result<RescheduleReply> {
         let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         // A delay below a millisecond is still a delay.
         let wait = if wait.is_zero() { 0 } else { duration_ms(wait).max(1) };
@@ -210,8 +210,8 @@ impl Ledger for RedisStore {
         let answer: Vec<i64> =
             self.run_script(&operation, &self.0.scripts.reschedule_task, with_usage(call, spent)).await?;
         Ok(match answer.as_slice() {
-            [0, attempts] => RescheduleResult::Scheduled { attempts: u32::try_from(*attempts).unwrap_or_default() },
-            _ => RescheduleResult::Stale,
+            [0, attempts] => RescheduleReply::Scheduled { attempts: u32::try_from(*attempts).unwrap_or_default() },
+            _ => RescheduleReply::Stale,
         })
     }
 
@@ -480,7 +480,7 @@ impl EncodedSegment {
         let (tasks, results): (Vec<_>, Vec<_>) = segment.tasks.into_iter().unzip();
         let state = |result: &Option<TaskResult>| match result {
             None => TaskState::New,
-            Some(result) => result.outcome().state(),
+            Some(result) => result.state(),
         };
         let failures = results.iter().enumerate().filter_map(|(at, result)| match result {
             Some(TaskResult::Failed(failure)) => Some((at, encode_failure(failure))),
@@ -531,11 +531,11 @@ fn lease_owner(holder: TaskHolder<'_>) -> String {
     format!("{}|{}", holder.token, holder.worker)
 }
 
-fn decode_finish_result(answer: i64) -> FinishResult {
+fn decode_finish_reply(answer: i64) -> FinishReply {
     match answer {
-        0 => FinishResult::Counted,
-        2 => FinishResult::AlreadyDone,
-        _ => FinishResult::Stale,
+        0 => FinishReply::Counted,
+        2 => FinishReply::AlreadyDone,
+        _ => FinishReply::Stale,
     }
 }
 

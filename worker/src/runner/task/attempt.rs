@@ -13,7 +13,7 @@ use imgsync_store::{CachedTag, age};
 
 use super::super::Runner;
 use super::super::tag_gate::TaskGate;
-use super::{AttemptOutcome, CompletedCopy, LeasedTask, PriorState};
+use super::{CompletedCopy, LeasedTask, PriorState};
 use crate::copy::{
     Copier, CopyReport, CopyRequest, FanOutMember, ImageLocation, ObservedDigests, Overwrite, PlatformSelection,
     ReferrerRefresh, TargetTagState,
@@ -26,7 +26,7 @@ const MAX_SOURCE_MOVES: usize = 3;
 
 impl Runner {
     /// Copies the image, unless the digest cache and the source show that it is unchanged.
-    pub(super) async fn attempt_copy(&self, task: &LeasedTask<'_>) -> Result<AttemptOutcome> {
+    pub(super) async fn attempt_copy(&self, task: &LeasedTask<'_>) -> Result<CompletedCopy> {
         let LeasedTask { message, target, options, rule, context, .. } = task;
         self.routes.check_target(target)?;
         if let Some(verify) = &options.verify {
@@ -43,7 +43,7 @@ impl Runner {
             && let Some(cached) = &cached
             && message.digest.as_ref().is_none_or(|listed| *listed == cached.source)
         {
-            return Ok(AttemptOutcome::Unchanged(None));
+            return Ok(CompletedCopy::unchanged(&target.tag, None, self.clock.now()));
         }
         // A copy made with other options may have the right digest and lack content.
         let partial = !options.force && cached.is_none() && self.may_be_partial(task).await?;
@@ -72,7 +72,7 @@ impl Runner {
             }
             if listed.as_ref().or(head_digest.as_ref()) == Some(&fresh.source) {
                 if referrer_refresh == ReferrerRefresh::Skip {
-                    return Ok(AttemptOutcome::Unchanged(None));
+                    return Ok(CompletedCopy::unchanged(&target.tag, None, self.clock.now()));
                 }
                 let request = self.copy_request(task, Some(fresh.source.clone()), referrer_refresh)?;
                 let image = ObservedDigests { source: fresh.source.clone(), target: fresh.target.clone() };
@@ -82,12 +82,7 @@ impl Runner {
                     done => {
                         let prior = PriorState { seen_at: Some(fresh.seen_at), referrers_checked_at };
                         let report = CopyReport { source_head_digest: Some(fresh.source.clone()), ..done? };
-                        return Ok(AttemptOutcome::Copied(Box::new(CompletedCopy {
-                            report,
-                            prior,
-                            lease: None,
-                            is_whole: false,
-                        })));
+                        return Ok(CompletedCopy::from_report(report, &target.tag, prior, None, self.clock.now()));
                     }
                 }
             }
@@ -100,7 +95,7 @@ impl Runner {
             ..self.copy_request(task, listed, referrer_refresh)?
         };
         if options.prime {
-            return self.compare(request, context).await;
+            return self.compare(request, &target.tag, context).await;
         }
         let gate = TaskGate::new(self, task, is_old);
         let copier = self.copier_with_timeout(options);
@@ -116,10 +111,13 @@ impl Runner {
                     (request.listed_digest, request.head_digest) = (None, None);
                 }
                 result => {
-                    let (report, is_whole) = (result?, partial && !rule.is_sparse());
+                    let report = result?;
                     let prior = PriorState { seen_at: None, referrers_checked_at };
                     let lease = gate.into_lease();
-                    return Ok(AttemptOutcome::Copied(Box::new(CompletedCopy { report, prior, lease, is_whole })));
+                    return Ok(CompletedCopy {
+                        is_whole: partial && !rule.is_sparse(),
+                        ..CompletedCopy::from_report(report, &target.tag, prior, lease, self.clock.now())
+                    });
                 }
             }
         }
@@ -198,13 +196,13 @@ impl Runner {
     }
 
     /// Compares source and target without copying, so that later runs can skip what is equal.
-    async fn compare(&self, request: CopyRequest, context: &Context) -> Result<AttemptOutcome> {
+    async fn compare(&self, request: CopyRequest, target: &Tag, context: &Context) -> Result<CompletedCopy> {
         let seen = self.copier.compare(&request, context).await?.ok_or_else(|| {
             let operation = format!("comparing {} with {}", request.source, request.target);
             Error::new(ErrorKind::NotFound, operation, "source and target differ")
                 .with_hint("run without --download-manifests to copy it")
         })?;
-        Ok(AttemptOutcome::Unchanged(Some(seen)))
+        Ok(CompletedCopy::unchanged(target, Some(seen), self.clock.now()))
     }
 
     /// Returns the current source digest from a HEAD; `None` for a layout, whose tags do not move.

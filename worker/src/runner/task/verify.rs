@@ -4,12 +4,12 @@ use imgsync_model::batch::VerifyOptions;
 use imgsync_oci::error::Result;
 
 use super::attempt::image_location;
-use super::{AttemptOutcome, LeasedTask, Runner};
+use super::{CompletedCopy, LeasedTask, Runner};
 use crate::copy::{CopyRequest, ObservedDigests, PlatformSelection, RequiredReferrers, VerifySettings};
 
 impl Runner {
     /// Verifies that the target has everything the source has. If not, removes the target tag from the digest cache.
-    pub(super) async fn verify(&self, task: &LeasedTask<'_>, verify: &VerifyOptions) -> Result<AttemptOutcome> {
+    pub(super) async fn verify(&self, task: &LeasedTask<'_>, verify: &VerifyOptions) -> Result<CompletedCopy> {
         let LeasedTask { message, target, options, rule, context, traffic, .. } = task;
         let referrers = match verify.referrers.get(message.rule as usize) {
             None | Some(None) => RequiredReferrers::All,
@@ -25,10 +25,10 @@ impl Runner {
         };
         let verified = self.copier_with_timeout(options).verify(&request, &settings, context).await?;
         match verified.to_error(&request) {
-            None => Ok(AttemptOutcome::Unchanged(Some(ObservedDigests {
-                source: verified.source_digest,
-                target: verified.digest,
-            }))),
+            None => {
+                let seen = ObservedDigests { source: verified.source_digest, target: verified.digest };
+                Ok(CompletedCopy::unchanged(&target.tag, Some(seen), self.clock.now()))
+            }
             Some(error) => {
                 self.store.forget_tags(&task.cache_scope(), std::slice::from_ref(&target.tag)).await?;
                 Err(error)

@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::task_events::TaskObserver;
-use imgsync_model::batch::TaskRef;
-use imgsync_model::event::TaskCompletion;
-use imgsync_model::event::TaskEvent;
+use imgsync_model::batch::{TaskRef, TaskResult};
+use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::ErrorKind;
 use imgsync_registry::event::{Event, Observer};
@@ -212,19 +211,13 @@ impl Metrics {
         ("registry", registry.to_string())
     }
 
-    fn record_task_end(&self, task_ref: &TaskRef, end: &TaskCompletion) {
+    fn record_task_end(&self, task_ref: &TaskRef, completion: &TaskCompletion) {
         let started_at = self.state().started_at.remove(task_ref);
         if started_at.is_some() {
             self.running.dec();
         }
-        let outcome = match end {
-            TaskCompletion::Copied { .. } => "copied",
-            TaskCompletion::Unchanged => "unchanged",
-            TaskCompletion::Failed { kind, .. } => {
-                self.failures.get_or_create(&[("kind", kind.as_str().to_owned())]).inc();
-                "failed"
-            }
-            TaskCompletion::Cancelled => "cancelled",
+        let result = match completion {
+            TaskCompletion::Finished { result, .. } => result,
             TaskCompletion::Rescheduled { .. } => {
                 self.rescheduled.inc();
                 return;
@@ -239,7 +232,10 @@ impl Metrics {
                 return;
             }
         };
-        let label = [("outcome", outcome.to_owned())];
+        if let TaskResult::Failed(failure) = result {
+            self.failures.get_or_create(&[("kind", failure.kind.as_str().to_owned())]).inc();
+        }
+        let label = [("outcome", result.state().as_str().to_owned())];
         self.tasks.get_or_create(&label).inc();
         let took = started_at.map_or(Duration::ZERO, |began| began.elapsed());
         self.task_seconds.get_or_create(&label).observe(took.as_secs_f64());
@@ -320,7 +316,7 @@ fn status_label(status: Option<u16>) -> String {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use imgsync_model::batch::BatchId;
+    use imgsync_model::batch::{BatchId, Failure};
     use imgsync_oci::Digest;
     use imgsync_registry::event::{BlobOutcome, RequestPurpose, ThrottleReason};
 
@@ -342,7 +338,8 @@ mod tests {
         let task_ref = TaskRef { batch: BatchId::generate(), index: 7, run: 0 };
         metrics.on_task(&TaskEvent::Started { task: task_ref, source: "a".into(), target: "b".into() });
         assert!(metrics.render().contains("\nimgsync_running_tasks 1\n"));
-        let completion = TaskCompletion::Failed { kind: ErrorKind::Denied, error: "no".into() };
+        let result = TaskResult::Failed(Failure::new(ErrorKind::Denied, "no", 1));
+        let completion = TaskCompletion::Finished { result, bytes: 0, read: 0 };
         metrics.on_task(&TaskEvent::Ended { task: task_ref, completion });
         metrics.on_event(&answered("gcr.io", Some(200)));
         metrics.on_event(&answered("gcr.io", Some(799)));

@@ -17,9 +17,9 @@ use self::tasks::OwnedTaskHolder;
 use super::SqliteStore;
 use super::rows::deadline_ms;
 use crate::{
-    AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishResult, LeaseStatus,
+    AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, LeaseStatus,
     Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed, RequeueFilter,
-    RescheduleResult, TaskHolder, TaskRow, Usage,
+    RescheduleReply, TaskHolder, TaskRow, Usage,
 };
 use imgsync_model::batch::{BatchId, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -107,7 +107,7 @@ impl Ledger for SqliteStore {
         holder: TaskHolder<'_>,
         result: TaskResult,
         spent: Usage,
-    ) -> Result<FinishResult> {
+    ) -> Result<FinishReply> {
         let now = self.now();
         let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
@@ -121,7 +121,7 @@ impl Ledger for SqliteStore {
         wait: Duration,
         counts: bool,
         spent: Usage,
-    ) -> Result<RescheduleResult> {
+    ) -> Result<RescheduleReply> {
         let now = self.now();
         let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);

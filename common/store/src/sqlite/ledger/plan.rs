@@ -48,7 +48,7 @@ impl EncodedSegment {
         let (tasks, results): (Vec<_>, Vec<_>) = segment.tasks.into_iter().unzip();
         let state = |result: &Option<TaskResult>| match result {
             None => TaskState::New,
-            Some(result) => result.outcome().state(),
+            Some(result) => result.state(),
         };
         let chunks = tasks
             .chunks(MAX_CHUNK_TASKS)

@@ -9,7 +9,7 @@ use super::super::rows::{deadline_ms, timestamp, to_sql_integer};
 use super::batch_tx::BatchTx;
 use super::timeline::{record_slow_task, record_worker_stats};
 use crate::{
-    BatchState, ClaimResult, FinishResult, LeaseStatus, RescheduleResult, TaskHolder, Usage, latest_deadline_ms,
+    BatchState, ClaimResult, FinishReply, LeaseStatus, RescheduleReply, TaskHolder, Usage, latest_deadline_ms,
 };
 use imgsync_model::batch::{Failure, TaskRef, TaskResult, TaskState};
 
@@ -106,17 +106,17 @@ pub(super) fn finish(
     holder: &OwnedTaskHolder,
     result: &TaskResult,
     spent: Usage,
-) -> Result<FinishResult, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(FinishResult::Stale) };
+) -> Result<FinishReply, SqliteError> {
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(FinishReply::Stale) };
     match tx.state(task_ref.index)? {
         // No result of a stopped batch counts.
-        Some(TaskState::Cancelled) if result.outcome().state() != TaskState::Cancelled => {
-            return Ok(FinishResult::Stale);
+        Some(TaskState::Cancelled) if result.state() != TaskState::Cancelled => {
+            return Ok(FinishReply::Stale);
         }
-        Some(state) if state.is_terminal() => return Ok(FinishResult::AlreadyDone),
+        Some(state) if state.is_terminal() => return Ok(FinishReply::AlreadyDone),
         _ => {}
     }
-    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(FinishResult::Stale) };
+    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(FinishReply::Stale) };
     let no = tx.row.row_id;
     delete_lease(connection, no, task_ref.index)?;
     record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), spent)?;
@@ -124,10 +124,10 @@ pub(super) fn finish(
     if let TaskResult::Failed(failure) = result {
         record_failure(connection, no, task_ref.index, failure)?;
     }
-    tx.set_state(task_ref.index, result.outcome().state())?;
+    tx.set_state(task_ref.index, result.state())?;
     tx.add_usage(spent);
     tx.save(now)?;
-    Ok(FinishResult::Counted)
+    Ok(FinishReply::Counted)
 }
 
 pub(super) fn reschedule(
@@ -138,9 +138,9 @@ pub(super) fn reschedule(
     wait: Duration,
     counts: bool,
     spent: Usage,
-) -> Result<RescheduleResult, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(RescheduleResult::Stale) };
-    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(RescheduleResult::Stale) };
+) -> Result<RescheduleReply, SqliteError> {
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(RescheduleReply::Stale) };
+    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(RescheduleReply::Stale) };
     let no = tx.row.row_id;
     delete_lease(connection, no, task_ref.index)?;
     record_worker_stats(connection, no, &held.worker, (false, false), spent)?;
@@ -161,7 +161,7 @@ pub(super) fn reschedule(
         tx.set_state(task_ref.index, TaskState::Retry)?;
     }
     tx.save(now)?;
-    Ok(RescheduleResult::Scheduled { attempts })
+    Ok(RescheduleReply::Scheduled { attempts })
 }
 
 pub(super) fn record_failure(
