@@ -65,8 +65,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print_line(&format!("error: {error}"));
-            if let Some(advice) = error.hint() {
-                print_line(&format!("hint: {advice}"));
+            if let Some(hint) = error.hint() {
+                print_line(&format!("hint: {hint}"));
             }
             ExitCode::from(match error.kind() {
                 ErrorKind::Invalid => 2,

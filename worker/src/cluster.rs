@@ -137,7 +137,7 @@ impl ClusterEndpoints {
         report: impl Fn(&str),
     ) -> Result<ClusterConnection> {
         let started = Instant::now();
-        let (mut tries, mut said) = (0, String::new());
+        let (mut tries, mut last_message) = (0, String::new());
         let mut last: Option<Error> = None;
         loop {
             let left = wait.saturating_sub(started.elapsed());
@@ -155,8 +155,8 @@ impl ClusterEndpoints {
             if !is_retried(&error) || started.elapsed() >= wait {
                 return Err(error.with_attempts(tries, started.elapsed()));
             }
-            if error.message() != said {
-                error.message().clone_into(&mut said);
+            if error.message() != last_message {
+                error.message().clone_into(&mut last_message);
                 let left = format_duration(wait.saturating_sub(started.elapsed()));
                 let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
                 report(&format!("{}: {}; retrying for {left}{hint}", error.operation(), error.message()));

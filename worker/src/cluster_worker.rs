@@ -156,9 +156,9 @@ impl ClusterWorker {
 
     async fn report_traffic(&self) {
         if let Some(traffic) = &self.monthly_quota {
-            let note = traffic.report_usage(&self.cluster.store, &self.client, &self.routes, &self.events);
+            let report = traffic.report_usage(&self.cluster.store, &self.client, &self.routes, &self.events);
             // An unavailable store delays neither start nor exit.
-            let _ = tokio::time::timeout(Duration::from_secs(2), note).await;
+            let _ = tokio::time::timeout(Duration::from_secs(2), report).await;
         }
     }
 
@@ -204,8 +204,8 @@ pub fn readiness_check(cluster: &ClusterConnection, drain: &CancellationToken) -
                 return Err("the worker is draining".to_owned());
             }
             let broker = async {
-                let answers = tokio::time::timeout(READY_CHECK_TIMEOUT, cluster.queue.is_alive()).await;
-                if answers == Ok(true) { Ok(()) } else { Err("the broker does not answer".to_owned()) }
+                let alive = tokio::time::timeout(READY_CHECK_TIMEOUT, cluster.queue.is_alive()).await;
+                if alive == Ok(true) { Ok(()) } else { Err("the broker does not answer".to_owned()) }
             };
             let (store, broker) = tokio::join!(check_store_writes(&cluster.store), broker);
             store.and(broker)?;
@@ -231,7 +231,7 @@ pub async fn check_store_writes(store: &dyn WorkerRegistry) -> Result<(), String
     match tokio::time::timeout(READY_CHECK_TIMEOUT, store.check_writes()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(match error.hint() {
-            Some(advice) => format!("the store refuses writes: {error}\nhint: {advice}"),
+            Some(hint) => format!("the store refuses writes: {error}\nhint: {hint}"),
             None => format!("the store refuses writes: {error}"),
         }),
         Err(_) => Err(format!("the store did not answer within {} s", READY_CHECK_TIMEOUT.as_secs())),

@@ -59,9 +59,9 @@ impl MonthlyQuota {
             let (report, is_repeated) = self.next_report(client.bytes_moved());
             match store.add_traffic(&self.machine, &report.month, report.bytes, report.request).await {
                 Ok(total) => {
-                    let mut noted = self.reported();
-                    (noted.bytes, noted.unacknowledged) = (noted.bytes + report.bytes, None);
-                    drop(noted);
+                    let mut reported = self.reported();
+                    (reported.bytes, reported.unacknowledged) = (reported.bytes + report.bytes, None);
+                    drop(reported);
                     if !is_repeated {
                         return self.enforce(total, &report.month, routes, events);
                     }
@@ -74,13 +74,13 @@ impl MonthlyQuota {
     /// Returns the next report: a pending one unchanged, else the usage since. The flag tells whether it is a
     /// repetition.
     fn next_report(&self, moved: u64) -> (TrafficReport, bool) {
-        let mut noted = self.reported();
-        if let Some(unanswered) = &noted.unacknowledged {
+        let mut reported = self.reported();
+        if let Some(unanswered) = &reported.unacknowledged {
             return (unanswered.clone(), true);
         }
         let month = Timestamp::now().strftime("%Y-%m").to_string();
-        let report = TrafficReport { request: IdempotencyKey::generate(), month, bytes: moved - noted.bytes };
-        noted.unacknowledged = Some(report.clone());
+        let report = TrafficReport { request: IdempotencyKey::generate(), month, bytes: moved - reported.bytes };
+        reported.unacknowledged = Some(report.clone());
         (report, false)
     }
 

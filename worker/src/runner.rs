@@ -263,10 +263,10 @@ impl Runner {
                 Ok(task::Disposition::Done) => continue,
                 Ok(task::Disposition::Requeue(time)) => time,
                 Ok(task::Disposition::RateLimited { registry, wait: time }) => {
-                    let who = registry.as_ref().map_or_else(|| "a registry".to_owned(), ToString::to_string);
+                    let registry_name = registry.as_ref().map_or_else(|| "a registry".to_owned(), ToString::to_string);
                     let hold = registry.as_ref().and_then(|registry| self.client.rate_limit_hold(registry, true));
                     let why = hold.map_or_else(|| "is rate limiting".to_owned(), |hold| hold.reason);
-                    self.hold_route(route, time, &format!("{who} {why}"));
+                    self.hold_route(route, time, &format!("{registry_name} {why}"));
                     continue;
                 }
                 Ok(task::Disposition::Unreachable { registry, why }) => {

@@ -195,10 +195,10 @@ fn read_entry(raw: &RawValue) -> Result<IndexEntry, String> {
     struct DigestField {
         digest: String,
     }
-    let words = |error: serde_json::Error| sanitize(&error.to_string()).into_owned();
-    let pointer: DigestField = serde_json::from_str(raw.get()).map_err(words)?;
+    let describe = |error: serde_json::Error| sanitize(&error.to_string()).into_owned();
+    let pointer: DigestField = serde_json::from_str(raw.get()).map_err(describe)?;
     pointer.digest.parse::<Digest>().map_err(|error| error.to_string())?;
-    let descriptor: Descriptor = serde_json::from_str(raw.get()).map_err(words)?;
+    let descriptor: Descriptor = serde_json::from_str(raw.get()).map_err(describe)?;
     let written = |key: &str| descriptor.annotations.get(key).filter(|name| !name.is_empty()).cloned();
     let full = |name: &str| name.parse::<Reference>().ok();
     let (ref_name, containerd) = (written(REF_NAME), written(CONTAINERD_NAME));

@@ -167,8 +167,8 @@ mod tests {
     #[test]
     fn a_wait_for_a_lock_warns_with_its_holder_and_times_out() {
         let (dir, root, _holder) = held();
-        let heard = Arc::new(WarningRecorder::default());
-        let wait = LockWait { events: Events::new(heard.clone()), ..LockWait::default() };
+        let warnings = Arc::new(WarningRecorder::default());
+        let wait = LockWait { events: Events::new(warnings.clone()), ..LockWait::default() };
         let ours = File::open(dir.path().join(OCI_LAYOUT)).unwrap();
         let limit = Duration::from_millis(200);
         let Err(LayoutError::Other { kind, detail, .. }) = lock_with_timeout(&root, &ours, &wait, limit) else {
@@ -177,8 +177,8 @@ mod tests {
         assert_eq!(kind, ErrorKind::TimedOut);
         let process = format!("process {} (", std::process::id());
         assert!(detail.contains(&process), "{detail}");
-        let heard = heard.0.lock().unwrap();
-        assert!(heard.len() == 1 && heard[0].contains(&process) && heard[0].contains("oci:"), "{heard:?}");
+        let warnings = warnings.0.lock().unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains(&process) && warnings[0].contains("oci:"), "{warnings:?}");
         // Another image for this layout does not wait for the full timeout again.
         let began = Instant::now();
         assert!(lock_with_timeout(&root, &ours, &wait, limit).is_err());

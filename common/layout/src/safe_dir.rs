@@ -150,18 +150,20 @@ impl SafeDir {
     }
 
     /// Whether an entry exists; an entry of another file type is an error.
-    fn exists_as(&self, name: &str, wanted: FileType, words: &'static str) -> Result<bool> {
+    fn exists_as(&self, name: &str, wanted: FileType, expected: &'static str) -> Result<bool> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => self.check_file_type(name, FileType::from_raw_mode(stat.st_mode), wanted, words).map(|()| true),
+            Ok(stat) => {
+                self.check_file_type(name, FileType::from_raw_mode(stat.st_mode), wanted, expected).map(|()| true)
+            }
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(self.io_error(name, "reading", error)),
         }
     }
 
-    fn check_file_type(&self, name: &str, found: FileType, wanted: FileType, words: &'static str) -> Result<()> {
+    fn check_file_type(&self, name: &str, found: FileType, wanted: FileType, expected: &'static str) -> Result<()> {
         match found == wanted {
             true => Ok(()),
-            false => Err(LayoutError::WrongKind { path: self.path.join(name), found, expected: words }),
+            false => Err(LayoutError::WrongKind { path: self.path.join(name), found, expected: expected }),
         }
     }
 

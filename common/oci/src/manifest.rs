@@ -120,12 +120,12 @@ impl Manifest {
         if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
             return Err(ManifestError::Schema1);
         }
-        let said = raw.media_type.clone().unwrap_or_default();
-        let media_type = match (said, content_type) {
-            (said, _) if said.is_index() || said.is_manifest() => said,
+        let declared = raw.media_type.clone().unwrap_or_default();
+        let media_type = match (declared, content_type) {
+            (declared, _) if declared.is_index() || declared.is_manifest() => declared,
             (_, header) if header.is_index() && raw.manifests.is_some() => header.clone(),
             (_, header) if header.is_manifest() && raw.manifests.is_none() => header.clone(),
-            (said @ MediaType::Other(_), _) => said,
+            (declared @ MediaType::Other(_), _) => declared,
             _ if raw.manifests.is_some() => MediaType::OciIndex,
             _ => MediaType::OciManifest,
         };

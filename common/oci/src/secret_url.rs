@@ -124,8 +124,8 @@ pub fn ambiguity(text: &str) -> Option<&'static str> {
     if login.match_indices('%').any(|(at, _)| !is_encoded(at)) {
         return Some("user or password in this URL have an invalid percent-encoding");
     }
-    let odd = login.contains(char::is_control);
-    odd.then_some("user or password in this URL have a control character")
+    let has_control = login.contains(char::is_control);
+    has_control.then_some("user or password in this URL have a control character")
 }
 
 /// Percent-encodes all but unreserved characters (RFC 3986, section 2.3) and those of `kept`.

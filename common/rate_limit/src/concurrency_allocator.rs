@@ -26,7 +26,7 @@ impl ConcurrencyAllocator {
     /// Grants, renews or returns permits for a claim.
     pub fn claim(&mut self, now: f64, claim: &ConcurrencyClaim) -> ConcurrencyGrant {
         self.0.retain(|_, holder| holder.expires_at > now);
-        let mine = self.0.remove(&claim.holder).unwrap_or_default();
+        let own = self.0.remove(&claim.holder).unwrap_or_default();
         if claim.wanted == 0 && claim.in_use == 0 {
             return ConcurrencyGrant { permits: 0, contended: false };
         }
@@ -40,19 +40,19 @@ impl ConcurrencyAllocator {
         if contended {
             want = want.min(fair);
         }
-        let oldest = self.0.values().filter(|other| other.held > 0).all(|other| mine.held_since <= other.held_since);
+        let oldest = self.0.values().filter(|other| other.held > 0).all(|other| own.held_since <= other.held_since);
         if starving
             && claimants > claim.limit
-            && mine.held_since > 0.0
-            && now - mine.held_since >= ROTATION_INTERVAL_MS
+            && own.held_since > 0.0
+            && now - own.held_since >= ROTATION_INTERVAL_MS
             && oldest
         {
             want = 0;
         }
-        let has = mine.held.max(claim.in_use);
+        let has = own.held.max(claim.in_use);
         // Free permits go first to those that have waited longer.
         let ahead = waiting_holders
-            .filter(|other| mine.waiting_since == 0.0 || other.waiting_since < mine.waiting_since)
+            .filter(|other| own.waiting_since == 0.0 || other.waiting_since < own.waiting_since)
             .count() as u32;
         let room = claim.limit.saturating_sub(others).saturating_sub(has).saturating_sub(ahead);
         let permits = want.min(has + room);
@@ -64,8 +64,8 @@ impl ConcurrencyAllocator {
             Holder {
                 held,
                 expires_at: now + claim.ttl.as_secs_f64() * 1000.0,
-                waiting_since: if is_waiting { since(mine.waiting_since) } else { 0.0 },
-                held_since: if held > 0 { since(mine.held_since) } else { 0.0 },
+                waiting_since: if is_waiting { since(own.waiting_since) } else { 0.0 },
+                held_since: if held > 0 { since(own.held_since) } else { 0.0 },
             },
         );
         ConcurrencyGrant { permits, contended }

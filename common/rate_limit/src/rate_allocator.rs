@@ -47,7 +47,7 @@ impl RateAllocator {
     pub fn allocate(&mut self, now: f64, ask: &RateRequest) -> Option<Vec<f64>> {
         self.record_sent(now, ask.sent);
         let rate = match (ask.limit, self.is_assumed) {
-            (Some(limit), true) => self.update_learned_rate(now).map_or(limit, |learnt| learnt.min(limit)),
+            (Some(limit), true) => self.update_learned_rate(now).map_or(limit, |learned| learned.min(limit)),
             (limit, _) => {
                 limit.or_else(|| self.update_learned_rate(now)).or_else(|| self.slow_start_rate(now, ask.slow_start))?
             }

@@ -113,30 +113,30 @@ impl AimdWindow {
 
     /// Additive increase after a success.
     pub(crate) fn on_success(&self, now: Instant) {
-        let mut learnt = self.state();
-        let Some(size) = learnt.size else { return };
-        if learnt.seen_at.is_none_or(|seen| now.duration_since(seen) >= FORGET_AFTER) {
-            *learnt = AimdState::default();
+        let mut state = self.state();
+        let Some(size) = state.size else { return };
+        if state.seen_at.is_none_or(|seen| now.duration_since(seen) >= FORGET_AFTER) {
+            *state = AimdState::default();
             self.permits.set_limit(usize::MAX);
             return;
         }
         // A window that is not used does not grow.
         if self.permits.in_use() as f64 * 2.0 >= size {
             let grown = size + 1.0 / size;
-            learnt.size = Some(grown);
+            state.size = Some(grown);
             self.permits.set_limit(grown as usize);
         }
     }
 
     /// Multiplicative decrease after an overload. Requests that were in flight at the last decrease do not count again.
     pub(crate) fn on_overload(&self, entry: &InFlightRequest, now: Instant) {
-        let mut learnt = self.state();
-        learnt.seen_at = Some(now);
-        if learnt.cut_at.is_some_and(|cut| entry.began <= cut) {
+        let mut state = self.state();
+        state.seen_at = Some(now);
+        if state.cut_at.is_some_and(|cut| entry.began <= cut) {
             return;
         }
-        let size = (learnt.size.unwrap_or(self.permits.in_use() as f64) / 2.0).max(1.0);
-        (learnt.size, learnt.cut_at) = (Some(size), Some(now));
+        let size = (state.size.unwrap_or(self.permits.in_use() as f64) / 2.0).max(1.0);
+        (state.size, state.cut_at) = (Some(size), Some(now));
         self.permits.set_limit(size as usize);
     }
 

@@ -67,16 +67,19 @@ impl TokenScope {
 
     /// Extends the scopes of a challenge by all actions that will be needed: a HEAD is challenged for `pull` alone,
     /// though a push follows.
-    fn widen(&self, said: &[String]) -> Vec<String> {
+    fn widen(&self, challenged: &[String]) -> Vec<String> {
         let widen = |scope: &str| match scope.rsplit_once(':') {
             Some((name, actions)) if name.starts_with("repository:") => {
-                let more = self.actions().split(',').filter(|action| !actions.split(',').any(|said| said == *action));
+                let more = self
+                    .actions()
+                    .split(',')
+                    .filter(|action| !actions.split(',').any(|present| present == *action));
                 let actions: Vec<&str> = actions.split(',').chain(more).filter(|action| !action.is_empty()).collect();
                 format!("{name}:{}", actions.join(","))
             }
             _ => scope.to_owned(),
         };
-        said.iter().flat_map(|scope| scope.split_whitespace()).map(widen).collect()
+        challenged.iter().flat_map(|scope| scope.split_whitespace()).map(widen).collect()
     }
 
     fn to_scopes(&self) -> Vec<String> {
@@ -229,8 +232,8 @@ impl Repository {
         }
         *token = None;
         // Two scopes come only from us (a mount); the registry's challenge would name only one.
-        let said = (!bearer.scope.is_empty() && scope.mount_from.is_none()).then(|| scope.widen(&bearer.scope));
-        let fresh = self.fetch_token(&realm, service.as_deref(), scope, said).await?;
+        let scopes = (!bearer.scope.is_empty() && scope.mount_from.is_none()).then(|| scope.widen(&bearer.scope));
+        let fresh = self.fetch_token(&realm, service.as_deref(), scope, scopes).await?;
         let authorization = fresh.authorization.clone();
         *token = Some(fresh);
         Ok(Some(authorization))

@@ -74,7 +74,7 @@ impl Repository {
     /// as missing, and the push shows whether access is denied.
     pub async fn head_blob(&self, digest: &Digest) -> Result<bool> {
         let operation = format!("checking blob {}@{digest}", self.label());
-        let asked = self.with_retries(|| async {
+        let exists = self.with_retries(|| async {
             let url = self.url(&format!("blobs/{digest}"));
             let response = self.send(RequestSpec::new(Method::HEAD, url, &operation)).await?;
             match response.status() {
@@ -83,9 +83,9 @@ impl Repository {
                 _ => Err(self.error_from_response(response, &operation).await),
             }
         });
-        match asked.await {
+        match exists.await {
             Err(error) if self.access == Access::Push && error.kind() == ErrorKind::Denied => Ok(false),
-            asked => asked,
+            exists => exists,
         }
     }
 
@@ -190,8 +190,8 @@ impl Repository {
             let detail = format!("the manifest says {} bytes, the registry {says}", blob.size);
             Error::new(ErrorKind::Corrupt, operation, detail)
         };
-        let said = response.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
-        let begins = match (response.status(), said) {
+        let content_range = response.text_header(header::CONTENT_RANGE).and_then(range::parse_content_range);
+        let begins = match (response.status(), content_range) {
             // Some send a part with `Content-Range` and status 200.
             (StatusCode::OK, Some((first, _, _))) if first > 0 && first <= offset => first,
             (StatusCode::OK, _) => {

@@ -93,7 +93,7 @@ impl CatalogPages {
         match page {
             Ok(page) => Ok(page.map(|body: CatalogBody| body.repositories.flatten().unwrap_or_default().into_vec())),
             Err(error) if shows_none(&error) => {
-                let log_in = error.hint().map(|advice| format!("{advice}; or ")).unwrap_or_default();
+                let log_in = error.hint().map(|hint| format!("{hint}; or ")).unwrap_or_default();
                 Err(error.with_hint(format!(
                     "{log_in}name the repositories explicitly, without `*`, or set `api:` for {registry} under \
                      `registries` if it has an API of its own that lists them"

@@ -111,18 +111,18 @@ pub(crate) fn says_wants_tls(message: &str) -> bool {
 }
 
 /// Returns the error of a request that got no response, or whose response broke off.
-pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &RequestTarget) -> Error {
+pub(crate) fn transport_error(error: reqwest::Error, operation: &str, target: &RequestTarget) -> Error {
     // Without the URL: its query may hold a signature.
     let error = error.without_url();
     let text = plain(&error_chain(&error));
-    let operation = way.with_origin(operation);
-    let at_proxy = error.is_connect() && way.failed_at_proxy(&text);
-    let subject = match &way.proxy {
+    let operation = target.with_origin(operation);
+    let at_proxy = error.is_connect() && target.failed_at_proxy(&text);
+    let subject = match &target.proxy {
         Some(proxy) if at_proxy => format!("the proxy {proxy}"),
-        _ => way.origin.clone(),
+        _ => target.origin.clone(),
     };
     if PROXY_REFUSALS.iter().any(|words| text.contains(words)) {
-        return way.proxy_auth_error(&operation).with_source(error);
+        return target.proxy_auth_error(&operation).with_source(error);
     }
     if let Some(tls) = find::<rustls::Error>(&error) {
         return match tls {
@@ -130,7 +130,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
                 let hint = match at_proxy {
                     true => "write a proxy that does not use TLS as http://HOST:PORT".to_owned(),
                     false => {
-                        format!("if {0} speaks plain HTTP, set `tls: off` for it under `registries`", way.registry)
+                        format!("if {0} speaks plain HTTP, set `tls: off` for it under `registries`", target.registry)
                     }
                 };
                 Error::new(ErrorKind::InvalidResponse, &operation, format!("{subject} does not speak TLS: {text}"))
@@ -161,17 +161,17 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, way: &Requ
     if error.is_builder() {
         return Error::new(ErrorKind::Invalid, operation, text).with_source(error);
     }
-    if text.contains("invalid HTTP version parsed") && way.origin.starts_with("http:") {
+    if text.contains("invalid HTTP version parsed") && target.origin.starts_with("http:") {
         // The first bytes of a TLS response, or of another protocol.
         return Error::new(ErrorKind::InvalidResponse, operation, format!("{subject} does not speak HTTP: {text}"))
-            .with_hint(tls_on(&way.registry))
+            .with_hint(tls_on(&target.registry))
             .with_source(error);
     }
     if error.is_timeout() && !error.is_connect() {
         return Error::new(ErrorKind::TimedOut, operation, format!("the connection stalled: {text}"))
             .with_source(error);
     }
-    let detail = match &way.proxy {
+    let detail = match &target.proxy {
         Some(proxy) if error.is_connect() => format!("by the proxy {proxy}: {text}"),
         _ => text.clone(),
     };
@@ -292,27 +292,27 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
 mod tests {
     use super::*;
 
-    fn class(status: u16, code: &str, message: &str, has_retry_after: bool) -> ErrorKind {
+    fn classified(status: u16, code: &str, message: &str, has_retry_after: bool) -> ErrorKind {
         classify(StatusCode::from_u16(status).unwrap(), Some(code).filter(|c| !c.is_empty()), message, has_retry_after)
     }
 
     #[test]
     fn a_rate_limit_sent_as_403_is_recognised() {
-        assert_eq!(class(403, "", "", true), ErrorKind::RateLimited);
-        assert_eq!(class(403, "DENIED", "API rate limit exceeded", false), ErrorKind::RateLimited);
-        assert_eq!(class(403, "DENIED", "no", false), ErrorKind::Denied);
-        assert_eq!(class(429, "", "", false), ErrorKind::RateLimited);
+        assert_eq!(classified(403, "", "", true), ErrorKind::RateLimited);
+        assert_eq!(classified(403, "DENIED", "API rate limit exceeded", false), ErrorKind::RateLimited);
+        assert_eq!(classified(403, "DENIED", "no", false), ErrorKind::Denied);
+        assert_eq!(classified(429, "", "", false), ErrorKind::RateLimited);
     }
 
     #[test]
     fn missing_content_is_told_from_a_missing_manifest() {
-        assert_eq!(class(400, "MANIFEST_BLOB_UNKNOWN", "", false), ErrorKind::Incomplete);
-        assert_eq!(class(500, "MANIFEST_BLOB_UNKNOWN", "", false), ErrorKind::Incomplete);
-        assert_eq!(class(404, "MANIFEST_UNKNOWN", "", false), ErrorKind::NotFound);
-        assert_eq!(class(400, "MANIFEST_INVALID", "", false), ErrorKind::Refused);
-        assert_eq!(class(502, "", "", false), ErrorKind::ServerError);
-        assert_eq!(class(522, "", "", false), ErrorKind::ServerError);
-        assert_eq!(class(501, "", "", false), ErrorKind::InvalidResponse);
-        assert_eq!(class(405, "UNSUPPORTED", "", false), ErrorKind::Refused);
+        assert_eq!(classified(400, "MANIFEST_BLOB_UNKNOWN", "", false), ErrorKind::Incomplete);
+        assert_eq!(classified(500, "MANIFEST_BLOB_UNKNOWN", "", false), ErrorKind::Incomplete);
+        assert_eq!(classified(404, "MANIFEST_UNKNOWN", "", false), ErrorKind::NotFound);
+        assert_eq!(classified(400, "MANIFEST_INVALID", "", false), ErrorKind::Refused);
+        assert_eq!(classified(502, "", "", false), ErrorKind::ServerError);
+        assert_eq!(classified(522, "", "", false), ErrorKind::ServerError);
+        assert_eq!(classified(501, "", "", false), ErrorKind::InvalidResponse);
+        assert_eq!(classified(405, "UNSUPPORTED", "", false), ErrorKind::Refused);
     }
 }

@@ -229,13 +229,13 @@ impl Client {
         let operation = format!("connecting to {}", registry.name);
         let url =
             registry.base.join("v2/").map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
-        let way = registry.request_target(&url)?;
+        let target = registry.request_target(&url)?;
         ssrf::refuse_metadata(&url, registry.settings.allowed(), &operation)?;
         let request = registry.http.get(url).timeout(self.0.settings.connect_timeout);
         tokio::select! {
             answer = request.send() => match answer {
                 Ok(_) => Ok(()),
-                Err(error) => Err(failure::transport_error(error, &operation, &way).with_registry(&registry.name)),
+                Err(error) => Err(failure::transport_error(error, &operation, &target).with_registry(&registry.name)),
             },
             () = context.cancel.cancelled() => Err(Error::cancelled(operation)),
         }

@@ -141,9 +141,10 @@ impl Repository {
                 let response = self.send(request).await?;
                 match response.status() {
                     StatusCode::OK => {
-                        let said = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+                        let header_digest =
+                            response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
                         let media_type = MediaType::new(response.text_header(header::CONTENT_TYPE).unwrap_or_default());
-                        Ok(HeadResult::Found(said.map(|digest| ManifestHead { digest, media_type })))
+                        Ok(HeadResult::Found(header_digest.map(|digest| ManifestHead { digest, media_type })))
                     }
                     StatusCode::NOT_FOUND => {
                         // Nexus is known for HEADs that find nothing.
@@ -218,12 +219,12 @@ impl Repository {
             let error = self.error_from_response(response, operation).await;
             return Err(if missing { error.with_hint("check the repository's name and the tag") } else { error });
         }
-        let said = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+        let header_digest = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
         let content_type = MediaType::new(response.text_header(header::CONTENT_TYPE).unwrap_or_default());
         let bytes = response.bytes(Manifest::MAX_BYTES, operation).await?;
-        let digest = match (reference, said) {
+        let digest = match (reference, header_digest) {
             (ManifestRef::Digest(digest), _) => digest.clone(),
-            (ManifestRef::Tag(_), Some(said)) => said,
+            (ManifestRef::Tag(_), Some(header_digest)) => header_digest,
             (ManifestRef::Tag(_), None) => Digest::sha256(&bytes),
         };
         if !digest.verifies(&bytes) {
@@ -236,12 +237,12 @@ impl Repository {
             .with_hint("the source, or a proxy in front of it, alters content; nothing was written"));
         }
         Manifest::parse_as(bytes, digest, &content_type).map_err(|error| {
-            let class = match error {
+            let kind = match error {
                 ManifestError::Schema1 => ErrorKind::Outdated,
                 ManifestError::Unknown(_) => ErrorKind::Unsupported,
                 ManifestError::Unparsable(_) | ManifestError::TooLarge => ErrorKind::InvalidResponse,
             };
-            Error::new(class, operation, error.to_string()).with_source(error)
+            Error::new(kind, operation, error.to_string()).with_source(error)
         })
     }
 
@@ -272,17 +273,17 @@ impl Repository {
                     () => error,
                 });
             }
-            let said = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
+            let header_digest = response.text_header(CONTENT_DIGEST).and_then(|text| text.parse::<Digest>().ok());
             let subject_kept = response.headers().contains_key("oci-subject");
             response.drain().await;
-            if let Some(said) = said
-                && said.algorithm() == manifest.digest().algorithm()
-                && said != *manifest.digest()
+            if let Some(header_digest) = header_digest
+                && header_digest.algorithm() == manifest.digest().algorithm()
+                && header_digest != *manifest.digest()
             {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     &operation,
-                    format!("{} was sent, the registry stored {said}", manifest.digest()),
+                    format!("{} was sent, the registry stored {header_digest}", manifest.digest()),
                 ));
             }
             Ok(ManifestPut { subject_kept, refusal: None })

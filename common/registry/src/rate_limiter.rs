@@ -101,8 +101,8 @@ impl RateLimiter {
         let name = async {
             let account = account().await;
             // Holds recorded before this process started.
-            let asked = [account.clone(), account.with_category(RateLimitCategory::Pulls)];
-            if let Ok(Ok(until)) = tokio::time::timeout(STORE_TIMEOUT, shared.store.blocked_until(&asked)).await {
+            let accounts = [account.clone(), account.with_category(RateLimitCategory::Pulls)];
+            if let Ok(Ok(until)) = tokio::time::timeout(STORE_TIMEOUT, shared.store.blocked_until(&accounts)).await {
                 let now = Timestamp::now();
                 let wait = |until: &Option<Timestamp>| {
                     let wait = Duration::try_from(until.as_ref()?.duration_since(now)).ok()?;
@@ -244,8 +244,8 @@ impl RateLimiter {
             if let Some((shared, account)) = self.store() {
                 let until = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
                 let pulls = account.with_category(RateLimitCategory::Pulls);
-                let noted = shared.store.block_until(&pulls, until);
-                if !matches!(tokio::time::timeout(STORE_TIMEOUT, noted).await, Ok(Ok(()))) {
+                let recorded = shared.store.block_until(&pulls, until);
+                if !matches!(tokio::time::timeout(STORE_TIMEOUT, recorded).await, Ok(Ok(()))) {
                     self.fall_back_to_local("a rate limit hold could not be recorded");
                 }
             }

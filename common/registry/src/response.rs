@@ -162,14 +162,14 @@ impl Response {
         if self.content_length().is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
-        let mut whole = Vec::new();
+        let mut body = Vec::new();
         while let Some(chunk) = self.next_chunk(operation).await? {
-            if whole.len() + chunk.len() > limit {
+            if body.len() + chunk.len() > limit {
                 return Err(too_large());
             }
-            whole.extend_from_slice(&chunk);
+            body.extend_from_slice(&chunk);
         }
-        Ok(whole.into())
+        Ok(body.into())
     }
 
     /// Reads up to `limit` bytes within a time, fewer if the body breaks off, is slow or the context is cancelled.
@@ -199,13 +199,13 @@ impl Response {
     pub(crate) async fn into_error(mut self, operation: &str) -> Error {
         let status = self.status();
         let body = self.read_up_to(MAX_ERROR_BYTES, ERROR_BODY_TIMEOUT).await;
-        let said = error_body::parse(self.text_header(header::CONTENT_TYPE), &body);
+        let parsed = error_body::parse(self.text_header(header::CONTENT_TYPE), &body);
         // By the server's clock, since its headers may contain absolute times.
         let now = retry_after::server_time(self.headers());
         let quota = quota_headers::parse(self.headers(), now);
         let mut wait = retry_after::retry_delay(self.headers(), quota.as_ref(), now);
         let exhausted = quota.as_ref().is_some_and(quota_headers::Quota::is_exhausted);
-        let kind = classify(status, said.code.as_deref(), &said.message, wait.is_some() || exhausted);
+        let kind = classify(status, parsed.code.as_deref(), &parsed.message, wait.is_some() || exhausted);
         if kind == ErrorKind::RateLimited && wait.is_none() && exhausted {
             wait = quota.and_then(|quota| quota.reset);
         }
@@ -213,17 +213,17 @@ impl Response {
             return self.target.proxy_auth_error(operation).with_status(status.as_u16(), None);
         }
         let mut detail = format!("answered {status}");
-        if let Some(code) = &said.code {
+        if let Some(code) = &parsed.code {
             detail.push_str(&format!(" {code}"));
         }
-        if !said.message.is_empty() {
-            detail.push_str(&format!(": {}", said.message));
+        if !parsed.message.is_empty() {
+            detail.push_str(&format!(": {}", parsed.message));
         }
         let error = Error::new(kind, self.target.with_origin(operation), detail);
         let error = match status == StatusCode::BAD_REQUEST && says_wants_tls(&String::from_utf8_lossy(&body)) {
             true => error.with_hint(tls_on(&self.target.registry)),
             false => error,
         };
-        error.with_status(status.as_u16(), said.code).with_missing_content(said.missing).with_retry_after(wait)
+        error.with_status(status.as_u16(), parsed.code).with_missing_content(parsed.missing).with_retry_after(wait)
     }
 }

@@ -12,15 +12,15 @@ use super::quota_headers::Quota;
 pub const MAX_UNCONFIRMED_DELAY: Duration = Duration::from_secs(60 * 60);
 /// Returns the delay that a response asks for. Dates are relative to `now`, the server's time: see [`server_time`].
 pub fn retry_delay(headers: &HeaderMap, quota: Option<&Quota>, now: SystemTime) -> Option<Duration> {
-    let said = parse(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)?;
+    let requested = parse(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)?;
     let confirmed = quota.filter(|quota| quota.is_exhausted()).and_then(|quota| quota.reset.or(quota.window));
-    Some(said.min(confirmed.unwrap_or_default().max(MAX_UNCONFIRMED_DELAY)))
+    Some(requested.min(confirmed.unwrap_or_default().max(MAX_UNCONFIRMED_DELAY)))
 }
 
 /// Returns the server's time of a response (`Date`), or the local time without one.
 pub fn server_time(headers: &HeaderMap) -> SystemTime {
-    let said = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(parse_date);
-    said.unwrap_or_else(SystemTime::now)
+    let date = headers.get(header::DATE).and_then(|value| value.to_str().ok()).and_then(parse_date);
+    date.unwrap_or_else(SystemTime::now)
 }
 
 /// Parses a `Retry-After`: seconds (`60`, `1.5`), an HTTP date in any of its three forms, and other forms seen in use:

@@ -312,7 +312,7 @@ mod tests {
         AddressFilter { proxies: Vec::new(), policy, metadata: Vec::new(), host_scopes: Arc::default() }
     }
 
-    fn class(from: &str, to: &str, home: NetworkScope) -> Option<ErrorKind> {
+    fn refusal_kind(from: &str, to: &str, home: NetworkScope) -> Option<ErrorKind> {
         validate_url(&url(from), url(to), home, NOTHING, "redirect").err().map(|error| error.kind())
     }
 
@@ -336,12 +336,15 @@ mod tests {
             "https://0x7f000001/x",
         ] {
             assert_eq!(
-                class("https://registry.example.com/", to, NetworkScope::Public),
+                refusal_kind("https://registry.example.com/", to, NetworkScope::Public),
                 Some(ErrorKind::Insecure),
                 "{to}"
             );
         }
-        assert_eq!(class("https://registry.example.com/", "https://cdn.example.com/x", NetworkScope::Public), None);
+        assert_eq!(
+            refusal_kind("https://registry.example.com/", "https://cdn.example.com/x", NetworkScope::Public),
+            None
+        );
     }
 
     #[tokio::test]
@@ -444,8 +447,8 @@ mod tests {
     #[test]
     fn a_private_registry_may_redirect_to_private_but_not_link_local_addresses() {
         let from = "http://10.0.0.5:5000/";
-        assert_eq!(class(from, "http://10.0.0.6:9000/x", NetworkScope::Private), None);
-        assert_eq!(class(from, "http://[fe80::2]/x", NetworkScope::Private), Some(ErrorKind::Insecure));
+        assert_eq!(refusal_kind(from, "http://10.0.0.6:9000/x", NetworkScope::Private), None);
+        assert_eq!(refusal_kind(from, "http://[fe80::2]/x", NetworkScope::Private), Some(ErrorKind::Insecure));
         assert!(
             validate_url(&url(from), url("http://[fe80::2]/x"), NetworkScope::Private, PRIVATE, "redirect").is_ok()
         );
@@ -454,7 +457,7 @@ mod tests {
     #[test]
     fn https_is_never_downgraded_but_http_to_the_same_host_is_upgraded() {
         let from = "https://registry.example.com/v2/";
-        assert_eq!(class(from, "http://cdn.example.com/x", NetworkScope::Public), Some(ErrorKind::Insecure));
+        assert_eq!(refusal_kind(from, "http://cdn.example.com/x", NetworkScope::Public), Some(ErrorKind::Insecure));
         let same = validate_url(
             &url(from),
             url("http://registry.example.com/v2/x?y=1"),
@@ -473,10 +476,10 @@ mod tests {
         );
         assert_eq!(same.unwrap().as_str(), "https://registry.example.com:5443/v2/x?y=1");
         assert_eq!(
-            class(other_port, "http://registry.example.com:5000/x", NetworkScope::Public),
+            refusal_kind(other_port, "http://registry.example.com:5000/x", NetworkScope::Public),
             Some(ErrorKind::Insecure)
         );
-        assert_eq!(class(from, "ftp://registry.example.com/x", NetworkScope::Public), Some(ErrorKind::Insecure));
+        assert_eq!(refusal_kind(from, "ftp://registry.example.com/x", NetworkScope::Public), Some(ErrorKind::Insecure));
     }
 
     #[test]

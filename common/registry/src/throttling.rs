@@ -110,12 +110,12 @@ impl Repository {
             };
             let permit = match &credential.concurrency {
                 None => None,
-                Some(places) => {
+                Some(concurrency) => {
                     credential
                         .rate_limiter
                         .init_account(|| self.client.account(&self.registry, kind.credential_index))
                         .await;
-                    Some(places.acquire(credential.rate_limiter.shared_store()).await)
+                    Some(concurrency.acquire(credential.rate_limiter.shared_store()).await)
                 }
             };
             RequestPermits { in_flight: Some(entry), permit }
@@ -162,9 +162,9 @@ impl Repository {
         if let Some(RateLimitHold { wait, reason }) = credential.rate_limiter.on_quota(&quota, reads_manifest).await
             && self.registry.credential_pool.pull_indexes().len() > 1
         {
-            let who = self.client.account(&self.registry, kind.credential_index).await.credential;
+            let account_name = self.client.account(&self.registry, kind.credential_index).await.credential;
             self.context.warn(format!(
-                "{} {reason} for `{who}`: other credentials are used, this one again in {}",
+                "{} {reason} for `{account_name}`: other credentials are used, this one again in {}",
                 self.registry.name,
                 retry::format_duration(wait)
             ));
@@ -234,10 +234,10 @@ impl Client {
         }
         for pool in all {
             for credential in pool.iter() {
-                if let (Some(places), Some((store, account))) =
+                if let (Some(concurrency), Some((store, account))) =
                     (&credential.concurrency, credential.rate_limiter.shared_store())
                 {
-                    places.release_all(store, account).await;
+                    concurrency.release_all(store, account).await;
                 }
             }
         }

@@ -317,7 +317,7 @@ impl Repository {
         carried: RequestBody,
         operation: &str,
     ) -> Result<Response> {
-        let way = self.registry.request_target(&url).map_err(|error| error.with_registry(&self.registry.name))?;
+        let target = self.registry.request_target(&url).map_err(|error| error.with_registry(&self.registry.name))?;
         let (began, stall, purpose) = (Instant::now(), self.stall_timeout(), self.request_purpose(&method, &url));
         let mut headers = headers;
         let (body, progress): (_, Option<ProgressFn>) = match carried {
@@ -345,7 +345,7 @@ impl Repository {
             result = self.send_once_without_deadline(http, method, url, headers, body, operation) => result,
             detail = late => {
                 self.emit_answered(purpose, None, began.elapsed());
-                Err(Error::new(ErrorKind::TimedOut, way.with_origin(operation), detail).with_registry(&self.registry.name))
+                Err(Error::new(ErrorKind::TimedOut, target.with_origin(operation), detail).with_registry(&self.registry.name))
             }
         }
     }
@@ -361,7 +361,7 @@ impl Repository {
     ) -> Result<Response> {
         let began = Instant::now();
         let purpose = self.request_purpose(&method, &url);
-        let way = self.registry.request_target(&url).map_err(|error| error.with_registry(&self.registry.name))?;
+        let target = self.registry.request_target(&url).map_err(|error| error.with_registry(&self.registry.name))?;
         let span = tracing::debug_span!(
             "request", registry = %self.registry.name, %method, purpose = purpose.as_str(), status = tracing::field::Empty
         );
@@ -384,10 +384,10 @@ impl Repository {
         span.record("status", status);
         self.emit_answered(purpose, status, began.elapsed());
         let response =
-            response.map_err(|error| transport_error(error, operation, &way).with_registry(&self.registry.name))?;
+            response.map_err(|error| transport_error(error, operation, &target).with_registry(&self.registry.name))?;
         let network_scope = self.registry.record_peer_scope(&url, response.remote_addr());
         let is_publicly_routed = network_scope == ssrf::NetworkScope::Public && !self.registry.is_proxied(&url);
-        let response = Response::new(response, url, way, began, self.stall_timeout(), self.context.cancel.clone());
+        let response = Response::new(response, url, target, began, self.stall_timeout(), self.context.cancel.clone());
         Ok(Response { network_scope, is_publicly_routed, ..response })
     }
 

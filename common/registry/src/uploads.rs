@@ -154,9 +154,9 @@ impl Repository {
         let response = self.send(request).await?;
         match response.status() {
             StatusCode::CREATED => {
-                let said = response.text_header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+                let stored = response.text_header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
                 response.drain().await;
-                if said.is_some_and(|said| said.algorithm() == digest.algorithm() && said != *digest) {
+                if stored.is_some_and(|stored| stored.algorithm() == digest.algorithm() && stored != *digest) {
                     return Err(Error::new(ErrorKind::Corrupt, operation, "the registry mounted another blob"));
                 }
                 Ok(if *from == self.name { StartedUpload::Present } else { StartedUpload::Mounted })
@@ -265,11 +265,11 @@ impl Repository {
         if !response.status().is_success() {
             return Err(self.error_from_response(response, operation).await);
         }
-        let said = response.text_header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
+        let stored = response.text_header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
         response.drain().await;
-        match said {
-            Some(said) if said.algorithm() == upload.digest.algorithm() && said != upload.digest => {
-                Err(Error::new(ErrorKind::Corrupt, operation, format!("the registry stored {said}")))
+        match stored {
+            Some(stored) if stored.algorithm() == upload.digest.algorithm() && stored != upload.digest => {
+                Err(Error::new(ErrorKind::Corrupt, operation, format!("the registry stored {stored}")))
             }
             _ => Ok(()),
         }

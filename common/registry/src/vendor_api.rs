@@ -288,9 +288,9 @@ impl VendorApi {
         if !self.is_api_unreachable(&error) {
             return error;
         }
-        let advice = error.hint().map(|advice| format!("{advice}; ")).unwrap_or_default();
+        let hint = error.hint().map(|hint| format!("{hint}; ")).unwrap_or_default();
         error.with_hint(format!(
-            "{advice}where {}'s API cannot be reached at all, set `listing: registry` for {} under `registries`",
+            "{hint}where {}'s API cannot be reached at all, set `listing: registry` for {} under `registries`",
             self.vendor().name(),
             self.registry()
         ))

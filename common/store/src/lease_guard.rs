@@ -50,12 +50,12 @@ impl LeaseGuard {
         term: Duration,
     ) -> Result<TryAcquireResult> {
         LazyLock::force(&REFERENCE_INSTANT);
-        let asked = Instant::now();
+        let asked_at = Instant::now();
         match leases.acquire(name, holder, term).await? {
             LeaseResult::HeldBy { holder, .. } => Ok(TryAcquireResult::HeldBy(holder)),
             LeaseResult::Acquired { token } => {
                 let fence = Fence { name: name.to_owned(), holder: holder.to_owned(), token };
-                let renewed = AtomicU64::new(micros_since_reference(asked));
+                let renewed = AtomicU64::new(micros_since_reference(asked_at));
                 let lease = Arc::new(Lease { leases, fence, term, renewed, lost: CancellationToken::new() });
                 let (release, released) = (CancellationToken::new(), CancellationToken::new());
                 let (renewal, asked_to_release, has_released) = (lease.clone(), release.clone(), released.clone());

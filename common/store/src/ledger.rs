@@ -358,7 +358,7 @@ pub trait Ledger: Send + Sync {
     async fn complete_plan(&self, batch: BatchId) -> Result<()>;
 
     /// Adds the usage of a listing. It counts once, however often the call to the store was retried.
-    async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()>;
+    async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()>;
 
     /// Returns tasks to be published from an index on, in whole chunks: as many as hold this number of tasks, and at
     /// least one if there is any. None if the batch is not running.
@@ -386,7 +386,7 @@ pub trait Ledger: Send + Sync {
         task_ref: TaskRef,
         holder: TaskHolder<'_>,
         result: TaskResult,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<FinishReply>;
 
     /// Reschedules a task. With a delay it is a retry: publish its delayed message first, so that a worker that dies in
@@ -398,7 +398,7 @@ pub trait Ledger: Send + Sync {
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<RescheduleReply>;
 
     // Batch state.

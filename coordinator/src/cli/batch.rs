@@ -305,13 +305,13 @@ async fn resume(
     };
     // The process that lists or leads the batch continues it; an interrupted listing is resumed here.
     if backend.is_cluster() {
-        let asks = format!("resume on {}", coordinator_name());
+        let own_name = format!("resume on {}", coordinator_name());
         let is_listed = get_batch(&*backend.store, id).await?.plan_completed_at.is_some();
         let led_by = match is_listed {
-            false => find_active_leader(backend, &listing_lease_name(id), &asks).await?,
-            true => match find_active_leader(backend, &leader_lease_name(&id.to_string()), &asks).await? {
+            false => find_active_leader(backend, &listing_lease_name(id), &own_name).await?,
+            true => match find_active_leader(backend, &leader_lease_name(&id.to_string()), &own_name).await? {
                 Some(holder) => Some(holder),
-                None => find_active_leader(backend, &leader_lease_name(GLOBAL_LEADER), &asks).await?,
+                None => find_active_leader(backend, &leader_lease_name(GLOBAL_LEADER), &own_name).await?,
             },
         };
         if let Some(holder) = led_by {

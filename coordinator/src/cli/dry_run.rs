@@ -57,7 +57,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         print(args, printer, (source, target), "fail", (None, Some(&error.to_string())));
     }
     let copier = Arc::new(Copier::new(client.clone(), CopyLimits::default()));
-    let mut looked = futures_util::stream::iter(planned.tasks)
+    let mut comparisons = futures_util::stream::iter(planned.tasks)
         .map(|task| {
             let (copier, context) = (copier.clone(), context.clone());
             let rule = &settings.config.rules[task.rule];
@@ -80,7 +80,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         })
         .buffered(MAX_CONCURRENT_COMPARISONS);
     let (mut copies, mut unchanged) = (0, 0);
-    while let Some((task, same)) = looked.next().await {
+    while let Some((task, same)) = comparisons.next().await {
         let PlannedTask { source, target, .. } = &task;
         let (what, error) = match same {
             Ok(Some(_)) if !args.force => ("unchanged", None),
@@ -125,20 +125,20 @@ fn print_removals(
     let mut removals = 0;
     for mut pruning in prunings {
         let rule = &settings.config.rules[pruning.rule];
-        let (place, title) = (rule.label(), rule.title());
+        let (label, title) = (rule.label(), rule.title());
         if pruning.waiting() > 0 {
             let waiting = pluralize(pruning.waiting(), "tag is", "tags are");
-            printer.line(&format!("{place}: {waiting} gone at the source, and kept until `keep_days` have passed"));
+            printer.line(&format!("{label}: {waiting} gone at the source, and kept until `keep_days` have passed"));
         }
         let left = pruning.take_unauthenticated().len() as u64;
         if left > 0 {
             let left = pluralize(left, "tag is", "tags are");
             printer.line(&format!(
-                "{place}: {left} gone at the source, and kept: the record is not signed with this cluster.key"
+                "{label}: {left} gone at the source, and kept: the record is not signed with this cluster.key"
             ));
         }
         match pruning.finalize() {
-            Err(why) => printer.line(&format!("{place}: nothing would be removed: {why}")),
+            Err(why) => printer.line(&format!("{label}: nothing would be removed: {why}")),
             Ok(due) => {
                 for due in due.into_iter().filter(|due| !targets.contains(&due.target.to_string())) {
                     removals += 1;

@@ -92,18 +92,18 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
                 _ => format!("from {pattern}"),
             };
             let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-            let place = format!("rule {}{name} (line {}, {from})", number + 1, rule.line);
+            let label = format!("rule {}{name} (line {}, {from})", number + 1, rule.line);
             let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
             let (context, tally) = (Context::default(), TrafficCounters::new());
             let repository =
                 client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &tally)?;
             let listing = list_repository(&repository).await?;
             if listing.get(tag.as_str()).is_none() {
-                printer.data(&format!("{place}: the source does not list the tag {tag}"));
+                printer.data(&format!("{label}: the source does not list the tag {tag}"));
                 continue;
             }
             if let Some(error) = listing.missing_dates_error(&rule.selection) {
-                printer.data(&format!("{place}: not copied: {error}"));
+                printer.data(&format!("{label}: not copied: {error}"));
                 continue;
             }
             let candidates =
@@ -111,14 +111,14 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
             let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());
             if let Some(min) = evaluation.below_min {
                 printer.data(&format!(
-                    "{place}: not copied: only {} left, and `min` is {min}",
+                    "{label}: not copied: only {} left, and `min` is {min}",
                     pluralize(evaluation.kept.len() as u64, "tag is", "tags are")
                 ));
             } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
             {
-                printer.data(&format!("{place}: not copied: {reason}"));
+                printer.data(&format!("{label}: not copied: {reason}"));
             } else {
-                printer.data(&format!("{place}: selected"));
+                printer.data(&format!("{label}: selected"));
             }
         }
     }
@@ -128,7 +128,7 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
 /// Prints the tag's results in the newest batches, as a source or as a target.
 async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, printer: &Printer) -> Result<bool> {
     let home = RepositoryLocator::in_registry(reference.registry.clone(), &reference.repository);
-    let is_it = |place: &TagLocator| *place.repository == home && place.tag == *tag;
+    let is_it = |label: &TagLocator| *label.repository == home && label.tag == *tag;
     let mut found = false;
     for batch in store.batches(MAX_BATCHES).await? {
         let started = batch.created_at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();

@@ -90,19 +90,19 @@ fn format_manifest(image: &ManifestTree) -> String {
         (None, true) if MediaType::new(&image.media_type).is_index() => "index".to_owned(),
         (None, true) => image.media_type.clone(),
     };
-    let mut words = Vec::new();
-    words.extend(image.platform.clone().filter(|platform| platform != "unknown/unknown"));
-    words.push(image.digest.to_string());
-    words.push(kind);
-    words.push(ByteSize(image.size).to_string());
+    let mut parts = Vec::new();
+    parts.extend(image.platform.clone().filter(|platform| platform != "unknown/unknown"));
+    parts.push(image.digest.to_string());
+    parts.push(kind);
+    parts.push(ByteSize(image.size).to_string());
     if let Some(about) = &image.attested_digest {
-        words.push(format!("about {about}"));
+        parts.push(format!("about {about}"));
     }
-    words.extend(image.tag.as_ref().map(|tag| format!("by the tag {tag}")));
+    parts.extend(image.tag.as_ref().map(|tag| format!("by the tag {tag}")));
     if image.missing {
-        words.push("(listed, but missing)".to_owned());
+        parts.push("(listed, but missing)".to_owned());
     }
-    sanitize(&words.join("  ")).into_owned()
+    sanitize(&parts.join("  ")).into_owned()
 }
 
 fn format_blob(name: &str, blob: &InspectedBlob) -> String {

@@ -111,16 +111,16 @@ fn source_output(part: &SourceSelector) -> PresetSourceOutput {
 
 /// Formats the selected tags; `*` for all.
 fn format_tags(selection: &TagSelection) -> String {
-    let mut words: Vec<String> = selection.include.iter().map(ToString::to_string).collect();
-    words.extend(selection.range.as_ref().map(ToString::to_string));
-    if words.is_empty() { "*".to_owned() } else { words.join(", ") }
+    let mut patterns: Vec<String> = selection.include.iter().map(ToString::to_string).collect();
+    patterns.extend(selection.range.as_ref().map(ToString::to_string));
+    if patterns.is_empty() { "*".to_owned() } else { patterns.join(", ") }
 }
 
 /// Parses a preset with an optional version range: `kubeadm`, `kubeadm >=1.30`.
 pub(crate) fn parse_preset(text: &str) -> std::result::Result<Preset, String> {
     let preset: Preset = text.parse()?;
     presets::find(&preset).map(|_| preset).map_err(|error| match error.hint() {
-        Some(advice) => format!("{} ({advice})", error.message()),
+        Some(hint) => format!("{} ({hint})", error.message()),
         None => error.message().to_owned(),
     })
 }

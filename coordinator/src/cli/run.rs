@@ -309,9 +309,9 @@ impl<'a> RunContext<'a> {
         loop {
             let admission = run.admission(self.if_running, &options, &rules, &say);
             let id = match admission.admit().await? {
-                AdmissionResult::Admitted(turn) => {
+                AdmissionResult::Admitted(permit) => {
                     return run
-                        .create(*turn, rules(self.run_settings.slice), options)
+                        .create(*permit, rules(self.run_settings.slice), options)
                         .await
                         .map(|made| StartOutcome::Created(Box::new(made)));
                 }

@@ -108,8 +108,8 @@ async fn execute(
     let rules = WatchedRules::default();
     let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
     let (metrics, refresh) = cluster_metrics::new_cluster_metrics(&backend, client, rules.clone());
-    let said = EventPrinter { printer: printer.clone(), is_cluster: backend.is_cluster() };
-    let events = TaskEvents::fan_out(vec![Arc::new(said) as Arc<dyn TaskObserver>, metrics.clone()]);
+    let event_printer = EventPrinter { printer: printer.clone(), is_cluster: backend.is_cluster() };
+    let events = TaskEvents::fan_out(vec![Arc::new(event_printer) as Arc<dyn TaskObserver>, metrics.clone()]);
     let extra_routes = metrics::router(metrics, Some(refresh));
     signals::drain_on_signal(&stop, Arc::new(true.into()), printer.clone());
     let server = Server::new(backend, first, config_source, options, events)?;

@@ -323,8 +323,8 @@ fn footer_line(screen: &BatchScreen) -> Line<'static> {
     if screen.prompt == Prompt::ConfirmCancel {
         return Line::from("Cancel the batch? It cannot be resumed. y: yes, any other key: no").fg(CANCELLED);
     }
-    if let Some(said) = &screen.message {
-        return Line::from(sanitize(said).into_owned()).fg(FAILED);
+    if let Some(message) = &screen.message {
+        return Line::from(sanitize(message).into_owned()).fg(FAILED);
     }
     let pause = if screen.view.batch.state == BatchState::Paused { "resume" } else { "pause" };
     Line::from(format!("q quit  p {pause}  c cancel  Tab switch list  ↑↓ scroll")).fg(Color::DarkGray)

@@ -90,11 +90,11 @@ impl Drop for TerminalGuard {
 }
 
 /// Shows the view until the batch ends or is abandoned by its process. None if the user quits.
-async fn run_screen(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Result<Option<BatchWaitResult>> {
+async fn run_screen(store: &dyn Store, id: BatchId, viewer: (&Client, bool)) -> Result<Option<BatchWaitResult>> {
     let failed = |error: std::io::Error| Error::new(ErrorKind::Local, "drawing on the terminal", error.to_string());
-    let mut screen = load_screen(store, id, who).await?;
+    let mut screen = load_screen(store, id, viewer).await?;
     let mut terminal = TerminalGuard(ratatui::try_init().map_err(failed)?);
-    let (mut looked, mut abandonment) = (Instant::now(), AbandonmentDetector::default());
+    let (mut polled_at, mut abandonment) = (Instant::now(), AbandonmentDetector::default());
     loop {
         terminal.0.draw(|frame| draw(frame, &mut screen)).map_err(failed)?;
         if screen.view.batch.ended_at.is_some() {
@@ -117,13 +117,13 @@ async fn run_screen(store: &dyn Store, id: BatchId, who: (&Client, bool)) -> Res
                         Ok(now) => Some(format!("it is {now}")),
                         Err(error) => Some(error.to_string()),
                     };
-                    looked -= BATCH_POLL_INTERVAL;
+                    polled_at -= BATCH_POLL_INTERVAL;
                 }
             }
         }
-        if looked.elapsed() >= BATCH_POLL_INTERVAL {
-            looked = Instant::now();
-            match load_screen(store, id, who).await {
+        if polled_at.elapsed() >= BATCH_POLL_INTERVAL {
+            polled_at = Instant::now();
+            match load_screen(store, id, viewer).await {
                 Ok(next) => {
                     screen.update(next);
                     if abandonment.is_abandoned(store, &screen.view).await.unwrap_or_default() {
@@ -157,8 +157,8 @@ enum KeyAction {
 }
 
 fn handle_key(screen: &mut BatchScreen, (code, modifiers): (KeyCode, KeyModifiers)) -> KeyAction {
-    let asked = std::mem::take(&mut screen.prompt);
-    match (asked, code) {
+    let prompt = std::mem::take(&mut screen.prompt);
+    match (prompt, code) {
         (_, KeyCode::Char('c')) if modifiers.contains(KeyModifiers::CONTROL) => return KeyAction::Quit,
         (Prompt::ConfirmCancel, KeyCode::Char('y')) => return KeyAction::SetState(BatchState::Cancelled),
         (Prompt::ConfirmCancel, _) => {}

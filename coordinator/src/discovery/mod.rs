@@ -177,8 +177,8 @@ impl Discovery {
 
     async fn next_completed(&mut self) -> Result<Option<DiscoveryItem>> {
         loop {
-            if let Some(odd) = self.pending.invalid.pop() {
-                return Ok(Some(DiscoveryItem::Failed(odd)));
+            if let Some(failure) = self.pending.invalid.pop() {
+                return Ok(Some(DiscoveryItem::Failed(failure)));
             }
             if let Some(found) = self.take_completed() {
                 return Ok(Some(found));

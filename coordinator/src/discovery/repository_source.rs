@@ -73,7 +73,7 @@ pub(super) async fn find_source(
         (Ok(names), Some(denied)) if names.valid.is_empty() && names.invalid.is_empty() => Err(denied),
         (Ok(names), _) => Ok(RepositorySource::Flat(names)),
         (Err(error), Some(denied)) => Err(match error.hint() {
-            Some(advice) => denied.with_hint(advice),
+            Some(hint) => denied.with_hint(hint),
             None => denied,
         }),
         (Err(error), None) => Err(error),

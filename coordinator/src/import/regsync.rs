@@ -62,12 +62,12 @@ pub(super) fn read_file(tree: &Value, draft: &mut ConfigDraft) -> Result<(), Str
     }
     for (number, entry) in top.get("sync").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let Some(entry) = entry.as_object() else { continue };
-        let place = match as_text(entry.get("source")) {
+        let location = match as_text(entry.get("source")) {
             Some(source) => source.to_owned(),
             None => format!("sync {}", number + 1),
         };
-        if let Err(why) = read_sync_entry(entry, defaults, &place, draft) {
-            draft.record_omission(format!("{place}: {why}"));
+        if let Err(why) = read_sync_entry(entry, defaults, &location, draft) {
+            draft.record_omission(format!("{location}: {why}"));
         }
     }
     for key in unknown_keys(top, &TOP_LEVEL_KEYS) {
@@ -168,7 +168,7 @@ fn read_credentials(entry: &Map<String, Value>, draft: &mut ConfigDraft) {
 fn read_sync_entry(
     entry: &Map<String, Value>,
     defaults: &Map<String, Value>,
-    place: &str,
+    location: &str,
     draft: &mut ConfigDraft,
 ) -> Result<(), String> {
     let (source, target) = (as_text(entry.get("source")), as_text(entry.get("target")));
@@ -180,35 +180,35 @@ fn read_sync_entry(
     if is_layout || to_layout {
         return Err("image layouts are written oci:DIR in `from` or `to` here: write the rule by hand".to_owned());
     }
-    let said = |key: &str| entry.get(key).or_else(|| defaults.get(key)).filter(|value| !value.is_null());
+    let setting = |key: &str| entry.get(key).or_else(|| defaults.get(key)).filter(|value| !value.is_null());
     let mut rule = DraftRule { platforms: read_platforms(entry, defaults), ..DraftRule::default() };
-    if as_text(said("platform")).is_some() {
+    if as_text(setting("platform")).is_some() {
         draft.add_note(format!(
-            "{place}: a single `platform` produces an index with that platform here, not a plain image"
+            "{location}: a single `platform` produces an index with that platform here, not a plain image"
         ));
     }
-    if let Some(backup) = as_text(said("backup")) {
+    if let Some(backup) = as_text(setting("backup")) {
         match convert_backup_template(backup) {
             Ok(backup) => rule.backup = Some(backup),
-            Err(why) => draft.add_note(format!("{place}: `backup` has no equivalent: {why}")),
+            Err(why) => draft.add_note(format!("{location}: `backup` has no equivalent: {why}")),
         }
     }
     for filter in entry.get("referrerFilters").and_then(Value::as_array).into_iter().flatten() {
         match as_text(filter.get("artifactType")) {
             Some(kind) => rule.referrers.push(kind.to_owned()),
-            None => draft.add_note(format!("{place}: `referrerFilters` go by `artifactType` alone here")),
+            None => draft.add_note(format!("{location}: `referrerFilters` go by `artifactType` alone here")),
         }
     }
-    if !super::is_true(said("referrers")) {
+    if !super::is_true(setting("referrers")) {
         draft.add_note("signatures and other referrers are copied unless a rule sets `referrers: false`");
     }
-    if said("interval").is_some() || said("schedule").is_some() {
+    if setting("interval").is_some() || setting("schedule").is_some() {
         draft.add_note(
             "`interval` and `schedule` are not imported: set `schedule: {every: …}` or a cron expression, and run \
              `imgsync serve`",
         );
     }
-    let reserve = said("ratelimit").and_then(|limit| as_text(limit.get("min")));
+    let reserve = setting("ratelimit").and_then(|limit| as_text(limit.get("min")));
     match as_text(entry.get("type")).unwrap_or("image") {
         "image" => {
             let (from, to) = (parse_reference(source)?, parse_reference(target)?);
@@ -221,16 +221,16 @@ fn read_sync_entry(
         }
         "repository" => {
             let (from, to) = (parse_reference(source)?, parse_reference(target)?);
-            read_tags(entry, place, &mut rule, draft)?;
+            read_tags(entry, location, &mut rule, draft)?;
             set_pull_reserve(draft, &from, reserve);
             draft.add_rule(with_target(rule, &from, &to));
         }
         "registry" => {
-            read_tags(entry, place, &mut rule, draft)?;
+            read_tags(entry, location, &mut rule, draft)?;
             if let Some(count) = reserve.filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)) {
                 draft.set_registry_key(source, "pull_reserve", DraftValue::Plain(count.to_owned()));
             }
-            for repositories in read_repositories(entry, place, draft) {
+            for repositories in read_repositories(entry, location, draft) {
                 draft.add_rule(DraftRule {
                     from: format!("{source}/{repositories}"),
                     to: vec![target.to_owned()],
@@ -242,7 +242,7 @@ fn read_sync_entry(
         other => return Err(format!("`type: {other}` is not known")),
     }
     for key in unknown_keys(entry, &SYNC_KEYS) {
-        draft.add_note(format!("{place}: `{key}` has no equivalent"));
+        draft.add_note(format!("{location}: `{key}` has no equivalent"));
     }
     Ok(())
 }
@@ -278,7 +278,7 @@ fn read_platforms(entry: &Map<String, Value>, defaults: &Map<String, Value>) -> 
 /// Converts `read_tags`: regular expressions for whole tags, and version ranges.
 fn read_tags(
     entry: &Map<String, Value>,
-    place: &str,
+    location: &str,
     rule: &mut DraftRule,
     draft: &mut ConfigDraft,
 ) -> Result<(), String> {
@@ -288,7 +288,7 @@ fn read_tags(
         for regex in as_texts(tags.get(key)) {
             match pattern_from_anchored_regex(regex) {
                 Ok(pattern) => patterns.push(pattern),
-                Err(error) => draft.record_omission(format!("{place}: {error}")),
+                Err(error) => draft.record_omission(format!("{location}: {error}")),
             }
         }
         patterns
@@ -306,16 +306,17 @@ fn read_tags(
         rule.semver = Some(range);
     }
     for key in unknown_keys(tags, &["allow", "deny", "semverRange"]) {
-        draft.add_note(format!("{place}: tags: `{key}` has no equivalent"));
+        draft.add_note(format!("{location}: tags: `{key}` has no equivalent"));
     }
     Ok(())
 }
 
 /// Converts `repos`, as far as repository patterns can express it.
-fn read_repositories(entry: &Map<String, Value>, place: &str, draft: &mut ConfigDraft) -> Vec<String> {
+fn read_repositories(entry: &Map<String, Value>, location: &str, draft: &mut ConfigDraft) -> Vec<String> {
     let Some(repos) = entry.get("repos").and_then(Value::as_object) else { return vec!["**".to_owned()] };
     for regex in as_texts(repos.get("deny")) {
-        draft.record_omission(format!("{place}: repositories cannot be denied here (`{regex}`); list those to copy"));
+        draft
+            .record_omission(format!("{location}: repositories cannot be denied here (`{regex}`); list those to copy"));
     }
     let allowed = as_texts(repos.get("allow"));
     if allowed.is_empty() {
@@ -333,7 +334,7 @@ fn read_repositories(entry: &Map<String, Value>, place: &str, draft: &mut Config
             true => found.push(format!("{path}{star}")),
             false if [".*", ".+"].contains(&bare) => found.push("**".to_owned()),
             false => draft.record_omission(format!(
-                "{place}: `from` cannot express `{regex}`: * is one level, ** all levels below"
+                "{location}: `from` cannot express `{regex}`: * is one level, ** all levels below"
             )),
         }
     }

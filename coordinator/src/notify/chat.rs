@@ -97,18 +97,18 @@ impl Chat {
     /// Returns the error of a reply with an error code.
     fn check_reply(&self, operation: &str, answer: &HttpReply) -> Option<Error> {
         let status = answer.status.as_u16();
-        let Ok(said) = serde_json::from_slice::<Value>(&answer.body) else {
+        let Ok(reply) = serde_json::from_slice::<Value>(&answer.body) else {
             let detail = format!("HTTP {status}, not a {} response", self.kind.name());
             return Some(status_error(operation, answer, &detail));
         };
-        let number = |names: &[&str]| names.iter().find_map(|name| said.get(*name)?.as_i64());
+        let number = |names: &[&str]| names.iter().find_map(|name| reply.get(*name)?.as_i64());
         let code = number(&["errcode", "code", "StatusCode"]);
         if answer.status.is_success() && code == Some(0) {
             return None;
         }
-        let words = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| said.get(*name)?.as_str());
+        let text = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| reply.get(*name)?.as_str());
         let code = code.unwrap_or(-1);
-        let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(words.unwrap_or("no message"), 200));
+        let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(text.unwrap_or("no message"), 200));
         if !answer.status.is_success() {
             return Some(status_error(operation, answer, &detail));
         }
@@ -151,10 +151,10 @@ fn check_slack_reply(operation: &str, answer: &HttpReply) -> Option<Error> {
     if answer.status.is_success() {
         return None;
     }
-    let said = String::from_utf8_lossy(&answer.body);
-    let is_word = said.len() <= 60 && said.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !said.is_empty();
+    let body = String::from_utf8_lossy(&answer.body);
+    let is_word = body.len() <= 60 && body.chars().all(|c| c.is_ascii_lowercase() || c == '_') && !body.is_empty();
     let detail = match is_word {
-        true => format!("HTTP {}: {said}", answer.status.as_u16()),
+        true => format!("HTTP {}: {body}", answer.status.as_u16()),
         false => format!("HTTP {}", answer.status.as_u16()),
     };
     let error = status_error(operation, answer, &detail);

@@ -126,30 +126,30 @@ impl Email {
 
 /// Converts an SMTP error.
 fn failure(operation: &str, error: &lettre::transport::smtp::Error) -> Error {
-    let mut words = error.to_string();
+    let mut detail = error.to_string();
     let mut next = std::error::Error::source(error);
     while let Some(source) = next {
         let text = source.to_string();
-        if !words.contains(&text) {
-            words = format!("{words}: {text}");
+        if !detail.contains(&text) {
+            detail = format!("{detail}: {text}");
         }
         next = source.source();
     }
-    let words = sanitize_within(&words, 400).into_owned();
+    let detail = sanitize_within(&detail, 400).into_owned();
     let status = error.status().map(u16::from);
     match () {
         () if matches!(status, Some(530 | 534 | 535 | 538)) => {
-            Error::new(ErrorKind::Denied, operation, words).with_hint("the server rejected `username` and `password`")
+            Error::new(ErrorKind::Denied, operation, detail).with_hint("the server rejected `username` and `password`")
         }
         // The client reports certificate errors as failed connections.
-        () if error.is_tls() || status.is_none() && words.contains("certificate") => {
-            Error::new(ErrorKind::Insecure, operation, words)
+        () if error.is_tls() || status.is_none() && detail.contains("certificate") => {
+            Error::new(ErrorKind::Insecure, operation, detail)
                 .with_hint("set `ca` for a private CA; mail is never sent without TLS")
         }
-        () if error.is_permanent() => Error::new(ErrorKind::Refused, operation, words),
-        () if error.is_transient() => Error::new(ErrorKind::ServerError, operation, words),
-        () if error.is_timeout() => Error::new(ErrorKind::TimedOut, operation, words),
-        () if error.is_client() => Error::new(ErrorKind::Refused, operation, words),
-        () => Error::new(ErrorKind::Unreachable, operation, words),
+        () if error.is_permanent() => Error::new(ErrorKind::Refused, operation, detail),
+        () if error.is_transient() => Error::new(ErrorKind::ServerError, operation, detail),
+        () if error.is_timeout() => Error::new(ErrorKind::TimedOut, operation, detail),
+        () if error.is_client() => Error::new(ErrorKind::Refused, operation, detail),
+        () => Error::new(ErrorKind::Unreachable, operation, detail),
     }
 }

@@ -80,16 +80,16 @@ async fn send_once(request: RequestBuilder) -> reqwest::Result<HttpReply> {
 fn failure(operation: &str, error: reqwest::Error) -> Error {
     let kind = if error.is_timeout() { ErrorKind::TimedOut } else { ErrorKind::Unreachable };
     let error = error.without_url();
-    let mut words = error.to_string();
+    let mut message = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {
         let text = error.to_string();
-        if !words.contains(&text) {
-            words = format!("{words}: {text}");
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
         }
         next = error.source();
     }
-    Error::new(kind, operation, words)
+    Error::new(kind, operation, message)
 }
 
 /// Returns the error of a reply by its status.

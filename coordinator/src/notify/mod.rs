@@ -226,7 +226,7 @@ async fn send_email(email: &Email, report: &Report<'_>, level: ReportLevel) -> R
 
 fn with_hint(error: &imgsync_oci::error::Error) -> String {
     match error.hint() {
-        Some(advice) => format!("{error} ({advice})"),
+        Some(hint) => format!("{error} ({hint})"),
         None => error.to_string(),
     }
 }

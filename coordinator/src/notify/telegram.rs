@@ -75,9 +75,9 @@ impl Telegram {
 
     /// Sends the report.
     pub(super) async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
-        let mut whole = TruncatingWriter::with_limit(MAX_FILE_BYTES);
-        write_text(report, level, &mut whole).await?;
-        let text = String::from_utf8_lossy(&whole.text).into_owned();
+        let mut file = TruncatingWriter::with_limit(MAX_FILE_BYTES);
+        write_text(report, level, &mut file).await?;
+        let text = String::from_utf8_lossy(&file.text).into_owned();
         let parts = if utf16_length(&text) <= MAX_MESSAGE_LENGTH * MAX_MESSAGES {
             split(&text, MAX_MESSAGE_LENGTH)
         } else {
@@ -96,7 +96,7 @@ impl Telegram {
             self.send_message(&part).await?;
         }
         let id = report.batch.id;
-        let text = match whole.is_truncated {
+        let text = match file.is_truncated {
             false => text,
             // Not within a line or a character.
             true => {
@@ -156,24 +156,24 @@ impl Telegram {
 
     /// Returns the error of a reply.
     fn check_reply(&self, operation: &str, answer: &HttpReply) -> Option<Error> {
-        let Ok(said) = serde_json::from_slice::<BotApiReply>(&answer.body) else {
+        let Ok(reply) = serde_json::from_slice::<BotApiReply>(&answer.body) else {
             return Some(status_error(
                 operation,
                 answer,
                 &format!("HTTP {}, not a Bot API response", answer.status.as_u16()),
             ));
         };
-        if said.ok && answer.status.is_success() {
+        if reply.ok && answer.status.is_success() {
             return None;
         }
         // A server other than Telegram's could echo the token.
-        let description = said.description.replace(self.token.expose(), "***");
+        let description = reply.description.replace(self.token.expose(), "***");
         let mut detail = format!("HTTP {}, {}", answer.status.as_u16(), sanitize_within(&description, 200));
         match answer.status.as_u16() {
             401 | 404 => detail.push_str(" (is the token right?)"),
             403 => detail.push_str(" (is the bot a member of the group, and may it post?)"),
-            400 if said.parameters.migrate_to_chat_id.is_some() => {
-                let id = said.parameters.migrate_to_chat_id.unwrap_or_default();
+            400 if reply.parameters.migrate_to_chat_id.is_some() => {
+                let id = reply.parameters.migrate_to_chat_id.unwrap_or_default();
                 detail.push_str(&format!(" (the group was migrated: its chat ID is now {id})"));
             }
             400 if description.contains("chat not found") => {
@@ -181,9 +181,9 @@ impl Telegram {
             }
             _ => {}
         }
-        let asked = said.parameters.retry_after.map(Duration::from_secs);
+        let delay = reply.parameters.retry_after.map(Duration::from_secs);
         let error = status_error(operation, answer, &detail);
-        Some(match asked {
+        Some(match delay {
             Some(wait) => error.with_retry_after(Some(wait)),
             None => error,
         })

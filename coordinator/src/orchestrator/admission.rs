@@ -148,9 +148,9 @@ impl Admission<'_> {
             () = self.cancel.cancelled() => Err(Error::cancelled(OPERATION)),
         };
         match (admitted, waits) {
-            (Ok(AdmissionResult::Admitted(mut turn)), waits) => {
-                turn.leases.extend(waits);
-                Ok(AdmissionResult::Admitted(turn))
+            (Ok(AdmissionResult::Admitted(mut permit)), waits) => {
+                permit.leases.extend(waits);
+                Ok(AdmissionResult::Admitted(permit))
             }
             (admitted, waits) => {
                 if let Some(waits) = waits {
@@ -166,19 +166,19 @@ impl Admission<'_> {
         let (store, name) = (self.backend.store.clone(), start_lease_name(&self.rules_digest()));
         let (ours, timing) = ((&*name, &*self.holder), (LEADER_LEASE_TTL, POLL_INTERVAL));
         let lease = LeaseGuard::acquire(store, ours, timing, self.cancel, OPERATION).await?;
-        let looked = self.find_obstacle(false).await;
-        self.attach_lease(lease, looked).await
+        let admitted = self.find_obstacle(false).await;
+        self.attach_lease(lease, admitted).await
     }
 
     async fn attach_lease(
         &self,
         lease: LeaseGuard,
-        looked: Result<std::result::Result<StartPermit, Obstacle>>,
+        admitted: Result<std::result::Result<StartPermit, Obstacle>>,
     ) -> Result<std::result::Result<StartPermit, Obstacle>> {
-        match looked {
-            Ok(Ok(mut turn)) => {
-                turn.leases.push(lease);
-                Ok(Ok(turn))
+        match admitted {
+            Ok(Ok(mut permit)) => {
+                permit.leases.push(lease);
+                Ok(Ok(permit))
             }
             other => {
                 lease.release().await;
@@ -191,26 +191,29 @@ impl Admission<'_> {
         let store = &self.backend.store;
         let (starting, waiting) = (start_lease_name(&self.rules_digest()), waiting_lease_name(&self.rules_digest()));
         let timing = (LEADER_LEASE_TTL, POLL_INTERVAL);
-        let mut said: Option<String> = None;
-        let mut say = |who: &str, what: &str| {
-            if said.as_deref() != Some(who) {
+        let mut notified_of: Option<String> = None;
+        let mut notify_once = |current_holder: &str, what: &str| {
+            if notified_of.as_deref() != Some(current_holder) {
                 (self.on_notice)(what);
-                said = Some(who.to_owned());
+                notified_of = Some(current_holder.to_owned());
             }
         };
         loop {
             let lease =
                 LeaseGuard::acquire(store.clone(), (&starting, &self.holder), timing, self.cancel, OPERATION).await?;
-            let looked = self.find_obstacle(waits.is_some()).await;
-            let obstacle = match self.attach_lease(lease, looked).await? {
-                Ok(turn) => return Ok(AdmissionResult::Admitted(Box::new(turn))),
+            let admitted = self.find_obstacle(waits.is_some()).await;
+            let obstacle = match self.attach_lease(lease, admitted).await? {
+                Ok(permit) => return Ok(AdmissionResult::Admitted(Box::new(permit))),
                 Err(obstacle) => obstacle,
             };
             let running = match obstacle {
                 Obstacle::Paused(_) => return Err(obstacle.refusal(OPERATION)),
                 _ if self.if_running == IfRunning::Fail => return Err(obstacle.refusal(OPERATION)),
                 Obstacle::Waiting { holder, newest_batch } => {
-                    say(&holder, &format!("{holder} is already waiting for a batch of the same rules: joining it"));
+                    notify_once(
+                        &holder,
+                        &format!("{holder} is already waiting for a batch of the same rules: joining it"),
+                    );
                     match self.wait_for_batch(&waiting, (&holder, newest_batch)).await? {
                         Some(id) => return Ok(AdmissionResult::Join(id)),
                         None => continue,
@@ -230,7 +233,7 @@ impl Admission<'_> {
                     TryAcquireResult::HeldBy(_) => continue,
                 }
             }
-            say(&running.holder, &format!("{}: waiting for it to end", running.describe()));
+            notify_once(&running.holder, &format!("{}: waiting for it to end", running.describe()));
             let Some(guard) = waits.as_ref() else { continue };
             let lost = guard.lost().clone();
             tokio::select! {
@@ -268,13 +271,13 @@ impl Admission<'_> {
             Some(id) => store.batch(id).await?.filter(|batch| batch.state.is_live()),
             None => None,
         };
-        let turn = |lock, supersedes| StartPermit { lock, awaits_lock: false, supersedes, leases: Vec::new() };
+        let permit = |lock, supersedes| StartPermit { lock, awaits_lock: false, supersedes, leases: Vec::new() };
         let Some(batch) = found else {
             if self.if_running == IfRunning::Join {
                 self.check_slices().await?;
             }
             return Ok(match lock {
-                Ok(lock) => Ok(turn(lock, None)),
+                Ok(lock) => Ok(permit(lock, None)),
                 Err(holder) => Err(Obstacle::Running(active_process(&holder))),
             });
         };
@@ -292,7 +295,7 @@ impl Admission<'_> {
                 (self.on_notice)(&format!(
                     "batch {id} of the same rules was interrupted: superseding it (images already copied stay)"
                 ));
-                return Ok(Ok(turn(lock, Some(id))));
+                return Ok(Ok(permit(lock, Some(id))));
             }
             // The lock holder runs another batch.
             (Err(holder), None) => return Ok(Err(Obstacle::Running(active_process(&holder)))),
@@ -306,7 +309,7 @@ impl Admission<'_> {
         }
         (self.on_notice)(&format!("{}: superseding it", running.describe()));
         let awaits_lock = !self.backend.is_cluster() && !self.has_lock;
-        Ok(Ok(StartPermit { awaits_lock, ..turn(None, Some(id)) }))
+        Ok(Ok(StartPermit { awaits_lock, ..permit(None, Some(id)) }))
     }
 
     /// Waits until what is running has ended or was abandoned.

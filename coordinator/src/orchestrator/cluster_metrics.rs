@@ -201,15 +201,15 @@ impl ClusterMetrics {
 pub fn new_cluster_metrics(backend: &Backend, client: Client, rules: WatchedRules) -> (Arc<Metrics>, MetricsRefresh) {
     let cluster_metrics = ClusterMetrics::default();
     let metrics = Metrics::new("imgsync", |registry| cluster_metrics.register(registry));
-    let (backend, looked) = (backend.clone(), Arc::new(Mutex::new((None::<Instant>, EndedBatchCache::default()))));
+    let (backend, cache) = (backend.clone(), Arc::new(Mutex::new((None::<Instant>, EndedBatchCache::default()))));
     let refresh: MetricsRefresh = Arc::new(move || {
-        let (cluster_metrics, backend, client, looked) =
-            (cluster_metrics.clone(), backend.clone(), client.clone(), looked.clone());
+        let (cluster_metrics, backend, client, cache) =
+            (cluster_metrics.clone(), backend.clone(), client.clone(), cache.clone());
         let rules = rules.get().map(|rules| rules()).unwrap_or_default();
         Box::pin(async move {
-            let mut looked = looked.lock().await;
-            let (looked_at, found) = &mut *looked;
-            if looked_at.is_some_and(|at| at.elapsed() < SCRAPE_CACHE_TTL) {
+            let mut cache = cache.lock().await;
+            let (refreshed_at, found) = &mut *cache;
+            if refreshed_at.is_some_and(|at| at.elapsed() < SCRAPE_CACHE_TTL) {
                 return;
             }
             match tokio::time::timeout(REFRESH_TIMEOUT, cluster_metrics.refresh(&backend, &client, &rules, found)).await
@@ -221,7 +221,7 @@ pub fn new_cluster_metrics(backend: &Backend, client: Client, rules: WatchedRule
                     log_throttle::warn("metrics: timeout", &line);
                 }
             }
-            *looked_at = Some(Instant::now());
+            *refreshed_at = Some(Instant::now());
         })
     });
     (metrics, refresh)

@@ -67,10 +67,10 @@ impl WorkerCoverage {
 
 /// Describes the registries whose rate limits hold up a batch.
 pub async fn rate_limit_messages(store: &dyn Store, batch: &Batch, client: &Client) -> Result<Vec<String>> {
-    let words = |(registry, hold): &(RegistryName, RateLimitHold)| {
+    let describe = |(registry, hold): &(RegistryName, RateLimitHold)| {
         format!("{registry} {}: held until {}", hold.reason, format_deadline(hold.wait))
     };
-    Ok(rate_limit_holds(store, batch, client).await?.iter().map(words).collect())
+    Ok(rate_limit_holds(store, batch, client).await?.iter().map(describe).collect())
 }
 
 /// Returns the registries whose rate limits hold up a batch, as known for the credentials of this process.

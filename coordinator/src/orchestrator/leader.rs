@@ -261,8 +261,8 @@ pub(super) async fn cancel_tampered_batch(backend: &Backend, id: BatchId, error:
     if error.kind() != ErrorKind::Insecure {
         return;
     }
-    let words = error.hint().map_or_else(|| error.to_string(), |advice| format!("{error} ({advice})"));
-    let unlisted = ListingFailure { repository: format!("the plan of batch {id}"), kind: error.kind(), error: words };
+    let text = error.hint().map_or_else(|| error.to_string(), |hint| format!("{error} ({hint})"));
+    let unlisted = ListingFailure { repository: format!("the plan of batch {id}"), kind: error.kind(), error: text };
     // If the store does not respond either, there is nothing to cancel.
     let _ = backend.store.record_listing_failure(id, unlisted).await;
     let _ = backend.store.cancel(id).await;

@@ -102,7 +102,7 @@ impl PlanBuilder<'_> {
         let done: HashSet<String> = self.backend.store.segment_keys(self.batch).await?.into_iter().collect();
         self.plan_index().is_resumed = !done.is_empty();
         let mut planner = Planner::new();
-        let mut whole: Vec<PlannedTask> = Vec::new();
+        let mut all_tasks: Vec<PlannedTask> = Vec::new();
         let mut prune_plans: Vec<PrunePlan> = Vec::new();
         let mut digest_tags = DigestTagIndex::default();
         for (number, rule) in self.rules.iter().enumerate() {
@@ -165,7 +165,7 @@ impl PlanBuilder<'_> {
                             self.record_unlisted(self.describe_repository(rule, repository), error).await?;
                         }
                         if self.slice.is_some() {
-                            whole.extend(plan.tasks);
+                            all_tasks.extend(plan.tasks);
                             digest_tags.merge(plan.digest_tags);
                             for failed in plan.failed {
                                 self.record_unlisted(failed.source.to_string(), &failed.error).await?;
@@ -203,7 +203,7 @@ impl PlanBuilder<'_> {
             return Ok(listed);
         }
         if let Some(slice) = self.slice {
-            self.add_slice(whole, slice, &digest_tags).await?;
+            self.add_slice(all_tasks, slice, &digest_tags).await?;
         }
         let requests =
             RequestCounts { source: self.counters.0.snapshot().requests, target: self.counters.1.snapshot().requests };
@@ -254,8 +254,8 @@ impl PlanBuilder<'_> {
         self.append(key, listed_at, tasks).await
     }
 
-    async fn add_slice(&self, whole: Vec<PlannedTask>, slice: Slice, digest_tags: &DigestTagIndex) -> Result<()> {
-        let (tasks, failed) = resolve_conflicts(whole, self.rules);
+    async fn add_slice(&self, all_tasks: Vec<PlannedTask>, slice: Slice, digest_tags: &DigestTagIndex) -> Result<()> {
+        let (tasks, failed) = resolve_conflicts(all_tasks, self.rules);
         for failed in failed {
             self.record_unlisted(failed.source.to_string(), &failed.error).await?;
         }
@@ -338,12 +338,12 @@ impl PlanBuilder<'_> {
     }
 
     async fn record_unlisted(&self, repository: String, error: &Error) -> Result<()> {
-        let words = match error.hint() {
-            Some(advice) => format!("{error} ({advice})"),
+        let text = match error.hint() {
+            Some(hint) => format!("{error} ({hint})"),
             None => error.to_string(),
         };
-        self.context.warn(&words);
-        let unlisted = ListingFailure { repository, kind: error.kind(), error: words };
+        self.context.warn(&text);
+        let unlisted = ListingFailure { repository, kind: error.kind(), error: text };
         self.backend.store.record_listing_failure(self.batch, unlisted).await
     }
 

@@ -333,9 +333,9 @@ async fn run_under_leases<T>(leases: [&LeaseGuard; 2], delete: impl Future<Outpu
 }
 
 fn failure_result(error: &Error) -> PruneResult {
-    let words = match error.hint() {
-        Some(advice) => format!("{error} ({advice})"),
+    let text = match error.hint() {
+        Some(hint) => format!("{error} ({hint})"),
         None => error.to_string(),
     };
-    (PruneOutcome::Failed, words)
+    (PruneOutcome::Failed, text)
 }

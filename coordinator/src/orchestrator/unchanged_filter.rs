@@ -191,7 +191,7 @@ impl UnchangedFilter {
         unchanged: Vec<(usize, CachedTag)>,
     ) -> Result<Vec<usize>> {
         let now = self.backend.clock.now();
-        let (mut results, mut learnt) = (Vec::new(), Vec::new());
+        let (mut results, mut cache_updates) = (Vec::new(), Vec::new());
         for (at, known) in unchanged {
             let tag = &tasks[at].0.target.tag;
             match known.referrers_at {
@@ -203,13 +203,13 @@ impl UnchangedFilter {
                 None if rule.referrers.copies_any() => {
                     results.push(at);
                     let referrers_at = initial_referrers_time(rule, tag, now);
-                    learnt.push((tag.clone(), CachedTag { referrers_at, ..known }));
+                    cache_updates.push((tag.clone(), CachedTag { referrers_at, ..known }));
                 }
                 _ => results.push(at),
             }
         }
-        if !learnt.is_empty() {
-            self.backend.store.cache_tags(scope, learnt).await?;
+        if !cache_updates.is_empty() {
+            self.backend.store.cache_tags(scope, cache_updates).await?;
         }
         Ok(results)
     }
@@ -260,7 +260,7 @@ impl UnchangedFilter {
         known: &mut [Option<CachedTag>],
     ) -> Result<()> {
         let Some(folder) = &self.legacy_manifests else { return Ok(()) };
-        let mut learnt = Vec::new();
+        let mut cache_updates = Vec::new();
         for (at, known) in members.iter().zip(known).filter(|(_, known)| known.is_none()) {
             let (task, _) = &tasks[*at];
             let Some((registry, path)) = task.source.repository.registry() else { continue };
@@ -279,10 +279,10 @@ impl UnchangedFilter {
             let Some(seen_at) = synced.and_then(|time| Timestamp::try_from(time).ok()) else { continue };
             let digest = Digest::sha256(&bytes);
             let hint = CachedTag { source: digest.clone(), target: digest, seen_at, referrers_at: None };
-            learnt.push((task.target.tag.clone(), hint.clone()));
+            cache_updates.push((task.target.tag.clone(), hint.clone()));
             *known = Some(hint);
         }
-        self.backend.store.cache_tags(scope, learnt).await
+        self.backend.store.cache_tags(scope, cache_updates).await
     }
 
     /// Checks a sample of the cached tags at the target. Returns false if one of them is missing or different.
@@ -350,7 +350,7 @@ impl UnchangedFilter {
             }
         };
         let seen_at = self.backend.clock.now();
-        let (mut results, mut learnt) = (Vec::new(), Vec::new());
+        let (mut results, mut cache_updates) = (Vec::new(), Vec::new());
         for (at, known) in doubtful {
             let (task, _) = &tasks[at];
             let (Some(source), Some(there)) = (&task.digest, listing.digest(task.target.tag.as_str())) else {
@@ -366,10 +366,10 @@ impl UnchangedFilter {
                 let asked = known.as_ref().filter(|known| known.source == *source).and_then(|known| known.referrers_at);
                 let referrers_at = asked.or_else(|| initial_referrers_time(rule, &task.target.tag, seen_at));
                 let known = CachedTag { source: source.clone(), target: there.clone(), seen_at, referrers_at };
-                learnt.push((task.target.tag.clone(), known));
+                cache_updates.push((task.target.tag.clone(), known));
             }
         }
-        self.backend.store.cache_tags(scope, learnt).await?;
+        self.backend.store.cache_tags(scope, cache_updates).await?;
         Ok(results)
     }
 

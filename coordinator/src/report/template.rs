@@ -68,10 +68,10 @@ impl ReportTemplate {
 }
 
 fn template_error(name: &str, error: &minijinja::Error) -> Error {
-    let place = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+    let location = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
     let detail = match error.detail() {
-        Some(detail) => format!("{place}{}: {detail}", error.kind()),
-        None => format!("{place}{}", error.kind()),
+        Some(detail) => format!("{location}{}: {detail}", error.kind()),
+        None => format!("{location}{}", error.kind()),
     };
     Error::new(ErrorKind::Invalid, format!("rendering {name}"), detail)
         .with_hint("docs/reports.md lists the fields and filters of templates")

@@ -91,7 +91,7 @@ fn pruned(report: &Report<'_>) -> String {
 }
 
 fn totals(report: &Report<'_>) -> String {
-    let (counts, spent) = (&report.batch.counts, &report.batch.usage);
+    let (counts, usage) = (&report.batch.counts, &report.batch.usage);
     let mut lines = vec![
         BANNER.to_owned(),
         format!("Batch: {} ({})", report.batch.id, report.state.as_str()),
@@ -100,16 +100,16 @@ fn totals(report: &Report<'_>) -> String {
         format!("Sync Failed: {}", counts.failed),
         format!("Sync Success: {}", counts.copied + counts.unchanged),
         format!("Manifests CacheHit: {}", counts.unchanged),
-        format!("Copied: {}, {}", pluralize(counts.copied, "image", "images"), ByteSize(spent.bytes.copied)),
+        format!("Copied: {}, {}", pluralize(counts.copied, "image", "images"), ByteSize(usage.bytes.copied)),
     ];
     if let Some(notice) = report.batch_view().notice() {
         lines.insert(2, format!("Problem: {notice}"));
     }
-    if spent.bytes.mounted + spent.bytes.reused > 0 {
+    if usage.bytes.mounted + usage.bytes.reused > 0 {
         lines.push(format!(
             "Not transferred: {} mounted, {} already present",
-            ByteSize(spent.bytes.mounted),
-            ByteSize(spent.bytes.reused)
+            ByteSize(usage.bytes.mounted),
+            ByteSize(usage.bytes.reused)
         ));
     }
     if counts.cancelled > 0 {
@@ -128,7 +128,7 @@ fn totals(report: &Report<'_>) -> String {
     if removed > 0 {
         lines.push(format!("Removed: {removed}"));
     }
-    lines.push(format!("Requests: {} to sources, {} to targets", spent.requests.source, spent.requests.target));
+    lines.push(format!("Requests: {} to sources, {} to targets", usage.requests.source, usage.requests.target));
     lines.push(format!("Time: {}", format_duration(std::time::Duration::from_secs_f64(report.seconds().max(0.0)))));
     lines.push(BANNER.to_owned());
     lines.push(String::new());

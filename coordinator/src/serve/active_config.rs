@@ -295,20 +295,20 @@ pub(super) async fn watch_config(
     let mut hangup = SighupStream::new();
     let mut known = source.content();
     while !stop.is_cancelled() {
-        let asked = tokio::select! {
+        let requested = tokio::select! {
             () = hangup.recv() => true,
             () = tokio::time::sleep(CONFIG_POLL_INTERVAL) => false,
             () = stop.cancelled() => return,
         };
         let content = source.content();
         // A missing file is being replaced.
-        if !asked && (content == known || content.is_none()) {
+        if !requested && (content == known || content.is_none()) {
             continue;
         }
         known = content;
         let made = (source.read)().and_then(|given| {
             ActiveConfig::new(given, backend, options).map_err(|error| match error.hint() {
-                Some(advice) => format!("{error}\nhint: {advice}"),
+                Some(hint) => format!("{error}\nhint: {hint}"),
                 None => error.to_string(),
             })
         });

@@ -47,7 +47,7 @@ pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
             () = app.event_hub.wait_for_subscriber() => {}
             () = stop.cancelled() => return,
         }
-        let looked = async {
+        let polled = async {
             poller.poll_batches().await?;
             if around.is_none_or(|at| at.elapsed() >= STATUS_POLL_INTERVAL) {
                 poller.poll_status().await?;
@@ -55,7 +55,7 @@ pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
             }
             Ok::<(), imgsync_oci::error::Error>(())
         };
-        match looked.await {
+        match polled.await {
             Ok(()) => warned = false,
             // Logged once; what was published last stays visible.
             Err(error) if !std::mem::replace(&mut warned, true) => tracing::warn!("{error}"),
@@ -88,7 +88,7 @@ impl Poller<'_> {
             match self.poll_batch(batch).await {
                 // One unreadable batch does not hide the others.
                 Err(error) if !is_transient(&error) => tracing::debug!("{error}"),
-                looked => looked?,
+                polled => polled?,
             }
         }
         Ok(())

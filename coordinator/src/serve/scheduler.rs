@@ -337,9 +337,9 @@ impl Scheduler {
     async fn create_batch(&self, run: &Run<'_>) -> Result<std::result::Result<CreatedBatch, Obstacle>> {
         let (options, rules) = (run.options().await, |slice| run.rules_digest(slice));
         let say = |what: &str| warn(&self.0.events, what);
-        let turn = run.admission(IfRunning::Fail, &options, &rules, &say).try_admit().await?;
-        match turn {
-            Ok(turn) => run.create(turn, rules(None), options).await.map(Ok),
+        let permit = run.admission(IfRunning::Fail, &options, &rules, &say).try_admit().await?;
+        match permit {
+            Ok(permit) => run.create(permit, rules(None), options).await.map(Ok),
             Err(obstacle) => Ok(Err(obstacle)),
         }
     }

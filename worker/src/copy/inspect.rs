@@ -223,8 +223,8 @@ impl TreeReader {
         while let Some(chunk) = stream.next_chunk().await? {
             bytes.extend_from_slice(&chunk);
         }
-        let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let text = |key: &str| said.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let text = |key: &str| value.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
         let (Some(os), Some(architecture)) = (text("os"), text("architecture")) else { return Ok(None) };
         let variant = text("variant").map(|variant| format!("/{variant}")).unwrap_or_default();
         Ok(format!("{os}/{architecture}{variant}").parse::<Platform>().ok().map(|platform| platform.to_string()))

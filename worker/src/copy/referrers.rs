@@ -125,13 +125,13 @@ impl ImageTransfer {
     }
 
     async fn copy_levels(&self, mut level: Vec<ReferrerSubject>, shared: &ReferrerContext<'_>) -> Result<u64> {
-        let (mut copied, mut asked) = (0, 0);
+        let (mut copied, mut checked) = (0, 0);
         for _ in 0..MAX_LEVELS {
             if level.is_empty() {
                 return Ok(copied);
             }
-            asked += level.len();
-            if asked > MAX_REFERRERS {
+            checked += level.len();
+            if checked > MAX_REFERRERS {
                 break;
             }
             let work = futures_util::stream::iter(level)
@@ -204,9 +204,9 @@ impl ImageTransfer {
                     }
                     let Some(manifest) = self.read_referrer(&referrer).await? else { return Ok(None) };
                     self.ensure_content(&manifest, 0).await?;
-                    let place = ManifestRef::Digest(referrer.digest.clone());
+                    let reference = ManifestRef::Digest(referrer.digest.clone());
                     let put = self
-                        .put_manifest(&manifest, PutTarget::Reference(&place))
+                        .put_manifest(&manifest, PutTarget::Reference(&reference))
                         .await
                         .map_err(with_referrers_hint)?;
                     if !put.subject_kept {
@@ -300,15 +300,15 @@ impl ImageTransfer {
     async fn put_root_first(&self, shared: &ReferrerContext<'_>) -> Result<()> {
         let Some(root) = shared.root else { return Ok(()) };
         let put = || async {
-            let place = ManifestRef::Digest(root.digest().clone());
-            self.put_at_reference(root, &place).await
+            let reference = ManifestRef::Digest(root.digest().clone());
+            self.put_at_reference(root, &reference).await
         };
         shared.root_put.get_or_try_init(put).await.map(drop)
     }
 
     fn record_digest_tag(&self, kind: DigestTag, subject: &Digest, found: &Digest) {
-        let mut noted = self.counters.digest_tags.lock().unwrap_or_else(PoisonError::into_inner);
-        noted.push((kind.tag_for(subject), found.clone()));
+        let mut digest_tags = self.counters.digest_tags.lock().unwrap_or_else(PoisonError::into_inner);
+        digest_tags.push((kind.tag_for(subject), found.clone()));
     }
 
     fn wants_all(&self) -> bool {

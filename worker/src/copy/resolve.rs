@@ -92,7 +92,7 @@ pub(super) async fn compare_endpoints(
     };
     let source_digest = root.digest().clone();
     moves.current = Some(source_digest.clone());
-    let said = head_digest.filter(|said| *said != source_digest);
+    let differing_head = head_digest.filter(|differing_head| *differing_head != source_digest);
     let selected = select_platforms(root, request, endpoints).await?;
     let root = match current == Some(selected.root.digest()) {
         true => RootStatus::Unchanged(selected.root.digest().clone(), Some(selected)),
@@ -109,7 +109,7 @@ pub(super) async fn compare_endpoints(
             RootStatus::Changed(selected)
         }
     };
-    Ok(Comparison { root, source_digest: Some(source_digest), head_digest: said, target_has_tag })
+    Ok(Comparison { root, source_digest: Some(source_digest), head_digest: differing_head, target_has_tag })
 }
 
 pub(super) fn source_missing_error(request: &CopyRequest) -> Error {

@@ -106,14 +106,14 @@ impl VerifyReport {
     pub fn to_error(&self, request: &CopyRequest) -> Option<Error> {
         let first = self.findings.first()?;
         let is_corrupt = |kind| matches!(kind, FindingKind::CorruptBlob | FindingKind::CorruptManifest);
-        let mut words: Vec<String> =
+        let mut parts: Vec<String> =
             self.findings.iter().take(MAX_NAMED_FINDINGS).map(|finding| finding.detail.clone()).collect();
         if self.findings.len() > MAX_NAMED_FINDINGS {
-            words.push(format!("and {} more", self.findings.len() - MAX_NAMED_FINDINGS));
+            parts.push(format!("and {} more", self.findings.len() - MAX_NAMED_FINDINGS));
         }
         let operation = format!("comparing {} with {}", request.source, request.target);
         let corrupt = self.findings.iter().any(|finding| is_corrupt(finding.kind));
-        let class = if corrupt { ErrorKind::Corrupt } else { ErrorKind::Differs };
+        let kind = if corrupt { ErrorKind::Corrupt } else { ErrorKind::Differs };
         let hint = match (corrupt, first.kind) {
             (true, _) => {
                 "the target's storage is corrupt: delete the content there, then copy again with `imgsync run --force`"
@@ -123,7 +123,7 @@ impl VerifyReport {
             }
             (false, _) => "copy what is missing with `imgsync run --force`",
         };
-        Some(Error::new(class, operation, words.join("; ")).with_hint(hint))
+        Some(Error::new(kind, operation, parts.join("; ")).with_hint(hint))
     }
 }
 
@@ -252,9 +252,9 @@ async fn resolve_expected(
     };
     let source = root.digest().clone();
     moves.current = Some(source.clone());
-    let said = head_digest.filter(|said| *said != source);
+    let differing_head = head_digest.filter(|differing_head| *differing_head != source);
     let SelectedImage { root, selected_children: only, .. } = select_platforms(root, request, endpoints).await?;
-    Ok(ExpectedImage { source, digest: root.digest().clone(), selected_children: only, head_digest: said })
+    Ok(ExpectedImage { source, digest: root.digest().clone(), selected_children: only, head_digest: differing_head })
 }
 
 impl Verification<'_> {

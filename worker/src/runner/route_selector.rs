@@ -323,14 +323,14 @@ pub type RateLimitHolds = BTreeMap<(RegistryName, bool), RateLimitHold>;
 pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: &Client) -> Result<RateLimitHolds> {
     let ends = routes.iter().flat_map(|route| [(route.source.registry(), true), (route.target.registry(), false)]);
     let ends: BTreeSet<(RegistryName, bool)> = ends.filter_map(|(end, pulls)| Some((end?.clone(), pulls))).collect();
-    let (mut asked, mut of): (Vec<Account>, Vec<usize>) = Default::default();
+    let (mut limited, mut of): (Vec<Account>, Vec<usize>) = Default::default();
     for (registry, pulls) in &ends {
         let accounts = client.accounts(registry, *pulls).await;
         of.push(accounts.len());
         let part = if *pulls { RateLimitCategory::Pulls } else { RateLimitCategory::All };
-        asked.extend(accounts.iter().flat_map(|account| [account.clone(), account.with_category(part)]));
+        limited.extend(accounts.iter().flat_map(|account| [account.clone(), account.with_category(part)]));
     }
-    let until = store.blocked_until(&asked).await?;
+    let until = store.blocked_until(&limited).await?;
     let now = Timestamp::now();
     let wait = |until: &Option<Timestamp>| {
         until.and_then(|until| Duration::try_from(until.duration_since(now)).ok()).unwrap_or_default()

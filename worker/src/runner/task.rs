@@ -431,15 +431,15 @@ impl Runner {
 
     async fn record_failure(&self, task: &LeasedTask<'_>, stop: &Shutdown, error: Error) -> Result<Disposition> {
         let LeasedTask { task_ref, holder, attempts, .. } = *task;
-        let spent = task.usage(BlobBytes::default());
+        let usage = task.usage(BlobBytes::default());
         if error.is_cancelled() && stop.abort.is_cancelled() {
             // This worker shuts down, the task does not: any worker may take it.
-            self.reschedule(task, Duration::ZERO, false, spent).await?;
+            self.reschedule(task, Duration::ZERO, false, usage).await?;
             self.emit_end(task_ref, TaskCompletion::Requeued);
             return Ok(Disposition::Done);
         }
         if error.is_cancelled() {
-            return self.finish(task_ref, holder, TaskResult::Cancelled, spent).await;
+            return self.finish(task_ref, holder, TaskResult::Cancelled, usage).await;
         }
         let tries = attempts + error.attempts();
         if error.kind() == ErrorKind::RateLimited
@@ -448,7 +448,7 @@ impl Runner {
             // The wait is longer than a slot may be held: no attempt is counted.
             self.record_rate_limit(task, error.registry(), wait).await?;
             let reply =
-                self.reschedule_with_message_delay(task, (wait, longest_delay_within(wait)), false, spent).await?;
+                self.reschedule_with_message_delay(task, (wait, longest_delay_within(wait)), false, usage).await?;
             self.emit_rescheduled(task_ref, reply, &error, wait);
             return Ok(Disposition::RateLimited { registry: error.registry().cloned(), wait });
         }
@@ -458,18 +458,18 @@ impl Runner {
         {
             // Another machine may reach the registry: no attempt is counted.
             let (registry, why) = (registry.clone(), error.message().to_owned());
-            let reply = self.reschedule(task, UNREACHABLE_RETRY_DELAY, false, spent).await?;
+            let reply = self.reschedule(task, UNREACHABLE_RETRY_DELAY, false, usage).await?;
             self.emit_rescheduled(task_ref, reply, &error, UNREACHABLE_RETRY_DELAY);
             return Ok(Disposition::Unreachable { registry, why });
         }
         if retry::is_transient(&error) && tries < self.settings.max_attempts {
             let wait = Duration::from_secs(1 << attempts.min(6));
-            let reply = self.reschedule(task, wait, true, spent).await?;
+            let reply = self.reschedule(task, wait, true, usage).await?;
             self.emit_rescheduled(task_ref, reply, &error, wait);
             return Ok(Disposition::Done);
         }
         let result = TaskResult::Failed(Failure::from_error(&error, tries));
-        self.finish(task_ref, holder, result, spent).await
+        self.finish(task_ref, holder, result, usage).await
     }
 
     /// Records the result of a task that transferred nothing.
@@ -478,9 +478,9 @@ impl Runner {
         task_ref: TaskRef,
         holder: TaskHolder<'_>,
         result: TaskResult,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<Disposition> {
-        let reply = self.store.finish(task_ref, holder, result.clone(), spent).await?;
+        let reply = self.store.finish(task_ref, holder, result.clone(), usage).await?;
         self.emit_finished(task_ref, reply, TaskCompletion::Finished { result, bytes: 0, read: 0 });
         Ok(Disposition::Done)
     }
@@ -492,9 +492,9 @@ impl Runner {
         task: &LeasedTask<'_>,
         wait: Duration,
         counts: bool,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<RescheduleReply> {
-        self.reschedule_with_message_delay(task, (wait, wait), counts, spent).await
+        self.reschedule_with_message_delay(task, (wait, wait), counts, usage).await
     }
 
     /// Reschedules a task with a message that returns before the ledger's delay is over.
@@ -503,7 +503,7 @@ impl Runner {
         task: &LeasedTask<'_>,
         (mut wait, message_wait): (Duration, Duration),
         counts: bool,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<RescheduleReply> {
         if !wait.is_zero() {
             let targets = vec![MessageTarget { index: task.task_ref.index, locator: task.target.clone() }];
@@ -513,7 +513,7 @@ impl Runner {
                 wait = Duration::ZERO;
             }
         }
-        self.store.reschedule(task.task_ref, task.holder, wait, counts, spent).await
+        self.store.reschedule(task.task_ref, task.holder, wait, counts, usage).await
     }
 
     /// Shares a registry's rate limit with other workers. An error that names no registry holds both endpoints.

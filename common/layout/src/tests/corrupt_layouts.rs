@@ -31,9 +31,9 @@ async fn a_folder_that_is_no_layout_is_refused_and_left_alone() {
     assert_eq!(refused(Layout::open(dir.path().join("missing"))).await.0, ErrorKind::NotFound);
     assert_eq!(refused(Layout::open(dir.path())).await.0, ErrorKind::InvalidResponse);
     std::fs::write(dir.path().join("precious"), "data").unwrap();
-    let (kind, words) = refused(Layout::open_or_create(dir.path())).await;
+    let (kind, message) = refused(Layout::open_or_create(dir.path())).await;
     assert_eq!(kind, ErrorKind::InvalidResponse);
-    assert!(words.contains("no file `oci-layout`"), "{words}");
+    assert!(message.contains("no file `oci-layout`"), "{message}");
     assert_eq!(files(dir.path()).len(), 1);
     assert_eq!(refused(Layout::open(dir.path().join("precious"))).await.0, ErrorKind::InvalidResponse);
     assert_eq!(refused(Layout::open_or_create(dir.path().join("precious"))).await.0, ErrorKind::Local);
@@ -63,9 +63,9 @@ async fn a_huge_index_is_not_read() {
     let (dir, layout) = layout().await;
     let file = std::fs::File::create(dir.path().join("index.json")).unwrap();
     file.set_len(100 << 20).unwrap();
-    let (kind, words) = refused(layout.entries()).await;
+    let (kind, message) = refused(layout.entries()).await;
     assert_eq!(kind, ErrorKind::InvalidResponse);
-    assert!(words.contains("larger than 64 MiB"), "{words}");
+    assert!(message.contains("larger than 64 MiB"), "{message}");
     let again = layout.repository(None);
     assert_eq!(refused(again.put_manifest(&tag("2"), &manifest(&[b"one"]))).await.0, ErrorKind::InvalidResponse);
     assert_eq!(refused(Layout::open(dir.path())).await.0, ErrorKind::InvalidResponse);
@@ -99,9 +99,9 @@ async fn links_are_not_followed_wherever_they_are() {
             layout.repository(None).get_manifest(&tag("1")).await?;
             read(&layout, &blob(b"one"), 0).await
         };
-        let (kind, words) = refused(reading).await;
-        assert_eq!(kind, ErrorKind::Insecure, "{link}: {words}");
-        assert!(words.contains("symbolic link"), "{words}");
+        let (kind, message) = refused(reading).await;
+        assert_eq!(kind, ErrorKind::Insecure, "{link}: {message}");
+        assert!(message.contains("symbolic link"), "{message}");
         let writing = async {
             for bytes in [&b"{}"[..], b"one", b"two"] {
                 layout.write_blob(&blob(bytes), pieces(bytes)).await?;
@@ -145,9 +145,9 @@ async fn folders_and_fifos_in_the_place_of_files_are_refused() {
                 let layout = Layout::open(dir.path()).await?;
                 read(&layout, &blob(b"one"), 0).await
             };
-            let (class, words) = refused(reading).await;
-            assert_eq!(class, ErrorKind::InvalidResponse, "{words}");
-            assert!(words.contains(&format!("is a {kind}, not a file")), "{words}");
+            let (error_kind, message) = refused(reading).await;
+            assert_eq!(error_kind, ErrorKind::InvalidResponse, "{message}");
+            assert!(message.contains(&format!("is a {kind}, not a file")), "{message}");
             let writing = async {
                 layout.write_blob(&blob(b"one"), pieces(b"one")).await?;
                 layout.repository(None).put_manifest(&tag("2"), &manifest(&[b"one"])).await
@@ -162,9 +162,9 @@ async fn content_of_another_size_or_digest_is_corrupt() {
     let (dir, layout) = layout().await;
     let image = manifest(&[b"one"]);
     std::fs::write(path_of(&dir, b"one"), "longer than it was").unwrap();
-    let (kind, words) = refused(layout.open_blob(&blob(b"one"), 0)).await;
+    let (kind, message) = refused(layout.open_blob(&blob(b"one"), 0)).await;
     assert_eq!(kind, ErrorKind::Corrupt);
-    assert!(words.contains("expected 3 bytes, the file has 18"), "{words}");
+    assert!(message.contains("expected 3 bytes, the file has 18"), "{message}");
     assert!(!layout.has_blob(&blob(b"one")).await.unwrap());
     assert_eq!(refused(layout.open_blob(&blob(b"{}"), 3)).await.0, ErrorKind::Corrupt);
 

@@ -152,10 +152,10 @@ impl Failure {
     /// Creates the failure of a task's final error. Prefers the hint where message and hint do not both fit.
     pub fn from_error(error: &Error, attempts: u32) -> Failure {
         let words = error.to_string();
-        let advice = error.hint().map(|advice| format!(" ({advice})")).unwrap_or_default();
-        let advice = truncate(&advice, MAX_ERROR_BYTES.saturating_sub(words.len()).max(MAX_ERROR_BYTES / 2));
-        let words = truncate(&words, MAX_ERROR_BYTES - advice.len());
-        Failure { kind: error.kind(), error: words + &advice, attempts }
+        let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        let hint = truncate(&hint, MAX_ERROR_BYTES.saturating_sub(words.len()).max(MAX_ERROR_BYTES / 2));
+        let words = truncate(&words, MAX_ERROR_BYTES - hint.len());
+        Failure { kind: error.kind(), error: words + &hint, attempts }
     }
 
     /// Creates a failure from a message, which is truncated and must be safe to print.
@@ -207,8 +207,8 @@ mod tests {
 
     #[test]
     fn what_to_do_is_kept_of_a_long_failure() {
-        let failed = |detail: usize, advice: usize| {
-            let error = Error::new(ErrorKind::Denied, "writing x", "d".repeat(detail)).with_hint("a".repeat(advice));
+        let failed = |detail: usize, hint: usize| {
+            let error = Error::new(ErrorKind::Denied, "writing x", "d".repeat(detail)).with_hint("a".repeat(hint));
             Failure::from_error(&error, 1).error
         };
         let cut = failed(900, 100);

@@ -231,13 +231,13 @@ impl RabbitQueue {
         let routes = self.0.worker_registry.queues_by_age().await?;
         let mut known = self.route_table();
         let now = Instant::now();
-        let noted = |(route, is_urgent, age)| {
+        let route_queue = |(route, is_urgent, age)| {
             (
                 topology::queue_name(&route, is_urgent),
                 RouteQueue { route, is_urgent, announced_at: now.checked_sub(age) },
             )
         };
-        known.queues = routes.into_iter().map(noted).collect();
+        known.queues = routes.into_iter().map(route_queue).collect();
         let RouteTable { queues: routes, idle, backoffs, .. } = &mut *known;
         idle.retain(|queue, _| routes.contains_key(queue));
         backoffs.retain(|queue, _| routes.contains_key(queue));
@@ -365,8 +365,8 @@ mod tests {
     fn an_idle_queue_is_polled_less_and_less_and_at_once_when_it_is_announced() {
         let mut known = RouteTable::default();
         let route = Route::anonymous("gcr.io".parse().unwrap(), "docker.io".parse().unwrap());
-        let noted = |announced_at| RouteQueue { route: route.clone(), is_urgent: false, announced_at };
-        let (quiet, recent) = (noted(None), noted(Some(Instant::now())));
+        let route_queue = |announced_at| RouteQueue { route: route.clone(), is_urgent: false, announced_at };
+        let (quiet, recent) = (route_queue(None), route_queue(Some(Instant::now())));
         assert_eq!(known.next_poll_at("w", &quiet), None, "of a new one nothing is known");
         let pause =
             |known: &RouteTable, its: &RouteQueue| known.next_poll_at("w", its).unwrap() - known.idle["w"].since;

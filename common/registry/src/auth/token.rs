@@ -37,8 +37,8 @@ impl Repository {
         let written = scopes.clone().unwrap_or_else(|| scope.to_scopes());
         let operation = format!("getting a token for {} from {}", self.label(), ssrf::origin(realm));
         let ask = async |credential: &Option<Credential>| {
-            let who = (scope.credential_index, credential.as_ref());
-            self.with_retries(|| self.request_token(realm, service, &written, who, &operation)).await
+            let requester = (scope.credential_index, credential.as_ref());
+            self.with_retries(|| self.request_token(realm, service, &written, requester, &operation)).await
         };
         let mut credential = self.find_credential(scope.credential_index).await?;
         let response = match ask(&credential).await {

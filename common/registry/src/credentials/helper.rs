@@ -151,8 +151,8 @@ async fn start(
     command.process_group(0);
     let mut child = command.spawn().map_err(not_started)?;
     let mut group = ProcessGroup::from_child(&child);
-    let said = match timeout(limit, exchange(&mut child, key)).await {
-        Ok(said) => said.map_err(not_started)?,
+    let output = match timeout(limit, exchange(&mut child, key)).await {
+        Ok(output) => output.map_err(not_started)?,
         Err(_) => {
             drop(group);
             // It may have exited just now; then there is nothing to kill.
@@ -161,7 +161,7 @@ async fn start(
         }
     };
     group.release();
-    parse_output(&said)
+    parse_output(&output)
 }
 
 /// The helper's process group. Dropping it kills all processes that the helper started: the children of a shell script
@@ -275,11 +275,11 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, mut has_ended: watch::Rece
     }
 }
 
-fn parse_output(said: &HelperOutput) -> Result<Option<Credential>, HelperProblem> {
-    let stdout = String::from_utf8_lossy(&said.stdout);
-    let stderr = String::from_utf8_lossy(&said.stderr);
+fn parse_output(streams: &HelperOutput) -> Result<Option<Credential>, HelperProblem> {
+    let stdout = String::from_utf8_lossy(&streams.stdout);
+    let stderr = String::from_utf8_lossy(&streams.stderr);
     let quoted = |text: &str| sanitize_within(text.trim(), MAX_QUOTED_CHARS).into_owned();
-    if !said.status.success() {
+    if !streams.status.success() {
         let not_found = |text: &str| text.to_ascii_lowercase().contains(NOT_FOUND);
         if not_found(&stdout) || not_found(&stderr) {
             return Ok(None);
@@ -290,11 +290,11 @@ fn parse_output(said: &HelperOutput) -> Result<Option<Credential>, HelperProblem
             false => stdout.trim(),
         };
         return Err(HelperProblem::Failed {
-            status: said.status.to_string(),
+            status: streams.status.to_string(),
             output: quoted(&format!("{error} {}", stderr.trim())),
         });
     }
-    let response: HelperResponse = serde_json::from_slice(&said.stdout).map_err(|error| {
+    let response: HelperResponse = serde_json::from_slice(&streams.stdout).map_err(|error| {
         let reason = match error.is_data() {
             // serde would quote the value.
             true => "its JSON lacks a text `Username` or `Secret`".to_owned(),

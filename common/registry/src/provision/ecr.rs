@@ -37,12 +37,12 @@ pub(super) async fn create_repository(repository: &Repository, host: &EcrHost, o
     let keys = keys
         .map_err(|why| Error::new(ErrorKind::Local, operation, why))?
         .ok_or_else(|| no_keys(host, name, operation))?;
-    let asked = ecr_api(repository, host, &keys, operation)?;
+    let api = ecr_api(repository, host, &keys, operation)?;
     let body = match &host.account {
         Some(account) => json!({"repositoryName": name, "registryId": account}),
         None => json!({"repositoryName": name}),
     };
-    asked.with_retries(|| send_create_request(&asked, host, &keys, body.to_string(), operation)).await
+    api.with_retries(|| send_create_request(&api, host, &keys, body.to_string(), operation)).await
 }
 
 fn no_keys(host: &EcrHost, name: &str, operation: &str) -> Error {
@@ -88,13 +88,13 @@ fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &
 }
 
 async fn send_create_request(
-    asked: &Repository,
+    api: &Repository,
     host: &EcrHost,
     keys: &AwsKeys,
     body: String,
     operation: &str,
 ) -> Result<()> {
-    let base = &asked.registry.base;
+    let base = &api.registry.base;
     let authority = base.host_str().unwrap_or_default();
     let authority = base.port().map_or_else(|| authority.to_owned(), |port| format!("{authority}:{port}"));
     let (service, target) = match host.account {
@@ -130,13 +130,13 @@ async fn send_create_request(
     if let Some(session) = &keys.session {
         outgoing.headers.insert(HeaderName::from_static("x-amz-security-token"), secret(session.expose())?);
     }
-    let response = asked.send_as(outgoing, 0, None).await?;
+    let response = api.send_as(outgoing, 0, None).await?;
     if response.status().is_success() {
         response.drain().await;
         return Ok(());
     }
     let kind = response.class();
-    let error = response.into_error(operation).await.with_registry(&asked.registry.name);
+    let error = response.into_error(operation).await.with_registry(&api.registry.name);
     let code = error.code().map(|code| code.rsplit('#').next().unwrap_or(code).to_owned()).unwrap_or_default();
     let error = match code.as_str() {
         // Created by another client in the meantime.
@@ -158,7 +158,7 @@ async fn send_create_request(
         ),
         _ => error,
     };
-    Err(asked.observe_error(kind, error).await)
+    Err(api.observe_error(kind, error).await)
 }
 
 #[cfg(test)]

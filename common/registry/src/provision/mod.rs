@@ -99,8 +99,8 @@ impl Repository {
             // By another push, after this request began; or long before, so that the refusal has another cause.
             Some(ProvisionRecord { at, refused: None }) => return Ok(*at > began),
             Some(ProvisionRecord { refused: Some(_), .. }) if kind == RefusalKind::MaybeMissing => return Ok(false),
-            Some(ProvisionRecord { refused: Some((class, detail, hint)), .. }) => {
-                let error = Error::new(*class, provisioner.operation(self), detail).with_registry(&self.registry.name);
+            Some(ProvisionRecord { refused: Some((kind, detail, hint)), .. }) => {
+                let error = Error::new(*kind, provisioner.operation(self), detail).with_registry(&self.registry.name);
                 return Err(hint.iter().fold(error, Error::with_hint));
             }
             None => {}
@@ -120,8 +120,8 @@ impl Repository {
                 if kind == RefusalKind::Missing {
                     return Err(refused);
                 }
-                let advice = refused.hint().map(|advice| format!("; {advice}")).unwrap_or_default();
-                self.context.warn(format!("{refused}{advice}"));
+                let hint = refused.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                self.context.warn(format!("{refused}{hint}"));
                 Ok(false)
             }
         }
@@ -156,8 +156,8 @@ impl Repository {
             (Some(Provisioner::Ecr(_)), _, _) => error.with_hint(by_hand("repository", true)),
             (Some(maker @ Provisioner::Harbor(_)), ErrorKind::Denied, _) => {
                 // First, since a report truncates hints.
-                let advice = error.hint().map(|advice| format!("; else {advice}")).unwrap_or_default();
-                error.with_hint(format!("{}{advice}", by_hand(&maker.resource(self), false)))
+                let hint = error.hint().map(|hint| format!("; else {hint}")).unwrap_or_default();
+                error.with_hint(format!("{}{hint}", by_hand(&maker.resource(self), false)))
             }
             (Some(maker @ Provisioner::Harbor(_)), _, _) => error.with_hint(by_hand(&maker.resource(self), true)),
             (None, _, Some(404)) if is_set => error.with_hint(

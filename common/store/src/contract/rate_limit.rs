@@ -109,12 +109,12 @@ pub async fn traffic_is_summed_per_machine_and_month(subject: StoreUnderTest) {
 
 pub async fn learned_rates_can_be_read(subject: StoreUnderTest) {
     let other = Account::new(&"r.example".parse().unwrap(), "you");
-    let learnt = async || subject.store.learned_rates(&[account(), other.clone()]).await.unwrap();
-    assert_eq!(learnt().await, [None, None]);
+    let learned_rates = async || subject.store.learned_rates(&[account(), other.clone()]).await.unwrap();
+    assert_eq!(learned_rates().await, [None, None]);
     let ask = RateRequest { wanted: 1, sent: 40, ..RateRequest::default() };
     subject.store.record_throttled(&account(), Duration::from_secs(1), &ask).await.unwrap();
-    let [Some(rate), None] = learnt().await[..] else { panic!("what one account learnt is not of another") };
+    let [Some(rate), None] = learned_rates().await[..] else { panic!("what one account learnt is not of another") };
     assert!((10.0..=40.0).contains(&rate), "{rate}");
     (subject.advance)(Duration::from_secs(601));
-    assert_eq!(learnt().await, [None, None]);
+    assert_eq!(learned_rates().await, [None, None]);
 }

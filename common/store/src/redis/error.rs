@@ -282,9 +282,9 @@ fn describe(operation: &str, error: &RedisError) -> Error {
 /// fault of all calls is one kind of log line.
 fn server_message(error: &RedisError, code: &str) -> String {
     let errors = error.clone().into_server_errors();
-    let said = errors.iter().flat_map(|errors| errors.iter()).find(|(_, error)| code_name(error) == code);
-    let said = said.and_then(|(_, error)| error.details()).unwrap_or_default();
-    truncate(said.split_once(" script: ").map_or(said, |(said, _)| said))
+    let text = errors.iter().flat_map(|errors| errors.iter()).find(|(_, error)| code_name(error) == code);
+    let text = text.and_then(|(_, error)| error.details()).unwrap_or_default();
+    truncate(text.split_once(" script: ").map_or(text, |(text, _)| text))
 }
 
 /// Returns the error message without the data sent.

@@ -107,12 +107,12 @@ impl Ledger for RedisStore {
         )
     }
 
-    async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()> {
+    async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()> {
         let operation = format!("adding the usage of batch {batch}");
         let call = ScriptCall::new(self.batch_key(batch)).key(self.request_key(IdempotencyKey::generate()));
         require_batch(
             &operation,
-            self.run_script(&operation, &self.0.scripts.add_usage, with_usage(call, spent)).await?,
+            self.run_script(&operation, &self.0.scripts.add_usage, with_usage(call, usage)).await?,
         )
     }
 
@@ -173,7 +173,7 @@ impl Ledger for RedisStore {
         task_ref: TaskRef,
         holder: TaskHolder<'_>,
         result: TaskResult,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<FinishReply> {
         let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let failure = match &result {
@@ -187,7 +187,7 @@ impl Ledger for RedisStore {
             .arg(state)
             .bytes(failure);
         Ok(decode_finish_reply(
-            self.run_script(&operation, &self.0.scripts.finish_task, with_usage(call, spent)).await?,
+            self.run_script(&operation, &self.0.scripts.finish_task, with_usage(call, usage)).await?,
         ))
     }
 
@@ -197,7 +197,7 @@ impl Ledger for RedisStore {
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<RescheduleReply> {
         let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         // A delay below a millisecond is still a delay.
@@ -208,7 +208,7 @@ impl Ledger for RedisStore {
             .arg(wait)
             .arg(u8::from(counts));
         let answer: Vec<i64> =
-            self.run_script(&operation, &self.0.scripts.reschedule_task, with_usage(call, spent)).await?;
+            self.run_script(&operation, &self.0.scripts.reschedule_task, with_usage(call, usage)).await?;
         Ok(match answer.as_slice() {
             [0, attempts] => RescheduleReply::Scheduled { attempts: u32::try_from(*attempts).unwrap_or_default() },
             _ => RescheduleReply::Stale,
@@ -520,8 +520,8 @@ fn encode_failure(failure: &Failure) -> Vec<u8> {
     format!("{}|{}|{}", failure.kind, failure.attempts, failure.error).into_bytes()
 }
 
-fn with_usage(call: ScriptCall, spent: Usage) -> ScriptCall {
-    let Usage { bytes, requests, time } = spent;
+fn with_usage(call: ScriptCall, usage: Usage) -> ScriptCall {
+    let Usage { bytes, requests, time } = usage;
     let call = call.arg(bytes.copied).arg(bytes.mounted).arg(bytes.reused).arg(requests.source).arg(requests.target);
     call.arg(duration_ms(time))
 }

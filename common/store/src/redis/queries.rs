@@ -257,8 +257,8 @@ impl<'a> PlanReader<'a> {
         let (bytes,): (Option<Vec<u8>>,) = self.store.query(&self.operation, &pipe).await?;
         let bytes = bytes.ok_or_else(|| corrupt_store(&self.operation, "a chunk of the plan is missing"))?;
         let (first, end) = self.chunk_of(first)?;
-        let place = ChunkPosition { batch: self.id, number: number as u64, first, tasks: end - first };
-        self.store.verify_chunk(&self.operation, place, &bytes)
+        let position = ChunkPosition { batch: self.id, number: number as u64, first, tasks: end - first };
+        self.store.verify_chunk(&self.operation, position, &bytes)
     }
 
     fn task(&self, chunk: &PlanChunk, first: u32, index: u32) -> Result<Task> {

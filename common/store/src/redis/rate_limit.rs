@@ -52,8 +52,8 @@ impl RateLimitStore for RedisStore {
         }
         let rates: Vec<(Option<f64>, Option<f64>)> = self.query(operation, &pipe).await?;
         let now = self.now(operation).await? as f64;
-        let known = |(learnt, refused): (Option<f64>, Option<f64>)| {
-            learnt.filter(|rate| *rate > 0.0 && refused.is_some_and(|at| now - at < LEARNED_RATE_TTL_MS))
+        let known = |(learned, refused): (Option<f64>, Option<f64>)| {
+            learned.filter(|rate| *rate > 0.0 && refused.is_some_and(|at| now - at < LEARNED_RATE_TTL_MS))
         };
         Ok(rates.into_iter().map(known).collect())
     }

@@ -22,12 +22,12 @@ pub(super) async fn handshake(
         hello.arg("AUTH").arg(login.username().unwrap_or("default")).arg(password);
     }
     let greeting: HashMap<String, Value> = hello.query_async(link).await.map_err(RedisCallError::Redis)?;
-    let said = |name: &str| match greeting.get(name) {
+    let field = |name: &str| match greeting.get(name) {
         Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
         Some(Value::SimpleString(text)) => text.clone(),
         _ => String::new(),
     };
-    check_greeting(&said("version"), &said("mode"), &said("role"))?;
+    check_greeting(&field("version"), &field("mode"), &field("role"))?;
     if login.db() != 0 {
         redis::cmd("SELECT").arg(login.db()).query_async::<()>(link).await.map_err(RedisCallError::Redis)?;
     }

@@ -46,23 +46,23 @@ impl ChunkPosition {
 
 impl RedisStore {
     /// Signs a chunk: its bytes, then its tag.
-    pub(super) fn sign_chunk(&self, place: ChunkPosition, mut bytes: Vec<u8>) -> Vec<u8> {
-        let tag = place.sign(self, &bytes);
+    pub(super) fn sign_chunk(&self, position: ChunkPosition, mut bytes: Vec<u8>) -> Vec<u8> {
+        let tag = position.sign(self, &bytes);
         bytes.extend(tag);
         bytes
     }
 
     /// Verifies and decodes the chunk at this position.
-    pub(super) fn verify_chunk(&self, operation: &str, place: ChunkPosition, kept: &[u8]) -> Result<PlanChunk> {
+    pub(super) fn verify_chunk(&self, operation: &str, position: ChunkPosition, kept: &[u8]) -> Result<PlanChunk> {
         let bytes = match self.signing_key() {
             None => kept,
             Some(key) => {
                 let altered = || {
-                    let ChunkPosition { number, first, .. } = place;
+                    let ChunkPosition { number, first, .. } = position;
                     altered_error(operation, &format!("chunk {number} of its plan (first task {first})"))
                 };
                 let (bytes, tag) = kept.len().checked_sub(MAC_BYTES).map(|at| kept.split_at(at)).ok_or_else(altered)?;
-                if !place.with_signed_parts(bytes, |parts| key.verify_mac(CHUNK_LABEL, parts, tag)) {
+                if !position.with_signed_parts(bytes, |parts| key.verify_mac(CHUNK_LABEL, parts, tag)) {
                     return Err(altered());
                 }
                 bytes

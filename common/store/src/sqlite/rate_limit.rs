@@ -116,11 +116,11 @@ impl RateLimitStore for SqliteStore {
     async fn record_quota(&self, account: &Account, report: &QuotaReport) -> Result<Duration> {
         let (account, report, now) = (account.clone(), *report, self.now());
         self.write(format!("recording the quota of {}", account.registry), move |connection| {
-            let (registry, who, pulls) =
+            let (registry, user, pulls) =
                 (account.registry.as_str(), account.key(), account.with_category(RateLimitCategory::Pulls).key());
             let found = connection
                 .prepare_cached("SELECT started_at, remaining FROM quota WHERE registry = ?1 AND account_key = ?2")?
-                .query_row((registry, &who), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+                .query_row((registry, &user), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
                 .optional()?;
             // A window that started in the future is unknown.
             let found = found.filter(|(began, _)| !is_in_future(timestamp(*began), timestamp(now)));
@@ -133,7 +133,7 @@ impl RateLimitStore for SqliteStore {
                 .prepare_cached(
                     "REPLACE INTO quota (registry, account_key, started_at, remaining) VALUES (?1, ?2, ?3, ?4)",
                 )?
-                .execute((registry, &who, window.started_at as i64, window.remaining as i64))?;
+                .execute((registry, &user, window.started_at as i64, window.remaining as i64))?;
             if is_new {
                 connection
                     .prepare_cached("DELETE FROM rate_block WHERE registry = ?1 AND account_key = ?2")?

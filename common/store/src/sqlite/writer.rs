@@ -48,13 +48,13 @@ where
 {
     fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error> {
         let result = self.work.take().map(|work| work(connection));
-        let said = match &result {
+        let sqlite_result = match &result {
             Some(Ok(_)) => Ok(()),
             Some(Err(SqliteError::Sql(rusqlite::Error::SqliteFailure(error, _)))) => Err(*error),
             _ => Err(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT)),
         };
         self.result = result;
-        said
+        sqlite_result
     }
 
     fn on_rollback(&mut self, error: &rusqlite::Error, store: &str) {
@@ -152,9 +152,9 @@ fn write_group(
     let began = Instant::now();
     while let Some(mut job) = next {
         run("SAVEPOINT one")?;
-        let said = job.run(connection);
+        let sqlite_result = job.run(connection);
         group.push(job);
-        if let Err(error) = said {
+        if let Err(error) = sqlite_result {
             if connection.is_autocommit() {
                 // SQLite rolled back the whole transaction, as it may on a full disk.
                 return Err(rusqlite::Error::SqliteFailure(error, None));

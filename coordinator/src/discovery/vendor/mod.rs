@@ -158,8 +158,8 @@ pub(super) fn warn_once(repository: &Repository, error: &Error, instead: &str) -
         return Ok(());
     }
     if api.set_note("told", "").is_none() {
-        let advice = error.hint().map(|advice| format!(" ({advice})")).unwrap_or_default();
-        repository.context().warn(format!("{error}; {instead}{advice}"));
+        let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        repository.context().warn(format!("{error}; {instead}{hint}"));
     }
     Ok(())
 }
@@ -185,8 +185,8 @@ pub(super) fn vendor_api_backoff(
         Some(_) => return Ok(None),
         None => {}
     }
-    let noted = api.get_note(UNREACHABLE_KEY).unwrap_or_default();
-    let (at, why) = noted.split_once(' ').unwrap_or_default();
+    let note = api.get_note(UNREACHABLE_KEY).unwrap_or_default();
+    let (at, why) = note.split_once(' ').unwrap_or_default();
     let is_fresh = at.parse::<Timestamp>().is_ok_and(|at| age(at, Timestamp::now()) < UNREACHABLE_BACKOFF);
     Ok(is_fresh.then(|| why.to_owned()))
 }
@@ -232,14 +232,14 @@ fn with_explicit_names_hint(api: &VendorApi, error: Error) -> Error {
     if !permits_fallback(&error) {
         return error;
     }
-    let advice = match (error.kind(), error.hint()) {
-        (_, Some(advice)) => format!("{advice}; or "),
+    let hint = match (error.kind(), error.hint()) {
+        (_, Some(hint)) => format!("{hint}; or "),
         (ErrorKind::NotFound, None) => {
             format!("check the namespace, and that this user can see it on {}; or ", api.registry())
         }
         (_, None) => String::new(),
     };
-    error.with_hint(format!("{advice}name the repositories explicitly, without `*`"))
+    error.with_hint(format!("{hint}name the repositories explicitly, without `*`"))
 }
 
 /// Splits a repository's path into the namespace and the rest.

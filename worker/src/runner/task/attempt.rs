@@ -53,7 +53,7 @@ impl Runner {
         let referrer_refresh = match referrers_checked_at {
             _ if !rule.referrers.copies_any() => ReferrerRefresh::Skip,
             _ if message.digest_tags.has_new() => ReferrerRefresh::All,
-            Some(asked) if rule.are_referrers_fresh(tag, age(asked, now)) => ReferrerRefresh::Skip,
+            Some(checked_at) if rule.are_referrers_fresh(tag, age(checked_at, now)) => ReferrerRefresh::Skip,
             Some(_) => ReferrerRefresh::All,
             // The first check of the children is spread over time, so that no run pays for all.
             None => ReferrerRefresh::Root,

@@ -25,8 +25,8 @@ pub fn router(metrics: Arc<Metrics>, refresh: Option<MetricsRefresh>) -> Router 
                 refresh().await;
             }
             let text = metrics.render();
-            let asked = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            match asked.contains("application/openmetrics-text") {
+            let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            match accepted.contains("application/openmetrics-text") {
                 true => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
                 false => ([(header::CONTENT_TYPE, TEXT_FORMAT)], to_text_format(&text)).into_response(),
             }
@@ -60,10 +60,10 @@ fn to_text_format(text: &str) -> String {
         if keyword == "UNIT" {
             continue;
         }
-        let (name, said) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
         let suffix = names.iter().find(|(known, _)| *known == name).map_or("", |(_, suffix)| suffix);
-        let said = if keyword == "TYPE" && said == "info" { "gauge" } else { said };
-        older.push_str(&format!("# {keyword} {name}{suffix} {said}\n"));
+        let value = if keyword == "TYPE" && value == "info" { "gauge" } else { value };
+        older.push_str(&format!("# {keyword} {name}{suffix} {value}\n"));
     }
     older
 }

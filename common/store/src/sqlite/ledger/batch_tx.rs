@@ -94,8 +94,8 @@ impl<'c> BatchTx<'c> {
         self.row.last_token
     }
 
-    pub(super) fn add_usage(&mut self, spent: Usage) {
-        self.usage += spent;
+    pub(super) fn add_usage(&mut self, usage: Usage) {
+        self.usage += usage;
     }
 
     /// Writes all changes, and ends the batch if its last task has ended.

@@ -71,9 +71,9 @@ impl Ledger for SqliteStore {
         self.write(format!("completing the plan of batch {batch}"), move |c| plan::complete_plan(c, now, batch)).await
     }
 
-    async fn add_usage(&self, batch: BatchId, spent: Usage) -> Result<()> {
+    async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()> {
         let now = self.now();
-        self.write(format!("adding the usage of batch {batch}"), move |c| plan::add_usage(c, now, batch, spent)).await
+        self.write(format!("adding the usage of batch {batch}"), move |c| plan::add_usage(c, now, batch, usage)).await
     }
 
     async fn list_unpublished(&self, batch: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
@@ -106,12 +106,12 @@ impl Ledger for SqliteStore {
         task_ref: TaskRef,
         holder: TaskHolder<'_>,
         result: TaskResult,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<FinishReply> {
         let now = self.now();
         let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(operation, move |c| tasks::finish(c, now, task_ref, &holder, &result, spent)).await
+        self.write(operation, move |c| tasks::finish(c, now, task_ref, &holder, &result, usage)).await
     }
 
     async fn reschedule(
@@ -120,12 +120,12 @@ impl Ledger for SqliteStore {
         holder: TaskHolder<'_>,
         wait: Duration,
         counts: bool,
-        spent: Usage,
+        usage: Usage,
     ) -> Result<RescheduleReply> {
         let now = self.now();
         let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(operation, move |c| tasks::reschedule(c, now, task_ref, &holder, wait, counts, spent)).await
+        self.write(operation, move |c| tasks::reschedule(c, now, task_ref, &holder, wait, counts, usage)).await
     }
 
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {

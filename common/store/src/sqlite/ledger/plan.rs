@@ -156,9 +156,9 @@ pub(super) fn complete_plan(connection: &Connection, now: i64, batch: BatchId) -
     Ok(())
 }
 
-pub(super) fn add_usage(connection: &Connection, now: i64, batch: BatchId, spent: Usage) -> Result<(), SqliteError> {
+pub(super) fn add_usage(connection: &Connection, now: i64, batch: BatchId, usage: Usage) -> Result<(), SqliteError> {
     let mut tx = BatchTx::open(connection, batch)?;
-    tx.add_usage(spent);
+    tx.add_usage(usage);
     tx.save(now)?;
     Ok(())
 }

@@ -105,7 +105,7 @@ pub(super) fn finish(
     task_ref: TaskRef,
     holder: &OwnedTaskHolder,
     result: &TaskResult,
-    spent: Usage,
+    usage: Usage,
 ) -> Result<FinishReply, SqliteError> {
     let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(FinishReply::Stale) };
     match tx.state(task_ref.index)? {
@@ -119,13 +119,13 @@ pub(super) fn finish(
     let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(FinishReply::Stale) };
     let no = tx.row.row_id;
     delete_lease(connection, no, task_ref.index)?;
-    record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), spent)?;
-    record_slow_task(connection, no, task_ref.index, &held.worker, spent)?;
+    record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), usage)?;
+    record_slow_task(connection, no, task_ref.index, &held.worker, usage)?;
     if let TaskResult::Failed(failure) = result {
         record_failure(connection, no, task_ref.index, failure)?;
     }
     tx.set_state(task_ref.index, result.state())?;
-    tx.add_usage(spent);
+    tx.add_usage(usage);
     tx.save(now)?;
     Ok(FinishReply::Counted)
 }
@@ -137,14 +137,14 @@ pub(super) fn reschedule(
     holder: &OwnedTaskHolder,
     wait: Duration,
     counts: bool,
-    spent: Usage,
+    usage: Usage,
 ) -> Result<RescheduleReply, SqliteError> {
     let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(RescheduleReply::Stale) };
     let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(RescheduleReply::Stale) };
     let no = tx.row.row_id;
     delete_lease(connection, no, task_ref.index)?;
-    record_worker_stats(connection, no, &held.worker, (false, false), spent)?;
-    tx.add_usage(spent);
+    record_worker_stats(connection, no, &held.worker, (false, false), usage)?;
+    tx.add_usage(usage);
     let (run, mut attempts) = read_run_attempts(connection, no, task_ref.index)?;
     if counts {
         attempts += 1;

@@ -69,7 +69,7 @@ pub(super) fn record_worker_stats(
     no: i64,
     worker: &str,
     (ended, failed): (bool, bool),
-    spent: Usage,
+    usage: Usage,
 ) -> Result<(), SqliteError> {
     connection
         .prepare_cached(
@@ -77,7 +77,7 @@ pub(super) fn record_worker_stats(
              ON CONFLICT DO UPDATE SET ended = ended + ?3, failed = failed + ?4, bytes = bytes + ?5,
                  millis = millis + ?6",
         )?
-        .execute((no, worker, ended, failed, to_sql_integer(spent.bytes.copied), duration_ms(spent.time)))?;
+        .execute((no, worker, ended, failed, to_sql_integer(usage.bytes.copied), duration_ms(usage.time)))?;
     Ok(())
 }
 
@@ -87,9 +87,9 @@ pub(super) fn record_slow_task(
     no: i64,
     task: u32,
     worker: &str,
-    spent: Usage,
+    usage: Usage,
 ) -> Result<(), SqliteError> {
-    let time = duration_ms(spent.time);
+    let time = duration_ms(usage.time);
     let (kept, least): (u32, i64) = connection
         .prepare_cached("SELECT count(*), coalesce(min(millis), 0) FROM slow_task WHERE batch = ?1")?
         .query_row([no], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -101,7 +101,7 @@ pub(super) fn record_slow_task(
             "INSERT INTO slow_task (batch, task, millis, bytes, worker) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET millis = ?3, bytes = ?4, worker = ?5 WHERE ?3 > millis",
         )?
-        .execute((no, task, time, to_sql_integer(spent.bytes.copied), worker))?;
+        .execute((no, task, time, to_sql_integer(usage.bytes.copied), worker))?;
     connection
         .prepare_cached(
             "DELETE FROM slow_task WHERE batch = ?1 AND task IN
