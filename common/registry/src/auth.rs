@@ -70,10 +70,8 @@ impl TokenScope {
     fn widen(&self, challenged: &[String]) -> Vec<String> {
         let widen = |scope: &str| match scope.rsplit_once(':') {
             Some((name, actions)) if name.starts_with("repository:") => {
-                let more = self
-                    .actions()
-                    .split(',')
-                    .filter(|action| !actions.split(',').any(|present| present == *action));
+                let more =
+                    self.actions().split(',').filter(|action| !actions.split(',').any(|present| present == *action));
                 let actions: Vec<&str> = actions.split(',').chain(more).filter(|action| !action.is_empty()).collect();
                 format!("{name}:{}", actions.join(","))
             }
