@@ -153,12 +153,12 @@ impl Rule {
     pub fn sample_names(&self, pattern: &RepositoryPattern) -> Vec<Result<TargetName, TargetNameError>> {
         let Some(sample) = pattern.shortest_match() else { return Vec::new() };
         let tag = Tag::latest();
-        let origin = SourceName { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
+        let source_name = SourceName { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
         let bases = self.to.iter().filter_map(|to| match to {
             RuleTarget::Registry(base) => Some((base, self.style_at(to))),
             RuleTarget::Layout(_) => None,
         });
-        bases.map(|(base, style)| style.target_name(base, &origin)).collect()
+        bases.map(|(base, style)| style.target_name(base, &source_name)).collect()
     }
 }
 
@@ -470,9 +470,9 @@ pub(super) fn check_collisions(reader: &ValueReader, rules: &[(Rule, &YamlNode)]
             let RuleTarget::Registry(base) = to else { continue };
             let style = rule.style_at(to);
             let tag = Tag::latest();
-            let origin =
+            let source_name =
                 SourceName { registry: pattern.registry(), repository: &repository, tag: &tag, original: None };
-            let Ok(target) = style.target_name(base, &origin) else { continue };
+            let Ok(target) = style.target_name(base, &source_name) else { continue };
             let target = format!("{}/{}", target.registry, target.repository);
             let earlier = writers.entry(target.clone()).or_default();
             let met = earlier.iter().find(|(other, other_repository, other_base, other_style)| {

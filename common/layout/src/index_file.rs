@@ -74,16 +74,17 @@ impl LayoutInner {
 
     pub(super) fn read_index_or_none(&self) -> Result<Option<Arc<LayoutIndex>>, LayoutError> {
         let Some((file, size)) = self.root.open_file(INDEX_JSON)? else { return Ok(None) };
-        let stamp = FileVersion::from_file(&file).map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
+        let file_version =
+            FileVersion::from_file(&file).map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
         let known = self.index.cached.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(known) = known
-            && known.version == stamp
+            && known.version == file_version
         {
             return Ok(Some(known.index));
         }
         let index = Arc::new(self.parse_index(&file, size)?);
-        if SystemTime::now().duration_since(stamp.modified).is_ok_and(|age| age > TIMESTAMP_GRANULARITY) {
-            self.cache_index(file, stamp, index.clone());
+        if SystemTime::now().duration_since(file_version.modified).is_ok_and(|age| age > TIMESTAMP_GRANULARITY) {
+            self.cache_index(file, file_version, index.clone());
         }
         Ok(Some(index))
     }
@@ -128,8 +129,8 @@ impl LayoutInner {
             let _ = self.root.remove(NEW_INDEX);
         })?;
         self.root.sync()?;
-        if let Ok(stamp) = FileVersion::from_file(&file) {
-            self.cache_index(file, stamp, Arc::new(index));
+        if let Ok(file_version) = FileVersion::from_file(&file) {
+            self.cache_index(file, file_version, Arc::new(index));
         }
         Ok(())
     }

@@ -78,8 +78,8 @@ pub struct TargetNameError {
 
 impl NamingStyle {
     /// Returns the validated name in a registry.
-    pub fn target_name(&self, base: &TargetBase, origin: &SourceName<'_>) -> Result<TargetName, TargetNameError> {
-        let (path, tag) = self.layout_name(origin)?;
+    pub fn target_name(&self, base: &TargetBase, source_name: &SourceName<'_>) -> Result<TargetName, TargetNameError> {
+        let (path, tag) = self.layout_name(source_name)?;
         // A port's colon and an IPv6 address's brackets are the only characters of a host that paths do not allow.
         let path = match self {
             NamingStyle::Full => path.replace(':', "_").replace(['[', ']'], ""),
@@ -112,19 +112,19 @@ impl NamingStyle {
     }
 
     /// Returns the name in an image layout, which accepts any.
-    pub fn layout_name(&self, origin: &SourceName<'_>) -> Result<(String, Tag), TargetNameError> {
+    pub fn layout_name(&self, source_name: &SourceName<'_>) -> Result<(String, Tag), TargetNameError> {
         let path = match self {
-            NamingStyle::Flat => flatten_name(&format!("{}/{}", origin.registry, origin.repository)),
-            NamingStyle::Keep => origin.repository.to_string(),
-            NamingStyle::Basename => origin.repository.basename().to_owned(),
-            NamingStyle::Full => format!("{}/{}", origin.registry, origin.repository),
-            NamingStyle::Original => match origin.original {
+            NamingStyle::Flat => flatten_name(&format!("{}/{}", source_name.registry, source_name.repository)),
+            NamingStyle::Keep => source_name.repository.to_string(),
+            NamingStyle::Basename => source_name.repository.basename().to_owned(),
+            NamingStyle::Full => format!("{}/{}", source_name.registry, source_name.repository),
+            NamingStyle::Original => match source_name.original {
                 Some(original) => flatten_name(original),
-                None => flatten_name(&format!("{}/{}", origin.registry, origin.repository)),
+                None => flatten_name(&format!("{}/{}", source_name.registry, source_name.repository)),
             },
-            NamingStyle::Template(template) => return template.render_name(origin),
+            NamingStyle::Template(template) => return template.render_name(source_name),
         };
-        Ok((path, origin.tag.clone()))
+        Ok((path, source_name.tag.clone()))
     }
 
     /// Whether the tag can affect the repository's name or be changed.

@@ -94,11 +94,11 @@ impl MemoryQueue {
                 let mut state = self.0.state();
                 if let Some((route, waiting)) = state.pop_next(routes, only_urgent) {
                     self.0.capacity_freed.notify_waiters();
-                    let receipt = MemoryAckHandle {
+                    let ack_handle = MemoryAckHandle {
                         queue: self.0.clone(),
                         unacknowledged: Some((route.clone(), waiting.message.clone())),
                     };
-                    return Some(Delivery::new(route, waiting.message, waiting.redelivered, Box::new(receipt)));
+                    return Some(Delivery::new(route, waiting.message, waiting.redelivered, Box::new(ack_handle)));
                 }
                 state.next_due()
             };

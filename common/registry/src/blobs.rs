@@ -134,8 +134,8 @@ impl Repository {
                 Error::new(ErrorKind::InvalidResponse, &operation, format!("`{written}` is no URL")).with_source(error)
             });
             let opened = async {
-                let (from, reach) = (&self.registry.base, self.network_scope());
-                let url = ssrf::validate_url(from, url?, reach, self.registry.settings.allowed(), "foreign layer")?;
+                let (from, scope) = (&self.registry.base, self.network_scope());
+                let url = ssrf::validate_url(from, url?, scope, self.registry.settings.allowed(), "foreign layer")?;
                 self.open_blob_at(url, blob, offset, operation).await
             };
             match opened.await {

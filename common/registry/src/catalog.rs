@@ -59,13 +59,13 @@ impl Client {
         &self,
         registry: &RegistryName,
         context: &Context,
-        tally: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
     ) -> Result<RegistryCatalog> {
         // A placeholder: requests and messages with `Access::Catalog` do not contain the name.
         let name = "catalog".parse().map_err(|error: imgsync_oci::ParseReferenceError| {
             Error::new(ErrorKind::Invalid, "listing a catalog", error.to_string())
         })?;
-        self.repository(registry, &name, Access::Catalog, context, tally).map(RegistryCatalog)
+        self.repository(registry, &name, Access::Catalog, context, counters).map(RegistryCatalog)
     }
 }
 

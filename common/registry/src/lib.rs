@@ -189,7 +189,7 @@ impl Client {
         repository: &RepositoryName,
         access: Access,
         context: &Context,
-        tally: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
     ) -> Result<Repository> {
         let registry = self.registry(registry)?;
         match access {
@@ -208,7 +208,7 @@ impl Client {
             name: repository.clone(),
             access,
             context: context.clone(),
-            counters: tally.clone(),
+            counters: counters.clone(),
         })
     }
 
@@ -347,18 +347,18 @@ impl Registry {
     /// Returns the network that a response came from. Behind a proxy the peer address is the proxy's and is ignored.
     fn record_peer_scope(&self, url: &Url, peer: Option<SocketAddr>) -> ssrf::NetworkScope {
         let is_direct = !self.is_proxied(url);
-        let reach = match peer.filter(|_| is_direct) {
+        let scope = match peer.filter(|_| is_direct) {
             Some(peer) => ssrf::network_scope(peer.ip()),
             None => ssrf::literal_scope(url).unwrap_or(ssrf::NetworkScope::Public),
         };
         if ssrf::same_origin(url, &self.base) {
             let mut known = self.network_scope.lock().unwrap_or_else(PoisonError::into_inner);
-            *known = Some(known.map_or(reach, |known| known.min(reach)));
+            *known = Some(known.map_or(scope, |known| known.min(scope)));
             if let Some(host) = url.host_str().filter(|_| is_direct) {
-                self.host_scopes.record(host.trim_end_matches('.'), reach);
+                self.host_scopes.record(host.trim_end_matches('.'), scope);
             }
         }
-        reach
+        scope
     }
 
     /// Whether the registry is a source and a target.

@@ -223,8 +223,8 @@ impl RateLimiter {
 
     /// Ends the backoff of a kind of request after a success.
     pub(crate) fn on_success(&self, kind: usize) {
-        if let Some(streak) = self.local().backoffs.get_mut(kind) {
-            streak.reset();
+        if let Some(backoff) = self.local().backoffs.get_mut(kind) {
+            backoff.reset();
         }
     }
 
@@ -253,7 +253,7 @@ impl RateLimiter {
         }
         let guessed = match wait {
             Some(_) => None,
-            None => self.local().backoffs.get_mut(kind).and_then(|streak| streak.on_rejected(Instant::now())),
+            None => self.local().backoffs.get_mut(kind).and_then(|backoff| backoff.on_rejected(Instant::now())),
         };
         // A repeated rejection after a wait that was too short does not mean a higher rate.
         let cuts = guessed.is_none_or(|(_, is_first)| is_first);

@@ -57,20 +57,20 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_a_minute_and_requests_in_flight_count_once() {
-        let (mut streak, mut now) = (RejectionBackoff::default(), Instant::now());
+        let (mut backoff, mut now) = (RejectionBackoff::default(), Instant::now());
         let mut waits = Vec::new();
         for _ in 0..9 {
-            let (wait, is_first) = streak.on_rejected(now).unwrap();
+            let (wait, is_first) = backoff.on_rejected(now).unwrap();
             assert_eq!(is_first, waits.is_empty());
-            assert_eq!(streak.on_rejected(now + wait / 2), Some((wait - wait / 2, false)), "of the same moment");
+            assert_eq!(backoff.on_rejected(now + wait / 2), Some((wait - wait / 2, false)), "of the same moment");
             waits.push(wait.as_secs_f64());
             now += wait;
         }
         assert_eq!(waits, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]);
-        streak.reset();
-        assert_eq!(streak.on_rejected(now), Some((INITIAL_BACKOFF, true)));
+        backoff.reset();
+        assert_eq!(backoff.on_rejected(now), Some((INITIAL_BACKOFF, true)));
         assert_eq!(
-            streak.on_rejected(now + INITIAL_BACKOFF + RESET_AFTER),
+            backoff.on_rejected(now + INITIAL_BACKOFF + RESET_AFTER),
             Some((INITIAL_BACKOFF, true)),
             "long after"
         );
@@ -78,9 +78,9 @@ mod tests {
 
     #[test]
     fn an_hour_of_rejections_is_a_failure() {
-        let (mut streak, start) = (RejectionBackoff::default(), Instant::now());
+        let (mut backoff, start) = (RejectionBackoff::default(), Instant::now());
         let mut now = start;
-        while let Some((wait, _)) = streak.on_rejected(now) {
+        while let Some((wait, _)) = backoff.on_rejected(now) {
             now += wait;
             assert!(now - start < REJECTION_TIMEOUT * 2, "it ends");
         }

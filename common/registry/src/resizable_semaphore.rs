@@ -68,9 +68,9 @@ impl ResizableSemaphore {
     pub(crate) async fn acquire(&self) -> Permit {
         let _waiting = WaiterGuard::register(&self.0.waiters);
         {
-            let (taken, waiting) = (self.in_use(), self.waiters());
+            let (in_use, waiting) = (self.in_use(), self.waiters());
             let mut state = self.state();
-            state.peak = state.peak.max(taken + waiting);
+            state.peak = state.peak.max(in_use + waiting);
         }
         // The semaphore is never closed.
         if let Ok(permit) = self.0.semaphore.acquire().await {
@@ -88,9 +88,9 @@ impl ResizableSemaphore {
     }
 
     fn issue(&self) -> Permit {
-        let taken = self.in_use();
+        let in_use = self.in_use();
         let mut state = self.state();
-        state.peak = state.peak.max(taken);
+        state.peak = state.peak.max(in_use);
         drop(state);
         Permit(self.clone())
     }
@@ -150,11 +150,11 @@ mod tests {
     #[tokio::test]
     async fn shrinking_keeps_issued_permits_and_growing_adds_permits_at_once() {
         let semaphore = ResizableSemaphore::new(3);
-        let taken = [semaphore.acquire().await, semaphore.acquire().await, semaphore.acquire().await];
+        let in_use = [semaphore.acquire().await, semaphore.acquire().await, semaphore.acquire().await];
         assert!(semaphore.try_acquire().is_none());
         semaphore.set_limit(1);
         assert_eq!((semaphore.in_use(), semaphore.take_peak()), (3, 3));
-        let [first, second, third] = taken;
+        let [first, second, third] = in_use;
         drop(first);
         drop(second);
         assert!(semaphore.try_acquire().is_none(), "the third has the only one");

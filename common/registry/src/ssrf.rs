@@ -213,11 +213,11 @@ pub(crate) struct HostScopes(Mutex<HashMap<String, NetworkScope>>);
 
 impl HostScopes {
     /// Records a connection to a host.
-    pub(crate) fn record(&self, host: &str, reach: NetworkScope) {
+    pub(crate) fn record(&self, host: &str, scope: NetworkScope) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.get_mut(host) {
-            Some(known) => *known = (*known).min(reach),
-            None => drop(seen.insert(host.to_owned(), reach)),
+            Some(known) => *known = (*known).min(scope),
+            None => drop(seen.insert(host.to_owned(), scope)),
         }
     }
 

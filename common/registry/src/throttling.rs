@@ -122,7 +122,7 @@ impl Repository {
         };
         let _pause = self.context.clock.pause();
         let permits = tokio::select! {
-            under_way = begin => Ok(under_way),
+            acquired = begin => Ok(acquired),
             () = self.context.cancel.cancelled() => Err(Error::cancelled(operation)),
         };
         self.report_delay(ThrottleReason::Concurrency, began);

@@ -94,9 +94,9 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
             let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
             let label = format!("rule {}{name} (line {}, {from})", number + 1, rule.line);
             let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
-            let (context, tally) = (Context::default(), TrafficCounters::new());
+            let (context, counters) = (Context::default(), TrafficCounters::new());
             let repository =
-                client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &tally)?;
+                client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &counters)?;
             let listing = list_repository(&repository).await?;
             if listing.get(tag.as_str()).is_none() {
                 printer.data(&format!("{label}: the source does not list the tag {tag}"));

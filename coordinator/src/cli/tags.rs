@@ -148,12 +148,12 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
     let context = Context { events: Events::new(Arc::new(RequestEventPrinter(printer.clone()))), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
 
-    let tally = TrafficCounters::new();
+    let counters = TrafficCounters::new();
     let options = DiscoveryOptions { query_limit: args.query_limit.into(), order: RepositoryOrder::ByName };
     let Some(source) = args.preset.clone().map(RuleSource::Preset).or_else(|| args.pattern.clone()) else {
         return Err(Error::new(ErrorKind::Invalid, "listing tags", "pass a pattern or --preset"));
     };
-    let mut listings = Listings::for_source(&source, settings.folder(), &client, options, &context, &tally).await?;
+    let mut listings = Listings::for_source(&source, settings.folder(), &client, options, &context, &counters).await?;
     let mut output =
         TagPrinter { args, debug, printer, dropped: DroppedTags::default(), kept: 0, listed: 0, unlisted: 0 };
     let now = Timestamp::now();
@@ -178,7 +178,7 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
         }
     }
     output.print_summary();
-    tracing::info!(traffic = ?tally.snapshot(), "done");
+    tracing::info!(traffic = ?counters.snapshot(), "done");
     Ok(if output.unlisted > 0 { Exit::Failed } else { Exit::Done })
 }
 

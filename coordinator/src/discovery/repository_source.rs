@@ -28,10 +28,10 @@ pub(super) async fn find_source(
     client: &Client,
     pattern: &RepositoryPattern,
     context: &Context,
-    tally: &Arc<TrafficCounters>,
+    counters: &Arc<TrafficCounters>,
 ) -> Result<RepositorySource> {
     if let Some(name) = pattern.repository() {
-        let repository = client.repository(pattern.registry(), &name, Access::Pull, context, tally)?;
+        let repository = client.repository(pattern.registry(), &name, Access::Pull, context, counters)?;
         let listing = list_repository(&repository).await?;
         if listing.is_google_style && listing.is_empty() {
             let operation = format!("listing the tags of {pattern}");
@@ -40,15 +40,15 @@ pub(super) async fn find_source(
         return Ok(RepositorySource::Single(Box::new(listing)));
     }
     let api = || match pattern.prefix().parse::<RepositoryName>() {
-        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.vendor_api(),
-        Err(_) => client.open_catalog(pattern.registry(), context, tally)?.vendor_api(),
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, counters)?.vendor_api(),
+        Err(_) => client.open_catalog(pattern.registry(), context, counters)?.vendor_api(),
     };
     if let Some(api) = api()?.filter(|api| !api.is_recognised()) {
         return vendor::list_repositories(&api, pattern).await.map(RepositorySource::Flat);
     }
     let mut pages = match pattern.prefix().parse::<RepositoryName>() {
-        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, tally)?.list_tags(),
-        Err(_) => client.open_catalog(pattern.registry(), context, tally)?.list_tags(),
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, counters)?.list_tags(),
+        Err(_) => client.open_catalog(pattern.registry(), context, counters)?.list_tags(),
     };
     let denied = match pages.next_page().await {
         Ok(Some(page)) if page.google => return list_tree(pattern, page, pages).await.map(RepositorySource::Tree),
@@ -68,7 +68,7 @@ pub(super) async fn find_source(
             Err(error) => return Err(error),
         }
     }
-    match (list_catalog(client, pattern, context, tally).await, denied) {
+    match (list_catalog(client, pattern, context, counters).await, denied) {
         // Access was denied; an empty catalog is no better answer.
         (Ok(names), Some(denied)) if names.valid.is_empty() && names.invalid.is_empty() => Err(denied),
         (Ok(names), _) => Ok(RepositorySource::Flat(names)),
@@ -100,9 +100,9 @@ async fn list_catalog(
     client: &Client,
     pattern: &RepositoryPattern,
     context: &Context,
-    tally: &Arc<TrafficCounters>,
+    counters: &Arc<TrafficCounters>,
 ) -> Result<RepositoryNames> {
-    let mut pages = client.open_catalog(pattern.registry(), context, tally)?.list_repositories();
+    let mut pages = client.open_catalog(pattern.registry(), context, counters)?.list_repositories();
     let mut names = RepositoryNames::default();
     while let Some(page) = pages.next_page().await? {
         for name in page.iter().filter(|name| pattern.matches(name)) {

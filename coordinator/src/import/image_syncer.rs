@@ -64,11 +64,11 @@ fn add_rules(source: &str, target: &str, hints: &ImportHints, draft: &mut Config
     let (repository, tags) = split_tags(source);
     let from: Reference = repository.parse().map_err(|error| format!("{error}"))?;
     let rule = |from: &Reference, to: &Reference| {
-        let placed = map_target(from, to);
+        let mapping = map_target(from, to);
         DraftRule {
             from: format!("{}/{}", from.registry, from.repository),
-            to: vec![placed.to],
-            naming: Some(placed.naming),
+            to: vec![mapping.to],
+            naming: Some(mapping.naming),
             ..DraftRule::default()
         }
     };

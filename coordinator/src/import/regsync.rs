@@ -248,11 +248,11 @@ fn read_sync_entry(
 }
 
 fn with_target(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
-    let placed = map_target(from, to);
+    let mapping = map_target(from, to);
     DraftRule {
         from: format!("{}/{}", from.registry, from.repository),
-        to: vec![placed.to],
-        naming: Some(placed.naming),
+        to: vec![mapping.to],
+        naming: Some(mapping.naming),
         ..rule
     }
 }

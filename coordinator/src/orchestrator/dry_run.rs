@@ -51,7 +51,7 @@ pub struct DryRunPlan {
 
 impl DryRun<'_> {
     /// Lists and plans. Warns of what cannot be listed.
-    pub async fn plan(&self, tally: &Arc<TrafficCounters>) -> Result<DryRunPlan> {
+    pub async fn plan(&self, counters: &Arc<TrafficCounters>) -> Result<DryRunPlan> {
         let mut dry = DryRunPlan::default();
         let mut planner = Planner::new();
         let now = Timestamp::now();
@@ -64,24 +64,18 @@ impl DryRun<'_> {
                     pruning.refuse(format!("{what} could not be listed"));
                 }
             };
-            let mut listings = match Listings::for_source(
-                &rule.source,
-                self.folder,
-                self.client,
-                options,
-                self.context,
-                tally,
-            )
-            .await
-            {
-                Ok(listings) => listings,
-                Err(error) => {
-                    mark_incomplete(&mut prune_plan, &rule.source.to_string());
-                    dry.prune_plans.extend(prune_plan);
-                    self.record_unlisted(&mut dry, rule.label(), error)?;
-                    continue;
-                }
-            };
+            let mut listings =
+                match Listings::for_source(&rule.source, self.folder, self.client, options, self.context, counters)
+                    .await
+                {
+                    Ok(listings) => listings,
+                    Err(error) => {
+                        mark_incomplete(&mut prune_plan, &rule.source.to_string());
+                        dry.prune_plans.extend(prune_plan);
+                        self.record_unlisted(&mut dry, rule.label(), error)?;
+                        continue;
+                    }
+                };
             let mut chosen = SelectionCounts::default();
             loop {
                 match listings.next().await {

@@ -91,12 +91,12 @@ impl Leader {
             match LeaseGuard::try_acquire(self.backend.store.clone(), &name, &self.name, LEADER_LEASE_TTL).await {
                 Ok(TryAcquireResult::Acquired(guard)) => {
                     on_elected();
-                    let led = tokio::select! {
-                        led = self.run_as_leader(id, plan_changed, stop) => led,
+                    let end = tokio::select! {
+                        end = self.run_as_leader(id, plan_changed, stop) => end,
                         () = guard.lost().cancelled() => Ok(LeadershipEnd::LeaseLost),
                     };
                     guard.release().await;
-                    match led {
+                    match end {
                         Ok(LeadershipEnd::BatchEnded | LeadershipEnd::Stopped) => return Ok(()),
                         Ok(LeadershipEnd::LeaseLost) => {
                             tracing::info!("batch {id}: leadership lost, reacquiring it")

@@ -104,11 +104,11 @@ impl LeaderContext {
     async fn lead_batch(&self, id: BatchId, log: &BatchLog, stop: &CancellationToken) -> Result<()> {
         let LeaderConfig { notifier, client, .. } = self.leader_config.borrow().clone();
         let (store, more, begin) = (&self.backend.store, Notify::new(), || log.begin());
-        let led = tokio::select! {
-            led = self.leader.lead_batch_with_callback(id, &more, stop, &begin) => led,
+        let result = tokio::select! {
+            result = self.leader.lead_batch_with_callback(id, &more, stop, &begin) => result,
             () = watch_waits(&**store, id, &client, &notifier, &self.events, &self.name) => Ok(()),
         };
-        if let Err(error) = led {
+        if let Err(error) = result {
             // A batch that fails authentication was cancelled, which is its end.
             if store.batch_state(id).await?.is_some_and(BatchState::is_live) {
                 return Err(error);
@@ -165,22 +165,22 @@ async fn lead_all_batches(
         name: name.to_owned(),
         notified: Arc::default(),
     };
-    let mut led: HashMap<BatchId, JoinHandle<()>> = HashMap::new();
+    let mut leaders: HashMap<BatchId, JoinHandle<()>> = HashMap::new();
     let mut tidied: Option<tokio::time::Instant> = None;
     while !stop.is_cancelled() {
-        led.retain(|_, task| !task.is_finished());
+        leaders.retain(|_, task| !task.is_finished());
         match backend.store.batches(MAX_BATCHES).await {
             Ok(batches) => {
                 context.notified().retain(|id| batches.iter().any(|batch| batch.id == *id && batch.ended_at.is_some()));
                 for batch in batches {
                     let id = batch.id;
                     let is_live = batch.ended_at.is_none() && batch.state.is_live();
-                    if led.contains_key(&id) || !(is_live || context.needs_notification(&batch)) {
+                    if leaders.contains_key(&id) || !(is_live || context.needs_notification(&batch)) {
                         continue;
                     }
                     let (work, stop) = (context.clone(), stop.clone());
                     let log = BatchLog::new(&batch, events);
-                    led.insert(
+                    leaders.insert(
                         id,
                         tokio::spawn(async move {
                             match is_live {
@@ -218,7 +218,7 @@ async fn lead_all_batches(
             () = pause(BATCH_POLL_INTERVAL, stop) => {}
         }
     }
-    for (_, task) in led {
+    for (_, task) in leaders {
         let _ = task.await;
     }
 }

@@ -46,11 +46,11 @@ impl Listings {
         client: &Client,
         options: DiscoveryOptions,
         context: &Context,
-        tally: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
     ) -> Result<Listings> {
         let begin = {
-            let (client, context, tally) = (client.clone(), context.clone(), tally.clone());
-            move |part: &SourceSelector| discover(&client, &part.pattern, options, &context, &tally)
+            let (client, context, counters) = (client.clone(), context.clone(), counters.clone());
+            move |part: &SourceSelector| discover(&client, &part.pattern, options, &context, &counters)
         };
         let strategy = match source {
             RuleSource::Layout(path) => ListingStrategy::Layout(list_layout(&folder.join(path)).await?.into_iter()),
@@ -71,17 +71,17 @@ impl Listings {
 
     /// Returns the next repository and warns of oddities in it. An error ends the listing of the rule.
     pub async fn next(&mut self) -> Result<Option<RuleListing>> {
-        let offer = match &mut self.strategy {
+        let next_listing = match &mut self.strategy {
             ListingStrategy::Single(part, enumeration) => {
                 enumeration.next().await?.map(|found| RuleListing { item: found, selector: Some(part.clone()) })
             }
             ListingStrategy::Multiple(several) => several.next().await?,
             ListingStrategy::Layout(found) => found.next().map(|found| RuleListing { item: found, selector: None }),
         };
-        if let Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: Some(part) }) = &offer {
+        if let Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: Some(part) }) = &next_listing {
             part.check_listing(listing).iter().for_each(|remark| self.context.warn(remark));
         }
-        Ok(offer)
+        Ok(next_listing)
     }
 }
 

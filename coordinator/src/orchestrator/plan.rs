@@ -228,11 +228,11 @@ impl TargetAssigner<'_> {
     ) -> Result<(PlannedTarget, bool), TargetRefusal> {
         let SourceTag { registry, repository, tag } = source;
         let style = self.rule.style_at(destination);
-        let origin = SourceName { registry, repository, tag, original };
+        let source_name = SourceName { registry, repository, tag, original };
         let target = match destination {
-            RuleTarget::Registry(base) => style.target_name(base, &origin).map(PlannedTarget::Registry),
+            RuleTarget::Registry(base) => style.target_name(base, &source_name).map(PlannedTarget::Registry),
             RuleTarget::Layout(folder) => {
-                let name = style.layout_name(&origin);
+                let name = style.layout_name(&source_name);
                 name.map(|(name, tag)| PlannedTarget::Layout { folder: folder.clone(), name, tag })
             }
         };

@@ -122,13 +122,13 @@ impl PlanBuilder<'_> {
                 }
             };
             let mut chosen = SelectionCounts::default();
-            let mut under_way = FuturesUnordered::new();
+            let mut in_progress = FuturesUnordered::new();
             loop {
                 if self.context.cancel.is_cancelled() {
                     return Ok(listed);
                 }
-                while under_way.len() >= MAX_CONCURRENT_REPOSITORIES {
-                    under_way.next().await.transpose()?;
+                while in_progress.len() >= MAX_CONCURRENT_REPOSITORIES {
+                    in_progress.next().await.transpose()?;
                 }
                 let found = {
                     // Polled to completion: dropping the future would lose a listing.
@@ -136,7 +136,7 @@ impl PlanBuilder<'_> {
                     loop {
                         tokio::select! {
                             found = &mut next => break found,
-                            Some(result) = under_way.next() => result?,
+                            Some(result) = in_progress.next() => result?,
                         }
                     }
                 };
@@ -173,11 +173,11 @@ impl PlanBuilder<'_> {
                         } else if !done.contains(&key) {
                             if plan.tasks.iter().any(|task| task.may_collide) {
                                 // Tasks planned before must be in the ledger before it is queried.
-                                while let Some(result) = under_way.next().await {
+                                while let Some(result) = in_progress.next().await {
                                     result?;
                                 }
                             }
-                            under_way.push(self.add_repository(key, now, rule, number, plan));
+                            in_progress.push(self.add_repository(key, now, rule, number, plan));
                         }
                     }
                     Err(error) => {
@@ -190,7 +190,7 @@ impl PlanBuilder<'_> {
                     }
                 }
             }
-            while let Some(result) = under_way.next().await {
+            while let Some(result) = in_progress.next().await {
                 result?;
             }
             prune_plans.extend(prune_plan);

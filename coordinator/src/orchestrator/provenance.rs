@@ -36,14 +36,14 @@ async fn forget_unclaimed(store: &dyn Store, rules: &[Rule], keep: Duration, now
     let mut forgotten = 0;
     for source in store.provenance_sources().await? {
         let (mut changes, mut gone) = (Vec::new(), Vec::new());
-        for origin in store.provenance_by_source(&source).await? {
+        for record in store.provenance_by_source(&source).await? {
             // A time in the future is unknown: the tag counts as unclaimed from now on.
-            let since = origin.unclaimed_since.filter(|since| !is_in_future(*since, now));
-            match (claims.includes(&source, &origin), since) {
-                (true, _) if origin.unclaimed_since.is_some() => changes.push((origin.target, None)),
+            let since = record.unclaimed_since.filter(|since| !is_in_future(*since, now));
+            match (claims.includes(&source, &record), since) {
+                (true, _) if record.unclaimed_since.is_some() => changes.push((record.target, None)),
                 (true, _) => {}
-                (false, None) => changes.push((origin.target, Some(now))),
-                (false, Some(since)) if elapsed(since, now) >= keep => gone.push(origin.target),
+                (false, None) => changes.push((record.target, Some(now))),
+                (false, Some(since)) if elapsed(since, now) >= keep => gone.push(record.target),
                 (false, Some(_)) => {}
             }
         }
@@ -77,7 +77,7 @@ impl<'a> RuleClaims<'a> {
     }
 
     /// Returns whether a rule would produce this target if the source has the tag.
-    fn includes(&self, source: &RepositoryLocator, origin: &TagProvenance) -> bool {
+    fn includes(&self, source: &RepositoryLocator, record: &TagProvenance) -> bool {
         let Some((registry, repository)) = source.registry() else { return self.is_unknown };
         let reads = |rule: &Rule, part: &SourceSelector| {
             // A preset also reads from its former locations.
@@ -85,7 +85,7 @@ impl<'a> RuleClaims<'a> {
                 || part.pattern.registry() == registry && part.pattern.matches(repository.as_str())
         };
         let makes = |(rule, parts): &(&Rule, Vec<SourceSelector>)| {
-            parts.iter().any(|part| reads(rule, part) && would_make(rule, Some(part), (registry, &repository), origin))
+            parts.iter().any(|part| reads(rule, part) && would_make(rule, Some(part), (registry, &repository), record))
         };
         self.is_unknown || self.rules.iter().any(makes)
     }
@@ -140,7 +140,7 @@ mod tests {
                 tidy_provenance(&self.store, &config, self.clock.now()).await.unwrap();
             }
             let known = self.store.provenance_by_source(&tag_locator("gcr.io", "a/b", "v1").repository).await.unwrap();
-            known.into_iter().map(|origin| origin.target.tag.to_string()).collect()
+            known.into_iter().map(|record| record.target.tag.to_string()).collect()
         }
     }
 

@@ -90,9 +90,9 @@ impl PrunePlan {
         let home = RepositoryLocator::in_registry(listing.registry.clone(), &listing.repository);
         let mut made = store.provenance_by_source(&home).await?;
         let of = (&listing.registry, &listing.repository);
-        made.retain(|origin| would_make(rule, part, of, origin));
-        for origin in made.extract_if(.., |origin| !origin.is_authentic) {
-            let due = candidate(&home, origin);
+        made.retain(|record| would_make(rule, part, of, record));
+        for record in made.extract_if(.., |record| !record.is_authentic) {
+            let due = candidate(&home, record);
             if listing.get(due.source.tag.as_str()).is_none() && !self.unauthenticated.contains(&due) {
                 self.unauthenticated.push(due);
             }
@@ -108,23 +108,23 @@ impl PrunePlan {
             self.made_tags += made.len() as u64;
         }
         let mut changes = Vec::new();
-        for origin in made {
-            if listing.get(origin.source_tag.as_str()).is_some() {
-                if origin.missing_since.is_some() {
-                    changes.push((origin.target, None));
+        for record in made {
+            if listing.get(record.source_tag.as_str()).is_some() {
+                if record.missing_since.is_some() {
+                    changes.push((record.target, None));
                 }
                 continue;
             }
             // A time in the future is unknown: the tag counts as missing from now on.
-            let since = origin.missing_since.filter(|since| !is_in_future(*since, now)).unwrap_or_else(|| {
-                changes.push((origin.target.clone(), Some(now)));
+            let since = record.missing_since.filter(|since| !is_in_future(*since, now)).unwrap_or_else(|| {
+                changes.push((record.target.clone(), Some(now)));
                 now
             });
             if elapsed(since, now) < self.prune.grace_period {
                 self.waiting += 1;
                 continue;
             }
-            let due = candidate(&home, origin);
+            let due = candidate(&home, record);
             if !self.candidates.contains(&due) {
                 self.candidates.push(due);
             }
@@ -150,9 +150,9 @@ impl PrunePlan {
     }
 }
 
-fn candidate(home: &RepositoryLocator, origin: TagProvenance) -> PruneCandidate {
-    let source = TagLocator { repository: home.clone().into(), tag: origin.source_tag };
-    PruneCandidate { source, target: origin.target, digest: origin.digest }
+fn candidate(home: &RepositoryLocator, record: TagProvenance) -> PruneCandidate {
+    let source = TagLocator { repository: home.clone().into(), tag: record.source_tag };
+    PruneCandidate { source, target: record.target, digest: record.digest }
 }
 
 /// Returns whether a rule would write this target for this source repository; another rule may have written it.
@@ -164,11 +164,11 @@ pub(super) fn would_make(
 ) -> bool {
     let Some((registry, repository)) = made.target.repository.registry() else { return false };
     let original = part.and_then(|part| part.original_name(from, of));
-    let origin =
+    let record =
         naming::SourceName { registry: from, repository: of, tag: &made.source_tag, original: original.as_deref() };
     let is_there = |to: &RuleTarget| match to {
         RuleTarget::Layout(_) => false,
-        RuleTarget::Registry(base) => rule.style_at(to).target_name(base, &origin).is_ok_and(|name| {
+        RuleTarget::Registry(base) => rule.style_at(to).target_name(base, &record).is_ok_and(|name| {
             name.registry == *registry && name.repository == repository && name.tag == made.target.tag
         }),
     };

@@ -206,7 +206,7 @@ impl Pruner<'_> {
         due: &PruneCandidate,
         target: &Repository,
         planned: &HashSet<TagLocator>,
-        tally: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
     ) -> Result<RecheckResult> {
         let left = |why: &str| Ok(RecheckResult::Kept((PruneOutcome::Left, why.to_owned())));
         if planned.contains(&due.target) {
@@ -215,7 +215,7 @@ impl Pruner<'_> {
         let Some((registry, path)) = due.source.repository.registry() else {
             return left("its source is not a registry");
         };
-        let source = self.client.repository(registry, &path, Access::Pull, self.context, tally)?;
+        let source = self.client.repository(registry, &path, Access::Pull, self.context, counters)?;
         if source.head_manifest(&ManifestRef::Tag(due.source.tag.clone())).await?.is_some() {
             self.backend.store.set_missing_since(&due.source.repository, vec![(due.target.clone(), None)]).await?;
             return left("the source still has the tag, although its listing does not show it");

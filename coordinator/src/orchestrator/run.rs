@@ -332,21 +332,21 @@ impl Run<'_> {
             }
             let leader =
                 Leader::new(self.backend, &self.holder_name(id), self.settings.reclaim_policy, self.events.clone());
-            let (led, ()) = tokio::join!(
+            let (lead_result, ()) = tokio::join!(
                 async {
-                    let led = leader.lead_batch(id, &plan_changed, &stop.drain).await;
-                    if led.is_err() {
+                    let lead_result = leader.lead_batch(id, &plan_changed, &stop.drain).await;
+                    if lead_result.is_err() {
                         // Nothing can be done without the ledger.
                         stop.drain.cancel();
                     }
-                    led
+                    lead_result
                 },
                 leader.requeue_dead_letters(&stop.drain)
             );
-            led
+            lead_result
         };
-        let (listed, (), watched, (), led) = tokio::join!(list, work, watch, limit, lead);
-        let went = listed.and_then(|listed| watched.and(led).map(|()| listed));
+        let (listed, (), watched, (), lead_result) = tokio::join!(list, work, watch, limit, lead);
+        let went = listed.and_then(|listed| watched.and(lead_result).map(|()| listed));
         if let Err(error) = &went {
             cancel_tampered_batch(self.backend, id, error).await;
         }

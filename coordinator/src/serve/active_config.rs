@@ -124,8 +124,8 @@ impl ActiveConfig {
     ///
     /// # Errors
     /// `Invalid` if a rule cannot run here or a template is wrong.
-    pub fn new(given: LoadedConfig, backend: &Backend, options: &RuntimeOptions) -> Result<ActiveConfig> {
-        let LoadedConfig { config, folder, mut client, notify } = given;
+    pub fn new(loaded: LoadedConfig, backend: &Backend, options: &RuntimeOptions) -> Result<ActiveConfig> {
+        let LoadedConfig { config, folder, mut client, notify } = loaded;
         if backend.is_cluster() {
             refuse_layouts(&config)?;
         }
@@ -292,11 +292,11 @@ pub(super) async fn watch_config(
     events: &Events,
     stop: &CancellationToken,
 ) {
-    let mut hangup = SighupStream::new();
+    let mut sighups = SighupStream::new();
     let mut known = source.content();
     while !stop.is_cancelled() {
         let requested = tokio::select! {
-            () = hangup.recv() => true,
+            () = sighups.recv() => true,
             () = tokio::time::sleep(CONFIG_POLL_INTERVAL) => false,
             () = stop.cancelled() => return,
         };
@@ -306,8 +306,8 @@ pub(super) async fn watch_config(
             continue;
         }
         known = content;
-        let made = (source.read)().and_then(|given| {
-            ActiveConfig::new(given, backend, options).map_err(|error| match error.hint() {
+        let made = (source.read)().and_then(|loaded| {
+            ActiveConfig::new(loaded, backend, options).map_err(|error| match error.hint() {
                 Some(hint) => format!("{error}\nhint: {hint}"),
                 None => error.to_string(),
             })

@@ -100,17 +100,17 @@ impl Server {
         if !backend.is_cluster() {
             self.reclaim_all().await;
         }
-        let duties = watch::Sender::new(self.leader_config());
+        let leader_config = watch::Sender::new(self.leader_config());
         let follow = async {
             let mut changes = self.active_config.subscribe();
             loop {
                 tokio::select! {
-                    _ = changes.changed() => drop(duties.send_replace(self.leader_config())),
+                    _ = changes.changed() => drop(leader_config.send_replace(self.leader_config())),
                     () = drain.cancelled() => break,
                 }
             }
         };
-        let watched = duties.subscribe();
+        let watched = leader_config.subscribe();
         tokio::join!(
             run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &is_leader), events, drain),
             scheduler.run(is_leader.subscribe()),

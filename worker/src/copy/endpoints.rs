@@ -132,9 +132,9 @@ impl SourceStream {
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         match self {
             SourceStream::Registry(stream) => stream.next_chunk().await,
-            SourceStream::Layout(stream, tally) => {
+            SourceStream::Layout(stream, counters) => {
                 let chunk = stream.next_chunk().await?;
-                tally.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                counters.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
                 Ok(chunk)
             }
             SourceStream::Shared(share) => Ok(share.next_chunk().await),
@@ -171,8 +171,8 @@ impl Endpoints {
         context: &Context,
     ) -> Result<Endpoints> {
         let CopyRequest { source, target, traffic: (source_traffic, target_traffic), .. } = request;
-        let open = |reference: &Reference, access, tally| {
-            client.repository(&reference.registry, &reference.repository, access, context, tally)
+        let open = |reference: &Reference, access, counters| {
+            client.repository(&reference.registry, &reference.repository, access, context, counters)
         };
         let copy_source = match source {
             ImageLocation::Registry(reference) => CopySource::Registry(open(reference, Access::Pull, source_traffic)?),

@@ -146,7 +146,7 @@ impl FanOutMember {
     pub(crate) async fn subscribe(
         &self,
         blob: &Descriptor,
-        (source, tally): (&CopySource, &Arc<TrafficCounters>),
+        (source, counters): (&CopySource, &Arc<TrafficCounters>),
         context: &Context,
     ) -> Option<BlobSubscription> {
         let deadline = Instant::now() + RENDEZVOUS_TIMEOUT;
@@ -165,7 +165,7 @@ impl FanOutMember {
         loop {
             let mut changed = std::pin::pin!(self.group.changed.notified());
             changed.as_mut().enable();
-            let until = match self.try_start(blob, (source, tally), deadline) {
+            let until = match self.try_start(blob, (source, counters), deadline) {
                 Ok(share) => return share.map(|share| BlobSubscription { own_clock: context.clock.clone(), ..share }),
                 Err(until) => until,
             };
@@ -187,7 +187,7 @@ impl FanOutMember {
     fn try_start(
         &self,
         blob: &Descriptor,
-        (source, tally): (&CopySource, &Arc<TrafficCounters>),
+        (source, counters): (&CopySource, &Arc<TrafficCounters>),
         deadline: Instant,
     ) -> Result<Option<BlobSubscription>, Instant> {
         let now = Instant::now();
@@ -233,7 +233,7 @@ impl FanOutMember {
                 );
             }
             let source = source.for_shared_read(&self.group.cancel, &reader_clock);
-            tokio::spawn(feed_subscribers(subscribers, source, tally.clone(), blob.clone()));
+            tokio::spawn(feed_subscribers(subscribers, source, counters.clone(), blob.clone()));
         }
         let own = handed.remove(&self.id);
         rendezvous.subscriptions = Some(handed);
@@ -279,12 +279,14 @@ struct Subscriber {
 async fn feed_subscribers(
     mut subscribers: Vec<Subscriber>,
     source: CopySource,
-    tally: Arc<TrafficCounters>,
+    counters: Arc<TrafficCounters>,
     blob: Descriptor,
 ) {
     let (mut offset, mut retry) = (0, source.retry());
     while offset < blob.size {
-        let Err(error) = feed_until_error(&mut subscribers, &source, &tally, &blob, &mut offset).await else { return };
+        let Err(error) = feed_until_error(&mut subscribers, &source, &counters, &blob, &mut offset).await else {
+            return;
+        };
         if source.pause(&mut retry, error).await.is_err() {
             return;
         }
@@ -294,11 +296,11 @@ async fn feed_subscribers(
 async fn feed_until_error(
     subscribers: &mut Vec<Subscriber>,
     source: &CopySource,
-    tally: &Arc<TrafficCounters>,
+    counters: &Arc<TrafficCounters>,
     blob: &Descriptor,
     offset: &mut u64,
 ) -> Result<()> {
-    let (mut stream, begins) = source.blob_open(blob, *offset, tally).await?;
+    let (mut stream, begins) = source.blob_open(blob, *offset, counters).await?;
     let mut skip = *offset - begins;
     while let Some(mut chunk) = stream.next_chunk().await? {
         let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));

@@ -25,7 +25,11 @@ pub(crate) enum EntryContent {
 impl CopySource {
     /// Resolves an index entry. An entry of unknown type larger than any manifest is a blob if the source has it as
     /// one. A smaller one is read, because registries with a single content store serve manifests as blobs too.
-    pub(crate) async fn resolve_entry(&self, entry: &Descriptor, tally: &Arc<TrafficCounters>) -> Result<EntryContent> {
+    pub(crate) async fn resolve_entry(
+        &self,
+        entry: &Descriptor,
+        counters: &Arc<TrafficCounters>,
+    ) -> Result<EntryContent> {
         if entry.media_type.names_a_manifest() {
             return self.child_manifest(entry).await.map(EntryContent::Manifest);
         }
@@ -34,7 +38,9 @@ impl CopySource {
         }
         let as_blob = match is_large(entry) {
             true => self.has_blob(entry).await.map(|there| there.then_some(None)),
-            false => self.read_small_blob(entry, tally, &AtomicBool::new(false)).await.map(|bytes| Some(Some(bytes))),
+            false => {
+                self.read_small_blob(entry, counters, &AtomicBool::new(false)).await.map(|bytes| Some(Some(bytes)))
+            }
         };
         let as_blob = match as_blob {
             Ok(Some(Some(bytes))) => {
@@ -84,13 +90,13 @@ impl CopySource {
     pub(crate) async fn read_small_blob(
         &self,
         blob: &Descriptor,
-        tally: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
         is_public: &AtomicBool,
     ) -> Result<Bytes> {
         let mut retry = self.retry();
         let mut read_again = false;
         loop {
-            match self.read_small_blob_once(blob, tally, is_public).await {
+            match self.read_small_blob_once(blob, counters, is_public).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => {
                     read_again = true;
@@ -104,12 +110,12 @@ impl CopySource {
     async fn read_small_blob_once(
         &self,
         blob: &Descriptor,
-        tally: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
         is_public: &AtomicBool,
     ) -> Result<Bytes> {
         let operation = self.describe_read(&blob.digest);
         let size = usize::try_from(blob.size).unwrap_or(usize::MAX);
-        let (mut stream, _) = self.blob_open(blob, 0, tally).await?;
+        let (mut stream, _) = self.blob_open(blob, 0, counters).await?;
         is_public.store(stream.is_public(), Ordering::Relaxed);
         let mut whole = Vec::with_capacity(size);
         while let Some(chunk) = stream.next_chunk().await? {

@@ -427,17 +427,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let registry = listener.local_addr().unwrap().to_string().parse().unwrap();
         let context = Context { budget: budget.clone(), ..Context::default() };
-        let tally = TrafficCounters::new();
+        let counters = TrafficCounters::new();
         let policy = RetryPolicy { first_delay: Duration::from_millis(1), ..RetryPolicy::default() };
         let client = Client::new(
             ClientSettings { retry: policy, ..ClientSettings::default() },
             CredentialEnvironment::default(),
         );
-        let source = client.repository(&registry, &"a".parse().unwrap(), Access::Pull, &context, &tally).unwrap();
+        let source = client.repository(&registry, &"a".parse().unwrap(), Access::Pull, &context, &counters).unwrap();
         let bytes: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
         let blob = Descriptor::new(MediaType::new("application/octet-stream"), Digest::sha256(&bytes), SIZE);
         (
-            ResumableBody::new(&CopySource::Registry(source), &tally, &blob, Arc::default(), &context.clock),
+            ResumableBody::new(&CopySource::Registry(source), &counters, &blob, Arc::default(), &context.clock),
             listener,
             bytes,
         )

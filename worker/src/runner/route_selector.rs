@@ -226,9 +226,9 @@ impl RouteSelector {
         if let Some(reason) = self.scope_rejection(route).or_else(|| self.unreachable_reason(route)) {
             return Some(reason);
         }
-        let ends = [(&route.source, &route.source_credential), (&route.target, &route.target_credential)];
-        for (end, wanted) in ends {
-            let (Some(registry), Some(wanted)) = (end.registry(), wanted) else { continue };
+        let endpoints = [(&route.source, &route.source_credential), (&route.target, &route.target_credential)];
+        for (endpoint, wanted) in endpoints {
+            let (Some(registry), Some(wanted)) = (endpoint.registry(), wanted) else { continue };
             if !users.contains_key(registry) {
                 let user = client.find_username(registry).await;
                 users.insert(registry.clone(), user.ok().flatten());
@@ -242,11 +242,11 @@ impl RouteSelector {
 
     fn scope_rejection(&self, route: &Route) -> Option<String> {
         let WorkerScope { registries, targets } = &self.0.scope;
-        let ends = [route.source.registry(), route.target.registry()];
-        let (Some(_), Some(target)) = (ends[0], ends[1]) else {
+        let endpoints = [route.source.registry(), route.target.registry()];
+        let (Some(_), Some(target)) = (endpoints[0], endpoints[1]) else {
             return Some("image layouts are only served on the machine that has them".to_owned());
         };
-        if !registries.is_empty() && !ends.iter().flatten().any(|registry| registries.contains(registry)) {
+        if !registries.is_empty() && !endpoints.iter().flatten().any(|registry| registries.contains(registry)) {
             return Some("excluded by --registries of this worker".to_owned());
         }
         if !targets.is_empty() && !targets.iter().any(|base| base.registry == *target) {
@@ -257,8 +257,12 @@ impl RouteSelector {
 
     fn unreachable_reason(&self, route: &Route) -> Option<String> {
         let state = self.state();
-        let ends = [route.source.registry(), route.target.registry()];
-        ends.into_iter().flatten().find_map(|end| state.unreachable.get(end)).map(|out| out.reason.clone())
+        let endpoints = [route.source.registry(), route.target.registry()];
+        endpoints
+            .into_iter()
+            .flatten()
+            .find_map(|endpoint| state.unreachable.get(endpoint))
+            .map(|out| out.reason.clone())
     }
 
     /// Probes the unreachable registries whose backoff has passed.
@@ -310,8 +314,10 @@ impl RouteSelector {
 
 /// Returns the longest hold on either endpoint of a route, as known to this process.
 pub(super) fn local_hold(route: &Route, client: &Client) -> Option<(RegistryName, RateLimitHold)> {
-    let ends = [(route.source.registry(), true), (route.target.registry(), false)];
-    let holds = ends.into_iter().filter_map(|(end, pulls)| Some((end?.clone(), client.rate_limit_hold(end?, pulls)?)));
+    let endpoints = [(route.source.registry(), true), (route.target.registry(), false)];
+    let holds = endpoints
+        .into_iter()
+        .filter_map(|(endpoint, pulls)| Some((endpoint?.clone(), client.rate_limit_hold(endpoint?, pulls)?)));
     holds.max_by_key(|(_, hold)| hold.wait).filter(|(_, hold)| hold.wait > REFRESH_INTERVAL)
 }
 
@@ -321,10 +327,11 @@ pub type RateLimitHolds = BTreeMap<(RegistryName, bool), RateLimitHold>;
 /// Loads the holds on the endpoints of routes from the store: rate limits, and used-up quotas of all accounts with
 /// which this process pulls.
 pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: &Client) -> Result<RateLimitHolds> {
-    let ends = routes.iter().flat_map(|route| [(route.source.registry(), true), (route.target.registry(), false)]);
-    let ends: BTreeSet<(RegistryName, bool)> = ends.filter_map(|(end, pulls)| Some((end?.clone(), pulls))).collect();
+    let endpoints = routes.iter().flat_map(|route| [(route.source.registry(), true), (route.target.registry(), false)]);
+    let endpoints: BTreeSet<(RegistryName, bool)> =
+        endpoints.filter_map(|(endpoint, pulls)| Some((endpoint?.clone(), pulls))).collect();
     let (mut limited, mut of): (Vec<Account>, Vec<usize>) = Default::default();
-    for (registry, pulls) in &ends {
+    for (registry, pulls) in &endpoints {
         let accounts = client.accounts(registry, *pulls).await;
         of.push(accounts.len());
         let part = if *pulls { RateLimitCategory::Pulls } else { RateLimitCategory::All };
@@ -337,7 +344,7 @@ pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: 
     };
     let mut pairs = until.chunks_exact(2).map(|pair| (wait(&pair[0]), wait(&pair[1])));
     let mut holds = RateLimitHolds::new();
-    for (end, accounts) in ends.into_iter().zip(of) {
+    for (endpoint, accounts) in endpoints.into_iter().zip(of) {
         // One usable account suffices.
         let Some((all, part)) = pairs.by_ref().take(accounts).min_by_key(|(all, part)| *all.max(part)) else {
             continue;
@@ -345,7 +352,7 @@ pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: 
         let why = if part > all { "has no pulls left beyond its reserve" } else { "is rate limiting" };
         let hold = RateLimitHold { wait: all.max(part), reason: why.to_owned() };
         if !hold.wait.is_zero() {
-            holds.insert(end, hold);
+            holds.insert(endpoint, hold);
         }
     }
     Ok(holds)
@@ -353,8 +360,8 @@ pub async fn load_rate_limit_holds(routes: &[Route], store: &dyn Store, client: 
 
 /// Returns the longest hold on either endpoint of a route.
 fn longest_route_hold<'a>(holds: &'a RateLimitHolds, route: &Route) -> Option<(&'a RegistryName, &'a RateLimitHold)> {
-    let ends = [(route.source.registry(), true), (route.target.registry(), false)];
-    let found = ends.into_iter().filter_map(|(end, pulls)| holds.get_key_value(&(end?.clone(), pulls)));
+    let endpoints = [(route.source.registry(), true), (route.target.registry(), false)];
+    let found = endpoints.into_iter().filter_map(|(endpoint, pulls)| holds.get_key_value(&(endpoint?.clone(), pulls)));
     found.map(|((registry, _), hold)| (registry, hold)).max_by_key(|(_, hold)| hold.wait)
 }
 

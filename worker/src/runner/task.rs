@@ -239,13 +239,13 @@ impl Runner {
         let operation = format!("copying {}", message.source);
         let mut held = std::pin::pin!(catch_panic(&operation, held.instrument(task_span(&task_ref))));
         // A shorter task is acknowledged when it ends, along with the next take: saves the broker a step.
-        let ended = tokio::select! {
-            ended = &mut held => ended,
+        let disposition = tokio::select! {
+            disposition = &mut held => disposition,
             // Concurrently: no copy waits for the broker.
             () = tokio::time::sleep(ACKNOWLEDGE_DELAY), if is_last => tokio::join!(held, self.acknowledge(delivered)).0,
         };
-        match ended {
-            Ok(Ok(ended)) => Ok(ended),
+        match disposition {
+            Ok(Ok(disposition)) => Ok(disposition),
             Ok(Err(error)) => {
                 // The ledger has no result; the next holder of the task provides one.
                 self.emit_end(task_ref, TaskCompletion::Requeued);
@@ -524,17 +524,19 @@ impl Runner {
         wait: Duration,
     ) -> Result<()> {
         let route = task.options.route(task.message.source.repository.endpoint(), task.target.repository.endpoint());
-        for (end, pulls) in [(route.source, true), (route.target, false)] {
-            let Some(end) = end.registry().filter(|end| registry.is_none_or(|registry| registry == *end)) else {
+        for (endpoint, pulls) in [(route.source, true), (route.target, false)] {
+            let Some(endpoint) =
+                endpoint.registry().filter(|endpoint| registry.is_none_or(|registry| registry == *endpoint))
+            else {
                 continue;
             };
             // A quota was reported to the store when it was observed, and covers less than the whole registry; pull
             // accounts are limited individually.
-            if registry.is_some() && pulls && self.client.rate_limit_hold(end, false).is_none() {
+            if registry.is_some() && pulls && self.client.rate_limit_hold(endpoint, false).is_none() {
                 continue;
             }
             let until = self.clock.now().checked_add(wait).unwrap_or(Timestamp::MAX);
-            for account in self.client.accounts(end, false).await {
+            for account in self.client.accounts(endpoint, false).await {
                 self.store.block_until(&account, until).await?;
             }
         }

@@ -104,9 +104,9 @@ impl RunnerFixture {
         let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
         let copier = Copier::new(client.clone(), CopyLimits::default());
         let settings = RunnerSettings { name: "one".to_owned(), slots: 1, max_attempts: 1, in_cluster: false };
-        let (serving, events) =
+        let (selector, events) =
             (RouteSelector::new(WorkerScope::default()), TaskEvents::new(Arc::new(CallbackObserver(on))));
-        let runner = Runner::new(queue, store.clone(), clock.clone(), (client, copier), settings, serving, events);
+        let runner = Runner::new(queue, store.clone(), clock.clone(), (client, copier), settings, selector, events);
         let targets = planned.into_iter().map(|task| task.target).collect();
         RunnerFixture { runner, store, batch, targets }
     }

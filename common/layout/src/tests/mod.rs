@@ -176,13 +176,13 @@ async fn a_second_export_writes_nothing_that_is_there() {
     let dir = TempDir::new().unwrap();
     let layout = Layout::open_or_create(dir.path()).await.unwrap();
     put(&layout, Some("gcr.io/a"), "1", b"one").await;
-    let stamp = |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().modified().unwrap();
+    let version = |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().modified().unwrap();
     let one = format!("blobs/sha256/{}", Digest::sha256(b"one").hex());
-    let before = (stamp(&one), stamp("index.json"), files(dir.path()));
+    let before = (version(&one), version("index.json"), files(dir.path()));
     let again = Layout::open_or_create(dir.path()).await.unwrap();
     assert!(again.start_blob(&blob(b"one")).await.unwrap().is_none());
     put(&again, Some("gcr.io/a"), "1", b"one").await;
-    assert_eq!((stamp(&one), stamp("index.json"), files(dir.path())), before);
+    assert_eq!((version(&one), version("index.json"), files(dir.path())), before);
 }
 
 #[tokio::test]

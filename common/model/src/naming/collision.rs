@@ -156,8 +156,9 @@ pub fn find_certain_collision(a: &SingleRepositoryRule<'_>, b: &SingleRepository
     }
     let name = |rule: &SingleRepositoryRule<'_>, tag: &str| {
         let tag: Tag = tag.parse().ok()?;
-        let origin = SourceName { registry: rule.registry, repository: rule.repository, tag: &tag, original: None };
-        rule.style.target_name(rule.base, &origin).ok()
+        let source_name =
+            SourceName { registry: rule.registry, repository: rule.repository, tag: &tag, original: None };
+        rule.style.target_name(rule.base, &source_name).ok()
     };
     let met = |tag: &str| name(a, tag).filter(|target| name(b, tag).as_ref() == Some(target));
     // Two tags, because a template may set a fixed tag.

@@ -78,13 +78,13 @@ impl NamingTemplate {
         self.uses_tag
     }
 
-    pub(super) fn render_name(&self, origin: &SourceName<'_>) -> Result<(String, Tag), TargetNameError> {
+    pub(super) fn render_name(&self, source_name: &SourceName<'_>) -> Result<(String, Tag), TargetNameError> {
         let refuse = |name: &str, reason: String| TargetNameError { name: name.to_owned(), reason };
         let name = self
-            .render(origin.registry.as_str(), origin.repository.as_str(), origin.tag.as_str())
+            .render(source_name.registry.as_str(), source_name.repository.as_str(), source_name.tag.as_str())
             .map_err(|error| refuse(&self.text, describe(&error)))?;
         match name.trim().rsplit_once(':') {
-            None => Ok((name.trim().to_owned(), origin.tag.clone())),
+            None => Ok((name.trim().to_owned(), source_name.tag.clone())),
             Some((path, tag)) => match tag.parse() {
                 Ok(tag) => Ok((path.to_owned(), tag)),
                 Err(error) => Err(refuse(&name, format!("{error}"))),

@@ -7,8 +7,9 @@ fn named(style: &str, base: &str, source: &str) -> Result<String, String> {
     let base: TargetBase = base.parse().map_err(|error: TargetBaseError| error.to_string())?;
     let source: imgsync_oci::Reference = source.parse().unwrap();
     let tag = source.tag_or_latest().unwrap();
-    let origin = SourceName { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
-    style.target_name(&base, &origin).map(|target| target.to_string()).map_err(|error| error.to_string())
+    let source_name =
+        SourceName { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
+    style.target_name(&base, &source_name).map(|target| target.to_string()).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -39,13 +40,13 @@ fn each_style_gives_its_name() {
 fn the_name_in_the_originals_days_can_be_kept() {
     let source: imgsync_oci::Reference = "ghcr.io/flannel-io/flannel:v0.26.0".parse().unwrap();
     let tag = source.tag_or_latest().unwrap();
-    let origin = SourceName {
+    let source_name = SourceName {
         registry: &source.registry,
         repository: &source.repository,
         tag: &tag,
         original: Some("quay.io/coreos/flannel"),
     };
-    let target = NamingStyle::Original.target_name(&"docker.io/gcrxio".parse().unwrap(), &origin).unwrap();
+    let target = NamingStyle::Original.target_name(&"docker.io/gcrxio".parse().unwrap(), &source_name).unwrap();
     assert_eq!(target.to_string(), "docker.io/gcrxio/quay.io_coreos_flannel:v0.26.0");
 }
 
@@ -53,8 +54,9 @@ fn the_name_in_the_originals_days_can_be_kept() {
 fn a_layout_keeps_the_whole_name() {
     let source: imgsync_oci::Reference = "localhost:5000/a/b:1".parse().unwrap();
     let tag = source.tag_or_latest().unwrap();
-    let origin = SourceName { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
-    assert_eq!(NamingStyle::Full.layout_name(&origin).unwrap().0, "localhost:5000/a/b");
+    let source_name =
+        SourceName { registry: &source.registry, repository: &source.repository, tag: &tag, original: None };
+    assert_eq!(NamingStyle::Full.layout_name(&source_name).unwrap().0, "localhost:5000/a/b");
 }
 
 #[test]

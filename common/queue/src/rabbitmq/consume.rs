@@ -163,10 +163,10 @@ impl RabbitQueue {
         let operation = format!("consuming from {queue} at the broker {}", self.0.consume_connection.name());
         while let Some(got) = live.get_message(queue, &operation).await? {
             let redelivered = got.redelivered;
-            let receipt =
+            let ack_handle =
                 RabbitAckHandle { queue: self.clone(), queue_name: queue.to_owned(), acker: Some(got.acker.clone()) };
-            if let Some((message, receipt)) = self.accept_or_divert(&got, receipt).await? {
-                return Ok(Some(Delivery::new(route.clone(), message, redelivered, Box::new(receipt))));
+            if let Some((message, ack_handle)) = self.accept_or_divert(&got, ack_handle).await? {
+                return Ok(Some(Delivery::new(route.clone(), message, redelivered, Box::new(ack_handle))));
             }
         }
         Ok(None)
@@ -181,16 +181,16 @@ impl RabbitQueue {
             // A dead letter keeps its routing key: the queue of its route.
             let name = got.routing_key.to_string();
             let why = format!("{} in {name}", dead_letter_reason(&got, &name));
-            let receipt =
+            let ack_handle =
                 RabbitAckHandle { queue: self.clone(), queue_name: name.clone(), acker: Some(got.acker.clone()) };
-            if let Some((message, receipt)) = self.accept_or_divert(&got, receipt).await? {
+            if let Some((message, ack_handle)) = self.accept_or_divert(&got, ack_handle).await? {
                 self.refresh_routes().await?;
                 let known = self.route_table().queues.get(&name).map(|its| its.route.clone());
                 let route = known.unwrap_or_else(|| {
                     let target = message.targets[0].locator.repository.endpoint().clone();
                     Route::anonymous(message.source.repository.endpoint().clone(), target)
                 });
-                return Ok(Some(DeadLetter::new(route, message, why, Box::new(receipt))));
+                return Ok(Some(DeadLetter::new(route, message, why, Box::new(ack_handle))));
             }
         }
         Ok(None)
@@ -200,21 +200,21 @@ impl RabbitQueue {
     async fn accept_or_divert(
         &self,
         got: &BasicGetMessage,
-        receipt: RabbitAckHandle,
+        ack_handle: RabbitAckHandle,
     ) -> Result<Option<(Message, RabbitAckHandle)>> {
         match self.validate(got) {
-            IncomingMessage::Task(message) => return Ok(Some((*message, receipt))),
+            IncomingMessage::Task(message) => return Ok(Some((*message, ack_handle))),
             IncomingMessage::NewerVersion(version) => {
                 self.warn_newer_version(version);
-                let address = self.address_after(receipt.queue_name.clone(), NEWER_VERSION_DELAY);
-                receipt.republish(&address, &got.data, None).await?;
+                let address = self.address_after(ack_handle.queue_name.clone(), NEWER_VERSION_DELAY);
+                ack_handle.republish(&address, &got.data, None).await?;
             }
             IncomingMessage::Refused(kind, reason) => {
                 let reason = sanitize(&reason).into_owned();
                 self.record_refusal(kind, format!("message refused: {reason}"));
                 let stub = refusal_stub(&got.data, &reason);
                 let body = stub.as_deref().unwrap_or(&got.data);
-                receipt.republish(&PublishAddress::Refused, body, Some(&reason)).await?;
+                ack_handle.republish(&PublishAddress::Refused, body, Some(&reason)).await?;
             }
         }
         Ok(None)

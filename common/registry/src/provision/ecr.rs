@@ -65,8 +65,8 @@ fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &
         let hint = format!("write `api:` of {} with https://", repository.registry.name);
         return Err(Error::new(ErrorKind::Insecure, operation, detail).with_hint(hint));
     }
-    let making = &repository.registry.provision;
-    let registry = match making.ecr.get() {
+    let state = &repository.registry.provision;
+    let registry = match state.ecr.get() {
         Some(registry) => registry.clone(),
         None => {
             let name = vendor_api::api_host_name(&base)?;
@@ -81,7 +81,7 @@ fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &
             };
             let pool = repository.client.build_credential_pool(&name, &own);
             let found: Arc<Registry> = Arc::new(repository.client.build_registry_at(&name, base, own, pool, None)?);
-            making.ecr.get_or_init(|| found).clone()
+            state.ecr.get_or_init(|| found).clone()
         }
     };
     Ok(Repository { registry, access: Access::Catalog, ..repository.clone() })

@@ -152,14 +152,14 @@ impl Repository {
             format!("{begin}: `create: true` for {registry} under `registries` does that")
         };
         match (&provisioner, error.kind(), error.status()) {
-            (Some(maker), _, _) if is_set || maker.classify_refusal(&error) == RefusalKind::Unrelated => error,
+            (Some(provisioner), _, _) if is_set || provisioner.classify_refusal(&error) == RefusalKind::Unrelated => error,
             (Some(Provisioner::Ecr(_)), _, _) => error.with_hint(by_hand("repository", true)),
-            (Some(maker @ Provisioner::Harbor(_)), ErrorKind::Denied, _) => {
+            (Some(provisioner @ Provisioner::Harbor(_)), ErrorKind::Denied, _) => {
                 // First, since a report truncates hints.
                 let hint = error.hint().map(|hint| format!("; else {hint}")).unwrap_or_default();
-                error.with_hint(format!("{}{hint}", by_hand(&maker.resource(self), false)))
+                error.with_hint(format!("{}{hint}", by_hand(&provisioner.resource(self), false)))
             }
-            (Some(maker @ Provisioner::Harbor(_)), _, _) => error.with_hint(by_hand(&maker.resource(self), true)),
+            (Some(provisioner @ Provisioner::Harbor(_)), _, _) => error.with_hint(by_hand(&provisioner.resource(self), true)),
             (None, _, Some(404)) if is_set => error.with_hint(
                 "the repository may have to be created first at this registry; `create: true` does that at ECR and Harbor alone",
             ),

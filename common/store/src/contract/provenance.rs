@@ -16,8 +16,8 @@ fn tag_locator(registry: &str, path: &str, tag: &str) -> TagLocator {
     TagLocator { repository: Arc::new(locator(registry, path)), tag: tag.parse().unwrap() }
 }
 
-fn names(origins: &[TagProvenance]) -> Vec<String> {
-    origins.iter().map(|origin| format!("{} of {}", origin.target, origin.source_tag)).collect()
+fn names(records: &[TagProvenance]) -> Vec<String> {
+    records.iter().map(|record| format!("{} of {}", record.target, record.source_tag)).collect()
 }
 
 pub async fn a_target_tag_has_the_last_recorded_provenance(subject: StoreUnderTest) {
@@ -36,7 +36,7 @@ pub async fn a_target_tag_has_the_last_recorded_provenance(subject: StoreUnderTe
     }
     let found = store.provenance_by_source(&source.repository).await.unwrap();
     assert_eq!(names(&found), ["a.example/x:other of v1", "b.example/x:V1 of v1", "b.example/x:v1 of v1"]);
-    assert!(found.iter().all(|origin| origin.digest == two && origin.missing_since.is_none()), "{found:?}");
+    assert!(found.iter().all(|record| record.digest == two && record.missing_since.is_none()), "{found:?}");
     // Another source has written the tag since.
     let other = tag_locator("gcr.io", "b", "v9");
     store.record_provenance(&other, &targets[0], &one).await.unwrap();
@@ -65,7 +65,7 @@ pub async fn a_target_tag_has_the_last_recorded_provenance(subject: StoreUnderTe
     assert_eq!(store.provenance_by_source(&source.repository).await.unwrap()[1_499].missing_since, Some(since));
     store.forget_provenance(&source.repository, std::slice::from_ref(&last)).await.unwrap();
     assert_eq!(store.provenance_by_source(&source.repository).await.unwrap().len(), 1_499);
-    let all: Vec<TagLocator> = found.into_iter().map(|origin| origin.target).collect();
+    let all: Vec<TagLocator> = found.into_iter().map(|record| record.target).collect();
     store.forget_provenance(&source.repository, &all).await.unwrap();
     assert_eq!(store.provenance_by_source(&source.repository).await.unwrap(), []);
     assert_eq!(
@@ -112,7 +112,7 @@ pub async fn missing_since_is_kept_until_the_source_is_back(subject: StoreUnderT
     let (source, target) = (tag_locator("gcr.io", "a", "v1"), tag_locator("b.example", "x", "v2"));
     let since = Timestamp::from_second(1_767_225_600).unwrap();
     let missing = async || {
-        store.provenance_by_source(&source.repository).await.unwrap().first().map(|origin| origin.missing_since)
+        store.provenance_by_source(&source.repository).await.unwrap().first().map(|record| record.missing_since)
     };
     store.set_missing_since(&source.repository, vec![(target.clone(), Some(since))]).await.unwrap();
     assert_eq!(missing().await, None, "what is not known is not made up");

@@ -57,11 +57,8 @@ impl RecordedTag {
     }
 
     async fn provenance(&self, subject: &StoreUnderTest) -> Vec<(String, Digest)> {
-        let origins = subject.store.provenance_by_source(&self.source.repository).await.unwrap();
-        origins
-            .into_iter()
-            .map(|origin| (format!("{} of {}", origin.target, origin.source_tag), origin.digest))
-            .collect()
+        let entries = subject.store.provenance_by_source(&self.source.repository).await.unwrap();
+        entries.into_iter().map(|entry| (format!("{} of {}", entry.target, entry.source_tag), entry.digest)).collect()
     }
 }
 

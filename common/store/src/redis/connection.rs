@@ -118,11 +118,11 @@ impl ReconnectingConnection {
                 *self.current() = Some(open.clone());
                 Ok(open)
             }
-            Err(fault) => {
+            Err(call_error) => {
                 // Wait for a login that worked before: a password may change on the server before it changes here.
-                let fault = if attempts.number > 0 { fault.into_changed_login() } else { fault };
-                attempts.failure = Some(fault.clone());
-                Err(fault)
+                let call_error = if attempts.number > 0 { call_error.into_changed_login() } else { call_error };
+                attempts.failure = Some(call_error.clone());
+                Err(call_error)
             }
         }
     }

@@ -319,10 +319,10 @@ mod tests {
     fn assert_code(line: &str, action: ErrorAction, kind: ErrorKind, words: &str) {
         // A refused script adds its position to the same message.
         for line in [line.to_owned(), format!("{line} script: 2cb1, on @user_script:4.")] {
-            let fault = parse_answer(&line);
-            assert_eq!(fault.action(), action, "{line}");
-            assert_eq!(fault.ends_connection(), action == ErrorAction::Reconnect, "{line}");
-            let error = fault.to_error("finishing task 4");
+            let call_error = parse_answer(&line);
+            assert_eq!(call_error.action(), action, "{line}");
+            assert_eq!(call_error.ends_connection(), action == ErrorAction::Reconnect, "{line}");
+            let error = call_error.to_error("finishing task 4");
             assert_eq!(error.kind(), kind, "{line}");
             assert!(error.to_string().starts_with("finishing task 4: "), "{error}");
             assert!(error.message().contains(words) && !error.message().contains("user_script"), "{error}");
@@ -335,8 +335,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_permission_denied(fault: &RedisCallError) {
-        let error = fault.to_error("starting");
+    fn assert_permission_denied(call_error: &RedisCallError) {
+        let error = call_error.to_error("starting");
         assert!(error.kind() == ErrorKind::Denied && error.message().contains("NOPERM: The user"), "{error}");
     }
 
@@ -474,25 +474,25 @@ mod tests {
             io::ErrorKind::UnexpectedEof,
             io::ErrorKind::HostUnreachable,
         ] {
-            let fault = RedisCallError::Redis(RedisError::from(io::Error::from(kind)));
-            assert!(fault.ends_connection(), "{kind}");
-            assert_eq!(fault.to_error("reading").kind(), ErrorKind::Unreachable, "{kind}");
+            let call_error = RedisCallError::Redis(RedisError::from(io::Error::from(kind)));
+            assert!(call_error.ends_connection(), "{kind}");
+            assert_eq!(call_error.to_error("reading").kind(), ErrorKind::Unreachable, "{kind}");
         }
     }
 
     #[test]
     fn an_untrusted_certificate_is_a_permanent_error() {
         let error = io::Error::other("invalid peer certificate: UnknownIssuer");
-        let fault = RedisCallError::Redis(RedisError::from(error));
-        assert_eq!(fault.action(), ErrorAction::Fail);
-        assert_eq!(fault.to_error("connecting").kind(), ErrorKind::Insecure);
+        let call_error = RedisCallError::Redis(RedisError::from(error));
+        assert_eq!(call_error.action(), ErrorAction::Fail);
+        assert_eq!(call_error.to_error("connecting").kind(), ErrorKind::Insecure);
     }
 
     #[test]
     fn other_errors_fail_with_the_servers_message() {
-        let fault = parse_answer("ERR unknown command 'EVALSHA', with args beginning with:");
-        assert_eq!(fault.action(), ErrorAction::Fail);
-        let error = fault.to_error("starting");
+        let call_error = parse_answer("ERR unknown command 'EVALSHA', with args beginning with:");
+        assert_eq!(call_error.action(), ErrorAction::Fail);
+        let error = call_error.to_error("starting");
         assert!(error.message().contains("EVALSHA") && error.hint().unwrap().contains("Redis 7"), "{error}");
         assert_eq!(parse_answer("ERR something else").to_error("starting").kind(), ErrorKind::Local);
     }

@@ -171,12 +171,12 @@ impl RedisStore {
             match self.0.connection.get().await {
                 Ok(mut open) => match Inspection::query(&mut open.client).await {
                     Ok(inspected) => break inspected,
-                    Err(fault) => self.wait_before_retry(&mut retry, &operation, Some(&open), &fault).await?,
+                    Err(call_error) => self.wait_before_retry(&mut retry, &operation, Some(&open), &call_error).await?,
                 },
-                Err(fault) => self.wait_before_retry(&mut retry, &operation, None, &fault).await?,
+                Err(call_error) => self.wait_before_retry(&mut retry, &operation, None, &call_error).await?,
             }
         };
-        inspected.check().map_err(|fault| fault.to_error(&operation))?;
+        inspected.check().map_err(|call_error| call_error.to_error(&operation))?;
         if self.0.options.log_warnings {
             for warning in inspected.warnings() {
                 tracing::warn!("the store {}: {warning}", self.0.name);
@@ -222,15 +222,15 @@ impl RedisStore {
 
     /// Sends a pipeline once, without retries.
     async fn query_once(&self, operation: &str, pipe: &redis::Pipeline) -> Result<()> {
-        let mut open = self.0.connection.get().await.map_err(|fault| fault.to_error(operation))?;
+        let mut open = self.0.connection.get().await.map_err(|call_error| call_error.to_error(operation))?;
         match pipe.query_async::<()>(&mut open.client).await.map_err(RedisCallError::Redis) {
             Ok(()) => {
                 self.0.health.record_recovery(OutageKind::Unreachable);
                 Ok(())
             }
-            Err(fault) => {
-                self.abandon_if_broken(&open, &fault);
-                Err(fault.to_error(operation))
+            Err(call_error) => {
+                self.abandon_if_broken(&open, &call_error);
+                Err(call_error.to_error(operation))
             }
         }
     }
@@ -283,9 +283,9 @@ impl RedisStore {
             match self.0.connection.get().await {
                 Ok(mut open) => match pipe.query_async(&mut open.client).await.map_err(RedisCallError::Redis) {
                     Ok(answer) => return Ok(self.record_success(answer)),
-                    Err(fault) => self.wait_before_retry(&mut retry, operation, Some(&open), &fault).await?,
+                    Err(call_error) => self.wait_before_retry(&mut retry, operation, Some(&open), &call_error).await?,
                 },
-                Err(fault) => self.wait_before_retry(&mut retry, operation, None, &fault).await?,
+                Err(call_error) => self.wait_before_retry(&mut retry, operation, None, &call_error).await?,
             }
         }
     }
@@ -312,10 +312,12 @@ impl RedisStore {
                     let answer: RedisResult<T> = invocation.invoke_async(&mut open.client).await;
                     match answer.map_err(RedisCallError::Redis) {
                         Ok(answer) => return Ok(self.record_success(answer)),
-                        Err(fault) => self.wait_before_retry(&mut retry, operation, Some(&open), &fault).await?,
+                        Err(call_error) => {
+                            self.wait_before_retry(&mut retry, operation, Some(&open), &call_error).await?
+                        }
                     }
                 }
-                Err(fault) => self.wait_before_retry(&mut retry, operation, None, &fault).await?,
+                Err(call_error) => self.wait_before_retry(&mut retry, operation, None, &call_error).await?,
             }
         }
     }
@@ -331,12 +333,12 @@ impl RedisStore {
         retry: &mut RetryState,
         operation: &str,
         open: Option<&OpenConnection>,
-        fault: &RedisCallError,
+        call_error: &RedisCallError,
     ) -> Result<()> {
         if let Some(open) = open {
-            self.abandon_if_broken(open, fault);
+            self.abandon_if_broken(open, call_error);
         }
-        let (error, is_open) = (fault.to_error(operation), self.0.is_open.load(Ordering::Relaxed));
+        let (error, is_open) = (call_error.to_error(operation), self.0.is_open.load(Ordering::Relaxed));
         if is_open {
             self.record_outage(&error);
         }
@@ -355,8 +357,8 @@ impl RedisStore {
         Ok(())
     }
 
-    fn abandon_if_broken(&self, open: &OpenConnection, fault: &RedisCallError) {
-        if fault.ends_connection() {
+    fn abandon_if_broken(&self, open: &OpenConnection, call_error: &RedisCallError) {
+        if call_error.ends_connection() {
             self.0.connection.abandon(open);
         }
     }

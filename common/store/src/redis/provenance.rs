@@ -45,12 +45,12 @@ impl ProvenanceStore for RedisStore {
         pipe.smembers(self.provenance_key("provenance_targets", &from));
         let (mut targets,): (Vec<String>,) = self.query(&operation, &pipe).await?;
         targets.sort_unstable();
-        let mut origins = Vec::new();
+        let mut tag_provenances = Vec::new();
         for to in targets {
             let home = Arc::new(
                 parse_repository_name(&to).ok_or_else(|| corrupt_store(&operation, "invalid repository name"))?,
             );
-            let first = origins.len();
+            let first = tag_provenances.len();
             for (tag, bytes) in self.read_fields(&operation, &self.pair_key(&from, &to)).await? {
                 let tag: Tag = tag.parse().map_err(|_| corrupt_store(&operation, "invalid tag"))?;
                 let read =
@@ -59,7 +59,7 @@ impl ProvenanceStore for RedisStore {
                 let ProvenanceFields { digest, missing_since, unclaimed_since, source_tag } = read.known;
                 let source_tag = source_tag.unwrap_or_else(|| tag.clone());
                 let target = TagLocator { repository: home.clone(), tag };
-                origins.push(TagProvenance {
+                tag_provenances.push(TagProvenance {
                     target,
                     source_tag,
                     digest,
@@ -68,9 +68,9 @@ impl ProvenanceStore for RedisStore {
                     is_authentic,
                 });
             }
-            origins[first..].sort_by(|a: &TagProvenance, b: &TagProvenance| a.target.tag.cmp(&b.target.tag));
+            tag_provenances[first..].sort_by(|a: &TagProvenance, b: &TagProvenance| a.target.tag.cmp(&b.target.tag));
         }
-        Ok(origins)
+        Ok(tag_provenances)
     }
 
     async fn written_digests(&self, target: &RepositoryLocator) -> Result<HashMap<Tag, Digest>> {

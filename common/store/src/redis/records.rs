@@ -16,7 +16,7 @@ impl TagRecorder for RedisStore {
             let part = TagRecord { tags: tags.to_vec(), ..record.clone() };
             let part = if first { part } else { TagRecord { provenance: None, complete: None, ..part } };
             let Some(sources) = self.record_step(fence, &part, &[]).await? else { return Ok(false) };
-            let from = part.provenance.map(|origin| provenance::repository_name(&origin.source.repository));
+            let from = part.provenance.map(|update| provenance::repository_name(&update.source.repository));
             let others: Vec<String> = sources.into_iter().filter(|source| Some(source) != from.as_ref()).collect();
             if !others.is_empty() && self.record_step(fence, &part, &others).await?.is_none() {
                 return Ok(false);
@@ -36,13 +36,13 @@ impl RedisStore {
         record: &TagRecord<'_>,
         others: &[String],
     ) -> Result<Option<Vec<String>>> {
-        let TagRecord { provenance: origin, scope, tags, complete } = record;
+        let TagRecord { provenance: update, scope, tags, complete } = record;
         let operation = format!("recording a tag of {}", scope.repository);
         let name = cache::scope_name(scope);
         let parts = self.scope_key(&cache::scope_name(&scope.partial_images()));
         let mut call =
             ScriptCall::new(self.lease_key(&fence.name)).key(self.scope_key(&name)).key(self.key("scopes")).key(parts);
-        let (from, to) = match origin {
+        let (from, to) = match update {
             Some(ProvenanceUpdate { source, target, .. }) => {
                 (provenance::repository_name(&source.repository), provenance::repository_name(&target.repository))
             }
@@ -59,7 +59,7 @@ impl RedisStore {
             None => call.arg("").arg("").arg(""),
         };
         call = call.arg(from).arg(to);
-        call = match origin {
+        call = match update {
             Some(ProvenanceUpdate { source, target, digest }) => {
                 cache::with_buckets(call, target.tag.as_str()).bytes(self.encode_provenance(source, target, digest))
             }

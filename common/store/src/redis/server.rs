@@ -84,8 +84,8 @@ impl Inspection {
     pub(super) async fn query(link: &mut MultiplexedConnection) -> Result<Inspection, RedisCallError> {
         let info: InfoDict = match redis::cmd("INFO").query_async(link).await.map_err(RedisCallError::Redis) {
             Ok(info) => info,
-            Err(fault) if fault.action() == ErrorAction::Fail => return Ok(Inspection::default()),
-            Err(fault) => return Err(fault),
+            Err(call_error) if call_error.action() == ErrorAction::Fail => return Ok(Inspection::default()),
+            Err(call_error) => return Err(call_error),
         };
         Ok(Inspection {
             eviction_policy: info.get("maxmemory_policy"),
@@ -141,8 +141,8 @@ mod tests {
     use super::*;
 
     fn refusal(mode: &str, role: &str) -> (ErrorAction, String) {
-        let fault = check_greeting("7.2.4", mode, role).unwrap_err();
-        (fault.action(), fault.to_error("connecting").message().to_owned())
+        let call_error = check_greeting("7.2.4", mode, role).unwrap_err();
+        (call_error.action(), call_error.to_error("connecting").message().to_owned())
     }
 
     #[test]
@@ -166,9 +166,9 @@ mod tests {
     fn eviction_policies_that_lose_batches_are_refused_and_those_that_lose_leases_are_warned_of() {
         let with = |policy: &str| Inspection { eviction_policy: Some(policy.to_owned()), ..Inspection::default() };
         for policy in ["allkeys-lru", "allkeys-lfu", "allkeys-random"] {
-            let fault = with(policy).check().unwrap_err();
-            let error = fault.to_error("opening the store");
-            assert!(fault.action() == ErrorAction::Fail && error.message().contains(policy), "{error}");
+            let call_error = with(policy).check().unwrap_err();
+            let error = call_error.to_error("opening the store");
+            assert!(call_error.action() == ErrorAction::Fail && error.message().contains(policy), "{error}");
         }
         for (policy, warning_count) in
             [("noeviction", 0), ("volatile-lru", 0), ("volatile-lfu", 0), ("volatile-ttl", 1), ("volatile-random", 1)]

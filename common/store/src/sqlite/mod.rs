@@ -85,7 +85,7 @@ impl SqliteStore {
                 reader.pragma_update(None, "query_only", true)?;
                 Ok((writer, reader))
             };
-            let (writer, reader) = open().map_err(|fault| fault.into_error(&operation(), &name))?;
+            let (writer, reader) = open().map_err(|sqlite_error| sqlite_error.into_error(&operation(), &name))?;
             let reader = Some(Arc::new(Mutex::new(reader)));
             Ok(SqliteStore::new(Some(folder), name, clock, writer, reader))
         })
@@ -102,7 +102,7 @@ impl SqliteStore {
                 schema::migrate(&mut writer, &name)?;
                 Ok(writer)
             };
-            let writer = open().map_err(|fault| fault.into_error("opening a store in memory", &name))?;
+            let writer = open().map_err(|sqlite_error| sqlite_error.into_error("opening a store in memory", &name))?;
             Ok(SqliteStore::new(None, name, clock, writer, None))
         })
         .await
@@ -211,7 +211,7 @@ impl SqliteStore {
                 let _view = connection.unchecked_transaction()?;
                 work(&connection)
             };
-            run().map_err(|fault| fault.into_error(&operation, &name))
+            run().map_err(|sqlite_error| sqlite_error.into_error(&operation, &name))
         })
         .await
     }

@@ -34,12 +34,12 @@ impl ProvenanceStore for SqliteStore {
                  WHERE source = ?1 ORDER BY endpoint, repository, tag",
             )?;
             let mut rows = statement.query([from])?;
-            let mut origins: Vec<TagProvenance> = Vec::new();
+            let mut tag_provenances: Vec<TagProvenance> = Vec::new();
             while let Some(row) = rows.next()? {
                 let (end, repository, name): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
                 let its = parse_repository(&end, &repository)?;
                 // Records of one repository share it.
-                let its = match origins.last() {
+                let its = match tag_provenances.last() {
                     Some(last) if *last.target.repository == its => last.target.repository.clone(),
                     _ => Arc::new(its),
                 };
@@ -55,7 +55,7 @@ impl ProvenanceStore for SqliteStore {
                     since.map_err(|_| corrupt_store("invalid timestamp").into())
                 };
                 let (missing_since, unclaimed_since) = (since(5)?, since(6)?);
-                origins.push(TagProvenance {
+                tag_provenances.push(TagProvenance {
                     target: TagLocator { repository: its, tag },
                     source_tag,
                     digest,
@@ -64,7 +64,7 @@ impl ProvenanceStore for SqliteStore {
                     is_authentic: true,
                 });
             }
-            Ok(origins)
+            Ok(tag_provenances)
         })
         .await
     }

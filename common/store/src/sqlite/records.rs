@@ -14,13 +14,13 @@ impl TagRecorder for SqliteStore {
     async fn record_tag(&self, fence: &Fence, record: TagRecord<'_>) -> Result<bool> {
         let TagRecord { provenance, scope, tags, complete } = record;
         let (fence, scope, whole, now) = (fence.clone(), scope.clone(), complete.cloned(), self.now());
-        let origin = provenance
+        let update = provenance
             .map(|ProvenanceUpdate { source, target, digest }| (source.clone(), target.clone(), digest.clone()));
         self.write(format!("recording a tag of {}", scope.repository), move |connection| {
             if !is_held(connection, &fence, now)? {
                 return Ok(false);
             }
-            if let Some((source, target, digest)) = &origin {
+            if let Some((source, target, digest)) = &update {
                 provenance::record(connection, source, target, digest)?;
             }
             if let Some(tag) = whole {

@@ -65,7 +65,7 @@ where
         let WriteCall { operation, result, answer, .. } = *self;
         let result = result.unwrap_or_else(|| Err(SqliteError::Reported(thread_ended(&operation))));
         // The caller may be gone.
-        _ = answer.send(result.map_err(|fault| fault.into_error(&operation, store)));
+        _ = answer.send(result.map_err(|sqlite_error| sqlite_error.into_error(&operation, store)));
     }
 }
 
