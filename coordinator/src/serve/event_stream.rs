@@ -88,19 +88,19 @@ impl EventHub {
         let subscription = has_room.then(|| Subscription(self.clone()))?;
         let (first, receiver) = self.snapshot();
         let state = (subscription, receiver, Some(first), stop);
-        Some(futures_util::stream::unfold(state, async |(subscriber, mut receiver, first, stop)| {
+        Some(futures_util::stream::unfold(state, async |(watcher, mut receiver, first, stop)| {
             if let Some(first) = first {
-                return Some((Ok(first), (subscriber, receiver, None, stop)));
+                return Some((Ok(first), (watcher, receiver, None, stop)));
             }
             let received = tokio::select! {
                 received = receiver.recv() => received,
                 () = stop.cancelled() => return None,
             };
             match received {
-                Ok(event) => Some((Ok(event), (subscriber, receiver, None, stop))),
+                Ok(event) => Some((Ok(event), (watcher, receiver, None, stop))),
                 Err(RecvError::Lagged(_)) => {
-                    let (first, receiver) = subscriber.0.snapshot();
-                    Some((Ok(first), (subscriber, receiver, None, stop)))
+                    let (first, receiver) = watcher.0.snapshot();
+                    Some((Ok(first), (watcher, receiver, None, stop)))
                 }
                 Err(RecvError::Closed) => None,
             }
@@ -117,22 +117,22 @@ impl EventHub {
     }
 
     /// Publishes an event, unless it equals the last one of its topic.
-    pub(super) fn publish(&self, topic: Topic, value: &impl Serialize) {
+    pub(super) fn publish(&self, subject: Topic, value: &impl Serialize) {
         let Ok(json) = serde_json::to_string(value) else { return };
         let mut text = String::with_capacity(json.len() + 32);
         // JSON has no line breaks of its own.
-        let _ = write!(text, "event: {}\ndata: {json}\n\n", topic.event_name());
+        let _ = write!(text, "event: {}\ndata: {json}\n\n", subject.event_name());
         let event = Bytes::from(text);
         let mut known = self.latest();
-        if known.get(&topic) != Some(&event) {
-            known.insert(topic, event.clone());
+        if known.get(&subject) != Some(&event) {
+            known.insert(subject, event.clone());
             let _ = self.sender.send(event);
         }
     }
 
     /// Drops the last events of these topics: new subscribers do not get them.
     pub(super) fn forget(&self, is_meant: impl Fn(&Topic) -> bool) {
-        self.latest().retain(|topic, _| !is_meant(topic));
+        self.latest().retain(|subject, _| !is_meant(subject));
     }
 
     fn latest(&self) -> MutexGuard<'_, BTreeMap<Topic, Bytes>> {
@@ -147,65 +147,6 @@ impl EventHub {
     pub(super) async fn wait_for_subscriber(&self) {
         let mut watchers = self.subscribers.subscribe();
         let _ = watchers.wait_for(|watchers| *watchers > 0).await;
-        let is_gone = |id: &BatchId| !batches.iter().any(|batch| batch.id == *id);
-        if self.snapshots.keys().any(is_gone) {
-            self.snapshots.retain(|id, _| !is_gone(id));
-            self.app.event_hub.forget(|topic| match topic {
-                Topic::Batch(id) | Topic::Timeline(id) | Topic::Failures(id) => is_gone(id),
-                Topic::Status | Topic::Schedules | Topic::Workers | Topic::Routes => false,
-            });
-        }
-        for batch in batches {
-            match self.poll_batch(batch).await {
-                // One unreadable batch does not hide the others.
-                Err(error) if !is_transient(&error) => tracing::debug!("{error}"),
-                polled => polled?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn poll_batch(&mut self, batch: Batch) -> Result<()> {
-        let (store, hub) = (&*self.app.backend.store, &self.app.event_hub);
-        let view = BatchView::load(store, batch.clone()).await?;
-        let before = self.snapshots.get(&batch.id);
-        let was_live = before.is_some_and(|seen| seen.view.batch.ended_at.is_none());
-        let is_live = batch.ended_at.is_none();
-        let has_changed = before.is_none_or(|seen| seen.view != view);
-        let (mut unlisted_count, mut details) = match self.snapshots.remove(&batch.id) {
-            Some(seen) => (seen.unlisted_count, seen.details),
-            None => (store.listing_failures(batch.id).await?.len(), None),
-        };
-        // Clients request the timeline of batches that ended before the first poll.
-        let is_stale = details.as_ref().is_none_or(|(as_of, _)| *as_of != batch);
-        let is_due = details.as_ref().is_none_or(|(_, at)| at.elapsed() >= DETAILS_INTERVAL);
-        if is_stale && (is_live || was_live || details.is_some()) && (is_due || !is_live) {
-            unlisted_count = store.listing_failures(batch.id).await?.len();
-            let timeline = store.timeline(batch.id).await?;
-            hub.publish(Topic::Timeline(batch.id), &TimelineResponse::from_timeline(batch.id, timeline));
-            let groups = self.app.failure_groups.get_or_compute(store, &batch).await?;
-            hub.publish(Topic::Failures(batch.id), &*groups);
-            details = Some((batch.clone(), Instant::now()));
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
-            if !is_live {
-                let id = batch.id;
-                hub.forget(|topic| *topic == Topic::Timeline(id) || *topic == Topic::Failures(id));
-            }
-        } else if has_changed {
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
-        }
-        self.snapshots.insert(batch.id, BatchSnapshot { view, unlisted_count, details });
-        Ok(())
-    }
-
-    async fn poll_status(&mut self) -> Result<()> {
-        let (app, hub) = (self.app, &self.app.event_hub);
-        hub.publish(Topic::Status, &app.status());
-        let workers: Vec<Heartbeat> = app.backend.store.workers().await?;
-        hub.publish(Topic::Workers, &workers);
-        hub.publish(Topic::Schedules, &app.scheduler.entries().await?);
-        hub.publish(Topic::Routes, &app.routes(&workers).await?);
-        Ok(())
     }
 }
 
