@@ -3,6 +3,7 @@
 // Futures of a listing within a run nest deeply, and the compiler computes their layout recursively.
 #![recursion_limit = "256"]
 
+pub mod batch_view;
 pub mod cli;
 pub mod discovery;
 mod humanize;

@@ -24,8 +24,9 @@ use super::settings::Settings;
 use super::show::BatchDetails;
 use super::values::parse_error_kind;
 use super::watch::watch;
+use crate::batch_view::{BatchView, GLOBAL_LEADER, find_owner};
 use crate::humanize::pluralize;
-use crate::orchestrator::{Backend, BatchView, GLOBAL_LEADER, coordinator_name, find_active_leader, find_owner};
+use crate::orchestrator::{Backend, coordinator_name, find_active_leader};
 use crate::report::{self, Report};
 use clap::{Args, Subcommand};
 

@@ -32,10 +32,11 @@ use super::settings::config_dir;
 use super::target::TargetArgs;
 use super::watch::print_abandoned;
 use super::{backend, signals};
+use crate::batch_view::GLOBAL_LEADER;
 use crate::notify::{Notifier, deliver_once, watch_throttling};
 use crate::orchestrator::{
-    AdmissionResult, Backend, BatchWaitResult, CreatedBatch, GLOBAL_LEADER, RUN_ROLE, ReclaimPolicy, Run, RunResult,
-    RunSettings, Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over,
+    AdmissionResult, Backend, BatchWaitResult, CreatedBatch, RUN_ROLE, ReclaimPolicy, Run, RunResult, RunSettings,
+    Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over,
 };
 use crate::report::{self, Report, ReportLevel};
 use clap::Args;

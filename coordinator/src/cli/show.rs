@@ -1,6 +1,5 @@
 //! `imgsync batch show`: a batch, its failures by error kind and registry, its workers and rate limits.
 
-use crate::orchestrator::BatchView;
 use imgsync_model::batch::{BatchId, BatchOptions, Priority};
 use imgsync_oci::error::Result;
 use imgsync_registry::Client;
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::printer::Printer;
 use super::settings::Settings;
+use crate::batch_view::BatchView;
 use crate::humanize::pluralize;
 use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::{FailureGroups, FailureRow};

@@ -14,8 +14,8 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Sparkline, Wrap};
 
+use crate::batch_view::{BatchStatus, BatchView};
 use crate::humanize::pluralize;
-use crate::orchestrator::{BatchStatus, BatchView};
 
 const COPIED: Color = Color::Green;
 const UNCHANGED: Color = Color::DarkGray;

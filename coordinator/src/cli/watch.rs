@@ -16,9 +16,8 @@ use super::exit::Exit;
 use super::exit::exit_for_batch;
 use super::printer::Printer;
 use super::tui::{BatchScreen, Focus, Prompt, draw};
-use crate::orchestrator::{
-    AbandonmentDetector, BatchView, BatchWaitResult, WorkerCoverage, rate_limit_messages, wait_until_over,
-};
+use crate::batch_view::BatchView;
+use crate::orchestrator::{AbandonmentDetector, BatchWaitResult, WorkerCoverage, rate_limit_messages, wait_until_over};
 use crate::report::Report;
 
 const BATCH_POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use super::leader::LEADER_LEASE_TTL;
-use super::owner::{confirm_owner, resume_command, wait_until_over};
+use super::owner::{confirm_owner, wait_until_over};
 use super::plan::Slice;
+use crate::batch_view::{find_owner, resume_command};
 
 /// Interval between attempts to acquire a lease or the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -374,7 +375,7 @@ impl Admission<'_> {
             let slice = options.slice.map(Slice::from);
             if slice != self.slice
                 && (self.rules_digest)(slice) == batch.rules
-                && super::owner::find_owner(store, &batch).await?.is_some()
+                && find_owner(store, &batch).await?.is_some()
             {
                 self.check_joins(&batch)?;
             }

@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::backend::Backend;
 use super::batch_log::BatchLog;
 use super::leader::{LEADER_LEASE_TTL, Leader, ReclaimPolicy};
+use super::leader_holder_name;
 use super::provenance::tidy_provenance;
 use super::supervise::supervise;
-use super::{GLOBAL_LEADER, leader_holder_name};
+use crate::batch_view::GLOBAL_LEADER;
 use crate::notify::{Notifier, deliver, is_within_delivery_window, watch_throttling as watch_waits};
 
 /// Interval between looks for new batches.

@@ -40,9 +40,7 @@ pub use leader::{Leader, ReclaimPolicy, find_active_leader};
 pub use leader_service::{LeaderConfig, run_leader};
 pub use listings::{Listings, RuleListing};
 pub use local_worker::LocalWorker;
-pub use owner::{
-    AbandonmentDetector, BatchStatus, BatchView, BatchWaitResult, find_owner, resume_command, wait_until_over,
-};
+pub use owner::{AbandonmentDetector, BatchWaitResult, wait_until_over};
 pub use plan::{
     PlanFailure, PlannedTarget, PlannedTask, Planner, RepositoryPlan, Slice, SourceTag, cut_slice, resolve_conflicts,
 };
@@ -53,10 +51,7 @@ pub(crate) use rule_metrics::MAX_RULES;
 pub use rule_metrics::{WatchedRule, WatchedRules};
 pub use run::{CreatedBatch, RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
 
-/// Name of the leader lease of `serve` ([`imgsync_store::leader_lease_name`]): all batches that no other process leads.
-pub const GLOBAL_LEADER: &str = "all batches";
-
-/// Returns the holder name of this process for [`GLOBAL_LEADER`].
+/// Returns the holder name of this process for [`GLOBAL_LEADER`](crate::batch_view::GLOBAL_LEADER).
 pub fn leader_holder_name() -> String {
     format!("serve on {}", coordinator_name())
 }

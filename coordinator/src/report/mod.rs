@@ -25,7 +25,7 @@ use imgsync_store::private_files;
 use imgsync_store::{Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow};
 use jiff::Timestamp;
 
-use crate::orchestrator::{BatchStatus, BatchView};
+use crate::batch_view::{BatchStatus, BatchView};
 
 pub use json::{ReportJson, json_schema, write_json};
 pub use template::ReportTemplate;

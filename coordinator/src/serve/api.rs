@@ -23,7 +23,8 @@ use super::error_response::ErrorResponse;
 use super::extract::{MAX_PAGE_ROWS, PathId, QueryParams, expect_empty_body, read_json};
 use super::routes::RoutesResponse;
 use super::scheduler::ScheduleEntry;
-use crate::orchestrator::{BatchView, WorkerCoverage, rate_limit_messages};
+use crate::batch_view::BatchView;
+use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::FailureRow;
 
 /// OpenAPI description of this API.

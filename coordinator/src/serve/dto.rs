@@ -5,7 +5,7 @@ use imgsync_store::{BatchTimeline, TaskRow};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::orchestrator::{BatchStatus, BatchView};
+use crate::batch_view::{BatchStatus, BatchView};
 use crate::report::failure_groups::FailureGroups;
 
 /// A batch.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::app::AppState;
 use super::dto::{BatchResponse, TimelineResponse};
 use super::event_stream::{MAX_BATCHES, Topic};
-use crate::orchestrator::BatchView;
+use crate::batch_view::BatchView;
 
 const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const STATUS_POLL_INTERVAL: Duration = Duration::from_secs(2);

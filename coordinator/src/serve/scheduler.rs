@@ -18,8 +18,9 @@ use tokio_util::task::TaskTracker;
 
 use super::active_config::{ActiveConfig, ActiveRule};
 use super::{warn, warn_repeatedly};
+use crate::batch_view::{BatchStatus, BatchView};
 use crate::humanize::pluralize;
-use crate::orchestrator::{Backend, BatchStatus, BatchView, CreatedBatch, Obstacle, Run};
+use crate::orchestrator::{Backend, CreatedBatch, Obstacle, Run};
 
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_CONCURRENT_LISTINGS: usize = 4;
