@@ -33,10 +33,10 @@ use super::target::TargetArgs;
 use super::watch::print_abandoned;
 use super::{backend, signals};
 use crate::batch_view::GLOBAL_LEADER;
-use crate::notify::{Notifier, deliver_once, watch_throttling};
+use crate::notify::{Notifier, deliver_once};
 use crate::orchestrator::{
     AdmissionResult, Backend, BatchWaitResult, CreatedBatch, RUN_ROLE, ReclaimPolicy, Run, RunResult, RunSettings,
-    Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over,
+    Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over, watch_throttling,
 };
 use crate::report::{self, Report, ReportLevel};
 use clap::Args;

@@ -8,7 +8,6 @@ mod http_sender;
 mod notification;
 mod split;
 mod telegram;
-mod throttle_watch;
 mod truncating_writer;
 mod webhook;
 
@@ -20,14 +19,12 @@ use imgsync_config::{NotifyCondition, NotifyConfig, WebhookUrl};
 use imgsync_oci::Digest;
 use imgsync_oci::error::Result;
 use imgsync_oci::retry::RetryPolicy;
-use imgsync_store::{LeaseResult, Store};
 
 #[cfg(test)]
 pub(crate) use self::delivery::DELIVERY_WINDOW;
 pub use self::delivery::deliver_once;
 pub(crate) use self::delivery::{deliver, is_within_delivery_window, notification_counters};
 pub use self::notification::ThrottleNotice;
-pub use self::throttle_watch::watch_throttling;
 
 use self::chat::Chat;
 use self::email::Email;
@@ -43,8 +40,6 @@ const MAX_ATTEMPTS: u32 = 5;
 const MAX_DELAY: Duration = Duration::from_secs(15);
 /// Maximum `Retry-After` that is waited for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(90);
-/// TTL of the claim to notify of a hold: longer than the time in which two coordinators may notice the same one.
-const NOTIFICATION_CLAIM_TTL: Duration = Duration::from_secs(3600);
 /// Timeout of a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -86,11 +81,16 @@ impl Notifier {
 
     /// Returns whether there are no targets.
     pub fn is_empty(&self) -> bool {
-        !self.has_channels() && self.pings.is_empty()
+        !self.wants_throttle_notices() && self.pings.is_empty()
+    }
+
+    /// Returns how long a registry may hold up a batch before [`Notifier::send_throttle_notice`] is called.
+    pub fn throttle_threshold(&self) -> Duration {
+        self.throttle_threshold
     }
 
     /// Returns whether any target receives notifications of registry holds.
-    fn has_channels(&self) -> bool {
+    pub fn wants_throttle_notices(&self) -> bool {
         self.telegram.is_some() || !self.webhooks.is_empty() || !self.chats.is_empty() || !self.emails.is_empty()
     }
 
@@ -229,12 +229,4 @@ fn with_hint(error: &imgsync_oci::error::Error) -> String {
         Some(hint) => format!("{error} ({hint})"),
         None => error.to_string(),
     }
-}
-
-/// Claims a notification, so that one of several coordinators sends it. If the store does not respond, each sends it.
-async fn claim_notification(store: &dyn Store, what: &str, name: &str) -> bool {
-    !matches!(
-        store.acquire(&format!("notified:{what}"), name, NOTIFICATION_CLAIM_TTL).await,
-        Ok(LeaseResult::HeldBy { .. })
-    )
 }

@@ -74,7 +74,7 @@ pub async fn rate_limit_messages(store: &dyn Store, batch: &Batch, client: &Clie
 }
 
 /// Returns the registries whose rate limits hold up a batch, as known for the credentials of this process.
-pub async fn rate_limit_holds(
+pub(super) async fn rate_limit_holds(
     store: &dyn Store,
     batch: &Batch,
     client: &Client,

@@ -23,8 +23,9 @@ use super::leader::{LEADER_LEASE_TTL, Leader, ReclaimPolicy};
 use super::leader_holder_name;
 use super::provenance::tidy_provenance;
 use super::supervise::supervise;
+use super::throttle_watch::watch_throttling;
 use crate::batch_view::GLOBAL_LEADER;
-use crate::notify::{Notifier, deliver, is_within_delivery_window, watch_throttling as watch_waits};
+use crate::notify::{Notifier, deliver, is_within_delivery_window};
 
 /// Interval between looks for new batches.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -107,7 +108,7 @@ impl LeaderContext {
         let (store, more, begin) = (&self.backend.store, Notify::new(), || log.begin());
         let result = tokio::select! {
             result = self.leader.lead_batch_with_callback(id, &more, stop, &begin) => result,
-            () = watch_waits(&**store, id, &client, &notifier, &self.events, &self.name) => Ok(()),
+            () = watch_throttling(&**store, id, &client, &notifier, &self.events, &self.name) => Ok(()),
         };
         if let Err(error) = result {
             // A batch that fails authentication was cancelled, which is its end.

@@ -26,12 +26,13 @@ mod rule_options;
 mod run;
 mod selection_counts;
 mod supervise;
+mod throttle_watch;
 mod unchanged_filter;
 
 pub(crate) use admission::Obstacle;
 pub use admission::{Admission, AdmissionResult, StartPermit};
 pub use backend::Backend;
-pub use coverage::{WorkerCoverage, rate_limit_holds, rate_limit_messages};
+pub use coverage::{WorkerCoverage, rate_limit_messages};
 pub use digest_tags::DigestTagIndex;
 #[cfg(test)]
 pub(crate) use dispatch::MAX_DEPTH;
@@ -50,6 +51,7 @@ pub use prune_plan::{PruneCandidate, PrunePlan};
 pub(crate) use rule_metrics::MAX_RULES;
 pub use rule_metrics::{WatchedRule, WatchedRules};
 pub use run::{CreatedBatch, RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
+pub use throttle_watch::watch_throttling;
 
 /// Returns the holder name of this process for [`GLOBAL_LEADER`](crate::batch_view::GLOBAL_LEADER).
 pub fn leader_holder_name() -> String {
