@@ -15,7 +15,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio_util::sync::CancellationToken;
 
-use super::Notifier;
+use super::notification::Notification;
+use super::{Notifier, send_to};
 use crate::report::{Report, ReportLevel};
 
 /// Time after the end of a batch when undelivered notifications are given up.
@@ -90,12 +91,13 @@ async fn deliver_round(
     if sent.contains(&all) {
         return Ok(warnings);
     }
-    for (name, recipient) in notifier.recipients(report) {
+    let notification = Notification::BatchEnded { report, level };
+    for (name, target) in notifier.targets_for(notification.event()) {
         let mark = format!("{all} {name}");
         if sent.contains(&mark) {
             continue;
         }
-        match notifier.send_to(&recipient, report, level).await {
+        match send_to(target, &notification).await {
             Ok(()) => {
                 count_notifications("delivered", 1);
                 store.record_notification(id, &mark).await?;

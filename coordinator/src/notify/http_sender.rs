@@ -24,7 +24,7 @@ pub(super) struct HttpSender {
 pub(super) struct HttpReply {
     /// Status.
     pub(super) status: StatusCode,
-    /// `RetryState-After`, in whole seconds.
+    /// `Retry-After`, in whole seconds.
     pub(super) retry_after: Option<Duration>,
     /// Beginning of the body.
     pub(super) body: Vec<u8>,
@@ -35,8 +35,8 @@ impl HttpSender {
         HttpSender { policy }
     }
 
-    /// Sends what `request` builds until `read` accepts the reply or returns a permanent error. `tried` names the
-    /// operation, without secrets.
+    /// Sends what `request` builds until `read` accepts the reply or returns a permanent error. `operation` names
+    /// the request, without secrets.
     pub(super) async fn send(
         &self,
         url: &Url,

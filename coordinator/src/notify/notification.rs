@@ -1,4 +1,4 @@
-//! Notification for a chat or an email: a title, and the report as text or rendered by a template.
+//! Notifications, and their text for a chat or an email: a title, and the report as text or rendered by a template.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
 use jiff::Timestamp;
 
+use super::target::NotificationEvent;
 use super::truncating_writer::TruncatingWriter;
 use crate::humanize::pluralize;
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate, write_text};
@@ -15,8 +16,21 @@ use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplat
 const MAX_TEXT_BYTES: usize = 64 << 10;
 
 /// A notification.
+pub(super) enum Notification<'a> {
+    /// A batch has ended.
+    BatchEnded {
+        /// Report of the batch.
+        report: &'a Report<'a>,
+        /// Level of detail.
+        level: ReportLevel,
+    },
+    /// A registry holds up a batch.
+    RegistryThrottled(&'a ThrottleNotice),
+}
+
+/// Text of a notification.
 #[derive(Debug, Clone)]
-pub(super) struct Notification {
+pub(super) struct NotificationText {
     /// Title, in one line.
     pub(super) title: String,
     /// Text.
@@ -40,25 +54,54 @@ pub struct ThrottleNotice {
     pub open: u64,
 }
 
-impl Notification {
-    /// Creates the notification of a batch's end.
-    pub(super) async fn for_report(
+impl Notification<'_> {
+    /// Returns the event, for the conditions of targets.
+    pub(super) fn event(&self) -> NotificationEvent {
+        match self {
+            Notification::BatchEnded { report, .. } => {
+                let counts = &report.batch.counts;
+                let failed = counts.failed + counts.cancelled + counts.unfinished() > 0 || !report.unlisted.is_empty();
+                NotificationEvent::BatchEnded { copied: counts.copied > 0, failed }
+            }
+            Notification::RegistryThrottled(_) => NotificationEvent::RegistryThrottled,
+        }
+    }
+}
+
+impl NotificationText {
+    /// Renders a notification. The template is for reports only.
+    pub(super) async fn render(
+        notification: &Notification<'_>,
+        template: Option<&ReportTemplate>,
+    ) -> Result<NotificationText> {
+        match notification {
+            Notification::BatchEnded { report, level } => NotificationText::for_report(report, *level, template).await,
+            Notification::RegistryThrottled(notice) => Ok(NotificationText::for_throttle(notice)),
+        }
+    }
+
+    /// Creates the text of a batch's end.
+    async fn for_report(
         report: &Report<'_>,
         level: ReportLevel,
         template: Option<&ReportTemplate>,
-    ) -> Result<Notification> {
+    ) -> Result<NotificationText> {
         let view = ReportData::load(report, level).await?;
         let title = format!("imgsync: {}", view.headline);
         if let Some(template) = template {
-            return Ok(Notification { title, text: template.render(&view)?, is_markup: true });
+            return Ok(NotificationText { title, text: template.render(&view)?, is_markup: true });
         }
         let mut bounded = TruncatingWriter::with_limit(MAX_TEXT_BYTES);
         write_text(report, level, &mut bounded).await?;
-        Ok(Notification { title, text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(), is_markup: false })
+        Ok(NotificationText {
+            title,
+            text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(),
+            is_markup: false,
+        })
     }
 
-    /// Creates the notification of a rate limit that holds up a batch.
-    pub(super) fn for_throttle(throttled: &ThrottleNotice) -> Notification {
+    /// Creates the text of a rate limit that holds up a batch.
+    pub(super) fn for_throttle(throttled: &ThrottleNotice) -> NotificationText {
         let ThrottleNotice { batch, registry, why, until, open } = throttled;
         let open = pluralize(*open, "image", "images");
         let until = until.strftime("%Y-%m-%d %H:%M:%S UTC");
@@ -67,7 +110,7 @@ impl Notification {
             "{registry} {why}: held until {until}.\nBatch {batch} has {open} pending; images of other registries \
              continue.\nDetails: imgsync batch show {batch}"
         );
-        Notification { title, text, is_markup: false }
+        NotificationText { title, text, is_markup: false }
     }
 }
 

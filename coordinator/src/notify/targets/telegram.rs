@@ -1,5 +1,7 @@
 //! Telegram group: the report as messages, or as a file if it is too long (core.telegram.org/bots/api).
 
+use async_trait::async_trait;
+use imgsync_config::{NotifyCondition, NotifyConfig, TelegramConfig};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize_within;
 use imgsync_oci::secret::Secret;
@@ -10,9 +12,11 @@ use std::fmt;
 use std::time::Duration;
 use url::Url;
 
-use super::http_sender::{HttpReply, HttpSender, status_error};
-use super::split::{split, utf16_length};
-use super::truncating_writer::TruncatingWriter;
+use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
+use crate::notify::notification::{Notification, NotificationText};
+use crate::notify::split::{split, utf16_length};
+use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::truncating_writer::TruncatingWriter;
 use crate::report::{Report, ReportLevel, write_text};
 
 const DEFAULT_API_URL: &str = "https://api.telegram.org";
@@ -28,10 +32,11 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 const FILE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A bot and its group.
-pub(super) struct Telegram {
+struct Telegram {
     api: Url,
     token: Secret,
     group: String,
+    on: NotifyCondition,
     http: HttpSender,
 }
 
@@ -57,24 +62,55 @@ struct ReplyParameters {
     migrate_to_chat_id: Option<i64>,
 }
 
+/// Builds the configured group.
+pub(super) fn build(notify: &NotifyConfig, context: &TargetContext<'_>) -> Result<Vec<Box<dyn NotificationTarget>>> {
+    let telegram = notify.telegram.as_ref().and_then(|configured| Telegram::new(configured, context.http.clone()));
+    Ok(telegram.into_iter().map(|telegram| Box::new(telegram) as Box<dyn NotificationTarget>).collect())
+}
+
+#[async_trait]
+impl NotificationTarget for Telegram {
+    fn key(&self) -> &'static str {
+        "telegram"
+    }
+
+    fn address(&self) -> String {
+        format!("{} {}", self.api, self.group)
+    }
+
+    fn wants(&self, event: NotificationEvent) -> bool {
+        event.meets(self.on)
+    }
+
+    async fn send(&self, notification: &Notification<'_>) -> Result<()> {
+        match notification {
+            Notification::BatchEnded { report, level } => self.send_report(report, *level).await,
+            Notification::RegistryThrottled(notice) => {
+                let message = NotificationText::for_throttle(notice);
+                self.send_text(&format!("{}\n\n{}", message.title, message.text)).await
+            }
+        }
+    }
+
+    fn describe_failure(&self, error: &Error) -> String {
+        format!("Telegram notification failed: {error}")
+    }
+}
+
 impl Telegram {
-    /// Creates the channel, or returns `None` if token or group are missing.
-    pub(super) fn new(configured: &imgsync_config::TelegramConfig, http: HttpSender) -> Option<Telegram> {
+    /// Creates the target, or returns `None` if token or group are missing.
+    fn new(configured: &TelegramConfig, http: HttpSender) -> Option<Telegram> {
         Some(Telegram {
             api: configured.api.clone().or_else(|| DEFAULT_API_URL.parse().ok())?,
             token: configured.token.clone()?,
             group: configured.group.clone()?,
+            on: configured.on,
             http,
         })
     }
 
-    /// Identifies the recipient by API and group.
-    pub(super) fn address(&self) -> String {
-        format!("{} {}", self.api, self.group)
-    }
-
     /// Sends the report.
-    pub(super) async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
+    async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
         let mut file = TruncatingWriter::with_limit(MAX_FILE_BYTES);
         write_text(report, level, &mut file).await?;
         let text = String::from_utf8_lossy(&file.text).into_owned();
@@ -85,7 +121,7 @@ impl Telegram {
         };
         if (1..=MAX_MESSAGES).contains(&parts.len()) {
             for part in parts {
-                self.send_message(&part).await?;
+                self.send_text(&part).await?;
             }
             return Ok(());
         }
@@ -93,7 +129,7 @@ impl Telegram {
         write_text(report, ReportLevel::Totals, &mut totals).await?;
         let totals = format!("{}\nThe rest is in the file.", String::from_utf8_lossy(&totals).trim_end());
         for part in split(&totals, MAX_MESSAGE_LENGTH) {
-            self.send_message(&part).await?;
+            self.send_text(&part).await?;
         }
         let id = report.batch.id;
         let text = match file.is_truncated {
@@ -109,13 +145,8 @@ impl Telegram {
         self.send_file(&format!("imgsync-{id}.txt"), text).await
     }
 
-    /// Sends a short text.
-    pub(super) async fn send_text(&self, text: &str) -> Result<()> {
-        self.send_message(text).await
-    }
-
     /// Sends preformatted text.
-    async fn send_message(&self, text: &str) -> Result<()> {
+    async fn send_text(&self, text: &str) -> Result<()> {
         let url = self.method_url("sendMessage")?;
         let body = json!({
             "chat_id": self.group,

@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use imgsync_config::{NotifyCondition, NotifyConfig, WebhookConfig, WebhookUrl};
 use imgsync_model::batch::SigningKey;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use serde_json::json;
 
-use super::ThrottleNotice;
-use super::http_sender::{HttpReply, HttpSender, status_error};
+use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
+use crate::notify::notification::{Notification, ThrottleNotice};
+use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate};
 
 /// Header with the signature of the body: `sha256=` and HMAC-SHA256 in hexadecimal digits.
@@ -20,11 +23,12 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A webhook.
 #[derive(Debug)]
-pub(super) struct Webhook {
-    url: imgsync_config::WebhookUrl,
+struct Webhook {
+    url: WebhookUrl,
     headers: HeaderMap,
     template: Option<ReportTemplate>,
     key: Option<SigningKey>,
+    on: NotifyCondition,
     http: HttpSender,
 }
 
@@ -36,9 +40,41 @@ struct BatchEndedPayload<'a> {
     view: &'a ReportData,
 }
 
+/// Builds the configured webhooks.
+pub(super) fn build(notify: &NotifyConfig, context: &TargetContext<'_>) -> Result<Vec<Box<dyn NotificationTarget>>> {
+    let webhooks = notify.webhooks.iter().map(|it| Webhook::new(it, context.folder, context.http.clone()));
+    webhooks.map(|webhook| Ok(Box::new(webhook?) as Box<dyn NotificationTarget>)).collect()
+}
+
+#[async_trait]
+impl NotificationTarget for Webhook {
+    fn key(&self) -> &'static str {
+        "webhook"
+    }
+
+    fn address(&self) -> String {
+        self.url.expose().to_string()
+    }
+
+    fn wants(&self, event: NotificationEvent) -> bool {
+        event.meets(self.on)
+    }
+
+    async fn send(&self, notification: &Notification<'_>) -> Result<()> {
+        match notification {
+            Notification::BatchEnded { report, level } => self.send_report(report, *level).await,
+            Notification::RegistryThrottled(notice) => self.send_throttle_notice(notice).await,
+        }
+    }
+
+    fn describe_failure(&self, error: &Error) -> String {
+        format!("webhook notification failed: {error}")
+    }
+}
+
 impl Webhook {
     /// Creates the webhook from its configuration.
-    pub(super) fn new(configured: &imgsync_config::WebhookConfig, folder: &Path, http: HttpSender) -> Result<Webhook> {
+    fn new(configured: &WebhookConfig, folder: &Path, http: HttpSender) -> Result<Webhook> {
         let form = configured.template.as_deref().map_or(ReportFormat::Json, ReportFormat::from_template_path);
         let template = match &configured.template {
             Some(path) => Some(ReportTemplate::read(&folder.join(path), form)?),
@@ -62,16 +98,11 @@ impl Webhook {
             headers.insert(name, value);
         }
         let key = configured.secret.as_ref().map(SigningKey::new);
-        Ok(Webhook { url: configured.url.clone(), headers, template, key, http })
-    }
-
-    /// Identifies the recipient by its URL, which contains a secret.
-    pub(super) fn address(&self) -> String {
-        self.url.expose().to_string()
+        Ok(Webhook { url: configured.url.clone(), headers, template, key, on: configured.on, http })
     }
 
     /// Posts the report.
-    pub(super) async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
+    async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
         let operation = format!("posting to {}", self.url);
         let view = ReportData::load(report, level).await?;
         let body = match &self.template {
@@ -83,7 +114,7 @@ impl Webhook {
     }
 
     /// Posts that a registry holds up a batch, always as JSON, because templates are for reports.
-    pub(super) async fn send_throttle_notice(&self, throttled: &ThrottleNotice) -> Result<()> {
+    async fn send_throttle_notice(&self, throttled: &ThrottleNotice) -> Result<()> {
         let ThrottleNotice { batch, registry, why, until, open } = throttled;
         let body = json!({
             "event": "registry.throttled", "batch": batch.to_string(), "registry": registry.to_string(), "reason": why,

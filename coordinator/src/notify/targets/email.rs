@@ -1,5 +1,7 @@
 //! Email by SMTP (RFC 5321): the report as text, with an HTML page attached.
 
+use async_trait::async_trait;
+use imgsync_config::{EmailConfig, NotifyCondition, NotifyConfig};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
 use imgsync_oci::sanitize::sanitize_within;
@@ -16,8 +18,9 @@ use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-use super::notification::{Notification, load_template};
-use crate::report::ReportTemplate;
+use crate::notify::notification::{Notification, NotificationText, load_template};
+use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext, with_hint};
+use crate::report::{self, ReportFormat, ReportSpec, ReportTemplate};
 
 /// Timeout of one email.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,12 +28,13 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ATTACHMENT_BYTES: usize = 5_000_000;
 
 /// SMTP server and recipients.
-pub(super) struct Email {
+struct Email {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     server: String,
     from: Mailbox,
     to: Vec<Mailbox>,
-    pub(super) template: Option<ReportTemplate>,
+    template: Option<ReportTemplate>,
+    on: NotifyCondition,
     policy: RetryPolicy,
 }
 
@@ -40,15 +44,46 @@ impl fmt::Debug for Email {
     }
 }
 
-impl Email {
-    /// Identifies the recipients and the server.
-    pub(super) fn address(&self) -> String {
+/// Builds the configured emails.
+pub(super) fn build(notify: &NotifyConfig, context: &TargetContext<'_>) -> Result<Vec<Box<dyn NotificationTarget>>> {
+    let emails = notify.emails.iter().map(|it| Email::new(it, context.folder, context.policy));
+    emails.map(|email| Ok(Box::new(email?) as Box<dyn NotificationTarget>)).collect()
+}
+
+#[async_trait]
+impl NotificationTarget for Email {
+    fn key(&self) -> &'static str {
+        "email"
+    }
+
+    fn address(&self) -> String {
         let to: Vec<String> = self.to.iter().map(ToString::to_string).collect();
         format!("{} {}", self.server, to.join(" "))
     }
 
-    /// Creates the channel from its configuration.
-    pub(super) fn new(configured: &imgsync_config::EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
+    fn wants(&self, event: NotificationEvent) -> bool {
+        event.meets(self.on)
+    }
+
+    async fn send(&self, notification: &Notification<'_>) -> Result<()> {
+        let message = NotificationText::render(notification, self.template.as_ref()).await?;
+        let Notification::BatchEnded { report, level } = notification else {
+            return self.send_mail(&message, None).await;
+        };
+        let mut page = Vec::new();
+        let shape = ReportSpec { format: ReportFormat::Html, level: Some(*level), template: None };
+        report::write(report, &shape, &mut page).await?;
+        self.send_mail(&message, Some((&format!("imgsync-{}.html", report.batch.id), page))).await
+    }
+
+    fn describe_failure(&self, error: &Error) -> String {
+        format!("email notification failed: {}", with_hint(error))
+    }
+}
+
+impl Email {
+    /// Creates the target from its configuration.
+    fn new(configured: &EmailConfig, folder: &Path, policy: RetryPolicy) -> Result<Email> {
         install_tls_provider();
         let server = format!("{}:{}", configured.host, configured.port);
         let operation = format!("configuring the mail server {server}");
@@ -78,12 +113,13 @@ impl Email {
             from: mailbox(&configured.from)?,
             to: configured.to.iter().map(mailbox).collect::<Result<_>>()?,
             template: load_template(configured.template.as_deref(), folder)?,
+            on: configured.on,
             policy,
         })
     }
 
     /// Sends an email, with a page attached if there is one.
-    pub(super) async fn send(&self, message: &Notification, page: Option<(&str, Vec<u8>)>) -> Result<()> {
+    async fn send_mail(&self, message: &NotificationText, page: Option<(&str, Vec<u8>)>) -> Result<()> {
         let operation = format!("sending a mail by {}", self.server);
         let mail =
             self.mail(message, page).map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
@@ -102,7 +138,7 @@ impl Email {
 
     fn mail(
         &self,
-        message: &Notification,
+        message: &NotificationText,
         page: Option<(&str, Vec<u8>)>,
     ) -> std::result::Result<Mail, lettre::error::Error> {
         let mut mail = Mail::builder().from(self.from.clone()).subject(&message.title).message_id(None);
