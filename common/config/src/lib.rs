@@ -6,7 +6,7 @@
 //!
 //! Stages: `yaml` (a tree with source positions, `variables` expanded) → `reader` (values) → `registry` and `rule`
 //! (meaning). `schema_table` is the table of all keys, from which unknown keys and the JSON Schema follow. `to_yaml` converts the
-//! meaning back to YAML.
+//! meaning back to YAML, through views that serde serializes.
 
 #[cfg(test)]
 mod docs_tables;
@@ -56,7 +56,7 @@ pub use report::ReportConfig;
 pub use retention::{PruneConfig, PruneLimit};
 pub use rule::{Rule, RuleSource, RuleTarget};
 pub use serve::ServeConfig;
-pub use to_yaml::yaml_scalar;
+pub use to_yaml::{YamlList, YamlNumber, YamlText, is_empty_list, to_yaml, yaml_list};
 
 use reader::{SectionFields, ValueReader};
 use schema_table::{CLUSTER, CONFIG};

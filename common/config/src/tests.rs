@@ -407,10 +407,10 @@ fn a_configuration_is_shown_as_it_is_understood() {
     insta::assert_snapshot!(good(DESIGNED).to_yaml_redacted(), @r#"
     cluster:
       broker:
-        url: "amqp://rabbitmq:5672"
+        url: amqp://rabbitmq:5672
         username: "***"
         password: "***"
-      store: "redis://redis:6379"
+      store: redis://redis:6379
       key: "***"
     registries:
       docker.io:
@@ -419,7 +419,7 @@ fn a_configuration_is_shown_as_it_is_understood() {
         requests_per_second: 20
         concurrency: 20
       gcr.io:
-        endpoint: "http://127.0.0.1:5001/"
+        endpoint: http://127.0.0.1:5001/
     defaults:
       to: [docker.io/gcrxio]
     rules:
@@ -429,9 +429,9 @@ fn a_configuration_is_shown_as_it_is_understood() {
         referrers: true
         verify_every: 7d
         referrers_every: 7d
-      - from: "gcr.io/istio-release/**"
+      - from: gcr.io/istio-release/**
         tags:
-          include: ["1.*"]
+          include: [1.*]
           exclude: ["*-rc*"]
           semver: ">=1.20"
           newest: 10

@@ -1,26 +1,91 @@
 //! Draft of an imported configuration.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+mod view;
 
-use imgsync_config::yaml_scalar;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use imgsync_config::{YamlNumber, YamlText};
+use serde::{Serialize, Serializer};
+use serde_saphyr::FlowMap;
 
 /// A value of the draft.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub(super) enum DraftValue {
-    /// A literal, quoted if necessary.
-    Plain(String),
-    /// Name of an environment variable.
-    Variable(String),
+    /// A text: a literal or a variable.
+    Text(YamlText),
+    /// A number.
+    Number(YamlNumber),
+    /// True or false.
+    Flag(bool),
 }
 
 impl DraftValue {
-    fn to_yaml(&self) -> String {
-        match self {
-            DraftValue::Plain(text) => yaml_scalar(text),
-            DraftValue::Variable(name) => format!("\"${{{name}}}\""),
+    /// Creates a literal text.
+    pub(super) fn text(value: impl Display) -> DraftValue {
+        DraftValue::Text(YamlText::new(value))
+    }
+
+    /// Converts what was written in place of a number; anything else stays a text.
+    pub(super) fn number(written: &str) -> DraftValue {
+        let fraction = || written.parse::<f64>().ok().filter(|number| number.is_finite()).map(YamlNumber::from);
+        match written.parse().ok().map(YamlNumber::Whole).or_else(fraction) {
+            Some(number) => DraftValue::Number(number),
+            None => DraftValue::text(written),
         }
     }
+
+    /// Creates a reference to an environment variable.
+    pub(super) fn variable(name: &str) -> DraftValue {
+        DraftValue::Text(YamlText::variable(name))
+    }
+}
+
+/// Keys of a registry, in order of occurrence.
+#[derive(Debug, Default)]
+struct RegistryFields(Vec<(&'static str, DraftValue)>);
+
+impl Serialize for RegistryFields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+/// Top-level keys of the draft.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct DraftSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) concurrency: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) notify: Option<FlowMap<DraftNotify>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) report: Option<FlowMap<DraftReport>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) timeout: Option<YamlText>,
+}
+
+/// `notify` of the draft.
+#[derive(Debug, Serialize)]
+pub(super) struct DraftNotify {
+    pub(super) telegram: DraftTelegram,
+}
+
+/// `telegram` of the draft.
+#[derive(Debug, Serialize)]
+pub(super) struct DraftTelegram {
+    pub(super) token: YamlText,
+    pub(super) group: YamlText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) api: Option<YamlText>,
+}
+
+/// `report` of the draft.
+#[derive(Debug, Serialize)]
+pub(super) struct DraftReport {
+    pub(super) file: YamlText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) level: Option<u8>,
 }
 
 /// A rule of the draft.
@@ -41,9 +106,9 @@ pub(super) struct DraftRule {
 /// An imported configuration with notes for the user.
 #[derive(Debug, Default)]
 pub struct ConfigDraft {
-    registries: BTreeMap<String, Vec<(&'static str, DraftValue)>>,
-    /// Top-level keys with values in YAML.
-    settings: BTreeMap<&'static str, String>,
+    registries: BTreeMap<String, RegistryFields>,
+    /// Settings of no registry and no rule.
+    pub(super) settings: DraftSettings,
     rules: Vec<DraftRule>,
     notes: Vec<String>,
     variables: BTreeMap<String, String>,
@@ -81,7 +146,7 @@ impl ConfigDraft {
 
     /// Sets a key of a registry; the first value wins.
     pub(super) fn set_registry_key(&mut self, registry: &str, key: &'static str, value: DraftValue) {
-        let fields = self.registries.entry(canonical_registry(registry)).or_default();
+        let RegistryFields(fields) = self.registries.entry(canonical_registry(registry)).or_default();
         if !fields.iter().any(|(known, _)| *known == key) {
             fields.push((key, value));
         }
@@ -91,10 +156,10 @@ impl ConfigDraft {
     pub(super) fn has_registry_key(&self, registry: &str, key: &str) -> bool {
         self.registries
             .get(&canonical_registry(registry))
-            .is_some_and(|fields| fields.iter().any(|(known, _)| *known == key))
+            .is_some_and(|fields| fields.0.iter().any(|(known, _)| *known == key))
     }
 
-    /// Sets a secret of a registry as a variable. `to_yaml` is the value in the file: a reference to a variable is
+    /// Sets a secret of a registry as a variable. `written` is the value in the file: a reference to a variable is
     /// kept.
     pub(super) fn set_secret(&mut self, registry: &str, key: &'static str, written: &str) {
         let name = parse_variable(written).unwrap_or_else(|| {
@@ -104,23 +169,21 @@ impl ConfigDraft {
             self.variables.insert(name.clone(), format!("the {} of {registry}", key.replace('_', " ")));
             name
         });
-        self.set_registry_key(registry, key, DraftValue::Variable(name));
+        self.set_registry_key(registry, key, DraftValue::variable(&name));
     }
 
     /// Sets a user name, which is not a secret: a literal or a variable.
     pub(super) fn set_username(&mut self, registry: &str, written: &str) {
-        let value = parse_variable(written).map_or_else(|| DraftValue::Plain(written.to_owned()), DraftValue::Variable);
+        let value = match parse_variable(written) {
+            Some(name) => DraftValue::variable(&name),
+            None => DraftValue::text(written),
+        };
         self.set_registry_key(registry, "username", value);
     }
 
     /// Adds a variable that must be set.
     pub(super) fn require_variable(&mut self, name: &str, what: &str) {
         self.variables.insert(name.to_owned(), what.to_owned());
-    }
-
-    /// Sets a top-level key, with its value in YAML.
-    pub(super) fn set_top_level(&mut self, key: &'static str, yaml: String) {
-        self.settings.entry(key).or_insert(yaml);
     }
 
     pub(super) fn add_rule(&mut self, rule: DraftRule) {
@@ -131,68 +194,6 @@ impl ConfigDraft {
 
     pub(super) fn is_empty(&self) -> bool {
         self.rules.is_empty()
-    }
-
-    /// Writes the configuration as YAML.
-    pub fn to_yaml(&self) -> String {
-        let mut yaml = String::new();
-        if !self.registries.is_empty() {
-            yaml.push_str("registries:\n");
-            for (name, fields) in &self.registries {
-                let fields: Vec<String> =
-                    fields.iter().map(|(key, value)| format!("{key}: {}", value.to_yaml())).collect();
-                _ = writeln!(yaml, "  {}: {{{}}}", yaml_scalar(name), fields.join(", "));
-            }
-        }
-        for (key, value) in &self.settings {
-            _ = writeln!(yaml, "{key}: {value}");
-        }
-        yaml.push_str("rules:\n");
-        for rule in &self.rules {
-            rule.write_yaml(&mut yaml);
-        }
-        yaml
-    }
-}
-
-impl DraftRule {
-    fn write_yaml(&self, yaml: &mut String) {
-        match &self.preset {
-            Some(preset) => _ = writeln!(yaml, "  - preset: {}", yaml_scalar(preset)),
-            None => _ = writeln!(yaml, "  - from: {}", yaml_scalar(&self.from)),
-        }
-        let list = |items: &[String]| {
-            let items: Vec<String> = items.iter().map(yaml_scalar).collect();
-            format!("[{}]", items.join(", "))
-        };
-        let mut tags = Vec::new();
-        if !self.include.is_empty() {
-            tags.push(format!("include: {}", list(&self.include)));
-        }
-        if !self.exclude.is_empty() {
-            tags.push(format!("exclude: {}", list(&self.exclude)));
-        }
-        tags.extend(self.semver.iter().map(|range| format!("semver: {}", yaml_scalar(range))));
-        if !tags.is_empty() {
-            _ = writeln!(yaml, "    tags: {{{}}}", tags.join(", "));
-        }
-        if !self.platforms.is_empty() {
-            _ = writeln!(yaml, "    platforms: {}", list(&self.platforms));
-        }
-        match self.to.as_slice() {
-            [] => {}
-            [one] => _ = writeln!(yaml, "    to: {}", yaml_scalar(one)),
-            several => _ = writeln!(yaml, "    to: {}", list(several)),
-        }
-        if let Some(naming) = &self.naming {
-            _ = writeln!(yaml, "    naming: {}", yaml_scalar(naming));
-        }
-        if !self.referrers.is_empty() {
-            _ = writeln!(yaml, "    referrers: {}", list(&self.referrers));
-        }
-        if let Some(backup) = &self.backup {
-            _ = writeln!(yaml, "    backup: {}", yaml_scalar(backup));
-        }
     }
 }
 

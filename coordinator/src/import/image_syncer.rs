@@ -161,7 +161,7 @@ fn read_credentials(auth: &Value, draft: &mut ConfigDraft) {
             draft.set_secret(registry, "identity_token", token);
         }
         if is_true(entry.get("insecure")) {
-            draft.set_registry_key(registry, "tls", DraftValue::Plain("off".into()));
+            draft.set_registry_key(registry, "tls", DraftValue::text("off"));
             draft.add_note(format!(
                 "{registry}: `insecure` is `tls: off` here, plain HTTP; with a certificate of its own write `insecure: true`"
             ));

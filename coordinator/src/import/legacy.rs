@@ -1,8 +1,9 @@
 //! Command lines of imgsync 2.1 (`gcr`, `flannel`), parsed by the parser of today's legacy commands.
 
-use imgsync_config::yaml_scalar;
+use imgsync_config::YamlText;
+use serde_saphyr::FlowMap;
 
-use super::draft::{ConfigDraft, DraftRule, parse_variable};
+use super::draft::{ConfigDraft, DraftNotify, DraftReport, DraftRule, DraftTelegram, parse_variable};
 use crate::cli::{LegacyCommand, LegacySource};
 
 pub(super) fn read_command(line: &str) -> Result<ConfigDraft, String> {
@@ -30,25 +31,24 @@ pub(super) fn read_command(line: &str) -> Result<ConfigDraft, String> {
     if let Some(password) = &original.password {
         draft.set_secret(hub, "password", password);
     }
-    if let Some(concurrency) = original.concurrency {
-        draft.set_top_level("concurrency", concurrency.to_string());
-    }
-    if let Some(timeout) = &original.timeout {
-        draft.set_top_level("timeout", yaml_scalar(timeout));
-    }
+    draft.settings.concurrency = original.concurrency.map(u32::from);
+    draft.settings.timeout = original.timeout.as_ref().map(YamlText::new);
     if let Some((token, group, api)) = &original.telegram {
         let token = parse_variable(token).unwrap_or_else(|| {
             draft.require_variable("IMGSYNC_TELEGRAM_TOKEN", "the token of the Telegram bot");
             "IMGSYNC_TELEGRAM_TOKEN".to_owned()
         });
-        let api = api.as_ref().map(|api| format!(", api: {}", yaml_scalar(api))).unwrap_or_default();
-        let telegram = format!("{{telegram: {{token: \"${{{token}}}\", group: {}{api}}}}}", yaml_scalar(group));
-        draft.set_top_level("notify", telegram);
+        let telegram = DraftTelegram {
+            token: YamlText::variable(&token),
+            group: YamlText::new(group),
+            api: api.as_ref().map(YamlText::new),
+        };
+        draft.settings.notify = Some(FlowMap(DraftNotify { telegram }));
     }
-    if let Some(file) = &original.report {
-        let level = original.report_level.map(|level| format!(", level: {level}")).unwrap_or_default();
-        draft.set_top_level("report", format!("{{file: {}{level}}}", yaml_scalar(file)));
-    }
+    draft.settings.report = original.report.as_ref().map(|file| {
+        let level = original.report_level;
+        FlowMap(DraftReport { file: YamlText::new(file), level })
+    });
     for flag in &original.ignored_flags {
         draft.add_note(format!("{flag} remains a flag: imgsync run {flag}"));
     }

@@ -52,11 +52,8 @@ pub(super) fn read_file(tree: &Value, draft: &mut ConfigDraft) -> Result<(), Str
     }
     let nothing = Map::new();
     let defaults = top.get("defaults").and_then(Value::as_object).unwrap_or(&nothing);
-    if let Some(parallel) =
-        as_text(defaults.get("parallel")).filter(|parallel| parallel.parse::<u32>().is_ok_and(|n| n > 0))
-    {
-        draft.set_top_level("concurrency", parallel.to_owned());
-    }
+    draft.settings.concurrency =
+        as_text(defaults.get("parallel")).and_then(|parallel| parallel.parse().ok()).filter(|parallel| *parallel > 0);
     for key in unknown_keys(defaults, &DEFAULTS_KEYS) {
         draft.add_note(format!("defaults: `{key}` has no equivalent"));
     }
@@ -97,11 +94,11 @@ fn read_credentials(entry: &Map<String, Value>, draft: &mut ConfigDraft) {
     }
     let plain = value("tls") == Some("disabled") || value("scheme") == Some("http");
     if plain {
-        draft.set_registry_key(registry, "tls", DraftValue::Plain("off".into()));
+        draft.set_registry_key(registry, "tls", DraftValue::text("off"));
     }
     let insecure = !plain && value("tls") == Some("insecure");
     if insecure {
-        draft.set_registry_key(registry, "insecure", DraftValue::Plain("true".into()));
+        draft.set_registry_key(registry, "insecure", DraftValue::Flag(true));
     }
     // Settings that contradict this here have no effect in regsync either.
     let mut useless: Vec<(&str, &str)> = Vec::new();
@@ -137,25 +134,26 @@ fn read_credentials(entry: &Map<String, Value>, draft: &mut ConfigDraft) {
         None => format!("{}://{host}", if plain { "http" } else { "https" }),
     };
     if let Some(host) = value("hostname").filter(|host| *host != registry) {
-        draft.set_registry_key(registry, "endpoint", DraftValue::Plain(url(host)));
+        draft.set_registry_key(registry, "endpoint", DraftValue::text(url(host)));
     }
-    for (theirs, ours) in [
-        ("regcert", "ca"),
-        ("clientCert", "client_cert"),
-        ("reqPerSec", "requests_per_second"),
-        ("reqConcurrent", "concurrency"),
-        ("blobChunk", "chunk"),
-    ] {
+    for (theirs, ours) in [("regcert", "ca"), ("clientCert", "client_cert")] {
         if let Some(value) = value(theirs).filter(|value| *value != "0") {
-            draft.set_registry_key(registry, ours, DraftValue::Plain(value.to_owned()));
+            draft.set_registry_key(registry, ours, DraftValue::text(value));
+        }
+    }
+    for (theirs, ours) in
+        [("reqPerSec", "requests_per_second"), ("reqConcurrent", "concurrency"), ("blobChunk", "chunk")]
+    {
+        if let Some(value) = value(theirs).filter(|value| *value != "0") {
+            draft.set_registry_key(registry, ours, DraftValue::number(value));
         }
     }
     let mirrors = as_texts(entry.get("mirrors"));
     match mirrors.as_slice() {
         [] => {}
-        [one] => draft.set_registry_key(registry, "mirrors", DraftValue::Plain(url(one))),
+        [one] => draft.set_registry_key(registry, "mirrors", DraftValue::text(url(one))),
         several => {
-            draft.set_registry_key(registry, "mirrors", DraftValue::Plain(url(several[0])));
+            draft.set_registry_key(registry, "mirrors", DraftValue::text(url(several[0])));
             draft.add_note(format!("{registry}: only the first mirror was imported; `mirrors` takes a list of URLs"));
         }
     }
@@ -228,7 +226,7 @@ fn read_sync_entry(
         "registry" => {
             read_tags(entry, location, &mut rule, draft)?;
             if let Some(count) = reserve.filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)) {
-                draft.set_registry_key(source, "pull_reserve", DraftValue::Plain(count.to_owned()));
+                draft.set_registry_key(source, "pull_reserve", DraftValue::number(count));
             }
             for repositories in read_repositories(entry, location, draft) {
                 draft.add_rule(DraftRule {
@@ -260,7 +258,7 @@ fn with_target(rule: DraftRule, from: &Reference, to: &Reference) -> DraftRule {
 /// `ratelimit.min` is the remaining pull quota to keep.
 fn set_pull_reserve(draft: &mut ConfigDraft, from: &Reference, reserve: Option<&str>) {
     if let Some(count) = reserve.filter(|count| count.parse::<u64>().is_ok_and(|count| count > 0)) {
-        draft.set_registry_key(from.registry.as_str(), "pull_reserve", DraftValue::Plain(count.to_owned()));
+        draft.set_registry_key(from.registry.as_str(), "pull_reserve", DraftValue::number(count));
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDra
             }
         }
         if as_text(settings.get("tls-verify")).is_some_and(|verify| verify.eq_ignore_ascii_case("false")) {
-            draft.set_registry_key(registry, "insecure", DraftValue::Plain("true".into()));
+            draft.set_registry_key(registry, "insecure", DraftValue::Flag(true));
             draft.add_note(format!(
                 "{registry}: `tls-verify: false` is `insecure: true` here; if it speaks plain HTTP, write `tls: off`"
             ));

@@ -59,11 +59,11 @@ rules:
     to: mirror.example.com/all
     naming: basename
   - from: registry.example.com/redis
-    tags: {include: [1.0, 2.0]}
+    tags: {include: ["1.0", "2.0"]}
     to: mirror.example.com/all
     naming: basename
   - from: registry.example.com/apache
-    tags: {include: ["/.*(?:rc).*/"]}
+    tags: {include: [/.*(?:rc).*/]}
     to: mirror.example.com/all
     naming: basename
   - from: registry.example.com/nginx
@@ -149,29 +149,29 @@ fn a_file_of_regsync_becomes_rules_with_its_choices_and_backups() {
   docker.io: {username: "${HUB_USER}", password: "${DOCKER_IO_PASSWORD}", requests_per_second: 5, pull_reserve: 60}
   ghcr.io: {pull_reserve: 60}
   old.example.com: {pull_reserve: 60}
-  "registry:5000": {tls: off, endpoint: "http://localhost:5000"}
+  "registry:5000": {tls: off, endpoint: http://localhost:5000}
 concurrency: 4
 rules:
   - from: docker.io/library/alpine
-    tags: {include: [latest, 3, "/3\\.\\d+/"], exclude: ["/edge.*/"]}
-    to: "registry:5000"
+    tags: {include: [latest, "3", /3\.\d+/], exclude: [/edge.*/]}
+    to: registry:5000
     naming: keep
-    backup: "bkup-{{tag}}"
+    backup: bkup-{{tag}}
   - from: ghcr.io/regclient/regctl
     tags: {include: [v0.3]}
     platforms: [linux/amd64]
-    to: "registry:5000"
+    to: registry:5000
     naming: "{{ \"regclient/regctl\" if basename }}:stable"
-    referrers: ["application/spdx+json"]
-    backup: "backup-{{date}}-{{tag}}"
-  - from: "old.example.com/library/**"
-    to: "registry:5000"
+    referrers: [application/spdx+json]
+    backup: backup-{{date}}-{{tag}}
+  - from: old.example.com/library/**
+    to: registry:5000
     naming: keep
-    backup: "bkup-{{tag}}"
+    backup: bkup-{{tag}}
   - from: old.example.com/tools
-    to: "registry:5000"
+    to: registry:5000
     naming: keep
-    backup: "bkup-{{tag}}"
+    backup: bkup-{{tag}}
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
     let phrases = [
@@ -212,9 +212,9 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
         "quay.io: {username: me, password: \"${QUAY_IO_PASSWORD}\"}",
         "r.example.com: {username: \"${R_USER}\", password: \"${R_PASSWORD}\", tls: off}",
         "- from: quay.io/coreos/kube-rbac-proxy\n    to: quay.io/ruohe\n    naming: basename\n",
-        "- from: docker.io/library/busybox\n    tags: {include: [1.36, latest]}\n    to: r.example.com/mirror\n    naming: keep\n",
+        "- from: docker.io/library/busybox\n    tags: {include: [\"1.36\", latest]}\n    to: r.example.com/mirror\n    naming: keep\n",
         "    to: r.example.com\n    naming: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
-        "tags: {include: [\"/.*(?:v1\\\\..*).*/\"]}",
+        "tags: {include: [/.*(?:v1\\..*).*/]}",
         "naming: \"{{ \\\"c\\\" if basename }}:one\"",
         "naming: \"{{ \\\"c\\\" if basename }}:two\"",
         "- from: gcr.io/a/f\n    to: r.example.com/default\n    naming: basename\n",
@@ -259,9 +259,9 @@ fn credentials_of_regsync_that_contradict_each_other_give_a_configuration_that_i
         ("tls: insecure, regcert: /etc/ca.pem", "insecure: true", "ca:", "`regcert` was not imported"),
         ("tls: disabled, regcert: /etc/ca.pem", "tls: off", "ca:", "plain HTTP has no certificates"),
         ("tls: disabled, clientCert: /c.pem, clientKey: /k.pem", "tls: off", "client_", "`clientKey` was not"),
-        ("tls: disabled, hostname: \"https://h:5001\"", "endpoint: \"http://h:5001\"", "https", ""),
+        ("tls: disabled, hostname: \"https://h:5001\"", "endpoint: http://h:5001", "https", ""),
         ("clientCert: /c.pem", "", "client_cert", "must be set together"),
-        ("regcert: /etc/ca.pem", "ca: \"/etc/ca.pem\"", "insecure", ""),
+        ("regcert: /etc/ca.pem", "ca: /etc/ca.pem", "insecure", ""),
     ] {
         let text = format!(
             "creds: [{{registry: \"r.example.com:5000\", {creds}}}]\nsync: [{{source: \"r.example.com:5000/a\", target: \"t.example.com/a\", type: repository}}]\n"
@@ -311,7 +311,7 @@ fn a_command_of_2_1_becomes_its_rule() {
     }
     assert!(!format!("{draft:?}{yaml}").contains("S3cret") && !format!("{draft:?}").contains("1:abc"));
     let (yaml, _) = read("imgsync gcr --user me");
-    assert!(yaml.contains("- from: \"gcr.io/google-containers/**\"\n    to: docker.io/me\n    naming: flat"), "{yaml}");
+    assert!(yaml.contains("- from: gcr.io/google-containers/**\n    to: docker.io/me\n    naming: flat"), "{yaml}");
     assert!(
         read("imgsync gcr --kubeadm --user $HUB_USER --password ${HUB_PASS} --to docker.io/me")
             .0
