@@ -306,7 +306,7 @@ async fn the_version_and_what_is_done_are_told() {
         assert!(output.stdout.starts_with("imgsync 3."), "{}", output.stdout);
     }
     let quiet = fixture.gcr(&["--namespace", "team"]).await.assert_code(0);
-    let words = "starting gcr.io/team/app:v1 to docker.io/me/gcr.io_team_app:v1";
+    let words = "started gcr.io/team/app:v1 to docker.io/me/gcr.io_team_app:v1";
     assert!(!quiet.stderr.contains(words), "{}", quiet.stderr);
     let debug = fixture.gcr(&["--namespace", "team", "--debug", "--force"]).await.assert_code(0);
     assert!(debug.stderr.contains(words), "{}", debug.stderr);

@@ -157,7 +157,7 @@ async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
 
     let error = queue.publish(&later).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);
-    assert!(error.to_string().contains("short of memory"), "{error}");
+    assert!(error.to_string().contains("low on memory"), "{error}");
     assert!(error.hint().unwrap().contains("rabbitmq-diagnostics"), "{error}");
     let waits = tokio::spawn({
         let (retrying, later) = (retrying.clone(), later.clone());

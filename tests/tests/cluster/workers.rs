@@ -251,7 +251,7 @@ async fn a_failure_that_the_ledger_calls_stale_is_counted_as_that_and_as_no_fail
     for line in [
         "imgsync_tasks_stale_total 1",
         "imgsync_tasks_total{outcome=\"failed\"} 0",
-        "imgsync_task_failures_total{class=\"denied\"} 0",
+        "imgsync_task_failures_total{kind=\"denied\"} 0",
         "imgsync_running_tasks 0",
     ] {
         assert!(metrics.lines().any(|its| its == line), "{line} in\n{metrics}");
