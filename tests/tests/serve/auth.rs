@@ -79,7 +79,7 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
         let by = async |host: &str| ask(served.request_outside_api(path).header("host", host)).await;
         assert_eq!(by("sync.example.com").await, by_proxy, "{path}");
         assert_eq!(by("127.0.0.1:9").await, 200, "{path}");
-        let foreign = if path == "/" || path.starts_with("/page") { 200 } else { 421 };
+        let foreign = if path == "/" || path.starts_with("/dashboard/") { 200 } else { 421 };
         assert_eq!(by("evil.example").await, foreign, "{path}");
         assert_eq!(by("10.9.8.7:8080").await, foreign, "{path}");
     }

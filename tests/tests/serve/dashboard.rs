@@ -109,7 +109,7 @@ async fn without_the_token_nothing_is_changed_and_the_dashboard_asks_for_it() {
     // Both in one script: the browser tells the page only later that the dialog is closed.
     browser
         .eval(
-            "[...document.querySelectorAll('#ask-token button')].find((it) => it.innerText === 'Use it').click(), \
+            "[...document.querySelectorAll('#ask-token button')].find((it) => it.innerText === 'Sign in').click(), \
              [...document.querySelectorAll('#schedules button')].find((it) => it.innerText === 'Start').click()",
         )
         .await;
@@ -160,7 +160,7 @@ async fn what_registries_and_files_say_is_shown_as_text_and_never_run() {
     browser.wait_for("document.querySelectorAll('#batches li').length === 2").await;
     for which in ["oci:", "/a"] {
         browser.click("#batches button", which).await;
-        browser.wait_for(&format!("document.querySelector('#live').textContent.includes({})", json!(script))).await;
+        browser.wait_for(&format!("document.querySelector('#progress').textContent.includes({})", json!(script))).await;
     }
     browser.click("#images button", "Show").await;
     browser.wait_for(&format!("document.querySelector('#images').textContent.includes({})", json!(script))).await;
