@@ -34,7 +34,7 @@ pub struct OpenedLayoutBlob {
 }
 
 impl LayoutBlobStream {
-    /// Reads the next chunk of at most 256 KiB; `None` at the end. A file that became shorter fails with
+    /// Reads the next chunk of at most 256 KiB; `None` at the end. A truncated file fails with
     /// [`ErrorKind::Corrupt`].
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         if self.offset == self.size {
@@ -52,7 +52,7 @@ impl LayoutBlobStream {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     &self.operation,
-                    "the file became shorter while it was read",
+                    "the file was truncated while it was read",
                 ));
             }
             Ok(Err(error)) => {

@@ -437,7 +437,7 @@ mod tests {
         selector.hold_route(&route("gcr.io", "r.example"), Duration::from_secs(60), "gcr.io is rate limiting");
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        let (Some(filter), until) = selector.current_filter() else { panic!("other lanes are served") };
+        let (Some(filter), until) = selector.current_filter() else { panic!("other routes are served") };
         assert!(!filter.contains(&route("gcr.io", "r.example")));
         assert!(filter.contains(&route("quay.io", "r.example")));
         assert!(until <= Instant::now() + Duration::from_secs(60));

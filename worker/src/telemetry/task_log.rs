@@ -38,9 +38,9 @@ impl Observer for TaskLog {
     fn on_event(&self, event: &Event) {
         match event {
             // Many slots hit the same failing registry.
-            Event::Retrying { error, kind, registry, wait, .. } => {
+            Event::Retrying { error, kind: error_kind, registry, wait, .. } => {
                 let registry = registry.as_ref().map(ToString::to_string).unwrap_or_default();
-                let throttle_key = format!("retrying: {kind} {registry}");
+                let throttle_key = format!("retrying: {error_kind} {registry}");
                 log_throttle::info(&throttle_key, &format!("{error}; retrying in {}", format_duration(*wait)));
             }
             Event::Warning { message } => log_throttle::warn(message, message),

@@ -1,9 +1,9 @@
 //! Fuzzing of all parsers of network input: no panic, no hang, no unbounded memory.
 //!
-//! Each target gets its corpus (`common/fuzz/NAME`, one file per input), then mutations of it, for
+//! Each target gets its corpus (`common/registry/fuzz/NAME`, one file per input), then mutations of it, for
 //! `IMGSYNC_FUZZ_SECONDS` (1 by default). Inputs whose result has a new shape join the corpus of the run; with
 //! `IMGSYNC_FUZZ_KEEP=1` they are written there. `IMGSYNC_FUZZ_SEED` repeats a run. A failing input is written to
-//! `common/fuzz/failures` and named.
+//! `common/registry/fuzz/failures` and named.
 
 mod mutate;
 mod targets;

@@ -146,12 +146,12 @@ function showBatch() {
   const failures = known.failures.get(selectedId);
   const span = ((batch.ended ? Date.parse(batch.ended) : Date.now()) - Date.parse(batch.started)) / 1000;
   const { copied } = batch.bytes;
-  const byteRate = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
+  const rate = span > 1 && copied > 0 ? ` · ${bytes(copied / span)}/s` : "";
   show("progress",
     h("div", { class: "row" }, h("h2", {}, batch.title || batch.batch), chip(batch)),
     batch.resume ? h("p", { class: "error" }, "Interrupted: no process runs it. Resume it with ", h("code", {}, batch.resume), ".") : null,
     h("p", { class: "dim" }, "to ", h("code", {}, batch.to.join(", "))),
-    h("p", { class: "dim" }, h("code", {}, batch.batch), " · started ", when(batch.started), ` · ${batch.ended ? "took" : "for"} ${seconds(span)}${byteRate}`),
+    h("p", { class: "dim" }, h("code", {}, batch.batch), " · started ", when(batch.started), ` · ${batch.ended ? "took" : "for"} ${seconds(span)}${rate}`),
     bar(batch.counts),
     counts(batch),
     buttons(batch),

@@ -49,5 +49,5 @@ for code = 0, 7 do
 end
 redis.call('HSET', b, 'total', index)
 redis.call('HSET', b .. KEY_SUFFIXES.repositories, ARGV[2], first)
-end_or_reopen_batch(b, now())
+update_batch_state(b, now())
 return {0, first}

@@ -14,5 +14,5 @@ move_task(b, index, from, to)
 add_usage(b, 6)
 add_worker_stats(b, worker, to, 6)
 record_slow_task(b, index, worker, 6)
-end_or_reopen_batch(b, now())
+update_batch_state(b, now())
 return 0

@@ -185,7 +185,7 @@ local function add_usage(b, from)
 end
 
 -- Ends a batch whose last task has ended, and reopens one that has tasks again.
-local function end_or_reopen_batch(b, time)
+local function update_batch_state(b, time)
     local found = redis.call('HMGET', b, 'state', 'planned_at', 'ended_at', 's0', 's1', 's2', 's3', 'rules', 'id')
     local batch_state = tonumber(found[1])
     local open = tonumber(found[4]) + tonumber(found[5]) + tonumber(found[6]) + tonumber(found[7])
@@ -249,7 +249,7 @@ local function stop_batch(b, how, time)
     -- Running tasks, too: no further result of them counts, whether or not their worker lives.
     move_all(b, {[NEW] = CANCELLED, [QUEUED] = CANCELLED, [RUNNING] = CANCELLED, [RETRY] = CANCELLED})
     redis.call('DEL', b .. KEY_SUFFIXES.retries, b .. KEY_SUFFIXES.leases)
-    end_or_reopen_batch(b, time)
+    update_batch_state(b, time)
     return how
 end
 

@@ -31,5 +31,5 @@ if scope > 0 then
         queued = queued + moved
     end
 end
-if leased + queued > 0 then end_or_reopen_batch(b, time) end
+if leased + queued > 0 then update_batch_state(b, time) end
 return {leased, queued}

@@ -14,6 +14,6 @@ for at = 3, #ARGV do
 end
 if requeued > 0 then
     if number(b, 'run') < run then redis.call('HSET', b, 'run', run) end
-    end_or_reopen_batch(b, now())
+    update_batch_state(b, now())
 end
 return requeued

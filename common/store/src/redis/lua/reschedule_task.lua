@@ -18,5 +18,5 @@ else
     redis.call('ZADD', b .. KEY_SUFFIXES.retries, integer_text(time + wait), index)
     move_task(b, index, RUNNING, RETRY)
 end
-end_or_reopen_batch(b, time)
+update_batch_state(b, time)
 return {0, attempts}
