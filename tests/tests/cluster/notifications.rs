@@ -107,15 +107,17 @@ async fn a_failed_end_notification_is_sent_by_the_next_leader_and_once_to_each_t
     until("it is noted", WAIT_TIMEOUT, || recorded_notifications(&fixture) == 3).await;
     assert!(!next.stderr().contains("notification failed"), "{}", next.stderr());
     kill(&mut next).await;
-    let _last = start_coordinator(&fixture, &config).await;
+    let last = start_coordinator(&fixture, &config).await;
+    // Until it has taken over, `run --detach` may find nobody who holds the leader's lease.
+    last.wait_for_line(|line| line.ends_with("elected leader"), WAIT_TIMEOUT).await;
     let again = fixture.cluster.imgsync(&config).args(["run", "--detach"]).run().await.assert_code(0);
     until("the next batch is told", WAIT_TIMEOUT, || {
         end_notifications(&failing) >= 9 && end_notifications(&hears) >= 2
     })
     .await;
     assert_eq!((end_notifications(&failing), end_notifications(&hears)), (9, 2), "the first was told once to each");
-    let last = hears.received().last().unwrap().json();
-    assert_eq!(last["batch"], again.stdout.trim());
+    let latest = hears.received().last().unwrap().json();
+    assert_eq!(latest["batch"], again.stdout.trim());
 }
 
 /// Counts the recorded notifications of the only batch: one per target, and one that all are done.
