@@ -1,6 +1,7 @@
 //! Size and lifetime of the provenance records that `prune` relies on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use imgsync_model::batch::{RepositoryLocator, SigningKey, TagLocator};
 use imgsync_oci::Digest;
@@ -67,16 +68,19 @@ fn keys(store: &RedisServer) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn provenance_outlives_keep_while_a_rule_makes_the_tag_and_nothing_of_it_is_left_later() {
+    // Long enough that a run on a busy machine does not remove its own batch.
+    const KEEP: Duration = Duration::from_millis(500);
     let fixture = ClusterFixture::new(2, 3).await;
     let _workers = fixture.cluster.start_workers(1, 4).await;
     let run = async |rules: &str| {
-        let output = fixture.cluster.imgsync(&format!("keep: 20ms\n{rules}")).args(["run", "--json"]).run().await;
-        output.assert_code(0)
+        // Each run starts later than `keep` after the previous one.
+        tokio::time::sleep(KEEP).await;
+        let config = format!("keep: {}ms\n{rules}", KEEP.as_millis());
+        fixture.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0)
     };
     run(&fixture.config).await;
     let noted = keys(&fixture.cluster.store);
     assert!(!noted.is_empty());
-    // Each run starts later than `keep` after the previous one.
     for _ in 0..3 {
         let again = run(&fixture.config).await;
         assert_eq!(number(&again.json(), "/counts/unchanged"), 6, "{}", again.stdout);
