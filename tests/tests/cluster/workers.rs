@@ -218,7 +218,7 @@ async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_do
     let done = number(&json, "/counts/copied") + number(&json, "/counts/unchanged");
     assert_eq!((done, number(&json, "/counts/failed")), (10, 1), "{json}");
     let error = json["failures"][0]["error"].as_str().expect("words");
-    assert!(error.contains(&format!("{repository}:{tag}")) && error.contains("ended 6 times"), "{error}");
+    assert!(error.contains(&format!("{repository}:{tag}")) && error.contains("its worker died 6 times"), "{error}");
     fixture.assert_target();
     assert_eq!(readers(&fixture.source, &blob).len(), 6);
 }
@@ -244,7 +244,7 @@ async fn a_failure_that_the_ledger_calls_stale_is_counted_as_that_and_as_no_fail
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     store.freeze(false);
-    cut_off.wait_for_line(|line| line.contains("not counted ") && line.contains("r00:v0"), WAIT_TIMEOUT).await;
+    cut_off.wait_for_line(|line| line.contains(" not counted: ") && line.contains("r00:v0"), WAIT_TIMEOUT).await;
     imgsync_tests::tls::install_provider();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let metrics = client.get(format!("http://{listen}/metrics")).send().await.unwrap().text().await.unwrap();
