@@ -22,7 +22,7 @@ fn config(action: &str, text: &str) -> Imgsync {
 #[tokio::test]
 async fn a_good_configuration_is_said_to_be_fine_with_what_is_in_it() {
     let output = config("check", GOOD).run().await.assert_code(0);
-    let words = "imgsync.yaml is fine: 2 rules (1 preset), 2 registries (docker.io, gcr.io), in a cluster";
+    let words = "imgsync.yaml is valid: 2 rules (1 preset), 2 registries (docker.io, gcr.io), a cluster";
     assert!(output.stderr.contains(words), "{}", output.stderr);
     assert_eq!(output.stdout, "");
 }
