@@ -36,8 +36,8 @@ async fn show_groups_failures_by_error_kind_and_by_registry_and_lists_them_when_
     let shown = batch(&program, &["show"]).await.assert_code(0).stdout;
     assert!(shown.starts_with("3 images failed:\n       2  refused: "), "{shown}");
     assert!(shown.contains("       1  not_found: "), "{shown}");
-    assert!(shown.contains(&format!("       3  with {}", source.host())), "{shown}");
-    assert!(shown.contains(&format!("       3  with {}", target.host())), "{shown}");
+    assert!(shown.contains(&format!("       3  registry {}", source.host())), "{shown}");
+    assert!(shown.contains(&format!("       3  registry {}", target.host())), "{shown}");
     assert!(!shown.contains("Failed images:"), "{shown}");
     let all = batch(&program, &["show", "--failures"]).await.assert_code(0).stdout;
     for tag in ["v0", "v1", "v2"] {
