@@ -67,9 +67,9 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// Upper bound of the first delay.
     pub first_delay: Duration,
-    /// Upper bound of every delay; `RetryState-After` may ask for more.
+    /// Upper bound of every delay; `Retry-After` may ask for more.
     pub max_delay: Duration,
-    /// Maximum `RetryState-After` that is waited for; a longer one ends the task with "rate limited".
+    /// Maximum `Retry-After` that is waited for; a longer one ends the task with "rate limited".
     pub max_retry_after: Duration,
     /// How long to keep waiting for a registry that rejects requests with 429. Such waits count as no attempt, for they
     /// are the registry's. Zero counts them like other errors.

@@ -12,8 +12,9 @@ use serde_json::Value;
 use url::Url;
 
 use super::http_sender::{HttpReply, HttpSender, status_error};
+use super::notification::NotificationEvent;
 use super::notification::{Notification, NotificationText, load_template, truncate_lines};
-use super::target::{NotificationEvent, NotificationTarget, TargetContext, with_hint};
+use super::target::{NotificationTarget, TargetContext, with_hint};
 use crate::report::ReportTemplate;
 
 /// Timeout of a request.

@@ -27,7 +27,8 @@ pub use self::notification::ThrottleNotice;
 
 use self::http_sender::HttpSender;
 use self::notification::Notification;
-use self::target::{NotificationEvent, NotificationTarget, TargetContext};
+use self::notification::NotificationEvent;
+use self::target::{NotificationTarget, TargetContext};
 use self::targets::build_targets;
 use crate::report::{Report, ReportLevel};
 

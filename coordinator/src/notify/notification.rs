@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use imgsync_config::NotifyCondition;
 use imgsync_model::batch::BatchId;
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
 use jiff::Timestamp;
 
-use super::target::NotificationEvent;
 use super::truncating_writer::TruncatingWriter;
 use crate::humanize::pluralize;
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate, write_text};
@@ -151,6 +151,30 @@ pub(super) fn truncate_lines(text: &str, most: usize, length: impl Fn(&str) -> u
             format!("{cut}\n… and more")
         }
         _ => format!("{}\n… {} more lines", lines[..kept].join("\n"), lines.len() - kept),
+    }
+}
+
+/// Event that targets are notified of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotificationEvent {
+    /// A batch has ended.
+    BatchEnded {
+        /// Whether it copied an image.
+        copied: bool,
+        /// Whether it did not succeed.
+        failed: bool,
+    },
+    /// A registry holds up a batch.
+    RegistryThrottled,
+}
+
+impl NotificationEvent {
+    /// Returns whether the event meets the condition of a target. A registry's hold meets every condition.
+    pub(super) fn meets(self, condition: NotifyCondition) -> bool {
+        match self {
+            NotificationEvent::BatchEnded { copied, failed } => condition.is_met(copied, failed),
+            NotificationEvent::RegistryThrottled => true,
+        }
     }
 }
 

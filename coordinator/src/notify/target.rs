@@ -4,12 +4,11 @@ use std::fmt;
 use std::path::Path;
 
 use async_trait::async_trait;
-use imgsync_config::NotifyCondition;
 use imgsync_oci::error::{Error, Result};
 use imgsync_oci::retry::RetryPolicy;
 
 use super::http_sender::HttpSender;
-use super::notification::Notification;
+use super::notification::{Notification, NotificationEvent};
 
 /// A notification target: a chat, a mailbox, a URL.
 #[async_trait]
@@ -28,30 +27,6 @@ pub(super) trait NotificationTarget: fmt::Debug + Send + Sync {
 
     /// Formats an error of `send` as a warning.
     fn describe_failure(&self, error: &Error) -> String;
-}
-
-/// Event that targets are notified of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NotificationEvent {
-    /// A batch has ended.
-    BatchEnded {
-        /// Whether it copied an image.
-        copied: bool,
-        /// Whether it did not succeed.
-        failed: bool,
-    },
-    /// A registry holds up a batch.
-    RegistryThrottled,
-}
-
-impl NotificationEvent {
-    /// Returns whether the event meets the condition of a target. A registry's hold meets every condition.
-    pub(super) fn meets(self, condition: NotifyCondition) -> bool {
-        match self {
-            NotificationEvent::BatchEnded { copied, failed } => condition.is_met(copied, failed),
-            NotificationEvent::RegistryThrottled => true,
-        }
-    }
 }
 
 /// Settings shared by all targets.

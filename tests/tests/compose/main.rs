@@ -216,6 +216,6 @@ fn workers_end_when_asked(compose: &Compose) {
     compose.compose(&["stop", "worker"]);
     for worker in workers {
         assert_eq!(compose.inspect(&worker, "{{.State.ExitCode}}"), "0", "{}", compose.logs(&worker));
-        assert!(compose.logs(&worker).ends_with("ended\n"), "{}", compose.logs(&worker));
+        assert!(compose.logs(&worker).ends_with("stopped\n"), "{}", compose.logs(&worker));
     }
 }

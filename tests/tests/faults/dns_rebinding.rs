@@ -18,7 +18,7 @@ const CDN: &str = "cdn.example.com";
 
 /// Runs a test in its own network, if namespaces can be created.
 fn run_in_namespace<F: Future<Output = ()>>(test: &str, work: impl FnOnce() -> F) {
-    if namespace::enter(&format!("addresses::{test}"), &[PUBLIC, METADATA]) {
+    if namespace::enter(&format!("dns_rebinding::{test}"), &[PUBLIC, METADATA]) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(work());
     }

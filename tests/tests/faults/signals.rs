@@ -99,7 +99,7 @@ async fn who_waits_for_the_lock_of_a_layout_is_told_whose_it_is_and_may_stop() {
     let marker = File::open(folder.path().join("layout/oci-layout")).unwrap();
     marker.lock().unwrap();
     let mut running = sync(&name).spawn();
-    let lock_line = format!("waiting for the lock of oci:{name}: process {} (", std::process::id());
+    let lock_line = format!("waiting for the lock of oci:{name}: held by process {} (", std::process::id());
     running.wait_for_line(|line| line.contains(&lock_line), WAIT_TIMEOUT).await;
     abort(&mut running, 4).await;
     drop(marker);

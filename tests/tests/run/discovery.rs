@@ -132,7 +132,7 @@ async fn a_repository_that_does_not_exist_is_an_error_and_one_without_tags_is_no
     let nothing = serde_json::json!({"child": [], "manifest": {}, "name": "a/missing", "tags": []});
     registry.on(RequestType::Tags).act(FaultAction::json(&nothing));
     let output = tags(&registry, "a/missing", &[]).await.assert_code(1);
-    assert!(output.stderr.contains("no repository matches"), "{}", output.stderr);
+    assert!(output.stderr.contains("the repository does not exist or is empty"), "{}", output.stderr);
 }
 
 #[tokio::test]

@@ -153,7 +153,7 @@ async fn what_a_rule_cannot_choose_from_a_layout_is_named_and_the_exit_code_is_o
     assert!(has_error(&[&image("b").root, "`Team/App:1`"]), "{errors:?}");
     assert!(has_error(&[&image("e").root, "has no name", "imgsync sync oci:"]), "{errors:?}");
     assert!(
-        has_error(&["two images have the name quay.io/team/app:twice", &image("f").root, &image("g").root]),
+        has_error(&["two images are named quay.io/team/app:twice", &image("f").root, &image("g").root]),
         "{errors:?}"
     );
     assert_eq!(errors.len(), 4, "{errors:?}");

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::notify::chat::{Chat, UNKNOWN_ROBOT_HINT, plain_text};
+use crate::notify::notification::NotificationEvent;
 use crate::notify::notification::{Notification, NotificationText};
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::target::{NotificationTarget, TargetContext};
 
 /// A DingTalk group.
 #[derive(Debug)]

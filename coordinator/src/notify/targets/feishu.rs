@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::notify::chat::{Chat, UNKNOWN_ROBOT_HINT, plain_text};
+use crate::notify::notification::NotificationEvent;
 use crate::notify::notification::{Notification, NotificationText};
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::target::{NotificationTarget, TargetContext};
 
 /// A Feishu group.
 #[derive(Debug)]

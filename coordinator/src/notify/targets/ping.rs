@@ -8,7 +8,8 @@ use imgsync_oci::error::{Error, Result};
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
 use crate::notify::notification::Notification;
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::notification::NotificationEvent;
+use crate::notify::target::{NotificationTarget, TargetContext};
 
 /// Timeout of a request.
 const PING_TIMEOUT: Duration = Duration::from_secs(30);

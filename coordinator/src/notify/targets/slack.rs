@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::notify::chat::Chat;
 use crate::notify::http_sender::{HttpReply, status_error};
+use crate::notify::notification::NotificationEvent;
 use crate::notify::notification::{Notification, NotificationText, truncate_lines};
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::target::{NotificationTarget, TargetContext};
 
 /// A Slack channel.
 #[derive(Debug)]

@@ -13,9 +13,10 @@ use std::time::Duration;
 use url::Url;
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
+use crate::notify::notification::NotificationEvent;
 use crate::notify::notification::{Notification, NotificationText};
 use crate::notify::split::{split, utf16_length};
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::target::{NotificationTarget, TargetContext};
 use crate::notify::truncating_writer::TruncatingWriter;
 use crate::report::{Report, ReportLevel, write_text};
 

@@ -12,8 +12,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
+use crate::notify::notification::NotificationEvent;
 use crate::notify::notification::{Notification, ThrottleNotice};
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::target::{NotificationTarget, TargetContext};
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate};
 
 /// Header with the signature of the body: `sha256=` and HMAC-SHA256 in hexadecimal digits.

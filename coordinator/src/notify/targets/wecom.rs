@@ -6,8 +6,9 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::notify::chat::{Chat, UNKNOWN_ROBOT_HINT, plain_text};
+use crate::notify::notification::NotificationEvent;
 use crate::notify::notification::{Notification, NotificationText};
-use crate::notify::target::{NotificationEvent, NotificationTarget, TargetContext};
+use crate::notify::target::{NotificationTarget, TargetContext};
 
 /// A WeCom group.
 #[derive(Debug)]
