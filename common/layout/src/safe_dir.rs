@@ -163,7 +163,7 @@ impl SafeDir {
     fn check_file_type(&self, name: &str, found: FileType, wanted: FileType, expected: &'static str) -> Result<()> {
         match found == wanted {
             true => Ok(()),
-            false => Err(LayoutError::WrongKind { path: self.path.join(name), found, expected: expected }),
+            false => Err(LayoutError::WrongKind { path: self.path.join(name), found, expected }),
         }
     }
 

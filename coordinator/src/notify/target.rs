@@ -49,6 +49,8 @@ pub(super) fn with_hint(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use imgsync_config::NotifyCondition;
+
     use super::*;
 
     #[test]
