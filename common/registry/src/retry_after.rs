@@ -25,7 +25,7 @@ pub fn server_time(headers: &HeaderMap) -> SystemTime {
 
 /// Parses a `Retry-After`: seconds (`60`, `1.5`), an HTTP date in any of its three forms, and other forms seen in use:
 /// RFC 3339 and e-mail dates, and times in seconds or milliseconds since 1970. Past times and negative delays are zero;
-/// delays above [`MAX_DELAY`] are capped; `None` if it cannot be parsed.
+/// delays above 24 hours are capped; `None` if it cannot be parsed.
 pub fn parse(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     let until = match parse_epoch(value) {
