@@ -23,9 +23,9 @@ pub(crate) async fn run(tasks: usize) {
     println!(
         "{:>7} {:>9} {:>11} {:>11} {:>6}   {:>9} {:>8} {:>7} {:>12}   {:>14} {:>9}",
         "workers",
-        "sealed/s",
-        "the rest/s",
-        "in all/s",
+        "planned/s",
+        "dispatched/s",
+        "overall/s",
         "idle",
         "broker µs",
         "store µs",
