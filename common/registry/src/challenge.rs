@@ -64,7 +64,7 @@ impl Challenge {
 /// first scheme.
 ///
 /// ```
-/// use crate::challenge::{Scheme, parse};
+/// use imgsync_registry::challenge::{Scheme, parse};
 ///
 /// let header = r#"Bearer realm="https://auth.example.com/token",service="registry",scope="repository:app:pull,push""#;
 /// let challenges = parse([header].into_iter());

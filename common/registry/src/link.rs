@@ -4,10 +4,10 @@
 /// the values of all `Link` headers of a response. The caller decides which hosts may be followed.
 ///
 /// ```
-/// use crate::link;
+/// use imgsync_registry::link;
 ///
 /// let header = r#"</v2/app/tags/list?n=100&last=v1>; rel="next""#;
-/// assert_eq!(link::next([header]).as_deref(), Some("/v2/app/tags/list?n=100&last=v1"));
+/// assert_eq!(link::find_next([header]).as_deref(), Some("/v2/app/tags/list?n=100&last=v1"));
 /// ```
 pub fn find_next<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<String> {
     headers.into_iter().find_map(next_in)

@@ -18,7 +18,7 @@ impl SessionRange {
     /// after bytes were sent is `None` (little is lost), and so is a session that reports more than was sent.
     ///
     /// ```
-    /// use crate::range::parse_session_range;
+    /// use imgsync_registry::range::parse_session_range;
     ///
     /// let held = parse_session_range("0-1023").unwrap();
     /// assert_eq!(held.continue_from(4096), Some(1024));
