@@ -59,7 +59,7 @@ pub(crate) struct ImageTransfer {
     pub(super) history: TransferHistory,
     /// Manifests read ahead of their turn.
     prefetched: Mutex<HashMap<Digest, Manifest>>,
-    /// Index entries that turned out to be blobs. `blobs_read` holds the content read to find that out, until it is
+    /// Index entries that turned out to be blobs. `prefetched_blobs` holds the content read to find that out, until it is
     /// uploaded.
     listed_blobs: DigestSet,
     prefetched_blobs: Mutex<HashMap<Digest, Bytes>>,
