@@ -1,19 +1,21 @@
 //! Settings, requests and replies that all chat services share: one text message per notification, posted as JSON to a
 //! URL that contains a token. The files in `targets/` add format, signature and error codes of each service.
 
-use std::path::Path;
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use imgsync_config::{ChatConfig, ChatKind, NotifyCondition, NotifyConfig, WebhookUrl};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize_within;
 use imgsync_oci::secret::Secret;
+use jiff::Timestamp;
 use serde_json::Value;
 use url::Url;
 
 use super::http_sender::{HttpReply, HttpSender, status_error};
-use super::notification::NotificationEvent;
-use super::notification::{Notification, NotificationText, load_template, truncate_lines};
+use super::notification::{Notification, NotificationEvent, NotificationText, load_template, truncate_lines};
 use super::target::{NotificationTarget, TargetContext, with_hint};
 use crate::report::ReportTemplate;
 
@@ -22,118 +24,115 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Hint for a URL that the chat service does not know.
 pub(super) const UNKNOWN_ROBOT_HINT: &str = "the robot's URL is wrong, or the robot was removed";
 
-/// A chat group, whatever its service.
+/// What one chat service does in its own way.
+pub(super) trait ChatService: fmt::Debug + Send + Sync + 'static {
+    /// The kind in the configuration.
+    const KIND: ChatKind;
+
+    /// Formats a message.
+    fn message_body(message: &NotificationText) -> Value;
+
+    /// Signs a request with the group's secret.
+    fn sign(url: Url, body: Value, _secret: &Secret, _now: Timestamp) -> (Url, Value) {
+        (url, body)
+    }
+
+    /// Returns the error kind and hint of a code in a JSON reply. Rate limits are errors that are retried.
+    fn classify_code(_code: i64) -> (ErrorKind, Option<&'static str>) {
+        (ErrorKind::Refused, None)
+    }
+
+    /// Returns the error of a reply: by default, of a JSON reply with a code.
+    fn check_reply(operation: &str, answer: &HttpReply) -> Option<Error> {
+        check_coded_reply::<Self>(operation, answer)
+    }
+}
+
+/// A chat group.
 #[derive(Debug)]
-pub(super) struct Chat {
-    kind: ChatKind,
+pub(super) struct Chat<S> {
     url: WebhookUrl,
     secret: Option<Secret>,
     template: Option<ReportTemplate>,
     on: NotifyCondition,
     http: HttpSender,
+    service: PhantomData<S>,
 }
 
-impl Chat {
-    /// Builds the configured groups of a service.
-    pub(super) fn build_all<T: NotificationTarget + 'static>(
-        kind: ChatKind,
-        notify: &NotifyConfig,
-        context: &TargetContext<'_>,
-        target: fn(Chat) -> T,
-    ) -> Result<Vec<Box<dyn NotificationTarget>>> {
-        let configured = notify.chats.iter().filter(|chat| chat.kind == kind);
-        let chats = configured.map(|chat| Chat::new(chat, context.folder, context.http.clone()));
-        chats.map(|chat| Ok(Box::new(target(chat?)) as Box<dyn NotificationTarget>)).collect()
+/// Builds the configured groups of a service.
+pub(super) fn build<S: ChatService>(
+    notify: &NotifyConfig,
+    context: &TargetContext<'_>,
+) -> Result<Vec<Box<dyn NotificationTarget>>> {
+    let build = |configured: &ChatConfig| {
+        let template = load_template(configured.template.as_deref(), context.folder)?;
+        let ChatConfig { url, secret, on, .. } = configured.clone();
+        let chat = Chat::<S> { url, secret, template, on, http: context.http.clone(), service: PhantomData };
+        Ok(Box::new(chat) as Box<dyn NotificationTarget>)
+    };
+    notify.chats.iter().filter(|chat| chat.kind == S::KIND).map(build).collect()
+}
+
+#[async_trait]
+impl<S: ChatService> NotificationTarget for Chat<S> {
+    fn key(&self) -> &'static str {
+        S::KIND.key()
     }
 
-    fn new(configured: &ChatConfig, folder: &Path, http: HttpSender) -> Result<Chat> {
-        let template = load_template(configured.template.as_deref(), folder)?;
-        let ChatConfig { kind, url, secret, on, .. } = configured.clone();
-        Ok(Chat { kind, url, secret, template, on, http })
-    }
-
-    /// Returns the configuration key of the service.
-    pub(super) fn key(&self) -> &'static str {
-        self.kind.key()
-    }
-
-    /// Identifies the group by its URL, which contains a secret.
-    pub(super) fn address(&self) -> String {
+    /// The URL, which contains a secret.
+    fn address(&self) -> String {
         self.url.expose().to_string()
     }
 
-    /// Returns whether the group is notified of an event.
-    pub(super) fn wants(&self, event: NotificationEvent) -> bool {
+    fn wants(&self, event: NotificationEvent) -> bool {
         event.meets(self.on)
     }
 
-    /// Formats an error as a warning.
-    pub(super) fn describe_failure(&self, error: &Error) -> String {
-        format!("{} notification failed: {}", self.kind.name(), with_hint(error))
-    }
-
-    /// Returns the URL, with its token.
-    pub(super) fn url(&self) -> Url {
-        self.url.expose().clone()
-    }
-
-    /// Returns the secret that signs messages.
-    pub(super) fn secret(&self) -> Option<&Secret> {
-        self.secret.as_ref()
-    }
-
-    /// Renders a notification as the text of a message.
-    pub(super) async fn render(&self, notification: &Notification<'_>) -> Result<NotificationText> {
-        NotificationText::render(notification, self.template.as_ref()).await
-    }
-
-    /// Posts a message. `request` returns URL and body, once for each attempt: signatures expire soon. `read` returns
-    /// the error of a reply.
-    pub(super) async fn post(
-        &self,
-        request: impl Fn() -> (Url, Value),
-        read: impl Fn(&str, &HttpReply) -> Option<Error>,
-    ) -> Result<()> {
-        let operation = format!("sending a message to {} by {}", self.kind.name(), self.url);
-        let read = |answer: &HttpReply| read(&operation, answer);
+    async fn send(&self, notification: &Notification<'_>) -> Result<()> {
+        let body = S::message_body(&NotificationText::render(notification, self.template.as_ref()).await?);
+        let operation = format!("sending a message to {} by {}", S::KIND.name(), self.url);
+        // Once for each attempt: signatures expire soon.
         let request = |client: &reqwest::Client| {
-            let (url, body) = request();
+            let (url, body) = (self.url.expose().clone(), body.clone());
+            let (url, body) = match &self.secret {
+                Some(secret) => S::sign(url, body, secret, Timestamp::now()),
+                None => (url, body),
+            };
             client.post(url).json(&body)
         };
+        let read = |answer: &HttpReply| S::check_reply(&operation, answer);
         self.http.send(self.url.expose(), &operation, SEND_TIMEOUT, request, read).await
     }
 
-    /// Returns the error of a JSON reply with an error code; 0 is success. `classify` returns the kind and hint of
-    /// another code.
-    pub(super) fn check_coded_reply(
-        &self,
-        operation: &str,
-        answer: &HttpReply,
-        classify: fn(i64) -> (ErrorKind, Option<&'static str>),
-    ) -> Option<Error> {
-        let status = answer.status.as_u16();
-        let Ok(reply) = serde_json::from_slice::<Value>(&answer.body) else {
-            let detail = format!("HTTP {status}, not a {} response", self.kind.name());
-            return Some(status_error(operation, answer, &detail));
-        };
-        let number = |names: &[&str]| names.iter().find_map(|name| reply.get(*name)?.as_i64());
-        let code = number(&["errcode", "code", "StatusCode"]);
-        if answer.status.is_success() && code == Some(0) {
-            return None;
-        }
-        let text = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| reply.get(*name)?.as_str());
-        let code = code.unwrap_or(-1);
-        let detail = format!("{} {code}: {}", self.kind.name(), sanitize_within(text.unwrap_or("no message"), 200));
-        if !answer.status.is_success() {
-            return Some(status_error(operation, answer, &detail));
-        }
-        let (kind, hint) = classify(code);
-        let error = Error::new(kind, operation, detail).with_status(status, Some(code.to_string()));
-        Some(match hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        })
+    fn describe_failure(&self, error: &Error) -> String {
+        format!("{} notification failed: {}", S::KIND.name(), with_hint(error))
     }
+}
+
+/// Returns the error of a JSON reply with an error code; 0 is success.
+fn check_coded_reply<S: ChatService + ?Sized>(operation: &str, answer: &HttpReply) -> Option<Error> {
+    let status = answer.status.as_u16();
+    let Ok(reply) = serde_json::from_slice::<Value>(&answer.body) else {
+        let detail = format!("HTTP {status}, not a {} response", S::KIND.name());
+        return Some(status_error(operation, answer, &detail));
+    };
+    let number = |names: &[&str]| names.iter().find_map(|name| reply.get(*name)?.as_i64());
+    let code = number(&["errcode", "code", "StatusCode"]);
+    if answer.status.is_success() && code == Some(0) {
+        return None;
+    }
+    let text = ["errmsg", "msg", "StatusMessage"].iter().find_map(|name| reply.get(*name)?.as_str());
+    let code = code.unwrap_or(-1);
+    let detail = format!("{} {code}: {}", S::KIND.name(), sanitize_within(text.unwrap_or("no message"), 200));
+    if !answer.status.is_success() {
+        return Some(status_error(operation, answer, &detail));
+    }
+    let (kind, hint) = S::classify_code(code);
+    let error = Error::new(kind, operation, detail).with_status(status, Some(code.to_string()));
+    Some(match hint {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    })
 }
 
 /// Returns title and text in at most `most` bytes; of markup, the text alone.

@@ -12,6 +12,7 @@ mod wecom;
 use imgsync_config::NotifyConfig;
 use imgsync_oci::error::Result;
 
+use super::chat;
 use super::target::{NotificationTarget, TargetContext};
 
 /// Builds the configured targets of one kind.
@@ -21,10 +22,10 @@ type BuildTargets = fn(&NotifyConfig, &TargetContext<'_>) -> Result<Vec<Box<dyn 
 const KINDS: &[BuildTargets] = &[
     telegram::build,
     webhook::build,
-    slack::build,
-    wecom::build,
-    feishu::build,
-    dingtalk::build,
+    chat::build::<slack::Slack>,
+    chat::build::<wecom::WeCom>,
+    chat::build::<feishu::Feishu>,
+    chat::build::<dingtalk::DingTalk>,
     email::build,
     ping::build,
 ];
