@@ -9,13 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::NEW_INDEX;
-use super::OCI_LAYOUT;
 use super::error::LayoutError;
 use super::index::{IndexChange, LayoutIndex};
 use super::lock::lock;
 use super::safe_dir::SafeDir;
 use super::{BLOBS, Layout, LayoutInner};
+use super::{NEW_INDEX, OCI_LAYOUT};
 use imgsync_oci::Algorithm;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 

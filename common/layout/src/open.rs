@@ -15,8 +15,9 @@ use super::lock::{LockWait, lock};
 use super::safe_dir::SafeDir;
 use super::verification::{HashPolicy, canonical_dir_name};
 use super::writer::MIN_RESUMABLE_BYTES;
-use super::{BLOBS, Layout, LayoutInner, MAX_CACHED_SUBJECTS, PARTIAL_PREFIX, PARTIAL_SUFFIX, label};
-use super::{NEW_INDEX, OCI_LAYOUT};
+use super::{
+    BLOBS, Layout, LayoutInner, MAX_CACHED_SUBJECTS, NEW_INDEX, OCI_LAYOUT, PARTIAL_PREFIX, PARTIAL_SUFFIX, label,
+};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::sanitize::sanitize;

@@ -20,8 +20,7 @@ use super::transport::RequestSpec;
 use super::{Repository, link, ssrf};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
-use imgsync_oci::retry;
-use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, RepositoryName, Tag};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, RepositoryName, Tag, retry};
 
 /// Size limit of a page, which is an index.
 const MAX_PAGE_BYTES: usize = 8 << 20;

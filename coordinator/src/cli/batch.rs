@@ -11,15 +11,12 @@ use serde_json::json;
 use std::path::PathBuf;
 
 use super::backend;
-use super::exit::Exit;
-use super::exit::fail;
+use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
-use super::report::ReportArgs;
-use super::report::ReportOptions;
+use super::report::{ReportArgs, ReportOptions};
 use super::run::{RunContext, build_notifier};
-use super::run_args::ResumeArgs;
-use super::run_args::RunArgs;
+use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
 use super::show::BatchDetails;
 use super::values::parse_error_kind;

@@ -6,12 +6,10 @@ use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_store::private_files;
-use imgsync_store::{DigestCache, export_cache, import_cache};
+use imgsync_store::{DigestCache, export_cache, import_cache, private_files};
 
 use super::backend;
-use super::exit::Exit;
-use super::exit::fail;
+use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::settings::Settings;

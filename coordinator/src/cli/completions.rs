@@ -8,8 +8,7 @@ use clap_mangen::Man;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
 use super::Cli;
-use super::exit::Exit;
-use super::exit::fail;
+use super::exit::{Exit, fail};
 use super::printer::Printer;
 
 /// Prints a completion script, to be saved where the shell looks for it.

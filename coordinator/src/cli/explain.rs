@@ -15,8 +15,7 @@ use imgsync_store::{CacheScope, Store};
 use jiff::Timestamp;
 
 use super::backend;
-use super::exit::Exit;
-use super::exit::fail;
+use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::settings::Settings;

@@ -7,8 +7,7 @@ use imgsync_model::naming::NamingStyle;
 use imgsync_model::select::{RepositoryPattern, RepositoryPatternError};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
-use super::exit::Exit;
-use super::exit::fail;
+use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::run::{self};

@@ -7,8 +7,7 @@ use imgsync_oci::error::Result;
 use serde::Serialize;
 use serde_json::json;
 
-use super::exit::Exit;
-use super::exit::fail;
+use super::exit::{Exit, fail};
 use super::printer::Printer;
 use crate::presets::{self, SourceSelector, TargetNamePatterns, source_selectors};
 

@@ -18,8 +18,7 @@ use serde::Serialize;
 
 use super::batch::find_by_prefix;
 use super::batch_progress::BatchProgress;
-use super::exit::fail;
-use super::exit::{self, Exit};
+use super::exit::{self, Exit, fail};
 use super::global::GlobalArgs;
 use super::notify::NotifyArgs;
 use super::printer::Printer;

@@ -12,8 +12,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use tokio::task::spawn_blocking;
 
 use super::batch_progress::progress_line;
-use super::exit::Exit;
-use super::exit::exit_for_batch;
+use super::exit::{Exit, exit_for_batch};
 use super::printer::Printer;
 use super::tui::{BatchScreen, Focus, Prompt, draw};
 use crate::batch_view::BatchView;

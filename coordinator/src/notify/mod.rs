@@ -26,8 +26,7 @@ pub(crate) use self::delivery::{deliver, is_within_delivery_window, notification
 pub use self::notification::ThrottleNotice;
 
 use self::http_sender::HttpSender;
-use self::notification::Notification;
-use self::notification::NotificationEvent;
+use self::notification::{Notification, NotificationEvent};
 use self::target::{NotificationTarget, TargetContext};
 use self::targets::build_targets;
 use crate::report::{Report, ReportLevel};

@@ -21,8 +21,9 @@ use std::path::Path;
 use imgsync_config::{Config, Rule};
 use imgsync_model::batch::{BatchId, BatchOptions, TaskState};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_store::private_files;
-use imgsync_store::{Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow};
+use imgsync_store::{
+    Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow, private_files,
+};
 use jiff::Timestamp;
 
 use crate::batch_view::{BatchStatus, BatchView};

@@ -1,8 +1,7 @@
 //! `imgsync config import`: converts the configuration of other programs into one that runs.
 
-use imgsync_tests::FaultRegistry;
-use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
+use imgsync_tests::{FaultRegistry, images};
 
 #[tokio::test]
 async fn a_file_of_another_program_becomes_a_configuration_that_runs() {

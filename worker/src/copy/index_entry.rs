@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::retry;
-use imgsync_oci::{Descriptor, Digest, Manifest, MediaType};
+use imgsync_oci::{Descriptor, Digest, Manifest, MediaType, retry};
 use imgsync_registry::TrafficCounters;
 
 use super::endpoints::CopySource;
-use super::transfer::ImageTransfer;
-use super::transfer::is_large;
+use super::transfer::{ImageTransfer, is_large};
 
 /// Content of an index entry.
 pub(crate) enum EntryContent {

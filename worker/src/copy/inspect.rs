@@ -1,7 +1,6 @@
 //! Inspects an image: its manifests, configs, layers and referrers.
 
-use std::collections::BTreeMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use futures_util::future::BoxFuture;
 use imgsync_layout::Layout;

@@ -10,8 +10,7 @@ use std::sync::atomic::AtomicBool;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Hasher};
 
-use super::transfer::ImageTransfer;
-use super::transfer::is_large;
+use super::transfer::{ImageTransfer, is_large};
 
 impl ImageTransfer {
     /// Whether a proof for a blob is already recorded.

@@ -15,8 +15,7 @@ use imgsync_model::batch::{
 use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::panics::catch_panic;
-use imgsync_oci::retry;
-use imgsync_oci::{Digest, RegistryName, Tag};
+use imgsync_oci::{Digest, RegistryName, Tag, retry};
 use imgsync_registry::{Context, TrafficCounters};
 use imgsync_store::{
     CacheScope, CachedTag, ClaimResult, FinishReply, LeaseGuard, LeaseStatus, ProvenanceUpdate, RescheduleReply,

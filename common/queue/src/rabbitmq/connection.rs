@@ -13,8 +13,7 @@ use rand::Rng as _;
 use rustls::ClientConfig;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::CONNECT_TIMEOUT;
-use super::{RabbitSettings, alarm, stream, topology, unreachable_error};
+use super::{CONNECT_TIMEOUT, RabbitSettings, alarm, stream, topology, unreachable_error};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret_url::SecretUrl;
 use imgsync_store::outage::{OutageKind, ServerHealth};

@@ -18,8 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-use crate::notify::notification::NotificationEvent;
-use crate::notify::notification::{Notification, NotificationText, load_template};
+use crate::notify::notification::{Notification, NotificationEvent, NotificationText, load_template};
 use crate::notify::target::{NotificationTarget, TargetContext, with_hint};
 use crate::report::{self, ReportFormat, ReportSpec, ReportTemplate};
 

@@ -7,8 +7,7 @@ use imgsync_config::{NotifyConfig, WebhookUrl};
 use imgsync_oci::error::{Error, Result};
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
-use crate::notify::notification::Notification;
-use crate::notify::notification::NotificationEvent;
+use crate::notify::notification::{Notification, NotificationEvent};
 use crate::notify::target::{NotificationTarget, TargetContext};
 
 /// Timeout of a request.

@@ -13,8 +13,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
-use crate::notify::notification::NotificationEvent;
-use crate::notify::notification::{Notification, NotificationText};
+use crate::notify::notification::{Notification, NotificationEvent, NotificationText};
 use crate::notify::split::{split, utf16_length};
 use crate::notify::target::{NotificationTarget, TargetContext};
 use crate::notify::truncating_writer::TruncatingWriter;

@@ -12,8 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
-use crate::notify::notification::NotificationEvent;
-use crate::notify::notification::{Notification, ThrottleNotice};
+use crate::notify::notification::{Notification, NotificationEvent, ThrottleNotice};
 use crate::notify::target::{NotificationTarget, TargetContext};
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate};
 
