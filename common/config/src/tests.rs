@@ -148,6 +148,16 @@ fn good_configurations_are_taken() {
 }
 
 #[test]
+fn an_address_with_a_login_of_any_form_is_shown_masked_and_can_be_read() {
+    for login in ["me@", "me:hunter2@", ":hunter2@"] {
+        let cluster = format!("cluster: {{broker: 'amqp://me:hunter2@h', store: 'redis://{login}h'}}\nrules: []\n");
+        let shown = good(&cluster).to_yaml_redacted();
+        assert!(!shown.contains("hunter2") && !shown.contains("me@"), "{shown}");
+        assert_eq!(good(&shown).to_yaml_redacted(), shown, "{login}");
+    }
+}
+
+#[test]
 fn values_stay_as_they_were_written() {
     let config = good(&rule("tags: {include: [1.20, 010, true]}"));
     let include: Vec<&str> = config.rules[0].selection.include.iter().map(|pattern| pattern.as_str()).collect();

@@ -29,7 +29,12 @@ impl From<&SecretUrl> for AddressView {
             (false, false) => AddressView::Url(url),
             (username, password) => {
                 let mask = |is_set: bool| is_set.then(|| YamlText::new(MASK));
-                let login = CredentialView { username: mask(username), password: mask(password), identity_token: None };
+                // A user alone is refused when it is read.
+                let login = CredentialView {
+                    username: mask(username),
+                    password: mask(username || password),
+                    identity_token: None,
+                };
                 AddressView::Login { url, login }
             }
         }
