@@ -17,12 +17,22 @@ pub struct TestCluster {
 }
 
 impl TestCluster {
-    /// Starts broker and store.
+    /// Takes a virtual host of the broker that the tests of a run share, and starts a store.
     pub fn start() -> Self {
+        Self::with_store(RedisServerOptions::default())
+    }
+
+    /// Takes a virtual host of the broker that the tests of a run share, and starts a store with options.
+    pub fn with_store(store: RedisServerOptions) -> Self {
+        Self { broker: RabbitMq::shared(), store: RedisServer::start_with(store) }
+    }
+
+    /// Starts a broker for this test alone, and a store. For tests that stop the broker or change it as a whole.
+    pub fn with_own_broker() -> Self {
         Self::start_with("", RedisServerOptions::default())
     }
 
-    /// Starts broker and store, with extra lines of `rabbitmq.conf` and options of the store.
+    /// Starts a broker for this test alone, with extra lines of `rabbitmq.conf`, and a store with options.
     pub fn start_with(broker: &str, store: RedisServerOptions) -> Self {
         std::thread::scope(|scope| {
             let broker = scope.spawn(|| RabbitMq::start_with(broker));

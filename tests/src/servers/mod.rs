@@ -11,6 +11,7 @@ mod rabbitmq;
 mod redis;
 mod remote;
 mod router_server;
+mod shared_rabbitmq;
 mod smtp;
 mod telegram;
 mod token;

@@ -1,10 +1,11 @@
-//! Debian's `rabbitmq-server`: one node per test, with its own `epmd`.
+//! Debian's `rabbitmq-server`: a virtual host of the node that the tests of a run share, or a node of a test's own, with
+//! its own `epmd`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,58 +13,65 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
 use super::process::{Process, find_program, free_port};
+use super::shared_rabbitmq;
 
 /// Time limit for the start of a node on a busy machine.
-const START_TIMEOUT: Duration = Duration::from_secs(90);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// Number of starts with other ports.
-const START_ATTEMPTS: usize = 2;
+pub(super) const START_ATTEMPTS: usize = 2;
 
-/// The broker. Its processes and data are removed on drop.
+/// The broker, as a test sees it.
 #[derive(Debug)]
 pub struct RabbitMq {
+    node: Node,
+    vhost: String,
+    /// `None` if other tests use the node too.
+    own: Option<OwnNode>,
+}
+
+/// What a node of one test leaves on the machine. Removed on drop.
+#[derive(Debug)]
+struct OwnNode {
     process: Option<Process>,
     _epmd: Process,
-    epmd_port: u16,
-    port: u16,
-    dist_port: u16,
-    folder: TempDir,
+    _folder: TempDir,
     config: String,
 }
 
 impl RabbitMq {
-    /// Starts a broker and waits until it responds.
+    /// Creates a virtual host on the node that the tests of a run share, and starts that node before the first test
+    /// that needs it. For tests that neither stop or slow the node, nor change what all virtual hosts share.
+    ///
+    /// # Panics
+    /// If `rabbitmq-server` is not installed or does not come up.
+    pub fn shared() -> Self {
+        let (node, vhost) = shared_rabbitmq::new_vhost();
+        Self { node, vhost, own: None }
+    }
+
+    /// Starts a node for this test alone and waits until it responds.
     pub fn start() -> Self {
         Self::start_with("")
     }
 
-    /// Starts a broker with extra lines of `rabbitmq.conf`.
+    /// Starts a node for this test alone, with extra lines of `rabbitmq.conf`.
     ///
     /// # Panics
     /// If `rabbitmq-server` is not installed or does not come up.
     pub fn start_with(config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("rabbitmq-").tempdir().expect("a folder can be made");
-        let cookie = folder.path().join(".erlang.cookie");
-        fs::write(&cookie, "ATESTSCOOKIE").expect("the folder can be written to");
-        let only_ours = std::os::unix::fs::PermissionsExt::from_mode(0o400);
-        fs::set_permissions(&cookie, only_ours).expect("the folder is ours");
-        let epmd_port = free_port();
-        let mut epmd = Command::new(find_program("epmd").expect("epmd is installed (Debian: erlang-base)"));
-        epmd.arg("-port").arg(epmd_port.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let node = Node::new(folder.path());
+        let mut epmd = Command::new(epmd_program());
+        epmd.arg("-port").arg(node.epmd_port.to_string());
+        epmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let epmd = Process::spawn(&mut epmd, Duration::ZERO).expect("epmd can be started");
-        let mut broker = Self {
-            process: None,
-            _epmd: epmd,
-            epmd_port,
-            port: free_port(),
-            dist_port: free_port(),
-            folder,
-            config: config.to_owned(),
-        };
+        let own = OwnNode { process: None, _epmd: epmd, _folder: folder, config: config.to_owned() };
+        let mut broker = Self { node, vhost: "/".to_owned(), own: Some(own) };
         for _ in 0..START_ATTEMPTS {
             match broker.launch() {
                 Ok(()) => return broker,
                 // Another process took one of the ports meanwhile.
-                Err(_) => (broker.port, broker.dist_port) = (free_port(), free_port()),
+                Err(_) => (broker.node.port, broker.node.dist_port) = (free_port(), free_port()),
             }
         }
         broker.launch().unwrap_or_else(|log| panic!("rabbitmq-server did not come up; its log is:\n{log}"));
@@ -72,102 +80,64 @@ impl RabbitMq {
 
     /// Starts the node. Returns its log if it ended or did not respond in time.
     fn launch(&mut self) -> Result<(), String> {
-        let at = self.folder.path();
-        let config = format!("listeners.tcp.1 = 127.0.0.1:{}\nlog.console.level = info\n{}", self.port, self.config);
-        fs::write(at.join("rabbitmq.conf"), config).expect("the folder can be written to");
-        fs::write(at.join("enabled_plugins"), "[].\n").expect("the folder can be written to");
-        let log = File::options().create(true).append(true).open(at.join("log")).expect("a log");
-        let mut command = self.command("rabbitmq-server");
+        let own = self.own.as_mut().expect("only a node of this test is started");
+        self.node.write_config(&own.config);
+        let log = File::options().create(true).append(true).open(self.node.log_path()).expect("a log");
+        let mut command = self.node.command("rabbitmq-server");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a handle")).stderr(log);
         let mut process = Process::spawn(&mut command, Duration::ZERO).expect("rabbitmq-server can be started");
         let limit = Instant::now() + START_TIMEOUT;
-        while !self.answers() {
+        while !self.node.answers() {
             if Instant::now() > limit || process.has_ended() {
-                self.process = Some(process);
+                own.process = Some(process);
                 self.kill();
                 return Err(self.log());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        self.process = Some(process);
+        own.process = Some(process);
         Ok(())
     }
 
-    /// Prepares a RabbitMQ program for this node. Avoids the wrappers on PATH, which change user and folder.
-    fn command(&self, program: &str) -> Command {
-        let at = self.folder.path();
-        let mut command = Command::new(programs().join(program));
-        let folder = |name: &str| at.join(name).display().to_string();
-        command
-            .env("HOME", at)
-            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("RABBITMQ_NODENAME", self.node())
-            .env("RABBITMQ_NODE_PORT", self.port.to_string())
-            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
-            .env("RABBITMQ_MNESIA_BASE", folder("data"))
-            .env("RABBITMQ_LOG_BASE", folder("logs"))
-            .env("RABBITMQ_LOGS", "-")
-            .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("enabled_plugins"))
-            .env("RABBITMQ_CONF_ENV_FILE", folder("none"))
-            .env("RABBITMQ_PID_FILE", folder("pid"))
-            // A small node without busy waiting, for machines with few processors.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none");
-        command
+    /// Returns the node, for what concerns all of its virtual hosts.
+    ///
+    /// # Panics
+    /// If other tests use it too.
+    fn own_node(&self) -> &Node {
+        assert!(self.own.is_some(), "other tests use this broker too: start one with RabbitMq::start()");
+        &self.node
     }
 
-    fn node(&self) -> String {
-        format!("imgsync-{}@localhost", self.port)
-    }
-
-    /// Reports whether it speaks AMQP, starting with a method frame (1). Another server may have its port by now.
-    fn answers(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
-        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-        let mut answer = [0; 1];
-        stream.write_all(b"AMQP\x00\x00\x09\x01").and_then(|()| stream.read_exact(&mut answer)).is_ok() && answer == [1]
-    }
-
-    /// Returns `amqp://guest:guest@127.0.0.1:PORT/%2f`.
+    /// Returns the URL of the virtual host, such as `amqp://guest:guest@127.0.0.1:PORT/%2f`.
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+        self.url_through(&format!("127.0.0.1:{}", self.node.port))
+    }
+
+    /// Returns the URL of the virtual host through a proxy at `HOST:PORT`.
+    pub fn url_through(&self, proxy: &str) -> String {
+        let vhost = if self.vhost == "/" { "%2f" } else { &self.vhost };
+        format!("amqp://guest:guest@{proxy}/{vhost}")
     }
 
     /// Returns its port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.node.port
     }
 
     /// Returns its log.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+        self.own_node().log()
     }
 
     /// Kills it.
     pub fn kill(&mut self) {
-        // The start script waits for the node, and would leave it behind.
-        if let Some(node) = self.node_process() {
-            let _ = kill_process(node, Signal::KILL);
-            let limit = Instant::now() + Duration::from_secs(10);
-            while test_kill_process(node).is_ok() && Instant::now() < limit {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        self.process = None;
-    }
-
-    /// Returns the process of the node.
-    fn node_process(&self) -> Option<Pid> {
-        let pid = fs::read_to_string(self.folder.path().join("pid")).ok()?.trim().parse().ok()?;
-        // The pid in a stale file may belong to another process.
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        command.contains(&*self.folder.path().to_string_lossy()).then(|| Pid::from_raw(pid)).flatten()
+        self.own_node().kill();
+        self.own.iter_mut().for_each(|own| own.process = None);
     }
 
     /// Returns the process id of the node.
     pub fn pid(&self) -> Option<u32> {
-        self.node_process().map(|node| node.as_raw_nonzero().get().unsigned_abs())
+        self.own_node().process().map(|node| node.as_raw_nonzero().get().unsigned_abs())
     }
 
     /// Returns the memory of the node in bytes, after garbage collection.
@@ -181,29 +151,40 @@ impl RabbitMq {
 
     /// Counts the messages in each queue, delivered or not.
     pub fn message_counts(&self) -> BTreeMap<String, u64> {
-        let said = self.ctl(&["list_queues", "name", "messages", "--no-table-headers"]);
+        let said = self.list_queues(&["name", "messages"]);
         said.lines()
             .filter_map(|line| line.split_once('\t'))
             .map(|(name, count)| (name.to_owned(), count.trim().parse().unwrap_or_default()))
             .collect()
     }
 
-    /// Counts the current messages in a quorum queue of the default virtual host, delivered or not.
-    /// [`RabbitMq::message_counts`] lags by some seconds.
+    /// Lists the queues, with these columns separated by tabs.
+    pub fn list_queues(&self, columns: &[&str]) -> String {
+        self.node.ctl(&[&["-p", &self.vhost, "list_queues", "--no-table-headers"], columns].concat())
+    }
+
+    /// Deletes a queue.
+    pub fn delete_queue(&self, queue: &str) {
+        self.node.ctl(&["-p", &self.vhost, "delete_queue", queue]);
+    }
+
+    /// Counts the current messages in a quorum queue, delivered or not. [`RabbitMq::message_counts`] lags by some
+    /// seconds.
     ///
     /// # Panics
     /// If the queue does not report it.
     pub fn message_count(&self, queue: &str) -> u64 {
         let total = "fun rabbit_fifo:query_messages_total/1";
-        let said = self
-            .ctl(&["eval", &format!("{{ok, {{_, N}}, _}} = ra:local_query({{'%2F_{queue}', node()}}, {total}), N.")]);
+        let name = self.process_name(queue);
+        let said =
+            self.node.ctl(&["eval", &format!("{{ok, {{_, N}}, _}} = ra:local_query({{{name}, node()}}, {total}), N.")]);
         said.trim().parse().unwrap_or_else(|_| panic!("the broker says {said}"))
     }
 
-    fn signal(&self, signal: Signal) {
-        if let Some(node) = self.node_process() {
-            let _ = kill_process(node, signal);
-        }
+    /// Returns the Erlang atom under which a quorum queue is registered.
+    fn process_name(&self, queue: &str) -> String {
+        let vhost = if self.vhost == "/" { "%2F" } else { &self.vhost };
+        format!("'{vhost}_{queue}'")
     }
 
     /// Restarts it with the same port and data.
@@ -221,44 +202,165 @@ impl RabbitMq {
         self.ctl(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]);
     }
 
-    /// Suspends or resumes a queue of the default virtual host.
+    /// Suspends or resumes a queue.
     pub fn suspend(&self, queue: &str, suspend: bool) {
         let what = if suspend { "suspend" } else { "resume" };
-        self.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
+        self.node.ctl(&["eval", &format!("sys:{what}({}).", self.process_name(queue))]);
     }
 
-    /// Stops or restarts the only member of a quorum queue of the default virtual host, as if its leader were gone.
+    /// Stops or restarts the only member of a quorum queue, as if its leader were gone.
     pub fn set_leader_stopped(&self, queue: &str, away: bool) {
         let what = if away { "stop_server" } else { "restart_server" };
-        self.ctl(&["eval", &format!("ra:{what}(quorum_queues, {{'%2F_{queue}', node()}}).")]);
+        self.node.ctl(&["eval", &format!("ra:{what}(quorum_queues, {{{}, node()}}).", self.process_name(queue))]);
     }
 
     /// Stops its process with SIGSTOP.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        self.own_node().signal(Signal::STOP);
     }
 
     /// Continues its process with SIGCONT.
     pub fn thaw(&self) {
-        self.signal(Signal::CONT);
+        self.own_node().signal(Signal::CONT);
+    }
+
+    /// Runs `rabbitmqctl` and returns its output.
+    ///
+    /// # Panics
+    /// If it fails, or if other tests use the node too.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        self.own_node().ctl(arguments)
+    }
+}
+
+impl Drop for RabbitMq {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// Ports and folder of a node.
+#[derive(Debug)]
+pub(super) struct Node {
+    folder: PathBuf,
+    epmd_port: u16,
+    port: u16,
+    dist_port: u16,
+}
+
+impl Node {
+    /// Chooses free ports.
+    pub(super) fn new(folder: &Path) -> Self {
+        Self::at(folder.to_owned(), [free_port(), free_port(), free_port()])
+    }
+
+    /// Returns a node that was made with these [`Node::ports`].
+    pub(super) fn at(folder: PathBuf, [port, epmd_port, dist_port]: [u16; 3]) -> Self {
+        Self { folder, epmd_port, port, dist_port }
+    }
+
+    /// Returns its port for clients, that of its `epmd`, and that for other nodes.
+    pub(super) fn ports(&self) -> [u16; 3] {
+        [self.port, self.epmd_port, self.dist_port]
+    }
+
+    /// Writes what it reads at its start, with extra lines of `rabbitmq.conf`.
+    pub(super) fn write_config(&self, extra: &str) {
+        let at = &self.folder;
+        let cookie = at.join(".erlang.cookie");
+        if !cookie.exists() {
+            fs::write(&cookie, "ATESTSCOOKIE").expect("the folder can be written to");
+            let only_ours = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+            fs::set_permissions(&cookie, only_ours).expect("the folder is ours");
+        }
+        let config = format!("listeners.tcp.1 = 127.0.0.1:{}\nlog.console.level = info\n{extra}", self.port);
+        fs::write(at.join("rabbitmq.conf"), config).expect("the folder can be written to");
+        fs::write(at.join("enabled_plugins"), "[].\n").expect("the folder can be written to");
+    }
+
+    /// Prepares a RabbitMQ program for this node. Avoids the wrappers on PATH, which change user and folder.
+    pub(super) fn command(&self, program: &str) -> Command {
+        let at = &self.folder;
+        let mut command = Command::new(programs().join(program));
+        let folder = |name: &str| at.join(name).display().to_string();
+        command
+            .env("HOME", at)
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("RABBITMQ_NODENAME", format!("imgsync-{}@localhost", self.port))
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_MNESIA_BASE", folder("data"))
+            .env("RABBITMQ_LOG_BASE", folder("logs"))
+            .env("RABBITMQ_LOGS", "-")
+            .env("RABBITMQ_CONFIG_FILE", folder("rabbitmq.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("enabled_plugins"))
+            .env("RABBITMQ_CONF_ENV_FILE", folder("none"))
+            .env("RABBITMQ_PID_FILE", folder("pid"))
+            // A small node without busy waiting, for machines with few processors.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none");
+        command
+    }
+
+    /// Reports whether it speaks AMQP, starting with a method frame (1). Another server may have its port by now.
+    pub(super) fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+        let mut answer = [0; 1];
+        stream.write_all(b"AMQP\x00\x00\x09\x01").and_then(|()| stream.read_exact(&mut answer)).is_ok() && answer == [1]
+    }
+
+    pub(super) fn log_path(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
     /// Runs `rabbitmqctl` and returns its output.
     ///
     /// # Panics
     /// If it fails.
-    pub fn ctl(&self, arguments: &[&str]) -> String {
+    pub(super) fn ctl(&self, arguments: &[&str]) -> String {
         let output = self.command("rabbitmqctl").arg("--quiet").args(arguments).output().expect("rabbitmqctl runs");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "rabbitmqctl {arguments:?}: {text}");
         text
     }
+
+    /// Returns the process of the node.
+    fn process(&self) -> Option<Pid> {
+        let pid = fs::read_to_string(self.folder.join("pid")).ok()?.trim().parse().ok()?;
+        // The pid in a stale file may belong to another process.
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        command.contains(&*self.folder.to_string_lossy()).then(|| Pid::from_raw(pid)).flatten()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(node) = self.process() {
+            let _ = kill_process(node, signal);
+        }
+    }
+
+    /// Kills the process of the node and waits for its exit.
+    fn kill(&self) {
+        // The start script waits for the node, and would leave it behind.
+        if let Some(node) = self.process() {
+            let _ = kill_process(node, Signal::KILL);
+            let limit = Instant::now() + Duration::from_secs(10);
+            while test_kill_process(node).is_ok() && Instant::now() < limit {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
 }
 
-impl Drop for RabbitMq {
-    fn drop(&mut self) {
-        self.kill();
-    }
+/// Returns the path of `epmd`.
+pub(super) fn epmd_program() -> PathBuf {
+    find_program("epmd").expect("epmd is installed (Debian: erlang-base)")
 }
 
 /// Returns the folder with RabbitMQ's own programs.

@@ -20,7 +20,7 @@ fn reads_a_tag(request: &RecordedRequest) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_task_holds_no_delivery_and_a_lost_connection_restarts_none() {
-    let fixture = ClusterFixture::new(1, 8).await;
+    let fixture = ClusterFixture::with_own_broker(1, 8).await;
     let gate = Arc::new(Semaphore::new(0));
     let held = fixture.source.on(RequestMatcher::any().when(reads_a_tag)).always().act(FaultAction::Gate(gate.clone()));
     let _workers = fixture.cluster.start_workers(2, 4).await;
@@ -43,7 +43,7 @@ async fn a_running_task_holds_no_delivery_and_a_lost_connection_restarts_none() 
 /// A task that waits for a retry always has a message, a lease or a place in the plan.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_is_to_be_tried_again_while_the_broker_is_away_goes_back_to_the_plan() {
-    let mut fixture = ClusterFixture::new(1, 4).await;
+    let mut fixture = ClusterFixture::with_own_broker(1, 4).await;
     let gate = Arc::new(Semaphore::new(0));
     let held =
         fixture.source.on(RequestMatcher::kind(RequestType::BlobGet)).always().act(FaultAction::Gate(gate.clone()));

@@ -99,7 +99,7 @@ async fn after_chaos_every_tag_is_right_and_every_count_adds_up() {
 
 impl ChaosRun {
     async fn start(seed: u64, faulty: &Arc<AtomicBool>) -> ChaosRun {
-        let cluster = TestCluster::start();
+        let cluster = TestCluster::with_own_broker();
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         for (salt, registry) in [(1, &source), (2, &target)] {
             inject_registry_faults(registry, seed.wrapping_add(salt), faulty);

@@ -25,7 +25,7 @@ fn keyed(key: &str) -> RabbitSettings {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let url = broker.url();
     let worker_registry = worker_registry().await;
     let with = async |settings| RabbitQueue::connect(&secret(&url), worker_registry.clone(), settings).await.unwrap();
@@ -62,7 +62,7 @@ async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
@@ -89,7 +89,7 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
 /// An older worker next to newer ones, during an upgrade.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_worker_takes_it() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let worker_registry = worker_registry().await;
     let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry, keyed("ours")).await.unwrap();
     let block = route_messages("gcr.io", 1);
@@ -117,7 +117,7 @@ async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_queues_are_declared_again_and_other_routes_are_unaffected() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let aside = BrokerProbe::new(&broker.url()).await;
     let (gone, kept) = (route_messages("gone.example", 3), route_messages("kept.example", 2));
@@ -160,7 +160,7 @@ async fn deleted_queues_are_declared_again_and_other_routes_are_unaffected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_delivered_too_often_is_dead_lettered_and_given_to_a_coordinator() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let queue = connect(&broker.url(), settings()).await.unwrap();
     let never = CancellationToken::new();
     // A route with a credential, which is not part of the message.
@@ -208,7 +208,7 @@ async fn until_dead(queue: &RabbitQueue) -> DeadLetter {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_route_that_the_store_has_lost_is_found_again() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let (worker_registry, emptied) = (worker_registry().await, worker_registry().await);
     let coordinator = RabbitQueue::connect(&secret(&broker.url()), emptied.clone(), settings()).await.unwrap();
     // The store has lost the route that was published to.

@@ -27,7 +27,7 @@ async fn text(served: &ServeProcess, path: &str) -> (u16, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_takes_no_messages_is_complained_of_at_once_everywhere_with_what_to_do() {
-    let fixture = ClusterFixture::new(2, 5).await;
+    let fixture = ClusterFixture::with_own_broker(2, 5).await;
     let broker = &fixture.cluster.broker;
     let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
     let workers = fixture.cluster.start_workers(1, 4).await;
@@ -131,7 +131,7 @@ async fn of_a_store_that_is_away_each_program_says_once_that_it_is_and_that_it_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_is_back() {
-    let mut fixture = ClusterFixture::new(4, 25).await;
+    let mut fixture = ClusterFixture::with_own_broker(4, 25).await;
     let gate = fixture.gate_tags_after(20);
     let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
     let workers = fixture.cluster.start_workers(2, 20).await;

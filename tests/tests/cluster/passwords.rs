@@ -46,7 +46,7 @@ fn with_users(cluster: &TestCluster) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_password_opens_broker_and_store_wherever_it_is_written() {
-    let cluster = TestCluster::start();
+    let cluster = TestCluster::with_own_broker();
     with_users(&cluster);
     let (broker, store) = (cluster.broker.port(), cluster.store.port());
     let worker_registry =
@@ -90,7 +90,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_programs_work_with_a_password_of_all_characters_and_show_nothing_of_it() {
-    let cluster = TestCluster::start();
+    let cluster = TestCluster::with_own_broker();
     with_users(&cluster);
     let number = CHARACTERS.len();
     let password: String = CHARACTERS.iter().collect();

@@ -1,14 +1,14 @@
 //! The queue on a real RabbitMQ: the contract of all queues, and broker-specific behaviour.
 //!
-//! `IMGSYNC_TEST_BROKER=amqp://…` runs the contract against that broker, which must have none of our queues, instead of
-//! a new one.
+//! `IMGSYNC_TEST_BROKER=amqp://…` runs the contract against that broker instead, and deletes the queues of the contract
+//! there before each test: run its tests one at a time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgsync_model::batch::{BatchId, Message, Route};
 use imgsync_oci::error::Result;
-use imgsync_queue::contract::{self, QueueUnderTest, message};
+use imgsync_queue::contract::{QueueUnderTest, message};
 use imgsync_queue::{Delivery, RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
 use imgsync_store::{SqliteStore, SystemClock, WorkerRegistry};
 use imgsync_tests::RabbitMq;
@@ -123,46 +123,33 @@ pub(crate) fn settings() -> RabbitSettings {
     RabbitSettings { retry_delays, max_route_messages: 600, ..RabbitSettings::default() }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_contract_of_queues_holds() {
-    let broker = match std::env::var("IMGSYNC_TEST_BROKER") {
+/// Makes the queue that a test of the contract gets: on a virtual host of its own, or emptied.
+async fn make() -> QueueUnderTest {
+    let (url, broker) = match std::env::var("IMGSYNC_TEST_BROKER") {
         Ok(url) => (url, None),
         Err(_) => {
-            let broker = RabbitMq::start();
+            let broker = RabbitMq::shared();
             (broker.url(), Some(broker))
         }
     };
-    let aside = BrokerProbe::new(&broker.0).await;
-    macro_rules! run_contract {
-        ($($test:ident),+) => {$(
-            eprintln!("{}", stringify!($test));
-            let subject = QueueUnderTest {
-                queue: Arc::new(connect(&broker.0, settings()).await.unwrap()),
-                capacity: 1_200,
-                min_delay: Duration::from_millis(300),
-                guard: Box::new(()),
-            };
-            contract::$test(subject).await;
-            let queues = ["w.gcr.io>target.example", "w.quay.io>target.example"];
-            for queue in queues.into_iter().chain(["w.!gcr.io>target.example", "w.!quay.io>target.example"]) {
-                aside.delete(queue).await;
-            }
-        )+};
+    if broker.is_none() {
+        let aside = BrokerProbe::new(&url).await;
+        for source in ["gcr.io", "!gcr.io", "quay.io", "!quay.io"] {
+            aside.delete(&format!("w.{source}>target.example")).await;
+        }
     }
-    run_contract!(
-        a_published_message_is_received_once,
-        a_dropped_delivery_is_redelivered,
-        a_requeued_delivery_is_redelivered,
-        a_delivery_requeued_with_a_delay_is_redelivered_after_it,
-        only_the_selected_routes_are_served,
-        a_consumer_waits_for_a_message_and_stops_when_cancelled,
-        a_small_batch_beside_a_large_one_is_served_promptly,
-        high_priority_is_received_first_and_starves_nothing,
-        receive_urgent_returns_high_priority_only,
-        a_requeued_message_keeps_its_priority,
-        a_full_queue_rejects_and_has_capacity_again,
-        many_consumers_share_the_messages
-    );
+    QueueUnderTest {
+        queue: Arc::new(connect(&url, settings()).await.unwrap()),
+        capacity: 1_200,
+        min_delay: Duration::from_millis(300),
+        guard: Box::new(broker),
+    }
+}
+
+mod contract {
+    use super::make;
+
+    imgsync_queue::queue_contract_tests!(make);
 }
 
 /// Measures messages per second published, and consumed and acknowledged by several consumers that do nothing else.

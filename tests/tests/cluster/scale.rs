@@ -100,7 +100,7 @@ async fn tags_that_listings_show_unchanged_are_never_queued_and_take_less_than_8
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_in_one_of_fifty_routes_that_were_idle_for_a_day_is_found() {
-    let broker = RabbitMq::start();
+    let broker = RabbitMq::shared();
     let clock = Arc::new(ManualClock::starting_at(jiff::Timestamp::now()));
     let worker_registry: Arc<dyn WorkerRegistry> = Arc::new(SqliteStore::in_memory(clock.clone()).await.unwrap());
     let of = |n: u32| Route::anonymous(format!("source{n}.test").parse().unwrap(), "target.test".parse().unwrap());

@@ -11,7 +11,7 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT, assert_sums};
 /// Fault rows 8 and 9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_ends_by_itself() {
-    let mut fixture = ClusterFixture::new(4, 25).await;
+    let mut fixture = ClusterFixture::with_own_broker(4, 25).await;
     let gate = fixture.gate_tags_after(30);
     let _workers = fixture.cluster.start_workers(2, 4).await;
     let mut run = fixture.run();
@@ -37,10 +37,10 @@ async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_m
     let _workers = fixture.cluster.start_workers(2, 4).await;
     let mut run = fixture.run();
     gate.wait_for(8).await;
-    let queues = fixture.cluster.broker.ctl(&["list_queues", "name", "--no-table-headers"]);
+    let queues = fixture.cluster.broker.list_queues(&["name"]);
     let routes: Vec<&str> = queues.lines().filter(|line| line.starts_with("w.")).collect();
     assert_eq!(routes.len(), 1, "{queues}");
-    fixture.cluster.broker.ctl(&["delete_queue", routes[0]]);
+    fixture.cluster.broker.delete_queue(routes[0]);
     gate.open();
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
@@ -71,7 +71,7 @@ async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_ar
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total() {
     let options = RedisServerOptions { fsync_every_second: true, ..RedisServerOptions::default() };
-    let mut fixture = ClusterFixture::with_cluster(TestCluster::start_with("", options), 4, 50).await;
+    let mut fixture = ClusterFixture::with_cluster(TestCluster::with_store(options), 4, 50).await;
     let _workers = fixture.cluster.start_workers(2, 4).await;
     let mut run = fixture.run();
     for tags in [30, 90, 150] {

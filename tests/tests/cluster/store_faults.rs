@@ -273,7 +273,7 @@ async fn a_batch_waits_for_replicas_and_no_task_goes_round_the_retry_queues() {
     // Both workers, the run and all of their slots have met it by then.
     until("writes are refused", WAIT_TIMEOUT, || store.errors("NOREPLICAS") >= 60).await;
     run.wait_for_line(|line| line.contains("too few replicas"), WAIT_TIMEOUT).await;
-    let queues = fixture.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
+    let queues = fixture.cluster.broker.list_queues(&["name", "messages"]);
     let retrying = queues.lines().filter(|line| line.starts_with("sync.retry") && !line.ends_with("\t0"));
     assert_eq!(retrying.collect::<Vec<_>>(), Vec::<&str>::new());
     assert!(run.is_running());

@@ -71,7 +71,7 @@ async fn a_sentinel_is_refused() {
 async fn what_a_user_may_not_ask_is_said_and_the_work_goes_on() {
     let rights = "user imgsync on >secret resetchannels ~imgsync:* +@all -@admin -@dangerous";
     let store = RedisServerOptions { extra_config: vec![rights.to_owned()], ..RedisServerOptions::default() };
-    let fixture = ClusterFixture::with_cluster(TestCluster::start_with("", store), 1, 3).await;
+    let fixture = ClusterFixture::with_cluster(TestCluster::with_store(store), 1, 3).await;
     let _workers = fixture.cluster.start_workers(1, 2).await;
     let url = format!("redis://imgsync:secret@127.0.0.1:{}", fixture.cluster.store.port());
     let run = fixture.cluster.imgsync(&fixture.config).env("IMGSYNC_STORE", url).args(["run", "--json"]).run().await;

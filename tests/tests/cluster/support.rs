@@ -30,6 +30,11 @@ impl ClusterFixture {
         Self::with_cluster(TestCluster::start(), repositories, tags).await
     }
 
+    /// As [`ClusterFixture::new`], for tests that stop the broker or change it as a whole.
+    pub(crate) async fn with_own_broker(repositories: usize, tags: usize) -> Self {
+        Self::with_cluster(TestCluster::with_own_broker(), repositories, tags).await
+    }
+
     pub(crate) async fn with_cluster(cluster: TestCluster, repositories: usize, tags: usize) -> Self {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         let images = fill(&source, repositories, tags);

@@ -348,7 +348,7 @@ async fn a_coordinator_stops_a_batch_whose_plan_was_altered_and_signs_nothing_of
     let refused = resume(&id.to_string()).run().await.assert_code(3);
     assert!(refused.stderr.contains(ALTERED_MESSAGE), "{}", refused.stderr);
     assert_eq!(fixture.target.total(), 0, "nothing was asked of the target");
-    let queues = fixture.cluster.broker.ctl(&["-q", "list_queues", "name", "messages"]);
+    let queues = fixture.cluster.broker.list_queues(&["name", "messages"]);
     assert!(queues.lines().all(|line| !line.starts_with("w.") || line.ends_with("\t0")), "{queues}");
     let shown = keyed(fixture.cluster.imgsync("")).args(["batch", "show", &id.to_string(), "--json"]).run().await;
     let shown = shown.json();

@@ -1,10 +1,16 @@
 //! Real servers accept, serve and unpack the harness's images.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use imgsync_tests::fault::{FaultRegistry, RequestType};
 use imgsync_tests::images::{self, Layer, TestImage};
 use imgsync_tests::servers::{DockerRegistryAuth, DockerRegistryOptions};
 use imgsync_tests::skopeo::Skopeo;
-use imgsync_tests::{DockerEngine, DockerRegistry};
+use imgsync_tests::{DockerEngine, DockerRegistry, RabbitMq};
 
 #[tokio::test]
 async fn skopeo_copies_from_the_fault_registry_to_a_real_one_and_back() {
@@ -80,4 +86,40 @@ async fn skopeo_unpacks_what_is_real() {
     assert!(folder.path().join("manifest.json").exists());
     let inspected = Skopeo::new().inspect(&format!("{}/app:1", registry.host())).await.unwrap();
     assert_eq!(inspected["Architecture"], "amd64");
+}
+
+/// Prints the URL of a virtual host, for the test below.
+#[test]
+#[ignore = "the test below runs it"]
+fn print_the_url_of_a_virtual_host() {
+    println!("url: {}", RabbitMq::shared().url());
+}
+
+#[test]
+fn tests_of_a_run_share_a_broker_that_ends_with_their_runner_even_if_that_is_killed() {
+    let run = format!("harness-{}", std::process::id());
+    let program = std::env::current_exe().expect("a test has a path");
+    let test = "\"$0\" --exact servers::print_the_url_of_a_virtual_host --ignored --nocapture";
+    let mut runner = Command::new("sh")
+        .args(["-c", &format!("{test} & {test}; wait; echo done; exec sleep 60")])
+        .arg(program)
+        .env("NEXTEST_RUN_ID", &run)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let output = BufReader::new(runner.stdout.take().expect("a pipe")).lines().map_while(Result::ok);
+    let lines: Vec<String> = output.take_while(|line| line != "done").collect();
+    let urls: BTreeSet<&str> = lines.iter().filter_map(|line| Some(line.split_once("url: ")?.1)).collect();
+    let servers: BTreeSet<&str> = urls.iter().filter_map(|url| Some(url.rsplit_once('/')?.0)).collect();
+    assert_eq!((urls.len(), servers.len()), (2, 1), "{lines:?}");
+
+    let folder = std::env::temp_dir().join(format!("imgsync-tests-{run}"));
+    let address = servers.first().and_then(|url| Some(url.rsplit_once('@')?.1.to_owned())).expect("an address");
+    assert!(folder.exists() && TcpStream::connect(&address).is_ok(), "it outlives the tests");
+    runner.kill().and_then(|()| runner.wait()).expect("it was running");
+    let limit = Instant::now() + Duration::from_secs(60);
+    while folder.exists() || TcpStream::connect(&address).is_ok() {
+        assert!(Instant::now() < limit, "it outlives the runner");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
