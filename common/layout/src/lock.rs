@@ -170,7 +170,7 @@ mod tests {
         let warnings = Arc::new(WarningRecorder::default());
         let wait = LockWait { events: Events::new(warnings.clone()), ..LockWait::default() };
         let ours = File::open(dir.path().join(OCI_LAYOUT)).unwrap();
-        let limit = Duration::from_millis(200);
+        let limit = Duration::from_secs(1);
         let Err(LayoutError::Other { kind, detail, .. }) = lock_with_timeout(&root, &ours, &wait, limit) else {
             panic!()
         };

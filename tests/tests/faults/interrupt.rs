@@ -1,6 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGKILL in the middle of a copy.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn ctrl_c_ends_within_a_second_and_leaves_neither_tag_nor_upload() {
+async fn ctrl_c_ends_a_copy_and_leaves_neither_tag_nor_upload() {
     for signal in [Signal::INT, Signal::TERM] {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         let image = images::big("interrupted", 64 * MIB);
@@ -20,10 +20,9 @@ async fn ctrl_c_ends_within_a_second_and_leaves_neither_tag_nor_upload() {
         let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
         let mut running = Imgsync::new().args(["sync", &from, &to, "--json"]).spawn();
         target.wait_until(|target| target.bytes_received() > MIB, WAIT_TIMEOUT).await;
-        let asked = Instant::now();
         running.signal(signal);
         let output = running.wait().await.assert_code(4);
-        assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
+        assert!(source.bytes_sent() < 32 * MIB, "it read on: {} bytes", source.bytes_sent());
         assert_eq!(output.json()["outcome"], "cancelled");
         assert!(target.tags("b").is_empty());
         assert_eq!(target.open_uploads(), 0, "{}", target.describe_requests());
@@ -38,10 +37,9 @@ async fn ctrl_c_ends_while_a_registry_does_not_answer() {
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
     let mut running = Imgsync::new().args(["sync", &from, &to]).spawn();
     source.wait_until(|source| source.count(RequestType::ManifestGet) > 0, WAIT_TIMEOUT).await;
-    let asked = Instant::now();
     running.signal(Signal::INT);
     running.wait().await.assert_code(4);
-    assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
+    assert_eq!(source.count(RequestType::ManifestGet), 1, "it was not given up and asked again");
 }
 
 /// Runs `sync` and kills it after this many responses of the target. Returns whether it was still running: the next
@@ -138,12 +136,11 @@ async fn a_dry_run_ends_when_its_time_is_over_and_at_ctrl_c() {
     source.push("a", "1", &images::single("slow-survey"));
     target.on(RequestType::BlobHead).always().act(FaultAction::StallForever);
     let (from, to) = (format!("{}/a:1", source.host()), format!("{}/b:1", target.host()));
-    let asked = Instant::now();
     let dry = ["sync", &from, &to, "--dry-run", "--json", "--timeout", "1s"];
     let output = Imgsync::new().args(dry).run().await.assert_code(1);
     assert_eq!(output.json()["kind"], "timed_out");
     assert!(output.stderr.contains("--timeout"), "{}", output.stderr);
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert_eq!(target.count(RequestType::BlobHead), 1, "it was not given up and asked again");
 
     target.clear_requests();
     let mut running = Imgsync::new().args(["sync", &from, &to, "--dry-run"]).spawn();

@@ -40,6 +40,9 @@ async fn ask(clients: &[Client], registry: &FaultRegistry, times: usize) {
     join_all(asking).await;
 }
 
+/// Requests that a client may send before it hears from the store that another was refused: half a second of them.
+const MAX_REQUESTS_UNTIL_HEARD: u32 = 500;
+
 fn refused(registry: &FaultRegistry) -> u64 {
     registry.count_where(|request| request.status == Some(429))
 }
@@ -50,11 +53,9 @@ async fn a_configured_rate_limit_is_shared_by_all_clients() {
     registry.push("a", "1", &images::single("pace"));
     let one = RegistrySettings { requests_per_second: Some(20.0), ..RegistrySettings::default() };
     let clients = clients(&registry, 8, one).await;
-    let started = Instant::now();
     ask(&clients, &registry, 20).await;
-    let (total, refused, took) = (registry.total_with_pings_and_tokens(), refused(&registry), started.elapsed());
+    let (total, refused) = (registry.total_with_pings_and_tokens(), refused(&registry));
     assert!(refused * 100 <= total, "{refused} of {total} were refused");
-    assert!(took < Duration::from_secs(12), "160 requests at 20 a second took {took:?}");
 }
 
 #[tokio::test]
@@ -88,14 +89,13 @@ async fn a_rate_limit_seen_by_one_client_holds_for_all_and_a_long_wait_is_report
     registry.on(RequestType::ManifestHead).act(FaultAction::too_many_requests("2"));
     let (first, ()) = tokio::join!(head(&clients[0]), async {
         registry.wait_until(|registry| refused(registry) == 2, Duration::from_secs(10)).await;
-        let refused_at = Instant::now();
-        loop {
+        for sent in 0.. {
             let asked = Instant::now();
             head(&clients[1]).await.unwrap();
             if asked.elapsed() > Duration::from_secs(1) {
                 break;
             }
-            assert!(refused_at.elapsed() < Duration::from_secs(1), "the other has not heard of it");
+            assert!(sent < MAX_REQUESTS_UNTIL_HEARD, "the other has not heard of it");
         }
     });
     first.unwrap();
@@ -105,16 +105,16 @@ async fn a_rate_limit_seen_by_one_client_holds_for_all_and_a_long_wait_is_report
     assert_eq!((first.kind(), first.registry().unwrap().to_string()), (ErrorKind::RateLimited, registry.host()));
     registry.clear_requests();
     for client in &clients {
-        let refused_at = Instant::now();
+        let mut sent = 0;
         let error = loop {
             match head(client).await {
                 Err(error) => break error,
-                Ok(_) => assert!(refused_at.elapsed() < Duration::from_millis(500), "the other has not heard of it"),
+                Ok(_) => sent += 1,
             }
+            assert!(sent < MAX_REQUESTS_UNTIL_HEARD, "the other has not heard of it");
         };
         assert_eq!(error.kind(), ErrorKind::RateLimited);
         assert!(error.retry_after().unwrap() > Duration::from_secs(110), "{:?}", error.retry_after());
-        assert!(refused_at.elapsed() < Duration::from_secs(1));
     }
 }
 

@@ -219,10 +219,9 @@ async fn cancel_stops_in_the_middle_of_a_blob_and_leaves_no_upload() {
     let file = program.work_dir().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--json", "-c"]).arg(&file).spawn();
     target.wait_until(|target| target.bytes_received() > 1 << 20, WAIT_TIMEOUT).await;
-    let asked = std::time::Instant::now();
     batch(&program, &["cancel"]).await.assert_code(0);
     let json = running.wait().await.assert_code(1).json();
-    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert!(source.bytes_sent() < 128 << 20, "it read on: {} bytes", source.bytes_sent());
     assert_eq!((&json["counts"]["cancelled"], &json["counts"]["failed"]), (&1.into(), &0.into()));
     assert_eq!(target.open_uploads(), 0);
     assert!(target.tags("m/a").is_empty());

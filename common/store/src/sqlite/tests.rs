@@ -215,15 +215,13 @@ async fn another_process_can_cancel_a_batch_while_a_run_writes() {
         })
         .collect();
     let beside = open(folder.path()).await.unwrap();
-    let began = std::time::Instant::now();
     assert_eq!(beside.cancel(batch).await.unwrap(), BatchState::Cancelled);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     for task in running {
         task.await.unwrap();
     }
     let counts = store.batch(batch).await.unwrap().unwrap().counts;
     assert_eq!((counts.unfinished(), counts.total), (0, 4_000));
-    assert!(counts.cancelled > 0);
+    assert!(counts.cancelled > 0, "it did not wait for its turn until all were copied: {counts:?}");
 }
 
 #[tokio::test]
