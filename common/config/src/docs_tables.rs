@@ -94,6 +94,21 @@ mod tests {
     }
 
     #[test]
+    fn every_provider_that_lists_or_creates_is_in_the_tables() {
+        use imgsync_registry::providers::{creating_names, listing_names};
+        let tables = tables();
+        let row = |key: &str| {
+            let begin = format!("| `{key}` |");
+            tables.lines().find(|line| line.starts_with(&begin)).unwrap_or_default()
+        };
+        for (key, name) in
+            listing_names().map(|name| ("listing", name)).chain(creating_names().map(|name| ("create", name)))
+        {
+            assert!(row(key).contains(name), "the description of `{key}` in schema_table.rs does not name {name}");
+        }
+    }
+
+    #[test]
     fn every_key_is_in_the_tables() {
         let tables = tables();
         for section in super::super::schema_table::SECTIONS {

@@ -13,7 +13,7 @@ use super::yaml::{YamlNode, YamlValue};
 use imgsync_oci::RegistryName;
 use imgsync_oci::secret::Secret;
 use imgsync_oci::secret_url::SecretUrl;
-use imgsync_oci::vendor::{self, ListingMethod};
+use imgsync_registry::providers::{self, ListingMethod};
 
 /// Settings of a registry. All are optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -202,7 +202,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode, name: Option<&Registry
     check_contradictions(reader, &fields, &settings);
     if let Some(name) = name
         && let Err(error) =
-            vendor::resolve_listing(name, settings.listing, settings.endpoint.as_ref(), settings.api.as_ref())
+            providers::resolve_listing(name, settings.listing, settings.endpoint.as_ref(), settings.api.as_ref())
         && let Some(entry) = fields.entry("listing").or_else(|| fields.entry("api"))
     {
         reader.report(&entry.key_at, error);

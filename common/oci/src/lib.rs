@@ -19,7 +19,6 @@ pub mod retry;
 pub mod sanitize;
 pub mod secret;
 pub mod secret_url;
-pub mod vendor;
 
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};

@@ -1,5 +1,5 @@
 //! Lists the repositories of a registry: `_catalog` (Docker registry API v2, "Catalog"), which many lack or restrict,
-//! and the root of a Google-style tree.
+//! and the root of a tree of tag lists.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ impl RegistryCatalog {
         CatalogPages { root: self.0.with_own_clock(), paginator: Paginator::new(first) }
     }
 
-    /// Lists the root of a Google-style tree.
+    /// Lists the root of a tree of tag lists.
     pub fn list_tags(&self) -> TagPages {
         self.0.list_tags()
     }

@@ -8,7 +8,7 @@ use ::http::{Method, StatusCode, header};
 use super::context::RequestKind;
 use super::request_body::RequestBody;
 use super::transport::RequestSpec;
-use super::{Access, Repository};
+use super::{Access, Repository, providers};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, Manifest, ManifestError, MediaType, Tag};
 
@@ -147,8 +147,7 @@ impl Repository {
                         Ok(HeadResult::Found(header_digest.map(|digest| ManifestHead { digest, media_type })))
                     }
                     StatusCode::NOT_FOUND => {
-                        // Nexus is known for HEADs that find nothing.
-                        if response.text_header(header::SERVER).is_some_and(|server| server.starts_with("Nexus/")) {
+                        if response.text_header(header::SERVER).is_some_and(providers::has_unreliable_heads) {
                             self.registry.heads_unreliable.store(true, Ordering::Relaxed);
                         }
                         Ok(HeadResult::Missing)

@@ -21,7 +21,7 @@ use imgsync_oci::retry::{self, RetryState};
 /// ones.
 pub(super) const MAX_EMPTY_PAGES: usize = 50;
 /// Limit of entries in a listing, over all pages. The largest known repositories have some 100,000 tags, and a
-/// Google-style list has three entries for each: the tag, its manifest, and the tag at its manifest.
+/// list that shows a tree has three entries for each: the tag, its manifest, and the tag at its manifest.
 pub(super) const MAX_ENTRIES: u64 = 300_000;
 /// Limit of the text bytes in a listing: names and digests.
 pub(super) const MAX_TEXTS_BYTES: u64 = 48 << 20;
@@ -31,7 +31,7 @@ pub(super) const MAX_TEXTS_BYTES: u64 = 48 << 20;
 pub(super) const MAX_LISTING_STALLS: u32 = 30;
 
 /// A page of a listing.
-pub trait ListPage: DeserializeOwned + Send + 'static {
+pub(crate) trait ListPage: DeserializeOwned + Send + 'static {
     /// Whether the body is such a page at all. Some registries answer 200 with an error in the body, or with something
     /// else.
     fn is_listing(&self) -> bool;
@@ -47,7 +47,7 @@ pub trait ListPage: DeserializeOwned + Send + 'static {
 
 /// Location of the next page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NextPage {
+pub(crate) enum NextPage {
     /// In the response's `Link` header; without one there is none.
     LinkHeader,
     /// At this URL, which may be relative. It must have the same host.

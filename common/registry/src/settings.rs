@@ -9,12 +9,12 @@ use std::time::Duration;
 use url::Url;
 
 use super::credentials::Credential;
+use super::providers::ListingMethod;
 use super::ssrf::AllowedAddresses;
 use imgsync_oci::RegistryName;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::secret::Secret;
 use imgsync_oci::secret_url::SecretUrl;
-use imgsync_oci::vendor::ListingMethod;
 use imgsync_rate_limit::RateLimitStore;
 
 /// Settings of one registry. The default suits registries that follow the specification.
@@ -24,7 +24,7 @@ pub struct RegistrySettings {
     pub endpoint: Option<Url>,
     /// Which API lists its repositories and tags.
     pub listing: ListingMethod,
-    /// Base URL of the vendor's API, if it is not the known one.
+    /// Base URL of the provider's API, if it is not the known one.
     pub api: Option<Url>,
     /// Mirrors, read first and in this order. Whatever a mirror lacks or fails to serve is read from the registry
     /// itself.
@@ -50,7 +50,7 @@ pub struct RegistrySettings {
     /// Additional credentials for pulling only, rotated with the first of `credentials` if there is one. Each has its
     /// own rate limit and quota.
     pub pull_credentials: Vec<Credential>,
-    /// Rate limit in requests per second, all kinds together. Unset: the documented limit ([`known`](super::providers)), if
+    /// Rate limit in requests per second, all kinds together. Unset: the documented limit ([`providers`](super::providers)), if
     /// any, else none.
     pub requests_per_second: Option<f64>,
     /// Concurrency limit, shared by all processes that share the rate limit. Unset: none. For a registry that is source
@@ -62,7 +62,7 @@ pub struct RegistrySettings {
     pub bandwidth: Option<u64>,
     /// Name of the egress address by which the limits of anonymous users are counted.
     pub egress: Option<Box<str>>,
-    /// Create what a push needs and lacks: repositories of ECR, projects of Harbor.
+    /// Create what a push needs and lacks, at providers where that is possible: a repository, a project.
     pub create: bool,
     /// Upload blobs in PATCHes of this many bytes rather than in one PUT.
     pub chunk: Option<u64>,

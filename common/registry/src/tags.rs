@@ -17,17 +17,18 @@ pub(super) const MAX_PAGE_BYTES: usize = 128 << 20;
 /// A page of a tag listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagPage {
-    /// Whether the listing is Google style, by its content and not by the registry's name.
-    pub google: bool,
+    /// Whether the listing shows a tree: child repositories and manifests. Told by its content and not by the registry's
+    /// name.
+    pub is_tree: bool,
     /// Tags in the registry's order, unvalidated.
     pub tags: Vec<String>,
-    /// Repositories directly below this one (Google style).
+    /// Repositories directly below this one, in a tree.
     pub children: Vec<String>,
-    /// Unvalidated digests with their manifests (Google style).
+    /// Unvalidated digests with their manifests, in a tree.
     pub manifests: Vec<(String, ListedManifest)>,
 }
 
-/// A manifest in a Google-style listing.
+/// A manifest in the listing of a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ListedManifest {
@@ -100,7 +101,7 @@ impl TagPages {
         let operation = format!("listing the tags of {}", self.repository.label());
         let page = self.paginator.next_page(&self.repository, MAX_PAGE_BYTES, &operation).await?;
         Ok(page.map(|body: TagListBody| TagPage {
-            google: body.child.is_some() || body.manifest.is_some(),
+            is_tree: body.child.is_some() || body.manifest.is_some(),
             tags: body.tags.flatten().unwrap_or_default().into_vec(),
             children: body.child.unwrap_or_default().into_vec(),
             manifests: body.manifest.map(|manifests| manifests.0).unwrap_or_default(),

@@ -5,11 +5,10 @@ use std::collections::HashSet;
 use imgsync_model::select::TagSelection;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, MediaType, RegistryName, RepositoryName};
-use imgsync_registry::{ListedManifest, ListingShare, Repository, TagPage, TagPages};
+use imgsync_registry::{ListedManifest, ListedPages, ListedTag, ListingShare, Repository, TagPage, TagPages};
 use jiff::Timestamp;
 
-use super::listed_tag::ListedTag;
-use super::vendor;
+use super::provider_lists;
 
 /// Unix time of the earliest plausible image date. Earlier dates come from programs that set all dates alike (1970,
 /// 1980, year 1): Docker was first shown on 2013-03-15. In seconds.
@@ -24,12 +23,12 @@ pub struct RepositoryListing {
     pub repository: RepositoryName,
     /// Tags in byte order, each once.
     pub tags: Vec<ListedTag>,
-    /// Names of the repositories directly below this one, if the registry lists them (Google style).
+    /// Names of the repositories directly below this one, if the registry lists trees.
     pub children: Vec<String>,
     /// Number of listed manifests, tagged or not; 0 if the registry lists tags only.
     pub manifests: usize,
-    /// Whether the registry lists Google style, and so also answers for repositories that do not exist.
-    pub is_google_style: bool,
+    /// Whether the registry lists trees, and so also answers for repositories that do not exist.
+    pub is_tree: bool,
     /// Reason why dates are temporarily missing.
     pub missing_dates_reason: Option<String>,
     /// Memory share of the listing.
@@ -37,7 +36,7 @@ pub struct RepositoryListing {
 }
 
 impl RepositoryListing {
-    /// Whether the listing is empty. Google-style registries return an empty one for repositories that do not exist.
+    /// Whether the listing is empty. Registries that list trees return an empty one for repositories that do not exist.
     pub fn is_empty(&self) -> bool {
         self.tags.is_empty() && self.children.is_empty() && self.manifests == 0
     }
@@ -79,21 +78,22 @@ impl RepositoryListing {
     }
 }
 
-/// Lists a repository, one request a page: by its vendor's API if there is one, else by the registry's own. A failure
-/// is always an error and never an empty list; only Google-style registries answer for repositories that do not exist,
+/// Lists a repository, one request a page: by its provider's API if there is one, else by the registry's own. A failure
+/// is always an error and never an empty list; only registries that list trees answer for repositories that do not exist,
 /// see [`RepositoryListing::is_empty`].
 pub async fn list_repository(repository: &Repository) -> Result<RepositoryListing> {
     const OWN_LIST_FALLBACK: &str = "falling back to the registry's tag list, which has no digests or dates";
-    let mut missing_dates_reason = vendor::vendor_api_backoff(repository, None, OWN_LIST_FALLBACK)?;
+    let mut missing_dates_reason = provider_lists::provider_api_backoff(repository, None, OWN_LIST_FALLBACK)?;
     let refused = match missing_dates_reason {
         Some(_) => None,
-        None => match vendor::list_tags(repository).await? {
+        None => match provider_lists::list_tags(repository).await? {
             None => None,
-            Some(pages) => match list_by_vendor(repository, pages, None).await {
+            Some(pages) => match list_by_provider(repository, pages, None).await {
                 Ok(listing) => return Ok(listing),
-                Err(error) if vendor::permits_fallback(&error) => Some(error),
+                Err(error) if provider_lists::permits_fallback(&error) => Some(error),
                 Err(error) => {
-                    missing_dates_reason = vendor::vendor_api_backoff(repository, Some(&error), OWN_LIST_FALLBACK)?;
+                    missing_dates_reason =
+                        provider_lists::provider_api_backoff(repository, Some(&error), OWN_LIST_FALLBACK)?;
                     if missing_dates_reason.is_none() {
                         return Err(error);
                     }
@@ -105,15 +105,15 @@ pub async fn list_repository(repository: &Repository) -> Result<RepositoryListin
     let mut contents = ListingAccumulator::default();
     contents.add_remaining_pages(&mut repository.list_tags()).await?;
     match refused {
-        Some(error) => vendor::warn_once(repository, &error, OWN_LIST_FALLBACK)?,
+        Some(error) => provider_lists::warn_once(repository, &error, OWN_LIST_FALLBACK)?,
         None if missing_dates_reason.is_some() => {}
-        // The registry's response may have revealed its vendor.
-        None if !contents.is_google_style => {
-            if let Some(pages) = vendor::list_tags_if_recognised(repository).await? {
-                match list_by_vendor(repository, pages, None).await {
+        // The registry's response may have revealed its provider.
+        None if !contents.is_tree => {
+            if let Some(pages) = provider_lists::list_tags_if_recognised(repository).await? {
+                match list_by_provider(repository, pages, None).await {
                     Ok(listing) => return Ok(listing),
-                    Err(error) if vendor::permits_fallback(&error) => {
-                        vendor::warn_once(repository, &error, "ignoring it")?
+                    Err(error) if provider_lists::permits_fallback(&error) => {
+                        provider_lists::warn_once(repository, &error, "ignoring it")?
                     }
                     Err(error) => return Err(error),
                 }
@@ -127,22 +127,22 @@ pub async fn list_repository(repository: &Repository) -> Result<RepositoryListin
 /// Finds tags and their digests in a repository's list, and stops when all are found, or after as many pages as there
 /// are tags to find. Returns `None` if the list has no digests.
 pub async fn find_tags(repository: &Repository, wanted: &[&str]) -> Result<Option<RepositoryListing>> {
-    if vendor::vendor_api_backoff(repository, None, TAG_BY_TAG_FALLBACK)?.is_some() {
+    if provider_lists::provider_api_backoff(repository, None, TAG_BY_TAG_FALLBACK)?.is_some() {
         return Ok(None);
     }
-    if let Some(pages) = vendor::list_tags(repository).await? {
-        return or_tag_by_tag(repository, list_by_vendor(repository, pages, Some(wanted)).await);
+    if let Some(pages) = provider_lists::list_tags(repository).await? {
+        return or_tag_by_tag(repository, list_by_provider(repository, pages, Some(wanted)).await);
     }
     let mut pages = repository.list_tags();
     let Some(first) = pages.next_page().await? else { return Ok(None) };
-    if first.google {
+    if first.is_tree {
         let mut contents = ListingAccumulator::default();
         contents.add_page(first);
         contents.add_remaining_pages(&mut pages).await?;
         return Ok(Some(contents.into_listing(repository)));
     }
-    match vendor::list_tags_if_recognised(repository).await? {
-        Some(pages) => or_tag_by_tag(repository, list_by_vendor(repository, pages, Some(wanted)).await),
+    match provider_lists::list_tags_if_recognised(repository).await? {
+        Some(pages) => or_tag_by_tag(repository, list_by_provider(repository, pages, Some(wanted)).await),
         None => Ok(None),
     }
 }
@@ -152,19 +152,23 @@ const TAG_BY_TAG_FALLBACK: &str = "falling back to one request per tag";
 fn or_tag_by_tag(repository: &Repository, listing: Result<RepositoryListing>) -> Result<Option<RepositoryListing>> {
     match listing {
         Ok(listing) => Ok(Some(listing)),
-        Err(error) if error.kind() != ErrorKind::NotFound && vendor::permits_fallback(&error) => {
-            vendor::warn_once(repository, &error, TAG_BY_TAG_FALLBACK)?;
+        Err(error) if error.kind() != ErrorKind::NotFound && provider_lists::permits_fallback(&error) => {
+            provider_lists::warn_once(repository, &error, TAG_BY_TAG_FALLBACK)?;
             Ok(None)
         }
-        Err(error) if vendor::vendor_api_backoff(repository, Some(&error), TAG_BY_TAG_FALLBACK)?.is_some() => Ok(None),
+        Err(error)
+            if provider_lists::provider_api_backoff(repository, Some(&error), TAG_BY_TAG_FALLBACK)?.is_some() =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
 
 /// Reads all pages, or as many as are needed to find these tags.
-async fn list_by_vendor(
+async fn list_by_provider(
     repository: &Repository,
-    mut pages: vendor::VendorTagPages,
+    mut pages: ListedPages<ListedTag>,
     wanted: Option<&[&str]>,
 ) -> Result<RepositoryListing> {
     let mut contents = ListingAccumulator::default();
@@ -190,7 +194,7 @@ pub(super) struct ListingAccumulator {
     tags: Vec<ListedTag>,
     pub(super) children: Vec<String>,
     manifests: usize,
-    is_google_style: bool,
+    is_tree: bool,
 }
 
 impl ListingAccumulator {
@@ -204,7 +208,7 @@ impl ListingAccumulator {
 
     /// Adds a page.
     pub(super) fn add_page(&mut self, page: TagPage) {
-        self.is_google_style |= page.google;
+        self.is_tree |= page.is_tree;
         self.children.extend(page.children);
         self.manifests += page.manifests.len();
         let bare = |tag| ListedTag { tag, digest: None, created: None, media_type: None };
@@ -231,7 +235,7 @@ impl ListingAccumulator {
             tags: drop_implausible_dates(dedup_tags(self.tags)),
             children: self.children,
             manifests: self.manifests,
-            is_google_style: self.is_google_style,
+            is_tree: self.is_tree,
             missing_dates_reason: None,
             memory: repository.context().listing_memory.clone(),
         }
@@ -298,7 +302,7 @@ mod tests {
             (Digest::sha256(digest.as_bytes()).to_string(), manifest)
         };
         TagPage {
-            google: true,
+            is_tree: true,
             tags: tags.iter().map(ToString::to_string).collect(),
             children: Vec::new(),
             manifests: manifests.iter().map(entry).collect(),

@@ -4,16 +4,15 @@
 //! down the listing: there are never more open requests or stored listings than [`DiscoveryOptions`] allows. A repository that
 //! fails is returned as [`DiscoveryItem::Failed`], and the others continue.
 //!
-//! Repositories come from the pattern itself, from a Google-style tree (recognized by the response, not by the host's
-//! name), from the catalog (`repository_source`), or from the API of the registry's vendor (`vendor`), which lists tags with
-//! digests and dates too: Quay, Docker Hub, Harbor, GitHub.
+//! Repositories come from the pattern itself, from a tree of tag lists (recognized by the response, not by the host's
+//! name), from the catalog (`repository_source`), or from an API of the registry's provider (`provider_lists`), which lists
+//! tags with digests and dates too.
 
-mod listed_tag;
 mod listing;
 mod order;
+mod provider_lists;
 mod repository_names;
 mod repository_source;
-mod vendor;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,7 +23,6 @@ use imgsync_oci::retry::RetryBudget;
 use imgsync_registry::{Access, Client, Context, ListingGroup, ListingShare, TrafficCounters};
 use tokio::task::{Id, JoinSet};
 
-pub use listed_tag::ListedTag;
 pub use listing::{RepositoryListing, find_tags, list_repository};
 pub use order::compare_repositories;
 

@@ -1,4 +1,4 @@
-//! Sources of a pattern's repositories: the pattern itself, the API of the registry's vendor, a Google-style tree, or
+//! Sources of a pattern's repositories: the pattern itself, the API of the registry's provider, a tree of tag lists, or
 //! the catalog.
 
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::{Access, Client, Context, TagPage, TagPages, TrafficCounters};
 
 use super::listing::{ListingAccumulator, RepositoryListing, list_repository};
+use super::provider_lists;
 use super::repository_names::RepositoryNames;
-use super::vendor;
 
 /// Starting point of a discovery.
 #[derive(Debug)]
@@ -33,25 +33,25 @@ pub(super) async fn find_source(
     if let Some(name) = pattern.repository() {
         let repository = client.repository(pattern.registry(), &name, Access::Pull, context, counters)?;
         let listing = list_repository(&repository).await?;
-        if listing.is_google_style && listing.is_empty() {
+        if listing.is_tree && listing.is_empty() {
             let operation = format!("listing the tags of {pattern}");
             return Err(Error::new(ErrorKind::NotFound, operation, "the repository does not exist or is empty"));
         }
         return Ok(RepositorySource::Single(Box::new(listing)));
     }
     let api = || match pattern.prefix().parse::<RepositoryName>() {
-        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, counters)?.vendor_api(),
-        Err(_) => client.open_catalog(pattern.registry(), context, counters)?.vendor_api(),
+        Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, counters)?.provider_api(),
+        Err(_) => client.open_catalog(pattern.registry(), context, counters)?.provider_api(),
     };
     if let Some(api) = api()?.filter(|api| !api.is_recognised()) {
-        return vendor::list_repositories(&api, pattern).await.map(RepositorySource::Flat);
+        return provider_lists::list_repositories(&api, pattern).await.map(RepositorySource::Flat);
     }
     let mut pages = match pattern.prefix().parse::<RepositoryName>() {
         Ok(name) => client.repository(pattern.registry(), &name, Access::Pull, context, counters)?.list_tags(),
         Err(_) => client.open_catalog(pattern.registry(), context, counters)?.list_tags(),
     };
     let denied = match pages.next_page().await {
-        Ok(Some(page)) if page.google => return list_tree(pattern, page, pages).await.map(RepositorySource::Tree),
+        Ok(Some(page)) if page.is_tree => return list_tree(pattern, page, pages).await.map(RepositorySource::Tree),
         Ok(_) => None,
         // A path above repositories may not be one, or not be readable.
         Err(error) if error.kind() == ErrorKind::Denied => Some(error),
@@ -60,11 +60,13 @@ pub(super) async fn find_source(
         }
         Err(error) => return Err(error),
     };
-    // The registry's response may have revealed its vendor.
+    // The registry's response may have revealed its provider.
     if let Some(api) = api()? {
-        match vendor::list_repositories(&api, pattern).await {
+        match provider_lists::list_repositories(&api, pattern).await {
             Ok(names) => return Ok(RepositorySource::Flat(names)),
-            Err(error) if vendor::permits_fallback(&error) => tracing::info!("{error}; falling back to the catalog"),
+            Err(error) if provider_lists::permits_fallback(&error) => {
+                tracing::info!("{error}; falling back to the catalog")
+            }
             Err(error) => return Err(error),
         }
     }
@@ -80,7 +82,7 @@ pub(super) async fn find_source(
     }
 }
 
-/// Lists the repositories directly below the pattern's fixed prefix, in a Google-style registry.
+/// Lists the repositories directly below the pattern's fixed prefix, in a registry that lists trees.
 async fn list_tree(pattern: &RepositoryPattern, first: TagPage, mut pages: TagPages) -> Result<RepositoryNames> {
     let prefix = pattern.prefix();
     let mut contents = ListingAccumulator::default();

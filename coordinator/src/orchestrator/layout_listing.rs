@@ -7,9 +7,9 @@ use imgsync_layout::{IndexEntry, Layout, QualifiedRepositoryName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize_within;
 use imgsync_oci::{Digest, DigestTag};
-use imgsync_registry::ManifestRef;
+use imgsync_registry::{ListedTag, ManifestRef};
 
-use crate::discovery::{DiscoveryFailure, DiscoveryItem, ListedTag, RepositoryListing};
+use crate::discovery::{DiscoveryFailure, DiscoveryItem, RepositoryListing};
 
 /// Maximum nesting of indexes, and of referrers.
 const MAX_DEPTH: usize = 16;
@@ -87,14 +87,14 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
         if !listed.is_empty() {
             let manifests = listed.len();
             let (registry, repository) = (name.registry, name.repository);
-            let (children, is_google_style, missing_dates_reason, memory) = (Vec::new(), false, None, None);
+            let (children, is_tree, missing_dates_reason, memory) = (Vec::new(), false, None, None);
             found.push(DiscoveryItem::Listed(RepositoryListing {
                 registry,
                 repository,
                 tags: listed,
                 children,
                 manifests,
-                is_google_style,
+                is_tree,
                 missing_dates_reason,
                 memory,
             }));

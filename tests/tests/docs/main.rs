@@ -5,5 +5,6 @@ mod commands;
 mod links;
 mod markdown;
 mod names;
+mod providers;
 mod readmes;
 mod test_names;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::super::{CredentialConfig, PullReserve, RegistryConfig, SecretUrl};
 use super::{MASK, YamlList, YamlNumber, YamlText, is_empty_list, yaml_list};
-use imgsync_oci::vendor::ListingMethod;
+use imgsync_registry::providers::ListingMethod;
 
 /// Address of a server. Shows that there is a login, but not the user: user and password are easily swapped.
 #[derive(Serialize)]

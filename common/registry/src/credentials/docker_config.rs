@@ -11,7 +11,7 @@ use imgsync_oci::sanitize::sanitize;
 use imgsync_oci::secret::Secret;
 
 /// Docker Hub's name in references, and the key of its credentials in docker's files.
-const HUB: &str = "docker.io";
+pub(super) const HUB: &str = "docker.io";
 pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// The fields that are read of a file.

@@ -86,6 +86,11 @@ impl HelperVariables {
         HelperVariables(env::vars_os().filter(|(name, _)| is_passed(name)).collect())
     }
 
+    /// Returns the value of a variable.
+    pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
     }

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use docker_config::{HUB_KEY, ScopedCredential, normalise};
+use docker_config::{HUB, HUB_KEY, ScopedCredential, normalise};
 pub use helper::HelperProblem;
 pub use helper_env::HelperVariables;
 use tokio::io::AsyncReadExt as _;
@@ -126,42 +126,14 @@ pub struct CredentialEnvironment {
     pub path: Option<OsString>,
     /// Variables passed to credential helpers besides `PATH` and `HOME`.
     pub helpers: HelperVariables,
-    /// AWS keys.
-    pub aws: AwsEnvironment,
-}
-
-/// AWS keys in the environment of the process, by the names of Amazon's SDKs.
-#[derive(Debug, Clone, Default)]
-pub struct AwsEnvironment {
-    /// `AWS_ACCESS_KEY_ID`.
-    pub access_key_id: Option<String>,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    pub secret_access_key: Option<Secret>,
-    /// `AWS_SESSION_TOKEN`.
-    pub session_token: Option<Secret>,
-    /// `AWS_PROFILE`: the profile in the file.
-    pub profile: Option<String>,
-    /// `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`.
-    pub credentials_file: Option<PathBuf>,
 }
 
 impl CredentialEnvironment {
     /// Reads the environment of this process. Empty variables count as unset.
     pub fn from_process() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-        let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
         let home = env::home_dir().filter(|home| !home.as_os_str().is_empty());
-        let aws = AwsEnvironment {
-            access_key_id: text("AWS_ACCESS_KEY_ID"),
-            secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::from),
-            session_token: text("AWS_SESSION_TOKEN").map(Secret::from),
-            profile: text("AWS_PROFILE"),
-            credentials_file: variable("AWS_SHARED_CREDENTIALS_FILE")
-                .map(PathBuf::from)
-                .or_else(|| Some(home.as_ref()?.join(".aws/credentials"))),
-        };
         Self {
-            aws,
             home,
             docker_config: variable("DOCKER_CONFIG").map(PathBuf::from),
             registry_auth_file: variable("REGISTRY_AUTH_FILE").map(PathBuf::from),
@@ -268,9 +240,9 @@ impl CredentialStore {
         self
     }
 
-    /// Returns the environment's AWS keys.
-    pub(crate) fn aws(&self) -> &AwsEnvironment {
-        &self.env.aws
+    /// Returns where credentials are searched for.
+    pub(crate) fn environment(&self) -> &CredentialEnvironment {
+        &self.env
     }
 
     /// Returns all credentials that the configuration contains for a registry.
@@ -352,7 +324,7 @@ impl CredentialStore {
             .map_err(|reason| CredentialError::Malformed { file: file.to_owned(), reason })?;
         if let Some(helper) = config.helper_for(registry) {
             let key = match registry {
-                "docker.io" => HUB_KEY,
+                HUB => HUB_KEY,
                 registry => registry,
             };
             let response = helper::get_credential(helper, key, &self.env, self.helper_timeout).await;

@@ -3,4 +3,5 @@
 use super::Provider;
 
 // Size of each PATCH to Azure's registries, which were seen to cut bodies of more than 20 MB.
-pub(super) const AZURE: Provider = Provider { hosts: &[".azurecr.io"], chunk_bytes: Some(16 << 20), ..Provider::NONE };
+pub(super) static AZURE: Provider =
+    Provider { name: "Azure", hosts: &[".azurecr.io"], chunk_bytes: Some(16 << 20), ..Provider::NONE };

@@ -1,8 +1,8 @@
 use imgsync_config::{Config, ConfigFile};
 use imgsync_oci::DigestTag;
+use imgsync_registry::ListedTag;
 
 use super::*;
-use crate::discovery::ListedTag;
 
 fn rules(yaml: &str) -> Vec<Rule> {
     let file = ConfigFile { name: "test.yaml", text: yaml, environment: &|_| None, presets: None };
@@ -27,7 +27,7 @@ fn listing(name: &str, tags: &[&str]) -> RepositoryListing {
         manifests: tags.len(),
         tags,
         children: Vec::new(),
-        is_google_style: true,
+        is_tree: true,
         missing_dates_reason: None,
         memory: None,
     }

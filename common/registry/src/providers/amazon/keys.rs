@@ -1,13 +1,45 @@
 //! Finds AWS keys where Amazon's SDKs look first: the environment, then the shared credentials file (AWS SDKs and tools
 //! reference guide, "Understand credentials"). Keys of roles, SSO and instances are not supported.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::super::credentials::AwsEnvironment;
+use crate::credentials::CredentialEnvironment;
 use imgsync_oci::secret::Secret;
 
 /// Size limit of a credentials file.
 const LARGEST_FILE: usize = 1 << 20;
+
+/// Where keys are: variables of the environment, by the names of Amazon's SDKs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AwsEnvironment {
+    /// `AWS_ACCESS_KEY_ID`.
+    access_key_id: Option<String>,
+    /// `AWS_SECRET_ACCESS_KEY`.
+    secret_access_key: Option<Secret>,
+    /// `AWS_SESSION_TOKEN`.
+    session_token: Option<Secret>,
+    /// `AWS_PROFILE`: the profile in the file.
+    profile: Option<String>,
+    /// `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`.
+    credentials_file: Option<PathBuf>,
+}
+
+impl AwsEnvironment {
+    /// Reads the variables. Empty ones count as unset.
+    pub(super) fn new(environment: &CredentialEnvironment) -> AwsEnvironment {
+        let variable = |name: &str| environment.helpers.get(name).filter(|value| !value.is_empty());
+        let text = |name: &str| variable(name).and_then(|value| value.to_str()).map(str::to_owned);
+        AwsEnvironment {
+            access_key_id: text("AWS_ACCESS_KEY_ID"),
+            secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::from),
+            session_token: text("AWS_SESSION_TOKEN").map(Secret::from),
+            profile: text("AWS_PROFILE"),
+            credentials_file: variable("AWS_SHARED_CREDENTIALS_FILE")
+                .map(PathBuf::from)
+                .or_else(|| Some(environment.home.as_ref()?.join(".aws/credentials"))),
+        }
+    }
+}
 
 /// Keys that sign requests.
 #[derive(Debug, Clone)]
@@ -100,5 +132,21 @@ mod tests {
         env.access_key_id = None;
         env.credentials_file = Some(folder.path().to_owned());
         assert!(find(&env).await.unwrap_err().contains("cannot be read"));
+    }
+
+    #[test]
+    fn the_variables_of_amazons_sdks_are_read_and_empty_ones_are_unset() {
+        let variables = [("AWS_ACCESS_KEY_ID", "AKIA0"), ("AWS_SECRET_ACCESS_KEY", "zero"), ("AWS_PROFILE", "")];
+        let mut environment = CredentialEnvironment {
+            home: Some("/home/me".into()),
+            helpers: variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            ..CredentialEnvironment::default()
+        };
+        let read = AwsEnvironment::new(&environment);
+        assert_eq!((read.access_key_id.as_deref(), read.profile), (Some("AKIA0"), None));
+        assert_eq!(read.secret_access_key.unwrap().expose(), "zero");
+        assert_eq!(read.credentials_file, Some("/home/me/.aws/credentials".into()));
+        environment.helpers = [("AWS_SHARED_CREDENTIALS_FILE".into(), "/keys".into())].into_iter().collect();
+        assert_eq!(AwsEnvironment::new(&environment).credentials_file, Some("/keys".into()));
     }
 }

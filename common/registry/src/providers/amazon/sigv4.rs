@@ -4,7 +4,7 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::aws_keys::AwsKeys;
+use super::keys::AwsKeys;
 
 /// The signed parts of a request.
 pub(super) struct SignableRequest<'a> {

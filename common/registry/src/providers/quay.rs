@@ -1,30 +1,77 @@
-//! Quay's API: <https://docs.quay.io/api/swagger/>, operations listRepos and listRepoTags. Without an OAuth token only
-//! public repositories are listed. A namespace that does not exist gives an empty list.
+//! Quay: quay.io or self-hosted. Its API: <https://docs.quay.io/api/swagger/>, operations listRepos and listRepoTags.
+//! Without an OAuth token only public repositories are listed. A namespace that does not exist gives an empty list.
 
-use imgsync_oci::RepositoryName;
-use imgsync_registry::{BoundedList, ListEntry, ListPage, NextPage, VendorApi, VendorApiPages};
+use imgsync_oci::{RegistryName, RepositoryName};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{
-    ListedTag, PAGE_SIZE, VendorRepositoryPage, VendorTagPage, describe_repository_list, describe_tag_list, parse_date,
-};
+use super::Provider;
+use super::api::{CredentialUse, ListedPages, ListedTag, ListingApi, PAGE_SIZE, ProviderApi, parse_date};
+use crate::page_reader::{BoundedList, ListEntry};
+use crate::pagination::{ListPage, NextPage};
 
-pub(super) fn list_repositories(api: &VendorApi, namespace: &str) -> VendorApiPages<QuayRepositoryPage> {
-    let first = api.url(&["repository"], &[("namespace", namespace), ("public", "true")]);
-    api.pages(first, &describe_repository_list(api, namespace))
-}
+pub(super) static QUAY: Provider =
+    Provider { name: "Quay", hosts: &["quay.io"], listing: Some(&QuayApi), ..Provider::NONE };
 
-pub(super) fn list_tags(api: &VendorApi, name: &RepositoryName) -> VendorApiPages<QuayTagPage> {
-    let mut parts = vec!["repository"];
-    parts.extend(name.as_str().split('/'));
-    parts.extend(["tag", ""]);
-    let first = api.url(&parts, &[("onlyActiveTags", "true"), ("limit", PAGE_SIZE), ("page", "1")]);
-    api.pages(first, &describe_tag_list(api, name))
+/// User name under which Quay takes OAuth tokens for passwords; its API takes nothing else.
+const TOKEN_USER: &str = "$oauthtoken";
+
+#[derive(Debug)]
+struct QuayApi;
+
+impl ListingApi for QuayApi {
+    fn key(&self) -> &'static str {
+        "quay"
+    }
+
+    fn path(&self) -> &'static str {
+        "api/v1/"
+    }
+
+    fn self_hosted_path(&self) -> Option<&'static str> {
+        Some("/api/v1")
+    }
+
+    fn credential_use(&self, username: &str) -> CredentialUse {
+        match username {
+            TOKEN_USER => CredentialUse::Bearer,
+            _ => CredentialUse::Unaccepted,
+        }
+    }
+
+    fn lists_public_without_credentials(&self) -> bool {
+        true
+    }
+
+    fn refused_hint(&self, registry: &RegistryName) -> String {
+        format!(
+            "Quay's API takes OAuth tokens and no robot accounts: set `username: $oauthtoken` and the token as \
+             `password` of {registry} under `registries`"
+        )
+    }
+
+    fn anonymous_hint(&self, registry: &RegistryName) -> String {
+        self.refused_hint(registry)
+    }
+
+    fn list_repositories(&self, api: &ProviderApi, namespace: &str) -> ListedPages<String> {
+        let first = api.url(&["repository"], &[("namespace", namespace), ("public", "true")]);
+        let pages = api.pages::<QuayRepositoryPage>(first, &api.describe_repositories(namespace));
+        let namespace = namespace.to_owned();
+        ListedPages::new(pages, move |page| page.into_names(&namespace))
+    }
+
+    fn list_tags(&self, api: &ProviderApi, name: &RepositoryName) -> ListedPages<ListedTag> {
+        let mut parts = vec!["repository"];
+        parts.extend(name.as_str().split('/'));
+        parts.extend(["tag", ""]);
+        let first = api.url(&parts, &[("onlyActiveTags", "true"), ("limit", PAGE_SIZE), ("page", "1")]);
+        ListedPages::new(api.pages(first, &api.describe_tags(name)), QuayTagPage::into_tags)
+    }
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct QuayRepositoryPage {
+struct QuayRepositoryPage {
     #[serde(default)]
     repositories: Option<BoundedList<QuayRepository>>,
     /// Opaque token.
@@ -38,7 +85,7 @@ struct QuayRepository {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct QuayTagPage {
+struct QuayTagPage {
     #[serde(default)]
     tags: Option<BoundedList<QuayTag>>,
     #[serde(default)]
@@ -88,9 +135,9 @@ impl ListPage for QuayRepositoryPage {
     }
 }
 
-impl VendorRepositoryPage for QuayRepositoryPage {
-    fn repository_names(&self, namespace: &str) -> Vec<String> {
-        self.repositories.iter().flatten().map(|found| format!("{namespace}/{}", found.name)).collect()
+impl QuayRepositoryPage {
+    fn into_names(self, namespace: &str) -> Vec<String> {
+        self.repositories.into_iter().flatten().map(|found| format!("{namespace}/{}", found.name)).collect()
     }
 }
 
@@ -111,7 +158,7 @@ impl ListPage for QuayTagPage {
     }
 }
 
-impl VendorTagPage for QuayTagPage {
+impl QuayTagPage {
     fn into_tags(self) -> Vec<ListedTag> {
         let listed = |tag: QuayTag| ListedTag {
             digest: tag.manifest_digest.as_deref().and_then(|digest| digest.parse().ok()),
