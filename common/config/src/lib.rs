@@ -268,9 +268,9 @@ fn read_config(reader: &ValueReader, root: &YamlNode, text: &str, presets: Optio
         })
         .collect();
     rule::check_collisions(reader, &rules);
-    rule::names::check_unique(reader, &rules);
+    rule::titles::check_unique(reader, &rules);
     config.rules = rules.into_iter().map(|(rule, _)| rule).collect();
-    rule::names::set_titles(&mut config.rules);
+    rule::titles::set_titles(&mut config.rules);
     config
 }
 

@@ -1,7 +1,7 @@
 //! `rules:`: what to copy, and where to.
 
-pub(super) mod names;
 mod source;
+pub(super) mod titles;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -24,7 +24,7 @@ use imgsync_model::schedule::Schedule;
 use imgsync_model::select::{Newest, NewestBy, RepositoryPattern, SelectionContradiction, TagPattern, TagSelection};
 use imgsync_oci::{Platform, RepositoryName, Tag};
 
-pub(crate) use names::MAX_NAME_CHARS;
+pub(crate) use titles::MAX_NAME_CHARS;
 
 /// An entry of `rules`, with `defaults` filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -303,7 +303,7 @@ pub(super) fn read(surroundings: &RuleContext<'_>, node: &YamlNode, line: usize)
         );
     }
     let prune = fields.get("prune").and_then(|node| retention::read_prune(reader, node));
-    let name = fields.get("name").and_then(|node| names::read(reader, node));
+    let name = fields.get("name").and_then(|node| titles::read(reader, node));
     let rule = Rule {
         line,
         name,
