@@ -42,6 +42,17 @@ pub(crate) fn program(name: &str) -> PathBuf {
     }
 }
 
+/// Builds an example of a package of this workspace, and returns its path.
+///
+/// # Panics
+/// If it cannot be built.
+pub(crate) fn example(package: &str, name: &str) -> PathBuf {
+    let build = Build::of_this_test().unwrap_or_else(|error| panic!("{error}"));
+    let arguments = ["build", "--quiet", "--package", package, "--example", name];
+    build.cargo(&arguments).unwrap_or_else(|stderr| panic!("example {name} cannot be built:\n{stderr}"));
+    build.folder.join("examples").join(name)
+}
+
 /// A workspace and the folder of its built programs.
 struct Build {
     workspace: PathBuf,
@@ -140,9 +151,16 @@ impl Build {
     }
 
     fn cargo_build(&self, reason: &str) -> Result<(), String> {
+        self.cargo(&["build", "--quiet", "--bins"]).map_err(|stderr| {
+            format!("the programs under test are stale ({reason}), and `cargo build --bins` failed:\n{stderr}")
+        })
+    }
+
+    /// Runs cargo for the workspace and profile of the test. Returns its standard error if it fails.
+    fn cargo(&self, arguments: &[&str]) -> Result<(), String> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--bins"]).current_dir(&self.workspace);
+        command.args(arguments).current_dir(&self.workspace);
         match self.folder.file_name().and_then(|name| name.to_str()) {
             Some("debug") | None => {}
             Some(profile) => _ = command.args(["--profile", profile]),
@@ -153,12 +171,11 @@ impl Build {
                 command.env_remove(name);
             }
         }
-        let output = command.output().map_err(|error| format!("cargo build --bins: {error}"))?;
-        if output.status.success() {
-            return Ok(());
+        let output = command.output().map_err(|error| format!("cargo {arguments:?}: {error}"))?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        Err(format!("the programs under test are stale ({reason}), and `cargo build --bins` failed:\n{stderr}"))
     }
 }
 

@@ -102,6 +102,14 @@ impl Imgsync {
         Self::at(fresh_build::program(name))
     }
 
+    /// Creates an example of a package of this workspace in a fresh home.
+    ///
+    /// # Panics
+    /// If it cannot be built.
+    pub fn example(package: &str, name: &str) -> Self {
+        Self::at(fresh_build::example(package, name))
+    }
+
     /// Returns the path of the program.
     pub fn path(&self) -> &Path {
         &self.program

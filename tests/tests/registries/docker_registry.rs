@@ -146,3 +146,20 @@ async fn the_targets_password_may_come_from_stdin_or_the_environment() {
     assert!(refused.stderr.contains("401") && refused.stderr.contains("check the user and password"), "{refused:?}");
     assert!(!refused.stderr.contains("wrong"), "{refused:?}");
 }
+
+/// The client without the rest of imgsync.
+#[tokio::test]
+async fn the_example_of_the_registry_client_lists_and_copies_an_image() {
+    let source = DockerRegistry::start(DockerRegistryAuth::None).await;
+    let target = DockerRegistry::start(DockerRegistryAuth::htpasswd("amy", "pass word")).await;
+    let image = images::nested("example");
+    for tag in ["1.0", "1.1"] {
+        source.push("some/app", tag, &image).await;
+    }
+    let example = Imgsync::example("imgsync-registry", "copy_image");
+    example.write_docker_config(&[(&target.host(), "amy", "pass word")]);
+    let (from, to) = (format!("{}/some/app:1.1", source.host()), format!("{}/mirror/app:1.1", target.host()));
+    let output = example.args([&from, &to]).run().await.assert_code(0);
+    assert!(output.stdout.contains("some/app has 2 tags"), "{}", output.stdout);
+    target.assert_holds("mirror/app", "1.1", &image).await;
+}
