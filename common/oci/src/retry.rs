@@ -1,4 +1,5 @@
-//! Retry policy: which errors are retried, how often, and after which delay. Nothing else decides this.
+//! Retry policy of requests: which errors are retried, how often, and after which delay. Whether a task is tried again
+//! depends on the same [`is_transient`].
 //!
 //! [`RetryState::next_delay`] computes without sleeping, so it can be tested without a clock.
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use imgsync_model::batch::{BatchId, RepositoryLocator, TagLocator};
+use imgsync_model::batch::{BatchId, RepositoryLocator};
 use imgsync_oci::Digest;
 use imgsync_oci::error::Result;
 
@@ -85,8 +85,10 @@ pub fn waiting_lease_name(rules: &Digest) -> String {
     format!("waiting:{rules}")
 }
 
-/// Lease name held while a target tag is written.
-pub fn tag_lease_name(target: &TagLocator) -> String {
+/// Lease name held while a target tag is written: `REGISTRY/REPOSITORY:TAG`, such as a [`TagLocator`].
+///
+/// [`TagLocator`]: imgsync_model::batch::TagLocator
+pub fn tag_lease_name(target: &dyn std::fmt::Display) -> String {
     format!("tag:{target}")
 }
 

@@ -65,7 +65,7 @@ const SHARED: [&str; 4] = ["mod.rs", "api", "listing.rs", "provisioning.rs"];
 const PROVIDERS: &str = "common/registry/src/providers";
 
 /// Returns the Rust files below a folder, as paths from the root.
-fn rust_files(folder: &Path, found: &mut Vec<String>) {
+pub(crate) fn rust_files(folder: &Path, found: &mut Vec<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {

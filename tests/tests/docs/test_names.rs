@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::markdown::{all, code, prose, read, root};
+use super::providers::rust_files;
 
 const NEXTEST: &str = "cargo nextest run";
 
@@ -256,27 +257,49 @@ fn every_script_and_benchmark_in_the_pages_exists() {
 }
 
 #[test]
-fn files_and_tests_that_contributing_names_exist() {
+fn files_and_tests_that_contributing_and_architecture_name_exist() {
     let tests = workspace().tests;
-    let (mut wrong, mut seen) = (Vec::new(), 0);
-    for named in prose(&read("CONTRIBUTING.md")).split('`').skip(1).step_by(2) {
-        let is_word = named.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        let exists = match named {
-            path if path.contains('/') && !path.contains([' ', '^']) && !path.contains("NAME") => {
-                root().join(path).exists()
+    for (page, at_least) in [("CONTRIBUTING.md", 20), ("ARCHITECTURE.md", 30)] {
+        let (mut wrong, mut seen) = (Vec::new(), 0);
+        for named in prose(&read(page)).split('`').skip(1).step_by(2) {
+            let is_word = named.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            let exists = match named {
+                path if path.trim_end_matches('/').contains('/')
+                    && !path.contains([' ', '^', '<', '{'])
+                    && !path.contains("NAME") =>
+                {
+                    root().join(path).exists()
+                }
+                test if is_word && test.matches('_').count() > 1 => tests.iter().any(|known| known.name.contains(test)),
+                _ => continue,
+            };
+            seen += 1;
+            if !exists {
+                wrong.push(named.to_owned());
             }
-            test if is_word && test.matches('_').count() > 1 => tests.iter().any(|known| known.name.contains(test)),
-            _ => continue,
-        };
-        seen += 1;
-        if !exists {
-            wrong.push(named.to_owned());
         }
+        assert!(seen > at_least, "{page}: {seen} names are found");
+        // Made by a failing test.
+        wrong.retain(|path| path != "common/registry/fuzz/failures");
+        assert!(wrong.is_empty(), "{page} names what is not there: {wrong:?}");
     }
-    assert!(seen > 20, "{seen} names are found");
-    // Made by a failing test.
-    wrong.retain(|path| path != "common/registry/fuzz/failures");
-    assert!(wrong.is_empty(), "CONTRIBUTING.md names what is not there: {wrong:?}");
+}
+
+/// Files in the tree of folders: `name.rs` and `folder/` within the block.
+#[test]
+fn every_file_in_the_tree_of_architecture_exists() {
+    let page = read("ARCHITECTURE.md");
+    let tree = page.split("```").nth(1).expect("a tree");
+    let mut files = Vec::new();
+    for folder in ["common", "worker", "coordinator", "tests"] {
+        rust_files(&root().join(folder), &mut files);
+    }
+    let words = tree.split(|c: char| c.is_whitespace() || "(),;:".contains(c));
+    let named: Vec<&str> = words.map(|word| word.trim_end_matches('.')).filter(|word| word.ends_with(".rs")).collect();
+    assert!(named.len() > 80, "{} files are named", named.len());
+    let is_there = |name: &&str| files.iter().any(|file| file == name || file.ends_with(&format!("/{name}")));
+    let wrong: Vec<&str> = named.into_iter().filter(|name| !is_there(name)).collect();
+    assert!(wrong.is_empty(), "ARCHITECTURE.md names what is not there: {wrong:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use imgsync_model::batch::{Endpoint, RepositoryLocator};
 use imgsync_oci::error::Result;
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::{Digest, RegistryName, RepositoryName, Tag};
-use imgsync_store::{BlobIndex, BlobProof, LEASE_TTL, LeaseGuard, Leases, PROOF_TTL, TryAcquireResult};
+use imgsync_store::{BlobIndex, BlobProof, LEASE_TTL, LeaseGuard, Leases, PROOF_TTL, TryAcquireResult, tag_lease_name};
 use rand::Rng as _;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -239,7 +239,7 @@ impl TargetCache {
         let tag_name = format!("{registry}/{repository}:{tag}");
         // Shorter than for a blob: the lease covers only a few requests.
         let poll_interval = random_between(BLOB_LEASE_POLL_INTERVAL) / 4;
-        let (name, holder) = (format!("tag:{tag_name}"), unique_holder(holder));
+        let (name, holder) = (tag_lease_name(&tag_name), unique_holder(holder));
         let terms = (LEASE_TTL, poll_interval);
         let operation = format!("writing {tag_name}");
         LeaseGuard::acquire(leases.clone(), (&name, &holder), terms, cancel, &operation).await.map(Some)

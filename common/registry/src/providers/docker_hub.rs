@@ -17,7 +17,8 @@ use super::api::{
 use crate::page_reader::{BoundedList, ListEntry};
 use crate::pagination::{ListPage, NextPage};
 
-/// `docker.io` itself serves a web site. Pulls are counted separately, as response headers tell.
+/// `docker.io` itself serves a web site. Its pull quota is read from response headers: see
+/// `quota_headers.rs`.
 pub(super) static DOCKER_HUB: Provider = Provider {
     name: "Docker Hub",
     hosts: &["docker.io"],
