@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::masked_line::MaskedLine;
 use super::schema_table::secret_names;
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::sanitize::sanitize_within;
 
 /// A problem in a configuration.
@@ -112,14 +114,13 @@ impl PendingProblem {
         let end = floor_char_boundary(text, self.at.end.clamp(start, line_end.max(start)));
         let (snippet, indent, carets) = match written.len() <= MAX_LINE_BYTES {
             true => {
-                let masked = mask_secrets(text, line_start..line_end, secrets);
-                let snippet: String =
-                    masked.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-                let indent = snippet.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-                (snippet, indent, text[start..end].chars().count().max(1))
+                let line = MaskedLine::new(text, line_start..line_end, secrets);
+                let (before, marked) = (line.before(start), line.between(start, end));
+                let indent = before.chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+                (line.show(), indent, marked.chars().count().max(1))
             }
             // Masking a part of a long line is unreliable.
-            false => (format!("(a line of {} bytes)", written.len()), String::new(), 1),
+            false => (format!("(a line of {})", pluralize(written.len() as u64, "byte", "bytes")), String::new(), 1),
         };
         ConfigProblem {
             message: sanitize_within(&self.message, MAX_MESSAGE_CHARS).into_owned(),
@@ -148,32 +149,6 @@ fn floor_char_boundary(text: &str, offset: usize) -> usize {
     offset
 }
 
-/// Replaces the bytes of secrets, and of passwords in URLs, in a line by stars.
-fn mask_secrets(text: &str, line: Range<usize>, secrets: &[Range<usize>]) -> String {
-    let mut hidden: Vec<Range<usize>> =
-        secrets.iter().filter(|secret| secret.start < line.end && secret.end > line.start).cloned().collect();
-    let (first, text) = (line.start, &text[..line.end]);
-    for (scheme, _) in text[first..].match_indices("://") {
-        let start = first + scheme + 3;
-        let end =
-            text[start..].find(|c: char| c.is_whitespace() || "\"'".contains(c)).map_or(text.len(), |end| start + end);
-        if let Some(at) = text[start..end].rfind('@')
-            && let Some(colon) = text[start..start + at].find(':')
-        {
-            hidden.push(start + colon + 1..start + at);
-        }
-    }
-    let mut masked = String::with_capacity(line.len());
-    for (index, c) in text[first..].char_indices() {
-        if hidden.iter().any(|range| range.contains(&(first + index))) {
-            masked.extend(std::iter::repeat_n('*', c.len_utf8()));
-        } else {
-            masked.push(c);
-        }
-    }
-    masked
-}
-
 /// Returns the ranges after keys of secrets in a text that is not valid YAML: to the end of the line, and for a block
 /// (`|`) all lines.
 pub(super) fn guess_secrets(text: &str) -> Vec<Range<usize>> {
@@ -199,10 +174,14 @@ fn guess_secret(text: &str, index: usize, key: &str) -> Option<Range<usize>> {
     let end = text.len() - value.len() + value.find('\n').unwrap_or(value.len());
     let mut value = value.trim_start_matches([' ', '"']);
     let is_block = value.starts_with(['|', '>']);
-    // A variable's name is no secret.
+    // A variable's name is no secret, and neither are the brackets around it.
     if value.starts_with("${")
-        && let Some(close) = value.lines().next().and_then(|line| line.find('}'))
+        && let Some(line) = value.lines().next()
+        && let Some(close) = line.find('}')
     {
+        if line[close + 1..].chars().all(|c| "]}, ".contains(c)) {
+            return None;
+        }
         value = &value[close + 1..];
     }
     let start = text.len() - value.len();
@@ -243,7 +222,11 @@ impl fmt::Display for ConfigErrors {
             }
         }
         if self.omitted > 0 {
-            writeln!(f, "\nerror: {} more problems are not shown", self.omitted)?;
+            let (more, is) = (
+                pluralize(self.omitted as u64, "more problem", "more problems"),
+                if self.omitted == 1 { "is" } else { "are" },
+            );
+            writeln!(f, "\nerror: {more} {is} not shown")?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod errors;
 mod identity;
 mod if_running;
 mod limits;
+mod masked_line;
 mod notify;
 mod preset;
 mod reader;

@@ -333,8 +333,8 @@ rules:
     error: unknown key `requests_per_secnd`, did you mean `requests_per_second`?
       --> imgsync.yaml:2:52
        |
-     2 |   docker.io: {username: ******, password: *******, requests_per_secnd: 20}
-       |                                                    ^^^^^^^^^^^^^^^^^^
+     2 |   docker.io: {username: ***, password: ***, requests_per_secnd: 20}
+       |                                             ^^^^^^^^^^^^^^^^^^
 
     error: unknown key `tag`, did you mean `tags`?
       --> imgsync.yaml:7:5
@@ -406,7 +406,7 @@ fn a_variable_in_braces_needs_quotes_and_the_message_says_so() {
     error: this is not YAML: while parsing a flow mapping, did not find expected ',' or '}'
       --> imgsync.yaml:2:26
        |
-     2 |   docker.io: {password: *{HUB_TOKEN}*
+     2 |   docker.io: {password: ${HUB_TOKEN}}
        |                          ^
        = hint: quote variables inside { } and [ ]: "${VAR}"
     "#);

@@ -9,7 +9,7 @@ use super::http::chain;
 use super::ssrf;
 use imgsync_oci::error::{Error, ErrorKind};
 use imgsync_oci::retry;
-use imgsync_tls::UnknownAuthority;
+use imgsync_tls::{UnknownAuthority, with_dates};
 
 /// Messages of the HTTP and SOCKS connectors for a proxy that requires authentication.
 const PROXY_REFUSALS: [&str; 4] = [
@@ -137,8 +137,12 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, target: &R
                     .with_hint(hint)
             }
             rustls::Error::InvalidMessage(_) => Error::new(ErrorKind::Unreachable, &operation, &text),
-            _ => Error::new(ErrorKind::Insecure, &operation, describe_certificate_error(tls, &subject).unwrap_or(text))
-                .with_hint(tls_hint(tls)),
+            _ => Error::new(
+                ErrorKind::Insecure,
+                &operation,
+                describe_certificate_error(tls, &subject).unwrap_or_else(|| with_dates(&text).into_owned()),
+            )
+            .with_hint(tls_hint(tls)),
         }
         .with_source(error);
     }

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod custom_ca;
+mod dates;
 
 use std::sync::OnceLock;
 
@@ -11,6 +12,7 @@ use imgsync_oci::error::Result;
 
 pub use certificates::certificates_as_pem;
 pub use custom_ca::{UNTRUSTED_AUTHORITY_HINT, UnknownAuthority, tls_config};
+pub use dates::with_dates;
 
 /// Installs the process-wide TLS implementation. No other code names it.
 pub fn install_tls_provider() {

@@ -7,6 +7,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState, kind_of_status};
 use imgsync_registry::non_registry_client;
 use imgsync_registry::wait::sleep;
+use imgsync_tls::with_dates;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -89,7 +90,7 @@ fn failure(operation: &str, error: reqwest::Error) -> Error {
         }
         next = error.source();
     }
-    Error::new(kind, operation, message)
+    Error::new(kind, operation, with_dates(&message))
 }
 
 /// Returns the error of a reply by its status.

@@ -17,6 +17,7 @@ use super::{CONNECT_TIMEOUT, RabbitSettings, alarm, stream, topology, unreachabl
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret_url::SecretUrl;
 use imgsync_store::outage::{OutageKind, ServerHealth};
+use imgsync_tls::with_dates;
 
 /// Heartbeat timeout in seconds: a peer silent for longer counts as gone. A value in the URL takes precedence.
 const HEARTBEAT_SECONDS: u16 = 20;
@@ -323,7 +324,7 @@ pub(super) fn broker_error(operation: &str, error: &lapin::Error) -> Error {
                 .with_hint("is that RabbitMQ's port for AMQP (5672, or 5671 with TLS)?")
         }
         LapinErrorKind::IOError(io) if is_certificate_error(io) => {
-            Error::new(ErrorKind::Insecure, operation, io.to_string()).with_hint(
+            Error::new(ErrorKind::Insecure, operation, with_dates(&io.to_string())).with_hint(
                 "set `cluster: {ca: FILE}` to the CA that signed the broker's certificate, and use the host \
                         name in the certificate",
             )

@@ -6,6 +6,7 @@
 use ::redis::{ErrorKind as RedisErrorKind, RedisError, ServerError, ServerErrorKind};
 
 use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_tls::with_dates;
 
 /// Maximum characters of the server's message in an error.
 const MAX_DETAIL_CHARS: usize = 300;
@@ -291,7 +292,7 @@ fn server_message(error: &RedisError, code: &str) -> String {
 pub(super) fn message(error: &RedisError) -> String {
     match error.is_timeout() {
         true => "timed out".to_owned(),
-        false => truncate(&error.to_string()),
+        false => truncate(&with_dates(&error.to_string())),
     }
 }
 
@@ -486,6 +487,10 @@ mod tests {
         let call_error = RedisCallError::Redis(RedisError::from(error));
         assert_eq!(call_error.action(), ErrorAction::Fail);
         assert_eq!(call_error.to_error("connecting").kind(), ErrorKind::Insecure);
+        let expired = "invalid peer certificate: certificate expired: verification time 1795968000 (UNIX), but \
+                       certificate is not valid after 1735689600 (60278400 seconds ago)";
+        let error = RedisCallError::Redis(RedisError::from(io::Error::other(expired))).to_error("connecting");
+        assert!(error.message().ends_with("is not valid after 2025-01-01 00:00 UTC"), "{error}");
     }
 
     #[test]

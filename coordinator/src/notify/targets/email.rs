@@ -6,7 +6,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
 use imgsync_oci::sanitize::sanitize_within;
 use imgsync_registry::wait::sleep;
-use imgsync_tls::install_tls_provider;
+use imgsync_tls::{install_tls_provider, with_dates};
 use imgsync_worker::settings;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Attachment, Mailbox, MultiPart, SinglePart};
@@ -71,7 +71,8 @@ impl NotificationTarget for Email {
             return self.send_mail(&message, None).await;
         };
         let mut page = Vec::new();
-        let shape = ReportSpec { format: ReportFormat::Html, level: Some(*level), template: None };
+        let shape =
+            ReportSpec { format: ReportFormat::Html, is_default_format: true, level: Some(*level), template: None };
         report::write(report, &shape, &mut page).await?;
         self.send_mail(&message, Some((&format!("imgsync-{}.html", report.batch.id), page))).await
     }
@@ -171,7 +172,7 @@ fn failure(operation: &str, error: &lettre::transport::smtp::Error) -> Error {
         }
         next = source.source();
     }
-    let detail = sanitize_within(&detail, 400).into_owned();
+    let detail = sanitize_within(&with_dates(&detail), 400).into_owned();
     let status = error.status().map(u16::from);
     match () {
         () if matches!(status, Some(530 | 534 | 535 | 538)) => {
