@@ -281,6 +281,8 @@ impl Imgsync {
             }
         }
         let at = |folder: &str| self.home.path().join(folder);
+        // Not the machine's: it decides which characters are printed.
+        command.env("LC_ALL", "C.UTF-8");
         command.env("HOME", at("home")).env("XDG_STATE_HOME", at("state"));
         command.env("DOCKER_CONFIG", at("docker")).env("XDG_RUNTIME_DIR", at("runtime"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

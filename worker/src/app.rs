@@ -10,15 +10,17 @@ use clap::Parser as _;
 use imgsync_config::{Config, ConfigFile, RuleTarget};
 use imgsync_model::naming::TargetBase;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::locale::to_ascii;
 use imgsync_oci::retry::{RetryPolicy, is_transient};
 use imgsync_oci::secret::Secret;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Client, SharedRateLimit};
 use imgsync_store::log_throttle;
 use imgsync_store::outage::{self, OutageEvent};
-use imgsync_worker::cli::Arguments;
+use imgsync_worker::cli::{Arguments, print_parser_message, usage_hint};
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
 use imgsync_worker::cluster_worker::{self, ClusterWorker, WorkerMetrics};
+use imgsync_worker::locale::is_process_utf8;
 use imgsync_worker::monthly_quota::MonthlyQuota;
 use imgsync_worker::runner::{Shutdown, WorkerScope};
 use imgsync_worker::settings::{ABORT_TIMEOUT, DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
@@ -41,7 +43,7 @@ const THREAD_STACK_BYTES: usize = 8 << 20;
 pub(crate) fn main() -> ExitCode {
     let cli = match Arguments::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return print_clap_error(&error),
+        Err(error) => return print_usage(error),
     };
     file_limit::raise_limit();
     let name = process_name();
@@ -77,9 +79,10 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Prints help and version to stdout, and usage errors to stderr.
-fn print_clap_error(error: &clap::Error) -> ExitCode {
-    match error.print() {
-        _ if error.use_stderr() => ExitCode::from(2),
+fn print_usage(error: clap::Error) -> ExitCode {
+    let (is_error, hint) = (error.use_stderr(), usage_hint(&error));
+    match print_parser_message(error, hint.as_deref()) {
+        _ if is_error => ExitCode::from(2),
         // A closed stdout is no error.
         Err(unwritten) if unwritten.kind() != std::io::ErrorKind::BrokenPipe => {
             print_line(&format!("error: writing to stdout: {unwritten}"));
@@ -252,6 +255,7 @@ fn print_line(line: &str) {
     match logging::is_json() {
         true => tracing::info!("{line}"),
         // A closed stderr does not stop the worker.
-        false => _ = writeln!(std::io::stderr(), "{line}"),
+        false if is_process_utf8() => _ = writeln!(std::io::stderr(), "{line}"),
+        false => _ = writeln!(std::io::stderr(), "{}", to_ascii(line)),
     }
 }

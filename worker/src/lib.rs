@@ -11,6 +11,7 @@ pub mod file_limit;
 pub mod health;
 pub mod host_check;
 pub mod limits;
+pub mod locale;
 pub mod monthly_quota;
 pub mod runner;
 pub mod server;

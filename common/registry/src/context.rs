@@ -75,6 +75,13 @@ pub struct TrafficSnapshot {
     pub sent: u64,
 }
 
+impl TrafficSnapshot {
+    /// Returns the number of all requests sent, of every kind.
+    pub fn total_requests(&self) -> u64 {
+        self.requests + self.referrers + self.tokens + self.redirects
+    }
+}
+
 /// Which counter a request increments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RequestKind {

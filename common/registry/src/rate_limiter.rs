@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::quota_headers::Quota;
 use super::rejection_backoff::RejectionBackoff;
 use super::settings::{QuotaReserve, SharedRateLimit};
+use imgsync_oci::humanize::group_digits;
 use imgsync_rate_limit::{
     Account, GRANT_TTL, QuotaPeriod, QuotaReport, QuotaWindow, RateAllocator, RateGrant, RateLimitCategory,
     RateLimitStore, RateRequest,
@@ -369,9 +370,9 @@ impl RateLimiter {
             return Some(RateLimitHold { wait, reason: reason.to_owned() });
         }
         let wait = wait(own.tasks_held_until.max(own.pulls_held_until)).filter(|_| pulls)?;
-        let of = own.quota_limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
+        let of = own.quota_limit.map(|limit| format!(" of {}", group_digits(limit))).unwrap_or_default();
         let reason = match own.quota_reported_at {
-            Some(_) => format!("has {}{of} pulls left", own.quota.remaining),
+            Some(_) => format!("has {}{of} pulls left", group_digits(own.quota.remaining.max(0.0) as u64)),
             None => "has no pulls left beyond its reserve".to_owned(),
         };
         Some(RateLimitHold { wait, reason })

@@ -14,7 +14,7 @@ use super::backend;
 use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
-use super::report::{ReportArgs, ReportOptions};
+use super::report::{ReportArgs, ReportOptions, print_report};
 use super::run::{RunContext, build_notifier};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
@@ -22,7 +22,7 @@ use super::show::BatchDetails;
 use super::values::parse_error_kind;
 use super::watch::watch;
 use crate::batch_view::{BatchView, GLOBAL_LEADER, find_owner};
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{Backend, coordinator_name, find_active_leader};
 use crate::report::{self, Report};
 use clap::{Args, Subcommand};
@@ -48,6 +48,7 @@ pub(crate) struct BatchSelector {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BatchCommand {
     /// List batches, newest first
+    #[command(visible_alias = "ls")]
     List {
         /// Print one JSON object per batch
         #[arg(long)]
@@ -242,7 +243,7 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
         printer.line("there are no batches yet: `imgsync run` creates one");
     } else if !json {
         printer.data(&format!(
-            "{:<36}  {:<11}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
+            "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}",
             "BATCH", "STATE", "STARTED (UTC)", "TOTAL", "COPIED", "UNCHANGED", "FAILED", "CANCELLED"
         ));
     }
@@ -252,15 +253,15 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
         printer.data(&match json {
             true => view_to_json(view).to_string(),
             false => format!(
-                "{:<36}  {:<11}  {:<19}  {:>7} {:>7} {:>9} {:>6} {:>9}",
+                "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}",
                 batch.id.to_string(),
                 view.state.as_str(),
                 batch.created_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
-                counts.total,
-                counts.copied,
-                counts.unchanged,
-                counts.failed,
-                counts.cancelled
+                group_digits(counts.total),
+                group_digits(counts.copied),
+                group_digits(counts.unchanged),
+                group_digits(counts.failed),
+                group_digits(counts.cancelled)
             ),
         });
     }
@@ -346,7 +347,7 @@ async fn write_report(
         None => {
             let mut text = Vec::new();
             report::write(&report, &options.shape, &mut text).await?;
-            printer.data(String::from_utf8_lossy(&text).trim_end());
+            print_report(&String::from_utf8_lossy(&text), &options.shape, printer);
         }
     }
     Ok(Exit::Done)

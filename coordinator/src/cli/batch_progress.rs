@@ -7,19 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use imgsync_model::batch::{BatchId, Failure, TaskRef, TaskResult};
+use imgsync_model::batch::{BatchId, BatchOptions, Failure, TaskRef, TaskResult};
 use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::Digest;
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{BlobOutcome, Event, Observer};
 use imgsync_store::log_throttle;
 use imgsync_store::outage::OutageEvent;
-use imgsync_store::{Batch, Store};
+use imgsync_store::{Batch, BatchState, Store};
 use imgsync_worker::task_events::TaskObserver;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::printer::Printer;
+use crate::humanize::group_digits;
 use crate::orchestrator::WorkerCoverage;
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
@@ -55,8 +56,7 @@ impl TransferredBytes {
 impl BatchProgress {
     pub(crate) fn new(printer: &Printer, as_json: bool) -> Arc<BatchProgress> {
         let total = (printer.shows_bars() && !as_json).then(|| {
-            let style = "{wide_bar} {pos}/{len}  {msg}";
-            printer.bars().add(ProgressBar::new(0).with_style(bar_style(style)))
+            printer.bars().add(ProgressBar::new(0).with_style(printer.bar_style("{wide_bar} {pos}/{len}  {msg}")))
         });
         Arc::new(BatchProgress {
             printer: printer.clone(),
@@ -72,6 +72,7 @@ impl BatchProgress {
         let started = Instant::now();
         let mut complained = (Vec::new(), Instant::now());
         let mut line_at = Instant::now() + LINE_INTERVAL;
+        let mut verification = None;
         loop {
             tokio::time::sleep(REFRESH_INTERVAL).await;
             let complains = is_cluster && complained.1.elapsed() > COVERAGE_CHECK_INTERVAL;
@@ -92,7 +93,8 @@ impl BatchProgress {
             }
             // By this process, or by the workers.
             let moved = self.transferred().bytes().max(batch.usage.bytes.copied);
-            let line = progress_line(&batch, moved, started.elapsed());
+            let is_verification = *verification.get_or_insert_with(|| is_verification(&batch));
+            let line = progress_line(&batch, is_verification, moved, started.elapsed());
             match &self.total {
                 Some(total) => {
                     total.set_length(batch.counts.total);
@@ -102,7 +104,7 @@ impl BatchProgress {
                 None if self.as_json || Instant::now() < line_at => {}
                 None => {
                     line_at = Instant::now() + LINE_INTERVAL;
-                    self.printer.line(&format!("{} of {}: {line}", batch.counts.ended(), format_total(&batch)));
+                    self.printer.line(&format!("{}: {line}", format_ended(&batch)));
                 }
             }
         }
@@ -140,31 +142,55 @@ impl BatchProgress {
     }
 }
 
-/// Formats the total, and whether it may still grow.
-fn format_total(batch: &Batch) -> String {
-    match batch.plan_completed_at {
-        Some(_) => batch.counts.total.to_string(),
-        None => format!("{} so far", batch.counts.total),
-    }
+/// Returns whether a batch compares targets with their sources, and copies nothing.
+pub(crate) fn is_verification(batch: &Batch) -> bool {
+    BatchOptions::decode(&batch.options, "the batch").is_ok_and(|options| options.verify.is_some())
 }
 
-/// Formats outcomes, bytes and transfer rate, and the time left.
-pub(crate) fn progress_line(batch: &Batch, moved: u64, elapsed: Duration) -> String {
+/// Formats how many images have ended, and of how many: "5 of 1,200", "5 of 40 so far" while they are listed.
+pub(crate) fn format_ended(batch: &Batch) -> String {
+    let so_far = if batch.plan_completed_at.is_some() { "" } else { " so far" };
+    format!("{} of {}{so_far}", group_digits(batch.counts.ended()), group_digits(batch.counts.total))
+}
+
+/// Formats outcomes, bytes and transfer rate, and the time left; or that the batch is paused.
+pub(crate) fn progress_line(batch: &Batch, is_verification: bool, moved: u64, elapsed: Duration) -> String {
     let counts = &batch.counts;
-    let mut line = format!("{} copied, {} unchanged, {} failed", counts.copied, counts.unchanged, counts.failed);
+    let is_paused = batch.state == BatchState::Paused;
+    let number = group_digits;
+    let mut line = if is_paused { "paused, ".to_owned() } else { String::new() };
+    line.push_str(&match is_verification {
+        true => format!("{} identical, {} different or failed", number(counts.unchanged), number(counts.failed)),
+        false => format!(
+            "{} copied, {} unchanged, {} failed",
+            number(counts.copied),
+            number(counts.unchanged),
+            number(counts.failed)
+        ),
+    });
     if counts.cancelled > 0 {
-        line.push_str(&format!(", {} cancelled", counts.cancelled));
+        line.push_str(&format!(", {} cancelled", number(counts.cancelled)));
     }
     let rate = moved as f64 / elapsed.as_secs_f64().max(0.001);
     if moved > 0 {
-        line.push_str(&format!(", {}, {}/s", ByteSize(moved), ByteSize(rate as u64)));
+        line.push_str(&format!(", {}", ByteSize(moved)));
+        if !is_paused {
+            line.push_str(&format!(", {}/s", ByteSize(rate as u64)));
+        }
     }
-    let done = counts.ended() as f64 / elapsed.as_secs_f64().max(0.001);
-    if batch.plan_completed_at.is_some() && counts.unfinished() > 0 && done > 0.0 {
-        let left = (counts.unfinished() as f64 / done).min(1e9);
-        line.push_str(&format!(", {} left", format_duration(Duration::from_secs_f64(left))));
+    if let Some(left) = time_left(batch, elapsed) {
+        line.push_str(&format!(", {} left", format_duration(left)));
     }
     line
+}
+
+/// Estimates the time until the batch ends; `None` while it is listed or paused.
+pub(crate) fn time_left(batch: &Batch, elapsed: Duration) -> Option<Duration> {
+    let per_second = batch.counts.ended() as f64 / elapsed.as_secs_f64().max(0.001);
+    let runs = batch.plan_completed_at.is_some() && batch.state == BatchState::Running;
+    let unfinished = batch.counts.unfinished();
+    (runs && unfinished > 0 && per_second > 0.0)
+        .then(|| Duration::from_secs_f64((unfinished as f64 / per_second).min(1e9)))
 }
 
 impl Observer for BatchProgress {
@@ -219,7 +245,8 @@ impl TaskObserver for BatchProgress {
                 let mut running = self.running();
                 let room = running.values().flatten().count() < MAX_TASK_LINES;
                 let bar = (self.total.is_some() && room).then(|| {
-                    let bar = ProgressBar::new_spinner().with_style(bar_style("{spinner} {wide_msg} {elapsed}"));
+                    let style = self.printer.bar_style("{spinner} {wide_msg} {elapsed}");
+                    let bar = ProgressBar::new_spinner().with_style(style);
                     let bar = self.printer.bars().insert_from_back(1, bar);
                     bar.set_message(source.clone());
                     bar.enable_steady_tick(Duration::from_millis(200));
@@ -266,6 +293,49 @@ fn end_event(task: u32, completion: &TaskCompletion) -> serde_json::Value {
     }
 }
 
-fn bar_style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+#[cfg(test)]
+mod tests {
+    use imgsync_model::batch::TaskCounts;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn batch(state: BatchState) -> Batch {
+        let counts =
+            TaskCounts { total: 20_000, copied: 9_000, failed: 1_000, waiting: 10_000, ..TaskCounts::default() };
+        Batch {
+            id: BatchId::generate(),
+            state,
+            run: 0,
+            rules: Digest::sha256(b""),
+            options: String::new(),
+            supersedes: None,
+            created_at: Timestamp::now(),
+            plan_completed_at: Some(Timestamp::now()),
+            ended_at: None,
+            counts,
+            queued: 0,
+            retrying: 0,
+            usage: Default::default(),
+        }
+    }
+
+    #[test]
+    fn progress_says_paused_and_then_no_time_that_is_left() {
+        let hour = Duration::from_secs(3600);
+        let line = progress_line(&batch(BatchState::Running), false, 3600 << 20, hour);
+        assert_eq!(line, "9,000 copied, 0 unchanged, 1,000 failed, 3.5 GiB, 1.0 MiB/s, 60 min left");
+        let line = progress_line(&batch(BatchState::Paused), false, 3600 << 20, hour);
+        assert_eq!(line, "paused, 9,000 copied, 0 unchanged, 1,000 failed, 3.5 GiB");
+        assert_eq!(format_ended(&batch(BatchState::Paused)), "10,000 of 20,000");
+        let listed = Batch { plan_completed_at: None, ..batch(BatchState::Running) };
+        assert_eq!(format_ended(&listed), "10,000 of 20,000 so far");
+    }
+
+    #[test]
+    fn the_progress_of_a_verification_counts_identical_images() {
+        let counts = TaskCounts { total: 9, unchanged: 7, failed: 2, ..TaskCounts::default() };
+        let verified = Batch { counts, ..batch(BatchState::Running) };
+        assert_eq!(progress_line(&verified, true, 0, Duration::from_secs(1)), "7 identical, 2 different or failed");
+    }
 }

@@ -1,6 +1,6 @@
 //! `imgsync config`: checks and shows a configuration without running it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use imgsync_config::{Config, RuleSource};
@@ -21,9 +21,18 @@ use clap::Subcommand;
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Print every error with its position; the exit code is 2 if there is one
-    Check,
+    #[command(alias = "validate")]
+    Check {
+        /// Configuration to check, as after -c
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Print the configuration with defaults filled in and secrets masked
-    Show,
+    Show {
+        /// Configuration to show, as after -c
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Print the JSON Schema of configurations, for editors
     Schema,
     /// Convert a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
@@ -34,31 +43,42 @@ pub(crate) enum ConfigAction {
 
 /// Runs the command.
 pub(crate) fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) -> Exit {
-    match &action {
-        ConfigAction::Schema => return print(&format!("{:#}", Config::json_schema()), printer),
-        ConfigAction::Import(args) => return import::run(args, printer),
-        ConfigAction::Check | ConfigAction::Show => {}
-    }
-    let settings = match Settings::load(global, printer) {
-        Ok(settings) => settings,
-        Err(exit) => return exit,
-    };
-    let Some(file) = &settings.file else {
-        printer.error("there is no imgsync.yaml in this folder", Some("pass the configuration with -c FILE"));
-        return Exit::Usage;
-    };
     match action {
-        ConfigAction::Check => {
-            let wrong = check_references(&settings);
+        ConfigAction::Schema => print(&format!("{:#}", Config::json_schema()), printer),
+        ConfigAction::Import(args) => import::run(&args, printer),
+        ConfigAction::Check { file } => with_settings(file, global, printer, |file, settings| {
+            let wrong = check_references(settings);
             wrong.iter().for_each(|error| printer.failure(error));
             if !wrong.is_empty() {
                 return Exit::Usage;
             }
             printer.line(&summary(file, &settings.config));
             Exit::Done
+        }),
+        ConfigAction::Show { file } => with_settings(file, global, printer, |_, settings| {
+            print(settings.config.to_yaml_redacted().trim_end(), printer)
+        }),
+    }
+}
+
+/// Loads a configuration, which has to exist, and applies the function to it.
+fn with_settings(
+    file: Option<PathBuf>,
+    global: &GlobalArgs,
+    printer: &Printer,
+    apply: impl FnOnce(&Path, &Settings) -> Exit,
+) -> Exit {
+    let loaded = global.with_file(file, printer).and_then(|global| Settings::load(&global, printer));
+    let settings = match loaded {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    match &settings.file {
+        Some(file) => apply(file, &settings),
+        None => {
+            printer.error("there is no imgsync.yaml in this folder", Some("name the configuration: FILE, or -c FILE"));
+            Exit::Usage
         }
-        ConfigAction::Show => print(settings.config.to_yaml_redacted().trim_end(), printer),
-        ConfigAction::Schema | ConfigAction::Import(_) => Exit::Done,
     }
 }
 

@@ -9,9 +9,10 @@ use bytesize::ByteSize;
 use imgsync_oci::Digest;
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{BlobOutcome, Event, Observer};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::printer::Printer;
+use crate::humanize::{group_digits, pluralize};
 
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval of lines without a terminal.
@@ -45,7 +46,7 @@ impl CopyProgress {
         let total = printer.shows_bars().then(|| {
             let style =
                 "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4} left";
-            let bar = printer.bars().add(ProgressBar::new(0).with_style(bar_style(style)));
+            let bar = printer.bars().add(ProgressBar::new(0).with_style(printer.bar_style(style)));
             bar.with_prefix("total")
         });
         Arc::new(CopyProgress { printer: printer.clone(), total, state: Mutex::default() })
@@ -90,9 +91,9 @@ impl CopyProgress {
             false => String::new(),
         };
         self.printer.line(&format!(
-            "{} of {} blobs, {} of {}, {}/s{left}",
-            state.done_blobs,
-            state.expected_blobs,
+            "{} of {}, {} of {}, {}/s{left}",
+            group_digits(state.done_blobs as u64),
+            pluralize(state.expected_blobs as u64, "blob", "blobs"),
             ByteSize(done),
             ByteSize(all),
             ByteSize(rate as u64)
@@ -127,8 +128,10 @@ impl Observer for CopyProgress {
                 let room = state.in_flight.values().filter(|blob| blob.bar.is_some()).count() < MAX_BARS;
                 let bar = (self.total.is_some() && room).then(|| {
                     let style = "{prefix:>14} {wide_bar} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12}";
-                    let bar =
-                        self.printer.bars().insert_from_back(1, ProgressBar::new(*size).with_style(bar_style(style)));
+                    let bar = self
+                        .printer
+                        .bars()
+                        .insert_from_back(1, ProgressBar::new(*size).with_style(self.printer.bar_style(style)));
                     bar.with_prefix(digest.short().to_owned())
                 });
                 state.in_flight.insert(digest.clone(), BlobProgress { moved: moved.clone(), bar });
@@ -161,8 +164,4 @@ impl Observer for CopyProgress {
             Event::RequestCompleted { .. } | Event::RequestDelayed { .. } => {}
         }
     }
-}
-
-fn bar_style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }

@@ -34,6 +34,10 @@ fn write_section(command: &Command, name: &str, above: &[&str], page: &mut Strin
     if let Some(about) = command.get_long_about().or(command.get_about()) {
         let _ = writeln!(page, "{}\n", escape_markdown(&about.to_string()));
     }
+    let aliases: Vec<String> = command.get_visible_aliases().map(|alias| format!("`{alias}`")).collect();
+    if !aliases.is_empty() {
+        let _ = writeln!(page, "Also: {}\n", aliases.join(", "));
+    }
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage: ");
     let _ = writeln!(page, "```\n{usage}\n```");
@@ -66,6 +70,9 @@ fn format_argument(arg: &Arg) -> String {
         (None, Some(long)) => format!("--{long}"),
         (None, None) => String::new(),
     };
+    for alias in arg.get_visible_aliases().unwrap_or_default() {
+        let _ = write!(spelled, ", --{alias}");
+    }
     if takes && let Some(value) = value {
         // `--report[=FILE]`: the value is optional.
         let is_optional = arg.get_num_args().is_some_and(|number| number.min_values() == 0);

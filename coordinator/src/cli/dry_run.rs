@@ -19,7 +19,7 @@ use super::printer::Printer;
 use super::run_args::RunArgs;
 use super::settings::{Settings, config_dir};
 use super::{backend, signals};
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{DryRun, PlannedTarget, PlannedTask, PrunePlan, Slice};
 
 const MAX_CONCURRENT_COMPARISONS: usize = 20;
@@ -78,7 +78,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
             }
         })
         .buffered(MAX_CONCURRENT_COMPARISONS);
-    let (mut copies, mut unchanged) = (0, 0);
+    let (mut copies, mut unchanged) = (0_u64, 0_u64);
     while let Some((task, same)) = comparisons.next().await {
         let PlannedTask { source, target, .. } = &task;
         let (what, error) = match same {
@@ -96,11 +96,12 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         print(args, printer, (&source.to_string(), &target.to_string()), what, (Some(&rule), error.as_deref()));
     }
     let removals = print_removals(args, settings, printer, prunings, &targets);
-    let removing = if removals > 0 { format!(", {removals} to remove") } else { String::new() };
-    let not_listed = if unlisted.is_empty() { String::new() } else { format!(", {} not listed", unlisted.len()) };
-    printer.line(&format!(
-        "{copies} to copy, {unchanged} unchanged, {failed} failing{not_listed}{removing}; nothing was written"
-    ));
+    let mut parts = vec![(copies, "to copy"), (unchanged, "unchanged"), (failed as u64, "failing")];
+    parts.extend(
+        [(unlisted.len() as u64, "not listed"), (removals as u64, "to remove")].iter().filter(|part| part.0 > 0),
+    );
+    let parts: Vec<String> = parts.iter().map(|(count, what)| format!("{} {what}", group_digits(*count))).collect();
+    printer.line(&format!("{}; nothing was written", parts.join(", ")));
     Ok(match () {
         () if total == 0
             && !unlisted.is_empty()
@@ -169,7 +170,7 @@ fn print(
         printer.data(&line.to_string());
         return;
     }
-    printer.data(&match error {
+    printer.text(&match error {
         None => format!("{what} {source} {target}"),
         Some(error) => format!("{what} {source} {target} {error}"),
     });

@@ -98,26 +98,26 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
                 client.repository(&reference.registry, &reference.repository, Access::Pull, &context, &counters)?;
             let listing = list_repository(&repository).await?;
             if listing.get(tag.as_str()).is_none() {
-                printer.data(&format!("{label}: the source does not list the tag {tag}"));
+                printer.text(&format!("{label}: the source does not list the tag {tag}"));
                 continue;
             }
             if let Some(error) = listing.missing_dates_error(&rule.selection) {
-                printer.data(&format!("{label}: not copied: {error}"));
+                printer.text(&format!("{label}: not copied: {error}"));
                 continue;
             }
             let candidates =
                 listing.tags.iter().map(|listed| TagCandidate { tag: listed.tag.clone(), created: listed.created });
             let evaluation = part.evaluate(&rule.selection, candidates, Timestamp::now());
             if let Some(min) = evaluation.below_min {
-                printer.data(&format!(
+                printer.text(&format!(
                     "{label}: not copied: only {} left, and `min` is {min}",
                     pluralize(evaluation.kept.len() as u64, "tag is", "tags are")
                 ));
             } else if let Some((_, reason)) = evaluation.dropped.iter().find(|(dropped, _)| dropped.tag == tag.as_str())
             {
-                printer.data(&format!("{label}: not copied: {reason}"));
+                printer.text(&format!("{label}: not copied: {reason}"));
             } else {
-                printer.data(&format!("{label}: selected"));
+                printer.text(&format!("{label}: selected"));
             }
         }
     }
@@ -137,7 +137,7 @@ async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, pr
         {
             found = true;
             let why = if line.reason.is_empty() { String::new() } else { format!(": {}", line.reason) };
-            printer.data(&format!(
+            printer.text(&format!(
                 "batch {} of {started}: {} is gone at the source, {} {}{why}",
                 batch.id,
                 line.source,
@@ -157,13 +157,13 @@ async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, pr
                 }
                 found = true;
                 let state = row.state.as_str();
-                printer.data(&format!(
+                printer.text(&format!(
                     "batch {} of {started}: {} -> {}: {state}",
                     batch.id, planned.source, planned.target
                 ));
                 let failures = store.failures(batch.id, row.task.index, 1).await?;
                 if let Some(failed) = failures.iter().find(|failed| failed.task.index == row.task.index) {
-                    printer.data(&format!("  {}: {}", failed.failure.kind, failed.failure.error));
+                    printer.text(&format!("  {}: {}", failed.failure.kind, failed.failure.error));
                 }
                 let options = BatchOptions::decode(&batch.options, &format!("batch {}", batch.id))?;
                 let rule = options.rule(planned.rule)?;
@@ -171,7 +171,7 @@ async fn explain_batches(reference: &Reference, tag: &Tag, store: &dyn Store, pr
                     CacheScope { repository: (*planned.target.repository).clone(), options: rule.fingerprint().into() };
                 let known = store.cached_tags(&scope, std::slice::from_ref(&planned.target.tag)).await?;
                 if let Some(known) = known.into_iter().next().flatten() {
-                    printer.data(&format!(
+                    printer.text(&format!(
                         "  digest cache: source {}, seen at the target {}",
                         known.source,
                         known.seen_at.strftime("%Y-%m-%d %H:%M:%S UTC")

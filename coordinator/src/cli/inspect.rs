@@ -44,12 +44,12 @@ pub(crate) async fn run(args: InspectArgs, global: &GlobalArgs, printer: &Printe
     match inspect_image(&args, &settings, printer).await {
         Ok(image) => {
             let (blobs, bytes) = image.count_blobs();
-            printer.data(&match args.json {
+            match args.json {
                 true => {
                     let mut object = json!({"reference": args.reference.to_string(), "blobs": blobs, "bytes": bytes});
                     // These types always serialize.
                     object["image"] = serde_json::to_value(&image).unwrap_or_default();
-                    object.to_string()
+                    printer.data(&object.to_string())
                 }
                 false => {
                     let mut lines = vec![format!(
@@ -59,9 +59,9 @@ pub(crate) async fn run(args: InspectArgs, global: &GlobalArgs, printer: &Printe
                         ByteSize(bytes)
                     )];
                     push_tree(&image, "", &mut lines);
-                    lines.join("\n")
+                    printer.text(&lines.join("\n"))
                 }
-            });
+            };
             Exit::Done
         }
         Err(error) => {

@@ -98,5 +98,6 @@ async fn run_legacy(source: RuleSource, args: LegacyArgs, global: &GlobalArgs, p
         rule.selection = Default::default();
         rule.platforms = Vec::new();
     }
-    run::run_rules(args.run, &settings, printer).await
+    let run = RunArgs { legacy_report: true, ..args.run };
+    run::run_rules(run, &settings, printer).await
 }

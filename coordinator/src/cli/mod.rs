@@ -12,6 +12,7 @@ mod docs_gen;
 mod dry_run;
 mod exit;
 mod explain;
+mod foreign_usage;
 mod global;
 mod import;
 mod inspect;
@@ -32,14 +33,18 @@ mod sync;
 mod tags;
 mod target;
 mod tui;
+mod typed_line;
+mod usage;
 mod values;
 mod verify;
 mod watch;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
+use imgsync_worker::cli::print_parser_message;
 use imgsync_worker::telemetry::logging::{self, LogFormat};
 
 use self::batch::BatchArgs;
@@ -72,7 +77,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,
     /// Print the version
-    #[arg(short = 'v', long, action = ArgAction::Version)]
+    #[arg(short = 'v', short_alias = 'V', long, action = ArgAction::Version)]
     version: Option<bool>,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -81,8 +86,14 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Copy one image
+    ///
+    /// Copies every platform, byte for byte, under the same digest. Credentials come from the configuration, else from
+    /// `docker login`. The last line counts all requests that were sent, those for tokens and redirects included; it
+    /// also says how many of them were for referrers and digest tags.
+    #[command(visible_aliases = ["copy", "cp"])]
     Sync(Box<SyncArgs>),
     /// Run the rules of the configuration, or presets
+    #[command(alias = "once")]
     Run(Box<RunCommand>),
     /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
     ///
@@ -110,6 +121,7 @@ pub(crate) enum Command {
     /// Runs rules that have a `schedule:`, in this process or in the cluster, until it receives SIGTERM. It reloads the
     /// configuration when the file changes. In a cluster it also leads the batches that no `run` leads: of several
     /// coordinators, one is the leader and the others are standbys. See docs/serving.md.
+    #[command(alias = "server")]
     Serve(Box<ServeArgs>),
     /// Explain why a tag was or was not copied
     Explain(ExplainArgs),
@@ -121,6 +133,7 @@ pub(crate) enum Command {
     /// REGISTRY/REPOSITORY:TAG, as `imgsync sync` takes it. Repositories are sorted by path, tags from old to new, tags
     /// that are not versions first. Dropped tags and the reasons are printed on stderr. The exit code is 1 if a
     /// repository could not be listed.
+    #[command(visible_alias = "ls", alias = "list-tags")]
     Tags(Box<TagsArgs>),
     /// Check, show and import configurations
     Config {
@@ -131,22 +144,16 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, or write all of them
     Man(ManArgs),
+    /// Print the version
+    Version,
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(usage::join_report_file(typed.clone())) {
         Ok(cli) => cli,
-        Err(error) => {
-            // clap knows whether help was requested (stdout, 0) or the usage is wrong (stderr).
-            let printed = error.print();
-            if error.use_stderr() {
-                return Exit::Usage.into();
-            }
-            let printer = Printer::new(false);
-            _ = printed.map_err(|error| printer.report_stdout_error(&error));
-            return if printer.output_lost() { Exit::OutputLost.into() } else { Exit::Done.into() };
-        }
+        Err(error) => return print_parser_error(error, &typed).into(),
     };
     imgsync_worker::file_limit::raise_limit();
     let printer = Printer::new(cli.global.quiet).with_log(cli.global.log_format == LogFormat::Json);
@@ -182,8 +189,16 @@ pub fn main() -> ExitCode {
             Some(Command::Config { action }) => config::run(*action, &cli.global, &printer),
             Some(Command::Completions(args)) => completions::completions(&args, &printer),
             Some(Command::Man(args)) => completions::man(&args, &printer),
+            Some(Command::Version) => {
+                printer.data(Cli::command().render_version().trim_end());
+                Exit::Done
+            }
             None => {
                 printer.line(&Cli::command().render_help().to_string());
+                if let Some(file) = &cli.global.config {
+                    let hint = format!("type `imgsync run -c {}` to run its rules", file.display());
+                    printer.error("no command is given", Some(&hint));
+                }
                 Exit::Usage
             }
         }
@@ -194,6 +209,18 @@ pub fn main() -> ExitCode {
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     // Takes precedence over the result of the command: the output is incomplete.
     if printer.output_lost() { Exit::OutputLost.into() } else { exit.into() }
+}
+
+/// Prints help and version on stdout, and a usage error with a hint on stderr.
+fn print_parser_error(error: clap::Error, typed: &[OsString]) -> Exit {
+    let (is_error, hint) = (error.use_stderr(), usage::hint(&error, typed));
+    let printed = print_parser_message(error, hint.as_deref());
+    if is_error {
+        return Exit::Usage;
+    }
+    let printer = Printer::new(false);
+    _ = printed.map_err(|error| printer.report_stdout_error(&error));
+    if printer.output_lost() { Exit::OutputLost } else { Exit::Done }
 }
 
 /// Returns the log filter that applies without RUST_LOG. The JSON log includes the messages that users see as lines.
@@ -215,5 +242,53 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// Calls `check` with the short help of each command.
+    fn for_each_help(command: &clap::Command, name: &str, check: &impl Fn(&str, &str)) {
+        check(name, &command.clone().term_width(100).render_help().to_string());
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+            for_each_help(below, &format!("{name} {}", below.get_name()), check);
+        }
+    }
+
+    #[test]
+    fn the_help_of_every_command_fits_on_a_screen() {
+        let mut command = Cli::command();
+        command.build();
+        for_each_help(&command, "imgsync", &|name, help| {
+            assert!(help.lines().count() <= 40, "{name} -h has {} lines:\n{help}", help.lines().count());
+            assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        });
+    }
+
+    #[test]
+    fn the_long_help_names_every_option_under_a_heading() {
+        let mut command = Cli::command();
+        command.build();
+        let run = command.find_subcommand_mut("run").unwrap();
+        let long = run.clone().term_width(100).render_long_help().to_string();
+        for option in run.get_arguments().filter_map(|option| option.get_long()) {
+            assert!(long.contains(&format!("--{option}")), "{option}: {long}");
+        }
+        for heading in ["Limits:", "Output:", "Retries and timeouts:", "Notifications:", "Target:", "Global options:"] {
+            assert!(long.contains(&format!("\n{heading}\n")), "{heading}: {long}");
+        }
+    }
+
+    #[test]
+    fn usual_names_of_commands_work() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command.unwrap());
+        for line in ["imgsync copy a r.example/b", "imgsync cp docker://a docker://r.example/b"] {
+            assert!(matches!(parse(line), Ok(Command::Sync(_))), "{line}");
+        }
+        for line in ["imgsync ls r.example/a", "imgsync list-tags docker://r.example/a"] {
+            assert!(matches!(parse(line), Ok(Command::Tags(_))), "{line}");
+        }
+        assert!(matches!(parse("imgsync once -c regsync.yml"), Ok(Command::Run(_))));
+        assert!(matches!(parse("imgsync server"), Ok(Command::Serve(_))));
+        assert!(matches!(parse("imgsync batch ls"), Ok(Command::Batch(_))));
+        assert!(matches!(parse("imgsync config validate a.yaml"), Ok(Command::Config { .. })));
+        assert!(Cli::try_parse_from(["imgsync", "run", "--verbose"]).unwrap().global.debug);
     }
 }

@@ -13,12 +13,15 @@ use super::printer::Printer;
 pub(crate) struct NotifyArgs {
     /// URL of the Telegram Bot API or of a proxy [default: from the configuration, else https://api.telegram.org]
     #[arg(long, value_name = "URL", env = "IMGSYNC_TELEGRAM_API", value_parser = parse_api_url)]
+    #[arg(hide_short_help = true)]
     pub(crate) telegram_api: Option<Url>,
     /// Token of the Telegram bot; visible to others on this machine: prefer the variable
     #[arg(long, value_name = "TOKEN", env = "IMGSYNC_TELEGRAM_TOKEN", hide_env_values = true, value_parser = parse_secret)]
+    #[arg(hide_short_help = true)]
     pub(crate) telegram_token: Option<Secret>,
     /// Telegram chat that receives the report: a number such as -1001234567890, or @name of a public chat
     #[arg(long, value_name = "CHAT", env = "IMGSYNC_TELEGRAM_GROUP", allow_hyphen_values = true, value_parser = parse_group)]
+    #[arg(hide_short_help = true)]
     pub(crate) telegram_group: Option<String>,
 }
 

@@ -80,7 +80,7 @@ fn print_presets(args: &PresetsArgs, printer: &Printer) -> Result<()> {
         (0..4).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
     for row in &rows {
         let padded: Vec<String> = row[..4].iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        if !printer.data(&format!("{}  {}", padded.join("  "), row[4])) {
+        if !printer.text(&format!("{}  {}", padded.join("  "), row[4])) {
             break;
         }
     }

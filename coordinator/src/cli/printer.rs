@@ -1,11 +1,14 @@
 //! All output of the program: data on stdout, messages on stderr.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imgsync_oci::error::Error;
-use indicatif::MultiProgress;
+use imgsync_oci::locale::to_ascii;
+use imgsync_worker::locale::is_process_utf8;
+use indicatif::{MultiProgress, ProgressStyle};
 use jiff::Timestamp;
 
 /// Writes to stdout and stderr around the progress bars. Cheap to clone.
@@ -14,6 +17,8 @@ pub(crate) struct Printer {
     quiet: bool,
     /// Whether messages go to the log, which is then for programs.
     to_log: bool,
+    /// Whether the locale shows ASCII only.
+    is_ascii: bool,
     bars: MultiProgress,
     /// Whether requested output could not be written.
     output_lost: Arc<AtomicBool>,
@@ -22,7 +27,8 @@ pub(crate) struct Printer {
 impl Printer {
     /// Creates a printer. A quiet one prints errors only.
     pub(crate) fn new(quiet: bool) -> Printer {
-        Printer { quiet, to_log: false, bars: MultiProgress::new(), output_lost: Arc::default() }
+        let is_ascii = !is_process_utf8();
+        Printer { quiet, to_log: false, is_ascii, bars: MultiProgress::new(), output_lost: Arc::default() }
     }
 
     /// Returns the printer with all messages sent to the log.
@@ -30,9 +36,26 @@ impl Printer {
         Printer { to_log, ..self }
     }
 
+    /// Returns whether the locale shows ASCII only.
+    pub(crate) fn is_ascii(&self) -> bool {
+        self.is_ascii
+    }
+
+    /// Returns a message in the characters of the locale.
+    fn localize<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.is_ascii { to_ascii(text) } else { Cow::Borrowed(text) }
+    }
+
     /// Returns the progress bars, to be used on a terminal only.
     pub(crate) fn bars(&self) -> &MultiProgress {
         &self.bars
+    }
+
+    /// Returns the style of a progress bar, in the characters of the locale.
+    pub(crate) fn bar_style(&self, template: &str) -> ProgressStyle {
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = style.progress_chars("=> ");
+        if self.is_ascii { style.tick_chars("|/-\\ ") } else { style }
     }
 
     /// Returns whether progress bars can be shown and are wanted.
@@ -43,7 +66,12 @@ impl Printer {
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
-    /// Prints a line of data. Returns false if it could not be written.
+    /// Prints a line on stdout that is for people. Returns false if it could not be written.
+    pub(crate) fn text(&self, line: &str) -> bool {
+        self.data(&self.localize(line))
+    }
+
+    /// Prints a line of data, as it is. Returns false if it could not be written.
     pub(crate) fn data(&self, line: &str) -> bool {
         let written = self.bars.suspend(|| {
             let mut stdout = std::io::stdout();
@@ -78,7 +106,7 @@ impl Printer {
         if self.to_log {
             tracing::info!("{line}");
         } else if !self.quiet {
-            self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
+            self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", self.localize(line)));
         }
     }
 
@@ -113,9 +141,9 @@ impl Printer {
         }
         self.bars.suspend(|| {
             let mut stderr = std::io::stderr();
-            let _ = writeln!(stderr, "error: {message}");
+            let _ = writeln!(stderr, "error: {}", self.localize(message));
             if let Some(hint) = hint {
-                let _ = writeln!(stderr, "hint: {hint}");
+                let _ = writeln!(stderr, "hint: {}", self.localize(hint));
             }
         });
     }
@@ -125,7 +153,7 @@ impl Printer {
         if self.to_log {
             return tracing::error!("{}", text.trim_end());
         }
-        self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", text.trim_end()));
+        self.bars.suspend(|| _ = writeln!(std::io::stderr(), "{}", self.localize(text.trim_end())));
     }
 
     /// Prints a registry's error and its hint.

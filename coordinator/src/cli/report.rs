@@ -5,28 +5,32 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
+use super::printer::Printer;
 use super::settings::Settings;
 use crate::report::{ReportFormat, ReportLevel, ReportSpec, ReportTemplate};
 
 /// The report.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Report")]
+#[command(next_help_heading = "Output")]
 pub(crate) struct ReportArgs {
     /// Write the report to stdout or to a file (.txt, .json, .md or .html)
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub(crate) report: Option<Option<PathBuf>>,
     /// Level of detail: 1 totals, 2 failures too, 3 every image [default: from the configuration, else 1, and 2 for md
     /// and html]
+    #[arg(hide_short_help = true)]
     #[arg(long, value_name = "1..3", value_parser = clap::value_parser!(u8).range(1..=3))]
     pub(crate) report_level: Option<u8>,
     /// Format of the report, whatever the extension of the file
+    ///
+    /// `legacy` is the text of imgsync 2.1.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) report_format: Option<ReportFormatArg>,
     /// Render the report with this Jinja template; docs/reports.md lists its variables
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(crate) report_template: Option<PathBuf>,
     /// Title of the report [default: what the rules copy]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub(crate) report_name: Option<String>,
 }
 
@@ -34,6 +38,7 @@ pub(crate) struct ReportArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ReportFormatArg {
     Text,
+    Legacy,
     Json,
     #[value(alias = "markdown")]
     Md,
@@ -44,6 +49,7 @@ impl From<ReportFormatArg> for ReportFormat {
     fn from(form: ReportFormatArg) -> ReportFormat {
         match form {
             ReportFormatArg::Text => ReportFormat::Text,
+            ReportFormatArg::Legacy => ReportFormat::Legacy,
             ReportFormatArg::Json => ReportFormat::Json,
             ReportFormatArg::Md => ReportFormat::Markdown,
             ReportFormatArg::Html => ReportFormat::Html,
@@ -108,8 +114,17 @@ impl ReportArgs {
             None => None,
         };
         let level = self.report_level.or(configured.and_then(|report| report.level)).map(ReportLevel::from_number);
-        Ok(ReportOptions { on_stdout, file, shape: ReportSpec { format: form, level, template }, is_explicit })
+        let shape = ReportSpec { format: form, is_default_format: self.report_format.is_none(), level, template };
+        Ok(ReportOptions { on_stdout, file, shape, is_explicit })
     }
+}
+
+/// Prints a report on stdout: text for people in the characters of the locale, other formats as they are.
+pub(crate) fn print_report(report: &str, shape: &ReportSpec, printer: &Printer) {
+    match (shape.format, &shape.template) {
+        (ReportFormat::Text | ReportFormat::Legacy, None) => printer.text(report.trim_end()),
+        _ => printer.data(report.trim_end()),
+    };
 }
 
 /// Checks that the report's file can be written, before anything is copied.

@@ -11,11 +11,12 @@ use imgsync_worker::cli::parse_duration;
 pub(crate) struct RetryArgs {
     /// Attempts per request that makes no progress
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(hide_short_help = true)]
     pub(crate) attempts: u32,
     /// Upper bound of the first retry delay; doubles up to 30s; Retry-After is honoured
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration, hide_short_help = true)]
     pub(crate) retry_delay: Duration,
     /// Abort a response or stream that makes no or too little progress for this long
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, hide_short_help = true)]
     pub(crate) stall_timeout: Duration,
 }

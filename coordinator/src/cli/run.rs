@@ -1,6 +1,7 @@
 //! `imgsync run`: runs the rules of a configuration, in this process or in the cluster.
 
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,13 +23,14 @@ use super::exit::{Exit, exit_for_batch, fail};
 use super::global::GlobalArgs;
 use super::presets::parse_preset;
 use super::printer::Printer;
-use super::report::ReportOptions;
+use super::report::{ReportOptions, print_report};
 use super::run_args::RunArgs;
 use super::settings::{Settings, config_dir};
 use super::target::TargetArgs;
 use super::watch::print_abandoned;
 use super::{backend, signals};
 use crate::batch_view::GLOBAL_LEADER;
+use crate::humanize::group_digits;
 use crate::notify::{Notifier, deliver_once};
 use crate::orchestrator::{
     AdmissionResult, Backend, BatchWaitResult, CreatedBatch, RUN_ROLE, ReclaimPolicy, Run, RunResult, RunSettings,
@@ -41,9 +43,12 @@ use imgsync_config::Preset;
 /// `imgsync run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunCommand {
-    /// Run this preset instead of the configuration's rules; may be repeated (see `imgsync presets`)
+    /// Configuration to run, as after -c
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Run a preset instead of the configuration's rules; may be repeated
     ///
-    /// The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and
+    /// `imgsync presets` lists them. The name alone, or with versions: --preset distroless --preset "kubeadm >=1.30". Use it with --to, --naming and
     /// --user.
     #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Vec<Preset>,
@@ -55,11 +60,20 @@ pub(crate) struct RunCommand {
 
 /// Runs the command.
 pub(crate) async fn run(args: RunCommand, global: &GlobalArgs, printer: &Printer) -> Exit {
-    let mut settings = match Settings::load(global, printer) {
+    let RunCommand { file, preset, run, target } = args;
+    if let Some(hint) = file.as_deref().and_then(|file| hint_for_missing_file(file, &run)) {
+        let file = file.unwrap_or_default();
+        printer.error(&format!("there is no configuration {}", file.display()), Some(&hint));
+        return Exit::Usage;
+    }
+    let global = match global.with_file(file, printer) {
+        Ok(global) => global,
+        Err(exit) => return exit,
+    };
+    let mut settings = match Settings::load(&global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    let RunCommand { preset, run, target } = args;
     if !preset.is_empty() {
         let sources = preset.into_iter().map(RuleSource::Preset).collect();
         if let Err(error) = target.set_rules(sources, None, &mut settings, printer).await {
@@ -71,6 +85,18 @@ pub(crate) async fn run(args: RunCommand, global: &GlobalArgs, printer: &Printer
         return Exit::Usage;
     }
     run_rules(run, &settings, printer).await
+}
+
+/// Returns what to type instead of a FILE that is none: a preset, or the value of `--report`.
+fn hint_for_missing_file(file: &Path, args: &RunArgs) -> Option<String> {
+    let name = file.to_str().filter(|_| !file.exists())?;
+    match parse_preset(name) {
+        Ok(_) => Some(format!("`imgsync run --preset {name}` runs the preset")),
+        Err(_) if args.report.report == Some(None) => {
+            Some(format!("if it is the file of the report, write `--report={name}`"))
+        }
+        Err(_) => None,
+    }
 }
 
 /// Runs the rules of these settings.
@@ -253,6 +279,7 @@ impl<'a> RunContext<'a> {
             progress: BatchProgress::new(printer, args.events),
             run_settings: RunSettings {
                 name: args.report.report_name.clone(),
+                legacy_report: args.legacy_report,
                 force: args.force,
                 prime: args.download_manifests,
                 verify: args.verify,
@@ -408,11 +435,12 @@ impl<'a> RunContext<'a> {
         match options.on_stdout && !json {
             true => {
                 report::write(&report, &options.shape, &mut text).await?;
-                printer.data(String::from_utf8_lossy(&text).trim_end());
+                print_report(&String::from_utf8_lossy(&text), &options.shape, printer);
             }
             false => {
                 let shown = if options.is_explicit { level } else { ReportLevel::Failures };
-                report::write_text(&report, shown, &mut text).await?;
+                let style = options.shape.text_style(&report);
+                report::write_text(&report, shown, style, &mut text).await?;
                 printer.line(String::from_utf8_lossy(&text).trim_end());
             }
         }
@@ -445,7 +473,10 @@ impl<'a> RunContext<'a> {
                 (unlisted as u64, "not listed"),
                 (prune_problems as u64, "not removed"),
             ];
-            let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+            let parts = parts
+                .iter()
+                .filter(|(count, _)| *count > 0)
+                .map(|(count, what)| format!("{} {what}", group_digits(*count)));
             let stopped = match ended.batch.state {
                 BatchState::Superseded => Some("superseded by a later run of the same rules".to_owned()),
                 BatchState::Cancelled => Some("the batch was cancelled".to_owned()),

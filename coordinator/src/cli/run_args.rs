@@ -21,58 +21,60 @@ pub(crate) struct RunArgs {
     /// Print what would be done, one line per image: action, source, target
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Print the result as one JSON object on stdout (with --dry-run: one line per image)
+    /// Ignore the digest cache, and push content that the target already has
     #[arg(long)]
-    pub(crate) json: bool,
-    /// Print events as JSON lines on stdout
-    #[arg(long)]
-    pub(crate) events: bool,
-    /// In a cluster: list, print the batch id, and let `imgsync serve` run the batch
+    pub(crate) force: bool,
+    /// In a cluster: list, print the batch id, and leave the batch to `imgsync serve`
     #[arg(long, conflicts_with_all = ["dry_run", "json", "events", "report"])]
     pub(crate) detach: bool,
-    /// What to do if a batch of the same rules is running [default: from the configuration, else wait]
+    /// If a batch of the same rules is running: wait, join, supersede or fail [default: from the configuration, else wait]
     ///
     /// `wait` waits until it ends, then lists again and runs; one run waits, and later runs join its batch. `join`
     /// follows the running batch and exits with its exit code; it fails if --force, --download-manifests or the slice
     /// differ. `supersede` stops the running batch. `fail` exits with code 2. A paused batch is not touched (exit code
     /// 2); an interrupted batch is superseded.
-    #[arg(long, value_name = "wait|join|supersede|fail")]
+    #[arg(long, value_name = "ACTION", hide_short_help = true)]
     pub(crate) if_running: Option<IfRunning>,
-    #[command(flatten)]
-    pub(crate) report: ReportArgs,
     /// Split the sorted list of images into slices of this size, and run one slice
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) batch_size: Option<std::num::NonZeroUsize>,
     /// Number of the slice to run, from 1
-    #[arg(long, value_name = "K", requires = "batch_size")]
+    #[arg(long, value_name = "K", requires = "batch_size", hide_short_help = true)]
     pub(crate) batch_number: Option<std::num::NonZeroUsize>,
+    /// Compare sources and targets and fill the digest cache, without copying
+    #[arg(long, hide_short_help = true)]
+    pub(crate) download_manifests: bool,
+    /// Use the manifest folder of imgsync 2.1 as a hint of what the target has
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) manifests: Option<PathBuf>,
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) state: Option<PathBuf>,
     /// Number of images to copy concurrently [default: from the configuration, else 20]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Limits")]
     pub(crate) concurrency: Option<u16>,
     /// Old name of --concurrency (imgsync 2.1)
     #[arg(long, value_name = "N", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(help_heading = "Limits", hide_short_help = true)]
     pub(crate) process_limit: Option<u16>,
+    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Limits")]
+    pub(crate) timeout: Option<Duration>,
     /// Priority over other batches on the same routes: high, normal or low [default: from each rule]
-    #[arg(long, value_name = "PRIORITY")]
+    #[arg(long, value_name = "PRIORITY", help_heading = "Limits", hide_short_help = true)]
     pub(crate) priority: Option<Priority>,
     /// Number of repositories to list concurrently
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(help_heading = "Limits", hide_short_help = true)]
     pub(crate) query_limit: u16,
-    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub(crate) timeout: Option<Duration>,
-    /// Ignore the digest cache, and push content that the target already has
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Compare sources and targets and fill the digest cache, without copying
-    #[arg(long)]
-    pub(crate) download_manifests: bool,
-    /// Use the manifest folder of imgsync 2.1 as a hint of what the target has
-    #[arg(long, value_name = "DIR")]
-    pub(crate) manifests: Option<PathBuf>,
-    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state: Option<PathBuf>,
+    /// Print the result as one JSON object on stdout (with --dry-run: one line per image)
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+    /// Print events as JSON lines on stdout
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub(crate) events: bool,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
     #[command(flatten)]
     pub(crate) retry: RetryArgs,
     #[command(flatten)]
@@ -80,22 +82,25 @@ pub(crate) struct RunArgs {
     /// Set by `imgsync verify`: whether to read all bytes. Not a flag.
     #[arg(skip)]
     pub(crate) verify: Option<bool>,
+    /// Set by the commands of imgsync 2.1: whether text reports have the lines of 2.1. Not a flag.
+    #[arg(skip)]
+    pub(crate) legacy_report: bool,
 }
 
 /// Options of a resumed run.
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArgs {
+    /// Number of images to copy concurrently [default: from the configuration, else 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Limits")]
+    pub(crate) concurrency: Option<u16>,
+    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Limits")]
+    pub(crate) timeout: Option<Duration>,
     /// Print the result as one JSON object on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
-    /// Number of images to copy concurrently [default: from the configuration, else 20]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(crate) concurrency: Option<u16>,
-    /// Time limit per image (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
     pub(crate) retry: RetryArgs,
     #[command(flatten)]
@@ -126,6 +131,7 @@ impl From<ResumeArgs> for RunArgs {
             retry,
             notify,
             verify: None,
+            legacy_report: false,
         }
     }
 }

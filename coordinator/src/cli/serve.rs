@@ -29,7 +29,7 @@ use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::{Settings, SettingsError};
 use super::{backend, signals};
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{Backend, WatchedRules, cluster_metrics};
 use crate::serve::{ApiToken, AuthPolicy, ConfigSource, HttpBinding, LoadedConfig, RuntimeOptions, Server, load_token};
 use clap::Args;
@@ -37,14 +37,18 @@ use clap::Args;
 /// Runs rules on their schedules.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
+    /// Configuration to serve, as after -c
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
     /// Listen on this address; serves /metrics too [default: from the configuration, else 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<std::net::SocketAddr>,
     /// Number of images to copy concurrently, without a cluster [default: from the configuration, else 20]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Limits")]
     pub(crate) concurrency: Option<u16>,
     /// Number of repositories to list concurrently
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(help_heading = "Limits")]
     pub(crate) query_limit: u16,
     /// State folder, without a cluster [default: $XDG_STATE_HOME/imgsync, else
     /// ~/.local/state/imgsync]
@@ -63,7 +67,11 @@ const DEFAULT_LISTEN_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(
 
 /// Runs the command.
 pub(crate) async fn run(args: ServeArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
-    let settings = match Settings::load(global, printer) {
+    let global = match global.with_file(args.file.clone(), printer) {
+        Ok(global) => global,
+        Err(exit) => return exit,
+    };
+    let settings = match Settings::load(&global, printer) {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
@@ -71,7 +79,7 @@ pub(crate) async fn run(args: ServeArgs, global: &GlobalArgs, printer: &Printer)
     if args.check {
         return health::check_ready(listen).await.map_or_else(|error| fail(&error, printer), |()| Exit::Done);
     }
-    match execute(&args, listen, global, &settings, printer).await {
+    match execute(&args, listen, &global, &settings, printer).await {
         Ok(()) => Exit::Done,
         Err(error) => fail(&error, printer),
     }
@@ -170,7 +178,8 @@ fn print_banner(address: SocketAddr, token: &ApiToken, settings: &Settings, prin
             let all = pluralize(rules.len() as u64, "rule", "rules");
             let are = if scheduled == 1 { "is" } else { "are" };
             printer.line(&format!(
-                "{scheduled} of {all} {are} run on {}",
+                "{} of {all} {are} run on {}",
+                group_digits(scheduled as u64),
                 if scheduled == 1 { "its schedule" } else { "their schedules" }
             ));
         }

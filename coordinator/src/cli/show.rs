@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::printer::Printer;
 use super::settings::Settings;
 use crate::batch_view::BatchView;
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::{FailureGroups, FailureRow};
-use crate::report::{self, Report, ReportLevel};
+use crate::report::{self, Report, ReportLevel, TextStyle};
 
 const MAX_RUNNING_TASKS: usize = 50;
 const MAX_REGISTRIES: usize = 10;
@@ -73,21 +73,21 @@ impl<'a> BatchDetails<'a> {
     pub(super) async fn print(&self, failures: bool, printer: &Printer) -> Result<()> {
         self.print_groups(printer);
         let mut text = Vec::new();
-        report::write_text(&self.report, ReportLevel::Totals, &mut text).await?;
-        printer.data(String::from_utf8_lossy(&text).trim_end());
+        report::write_text(&self.report, ReportLevel::Totals, TextStyle::Current, &mut text).await?;
+        printer.text(String::from_utf8_lossy(&text).trim_end());
         self.print_rules(printer);
         if let Some(priority) = self.priority() {
-            printer.data(&format!("Priority: {priority}"));
+            printer.text(&format!("Priority: {priority}"));
         }
         if failures && self.groups.failed > 0 {
-            printer.data("Failed images:");
-            self.for_each_failure(|row| _ = printer.data(&format!("  {}", row.to_text()))).await?;
+            printer.text("Failed images:");
+            self.for_each_failure(|row| _ = printer.text(&format!("  {}", row.to_text()))).await?;
         }
         for unlisted in &self.groups.unlisted {
-            printer.data(&format!("Not listed: {}\n    {}: {}", unlisted.repository, unlisted.kind, unlisted.error));
+            printer.text(&format!("Not listed: {}\n    {}: {}", unlisted.repository, unlisted.kind, unlisted.error));
         }
         for wait in &self.rate_limit_messages {
-            printer.data(&format!("Rate limited: {wait}"));
+            printer.text(&format!("Rate limited: {wait}"));
         }
         if let Some(coverage) = &self.coverage {
             print_coverage(self.report.batch.id, coverage, printer);
@@ -110,10 +110,10 @@ impl<'a> BatchDetails<'a> {
         let rules = self.rules();
         let more = match rules.len().saturating_sub(MAX_RULES) {
             0 => String::new(),
-            more => format!(" and {more} more"),
+            more => format!(" and {} more", group_digits(more as u64)),
         };
         if !rules.is_empty() {
-            printer.data(&format!("Rules: {}{more}", rules[..rules.len().min(MAX_RULES)].join(", ")));
+            printer.text(&format!("Rules: {}{more}", rules[..rules.len().min(MAX_RULES)].join(", ")));
         }
     }
 
@@ -121,20 +121,20 @@ impl<'a> BatchDetails<'a> {
         if self.groups.failed == 0 {
             return;
         }
-        printer.data(&format!("{} failed:", pluralize(self.groups.failed, "image", "images")));
+        printer.text(&format!("{} failed:", pluralize(self.groups.failed, "image", "images")));
         for group in &self.groups.by_kind {
-            printer.data(&format!("  {:>6}  {}: {}", group.failed, group.kind, group.advice));
-            printer.data(&format!("          such as {}", group.example.to_text().replace('\n', "\n          ")));
+            printer.text(&format!("  {:>6}  {}: {}", group_digits(group.failed), group.kind, group.advice));
+            printer.text(&format!("          such as {}", group.example.to_text().replace('\n', "\n          ")));
         }
         for group in self.groups.by_registry.iter().take(MAX_REGISTRIES) {
-            printer.data(&format!("  {:>6}  registry {}", group.failed, group.registry));
+            printer.text(&format!("  {:>6}  registry {}", group_digits(group.failed), group.registry));
         }
         let more = self.groups.by_registry.len().saturating_sub(MAX_REGISTRIES);
         if more > 0 {
-            printer.data(&format!("          and {}", pluralize(more as u64, "more registry", "more registries")));
+            printer.text(&format!("          and {}", pluralize(more as u64, "more registry", "more registries")));
         }
         let id = self.report.batch.id;
-        printer.data(&format!(
+        printer.text(&format!(
             "`imgsync batch show {id} --failures` lists all; `imgsync batch requeue {id}` requeues them"
         ));
     }
@@ -154,12 +154,18 @@ impl<'a> BatchDetails<'a> {
 fn print_coverage(id: BatchId, coverage: &WorkerCoverage, printer: &Printer) {
     let slots: u32 = coverage.workers.iter().map(|worker| worker.slots).sum();
     let running: usize = coverage.workers.iter().map(|worker| worker.running.len()).sum();
-    printer.data(&format!("Workers: {}, {running} of {slots} slots busy", coverage.workers.len()));
+    let (slots, workers) = (u64::from(slots), coverage.workers.len() as u64);
+    printer.text(&format!(
+        "Workers: {}, {} of {} busy",
+        group_digits(workers),
+        group_digits(running as u64),
+        pluralize(slots, "slot", "slots")
+    ));
     for (worker, source, target) in coverage.running_tasks(id).take(MAX_RUNNING_TASKS) {
-        printer.data(&format!("  {worker}: {source} -> {target}"));
+        printer.text(&format!("  {worker}: {source} -> {target}"));
     }
     for problem in coverage.problems() {
-        printer.data(&format!("Problem: {problem}"));
+        printer.text(&format!("Problem: {problem}"));
     }
 }
 

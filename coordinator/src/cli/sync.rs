@@ -33,7 +33,7 @@ use super::settings::Settings;
 use super::signals;
 use super::target::{docker_hub, read_password};
 use super::values::parse_location;
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use clap::Args;
 
 /// Copies one image between registries: every platform, byte for byte, under the same digest.
@@ -47,7 +47,7 @@ pub(crate) struct SyncArgs {
     /// The target; without a tag, the source's tag is used [default: docker.io/<user>/<source's name with _ for />]
     #[arg(value_name = "TARGET", value_parser = parse_target)]
     pub(crate) target: Option<ImageLocation>,
-    /// Copy only this platform (os/arch[/variant]); the target then has that platform's digest
+    /// Copy only this platform (os/arch[/variant]) instead of all; the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
     /// Referrers to copy with the image (signatures, SBOMs …): all, none, or these artifact types
@@ -66,28 +66,30 @@ pub(crate) struct SyncArgs {
     #[arg(long)]
     pub(crate) json: bool,
     /// The user at the target's registry
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Target")]
     pub(crate) user: Option<String>,
     /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
     ///
     /// The variable is used when --user is given without either option.
     // Not through clap's `env`: clap treats a set variable as a typed option, and would require --user.
     #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
+    #[arg(help_heading = "Target", hide_short_help = true)]
     pub(crate) password: Option<Secret>,
     /// Read the password from stdin
-    #[arg(long, requires = "user", conflicts_with = "password")]
+    #[arg(long, requires = "user", conflicts_with = "password", help_heading = "Target")]
     pub(crate) password_stdin: bool,
     /// Time limit of the copy (90s, 10m, 1h30m) [default: 10m, extended while bytes flow]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Limits")]
     pub(crate) timeout: Option<Duration>,
     /// Compare source and target, and copy nothing (imgsync 2.1; superseded by --dry-run)
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(crate) download_manifests: bool,
     /// Manifest folder of imgsync 2.1; ignored: `sync` always asks source and target
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) manifests: Option<PathBuf>,
     /// Number of concurrent blob transfers
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=200))]
+    #[arg(help_heading = "Limits")]
     pub(crate) concurrency: u16,
     #[command(flatten)]
     pub(crate) retry: RetryArgs,
@@ -153,6 +155,7 @@ struct CopyStats<'a> {
     blobs: TransferStats,
     manifests: u64,
     referrers: u64,
+    /// All requests sent; `traffic` counts them by kind.
     requests: EndpointRequests,
     traffic: EndpointTraffic,
     seconds: f64,
@@ -367,7 +370,10 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
             blobs: done.blobs,
             manifests: done.manifests,
             referrers: done.referrers,
-            requests: EndpointRequests { source: done.source_traffic.requests, target: done.target_traffic.requests },
+            requests: EndpointRequests {
+                source: done.source_traffic.total_requests(),
+                target: done.target_traffic.total_requests(),
+            },
             traffic: EndpointTraffic { source: done.source_traffic, target: done.target_traffic },
             seconds: (done.elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
         };
@@ -382,13 +388,9 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
     if matches!(target, ImageLocation::Registry(Reference { tag: None, digest: None, .. })) {
         printer.warning("the source has no tag and none was given: the target has the image by digest only");
     }
-    let requests = format!(
-        "{} + {}",
-        done.source_traffic.requests,
-        pluralize(done.target_traffic.requests, "request", "requests")
-    );
+    let requests = format_requests(&done.source_traffic, &done.target_traffic);
     printer.line(&match done.outcome {
-        CopyOutcome::Unchanged => format!("unchanged: {} is already at {target} ({requests})", args.source),
+        CopyOutcome::Unchanged => format!("unchanged: {} is already at {target}, {requests}", args.source),
         CopyOutcome::Copied if done.manifests == done.referrers && done.referrers > 0 => {
             let new = pluralize(done.referrers, "new referrer", "new referrers");
             format!("{} is unchanged at {target}; copied {new}, {requests}", args.source)
@@ -406,7 +408,7 @@ fn print_result(args: &SyncArgs, target: &ImageLocation, done: &CopyReport, prin
                 match done.referrers {
                     0 => String::new(),
                     1 => ", 1 of them a referrer".to_owned(),
-                    referrers => format!(", {referrers} of them referrers"),
+                    referrers => format!(", {} of them referrers", group_digits(referrers)),
                 },
                 part(done.blobs.copied, done.bytes.copied, "copied"),
                 part(done.blobs.mounted, done.bytes.mounted, "mounted"),
@@ -431,7 +433,7 @@ fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview,
         print_json(printer, &SyncJson { source: &args.source, target: Some(target), result });
         return;
     }
-    printer.data(&match preview.outcome {
+    printer.text(&match preview.outcome {
         CopyOutcome::Unchanged => format!("unchanged {} {target}", args.source),
         CopyOutcome::Copied => format!(
             "copy {} {target} {}, {}, {}; {} already present",
@@ -442,6 +444,27 @@ fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview,
             ByteSize(preview.bytes_present)
         ),
     });
+}
+
+/// Formats the number of requests sent, with those for referrers and digest tags beside: "6 requests (2 to the source, 4
+/// to the target; 4 of them for referrers and digest tags)". Requests for tokens, and to where a registry redirects,
+/// count too.
+pub(crate) fn format_requests(source: &TrafficSnapshot, target: &TrafficSnapshot) -> String {
+    let (to_source, to_target) = (source.total_requests(), target.total_requests());
+    let parts = [
+        (source.referrers + target.referrers, "for referrers and digest tags"),
+        (source.tokens + target.tokens, "for tokens"),
+        (source.redirects + target.redirects, "redirected"),
+    ];
+    let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts.map(|(count, what)| format!("{} {what}", group_digits(count))).collect();
+    let parts = if parts.is_empty() { String::new() } else { format!("; of these, {}", parts.join(", ")) };
+    format!(
+        "{} ({} to the source, {} to the target{parts})",
+        pluralize(to_source + to_target, "request", "requests"),
+        group_digits(to_source),
+        group_digits(to_target)
+    )
 }
 
 /// Returns an immutable reference.
@@ -456,5 +479,23 @@ fn print_json(printer: &Printer, output: &SyncJson<'_>) {
     match serde_json::to_string(output) {
         Ok(line) => _ = printer.data(&line),
         Err(error) => printer.error(&format!("the result cannot be written as JSON: {error}"), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_for_referrers_tokens_and_redirects_are_counted_and_named() {
+        let source = TrafficSnapshot { requests: 1, referrers: 2, tokens: 1, ..TrafficSnapshot::default() };
+        let target = TrafficSnapshot { requests: 1_000, referrers: 2, redirects: 1, ..TrafficSnapshot::default() };
+        assert_eq!(
+            format_requests(&source, &target),
+            "1,007 requests (4 to the source, 1,003 to the target; of these, 4 for referrers and digest tags, 1 for \
+             tokens, 1 redirected)"
+        );
+        let one = TrafficSnapshot { requests: 1, ..TrafficSnapshot::default() };
+        assert_eq!(format_requests(&one, &TrafficSnapshot::default()), "1 request (1 to the source, 0 to the target)");
     }
 }

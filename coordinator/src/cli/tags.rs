@@ -27,7 +27,7 @@ use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use crate::discovery::{DiscoveryItem, DiscoveryOptions, RepositoryListing, RepositoryOrder};
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{Listings, RuleListing};
 use crate::presets::SourceSelector;
 
@@ -91,7 +91,8 @@ fn parse_pattern(text: &str) -> std::result::Result<RuleSource, String> {
         let absolute = std::path::absolute(folder).map_err(|error| format!("not a folder: {error}"))?;
         return Ok(RuleSource::Layout(absolute));
     }
-    let pattern: std::result::Result<RepositoryPattern, _> = text.parse();
+    // The transport prefix of skopeo and others.
+    let pattern: std::result::Result<RepositoryPattern, _> = text.strip_prefix("docker://").unwrap_or(text).parse();
     pattern.map(RuleSource::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {
         // The hint is about rules.
         Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),
@@ -271,7 +272,8 @@ impl TagPrinter<'_> {
         let DroppedTags { named, reasons, count } = &self.dropped;
         let of = |count: usize, one: &str, several: &str| pluralize(count as u64, one, several);
         if *count > named.len() && !self.debug {
-            let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            let reasons: Vec<String> =
+                reasons.iter().map(|(reason, count)| format!("{} {reason}", group_digits(*count as u64))).collect();
             self.printer.line(&format!(
                 "dropped {} (--debug lists them): {}",
                 of(*count, "tag", "tags"),
@@ -282,7 +284,7 @@ impl TagPrinter<'_> {
         }
         let mut summary = format!(
             "{} of {} in {}",
-            self.kept,
+            group_digits(self.kept as u64),
             of(self.kept + count, "tag", "tags"),
             of(self.listed, "repository", "repositories")
         );

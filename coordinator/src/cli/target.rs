@@ -29,12 +29,13 @@ pub(crate) struct TargetArgs {
     /// Naming of the targets: flat, keep, basename, full, original, or a template
     #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
     pub(crate) naming: Option<NamingStyle>,
-    /// The user at the target's registry; without --to, the target is docker.io/<user>
+    /// The user at the target's registry; the default of --to is docker.io/<user>
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
     /// The user's password or token; visible to others on this machine: prefer --password-stdin, or IMGSYNC_PASSWORD
     ///
     /// Defaults to the credentials of `docker login`.
+    #[arg(hide_short_help = true)]
     #[arg(long, value_name = "PASSWORD", requires = "user", value_parser = |text: &str| Ok::<_, String>(Secret::new(text)))]
     pub(crate) password: Option<Secret>,
     /// Read the password from stdin
@@ -169,6 +170,8 @@ fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
         Some("") => Err("`oci:` needs the name of a folder".to_owned()),
         Some(folder) => Ok(RuleTarget::Layout(PathBuf::from(folder))),
         None => text
+            .strip_prefix("docker://")
+            .unwrap_or(text)
             .parse()
             .map(RuleTarget::Registry)
             .map_err(|error: imgsync_model::naming::TargetBaseError| error.to_string()),

@@ -1,5 +1,7 @@
 //! The terminal view of a batch. Drawing reads nothing but a [`BatchScreen`].
 
+mod ascii;
+
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -14,14 +16,19 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Sparkline, Wrap};
 
+use super::batch_progress::{format_ended, time_left};
 use crate::batch_view::{BatchStatus, BatchView};
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 
 const COPIED: Color = Color::Green;
 const UNCHANGED: Color = Color::DarkGray;
 const FAILED: Color = Color::Red;
 const CANCELLED: Color = Color::Yellow;
 const RUNNING: Color = Color::Blue;
+/// Space between words.
+const GAP: &str = "  ";
+/// Width from which the lists are side by side.
+const WIDE_COLUMNS: u16 = 100;
 
 /// The data of the view.
 pub(crate) struct BatchScreen {
@@ -39,6 +46,10 @@ pub(crate) struct BatchScreen {
     pub(crate) prompt: Prompt,
     /// Why the last action or refresh failed.
     pub(crate) message: Option<String>,
+    /// Whether the locale shows ASCII only.
+    pub(crate) is_ascii: bool,
+    /// Whether the batch compares targets with their sources.
+    is_verification: bool,
     offsets: [usize; 2],
 }
 
@@ -54,7 +65,8 @@ pub(crate) enum Focus {
 pub(crate) enum Prompt {
     #[default]
     Inactive,
-    ConfirmCancel,
+    /// Whether to bring the batch into this state.
+    Confirm(BatchState),
 }
 
 impl BatchScreen {
@@ -66,6 +78,7 @@ impl BatchScreen {
         workers: Vec<Heartbeat>,
         mut attention: Vec<String>,
     ) -> BatchScreen {
+        let is_verification = options.verify.is_some();
         let mut to: Vec<String> = options.rules.into_iter().flat_map(|rule| rule.to).collect();
         to.sort();
         to.dedup();
@@ -83,14 +96,16 @@ impl BatchScreen {
             focus,
             prompt,
             message: None,
+            is_ascii: false,
+            is_verification,
             offsets: [0, 0],
         }
     }
 
-    /// Replaces the data; keeps focus, question and scroll positions.
+    /// Replaces the data; keeps focus, question, characters and scroll positions.
     pub(crate) fn update(&mut self, next: BatchScreen) {
-        let (focus, prompt, offsets) = (self.focus, self.prompt, self.offsets);
-        *self = BatchScreen { focus, prompt, offsets, ..next };
+        let (focus, prompt, is_ascii, offsets) = (self.focus, self.prompt, self.is_ascii, self.offsets);
+        *self = BatchScreen { focus, prompt, is_ascii, offsets, ..next };
     }
 
     /// Scrolls the focused list.
@@ -107,13 +122,21 @@ impl BatchScreen {
 
 /// Draws the view, as much of it as fits.
 pub(crate) fn draw(frame: &mut Frame<'_>, screen: &mut BatchScreen) {
+    draw_panes(frame, screen);
+    if screen.is_ascii {
+        ascii::replace_symbols(frame.buffer_mut());
+    }
+}
+
+fn draw_panes(frame: &mut Frame<'_>, screen: &mut BatchScreen) {
     let area = frame.area();
     let attention = u16::try_from(screen.attention.len().min(3)).unwrap_or(3);
     let plot = if area.height >= 40 { 10 } else { 6 };
+    let counters = counter_lines(screen, usize::from(area.width));
     let rows = Layout::vertical([
         Constraint::Length(2),
         Constraint::Length(1),
-        Constraint::Length(2),
+        Constraint::Length(u16::try_from(counters.len()).unwrap_or(2)),
         Constraint::Length(attention),
         Constraint::Length(plot),
         Constraint::Min(3),
@@ -122,24 +145,24 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &mut BatchScreen) {
     let [head, bar, counts, notes, plots, lists, foot] = rows.areas(area);
     frame.render_widget(Paragraph::new(header_lines(screen, usize::from(area.width))), head);
     frame.render_widget(Paragraph::new(outcome_bar(&screen.view.batch, usize::from(bar.width))), bar);
-    frame.render_widget(Paragraph::new(counter_lines(screen)), counts);
+    frame.render_widget(Paragraph::new(counters), counts);
     let lines = screen.attention.iter().take(3).map(|line| Line::from(format!("! {}", sanitize(line))).fg(CANCELLED));
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), notes);
     let [images, bytes] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(plots);
     draw_timeline(frame, screen, (images, bytes));
     // Side by side if both fit. Without a cluster, the worker is known to its own process alone.
-    let [failures, workers] = match area.width >= 100 {
+    let [failures, workers] = match area.width >= WIDE_COLUMNS {
         _ if screen.workers.is_empty() => [lists, Rect::ZERO],
         true => Layout::horizontal([Constraint::Fill(3), Constraint::Fill(2)]).areas(lists),
         false => Layout::vertical([Constraint::Fill(1), Constraint::Fill(1)]).areas(lists),
     };
-    let lines = failure_lines(screen);
-    draw_list(frame, failures, "Failures", lines, (screen.focus == Focus::Failures, &mut screen.offsets[0]));
-    if screen.workers.is_empty() {
-        return frame.render_widget(Paragraph::new(footer_line(screen)), foot);
+    let title = if screen.is_verification { "Different or failed" } else { "Failures" };
+    let lines = failure_lines(screen, usize::from(failures.width.saturating_sub(2)));
+    draw_list(frame, failures, title, lines, (screen.focus == Focus::Failures, &mut screen.offsets[0]));
+    if !screen.workers.is_empty() {
+        let lines = worker_lines(screen);
+        draw_list(frame, workers, "Workers", lines, (screen.focus == Focus::Workers, &mut screen.offsets[1]));
     }
-    let lines = worker_lines(screen);
-    draw_list(frame, workers, "Workers", lines, (screen.focus == Focus::Workers, &mut screen.offsets[1]));
     frame.render_widget(Paragraph::new(footer_line(screen)), foot);
 }
 
@@ -188,37 +211,66 @@ fn outcome_bar(batch: &Batch, width: usize) -> Line<'static> {
     Line::from(spans)
 }
 
-fn counter_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
+/// Returns the counts, bytes and time left, in as many lines as the width needs: none of them is cut off.
+fn counter_lines(screen: &BatchScreen, width: usize) -> Vec<Line<'static>> {
     let batch = &screen.view.batch;
     let counts = &batch.counts;
     let count = |number: u64, what: &str, color: Color| {
         let style = if number > 0 { Style::new().fg(color) } else { Style::new().fg(Color::DarkGray) };
-        Span::from(format!("{number} {what}  ")).style(style)
+        Span::from(format!("{} {what}", group_digits(number))).style(style)
     };
-    let of = if batch.plan_completed_at.is_some() { "" } else { " so far" };
-    let first = Line::from(vec![
-        Span::from(format!("{} of {}{of}  ", counts.ended(), counts.total)).add_modifier(Modifier::BOLD),
-        count(counts.copied, "copied", COPIED),
-        count(counts.unchanged, "unchanged", Color::Reset),
-        count(counts.failed, "failed", FAILED),
+    let mut parts = vec![Span::from(format_ended(batch)).add_modifier(Modifier::BOLD)];
+    match screen.is_verification {
+        true => parts.extend([
+            count(counts.unchanged, "identical", COPIED),
+            count(counts.failed, "different or failed", FAILED),
+        ]),
+        false => parts.extend([
+            count(counts.copied, "copied", COPIED),
+            count(counts.unchanged, "unchanged", Color::Reset),
+            count(counts.failed, "failed", FAILED),
+        ]),
+    }
+    parts.extend([
         count(counts.cancelled, "cancelled", CANCELLED),
         count(counts.running, "running", RUNNING),
         count(counts.waiting, "waiting", Color::Reset),
     ]);
-    let elapsed = screen.elapsed().as_secs_f64().max(0.001);
+    let elapsed = screen.elapsed();
     let copied = batch.usage.bytes.copied;
-    let mut second = format!(
-        "{} copied, {}/s  {}",
-        ByteSize(copied),
-        ByteSize((copied as f64 / elapsed) as u64),
-        pluralize(batch.usage.requests.source + batch.usage.requests.target, "request", "requests")
-    );
-    let done = counts.ended() as f64 / elapsed;
-    if batch.plan_completed_at.is_some() && counts.unfinished() > 0 && done > 0.0 {
-        let left = Duration::from_secs_f64((counts.unfinished() as f64 / done).min(1e9));
-        second.push_str(&format!("  {} left", format_duration(left)));
+    let rate = copied as f64 / elapsed.as_secs_f64().max(0.001);
+    let requests = batch.usage.requests.source + batch.usage.requests.target;
+    let mut more = vec![
+        Span::from(format!("{} copied, {}/s", ByteSize(copied), ByteSize(rate as u64))),
+        // Those for referrers, digest tags and tokens are not counted.
+        Span::from(format!("{} for images", pluralize(requests, "request", "requests"))),
+    ];
+    more.extend(time_left(batch, elapsed).map(|left| Span::from(format!("{} left", format_duration(left)))));
+    let mut lines = flow(parts, width);
+    lines.extend(flow(more, width));
+    // One line if it has room for everything.
+    match &lines[..] {
+        [first, second] if first.width() + GAP.len() + second.width() <= width => {
+            let spans = first.spans.iter().cloned().chain([Span::from(GAP)]).chain(second.spans.iter().cloned());
+            vec![Line::from(spans.collect::<Vec<_>>())]
+        }
+        _ => lines,
     }
-    vec![first, Line::from(second)]
+}
+
+/// Fills lines of a width with words.
+fn flow(words: Vec<Span<'static>>, width: usize) -> Vec<Line<'static>> {
+    let mut lines: Vec<Line<'static>> = Vec::new();
+    for word in words {
+        match lines.last_mut() {
+            Some(line) if line.width() + GAP.len() + word.width() <= width => {
+                line.push_span(Span::from(GAP));
+                line.push_span(word);
+            }
+            _ => lines.push(Line::from(word)),
+        }
+    }
+    lines
 }
 
 fn draw_timeline(frame: &mut Frame<'_>, screen: &BatchScreen, (images, bytes): (Rect, Rect)) {
@@ -233,7 +285,7 @@ fn draw_timeline(frame: &mut Frame<'_>, screen: &BatchScreen, (images, bytes): (
     let most = ended.iter().max().copied().unwrap_or_default();
     let fastest = moved.iter().max().copied().unwrap_or_default();
     let titles = [
-        format!(" images per {}, peak {most} ", format_duration(screen.timeline.bucket_width)),
+        format!(" images per {}, peak {} ", format_duration(screen.timeline.bucket_width), group_digits(most)),
         format!(" throughput, peak {}/s ", ByteSize(fastest)),
     ];
     let data = [(ended, titles[0].clone(), COPIED, images), (moved, titles[1].clone(), RUNNING, bytes)];
@@ -255,8 +307,9 @@ fn resample(values: &[u64], columns: usize) -> Vec<u64> {
     if count == 0 { Vec::new() } else { (0..columns).map(of).collect() }
 }
 
-fn failure_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
-    let mut kinds: std::collections::BTreeMap<_, usize> = std::collections::BTreeMap::new();
+/// Lists what failed, with the error on the same line if the width has room for both.
+fn failure_lines(screen: &BatchScreen, width: usize) -> Vec<Line<'static>> {
+    let mut kinds: std::collections::BTreeMap<_, u64> = std::collections::BTreeMap::new();
     for failed in &screen.failures {
         *kinds.entry(failed.failure.kind).or_default() += 1;
     }
@@ -264,17 +317,29 @@ fn failure_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
     if !kinds.is_empty() {
         let words: Vec<String> = kinds
             .iter()
-            .map(|(kind, count)| format!("{count} {}", crate::report::advice::title(*kind).to_lowercase()))
+            .map(|(kind, count)| {
+                format!("{} {}", group_digits(*count), crate::report::advice::title(*kind).to_lowercase())
+            })
             .collect();
         lines.push(Line::from(words.join(", ")).add_modifier(Modifier::BOLD));
     }
+    let mut push = |what: String, error: &str| {
+        let (what, error) = (Span::from(what).fg(FAILED), Span::from(sanitize(error).into_owned()));
+        match what.width() + GAP.len() + error.width() <= width {
+            true => lines.push(Line::from(vec![what, Span::from(GAP), error])),
+            false => {
+                lines.push(Line::from(what));
+                lines.push(Line::from(vec![Span::from(GAP), error]));
+            }
+        }
+    };
     for unlisted in &screen.unlisted {
-        lines.push(Line::from(format!("{} could not be listed", sanitize(&unlisted.repository))).fg(FAILED));
-        lines.push(Line::from(format!("  {}", sanitize(&unlisted.error))));
+        push(format!("{} could not be listed", sanitize(&unlisted.repository)), &unlisted.error);
     }
     for failed in &screen.failures {
-        lines.push(Line::from(format!("{}", failed.task.spec.source)).fg(FAILED));
-        lines.push(Line::from(format!("  {}", sanitize(&failed.failure.error))));
+        let spec = &failed.task.spec;
+        let (short, long) = (spec.source.to_string(), format!("{} -> {}", spec.source, spec.target));
+        push(if long.len() <= width { long } else { short }, &failed.failure.error);
     }
     if lines.is_empty() {
         lines.push(Line::from("none").fg(Color::DarkGray));
@@ -306,8 +371,11 @@ fn draw_list(
     let inner = usize::from(area.height.saturating_sub(2)).max(1);
     let total = lines.len();
     *offset = (*offset).min(total.saturating_sub(inner));
+    let number = |lines: usize| group_digits(lines as u64);
     let shown = match total > inner {
-        true => format!(" {title} {}-{} of {total} ", *offset + 1, (*offset + inner).min(total)),
+        true => {
+            format!(" {title} {}-{} of {} ", number(*offset + 1), number((*offset + inner).min(total)), number(total))
+        }
         false => format!(" {title} "),
     };
     let border = if has_focus { Style::new().fg(Color::Blue) } else { Style::new().fg(Color::DarkGray) };
@@ -320,8 +388,14 @@ fn draw_list(
 }
 
 fn footer_line(screen: &BatchScreen) -> Line<'static> {
-    if screen.prompt == Prompt::ConfirmCancel {
-        return Line::from("Cancel the batch? It cannot be resumed. y: yes, any other key: no").fg(CANCELLED);
+    if let Prompt::Confirm(state) = screen.prompt {
+        let question = match state {
+            BatchState::Paused => "Pause the batch? Images in progress are finished",
+            BatchState::Running => "Resume the batch",
+            _ => "Cancel the batch? It cannot be resumed",
+        };
+        let end = if question.contains('?') { "." } else { "?" };
+        return Line::from(format!("{question}{end} y: yes, any other key: no")).fg(CANCELLED);
     }
     if let Some(message) = &screen.message {
         return Line::from(sanitize(message).into_owned()).fg(FAILED);
@@ -339,104 +413,4 @@ fn truncate(text: &str, width: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use imgsync_model::batch::{BatchId, TaskCounts};
-    use imgsync_oci::Digest;
-    use imgsync_oci::error::ErrorKind;
-    use imgsync_store::TimeBucket;
-    use ratatui::Terminal;
-    use ratatui::backend::TestBackend;
-
-    use super::*;
-
-    fn sample_screen() -> BatchScreen {
-        let counts = TaskCounts { total: 100, copied: 40, failed: 2, running: 8, waiting: 50, ..TaskCounts::default() };
-        let batch = Batch {
-            id: BatchId::generate(),
-            state: BatchState::Running,
-            run: 0,
-            rules: Digest::sha256(b""),
-            options: String::new(),
-            supersedes: None,
-            created_at: Timestamp::now(),
-            plan_completed_at: Some(Timestamp::now()),
-            ended_at: None,
-            counts,
-            queued: 0,
-            retrying: 0,
-            usage: Default::default(),
-        };
-        let part = |number| TimeBucket { number, copied: 4 + u64::from(number), bytes: 1000, ..TimeBucket::default() };
-        let timeline = BatchTimeline {
-            bucket_width: Duration::from_secs(1),
-            buckets: (0..10).map(part).collect(),
-            ..BatchTimeline::default()
-        };
-        let unlisted = (0..30).map(|n| ListingFailure {
-            repository: format!("gcr.io/r{n}\u{1b}[31m"),
-            kind: ErrorKind::Denied,
-            error: "not for you".to_owned(),
-        });
-        let worker = Heartbeat {
-            worker: "here-7".to_owned(),
-            host: "here".to_owned(),
-            version: "3".to_owned(),
-            started_at: Timestamp::now(),
-            slots: 4,
-            draining: false,
-            running: Vec::new(),
-            unserved: Vec::new(),
-            refused: 0,
-            refusal_reason: None,
-        };
-        let options = BatchOptions::default();
-        let title = "gcr.io/distroless/static".to_owned();
-        let view = BatchView { batch, state: BatchStatus::Running, owner: Some("run on here-1".to_owned()) };
-        BatchScreen::new(view, (title, options), (Vec::new(), unlisted.collect()), timeline, vec![worker], Vec::new())
-    }
-
-    fn render(fixture: &mut BatchScreen, width: u16, height: u16) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| draw(frame, fixture)).unwrap();
-        terminal.backend().to_string()
-    }
-
-    #[test]
-    fn everything_is_there_on_small_and_large_terminals_and_nothing_breaks_on_tiny_ones() {
-        for (width, height) in [(80, 24), (200, 50), (40, 12), (10, 3), (1, 1)] {
-            let shown = render(&mut sample_screen(), width, height);
-            if width >= 80 {
-                for wanted in [
-                    "running",
-                    "gcr.io/distroless/static",
-                    "42 of 100",
-                    "40 copied",
-                    "2 failed",
-                    "Failures",
-                    "Workers",
-                    "q quit",
-                ] {
-                    assert!(shown.contains(wanted), "{wanted} at {width}x{height}:\n{shown}");
-                }
-            }
-            assert!(!shown.contains('\u{1b}'));
-        }
-    }
-
-    #[test]
-    fn a_list_is_moved_within_its_bounds() {
-        let mut fixture = sample_screen();
-        fixture.scroll(10_000);
-        let shown = render(&mut fixture, 120, 40);
-        assert!(shown.contains("of 60 ") && shown.contains("gcr.io/r29"), "{shown}");
-        fixture.scroll(-20_000);
-        assert!(render(&mut fixture, 120, 40).contains("Failures 1-"));
-    }
-
-    #[test]
-    fn values_are_spread_over_the_room_that_there_is() {
-        assert_eq!(resample(&[1, 5], 4), [1, 1, 5, 5]);
-        assert_eq!(resample(&[1, 9, 3, 4], 2), [9, 4]);
-        assert!(resample(&[], 3).is_empty());
-    }
-}
+pub(super) mod tests;

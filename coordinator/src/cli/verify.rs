@@ -27,6 +27,7 @@ use super::retry_args::RetryArgs;
 use super::run::{RunContext, StartOutcome, build_notifier, refuse_layouts};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
+use super::sync::format_requests;
 use super::values::parse_location;
 use super::{backend, signals};
 use crate::humanize::pluralize;
@@ -56,18 +57,18 @@ pub(crate) struct VerifyArgs {
     #[arg(long, requires = "source")]
     pub(crate) no_referrers: bool,
     /// Print the result as one JSON object on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
     /// Number of images to compare concurrently [default: from the configuration, else 20]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Limits")]
     pub(crate) concurrency: Option<u16>,
     /// Time limit per image (90s, 10m, 1h30m) [default: 10m, longer for large images with --deep]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Limits")]
     pub(crate) timeout: Option<Duration>,
     /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) retry: RetryArgs,
@@ -87,8 +88,8 @@ struct VerifyJson<'a> {
 #[derive(Debug, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 enum VerifyOutput<'a> {
-    Equal(VerifyStats<'a>),
-    Differs(VerifyStats<'a>),
+    Identical(VerifyStats<'a>),
+    Different(VerifyStats<'a>),
     Failed { kind: ErrorKind, error: String },
 }
 
@@ -237,10 +238,13 @@ async fn compare_image(
         blobs: verified.blobs,
         bytes: verified.bytes,
         referrers: verified.referrers,
-        requests: VerifyRequests { source: verified.source_traffic.requests, target: verified.target_traffic.requests },
+        requests: VerifyRequests {
+            source: verified.source_traffic.total_requests(),
+            target: verified.target_traffic.total_requests(),
+        },
         findings: &verified.findings,
     };
-    let is_equal = verified.findings.is_empty();
+    let is_identical = verified.findings.is_empty();
     let seen = [
         pluralize(verified.manifests, "manifest", "manifests"),
         pluralize(verified.blobs, "blob", "blobs"),
@@ -248,24 +252,25 @@ async fn compare_image(
     ]
     .join(", ");
     if args.json {
-        let result = if is_equal { VerifyOutput::Equal(stats) } else { VerifyOutput::Differs(stats) };
+        let result = if is_identical { VerifyOutput::Identical(stats) } else { VerifyOutput::Different(stats) };
         print_json(printer, &VerifyJson { source, target, result });
     } else {
         for finding in &verified.findings {
-            printer.data(&finding.detail);
+            printer.text(&finding.detail);
         }
-        if is_equal {
-            printer.data(&format!("equal {}", verified.digest));
+        if is_identical {
+            printer.data(&format!("identical {}", verified.digest));
         }
     }
     match verified.to_error(&job) {
         None => {
-            printer.line(&format!("{target} matches {source}: {seen}"));
+            let requests = format_requests(&verified.source_traffic, &verified.target_traffic);
+            printer.line(&format!("identical: {target} and {source}: {seen}, {requests}"));
             Ok(Exit::Done)
         }
         Some(error) => {
             let differences = pluralize(verified.findings.len() as u64, "difference", "differences");
-            printer.error(&format!("{target} differs from {source}: {differences}"), error.hint());
+            printer.error(&format!("different: {target} and {source}: {differences}"), error.hint());
             Ok(Exit::Failed)
         }
     }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::task::spawn_blocking;
 
-use super::batch_progress::progress_line;
+use super::batch_progress::{format_ended, is_verification, progress_line};
 use super::exit::{Exit, exit_for_batch};
 use super::printer::Printer;
 use super::tui::{BatchScreen, Focus, Prompt, draw};
@@ -33,7 +33,7 @@ pub(crate) async fn watch(
 ) -> Result<Exit> {
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     let over = match std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && !dumb {
-        true => run_screen(store, id, (client, is_cluster)).await?,
+        true => run_screen(store, id, (client, is_cluster), printer.is_ascii()).await?,
         false => Some(watch_lines(store, id, printer).await?),
     };
     let batch = match over {
@@ -59,14 +59,15 @@ pub(super) fn print_abandoned(view: &BatchView, printer: &Printer) {
     printer.error(&format!("batch {} is interrupted: no process runs it", view.batch.id), view.notice().as_deref());
 }
 
-/// Prints a line for each change.
+/// Prints a line for each change of the counts or the state.
 async fn watch_lines(store: &dyn Store, id: BatchId, printer: &Printer) -> Result<BatchWaitResult> {
     let mut before = None;
     let seen = |batch: &Batch| {
-        if before != Some(batch.counts) {
+        let now = Some((batch.counts, batch.state));
+        if before != now {
             printer.data(&format_progress(batch));
         }
-        before = Some(batch.counts);
+        before = now;
     };
     wait_until_over(store, id, seen).await
 }
@@ -74,8 +75,8 @@ async fn watch_lines(store: &dyn Store, id: BatchId, printer: &Printer) -> Resul
 fn format_progress(batch: &Batch) -> String {
     let end = batch.ended_at.unwrap_or_else(Timestamp::now);
     let elapsed = Duration::try_from(end.duration_since(batch.created_at)).unwrap_or_default();
-    let line = progress_line(batch, batch.usage.bytes.copied, elapsed);
-    format!("{} of {}: {line}", batch.counts.ended(), batch.counts.total)
+    let line = progress_line(batch, is_verification(batch), batch.usage.bytes.copied, elapsed);
+    format!("{}: {line}", format_ended(batch))
 }
 
 /// The terminal, restored on drop.
@@ -88,9 +89,15 @@ impl Drop for TerminalGuard {
 }
 
 /// Shows the view until the batch ends or is abandoned by its process. None if the user quits.
-async fn run_screen(store: &dyn Store, id: BatchId, viewer: (&Client, bool)) -> Result<Option<BatchWaitResult>> {
+async fn run_screen(
+    store: &dyn Store,
+    id: BatchId,
+    viewer: (&Client, bool),
+    is_ascii: bool,
+) -> Result<Option<BatchWaitResult>> {
     let failed = |error: std::io::Error| Error::new(ErrorKind::Local, "drawing on the terminal", error.to_string());
     let mut screen = load_screen(store, id, viewer).await?;
+    screen.is_ascii = is_ascii;
     let mut terminal = TerminalGuard(ratatui::try_init().map_err(failed)?);
     let (mut polled_at, mut abandonment) = (Instant::now(), AbandonmentDetector::default());
     loop {
@@ -148,6 +155,7 @@ fn poll_key() -> std::io::Result<Option<(KeyCode, KeyModifiers)>> {
 }
 
 /// What a key requests.
+#[derive(Debug, PartialEq, Eq)]
 enum KeyAction {
     Ignore,
     Quit,
@@ -158,16 +166,16 @@ fn handle_key(screen: &mut BatchScreen, (code, modifiers): (KeyCode, KeyModifier
     let prompt = std::mem::take(&mut screen.prompt);
     match (prompt, code) {
         (_, KeyCode::Char('c')) if modifiers.contains(KeyModifiers::CONTROL) => return KeyAction::Quit,
-        (Prompt::ConfirmCancel, KeyCode::Char('y')) => return KeyAction::SetState(BatchState::Cancelled),
-        (Prompt::ConfirmCancel, _) => {}
+        (Prompt::Confirm(state), KeyCode::Char('y')) => return KeyAction::SetState(state),
+        (Prompt::Confirm(_), _) => {}
         (Prompt::Inactive, KeyCode::Char('q') | KeyCode::Esc) => return KeyAction::Quit,
         (Prompt::Inactive, KeyCode::Char('p')) => {
-            return KeyAction::SetState(match screen.view.batch.state {
+            screen.prompt = Prompt::Confirm(match screen.view.batch.state {
                 BatchState::Paused => BatchState::Running,
                 _ => BatchState::Paused,
             });
         }
-        (Prompt::Inactive, KeyCode::Char('c')) => screen.prompt = Prompt::ConfirmCancel,
+        (Prompt::Inactive, KeyCode::Char('c')) => screen.prompt = Prompt::Confirm(BatchState::Cancelled),
         (Prompt::Inactive, KeyCode::Tab | KeyCode::BackTab | KeyCode::Left | KeyCode::Right) => {
             screen.focus = match screen.focus {
                 Focus::Failures => Focus::Workers,
@@ -197,4 +205,34 @@ async fn load_screen(store: &dyn Store, id: BatchId, (client, is_cluster): (&Cli
         attention.extend(coverage.problems());
     }
     Ok(BatchScreen::new(view, (title, options), (failures, unlisted), timeline, coverage.workers, attention))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tui::tests::sample_screen;
+    use super::*;
+
+    fn press(screen: &mut BatchScreen, key: char) -> KeyAction {
+        handle_key(screen, (KeyCode::Char(key), KeyModifiers::NONE))
+    }
+
+    #[test]
+    fn pausing_resuming_and_cancelling_need_a_second_key() {
+        for (key, state, wanted) in [
+            ('p', BatchState::Running, BatchState::Paused),
+            ('p', BatchState::Paused, BatchState::Running),
+            ('c', BatchState::Running, BatchState::Cancelled),
+        ] {
+            let mut screen = sample_screen();
+            screen.view.batch.state = state;
+            assert_eq!(press(&mut screen, key), KeyAction::Ignore);
+            // Any other key is a no, and then does nothing else.
+            assert_eq!(press(&mut screen, 'q'), KeyAction::Ignore);
+            assert_eq!(screen.prompt, Prompt::Inactive);
+            press(&mut screen, key);
+            assert_eq!(press(&mut screen, key), KeyAction::Ignore, "the same key twice is a no");
+            press(&mut screen, key);
+            assert_eq!(press(&mut screen, 'y'), KeyAction::SetState(wanted));
+        }
+    }
 }

@@ -92,7 +92,7 @@ impl NotificationText {
             return Ok(NotificationText { title, text: template.render(&view)?, is_markup: true });
         }
         let mut bounded = TruncatingWriter::with_limit(MAX_TEXT_BYTES);
-        write_text(report, level, &mut bounded).await?;
+        write_text(report, level, report.text_style(), &mut bounded).await?;
         Ok(NotificationText {
             title,
             text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(),
@@ -150,7 +150,10 @@ pub(super) fn truncate_lines(text: &str, most: usize, length: impl Fn(&str) -> u
             }
             format!("{cut}\n… and more")
         }
-        _ => format!("{}\n… {} more lines", lines[..kept].join("\n"), lines.len() - kept),
+        _ => {
+            let more = pluralize((lines.len() - kept) as u64, "more line", "more lines");
+            format!("{}\n… {more}", lines[..kept].join("\n"))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{Event, Events};
 use imgsync_store::{Batch, BatchState, Store};
 
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 
 /// Logs the start and the end of a batch, each once.
 pub(super) struct BatchLog {
@@ -29,7 +29,11 @@ impl BatchLog {
         let title = BatchOptions::decode(&batch.options, "").map_or_else(|_| String::new(), |options| options.title);
         let beginning = match batch.counts.ended() {
             0 => format!("batch {id} started: {title}"),
-            ended => format!("batch {id} resumed: {title} ({ended} of {} tasks done before)", batch.counts.total),
+            ended => format!(
+                "batch {id} resumed: {title} ({} of {} done before)",
+                group_digits(ended),
+                pluralize(batch.counts.total, "task", "tasks")
+            ),
         };
         let (has_started, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
         BatchLog { id, beginning, has_started, has_ended, events: events.clone() }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use super::dispatch::Dispatcher;
+use crate::humanize::pluralize;
 
 /// TTL of the leader lease, which the leader renews. Another coordinator takes over this long after a crash.
 pub(super) const LEADER_LEASE_TTL: Duration = Duration::from_secs(15);
@@ -177,7 +178,9 @@ impl Leader {
         if from_workers + from_queue > 0 {
             self.events.emit_task(TaskEvent::Reclaimed { from_workers, from_queue });
             tracing::info!(
-                "batch {id}: requeued {from_workers} tasks with an expired lease and {from_queue} whose message was lost"
+                "batch {id}: requeued {} with an expired lease and {} with a lost message",
+                pluralize(from_workers, "task", "tasks"),
+                pluralize(from_queue, "task", "tasks")
             );
         }
     }

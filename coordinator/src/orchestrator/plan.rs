@@ -18,6 +18,7 @@ use jiff::Timestamp;
 
 use super::digest_tags::DigestTagIndex;
 use crate::discovery::{RepositoryListing, compare_repositories};
+use crate::humanize::{group_digits, pluralize};
 use crate::presets::{SourceSelector, preset_contains};
 
 /// Copy of one source tag to one target tag.
@@ -148,7 +149,12 @@ impl Planner {
         let mut plan = RepositoryPlan { dropped, chosen, digest_tags, memory, ..RepositoryPlan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);
         if let Some(min) = evaluation.below_min {
-            let mut detail = format!("{chosen} of {listed} tags are selected, and `min` is {min}");
+            let (all, are) = (pluralize(listed as u64, "tag", "tags"), if chosen == 1 { "is" } else { "are" });
+            let mut detail = format!(
+                "{} of {all} {are} selected, and `min` is {}",
+                group_digits(chosen as u64),
+                group_digits(min as u64)
+            );
             if drops.total() > 0 {
                 detail.push_str(&format!(" ({drops})"));
             }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::coordinator_name;
 use super::prune_plan::{elapsed, would_make};
 use super::run::fingerprint;
+use crate::humanize::pluralize;
 use crate::presets::{SourceSelector, source_selectors};
 
 /// Maximum interval between cleanups per configuration, each of which reads all provenance.
@@ -52,7 +53,8 @@ async fn forget_unclaimed(store: &dyn Store, rules: &[Rule], keep: Duration, now
         store.set_unclaimed_since(&source, changes).await?;
     }
     if forgotten > 0 {
-        tracing::info!("removed the provenance of {forgotten} target tags that no rule writes any more");
+        let tags = pluralize(forgotten as u64, "target tag", "target tags");
+        tracing::info!("removed the provenance of {tags} that no rule writes any more");
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use imgsync_store::{Store, TagProvenance, is_in_future};
 use jiff::Timestamp;
 
 use crate::discovery::RepositoryListing;
-use crate::humanize::pluralize;
+use crate::humanize::{group_digits, pluralize};
 use crate::presets::SourceSelector;
 
 /// A target tag that may be removed.
@@ -141,7 +141,8 @@ impl PrunePlan {
         match self.refusal {
             Some(why) => Err(why),
             None if !self.prune.limit.allows(due, self.made_tags) => Err(format!(
-                "{due} of {} would be removed, and the limit is {}",
+                "{} of {} would be removed, and the limit is {}",
+                group_digits(due),
                 pluralize(self.made_tags, "mirrored tag", "mirrored tags"),
                 self.prune.limit
             )),

@@ -42,6 +42,8 @@ pub const SERVE_ROLE: &str = "serve";
 pub struct RunSettings {
     /// Title of the batch in reports, in place of the names of its rules.
     pub name: Option<String>,
+    /// Whether text reports have the lines of imgsync 2.1.
+    pub legacy_report: bool,
     /// Skip the digest cache, and push even what the target has.
     pub force: bool,
     /// Compare and fill the digest cache; copy nothing.
@@ -204,6 +206,7 @@ impl Run<'_> {
             title: format!("verification of batch {}", of.id),
             force: false,
             prime: false,
+            legacy_report: false,
             verify: Some(verify),
             timeout_seconds: self.settings.timeout.0.as_secs().max(1),
             timeout_is_exact: self.settings.timeout.1,
@@ -465,6 +468,7 @@ impl Run<'_> {
             slice: self.settings.slice.map(Into::into),
             timeout_seconds: time.as_secs().max(1),
             timeout_is_exact,
+            legacy_report: self.settings.legacy_report,
             accounts: self.accounts().await,
         }
     }

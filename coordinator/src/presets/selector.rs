@@ -115,17 +115,20 @@ impl SourceSelector {
                 let newer = list(minors.iter().filter(|minor| *minor > newest).collect());
                 let older = list(minors.iter().filter(|minor| *minor < oldest).collect());
                 let mut remarks = Vec::new();
+                let is = |list: &str| if list.contains(',') { "are" } else { "is" };
                 if !newer.is_empty() {
                     let known = format!("{}.{}", newest.0, newest.1);
                     remarks.push(format!(
-                        "{of} {newer} is newer than this imgsync's table; using the images of {known}. A newer \
-                         imgsync may list them"
+                        "{of} {newer} {} newer than this imgsync's table; using the images of {known}. A newer \
+                         imgsync may list them",
+                        is(&newer)
                     ));
                 }
                 if !older.is_empty() {
                     remarks.push(format!(
-                        "{of} {older} is older than this imgsync's table; list the images it needs besides its own in \
-                         a separate rule"
+                        "{of} {older} {} older than this imgsync's table; list the images it needs besides its own in \
+                         a separate rule",
+                        is(&older)
                     ));
                 }
                 remarks

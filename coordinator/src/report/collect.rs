@@ -99,6 +99,7 @@ impl ReportData {
                 && !report.pruned.iter().any(|line| line.outcome.needs_attention()),
             headline,
             next,
+            verification: report.is_verification(),
             level: level.number(),
             started: rfc3339(batch.created_at),
             ended: batch.ended_at.map(rfc3339).unwrap_or_default(),
@@ -127,34 +128,48 @@ impl ReportData {
 }
 
 /// Returns the result of a batch in one sentence, and the next command.
-fn summarize(report: &Report<'_>) -> (String, String) {
-    let (id, counts, unlisted) = (report.batch.id, &report.batch.counts, report.unlisted.len());
+pub(super) fn summarize(report: &Report<'_>) -> (String, String) {
+    let (id, counts, unlisted) = (report.batch.id, &report.batch.counts, report.unlisted.len() as u64);
     let total = counts.total;
-    let of = |number: u64, what: &str| match (number, total) {
-        (1, 1) => format!("The one image {what}"),
-        _ => format!("{} of {} {what}", group_digits(number), pluralize(total, "image", "images")),
+    let of = |number: u64, one: &str, several: &str| match (number, total) {
+        (1, 1) => format!("The one image {one}"),
+        (1, _) => format!("1 of {} {one}", pluralize(total, "image", "images")),
+        _ => format!("{} of {} {several}", group_digits(number), pluralize(total, "image", "images")),
     };
-    let (headline, next) = match () {
-        () if counts.failed > 0 => (of(counts.failed, "failed"), format!("imgsync batch requeue {id}")),
-        () if counts.unfinished() > 0 => {
-            (of(counts.unfinished(), "are not done"), format!("imgsync batch resume {id}"))
+    let all = |what: &str| match total {
+        1 => format!("The one image is {what}"),
+        _ => format!("All {} images are {what}", group_digits(total)),
+    };
+    let failed = counts.failed.saturating_sub(report.different);
+    match () {
+        () if report.different > 0 => {
+            let others =
+                if failed > 0 { format!(", {} could not be compared", group_digits(failed)) } else { String::new() };
+            (of(report.different, "is different", "are different") + &others, "imgsync run --force".to_owned())
         }
-        () if counts.cancelled > 0 => (of(counts.cancelled, "were cancelled"), "imgsync run".to_owned()),
+        () if failed > 0 && report.is_verification() => {
+            (of(failed, "could not be compared", "could not be compared"), format!("imgsync batch requeue {id}"))
+        }
+        () if failed > 0 => (of(failed, "failed", "failed"), format!("imgsync batch requeue {id}")),
+        () if counts.unfinished() > 0 => {
+            (of(counts.unfinished(), "is not done", "are not done"), format!("imgsync batch resume {id}"))
+        }
+        () if counts.cancelled > 0 => {
+            (of(counts.cancelled, "was cancelled", "were cancelled"), "imgsync run".to_owned())
+        }
         () if unlisted == 1 => ("One repository could not be listed".to_owned(), "imgsync run".to_owned()),
-        () if unlisted > 0 => (format!("{unlisted} repositories could not be listed"), "imgsync run".to_owned()),
+        () if unlisted > 0 => {
+            (format!("{} repositories could not be listed", group_digits(unlisted)), "imgsync run".to_owned())
+        }
         () if total == 0 && !report.empty_rules.is_empty() => {
             ("No tag was selected".to_owned(), "imgsync tags".to_owned())
         }
+        () if total == 0 && report.is_verification() => ("Nothing to compare".to_owned(), String::new()),
         () if total == 0 => ("Nothing to copy".to_owned(), String::new()),
-        () if counts.copied == 0 => (format!("All {} images are up to date", group_digits(total)), String::new()),
-        () => (format!("All {} images are in place", group_digits(total)), String::new()),
-    };
-    let headline = match headline.as_str() {
-        "All 1 images are in place" => "The one image is in place".to_owned(),
-        "All 1 images are up to date" => "The one image is up to date".to_owned(),
-        _ => headline,
-    };
-    (headline, next)
+        () if report.is_verification() => (all("identical"), String::new()),
+        () if counts.copied == 0 => (all("up to date"), String::new()),
+        () => (all("in place"), String::new()),
+    }
 }
 
 fn build_timeline(parts: &[TimeBucket], width: f64, seconds: f64) -> ReportTimeline {

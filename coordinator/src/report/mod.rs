@@ -1,10 +1,11 @@
-//! Reports of batches: text in the three levels of imgsync 2.1, JSON, and templates for Markdown, HTML and formats of
+//! Reports of batches: text in three levels, JSON, and templates for Markdown, HTML and formats of
 //! the user's own.
 
 pub(crate) mod advice;
 mod collect;
 pub(crate) mod failure_groups;
 mod json;
+mod legacy_text;
 mod plot;
 #[cfg(test)]
 mod sample;
@@ -30,7 +31,7 @@ use crate::batch_view::{BatchStatus, BatchView};
 
 pub use json::{ReportJson, json_schema, write_json};
 pub use template::ReportTemplate;
-pub use text::write_text;
+pub use text::{TextStyle, write_text};
 pub use view::ReportData;
 
 /// Rows read from the store per query.
@@ -70,8 +71,10 @@ impl ReportLevel {
 /// Format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportFormat {
-    /// Text, with the lines of imgsync 2.1.
+    /// Text.
     Text,
+    /// Text with the lines of imgsync 2.1.
+    Legacy,
     /// One JSON object on one line.
     Json,
     /// GitHub-flavored Markdown.
@@ -108,6 +111,9 @@ impl ReportFormat {
 pub struct ReportSpec {
     /// Format.
     pub format: ReportFormat,
+    /// Whether nobody asked for that format by name: then the text of a batch of a command of imgsync 2.1 has the lines
+    /// of 2.1.
+    pub is_default_format: bool,
     /// Level; `None` selects the default of the format.
     pub level: Option<ReportLevel>,
     /// Template in place of the built-in one.
@@ -115,15 +121,19 @@ pub struct ReportSpec {
 }
 
 impl ReportSpec {
-    /// Creates a text report of a level.
-    pub fn text(level: ReportLevel) -> ReportSpec {
-        ReportSpec { format: ReportFormat::Text, level: Some(level), template: None }
+    /// Returns the words of a text report.
+    pub fn text_style(&self, report: &Report<'_>) -> TextStyle {
+        match self.format {
+            ReportFormat::Legacy => TextStyle::Legacy,
+            _ if self.is_default_format => report.text_style(),
+            _ => TextStyle::Current,
+        }
     }
 
     /// Returns the level, by default with failures in formats that have room for them.
     pub fn level(&self) -> ReportLevel {
         self.level.unwrap_or(match self.format {
-            ReportFormat::Text | ReportFormat::Json => ReportLevel::Totals,
+            ReportFormat::Text | ReportFormat::Legacy | ReportFormat::Json => ReportLevel::Totals,
             ReportFormat::Markdown | ReportFormat::Html => ReportLevel::Failures,
         })
     }
@@ -148,6 +158,8 @@ pub struct Report<'a> {
     pub title: String,
     /// Options of the batch.
     pub options: BatchOptions,
+    /// Number of images that a verification found to be different. They count as failed in the batch.
+    pub different: u64,
 }
 
 impl<'a> Report<'a> {
@@ -164,7 +176,34 @@ impl<'a> Report<'a> {
         let options = BatchOptions::decode(&batch.options, &format!("batch {id}"))?;
         let BatchView { batch, state, owner } = BatchView::load(store, batch).await?;
         let title = options.title.clone();
-        Ok(Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options })
+        let mut report =
+            Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options, different: 0 };
+        if report.is_verification() && report.batch.counts.failed > 0 {
+            report.different = report.count_different().await?;
+        }
+        Ok(report)
+    }
+
+    /// Returns whether the batch compares targets with their sources, and copies nothing.
+    pub fn is_verification(&self) -> bool {
+        self.options.verify.is_some()
+    }
+
+    /// Returns the words of text reports on this batch.
+    pub fn text_style(&self) -> TextStyle {
+        if self.options.legacy_report { TextStyle::Legacy } else { TextStyle::Current }
+    }
+
+    async fn count_different(&self) -> Result<u64> {
+        let (mut different, mut from) = (0, 0);
+        loop {
+            let page = self.failures(from).await?;
+            let Some(last) = page.last() else { return Ok(different) };
+            from = last.task.index.saturating_add(1);
+            different +=
+                page.iter().filter(|row| matches!(row.failure.kind, ErrorKind::Differs | ErrorKind::Corrupt)).count()
+                    as u64;
+        }
     }
 
     /// Returns the batch with its status and owner.
@@ -219,7 +258,9 @@ pub async fn write(report: &Report<'_>, shape: &ReportSpec, out: &mut (dyn Write
     let level = shape.level();
     let template = match (&shape.template, shape.format) {
         (Some(template), _) => template.clone(),
-        (None, ReportFormat::Text) => return write_text(report, level, out).await,
+        (None, ReportFormat::Text | ReportFormat::Legacy) => {
+            return write_text(report, level, shape.text_style(report), out).await;
+        }
         (None, ReportFormat::Json) => return write_json(report, level, out).await,
         (None, ReportFormat::Markdown | ReportFormat::Html) => ReportTemplate::builtin(shape.format)?,
     };

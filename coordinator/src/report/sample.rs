@@ -24,6 +24,7 @@ pub(super) fn view() -> ReportData {
         headline: "30 of 100,000 images failed".to_owned(),
         ok: false,
         next: "imgsync batch requeue 0190a1b2".to_owned(),
+        verification: false,
         level: 3,
         started: "2026-11-25T15:20:00Z".to_owned(),
         ended: "2026-11-25T15:21:00Z".to_owned(),

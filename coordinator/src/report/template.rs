@@ -87,7 +87,7 @@ fn environment(form: ReportFormat) -> Environment<'static> {
         ReportFormat::Html => AutoEscape::Html,
         ReportFormat::Markdown => FOR_MARKDOWN,
         ReportFormat::Json => AutoEscape::Json,
-        ReportFormat::Text => AutoEscape::None,
+        ReportFormat::Text | ReportFormat::Legacy => AutoEscape::None,
     });
     environment.set_formatter(|out, state, value| {
         let escape: fn(&str) -> String = match state.auto_escape() {

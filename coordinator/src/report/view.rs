@@ -23,6 +23,9 @@ pub struct ReportData {
     pub ok: bool,
     /// Next command; empty if nothing is left to do.
     pub next: String,
+    /// Whether the batch compares targets with their sources: unchanged images are identical, and those that are
+    /// different count as failed.
+    pub verification: bool,
     /// Level of detail, 1 to 3.
     pub level: u8,
     /// Creation time of the batch (RFC 3339).

@@ -145,6 +145,7 @@ impl ActiveConfig {
         let run_settings = RunSettings {
             name: None,
             force: false,
+            legacy_report: false,
             prime: false,
             priority: None,
             manifests: None,

@@ -265,6 +265,15 @@ async fn reports_have_three_levels_and_a_name() {
     let totals = fixture.gcr(&["--report"]).await.assert_code(0);
     assert!(!totals.stdout.contains("images:\n"), "{}", totals.stdout);
     fixture.gcr(&["--report-level", "4"]).await.assert_code(2);
+    // Whatever prints the report as text, unless another format is named.
+    fixture.gcr(&["--report", "r.txt"]).await.assert_code(0);
+    let file = std::fs::read_to_string(fixture.program.work_dir().join("r.txt")).unwrap();
+    assert!(file.contains("Sync Total: 4\nSync Failed: 0\nSync Success: 4\nManifests CacheHit: 4\n"), "{file}");
+    let later = fixture.program.again().args(["batch", "report"]).run().await.assert_code(0);
+    assert!(later.stdout.contains("Sync Total: 4\n"), "{}", later.stdout);
+    let today = fixture.gcr(&["--report-format", "text"]).await.assert_code(0);
+    assert!(today.stdout.contains("Images: 4\nCopied: 0\nUnchanged: 4\nFailed: 0\n"), "{}", today.stdout);
+    assert!(!today.stdout.contains("Sync"), "{}", today.stdout);
 }
 
 #[tokio::test]

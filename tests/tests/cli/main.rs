@@ -4,6 +4,7 @@
 mod bad_input;
 mod connection_errors;
 mod exit_codes;
+mod foreign_usage;
 mod import;
 mod legacy_commands;
 mod output;

@@ -63,12 +63,9 @@ async fn a_new_user_sees_a_batch_copied(compose: &Compose) {
     assert_eq!(compose.docker(&["wait", example]), "0", "{}", compose.logs(example));
     let report = compose.logs(example);
     let after = |words: &str| report.split_once(words).and_then(|(_, rest)| rest.split_whitespace().next());
-    let total = after("Sync Total: ").expect("the report is shown");
+    let total = after("Images: ").expect("the report is shown");
     assert_ne!(total, "0");
-    assert_eq!(
-        [after("Sync Success: "), after("Copied: "), after("Sync Failed: ")],
-        [Some(total), Some(total), Some("0")]
-    );
+    assert_eq!([after("Copied: "), after("Unchanged: "), after("Failed: ")], [Some(total), Some("0"), Some("0")]);
     assert!(compose.target().tag_digest("mirror/hello", "latest").await.is_some());
 
     let again = compose.compose(&["run", "--rm", "-T", "imgsync", "run", "--json"]);

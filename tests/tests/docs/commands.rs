@@ -181,7 +181,7 @@ async fn the_first_commands_of_getting_started_work_as_they_stand() {
         &program.work_dir(),
     )
     .await;
-    assert!(said.contains("Sync Total: 6") || said.matches("Sync Total:").count() >= 3, "{said}");
+    assert!(said.contains("Images: 6") || said.matches("Images:").count() >= 3, "{said}");
     assert!(program.work_dir().join("target/quickstart/index.json").exists());
 }
 

@@ -239,7 +239,7 @@ async fn a_source_that_says_one_digest_and_gives_another_is_copied_once_and_does
             assert_eq!(json["outcome"], "unchanged", "{json}");
         }
         let json = Imgsync::new().args(["verify", &from, &to, "--json"]).run().await.assert_code(0).json();
-        assert_eq!(json["outcome"], "equal", "{json}");
+        assert_eq!(json["outcome"], "identical", "{json}");
         assert_eq!(tag_puts(&target, "1"), 1, "{}", target.describe_requests());
         target.assert_holds("m/a", "1", &new);
         // The tag really moves, behind the same cache.

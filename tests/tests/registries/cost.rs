@@ -43,8 +43,8 @@ async fn a_fresh_image_costs_the_floor() {
         );
         assert_eq!(target.referrer_requests().len(), 0, "{name}: {}", target.describe_requests());
         // The program's own counts match the registries'.
-        assert_eq!(output["requests"]["source"], source.total());
-        assert_eq!(output["requests"]["target"], target.total());
+        assert_eq!(output["traffic"]["source"]["requests"], source.total());
+        assert_eq!(output["traffic"]["target"]["requests"], target.total());
         // No slow path: nothing is requested that is known otherwise.
         for kind in [RequestType::BlobHead, RequestType::UploadStatus, RequestType::UploadPatch, RequestType::Ping] {
             assert_eq!(source.count(kind) + target.count(kind), 0, "{name}: {kind:?}");
@@ -87,7 +87,7 @@ async fn blobs_of_a_neighbour_at_the_same_registry_are_mounted() {
     assert_eq!(output["bytes"]["mounted"], image.blob_bytes());
     let least = floor(&image, &TargetContents::mountable(&image));
     assert_eq!(registry.count(RequestType::BlobGet) + registry.count(RequestType::UploadPut), 0);
-    assert_eq!(output["requests"]["target"], least.target);
+    assert_eq!(output["traffic"]["target"]["requests"], least.target);
 }
 
 #[tokio::test]

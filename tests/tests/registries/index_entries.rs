@@ -160,7 +160,7 @@ async fn they_go_through_image_layouts_and_are_surveyed_and_verified_as_what_the
             let verified = in_place(&["verify", one, other, "--deep", "--json"]).await.assert_code(0).json();
             assert_eq!(
                 (&verified["outcome"], &verified["blobs"]),
-                (&json!("equal"), &json!(image.blobs.len())),
+                (&json!("identical"), &json!(image.blobs.len())),
                 "{verified}"
             );
         }
@@ -242,5 +242,5 @@ async fn a_real_registry_gives_and_takes_them() {
     let json = Imgsync::new().args(["inspect", &place, "--json"]).run().await.assert_code(0).json();
     assert_eq!(layers(&json).len(), cache.blobs.len(), "{json}");
     let verified = Imgsync::new().args(["verify", &from, &to, "--json"]).run().await.assert_code(0).json();
-    assert_eq!(verified["outcome"], "equal", "{verified}");
+    assert_eq!(verified["outcome"], "identical", "{verified}");
 }

@@ -49,7 +49,7 @@ async fn a_mirror_that_has_the_image_is_all_that_is_read() {
     );
     let least = images::floor(&image, &images::TargetContents::nothing());
     assert_eq!((mirror.total(), target.total()), (least.source, least.target));
-    assert_eq!(output["requests"]["source"], least.source);
+    assert_eq!(output["traffic"]["source"]["requests"], least.source);
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ async fn a_group_of_telegram_is_sent_the_report_whatever_registries_say() {
     };
     let report = program.again().args(["batch", "report", "--report-level", "2"]).run().await.assert_code(0);
     assert_eq!(text, report.stdout.trim(), "what `batch report` says");
-    for part in ["Sync Repo: nightly <1>", "Sync Total: 4", "Sync Failed: 2", "bad:v0001", "</pre><b>no</b> &lt; &"] {
+    for part in ["Rules: nightly <1>", "Images: 4", "Failed: 2", "bad:v0001", "</pre><b>no</b> &lt; &"] {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!output.stderr.contains("warning"), "{}", output.stderr);
@@ -101,7 +101,7 @@ async fn a_long_report_comes_in_parts_and_a_very_long_one_as_a_file() {
     let [TelegramPost::Message { text, .. }, TelegramPost::File { name, content }] = &telegram.posts()[..] else {
         panic!("{:?}", telegram.texts())
     };
-    assert!(text.contains("Sync Failed: 400") && text.ends_with("The rest is in the file."), "{text}");
+    assert!(text.contains("Failed: 400") && text.ends_with("The rest is in the file."), "{text}");
     assert!(name.starts_with("imgsync-") && name.ends_with(".txt"), "{name}");
     let content = String::from_utf8(content.clone()).unwrap();
     assert_eq!(content.matches("bad:v").count(), 1_200, "each as source and target, and in its error");
@@ -183,7 +183,7 @@ async fn telegram_is_set_by_the_environment_or_by_the_file_and_half_of_it_is_sai
         .act(FaultAction::error(403, "DENIED"));
     run(&by_file, &[]).await.assert_code(1);
     let texts = telegram.texts();
-    assert!(texts.len() == 2 && texts[1].contains("Not listed: 1"), "{texts:?}");
+    assert!(texts.len() == 2 && texts[1].contains("Skipped: 1 repository (could not be listed)"), "{texts:?}");
 
     let half = run(&fixture.program(""), &[&format!("--telegram-token={TOKEN}")]).await.assert_code(1);
     assert!(
@@ -235,7 +235,7 @@ async fn a_report_that_cannot_be_written_does_not_stop_notifications() {
     assert_eq!(hook.received().len(), 0);
     let output = run(&program, &["--report=/proc/report.html"]).await.assert_code(3);
     assert!(output.stderr.contains("writing the report /proc/report.html"), "{}", output.stderr);
-    assert!(output.stderr.contains("Sync Total: 1"), "{}", output.stderr);
+    assert!(output.stderr.contains("Images: 1"), "{}", output.stderr);
     assert_eq!(hook.received().len(), 1);
 }
 

@@ -31,7 +31,7 @@ async fn each_chat_is_notified_once_of_a_batch_in_its_own_format_and_no_secret_i
     assert_eq!(chats.requests(), 4, "one message for each, not one for each image: {}", output.stderr);
     for chat in CHATS {
         let [text] = &chats.messages_to(chat)[..] else { panic!("{chat}: {:?}\n{}", chats.messages(), output.stderr) };
-        for part in ["imgsync: 2 of 4 images failed", "Sync Total: 4", "Sync Failed: 2", "bad:v0001", "<b>no</b>"] {
+        for part in ["imgsync: 2 of 4 images failed", "Images: 4", "Failed: 2", "bad:v0001", "<b>no</b>"] {
             assert!(text.contains(part), "{chat}: {part} in {text}");
         }
     }
@@ -150,7 +150,7 @@ async fn a_mail_brings_the_report_as_text_and_as_a_page_over_tls_alone() {
         let parts = mail.parts();
         let [(text_kind, text), (page_kind, page)] = &parts[..] else { panic!("{parts:?}") };
         assert!(text_kind.starts_with("text/plain") && page_kind.starts_with("text/html"), "{text_kind}, {page_kind}");
-        assert!(text.contains("Sync Failed: 1") && text.contains("</pre><b>no</b>"), "{text}");
+        assert!(text.contains("Failed: 1") && text.contains("</pre><b>no</b>"), "{text}");
         assert!(page.contains("<!doctype html>") || page.contains("<!DOCTYPE html>"), "{page}");
         assert!(
             !output.stderr.contains("mail-secret") && !output.stderr.contains("email notification failed"),

@@ -316,10 +316,17 @@ async fn reports_have_three_levels_and_a_file_form() {
         async move { program.run().await.assert_code(1).stdout }
     };
     let one = report(&["--report"]).await;
-    for line in ["Sync Repo: ", "Sync Total: 2", "Sync Failed: 1", "Sync Success: 1", "Manifests CacheHit: 0"] {
+    for line in
+        ["Result: 1 of 2 images failed", "Images: 2", "Copied: 1", "Unchanged: 0", "Failed: 1", "Requests: ", "Time: "]
+    {
         assert!(one.contains(line), "{line}: {one}");
     }
     assert!(!one.contains("a:bad") && !one.contains("a:good"), "{one}");
+    // The report of 2.1 on request; the same batch in the words of today.
+    let legacy = report(&["--report", "--report-format", "legacy"]).await;
+    for line in ["Sync Repo: ", "Sync Total: 2", "Sync Failed: 1", "Sync Success: 1", "Manifests CacheHit: 1"] {
+        assert!(legacy.contains(line) && !one.contains(line), "{line}: {legacy}");
+    }
     let two = report(&["--report", "--report-level", "2"]).await;
     assert!(two.contains("a:bad") && two.contains("not_found") && !two.contains("a:good"), "{two}");
     let three = report(&["--report", "--report-level", "3"]).await;

@@ -47,7 +47,7 @@ async fn a_rule_that_selects_nothing_is_a_warning_with_counts_in_every_report() 
     }
     let id = json["batch"].as_str().unwrap().to_owned();
     let text = program.again().args(["batch", "report", &id]).run().await.assert_code(0);
-    assert!(text.stdout.contains("Rules without tags: 4"), "{}", text.stdout);
+    assert!(text.stdout.contains("Skipped: 4 rules (selected no tag)"), "{}", text.stdout);
     assert!(text.stdout.contains(expected[1].1), "{}", text.stdout);
     for (form, title) in [("md", "## Rules that selected no tag"), ("html", "<h2>Rules that selected no tag")] {
         let args = ["batch", "report", &id, "--report-format", form];

@@ -51,7 +51,7 @@ async fn equal(name: &str) -> (FaultRegistry, FaultRegistry, TestImage, TestImag
 async fn what_is_equal_is_said_to_be_and_costs_heads_at_the_target() {
     let (source, target, image, referrer) = equal("same").await;
     let json = pair(&source, &target, &["--json"]).await.assert_code(0).json();
-    assert_eq!((&json["outcome"], kinds(&json)), (&json!("equal"), vec![]), "{json}");
+    assert_eq!((&json["outcome"], kinds(&json)), (&json!("identical"), vec![]), "{json}");
     let blobs = image.blobs.len() + referrer.blobs.keys().filter(|digest| !image.blobs.contains_key(*digest)).count();
     let seen = [&json["manifests"], &json["blobs"], &json["referrers"]].map(|count| count.as_u64().unwrap() as usize);
     assert_eq!(seen, [4, blobs, 1], "{json}");
@@ -66,10 +66,10 @@ async fn what_is_equal_is_said_to_be_and_costs_heads_at_the_target() {
     );
     assert_eq!(target.count(RequestType::ManifestPut) + target.count(RequestType::UploadStart), 0);
     let deep = pair(&source, &target, &["--json", "--deep"]).await.assert_code(0).json();
-    assert_eq!((&deep["outcome"], &deep["blobs"]), (&json!("equal"), &json!(blobs)), "{deep}");
+    assert_eq!((&deep["outcome"], &deep["blobs"]), (&json!("identical"), &json!(blobs)), "{deep}");
     assert_eq!(target.count(RequestType::BlobGet), blobs as u64);
     let text = pair(&source, &target, &[]).await.assert_code(0);
-    assert_eq!(text.stdout, format!("equal {}\n", image.root));
+    assert_eq!(text.stdout, format!("identical {}\n", image.root));
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_flipped_byte_is_found_by_reading_all_bytes() {
     let json = output.json();
     assert_eq!(kinds(&json), ["corrupt_blob"], "{json}");
     assert_eq!(json["findings"][0]["digest"], layer.as_str());
-    assert!(output.stderr.contains("differs from"), "{}", output.stderr);
+    assert!(output.stderr.contains("different: "), "{}", output.stderr);
     // Manifests are read as well.
     let child = &image.children()[0];
     let mut manifest = image.manifests[child].clone();
@@ -194,10 +194,18 @@ async fn the_rules_are_verified_as_a_batch_with_its_reports_and_what_differs_is_
     assert!(json["failures"].as_array().unwrap().iter().all(|failure| failure["kind"] == "differs"), "{json}");
     let page = std::fs::read_to_string(program.work_dir().join("report.md")).unwrap();
     assert!(page.contains("Different at the target") && page.contains("verification of"), "{page}");
+    assert!(
+        page.starts_with("# 3 of 3 images are different\n") && page.contains("| identical | different or failed |"),
+        "{page}"
+    );
+    assert!(output.stderr.contains("Identical: 0\nDifferent: 3\nFailed: 0\n"), "{}", output.stderr);
     assert_eq!(verify(&["--rule", "2"]).await.assert_code(0).json()["counts"]["total"], 3);
     verify(&["--rule", "3"]).await.assert_code(2);
     let batches = program.again().args(["batch", "report"]).run().await.assert_code(0);
     assert!(batches.stdout.contains("verification of"), "{}", batches.stdout);
+    for line in ["Result: All 3 images are identical", "Identical: 3", "Different: 0"] {
+        assert!(batches.stdout.contains(line), "{line}: {}", batches.stdout);
+    }
 
     // Their cache entries are dropped: the next run checks them and copies them.
     run(&program, &["--force"]).await.assert_code(0);

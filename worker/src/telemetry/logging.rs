@@ -4,10 +4,11 @@
 //! fields of the event, and those of its spans: `batch` and `task`.
 
 use std::fmt;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
+use imgsync_oci::locale::to_ascii;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -16,6 +17,8 @@ use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::locale::is_process_utf8;
 
 /// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -47,7 +50,8 @@ pub struct LogGuard {
 pub fn init(format: LogFormat, default: &str, process: &[(&'static str, &str)]) -> LogGuard {
     IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let is_ascii = format == LogFormat::Text && !is_process_utf8();
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || LogWriter { is_ascii });
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => {
@@ -75,6 +79,25 @@ pub fn init(format: LogFormat, default: &str, process: &[(&'static str, &str)]) 
     {
         let _ = log.try_init();
         LogGuard {}
+    }
+}
+
+/// Writes log lines to stderr, in ASCII if the locale has no UTF-8. JSON is always UTF-8.
+struct LogWriter {
+    is_ascii: bool,
+}
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match self.is_ascii {
+            true => std::io::stderr().write_all(to_ascii(&String::from_utf8_lossy(line)).as_bytes())?,
+            false => std::io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::canonical::Canonical;
 use crate::select::TagPattern;
 use imgsync_oci::Platform;
 use imgsync_oci::error::{Error, ErrorKind, Result as ErrorResult};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::sanitize::sanitize;
 
 /// Domain and version of the hash for the digest cache. Raise the version when the meaning of a field changes: then
@@ -50,6 +51,9 @@ pub struct BatchOptions {
     /// Whether the timeout is exact, however large the image is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timeout_is_exact: bool,
+    /// Whether text reports have the lines of imgsync 2.1, whose commands created the batch.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub legacy_report: bool,
     /// Names of the credentials in use, by registry. Registries that are not named are anonymous, or left to the worker
     /// that runs the task.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -241,7 +245,8 @@ impl BatchOptions {
     /// `Invalid` if there is no such rule: nothing is copied with unknown options.
     pub fn rule(&self, number: u32) -> ErrorResult<&RuleOptions> {
         self.rules.get(number as usize).ok_or_else(|| {
-            let detail = format!("no rule {number}: the batch has {} rules", self.rules.len());
+            let detail =
+                format!("no rule {number}: the batch has {}", pluralize(self.rules.len() as u64, "rule", "rules"));
             Error::new(ErrorKind::Invalid, "reading the options of a rule", detail).with_hint("run the rules again")
         })
     }

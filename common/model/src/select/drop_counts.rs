@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::DropReason;
+use imgsync_oci::humanize::group_digits;
 
 /// Number of dropped tags by reason, in the order of the filters. Its size depends on the number of filters, not on the
 /// number of tags.
@@ -57,7 +58,7 @@ impl fmt::Display for DropCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, ((_, reason), count)) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
-            write!(f, "{separator}{count} {reason}")?;
+            write!(f, "{separator}{} {reason}", group_digits(*count))?;
         }
         Ok(())
     }

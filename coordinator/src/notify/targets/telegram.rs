@@ -112,7 +112,7 @@ impl Telegram {
     /// Sends the report.
     async fn send_report(&self, report: &Report<'_>, level: ReportLevel) -> Result<()> {
         let mut file = TruncatingWriter::with_limit(MAX_FILE_BYTES);
-        write_text(report, level, &mut file).await?;
+        write_text(report, level, report.text_style(), &mut file).await?;
         let text = String::from_utf8_lossy(&file.text).into_owned();
         let parts = if utf16_length(&text) <= MAX_MESSAGE_LENGTH * MAX_MESSAGES {
             split(&text, MAX_MESSAGE_LENGTH)
@@ -126,7 +126,7 @@ impl Telegram {
             return Ok(());
         }
         let mut totals = Vec::new();
-        write_text(report, ReportLevel::Totals, &mut totals).await?;
+        write_text(report, ReportLevel::Totals, report.text_style(), &mut totals).await?;
         let totals = format!("{}\nThe rest is in the file.", String::from_utf8_lossy(&totals).trim_end());
         for part in split(&totals, MAX_MESSAGE_LENGTH) {
             self.send_text(&part).await?;

@@ -86,7 +86,7 @@ impl Webhook {
             HeaderValue::from_static(match form {
                 ReportFormat::Json => "application/json",
                 ReportFormat::Html => "text/html; charset=utf-8",
-                ReportFormat::Markdown | ReportFormat::Text => "text/plain; charset=utf-8",
+                ReportFormat::Markdown | ReportFormat::Text | ReportFormat::Legacy => "text/plain; charset=utf-8",
             }),
         );
         for (name, value) in &configured.headers {

@@ -86,7 +86,7 @@ fn fewer_tags_than_min_fail_and_none_is_copied() {
     assert!(plan.tasks.is_empty());
     assert_eq!(
         plan.refused.unwrap().to_string(),
-        "selecting the tags of gcr.io/a/b: 1 of 2 tags are selected, and `min` is 2 (1 not matched by any include)"
+        "selecting the tags of gcr.io/a/b: 1 of 2 tags is selected, and `min` is 2 (1 not matched by any include)"
     );
 }
 
