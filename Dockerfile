@@ -6,7 +6,7 @@
 # Imgsync reads /etc/imgsync/imgsync.yaml. Without a cluster it keeps its state under /var/lib/imgsync: use a volume there.
 # Plain syntax: BuildKit, the legacy builder and podman all build it.
 #
-# To pin the base images, name them by digest (docs/security.md#builds):
+# To pin the base images, name them by digest (docs/explanation/security.md#builds):
 #
 #   docker build --build-arg RUNTIME_IMAGE=debian:trixie-slim@sha256:… --build-arg RUST_IMAGE=rust:1.95-slim-trixie@sha256:… .
 

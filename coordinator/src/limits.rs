@@ -40,7 +40,8 @@ fn the_documented_limits_are_the_constants() {
         coordinator_limits(),
     ]
     .concat();
-    for (page, name) in [(DocsPage::Security, "security.md"), (DocsPage::Operating, "operating.md")] {
+    for (page, name) in [(DocsPage::Security, "explanation/security.md"), (DocsPage::Operating, "how-to/operating.md")]
+    {
         let mut table = String::from("\n| limit | value | when it is met |\n|---|---|---|\n");
         for limit in limits.iter().filter(|limit| limit.page == page) {
             let _ = writeln!(table, "| {} | {} | {} |", limit.subject, limit.value, limit.effect);

@@ -1,4 +1,4 @@
-//! Tables of `docs/configuration.md`, from the table of keys that the reader uses. A test keeps them current.
+//! Tables of `docs/reference/configuration.md`, from the table of keys that the reader uses. A test keeps them current.
 
 use std::fmt::Write as _;
 
@@ -82,7 +82,7 @@ mod tests {
     /// `UPDATE_DOCS=1 cargo nextest run reference` rewrites them.
     #[test]
     fn the_reference_of_the_configuration_is_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/configuration.md");
         let page = std::fs::read_to_string(path).unwrap();
         let (before, rest) = page.split_once(BEGIN_MARKER).expect("the page says where the tables begin");
         let (_, after) = rest.split_once(END_MARKER).expect("the page says where the tables end");

@@ -367,7 +367,7 @@ pub(super) static REPORT: ConfigSection = ConfigSection {
     keys: &[
         key("file", ValueKind::Text, "A .txt, .json, .md or .html file."),
         key("level", ValueKind::Integer, "1: totals; 2: also failures; 3: everything."),
-        key("template", ValueKind::Text, "Jinja template; docs/reports.md lists its variables."),
+        key("template", ValueKind::Text, "Jinja template; docs/reference/reports.md lists its variables."),
     ],
 };
 
@@ -427,7 +427,11 @@ pub(super) static WEBHOOK: ConfigSection = ConfigSection {
             ValueKind::Map(&ValueKind::Secret),
             "Additional request headers, such as authorization or content-type.",
         ),
-        key("template", ValueKind::Text, "Jinja template of the body, instead of JSON; see docs/notifications.md."),
+        key(
+            "template",
+            ValueKind::Text,
+            "Jinja template of the body, instead of JSON; see docs/how-to/notifications.md.",
+        ),
         key(
             "secret",
             ValueKind::Secret,
@@ -440,7 +444,7 @@ pub(super) static WEBHOOK: ConfigSection = ConfigSection {
 const CHAT_TEMPLATE: ConfigKey = key(
     "template",
     ValueKind::Text,
-    "Jinja template of the message, instead of the report; see docs/notifications.md.",
+    "Jinja template of the message, instead of the report; see docs/how-to/notifications.md.",
 );
 
 pub(super) static CHAT: ConfigSection = ConfigSection {

@@ -1,4 +1,4 @@
-//! Documented limits. A test writes the tables of `docs/security.md` and `docs/operating.md` from the constants listed
+//! Documented limits. A test writes the tables of `docs/explanation/security.md` and `docs/how-to/operating.md` from the constants listed
 //! in all crates, so that the documentation has the numbers of the code.
 
 use std::time::Duration;
@@ -8,9 +8,9 @@ use crate::{Manifest, mask, retry};
 /// Documentation page that lists a limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DocsPage {
-    /// `docs/security.md`: limits on external input.
+    /// `docs/explanation/security.md`: limits on external input.
     Security,
-    /// `docs/operating.md`: times and sizes that operators meet.
+    /// `docs/how-to/operating.md`: times and sizes that operators meet.
     Operating,
 }
 

@@ -1,4 +1,4 @@
-//! Benchmarks of a cluster with the real programs, RabbitMQ and Redis, as shown in docs/performance.md.
+//! Benchmarks of a cluster with the real programs, RabbitMQ and Redis, as shown in docs/explanation/performance.md.
 //!
 //! `cargo build --release --bins && cargo bench --bench cluster [-- PART[=SIZE] …]`; all parts where none is named:
 //! - `queue=100000`: tasks per second through plan → dispatch → consume → finish with nothing to copy;

@@ -38,7 +38,7 @@ pub(crate) fn title(text: &str) {
     println!("\n== {text}");
 }
 
-/// Starts broker and store, the store as docs/cluster.md recommends it.
+/// Starts broker and store, the store as docs/how-to/cluster.md recommends it.
 pub(crate) fn start_cluster() -> TestCluster {
     TestCluster::start_with("", RedisServerOptions { fsync_every_second: true, ..RedisServerOptions::default() })
 }

@@ -1,4 +1,4 @@
-//! `docs/cli.md`: every command and option of both programs, generated from their command lines. A test keeps it
+//! `docs/reference/cli.md`: every command and option of both programs, generated from their command lines. A test keeps it
 //! current.
 
 use std::fmt::Write as _;
@@ -119,7 +119,7 @@ mod tests {
     /// `UPDATE_DOCS=1 cargo nextest run docs_gen` regenerates it.
     #[test]
     fn the_reference_of_commands_is_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/cli.md");
         let current = render_page();
         if std::env::var_os("UPDATE_DOCS").is_some() {
             std::fs::write(path, &current).unwrap();

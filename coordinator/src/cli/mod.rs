@@ -98,11 +98,11 @@ pub(crate) enum Command {
     /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
     ///
     /// Copies all its repositories and tags to docker.io/<user>. Target names are those of imgsync 2.1
-    /// (gcr.io_istio-release_pilot), also where the images have moved since. docs/from-2.1.md lists each flag.
+    /// (gcr.io_istio-release_pilot), also where the images have moved since. docs/how-to/from-2.1.md lists each flag.
     Gcr(Box<GcrArgs>),
     /// Copy Flannel to Docker Hub, as imgsync 2.1 did
     ///
-    /// Copies to docker.io/<user>, under the target names of imgsync 2.1. docs/from-2.1.md lists each flag.
+    /// Copies to docker.io/<user>, under the target names of imgsync 2.1. docs/how-to/from-2.1.md lists each flag.
     Flannel(Box<LegacyArgs>),
     /// Compare targets with their sources without copying
     ///
@@ -120,7 +120,7 @@ pub(crate) enum Command {
     ///
     /// Runs rules that have a `schedule:`, in this process or in the cluster, until it receives SIGTERM. It reloads the
     /// configuration when the file changes. In a cluster it also leads the batches that no `run` leads: of several
-    /// coordinators, one is the leader and the others are standbys. See docs/serving.md.
+    /// coordinators, one is the leader and the others are standbys. See docs/how-to/serving.md.
     #[command(alias = "server")]
     Serve(Box<ServeArgs>),
     /// Explain why a tag was or was not copied

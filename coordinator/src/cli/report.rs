@@ -26,7 +26,7 @@ pub(crate) struct ReportArgs {
     /// `legacy` is the text of imgsync 2.1.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) report_format: Option<ReportFormatArg>,
-    /// Render the report with this Jinja template; docs/reports.md lists its variables
+    /// Render the report with this Jinja template; docs/reference/reports.md lists its variables
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(crate) report_template: Option<PathBuf>,
     /// Title of the report [default: what the rules copy]

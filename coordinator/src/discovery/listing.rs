@@ -57,7 +57,8 @@ impl RepositoryListing {
         let operation = format!("choosing the tags of {}/{}", self.registry, self.repository);
         let detail = "`since` and `newest: {by: date}` go by dates, and its list has none (one and the same for all \
                       images, or one before there were any, is none)";
-        let hint = "choose by `semver` or `newest` alone; docs/registries.md says which registries list dates";
+        let hint =
+            "choose by `semver` or `newest` alone; docs/reference/registries.md says which registries list dates";
         Error::new(ErrorKind::Unsupported, operation, detail).with_hint(hint)
     }
 

@@ -115,10 +115,10 @@ fn what_is_no_preset_or_takes_no_versions_is_refused_with_what_there_is() {
     assert!(refused("flannel >=0.20").to_string().contains("`flannel` does not support versions"));
 }
 
-/// Checks that `docs/presets.md` matches the data; `UPDATE_DOCS=1` regenerates it.
+/// Checks that `docs/reference/presets.md` matches the data; `UPDATE_DOCS=1` regenerates it.
 #[test]
 fn the_tables_of_the_documentation_are_current() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/presets.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/presets.md");
     let kept = std::fs::read_to_string(path).unwrap();
     let mut presets =
         "| preset | reads | targets are called | with `naming: original` | was once |\n|---|---|---|---|---|\n"

@@ -74,7 +74,7 @@ pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
         }
         ErrorKind::Insecure => {
             "A certificate or an address is not trusted: set `ca` for the registry, or `allow_private` if this is \
-             intended. Or the store was tampered with: docs/security.md."
+             intended. Or the store was tampered with: docs/explanation/security.md."
         }
         ErrorKind::Invalid => "The configuration is invalid: `imgsync config check` shows details.",
         ErrorKind::Local => "A file, disk or program on this machine failed: see the error.",
@@ -108,7 +108,7 @@ mod tests {
         for kind in ErrorKind::ALL {
             let _ = writeln!(table, "| `{}` | {} | {} |", kind.as_str(), title(kind), for_kind(kind));
         }
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/how-to/operating.md");
         let page = std::fs::read_to_string(path).unwrap();
         let (before, rest) = page.split_once(BEGIN).expect("the page says where the table begins");
         let (_, after) = rest.split_once(END).expect("the page says where the table ends");

@@ -74,7 +74,7 @@ fn template_error(name: &str, error: &minijinja::Error) -> Error {
         None => format!("{location}{}", error.kind()),
     };
     Error::new(ErrorKind::Invalid, format!("rendering {name}"), detail)
-        .with_hint("docs/reports.md lists the fields and filters of templates")
+        .with_hint("docs/reference/reports.md lists the fields and filters of templates")
 }
 
 fn environment(form: ReportFormat) -> Environment<'static> {

@@ -1,4 +1,4 @@
-//! Compares docs/reports.md with the data of templates.
+//! Compares docs/reference/reports.md with the data of templates.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ fn paths(value: &Value, at: &str, found: &mut BTreeSet<String>) {
 
 #[test]
 fn the_documentation_names_every_field_of_a_template_s_data_and_no_other() {
-    let text = include_str!("../../../docs/reports.md");
+    let text = include_str!("../../../docs/reference/reports.md");
     let (_, text) = text.split_once("## What a template is given").unwrap();
     let documented: BTreeSet<String> = text
         .lines()

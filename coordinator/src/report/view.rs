@@ -1,4 +1,4 @@
-//! Data of report templates: totals and short lists of a batch. docs/reports.md describes each field.
+//! Data of report templates: totals and short lists of a batch. docs/reference/reports.md describes each field.
 //!
 //! Totals are exact. Lists are bounded and count the rest, so that the report of a million tasks is as small as one of
 //! a thousand.

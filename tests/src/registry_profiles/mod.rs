@@ -2,7 +2,7 @@
 //! quirks seen in the wild at once.
 //!
 //! A profile is data, one file each. The suite of the same name runs all of them in both roles and compares the matrix
-//! in `docs/registries.md` with the result.
+//! in `docs/reference/registries.md` with the result.
 
 mod acr;
 mod artifactory;

@@ -1,4 +1,4 @@
-//! Untrusted networks: TLS to broker and store, and users with the least permissions, as docs/cluster.md describes.
+//! Untrusted networks: TLS to broker and store, and users with the least permissions, as docs/how-to/cluster.md describes.
 
 use imgsync_tests::cluster::TestCluster;
 use imgsync_tests::program::{Imgsync, Signal};
@@ -13,9 +13,9 @@ const STORE_RIGHTS: &str = "resetchannels ~imgsync:* +@all -@admin -@dangerous +
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
-    let documented = include_str!("../../../docs/cluster.md");
+    let documented = include_str!("../../../docs/how-to/cluster.md");
     for words in [QUEUES, QUEUES_AND_PUBLISHING, STORE_RIGHTS] {
-        assert!(documented.contains(words), "docs/cluster.md says {words}");
+        assert!(documented.contains(words), "docs/how-to/cluster.md says {words}");
     }
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let identity = authority.server(&["localhost"]);

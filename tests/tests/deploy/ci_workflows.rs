@@ -142,7 +142,7 @@ fn the_toolchain_and_the_oldest_rust_are_the_same_everywhere_and_both_are_built(
     assert!(read(".github/workflows/ci.yml").contains(&format!("cargo +{oldest}.0 build --workspace")));
     let image = format!("ARG RUST_IMAGE=rust:1.{}-slim-trixie", minor(pinned));
     assert!(read("Dockerfile").lines().any(|line| line == image), "{image}");
-    assert!(read("docs/getting-started.md").contains(&format!("Rust ({oldest} or later)")));
+    assert!(read("docs/tutorial/getting-started.md").contains(&format!("Rust ({oldest} or later)")));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn base_images_can_be_named_by_digest_tools_have_versions_and_what_is_newer_is_p
     }
     let release = read(".github/workflows/release.yml");
     assert!(release.contains("build-args: RUNTIME_IMAGE=${{ steps.base.outputs.image }}"));
-    let security = read("docs/security.md");
+    let security = read("docs/explanation/security.md");
     assert!(security.contains("## Builds") && security.contains("--build-arg RUNTIME_IMAGE="));
     for (name, text) in workflows().into_iter().chain([("scripts/test".to_owned(), read("scripts/test"))]) {
         for line in text.lines().filter(|line| line.contains("cargo install ")) {

@@ -177,7 +177,7 @@ async fn the_first_commands_of_getting_started_work_as_they_stand() {
     }
     let said = run_block(
         &program,
-        &block_with("docs/getting-started.md", "imgsync run -c examples/quickstart.yaml"),
+        &block_with("docs/tutorial/getting-started.md", "imgsync run -c examples/quickstart.yaml"),
         &program.work_dir(),
     )
     .await;
@@ -193,7 +193,7 @@ async fn the_recipe_across_an_air_gap_carries_images_as_they_are() {
     }
     let image = images::single("gap-static");
     outside.push("distroless/static", "nonroot", &image);
-    let page = read("docs/recipes.md");
+    let page = read("docs/how-to/recipes.md");
     let yaml = |with: &str| {
         let found = blocks(&page)
             .into_iter()
@@ -205,9 +205,9 @@ async fn the_recipe_across_an_air_gap_carries_images_as_they_are() {
     let (there, here) = (Imgsync::new(), Imgsync::new());
     there.file("out.yaml", yaml("oci:carry\""));
     here.file("in.yaml", yaml("from: oci:carry"));
-    run_block(&there, &block_with("docs/recipes.md", "imgsync run -c out.yaml"), &there.work_dir()).await;
+    run_block(&there, &block_with("docs/how-to/recipes.md", "imgsync run -c out.yaml"), &there.work_dir()).await;
     std::fs::copy(there.work_dir().join("carry.tar"), here.work_dir().join("carry.tar")).unwrap();
-    run_block(&here, &block_with("docs/recipes.md", "imgsync run -c in.yaml"), &here.work_dir()).await;
+    run_block(&here, &block_with("docs/how-to/recipes.md", "imgsync run -c in.yaml"), &here.work_dir()).await;
     let name = format!("mirror/{}", "distroless/static");
     inside.assert_holds(&name, "nonroot", &image);
     inside.assert_tags_complete();

@@ -12,10 +12,10 @@ pub(crate) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Returns all pages: at the root and in docs.
+/// Returns all pages: at the root, in docs and in its folders.
 pub(crate) fn all() -> Vec<String> {
     let mut pages = Vec::new();
-    for folder in ["", "docs"] {
+    for folder in ["", "docs", "docs/tutorial", "docs/how-to", "docs/reference", "docs/explanation"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "md") {

@@ -118,7 +118,7 @@ async fn a_template_of_one_s_own_makes_the_report_and_a_broken_one_is_found_firs
     fixture.source.clear_requests();
     let refused = fixture.run().run().await.assert_code(2);
     assert!(refused.stderr.contains("mine.html.j2: line 1: syntax error"), "{}", refused.stderr);
-    assert!(refused.stderr.contains("hint: docs/reports.md"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: docs/reference/reports.md"), "{}", refused.stderr);
     assert_eq!(fixture.source.total(), 0);
     fixture.batch_report(&["--report=out.pdf"]).run().await.assert_code(2);
 }

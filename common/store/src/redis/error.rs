@@ -126,7 +126,7 @@ static ERROR_CODES: [ErrorCode; 18] = [
         ErrorAction::Fail,
         ErrorKind::Denied,
         "the user lacks permission for this command or key",
-        "allow the user all commands but administration, on keys that begin with `imgsync:` (see docs/cluster.md)",
+        "allow the user all commands but administration, on keys that begin with `imgsync:` (see docs/how-to/cluster.md)",
     ),
     error_code(
         "DENIED",

@@ -46,14 +46,17 @@ fn render_matrix() -> String {
 
 #[test]
 fn the_matrix_in_the_documentation_matches_the_profiles() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/registries.md");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/registries.md");
     let text = std::fs::read_to_string(&file).unwrap();
-    let (before, rest) = text.split_once(BEGIN_MARKER).expect("the matrix has a place in docs/registries.md");
+    let (before, rest) = text.split_once(BEGIN_MARKER).expect("the matrix has a place in docs/reference/registries.md");
     let (_, after) = rest.split_once(&format!("{END_MARKER}\n")).expect("the matrix has an end");
     let wanted = format!("{before}{}{after}", render_matrix());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&file, &wanted).unwrap();
     } else {
-        assert!(text == wanted, "run it again with UPDATE_DOCS=1, and look at what changed in docs/registries.md");
+        assert!(
+            text == wanted,
+            "run it again with UPDATE_DOCS=1, and look at what changed in docs/reference/registries.md"
+        );
     }
 }

@@ -225,10 +225,10 @@ proptest! {
     }
 }
 
-/// The table of tags in docs/configuration.md, row by row.
+/// The table of tags in docs/reference/configuration.md, row by row.
 #[test]
 fn the_table_of_the_documentation_is_true() {
-    let text = include_str!("../../../../../docs/configuration.md");
+    let text = include_str!("../../../../../docs/reference/configuration.md");
     let (_, table) = text.split_once("| input | family | order, old to new |\n|---|---|---|\n").unwrap();
     let (table, _) = table.split_once("<!-- -->").unwrap();
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<String>>();
