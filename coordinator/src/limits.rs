@@ -22,8 +22,12 @@ fn coordinator_limits() -> Vec<Limit> {
     ]
 }
 
-const BEGIN: &str = "<!-- This table is written by a test: UPDATE_DOCS=1 cargo nextest run limits -->";
 const END: &str = "<!-- End of the limits -->";
+
+/// Returns the line before a table in the page.
+fn begin(table: &str) -> String {
+    format!("<!-- Limits of {table}, written by a test: UPDATE_DOCS=1 cargo nextest run limits -->")
+}
 
 /// `UPDATE_DOCS=1 cargo nextest run limits` regenerates the tables.
 #[test]
@@ -40,20 +44,20 @@ fn the_documented_limits_are_the_constants() {
         coordinator_limits(),
     ]
     .concat();
-    for (page, name) in [(DocsPage::Security, "explanation/security.md"), (DocsPage::Operating, "how-to/operating.md")]
-    {
-        let mut table = String::from("\n| limit | value | when it is met |\n|---|---|---|\n");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/limits.md");
+    let mut current = std::fs::read_to_string(path).unwrap();
+    for (page, name) in [(DocsPage::Security, "external input"), (DocsPage::Operating, "operation")] {
+        let mut table = String::from("\n| limit | value | when it is reached |\n|---|---|---|\n");
         for limit in limits.iter().filter(|limit| limit.page == page) {
             let _ = writeln!(table, "| {} | {} | {} |", limit.subject, limit.value, limit.effect);
         }
-        let path = format!("{}/../docs/{name}", env!("CARGO_MANIFEST_DIR"));
-        let written = std::fs::read_to_string(&path).unwrap();
-        let (before, rest) = written.split_once(BEGIN).expect("the page marks where the table begins");
+        let begin = begin(name);
+        let (before, rest) = current.split_once(&begin).expect("the page marks where the table begins");
         let (_, after) = rest.split_once(END).expect("the page marks where the table ends");
-        let current = format!("{before}{BEGIN}\n{table}\n{END}{after}");
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            std::fs::write(&path, &current).unwrap();
-        }
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), current, "run the tests with UPDATE_DOCS=1");
+        current = format!("{before}{begin}\n{table}\n{END}{after}");
     }
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, &current).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(path).unwrap(), current, "run the tests with UPDATE_DOCS=1");
 }

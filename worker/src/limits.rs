@@ -63,7 +63,7 @@ pub fn limits() -> Vec<Limit> {
             Operating,
             "`/readyz` checks of store and broker",
             cluster_worker::READY_CHECK_TIMEOUT,
-            "it is 503",
+            "it responds with 503",
         ),
     ]
 }

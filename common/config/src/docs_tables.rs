@@ -12,7 +12,7 @@ const END_MARKER: &str = "<!-- The end of the tables -->";
 fn tables() -> String {
     let mut text = String::new();
     let mut known: Vec<*const ConfigSection> = vec![&raw const CONFIG];
-    write_table("The top", &CONFIG, &mut known, &mut text);
+    write_table("Top level", &CONFIG, &mut known, &mut text);
     text
 }
 
@@ -22,11 +22,11 @@ fn write_table(
     known: &mut Vec<*const ConfigSection>,
     text: &mut String,
 ) {
-    let _ = writeln!(text, "\n### {heading}\n\n| key | takes | |\n|---|---|---|");
+    let _ = writeln!(text, "\n### {heading}\n\n| key | type | meaning |\n|---|---|---|");
     for key in section.keys {
         let _ = writeln!(text, "| `{}` | {} | {} |", key.name, describe_kind(&key.kind), escape_cell(key.description));
     }
-    let parent = if heading == "The top" { String::new() } else { format!("{} ", heading.trim_matches('`')) };
+    let parent = if heading == "Top level" { String::new() } else { format!("{} ", heading.trim_matches('`')) };
     for key in section.keys {
         for (below, path) in sections(&key.kind) {
             if !known.contains(&std::ptr::from_ref(below)) {
@@ -54,25 +54,28 @@ fn sections_below(kind: &ValueKind, path: &'static str) -> Vec<(&'static ConfigS
 
 fn describe_kind(kind: &ValueKind) -> String {
     match kind {
-        ValueKind::Text => "text".to_owned(),
-        ValueKind::Flag => "on or off".to_owned(),
-        ValueKind::Integer => "a whole number".to_owned(),
-        ValueKind::Number => "a number".to_owned(),
-        ValueKind::Duration => "a time (90s, 1h30m, 7d)".to_owned(),
-        ValueKind::Since => "a date, a timestamp or an age".to_owned(),
-        ValueKind::Size => "a size (10MiB)".to_owned(),
-        ValueKind::Url => "a URL".to_owned(),
-        ValueKind::Secret => "a secret; prefer a variable".to_owned(),
-        ValueKind::Section(_) => "keys, below".to_owned(),
-        ValueKind::List(item) => format!("a list: {}", describe_kind(item)),
-        ValueKind::OneOrMany(item) => format!("{}; or a list", describe_kind(item)),
-        ValueKind::Map(value) => format!("a mapping with keys of your choice: {}", describe_kind(value)),
-        ValueKind::Either(kinds) => kinds.iter().map(describe_kind).collect::<Vec<_>>().join("; or "),
+        ValueKind::Text => "string".to_owned(),
+        ValueKind::Flag => "boolean".to_owned(),
+        ValueKind::Integer => "integer".to_owned(),
+        ValueKind::Number => "number".to_owned(),
+        ValueKind::Duration => "duration (90s, 1h30m, 7d)".to_owned(),
+        ValueKind::Since => "date, timestamp or age".to_owned(),
+        ValueKind::Size => "size (10MiB)".to_owned(),
+        ValueKind::Url => "URL".to_owned(),
+        ValueKind::Secret => "secret".to_owned(),
+        ValueKind::Section(_) => "mapping".to_owned(),
+        ValueKind::List(item) => format!("list: {}", describe_kind(item)),
+        ValueKind::OneOrMany(item) => format!("{}, or a list", describe_kind(item)),
+        ValueKind::Map(value) => format!("mapping of names to {}", describe_kind(value)),
+        ValueKind::Either(kinds) => kinds.iter().map(describe_kind).collect::<Vec<_>>().join(", or "),
     }
 }
 
+/// Escapes text for a cell of a table; code between backticks needs no escape but that of `|`.
 fn escape_cell(text: &str) -> String {
-    text.replace('|', "\\|").replace("**", "\\*\\*")
+    let parts = text.split('`').enumerate();
+    let escaped = parts.map(|(n, part)| if n % 2 == 0 { part.replace("**", "\\*\\*") } else { part.to_owned() });
+    escaped.collect::<Vec<_>>().join("`").replace('|', "\\|")
 }
 
 #[cfg(test)]

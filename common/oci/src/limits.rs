@@ -1,23 +1,23 @@
-//! Documented limits. A test writes the tables of `docs/explanation/security.md` and `docs/how-to/operating.md` from the constants listed
-//! in all crates, so that the documentation has the numbers of the code.
+//! Documented limits. A test writes the tables of `docs/reference/limits.md` from the constants listed in all crates, so
+//! that the documentation has the numbers of the code.
 
 use std::time::Duration;
 
 use crate::{Manifest, mask, retry};
 
-/// Documentation page that lists a limit.
+/// Table of the documentation that lists a limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DocsPage {
-    /// `docs/explanation/security.md`: limits on external input.
+    /// Limits on external input.
     Security,
-    /// `docs/how-to/operating.md`: times and sizes that operators meet.
+    /// Times and sizes that operators meet.
     Operating,
 }
 
 /// A row of a table of limits.
 #[derive(Clone, Debug)]
 pub struct Limit {
-    /// The page with the table.
+    /// The table with the limit.
     pub page: DocsPage,
     /// The limited quantity.
     pub subject: &'static str,

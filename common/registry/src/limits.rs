@@ -14,10 +14,10 @@ pub fn limits() -> Vec<Limit> {
         Limit::bytes(Security, "a page of tags", tags::MAX_PAGE_BYTES as u64, "the repository is not listed"),
         Limit::bytes(Security, "a page of a catalog", catalog::MAX_PAGE_BYTES as u64, "the registry is not listed"),
         Limit::count(Security, "entries of a listing", pagination::MAX_ENTRIES, "the repository is not listed"),
-        Limit::bytes(Security, "the texts of a listing", pagination::MAX_TEXTS_BYTES, "the repository is not listed"),
+        Limit::bytes(Security, "all strings of a listing", pagination::MAX_TEXTS_BYTES, "the repository is not listed"),
         Limit::bytes(
             Security,
-            "one text in a listing",
+            "a string in a listing",
             page_reader::MAX_TEXT_BYTES as u64,
             "the repository is not listed",
         ),
@@ -36,7 +36,7 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::count(
             Security,
-            "pages in a row with nothing new",
+            "consecutive pages without new entries",
             pagination::MAX_EMPTY_PAGES as u64,
             "the repository is not listed",
         ),
@@ -55,7 +55,7 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::time(
             Security,
-            "the response of a credential helper",
+            "waiting for a credential helper",
             HELPER_TIMEOUT,
             "the helper is killed; the task fails",
         ),
@@ -80,9 +80,9 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::time(
             Security,
-            "the body of an error answer",
+            "reading the body of an error response",
             response::ERROR_BODY_TIMEOUT,
-            "the error's text is what was received",
+            "the error shows what has been received",
         ),
     ]
 }

@@ -121,7 +121,7 @@ fn the_tables_of_the_documentation_are_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/presets.md");
     let kept = std::fs::read_to_string(path).unwrap();
     let mut presets =
-        "| preset | reads | targets are called | with `naming: original` | was once |\n|---|---|---|---|---|\n"
+        "| preset | source | target name | with `naming: original` | former location |\n|---|---|---|---|---|\n"
             .to_owned();
     for known in all() {
         for part in read(&known.name) {

@@ -103,12 +103,12 @@ mod tests {
 
     /// Rewritten by `UPDATE_DOCS=1 cargo nextest run -p imgsync advice`.
     #[test]
-    fn the_operating_page_explains_all_error_kinds() {
+    fn the_page_of_errors_explains_all_error_kinds() {
         let mut table = String::from("\n| kind | | what to do |\n|---|---|---|\n");
         for kind in ErrorKind::ALL {
             let _ = writeln!(table, "| `{}` | {} | {} |", kind.as_str(), title(kind), for_kind(kind));
         }
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/how-to/operating.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/errors.md");
         let page = std::fs::read_to_string(path).unwrap();
         let (before, rest) = page.split_once(BEGIN).expect("the page says where the table begins");
         let (_, after) = rest.split_once(END).expect("the page says where the table ends");

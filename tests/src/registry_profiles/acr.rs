@@ -13,9 +13,10 @@ pub(super) fn profile() -> RegistryProfile {
         other_repository: "mirror/other",
         login: ProfileLogin::IdentityToken("refresh-1"),
         settings: "",
-        required_setup: "nothing; behind a name of your own `chunk: 10MiB`",
-        quirks: "refresh tokens by POST, several scopes refused with 400, bodies above 20 MB cut (blobs go in PATCHes), a \
-                 PATCH sent again ends the session, `bytes a-b/c` refused, 429 on PUTs of manifests, blobs by 307",
+        required_setup: "nothing; behind a custom domain, `chunk: 10MiB`",
+        quirks: "refresh tokens by POST; several scopes get 400; request bodies are cut at 20 MB, so blobs go in \
+                 chunks; a repeated PATCH ends the upload session; `bytes a-b/c` is rejected; PUTs of manifests get \
+                 429; blobs redirect with 307",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

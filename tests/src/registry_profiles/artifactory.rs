@@ -14,8 +14,8 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "acme.jfrog.io", user: "mirror", password: "secret" },
         settings: "",
         required_setup: "nothing",
-        quirks: "403 for a tag that is missing, Link without the first part of the repository, HEADs that find blobs of all \
-                 repositories, `{\"details\":…}` as an error, blobs by 302",
+        quirks: "403 for a missing tag; Link omits the first part of the repository; HEADs find blobs of all \
+                 repositories; errors are `{\"details\":…}`; blobs redirect with 302",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

@@ -14,8 +14,9 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "registry.example.com", user: "mirror", password: "secret" },
         settings: "",
         required_setup: "nothing",
-        quirks: "several challenges, blobs by 307 to a signed URL that refuses `Authorization`, headers of 21 KB, POST with a \
-                 body only opens a session, a session that was cut is gone, cancelling wants `delete`, 522 of the CDN",
+        quirks: "several challenges; blobs redirect with 307 to a signed URL that rejects `Authorization`; 21 KB of \
+                 headers; a POST with a body only starts an upload session; an interrupted session is lost; cancelling \
+                 requires the `delete` scope; the CDN returns 522",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

@@ -17,9 +17,9 @@ pub(super) fn profile() -> RegistryProfile {
         // fault/vendor serves the vendor's API, which has a host of its own.
         settings: "listing: registry",
         required_setup: "nothing; log in for more pulls",
-        quirks: "API and tokens at hosts of their own, login under `https://index.docker.io/v1/`, GETs of manifests counted \
-                 (`ratelimit-*`), 429 as text when
-                 100 are used up, blobs by 307, no catalog, `origin` on mounts breaks it",
+        quirks: "API and token service on other hosts; credentials stored under `https://index.docker.io/v1/`; GETs of \
+                 manifests count as pulls (`ratelimit-*`); after 100 pulls, 429 as plain text; blobs redirect with \
+                 307; no catalog; mounts with `origin` fail",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

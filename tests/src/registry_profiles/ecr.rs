@@ -10,17 +10,20 @@ pub(super) fn profile() -> RegistryProfile {
         name: "ECR",
         registry: HOST,
         api: HOST,
-        other_hosts: &["prod-eu-west-1-starport-layer-bucket.s3.eu-west-1.amazonaws.com", "api.ecr.eu-west-1.amazonaws.com"],
+        other_hosts: &[
+            "prod-eu-west-1-starport-layer-bucket.s3.eu-west-1.amazonaws.com",
+            "api.ecr.eu-west-1.amazonaws.com",
+        ],
         repository: "mirror/app",
         other_repository: "mirror/other",
         login: ProfileLogin::Helper { user: "AWS", passwords: ["twelve-hours", "twelve-more"] },
         settings: "",
-        required_setup: "make the repositories, or `create: true`; use the credential helper `ecr-login`, a password of `aws ecr get-login-password` \
-                lasts 12 h",
-        quirks: "Basic with a password that runs out (403), repositories must be made, GET without a digest, `n` above 1000 \
-                 and `last` refused, opaque cursors, PATCH answers 201 and drops what follows, mounts of committed blobs \
-                 alone, tags that cannot be moved, limits for
-                 each kind of request, blobs by 307",
+        required_setup: "create the repositories, or `create: true`; use the credential helper `ecr-login`, because a \
+                         password of `aws ecr get-login-password` expires after 12 hours",
+        quirks: "Basic auth with a password that expires (403); repositories must exist; GETs without a digest header; \
+                 `n` above 1000 and `last` are rejected; opaque cursors; a PATCH gets 201 and later ones are dropped; \
+                 mounts only blobs that a manifest references; immutable tags; a rate limit for each kind of request; \
+                 blobs redirect with 307",
         takes_docker: true,
         makes_repositories: true,
         expires: true,
@@ -41,7 +44,10 @@ pub(super) fn profile() -> RegistryProfile {
                 .not_resumable()
                 .quirks(Quirks {
                     host: Some(HOST),
-                    expired_response: Some((403, "Your authorization token has expired. Reauthenticate and try again.")),
+                    expired_response: Some((
+                        403,
+                        "Your authorization token has expired. Reauthenticate and try again.",
+                    )),
                     next_password: Some("twelve-more"),
                     no_new_repositories: true,
                     create_api: Some(CreateApi::Ecr {
@@ -50,7 +56,11 @@ pub(super) fn profile() -> RegistryProfile {
                         key: ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
                         session: "of some/hours+==",
                     }),
-                    rates: &[(RequestType::ManifestPut, 10.0), (RequestType::UploadStart, 100.0), (RequestType::UploadMount, 100.0)],
+                    rates: &[
+                        (RequestType::ManifestPut, 10.0),
+                        (RequestType::UploadStart, 100.0),
+                        (RequestType::UploadMount, 100.0),
+                    ],
                     get_without_digest: true,
                     media_type_in_body: true,
                     immutable: &["mirror/fixed"],

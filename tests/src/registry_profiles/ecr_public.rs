@@ -13,9 +13,9 @@ pub(super) fn profile() -> RegistryProfile {
         other_repository: "a1b2c3/other",
         login: ProfileLogin::Password { key: "public.ecr.aws", user: "AWS", password: "secret" },
         settings: "",
-        required_setup: "make the repositories, or `create: true`",
-        quirks: "a token that has run out is answered 400 without a challenge, repositories must be made, GET without a \
-                 digest, opaque cursors, blobs by 307",
+        required_setup: "create the repositories, or `create: true`",
+        quirks: "an expired token gets 400 without a challenge; repositories must exist; GETs without a digest header; \
+                 opaque cursors; blobs redirect with 307",
         takes_docker: true,
         makes_repositories: true,
         expires: true,

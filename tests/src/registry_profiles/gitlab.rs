@@ -13,8 +13,9 @@ pub(super) fn profile() -> RegistryProfile {
         other_repository: "group/project/other",
         login: ProfileLogin::Password { key: "registry.gitlab.com", user: "deploy", password: "gldt-1" },
         settings: "",
-        required_setup: "make the project",
-        quirks: "401 for a repository that is not there yet, tokens of another host, blobs by 307, limits as text",
+        required_setup: "create the project",
+        quirks: "401 for a repository that does not exist yet; token service on another host; blobs redirect with 307; \
+                 rate limits are plain text",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

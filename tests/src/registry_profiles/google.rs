@@ -17,9 +17,10 @@ pub(super) fn profile() -> RegistryProfile {
             password: "{\"type\":\"service_account\"}",
         },
         settings: "",
-        required_setup: "nothing; `_json_key` or the helper `gcloud` logs in",
-        quirks: "tokens at `/v2/token`, one scope a token (several: 403), 401 without a challenge but for `/v2/`, one PATCH \
-                 only, listings with digests, children and times, blobs by 302",
+        required_setup: "nothing; log in with `_json_key` or the helper `gcloud`",
+        quirks: "token service at `/v2/token`; one scope per token (several get 403); 401 without a challenge except \
+                 at `/v2/`; only one PATCH per upload; listings contain digests, children and times; blobs redirect \
+                 with 302",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

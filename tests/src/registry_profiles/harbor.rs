@@ -13,9 +13,10 @@ pub(super) fn profile() -> RegistryProfile {
         other_repository: "mirror/other",
         login: ProfileLogin::Password { key: "harbor.example.com", user: "robot$mirror", password: "secret" },
         settings: "",
-        required_setup: "make the project, or `create: true`",
-        quirks: "projects must be made (401), HEAD and GET differ in length, unknown manifests as `NOT_FOUND`, a mount that fails is 404, no token for who \
-                 asks for `offline_token`; as a target its manifests are never GET, which it would count as pulls",
+        required_setup: "create the project, or `create: true`",
+        quirks: "projects must exist (401); HEAD and GET return different lengths; `NOT_FOUND` for unknown manifests; \
+                 a failed mount gets 404; no token if `offline_token` is requested; GETs of manifests at the target \
+                 would count as pulls, so imgsync sends none",
         takes_docker: true,
         makes_repositories: true,
         expires: true,

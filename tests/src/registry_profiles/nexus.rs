@@ -14,8 +14,8 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "nexus.example.com", user: "admin", password: "secret" },
         settings: "",
         required_setup: "nothing",
-        quirks: "HEADs of manifests answered 404 by tag and without a digest by digest, Link with `http:` behind TLS, Basic, \
-                 web pages as errors",
+        quirks: "HEADs of manifests get 404 by tag, and no digest header by digest; Link has `http:` behind TLS; Basic \
+                 auth; errors are web pages",
         takes_docker: true,
         makes_repositories: false,
         expires: false,

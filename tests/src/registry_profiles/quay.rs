@@ -14,8 +14,8 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "quay.io", user: "team+robot", password: "secret" },
         settings: "",
         required_setup: "nothing",
-        quirks: "tokens at `/v2/auth`, no token at all for who asks for `delete` or for several scopes, a mount wants `from`, pages of 50, a very \
-                 large `n` answered 413, blobs by 302",
+        quirks: "token service at `/v2/auth`; no token if `delete` or several scopes are requested; mounts require \
+                 `from`; pages of 50; a very large `n` gets 413; blobs redirect with 302",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

@@ -13,8 +13,9 @@ pub(super) fn profile() -> RegistryProfile {
         other_repository: "mirror/other",
         login: ProfileLogin::None,
         settings: "",
-        required_setup: "at zot: `\"compat\": [\"docker2s2\"]` under `http`, for images of Docker's types",
-        quirks: "Docker's media types refused with 415, limits as text, referrers by its API",
+        required_setup: "in zot's configuration, `\"compat\": [\"docker2s2\"]` under `http`, for images with Docker's \
+                         media types",
+        quirks: "Docker's media types get 415; rate limits are plain text; referrers API",
         takes_docker: false,
         makes_repositories: false,
         expires: false,

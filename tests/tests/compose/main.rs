@@ -55,7 +55,7 @@ fn nothing_starts_without_passwords(compose: &Compose) {
     assert!(compose.containers("redis").is_empty());
 }
 
-/// The steps of docs/how-to/cluster.md: fill in `.env`, run `docker-compose up`, look.
+/// The steps of docs/tutorial/first-cluster.md: fill in `.env`, run `docker-compose up`, look.
 async fn a_new_user_sees_a_batch_copied(compose: &Compose) {
     compose.write_env(true, None);
     compose.compose(&["up", "-d", "--scale", "worker=2"]);

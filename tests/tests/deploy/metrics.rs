@@ -133,10 +133,10 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
         assert!(missing.is_empty(), "{what} asks for {missing:?}, which nobody exports:\n{exported:#?}");
     }
     // Vice versa: the documentation lists every exported name.
-    let page = std::fs::read_to_string(deploy("../docs/how-to/operating.md")).unwrap();
+    let page = std::fs::read_to_string(deploy("../docs/reference/metrics.md")).unwrap();
     for name in exported.iter().filter(|name| name.starts_with("imgsync_")) {
         let base = name.trim_end_matches("_bucket").trim_end_matches("_count").trim_end_matches("_sum");
-        assert!(page.contains(&format!("`{base}")), "docs/how-to/operating.md does not name {base}");
+        assert!(page.contains(&format!("`{base}")), "docs/reference/metrics.md does not name {base}");
     }
 }
 
@@ -186,10 +186,10 @@ fn the_alerts_are_taken_by_prometheus_and_each_fires() {
     let story = deploy("prometheus/alerts.test.yml");
     assert_success(&tool(Command::new("promtool").args(["test", "rules"]).arg(story), "prometheus").unwrap());
     let (rules, stories) = (read("prometheus/alerts.yml"), read("prometheus/alerts.test.yml"));
-    let page = std::fs::read_to_string(deploy("../docs/how-to/operating.md")).unwrap();
+    let page = std::fs::read_to_string(deploy("../docs/how-to/alerts.md")).unwrap();
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(stories.contains(&format!("name: {alert}\n")), "{alert} has no story in which it fires");
-        assert!(page.contains(&format!("### {alert}\n")), "{alert} is not explained in docs/how-to/operating.md");
+        assert!(page.contains(&format!("### {alert}\n")), "{alert} is not explained in docs/how-to/alerts.md");
     }
 }
 

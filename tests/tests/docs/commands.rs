@@ -161,10 +161,9 @@ async fn run_block(program: &Imgsync, lines: &[String], inside: &Path) -> String
     format!("{}{}", shell.stdout, shell.stderr)
 }
 
-#[tokio::test]
-async fn the_first_commands_of_getting_started_work_as_they_stand() {
+/// Copies the example of the quick start to a folder of its own, since it writes next to its configuration.
+fn program_beside_the_quick_start() -> Imgsync {
     let program = Imgsync::new();
-    // A copy of the folders that they need, since they write next to them.
     for folder in ["examples/images/blobs/sha256", "target"] {
         std::fs::create_dir_all(program.work_dir().join(folder)).unwrap();
     }
@@ -175,6 +174,22 @@ async fn the_first_commands_of_getting_started_work_as_they_stand() {
     for blob in std::fs::read_dir(root().join("examples/images/blobs/sha256")).unwrap() {
         copy(&format!("examples/images/blobs/sha256/{}", blob.unwrap().file_name().to_str().unwrap()));
     }
+    program
+}
+
+#[tokio::test]
+async fn the_first_command_of_the_readme_works_without_a_network() {
+    let program = program_beside_the_quick_start();
+    let first: Vec<String> = blocks(&read("README.md"))[0].1.clone();
+    assert_eq!(first, ["cargo run --release -- run -c examples/quickstart.yaml"]);
+    let built: Vec<String> = first.iter().map(|line| line.replace("cargo run --release --", "imgsync")).collect();
+    run_block(&program, &built, &program.work_dir()).await;
+    assert!(program.work_dir().join("target/quickstart/index.json").exists());
+}
+
+#[tokio::test]
+async fn the_first_commands_of_getting_started_work_as_they_stand() {
+    let program = program_beside_the_quick_start();
     let said = run_block(
         &program,
         &block_with("docs/tutorial/getting-started.md", "imgsync run -c examples/quickstart.yaml"),

@@ -36,6 +36,14 @@ fn both_readmes_have_the_same_sections_tables_and_links() {
 }
 
 #[test]
+fn both_readmes_are_shorter_than_150_lines() {
+    for path in ["README.md", "README.zh-CN.md"] {
+        let lines = read(path).lines().count();
+        assert!(lines < 150, "{path} has {lines} lines: move details to docs");
+    }
+}
+
+#[test]
 fn a_command_that_one_readme_lacks_is_noticed() {
     let page = "a\n```\nimgsync run   # does it\n# a remark\n```\n";
     assert_eq!(code(page), [["imgsync run"]]);

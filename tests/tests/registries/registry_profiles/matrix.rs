@@ -21,9 +21,9 @@ const SCENARIOS: [&str; 9] = [
 
 fn row(profile: &RegistryProfile) -> String {
     let cell = |story: &&str| match *story {
-        "fresh" if !profile.takes_docker => "both; Docker's types refused",
-        "large layer" if profile.chunk.is_some() => "both, in pieces",
-        "expired token" if !profile.expires => "none there",
+        "fresh" if !profile.takes_docker => "both; rejects Docker's media types",
+        "large layer" if profile.chunk.is_some() => "both, in chunks",
+        "expired token" if !profile.expires => "tokens do not expire",
         "listed" => "source",
         _ => "both",
     };
@@ -32,11 +32,11 @@ fn row(profile: &RegistryProfile) -> String {
 }
 
 fn render_matrix() -> String {
-    let mut text = format!("{BEGIN_MARKER}\n\n| registry | what to do | {} |\n", SCENARIOS.join(" | "));
+    let mut text = format!("{BEGIN_MARKER}\n\n| registry | setup | {} |\n", SCENARIOS.join(" | "));
     text.push_str(&format!("|{}\n", "---|".repeat(SCENARIOS.len() + 2)));
     let all = registry_profiles::all();
     all.iter().for_each(|profile| text.push_str(&row(profile)));
-    text.push_str("\nWhat is played of each:\n\n");
+    text.push_str("\nThe simulations contain these quirks:\n\n");
     for profile in &all {
         text.push_str(&format!("* **{}**: {}.\n", profile.name, profile.quirks));
     }

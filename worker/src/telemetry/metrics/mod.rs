@@ -1,4 +1,4 @@
-//! Prometheus metrics of the process: updated by events, exposed at `/metrics`. `docs/how-to/operating.md` lists all names.
+//! Prometheus metrics of the process: updated by events, exposed at `/metrics`. `docs/reference/metrics.md` lists all names.
 //!
 //! Labels are bounded: outcomes, error kinds and statuses by their sets, registries by [`MAX_REGISTRY_LABELS`].
 
