@@ -151,9 +151,13 @@ fn a_name_of_a_provider_is_told_from_other_words() {
 
 #[test]
 fn each_listing_api_is_in_the_pages() {
-    let (pages, schema) = (markdown::read("docs/registries.md"), markdown::read("docs/configuration.md"));
+    let (pages, schema) =
+        (markdown::read("docs/reference/registries.md"), markdown::read("docs/reference/configuration.md"));
     for name in providers::listing_names() {
-        assert!(pages.contains(&format!("`{name}`")), "docs/registries.md does not say what `listing: {name}` is");
-        assert!(schema.contains(name), "docs/configuration.md does not list `{name}`");
+        assert!(
+            pages.contains(&format!("`{name}`")),
+            "docs/reference/registries.md does not say what `listing: {name}` is"
+        );
+        assert!(schema.contains(name), "docs/reference/configuration.md does not list `{name}`");
     }
 }
