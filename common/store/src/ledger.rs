@@ -441,7 +441,16 @@ pub trait Ledger: Send + Sync {
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>>;
 
     /// Returns batches, newest first.
-    async fn batches(&self, limit: usize) -> Result<Vec<Batch>>;
+    async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
+        self.batches_before(None, limit).await
+    }
+
+    /// Returns batches older than this one, newest first; the newest ones if `None`. The batch need not exist.
+    async fn batches_before(&self, before: Option<BatchId>, limit: usize) -> Result<Vec<Batch>>;
+
+    /// Returns the newest batches of each of these rules, at most `each`, in one read: in the order of the rules, newest
+    /// first. With `before`, only batches older than that one.
+    async fn newest_batches(&self, rules: &[Digest], before: Option<BatchId>, each: usize) -> Result<Vec<Batch>>;
 
     /// Returns the newest batch of these rules that is running or paused.
     async fn find_unfinished(&self, rules: &Digest) -> Result<Option<BatchId>>;

@@ -54,6 +54,7 @@ macro_rules! store_contract_tests {
             a_cancelled_batch_accepts_no_segments,
             a_later_batch_supersedes_an_earlier_one,
             batches_are_found_by_id_prefix,
+            the_newest_batches_of_each_rule_are_read_at_once,
             listing_failures_are_recorded,
             failures_and_tasks_are_read_page_by_page,
             old_batches_are_removed_whole

@@ -178,6 +178,32 @@ pub async fn batches_are_found_by_id_prefix(subject: StoreUnderTest) {
     assert_eq!(subject.store.resolve("%").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+pub async fn the_newest_batches_of_each_rule_are_read_at_once(subject: StoreUnderTest) {
+    let rules = [b"a", b"b", b"c"].map(|name| Digest::sha256(name));
+    let mut ids = Vec::new();
+    for number in 0..8u8 {
+        let id = BatchId::from_bytes([number, 0, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 9]);
+        let rules = rules[usize::from(number % 2)].clone();
+        subject.store.create(NewBatch { id, rules, ..new_batch() }).await.unwrap();
+        ids.push(id);
+    }
+    let newest = async |rules: &[Digest], before, each| -> Vec<BatchId> {
+        let found = subject.store.newest_batches(rules, before, each).await.unwrap();
+        found.iter().map(|batch| batch.id).collect()
+    };
+    assert_eq!(newest(&rules, None, 2).await, [ids[6], ids[4], ids[7], ids[5]], "by rule, the newest first");
+    assert_eq!(newest(&rules[1..2], Some(ids[5]), 9).await, [ids[3], ids[1]]);
+    assert_eq!(newest(&rules[..1], Some(ids[5]), 1).await, [ids[4]], "the bound may be a batch of another rule");
+    assert_eq!(newest(&rules[2..], None, 9).await, []);
+    assert_eq!(newest(&[], None, 9).await, []);
+    let page = subject.store.batches_before(Some(ids[3]), 2).await.unwrap();
+    assert_eq!(page.iter().map(|batch| batch.id).collect::<Vec<_>>(), [ids[2], ids[1]]);
+    subject.store.cancel(ids[6]).await.unwrap();
+    (subject.advance)(std::time::Duration::from_secs(1));
+    subject.store.remove_before((subject.now)()).await.unwrap();
+    assert!(!newest(&rules[..1], None, 9).await.contains(&ids[6]), "a removed batch leaves the history");
+}
+
 pub async fn listing_failures_are_recorded(subject: StoreUnderTest) {
     let batch = subject.create_batch(1).await;
     for (repository, kind) in

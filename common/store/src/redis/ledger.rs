@@ -19,6 +19,12 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 /// Tasks per script call.
 const TASKS_PER_CALL: usize = 1_000;
 
+/// Adds a command that returns the newest ids of a sorted set of batches, below an id if there is one.
+fn push_newest(pipe: &mut redis::Pipeline, key: &str, before: Option<BatchId>, limit: usize) {
+    let below = before.map_or_else(|| "+".to_owned(), |before| format!("({before}"));
+    pipe.cmd("ZRANGE").arg(key).arg(below).arg("-").arg("BYLEX").arg("REV").arg("LIMIT").arg(0).arg(limit);
+}
+
 #[async_trait]
 impl Ledger for RedisStore {
     async fn create(&self, batch: NewBatch) -> Result<()> {
@@ -322,12 +328,24 @@ impl Ledger for RedisStore {
         self.read_batch(batch).await
     }
 
-    async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
+    async fn batches_before(&self, before: Option<BatchId>, limit: usize) -> Result<Vec<Batch>> {
         let mut pipe = redis::pipe();
-        let last = isize::try_from(limit).unwrap_or(isize::MAX) - 1;
-        pipe.zrevrange(self.key("batches"), 0, last);
+        push_newest(&mut pipe, &self.key("batches"), before, limit);
         let (ids,): (Vec<String>,) = self.query("listing batches", &pipe).await?;
         let ids: Vec<BatchId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        self.read_batches(&ids).await
+    }
+
+    async fn newest_batches(&self, rules: &[Digest], before: Option<BatchId>, each: usize) -> Result<Vec<Batch>> {
+        if rules.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for rules in rules {
+            push_newest(&mut pipe, &self.key(&format!("history:{rules}")), before, each);
+        }
+        let ids: Vec<Vec<String>> = self.query("listing batches of rules", &pipe).await?;
+        let ids: Vec<BatchId> = ids.iter().flatten().filter_map(|id| id.parse().ok()).collect();
         self.read_batches(&ids).await
     }
 

@@ -7,6 +7,10 @@ redis.call('HSET', b, 'id', ARGV[2], 'state', BATCH_RUNNING, 'run', 0, 'last_tok
     's0', 0, 's1', 0, 's2', 0, 's3', 0, 's4', 0, 's5', 0, 's6', 0, 's7', 0)
 redis.call('ZADD', KEYS[2], 0, ARGV[2])
 redis.call('SADD', string.match(b, '^(.*){') .. 'unfinished:' .. ARGV[3], ARGV[2])
+local history = string.match(b, '^(.*){') .. 'history:' .. ARGV[3]
+redis.call('ZADD', history, 0, ARGV[2])
+redis.call('ZREMRANGEBYRANK', history, 0, -1 - MAX_HISTORY)
+redis.call('EXPIRE', history, HISTORY_TTL_SECONDS)
 if ARGV[5] ~= '' then
     redis.call('HSET', b, 'supersedes', ARGV[5])
     stop_batch(KEYS[3], BATCH_SUPERSEDED, time)

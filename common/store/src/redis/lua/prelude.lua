@@ -41,6 +41,8 @@ local NEW, QUEUED, RUNNING, RETRY, COPIED, UNCHANGED, FAILED, CANCELLED = 0, 1, 
 local BATCH_RUNNING, BATCH_PAUSED, BATCH_CANCELLED, BATCH_SUPERSEDED, BATCH_DONE = 0, 1, 2, 3, 4
 -- 30 days, in seconds.
 local BATCH_TTL_SECONDS = 2592000
+-- Maximum number of batches in the run history of a rule, and its TTL after the last batch: 180 days, in seconds.
+local MAX_HISTORY, HISTORY_TTL_SECONDS = 1000, 15552000
 -- TTL of requests that add, in milliseconds: longer than the longest retry of a call.
 local REQUEST_TTL_MS = 7200000
 -- Maximum number of time buckets, their initial width in milliseconds, and the number of slowest tasks kept.

@@ -15,5 +15,6 @@ for _, lease in ipairs(redis.call('HVALS', b .. KEY_SUFFIXES.leases)) do
 end
 for _, suffix in pairs(KEY_SUFFIXES) do redis.call('UNLINK', b .. suffix) end
 redis.call('ZREM', KEYS[2], ARGV[2])
+redis.call('ZREM', string.match(b, '^(.*){') .. 'history:' .. found[3], ARGV[2])
 redis.call('SREM', string.match(b, '^(.*){') .. 'unfinished:' .. found[3], ARGV[2])
 return 1

@@ -188,8 +188,13 @@ impl Ledger for SqliteStore {
         self.read(format!("reading batch {batch}"), move |c| queries::find_batch(c, batch)).await
     }
 
-    async fn batches(&self, limit: usize) -> Result<Vec<Batch>> {
-        self.read("listing batches", move |c| queries::batches(c, limit)).await
+    async fn batches_before(&self, before: Option<BatchId>, limit: usize) -> Result<Vec<Batch>> {
+        self.read("listing batches", move |c| queries::batches(c, before, limit)).await
+    }
+
+    async fn newest_batches(&self, rules: &[Digest], before: Option<BatchId>, each: usize) -> Result<Vec<Batch>> {
+        let rules = rules.to_vec();
+        self.read("listing batches of rules", move |c| queries::newest_batches(c, &rules, before, each)).await
     }
 
     async fn find_unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {

@@ -27,15 +27,42 @@ pub(super) fn find_batch(connection: &Connection, id: BatchId) -> Result<Option<
     rows.next()?.map(read_batch).transpose()
 }
 
-pub(super) fn batches(connection: &Connection, limit: usize) -> Result<Vec<Batch>, SqliteError> {
-    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch ORDER BY id DESC LIMIT ?1");
+pub(super) fn batches(
+    connection: &Connection,
+    before: Option<BatchId>,
+    limit: usize,
+) -> Result<Vec<Batch>, SqliteError> {
+    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE id < ?1 ORDER BY id DESC LIMIT ?2");
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([to_sql_integer(limit as u64)])?;
+    let mut rows = statement.query((bound(before), to_sql_integer(limit as u64)))?;
     let mut batches = Vec::new();
     while let Some(row) = rows.next()? {
         batches.push(read_batch(row)?);
     }
     Ok(batches)
+}
+
+pub(super) fn newest_batches(
+    connection: &Connection,
+    rules: &[Digest],
+    before: Option<BatchId>,
+    each: usize,
+) -> Result<Vec<Batch>, SqliteError> {
+    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE rules = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut batches = Vec::new();
+    for rules in rules {
+        let mut rows = statement.query((rules.to_string(), bound(before), to_sql_integer(each as u64)))?;
+        while let Some(row) = rows.next()? {
+            batches.push(read_batch(row)?);
+        }
+    }
+    Ok(batches)
+}
+
+/// Returns the id that all wanted batches are below. Blobs compare byte by byte, and a longer one is greater.
+fn bound(before: Option<BatchId>) -> Vec<u8> {
+    before.map_or_else(|| vec![0xff; 17], |before| before.as_bytes().to_vec())
 }
 
 fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteError> {
