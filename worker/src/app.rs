@@ -137,6 +137,8 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let events = TaskEvents::fan_out(vec![TaskLog::new() as Arc<dyn TaskObserver>, metrics.clone()]);
     let worker = ClusterWorker::new(&name, &cluster, &client, (slots, cli.attempts), scope, events)
         .with_metrics(worker_metrics)
+        // A worker without a file has nothing to compare.
+        .with_config_hash((config != Config::default()).then(|| config.worker_hash()))
         .with_lease(Duration::from_secs(cli.lease))
         .with_monthly_quota(config.monthly_quota.map(MonthlyQuota::new));
     let over = CancellationToken::new();

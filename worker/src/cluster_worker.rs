@@ -39,6 +39,7 @@ pub struct ClusterWorker {
     monthly_quota: Option<MonthlyQuota>,
     events: TaskEvents,
     started_at: Timestamp,
+    config_hash: Option<String>,
     metrics: WorkerMetrics,
 }
 
@@ -104,6 +105,7 @@ impl ClusterWorker {
             monthly_quota: None,
             events,
             started_at,
+            config_hash: None,
             metrics: WorkerMetrics::default(),
         }
     }
@@ -119,6 +121,13 @@ impl ClusterWorker {
     #[must_use]
     pub fn with_metrics(mut self, metrics: WorkerMetrics) -> ClusterWorker {
         self.metrics = metrics;
+        self
+    }
+
+    /// Sets the hash of the configuration, which heartbeats report.
+    #[must_use]
+    pub fn with_config_hash(mut self, hash: Option<String>) -> ClusterWorker {
+        self.config_hash = hash;
         self
     }
 
@@ -183,6 +192,7 @@ impl ClusterWorker {
             host: crate::host_name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
+            config_hash: self.config_hash.clone(),
             slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
             draining,
             running: self.runner.running_tasks(),

@@ -22,6 +22,16 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
+    /// Returns the URL under which others reach the dashboard: that of the first proxy, which has TLS, else the listen
+    /// address. None if neither is known.
+    pub fn dashboard_url(&self) -> Option<String> {
+        let at_address = || {
+            let address = self.listen.filter(|address| !address.ip().is_unspecified() && address.port() != 0)?;
+            Some(format!("http://{address}"))
+        };
+        self.hosts.first().map(|host| format!("https://{host}")).or_else(at_address)
+    }
+
     /// Returns why a text is too weak for a token; `None` if it is not.
     pub fn token_weakness(text: &str) -> Option<String> {
         if text.chars().any(|c| !c.is_ascii_graphic()) {
@@ -73,6 +83,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode) -> ServeConfig {
 #[cfg(test)]
 mod tests {
     use super::super::{Config, ConfigFile};
+    use super::ServeConfig;
 
     fn read(serve: &str) -> Result<Config, String> {
         let text = format!("serve: {serve}\n");
@@ -100,5 +111,14 @@ mod tests {
             let said = read(written).unwrap_err();
             assert!(said.contains(wanted) && !said.contains("hush"), "{said}");
         }
+    }
+
+    #[test]
+    fn others_reach_the_dashboard_by_the_first_proxy_or_the_address() {
+        let url = |serve: &str| read(serve).unwrap().serve.dashboard_url();
+        assert_eq!(url("{hosts: [sync.example, b.example]}").as_deref(), Some("https://sync.example"));
+        assert_eq!(url("{listen: '10.0.0.7:8080'}").as_deref(), Some("http://10.0.0.7:8080"));
+        assert_eq!(url("{listen: '0.0.0.0:8080'}"), None, "no address that others can use");
+        assert_eq!(ServeConfig::default().dashboard_url(), None);
     }
 }

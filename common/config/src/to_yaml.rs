@@ -10,6 +10,7 @@ mod scalar;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use imgsync_model::canonical::Canonical;
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 use serde::Serialize;
 
@@ -19,6 +20,11 @@ use self::rule::RuleView;
 pub use self::scalar::{YamlList, YamlNumber, YamlText, is_empty_list, yaml_list};
 use super::{ClusterConfig, Config, NotifyConfig, ReportConfig, ServeConfig};
 
+/// Domain and version of [`Config::worker_hash`].
+const WORKER_HASH_DOMAIN: &str = "imgsync worker configuration 1";
+/// Hex digits of [`Config::worker_hash`].
+const WORKER_HASH_LENGTH: usize = 12;
+
 /// Replacement for a secret, and for values that are easily mistaken for one.
 const MASK: &str = "***";
 
@@ -26,6 +32,19 @@ impl Config {
     /// Returns the configuration as YAML that can be read again; secrets are `***`.
     pub fn to_yaml_redacted(&self) -> String {
         to_yaml(&ConfigView::from(self))
+    }
+
+    /// Returns a hash of what workers use of the configuration: the settings of registries without their secrets, and
+    /// the targets. A coordinator and a worker with different hashes do not use the same file.
+    pub fn worker_hash(&self) -> String {
+        let registries: BTreeMap<&str, RegistryView> =
+            self.registries.iter().map(|(name, settings)| (name.as_str(), settings.into())).collect();
+        let targets = self.default_targets.iter().chain(self.rules.iter().flat_map(|rule| &rule.to));
+        let hash = Canonical::default()
+            .field(1, to_yaml(&registries))
+            .set(2, targets.map(ToString::to_string))
+            .digest(WORKER_HASH_DOMAIN);
+        hash.hex()[..WORKER_HASH_LENGTH].to_owned()
     }
 }
 
@@ -284,5 +303,18 @@ serve: {listen: '[::1]:80', hosts: a.example}
             again.line = rule.line;
         }
         assert_eq!((&config.rules, &config.report, &config.serve), (&again.rules, &again.report, &again.serve));
+    }
+
+    #[test]
+    fn the_worker_hash_is_that_of_registries_and_targets_without_secrets() {
+        let hash = |registries: &str, rule: &str| {
+            let text = format!("registries: {{gcr.io: {registries}}}\nrules:\n- {{from: gcr.io/a/b, {rule}}}\n");
+            let file = ConfigFile { name: "c.yaml", text: &text, environment: &|_| None, presets: None };
+            Config::read(&file).unwrap().worker_hash()
+        };
+        let known = hash("{username: u, password: one}", "to: r.example/m");
+        assert_eq!(known, hash("{username: u, password: two}", "to: r.example/m, schedule: {every: 1h}, name: n"));
+        assert_ne!(known, hash("{username: u, password: one, concurrency: 3}", "to: r.example/m"));
+        assert_ne!(known, hash("{username: u, password: one}", "to: r.example/other"));
     }
 }

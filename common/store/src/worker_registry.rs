@@ -27,6 +27,9 @@ pub struct Heartbeat {
     pub version: String,
     /// When the process started.
     pub started_at: Timestamp,
+    /// Hash of the part of its configuration that workers use (`Config::worker_hash`); `None` without a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_hash: Option<String>,
     /// Maximum number of concurrent tasks.
     pub slots: u32,
     /// Whether it drains: it takes no more tasks, and exits when the running ones have ended.

@@ -101,7 +101,7 @@ async fn open_routes(store: &dyn Store, batch: &Batch) -> Result<BTreeSet<Route>
 }
 
 /// Returns each worker's reason if no worker serves a route, and `None` if one does.
-pub(super) fn unserved_reasons(workers: &[Heartbeat], route: &Route) -> Option<Vec<String>> {
+pub(crate) fn unserved_reasons(workers: &[Heartbeat], route: &Route) -> Option<Vec<String>> {
     let mut reasons = Vec::new();
     for worker in workers.iter().filter(|worker| !worker.draining) {
         let unserved = worker.unserved.iter().find(|unserved| unserved.route == *route)?;
@@ -123,6 +123,7 @@ mod tests {
             host: "here".into(),
             version: "3".into(),
             started_at: Timestamp::UNIX_EPOCH,
+            config_hash: None,
             slots: 1,
             draining: false,
             running: Vec::new(),

@@ -71,6 +71,7 @@ impl LocalWorker {
                 host: imgsync_worker::host_name(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 started_at,
+                config_hash: None,
                 slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
                 draining: stop.drain.is_cancelled(),
                 running: worker.running_tasks(),

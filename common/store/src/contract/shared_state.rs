@@ -309,6 +309,7 @@ fn heartbeat(worker: &str, slots: u32) -> Heartbeat {
         host: "here".into(),
         version: "3.0.0".into(),
         started_at: Timestamp::from_second(1_767_225_600).unwrap(),
+        config_hash: None,
         slots,
         draining: false,
         running: Vec::new(),

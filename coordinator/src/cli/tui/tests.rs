@@ -43,6 +43,7 @@ pub(in crate::cli) fn sample_screen() -> BatchScreen {
         host: "here".to_owned(),
         version: "3".to_owned(),
         started_at: Timestamp::now(),
+        config_hash: None,
         slots: 4,
         draining: false,
         running: Vec::new(),
