@@ -28,6 +28,16 @@ pub enum BatchStatus {
 }
 
 impl BatchStatus {
+    /// All statuses.
+    pub const ALL: [BatchStatus; 6] = [
+        BatchStatus::Running,
+        BatchStatus::Paused,
+        BatchStatus::Cancelled,
+        BatchStatus::Superseded,
+        BatchStatus::Done,
+        BatchStatus::Interrupted,
+    ];
+
     /// Returns the name used in JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {

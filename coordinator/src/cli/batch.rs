@@ -189,7 +189,8 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
         BatchCommand::Report { id, report } => {
             // The configured file is for runs.
             let wanted = report.resolve(&settings.without_report())?;
-            write_report(&*store().await?, &id, (&wanted, report.report_name.as_deref()), printer).await
+            let dashboard = settings.config.serve.dashboard_url();
+            write_report(&*store().await?, &id, (&wanted, report.report_name.as_deref()), dashboard, printer).await
         }
     }
 }
@@ -332,10 +333,12 @@ async fn write_report(
     store: &dyn Store,
     id: &BatchSelector,
     (options, name): (&ReportOptions, Option<&str>),
+    dashboard: Option<String>,
     printer: &Printer,
 ) -> Result<Exit> {
     let id = resolve(store, id).await?;
     let mut report = Report::load(store, id).await?;
+    report.dashboard = dashboard;
     if let Some(name) = name {
         report.title = name.to_owned();
     }

@@ -180,7 +180,8 @@ pub(crate) fn build_notifier(args: &RunArgs, settings: &Settings, printer: &Prin
         true => NotifyConfig::default(),
         false => args.notify.resolve(&settings.config.notify, printer),
     };
-    Notifier::new(&notify_config, settings.folder(), args.retry.retry_delay)
+    let notifier = Notifier::new(&notify_config, settings.folder(), args.retry.retry_delay)?;
+    Ok(notifier.with_dashboard(settings.config.serve.dashboard_url()))
 }
 
 /// Rejects image layouts: a layout is on one machine, and tasks run on others.
@@ -414,6 +415,7 @@ impl<'a> RunContext<'a> {
     ) -> Result<Exit> {
         let id = ended.batch.id;
         let mut report = Report::load(&*self.backend.store, id).await?;
+        report.dashboard = self.settings.config.serve.dashboard_url();
         if let Some(name) = name {
             report.title = name.to_owned();
         }

@@ -132,7 +132,8 @@ pub(crate) async fn deliver(
     let mut rounds: u32 = 0;
     while !stop.is_cancelled() {
         let notifier = notifier();
-        let report = Report::load(&**store, id).await?;
+        let mut report = Report::load(&**store, id).await?;
+        report.dashboard = notifier.dashboard().map(str::to_owned);
         if notifier.is_empty() || report.batch.ended_at.is_none() {
             return Ok(false);
         }

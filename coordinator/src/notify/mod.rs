@@ -43,6 +43,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(90);
 pub struct Notifier {
     targets: Vec<Box<dyn NotificationTarget>>,
     throttle_threshold: Duration,
+    dashboard: Option<String>,
 }
 
 impl Notifier {
@@ -57,7 +58,20 @@ impl Notifier {
             rate_limit_timeout: Duration::ZERO,
         };
         let context = TargetContext { folder, policy, http: HttpSender::new(policy) };
-        Ok(Notifier { targets: build_targets(notify, &context)?, throttle_threshold: notify.throttled })
+        let targets = build_targets(notify, &context)?;
+        Ok(Notifier { targets, throttle_threshold: notify.throttled, dashboard: None })
+    }
+
+    /// Sets the URL of the dashboard, to which notifications link.
+    #[must_use]
+    pub fn with_dashboard(mut self, url: Option<String>) -> Notifier {
+        self.dashboard = url;
+        self
+    }
+
+    /// Returns the URL of the dashboard, if it is known.
+    pub(crate) fn dashboard(&self) -> Option<&str> {
+        self.dashboard.as_deref()
     }
 
     /// Returns whether there are no targets.

@@ -32,6 +32,7 @@ mod unchanged_filter;
 pub(crate) use admission::Obstacle;
 pub use admission::{Admission, AdmissionResult, StartPermit};
 pub use backend::Backend;
+pub(crate) use coverage::unserved_reasons;
 pub use coverage::{WorkerCoverage, rate_limit_messages};
 pub use digest_tags::DigestTagIndex;
 #[cfg(test)]

@@ -1,6 +1,45 @@
 //! Titles of the error kinds, and advice on each.
 
 use imgsync_oci::error::ErrorKind;
+use serde::Serialize;
+
+/// What to do with images that failed with an error kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NextStep {
+    /// Requeue them: the error may pass by itself.
+    Requeue,
+    /// Remove the cause, then requeue them.
+    FixAndRequeue,
+    /// Change the rule or the source, then run again: the plan itself is outdated, and requeuing repeats the error.
+    ChangeAndRun,
+}
+
+/// Returns what to do with images that failed with an error kind.
+pub(crate) fn next_step(kind: ErrorKind) -> NextStep {
+    match kind {
+        ErrorKind::TokenExpired
+        | ErrorKind::RateLimited
+        | ErrorKind::Unreachable
+        | ErrorKind::TimedOut
+        | ErrorKind::ServerError
+        | ErrorKind::Incomplete => NextStep::Requeue,
+        ErrorKind::Denied
+        | ErrorKind::Refused
+        | ErrorKind::Corrupt
+        | ErrorKind::InvalidResponse
+        | ErrorKind::Insecure
+        | ErrorKind::Local => NextStep::FixAndRequeue,
+        ErrorKind::NotFound
+        | ErrorKind::Unsupported
+        | ErrorKind::Outdated
+        | ErrorKind::Invalid
+        | ErrorKind::Collision
+        | ErrorKind::Immutable
+        | ErrorKind::Differs
+        | ErrorKind::Cancelled => NextStep::ChangeAndRun,
+    }
+}
 
 /// Returns the title of an error kind.
 pub(crate) fn title(kind: ErrorKind) -> &'static str {

@@ -3,16 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_store::{FailedTask, TaskRow, TimeBucket};
 use jiff::Timestamp;
 
+use super::advice::{self, NextStep};
+use super::failure_groups::answering_registries;
 use super::view::{
     OutcomeCounts, ReportData, ReportEmptyRule, ReportFailedImage, ReportFailureGroup, ReportFailures, ReportImage,
     ReportPrunedTag, ReportRoute, ReportRule, ReportSlowTask, ReportTimeline, ReportTimelineBucket, ReportUnlisted,
     ReportWorker, Truncated,
 };
-use super::{Report, ReportLevel, advice};
+use super::{Report, ReportLevel};
 use crate::humanize::{group_digits, pluralize};
 
 /// Maximum number of failure groups.
@@ -88,11 +91,13 @@ impl ReportData {
             })
             .collect();
         let workers = if shares.len() > 1 { shares } else { Vec::new() };
-        let (headline, next) = summarize(report);
+        let failures = group_failures(report, level).await?;
+        let (headline, next) = summarize(report, &failures.groups);
         Ok(ReportData {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             name: report.title.clone(),
             batch: batch.id.to_string(),
+            url: report.url().unwrap_or_default(),
             state: report.state.as_str().to_owned(),
             ok: counts.failed + counts.cancelled + counts.unfinished() == 0
                 && unlisted.is_empty()
@@ -114,7 +119,7 @@ impl ReportData {
                 batch_timeline.bucket_width.as_secs_f64(),
                 report.seconds(),
             ),
-            failures: group_failures(report, level).await?,
+            failures,
             unlisted: Truncated::truncate(unlisted, MAX_ROWS),
             empty_rules: Truncated::truncate(empty_rules, MAX_ROWS),
             pruned: Truncated::truncate(pruned, MAX_IMAGES),
@@ -127,8 +132,8 @@ impl ReportData {
     }
 }
 
-/// Returns the result of a batch in one sentence, and the next command.
-pub(super) fn summarize(report: &Report<'_>) -> (String, String) {
+/// Returns the result of a batch in one sentence, and the next command, which depends on the groups of failures.
+pub(super) fn summarize(report: &Report<'_>, groups: &[ReportFailureGroup]) -> (String, String) {
     let (id, counts, unlisted) = (report.batch.id, &report.batch.counts, report.unlisted.len() as u64);
     let total = counts.total;
     let of = |number: u64, one: &str, several: &str| match (number, total) {
@@ -148,9 +153,9 @@ pub(super) fn summarize(report: &Report<'_>) -> (String, String) {
             (of(report.different, "is different", "are different") + &others, "imgsync run --force".to_owned())
         }
         () if failed > 0 && report.is_verification() => {
-            (of(failed, "could not be compared", "could not be compared"), format!("imgsync batch requeue {id}"))
+            (of(failed, "could not be compared", "could not be compared"), next_command(id, groups))
         }
-        () if failed > 0 => (of(failed, "failed", "failed"), format!("imgsync batch requeue {id}")),
+        () if failed > 0 => (of(failed, "failed", "failed"), next_command(id, groups)),
         () if counts.unfinished() > 0 => {
             (of(counts.unfinished(), "is not done", "are not done"), format!("imgsync batch resume {id}"))
         }
@@ -169,6 +174,29 @@ pub(super) fn summarize(report: &Report<'_>) -> (String, String) {
         () if report.is_verification() => (all("identical"), String::new()),
         () if counts.copied == 0 => (all("up to date"), String::new()),
         () => (all("in place"), String::new()),
+    }
+}
+
+/// Returns the next command for a batch with failures: the largest part of them that a requeue may help decides.
+fn next_command(id: BatchId, groups: &[ReportFailureGroup]) -> String {
+    let run = run_command();
+    let mut commands = groups.iter().map(|group| group.next.as_str()).filter(|next| *next != run);
+    match commands.next() {
+        None => run,
+        Some(_) if groups.iter().all(|group| group.next != run) => format!("imgsync batch requeue {id}"),
+        Some(largest) => largest.to_owned(),
+    }
+}
+
+fn run_command() -> String {
+    "imgsync run".to_owned()
+}
+
+/// Returns the command that copies images which failed with an error kind, once the cause is gone.
+fn retry_command(id: BatchId, kind: ErrorKind) -> String {
+    match advice::next_step(kind) {
+        NextStep::Requeue | NextStep::FixAndRequeue => format!("imgsync batch requeue {id} --kind {kind}"),
+        NextStep::ChangeAndRun => run_command(),
     }
 }
 
@@ -200,7 +228,9 @@ async fn group_failures(report: &Report<'_>, level: ReportLevel) -> Result<Repor
         let page = report.failures(from).await?;
         let Some(last) = page.last() else { break };
         from = last.task.index.saturating_add(1);
-        for FailedTask { task, failure } in page {
+        for failed in page {
+            let registries = answering_registries(&failed);
+            let FailedTask { task, failure } = failed;
             total += 1;
             let planned = &task.spec;
             let (source, target) =
@@ -211,6 +241,15 @@ async fn group_failures(report: &Report<'_>, level: ReportLevel) -> Result<Repor
                 continue;
             }
             let group = groups.entry(key).or_default();
+            let registry = match registries.as_slice() {
+                [one] => one.as_str(),
+                _ => "",
+            };
+            match group.count {
+                0 => registry.clone_into(&mut group.registry),
+                _ if group.registry != registry => group.registry.clear(),
+                _ => {}
+            }
             group.count += 1;
             if group.images.len() < each {
                 group.images.push(ReportFailedImage {
@@ -228,6 +267,7 @@ async fn group_failures(report: &Report<'_>, level: ReportLevel) -> Result<Repor
             kind: kind.to_string(),
             title: advice::title(kind).to_owned(),
             advice: advice::for_kind(kind).to_owned(),
+            next: retry_command(report.batch.id, kind),
             source,
             target,
             more: group.count - group.images.len() as u64,
@@ -311,4 +351,20 @@ impl TaskTotals {
 /// Formats a time as RFC 3339 in UTC, to the second.
 fn rfc3339(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_command_requeues_what_a_requeue_may_help() {
+        let id = BatchId::from_bytes([7; 16]);
+        let group = |kind| ReportFailureGroup { next: retry_command(id, kind), ..ReportFailureGroup::default() };
+        let next = |kinds: &[ErrorKind]| next_command(id, &kinds.iter().copied().map(group).collect::<Vec<_>>());
+        assert_eq!(next(&[ErrorKind::NotFound, ErrorKind::Unsupported]), "imgsync run", "a requeue repeats both");
+        assert_eq!(next(&[ErrorKind::Denied, ErrorKind::TimedOut]), format!("imgsync batch requeue {id}"));
+        let mixed = [ErrorKind::NotFound, ErrorKind::TimedOut, ErrorKind::Denied];
+        assert_eq!(next(&mixed), format!("imgsync batch requeue {id} --kind timed_out"), "the larger group first");
+    }
 }

@@ -7,7 +7,7 @@ use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_store::{FailedTask, ListingFailure, Store};
 use serde::Serialize;
 
-use super::advice;
+use super::advice::{self, NextStep};
 
 /// Failures read per query.
 const ROWS_PER_PAGE: usize = 1_000;
@@ -51,11 +51,14 @@ pub(crate) struct ErrorKindGroup {
     pub(crate) kind: ErrorKind,
     pub(crate) title: &'static str,
     pub(crate) advice: &'static str,
+    pub(crate) next_step: NextStep,
     pub(crate) failed: u64,
+    /// The registries that answered with the errors, the most frequent first.
+    pub(crate) registries: Vec<RegistryGroup>,
     pub(crate) example: FailureRow,
 }
 
-/// Failures with a registry as source or target.
+/// Failures by the registry that answered with the error.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RegistryGroup {
     pub(crate) registry: String,
@@ -78,7 +81,7 @@ impl FailureGroups {
         batch: BatchId,
         unlisted: Vec<ListingFailure>,
     ) -> Result<FailureGroups> {
-        let mut by_kind: BTreeMap<ErrorKind, (u64, FailureRow)> = BTreeMap::new();
+        let mut by_kind: BTreeMap<ErrorKind, (u64, FailureRow, BTreeMap<String, u64>)> = BTreeMap::new();
         let mut by_registry: BTreeMap<String, u64> = BTreeMap::new();
         let mut from = 0;
         let mut failed = 0;
@@ -88,15 +91,11 @@ impl FailureGroups {
             from = last.task.index.saturating_add(1);
             for one in &page {
                 failed += 1;
-                by_kind.entry(one.failure.kind).or_insert_with(|| (0, FailureRow::new(one))).0 += 1;
-                let planned = &one.task.spec;
-                let mut registries: Vec<String> =
-                    [planned.source.repository.endpoint(), planned.target.repository.endpoint()]
-                        .into_iter()
-                        .filter_map(|end| end.registry().map(ToString::to_string))
-                        .collect();
-                registries.dedup();
-                for registry in registries {
+                let group =
+                    by_kind.entry(one.failure.kind).or_insert_with(|| (0, FailureRow::new(one), BTreeMap::new()));
+                group.0 += 1;
+                for registry in answering_registries(one) {
+                    *group.2.entry(registry.clone()).or_default() += 1;
                     *by_registry.entry(registry).or_default() += 1;
                 }
             }
@@ -104,18 +103,70 @@ impl FailureGroups {
                 break;
             }
         }
-        let kind = |(kind, (failed, example)): (ErrorKind, (u64, FailureRow))| ErrorKindGroup {
+        let kind = |(kind, (failed, example, registries))| ErrorKindGroup {
             kind,
             title: advice::title(kind),
             advice: advice::for_kind(kind),
+            next_step: advice::next_step(kind),
             failed,
+            registries: largest_first(registries),
             example,
         };
         let mut by_kind: Vec<ErrorKindGroup> = by_kind.into_iter().map(kind).collect();
         by_kind.sort_by_key(|group| std::cmp::Reverse(group.failed));
-        let mut by_registry: Vec<RegistryGroup> =
-            by_registry.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();
-        by_registry.sort_by_key(|group| std::cmp::Reverse(group.failed));
-        Ok(FailureGroups { failed, by_kind, by_registry, unlisted })
+        Ok(FailureGroups { failed, by_kind, by_registry: largest_first(by_registry), unlisted })
+    }
+}
+
+fn largest_first(registries: BTreeMap<String, u64>) -> Vec<RegistryGroup> {
+    let mut groups: Vec<RegistryGroup> =
+        registries.into_iter().map(|(registry, failed)| RegistryGroup { registry, failed }).collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.failed));
+    groups
+}
+
+/// Returns the registry that answered with the error of a failed task: that of its two registries which the message
+/// names first, because messages begin with the operation and its place. Both if it names none.
+pub(crate) fn answering_registries(failed: &FailedTask) -> Vec<String> {
+    let planned = &failed.task.spec;
+    let mut registries: Vec<String> = [planned.source.repository.endpoint(), planned.target.repository.endpoint()]
+        .into_iter()
+        .filter_map(|end| end.registry().map(ToString::to_string))
+        .collect();
+    registries.dedup();
+    let place = |registry: &String| find_name(&failed.failure.error, registry);
+    match registries.iter().filter(|registry| place(registry).is_some()).min_by_key(|registry| place(registry)) {
+        Some(first) => vec![first.clone()],
+        None => registries,
+    }
+}
+
+/// Returns where a text names a registry: not as a part of another host name.
+fn find_name(text: &str, registry: &str) -> Option<usize> {
+    let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':');
+    text.match_indices(registry).map(|(at, _)| at).find(|at| {
+        let (before, after) = (&text[..*at], &text[*at + registry.len()..]);
+        let ends = match after.chars().next() {
+            // A colon before a space ends the operation.
+            Some(':' | '.') => !after[1..].starts_with(|c: char| c.is_ascii_alphanumeric()),
+            Some(c) => !is_host(c),
+            None => true,
+        };
+        ends && !before.ends_with(|c: char| is_host(c) && c != ':')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_is_named_as_a_whole_host() {
+        assert_eq!(find_name("reading manifest gcr.io/a/b:1: denied (403)", "gcr.io"), Some(17));
+        assert_eq!(find_name("reading manifest eu.gcr.io/a/b:1: denied", "gcr.io"), None);
+        assert_eq!(find_name("reading r:50001/a from r:5000: no", "r:5000"), Some(23));
+        assert_eq!(find_name("https://gcr.io: refused", "gcr.io"), Some(8));
+        assert_eq!(find_name("gcr.io.example says no", "gcr.io"), None);
+        assert_eq!(find_name("asked gcr.io. It failed", "gcr.io"), Some(6));
     }
 }

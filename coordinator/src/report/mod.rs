@@ -160,6 +160,8 @@ pub struct Report<'a> {
     pub options: BatchOptions,
     /// Number of images that a verification found to be different. They count as failed in the batch.
     pub different: u64,
+    /// URL of the dashboard, if it is known; the report links to the batch there.
+    pub dashboard: Option<String>,
 }
 
 impl<'a> Report<'a> {
@@ -177,7 +179,7 @@ impl<'a> Report<'a> {
         let BatchView { batch, state, owner } = BatchView::load(store, batch).await?;
         let title = options.title.clone();
         let mut report =
-            Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options, different: 0 };
+            Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options, different: 0, dashboard: None };
         if report.is_verification() && report.batch.counts.failed > 0 {
             report.different = report.count_different().await?;
         }
@@ -209,6 +211,11 @@ impl<'a> Report<'a> {
     /// Returns the batch with its status and owner.
     pub fn batch_view(&self) -> BatchView {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
+    }
+
+    /// Returns the URL of the batch on the dashboard, if it is known.
+    fn url(&self) -> Option<String> {
+        self.dashboard.as_ref().map(|dashboard| format!("{dashboard}/#/batches/{}", self.batch.id))
     }
 
     /// Returns the name of a rule that selected nothing.

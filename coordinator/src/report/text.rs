@@ -124,7 +124,7 @@ fn totals(report: &Report<'_>) -> String {
     if !report.title.is_empty() {
         lines.push(format!("Rules: {}", report.title));
     }
-    lines.push(format!("Result: {}", summarize(report).0));
+    lines.push(format!("Result: {}", summarize(report, &[]).0));
     let number = group_digits;
     lines.push(format!("Images: {}", number(counts.total)));
     if report.is_verification() {

@@ -15,6 +15,8 @@ pub struct ReportData {
     pub name: String,
     /// Batch id.
     pub batch: String,
+    /// URL of the batch on the dashboard; empty if it is not known.
+    pub url: String,
     /// State: running, paused, cancelled, superseded, done or interrupted.
     pub state: String,
     /// Result of the batch, in one sentence.
@@ -125,6 +127,10 @@ pub struct ReportFailureGroup {
     pub title: String,
     /// Advice on the error kind.
     pub advice: String,
+    /// Command that copies the images once the cause is gone.
+    pub next: String,
+    /// Registry that answered with the errors; empty if several did.
+    pub registry: String,
     /// Source registry.
     pub source: String,
     /// Target registry.

@@ -25,6 +25,7 @@ use crate::notify::Notifier;
 use crate::orchestrator::{
     Backend, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint,
 };
+use crate::presets::source_selectors;
 
 const CONFIG_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Hex digits of a rule's identity that make its id.
@@ -159,10 +160,14 @@ impl ActiveConfig {
             detach: true,
             reclaim_policy: ReclaimPolicy::default(),
         };
+        let mut without_rules = config.clone();
+        without_rules.rules.clear();
         Ok(ActiveConfig {
-            notifier: Arc::new(Notifier::new(&notify, &folder, Duration::from_secs(1))?),
+            notifier: Arc::new(
+                Notifier::new(&notify, &folder, Duration::from_secs(1))?.with_dashboard(config.serve.dashboard_url()),
+            ),
             copier: build_copier(backend, &client, limits),
-            rules: config.rules.iter().map(|rule| ActiveRule::new(rule, &config)).collect(),
+            rules: config.rules.iter().map(|rule| ActiveRule::new(rule, &without_rules)).collect(),
             all_rules_identity: fingerprint(&config, None),
             config,
             folder,
@@ -187,13 +192,32 @@ impl ActiveConfig {
         by_id.or_else(|| self.rules.iter().find(|rule| rule.name == wanted))
     }
 
+    /// Returns the identities of the batches that run a rule: of the rule alone, and of all rules together.
+    pub(super) fn identities_of(&self, rule: &ActiveRule) -> [Digest; 2] {
+        [rule.batch_identity.clone(), self.all_rules_identity.clone()]
+    }
+
+    /// Returns the identities of all batches of this configuration.
+    pub(super) fn batch_identities(&self) -> Vec<Digest> {
+        let mut identities: Vec<Digest> = self.rules.iter().map(|rule| rule.batch_identity.clone()).collect();
+        identities.push(self.all_rules_identity.clone());
+        identities.sort_unstable();
+        identities.dedup();
+        identities
+    }
+
+    /// Returns the rule that batches with this identity run alone.
+    pub(super) fn rule_of_batch(&self, identity: &Digest) -> Option<&ActiveRule> {
+        self.rules.iter().find(|rule| rule.batch_identity == *identity)
+    }
+
     /// Returns the rules as metrics describe them.
     pub(super) fn watched_rules(&self) -> Vec<WatchedRule> {
         let watched = |rule: &ActiveRule| WatchedRule {
             label: rule.metrics_label().to_owned(),
             from: rule.from.clone(),
             to: rule.to.join(", "),
-            batches: [rule.batch_identity.clone(), self.all_rules_identity.clone()],
+            batches: self.identities_of(rule),
             interval: rule.interval,
         };
         self.rules.iter().map(watched).collect()
@@ -229,8 +253,8 @@ impl ActiveConfig {
 }
 
 impl ActiveRule {
-    fn new(rule: &Rule, config: &Config) -> ActiveRule {
-        let mut config = config.clone();
+    fn new(rule: &Rule, without_rules: &Config) -> ActiveRule {
+        let mut config = without_rules.clone();
         config.rules = vec![rule.clone()];
         let batch_identity = fingerprint(&config, None);
         let id = rule.identity().hex()[..RULE_ID_LENGTH].to_owned();
@@ -260,6 +284,12 @@ impl ActiveRule {
             true => format!("{} ({copies})", self.name),
             false => copies,
         }
+    }
+
+    /// Returns whether a source of the rule is at this registry, also one that a preset names.
+    pub(super) fn reads_from(&self, registry: &str) -> bool {
+        let sources = self.config.rules.iter().flat_map(|rule| source_selectors(&rule.source).unwrap_or_default());
+        sources.into_iter().any(|source| source.pattern.registry().as_str() == registry)
     }
 
     pub(super) fn config(&self) -> &Config {

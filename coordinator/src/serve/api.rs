@@ -6,12 +6,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use imgsync_model::batch::{BatchId, TaskState};
 use imgsync_oci::RegistryName;
-use imgsync_oci::error::ErrorKind;
 use imgsync_oci::sanitize::sanitize_within;
 use imgsync_store::{Batch, BatchState, RequeueFilter};
 use serde::{Deserialize, Serialize};
@@ -20,18 +19,19 @@ use serde_json::{Value, json};
 use super::app::{AppState, StatusResponse};
 use super::dto::{BatchResponse, FailureGroupsResponse, TaskResponse, TimelineResponse};
 use super::error_response::ErrorResponse;
-use super::extract::{MAX_PAGE_ROWS, PathId, QueryParams, expect_empty_body, read_json};
-use super::routes::RoutesResponse;
-use super::scheduler::ScheduleEntry;
-use crate::batch_view::BatchView;
+use super::extract::{MAX_PAGE_ROWS, PathId, QueryParams, expect_empty_body, parse_error_kind, read_json};
+use super::routes::RoutesPage;
+use super::row_filter::RowFilter;
+use crate::batch_view::{BatchStatus, BatchView};
 use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::FailureRow;
+use crate::report::{self, Report, ReportFormat, ReportSpec};
 
 /// OpenAPI description of this API.
 pub(super) const OPENAPI: &str = include_str!("../../schema/openapi.json");
 
-type SharedState = State<Arc<AppState>>;
-type ApiResult<T> = Result<Json<T>, ErrorResponse>;
+pub(super) type SharedState = State<Arc<AppState>>;
+pub(super) type ApiResult<T> = Result<Json<T>, ErrorResponse>;
 
 pub(super) async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], OPENAPI)
@@ -41,15 +41,60 @@ pub(super) async fn status(State(app): SharedState) -> Json<StatusResponse> {
     Json(app.status())
 }
 
+/// Batches read per query while looking for those in a state, and their limit.
+const BATCHES_PER_PAGE: usize = 100;
+const MAX_SCANNED_BATCHES: usize = 1_000;
+
 pub(super) async fn batches(State(app): SharedState, RawQuery(query): RawQuery) -> ApiResult<Value> {
-    let query = QueryParams::parse(query, &["limit"])?;
+    let query = QueryParams::parse(query, &["rule", "state", "before", "limit"])?;
     let limit = query.parse_integer("limit", 1, MAX_PAGE_ROWS)?.unwrap_or(super::event_stream::MAX_BATCHES);
-    let mut shown = Vec::new();
-    for batch in app.store().batches(limit).await? {
-        let unlisted = app.store().listing_failures(batch.id).await?.len();
-        shown.push(BatchResponse::from_view(&BatchView::load(app.store(), batch).await?, unlisted));
-    }
-    Ok(Json(json!({"batches": shown})))
+    let state = query.get("state").map(parse_status).transpose()?;
+    let mut before = query.batch_id("before")?;
+    let identities = match query.get("rule") {
+        None => None,
+        Some(id) => {
+            let current = app.active_config.borrow().clone();
+            let rule = current.rule(id).ok_or_else(|| {
+                ErrorResponse::not_found(format!("the configuration has no rule {}", sanitize_within(id, 100)))
+            })?;
+            Some([rule.batch_identity.clone()])
+        }
+    };
+    let page = if state.is_some() { BATCHES_PER_PAGE } else { limit };
+    let (mut shown, mut scanned) = (Vec::new(), 0);
+    let next = loop {
+        let batches = match &identities {
+            Some(identities) => app.store().newest_batches(identities, before, page).await?,
+            None => app.store().batches_before(before, page).await?,
+        };
+        let is_last = batches.len() < page;
+        scanned += batches.len();
+        for batch in batches {
+            before = Some(batch.id);
+            let view = BatchView::load(app.store(), batch).await?;
+            if shown.len() < limit && state.is_none_or(|state| state == view.state) {
+                let unlisted = app.store().listing_failures(view.batch.id).await?.len();
+                shown.push(app.batch_response(&view, unlisted));
+            }
+            if shown.len() == limit {
+                break;
+            }
+        }
+        match () {
+            () if shown.len() == limit => break before,
+            () if is_last => break None,
+            () if scanned >= MAX_SCANNED_BATCHES => break before,
+            () => {}
+        }
+    };
+    Ok(Json(json!({"batches": shown, "next": next})))
+}
+
+fn parse_status(text: &str) -> Result<BatchStatus, ErrorResponse> {
+    BatchStatus::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
+        let all: Vec<&str> = BatchStatus::ALL.into_iter().map(BatchStatus::as_str).collect();
+        ErrorResponse::bad_request(format!("`state` is one of {}", all.join(", ")))
+    })
 }
 
 /// A batch with the reasons why it waits.
@@ -72,7 +117,7 @@ pub(super) async fn batch(State(app): SharedState, PathId(id): PathId) -> ApiRes
     };
     let view = BatchView::load(app.store(), batch).await?;
     let problems = view.notice().into_iter().chain(problems).collect();
-    Ok(Json(BatchDetailResponse { batch: BatchResponse::from_view(&view, unlisted), rate_limit_messages, problems }))
+    Ok(Json(BatchDetailResponse { batch: app.batch_response(&view, unlisted), rate_limit_messages, problems }))
 }
 
 pub(super) async fn timeline(State(app): SharedState, PathId(id): PathId) -> ApiResult<TimelineResponse> {
@@ -81,7 +126,7 @@ pub(super) async fn timeline(State(app): SharedState, PathId(id): PathId) -> Api
 }
 
 pub(super) async fn tasks(State(app): SharedState, PathId(id): PathId, RawQuery(query): RawQuery) -> ApiResult<Value> {
-    let query = QueryParams::parse(query, &["state", "from", "limit"])?;
+    let query = QueryParams::parse(query, &["state", "registry", "text", "from", "limit"])?;
     let state = query.get("state").map(|text| {
         TaskState::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
             let all: Vec<&str> = TaskState::ALL.into_iter().map(TaskState::as_str).collect();
@@ -90,8 +135,7 @@ pub(super) async fn tasks(State(app): SharedState, PathId(id): PathId, RawQuery(
     });
     let (state, from, limit) = (state.transpose()?, query.start_index()?, query.limit()?);
     let batch = find_batch(&app, &id).await?;
-    let rows = app.store().tasks(batch.id, state, from, limit).await?;
-    let next = rows.last().filter(|_| rows.len() == limit).map(|last| last.task.index.saturating_add(1));
+    let (rows, next) = RowFilter::parse(&query)?.tasks(app.store(), batch.id, state, from, limit).await?;
     let mut shown: Vec<TaskResponse> = rows.iter().map(TaskResponse::from_row).collect();
     if state == Some(TaskState::Failed) {
         // Only the failure record counts the last attempt.
@@ -108,11 +152,10 @@ pub(super) async fn failures(
     PathId(id): PathId,
     RawQuery(query): RawQuery,
 ) -> ApiResult<Value> {
-    let query = QueryParams::parse(query, &["from", "limit"])?;
+    let query = QueryParams::parse(query, &["kind", "registry", "text", "from", "limit"])?;
     let (from, limit) = (query.start_index()?, query.limit()?);
     let batch = find_batch(&app, &id).await?;
-    let failed = app.store().failures(batch.id, from, limit).await?;
-    let next = failed.last().filter(|_| failed.len() == limit).map(|last| last.task.index.saturating_add(1));
+    let (failed, next) = RowFilter::parse(&query)?.failures(app.store(), batch.id, from, limit).await?;
     let shown: Vec<FailureRow> = failed.iter().map(FailureRow::new).collect();
     Ok(Json(json!({"failures": shown, "next": next})))
 }
@@ -122,6 +165,45 @@ pub(super) async fn groups(State(app): SharedState, PathId(id): PathId) -> ApiRe
     let groups = app.failure_groups.get_or_compute(app.store(), &batch).await?;
     Ok(Json(FailureGroupsResponse::clone(&groups)))
 }
+
+pub(super) async fn unlisted(
+    State(app): SharedState,
+    PathId(id): PathId,
+    RawQuery(query): RawQuery,
+) -> ApiResult<Value> {
+    let query = QueryParams::parse(query, &["from", "limit"])?;
+    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let batch = find_batch(&app, &id).await?;
+    let all = app.store().listing_failures(batch.id).await?;
+    let shown: Vec<_> = all.iter().skip(from).take(limit).collect();
+    let next = (from + shown.len() < all.len()).then_some(from + shown.len());
+    Ok(Json(json!({"unlisted": shown, "next": next, "total": all.len()})))
+}
+
+/// Returns the report of a batch as a page to be saved: its links lead back to the dashboard.
+pub(super) async fn batch_report(
+    State(app): SharedState,
+    PathId(id): PathId,
+    headers: HeaderMap,
+) -> Result<Response, ErrorResponse> {
+    let id = find_batch(&app, &id).await?.id;
+    let mut report = Report::load(app.store(), id).await?;
+    report.dashboard = app.dashboard_url(&headers);
+    let mut page = Vec::new();
+    let spec = ReportSpec { format: ReportFormat::Html, level: None, template: None };
+    report::write(&report, &spec, &mut page).await?;
+    let name = format!("attachment; filename=\"imgsync-{id}.html\"");
+    let headers = [
+        (CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+        (CONTENT_DISPOSITION, name),
+        (CONTENT_SECURITY_POLICY, REPORT_CSP.to_owned()),
+    ];
+    Ok((headers, page).into_response())
+}
+
+/// The report has its own style, and nothing else.
+const REPORT_CSP: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+                          frame-ancestors 'none'; sandbox allow-top-navigation-by-user-activation";
 
 pub(super) async fn pause(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
     expect_empty_body(request).await?;
@@ -163,36 +245,25 @@ pub(super) async fn requeue(State(app): SharedState, PathId(id): PathId, request
     };
     let id = find_batch(&app, &id).await?.id;
     let requeued = app.store().requeue(id, filter).await?;
+    app.rule_cache.invalidate().await;
     app.work_available.notify_one();
     Ok(Json(json!({"batch": id, "requeued": requeued})))
 }
 
-pub(super) async fn schedules(State(app): SharedState) -> ApiResult<Vec<ScheduleEntry>> {
-    Ok(Json(app.scheduler.entries().await?))
+pub(super) async fn workers(State(app): SharedState, RawQuery(query): RawQuery) -> ApiResult<Value> {
+    let query = QueryParams::parse(query, &["from", "limit"])?;
+    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let workers = app.workers().await?;
+    let shown: Vec<_> = workers.iter().skip(from).take(limit).collect();
+    let next = (from + shown.len() < workers.len()).then_some(from + shown.len());
+    Ok(Json(json!({"workers": shown, "next": next, "total": workers.len()})))
 }
 
-pub(super) async fn start(
-    State(app): SharedState,
-    PathId(rule): PathId,
-    request: Request,
-) -> Result<(StatusCode, Json<Value>), ErrorResponse> {
-    expect_empty_body(request).await?;
-    // Spawned, so that the batch is started and recorded even if the client disconnects.
-    let scheduler = app.scheduler.clone();
-    let started = tokio::spawn(async move { scheduler.start(&rule).await });
-    let id = started.await.map_err(|_| {
-        ErrorResponse::new(StatusCode::INTERNAL_SERVER_ERROR, "local", "the batch could not be started")
-    })??;
-    Ok((StatusCode::ACCEPTED, Json(json!({"batch": id}))))
-}
-
-pub(super) async fn workers(State(app): SharedState) -> ApiResult<Value> {
-    Ok(Json(json!({"workers": app.store().workers().await?})))
-}
-
-pub(super) async fn routes(State(app): SharedState) -> ApiResult<RoutesResponse> {
-    let workers = app.store().workers().await?;
-    Ok(Json(app.routes(&workers).await?))
+pub(super) async fn routes(State(app): SharedState, RawQuery(query): RawQuery) -> ApiResult<RoutesPage> {
+    let query = QueryParams::parse(query, &["from", "limit"])?;
+    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let workers = app.workers().await?;
+    Ok(Json(app.routes(&workers).await?.page(from, limit)))
 }
 
 pub(super) async fn events(State(app): SharedState) -> Result<Response, ErrorResponse> {
@@ -230,13 +301,10 @@ fn state_response(id: BatchId, now: BatchState, wanted: BatchState) -> ApiResult
     }
 }
 
-fn parse_error_kind(text: &str) -> Result<ErrorKind, ErrorResponse> {
-    serde_json::from_value(Value::String(text.to_owned()))
-        .map_err(|_| ErrorResponse::bad_request(format!("`kind` is not an error kind: {}", sanitize_within(text, 100))))
-}
-
 #[cfg(test)]
 mod tests {
+    use imgsync_oci::error::ErrorKind;
+
     use super::*;
 
     #[test]

@@ -2,21 +2,30 @@
 
 use std::sync::Arc;
 
+use axum::http::HeaderMap;
+use axum::http::header::HOST;
 use imgsync_oci::error::Result;
-use imgsync_store::{Heartbeat, Store};
+use imgsync_store::Store;
 use imgsync_worker::health::ReadinessCheck;
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::active_config::{ActiveConfig, ReloadStatus};
 use super::auth::AuthPolicy;
+use super::dto::BatchResponse;
 use super::event_stream::EventHub;
 use super::failure_group_cache::FailureGroupCache;
 use super::routes::{self, RoutesResponse};
+use super::rules::{RuleCache, RuleResponse, RuleStateContext};
 use super::scheduler::Scheduler;
+use super::workers::{WorkerResponse, WorkerSamples};
+use crate::batch_view::BatchView;
 use crate::orchestrator::Backend;
+
+/// Where the documentation is.
+const DOCS_URL: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/tree/main/docs");
 
 /// State shared by all request handlers.
 pub struct AppState {
@@ -27,6 +36,10 @@ pub struct AppState {
     pub(super) scheduler: Scheduler,
     pub(super) event_hub: Arc<EventHub>,
     pub(super) failure_groups: FailureGroupCache,
+    pub(super) rule_cache: RuleCache,
+    pub(super) worker_samples: WorkerSamples,
+    /// Limits concurrent searches.
+    pub(super) search_permits: Semaphore,
     pub(super) auth: AuthPolicy,
     pub(super) ready: ReadinessCheck,
     /// Notified when batches may have new tasks.
@@ -46,6 +59,8 @@ pub(super) struct StatusResponse {
     started: Timestamp,
     /// Whether reads need the token, too.
     reading_needs_token: bool,
+    /// URL of the documentation.
+    docs: &'static str,
     configuration: ConfigStatusResponse,
 }
 
@@ -71,11 +86,39 @@ impl AppState {
             leader: *self.is_leader.borrow(),
             started: self.started_at,
             reading_needs_token: self.auth.reading_needs_token(),
+            docs: DOCS_URL,
             configuration: ConfigStatusResponse { read: at, error, rules: self.active_config.borrow().rules.len() },
         }
     }
 
-    pub(super) async fn routes(&self, workers: &[Heartbeat]) -> Result<RoutesResponse> {
+    /// Returns all rules with their state, in the order of the configuration.
+    pub(super) async fn rules(&self) -> Result<Arc<Vec<RuleResponse>>> {
+        let current = self.active_config.borrow().clone();
+        let (store, is_leader) = (self.store(), *self.is_leader.borrow());
+        self.rule_cache.rules(RuleStateContext { store, scheduler: &self.scheduler, current, is_leader }).await
+    }
+
+    /// Reads the workers with their throughput.
+    pub(super) async fn workers(&self) -> Result<Vec<WorkerResponse>> {
+        let current = self.active_config.borrow().clone();
+        self.worker_samples.load(self.store(), &current.config).await
+    }
+
+    /// Converts a batch, with the rule that it runs.
+    pub(super) fn batch_response(&self, view: &BatchView, unlisted: usize) -> BatchResponse {
+        let rule = self.active_config.borrow().rule_of_batch(&view.batch.rules).map(|rule| rule.id.clone());
+        BatchResponse::from_view(view, unlisted, rule)
+    }
+
+    /// Returns the URL of the dashboard: that of the first proxy, else the one of this request.
+    pub(super) fn dashboard_url(&self, headers: &HeaderMap) -> Option<String> {
+        if let Some(host) = self.auth.hosts().first() {
+            return Some(format!("https://{host}"));
+        }
+        headers.get(HOST)?.to_str().ok().map(|host| format!("http://{host}"))
+    }
+
+    pub(super) async fn routes(&self, workers: &[WorkerResponse]) -> Result<RoutesResponse> {
         let current = self.active_config.borrow().clone();
         routes::read_routes(&self.backend, &current.client, workers).await
     }

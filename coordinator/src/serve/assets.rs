@@ -5,12 +5,19 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::routing::get;
 
 /// Path, media type and content.
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 13] = [
     ("/", "text/html; charset=utf-8", include_str!("dashboard/index.html")),
     ("/dashboard/style.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
     ("/dashboard/app.js", "text/javascript; charset=utf-8", include_str!("dashboard/app.js")),
     ("/dashboard/server.js", "text/javascript; charset=utf-8", include_str!("dashboard/server.js")),
-    ("/dashboard/views.js", "text/javascript; charset=utf-8", include_str!("dashboard/views.js")),
+    ("/dashboard/dom.js", "text/javascript; charset=utf-8", include_str!("dashboard/dom.js")),
+    ("/dashboard/overview.js", "text/javascript; charset=utf-8", include_str!("dashboard/overview.js")),
+    ("/dashboard/rule.js", "text/javascript; charset=utf-8", include_str!("dashboard/rule.js")),
+    ("/dashboard/failures.js", "text/javascript; charset=utf-8", include_str!("dashboard/failures.js")),
+    ("/dashboard/batches.js", "text/javascript; charset=utf-8", include_str!("dashboard/batches.js")),
+    ("/dashboard/batch.js", "text/javascript; charset=utf-8", include_str!("dashboard/batch.js")),
+    ("/dashboard/workers.js", "text/javascript; charset=utf-8", include_str!("dashboard/workers.js")),
+    ("/dashboard/search.js", "text/javascript; charset=utf-8", include_str!("dashboard/search.js")),
     ("/dashboard/plot.js", "text/javascript; charset=utf-8", include_str!("dashboard/plot.js")),
 ];
 
@@ -28,6 +35,18 @@ pub(super) fn routes() -> Router {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_module_that_the_page_imports_is_served() {
+        let imports = FILES.iter().flat_map(|(_, _, content)| content.split("from \"./").skip(1));
+        let mut names: Vec<&str> = imports.filter_map(|rest| rest.split('"').next()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let served: Vec<&str> = FILES.iter().filter_map(|(path, ..)| path.strip_prefix("/dashboard/")).collect();
+        assert!(names.iter().all(|name| served.contains(name)), "{names:?} of {served:?}");
+        let unused: Vec<_> = served.iter().filter(|name| !names.contains(name)).collect();
+        assert_eq!(unused, [&"style.css", &"app.js"], "the page names these itself");
+    }
 
     #[test]
     fn strings_reach_the_page_as_text_only_and_nothing_comes_from_elsewhere() {

@@ -58,6 +58,11 @@ impl AuthPolicy {
         }))
     }
 
+    /// Returns the host names under which proxies forward requests.
+    pub(super) fn hosts(&self) -> &[String] {
+        &self.0.hosts
+    }
+
     /// Returns whether reads need the token.
     pub fn reading_needs_token(&self) -> bool {
         !self.0.is_loopback
@@ -183,8 +188,8 @@ fn deny(error: ErrorResponse) -> Response {
 pub(super) async fn set_security_headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(CSP_DIRECTIVES));
     for (name, value) in [
-        (CONTENT_SECURITY_POLICY, CSP_DIRECTIVES),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),

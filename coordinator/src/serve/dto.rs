@@ -13,6 +13,8 @@ use crate::report::failure_groups::FailureGroups;
 pub(super) struct BatchResponse {
     batch: BatchId,
     title: String,
+    /// Id of the rule of the configuration that it runs, if it runs one alone.
+    rule: Option<String>,
     /// Names of the rules.
     rules: Vec<String>,
     from: Vec<String>,
@@ -39,7 +41,7 @@ pub(super) struct BatchResponse {
 
 impl BatchResponse {
     /// Converts a batch. `unlisted` is the number of repositories and patterns that could not be listed.
-    pub(super) fn from_view(view: &BatchView, unlisted: usize) -> BatchResponse {
+    pub(super) fn from_view(view: &BatchView, unlisted: usize, rule: Option<String>) -> BatchResponse {
         let batch = &view.batch;
         // A list shows what it can; commands on a single batch report options that cannot be decoded.
         let options = BatchOptions::decode(&batch.options, "a batch").unwrap_or_default();
@@ -49,6 +51,7 @@ impl BatchResponse {
         BatchResponse {
             batch: batch.id,
             priority: options.priority(),
+            rule,
             title: options.title,
             rules: options.rules.iter().map(|rule| rule.name.clone()).collect(),
             from: options.rules.into_iter().map(|rule| rule.from).collect(),
@@ -172,6 +175,8 @@ impl TaskResponse {
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct FailureGroupsResponse {
     pub(super) batch: BatchId,
+    /// All listing failures; `unlisted` has the first of them.
+    pub(super) unlisted_total: usize,
     #[serde(flatten)]
     pub(super) groups: FailureGroups,
 }

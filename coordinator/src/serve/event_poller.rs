@@ -1,18 +1,22 @@
 //! The one reader of the store that publishes to the event stream.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::Result;
 use imgsync_oci::retry::is_transient;
-use imgsync_store::{Batch, Heartbeat};
+use imgsync_store::Batch;
+use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::app::AppState;
-use super::dto::{BatchResponse, TimelineResponse};
+use super::dto::TimelineResponse;
 use super::event_stream::{MAX_BATCHES, Topic};
+use super::overview::OverviewResponse;
+use super::rules::RuleResponse;
 use crate::batch_view::BatchView;
 
 const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -34,11 +38,14 @@ struct BatchSnapshot {
 struct Poller<'a> {
     app: &'a AppState,
     snapshots: HashMap<BatchId, BatchSnapshot>,
+    /// The rules as last published, and the number of their changes.
+    rules: Option<Arc<Vec<RuleResponse>>>,
+    rules_version: u64,
 }
 
 /// Polls the store and publishes changes, until stopped.
 pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
-    let mut poller = Poller { app, snapshots: HashMap::new() };
+    let mut poller = Poller { app, snapshots: HashMap::new(), rules: None, rules_version: 0 };
     let mut around: Option<Instant> = None;
     let mut alive = Instant::now();
     let mut warned = false;
@@ -81,7 +88,7 @@ impl Poller<'_> {
             self.snapshots.retain(|id, _| !is_gone(id));
             self.app.event_hub.forget(|subject| match subject {
                 Topic::Batch(id) | Topic::Timeline(id) | Topic::Failures(id) => is_gone(id),
-                Topic::Status | Topic::Schedules | Topic::Workers | Topic::Routes => false,
+                Topic::Status | Topic::Overview | Topic::Workers | Topic::Routes => false,
             });
         }
         for batch in batches {
@@ -115,13 +122,13 @@ impl Poller<'_> {
             let groups = self.app.failure_groups.get_or_compute(store, &batch).await?;
             hub.publish(Topic::Failures(batch.id), &*groups);
             details = Some((batch.clone(), Instant::now()));
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
+            hub.publish(Topic::Batch(batch.id), &self.app.batch_response(&view, unlisted_count));
             if !is_live {
                 let id = batch.id;
                 hub.forget(|subject| *subject == Topic::Timeline(id) || *subject == Topic::Failures(id));
             }
         } else if has_changed {
-            hub.publish(Topic::Batch(batch.id), &BatchResponse::from_view(&view, unlisted_count));
+            hub.publish(Topic::Batch(batch.id), &self.app.batch_response(&view, unlisted_count));
         }
         self.snapshots.insert(batch.id, BatchSnapshot { view, unlisted_count, details });
         Ok(())
@@ -130,10 +137,18 @@ impl Poller<'_> {
     async fn poll_status(&mut self) -> Result<()> {
         let (app, hub) = (self.app, &self.app.event_hub);
         hub.publish(Topic::Status, &app.status());
-        let workers: Vec<Heartbeat> = app.backend.store.workers().await?;
-        hub.publish(Topic::Workers, &workers);
-        hub.publish(Topic::Schedules, &app.scheduler.entries().await?);
-        hub.publish(Topic::Routes, &app.routes(&workers).await?);
+        let workers = app.workers().await?;
+        let routes = app.routes(&workers).await?;
+        let overview = OverviewResponse::load(app, &workers, &routes).await?;
+        hub.publish(Topic::Workers, &json!({"workers": workers}));
+        hub.publish(Topic::Routes, &routes);
+        // Rules are read page by page; the number says when they changed.
+        let rules = app.rules().await?;
+        if self.rules.as_ref() != Some(&rules) {
+            self.rules = Some(rules);
+            self.rules_version += 1;
+        }
+        hub.publish(Topic::Overview, &json!({"overview": overview, "rules_version": self.rules_version}));
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ pub struct EventHub {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Topic {
     Status,
-    Schedules,
+    Overview,
     Workers,
     Routes,
     Batch(BatchId),
@@ -44,7 +44,7 @@ impl Topic {
     fn event_name(&self) -> &'static str {
         match self {
             Topic::Status => "status",
-            Topic::Schedules => "schedules",
+            Topic::Overview => "overview",
             Topic::Workers => "workers",
             Topic::Routes => "routes",
             Topic::Batch(_) => "batch",

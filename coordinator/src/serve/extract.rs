@@ -8,6 +8,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt as _;
+use imgsync_model::batch::BatchId;
+use imgsync_oci::error::ErrorKind;
 use imgsync_oci::sanitize::sanitize_within;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -119,9 +121,23 @@ impl QueryParams {
         Ok(self.parse_integer("limit", 1, MAX_PAGE_ROWS)?.unwrap_or(DEFAULT_PAGE_ROWS))
     }
 
+    /// Parses the id of a batch.
+    pub(super) fn batch_id(&self, name: &str) -> Result<Option<BatchId>, ErrorResponse> {
+        let parse = |text: &str| {
+            text.parse().map_err(|_| ErrorResponse::bad_request(format!("`{name}` must be the id of a batch")))
+        };
+        self.get(name).map(parse).transpose()
+    }
+
     /// Returns the index of the first row of a page.
     pub(super) fn start_index(&self) -> Result<u32, ErrorResponse> {
         let from = self.parse_integer("from", 0, u32::MAX as usize)?.unwrap_or(0);
         Ok(u32::try_from(from).unwrap_or(u32::MAX))
     }
+}
+
+/// Parses an error kind of a query or a body.
+pub(super) fn parse_error_kind(text: &str) -> Result<ErrorKind, ErrorResponse> {
+    serde_json::from_value(text.into())
+        .map_err(|_| ErrorResponse::bad_request(format!("`kind` is not an error kind: {}", sanitize_within(text, 100))))
 }

@@ -11,6 +11,8 @@ use super::dto::FailureGroupsResponse;
 use crate::report::failure_groups::FailureGroups;
 
 const MAX_CACHED_BATCHES: usize = 64;
+/// Limit of listing failures in the groups; `/batches/ID/unlisted` returns all of them in pages.
+const MAX_UNLISTED: usize = 50;
 
 /// Failed tasks, run and failed listings: the state that the groups were computed from.
 type CacheKey = (u64, u32, usize);
@@ -37,8 +39,10 @@ impl FailureGroupCache {
         if let Some((_, groups)) = known.get(&batch.id).filter(|known| known.0 == key) {
             return Ok(groups.clone());
         }
-        let groups = FailureGroups::read(store, batch.id, unlisted).await?;
-        let groups = Arc::new(FailureGroupsResponse { batch: batch.id, groups });
+        let unlisted_total = unlisted.len();
+        let shown = unlisted.into_iter().take(MAX_UNLISTED).collect();
+        let groups = FailureGroups::read(store, batch.id, shown).await?;
+        let groups = Arc::new(FailureGroupsResponse { batch: batch.id, unlisted_total, groups });
         known.insert(batch.id, (key, groups.clone()));
         Ok(groups)
     }

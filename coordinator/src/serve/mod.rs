@@ -15,11 +15,17 @@ mod event_poller;
 mod event_stream;
 mod extract;
 mod failure_group_cache;
+mod overview;
 mod router;
 mod routes;
+mod row_filter;
+mod rules;
+mod rules_api;
 mod scheduler;
+mod search;
 mod server;
 mod token;
+mod workers;
 
 use imgsync_oci::error::Error;
 use imgsync_registry::event::{Event, Events};

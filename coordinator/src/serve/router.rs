@@ -13,7 +13,7 @@ use imgsync_worker::health;
 
 use super::app::AppState;
 use super::error_response::ErrorResponse;
-use super::{api, assets, auth};
+use super::{api, assets, auth, rules_api};
 
 /// A client does not wait longer for a store that is down.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,7 +24,11 @@ pub fn router(app: Arc<AppState>, metrics: Router) -> Router {
     let probes = from_fn_with_state(app.auth.clone(), auth::guard_probes);
     let open = health::router(app.ready.clone()).merge(metrics).layer(probes);
     let guard = from_fn_with_state(app.auth.clone(), auth::guard);
-    let api = api_routes().layer(from_fn(with_timeout)).route("/events", get(api::events));
+    let api = api_routes()
+        .layer(from_fn(with_timeout))
+        .route("/events", get(api::events))
+        // The report of a large batch reads all of its tasks.
+        .route("/batches/{batch}/report", get(api::batch_report));
     let api = api
         .fallback(api::path_not_found)
         .method_not_allowed_fallback(api::method_not_allowed)
@@ -47,8 +51,15 @@ fn api_routes() -> Router<Arc<AppState>> {
         .route("/batches/{batch}/resume", post(api::resume))
         .route("/batches/{batch}/cancel", post(api::cancel))
         .route("/batches/{batch}/requeue", post(api::requeue))
-        .route("/schedules", get(api::schedules))
-        .route("/schedules/{rule}/start", post(api::start))
+        .route("/batches/{batch}/unlisted", get(api::unlisted))
+        .route("/overview", get(rules_api::overview))
+        .route("/rules", get(rules_api::rules))
+        .route("/rules/{rule}", get(rules_api::rule))
+        .route("/rules/{rule}/history", get(rules_api::history))
+        .route("/rules/{rule}/start", post(rules_api::start))
+        .route("/schedules", get(rules_api::schedules))
+        .route("/schedules/{rule}/start", post(rules_api::start))
+        .route("/search", get(rules_api::search))
         .route("/workers", get(api::workers))
         .route("/routes", get(api::routes))
 }

@@ -12,7 +12,8 @@ use imgsync_worker::runner::load_rate_limit_holds;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::orchestrator::Backend;
+use super::workers::WorkerResponse;
+use crate::orchestrator::{Backend, unserved_reasons};
 
 /// Limit of shown routes, the most recently used ones.
 const MAX_ROUTES: usize = 200;
@@ -22,6 +23,39 @@ const MAX_ROUTES: usize = 200;
 pub(super) struct RoutesResponse {
     routes: Vec<RouteResponse>,
     registries: Vec<RegistryLimitsResponse>,
+}
+
+impl RoutesResponse {
+    /// Returns the routes with queued tasks that no worker serves: source, target and the workers' reasons.
+    pub(super) fn unserved(&self) -> impl Iterator<Item = (&str, &str, String)> {
+        let waits = |route: &&RouteResponse| !route.served && route.waiting.is_some_and(|waiting| waiting > 0);
+        self.routes.iter().filter(waits).filter(|route| !route.unserved_reasons.is_empty()).map(|route| {
+            (route.source.endpoint.as_str(), route.target.endpoint.as_str(), route.unserved_reasons.join("; "))
+        })
+    }
+
+    /// Returns a page of the routes, and their registries.
+    pub(super) fn page(mut self, from: usize, limit: usize) -> RoutesPage {
+        let total = self.routes.len();
+        self.routes = self.routes.into_iter().skip(from).take(limit).collect();
+        let end = from + self.routes.len();
+        let is_shown = |registry: &RegistryLimitsResponse| {
+            self.routes
+                .iter()
+                .any(|route| route.source.endpoint == registry.registry || route.target.endpoint == registry.registry)
+        };
+        let registries = self.registries.iter().filter(|registry| is_shown(registry)).cloned().collect();
+        RoutesPage { routes: self.routes, registries, next: (end < total).then_some(end), total }
+    }
+}
+
+/// A page of the routes.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct RoutesPage {
+    routes: Vec<RouteResponse>,
+    registries: Vec<RegistryLimitsResponse>,
+    next: Option<usize>,
+    total: usize,
 }
 
 /// A route.
@@ -36,6 +70,8 @@ pub(super) struct RouteResponse {
     throttled_until: Option<Timestamp>,
     /// Reason of the hold.
     throttle_reason: Option<String>,
+    /// Whether a worker serves the route.
+    served: bool,
     /// Reasons why active workers do not serve the route.
     unserved_reasons: Vec<String>,
 }
@@ -63,7 +99,12 @@ pub(super) struct RegistryLimitsResponse {
 }
 
 /// Reads the state of the routes.
-pub(super) async fn read_routes(backend: &Backend, client: &Client, workers: &[Heartbeat]) -> Result<RoutesResponse> {
+pub(super) async fn read_routes(
+    backend: &Backend,
+    client: &Client,
+    workers: &[WorkerResponse],
+) -> Result<RoutesResponse> {
+    let workers: Vec<Heartbeat> = workers.iter().map(|worker| worker.heartbeat.clone()).collect();
     let mut aged = backend.store.routes_by_age().await?;
     aged.sort_by_key(|(_, age)| *age);
     let mut routes: Vec<Route> = aged.into_iter().take(MAX_ROUTES).map(|(route, _)| route).collect();
@@ -99,6 +140,7 @@ pub(super) async fn read_routes(backend: &Backend, client: &Client, workers: &[H
             waiting: waiting.as_ref().and_then(|waiting| waiting.get(at).copied()),
             throttled_until: throttled.map(|(_, (wait, _))| rounded_deadline(*wait)),
             throttle_reason: throttled.map(|(registry, (_, why))| format!("{registry} {why}")),
+            served: !workers.is_empty() && unserved_reasons(&workers, route).is_none(),
             unserved_reasons: reasons.collect(),
         }
     });

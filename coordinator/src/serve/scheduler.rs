@@ -18,7 +18,6 @@ use tokio_util::task::TaskTracker;
 
 use super::active_config::{ActiveConfig, ActiveRule};
 use super::{warn, warn_repeatedly};
-use crate::batch_view::{BatchStatus, BatchView};
 use crate::humanize::pluralize;
 use crate::orchestrator::{Backend, CreatedBatch, Obstacle, Run};
 
@@ -147,10 +146,8 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Returns all rules with their schedules.
-    pub async fn entries(&self) -> Result<Vec<ScheduleEntry>> {
-        let inner = &self.0;
-        let current = inner.active_config.borrow().clone();
+    /// Returns the rules of a configuration with their schedules, without their running batches.
+    pub(super) async fn entries(&self, current: &ActiveConfig) -> Result<Vec<ScheduleEntry>> {
         let known = self.last_runs().await?;
         let mut entries = Vec::new();
         for rule in &current.rules {
@@ -167,20 +164,16 @@ impl Scheduler {
                 schedule: rule.schedule.as_ref().map(ToString::to_string),
                 next,
                 last: last_run.and_then(|last_run| last_run.batch),
-                running: self.running_batch(rule).await?,
+                running: None,
                 skipped: self.skipped().get(&rule.id).copied().unwrap_or_default(),
             });
         }
         Ok(entries)
     }
 
-    /// Returns the running or paused batch of a rule.
-    async fn running_batch(&self, rule: &ActiveRule) -> Result<Option<BatchId>> {
-        let store = &*self.0.backend.store;
-        let Some(id) = store.find_unfinished(&rule.batch_identity).await? else { return Ok(None) };
-        let Some(batch) = store.batch(id).await? else { return Ok(None) };
-        let view = BatchView::load(store, batch).await?;
-        Ok((view.state != BatchStatus::Interrupted).then_some(id))
+    /// Returns whether this process lists a batch.
+    pub(super) fn is_listing(&self, batch: BatchId) -> bool {
+        self.in_progress().contains(&batch)
     }
 
     /// Resumes interrupted listings: in a cluster those of batches that a scheduler started, else all, because no

@@ -14,7 +14,7 @@ use imgsync_worker::server;
 use imgsync_worker::task_events::TaskEvents;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,11 +25,14 @@ use super::event_poller;
 use super::event_stream::EventHub;
 use super::failure_group_cache::FailureGroupCache;
 use super::router::router;
+use super::rules::RuleCache;
 use super::scheduler::Scheduler;
+use super::workers::WorkerSamples;
 use crate::orchestrator::{Backend, LeaderConfig, LocalWorker, ReclaimPolicy, WatchedRule, run_leader};
 
 /// Batches checked at startup for tasks of a previous process.
 const MAX_RECLAIMED_BATCHES: usize = 1_000;
+const MAX_CONCURRENT_SEARCHES: usize = 2;
 
 /// HTTP listener, authorization policy and extra routes.
 #[derive(Debug)]
@@ -91,6 +94,9 @@ impl Server {
             scheduler: scheduler.clone(),
             event_hub: Arc::new(EventHub::default()),
             failure_groups: FailureGroupCache::default(),
+            rule_cache: RuleCache::default(),
+            worker_samples: WorkerSamples::default(),
+            search_permits: Semaphore::new(MAX_CONCURRENT_SEARCHES),
             auth: binding.auth,
             ready,
             work_available: work_available.clone(),

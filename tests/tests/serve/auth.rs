@@ -36,7 +36,7 @@ async fn on_loopback_reading_is_free_and_changing_needs_the_token_that_was_made_
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), served.token);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
-    for path in ["status", "openapi.json", "workers", "routes", "schedules"] {
+    for path in ["status", "openapi.json", "workers", "routes", "schedules", "overview", "rules"] {
         let (status, value) = served.get(path).await;
         assert!(status == 200 && !value.to_string().contains(&served.token), "{path}");
     }
@@ -53,7 +53,18 @@ async fn through_a_proxy_on_this_machine_reading_needs_the_token_and_other_names
     let served = ServeProcess::start(&fixture.program, &[]).await;
     let ask = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
     let api = |path: &str, host: &str| served.request(Method::GET, path).header("host", host);
-    for path in ["status", "batches", "schedules", "workers", "routes", "events", "openapi.json", MISSING_BATCH] {
+    for path in [
+        "status",
+        "batches",
+        "schedules",
+        "rules",
+        "search?text=ab",
+        "workers",
+        "routes",
+        "events",
+        "openapi.json",
+        MISSING_BATCH,
+    ] {
         for host in ["sync.example.com", "SYNC.example.com:443"] {
             assert_eq!(ask(api(path, host)).await, 401, "{path} by {host}");
         }
@@ -138,7 +149,7 @@ async fn bodies_are_small_and_what_they_are_said_to_be() {
     let fixture = ServeFixture::new(&["a"], 1).await;
     let served = fixture.serve(&[("a", "")]).await;
     let (_, schedules) = served.get("schedules").await;
-    let path = format!("schedules/{}/start", schedules[0]["rule"].as_str().unwrap());
+    let path = format!("schedules/{}/start", schedules["schedules"][0]["rule"].as_str().unwrap());
     let send = async |kind: &str, body: Vec<u8>| {
         let request = served.request(Method::POST, &path).bearer_auth(&served.token);
         serve_process::send_json(request.header("content-type", kind).body(body)).await.0

@@ -8,6 +8,8 @@ mod dashboard;
 mod metrics;
 mod openapi_conformance;
 mod reload;
+mod rules;
 mod schedules;
+mod search;
 mod support;
 mod watch;

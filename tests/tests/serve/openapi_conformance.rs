@@ -228,6 +228,11 @@ async fn check(served: &ServeProcess, document: &Value, template: &str, made: &G
     if kind == "text/event-stream" {
         return status;
     }
+    if kind.starts_with("text/html") {
+        let page = response.text().await.unwrap_or_else(|error| panic!("{shown}: {error}"));
+        assert!(page.contains("<html"), "{shown}: {page}");
+        return status;
+    }
     let value: Value = response.json().await.unwrap_or_else(|error| panic!("{shown}: {status} is no JSON: {error}"));
     if let Some(wrong) = mismatch(document, &content["schema"], &value, "") {
         panic!("{shown}: {status}: {wrong}\n{value:#}");
@@ -257,7 +262,7 @@ async fn made_up_requests_are_answered_as_the_description_says_and_nothing_is_lo
         random: StdRng::seed_from_u64(seed),
         document: document.clone(),
         batches: batches.iter().map(|batch| text(&batch["batch"])).collect(),
-        rules: schedules.as_array().unwrap().iter().map(|rule| text(&rule["rule"])).collect(),
+        rules: schedules["schedules"].as_array().unwrap().iter().map(|rule| text(&rule["rule"])).collect(),
         token: served.token.clone(),
     };
     let mut seen: std::collections::BTreeMap<u16, usize> = std::collections::BTreeMap::new();

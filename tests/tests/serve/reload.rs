@@ -61,18 +61,18 @@ async fn a_renamed_rule_keeps_its_schedule_and_a_rule_with_another_meaning_is_st
     let served = ServeProcess::start(&fixture.program, &[]).await;
     let first = served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await["batches"][0].clone();
     assert_eq!((&first["title"], &first["rules"][0]), (&json!("one"), &json!("one")), "{first:#}");
-    let before = served.get("schedules").await.1[0].clone();
+    let before = served.get("schedules").await.1["schedules"][0].clone();
     assert_eq!(before["name"], "one");
 
     fixture.write(&config("two", "verify_every: 60m, tags: {include: ['v1', v0, v1]}"));
-    let schedules = served.wait_for("schedules", |schedules| schedules[0]["name"] == "two").await;
+    let schedules = served.wait_for("schedules", |schedules| schedules["schedules"][0]["name"] == "two").await;
     for same in ["rule", "next", "last"] {
-        assert_eq!(schedules[0][same], before[same], "{same}");
+        assert_eq!(schedules["schedules"][0][same], before[same], "{same}");
     }
 
     fixture.write(&config("two", "tags: {include: [v0]}, verify_every: 1h"));
-    let schedules = served.wait_for("schedules", |schedules| schedules[0]["rule"] != before["rule"]).await;
-    assert_eq!(schedules[0]["name"], "two");
+    let schedules = served.wait_for("schedules", |schedules| schedules["schedules"][0]["rule"] != before["rule"]).await;
+    assert_eq!(schedules["schedules"][0]["name"], "two");
     let batches = served.wait_for_ended_batches(2).await;
     assert_eq!(batches.len(), 2, "nothing was begun for a new name: {batches:#?}");
     served.wait_for("batches", |all| all["batches"][0]["state"] == "done").await;

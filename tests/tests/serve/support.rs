@@ -49,7 +49,7 @@ impl ServeFixture {
 
 /// Returns the rule that reads this repository.
 pub(crate) fn rule<'v>(schedules: &'v Value, repository: &str) -> &'v Value {
-    let rules = schedules.as_array().expect("schedules come as a list");
+    let rules = schedules["schedules"].as_array().expect("schedules come as a list");
     let reads = |rule: &&Value| rule["from"].as_str().is_some_and(|from| from.ends_with(&format!("/{repository}")));
     rules.iter().find(reads).unwrap_or_else(|| panic!("no rule reads {repository}: {schedules:#}"))
 }

@@ -8,7 +8,7 @@ export function takeToken() {
   const found = /^#token=([\x21-\x7e]+)$/.exec(location.hash);
   if (found) {
     setToken(found[1]);
-    history.replaceState(null, "", location.pathname);
+    history.replaceState(null, "", `${location.pathname}#/`);
   }
 }
 
@@ -49,29 +49,67 @@ export async function get(path) {
   return (await ask(path)).json();
 }
 
+/// Saves a response as a file: a link could not send the token.
+export async function save(path, name) {
+  const url = URL.createObjectURL(await (await ask(path)).blob());
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+}
+
+/// Encodes the parameters of a query that are set.
+export function query(parameters) {
+  const set = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return set.length > 0 ? `?${new URLSearchParams(set)}` : "";
+}
+
 export async function post(path, body = {}) {
   const headers = { "Content-Type": "application/json" };
   return (await ask(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-/// Follows the event stream until the page is closed: `on(name, value)` for each event, `state(words, error)` when
-/// the connection opens or closes.
+/// Follows the event stream: `on(name, value)` for each event, `state(words, error)` when the connection opens or
+/// closes. A tab in the background is disconnected: browsers open few connections to a server, over all tabs.
 export async function follow(on, state) {
   let wait = 500;
   for (;;) {
+    await visible();
+    const stop = new AbortController();
+    const hide = () => document.hidden && stop.abort();
+    document.addEventListener("visibilitychange", hide);
+    addEventListener("pagehide", () => stop.abort(), { once: true });
     try {
-      const response = await ask("events");
+      const response = await ask("events", { signal: stop.signal });
       state("live", null);
       wait = 500;
       await read(response.body.getReader(), on);
       state("reconnecting", null);
     } catch (error) {
-      state("not connected", error);
-      if (error.status === 401) await asked();
+      if (!stop.signal.aborted) {
+        state("not connected", error);
+        if (error.status === 401) await asked();
+      }
     }
+    document.removeEventListener("visibilitychange", hide);
+    if (stop.signal.aborted) continue;
     await new Promise((later) => setTimeout(later, wait));
     wait = Math.min(wait * 2, 10000);
   }
+}
+
+/// Waits until the tab is in the foreground.
+function visible() {
+  if (!document.hidden) return Promise.resolve();
+  return new Promise((later) => {
+    const check = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", check);
+      later();
+    };
+    document.addEventListener("visibilitychange", check);
+  });
 }
 
 let answered = null;
