@@ -34,6 +34,8 @@ pub(super) fn routes() -> Router {
 
 #[cfg(test)]
 mod tests {
+    use imgsync_config::{Config, ConfigFile};
+
     use super::*;
 
     #[test]
@@ -59,5 +61,15 @@ mod tests {
             assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{path}");
             assert!(!content.contains("style=\""), "{path}: the policy lets no style through that stands in a tag");
         }
+    }
+
+    #[test]
+    fn the_first_rule_that_the_page_suggests_is_valid() {
+        let page = include_str!("dashboard/overview.js");
+        let (_, rest) = page.split_once("const example = \"").unwrap();
+        let text = rest.split_once("\";").unwrap().0.replace("\\n", "\n");
+        let file = ConfigFile { name: "example", text: &text, environment: &|_| None, presets: None };
+        let config = Config::read(&file).unwrap();
+        assert_eq!((config.rules.len(), config.rules[0].title()), (1, "alpine".to_owned()));
     }
 }

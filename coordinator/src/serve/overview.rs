@@ -269,3 +269,16 @@ fn empty_problem(rules: &[RuleResponse]) -> Option<Problem> {
         .naming(&empty)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_alarm_is_a_problem_with_its_reason_and_its_remedy() {
+        let problem = broker_problem(BrokerAlarm { reason: "low on memory".into(), since: Timestamp::UNIX_EPOCH });
+        assert_eq!((problem.severity, problem.title.as_str()), ("error", "The broker accepts no messages"));
+        assert_eq!((problem.detail.as_str(), problem.since), ("low on memory", Some(Timestamp::UNIX_EPOCH)));
+        assert!(problem.advice.contains("rabbitmq-diagnostics alarms"), "{}", problem.advice);
+    }
+}
