@@ -284,6 +284,15 @@ pub struct ListingFailure {
     pub error: String,
 }
 
+/// Numbers of records of a batch besides its tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecordCounts {
+    /// Repositories and patterns that could not be listed.
+    pub unlisted: u64,
+    /// Prune records.
+    pub pruned: u64,
+}
+
 /// A failed task and its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedTask {
@@ -457,6 +466,9 @@ pub trait Ledger: Send + Sync {
 
     /// Returns batches by id prefix, newest first, at most a few.
     async fn find_batches(&self, prefix: &str) -> Result<Vec<BatchId>>;
+
+    /// Counts the records of several batches in one read, in their order: none for a batch that does not exist.
+    async fn count_records(&self, batches: &[BatchId]) -> Result<Vec<RecordCounts>>;
 
     /// Returns the repositories that could not be listed.
     async fn listing_failures(&self, batch: BatchId) -> Result<Vec<ListingFailure>>;

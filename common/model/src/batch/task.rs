@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BatchId, TagLocator};
 use imgsync_oci::error::{Error, ErrorKind};
-use imgsync_oci::{Digest, DigestTagHints};
+use imgsync_oci::{Digest, DigestTagHints, RegistryName};
 
 /// Maximum length of the message of a [`Failure`], in bytes.
 pub const MAX_ERROR_BYTES: usize = 350;
@@ -86,6 +86,9 @@ pub struct Failure {
     pub kind: ErrorKind,
     /// The message, safe to print, at most [`MAX_ERROR_BYTES`] bytes.
     pub error: String,
+    /// The registry that answered with the error, if the error says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<RegistryName>,
     /// Number of attempts.
     pub attempts: u32,
 }
@@ -155,12 +158,12 @@ impl Failure {
         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         let hint = truncate(&hint, MAX_ERROR_BYTES.saturating_sub(words.len()).max(MAX_ERROR_BYTES / 2));
         let words = truncate(&words, MAX_ERROR_BYTES - hint.len());
-        Failure { kind: error.kind(), error: words + &hint, attempts }
+        Failure { kind: error.kind(), error: words + &hint, registry: error.registry().cloned(), attempts }
     }
 
     /// Creates a failure from a message, which is truncated and must be safe to print.
     pub fn new(kind: ErrorKind, words: &str, attempts: u32) -> Failure {
-        Failure { kind, error: truncate(words, MAX_ERROR_BYTES), attempts }
+        Failure { kind, error: truncate(words, MAX_ERROR_BYTES), registry: None, attempts }
     }
 }
 
@@ -203,6 +206,9 @@ mod tests {
         assert_eq!(Failure::new(ErrorKind::Refused, "short", 1).error, "short");
         let error = Error::new(ErrorKind::Denied, "writing x", "401").with_hint("log in");
         assert_eq!(Failure::from_error(&error, 1).error, "writing x: 401 (log in)");
+        let registry: RegistryName = "r.example:5000".parse().unwrap();
+        let failure = Failure::from_error(&error.with_registry(&registry), 1);
+        assert_eq!(failure.registry, Some(registry), "the registry that answered");
     }
 
     #[test]

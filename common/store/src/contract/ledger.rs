@@ -368,7 +368,7 @@ pub async fn lost_leases_of_a_task_are_counted(subject: StoreUnderTest) {
     let ClaimResult::Claimed { token, losses: 2, .. } = subject.claim_task(task_ref, "w").await else {
         panic!("given back is not lost")
     };
-    let failure = Failure { kind: ErrorKind::Local, error: "no".into(), attempts: 1 };
+    let failure = Failure::new(ErrorKind::Local, "no", 1);
     subject.finish(task_ref, holder_w(token), TaskResult::Failed(failure)).await;
     subject.store.requeue(batch, RequeueFilter::default()).await.unwrap();
     let task_ref = subject.publish(batch).await[0];

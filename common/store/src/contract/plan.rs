@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment, tasks};
 use crate::{
-    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, ListingFailure, NewBatch, RequeueFilter, Usage,
+    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, ListingFailure, NewBatch, PruneOutcome, PruneRecord,
+    RecordCounts, RequeueFilter, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -215,6 +216,14 @@ pub async fn listing_failures_are_recorded(subject: StoreUnderTest) {
     let unlisted = subject.store.listing_failures(batch).await.unwrap();
     let shown: Vec<_> = unlisted.iter().map(|one| (&*one.repository, one.kind)).collect();
     assert_eq!(shown, [("gcr.io/a", ErrorKind::TimedOut), ("gcr.io/b", ErrorKind::NotFound)]);
+    let outcome = PruneOutcome::Removed;
+    let pruned = PruneRecord { source: "s".into(), target: "t".into(), outcome, digest: None, reason: String::new() };
+    subject.store.record_pruned(batch, pruned).await.unwrap();
+    let other = subject.create_batch(1).await;
+    let counts = subject.store.count_records(&[other, batch, BatchId::from_bytes([9; 16])]).await.unwrap();
+    let none = RecordCounts::default();
+    assert_eq!(counts, [none, RecordCounts { unlisted: 2, pruned: 1 }, none]);
+    assert_eq!(subject.store.count_records(&[]).await.unwrap(), []);
     subject
         .store
         .add_usage(batch, Usage { requests: RequestCounts { source: 4, target: 1 }, ..copied_bytes(0) })
@@ -230,7 +239,9 @@ pub async fn failures_and_tasks_are_read_page_by_page(subject: StoreUnderTest) {
     for index in &failing {
         let task_ref = task_refs[*index as usize];
         let holder = subject.claim(task_ref, "w").await;
-        let failure = Failure::new(ErrorKind::Refused, &format!("no {index}"), 2);
+        let mut failure = Failure::new(ErrorKind::Refused, &format!("no {index}"), 2);
+        // Only some errors say which registry answered.
+        failure.registry = (index % 2 == 0).then(|| "r.example:5000".parse().unwrap());
         subject.finish(task_ref, holder, TaskResult::Failed(failure)).await;
     }
     let mut seen = Vec::new();
@@ -241,6 +252,8 @@ pub async fn failures_and_tasks_are_read_page_by_page(subject: StoreUnderTest) {
         from = last.task.index + 1;
         for failed in &page {
             assert_eq!(failed.failure.error, format!("no {}", failed.task.index));
+            let registry = (failed.task.index % 2 == 0).then(|| "r.example:5000".to_owned());
+            assert_eq!(failed.failure.registry.as_ref().map(ToString::to_string), registry);
             assert_eq!(failed.task.spec, tasks("a/b", 1_100)[failed.task.index as usize]);
         }
         seen.extend(page.iter().map(|failed| failed.task.index));

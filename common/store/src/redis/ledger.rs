@@ -10,11 +10,11 @@ use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timesta
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, IdempotencyKey,
     LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed,
-    RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
+    RecordCounts, RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskRef, TaskResult, TaskState, encode_chunk};
-use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, RegistryName};
 
 /// Tasks per script call.
 const TASKS_PER_CALL: usize = 1_000;
@@ -405,6 +405,19 @@ impl Ledger for RedisStore {
         Ok(rules)
     }
 
+    async fn count_records(&self, batches: &[BatchId]) -> Result<Vec<RecordCounts>> {
+        if batches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for batch in batches {
+            let base = self.batch_key(*batch);
+            pipe.hlen(format!("{base}:unlisted")).hlen(format!("{base}:pruned"));
+        }
+        let counts: Vec<u64> = self.query("counting records of batches", &pipe).await?;
+        Ok(counts.chunks_exact(2).map(|pair| RecordCounts { unlisted: pair[0], pruned: pair[1] }).collect())
+    }
+
     async fn listing_failures(&self, batch: BatchId) -> Result<Vec<ListingFailure>> {
         let operation = format!("reading batch {batch}");
         let mut pipe = redis::pipe();
@@ -535,7 +548,8 @@ impl EncodedSegment {
 
 /// Encodes a failure.
 fn encode_failure(failure: &Failure) -> Vec<u8> {
-    format!("{}|{}|{}", failure.kind, failure.attempts, failure.error).into_bytes()
+    let registry = failure.registry.as_ref().map_or("", RegistryName::as_str);
+    format!("{}|{}|{registry}|{}", failure.kind, failure.attempts, failure.error).into_bytes()
 }
 
 fn with_usage(call: ScriptCall, usage: Usage) -> ScriptCall {

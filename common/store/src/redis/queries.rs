@@ -323,9 +323,10 @@ fn decode_batch(operation: &str, id: BatchId, fields: &HashMap<String, String>) 
 fn decode_failure(operation: &str, kept: &str) -> Result<Failure> {
     let read = || {
         let (kind, rest) = kept.split_once('|')?;
-        let (attempts, error) = rest.split_once('|')?;
+        let (attempts, rest) = rest.split_once('|')?;
+        let (registry, error) = rest.split_once('|')?;
         let kind = serde_json::from_value(kind.into()).ok()?;
-        Some(Failure { kind, error: error.into(), attempts: attempts.parse().ok()? })
+        Some(Failure { kind, error: error.into(), registry: registry.parse().ok(), attempts: attempts.parse().ok()? })
     };
     read().ok_or_else(|| corrupt_store(operation, "a failure record cannot be decoded"))
 }

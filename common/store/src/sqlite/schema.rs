@@ -9,7 +9,7 @@ use imgsync_oci::error::{Error, ErrorKind};
 const APPLICATION_ID: i32 = 0x696d_6773;
 
 /// Migrations; each takes the file from the version of its position to the next. Only ever appended to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1];
 
 /// Times are in milliseconds since 1970; those of the tables `tag` and `provenance` in seconds, `proof.hour` in hours.
 ///
@@ -50,6 +50,7 @@ CREATE TABLE batch (
     CHECK (min(new_tasks, queued_tasks, running_tasks, retry_tasks,
         copied_tasks, unchanged_tasks, failed_tasks, cancelled_tasks) >= 0)
 );
+CREATE INDEX batch_by_rules ON batch (rules, id);
 CREATE TABLE repository (
     batch INTEGER NOT NULL,
     key TEXT NOT NULL,
@@ -116,6 +117,7 @@ CREATE TABLE failure (
     task INTEGER NOT NULL,
     kind TEXT NOT NULL,
     error TEXT NOT NULL,
+    registry TEXT,
     attempts INTEGER NOT NULL,
     PRIMARY KEY (batch, task)
 ) WITHOUT ROWID;
@@ -237,9 +239,6 @@ CREATE TABLE schedule (
 CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter VALUES ('lease token', 0);
 ";
-
-/// The run history of a rule.
-const VERSION_2: &str = "CREATE INDEX batch_by_rules ON batch (rules, id);";
 
 /// Migrates a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), SqliteError> {

@@ -6,7 +6,7 @@
 --   b:attempts      hash    run and attempts of retried or requeued tasks: run|attempts
 --   b:losses        hash    number of lost leases of tasks
 --   b:retries       zset    retries by due time
---   b:failures      hash    failures: kind|attempts|error
+--   b:failures      hash    failures: kind|attempts|registry|error
 --   b:chunks        hash    chunks of the plan by number, each with its signature (signed.rs)
 --   b:chunk_starts  u32 × n first indexes of the chunks
 --   b:repositories  hash    repositories in the plan

@@ -18,8 +18,8 @@ use super::SqliteStore;
 use super::rows::deadline_ms;
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, LeaseStatus,
-    Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed, RequeueFilter,
-    RescheduleReply, TaskHolder, TaskRow, Usage,
+    Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed, RecordCounts,
+    RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
 use imgsync_model::batch::{BatchId, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -195,6 +195,11 @@ impl Ledger for SqliteStore {
     async fn newest_batches(&self, rules: &[Digest], before: Option<BatchId>, each: usize) -> Result<Vec<Batch>> {
         let rules = rules.to_vec();
         self.read("listing batches of rules", move |c| queries::newest_batches(c, &rules, before, each)).await
+    }
+
+    async fn count_records(&self, batches: &[BatchId]) -> Result<Vec<RecordCounts>> {
+        let batches = batches.to_vec();
+        self.read("counting records of batches", move |c| queries::count_records(c, &batches)).await
     }
 
     async fn find_unfinished(&self, rules: &Digest) -> Result<Option<BatchId>> {

@@ -9,7 +9,7 @@ use super::super::error::{SqliteError, corrupt_store};
 use super::super::rows::{parse_error_kind, timestamp, to_sql_integer};
 use super::batch_row::{BatchRow, decode_batch_state};
 use super::batch_tx::get_state;
-use crate::{Batch, BatchState, EmptyRule, FailedTask, ListingFailure, PruneRecord, TaskRow, Usage};
+use crate::{Batch, BatchState, EmptyRule, FailedTask, ListingFailure, PruneRecord, RecordCounts, TaskRow, Usage};
 use imgsync_model::batch::{
     BatchId, BlobBytes, Failure, PlanChunk, RequestCounts, Task, TaskCounts, TaskState, decode_chunk,
 };
@@ -116,6 +116,21 @@ pub(super) fn find_batches(connection: &Connection, prefix: &str) -> Result<Vec<
     Ok(found)
 }
 
+pub(super) fn count_records(connection: &Connection, batches: &[BatchId]) -> Result<Vec<RecordCounts>, SqliteError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT (SELECT count(*) FROM unlisted WHERE batch = row_id),
+                (SELECT count(*) FROM prune_record WHERE batch = row_id)
+         FROM batch WHERE id = ?1",
+    )?;
+    let count = |row: &Row<'_>, column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);
+    let mut counts = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let read = |row: &Row<'_>| Ok(RecordCounts { unlisted: count(row, 0)?, pruned: count(row, 1)? });
+        counts.push(statement.query_row([batch.as_bytes()], read).optional()?.unwrap_or_default());
+    }
+    Ok(counts)
+}
+
 pub(super) fn listing_failures(connection: &Connection, batch: BatchId) -> Result<Vec<ListingFailure>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     let sql = "SELECT repository, kind, error FROM unlisted WHERE batch = ?1 ORDER BY repository";
@@ -173,16 +188,22 @@ pub(super) fn failures(
 ) -> Result<Vec<FailedTask>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
     let mut statement = connection.prepare_cached(
-        "SELECT task, kind, error, attempts FROM failure WHERE batch = ?1 AND task >= ?2 ORDER BY task LIMIT ?3",
+        "SELECT task, kind, error, registry, attempts FROM failure WHERE batch = ?1 AND task >= ?2 ORDER BY task LIMIT ?3",
     )?;
     let mut rows = statement.query((entry.row_id, from, to_sql_integer(limit as u64)))?;
     let mut reader = PlanReader { connection, no: entry.row_id, chunk: None };
     let mut failures = Vec::new();
     while let Some(row) = rows.next()? {
         let its_class: String = row.get(1)?;
+        let registry: Option<String> = row.get(3)?;
         failures.push(FailedTask {
             task: reader.task(row.get(0)?)?,
-            failure: Failure { kind: parse_error_kind(&its_class)?, error: row.get(2)?, attempts: row.get(3)? },
+            failure: Failure {
+                kind: parse_error_kind(&its_class)?,
+                error: row.get(2)?,
+                registry: registry.and_then(|name| name.parse().ok()),
+                attempts: row.get(4)?,
+            },
         });
     }
     Ok(failures)

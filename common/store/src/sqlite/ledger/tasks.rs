@@ -12,6 +12,7 @@ use crate::{
     BatchState, ClaimResult, FinishReply, LeaseStatus, RescheduleReply, TaskHolder, Usage, latest_deadline_ms,
 };
 use imgsync_model::batch::{Failure, TaskRef, TaskResult, TaskState};
+use imgsync_oci::RegistryName;
 
 /// An owned [`TaskHolder`].
 pub(super) struct OwnedTaskHolder {
@@ -170,9 +171,16 @@ pub(super) fn record_failure(
     task: u32,
     failure: &Failure,
 ) -> Result<(), SqliteError> {
-    connection
-        .prepare_cached("REPLACE INTO failure (batch, task, kind, error, attempts) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute((no, task, failure.kind.as_str(), &failure.error, failure.attempts))?;
+    let registry = failure.registry.as_ref().map(RegistryName::as_str);
+    let sql = "REPLACE INTO failure (batch, task, kind, error, registry, attempts) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    connection.prepare_cached(sql)?.execute((
+        no,
+        task,
+        failure.kind.as_str(),
+        &failure.error,
+        registry,
+        failure.attempts,
+    ))?;
     Ok(())
 }
 
