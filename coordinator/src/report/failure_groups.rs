@@ -125,9 +125,13 @@ fn largest_first(registries: BTreeMap<String, u64>) -> Vec<RegistryGroup> {
     groups
 }
 
-/// Returns the registry that answered with the error of a failed task: that of its two registries which the message
-/// names first, because messages begin with the operation and its place. Both if it names none.
+/// Returns the registry that answered with the error of a failed task. If the error does not say: that of its two
+/// registries which the message names first, because messages begin with the operation and its place. Both if it names
+/// none.
 pub(crate) fn answering_registries(failed: &FailedTask) -> Vec<String> {
+    if let Some(registry) = &failed.failure.registry {
+        return vec![registry.to_string()];
+    }
     let planned = &failed.task.spec;
     let mut registries: Vec<String> = [planned.source.repository.endpoint(), planned.target.repository.endpoint()]
         .into_iter()
@@ -158,6 +162,11 @@ fn find_name(text: &str, registry: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use imgsync_model::batch::{Failure, RepositoryLocator, TagLocator, Task, TaskSpec};
+    use imgsync_oci::DigestTagHints;
+
     use super::*;
 
     #[test]
@@ -168,5 +177,23 @@ mod tests {
         assert_eq!(find_name("https://gcr.io: refused", "gcr.io"), Some(8));
         assert_eq!(find_name("gcr.io.example says no", "gcr.io"), None);
         assert_eq!(find_name("asked gcr.io. It failed", "gcr.io"), Some(6));
+    }
+    fn failed(error: &str) -> FailedTask {
+        let tag = |registry: &str, path: &str| TagLocator {
+            repository: Arc::new(RepositoryLocator::new(registry.parse().unwrap(), path).unwrap()),
+            tag: "1".parse().unwrap(),
+        };
+        let (source, target) = (tag("gcr.io", "a"), tag("r.example", "m/a"));
+        let spec = TaskSpec { rule: 0, source, digest: None, target, digest_tags: DigestTagHints::default() };
+        FailedTask { task: Task { index: 0, spec }, failure: Failure::new(ErrorKind::Denied, error, 1) }
+    }
+
+    #[test]
+    fn the_registry_of_the_error_counts_before_those_that_its_message_names() {
+        let mut one = failed("writing r.example/m/a:1: gcr.io/a:1 was denied");
+        assert_eq!(answering_registries(&one), ["r.example"], "the message names it first");
+        one.failure.registry = Some("gcr.io".parse().unwrap());
+        assert_eq!(answering_registries(&one), ["gcr.io"], "the error says which one answered");
+        assert_eq!(answering_registries(&failed("no")), ["gcr.io", "r.example"]);
     }
 }
