@@ -35,7 +35,10 @@ pub(super) fn routes() -> Router {
 #[cfg(test)]
 mod tests {
     use imgsync_config::{Config, ConfigFile};
+    use imgsync_model::batch::TaskState;
+    use imgsync_oci::error::ErrorKind;
 
+    use super::super::rules::RuleState;
     use super::*;
 
     #[test]
@@ -60,6 +63,30 @@ mod tests {
             let foreign = content.replace("http://www.w3.org/2000/svg", "");
             assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{path}");
             assert!(!content.contains("style=\""), "{path}: the policy lets no style through that stands in a tag");
+        }
+    }
+
+    #[test]
+    fn the_page_knows_every_state_and_error_kind() {
+        let (batch, dom) = (include_str!("dashboard/batch.js"), include_str!("dashboard/dom.js"));
+        let list = |name: &str| {
+            let (_, rest) = batch.split_once(&format!("const {name} = [")).unwrap();
+            rest.split_once("];")
+                .unwrap()
+                .0
+                .split(", ")
+                .map(|word| word.trim_matches('"').to_owned())
+                .collect::<Vec<_>>()
+        };
+        let mut kinds: Vec<String> = ErrorKind::ALL.iter().map(ToString::to_string).collect();
+        let mut states: Vec<String> = TaskState::ALL.iter().map(|state| state.as_str().to_owned()).collect();
+        let (mut known_kinds, mut known_states) = (list("KINDS"), list("STATES"));
+        for words in [&mut kinds, &mut states, &mut known_kinds, &mut known_states] {
+            words.sort_unstable();
+        }
+        assert_eq!((known_kinds, known_states), (kinds, states));
+        for state in RuleState::ALL {
+            assert!(dom.contains(&format!("  {}: \"", state.as_str())), "{state:?}");
         }
     }
 

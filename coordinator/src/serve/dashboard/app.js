@@ -16,6 +16,8 @@ const known = {
   overview: null,
   rulesVersion: null,
   batches: new Map(),
+  /// Number of old batches that were removed from `batches`.
+  dropped: 0,
   timelines: new Map(),
   failures: new Map(),
   workers: null,
@@ -168,10 +170,23 @@ const on = {
   overview: (value) => { known.overview = value.overview; known.rulesVersion = value.rules_version; },
   workers: (value) => { known.workers = value.workers; },
   routes: (value) => { known.routes = value; },
-  batch: (value) => { known.batches.set(value.batch, value); },
+  batch: (value) => { known.batches.set(value.batch, value); dropOldBatches(); },
   timeline: (value) => { known.timelines.set(value.batch, value); },
   failures: (value) => { known.failures.set(value.batch, value); },
 };
+
+/// Limit of batches that a page keeps: it may stay open for weeks.
+const MAX_BATCHES = 200;
+
+function dropOldBatches() {
+  while (known.batches.size > MAX_BATCHES) {
+    const oldest = [...known.batches.keys()].reduce((a, b) => (a < b ? a : b));
+    known.batches.delete(oldest);
+    known.timelines.delete(oldest);
+    known.failures.delete(oldest);
+    known.dropped += 1;
+  }
+}
 
 const due = new Map();
 

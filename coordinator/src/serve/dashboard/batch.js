@@ -14,6 +14,8 @@ export function batchPage({ main, name: id, parameters, known, change, confirm, 
   let asked = false;
   const filter = { images: parameters.images ?? "", kind: parameters.kind ?? "", registry: parameters.registry ?? "", text: parameters.text ?? "" };
   const pages = { from: [0], rows: null, next: null };
+  // Answers to an earlier filter or page are ignored.
+  let reads = 0;
   const path = `batches/${encodeURIComponent(id)}`;
   const progress = h("section", { id: "progress", "aria-label": "Progress" }, h("p", { class: "dim" }, "Loading…"));
   const failures = h("section", { id: "failures", "aria-label": "Failures" });
@@ -132,12 +134,14 @@ export function batchPage({ main, name: id, parameters, known, change, confirm, 
   }
 
   async function readRows() {
+    const turn = ++reads;
     if (!filter.images) return show(rows);
     const failed = filter.images === "failed";
     const from = pages.from[pages.from.length - 1];
     const shared = { registry: filter.registry, text: filter.text, from, limit: ROWS };
     try {
       const answer = await get(failed ? `${path}/failures${query({ ...shared, kind: filter.kind })}` : `${path}/tasks${query({ ...shared, state: filter.images === "all" ? "" : filter.images })}`);
+      if (turn !== reads) return;
       pages.rows = failed ? answer.failures : answer.tasks;
       pages.next = answer.next;
       renderRows();

@@ -12,6 +12,10 @@ export function batchesPage({ main, parameters, known, setParameters, setTitle, 
   let older = [];
   let next = null;
   let first = null;
+  // The newest batch at the last read: the ones before it are in `first` and `older`.
+  let covered = "";
+  // Answers to an earlier filter are ignored.
+  let reads = 0;
   const list = h("section", { id: "batches", "aria-label": "Batches" });
   main.append(
     h("div", { class: "title" }, h("h1", {}, "Batches")),
@@ -20,9 +24,12 @@ export function batchesPage({ main, parameters, known, setParameters, setTitle, 
     list);
 
   async function read() {
+    const turn = ++reads;
     try {
       const page = await get(`batches${query({ ...filter, limit: ROWS })}`);
+      if (turn !== reads) return;
       [first, older, next] = [page.batches, [], page.next];
+      covered = [...known.batches.keys(), ...first.map((batch) => batch.batch)].reduce((a, b) => (a > b ? a : b), "");
       render();
     } catch (error) {
       if (error.status !== 401) say(error.message);
@@ -30,8 +37,10 @@ export function batchesPage({ main, parameters, known, setParameters, setTitle, 
   }
 
   async function more() {
+    const turn = ++reads;
     try {
       const page = await get(`batches${query({ ...filter, limit: ROWS, before: next })}`);
+      if (turn !== reads) return;
       older = [...older, ...page.batches];
       next = page.next;
       render();
@@ -63,7 +72,13 @@ export function batchesPage({ main, parameters, known, setParameters, setTitle, 
 
   render();
   read();
-  return { batch: render };
+  return {
+    batch: () => {
+      // Batches between the last read and the oldest one that is kept may be missing.
+      if (known.dropped > 0 && [...known.batches.keys()].every((id) => id > covered)) read();
+      render();
+    },
+  };
 }
 
 function row(batch) {

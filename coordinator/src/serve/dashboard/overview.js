@@ -123,7 +123,7 @@ function problem(one) {
 function ruleTable(rules, start, runs) {
   const head = ["State", "Rule", "Tags in sync", "Last good run", "Next run", "Last failure", ""];
   return h("div", { class: "scroll" }, h("table", { class: "rules stack" },
-    h("thead", {}, h("tr", {}, ...head.map((words) => h("th", { scope: "col" }, words)))),
+    h("thead", {}, h("tr", {}, ...head.map((words) => h("th", { scope: "col", "aria-label": words ? false : "Actions" }, words)))),
     h("tbody", {}, ...rules.map((rule) => ruleRow(rule, start, runs)))));
 }
 
