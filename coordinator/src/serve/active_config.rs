@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use imgsync_config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
 use imgsync_model::schedule::Schedule;
-use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryPolicy;
+use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
 use imgsync_registry::{Client, ClientSettings, SharedRateLimit};
@@ -197,6 +197,11 @@ impl ActiveConfig {
         [rule.batch_identity.clone(), self.all_rules_identity.clone()]
     }
 
+    /// Returns the identity of the batches that run all rules together.
+    pub(super) fn all_rules_identity(&self) -> &Digest {
+        &self.all_rules_identity
+    }
+
     /// Returns the identities of all batches of this configuration.
     pub(super) fn batch_identities(&self) -> Vec<Digest> {
         let mut identities: Vec<Digest> = self.rules.iter().map(|rule| rule.batch_identity.clone()).collect();
@@ -290,6 +295,14 @@ impl ActiveRule {
     pub(super) fn reads_from(&self, registry: &str) -> bool {
         let sources = self.config.rules.iter().flat_map(|rule| source_selectors(&rule.source).unwrap_or_default());
         sources.into_iter().any(|source| source.pattern.registry().as_str() == registry)
+    }
+
+    /// Returns whether the rule reads the repository of a reference.
+    pub(super) fn reads_repository(&self, reference: &Reference) -> bool {
+        let sources = self.config.rules.iter().flat_map(|rule| source_selectors(&rule.source).unwrap_or_default());
+        sources.into_iter().any(|source| {
+            *source.pattern.registry() == reference.registry && source.pattern.matches(reference.repository.as_str())
+        })
     }
 
     pub(super) fn config(&self) -> &Config {

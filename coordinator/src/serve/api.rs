@@ -61,7 +61,7 @@ pub(super) async fn batches(State(app): SharedState, RawQuery(query): RawQuery) 
         }
     };
     let page = if state.is_some() { BATCHES_PER_PAGE } else { limit };
-    let (mut shown, mut scanned) = (Vec::new(), 0);
+    let (mut views, mut scanned) = (Vec::new(), 0);
     let next = loop {
         let batches = match &identities {
             Some(identities) => app.store().newest_batches(identities, before, page).await?,
@@ -72,22 +72,24 @@ pub(super) async fn batches(State(app): SharedState, RawQuery(query): RawQuery) 
         for batch in batches {
             before = Some(batch.id);
             let view = BatchView::load(app.store(), batch).await?;
-            if shown.len() < limit && state.is_none_or(|state| state == view.state) {
-                let unlisted = app.store().listing_failures(view.batch.id).await?.len();
-                shown.push(app.batch_response(&view, unlisted));
+            if state.is_none_or(|state| state == view.state) {
+                views.push(view);
             }
-            if shown.len() == limit {
+            if views.len() == limit {
                 break;
             }
         }
         match () {
-            () if shown.len() == limit => break before,
+            () if views.len() == limit => break before,
             () if is_last => break None,
             () if scanned >= MAX_SCANNED_BATCHES => break before,
             () => {}
         }
     };
-    Ok(Json(json!({"batches": shown, "next": next})))
+    let ids: Vec<BatchId> = views.iter().map(|view| view.batch.id).collect();
+    let records = app.store().count_records(&ids).await?;
+    let shown = views.iter().zip(records).map(|(view, records)| app.batch_response(view, records.unlisted));
+    Ok(Json(json!({"batches": shown.collect::<Vec<_>>(), "next": next})))
 }
 
 fn parse_status(text: &str) -> Result<BatchStatus, ErrorResponse> {
@@ -108,7 +110,7 @@ pub(super) struct BatchDetailResponse {
 
 pub(super) async fn batch(State(app): SharedState, PathId(id): PathId) -> ApiResult<BatchDetailResponse> {
     let batch = find_batch(&app, &id).await?;
-    let unlisted = app.store().listing_failures(batch.id).await?.len();
+    let unlisted = app.unlisted_count(batch.id).await?;
     let client = app.active_config.borrow().client.clone();
     let rate_limit_messages = rate_limit_messages(app.store(), &batch, &client).await?;
     let problems = match app.backend.is_cluster() {
@@ -187,6 +189,7 @@ pub(super) async fn batch_report(
     headers: HeaderMap,
 ) -> Result<Response, ErrorResponse> {
     let id = find_batch(&app, &id).await?.id;
+    let _turn = app.report_permits.acquire().await;
     let mut report = Report::load(app.store(), id).await?;
     report.dashboard = app.dashboard_url(&headers);
     let mut page = Vec::new();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use axum::http::header::HOST;
+use imgsync_model::batch::BatchId;
 use imgsync_oci::error::Result;
 use imgsync_store::Store;
 use imgsync_worker::health::ReadinessCheck;
@@ -40,6 +41,8 @@ pub struct AppState {
     pub(super) worker_samples: WorkerSamples,
     /// Limits concurrent searches.
     pub(super) search_permits: Semaphore,
+    /// Limits concurrent reports, each of which reads a batch whole.
+    pub(super) report_permits: Semaphore,
     pub(super) auth: AuthPolicy,
     pub(super) ready: ReadinessCheck,
     /// Notified when batches may have new tasks.
@@ -104,8 +107,13 @@ impl AppState {
         self.worker_samples.load(self.store(), &current.config).await
     }
 
+    /// Counts the repositories and patterns of a batch that could not be listed.
+    pub(super) async fn unlisted_count(&self, batch: BatchId) -> Result<u64> {
+        Ok(self.store().count_records(&[batch]).await?.first().map_or(0, |records| records.unlisted))
+    }
+
     /// Converts a batch, with the rule that it runs.
-    pub(super) fn batch_response(&self, view: &BatchView, unlisted: usize) -> BatchResponse {
+    pub(super) fn batch_response(&self, view: &BatchView, unlisted: u64) -> BatchResponse {
         let rule = self.active_config.borrow().rule_of_batch(&view.batch.rules).map(|rule| rule.id.clone());
         BatchResponse::from_view(view, unlisted, rule)
     }

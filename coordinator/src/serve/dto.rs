@@ -36,12 +36,12 @@ pub(super) struct BatchResponse {
     planned: Option<Timestamp>,
     ended: Option<Timestamp>,
     supersedes: Option<BatchId>,
-    unlisted: usize,
+    unlisted: u64,
 }
 
 impl BatchResponse {
     /// Converts a batch. `unlisted` is the number of repositories and patterns that could not be listed.
-    pub(super) fn from_view(view: &BatchView, unlisted: usize, rule: Option<String>) -> BatchResponse {
+    pub(super) fn from_view(view: &BatchView, unlisted: u64, rule: Option<String>) -> BatchResponse {
         let batch = &view.batch;
         // A list shows what it can; commands on a single batch report options that cannot be decoded.
         let options = BatchOptions::decode(&batch.options, "a batch").unwrap_or_default();

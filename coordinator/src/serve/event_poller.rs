@@ -29,7 +29,7 @@ const DETAILS_INTERVAL: Duration = Duration::from_secs(2);
 /// Last known state of a batch.
 struct BatchSnapshot {
     view: BatchView,
-    unlisted_count: usize,
+    unlisted_count: u64,
     /// State and time of the last timeline and failure events.
     details: Option<(Batch, Instant)>,
 }
@@ -45,7 +45,9 @@ struct Poller<'a> {
 
 /// Polls the store and publishes changes, until stopped.
 pub(super) async fn run_poller(app: &AppState, stop: &CancellationToken) {
-    let mut poller = Poller { app, snapshots: HashMap::new(), rules: None, rules_version: 0 };
+    // A client that reconnects after a restart must not take an old number for a new one.
+    let rules_version = u64::try_from(app.started_at.as_millisecond()).unwrap_or_default();
+    let mut poller = Poller { app, snapshots: HashMap::new(), rules: None, rules_version };
     let mut around: Option<Instant> = None;
     let mut alive = Instant::now();
     let mut warned = false;
@@ -110,13 +112,13 @@ impl Poller<'_> {
         let has_changed = before.is_none_or(|seen| seen.view != view);
         let (mut unlisted_count, mut details) = match self.snapshots.remove(&batch.id) {
             Some(seen) => (seen.unlisted_count, seen.details),
-            None => (store.listing_failures(batch.id).await?.len(), None),
+            None => (self.app.unlisted_count(batch.id).await?, None),
         };
         // Clients request the timeline of batches that ended before the first poll.
         let is_stale = details.as_ref().is_none_or(|(as_of, _)| *as_of != batch);
         let is_due = details.as_ref().is_none_or(|(_, at)| at.elapsed() >= DETAILS_INTERVAL);
         if is_stale && (is_live || was_live || details.is_some()) && (is_due || !is_live) {
-            unlisted_count = store.listing_failures(batch.id).await?.len();
+            unlisted_count = self.app.unlisted_count(batch.id).await?;
             let timeline = store.timeline(batch.id).await?;
             hub.publish(Topic::Timeline(batch.id), &TimelineResponse::from_timeline(batch.id, timeline));
             let groups = self.app.failure_groups.get_or_compute(store, &batch).await?;

@@ -14,6 +14,7 @@ mod error_response;
 mod event_poller;
 mod event_stream;
 mod extract;
+mod failed_rules;
 mod failure_group_cache;
 mod overview;
 mod router;

@@ -162,10 +162,11 @@ fn broker_problem(alarm: BrokerAlarm) -> Problem {
     }
 }
 
-/// Groups the failing rules by the kind of their errors and the registry that answered: each has its own advice.
+/// Groups the failing rules by the kind of their errors and the registry that answered: each has its own advice. A rule
+/// that runs again fails until a run is good.
 fn failing_problems(rules: &[RuleResponse]) -> Vec<Problem> {
     let mut groups: BTreeMap<(Option<ErrorKind>, Option<&str>), Vec<&RuleResponse>> = BTreeMap::new();
-    for rule in rules.iter().filter(|rule| rule.state == RuleState::Failing) {
+    for rule in rules.iter().filter(|rule| rule.state == RuleState::Failing || rule.failing_since.is_some()) {
         let failure = rule.last_failure.as_ref();
         let cause = (failure.and_then(|one| one.kind), failure.and_then(|one| one.registry.as_deref()));
         groups.entry(cause).or_default().push(rule);

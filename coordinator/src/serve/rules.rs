@@ -1,19 +1,20 @@
-//! Rules with their state, from the newest batches of each: one read of the store for all rules, and one of each batch
-//! that ended since the last.
+//! Rules with their state, from the newest batches of each: a few reads of the store for all rules, and one of each rule
+//! whose newest batch failed since the last.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_model::batch::BatchId;
 use imgsync_oci::Digest;
 use imgsync_oci::error::{ErrorKind, Result};
-use imgsync_store::{Batch, BatchState, Store};
+use imgsync_store::{Batch, BatchState, RecordCounts, Store};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::active_config::ActiveConfig;
+use super::failed_rules::{or_removed, read_failed_rules};
 use super::scheduler::{ScheduleEntry, Scheduler};
 use crate::batch_view::{BatchStatus, BatchView};
 use crate::report::advice::{self, NextStep};
@@ -21,6 +22,10 @@ use crate::report::failure_groups::answering_registries;
 
 /// Batches of each rule in which its last good and last failed run are looked for.
 pub(super) const MAX_RUNS: usize = 20;
+/// Batches whose records are counted in one read.
+const BATCHES_PER_READ: usize = 1_000;
+/// How long a history with a failure is reused: an older batch of it may be requeued.
+const FAILURE_TTL: Duration = Duration::from_secs(10);
 /// How long the state of the rules is reused.
 const CACHE_TTL: Duration = Duration::from_secs(1);
 
@@ -103,10 +108,10 @@ pub(super) struct LastFailure {
     /// Failed images.
     pub(super) failed: u64,
     /// Repositories and patterns that could not be listed.
-    pub(super) unlisted: usize,
+    pub(super) unlisted: u64,
     /// Kind and message of one of the errors.
     pub(super) kind: Option<ErrorKind>,
-    /// The registry that answered with it, if the message names one.
+    /// The registry that answered with it, if it is known.
     pub(super) registry: Option<String>,
     pub(super) title: Option<&'static str>,
     pub(super) error: Option<String>,
@@ -131,7 +136,7 @@ pub(super) struct HistoryEntry {
     unchanged: u64,
     failed: u64,
     cancelled: u64,
-    unlisted: usize,
+    unlisted: u64,
     bytes: u64,
 }
 
@@ -148,19 +153,36 @@ type HistoryKey = (BatchId, Option<Timestamp>, BatchState, u32);
 #[derive(Debug, Clone, Default)]
 struct RunHistory {
     key: Option<HistoryKey>,
+    read_at: Option<Instant>,
     last_good: Option<Timestamp>,
     last_failure: Option<LastFailure>,
+    /// Positions of the rules that failed then, if the batch ran all of them and it is known.
+    failed_rules: Option<Arc<BTreeSet<usize>>>,
     failing_since: Option<Timestamp>,
     /// Tags of the newest batch that listed everything.
     tags: Option<TagCounts>,
 }
 
-/// What an ended batch reads besides its counts.
-#[derive(Debug, Clone)]
-struct EndedBatch {
-    unlisted: usize,
-    is_good: bool,
-    example: Option<ErrorExample>,
+impl RunHistory {
+    /// Returns whether it is the history up to a batch, and may be reused.
+    fn is_current(&self, key: HistoryKey) -> bool {
+        let is_fresh = || self.read_at.is_some_and(|at| at.elapsed() < FAILURE_TTL);
+        self.key == Some(key) && (self.last_failure.is_none() || is_fresh())
+    }
+
+    /// Returns what the batches of all rules together say of one of them. If it did not fail in the last failed run, that
+    /// run was good for it.
+    fn for_rule(&self, number: usize) -> RunHistory {
+        match (&self.last_failure, &self.failed_rules) {
+            (Some(failure), Some(failed)) if !failed.contains(&number) => RunHistory {
+                last_good: self.last_good.max(Some(failure.at)),
+                last_failure: None,
+                failing_since: None,
+                ..self.clone()
+            },
+            _ => self.clone(),
+        }
+    }
 }
 
 /// One of the errors of a batch.
@@ -174,8 +196,8 @@ struct ErrorExample {
 #[derive(Default)]
 struct Inner {
     histories: HashMap<Digest, RunHistory>,
-    /// By batch and end, because a batch can be requeued.
-    ended: HashMap<(BatchId, Timestamp), EndedBatch>,
+    /// Whether pruning had problems, by batch and end, because a batch can be requeued.
+    prune_problems: HashMap<(BatchId, Timestamp), bool>,
     last: Option<(Instant, Arc<ActiveConfig>, Arc<Vec<RuleResponse>>)>,
 }
 
@@ -224,21 +246,19 @@ impl RuleCache {
         let mut batches = store.newest_batches(identities, before, limit).await?;
         batches.sort_unstable_by_key(|batch| std::cmp::Reverse(batch.id));
         batches.truncate(limit);
+        let records = count_records(store, batches.iter()).await?;
         let mut entries = Vec::with_capacity(batches.len());
         for batch in batches {
-            let ended = self.0.lock().await.ended_batch(&batch, store).await?;
+            let records = records.get(&batch.id).copied().unwrap_or_default();
+            let good = self.0.lock().await.is_good(&batch, records, store).await?;
             let shared = identities.len() > 1 && batch.rules == identities[1];
             let BatchView { batch, state, .. } = BatchView::load(store, batch).await?;
             let end = batch.ended_at.unwrap_or_else(Timestamp::now);
-            let unlisted = match &ended {
-                Some(ended) => ended.unlisted,
-                None => store.listing_failures(batch.id).await?.len(),
-            };
             entries.push(HistoryEntry {
                 batch: batch.id,
                 state,
                 shared,
-                good: ended.is_some_and(|ended| ended.is_good),
+                good,
                 started: batch.created_at,
                 ended: batch.ended_at,
                 seconds: end.duration_since(batch.created_at).as_secs_f64().max(0.0),
@@ -247,7 +267,7 @@ impl RuleCache {
                 unchanged: batch.counts.unchanged,
                 failed: batch.counts.failed,
                 cancelled: batch.counts.cancelled,
-                unlisted,
+                unlisted: records.unlisted,
                 bytes: batch.usage.bytes.copied,
             });
         }
@@ -263,10 +283,10 @@ impl Inner {
             .into_iter()
             .filter_map(|(rules, batches)| Some((rules, batches.into_iter().next()?)))
             .collect();
-        self.update_histories(store, &identities, &newest).await?;
+        self.update_histories(store, current, &newest).await?;
         let views = load_views(context, newest).await?;
         let entries = context.scheduler.entries(current).await?;
-        let rules = current.rules.iter().zip(entries).map(|(rule, mut schedule)| {
+        let rules = current.rules.iter().zip(entries).enumerate().map(|(number, (rule, mut schedule))| {
             let [own, all] = current.identities_of(rule);
             let is_alone = own == all;
             let all_view = views.get(&all).filter(|_| !is_alone);
@@ -274,11 +294,13 @@ impl Inner {
             let shared = last.is_some_and(|last| !is_alone && last.batch.rules == all);
             let none = RunHistory::default();
             let its = self.histories.get(&own).unwrap_or(&none);
-            let common = self.histories.get(&all).filter(|_| !is_alone).unwrap_or(&none);
+            let common = self.histories.get(&all).filter(|_| !is_alone).map(|history| history.for_rule(number));
+            let common = common.as_ref().unwrap_or(&none);
             let last_failure =
                 [&its.last_failure, &common.last_failure].into_iter().flatten().max_by_key(|failure| failure.at);
             let history = if shared { common } else { its };
             let state = last.map_or(RuleState::NeverRun, |last| state_of(last, history));
+            let last_good = its.last_good.max(common.last_good);
             schedule.last = last.map(|last| last.batch.id).or(schedule.last);
             schedule.running = views
                 .get(&own)
@@ -288,9 +310,9 @@ impl Inner {
                 schedule,
                 state,
                 tags: views.get(&own).and_then(|view| live_tags(&view.batch)).or(its.tags),
-                last_good: its.last_good.max(common.last_good),
+                last_good,
                 last_failure: last_failure.cloned(),
-                failing_since: history.failing_since,
+                failing_since: failing_since(history, last_good),
                 shared,
                 last_batch: last.map(|last| last.batch.id),
             }
@@ -302,114 +324,134 @@ impl Inner {
     async fn update_histories(
         &mut self,
         store: &dyn Store,
-        identities: &[Digest],
+        current: &ActiveConfig,
         newest: &HashMap<Digest, Batch>,
     ) -> Result<()> {
+        let identities = current.batch_identities();
         let key = |batch: &Batch| (batch.id, batch.ended_at, batch.state, batch.run);
         let changed: Vec<Digest> = newest
             .iter()
-            .filter(|(rules, batch)| self.histories.get(rules).and_then(|known| known.key) != Some(key(batch)))
+            .filter(|(rules, batch)| !self.histories.get(rules).is_some_and(|known| known.is_current(key(batch))))
             .map(|(rules, _)| rules.clone())
             .collect();
         let found = by_rules(store.newest_batches(&changed, None, MAX_RUNS).await?);
+        let records = count_records(store, found.values().flatten()).await?;
         for (rules, batches) in found {
-            let mut history = RunHistory { key: newest.get(&rules).map(key), ..RunHistory::default() };
+            let records_of = |batch: &Batch| records.get(&batch.id).copied().unwrap_or_default();
+            let mut history =
+                RunHistory { key: newest.get(&rules).map(key), read_at: Some(Instant::now()), ..RunHistory::default() };
+            // A listing with failures does not show all tags.
+            let listed = batches.iter().filter(|batch| records_of(batch).unlisted == 0);
+            history.tags = listed.into_iter().find_map(planned_tags);
+            let mut failed = None;
             for batch in &batches {
-                // A listing with failures does not show all tags.
-                let ended = self.ended_batch(batch, store).await?;
-                if ended.is_none_or(|ended| ended.unlisted == 0)
-                    && let Some(tags) = planned_tags(batch)
-                {
-                    history.tags = Some(tags);
-                    break;
-                }
-            }
-            for batch in &batches {
-                let Some(ended) = self.ended_batch(batch, store).await? else { continue };
                 let Some(at) = batch.ended_at.filter(|_| batch.state == BatchState::Done) else { continue };
-                if ended.is_good {
-                    history.last_good = Some(at);
-                    break;
-                }
-                history.failing_since = Some(at);
-                if history.last_failure.is_none() {
-                    history.last_failure = Some(last_failure(batch, at, &ended));
-                }
-            }
-            // The last failure may be older than the last good run.
-            if history.last_failure.is_none() {
-                for batch in &batches {
-                    let is_bad = batch.state == BatchState::Done && batch.counts.failed > 0;
-                    let Some(at) = batch.ended_at.filter(|_| is_bad) else { continue };
-                    if let Some(ended) = self.ended_batch(batch, store).await? {
-                        history.last_failure = Some(last_failure(batch, at, &ended));
+                let records = records_of(batch);
+                if history.last_good.is_some() {
+                    // The last failure may be older than the last good run. Problems of pruning before it are not
+                    // worth a read of each batch.
+                    if batch.counts.failed > 0 || records.unlisted > 0 {
+                        failed = Some((batch, at, records));
                         break;
                     }
+                    continue;
+                }
+                if self.is_good(batch, records, store).await? {
+                    history.last_good = Some(at);
+                    if failed.is_some() {
+                        break;
+                    }
+                } else {
+                    history.failing_since = Some(at);
+                    failed.get_or_insert((batch, at, records));
+                }
+            }
+            if let Some((batch, at, records)) = failed {
+                history.last_failure = Some(read_failure(batch, at, records, store).await?);
+                if rules == *current.all_rules_identity() && current.rules.len() > 1 {
+                    let failed = read_failed_rules(store, batch, records, &current.rules).await?;
+                    history.failed_rules = failed.map(Arc::new);
                 }
             }
             self.histories.insert(rules, history);
         }
         let known: HashSet<&Digest> = identities.iter().collect();
         self.histories.retain(|rules, _| known.contains(rules) && newest.contains_key(rules));
-        if self.ended.len() > 2 * MAX_RUNS * identities.len().max(100) {
-            self.ended.clear();
+        if self.prune_problems.len() > 2 * MAX_RUNS * identities.len().max(100) {
+            self.prune_problems.clear();
         }
         Ok(())
     }
 
-    /// Returns what an ended batch says, read once.
-    async fn ended_batch(&mut self, batch: &Batch, store: &dyn Store) -> Result<Option<EndedBatch>> {
-        let Some(at) = batch.ended_at else { return Ok(None) };
-        if let Some(known) = self.ended.get(&(batch.id, at)) {
-            return Ok(Some(known.clone()));
+    /// Returns whether a batch ended with everything listed, nothing failed and no problem of pruning.
+    async fn is_good(&mut self, batch: &Batch, records: RecordCounts, store: &dyn Store) -> Result<bool> {
+        let Some(at) = batch.ended_at.filter(|_| batch.state == BatchState::Done) else { return Ok(false) };
+        if batch.counts.failed + batch.counts.cancelled + records.unlisted > 0 {
+            return Ok(false);
         }
-        let ended = match read_ended(batch, store).await {
-            Ok(ended) => ended,
-            // Removed meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        self.ended.insert((batch.id, at), ended.clone());
-        Ok(Some(ended))
+        if records.pruned == 0 {
+            return Ok(true);
+        }
+        if let Some(has_problem) = self.prune_problems.get(&(batch.id, at)) {
+            return Ok(!has_problem);
+        }
+        let pruned = or_removed(store.prune_records(batch.id).await)?;
+        let has_problem = pruned.iter().any(|record| record.outcome.needs_attention());
+        self.prune_problems.insert((batch.id, at), has_problem);
+        Ok(!has_problem)
     }
 }
 
-async fn read_ended(batch: &Batch, store: &dyn Store) -> Result<EndedBatch> {
-    let unlisted = store.listing_failures(batch.id).await?;
-    let pruned = store.prune_records(batch.id).await?;
-    let has_prune_problem = pruned.iter().any(|record| record.outcome.needs_attention());
-    let example = match batch.counts.failed {
-        0 => unlisted.first().map(|failure| ErrorExample {
+/// Counts the records of batches, by batch.
+async fn count_records(
+    store: &dyn Store,
+    batches: impl Iterator<Item = &Batch>,
+) -> Result<HashMap<BatchId, RecordCounts>> {
+    let ids: Vec<BatchId> = batches.map(|batch| batch.id).collect();
+    let mut found = HashMap::with_capacity(ids.len());
+    for ids in ids.chunks(BATCHES_PER_READ) {
+        found.extend(ids.iter().copied().zip(store.count_records(ids).await?));
+    }
+    Ok(found)
+}
+
+/// Reads one of the errors of a batch.
+async fn read_failure(batch: &Batch, at: Timestamp, records: RecordCounts, store: &dyn Store) -> Result<LastFailure> {
+    let example = match (batch.counts.failed, records.unlisted) {
+        (0, 0) => None,
+        (0, _) => or_removed(store.listing_failures(batch.id).await)?.into_iter().next().map(|failure| ErrorExample {
             kind: failure.kind,
-            error: failure.error.clone(),
             registry: failure.repository.split_once('/').map(|(host, _)| host.to_owned()),
+            error: failure.error,
         }),
-        _ => store.failures(batch.id, 0, 1).await?.pop().map(|failed| ErrorExample {
+        _ => or_removed(store.failures(batch.id, 0, 1).await)?.pop().map(|failed| ErrorExample {
             registry: <[String; 1]>::try_from(answering_registries(&failed)).ok().map(|[registry]| registry),
             kind: failed.failure.kind,
             error: failed.failure.error,
         }),
     };
-    let is_good = batch.state == BatchState::Done
-        && batch.counts.failed + batch.counts.cancelled == 0
-        && unlisted.is_empty()
-        && !has_prune_problem;
-    Ok(EndedBatch { unlisted: unlisted.len(), is_good, example })
-}
-
-fn last_failure(batch: &Batch, at: Timestamp, ended: &EndedBatch) -> LastFailure {
-    let kind = ended.example.as_ref().map(|example| example.kind);
-    LastFailure {
+    let kind = example.as_ref().map(|example| example.kind);
+    let (registry, error) = example.map(|example| (example.registry, example.error)).unzip();
+    Ok(LastFailure {
         batch: batch.id,
         at,
         failed: batch.counts.failed,
-        unlisted: ended.unlisted,
+        unlisted: records.unlisted,
         kind,
+        registry: registry.flatten(),
         title: kind.map(advice::title),
-        registry: ended.example.as_ref().and_then(|example| example.registry.clone()),
-        error: ended.example.as_ref().map(|example| example.error.clone()),
+        error,
         advice: kind.map(advice::for_kind),
         next_step: kind.map(advice::next_step),
+    })
+}
+
+/// Returns when the failures in a row began. A good run of all rules together ends a row of failures, too.
+fn failing_since(history: &RunHistory, last_good: Option<Timestamp>) -> Option<Timestamp> {
+    let since = history.failing_since?;
+    match last_good.filter(|good| *good > since) {
+        None => Some(since),
+        Some(good) => history.last_failure.as_ref().map(|failure| failure.at).filter(|at| *at > good),
     }
 }
 

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::app::AppState;
 use super::overview::RuleName;
-use crate::presets::source_selectors;
 use crate::report::advice;
 
 /// Batches of each rule that are searched, the newest ones.
@@ -21,6 +20,8 @@ const MAX_RUNS: usize = 3;
 const MAX_TASKS: u64 = 250_000;
 /// Time limit of a search, below that of a request.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
+/// Why a search stops at its limit of results.
+const TOO_MANY_RESULTS: &str = "there are more results: write more of the name";
 /// Rows read per query.
 const ROWS_PER_PAGE: usize = 1_000;
 pub(super) const MIN_TEXT_CHARS: usize = 2;
@@ -133,12 +134,11 @@ impl Search<'_> {
             seen_at: None,
         };
         for failure in store.listing_failures(batch.id).await? {
-            // A repository that could not be listed may hold every tag of it.
-            if self.results.len() >= self.limit {
-                break;
-            }
-            if !self.matches(&failure.repository) && !self.needle.starts_with(&normalize(&failure.repository)) {
+            if !self.matches(&failure.repository) && !self.names_tag_of(&failure.repository) {
                 continue;
+            }
+            if self.results.len() >= self.limit {
+                return Ok(Some(TOO_MANY_RESULTS));
             }
             self.results.push(SearchResult {
                 source: failure.repository,
@@ -150,7 +150,10 @@ impl Search<'_> {
         }
         for record in store.prune_records(batch.id).await? {
             let is_meant = self.matches(&record.source) || self.matches(&record.target);
-            if is_meant && self.results.len() < self.limit {
+            if is_meant {
+                if self.results.len() >= self.limit {
+                    return Ok(Some(TOO_MANY_RESULTS));
+                }
                 self.results.push(SearchResult {
                     source: record.source,
                     target: record.target,
@@ -184,7 +187,7 @@ impl Search<'_> {
                     continue;
                 }
                 if self.results.len() >= self.limit {
-                    return Ok(Some("there are more results: write more of the name"));
+                    return Ok(Some(TOO_MANY_RESULTS));
                 }
                 let rule_name = options.rules.get(row.task.spec.rule as usize).map(|rule| rule.name.clone());
                 let found = SearchResult {
@@ -203,6 +206,11 @@ impl Search<'_> {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether the text names a tag or digest of a repository, which may have it if it could not be listed.
+    fn names_tag_of(&self, repository: &str) -> bool {
+        self.needle.strip_prefix(&normalize(repository)).is_some_and(|rest| rest.starts_with([':', '@']))
     }
 
     fn matches(&self, text: &str) -> bool {
@@ -252,11 +260,6 @@ fn normalize(text: &str) -> String {
 fn read_by(app: &AppState, text: &str) -> Vec<RuleName> {
     let Ok(reference) = normalize(text).parse::<Reference>() else { return Vec::new() };
     let current = app.active_config.borrow().clone();
-    let reads = |rule: &imgsync_config::Rule| {
-        source_selectors(&rule.source).unwrap_or_default().iter().any(|part| {
-            *part.pattern.registry() == reference.registry && part.pattern.matches(reference.repository.as_str())
-        })
-    };
-    let rules = current.rules.iter().filter(|rule| rule.config().rules.iter().any(reads));
+    let rules = current.rules.iter().filter(|rule| rule.reads_repository(&reference));
     rules.map(|rule| RuleName { rule: rule.id.clone(), name: rule.name.clone() }).collect()
 }

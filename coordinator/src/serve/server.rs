@@ -33,6 +33,7 @@ use crate::orchestrator::{Backend, LeaderConfig, LocalWorker, ReclaimPolicy, Wat
 /// Batches checked at startup for tasks of a previous process.
 const MAX_RECLAIMED_BATCHES: usize = 1_000;
 const MAX_CONCURRENT_SEARCHES: usize = 2;
+const MAX_CONCURRENT_REPORTS: usize = 2;
 
 /// HTTP listener, authorization policy and extra routes.
 #[derive(Debug)]
@@ -97,6 +98,7 @@ impl Server {
             rule_cache: RuleCache::default(),
             worker_samples: WorkerSamples::default(),
             search_permits: Semaphore::new(MAX_CONCURRENT_SEARCHES),
+            report_permits: Semaphore::new(MAX_CONCURRENT_REPORTS),
             auth: binding.auth,
             ready,
             work_available: work_available.clone(),

@@ -1,14 +1,17 @@
 //! Rules with their state and history, the overview and its problems, and batches in pages.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
-use imgsync_tests::{ServeProcess, TestCluster, images};
+use imgsync_tests::{RedisServer, ServeProcess, TestCluster, images};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::support::ServeFixture;
 
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const MANIFEST_READS: [RequestType; 2] = [RequestType::ManifestGet, RequestType::ManifestHead];
 
 fn denied() -> FaultAction {
@@ -107,9 +110,56 @@ async fn rules_are_shown_with_their_state_and_the_overview_says_what_is_wrong_an
     assert_eq!(status, 202, "{started:#}");
     let rule = served.wait_for(&format!("rules/{id}"), |rule| rule["state"] == "in_sync").await;
     assert_eq!(rule["failing_since"], Value::Null);
+    assert_eq!(rule["last_failure"]["unlisted"], 1, "the last failure stays known after a good run: {rule:#}");
     assert_eq!(rule["last"], started["batch"]);
     assert_eq!(served.get("rules/nothing").await.0, 404);
     assert_eq!(served.get("rules/missing").await.1["rule"], id, "by its name, too");
+}
+
+#[tokio::test]
+async fn a_rule_that_runs_again_after_a_failure_is_a_problem_until_a_run_is_good() {
+    let fixture = ServeFixture::new(&["a"], 2).await;
+    let fault = fixture.source.on(RequestMatcher::kinds(&MANIFEST_READS)).always().act(denied());
+    let served = fixture.serve(&[("a", "{every: 1h}")]).await;
+    let rules = served.wait_for("rules", |rules| rules["rules"][0]["state"] == "failing").await;
+    let (id, since) = (rules["rules"][0]["rule"].as_str().unwrap(), &rules["rules"][0]["failing_since"]);
+    fault.remove();
+    let gate = Arc::new(Semaphore::new(0));
+    fixture.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
+    served.post(&format!("rules/{id}/start"), &json!({})).await;
+    let running = served.wait_for("rules", |rules| rules["rules"][0]["state"] == "running").await;
+    assert_eq!(&running["rules"][0]["failing_since"], since, "{running:#}");
+    let (_, overview) = served.get("overview").await;
+    let problem = &overview["problems"][0];
+    assert_eq!(problem["title"], format!("1 rule is failing: denied ({})", fixture.source.host()), "{overview:#}");
+    assert_eq!(&problem["since"], since);
+    gate.add_permits(100);
+    let rules = served.wait_for("rules", |rules| rules["rules"][0]["state"] == "in_sync").await;
+    let failure = &rules["rules"][0]["last_failure"];
+    assert_eq!(failure["failed"], 2, "{rules:#}");
+    assert_eq!(served.get("overview").await.1["problems"], json!([]));
+    // The failed images of the older batch are requeued and copied: nothing has failed any more.
+    served.post(&format!("batches/{}/requeue", failure["batch"].as_str().unwrap()), &json!({})).await;
+    served.wait_for("rules", |rules| rules["rules"][0]["last_failure"].is_null()).await;
+}
+
+#[tokio::test]
+async fn a_run_of_all_rules_counts_for_each_rule_by_its_own_images_and_listings() {
+    let fixture = ServeFixture::new(&["good", "secret"], 2).await;
+    fixture.source.on(RequestMatcher::kinds(&MANIFEST_READS).repository("secret")).always().act(denied());
+    fixture.write(&fixture.config(&[("good", ""), ("secret", ""), ("missing", "")]));
+    fixture.program.again().args(["run"]).run().await.assert_code(1);
+    let served = ServeProcess::start(&fixture.program, &[]).await;
+    let (_, rules) = served.get("rules").await;
+    let rules = rules["rules"].as_array().unwrap();
+    let states: Vec<_> = rules.iter().map(|rule| rule["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["in_sync", "failing", "failing"], "{rules:#?}");
+    assert!(rules.iter().all(|rule| rule["shared"] == true), "{rules:#?}");
+    assert!(rules[0]["last_good"].is_string(), "{rules:#?}");
+    assert_eq!((&rules[0]["last_failure"], &rules[0]["failing_since"]), (&Value::Null, &Value::Null));
+    assert_eq!((&rules[1]["last_good"], &rules[1]["last_failure"]["kind"]), (&Value::Null, &json!("denied")));
+    let (_, overview) = served.get("overview").await;
+    assert_eq!(overview["totals"]["states"]["failing"], 2, "{overview:#}");
 }
 
 #[tokio::test]
@@ -279,4 +329,57 @@ async fn the_overview_of_a_cluster_names_missing_workers_and_other_configuration
     assert_eq!(rules["rules"][0]["tags"], json!({"in_sync": 4, "total": 4}), "{rules:#}");
     let (_, found) = served.get("search?text=a:v3").await;
     assert_eq!((&found["results"][0]["state"], &found["searched"]["complete"]), (&json!("copied"), &json!(true)));
+}
+
+/// Returns the calls of each command of the store so far, but not those of the test.
+fn command_calls(store: &RedisServer) -> BTreeMap<String, u64> {
+    let stats = store.command(&["INFO", "commandstats"]);
+    let calls = stats.lines().filter_map(|line| {
+        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+    });
+    calls.filter(|(name, _)| name != "info").collect()
+}
+
+#[tokio::test]
+async fn a_poll_of_200_rules_reads_their_histories_and_newest_batches_and_nothing_else_by_rule() {
+    const RULES: u64 = 200;
+    // Those that ran: each has a batch.
+    const RUN: u64 = 20;
+    let cluster = TestCluster::start();
+    let mut fixture = ServeFixture::new(&["a"], 1).await;
+    let (from, to) = (fixture.source.host(), fixture.target.host());
+    let rule = |number: u64| {
+        let schedule = if number < RUN { ", schedule: {every: 1h}" } else { "" };
+        format!(
+            "- {{name: r{number}, from: {from}/a, tags: {{include: [none-{number}]}}, to: {to}/m/r{number}{schedule}}}\n"
+        )
+    };
+    let rules: String = (0..RULES).map(rule).collect();
+    fixture.program = cluster.imgsync(&format!("rules:\n{rules}"));
+    let served = ServeProcess::start(&fixture.program, &[]).await;
+    served.wait_for("rules", |rules| rules["states"]["nothing_selected"] == RUN).await;
+    // The server polls while a client follows the events.
+    let _events = served.request(reqwest::Method::GET, "events").send().await.unwrap();
+    let store = &cluster.store;
+    let polled = async |from: u64, polls: u64| {
+        let started = Instant::now();
+        while store.calls("zrange") < from + polls * RULES {
+            assert!(started.elapsed() < WAIT_TIMEOUT, "{:#?}", command_calls(store));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    // The first poll reads details of the batches.
+    polled(store.calls("zrange"), 2).await;
+    let before = command_calls(store);
+    polled(before["zrange"], 3).await;
+    let after = command_calls(store);
+    let calls = |name: &str| after[name] - before.get(name).copied().unwrap_or_default();
+    let polls = calls("zrange") / RULES;
+    // Besides, the newest batches are read twice a second.
+    let batches = 50 * (calls("zrange") % RULES);
+    assert!(calls("hgetall") <= (polls + 1) * RUN + batches, "{} {before:#?} {after:#?}", calls("hgetall"));
+    let others: u64 =
+        after.keys().filter(|name| !["zrange", "hgetall"].contains(&name.as_str())).map(|n| calls(n)).sum();
+    assert!(others < polls * RUN, "{others} other commands in {polls} polls: {before:#?} {after:#?}");
 }

@@ -48,6 +48,9 @@ async fn an_image_is_found_in_every_rule_with_its_result_and_its_error() {
         json!({"runs_per_rule": 3, "batches": 3, "tasks": 8, "complete": true, "stopped": null})
     );
 
+    let found = search(&served, &format!("{}/gone-by:v1", fixture.source.host())).await;
+    assert_eq!(found["results"], json!([]), "another repository whose name begins the same");
+
     // A tag that no batch contains: the rules that read its repository.
     let found = search(&served, &format!("{}/team/api:other", fixture.source.host())).await;
     assert_eq!(found["results"], json!([]));
@@ -72,6 +75,12 @@ async fn a_search_reads_the_newest_batches_of_each_rule_and_stops_at_its_limit()
     assert_eq!(found["results"].as_array().unwrap().len(), 2);
     assert_eq!(found["searched"]["complete"], false, "{found:#}");
     assert!(found["searched"]["stopped"].as_str().unwrap().contains("more results"), "{found:#}");
+    // What could not be listed counts as a result, too.
+    fixture.write(&fixture.config(&[("gone-1", "{every: 1h}"), ("gone-2", "{every: 1h}")]));
+    let all = served.wait_for("search?text=gone", |found| found["results"].as_array().unwrap().len() == 2).await;
+    assert_eq!(all["searched"]["complete"], true, "{all:#}");
+    let (_, found) = served.get("search?text=gone&limit=1").await;
+    assert_eq!((found["results"].as_array().unwrap().len(), &found["searched"]["complete"]), (1, &json!(false)));
     for wrong in ["search", "search?text=a", "search?text=%20a%20", "search?text=abc&limit=201"] {
         assert_eq!(served.get(wrong).await.0, 400, "{wrong}");
     }
