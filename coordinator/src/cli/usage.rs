@@ -97,7 +97,8 @@ fn hint_for_surplus(line: &TypedLine) -> Option<String> {
             TypedLine::new(words).to_shell().map(|line| format!("`run` runs rules; for one image type `{line}`"))
         }
         ("sync" | "copy" | "cp", [_, _, _, ..]) => Some(
-            "`sync` copies one image to one target; a rule takes several (`to:`), see docs/reference/configuration.md".to_owned(),
+            "`sync` copies one image to one target; a rule takes several (`to:`), see docs/reference/configuration.md"
+                .to_owned(),
         ),
         ("gcr" | "flannel", [file, ..]) if is_configuration(file) => {
             Some(format!("name the configuration after -c: `imgsync {} -c {}`", line.command(), quote(file)))

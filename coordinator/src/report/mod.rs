@@ -178,8 +178,19 @@ impl<'a> Report<'a> {
         let options = BatchOptions::decode(&batch.options, &format!("batch {id}"))?;
         let BatchView { batch, state, owner } = BatchView::load(store, batch).await?;
         let title = options.title.clone();
-        let mut report =
-            Report { store, batch, state, owner, unlisted, empty_rules, pruned, title, options, different: 0, dashboard: None };
+        let mut report = Report {
+            store,
+            batch,
+            state,
+            owner,
+            unlisted,
+            empty_rules,
+            pruned,
+            title,
+            options,
+            different: 0,
+            dashboard: None,
+        };
         if report.is_verification() && report.batch.counts.failed > 0 {
             report.different = report.count_different().await?;
         }

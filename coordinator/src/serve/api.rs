@@ -193,7 +193,7 @@ pub(super) async fn batch_report(
     let mut report = Report::load(app.store(), id).await?;
     report.dashboard = app.dashboard_url(&headers);
     let mut page = Vec::new();
-    let spec = ReportSpec { format: ReportFormat::Html, level: None, template: None };
+    let spec = ReportSpec { format: ReportFormat::Html, is_default_format: false, level: None, template: None };
     report::write(&report, &spec, &mut page).await?;
     let name = format!("attachment; filename=\"imgsync-{id}.html\"");
     let headers = [
