@@ -137,7 +137,7 @@ pub struct RetryState {
 /// one counts as an attempt: a connection that is being closed causes a few, a server that accepts nothing causes them
 /// all.
 pub(crate) const MAX_UNPROCESSED_RETRIES: u32 = 20;
-/// Delay before the first of them; it grows by as much each time.
+/// Upper bound of the delay before the first of them; it grows by as much each time.
 const UNPROCESSED_DELAY_STEP: Duration = Duration::from_millis(25);
 
 impl RetryState {

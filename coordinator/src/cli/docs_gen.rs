@@ -10,7 +10,7 @@ use super::completions::Program;
 const PAGE_HEADER: &str = "# Commands and options
 
 Every command of `imgsync`, then `imgsync-worker`. This page is generated from the programs
-(`UPDATE_DOCS=1 cargo nextest run docs_gen`), and contains what `--help` prints. Manual pages: `imgsync man DIR`;
+(`UPDATE_DOCS=1 cargo nextest run reference`), and contains what `--help` prints. Manual pages: `imgsync man DIR`;
 completions: `imgsync completions SHELL`.
 
 stdout is data, stderr is for people. Exit codes: 0 done · 1 some images failed · 2 wrong usage or configuration ·
@@ -116,7 +116,7 @@ fn escape_markdown(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// `UPDATE_DOCS=1 cargo nextest run docs_gen` regenerates it.
+    /// `UPDATE_DOCS=1 cargo nextest run reference` regenerates it.
     #[test]
     fn the_reference_of_commands_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/cli.md");

@@ -19,7 +19,7 @@ fn images(preset: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_eight_presets_of_the_original_keep_their_original_names() {
+fn each_preset_keeps_its_original_names() {
     let names: Vec<&str> = all().iter().map(|known| known.name.as_str()).collect();
     assert_eq!(names, ["flannel", "kubeadm", "helm", "istio", "linkerd", "spinnaker", "distroless", "samples"]);
     for (preset, repository, original) in [

@@ -27,6 +27,8 @@ async fn the_release_workflow_fits_the_repository() {
         "deploy/prometheus",
         "deploy/grafana",
         "CHANGELOG.md",
+        "README.md",
+        "README.zh-CN.md",
     ] {
         assert!(deploy("..").join(file).exists() && text.contains(file), "{file}");
     }

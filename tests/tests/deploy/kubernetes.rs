@@ -25,6 +25,19 @@ fn resources() -> Vec<String> {
     lines.filter_map(|line| line.strip_prefix("- ")).filter(|name| name.ends_with(".yaml")).map(str::to_owned).collect()
 }
 
+/// Returns the version of the workspace.
+fn workspace_version() -> String {
+    let manifest: String = fs::read_to_string(deploy("../Cargo.toml")).unwrap();
+    let line = manifest.lines().find_map(|line| line.strip_prefix("version = "));
+    line.expect("the workspace has a version").trim_matches('"').to_owned()
+}
+
+#[test]
+fn the_kustomization_deploys_the_version_of_the_workspace() {
+    let kustomization: Value = serde_saphyr::from_str(&read("kubernetes/kustomization.yaml")).unwrap();
+    assert_eq!(kustomization["images"][0]["newTag"], workspace_version());
+}
+
 fn all() -> Vec<Value> {
     resources().iter().flat_map(|file| documents(file)).collect()
 }

@@ -257,6 +257,7 @@ async fn made_up_requests_are_answered_as_the_description_says_and_nothing_is_lo
     assert_eq!((status, &document["openapi"]), (200, &"3.1.0".into()));
     let (_, schedules) = served.get("schedules").await;
     let seed = std::env::var("IMGSYNC_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    println!("IMGSYNC_SEED={seed}");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let mut generator = RequestGenerator {
         random: StdRng::seed_from_u64(seed),
