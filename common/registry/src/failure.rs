@@ -190,6 +190,7 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, target: &R
                 false => "the host's name does not resolve: check its spelling, DNS, and whether a proxy is needed",
             })
         }
+        () if error.is_connect() && target.proxy.is_some() => failed.with_hint(proxy_hint(&text)),
         () if error.is_connect() => {
             failed.with_hint("check the host, its port, and whether a firewall or proxy is in between")
         }
@@ -198,6 +199,15 @@ pub(crate) fn transport_error(error: reqwest::Error, operation: &str, target: &R
     match error.is_connect() {
         true => failed.mark_connect_error().with_source(error),
         false => failed.with_source(error),
+    }
+}
+
+/// Returns the hint for a connection that did not come about through a proxy.
+fn proxy_hint(text: &str) -> &'static str {
+    // The connector's text for a proxy that answers CONNECT with an error.
+    match text.contains("tunnel error: unsuccessful") {
+        true => "the proxy runs, but did not connect to the host: check its rules and its log",
+        false => "check the proxy: that it runs, its address and port, and its kind (http:// or socks5h://)",
     }
 }
 

@@ -151,6 +151,12 @@ fn certificates(host: &str) -> String {
     format!("for {host}, set `registries: {{{host}: {{ca: FILE}}}}` in imgsync.yaml")
 }
 
+fn proxy(host: &str) -> String {
+    format!(
+        "a proxy is set by HTTPS_PROXY, or for one registry by `registries: {{{host}: {{proxy: URL}}}}` in imgsync.yaml"
+    )
+}
+
 fn platform(value: &str) -> Vec<String> {
     let value = if value.contains('/') { value.to_owned() } else { format!("linux/{value}") };
     vec!["--platform".to_owned(), value]
@@ -203,6 +209,7 @@ const FOREIGN_OPTIONS: &[ForeignOption] = &[
     configured(&["--dest-tls-verify"], false, Reason::Target(insecure)),
     configured(&["--src-cert-dir", "--cert-dir"], true, Reason::Source(certificates)),
     configured(&["--dest-cert-dir"], true, Reason::Target(certificates)),
+    configured(&["--proxy", "--http-proxy", "--https-proxy"], true, Reason::Source(proxy)),
     dropped(&["--insecure-policy"], false, "there is no signature policy"),
     dropped(&["--policy"], true, "there is no signature policy"),
     dropped(
@@ -421,6 +428,18 @@ mod tests {
             assert!(said.contains(wanted), "{wanted}: {said}");
         }
         assert!(hint("imgsync sync a r.example/b --src-tls-verify=true").contains("always verified"));
+        for (typed, wanted) in [
+            (
+                "imgsync gcr --user me --proxy http://proxy.example:3128",
+                "`registries: {HOST: {proxy: URL}}` in imgsync.yaml. Type `imgsync gcr --user me`",
+            ),
+            (
+                "imgsync sync --proxy=proxy.example:3128 gcr.io/a/b r.example/b",
+                "HTTPS_PROXY, or for one registry by `registries: {gcr.io: {proxy: URL}}`",
+            ),
+        ] {
+            assert!(hint(typed).contains(wanted), "{typed}: {}", hint(typed));
+        }
     }
 
     #[test]

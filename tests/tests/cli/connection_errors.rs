@@ -305,11 +305,12 @@ async fn a_proxy_variable_that_cannot_be_used_is_an_error_and_no_reason_to_go_wi
 async fn a_proxy_that_is_out_of_reach_is_named() {
     let gone = Proxy::http().await.url();
     let (_, output) = asks_proxy(NAME, &[("https_proxy", &gone)]).await;
-    assert_stderr_contains(&output, &[&format!("by the proxy {gone}")]);
+    assert_stderr_contains(&output, &[&format!("by the proxy {gone}"), "hint: check the proxy: that it runs"]);
     let proxy = Proxy::http().await;
     proxy.refuse(true);
     let (_, output) = asks_proxy(NAME, &[("https_proxy", &proxy.url())]).await;
-    assert_stderr_contains(&output, &[&format!("by the proxy {}", proxy.url())]);
+    let hint = "hint: the proxy runs, but did not connect to the host";
+    assert_stderr_contains(&output, &[&format!("by the proxy {}", proxy.url()), hint]);
 }
 
 #[tokio::test]
