@@ -174,16 +174,22 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
         BatchCommand::Requeue { id, kind, registry, run } => {
             let backend = backend::open(settings, args.state.as_ref()).await?;
             let id = resolve(&*backend.store, &id).await?;
+            let is_filtered = kind.is_some() || registry.is_some();
             let requeued = backend.store.requeue(id, RequeueFilter { kind, registry }).await?;
-            printer.line(&format!("{} of batch {id} requeued", pluralize(requeued, "failed image", "failed images")));
             match requeued {
                 0 => {
+                    let unlisted = backend.store.listing_failures(id).await?.len() as u64;
+                    printer.line(&nothing_to_requeue(id, is_filtered, unlisted));
                     let now = get_batch(&*backend.store, id).await?.state;
                     print_control_result(run.json, json!({"batch": id, "state": now, "requeued": 0}), printer);
                     Ok(Exit::Done)
                 }
                 // The process that runs the batch picks them up; if there is none, this process runs them.
-                _ => resume(&backend, id, ((*run).into(), Some(requeued)), settings, printer).await,
+                _ => {
+                    let images = pluralize(requeued, "failed image", "failed images");
+                    printer.line(&format!("{images} of batch {id} requeued"));
+                    resume(&backend, id, ((*run).into(), Some(requeued)), settings, printer).await
+                }
             }
         }
         BatchCommand::Report { id, report } => {
@@ -191,6 +197,21 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
             let wanted = report.resolve(&settings.without_report())?;
             let dashboard = settings.config.serve.dashboard_url();
             write_report(&*store().await?, &id, (&wanted, report.report_name.as_deref()), dashboard, printer).await
+        }
+    }
+}
+
+/// Describes why nothing was requeued, and how repositories that were not listed are listed again.
+fn nothing_to_requeue(id: BatchId, is_filtered: bool, unlisted: u64) -> String {
+    let images = match is_filtered {
+        true => format!("no failed images of batch {id} match"),
+        false => format!("batch {id} has no failed images to requeue"),
+    };
+    match unlisted {
+        0 => images,
+        1 => format!("{images}; 1 repository was not listed: `imgsync run` lists it again"),
+        _ => {
+            format!("{images}; {} repositories were not listed: `imgsync run` lists them again", group_digits(unlisted))
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use imgsync_layout::{ImageName, LayoutRef};
 use imgsync_oci::Reference;
-use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
 use imgsync_registry::{Client, Context, TrafficCounters};
@@ -23,6 +23,8 @@ use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{DryRun, PlannedTarget, PlannedTask, PrunePlan, Slice};
 
 const MAX_CONCURRENT_COMPARISONS: usize = 20;
+/// Maximum number of different hints in the error of a dry run.
+const MAX_HINTS: usize = 3;
 
 pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
     let mut client = settings.client()?;
@@ -102,6 +104,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
     );
     let parts: Vec<String> = parts.iter().map(|(count, what)| format!("{} {what}", group_digits(*count))).collect();
     printer.line(&format!("{}; nothing was written", parts.join(", ")));
+    report_incomplete(failed as u64, &unlisted, printer);
     Ok(match () {
         () if total == 0
             && !unlisted.is_empty()
@@ -112,6 +115,30 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         () if failed > 0 || !unlisted.is_empty() => Exit::Failed,
         () => Exit::Done,
     })
+}
+
+/// Prints the error of a dry run that found failures, with the hints of the listings that failed.
+fn report_incomplete(failed: u64, unlisted: &[(String, Error)], printer: &Printer) {
+    let parts = [(failed, "failing"), (unlisted.len() as u64, "not listed")];
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{} {what}", group_digits(*count)))
+        .collect();
+    if parts.is_empty() {
+        return;
+    }
+    let mut hints: Vec<&str> = Vec::new();
+    for hint in unlisted.iter().filter_map(|(_, error)| error.hint()) {
+        if hints.len() < MAX_HINTS && !hints.contains(&hint) {
+            hints.push(hint);
+        }
+    }
+    let hint = match hints.is_empty() {
+        true => "the output says why, for each image".to_owned(),
+        false => hints.join("; "),
+    };
+    printer.error(&format!("the dry run is incomplete: {}", parts.join(", ")), Some(&hint));
 }
 
 /// Prints the planned removals and returns their number.

@@ -73,10 +73,14 @@ fn preset_source(home: &str, printer: &Printer) -> RuleSource {
     let known = presets::find_by_original(home).expect("the homes that are named in this file are in the catalog");
     let homes: Vec<&str> = known.homes().map(|(at, _)| at).filter(|at| *at != home).collect();
     if !homes.is_empty() {
+        let verb = if homes.len() == 1 { "is" } else { "are" };
+        let order = match known.homes().any(|(at, _)| at == home) {
+            true => format!("first, and {home} for tags that only it has"),
+            false => "instead".to_owned(),
+        };
         printer.line(&format!(
-            "{home} has moved: {} {} read instead; target names stay the same (preset {})",
+            "{home} has moved: {} {verb} read {order}; target names stay the same (preset {})",
             homes.join(", "),
-            if homes.len() == 1 { "is" } else { "are" },
             known.name
         ));
     }

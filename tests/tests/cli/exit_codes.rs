@@ -1,4 +1,4 @@
-//! Exit codes of `sync` for connections that fail, and sources of the password.
+//! Exit codes for connections that fail, of `sync` and of dry runs, and sources of the password.
 
 use std::time::Duration;
 
@@ -53,6 +53,29 @@ async fn a_host_that_lets_no_connection_come_about_is_out_of_reach() {
     let output = sync.args(["--stall-timeout", "2s"]).limit(Duration::from_secs(30)).run().await.assert_code(3);
     assert_eq!(output.json()["kind"], "unreachable", "{output:?}");
     assert!(output.stderr.contains("hint:"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_dry_run_that_lists_nothing_ends_with_an_error_and_its_hint() {
+    let (source, target) = both().await;
+    let dry = |from: &str| {
+        let program = Imgsync::new();
+        program.file("imgsync.yaml", format!("rules:\n  - {{from: {from}, to: {}/m, naming: keep}}\n", target.host()));
+        program.args(["run", "--dry-run", "--attempts", "1", "-q"])
+    };
+    let output = dry("127.0.0.1:1/a").run().await.assert_code(3);
+    let error = "error: the dry run is incomplete: 1 not listed\nhint: check the host, its port";
+    assert!(output.stderr.contains(error), "{}", output.stderr);
+    // Tags that can be listed, and a manifest that cannot be read.
+    source.push("a", "1", &images::single("planned"));
+    source.on(RequestType::ManifestHead).always().act(FaultAction::error(403, "DENIED"));
+    source.on(RequestType::ManifestGet).always().act(FaultAction::error(403, "DENIED"));
+    let output = dry(&format!("{}/a", source.host())).run().await.assert_code(1);
+    let error = "error: the dry run is incomplete: 1 failing\nhint: ";
+    assert!(output.stderr.contains(error), "{}", output.stderr);
+    source.clear_rules();
+    let output = dry(&format!("{}/a", source.host())).run().await.assert_code(0);
+    assert!(!output.stderr.contains("error:"), "{}", output.stderr);
 }
 
 async fn with_password(more: &[&str]) -> Output {

@@ -163,7 +163,8 @@ async fn flannel_keeps_its_old_name_at_all_of_its_locations() {
     }
     target.assert_holds("me/ghcr.io_flannel-io_flannel-cni-plugin", "v1.8.0-flannel1", &image);
     target.assert_holds("me/docker.io_flannel_flannel-cni-plugin", "v1.4.0-flannel1", &image);
-    let moved = "quay.io/coreos has moved: ghcr.io/flannel-io, docker.io/flannel are read";
+    let moved = "quay.io/coreos has moved: ghcr.io/flannel-io, docker.io/flannel are read first, and quay.io/coreos for \
+                 tags that only it has; target names stay the same (preset flannel)";
     assert!(output.stderr.contains(moved), "{}", output.stderr);
     assert!(output.stdout.contains("Sync Repo: flannel\nSync Total: 5\n"), "{}", output.stdout);
 }

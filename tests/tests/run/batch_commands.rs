@@ -65,7 +65,8 @@ async fn requeue_filters_by_error_kind_and_registry_together() {
     };
     let nothing = requeued(&["--kind", "refused", "--registry", "quay.io"]).await.assert_code(0);
     assert_eq!((&nothing.json()["requeued"], &nothing.json()["state"]), (&0.into(), &"done".into()));
-    assert!(nothing.stderr.contains("0 failed images of batch"), "{}", nothing.stderr);
+    assert!(nothing.stderr.contains("no failed images of batch"), "{}", nothing.stderr);
+    assert!(nothing.stderr.ends_with(" match\n"), "{}", nothing.stderr);
     let puts = target.count(RequestType::ManifestPut);
     let one = requeued(&["--kind", "not_found", "--registry", &source.host()]).await.assert_code(1);
     assert!(one.stderr.contains("1 failed image of batch"), "{}", one.stderr);
@@ -84,6 +85,19 @@ async fn a_batch_that_has_ended_is_not_resumed_and_an_unknown_id_is_wrong_usage(
     }
     let unknown = program.again().args(["verify", "--batch", "0123456789"]).run().await.assert_code(2);
     assert!(unknown.stderr.contains("imgsync batch list"), "{}", unknown.stderr);
+}
+
+#[tokio::test]
+async fn requeue_without_failed_images_names_the_repositories_that_were_not_listed() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a", "1", &images::single("listed"));
+    source.on(RequestMatcher::kind(RequestType::Tags).repository("b")).always().act(FaultAction::error(403, "DENIED"));
+    let rule = |name: &str| format!("- {{from: {}/{name}, to: {}/m, naming: keep}}\n", source.host(), target.host());
+    let program = configured(&format!("rules:\n{}{}", rule("a"), rule("b")));
+    run(&program, &[]).await.assert_code(1);
+    let requeued = batch(&program, &["requeue"]).await.assert_code(0);
+    let wanted = "has no failed images to requeue; 1 repository was not listed: `imgsync run` lists it again";
+    assert!(requeued.stderr.contains(wanted), "{}", requeued.stderr);
 }
 
 #[tokio::test]
