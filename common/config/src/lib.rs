@@ -206,6 +206,16 @@ pub fn parse_yaml_tree(text: &str) -> Result<serde_json::Value, String> {
     Ok(parsed.root.map(|root| json_tree(&root)).unwrap_or_default())
 }
 
+/// Returns the lines where the items of a list at the top of a YAML document begin; empty if there is no such list.
+pub fn list_item_lines(text: &str, key: &str) -> Vec<usize> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let root = yaml::parse(text, &|_| Some(String::new())).root;
+    let Some(YamlValue::Map(entries)) = root.map(|root| root.value) else { return Vec::new() };
+    let list = entries.into_iter().find(|entry| entry.key == key).map(|entry| entry.value.value);
+    let Some(YamlValue::List(items)) = list else { return Vec::new() };
+    items.iter().map(|item| errors::line_and_column(text, item.at.start).0).collect()
+}
+
 fn json_tree(node: &YamlNode) -> serde_json::Value {
     match &node.value {
         YamlValue::Null | YamlValue::Invalid => serde_json::Value::Null,

@@ -58,8 +58,11 @@ pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
     let is_right = check_draft(&yaml, printer);
     let left_out = draft.omissions();
     if left_out > 0 {
-        let (what, is) = (pluralize(left_out as u64, "thing", "things"), if left_out == 1 { "is" } else { "are" });
-        printer.error(&format!("{what} {is} not converted: see the notes"), None);
+        let (what, is) = (pluralize(left_out as u64, "part", "parts"), if left_out == 1 { "is" } else { "are" });
+        printer.error(
+            &format!("{what} {is} left out: the result copies more or fewer images than the original (see `left out`)"),
+            None,
+        );
         return Exit::Failed;
     }
     is_right

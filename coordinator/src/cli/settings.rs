@@ -115,13 +115,13 @@ fn parse_config(path: &Path, text: &str) -> std::result::Result<Config, Settings
     let environment = |name: &str| std::env::var(name).ok();
     let file = ConfigFile { name: &name, text, environment: &environment, presets: Some(&presets) };
     Config::read(&file).map_err(|errors| {
-        let mut message = errors.to_string();
-        if let Some(format) = import::detect_format(text) {
-            message.push_str(&format!(
-                "\nhint: this looks like a file of {format}: convert it with `imgsync config import {name}`\n"
-            ));
-        }
-        SettingsError::Invalid(message)
+        SettingsError::Invalid(match import::detect_format(text) {
+            Some(format) => format!(
+                "error: {name} is a configuration of {format}\n\
+                 hint: convert it with `imgsync config import {name} > imgsync.yaml`\n"
+            ),
+            None => errors.to_string(),
+        })
     })
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Display;
 
 use imgsync_config::{YamlNumber, YamlText};
 use serde::{Serialize, Serializer};
-use serde_saphyr::FlowMap;
+use serde_saphyr::{FlowMap, LitString};
 
 /// A value of the draft.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,12 +19,23 @@ pub(super) enum DraftValue {
     Number(YamlNumber),
     /// True or false.
     Flag(bool),
+    /// A text of several lines, such as a certificate.
+    Lines(LitString),
 }
 
 impl DraftValue {
     /// Creates a literal text.
     pub(super) fn text(value: impl Display) -> DraftValue {
         DraftValue::Text(YamlText::new(value))
+    }
+
+    /// Creates a literal text in PEM, with a line for each of its lines.
+    pub(super) fn pem(text: &str) -> DraftValue {
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        match lines.len() > 1 && !text.contains('$') {
+            true => DraftValue::Lines(LitString(format!("{}\n", lines.join("\n")))),
+            false => DraftValue::text(text),
+        }
     }
 
     /// Converts what was written in place of a number; anything else stays a text.
@@ -62,7 +73,42 @@ pub(super) struct DraftSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) report: Option<FlowMap<DraftReport>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) defaults: Option<FlowMap<DraftDefaults>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) timeout: Option<YamlText>,
+}
+
+/// `defaults` of the draft.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct DraftDefaults {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) referrers: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) schedule: Option<DraftSchedule>,
+}
+
+/// Which referrers a rule copies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum DraftReferrers {
+    /// Those of `defaults`.
+    #[default]
+    Default,
+    /// All or none.
+    All(bool),
+    /// Those of these artifact types.
+    Types(Vec<String>),
+}
+
+/// `schedule` of a rule or of `defaults`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(super) enum DraftSchedule {
+    /// A cron expression in UTC.
+    Cron(YamlText),
+    /// A cron expression in another time zone.
+    Zoned { cron: YamlText, zone: YamlText },
+    /// An interval.
+    Every { every: YamlText },
 }
 
 /// `notify` of the draft.
@@ -92,6 +138,7 @@ pub(super) struct DraftReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DraftRule {
     pub(super) from: String,
+    pub(super) exclude_repositories: Vec<String>,
     pub(super) preset: Option<String>,
     pub(super) include: Vec<String>,
     pub(super) exclude: Vec<String>,
@@ -99,8 +146,11 @@ pub(super) struct DraftRule {
     pub(super) platforms: Vec<String>,
     pub(super) to: Vec<String>,
     pub(super) naming: Option<String>,
-    pub(super) referrers: Vec<String>,
+    pub(super) sparse: bool,
+    pub(super) copy_foreign_layers: bool,
+    pub(super) referrers: DraftReferrers,
     pub(super) backup: Option<String>,
+    pub(super) schedule: Option<DraftSchedule>,
 }
 
 /// An imported configuration with notes for the user.
@@ -127,7 +177,7 @@ impl ConfigDraft {
         &self.variables
     }
 
-    /// Returns the number of omissions: images missing from the configuration, and exclusions missing from it.
+    /// Returns the number of omissions: parts of the file that select other images, tags, names or bytes.
     pub fn omissions(&self) -> usize {
         self.omissions
     }
@@ -192,8 +242,22 @@ impl ConfigDraft {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+    /// Fails if there is no rule, with the notes, which say why.
+    pub(super) fn require_rules(&self) -> Result<(), String> {
+        if !self.rules.is_empty() {
+            return Ok(());
+        }
+        let notes: String = self.notes.iter().map(|note| format!("\nnote: {note}")).collect();
+        Err(format!("the file names no image that can be copied{notes}"))
+    }
+
+    /// Moves a schedule that all rules share to `defaults`.
+    pub(super) fn share_schedule(&mut self) {
+        let Some(shared) = self.rules.first().and_then(|rule| rule.schedule.clone()) else { return };
+        if self.rules.iter().all(|rule| rule.schedule.as_ref() == Some(&shared)) {
+            self.rules.iter_mut().for_each(|rule| rule.schedule = None);
+            self.settings.defaults.get_or_insert_with(|| FlowMap(DraftDefaults::default())).0.schedule = Some(shared);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::draft::{ConfigDraft, DraftRule, DraftValue};
 use super::target_mapping::{map_target, pattern_from_regex, pattern_from_tag};
-use super::{ImportHints, as_text, as_texts, is_true, unknown_keys};
+use super::{ImportHints, as_text, is_true, unknown_keys};
 
 /// The tags of a source or target.
 enum TagChoice<'a> {
@@ -38,25 +38,29 @@ pub(super) fn read_file(
     }
     for (source, targets) in images {
         let targets = match targets {
-            Value::Null => vec![""],
-            Value::String(one) => vec![one.trim()],
-            several => as_texts(Some(several)),
+            Value::Array(several) => several.iter().collect(),
+            one => vec![one],
         };
         for target in targets {
+            let target = match target {
+                Value::Null => "",
+                Value::String(target) => target.trim(),
+                _ => {
+                    draft.record_omission(format!("{source}: a target is not a text"));
+                    continue;
+                }
+            };
             if let Err(why) = add_rules(source, target, hints, draft) {
                 draft.record_omission(format!("{source} -> {target}: {why}"));
             }
         }
     }
-    if inside.is_some() {
+    if !std::ptr::eq(images, whole) {
         for key in unknown_keys(whole, &["images", "auth"]) {
             draft.add_note(format!("`{key}` has no equivalent"));
         }
     }
-    match draft.is_empty() {
-        true => Err("the file names no image that can be copied".to_owned()),
-        false => Ok(()),
-    }
+    draft.require_rules()
 }
 
 /// Adds the rules for one source and one target.
@@ -149,6 +153,14 @@ fn read_credentials(auth: &Value, draft: &mut ConfigDraft) {
             });
             if has {
                 continue;
+            }
+        }
+        match entry.as_object() {
+            None => draft.add_note(format!("{place}: these credentials are not a mapping and were not imported")),
+            Some(entry) => {
+                for key in unknown_keys(entry, &["username", "password", "identityToken", "insecure"]) {
+                    draft.add_note(format!("{place}: `{key}` has no equivalent"));
+                }
             }
         }
         if let Some(user) = as_text(entry.get("username")) {

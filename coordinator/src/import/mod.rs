@@ -13,7 +13,7 @@ mod target_mapping;
 use std::fmt;
 use std::str::FromStr;
 
-use imgsync_config::parse_yaml_tree;
+use imgsync_config::{list_item_lines, parse_yaml_tree};
 use serde_json::Value;
 
 pub use draft::ConfigDraft;
@@ -63,7 +63,7 @@ pub struct ImportHints {
     pub auth: Option<String>,
 }
 
-/// Converts a file into a configuration. Errors contain nothing of the file's content.
+/// Converts a file into a configuration. Errors contain no secret of the file.
 pub fn import_file(
     text: &str,
     format: Option<ImportFormat>,
@@ -77,7 +77,7 @@ pub fn import_file(
     let mut draft = ConfigDraft::default();
     match format {
         ImportFormat::Skopeo => skopeo::read_file(&tree, hints, &mut draft)?,
-        ImportFormat::Regsync => regsync::read_file(&tree, &mut draft)?,
+        ImportFormat::Regsync => regsync::read_file(&tree, &list_item_lines(text, "sync"), &mut draft)?,
         ImportFormat::ImageSyncer => {
             let auth =
                 hints.auth.as_deref().map(parse_yaml_tree).transpose().map_err(|error| format!("--auth: {error}"))?;
@@ -142,10 +142,26 @@ fn as_texts(value: Option<&Value>) -> Vec<&str> {
     }
 }
 
+/// Returns the texts of a filter: a list, or a single one. Fails if a part of it is none, because it would then select
+/// more than it says.
+fn filter_texts<'a>(map: &'a serde_json::Map<String, Value>, key: &str) -> Result<Vec<&'a str>, String> {
+    let (items, count) = match map.get(key) {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(items)) => (as_texts(map.get(key)), items.len()),
+        Some(one) => (as_texts(Some(one)), 1),
+    };
+    match items.len() == count {
+        true => Ok(items),
+        false => Err(format!("`{key}` is not a list of texts")),
+    }
+}
+
 /// Returns the keys that are not converted.
 fn unknown_keys<'a>(map: &'a serde_json::Map<String, Value>, known: &[&str]) -> Vec<&'a str> {
     map.keys().map(String::as_str).filter(|key| !known.contains(key) && !key.starts_with("x-")).collect()
 }
 
+#[cfg(test)]
+mod regsync_tests;
 #[cfg(test)]
 mod tests;

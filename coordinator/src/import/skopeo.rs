@@ -2,11 +2,14 @@
 //! credentials, without a target.
 
 use imgsync_model::select::VersionRange;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::draft::{ConfigDraft, DraftRule, DraftValue};
-use super::target_mapping::{pattern_from_regex, pattern_from_tag};
-use super::{ImportHints, as_text, as_texts, unknown_keys};
+use super::target_mapping::{is_date_selected, pattern_from_regex, pattern_from_tag};
+use super::{ImportHints, as_text, filter_texts, unknown_keys};
+
+/// Tags that are versions without a suffix.
+const PLAIN_VERSION: &str = r"/v?[0-9]+(\.[0-9]+){0,2}/";
 
 const REGISTRY_KEYS: [&str; 6] =
     ["images", "images-by-tag-regex", "images-by-semver", "credentials", "tls-verify", "cert-dir"];
@@ -16,16 +19,29 @@ pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDra
     let to = hints.to.clone().ok_or("a skopeo file has no target; set it with --to")?;
     let name = hints.naming.clone().unwrap_or_else(|| "basename".to_owned());
     for (registry, settings) in registries {
-        let Some(settings) = settings.as_object() else { continue };
+        let Some(settings) = settings.as_object() else {
+            draft.record_omission(format!("{registry}: it is not a mapping"));
+            continue;
+        };
         let rule = |image: &str| DraftRule {
             from: format!("{registry}/{}", image.trim_matches('/')),
             to: vec![to.clone()],
             naming: Some(name.clone()),
             ..DraftRule::default()
         };
-        for (image, tags) in image_entries(settings.get("images")) {
+        for key in ["images", "images-by-tag-regex", "images-by-semver"] {
+            if settings.get(key).is_some_and(|images| !images.is_null() && !images.is_object()) {
+                draft.record_omission(format!("{registry}: `{key}` is not a mapping"));
+            }
+        }
+        let nothing = Map::new();
+        let images = settings.get("images").and_then(Value::as_object).unwrap_or(&nothing);
+        for image in images.keys() {
             let mut rule = rule(image);
-            let tags = as_texts(Some(tags));
+            let Ok(tags) = filter_texts(images, image) else {
+                draft.record_omission(format!("{registry}/{image}: its tags are not a list of texts"));
+                continue;
+            };
             let all = tags.is_empty();
             for tag in tags {
                 match pattern_from_tag(tag) {
@@ -48,8 +64,24 @@ pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDra
         }
         for (image, range) in image_entries(settings.get("images-by-semver")) {
             let range = convert_hyphen_ranges(as_text(Some(range)).unwrap_or_default());
+            if range.contains('-') {
+                draft.record_omission(format!(
+                    "{registry}/{image}: `{range}`: suffixes make no difference to a range here"
+                ));
+                continue;
+            }
             match range.parse::<VersionRange>() {
-                Ok(_) => draft.add_rule(DraftRule { semver: Some(range), ..rule(image) }),
+                Ok(_) => {
+                    // A version with a suffix is a pre-release for skopeo, which a range without one leaves out.
+                    let include = vec![PLAIN_VERSION.to_owned()];
+                    if has_no_upper_bound(&range) && is_date_selected(&include, &[]) {
+                        draft.record_omission(format!(
+                            "{registry}/{image}: `{range}`: skopeo takes dates such as 20250301 for versions; add a \
+                             rule for them if you need them"
+                        ));
+                    }
+                    draft.add_rule(DraftRule { include, semver: Some(range), ..rule(image) });
+                }
                 Err(error) => draft.record_omission(format!("{registry}/{image}: {error}")),
             }
         }
@@ -80,14 +112,21 @@ pub(super) fn read_file(tree: &Value, hints: &ImportHints, draft: &mut ConfigDra
     if hints.naming.is_none() {
         draft.add_note("targets are named as by skopeo without --scoped; for --scoped use --naming full");
     }
-    match draft.is_empty() {
-        true => Err("the file names no image that can be copied".to_owned()),
-        false => Ok(()),
-    }
+    draft.require_rules()
 }
 
 fn image_entries(images: Option<&Value>) -> impl Iterator<Item = (&str, &Value)> {
     images.and_then(Value::as_object).into_iter().flatten().map(|(image, value)| (image.as_str(), value))
+}
+
+/// Whether one of the alternatives of a range has no upper bound.
+fn has_no_upper_bound(range: &str) -> bool {
+    let is_open = |alternative: &str| {
+        let is_lower = |part: &str| part.starts_with('>') || part.starts_with(['*', 'x', 'X']);
+        let comparators = alternative.replace("> ", ">").replace("= ", "=");
+        comparators.split([' ', ',']).filter(|part| !part.is_empty()).all(is_lower)
+    };
+    range.split("||").any(is_open)
 }
 
 /// Converts the hyphen range `1.2 - 2.3` into two comparators.

@@ -2,13 +2,13 @@ use imgsync_config::{Config, ConfigFile};
 
 use super::*;
 
-fn made(text: &str, hints: &ImportHints) -> (String, ConfigDraft) {
+pub(super) fn made(text: &str, hints: &ImportHints) -> (String, ConfigDraft) {
     let (_, draft) = import_file(text, None, hints).unwrap_or_else(|error| panic!("{error}\n{text}"));
     (checked(&draft), draft)
 }
 
 /// Returns the YAML, after checking that it is a valid configuration.
-fn checked(draft: &ConfigDraft) -> String {
+pub(super) fn checked(draft: &ConfigDraft) -> String {
     let yaml = draft.to_yaml();
     let presets = crate::presets::known_presets();
     let environment = |_: &str| Some("x".to_owned());
@@ -17,7 +17,7 @@ fn checked(draft: &ConfigDraft) -> String {
     yaml
 }
 
-fn has_note(draft: &ConfigDraft, words: &str) -> bool {
+pub(super) fn has_note(draft: &ConfigDraft, words: &str) -> bool {
     draft.notes().iter().any(|note| note.contains(words))
 }
 
@@ -71,11 +71,11 @@ rules:
     to: mirror.example.com/all
     naming: basename
   - from: registry.example.com/alpine
-    tags: {semver: ">= 3.12.0"}
+    tags: {include: ["/v?[0-9]+(\\.[0-9]+){0,2}/"], semver: ">= 3.12.0"}
     to: mirror.example.com/all
     naming: basename
   - from: registry.example.com/node
-    tags: {semver: ">=1.2 <=1.4"}
+    tags: {include: ["/v?[0-9]+(\\.[0-9]+){0,2}/"], semver: ">=1.2 <=1.4"}
     to: mirror.example.com/all
     naming: basename
   - from: quay.io/coreos/etcd
@@ -84,7 +84,7 @@ rules:
     naming: basename
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
-    for words in ["is not a tag", "cert-dir", "`signed` has no equivalent", "tls: off", "--scoped"] {
+    for words in ["is not a tag", "takes dates", "cert-dir", "`signed` has no equivalent", "tls: off", "--scoped"] {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
     assert_eq!(draft.variables().len(), 1);
@@ -130,13 +130,14 @@ sync:
     type: image
     platform: linux/amd64
     referrers: true
+    digestTags: true
     referrerFilters: [{artifactType: application/spdx+json}]
     backup: "backup-{{time.Now.Format \"20060102\"}}-{{.Ref.Tag}}"
     hooks: {pre: {type: exec}}
   - source: old.example.com
     target: registry:5000
     type: registry
-    repos: {allow: ["library/.*", "tools", "[a-c].*"], deny: ["x"]}
+    repos: {allow: ["library/.*", "tools", "[a-c].*", ".*/end"], deny: ["library/x"]}
   - source: ocidir://x
     target: registry:5000/x
     type: repository
@@ -151,6 +152,7 @@ fn a_file_of_regsync_becomes_rules_with_its_choices_and_backups() {
   old.example.com: {pull_reserve: 60}
   "registry:5000": {tls: off, endpoint: http://localhost:5000}
 concurrency: 4
+defaults: {referrers: false, schedule: {every: 12h}}
 rules:
   - from: docker.io/library/alpine
     tags: {include: [latest, "3", /3\.\d+/], exclude: [/edge.*/]}
@@ -161,10 +163,10 @@ rules:
     tags: {include: [v0.3]}
     platforms: [linux/amd64]
     to: registry:5000
-    naming: "{{ \"regclient/regctl\" if basename }}:stable"
+    naming: "{{ 'regclient/regctl' if basename }}:stable"
     referrers: [application/spdx+json]
-    backup: backup-{{date}}-{{tag}}
-  - from: old.example.com/library/**
+    backup: backup-{{date | replace('-', '')}}-{{tag}}
+  - from: {repositories: old.example.com/library/**, exclude: [library/x]}
     to: registry:5000
     naming: keep
     backup: bkup-{{tag}}
@@ -172,19 +174,34 @@ rules:
     to: registry:5000
     naming: keep
     backup: bkup-{{tag}}
+  - from: old.example.com/a*
+    to: registry:5000
+    naming: keep
+    backup: bkup-{{tag}}
+  - from: old.example.com/a*/**
+    to: registry:5000
+    naming: keep
+    backup: bkup-{{tag}}
+  - from: old.example.com/b*
+    to: registry:5000
+    naming: keep
+    backup: bkup-{{tag}}
+  - from: old.example.com/b*/**
+    to: registry:5000
+    naming: keep
+    backup: bkup-{{tag}}
+  - from: old.example.com/c*
+    to: registry:5000
+    naming: keep
+    backup: bkup-{{tag}}
+  - from: old.example.com/c*/**
+    to: registry:5000
+    naming: keep
+    backup: bkup-{{tag}}
 "#;
     assert_eq!(sorted(&yaml), sorted(expected), "{yaml}");
-    let phrases = [
-        "repoAuth",
-        "is read by a template",
-        "mediaTypes",
-        "interval",
-        "hooks",
-        "platform",
-        "[a-c].*",
-        "cannot be denied",
-        "ocidir",
-    ];
+    let phrases =
+        ["repoAuth", "is read by a template", "mediaTypes", "`imgsync serve`", "hooks", "platform", ".*/end", "ocidir"];
     for words in phrases.iter().filter(|words| **words != "ocidir") {
         assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
     }
@@ -213,10 +230,10 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
         "r.example.com: {username: \"${R_USER}\", password: \"${R_PASSWORD}\", tls: off}",
         "- from: quay.io/coreos/kube-rbac-proxy\n    to: quay.io/ruohe\n    naming: basename\n",
         "- from: docker.io/library/busybox\n    tags: {include: [\"1.36\", latest]}\n    to: r.example.com/mirror\n    naming: keep\n",
-        "    to: r.example.com\n    naming: \"{{ \\\"tools/bb\\\" if basename }}\"\n",
+        "    to: r.example.com\n    naming: \"{{ 'tools/bb' if basename }}\"\n",
         "tags: {include: [/.*(?:v1\\..*).*/]}",
-        "naming: \"{{ \\\"c\\\" if basename }}:one\"",
-        "naming: \"{{ \\\"c\\\" if basename }}:two\"",
+        "naming: \"{{ 'c' if basename }}:one\"",
+        "naming: \"{{ 'c' if basename }}:two\"",
         "- from: gcr.io/a/f\n    to: r.example.com/default\n    naming: basename\n",
     ] {
         assert!(yaml.contains(part), "{part}\n---\n{yaml}");
@@ -231,6 +248,22 @@ fn files_of_image_syncer_become_rules_with_the_names_that_they_give() {
     let (yaml, draft) = made(old, &ImportHints::default());
     assert!(yaml.contains("to: r.example.com\n    naming: keep"), "{yaml}");
     assert!(has_note(&draft, "`proc` has no equivalent"));
+    let odd = "images: {quay.io/a/b: {to: r.example.com/b}, quay.io/a/c: [r.example.com/c, [x]]}\nretries: 3\n";
+    let (yaml, draft) = made(odd, &ImportHints::default());
+    assert_eq!((yaml.matches("from:").count(), draft.omissions()), (1, 2), "{yaml} {:?}", draft.notes());
+    assert!(has_note(&draft, "`retries` has no equivalent"), "{:?}", draft.notes());
+}
+
+#[test]
+fn what_is_no_list_of_tags_in_skopeos_file_does_not_select_all_tags() {
+    let hints = ImportHints { to: Some("mirror.example.com/all".into()), ..ImportHints::default() };
+    let text = "r.example.com: {images: {a: [{b: c}], d: [\"1\"]}, images-by-semver: {e: '>=1.2-rc1', f: '~1.2'}}\nq.example.com: [a]\n";
+    let (yaml, draft) = made(text, &hints);
+    assert_eq!((yaml.matches("from:").count(), draft.omissions()), (2, 3), "{yaml} {:?}", draft.notes());
+    assert!(yaml.contains("r.example.com/d") && yaml.contains("r.example.com/f"), "{yaml}");
+    for words in ["a: its tags are not a list", "e: `>=1.2-rc1`", "q.example.com: it is not a mapping"] {
+        assert!(has_note(&draft, words), "{words}: {:?}", draft.notes());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use imgsync_config::{YamlList, YamlText, is_empty_list, to_yaml, yaml_list};
 use serde::Serialize;
 use serde_saphyr::FlowMap;
 
-use super::{ConfigDraft, DraftRule, DraftSettings, RegistryFields};
+use super::{ConfigDraft, DraftReferrers, DraftRule, DraftSchedule, DraftSettings, DraftValue, RegistryFields};
 
 impl ConfigDraft {
     /// Writes the configuration as YAML.
@@ -19,7 +19,7 @@ impl ConfigDraft {
 #[derive(Serialize)]
 struct ConfigView<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    registries: BTreeMap<&'a str, FlowMap<&'a RegistryFields>>,
+    registries: BTreeMap<&'a str, RegistryView<'a>>,
     #[serde(flatten)]
     settings: &'a DraftSettings,
     rules: Vec<RuleView>,
@@ -27,9 +27,26 @@ struct ConfigView<'a> {
 
 impl<'a> From<&'a ConfigDraft> for ConfigView<'a> {
     fn from(draft: &'a ConfigDraft) -> Self {
-        let registries = draft.registries.iter().map(|(name, fields)| (name.as_str(), FlowMap(fields))).collect();
+        let registries = draft.registries.iter().map(|(name, fields)| (name.as_str(), fields.into())).collect();
         let rules = draft.rules.iter().map(RuleView::from).collect();
         ConfigView { registries, settings: &draft.settings, rules }
+    }
+}
+
+/// View of a registry: on one line, unless a text has several.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RegistryView<'a> {
+    Flow(FlowMap<&'a RegistryFields>),
+    Block(&'a RegistryFields),
+}
+
+impl<'a> From<&'a RegistryFields> for RegistryView<'a> {
+    fn from(fields: &'a RegistryFields) -> Self {
+        match fields.0.iter().any(|(_, value)| matches!(value, DraftValue::Lines(_))) {
+            true => RegistryView::Block(fields),
+            false => RegistryView::Flow(FlowMap(fields)),
+        }
     }
 }
 
@@ -46,10 +63,16 @@ struct RuleView {
     to: Option<TargetsView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     naming: Option<YamlText>,
-    #[serde(skip_serializing_if = "is_empty_list")]
-    referrers: YamlList,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sparse: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    foreign_layers: Option<YamlText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    referrers: Option<ReferrersView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     backup: Option<YamlText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<ScheduleView>,
 }
 
 impl From<&DraftRule> for RuleView {
@@ -58,7 +81,13 @@ impl From<&DraftRule> for RuleView {
         RuleView {
             source: match &rule.preset {
                 Some(preset) => SourceView::Preset(YamlText::new(preset)),
-                None => SourceView::From(YamlText::new(&rule.from)),
+                None if rule.exclude_repositories.is_empty() => {
+                    SourceView::From(RepositoriesView::All(YamlText::new(&rule.from)))
+                }
+                None => SourceView::From(RepositoriesView::Some(FlowMap(ChoiceView {
+                    repositories: YamlText::new(&rule.from),
+                    exclude: yaml_list(&rule.exclude_repositories),
+                }))),
             },
             tags: has_tags.then(|| {
                 FlowMap(TagsView {
@@ -74,8 +103,15 @@ impl From<&DraftRule> for RuleView {
                 several => Some(TargetsView::Several(yaml_list(several))),
             },
             naming: rule.naming.as_ref().map(YamlText::new),
-            referrers: yaml_list(&rule.referrers),
+            sparse: rule.sparse.then_some(true),
+            foreign_layers: rule.copy_foreign_layers.then(|| YamlText::new("copy")),
+            referrers: match &rule.referrers {
+                DraftReferrers::Default => None,
+                DraftReferrers::All(all) => Some(ReferrersView::All(*all)),
+                DraftReferrers::Types(types) => Some(ReferrersView::Types(yaml_list(types))),
+            },
             backup: rule.backup.as_ref().map(YamlText::new),
+            schedule: rule.schedule.clone().map(ScheduleView::from),
         }
     }
 }
@@ -85,7 +121,47 @@ impl From<&DraftRule> for RuleView {
 #[serde(rename_all = "lowercase")]
 enum SourceView {
     Preset(YamlText),
-    From(YamlText),
+    From(RepositoriesView),
+}
+
+/// View of `from`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RepositoriesView {
+    All(YamlText),
+    Some(FlowMap<ChoiceView>),
+}
+
+/// View of `from` with exclusions.
+#[derive(Serialize)]
+struct ChoiceView {
+    repositories: YamlText,
+    exclude: YamlList,
+}
+
+/// View of `referrers`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ReferrersView {
+    All(bool),
+    Types(YamlList),
+}
+
+/// View of `schedule`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ScheduleView {
+    Cron(DraftSchedule),
+    Keys(FlowMap<DraftSchedule>),
+}
+
+impl From<DraftSchedule> for ScheduleView {
+    fn from(schedule: DraftSchedule) -> Self {
+        match schedule {
+            DraftSchedule::Cron(_) => ScheduleView::Cron(schedule),
+            DraftSchedule::Zoned { .. } | DraftSchedule::Every { .. } => ScheduleView::Keys(FlowMap(schedule)),
+        }
+    }
 }
 
 /// View of `tags`.
