@@ -116,10 +116,14 @@ fn parse_config(path: &Path, text: &str) -> std::result::Result<Config, Settings
     let file = ConfigFile { name: &name, text, environment: &environment, presets: Some(&presets) };
     Config::read(&file).map_err(|errors| {
         SettingsError::Invalid(match import::detect_format(text) {
-            Some(format) => format!(
-                "error: {name} is a configuration of {format}\n\
-                 hint: convert it with `imgsync config import {name} > imgsync.yaml`\n"
-            ),
+            Some(format) => {
+                // The shell empties the file that it redirects to before the command reads it.
+                let output = if path.ends_with(DEFAULT_FILE) { "new.yaml" } else { DEFAULT_FILE };
+                format!(
+                    "error: {name} is a configuration of {format}\n\
+                     hint: convert it with `imgsync config import {name} > {output}`\n"
+                )
+            }
             None => errors.to_string(),
         })
     })

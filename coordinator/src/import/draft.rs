@@ -9,6 +9,9 @@ use imgsync_config::{YamlNumber, YamlText};
 use serde::{Serialize, Serializer};
 use serde_saphyr::{FlowMap, LitString};
 
+/// End of a template that gives a fixed name; a template must use a variable of the source.
+pub(super) const FIXED_NAME_END: &str = "' if basename }}";
+
 /// A value of the draft.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -237,6 +240,9 @@ impl ConfigDraft {
     }
 
     pub(super) fn add_rule(&mut self, rule: DraftRule) {
+        if rule.naming.as_ref().is_some_and(|naming| naming.contains(FIXED_NAME_END)) {
+            self.add_note("`naming: \"{{ 'NAME' if basename }}\"` is NAME for every image of the rule");
+        }
         if !self.rules.contains(&rule) {
             self.rules.push(rule);
         }

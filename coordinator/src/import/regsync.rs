@@ -69,10 +69,18 @@ const DIGEST_TAG: &str = "sha256-00000000000000000000000000000000000000000000000
 /// Converts a file. `lines` are those of the entries of `sync`.
 pub(super) fn read_file(tree: &Value, lines: &[usize], draft: &mut ConfigDraft) -> Result<(), String> {
     let top = tree.as_object().ok_or("regsync's file is a mapping")?;
-    for entry in top.get("creds").and_then(Value::as_array).into_iter().flatten() {
-        if let Some(entry) = entry.as_object() {
-            read_credentials(entry, draft);
+    let creds = top.get("creds").filter(|creds| !creds.is_null());
+    if creds.is_some_and(|creds| !creds.is_array()) {
+        draft.add_note("`creds` is not a list and was not imported");
+    }
+    for entry in creds.and_then(Value::as_array).into_iter().flatten() {
+        match entry.as_object() {
+            Some(entry) => read_credentials(entry, draft),
+            None => draft.add_note("creds: an entry that is not a mapping was not imported"),
         }
+    }
+    if top.get("defaults").is_some_and(|defaults| !defaults.is_null() && !defaults.is_object()) {
+        return Err("`defaults` is not a mapping".to_owned());
     }
     let nothing = Map::new();
     let defaults = top.get("defaults").and_then(Value::as_object).unwrap_or(&nothing);

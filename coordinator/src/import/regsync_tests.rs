@@ -40,6 +40,9 @@ fn each_of_several_tag_sets_becomes_a_rule() {
     ));
     assert_eq!(selected(&yaml, &tags), "latest edge v3.5.2 v3.20.1 rc", "{yaml}");
     assert_eq!((rules(&yaml).len(), draft.omissions()), (3, 0), "{yaml} {:?}", draft.notes());
+    // `tags` without a filter adds nothing to the sets.
+    let (yaml, _) = imported(&format!("- {{{REPOSITORY}, tagSets: [{{allow: [latest]}}], tags: {{allow: []}}}}\n"));
+    assert_eq!(selected(&yaml, &tags), "latest", "{yaml}");
     // What is no filter is not taken for one that selects everything.
     for (set, words) in [
         ("tagSets: {allow: [a]}", "`tagSets` is not a list"),
@@ -347,6 +350,8 @@ fn schedules_are_imported() {
 
 #[test]
 fn notes_name_the_equivalent_and_the_line() {
+    let odd = format!("creds: {{registry: r.example.com}}\nsync:\n- {{{REPOSITORY}}}\n");
+    assert!(has_note(&made(&odd, &ImportHints::default()).1, "`creds` is not a list"));
     let (yaml, draft) = made(
         "creds:\n- {registry: e.example.com, credHelper: docker-credential-ecr-login, pathPrefix: hub}\n\
          - {registry: 'localhost:5000', tls: enabled}\n\
@@ -399,4 +404,5 @@ fn a_certificate_is_written_in_lines_and_a_name_without_escapes() {
     let expected = "  r.example.com:\n    username: me\n    ca: |\n      -----BEGIN CERTIFICATE-----\n      MIIB\n      AAAA\n      -----END CERTIFICATE-----\n";
     assert!(yaml.contains(expected), "{yaml}");
     assert!(yaml.contains("naming: \"{{ 'b' if basename }}\"\n"), "{yaml}");
+    assert!(has_note(&draft, "is NAME for every image"), "{:?}", draft.notes());
 }

@@ -3,6 +3,8 @@
 use imgsync_model::select::TagPattern;
 use imgsync_oci::Reference;
 
+use super::draft::FIXED_NAME_END;
+
 /// Target of an image with its own name, as written in a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TargetMapping {
@@ -27,10 +29,9 @@ pub(super) fn map_target(from: &Reference, target: &Reference) -> TargetMapping 
             return TargetMapping { to: base(prefix), naming: "basename".into() };
         }
     }
-    // A name must depend on the source: this one does formally.
     let tag = target.tag.as_ref().filter(|tag| from.tag.as_ref() != Some(tag));
     let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
-    TargetMapping { to: registry.to_owned(), naming: format!("{{{{ '{wanted}' if basename }}}}{tag}") }
+    TargetMapping { to: registry.to_owned(), naming: format!("{{{{ '{wanted}{FIXED_NAME_END}{tag}") }
 }
 
 /// Changes a mapping to rename tags by a template.

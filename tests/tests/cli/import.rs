@@ -111,6 +111,10 @@ async fn a_file_of_another_program_in_place_of_a_configuration_gets_a_hint() {
             assert_eq!(output.stderr, message, "{args:?}");
         }
     }
+    // The conversion does not empty the file that it reads.
+    program.file("imgsync.yaml", "sync:\n- {source: a, target: b, type: repository}\n");
+    let output = program.again().args(["run"]).run().await.assert_code(2);
+    assert!(output.stderr.contains("`imgsync config import imgsync.yaml > new.yaml`"), "{}", output.stderr);
     // A misspelled file of ours is not taken for another program's.
     program.file("imgsync.yaml", "rule: [{from: a, to: b}]\n");
     let output = program.again().args(["config", "check"]).run().await.assert_code(2);

@@ -42,7 +42,7 @@ pub(super) fn read_tags(
     match entry.get("tags") {
         None | Some(Value::Null) => {}
         // `tags` without a filter is none, but an entry of `tagSets` without one selects all.
-        Some(Value::Object(tags)) if tags.is_empty() => {}
+        Some(Value::Object(tags)) if tags.values().all(is_empty_filter) => {}
         Some(Value::Object(tags)) => sets.push(tags),
         Some(_) => return Err("`tags` is not a mapping".to_owned()),
     }
@@ -57,6 +57,10 @@ pub(super) fn read_tags(
         }
     }
     Ok(filters)
+}
+
+fn is_empty_filter(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// Converts regular expressions for whole tags and version ranges: a filter for each range.
