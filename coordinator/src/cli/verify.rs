@@ -12,7 +12,8 @@ use imgsync_registry::event::Events;
 use imgsync_registry::{Client, Context};
 use imgsync_worker::cli::parse_duration;
 use imgsync_worker::copy::{
-    Copier, CopyLimits, CopyRequest, Finding, ImageLocation, PlatformSelection, RequiredReferrers, VerifySettings,
+    Copier, CopyLimits, CopyRequest, Finding, FindingKind, ImageLocation, PlatformSelection, RequiredReferrers,
+    VerifySettings,
 };
 use serde::Serialize;
 
@@ -31,6 +32,10 @@ use super::sync::format_requests;
 use super::values::parse_location;
 use super::{backend, signals};
 use crate::humanize::pluralize;
+
+/// Hint for one image whose target tag has another digest: without the rule, its selection of platforms is unknown.
+const STALE_TAG_HINT: &str = "copy it again with `imgsync sync`; if a rule with `platforms` copied it, compare with \
+                              `imgsync verify --rule N`";
 
 /// Compares targets with their sources.
 #[derive(Debug, Args)]
@@ -270,7 +275,9 @@ async fn compare_image(
         }
         Some(error) => {
             let differences = pluralize(verified.findings.len() as u64, "difference", "differences");
-            printer.error(&format!("different: {target} and {source}: {differences}"), error.hint());
+            let is_stale = verified.findings.iter().any(|finding| finding.kind == FindingKind::StaleTag);
+            let hint = if is_stale { Some(STALE_TAG_HINT) } else { error.hint() };
+            printer.error(&format!("different: {target} and {source}: {differences}"), hint);
             Ok(Exit::Failed)
         }
     }

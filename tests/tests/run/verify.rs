@@ -257,6 +257,95 @@ async fn chosen_platforms_and_layouts_are_verified_as_they_were_copied() {
     assert_eq!((&json["counts"]["failed"], &json["failures"][0]["kind"]), (&json!(1), &json!("corrupt")), "{json}");
 }
 
+/// Returns an index of three platforms, one with an attestation.
+fn three_platforms(name: &str) -> TestImage {
+    let child = |platform| TestImage::single(&format!("{name}/{platform}")).platform(platform).layers(2, 4096).build();
+    let (amd64, arm64, s390x) = (child("linux/amd64"), child("linux/arm64"), child("linux/s390x"));
+    let index = TestImage::index(name).child(&amd64, "linux/amd64").child(&arm64, "linux/arm64");
+    index.child(&s390x, "linux/s390x").attestation(&images::single(&format!("{name}/attestation")), &amd64).build()
+}
+
+/// Returns an index whose entry for linux/amd64 is an index.
+fn nested_platform(name: &str) -> TestImage {
+    let inner = images::multi_platform(&format!("{name}/inner"));
+    let outer = images::single(&format!("{name}/outer"));
+    TestImage::index(name).child(&inner, "linux/amd64").child(&outer, "linux/arm64").build()
+}
+
+#[tokio::test]
+async fn a_selection_of_platforms_is_identical_by_every_kind_of_verification() {
+    let cases: [(&str, fn(&str) -> TestImage, &str); 4] = [
+        ("one-of-two", images::multi_platform, "linux/amd64"),
+        ("two-of-three", three_platforms, "[linux/amd64, linux/arm64]"),
+        ("nested", images::nested, "linux/amd64"),
+        ("nested-entry", nested_platform, "linux/amd64"),
+    ];
+    for (name, image, platforms) in cases {
+        for referrers in [true, false] {
+            let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+            let image = image(&format!("selected-{name}"));
+            let entry = image.subtree(&image.children()[usize::from(name == "nested")]);
+            source.push("app", "1", &image);
+            for of in [&image, &entry] {
+                source.push_untagged("app", &images::referrer(&format!("of-{}", of.root), of));
+                source.push("app", &of.digest_tag("sig"), &images::cosign(&format!("sig-{}", of.root)));
+            }
+            let program = configured(&format!(
+                "rules:\n- {{from: {}/app, to: {}/m, naming: keep, platforms: {platforms}, referrers: {referrers}}}\n",
+                source.host(),
+                target.host()
+            ));
+            assert_eq!(run(&program, &[]).await.assert_code(0).json()["counts"]["copied"], 1, "{name}");
+            let fresh = program.work_dir().join("fresh-state");
+            let fresh = ["--state", fresh.to_str().unwrap()];
+            for more in [&[][..], &["--deep"], &fresh, &["--deep", fresh[0], fresh[1]]] {
+                let output = program.again().args(["verify", "--json", "--retry-delay", "10ms"]).args(more).run().await;
+                let json = output.assert_code(0).json();
+                assert_eq!((&json["counts"]["unchanged"], &json["counts"]["total"]), (&json!(1), &json!(1)), "{json}");
+            }
+            if !platforms.starts_with('[') {
+                for more in [&[][..], &["--deep"]] {
+                    let mut more: Vec<&str> = [more, &["--json", "--platform", platforms]].concat();
+                    more.extend((!referrers).then_some("--no-referrers"));
+                    let json = pair(&source, &target, &more).await.assert_code(0).json();
+                    assert_eq!((&json["outcome"], kinds(&json)), (&json!("identical"), vec![]), "{name}: {json}");
+                }
+            }
+            // What is missing below the filtered index is found, also a signature of one of its entries.
+            let verify = async || {
+                let output = program.again().args(["verify", "--json", "--retry-delay", "10ms"]).run().await;
+                output.assert_code(1).json()["failures"][0].to_string()
+            };
+            if referrers {
+                target.delete_tag("m/app", &entry.digest_tag("sig"));
+                let failure = verify().await;
+                assert!(failure.contains("differs") && failure.contains(&entry.digest_tag("sig")), "{name}: {failure}");
+            }
+            target.delete_manifest("m/app", &entry.root);
+            let failure = verify().await;
+            assert!(failure.contains("differs") && failure.contains(&entry.root), "{name}: {failure}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_whole_image_compared_with_some_of_its_platforms_hints_at_the_rule() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("app", "1", &multi("hint"));
+    let rule = "naming: keep, platforms: linux/amd64";
+    let program = configured(&format!("rules:\n- {{from: {}/app, to: {}/m, {rule}}}\n", source.host(), target.host()));
+    run(&program, &[]).await.assert_code(0);
+    let output = pair(&source, &target, &[]).await.assert_code(1);
+    for part in ["`imgsync verify --rule N`", "`imgsync sync`"] {
+        assert!(output.stderr.contains(part), "{part}: {}", output.stderr);
+    }
+    assert!(!output.stderr.contains("`imgsync run`"), "{}", output.stderr);
+    // The hint of a rule's own verification stays.
+    source.push("app", "1", &multi("hint-moved"));
+    let failed = program.again().args(["verify", "--json", "--retry-delay", "10ms"]).run().await.assert_code(1).json();
+    assert!(failed["failures"][0].to_string().contains("imgsync run"), "{failed}");
+}
+
 #[tokio::test]
 async fn an_image_is_shown_as_a_tree_and_as_json() {
     let (source, _, image, referrer) = equal("tree").await;

@@ -142,6 +142,8 @@ struct Verification<'a> {
     /// Digest of the image, and its expected children if not all are expected.
     root: Digest,
     selected_children: Option<HashSet<Digest>>,
+    /// The image, if a platform selection made it: the source does not have it.
+    filtered_root: Option<Manifest>,
     with_foreign_layers: bool,
     endpoints: &'a Endpoints,
     settings: &'a VerifySettings,
@@ -165,10 +167,11 @@ pub(super) async fn verify(
         None => None,
     };
     let expected = resolve_expected(request, endpoints, target_tag.as_ref().and_then(Option::as_ref), moves).await?;
-    let ExpectedImage { source: source_digest, digest, selected_children, head_digest } = expected;
+    let ExpectedImage { source: source_digest, digest, selected_children, filtered_root, head_digest } = expected;
     let mut verification = Verification {
         root: digest.clone(),
         selected_children,
+        filtered_root,
         with_foreign_layers: request.foreign_layers == ForeignLayers::Copy,
         endpoints,
         settings,
@@ -185,7 +188,9 @@ pub(super) async fn verify(
             depth: 0,
             missing_kind: FindingKind::MissingManifest,
         }];
-        verification.check_cosign_tags(&digest, &mut pending).await?;
+        for image in verification.signed_images() {
+            verification.check_cosign_tags(&image, &mut pending).await?;
+        }
         while let Some(next) = pending.pop() {
             if context.cancel.is_cancelled() {
                 return Err(Error::cancelled(format!("comparing {} with {}", request.source, request.target)));
@@ -219,6 +224,8 @@ struct ExpectedImage {
     source: Digest,
     digest: Digest,
     selected_children: Option<HashSet<Digest>>,
+    /// The image, if it was filtered to some platforms.
+    filtered_root: Option<Manifest>,
     /// Digest from a HEAD of the source tag, if it differs from the content.
     head_digest: Option<Digest>,
 }
@@ -242,6 +249,7 @@ async fn resolve_expected(
                     source: head.clone(),
                     digest: head,
                     selected_children: None,
+                    filtered_root: None,
                     head_digest: None,
                 });
             }
@@ -253,8 +261,21 @@ async fn resolve_expected(
     let source = root.digest().clone();
     moves.current = Some(source.clone());
     let differing_head = head_digest.filter(|differing_head| *differing_head != source);
-    let SelectedImage { root, selected_children: only, .. } = select_platforms(root, request, endpoints).await?;
-    Ok(ExpectedImage { source, digest: root.digest().clone(), selected_children: only, head_digest: differing_head })
+    let mut selected = select_platforms(root.clone(), request, endpoints).await?;
+    // A rule with one platform writes an index with one entry, `sync --platform` the entry itself.
+    if let (PlatformSelection::One(platform), Some(there)) = (&request.platforms, target_tag)
+        && there != selected.root.digest()
+    {
+        let platforms = PlatformSelection::Some(vec![platform.clone()]);
+        let as_index = select_platforms(root, &CopyRequest { platforms, ..request.clone() }, endpoints).await?;
+        if there == as_index.root.digest() {
+            selected = as_index;
+        }
+    }
+    let SelectedImage { root, selected_children, is_filtered, .. } = selected;
+    let digest = root.digest().clone();
+    let filtered_root = is_filtered.then_some(root);
+    Ok(ExpectedImage { source, digest, selected_children, filtered_root, head_digest: differing_head })
 }
 
 impl Verification<'_> {
@@ -284,6 +305,19 @@ impl Verification<'_> {
             }
         }
         false
+    }
+
+    /// Whether a manifest is the filtered image: the source has neither that nor referrers of it.
+    fn is_filtered(&self, digest: &Digest) -> bool {
+        self.filtered_root.as_ref().is_some_and(|root| root.digest() == digest)
+    }
+
+    /// Returns the images of the source whose digest tags are copied: the image, or all entries of a filtered one.
+    fn signed_images(&self) -> Vec<Digest> {
+        match &self.filtered_root {
+            Some(root) => root.children().into_iter().map(|child| child.digest.clone()).collect(),
+            None => vec![self.root.clone()],
+        }
     }
 
     /// Checks one manifest; queues its children and referrers.
@@ -362,7 +396,11 @@ impl Verification<'_> {
                 None => Some((missing_kind, "is missing".to_owned())),
             },
         };
-        match (self.endpoints.source.manifest_by_digest(digest).await, finding) {
+        let read = match &self.filtered_root {
+            Some(root) if self.is_filtered(digest) => Ok(root.clone()),
+            _ => self.endpoints.source.manifest_by_digest(digest).await,
+        };
+        match (read, finding) {
             (Ok(manifest), finding) => {
                 if let Some((kind, how)) = finding {
                     self.record_finding(kind, digest, format!("{description} ({digest}) {how}"));
@@ -387,6 +425,7 @@ impl Verification<'_> {
         pending: &mut Vec<PendingManifest>,
     ) -> Result<()> {
         let wanted = match &self.settings.referrers {
+            _ if self.is_filtered(digest) => return Ok(()),
             RequiredReferrers::None => return Ok(()),
             RequiredReferrers::All => None,
             RequiredReferrers::Types(types) => Some(types),
