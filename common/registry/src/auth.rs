@@ -3,6 +3,7 @@
 //! Tokens are cached by repository and action, fetched once for concurrent requests, renewed before they expire, and
 //! dropped when the registry rejects them.
 
+mod login_check;
 mod token;
 
 use std::sync::{Arc, Mutex, PoisonError};

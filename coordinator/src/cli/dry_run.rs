@@ -1,6 +1,6 @@
 //! `imgsync run --dry-run`: prints the planned action of each task, using read requests only.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -9,7 +9,7 @@ use imgsync_oci::Reference;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
-use imgsync_registry::{Client, Context, TrafficCounters};
+use imgsync_registry::{Access, Client, Context, TrafficCounters};
 use imgsync_worker::copy::{Copier, CopyLimits, CopyRequest, ImageLocation, Overwrite, PlatformSelection};
 use serde_json::json;
 
@@ -81,6 +81,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
         })
         .buffered(MAX_CONCURRENT_COMPARISONS);
     let (mut copies, mut unchanged) = (0_u64, 0_u64);
+    let mut written = BTreeMap::new();
     while let Some((task, same)) = comparisons.next().await {
         let PlannedTask { source, target, .. } = &task;
         let (what, error) = match same {
@@ -90,12 +91,28 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
             Err(error) => ("fail", Some(error.to_string())),
         };
         match what {
-            "copy" => copies += 1,
+            "copy" => {
+                copies += 1;
+                if let PlannedTarget::Registry(name) = target {
+                    written.entry(name.registry.to_string()).or_insert_with(|| name.clone());
+                }
+            }
             "unchanged" => unchanged += 1,
             _ => failed += 1,
         }
         let rule = settings.config.rules[task.rule].title();
         print(args, printer, (&source.to_string(), &target.to_string()), what, (Some(&rule), error.as_deref()));
+    }
+    for target in written.values() {
+        let counters = TrafficCounters::new();
+        let repository = client.repository(&target.registry, &target.repository, Access::Push, &context, &counters)?;
+        if repository.rejects_credentials().await? {
+            let registry = &target.registry;
+            printer.warning(&format!(
+                "{registry} rejects the stored credentials; pushes will fail: check its user and password in `docker \
+                 login` or `registries`"
+            ));
+        }
     }
     let removals = print_removals(args, settings, printer, prunings, &targets);
     let mut parts = vec![(copies, "to copy"), (unchanged, "unchanged"), (failed as u64, "failing")];

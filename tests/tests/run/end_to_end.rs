@@ -1,6 +1,6 @@
 //! Complete runs: selected tags are copied under the right names, then nothing, then what has moved.
 
-use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::fault::{Bearer, FaultRegistry, RequestType};
 use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
@@ -274,4 +274,28 @@ async fn the_manifests_folder_of_2_1_is_a_hint() {
     // One of the nine as a spot check, and the one that the folder does not list.
     assert!(target.count(RequestType::ManifestHead) <= 2, "{}", target.describe_requests());
     assert_eq!(target.count(RequestType::ManifestPut), 0);
+}
+
+#[tokio::test]
+async fn a_dry_run_warns_of_a_target_that_rejects_the_credentials() {
+    let source = FaultRegistry::start().await;
+    source.push("app", "1", &images::single("rejected"));
+    let (basic, bearer) = tokio::join!(
+        FaultRegistry::builder().basic("me", "right").start(),
+        FaultRegistry::builder().bearer(Bearer::user("me", "right")).start()
+    );
+    for target in [basic, bearer] {
+        for (password, is_rejected) in [("wrong", true), ("right", false)] {
+            let program = configured(&format!(
+                "registries: {{\"{1}\": {{username: me, password: {password}}}}}\nrules:\n- {{from: {0}/app, to: {1}/m}}\n",
+                source.host(),
+                target.host()
+            ));
+            let output = program.args(["run", "--dry-run", "--retry-delay", "10ms"]).run().await;
+            let warning = format!("{} rejects the stored credentials; pushes will fail", target.host());
+            assert_eq!(output.stderr.contains(&warning), is_rejected, "{password}: {}", output.stderr);
+            let writes = [RequestType::UploadStart, RequestType::ManifestPut].map(|kind| target.count(kind));
+            assert_eq!(writes, [0, 0], "{}", target.describe_requests());
+        }
+    }
 }
