@@ -67,7 +67,7 @@ fn registry_settings(written: &imgsync_config::RegistryConfig, folder: &Path) ->
         listing: written.listing,
         api: written.api.clone(),
         mirrors: written.mirrors.clone(),
-        plain_http: written.plain_http,
+        plain_http: written.uses_plain_http(),
         ca: written.ca.iter().map(|pem| load_certificates(pem, folder)).collect::<Result<_>>()?,
         identity,
         insecure: written.insecure,

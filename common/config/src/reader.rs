@@ -158,6 +158,17 @@ impl ValueReader {
         }
     }
 
+    /// Reads a flag that is documented as on or off. `name` is its key.
+    pub(super) fn on_off(&self, node: &YamlNode, name: &str) -> Option<bool> {
+        let text = self.text(node)?;
+        let is_flag = ["true", "on", "yes", "false", "off", "no"].contains(&text.to_ascii_lowercase().as_str());
+        if !is_flag {
+            self.report_value(node, format!("`{name}` is `on` or `off`, not `{text}`"), None);
+            return None;
+        }
+        self.flag(node)
+    }
+
     pub(super) fn integer(&self, node: &YamlNode, range: RangeInclusive<usize>) -> Option<usize> {
         let text = self.text(node)?;
         match text.parse::<usize>() {

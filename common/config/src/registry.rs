@@ -34,7 +34,7 @@ pub struct RegistryConfig {
     pub api: Option<Url>,
     /// http, https, socks5 or socks5h.
     pub proxy: Option<SecretUrl>,
-    /// `tls: off` is true, `tls: on` is false; `None` depends on the address (loopback is plain).
+    /// `tls: off` is true, `tls: on` is false; `None` is the default ([`RegistryConfig::uses_plain_http`]).
     pub plain_http: Option<bool>,
     /// Certificates to trust besides the system's.
     pub ca: Vec<PemSource>,
@@ -62,6 +62,14 @@ pub struct RegistryConfig {
     pub create: bool,
     /// Chunk size of uploads in bytes.
     pub chunk_size: Option<u64>,
+}
+
+impl RegistryConfig {
+    /// Returns whether to use plain HTTP. Settings of TLS imply TLS; `None` depends on the address (loopback is plain).
+    pub fn uses_plain_http(&self) -> Option<bool> {
+        let has_tls_settings = !self.ca.is_empty() || self.client_identity.is_some() || self.insecure;
+        self.plain_http.or(has_tls_settings.then_some(false))
+    }
 }
 
 /// A credential in the configuration.
@@ -179,7 +187,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode, name: Option<&Registry
         listing: fields.get("listing").and_then(|node| reader.parse(node)).unwrap_or_default(),
         api: url("api"),
         proxy: fields.get("proxy").and_then(|node| reader.address(node, &PROXY_SCHEMES, true)),
-        plain_http: flag("tls").map(|tls| !tls),
+        plain_http: fields.get("tls").and_then(|node| reader.on_off(node, "tls")).map(|tls| !tls),
         ca: fields.get("ca").map(|node| read_certificates(reader, node)).unwrap_or_default(),
         client_identity: read_client_identity(reader, &fields),
         insecure: flag("insecure").unwrap_or_default(),

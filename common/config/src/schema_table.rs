@@ -159,7 +159,12 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
             ADDRESS_OR_URL,
             "Proxy for this registry: http://, https://, socks5:// or socks5h:// (the proxy resolves names).",
         ),
-        key("tls", ValueKind::Flag, "`off` uses plain HTTP, which is the default for loopback addresses."),
+        key(
+            "tls",
+            ValueKind::Flag,
+            "`on`: TLS; `off`: plain HTTP, the default for loopback addresses without `ca`, `client_cert` and \
+             `insecure`.",
+        ),
         key(
             "ca",
             ValueKind::OneOrMany(&ValueKind::Text),

@@ -245,6 +245,7 @@ fn bad_configurations_are_refused_with_the_reason() {
         (rule("tags: {semver: '>2 <1'}"), "no version can be `>2 <1`"),
         (rule("tags: {since: soon}"), "`soon` is neither a date"),
         (rule("tags: {include: '/(/'}"), "is not a regular expression"),
+        (registry("tls: enabled"), "`tls` is `on` or `off`, not `enabled`"),
         (registry("password: p"), "a `password` needs a `username`"),
         (registry("username: u, password: p, identity_token: t"), "there is a `password` as well"),
         (registry("credentials: [{username: u}]"), "a `username` needs a `password` here"),

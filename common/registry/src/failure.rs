@@ -99,6 +99,14 @@ pub(crate) fn tls_on(registry: &str) -> String {
     format!("if {registry} speaks TLS, set `tls: on` for it under `registries`")
 }
 
+/// Returns the hint for plain HTTP that a registry rejects without a reason.
+pub(crate) fn may_expect_tls(registry: &str) -> String {
+    format!(
+        "{registry} may expect TLS: set `tls: on` for it under `registries`; plain HTTP is the default for loopback \
+         addresses"
+    )
+}
+
 /// Whether a response rejects plain HTTP on a TLS port: the texts of Go, nginx and Apache.
 pub(crate) fn says_wants_tls(message: &str) -> bool {
     [

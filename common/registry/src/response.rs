@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::failure::{RequestTarget, classify, says_wants_tls, tls_on, transport_error};
+use super::failure::{RequestTarget, classify, may_expect_tls, says_wants_tls, tls_on, transport_error};
 use super::request_class::RequestClass;
 use super::resizable_semaphore::Permit;
 use super::{error_body, quota_headers, retry_after, ssrf};
@@ -220,9 +220,13 @@ impl Response {
             detail.push_str(&format!(": {}", parsed.message));
         }
         let error = Error::new(kind, self.target.with_origin(operation), detail);
-        let error = match status == StatusCode::BAD_REQUEST && says_wants_tls(&String::from_utf8_lossy(&body)) {
-            true => error.with_hint(tls_on(&self.target.registry)),
-            false => error,
+        let error = match status == StatusCode::BAD_REQUEST {
+            true if says_wants_tls(&String::from_utf8_lossy(&body)) => error.with_hint(tls_on(&self.target.registry)),
+            // A TLS port answers plain HTTP so; of a HEAD, the explanation in the body is lost.
+            true if body.is_empty() && self.target.origin.starts_with("http:") => {
+                error.with_hint(may_expect_tls(&self.target.registry))
+            }
+            _ => error,
         };
         error.with_status(status.as_u16(), parsed.code).with_missing_content(parsed.missing).with_retry_after(wait)
     }

@@ -142,6 +142,46 @@ async fn plain_http_at_a_port_of_tls_and_the_reverse_are_told_apart_and_not_trie
 }
 
 #[tokio::test]
+async fn settings_of_tls_imply_tls_on_a_loopback_address() {
+    let authority = Authority::named("Loopback CA");
+    let pem = authority.pem().to_owned();
+    let source = serving(authority).await;
+    let files = [("ca.pem", pem.as_bytes())];
+    for settings in ["ca: ca.pem", "insecure: true", "tls: on, ca: ca.pem"] {
+        sync_from(&source.host(), settings, &files).await.assert_code(0);
+    }
+    let client = Authority::named("Client CA").client();
+    let files = [("cert.pem", client.certificate_pem.as_bytes()), ("key.pem", client.key_pem.as_bytes())];
+    let output = sync_from(&source.host(), "client_cert: cert.pem, client_key: key.pem", &files).await.assert_code(1);
+    assert_stderr_contains(&output, &["Loopback CA", "set `ca:` for the registry"]);
+    // What contradicts that is an error.
+    let output = sync_from(&source.host(), "tls: off, ca: ca.pem", &[]).await.assert_code(2);
+    assert_stderr_contains(&output, &["`ca` has no effect with `tls: off`"]);
+    let output = sync_from(&source.host(), "tls: enabled", &[]).await.assert_code(2);
+    assert_stderr_contains(&output, &["`tls` is `on` or `off`, not `enabled`"]);
+}
+
+#[tokio::test]
+async fn a_400_without_a_reason_over_plain_http_hints_at_tls() {
+    let source = FaultRegistry::start().await;
+    let rejection = FaultAction::Status { code: 400, headers: Vec::new(), body: "".into() };
+    source.on(RequestType::ManifestHead).always().act(rejection.clone());
+    source.on(RequestType::ManifestGet).always().act(rejection);
+    let output = sync_from(&source.host(), "", &[]).await.assert_code(1);
+    let hint = format!("{} may expect TLS: set `tls: on` for it under `registries`", source.host());
+    assert_stderr_contains(&output, &["400 Bad Request", &hint, "the default for loopback addresses"]);
+    // Over TLS, that is no reason.
+    let authority = Authority::named("Reasons CA");
+    let pem = authority.pem().to_owned();
+    let source = serving(authority).await;
+    let rejection = FaultAction::Status { code: 400, headers: Vec::new(), body: "".into() };
+    source.on(RequestType::ManifestHead).always().act(rejection.clone());
+    source.on(RequestType::ManifestGet).always().act(rejection);
+    let output = sync_from(&source.host(), "ca: ca.pem", &[("ca.pem", pem.as_bytes())]).await.assert_code(1);
+    assert!(!output.stderr.contains("may expect TLS"), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn an_alert_of_tls_is_explained_and_the_server_asked_once() {
     for (alert, words) in
         [(70, "TLS 1.0 or 1.1"), (112, "the server does not know that name"), (116, "client certificate")]
