@@ -38,6 +38,12 @@ impl<'n> SectionFields<'n> {
         self.entry(name).map(|entry| &entry.value)
     }
 
+    /// Whether an unknown key was probably meant to be this one.
+    pub(super) fn has_misspelt(&self, name: &str) -> bool {
+        let is_known = |key: &str| self.section.keys.iter().any(|known| known.name == key);
+        self.entries.iter().any(|entry| !is_known(&entry.key) && self.section.suggest(&entry.key) == Some(name))
+    }
+
     pub(super) fn entry(&self, name: &str) -> Option<&'n YamlEntry> {
         self.entries.iter().find(|entry| entry.key == name)
     }

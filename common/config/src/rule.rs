@@ -333,7 +333,32 @@ fn read_target(reader: &ValueReader, node: &YamlNode) -> Option<RuleTarget> {
     }
 }
 
+/// Maximum number of tags that a hint repeats.
+const MAX_HINTED_TAGS: usize = 5;
+
+/// Returns what to write instead of tags without a key: `tags: latest`, `tags: ["7.4"]`.
+fn hint_for_plain_tags(node: &YamlNode) -> Option<String> {
+    let items = match &node.value {
+        YamlValue::Scalar(_) => std::slice::from_ref(node),
+        YamlValue::List(items) if !items.is_empty() && items.len() <= MAX_HINTED_TAGS => items,
+        _ => return None,
+    };
+    let quoted: Option<Vec<String>> = items
+        .iter()
+        .map(|item| match &item.value {
+            YamlValue::Scalar(scalar) if !scalar.is_expanded => Some(format!("\"{}\"", scalar.text)),
+            _ => None,
+        })
+        .collect();
+    Some(format!("write `tags: {{include: [{}]}}`", quoted?.join(", ")))
+}
+
 pub(super) fn read_selection(reader: &ValueReader, node: &YamlNode) -> TagSelection {
+    if let Some(hint) = hint_for_plain_tags(node) {
+        let message = format!("`tags` is a mapping of {}, and this is {}", TAG_RULES.key_names(), node.type_name());
+        reader.report_value(node, message, Some(hint));
+        return TagSelection::default();
+    }
     let Some(fields) = reader.fields(node, &TAG_RULES) else { return TagSelection::default() };
     let selection = TagSelection {
         include: fields.get("include").map(|node| reader.parse_one_or_many(node)).unwrap_or_default(),

@@ -557,6 +557,9 @@ pub(super) fn secret_names() -> Vec<&'static str> {
     names
 }
 
+/// Minimum length of a shortened key that is recognised.
+const MIN_SHORTENED_KEY_CHARS: usize = 4;
+
 impl ConfigSection {
     /// Suggests the key that was probably meant.
     pub(super) fn suggest(&self, written: &str) -> Option<&'static str> {
@@ -571,6 +574,14 @@ impl ConfigSection {
             .filter(|(distance, name)| *distance <= name.len().min(written.len()).div_ceil(3))
             .min_by_key(|(distance, _)| *distance)
             .map(|(_, name)| name)
+            .or_else(|| self.complete(&written))
+    }
+
+    /// Returns the only key that begins with a shortened one: `username` for `user`.
+    fn complete(&self, written: &str) -> Option<&'static str> {
+        let mut found = self.keys.iter().map(|key| key.name).filter(|name| name.starts_with(written));
+        let first = found.next().filter(|_| written.len() >= MIN_SHORTENED_KEY_CHARS)?;
+        found.next().is_none().then_some(first)
     }
 
     pub(super) fn key_names(&self) -> String {

@@ -190,6 +190,7 @@ fn bad_configurations_are_refused_with_the_reason() {
     for (text, message) in [
         ("rules: {}".to_owned(), "expected a list, and this is a mapping"),
         ("rules: [{}]".to_owned(), "a rule needs `from` or `preset`"),
+        ("rules: [{form: a, to: r.io}]".to_owned(), "unknown key `form`, did you mean `from`?"),
         ("[]".to_owned(), "the configuration is a mapping of cluster, registries"),
         ("a: b: c".to_owned(), "this is not YAML: "),
         ("rules: []\n---\nrules: []".to_owned(), "a second one begins here"),
@@ -246,6 +247,7 @@ fn bad_configurations_are_refused_with_the_reason() {
         (rule("tags: {since: soon}"), "`soon` is neither a date"),
         (rule("tags: {include: '/(/'}"), "is not a regular expression"),
         (registry("tls: enabled"), "`tls` is `on` or `off`, not `enabled`"),
+        (registry("user: me"), "unknown key `user`, did you mean `username`?"),
         (registry("password: p"), "a `password` needs a `username`"),
         (registry("username: u, password: p, identity_token: t"), "there is a `password` as well"),
         (registry("credentials: [{username: u}]"), "a `username` needs a `password` here"),
@@ -277,6 +279,20 @@ fn bad_configurations_are_refused_with_the_reason() {
         assert_eq!(found.len(), 1, "{text}: {found:?}");
         assert!(found[0].contains(message), "{text}: {found:?}");
     }
+}
+
+#[test]
+fn tags_without_a_key_hint_at_include() {
+    for (tags, hint) in [
+        ("latest", "write `tags: {include: [\"latest\"]}`"),
+        ("[7.4]", "write `tags: {include: [\"7.4\"]}`"),
+        ("[latest, 1.*]", "write `tags: {include: [\"latest\", \"1.*\"]}`"),
+    ] {
+        let shown = bad(&rule(&format!("tags: {tags}")));
+        assert!(shown.contains(hint) && shown.contains("`tags` is a mapping of include, exclude"), "{tags}: {shown}");
+    }
+    let shown = bad(&rule("tags: \"${RPS}\""));
+    assert!(!shown.contains("write `tags"), "{shown}");
 }
 
 #[test]

@@ -99,7 +99,11 @@ impl TagPages {
     /// repeat, form a loop or never end are an error, too.
     pub async fn next_page(&mut self) -> Result<Option<TagPage>> {
         let operation = format!("listing the tags of {}", self.repository.label());
-        let page = self.paginator.next_page(&self.repository, MAX_PAGE_BYTES, &operation).await?;
+        let page = self.paginator.next_page(&self.repository, MAX_PAGE_BYTES, &operation).await;
+        let page = page.map_err(|error| match error.code() == Some("NAME_UNKNOWN") && error.hint().is_none() {
+            true => error.with_hint("check the repository's name"),
+            false => error,
+        })?;
         Ok(page.map(|body: TagListBody| TagPage {
             is_tree: body.child.is_some() || body.manifest.is_some(),
             tags: body.tags.flatten().unwrap_or_default().into_vec(),

@@ -72,7 +72,26 @@ async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> 
     let by_rules = explain_rules(&args.reference, &tag, settings, printer).await?;
     let store = backend::open_store(settings, args.state.as_ref()).await?;
     let by_batches = explain_batches(&args.reference, &tag, &*store, printer).await?;
-    Ok(by_rules || by_batches)
+    if by_rules || by_batches {
+        return Ok(true);
+    }
+    match with_library(&args.reference) {
+        Some(other) => explain_batches(&other, &tag, &*store, printer).await,
+        None => Ok(false),
+    }
+}
+
+/// Returns the target of an official image of Docker Hub if its `library/` was left out, as in `docker pull redis`:
+/// `naming: keep` writes to mirror/library/redis.
+fn with_library(reference: &Reference) -> Option<Reference> {
+    let path = reference.repository.as_str();
+    if path.split('/').any(|part| part == "library") {
+        return None;
+    }
+    let (above, name) =
+        path.rsplit_once('/').map_or((String::new(), path), |(above, name)| (format!("{above}/"), name));
+    let repository = format!("{above}library/{name}").parse().ok()?;
+    Some(Reference { repository, ..reference.clone() })
 }
 
 /// Prints how each rule that reads the repository selects the tag.

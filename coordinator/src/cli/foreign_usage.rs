@@ -2,6 +2,8 @@
 
 use imgsync_worker::copy::ImageLocation;
 
+use super::Command;
+use super::sync::SyncArgs;
 use super::typed_line::{TypedLine, knows_option};
 
 /// A command of another program, or a word that suggests itself.
@@ -94,6 +96,9 @@ const FOREIGN_COMMANDS: &[ForeignCommand] = &[
     command("config", &["view", "get", "cat", "dump"], &["show"], "a configuration is shown by `config show`"),
     command("config", &["convert", "migrate"], &["import"], "files of other programs are converted by `config import`"),
 ];
+
+/// Commands of other programs that copy an image to this machine.
+const LOCAL_COPY_COMMANDS: [&str; 2] = ["pull", "save"];
 
 /// What becomes of an option of another program.
 enum Replacement {
@@ -262,6 +267,13 @@ const FOREIGN_OPTIONS: &[ForeignOption] = &[
         |_| words(&["--debug"]),
         "debug messages are printed by --debug",
     ),
+    dropped(
+        &["--rule"],
+        true,
+        "`run` runs all rules: copy that rule into a file of its own, and type `imgsync run FILE` (`serve` starts single \
+         rules from its dashboard)",
+    ),
+    dropped(&["--missing"], false, "tags that exist are left alone by `immutable: ['*']` in the rule"),
     dropped(&["--yes", "-y"], false, "no command asks"),
     replaced(&["--dryrun"], false, |_| words(&["--dry-run"]), "the option is --dry-run"),
     replaced(&["--follow", "-w", "--watch"], false, |_| Vec::new(), "`imgsync batch watch` follows a batch"),
@@ -293,9 +305,26 @@ pub(super) fn hint_for_command(word: &str, line: &TypedLine) -> Option<String> {
     {
         typed.remove(at + known.here.len());
     }
-    let (typed, mut reasons) = replace_options(&TypedLine::new(typed));
+    let (mut typed, mut reasons) = replace_options(&TypedLine::new(typed));
+    if below.is_empty()
+        && LOCAL_COPY_COMMANDS.contains(&word)
+        && let Some(folder) = folder_for_missing_target(&typed)
+    {
+        typed.words.push(folder);
+    }
     reasons.insert(0, known.why.to_owned());
     Some(join(reasons, &typed))
+}
+
+/// Returns a layout for the copy of an image that has no target: `sync IMAGE` alone pushes to the user's repositories.
+fn folder_for_missing_target(line: &TypedLine) -> Option<String> {
+    let Command::Sync(sync) = line.parse()?.command? else { return None };
+    match *sync {
+        SyncArgs { source: ImageLocation::Registry(image), target: None, .. } => {
+            Some(format!("oci:{}", image.repository.basename()))
+        }
+        _ => None,
+    }
 }
 
 /// Returns the hint for options of other programs; `None` if there are none.
@@ -446,6 +475,12 @@ mod tests {
     fn commands_of_other_programs_lead_to_those_of_this_one() {
         for (typed, wanted) in [
             ("imgsync pull alpine oci:d:1", "Type `imgsync sync alpine oci:d:1`"),
+            ("imgsync pull redis", "Type `imgsync sync redis oci:redis`"),
+            ("imgsync save gcr.io/a/b:1 -q", "Type `imgsync sync gcr.io/a/b:1 -q oci:b`"),
+            ("imgsync pull oci:d:1", "Type `imgsync sync oci:d:1`"),
+            ("imgsync run --rule 2", "copy that rule into a file of its own"),
+            ("imgsync once --missing", "immutable: ['*']"),
+            ("imgsync sync gcr.io/distroless/** r.example/b", "write a rule"),
             ("imgsync digest alpine", "Type `imgsync inspect alpine`"),
             ("imgsync image copy a r.example/b", "Type `imgsync sync a r.example/b`"),
             ("imgsync check -c regsync.yml", "Type `imgsync config check -c regsync.yml`"),

@@ -36,6 +36,11 @@ impl Printer {
         Printer { to_log, ..self }
     }
 
+    /// Returns whether messages are left out, except errors.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Returns whether the locale shows ASCII only.
     pub(crate) fn is_ascii(&self) -> bool {
         self.is_ascii

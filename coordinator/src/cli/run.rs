@@ -272,7 +272,8 @@ impl<'a> RunContext<'a> {
             _ => None,
         };
         let (stop, is_copying) = (Shutdown::default(), Arc::new(AtomicBool::new(false)));
-        signals::drain_on_signal(&stop, is_copying.clone(), printer.clone());
+        let copies = is_copying.clone();
+        signals::drain_on_signal(&stop, move || copies.load(Ordering::Relaxed), printer.clone());
         Ok(RunContext {
             settings,
             backend,
@@ -434,18 +435,20 @@ impl<'a> RunContext<'a> {
         }
         let mut text = Vec::new();
         // A requested report is on stdout; otherwise totals and failures are printed.
-        match options.on_stdout && !json {
+        let lists_failures = match options.on_stdout && !json {
             true => {
                 report::write(&report, &options.shape, &mut text).await?;
                 print_report(&String::from_utf8_lossy(&text), &options.shape, printer);
+                level >= ReportLevel::Failures
             }
             false => {
                 let shown = if options.is_explicit { level } else { ReportLevel::Failures };
                 let style = options.shape.text_style(&report);
                 report::write_text(&report, shown, style, &mut text).await?;
                 printer.line(String::from_utf8_lossy(&text).trim_end());
+                shown >= ReportLevel::Failures && !printer.is_quiet()
             }
-        }
+        };
         if !ended.interrupted && !notifier.is_empty() {
             // Notifications list failures unless another level was requested.
             let report_level = options.shape.level.unwrap_or(ReportLevel::Failures);
@@ -485,12 +488,13 @@ impl<'a> RunContext<'a> {
                 _ => None,
             };
             let parts: Vec<String> = parts.chain(stopped).collect();
-            printer.error(
-                &format!("the batch is incomplete: {}", parts.join(", ")),
-                Some(&format!(
+            let hint = match lists_failures {
+                true => "`imgsync explain REF` explains a tag".to_owned(),
+                false => format!(
                     "`imgsync batch report {id} --report-level 2` lists them; `imgsync explain REF` explains a tag"
-                )),
-            );
+                ),
+            };
+            printer.error(&format!("the batch is incomplete: {}", parts.join(", ")), Some(&hint));
         }
         Ok(exit)
     }

@@ -1,11 +1,12 @@
 //! `imgsync serve`: the long-running coordinator.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imgsync_config::Config;
-use imgsync_model::batch::TaskResult;
+use imgsync_model::batch::{TaskRef, TaskResult};
 use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::error::Result;
 use imgsync_oci::retry::format_duration;
@@ -43,6 +44,9 @@ pub(crate) struct ServeArgs {
     /// Listen on this address; serves /metrics too [default: from the configuration, else 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Check whether the coordinator on the address of --listen is ready, and exit: 0 if ready, else 3
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Number of images to copy concurrently, without a cluster [default: from the configuration, else 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Limits")]
     pub(crate) concurrency: Option<u16>,
@@ -58,9 +62,6 @@ pub(crate) struct ServeArgs {
     pub(crate) retry: RetryArgs,
     #[command(flatten)]
     pub(crate) notify: NotifyArgs,
-    /// Check whether the coordinator that listens on that address is ready: exit code 0 if it is, else 3
-    #[arg(long)]
-    pub(crate) check: bool,
 }
 
 const DEFAULT_LISTEN_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -115,9 +116,11 @@ async fn execute(
     let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
     let (metrics, refresh) = cluster_metrics::new_cluster_metrics(&backend, client, rules.clone());
     let event_printer = EventPrinter { printer: printer.clone(), is_cluster: backend.is_cluster() };
-    let events = TaskEvents::fan_out(vec![Arc::new(event_printer) as Arc<dyn TaskObserver>, metrics.clone()]);
+    let running = Arc::new(RunningTasks::default());
+    let observers: Vec<Arc<dyn TaskObserver>> = vec![Arc::new(event_printer), metrics.clone(), running.clone()];
+    let events = TaskEvents::fan_out(observers);
     let extra_routes = metrics::router(metrics, Some(refresh));
-    signals::drain_on_signal(&stop, Arc::new(true.into()), printer.clone());
+    signals::drain_on_signal(&stop, move || running.any(), printer.clone());
     let server = Server::new(backend, first, config_source, options, events)?;
     let _ = rules.set(Box::new(server.watched_rules()));
     print_banner(address, &token, settings, printer);
@@ -219,6 +222,35 @@ fn config_source(global: &GlobalArgs, notify: NotifyArgs, first: &Settings, prin
         load_config(&settings, &notify, &printer).map_err(|error| error.to_string())
     };
     ConfigSource { file, read: Box::new(read) }
+}
+
+/// Counts the tasks that run in this process.
+#[derive(Default)]
+struct RunningTasks(Mutex<HashSet<TaskRef>>);
+
+impl RunningTasks {
+    fn any(&self) -> bool {
+        !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+impl Observer for RunningTasks {
+    fn on_event(&self, _: &Event) {}
+}
+
+impl TaskObserver for RunningTasks {
+    fn on_task(&self, event: &TaskEvent) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            TaskEvent::Started { task, .. } => {
+                running.insert(*task);
+            }
+            TaskEvent::Ended { task, .. } => {
+                running.remove(task);
+            }
+            TaskEvent::Reclaimed { .. } => {}
+        }
+    }
 }
 
 /// Prints events as lines.

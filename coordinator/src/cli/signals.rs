@@ -1,8 +1,6 @@
 //! Ctrl-C and SIGTERM: a command that drains finishes copies in progress; others, and any at the second signal,
 //! abort.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use imgsync_worker::StopSignals;
@@ -25,13 +23,13 @@ pub(crate) fn cancel_on_signal(cancel: CancellationToken, printer: Printer) {
 
 /// Drains at the first signal, for at most [`DRAIN_TIMEOUT`], and aborts at the second. Whatever the program is doing
 /// then (listing, waiting for the store, sending notifications), it ends at most [`ABORT_TIMEOUT`] later. `copies`:
-/// whether copying has started; until then there is nothing to finish.
-pub(crate) fn drain_on_signal(stop: &Shutdown, copies: Arc<AtomicBool>, printer: Printer) {
+/// whether there may be copies to finish.
+pub(crate) fn drain_on_signal(stop: &Shutdown, copies: impl Fn() -> bool + Send + 'static, printer: Printer) {
     let mut signals = StopSignals::new();
     let Shutdown { drain, abort } = stop.clone();
     tokio::spawn(async move {
         signals.next().await;
-        printer.line(match copies.load(Ordering::Relaxed) {
+        printer.line(match copies() {
             true => "finishing copies in progress; press Ctrl-C again to abort",
             false => "stopping",
         });

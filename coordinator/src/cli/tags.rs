@@ -292,6 +292,16 @@ impl TagPrinter<'_> {
             summary.push_str(&format!("; {} could not be listed", of(self.unlisted, "repository", "repositories")));
         }
         self.printer.line(&summary);
+        let include = &self.args.include;
+        if self.kept == 0
+            && *count > 0
+            && let Some(literal) = include.first().and_then(TagPattern::literal)
+            && include.iter().all(|pattern| pattern.literal().is_some())
+        {
+            self.printer.line(&format!(
+                "hint: a pattern matches the whole tag: --include '*{literal}*' selects the tags that contain it"
+            ));
+        }
     }
 }
 

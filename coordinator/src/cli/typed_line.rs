@@ -48,10 +48,15 @@ impl TypedLine {
         self.words[from..].iter().map(String::as_str).filter(|word| !word.starts_with('-'))
     }
 
+    /// Parses the line. `None` if the program does not take it.
+    pub(super) fn parse(&self) -> Option<Cli> {
+        let program = std::iter::once("imgsync");
+        Cli::try_parse_from(program.chain(self.words.iter().map(String::as_str))).ok()
+    }
+
     /// Formats the line as it is typed into a shell, without secrets. `None` if the program does not take it.
     pub(super) fn to_shell(&self) -> Option<String> {
-        let program = std::iter::once("imgsync");
-        Cli::try_parse_from(program.chain(self.words.iter().map(String::as_str))).ok()?;
+        self.parse()?;
         let mut shown = vec!["imgsync".to_owned()];
         let mut is_secret = false;
         for word in &self.words {

@@ -57,6 +57,14 @@ pub(super) fn hint(error: &Error, typed: &[OsString]) -> Option<String> {
             let file = line.arguments().find(|word| is_configuration(word))?;
             Some(format!("type `imgsync verify -c {}`", quote(file)))
         }
+        ErrorKind::ValueValidation
+            if ["sync", "copy", "cp"].contains(&line.command()) && context(ContextKind::InvalidValue).contains('*') =>
+        {
+            Some(
+                "a pattern selects many images: write a rule (`from:`, `to:`) in imgsync.yaml and type `imgsync run`"
+                    .to_owned(),
+            )
+        }
         ErrorKind::MissingRequiredArgument | ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             foreign_usage::hint_for_option(&line)
         }

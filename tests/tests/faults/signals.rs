@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use imgsync_tests::ServeProcess;
 use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output, RunningProgram, Signal};
+use serde_json::json;
 
 const MIB: u64 = 1 << 20;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,6 +57,35 @@ async fn a_run_drains_at_the_first_ctrl_c_and_aborts_at_the_second() {
     let output = abort(&mut running, 4).await;
     assert!(output.stderr.contains("imgsync batch resume"), "{}", output.stderr);
     assert!(target.tags("b").is_empty());
+}
+
+#[tokio::test]
+async fn serve_speaks_of_copies_in_progress_only_if_there_are_some() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a", "1", &images::big("served", 8 * MIB));
+    let program = || {
+        let program = Imgsync::new();
+        let rule = format!("  - {{name: only, from: {}/a, to: {}/b}}\n", source.host(), target.host());
+        program.file("imgsync.yaml", format!("rules:\n{rule}"));
+        program
+    };
+    let idle = ServeProcess::start(&program(), &[]).await.stop().await.assert_code(0);
+    assert!(idle.stderr.contains("stopping") && !idle.stderr.contains(DRAIN_MESSAGE), "{}", idle.stderr);
+    source.on(RequestType::BlobGet).always().act(FaultAction::StallAfter { bytes: MIB });
+    let mut busy = ServeProcess::start(&program(), &[]).await;
+    busy.post("schedules/only/start", &json!({})).await;
+    source.wait_until(|source| source.bytes_sent() > MIB / 2, WAIT_TIMEOUT).await;
+    busy.running.signal(Signal::INT);
+    busy.running.wait_for_line(|line| line.contains(DRAIN_MESSAGE), WAIT_TIMEOUT).await;
+    busy.running.signal(Signal::INT);
+    busy.running.wait().await;
+    // After its batch, it is idle again.
+    source.clear_rules();
+    let served = ServeProcess::start(&program(), &[]).await;
+    served.post("schedules/only/start", &json!({})).await;
+    served.wait_for_ended_batches(1).await;
+    let output = served.stop().await.assert_code(0);
+    assert!(!output.stderr.contains(DRAIN_MESSAGE), "{}", output.stderr);
 }
 
 #[tokio::test]

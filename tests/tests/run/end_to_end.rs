@@ -277,6 +277,23 @@ async fn the_manifests_folder_of_2_1_is_a_hint() {
 }
 
 #[tokio::test]
+async fn an_official_image_is_explained_without_its_library() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("library/redis", "8.0", &images::single("explained"));
+    let rule =
+        format!("rules:\n- {{from: {}/library/redis, to: {}/mirror, naming: keep}}\n", source.host(), target.host());
+    let program = configured(&rule);
+    run(&program, &[]).await.assert_code(0);
+    for repository in ["mirror/redis", "mirror/library/redis"] {
+        let name = format!("{}/{repository}:8.0", target.host());
+        let output = program.again().args(["explain", &name]).run().await.assert_code(0);
+        let copied = format!("{}/mirror/library/redis:8.0: copied", target.host());
+        assert!(output.stdout.contains(&copied), "{}", output.stdout);
+    }
+    program.again().args(["explain", &format!("{}/mirror/redis:9", target.host())]).run().await.assert_code(1);
+}
+
+#[tokio::test]
 async fn a_dry_run_warns_of_a_target_that_rejects_the_credentials() {
     let source = FaultRegistry::start().await;
     source.push("app", "1", &images::single("rejected"));

@@ -78,6 +78,13 @@ async fn a_report_is_written_as_its_file_s_name_says_and_again_for_a_past_batch(
     let lines =
         |text: &str| text.lines().filter(|line| !line.contains("<footer>")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&page), lines(&html));
+
+    // Failures are listed, so that the hint need not say where they are.
+    assert!(ran.stderr.contains("hint: `imgsync explain REF` explains a tag"), "{}", ran.stderr);
+    for more in [&["-q"][..], &["--report", "--report-level", "1"]] {
+        let ran = fixture.run().args(more).run().await.assert_code(1);
+        assert!(ran.stderr.contains("--report-level 2` lists them; `imgsync explain REF`"), "{}", ran.stderr);
+    }
 }
 
 #[tokio::test]

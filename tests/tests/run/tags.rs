@@ -56,6 +56,35 @@ async fn what_was_dropped_is_named_with_its_reason_on_stderr() {
 }
 
 #[tokio::test]
+async fn an_include_that_is_a_part_of_tags_hints_at_the_glob() {
+    let registry = FaultRegistry::start().await;
+    put_tags(&registry, "a/app", ["1-alpine", "2-alpine"]);
+    let hint = "hint: a pattern matches the whole tag: --include '*alpine*'";
+    let output = tags(&registry, "a/app", &["--include", "alpine"]).await.assert_code(0);
+    assert!(output.stderr.contains(hint), "{}", output.stderr);
+    for include in ["*alpine*", "1-alpine", "*slim"] {
+        let output = tags(&registry, "a/app", &["--include", include]).await.assert_code(0);
+        assert!(!output.stderr.contains("hint:"), "{include}: {}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_mistyped_repository_hints_at_its_name_or_at_a_pattern() {
+    let registry = FaultRegistry::start().await;
+    put_tags(&registry, "a/app", ["1"]);
+    let output = tags(&registry, "a/ap", &[]).await.assert_code(1);
+    for part in ["NAME_UNKNOWN", "hint: check the repository's name"] {
+        assert!(output.stderr.contains(part), "{part}: {}", output.stderr);
+    }
+    let output = tags(&registry, "a/", &[]).await.assert_code(2);
+    let hint = format!("write `{}/a/**` for everything below", registry.host());
+    assert!(output.stderr.contains(&hint), "{}", output.stderr);
+    let program = super::end_to_end::configured(&format!("rules:\n- {{from: {0}/a/, to: {0}/m}}\n", registry.host()));
+    let output = program.args(["config", "check"]).run().await.assert_code(2);
+    assert!(output.stderr.contains(&hint), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn many_dropped_tags_are_counted_by_reason_and_named_on_demand() {
     let registry = FaultRegistry::start().await;
     put_tags(&registry, "a/app", (0..100).map(|number| format!("1.{number}")));

@@ -14,6 +14,8 @@ use imgsync_oci::Tag;
 pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields<'_>) -> Option<RuleSource> {
     let reader = surroundings.reader;
     match (fields.get("preset"), fields.get("from")) {
+        // Its key is misspelt, which was reported.
+        (None, None) if ["from", "preset"].iter().any(|key| fields.has_misspelt(key)) => None,
         (None, None) => {
             reader.report(&fields.at, "a rule needs `from` or `preset`");
             None

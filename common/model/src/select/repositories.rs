@@ -157,6 +157,12 @@ impl FromStr for RepositoryPattern {
         if let Some((name, _)) = text.split_once('@') {
             return pattern_error("a rule selects tags, not digests", Some(format!("write `{name}`")));
         }
+        if text.ends_with('/') {
+            return pattern_error(
+                "a repository pattern does not end with `/`",
+                Some(format!("write `{text}**` for everything below")),
+            );
+        }
         let (name, tag) = match text.rsplit_once(':') {
             Some((name, tag))
                 if !tag.contains(['/', ']']) && (name.contains('/') || !tag.bytes().all(|b| b.is_ascii_digit())) =>
