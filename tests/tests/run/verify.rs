@@ -274,7 +274,8 @@ fn nested_platform(name: &str) -> TestImage {
 
 #[tokio::test]
 async fn a_selection_of_platforms_is_identical_by_every_kind_of_verification() {
-    let cases: [(&str, fn(&str) -> TestImage, &str); 4] = [
+    type MakeImage = fn(&str) -> TestImage;
+    let cases: [(&str, MakeImage, &str); 4] = [
         ("one-of-two", images::multi_platform, "linux/amd64"),
         ("two-of-three", three_platforms, "[linux/amd64, linux/arm64]"),
         ("nested", images::nested, "linux/amd64"),
