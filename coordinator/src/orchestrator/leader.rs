@@ -14,7 +14,8 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{format_duration, is_transient};
 use imgsync_registry::event::Event;
 use imgsync_store::{
-    Batch, LeaseGuard, LeaseResult, ListingFailure, ReclaimScope, Reclaimed, TryAcquireResult, age, leader_lease_name,
+    Batch, BatchState, LeaseGuard, LeaseResult, ListingFailure, ReclaimScope, Reclaimed, TryAcquireResult, age,
+    leader_lease_name,
 };
 use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::Notify;
@@ -91,6 +92,11 @@ impl Leader {
         while !stop.is_cancelled() {
             match LeaseGuard::try_acquire(self.backend.store.clone(), &name, &self.name, LEADER_LEASE_TTL).await {
                 Ok(TryAcquireResult::Acquired(guard)) => {
+                    // The holder that was waited for may have led it to its end.
+                    if announced && !self.is_live(id).await {
+                        guard.release().await;
+                        return Ok(());
+                    }
                     on_elected();
                     let end = tokio::select! {
                         end = self.run_as_leader(id, plan_changed, stop) => end,
@@ -120,6 +126,11 @@ impl Leader {
             pause(LEADER_RETRY_INTERVAL, stop).await;
         }
         Ok(())
+    }
+
+    /// Returns whether a batch can have tasks to dispatch; true if the store does not respond.
+    async fn is_live(&self, id: BatchId) -> bool {
+        self.backend.store.batch_state(id).await.map_or(true, |state| state.is_some_and(BatchState::is_live))
     }
 
     /// Dispatches and reclaims concurrently until the first of these ends.

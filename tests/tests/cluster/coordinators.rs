@@ -123,6 +123,31 @@ async fn a_batch_is_not_left_to_one_that_was_killed_a_moment_ago() {
     fixture.cluster.imgsync(&fixture.config).args(["run", "--detach"]).run().await.assert_code(0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_says_nothing_of_a_batch_that_a_run_led_to_its_end() {
+    let fixture = ClusterFixture::new(2, 10).await;
+    let gate = fixture.gate_tags_after(5);
+    let serve = fixture.cluster.imgsync("").env("RUST_LOG", "imgsync=info");
+    let serve = serve.args(["serve", "--listen", "127.0.0.1:0"]).spawn();
+    serve.wait_for_line(|line| line.ends_with("elected leader"), WAIT_TIMEOUT).await;
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let mut run = fixture.run();
+    gate.wait_for(4).await;
+    serve.wait_for_line(|line| line.contains(" is led by "), WAIT_TIMEOUT).await;
+    gate.open();
+    let ended = run.wait().await;
+    fixture.assert_ended_whole(&ended);
+    let id = ended.json()["batch"].as_str().unwrap().to_owned();
+    // A batch that it leads itself is later than its next look at the other.
+    let other = fixture.config.replace("/m,", "/other,");
+    let detached = fixture.cluster.imgsync(&other).args(["run", "--detach"]).run().await.assert_code(0);
+    let own = format!("batch {}", detached.stdout.trim());
+    serve.wait_for_line(|line| line.contains(&own) && line.contains(" copied"), WAIT_TIMEOUT).await;
+    let log = serve.stderr();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains(&id) && !line.contains(" is led by ")).collect();
+    assert_eq!(said, Vec::<&str>::new(), "{log}");
+}
+
 /// Fault row 31.
 #[tokio::test]
 async fn a_cancelled_batch_stops_in_the_middle_of_a_blob_and_cleans_up() {
