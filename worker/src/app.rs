@@ -97,8 +97,8 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
         return health::check_ready(address).await;
     }
     let (config, folder) = read_config(cli.config.as_deref())?;
-    let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-    // An empty variable counts as unset.
+    let key = std::env::var("IMGSYNC_KEY").ok().map(Secret::new);
+    // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
     let named = |url: Option<String>| url.filter(|url| !url.is_empty());
     let overrides = ClusterOverrides { broker: named(cli.broker), store: named(cli.store), key };
     let Some(endpoints) = ClusterEndpoints::resolve(config.cluster.as_ref(), &overrides, &folder)? else {

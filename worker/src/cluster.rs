@@ -103,12 +103,18 @@ impl ClusterEndpoints {
             }
         };
         let key = overrides.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
-        if key.as_ref().is_some_and(|key| key.expose().chars().count() < MIN_KEY_CHARS) {
-            let detail = format!("the signing key has fewer than {MIN_KEY_CHARS} characters");
-            let operation = "reading the cluster configuration";
-            return Err(
-                Error::new(ErrorKind::Invalid, operation, detail).with_hint("generate one with `openssl rand -hex 32`")
-            );
+        if let Some(length) = key.as_ref().map(|key| key.expose().chars().count()).filter(|it| *it < MIN_KEY_CHARS) {
+            let (detail, hint) = match length {
+                0 => (
+                    "the signing key is empty (IMGSYNC_KEY, or `key:` under `cluster:`)".to_owned(),
+                    "generate one with `openssl rand -hex 32`, or remove it to work without signatures",
+                ),
+                _ => (
+                    format!("the signing key has fewer than {MIN_KEY_CHARS} characters"),
+                    "generate one with `openssl rand -hex 32`",
+                ),
+            };
+            return Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", detail).with_hint(hint));
         }
         let mut ca = Vec::new();
         for pem in written.iter().flat_map(|written| &written.ca) {
@@ -199,8 +205,24 @@ mod tests {
         ClusterOverrides { broker: broker.map(str::to_owned), store: store.map(str::to_owned), key: None }
     }
 
+    fn with_key(key: &str) -> ClusterOverrides {
+        ClusterOverrides { key: Some(Secret::new(key)), ..overrides(Some("amqp://b"), Some("redis://s")) }
+    }
+
     fn resolve(overrides: &ClusterOverrides) -> Result<Option<ClusterEndpoints>> {
         ClusterEndpoints::resolve(None, overrides, Path::new(""))
+    }
+
+    /// As a template of variables that was not filled in leaves it.
+    #[test]
+    fn an_empty_key_is_an_error_and_no_cluster_without_signatures() {
+        let empty = resolve(&with_key("")).unwrap_err();
+        assert!(empty.to_string().contains("IMGSYNC_KEY") && empty.hint().unwrap().contains("remove it"), "{empty}");
+        assert!(resolve(&with_key("too short")).unwrap_err().to_string().contains("fewer than"));
+        assert!(resolve(&with_key("0123456789abcdef")).unwrap().unwrap().key.is_some());
+        // Without a cluster there is nothing to sign.
+        let alone = ClusterOverrides { key: Some(Secret::new("")), ..overrides(None, None) };
+        assert!(resolve(&alone).unwrap().is_none());
     }
 
     #[test]

@@ -73,8 +73,8 @@ impl Settings {
             Some(text) => parse_config(&path, text)?,
         };
         let warning = readable_secrets_warning(&config, &path);
-        let key = std::env::var("IMGSYNC_KEY").ok().filter(|key| !key.is_empty()).map(Secret::new);
-        // An empty variable counts as unset.
+        let key = std::env::var("IMGSYNC_KEY").ok().map(Secret::new);
+        // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
         let cluster_overrides = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
         Ok((Settings { config, file: text.map(|_| path), cluster_overrides }, warning))
