@@ -14,9 +14,13 @@ use tokio::sync::Semaphore;
 use crate::shared_batch::{fill, rules};
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, assert_sums, kill};
 
+/// Starts a worker, without a key if that is empty.
 async fn worker(fixture: &ClusterFixture, config: &str, key: &str, arguments: &[&str]) -> RunningProgram {
-    let worker = fixture.cluster.worker(config).env("IMGSYNC_KEY", key).args(["--concurrency", "4"]);
-    let worker = worker.args(arguments).spawn();
+    let mut worker = fixture.cluster.worker(config);
+    if !key.is_empty() {
+        worker = worker.env("IMGSYNC_KEY", key);
+    }
+    let worker = worker.args(["--concurrency", "4"]).args(arguments).spawn();
     worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
     worker
 }
