@@ -20,6 +20,7 @@ use super::app::{AppState, StatusResponse};
 use super::dto::{BatchResponse, FailureGroupsResponse, TaskResponse, TimelineResponse};
 use super::error_response::ErrorResponse;
 use super::extract::{MAX_PAGE_ROWS, PathId, QueryParams, expect_empty_body, parse_error_kind, read_json};
+use super::router::REQUEST_TIMEOUT;
 use super::routes::RoutesPage;
 use super::row_filter::RowFilter;
 use crate::batch_view::{BatchStatus, BatchView};
@@ -141,9 +142,15 @@ pub(super) async fn tasks(State(app): SharedState, PathId(id): PathId, RawQuery(
     let mut shown: Vec<TaskResponse> = rows.iter().map(TaskResponse::from_row).collect();
     if state == Some(TaskState::Failed) {
         // Only the failure record counts the last attempt.
-        for failed in app.store().failures(batch.id, from, limit).await? {
-            let row = shown.iter_mut().find(|row| row.index == failed.task.index);
-            row.into_iter().for_each(|row| row.attempts = failed.failure.attempts);
+        let mut at = from;
+        while shown.last().is_some_and(|last| at <= last.index) {
+            let page = app.store().failures(batch.id, at, limit).await?;
+            let Some(last) = page.last() else { break };
+            at = last.task.index.saturating_add(1);
+            for failed in &page {
+                let row = shown.binary_search_by_key(&failed.task.index, |row| row.index);
+                row.into_iter().for_each(|row| shown[row].attempts = failed.failure.attempts);
+            }
         }
     }
     Ok(Json(json!({"tasks": shown, "next": next})))
@@ -189,7 +196,10 @@ pub(super) async fn batch_report(
     headers: HeaderMap,
 ) -> Result<Response, ErrorResponse> {
     let id = find_batch(&app, &id).await?.id;
-    let _turn = app.report_permits.acquire().await;
+    let Ok(_turn) = tokio::time::timeout(REQUEST_TIMEOUT, app.report_permits.acquire()).await else {
+        let why = "too many reports are being written: try again later";
+        return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why));
+    };
     let mut report = Report::load(app.store(), id).await?;
     report.dashboard = app.dashboard_url(&headers);
     let mut page = Vec::new();
@@ -211,13 +221,16 @@ const REPORT_CSP: &str = "default-src 'none'; style-src 'unsafe-inline'; base-ur
 pub(super) async fn pause(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
     expect_empty_body(request).await?;
     let id = find_batch(&app, &id).await?.id;
-    state_response(id, app.store().pause(id).await?, BatchState::Paused)
+    let now = app.store().pause(id).await?;
+    app.rule_cache.invalidate().await;
+    state_response(id, now, BatchState::Paused)
 }
 
 pub(super) async fn resume(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
     expect_empty_body(request).await?;
     let id = find_batch(&app, &id).await?.id;
     let now = app.store().resume(id).await?;
+    app.rule_cache.invalidate().await;
     app.work_available.notify_one();
     state_response(id, now, BatchState::Running)
 }
@@ -225,7 +238,9 @@ pub(super) async fn resume(State(app): SharedState, PathId(id): PathId, request:
 pub(super) async fn cancel(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
     expect_empty_body(request).await?;
     let id = find_batch(&app, &id).await?.id;
-    state_response(id, app.store().cancel(id).await?, BatchState::Cancelled)
+    let now = app.store().cancel(id).await?;
+    app.rule_cache.invalidate().await;
+    state_response(id, now, BatchState::Cancelled)
 }
 
 /// Request to requeue failures: those that match every given filter.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_store::{BROKER_ALARM_HINT, BrokerAlarm};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,7 +14,6 @@ use super::routes::RoutesResponse;
 use super::rules::{RuleResponse, RuleState, count_states};
 use super::workers::WorkerResponse;
 use crate::batch_view::resume_command;
-use crate::humanize::pluralize;
 use crate::report::advice;
 
 /// Limit of rules named in a problem.
@@ -210,25 +210,22 @@ fn interrupted_problems(rules: &[RuleResponse]) -> Vec<Problem> {
 }
 
 fn worker_problems(workers: &[WorkerResponse]) -> Vec<Problem> {
+    let mut problems = Vec::new();
     if workers.iter().all(|worker| worker.heartbeat.draining) {
         let advice = "Nothing is copied until one runs: start imgsync-worker.";
-        return vec![Problem::error("No worker is running", advice)];
+        problems.push(Problem::error("No worker is running", advice));
     }
-    let mut problems: Vec<Problem> = workers
-        .iter()
-        .filter(|worker| worker.heartbeat.refused > 0)
-        .map(|worker| {
-            let messages = pluralize(worker.heartbeat.refused, "message", "messages");
-            Problem {
-                detail: worker.heartbeat.refusal_reason.clone().unwrap_or_default(),
-                worker: Some(worker.heartbeat.worker.clone()),
-                ..Problem::warning(
-                    format!("{} rejected {messages}", worker.heartbeat.worker),
-                    "Give all processes of the cluster the same `cluster.key` and the same version.",
-                )
-            }
-        })
-        .collect();
+    problems.extend(workers.iter().filter(|worker| worker.heartbeat.refused > 0).map(|worker| {
+        let messages = pluralize(worker.heartbeat.refused, "message", "messages");
+        Problem {
+            detail: worker.heartbeat.refusal_reason.clone().unwrap_or_default(),
+            worker: Some(worker.heartbeat.worker.clone()),
+            ..Problem::warning(
+                format!("{} rejected {messages}", worker.heartbeat.worker),
+                "Give all processes of the cluster the same `cluster.key` and the same version.",
+            )
+        }
+    }));
     let different: Vec<&WorkerResponse> = workers.iter().filter(|worker| worker.config_differs).collect();
     if let Some(first) = different.first() {
         let names: Vec<&str> =

@@ -16,7 +16,7 @@ use super::error_response::ErrorResponse;
 use super::{api, assets, auth, rules_api};
 
 /// A client does not wait longer for a store that is down.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Builds the router: health and metrics for probes, the API, and the dashboard.
 pub fn router(app: Arc<AppState>, metrics: Router) -> Router {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::app::AppState;
+use super::failed_rules::or_removed;
 use super::overview::RuleName;
 use crate::report::advice;
 
@@ -133,7 +134,7 @@ impl Search<'_> {
             digest: None,
             seen_at: None,
         };
-        for failure in store.listing_failures(batch.id).await? {
+        for failure in or_removed(store.listing_failures(batch.id).await)? {
             if !self.matches(&failure.repository) && !self.names_tag_of(&failure.repository) {
                 continue;
             }
@@ -148,7 +149,7 @@ impl Search<'_> {
                 ..empty.clone()
             });
         }
-        for record in store.prune_records(batch.id).await? {
+        for record in or_removed(store.prune_records(batch.id).await)? {
             let is_meant = self.matches(&record.source) || self.matches(&record.target);
             if is_meant {
                 if self.results.len() >= self.limit {
@@ -171,12 +172,7 @@ impl Search<'_> {
             if Instant::now() >= self.deadline {
                 return Ok(Some("the time limit was reached: write more of the name"));
             }
-            let rows = match store.tasks(batch.id, None, from, ROWS_PER_PAGE).await {
-                Ok(rows) => rows,
-                // Removed meanwhile.
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error),
-            };
+            let rows = or_removed(store.tasks(batch.id, None, from, ROWS_PER_PAGE).await)?;
             let Some(last) = rows.last() else { return Ok(None) };
             from = last.task.index.saturating_add(1);
             let is_last = rows.len() < ROWS_PER_PAGE;
@@ -231,7 +227,7 @@ async fn add_details(
 ) -> Result<SearchResult> {
     let planned = &row.task.spec;
     if row.state == TaskState::Failed {
-        let failures = store.failures(batch.id, row.task.index, 1).await?;
+        let failures = or_removed(store.failures(batch.id, row.task.index, 1).await)?;
         if let Some(failed) = failures.into_iter().find(|failed| failed.task.index == row.task.index) {
             found.kind = Some(failed.failure.kind);
             found.advice = Some(advice::for_kind(failed.failure.kind));

@@ -87,7 +87,7 @@ impl WorkerSamples {
         self.samples().back().is_none_or(|last| last.at.elapsed() >= SAMPLE_INTERVAL)
     }
 
-    /// Chooses the batches of a sample: the newest ones that have not ended, or ended within the window, and older ones
+    /// Chooses the batches of a sample: the newest ones that have not ended, or ended within twice the window, and the newest of the older ones
     /// that workers run now. Returns the sample with the progress that is known to be final, and what is left to read.
     fn plan_sample(&self, newest: Vec<Batch>, heartbeats: &[Heartbeat]) -> (Sample, Vec<(BatchId, Option<Timestamp>)>) {
         let time = Timestamp::now();
@@ -100,7 +100,7 @@ impl WorkerSamples {
             .collect();
         let running = heartbeats.iter().flat_map(|heartbeat| &heartbeat.running).map(|task| task.batch);
         let older: BTreeSet<BatchId> = running.filter(|batch| newest.iter().all(|one| one.id != *batch)).collect();
-        chosen.extend(older.into_iter().take(MAX_SAMPLED_BATCHES).map(|batch| (batch, None)));
+        chosen.extend(older.into_iter().rev().take(MAX_SAMPLED_BATCHES).map(|batch| (batch, None)));
         let samples = self.samples();
         let Some(previous) = samples.back() else { return (sample, chosen.into_iter().collect()) };
         chosen.retain(|batch, ended_at| {

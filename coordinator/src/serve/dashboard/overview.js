@@ -1,6 +1,6 @@
 // The overview: problems first, then a row for each rule.
 
-import { bar, batchPath, button, debounce, field, h, link, mark, number, pager, plural, prose, ruleMark, rulePath, ruleStates, ruleStateWords, segments, show, since, when, workerPath } from "./dom.js";
+import { batchPath, button, debounce, field, h, link, mark, number, pager, plural, prose, ruleMark, rulePath, ruleStates, ruleStateWords, segments, show, since, when, workerPath } from "./dom.js";
 import { get, query } from "./server.js";
 
 const ROWS = 100;

@@ -79,7 +79,8 @@ export async function follow(on, state) {
     const stop = new AbortController();
     const hide = () => document.hidden && stop.abort();
     document.addEventListener("visibilitychange", hide);
-    addEventListener("pagehide", () => stop.abort(), { once: true });
+    const leave = () => stop.abort();
+    addEventListener("pagehide", leave);
     try {
       const response = await ask("events", { signal: stop.signal });
       state("live", null);
@@ -93,6 +94,7 @@ export async function follow(on, state) {
       }
     }
     document.removeEventListener("visibilitychange", hide);
+    removeEventListener("pagehide", leave);
     if (stop.signal.aborted) continue;
     await new Promise((later) => setTimeout(later, wait));
     wait = Math.min(wait * 2, 10000);
