@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_store::{FailedTask, TaskRow, TimeBucket};
 use jiff::Timestamp;
 
@@ -16,7 +17,6 @@ use super::view::{
     ReportWorker, Truncated,
 };
 use super::{Report, ReportLevel};
-use crate::humanize::{group_digits, pluralize};
 
 /// Maximum number of failure groups.
 const MAX_GROUPS: usize = 50;
@@ -150,7 +150,7 @@ pub(super) fn summarize(report: &Report<'_>, groups: &[ReportFailureGroup]) -> (
         () if report.different > 0 => {
             let others =
                 if failed > 0 { format!(", {} could not be compared", group_digits(failed)) } else { String::new() };
-            (of(report.different, "is different", "are different") + &others, "imgsync run --force".to_owned())
+            (of(report.different, "is different", "are different") + &others, RESTORE_COMMAND.to_owned())
         }
         () if failed > 0 && report.is_verification() => {
             (of(failed, "could not be compared", "could not be compared"), next_command(id, groups))
@@ -179,12 +179,11 @@ pub(super) fn summarize(report: &Report<'_>, groups: &[ReportFailureGroup]) -> (
 
 /// Returns the next command for a batch with failures: the largest part of them that a requeue may help decides.
 fn next_command(id: BatchId, groups: &[ReportFailureGroup]) -> String {
-    let run = run_command();
-    let mut commands = groups.iter().map(|group| group.next.as_str()).filter(|next| *next != run);
-    match commands.next() {
-        None => run,
-        Some(_) if groups.iter().all(|group| group.next != run) => format!("imgsync batch requeue {id}"),
-        Some(largest) => largest.to_owned(),
+    let is_requeue = |group: &&ReportFailureGroup| group.next.starts_with("imgsync batch requeue");
+    match groups.iter().find(is_requeue) {
+        None => groups.first().map_or_else(run_command, |largest| largest.next.clone()),
+        Some(_) if groups.iter().all(|group| is_requeue(&group)) => format!("imgsync batch requeue {id}"),
+        Some(largest) => largest.next.clone(),
     }
 }
 
@@ -192,9 +191,13 @@ fn run_command() -> String {
     "imgsync run".to_owned()
 }
 
-/// Returns the command that copies images which failed with an error kind, once the cause is gone.
-fn retry_command(id: BatchId, kind: ErrorKind) -> String {
+/// Command after a verification that found differences: comparing again would find them again.
+const RESTORE_COMMAND: &str = "imgsync run --force";
+
+/// Returns the command for images which failed with an error kind, once the cause is gone.
+fn retry_command(id: BatchId, kind: ErrorKind, is_verification: bool) -> String {
     match advice::next_step(kind) {
+        _ if is_verification && matches!(kind, ErrorKind::Differs | ErrorKind::Corrupt) => RESTORE_COMMAND.to_owned(),
         NextStep::Requeue | NextStep::FixAndRequeue => format!("imgsync batch requeue {id} --kind {kind}"),
         NextStep::ChangeAndRun => run_command(),
     }
@@ -267,7 +270,7 @@ async fn group_failures(report: &Report<'_>, level: ReportLevel) -> Result<Repor
             kind: kind.to_string(),
             title: advice::title(kind).to_owned(),
             advice: advice::for_kind(kind).to_owned(),
-            next: retry_command(report.batch.id, kind),
+            next: retry_command(report.batch.id, kind, report.is_verification()),
             source,
             target,
             more: group.count - group.images.len() as u64,
@@ -360,7 +363,7 @@ mod tests {
     #[test]
     fn the_next_command_requeues_what_a_requeue_may_help() {
         let id = BatchId::from_bytes([7; 16]);
-        let group = |kind| ReportFailureGroup { next: retry_command(id, kind), ..ReportFailureGroup::default() };
+        let group = |kind| ReportFailureGroup { next: retry_command(id, kind, false), ..ReportFailureGroup::default() };
         let next = |kinds: &[ErrorKind]| next_command(id, &kinds.iter().copied().map(group).collect::<Vec<_>>());
         assert_eq!(next(&[ErrorKind::NotFound, ErrorKind::Unsupported]), "imgsync run", "a requeue repeats both");
         assert_eq!(next(&[ErrorKind::Denied, ErrorKind::TimedOut]), format!("imgsync batch requeue {id}"));
