@@ -12,13 +12,12 @@ use imgsync_model::naming::TargetBase;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::locale::to_ascii;
 use imgsync_oci::retry::{RetryPolicy, is_transient};
-use imgsync_oci::secret::Secret;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Client, SharedRateLimit};
 use imgsync_store::log_throttle;
 use imgsync_store::outage::{self, OutageEvent};
 use imgsync_worker::cli::{Arguments, print_parser_message, usage_hint};
-use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
+use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, read_signing_key};
 use imgsync_worker::cluster_worker::{self, ClusterWorker, WorkerMetrics};
 use imgsync_worker::locale::is_process_utf8;
 use imgsync_worker::monthly_quota::MonthlyQuota;
@@ -97,7 +96,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
         return health::check_ready(address).await;
     }
     let (config, folder) = read_config(cli.config.as_deref())?;
-    let key = std::env::var("IMGSYNC_KEY").ok().map(Secret::new);
+    let key = read_signing_key()?;
     // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
     let named = |url: Option<String>| url.filter(|url| !url.is_empty());
     let overrides = ClusterOverrides { broker: named(cli.broker), store: named(cli.store), key };

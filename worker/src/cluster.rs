@@ -1,5 +1,6 @@
 //! Connects to a cluster: broker and store, from the configuration, flags and the environment.
 
+use std::env::VarError;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,21 @@ const CONNECT_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// Minimum length of a signing key, in characters: readers of messages could guess a shorter one.
 const MIN_KEY_CHARS: usize = 16;
+
+/// Reads the signing key from IMGSYNC_KEY.
+///
+/// # Errors
+/// If it is not UTF-8: without it, the cluster would be unsigned.
+pub fn read_signing_key() -> Result<Option<Secret>> {
+    match std::env::var("IMGSYNC_KEY") {
+        Ok(key) => Ok(Some(Secret::new(key))),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => {
+            Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", "IMGSYNC_KEY is not UTF-8")
+                .with_hint("generate a key with `openssl rand -hex 32`"))
+        }
+    }
+}
 
 /// Settings that override the configuration.
 #[derive(Debug, Clone, Default)]

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use imgsync_config::{Config, ConfigFile};
 use imgsync_oci::error::Result;
-use imgsync_oci::secret::Secret;
 use imgsync_registry::ClientSettings;
-use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides};
+use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, read_signing_key};
 use imgsync_worker::settings::{client_settings, readable_secrets_warning};
 
 use super::exit::Exit;
@@ -73,7 +72,7 @@ impl Settings {
             Some(text) => parse_config(&path, text)?,
         };
         let warning = readable_secrets_warning(&config, &path);
-        let key = std::env::var("IMGSYNC_KEY").ok().map(Secret::new);
+        let key = read_signing_key().map_err(|error| SettingsError::Unreadable(error.to_string()))?;
         // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
         let cluster_overrides = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
