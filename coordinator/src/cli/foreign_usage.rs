@@ -344,8 +344,7 @@ fn join(reasons: Vec<String>, typed: &TypedLine) -> String {
 
 /// Replaces all options of other programs, and returns the reasons.
 fn replace_options(line: &TypedLine) -> (TypedLine, Vec<String>) {
-    let hosts = registries(line);
-    let (mut typed, mut reasons) = (Vec::new(), Vec::<String>::new());
+    let (mut typed, mut found) = (Vec::new(), Vec::new());
     let mut words = line.words.iter().peekable();
     while let Some(word) = words.next() {
         let (name, joined) = match word.split_once('=') {
@@ -368,18 +367,24 @@ fn replace_options(line: &TypedLine) -> (TypedLine, Vec<String>) {
         if let Replacement::Words(replace) = foreign.replacement {
             typed.extend(replace(&value));
         }
-        // `--tls-verify=true` is what holds anyway.
+        found.push((foreign, value == "true" && name.ends_with("tls-verify")));
+    }
+    // Without the values of those options, which may look like images.
+    let typed = TypedLine::new(typed);
+    let (source, target) = registries(&typed);
+    let mut reasons = Vec::<String>::new();
+    for (foreign, is_default) in found {
         let reason = match &foreign.why {
-            _ if value == "true" => "certificates are always verified".to_owned(),
+            _ if is_default => "certificates are verified by default".to_owned(),
             Reason::Text(why) => (*why).to_owned(),
-            Reason::Source(why) => why(&hosts.0),
-            Reason::Target(why) => why(&hosts.1),
+            Reason::Source(why) => why(&source),
+            Reason::Target(why) => why(&target),
         };
         if !reasons.contains(&reason) {
             reasons.push(reason);
         }
     }
-    (TypedLine::new(typed), reasons)
+    (typed, reasons)
 }
 
 /// Returns the registries of the source and of the target.
@@ -456,7 +461,10 @@ mod tests {
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
         }
-        assert!(hint("imgsync sync a r.example/b --src-tls-verify=true").contains("always verified"));
+        assert!(hint("imgsync sync a r.example/b --src-tls-verify=true").contains("verified by default"));
+        assert!(!hint("imgsync sync a r.example/b --insecure=true").contains("verified by default"));
+        let before = hint("imgsync copy --src-creds me:pw gcr.io/a r.example/b");
+        assert!(before.contains("gcr.io") && !before.contains("docker.io"), "{before}");
         for (typed, wanted) in [
             (
                 "imgsync gcr --user me --proxy http://proxy.example:3128",
