@@ -70,7 +70,7 @@ pub(super) fn warn_once(repository: &Repository, error: &Error, instead: &str) -
         }
         return Ok(());
     }
-    if api.set_note("told", "").is_none() {
+    if api.set_note(WARNED_KEY, "").is_none() {
         let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
         repository.context().warn(format!("{error}; {instead}{hint}"));
     }
@@ -79,7 +79,9 @@ pub(super) fn warn_once(repository: &Repository, error: &Error, instead: &str) -
 
 /// Time without requests to an API after a failed connection.
 const UNREACHABLE_BACKOFF: Duration = Duration::from_secs(10 * 60);
-const UNREACHABLE_KEY: &str = "out of reach";
+const UNREACHABLE_KEY: &str = "unreachable";
+/// Set once a warning about the API was shown.
+const WARNED_KEY: &str = "warned";
 
 /// Returns why a provider's API is not used now: a connection failed a while ago, or `error` is such a failure. Warns
 /// once per registry.
@@ -106,7 +108,7 @@ pub(super) fn provider_api_backoff(
 
 fn unavailable_key(repository: &Repository) -> String {
     let namespace = repository.name().as_str().split('/').next().unwrap_or_default();
-    format!("withheld {namespace}")
+    format!("unavailable {namespace}")
 }
 
 /// Lists the repositories that a pattern matches.

@@ -85,6 +85,11 @@ impl ListingApi for GitHubApi {
     }
 }
 
+/// Key of the note whether an owner is an organization or a user.
+fn owner_key(owner: &str) -> String {
+    format!("owner {owner}")
+}
+
 /// Pages of an owner's list: of an organization, or of a user if there is no organization of that name.
 struct OrgOrUserPages<P> {
     api: ProviderApi,
@@ -107,7 +112,7 @@ impl<P: ListPage> OrgOrUserPages<P> {
             let parts: Vec<&str> = [kind, owner].into_iter().chain(parts.iter().copied()).collect();
             api.url(&parts, query)
         };
-        let (first, user_url) = match api.get_note(owner).as_deref() {
+        let (first, user_url) = match api.get_note(&owner_key(owner)).as_deref() {
             Some(kind) => (at(kind), None),
             None => (at("orgs"), Some(at("users"))),
         };
@@ -129,13 +134,13 @@ impl<P: ListPage> PageReader for OrgOrUserPages<P> {
         let Some(otherwise) = self.user_url.take() else { return self.pages.next_page().await };
         match self.pages.next_page().await {
             Ok(page) => {
-                self.api.set_note(&self.owner, "orgs");
+                self.api.set_note(&owner_key(&self.owner), "orgs");
                 Ok(page)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.pages = self.api.pages(otherwise, &self.description);
                 let page = self.pages.next_page().await?;
-                self.api.set_note(&self.owner, "users");
+                self.api.set_note(&owner_key(&self.owner), "users");
                 Ok(page)
             }
             Err(error) => Err(error),
