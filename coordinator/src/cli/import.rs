@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use imgsync_config::{Config, ConfigFile};
 use imgsync_model::naming::NamingStyle;
+use imgsync_oci::humanize::pluralize;
 
 use super::exit::Exit;
 use super::printer::Printer;
-use crate::humanize::pluralize;
 use crate::import::{self, ConfigDraft, ImportFormat, ImportHints};
 use crate::presets;
 
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &ImportArgs, printer: &Printer) -> Exit {
     if left_out > 0 {
         let (what, is) = (pluralize(left_out as u64, "part", "parts"), if left_out == 1 { "is" } else { "are" });
         printer.error(
-            &format!("{what} {is} left out: the result copies more or fewer images than the original (see `left out`)"),
+            &format!("{what} {is} left out: the result copies other images, tags, names or content than the original (see `left out`)"),
             None,
         );
         return Exit::Failed;

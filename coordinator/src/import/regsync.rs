@@ -20,34 +20,8 @@ use super::target_mapping::{TargetMapping, is_selected, map_target, pattern_from
 use super::{as_text, is_true, unknown_keys};
 
 const TOP_LEVEL_KEYS: [&str; 4] = ["version", "creds", "defaults", "sync"];
-/// Keys of `defaults` that are read, or noted, with the entries.
-const DEFAULTS_KEYS: [&str; 15] = [
-    "backup",
-    "interval",
-    "schedule",
-    "ratelimit",
-    "parallel",
-    "digestTags",
-    "referrers",
-    "referrerFilters",
-    "referrerSource",
-    "referrerTarget",
-    "forceRecursive",
-    "includeExternal",
-    "mediaTypes",
-    "hooks",
-    "fastCopy",
-];
-const SYNC_KEYS: [&str; 23] = [
-    "source",
-    "target",
-    "type",
-    "tags",
-    "tagSets",
-    "targetTag",
-    "repos",
-    "platform",
-    "platforms",
+/// Keys of `defaults` and of entries of `sync`.
+const SHARED_KEYS: [&str; 14] = [
     "backup",
     "interval",
     "schedule",
@@ -63,6 +37,11 @@ const SYNC_KEYS: [&str; 23] = [
     "hooks",
     "fastCopy",
 ];
+/// Keys of `defaults` alone.
+const DEFAULTS_ONLY_KEYS: [&str; 1] = ["parallel"];
+/// Keys of entries of `sync` alone.
+const SYNC_ONLY_KEYS: [&str; 9] =
+    ["source", "target", "type", "tags", "tagSets", "targetTag", "repos", "platform", "platforms"];
 /// A digest tag of cosign, which is listed with the other tags.
 const DIGEST_TAG: &str = "sha256-0000000000000000000000000000000000000000000000000000000000000000.sig";
 
@@ -86,7 +65,7 @@ pub(super) fn read_file(tree: &Value, lines: &[usize], draft: &mut ConfigDraft) 
     let defaults = top.get("defaults").and_then(Value::as_object).unwrap_or(&nothing);
     draft.settings.concurrency =
         as_text(defaults.get("parallel")).and_then(|parallel| parallel.parse().ok()).filter(|parallel| *parallel > 0);
-    for key in unknown_keys(defaults, &DEFAULTS_KEYS) {
+    for key in unknown_keys(defaults, &[&SHARED_KEYS[..], &DEFAULTS_ONLY_KEYS].concat()) {
         draft.add_note(format!("defaults: `{key}` has no equivalent"));
     }
     if !is_true(defaults.get("referrers")) {
@@ -176,7 +155,7 @@ fn read_sync_entry(
     for rule in rules {
         add_rule(rule, kind, settings.pull_reserve(), draft)?;
     }
-    for key in unknown_keys(entry, &SYNC_KEYS) {
+    for key in unknown_keys(entry, &[&SHARED_KEYS[..], &SYNC_ONLY_KEYS].concat()) {
         draft.record_omission(format!("{location}: `{key}` has no equivalent"));
     }
     Ok(())

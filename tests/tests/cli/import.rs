@@ -52,7 +52,7 @@ async fn what_is_left_out_of_a_file_is_said_and_makes_the_exit_code_one() {
     for words in [
         "note: left out: ",
         "`from` cannot express `.*/pause`",
-        "1 part is left out: the result copies more or fewer images",
+        "1 part is left out: the result copies other images, tags, names or content",
     ] {
         assert!(made.stderr.contains(words), "{words}: {}", made.stderr);
     }

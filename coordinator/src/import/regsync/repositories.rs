@@ -1,13 +1,13 @@
 //! `repos`: regular expressions for whole names of repositories, as patterns with `*` and `**`.
 
 use imgsync_model::select::RepositoryPattern;
-use regex_syntax::hir::{Class, Hir, HirKind};
+use imgsync_oci::humanize::pluralize;
+use regex_syntax::hir::{Class, Hir, HirKind, Look};
 use serde_json::{Map, Value};
 
 use super::super::draft::ConfigDraft;
 use super::super::target_mapping::has_bare_alternatives;
 use super::super::{filter_texts, unknown_keys};
-use crate::humanize::pluralize;
 
 /// Most patterns that one expression becomes.
 const MAX_PATTERNS: usize = 64;
@@ -111,7 +111,8 @@ fn expand(hir: &Hir) -> Option<Vec<Vec<Piece>>> {
         _ => false,
     };
     match hir.kind() {
-        HirKind::Empty | HirKind::Look(_) => Some(vec![Vec::new()]),
+        HirKind::Empty | HirKind::Look(Look::Start | Look::End) => Some(vec![Vec::new()]),
+        HirKind::Look(_) => None,
         HirKind::Literal(literal) => {
             let text = std::str::from_utf8(&literal.0).ok()?;
             Some(vec![text.chars().map(Piece::Char).collect()])
