@@ -6,7 +6,6 @@
 pub mod batch_view;
 pub mod cli;
 pub mod discovery;
-mod humanize;
 pub mod import;
 #[cfg(test)]
 mod limits;

@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use imgsync_model::batch::{BatchId, BatchOptions, Failure, TaskRef, TaskResult};
 use imgsync_model::event::{TaskCompletion, TaskEvent};
 use imgsync_oci::Digest;
+use imgsync_oci::humanize::group_digits;
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{BlobOutcome, Event, Observer};
 use imgsync_store::log_throttle;
@@ -20,7 +21,6 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::printer::Printer;
-use crate::humanize::group_digits;
 use crate::orchestrator::WorkerCoverage;
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);

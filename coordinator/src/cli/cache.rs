@@ -6,6 +6,7 @@ use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_store::{DigestCache, export_cache, import_cache, private_files};
 
 use super::backend;
@@ -13,7 +14,6 @@ use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::settings::Settings;
-use crate::humanize::pluralize;
 use clap::{Args, Subcommand};
 
 /// Exports and imports the digest cache: the source digest of each target tag, and when the tag was last seen.

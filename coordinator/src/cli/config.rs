@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use imgsync_config::{Config, RuleSource};
 use imgsync_oci::error::Error;
+use imgsync_oci::humanize::pluralize;
 
 use super::exit::Exit;
 use super::global::GlobalArgs;
@@ -12,7 +13,6 @@ use super::import;
 use super::import::ImportArgs;
 use super::printer::Printer;
 use super::settings::Settings;
-use crate::humanize::pluralize;
 use crate::notify::Notifier;
 use crate::report::{ReportFormat, ReportTemplate};
 use clap::Subcommand;

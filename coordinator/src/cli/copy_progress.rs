@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use imgsync_oci::Digest;
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{BlobOutcome, Event, Observer};
 use indicatif::ProgressBar;
 
 use super::printer::Printer;
-use crate::humanize::{group_digits, pluralize};
 
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval of lines without a terminal.

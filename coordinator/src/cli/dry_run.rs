@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 use imgsync_layout::{ImageName, LayoutRef};
 use imgsync_oci::Reference;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
 use imgsync_registry::{Access, Client, Context, TrafficCounters};
@@ -19,7 +20,6 @@ use super::printer::Printer;
 use super::run_args::RunArgs;
 use super::settings::{Settings, config_dir};
 use super::{backend, signals};
-use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{DryRun, PlannedTarget, PlannedTask, PrunePlan, Slice};
 
 const MAX_CONCURRENT_COMPARISONS: usize = 20;

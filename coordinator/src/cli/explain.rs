@@ -8,6 +8,7 @@ use imgsync_config::{Config, RuleSource};
 use imgsync_model::batch::{BatchOptions, RepositoryLocator, TagLocator};
 use imgsync_model::select::TagCandidate;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::{ParseReferenceError, Reference, Tag};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Access, Client, Context, TrafficCounters};
@@ -20,7 +21,6 @@ use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::settings::Settings;
 use crate::discovery::list_repository;
-use crate::humanize::pluralize;
 use crate::presets::source_selectors;
 
 /// Limit of searched batches, newest first.

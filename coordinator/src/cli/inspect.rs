@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use imgsync_oci::MediaType;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_registry::credentials::CredentialEnvironment;
@@ -20,7 +21,6 @@ use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use super::values::parse_location;
-use crate::humanize::pluralize;
 
 /// Shows the platforms, layers, sizes and referrers of an image.
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use imgsync_config::{IfRunning, NotifyConfig, Rule, RuleSource, RuleTarget, verification_identity};
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::group_digits;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Client, SharedRateLimit};
@@ -30,7 +31,6 @@ use super::target::TargetArgs;
 use super::watch::print_abandoned;
 use super::{backend, signals};
 use crate::batch_view::GLOBAL_LEADER;
-use crate::humanize::group_digits;
 use crate::notify::{Notifier, deliver_once};
 use crate::orchestrator::{
     AdmissionResult, Backend, BatchWaitResult, CreatedBatch, RUN_ROLE, ReclaimPolicy, Run, RunResult, RunSettings,

@@ -2,6 +2,7 @@
 
 use imgsync_model::batch::{BatchId, BatchOptions, Priority};
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_store::Store;
@@ -10,7 +11,6 @@ use serde_json::{Value, json};
 use super::printer::Printer;
 use super::settings::Settings;
 use crate::batch_view::BatchView;
-use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::{FailureGroups, FailureRow};
 use crate::report::{self, Report, ReportLevel, TextStyle};

@@ -2,6 +2,7 @@
 
 use imgsync_model::batch::Referrers;
 use imgsync_oci::Platform;
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_worker::cli::parse_duration;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +34,6 @@ use super::settings::Settings;
 use super::signals;
 use super::target::{docker_hub, read_password};
 use super::values::parse_location;
-use crate::humanize::{group_digits, pluralize};
 use clap::Args;
 
 /// Copies one image between registries: every platform, byte for byte, under the same digest.
@@ -446,9 +446,8 @@ fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview,
     });
 }
 
-/// Formats the number of requests sent, with those for referrers and digest tags beside: "6 requests (2 to the source, 4
-/// to the target; 4 of them for referrers and digest tags)". Requests for tokens, and to where a registry redirects,
-/// count too.
+/// Formats the number of requests sent, by endpoint, and how many of them were for referrers and digest tags, for
+/// tokens, or redirected.
 pub(crate) fn format_requests(source: &TrafficSnapshot, target: &TrafficSnapshot) -> String {
     let (to_source, to_target) = (source.total_requests(), target.total_requests());
     let parts = [

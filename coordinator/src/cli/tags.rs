@@ -10,6 +10,7 @@ use imgsync_model::select::{
     VersionRange,
 };
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::{RetryPolicy, format_duration};
 use imgsync_oci::sanitize::sanitize;
 use imgsync_oci::{Digest, RegistryName, RepositoryName};
@@ -27,7 +28,6 @@ use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use crate::discovery::{DiscoveryItem, DiscoveryOptions, RepositoryListing, RepositoryOrder};
-use crate::humanize::{group_digits, pluralize};
 use crate::orchestrator::{Listings, RuleListing};
 use crate::presets::SourceSelector;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use imgsync_model::batch::BatchOptions;
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::format_duration;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_store::{Batch, BatchState, BatchTimeline, FailedTask, Heartbeat, ListingFailure};
@@ -18,7 +19,6 @@ use ratatui::widgets::{Block, Paragraph, Sparkline, Wrap};
 
 use super::batch_progress::{format_ended, time_left};
 use crate::batch_view::{BatchStatus, BatchView};
-use crate::humanize::{group_digits, pluralize};
 
 const COPIED: Color = Color::Green;
 const UNCHANGED: Color = Color::DarkGray;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::{Digest, Platform};
 use imgsync_registry::credentials::CredentialEnvironment;
@@ -31,7 +32,6 @@ use super::settings::Settings;
 use super::sync::format_requests;
 use super::values::parse_location;
 use super::{backend, signals};
-use crate::humanize::pluralize;
 
 /// Hint for one image whose target tag has another digest: without the rule, its selection of platforms is unknown.
 const STALE_TAG_HINT: &str = "copy it again with `imgsync sync`; if a rule with `platforms` copied it, compare with \

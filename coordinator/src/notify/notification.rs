@@ -6,10 +6,10 @@ use imgsync_config::NotifyCondition;
 use imgsync_model::batch::BatchId;
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::pluralize;
 use jiff::Timestamp;
 
 use super::truncating_writer::TruncatingWriter;
-use crate::humanize::pluralize;
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate, write_text};
 
 /// Maximum bytes of a report in a chat message or an email.

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use imgsync_model::batch::{BatchId, BatchOptions};
 use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{Event, Events};
 use imgsync_store::{Batch, BatchState, Store};
-
-use crate::humanize::{group_digits, pluralize};
 
 /// Logs the start and the end of a batch, each once.
 pub(super) struct BatchLog {

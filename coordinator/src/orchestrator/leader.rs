@@ -11,6 +11,7 @@ use std::time::Duration;
 use imgsync_model::batch::{BatchId, BatchOptions, Route, TaskState};
 use imgsync_model::event::TaskEvent;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::{format_duration, is_transient};
 use imgsync_registry::event::Event;
 use imgsync_store::{
@@ -23,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use super::dispatch::Dispatcher;
-use crate::humanize::pluralize;
 
 /// TTL of the leader lease, which the leader renews. Another coordinator takes over this long after a crash.
 pub(super) const LEADER_LEASE_TTL: Duration = Duration::from_secs(15);

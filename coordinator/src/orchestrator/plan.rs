@@ -12,13 +12,13 @@ use imgsync_model::batch::PlanSlice;
 use imgsync_model::naming::{Collision, NamingStyle, SourceName, TargetClaim, TargetName, TargetRegister};
 use imgsync_model::select::{DropReason, TagCandidate, Version};
 use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::{Digest, DigestTagHints, Platform, RegistryName, RepositoryName, Tag};
 use imgsync_registry::ListingShare;
 use jiff::Timestamp;
 
 use super::digest_tags::DigestTagIndex;
 use crate::discovery::{RepositoryListing, compare_repositories};
-use crate::humanize::{group_digits, pluralize};
 use crate::presets::{SourceSelector, preset_contains};
 
 /// Copy of one source tag to one target tag.

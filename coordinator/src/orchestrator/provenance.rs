@@ -6,13 +6,13 @@ use std::time::Duration;
 use imgsync_config::{Config, Rule, RuleSource};
 use imgsync_model::batch::RepositoryLocator;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::pluralize;
 use imgsync_store::{LeaseResult, Store, TagProvenance, is_in_future};
 use jiff::Timestamp;
 
 use super::coordinator_name;
 use super::prune_plan::{elapsed, would_make};
 use super::run::fingerprint;
-use crate::humanize::pluralize;
 use crate::presets::{SourceSelector, source_selectors};
 
 /// Maximum interval between cleanups per configuration, each of which reads all provenance.

@@ -11,12 +11,12 @@ use imgsync_model::batch::{RepositoryLocator, TagLocator};
 use imgsync_model::naming;
 use imgsync_model::select::{TagCandidate, TagSelection};
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::{Digest, RegistryName, RepositoryName, Tag};
 use imgsync_store::{Store, TagProvenance, is_in_future};
 use jiff::Timestamp;
 
 use crate::discovery::RepositoryListing;
-use crate::humanize::{group_digits, pluralize};
 use crate::presets::SourceSelector;
 
 /// A target tag that may be removed.

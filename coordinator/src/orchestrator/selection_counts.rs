@@ -2,11 +2,11 @@
 
 use imgsync_config::Rule;
 use imgsync_model::select::DropCounts;
+use imgsync_oci::humanize::pluralize;
 use imgsync_store::EmptyRule;
 
 use super::plan::RepositoryPlan;
 use crate::discovery::RepositoryListing;
-use crate::humanize::pluralize;
 
 /// Selection counts of one rule.
 #[derive(Debug, Default)]

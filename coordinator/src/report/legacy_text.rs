@@ -1,11 +1,11 @@
 //! Totals of the text report of imgsync 2.1, line by line.
 
 use bytesize::ByteSize;
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::format_duration;
 use imgsync_store::PruneOutcome;
 
 use super::Report;
-use crate::humanize::pluralize;
 
 const BANNER: &str = "========================================";
 

@@ -6,10 +6,10 @@
 
 use std::fmt::Write as _;
 
+use imgsync_oci::humanize::group_digits;
 use serde::Deserialize;
 
 use super::units::{bytes, duration};
-use crate::humanize::group_digits;
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 56.0;

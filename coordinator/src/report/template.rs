@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::sanitize::sanitize;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -14,7 +15,6 @@ use super::ReportFormat;
 use super::plot::{PlotTimeline, svg};
 use super::units::{bytes, duration};
 use super::view::ReportData;
-use crate::humanize::{group_digits, pluralize};
 
 const HTML: &str = include_str!("templates/report.html");
 const MARKDOWN: &str = include_str!("templates/report.md");

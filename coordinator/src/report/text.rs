@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use imgsync_model::batch::TaskState;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::format_duration;
 use imgsync_store::{FailedTask, PruneOutcome};
 
 use super::collect::summarize;
 use super::{Report, ReportLevel, legacy_text};
-use crate::humanize::{group_digits, pluralize};
 
 /// Words of a text report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use imgsync_config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
 use imgsync_model::schedule::Schedule;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::CredentialEnvironment;
@@ -20,7 +21,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{emit_notice, warn};
-use crate::humanize::pluralize;
 use crate::notify::Notifier;
 use crate::orchestrator::{
     Backend, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use imgsync_config::{Config, IfRunning};
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_store::{Batch, LastRun, is_in_future};
 use imgsync_worker::task_events::TaskEvents;
@@ -18,7 +19,6 @@ use tokio_util::task::TaskTracker;
 
 use super::active_config::{ActiveConfig, ActiveRule};
 use super::{warn, warn_repeatedly};
-use crate::humanize::pluralize;
 use crate::orchestrator::{Backend, CreatedBatch, Obstacle, Run};
 
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
