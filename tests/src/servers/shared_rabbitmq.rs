@@ -1,7 +1,8 @@
 //! One broker for all tests of a run, with a virtual host for each: a node takes ten seconds of processor time to start.
 //!
 //! The first test that asks for it starts a supervisor in a session of its own. That runs the node, watches the test
-//! runner, and stops and removes everything when the runner has ended, however it ends.
+//! runner, and stops and removes everything when the runner has ended, however it ends. The servers end with the
+//! supervisor, too.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -19,14 +20,15 @@ const BLOCK: u16 = 20;
 /// Arguments: process to watch, folder, `epmd`, its port, `rabbitmq-server`.
 const SUPERVISOR: &str = r#"
 trap '' INT HUP
-"$3" -port "$4" & epmd=$!
-"$5" & server=$!
+setpriv --pdeathsig TERM "$3" -port "$4" & epmd=$!
+setpriv --pdeathsig TERM "$5" & server=$!
 trap 'kill $!' TERM
 tail --pid="$1" -s 0.2 -f /dev/null & wait $!
 if [ -s "$2/pid" ]; then kill -9 "$(cat "$2/pid")"; fi
 kill "$server"; wait "$server"
 kill "$epmd"; wait "$epmd"
-rm -rf "$2" "$2.lock"
+rm -rf "$2"
+kill -0 "$1" 2>/dev/null || rm -f "$2.lock"
 "#;
 
 /// Returns the node of this run and a virtual host of it that no other test uses.
@@ -41,16 +43,27 @@ pub(super) fn new_vhost() -> (Node, String) {
     let numbers: Vec<u16> = text.split_whitespace().map_while(|number| number.parse().ok()).collect();
     let (node, mut created, taken) = match numbers[..] {
         [port, epmd, dist, created, taken] => (Node::at(run.folder, [port, epmd, dist]), created, taken),
-        _ => (run.start(), 0, 0),
+        _ => {
+            let node = run.start();
+            // At once: the next test must not start another one if this one ends here.
+            record(&mut file, &node, 0, 0);
+            (node, 0, 0)
+        }
     };
+    assert!(node.answers(), "the broker that the tests share has ended; its log is:\n{}", node.log());
     if taken == created {
         create_vhosts(&node, created);
         created += BLOCK;
     }
-    let [port, epmd, dist] = node.ports();
-    file.set_len(0).and_then(|()| file.rewind()).expect("the file can be written to");
-    write!(file, "{port} {epmd} {dist} {created} {}", taken + 1).expect("the file can be written to");
+    record(&mut file, &node, created, taken + 1);
     (node, format!("test-{taken}"))
+}
+
+/// Records the node, and how many virtual hosts were created and taken, in a line of the same length each time.
+fn record(file: &mut File, node: &Node, created: u16, taken: u16) {
+    let [port, epmd, dist] = node.ports();
+    let line = format!("{port:5} {epmd:5} {dist:5} {created:5} {taken:5}\n");
+    file.rewind().and_then(|()| file.write_all(line.as_bytes())).expect("the file can be written to");
 }
 
 /// Creates the next block of virtual hosts.

@@ -31,7 +31,6 @@ fn has_problem(shown: &Value, of: &str) -> bool {
     problems.iter().any(|problem| problem.as_str().is_some_and(|problem| problem.contains(of)))
 }
 
-/// Fault row 24.
 #[tokio::test]
 async fn a_source_that_only_fails_is_asked_a_bounded_number_of_times() {
     let fixture = ClusterFixture::new(3, 10).await;
@@ -55,7 +54,6 @@ async fn a_source_that_only_fails_is_asked_a_bounded_number_of_times() {
     assert!(json["failures"][0]["attempts"].as_u64().is_some_and(|attempts| attempts >= 3), "{json}");
 }
 
-/// Fault row 25.
 #[tokio::test]
 async fn a_blob_that_is_corrupt_fails_its_image_which_is_never_tagged() {
     let mut fixture = ClusterFixture::new(1, 3).await;
@@ -75,7 +73,6 @@ async fn a_blob_that_is_corrupt_fails_its_image_which_is_never_tagged() {
     fixture.assert_target();
 }
 
-/// Fault row 30.
 #[tokio::test]
 async fn a_tag_that_moves_during_the_copy_is_one_image_at_the_target() {
     let mut fixture = ClusterFixture::new(1, 2).await;

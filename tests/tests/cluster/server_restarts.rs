@@ -8,7 +8,6 @@ use imgsync_tests::servers::RedisServerOptions;
 
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, assert_sums};
 
-/// Fault rows 8 and 9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_ends_by_itself() {
     let mut fixture = ClusterFixture::with_own_broker(4, 25).await;
@@ -29,7 +28,6 @@ async fn a_broker_killed_in_the_middle_of_a_batch_comes_back_to_a_batch_that_end
     }
 }
 
-/// Fault row 12.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_missing() {
     let fixture = ClusterFixture::new(4, 25).await;
@@ -46,7 +44,6 @@ async fn a_queue_deleted_in_the_middle_of_a_batch_is_made_again_and_nothing_is_m
     fixture.assert_ended_whole(&ended);
 }
 
-/// Fault row 19.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_are_exact() {
     let mut fixture = ClusterFixture::new(4, 25).await;
@@ -67,7 +64,6 @@ async fn a_store_killed_in_the_middle_of_a_batch_is_waited_for_and_the_counts_ar
     }
 }
 
-/// Fault row 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total() {
     let options = RedisServerOptions { fsync_every_second: true, ..RedisServerOptions::default() };
@@ -83,7 +79,6 @@ async fn a_store_that_loses_its_last_second_is_healed_and_the_sum_is_the_total()
     fixture.assert_ended_whole(&ended);
 }
 
-/// Fault row 21.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_emptied_is_said_and_running_again_copies_nothing_twice() {
     let mut fixture = ClusterFixture::new(4, 10).await;

@@ -23,7 +23,6 @@ async fn worker_by(cluster: &TestCluster, broker: &str, store: &str, arguments: 
 /// Time that the program gives copies in progress, before it aborts them.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Fault row 1.
 #[tokio::test]
 async fn a_worker_killed_in_a_blob_is_replaced_and_its_task_counted_once() {
     let mut fixture = ClusterFixture::new(2, 5).await;
@@ -43,7 +42,6 @@ async fn a_worker_killed_in_a_blob_is_replaced_and_its_task_counted_once() {
     assert_eq!(fixture.puts("r00", "large"), 1);
 }
 
-/// Fault rows 2 and 3.
 #[tokio::test]
 async fn a_worker_killed_between_putting_a_tag_and_recording_it_copies_nothing_twice() {
     let mut fixture = ClusterFixture::new(1, 0).await;
@@ -65,7 +63,6 @@ async fn a_worker_killed_between_putting_a_tag_and_recording_it_copies_nothing_t
     assert_eq!(readers(&fixture.source, &blob).len(), 1, "what is there is not read again");
 }
 
-/// Fault row 5.
 #[tokio::test]
 async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     let mut fixture = ClusterFixture::new(1, 3).await;
@@ -90,7 +87,6 @@ async fn a_worker_frozen_beyond_its_lease_puts_no_tag_when_it_comes_back() {
     fixture.assert_whole(&shown);
 }
 
-/// Fault row 6.
 #[tokio::test]
 async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another() {
     let mut fixture = ClusterFixture::new(1, 3).await;
@@ -123,9 +119,8 @@ async fn a_worker_cut_off_from_broker_and_store_loses_its_task_to_another() {
     fixture.assert_whole(&shown);
 }
 
-/// Fault row 7.
 #[tokio::test]
-async fn a_draining_worker_exits_after_its_time_and_nothing_is_lost() {
+async fn a_draining_worker_requeues_what_it_cannot_finish_and_nothing_is_lost() {
     let mut fixture = ClusterFixture::new(2, 20).await;
     let blob = fixture.add_large("r00", "large", 4 * MIB);
     // It would not end within the thirty seconds it is given.
@@ -176,7 +171,6 @@ async fn a_worker_whose_output_is_not_read_ends_when_signalled() {
     tokio::time::timeout(WAIT_TIMEOUT, worker.wait()).await.expect("it ends").assert_code(0);
 }
 
-/// Fault row 13.
 #[tokio::test]
 async fn a_task_that_ends_whoever_runs_it_fails_in_the_end_and_all_others_are_done() {
     let mut fixture = ClusterFixture::new(2, 5).await;

@@ -382,6 +382,7 @@ async fn the_dashboard_fits_a_phone_and_a_wide_screen_in_dark_and_in_light() {
         rules["rules"].as_array().unwrap().iter().find(|rule| rule["name"].as_str().unwrap().ends_with("worker"));
     let rule = worker.unwrap();
     let batch = rule["last"].as_str().unwrap();
+    let (_, workers) = served.get("workers").await;
     let pages = [
         ("overview", "/".to_owned(), "#rules tbody tr"),
         ("batch", format!("/batches/{batch}"), "#timeline svg.plot rect"),
@@ -389,6 +390,7 @@ async fn the_dashboard_fits_a_phone_and_a_wide_screen_in_dark_and_in_light() {
         ("batches", "/batches".to_owned(), "#batches tbody tr"),
         ("workers", "/workers".to_owned(), "#routes tbody tr"),
         ("search", "/search?text=team".to_owned(), "#results .result"),
+        ("worker", format!("/workers/{}", workers["workers"][0]["worker"].as_str().unwrap()), "#worker"),
     ];
     for (name, path, shown) in &pages {
         open_page(&mut browser, path).await;
