@@ -16,11 +16,10 @@ use imgsync_store::{Batch, BatchState, RequeueFilter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::app::{AppState, StatusResponse};
+use super::app::{AppState, REQUEST_TIMEOUT, StatusResponse};
 use super::dto::{BatchResponse, FailureGroupsResponse, TaskResponse, TimelineResponse};
 use super::error_response::ErrorResponse;
 use super::extract::{MAX_PAGE_ROWS, PathId, QueryParams, expect_empty_body, parse_error_kind, read_json};
-use super::router::REQUEST_TIMEOUT;
 use super::routes::RoutesPage;
 use super::row_filter::RowFilter;
 use crate::batch_view::{BatchStatus, BatchView};

@@ -1,6 +1,7 @@
 //! State shared by all request handlers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::http::header::HOST;
@@ -24,6 +25,9 @@ use super::scheduler::Scheduler;
 use super::workers::{WorkerResponse, WorkerSamples};
 use crate::batch_view::BatchView;
 use crate::orchestrator::Backend;
+
+/// A client does not wait longer for a store that is down.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Where the documentation is.
 const DOCS_URL: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/tree/main/docs");

@@ -1,7 +1,6 @@
 //! All HTTP routes, combined in one place.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -11,12 +10,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use imgsync_worker::health;
 
-use super::app::AppState;
+use super::app::{AppState, REQUEST_TIMEOUT};
 use super::error_response::ErrorResponse;
 use super::{api, assets, auth, rules_api};
-
-/// A client does not wait longer for a store that is down.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Builds the router: health and metrics for probes, the API, and the dashboard.
 pub fn router(app: Arc<AppState>, metrics: Router) -> Router {
