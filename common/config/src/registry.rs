@@ -24,13 +24,13 @@ pub struct RegistryConfig {
     pub credential: Option<CredentialConfig>,
     /// Additional accounts, for pulling only.
     pub pull_credentials: Vec<CredentialConfig>,
-    /// URL to use instead of the registry's own; disables its vendor's API, unless `api` is set. http or https.
+    /// URL to use instead of the registry's own; disables its provider's API, unless `api` is set. http or https.
     pub endpoint: Option<Url>,
     /// Mirrors to pull from first, in this order. http or https.
     pub mirrors: Vec<Url>,
     /// API for listing repositories and tags.
     pub listing: ListingMethod,
-    /// URL of the vendor's API. http or https.
+    /// URL of the provider's API. http or https.
     pub api: Option<Url>,
     /// http, https, socks5 or socks5h.
     pub proxy: Option<SecretUrl>,

@@ -152,7 +152,7 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
         key(
             "api",
             ValueKind::Url,
-            "URL of the vendor's API; required if `endpoint` is set or the API is on another host.",
+            "URL of the provider's API; required if `endpoint` is set or the API is on another host.",
         ),
         key(
             "proxy",

@@ -262,7 +262,7 @@ fn bad_configurations_are_refused_with_the_reason() {
         (registry("listing: github"), "`listing: github` needs `api:` for r.example.com"),
         (registry("listing: harbor, endpoint: 'https://h'"), "`listing: harbor` needs `api:` when `endpoint` is set"),
         (registry("listing: registry, api: 'https://h'"), "`api` has no effect with `listing: registry`"),
-        (registry("api: 'https://h'"), "cannot tell the vendor from the address of the API: set `listing:`"),
+        (registry("api: 'https://h'"), "cannot tell the provider from the address of the API: set `listing:`"),
         (registry("proxy: 'ftp://h'"), "a URL with ftp:// cannot be used here"),
         (registry("client_key: k.pem"), "`client_key` needs `client_cert`"),
         (registry("requests_per_second: -1"), "`-1` is not a number above 0"),

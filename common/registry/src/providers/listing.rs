@@ -129,7 +129,7 @@ pub fn resolve_listing(
             // An API that does not list, but creates repositories.
             (None, Some(_)) if has_creating_api(registry) => return Ok(None),
             (None, Some(api)) => Provider::from_api_url(api).ok_or_else(|| {
-                format!("cannot tell the vendor from the address of the API: set `listing:` to {}", shown_names())
+                format!("cannot tell the provider from the address of the API: set `listing:` to {}", shown_names())
             })?,
         },
     };
