@@ -178,8 +178,8 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
             let requeued = backend.store.requeue(id, RequeueFilter { kind, registry }).await?;
             match requeued {
                 0 => {
-                    let unlisted = backend.store.listing_failures(id).await?.len() as u64;
-                    printer.line(&nothing_to_requeue(id, is_filtered, unlisted));
+                    let records = backend.store.count_records(&[id]).await?.first().copied().unwrap_or_default();
+                    printer.line(&nothing_to_requeue(id, is_filtered, records.unlisted));
                     let now = get_batch(&*backend.store, id).await?.state;
                     print_control_result(run.json, json!({"batch": id, "state": now, "requeued": 0}), printer);
                     Ok(Exit::Done)

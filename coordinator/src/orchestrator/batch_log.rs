@@ -56,7 +56,7 @@ impl BatchLog {
             batch => batch?.filter(|batch| batch.ended_at.is_some()),
         };
         let Some(batch) = batch else { return Ok(()) };
-        let unlisted = store.listing_failures(self.id).await?.len() as u64;
+        let unlisted = store.count_records(&[self.id]).await?.first().copied().unwrap_or_default().unlisted;
         if !self.has_ended.swap(true, Ordering::Relaxed) {
             let message = ending(&batch, unlisted);
             let is_good = batch.state == BatchState::Done && batch.counts.failed == 0 && unlisted == 0;

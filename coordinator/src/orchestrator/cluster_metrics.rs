@@ -129,7 +129,8 @@ impl ClusterMetrics {
         }
         self.rules.refresh(rules, &batches, &*backend.store, ended_batches).await?;
         if let Some(last) = last_ended(batches.iter()) {
-            self.last_unlisted.set(gauge_from_usize(backend.store.listing_failures(last.id).await?.len()));
+            let records = backend.store.count_records(&[last.id]).await?.first().copied().unwrap_or_default();
+            self.last_unlisted.set(gauge_from_usize(records.unlisted as usize));
             self.last_empty_rules.set(gauge_from_usize(backend.store.empty_rules(last.id).await?.len()));
         }
         self.set_workers(&workers);

@@ -193,12 +193,15 @@ impl EndedBatchCache {
         if let Some(summary) = self.summaries.get(&(batch.id, ended_at)) {
             return Ok(Some(*summary));
         }
-        let unlisted = store.listing_failures(batch.id).await?.len();
-        let prune_problems =
-            store.prune_records(batch.id).await?.iter().filter(|line| line.outcome.needs_attention()).count();
+        let records = store.count_records(&[batch.id]).await?.first().copied().unwrap_or_default();
+        let pruned = if records.pruned > 0 { store.prune_records(batch.id).await? } else { Vec::new() };
+        let is_pruned = !pruned.iter().any(|record| record.outcome.needs_attention());
         let counts = &batch.counts;
         let is_good = batch.state == BatchState::Done && counts.failed + counts.cancelled == 0;
-        let summary = EndedBatchSummary { unlisted, is_good: is_good && unlisted + prune_problems == 0 };
+        let summary = EndedBatchSummary {
+            unlisted: records.unlisted as usize,
+            is_good: is_good && records.unlisted == 0 && is_pruned,
+        };
         self.summaries.insert((batch.id, ended_at), summary);
         Ok(Some(summary))
     }

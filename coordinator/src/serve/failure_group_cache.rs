@@ -15,7 +15,7 @@ const MAX_CACHED_BATCHES: usize = 64;
 const MAX_UNLISTED: usize = 50;
 
 /// Failed tasks, run and failed listings: the state that the groups were computed from.
-type CacheKey = (u64, u32, usize);
+type CacheKey = (u64, u32, u64);
 
 /// Caches the failure groups of batches.
 #[derive(Debug)]
@@ -34,11 +34,12 @@ impl FailureGroupCache {
     /// result.
     pub(super) async fn get_or_compute(&self, store: &dyn Store, batch: &Batch) -> Result<Arc<FailureGroupsResponse>> {
         let mut known = self.0.lock().await;
-        let unlisted = store.listing_failures(batch.id).await?;
-        let key = (batch.counts.failed, batch.run, unlisted.len());
+        let unlisted = store.count_records(&[batch.id]).await?.first().copied().unwrap_or_default().unlisted;
+        let key = (batch.counts.failed, batch.run, unlisted);
         if let Some((_, groups)) = known.get(&batch.id).filter(|known| known.0 == key) {
             return Ok(groups.clone());
         }
+        let unlisted = store.listing_failures(batch.id).await?;
         let unlisted_total = unlisted.len();
         let shown = unlisted.into_iter().take(MAX_UNLISTED).collect();
         let groups = FailureGroups::read(store, batch.id, shown).await?;

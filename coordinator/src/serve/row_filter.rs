@@ -63,27 +63,14 @@ impl RowFilter {
         store: &dyn Store,
         batch: BatchId,
         state: Option<TaskState>,
-        mut from: u32,
+        from: u32,
         limit: usize,
     ) -> Result<FilteredPage<TaskRow>> {
-        let mut found = Vec::new();
-        let mut scanned = 0;
+        let mut scan = Scan::new(from, limit, self.is_empty());
         loop {
-            let page = if self.is_empty() { limit } else { ROWS_PER_PAGE };
-            let rows = store.tasks(batch, state, from, page).await?;
-            let is_last = rows.len() < page;
-            for row in rows {
-                from = row.task.index.saturating_add(1);
-                scanned += 1;
-                if self.selects_task(&row) {
-                    found.push(row);
-                }
-                if found.len() == limit {
-                    return Ok((found, Some(from)));
-                }
-            }
-            if is_last || scanned >= MAX_SCANNED_ROWS {
-                return Ok((found, (!is_last).then_some(from)));
+            let rows = store.tasks(batch, state, scan.from, scan.page).await?;
+            if let Some(next) = scan.add(rows, |row| row.task.index, |row| self.selects_task(row)) {
+                return Ok((scan.found, next));
             }
         }
     }
@@ -93,28 +80,49 @@ impl RowFilter {
         &self,
         store: &dyn Store,
         batch: BatchId,
-        mut from: u32,
+        from: u32,
         limit: usize,
     ) -> Result<FilteredPage<FailedTask>> {
-        let mut found = Vec::new();
-        let mut scanned = 0;
+        let mut scan = Scan::new(from, limit, self.is_empty());
         loop {
-            let page = if self.is_empty() { limit } else { ROWS_PER_PAGE };
-            let rows = store.failures(batch, from, page).await?;
-            let is_last = rows.len() < page;
-            for row in rows {
-                from = row.task.index.saturating_add(1);
-                scanned += 1;
-                if self.selects_failure(&row) {
-                    found.push(row);
-                }
-                if found.len() == limit {
-                    return Ok((found, Some(from)));
-                }
-            }
-            if is_last || scanned >= MAX_SCANNED_ROWS {
-                return Ok((found, (!is_last).then_some(from)));
+            let rows = store.failures(batch, scan.from, scan.page).await?;
+            if let Some(next) = scan.add(rows, |failed| failed.task.index, |failed| self.selects_failure(failed)) {
+                return Ok((scan.found, next));
             }
         }
+    }
+}
+
+/// Rows selected so far, page by page: until enough are found, all are read, or too many are.
+struct Scan<T> {
+    found: Vec<T>,
+    scanned: usize,
+    /// First index of the next page.
+    from: u32,
+    /// Rows of a page.
+    page: usize,
+    limit: usize,
+}
+
+impl<T> Scan<T> {
+    fn new(from: u32, limit: usize, selects_all: bool) -> Scan<T> {
+        let page = if selects_all { limit } else { ROWS_PER_PAGE };
+        Scan { found: Vec::new(), scanned: 0, from, page, limit }
+    }
+
+    /// Adds the rows of a page. At the end, returns where to continue later, if anything is left.
+    fn add(&mut self, rows: Vec<T>, index: impl Fn(&T) -> u32, selects: impl Fn(&T) -> bool) -> Option<Option<u32>> {
+        let is_last = rows.len() < self.page;
+        for row in rows {
+            self.from = index(&row).saturating_add(1);
+            self.scanned += 1;
+            if selects(&row) {
+                self.found.push(row);
+            }
+            if self.found.len() == self.limit {
+                return Some(Some(self.from));
+            }
+        }
+        (is_last || self.scanned >= MAX_SCANNED_ROWS).then(|| (!is_last).then_some(self.from))
     }
 }

@@ -85,3 +85,21 @@ async fn a_search_reads_the_newest_batches_of_each_rule_and_stops_at_its_limit()
         assert_eq!(served.get(wrong).await.0, 400, "{wrong}");
     }
 }
+
+#[tokio::test]
+async fn a_filtered_list_of_failed_images_counts_the_attempts_of_each() {
+    let fixture = ServeFixture::new(&["web"], 4).await;
+    let kinds = [RequestType::ManifestGet, RequestType::ManifestHead];
+    let refused = FaultAction::Status { code: 403, headers: Vec::new(), body: "{}".into() };
+    fixture.source.on(RequestMatcher::kinds(&kinds).repository("web")).always().act(refused);
+    let served = fixture.serve(&[("web", "{every: 1h}")]).await;
+    served.wait_for_ended_batches(1).await;
+    let (_, batches) = served.get("batches").await;
+    let id = batches["batches"][0]["batch"].as_str().unwrap().to_owned();
+    let (_, failures) = served.get(&format!("batches/{id}/failures")).await;
+    let attempts = &failures["failures"][0]["attempts"];
+    assert!(attempts.as_u64().is_some_and(|attempts| attempts > 0), "{failures:#}");
+    // The last of the four, in a page of one.
+    let (_, tasks) = served.get(&format!("batches/{id}/tasks?state=failed&text=:v3&limit=1")).await;
+    assert_eq!((tasks["tasks"].as_array().unwrap().len(), &tasks["tasks"][0]["attempts"]), (1, attempts), "{tasks:#}");
+}
