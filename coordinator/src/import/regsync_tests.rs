@@ -272,7 +272,9 @@ fn repositories_are_allowed_and_denied_as_in_regsync() {
         "- {source: r.example.com, target: t.example.com, type: registry, repos: {allow: ['team/.*'], deny: ['team/old/.*']}}\n",
     );
     assert!(yaml.contains("- from: {repositories: r.example.com/team/**, exclude: [team/old/**]}"), "{yaml}");
-    for repos in ["{allow: ['.*/foo']}", "{allow: ['my.app']}", "{allow: ['a|b']}", "{allow: ['te+am']}"] {
+    for repos in
+        ["{allow: ['.*/foo']}", "{allow: ['my.app']}", "{allow: ['a|b']}", "{allow: ['te+am']}", "{allow: ['a\\b.*']}"]
+    {
         let text =
             format!("sync:\n- {{source: r.example.com, target: t.example.com, type: registry, repos: {repos}}}\n");
         let error = import_file(&text, None, &ImportHints::default()).unwrap_err();

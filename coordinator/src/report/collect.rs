@@ -370,4 +370,14 @@ mod tests {
         let mixed = [ErrorKind::NotFound, ErrorKind::TimedOut, ErrorKind::Denied];
         assert_eq!(next(&mixed), format!("imgsync batch requeue {id} --kind timed_out"), "the larger group first");
     }
+
+    #[test]
+    fn what_a_verification_found_different_is_restored_by_a_run_and_not_compared_again() {
+        let id = BatchId::from_bytes([7; 16]);
+        let group = |kind| ReportFailureGroup { next: retry_command(id, kind, true), ..ReportFailureGroup::default() };
+        for kind in [ErrorKind::Differs, ErrorKind::Corrupt] {
+            assert_eq!(next_command(id, &[group(kind)]), "imgsync run --force", "{kind}");
+        }
+        assert_eq!(next_command(id, &[group(ErrorKind::TimedOut)]), format!("imgsync batch requeue {id}"));
+    }
 }
