@@ -26,7 +26,6 @@ ENTRYPOINT ["imgsync"]
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
-ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
 # Builds the dependencies first, with empty programs: this layer changes only with the manifests and Cargo.lock.
 COPY Cargo.toml Cargo.lock ./
 COPY common/config/Cargo.toml common/config/
@@ -44,13 +43,13 @@ COPY coordinator/benches coordinator/benches
 COPY tests/Cargo.toml tests/
 RUN for crate in common/* worker coordinator tests; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && echo 'fn main() {}' | tee worker/src/main.rs >coordinator/src/main.rs \
-    && cargo build --release --locked --bins -p imgsync -p imgsync-worker \
-    && cargo clean --release -p imgsync-config -p imgsync-layout -p imgsync-model -p imgsync-oci -p imgsync-queue -p imgsync-rate-limit -p imgsync-registry -p imgsync-store -p imgsync-tls \
+    && cargo build --profile dist --locked --bins -p imgsync -p imgsync-worker \
+    && cargo clean --profile dist -p imgsync-config -p imgsync-layout -p imgsync-model -p imgsync-oci -p imgsync-queue -p imgsync-rate-limit -p imgsync-registry -p imgsync-store -p imgsync-tls \
         -p imgsync-worker -p imgsync
 COPY common common
 COPY worker worker
 COPY coordinator coordinator
-RUN cargo build --release --locked --bins -p imgsync -p imgsync-worker
+RUN cargo build --profile dist --locked --bins -p imgsync -p imgsync-worker
 
 FROM runtime
-COPY --from=build /src/target/release/imgsync /src/target/release/imgsync-worker /usr/local/bin/
+COPY --from=build /src/target/dist/imgsync /src/target/dist/imgsync-worker /usr/local/bin/

@@ -35,7 +35,7 @@ async fn the_release_workflow_fits_the_repository() {
     let mut seen = 0;
     for step in steps("programs") {
         for line in step["run"].as_str().unwrap_or_default().lines() {
-            let Some(command) = line.trim().strip_prefix("target/release/") else { continue };
+            let Some(command) = line.trim().strip_prefix("target/dist/") else { continue };
             let words = command.split([' ']).take_while(|word| !word.starts_with(['>', '|'])).collect::<Vec<_>>();
             let words: Vec<String> =
                 words.iter().map(|word| word.trim_matches('"').replace("$program", "imgsync")).collect();
