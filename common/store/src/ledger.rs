@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::{BatchTimeline, PruneRecord};
 use imgsync_model::batch::{
@@ -445,6 +446,12 @@ pub trait Ledger: Send + Sync {
     async fn remove_before(&self, time: Timestamp) -> Result<u64>;
 
     // Queries.
+
+    /// Counts the batches whose last task or plan this process has ended: a hint to read a batch again, not a promise.
+    /// `None` if workers in other processes end them.
+    fn ended_batches(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 
     /// Returns a batch.
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>>;

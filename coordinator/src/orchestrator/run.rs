@@ -437,12 +437,24 @@ impl Run<'_> {
 
     /// Waits until the batch has ended or `over` is cancelled.
     async fn wait_for_end(&self, id: BatchId, over: &CancellationToken) -> Result<()> {
+        let mut ended = self.backend.store.ended_batches();
         loop {
+            // Before the read: what ends after it is seen.
+            if let Some(ended) = &mut ended {
+                ended.mark_unchanged();
+            }
             let Some(batch) = self.backend.store.batch(id).await? else { return Err(batch_lost(id)) };
             if batch.ended_at.is_some() {
                 return Ok(());
             }
+            let one_ends = async {
+                match &mut ended {
+                    Some(ended) => _ = ended.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = one_ends => {}
                 () = tokio::time::sleep(BATCH_POLL_INTERVAL) => {}
                 () = over.cancelled() => return Ok(()),
             }

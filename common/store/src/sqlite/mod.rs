@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::watch;
 
 use self::error::SqliteError;
 use self::writer::Writer;
@@ -59,6 +60,8 @@ struct Inner {
     presence: Mutex<worker_registry::WorkerPresence>,
     rate_allocators: rate_limit::RateAllocators,
     concurrency_allocators: rate_limit::ConcurrencyAllocators,
+    /// Batches that this process has ended.
+    ended_batches: watch::Sender<u64>,
 }
 
 impl SqliteStore {
@@ -128,7 +131,14 @@ impl SqliteStore {
             presence,
             rate_allocators,
             concurrency_allocators,
+            ended_batches: watch::Sender::default(),
         }))
+    }
+
+    fn count_ended(&self, is_ended: bool) {
+        if is_ended {
+            self.0.ended_batches.send_modify(|ended| *ended += 1);
+        }
     }
 
     /// Takes the run lock, which one process holds at a time, or fails with an error that names its holder.

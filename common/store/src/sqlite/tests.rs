@@ -397,3 +397,28 @@ async fn speed_of_starting_and_finishing() {
     println!("started and finished: {:.0} tasks/s", TASKS as f64 / began.elapsed().as_secs_f64());
     assert_eq!(store.batch(task_refs[0].batch).await.unwrap().unwrap().counts.unfinished(), 0);
 }
+
+#[tokio::test]
+async fn the_end_of_a_batch_is_announced_once_by_its_last_task_and_by_a_plan_that_leaves_nothing_to_do() {
+    let subject = subject(None, ()).await;
+    let ended = subject.store.ended_batches().unwrap();
+    let number = || *ended.borrow();
+    let (one, two) = (new_batch("one"), new_batch("two"));
+    let (first, second) = (one.id, two.id);
+    subject.store.create(one).await.unwrap();
+    subject.store.append(first, segment("a", 2, None)).await.unwrap();
+    subject.store.complete_plan(first).await.unwrap();
+    let tasks = subject.publish(first).await;
+    for (at, task_ref) in tasks.iter().enumerate() {
+        assert_eq!(number(), 0, "before task {at}");
+        let holder = subject.claim(*task_ref, "w").await;
+        subject.finish(*task_ref, holder, TaskResult::Unchanged).await;
+        subject.finish(*task_ref, holder, TaskResult::Unchanged).await;
+    }
+    assert_eq!(number(), 1, "a repeated call announces nothing");
+    subject.store.create(two).await.unwrap();
+    subject.store.append(second, segment("a", 3, Some(TaskResult::Unchanged))).await.unwrap();
+    assert_eq!(number(), 1, "the plan is open");
+    subject.store.complete_plan(second).await.unwrap();
+    assert_eq!(number(), 2);
+}

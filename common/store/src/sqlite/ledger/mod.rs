@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use self::tasks::OwnedTaskHolder;
 use super::SqliteStore;
@@ -68,7 +69,10 @@ impl Ledger for SqliteStore {
 
     async fn complete_plan(&self, batch: BatchId) -> Result<()> {
         let now = self.now();
-        self.write(format!("completing the plan of batch {batch}"), move |c| plan::complete_plan(c, now, batch)).await
+        let operation = format!("completing the plan of batch {batch}");
+        let is_ended = self.write(operation, move |c| plan::complete_plan(c, now, batch)).await?;
+        self.count_ended(is_ended);
+        Ok(())
     }
 
     async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()> {
@@ -111,7 +115,10 @@ impl Ledger for SqliteStore {
         let now = self.now();
         let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(operation, move |c| tasks::finish(c, now, task_ref, &holder, &result, usage)).await
+        let (reply, is_ended) =
+            self.write(operation, move |c| tasks::finish(c, now, task_ref, &holder, &result, usage)).await?;
+        self.count_ended(is_ended);
+        Ok(reply)
     }
 
     async fn reschedule(
@@ -182,6 +189,10 @@ impl Ledger for SqliteStore {
     async fn remove_before(&self, time: Timestamp) -> Result<u64> {
         let (now, time) = (self.now(), time.as_millisecond());
         self.write("removing old batches", move |c| lifecycle::remove_before(c, now, time)).await
+    }
+
+    fn ended_batches(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.ended_batches.subscribe())
     }
 
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {

@@ -146,14 +146,14 @@ pub(super) fn record_notification(connection: &Connection, batch: BatchId, targe
     Ok(())
 }
 
-pub(super) fn complete_plan(connection: &Connection, now: i64, batch: BatchId) -> Result<(), SqliteError> {
+/// Returns whether the batch has ended.
+pub(super) fn complete_plan(connection: &Connection, now: i64, batch: BatchId) -> Result<bool, SqliteError> {
     let mut tx = BatchTx::open(connection, batch)?;
     connection
         .prepare_cached("UPDATE batch SET planned_at = coalesce(planned_at, ?2) WHERE row_id = ?1")?
         .execute((tx.row.row_id, now))?;
     tx.row.is_plan_complete = true;
-    tx.save(now)?;
-    Ok(())
+    Ok(tx.save(now)?.is_ended)
 }
 
 pub(super) fn add_usage(connection: &Connection, now: i64, batch: BatchId, usage: Usage) -> Result<(), SqliteError> {

@@ -100,6 +100,7 @@ pub(super) fn renew(
     Ok(LeaseStatus::Held { until: timestamp(until) })
 }
 
+/// Also returns whether the batch has ended.
 pub(super) fn finish(
     connection: &Connection,
     now: i64,
@@ -107,17 +108,16 @@ pub(super) fn finish(
     holder: &OwnedTaskHolder,
     result: &TaskResult,
     usage: Usage,
-) -> Result<FinishReply, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(FinishReply::Stale) };
+) -> Result<(FinishReply, bool), SqliteError> {
+    const STALE: (FinishReply, bool) = (FinishReply::Stale, false);
+    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(STALE) };
     match tx.state(task_ref.index)? {
         // No result of a stopped batch counts.
-        Some(TaskState::Cancelled) if result.state() != TaskState::Cancelled => {
-            return Ok(FinishReply::Stale);
-        }
-        Some(state) if state.is_terminal() => return Ok(FinishReply::AlreadyDone),
+        Some(TaskState::Cancelled) if result.state() != TaskState::Cancelled => return Ok(STALE),
+        Some(state) if state.is_terminal() => return Ok((FinishReply::AlreadyDone, false)),
         _ => {}
     }
-    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(FinishReply::Stale) };
+    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(STALE) };
     let no = tx.row.row_id;
     delete_lease(connection, no, task_ref.index)?;
     record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), usage)?;
@@ -127,8 +127,7 @@ pub(super) fn finish(
     }
     tx.set_state(task_ref.index, result.state())?;
     tx.add_usage(usage);
-    tx.save(now)?;
-    Ok(FinishReply::Counted)
+    Ok((FinishReply::Counted, tx.save(now)?.is_ended))
 }
 
 pub(super) fn reschedule(
