@@ -69,9 +69,10 @@ impl PoolState {
         if rivals().find(|(_, holding)| holding.is_growing).is_none_or(|(first, _)| first != key) {
             return false;
         }
-        // Waits for shares that are consumed before this one. Shares consumed later may wait for it.
+        // Waits for shares that are consumed before this one. Shares consumed later may wait for it: those of later
+        // groups always, those of the same group if it is ordered.
         let is_ordered = self.shares.get(key).is_some_and(|own| own.is_ordered);
-        let waits_for = |other: &ShareKey| other != key && (!is_ordered || other < key);
+        let waits_for = |other: &ShareKey| other != key && (other < key || (other.0 == key.0 && !is_ordered));
         if rivals().any(|(other, holding)| holding.is_over_budget && waits_for(other)) {
             return false;
         }
@@ -82,7 +83,7 @@ impl PoolState {
     }
 }
 
-/// Listings that are consumed one after another.
+/// Listings that are consumed one after another, before those of later groups.
 #[derive(Debug, Clone, Copy)]
 pub struct ListingGroup {
     group: u64,
@@ -240,6 +241,20 @@ mod tests {
         assert!(waits(&c, 1).await, "a and b are consumed before c is");
         drop((a, b));
         assert!(!waits(&c, 1).await);
+    }
+
+    #[tokio::test]
+    async fn no_listing_waits_for_a_later_group_which_is_consumed_after_it() {
+        let pool = Arc::new(Pool::new(100));
+        let later = share(&pool, 2, "a", false);
+        assert!(!waits(&later, 1000).await);
+        later.finish();
+        let (first, last) = (share(&pool, 1, "b", false), share(&pool, 3, "a", false));
+        assert!(!waits(&first, 500).await, "the later group is not consumed before this one is");
+        first.finish();
+        assert!(waits(&last, 1).await, "both are consumed before it is");
+        drop((first, later));
+        assert!(!waits(&last, 1).await);
     }
 
     #[tokio::test]

@@ -154,7 +154,7 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
     let Some(source) = args.preset.clone().map(RuleSource::Preset).or_else(|| args.pattern.clone()) else {
         return Err(Error::new(ErrorKind::Invalid, "listing tags", "pass a pattern or --preset"));
     };
-    let mut listings = Listings::for_source(&source, settings.folder(), &client, options, &context, &counters).await?;
+    let mut listings = Listings::new(&source, settings.folder(), &client, options, &context, &counters)?;
     let mut output =
         TagPrinter { args, debug, printer, dropped: DroppedTags::default(), kept: 0, listed: 0, unlisted: 0 };
     let now = Timestamp::now();

@@ -21,6 +21,7 @@ use imgsync_model::select::RepositoryPattern;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryBudget;
 use imgsync_registry::{Access, Client, Context, ListingGroup, ListingShare, TrafficCounters};
+use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinSet};
 
 pub use listing::{RepositoryListing, find_tags, list_repository};
@@ -94,6 +95,7 @@ pub fn discover(
         tally: tally.clone(),
         state: DiscoveryState::New,
         memory: ListingGroup::new(options.order == RepositoryOrder::ByName),
+        slots: None,
         pending: RepositoryNames::default(),
         discovered: 0,
         running: JoinSet::new(),
@@ -114,6 +116,8 @@ pub struct Discovery {
     tally: Arc<TrafficCounters>,
     state: DiscoveryState,
     memory: ListingGroup,
+    /// Slots for requests that this discovery shares with others.
+    slots: Option<Arc<Semaphore>>,
     pending: RepositoryNames,
     /// Number of repositories queued so far.
     discovered: usize,
@@ -134,20 +138,31 @@ enum DiscoveryState {
 }
 
 impl Discovery {
+    /// Makes this discovery list a repository only while one of these slots is free, except for one at a time, so that
+    /// it proceeds whatever holds the slots.
+    pub fn share_slots(&mut self, slots: Arc<Semaphore>) {
+        self.slots = Some(slots);
+    }
+
+    /// Sends the first requests, so that [`Discovery::next`] is faster: lists the repositories, or the tags of a pattern
+    /// that is one repository. An error ends the discovery.
+    pub async fn prepare(&mut self) -> Result<()> {
+        if self.state == DiscoveryState::New {
+            let found = self.find_repositories().await;
+            self.state = if found.is_ok() { DiscoveryState::Running } else { DiscoveryState::Done };
+            return found;
+        }
+        Ok(())
+    }
+
     /// Returns the next repository; `None` after the last. An error ends the discovery: the list of repositories cannot
     /// be read, no repository matches the pattern, or the discovery was cancelled.
     pub async fn next(&mut self) -> Result<Option<DiscoveryItem>> {
-        let result = match self.state {
-            DiscoveryState::Done => return Ok(None),
-            DiscoveryState::New => match self.find_repositories().await {
-                Ok(()) => {
-                    self.state = DiscoveryState::Running;
-                    self.next_completed().await
-                }
-                Err(error) => Err(error),
-            },
-            DiscoveryState::Running => self.next_completed().await,
-        };
+        self.prepare().await?;
+        if self.state == DiscoveryState::Done {
+            return Ok(None);
+        }
+        let result = self.next_completed().await;
         match &result {
             Ok(Some(_)) => self.yielded += 1,
             Ok(None) | Err(_) => self.state = DiscoveryState::Done,
@@ -219,12 +234,20 @@ impl Discovery {
         let limit = self.options.query_limit.max(1);
         // The repository with the lowest name is always requested: the others wait for it.
         while self.running.len() < limit && (self.running.is_empty() || self.completed.len() < 4 * limit) {
+            let slot = match &self.slots {
+                Some(slots) if !self.running.is_empty() => match slots.clone().try_acquire_owned() {
+                    Ok(slot) => Some(slot),
+                    Err(_) => break,
+                },
+                _ => None,
+            };
             let Some(name) = self.pending.valid.pop_first() else { break };
             let context = self.new_listing_context(name.0.as_str());
             let registry = self.pattern.registry();
             let repository = self.client.repository(registry, &name.0, Access::Pull, &context, &self.tally)?;
             let task = self.running.spawn(async move {
                 let listing = list_repository(&repository).await;
+                drop(slot);
                 repository.context().listing_memory.iter().for_each(ListingShare::finish);
                 listing
             });

@@ -12,11 +12,12 @@ use imgsync_store::Store;
 use imgsync_worker::copy::ImageLocation;
 use jiff::Timestamp;
 
-use super::listings::{Listings, RuleListing};
+use super::listings::RuleListing;
+use super::listings_ahead::ListingsAhead;
 use super::plan::{PlannedTask, Planner, Slice, cut_slice, resolve_conflicts};
 use super::prune_plan::PrunePlan;
 use super::selection_counts::{SelectionCounts, empty_rule_warning};
-use crate::discovery::{self, DiscoveryItem, RepositoryOrder};
+use crate::discovery::{DiscoveryItem, RepositoryOrder};
 
 /// Plans a dry run.
 pub struct DryRun<'a> {
@@ -56,28 +57,28 @@ impl DryRun<'_> {
         let mut planner = Planner::new();
         let now = Timestamp::now();
         let mut tasks = Vec::new();
-        for (number, rule) in self.rules.iter().enumerate() {
-            let options = discovery::DiscoveryOptions { query_limit: self.query_limit, order: RepositoryOrder::ByName };
+        let order = RepositoryOrder::ByName;
+        let mut ahead =
+            ListingsAhead::new(self.rules, self.folder, self.client, self.context, counters, self.query_limit, order);
+        while let Some((number, rule, listings)) = ahead.next().await {
             let mut prune_plan = if self.slice.is_none() { PrunePlan::for_rule(rule, number) } else { None };
             let mark_incomplete = |prune_plan: &mut Option<PrunePlan>, what: &str| {
                 if let Some(pruning) = prune_plan {
                     pruning.refuse(format!("{what} could not be listed"));
                 }
             };
-            let mut listings =
-                match Listings::for_source(&rule.source, self.folder, self.client, options, self.context, counters)
-                    .await
-                {
-                    Ok(listings) => listings,
-                    Err(error) => {
-                        mark_incomplete(&mut prune_plan, &rule.source.to_string());
-                        dry.prune_plans.extend(prune_plan);
-                        self.record_unlisted(&mut dry, rule.label(), error)?;
-                        continue;
-                    }
-                };
+            let mut listings = match listings {
+                Ok(listings) => listings,
+                Err(error) => {
+                    mark_incomplete(&mut prune_plan, &rule.source.to_string());
+                    dry.prune_plans.extend(prune_plan);
+                    self.record_unlisted(&mut dry, rule.label(), error)?;
+                    continue;
+                }
+            };
             let mut chosen = SelectionCounts::default();
             loop {
+                ahead.start_more();
                 match listings.next().await {
                     Ok(None) => break,
                     Ok(Some(RuleListing { item: DiscoveryItem::Failed(unlisted), .. })) => {

@@ -1,7 +1,7 @@
 //! Listings of a rule, from registries or from an image layout.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -9,6 +9,7 @@ use futures_util::stream::BoxStream;
 use imgsync_config::RuleSource;
 use imgsync_oci::error::{Error, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
+use tokio::sync::Semaphore;
 
 use super::layout_listing::list_layout;
 use crate::discovery::{Discovery, DiscoveryFailure, DiscoveryItem, DiscoveryOptions, discover};
@@ -18,6 +19,8 @@ use crate::presets::{SourceSelector, source_selectors};
 pub struct Listings {
     strategy: ListingStrategy,
     context: Context,
+    /// Error of [`Listings::prepare`].
+    failed: Option<Error>,
 }
 
 enum ListingStrategy {
@@ -25,6 +28,8 @@ enum ListingStrategy {
     Single(Arc<SourceSelector>, Box<Discovery>),
     /// The parts of a preset.
     Multiple(Box<MultiSourceListing>),
+    /// A layout that is not read yet.
+    UnreadLayout(PathBuf),
     /// All repositories of a layout.
     Layout(std::vec::IntoIter<DiscoveryItem>),
 }
@@ -39,8 +44,9 @@ pub struct RuleListing {
 }
 
 impl Listings {
-    /// Starts listing the source of a rule. `layout_listing` is the base directory of relative layout paths.
-    pub async fn for_source(
+    /// Creates the listings of a rule's source; no request is sent yet. `folder` is the base directory of relative layout
+    /// paths.
+    pub fn new(
         source: &RuleSource,
         folder: &Path,
         client: &Client,
@@ -53,7 +59,7 @@ impl Listings {
             move |part: &SourceSelector| discover(&client, &part.pattern, options, &context, &counters)
         };
         let strategy = match source {
-            RuleSource::Layout(path) => ListingStrategy::Layout(list_layout(&folder.join(path)).await?.into_iter()),
+            RuleSource::Layout(path) => ListingStrategy::UnreadLayout(folder.join(path)),
             RuleSource::Repositories(_) | RuleSource::Preset(_) => {
                 match <[SourceSelector; 1]>::try_from(source_selectors(source)?) {
                     Ok([part]) => {
@@ -66,17 +72,51 @@ impl Listings {
                 }
             }
         };
-        Ok(Listings { strategy, context: context.clone() })
+        Ok(Listings { strategy, context: context.clone(), failed: None })
+    }
+
+    /// Shares these slots for requests with other listings.
+    pub fn share_slots(&mut self, slots: &Arc<Semaphore>) {
+        if let ListingStrategy::Single(_, enumeration) = &mut self.strategy {
+            enumeration.share_slots(slots.clone());
+        }
+    }
+
+    /// Sends the first requests, at most one at a time. An error is returned by the next call of [`Listings::next`].
+    /// The parts of a preset are listed only when they are asked for.
+    pub async fn prepare(&mut self) {
+        let prepared = match &mut self.strategy {
+            ListingStrategy::Single(_, enumeration) => enumeration.prepare().await,
+            ListingStrategy::UnreadLayout(_) => self.read_layout().await,
+            ListingStrategy::Multiple(_) | ListingStrategy::Layout(_) => Ok(()),
+        };
+        self.failed = prepared.err();
+    }
+
+    async fn read_layout(&mut self) -> Result<()> {
+        if let ListingStrategy::UnreadLayout(path) = &self.strategy {
+            let found = list_layout(path).await;
+            // After an error there is nothing more.
+            let (found, result) = found.map_or_else(|error| (Vec::new(), Err(error)), |found| (found, Ok(())));
+            self.strategy = ListingStrategy::Layout(found.into_iter());
+            return result;
+        }
+        Ok(())
     }
 
     /// Returns the next repository and warns of oddities in it. An error ends the listing of the rule.
     pub async fn next(&mut self) -> Result<Option<RuleListing>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.read_layout().await?;
         let next_listing = match &mut self.strategy {
             ListingStrategy::Single(part, enumeration) => {
                 enumeration.next().await?.map(|found| RuleListing { item: found, selector: Some(part.clone()) })
             }
             ListingStrategy::Multiple(several) => several.next().await?,
             ListingStrategy::Layout(found) => found.next().map(|found| RuleListing { item: found, selector: None }),
+            ListingStrategy::UnreadLayout(_) => None,
         };
         if let Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: Some(part) }) = &next_listing {
             part.check_listing(listing).iter().for_each(|remark| self.context.warn(remark));

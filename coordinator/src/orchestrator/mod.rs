@@ -13,6 +13,7 @@ mod leader;
 mod leader_service;
 mod listing_lease;
 mod listings;
+mod listings_ahead;
 mod local_worker;
 mod manifest_usage;
 mod owner;

@@ -21,14 +21,15 @@ use tokio::sync::Notify;
 
 use super::backend::Backend;
 use super::digest_tags::DigestTagIndex;
-use super::listings::{Listings, RuleListing};
+use super::listings::RuleListing;
+use super::listings_ahead::ListingsAhead;
 use super::plan::{
     PlanFailure, PlannedTarget, PlannedTask, Planner, RepositoryPlan, Slice, SourceTag, cut_slice, resolve_conflicts,
 };
 use super::prune_plan::PrunePlan;
 use super::selection_counts::{SelectionCounts, empty_rule_warning};
 use super::unchanged_filter::UnchangedFilter;
-use crate::discovery::{self, DiscoveryItem, RepositoryOrder};
+use crate::discovery::{DiscoveryItem, RepositoryOrder};
 use crate::presets::preset_contains;
 
 /// Maximum number of repositories filtered and appended concurrently.
@@ -105,13 +106,14 @@ impl PlanBuilder<'_> {
         let mut all_tasks: Vec<PlannedTask> = Vec::new();
         let mut prune_plans: Vec<PrunePlan> = Vec::new();
         let mut digest_tags = DigestTagIndex::default();
-        for (number, rule) in self.rules.iter().enumerate() {
-            let order = if self.slice.is_some() { RepositoryOrder::ByName } else { RepositoryOrder::AsCompleted };
-            let options = discovery::DiscoveryOptions { query_limit: self.query_limit, order };
+        let order = if self.slice.is_some() { RepositoryOrder::ByName } else { RepositoryOrder::AsCompleted };
+        let (client, counters) = (self.client, &self.counters.0);
+        let mut ahead =
+            ListingsAhead::new(self.rules, self.folder, client, self.context, counters, self.query_limit, order);
+        // Repositories of any rules: those of one are filtered while the next one is consumed.
+        let mut in_progress = FuturesUnordered::new();
+        while let Some((number, rule, listings)) = ahead.next().await {
             let mut prune_plan = if self.prunes { PrunePlan::for_rule(rule, number) } else { None };
-            let listings =
-                Listings::for_source(&rule.source, self.folder, self.client, options, self.context, &self.counters.0)
-                    .await;
             let mut listings = match listings {
                 Ok(listings) => listings,
                 Err(error) => {
@@ -122,11 +124,11 @@ impl PlanBuilder<'_> {
                 }
             };
             let mut chosen = SelectionCounts::default();
-            let mut in_progress = FuturesUnordered::new();
             loop {
                 if self.context.cancel.is_cancelled() {
                     return Ok(listed);
                 }
+                ahead.start_more();
                 while in_progress.len() >= MAX_CONCURRENT_REPOSITORIES {
                     in_progress.next().await.transpose()?;
                 }
@@ -190,14 +192,14 @@ impl PlanBuilder<'_> {
                     }
                 }
             }
-            while let Some(result) = in_progress.next().await {
-                result?;
-            }
             prune_plans.extend(prune_plan);
             if let Some(empty) = chosen.empty_rule(rule, number) {
                 self.context.warn(empty_rule_warning(rule, &empty));
                 self.backend.store.record_empty_rule(self.batch, empty).await?;
             }
+        }
+        while let Some(result) = in_progress.next().await {
+            result?;
         }
         if self.context.cancel.is_cancelled() {
             return Ok(listed);
