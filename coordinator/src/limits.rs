@@ -47,7 +47,7 @@ fn the_documented_limits_are_the_constants() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/limits.md");
     let mut current = std::fs::read_to_string(path).unwrap();
     for (page, name) in [(DocsPage::Security, "external input"), (DocsPage::Operating, "operation")] {
-        let mut table = String::from("\n| limit | value | when it is reached |\n|---|---|---|\n");
+        let mut table = String::from("\n| limit | value | effect |\n|---|---|---|\n");
         for limit in limits.iter().filter(|limit| limit.page == page) {
             let _ = writeln!(table, "| {} | {} | {} |", limit.subject, limit.value, limit.effect);
         }

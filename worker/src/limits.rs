@@ -8,7 +8,7 @@ use crate::{cluster_worker, server, settings};
 /// Returns the rows of this crate.
 pub fn limits() -> Vec<Limit> {
     use DocsPage::{Operating, Security};
-    let connections = "the connection longest without a request is closed";
+    let connections = "the connection that has been without a request for the longest time is closed";
     vec![
         Limit::time(
             Operating,
@@ -26,18 +26,18 @@ pub fn limits() -> Vec<Limit> {
             Operating,
             "wait for a target that reports just-pushed content as missing",
             CONSISTENCY_WAIT,
-            "the task fails as incomplete",
+            "the task fails (error kind `incomplete`)",
         ),
         Limit::bytes(
             Security,
-            "minimum bytes per second, over all images in flight, that extend an image's `timeout`",
+            "minimum bytes per second, of all images in progress together, that extend an image's `timeout`",
             MIN_COPY_RATE,
             "the image times out",
         ),
         Limit::count(Security, "connections to a port of `--listen`", server::MAX_CONNECTIONS as u64, connections),
         Limit::time(
             Security,
-            "request headers, and a connection without a request",
+            "time to send the headers of a request, also of the first one after connecting",
             server::HEAD_TIMEOUT,
             "the connection is closed",
         ),
@@ -55,9 +55,9 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::count(
             DocsPage::Operating,
-            "times a moved tag is resolved again because its old manifest is gone",
+            "times that a tag is resolved again because it moved and its old manifest is gone",
             u64::from(MAX_TAG_MOVES),
-            "the task fails with `source keeps changing` and is retried",
+            "the attempt fails with `source keeps changing` and is retried",
         ),
         Limit::time(
             Operating,

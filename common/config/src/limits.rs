@@ -6,13 +6,13 @@ use imgsync_oci::limits::{DocsPage, Limit};
 pub fn limits() -> Vec<Limit> {
     use DocsPage::Security;
     vec![
-        Limit::bytes(Security, "a configuration", crate::MAX_FILE_BYTES as u64, "it is refused"),
-        Limit::count(Security, "values in a configuration", crate::MAX_VALUES as u64, "it is refused"),
+        Limit::bytes(Security, "a configuration", crate::MAX_FILE_BYTES as u64, "the configuration is refused"),
+        Limit::count(Security, "values in a configuration", crate::MAX_VALUES as u64, "the configuration is refused"),
         Limit::bytes(
             Security,
             "bytes added to a configuration by aliases and variables",
             crate::MAX_ADDED_BYTES as u64,
-            "it is refused",
+            "the configuration is refused",
         ),
         Limit::count(
             Security,

@@ -8,6 +8,6 @@ pub fn limits() -> Vec<Limit> {
         DocsPage::Operating,
         "waiting for another program's lock on an image layout",
         crate::LOCK_TIMEOUT,
-        "the task fails and is tried again",
+        "the attempt fails and is retried",
     )]
 }

@@ -66,9 +66,9 @@ pub fn limits() -> Vec<Limit> {
     vec![
         Limit::count(
             DocsPage::Operating,
-            "consecutive requests that an HTTP/2 server refuses unprocessed",
+            "consecutive times that an HTTP/2 server refuses a request unprocessed",
             u64::from(retry::MAX_UNPROCESSED_RETRIES),
-            "further ones count as attempts",
+            "further refusals use up attempts",
         ),
         Limit::bytes(DocsPage::Security, "a manifest", Manifest::MAX_BYTES as u64, "the task fails"),
         Limit::time(
@@ -91,9 +91,9 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::count(
             DocsPage::Security,
-            "replaced tokens that stay masked",
+            "old tokens that stay masked after their renewal",
             mask::MAX_RETIRED_SECRETS as u64,
-            "the oldest are forgotten",
+            "the oldest are no longer masked",
         ),
     ]
 }
