@@ -14,9 +14,9 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::IdentityToken("refresh-1"),
         settings: "",
         required_setup: "nothing; behind a custom domain, `chunk: 10MiB`",
-        quirks: "refresh tokens by POST; several scopes get 400; request bodies are cut at 20 MB, so blobs go in \
-                 chunks; a repeated PATCH ends the upload session; `bytes a-b/c` is rejected; PUTs of manifests get \
-                 429; blobs redirect with 307",
+        quirks: "refresh tokens by POST; several scopes get 400; request bodies are cut off at 20 MB, so blobs \
+                 are sent in chunks; a repeated PATCH ends the upload session; `bytes a-b/c` is rejected; PUTs of \
+                 manifests get 429; blobs redirect with 307",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

@@ -20,10 +20,10 @@ pub(super) fn profile() -> RegistryProfile {
         settings: "",
         required_setup: "create the repositories, or `create: true`; use the credential helper `ecr-login`, because a \
                          password of `aws ecr get-login-password` expires after 12 hours",
-        quirks: "Basic auth with a password that expires (403); repositories must exist; GETs without a digest header; \
-                 `n` above 1000 and `last` are rejected; opaque cursors; a PATCH gets 201 and later ones are dropped; \
-                 mounts only blobs that a manifest references; immutable tags; a rate limit for each kind of request; \
-                 blobs redirect with 307",
+        quirks: "Basic auth with a password that expires (403); repositories must exist; responses to GETs lack \
+                 `Docker-Content-Digest`; `n` above 1000 and `last` are rejected; opaque cursors for pages; the first \
+                 PATCH of an upload gets 201, and later ones are dropped; only blobs that a manifest references can be \
+                 mounted; immutable tags; a rate limit for each kind of request; blobs redirect with 307",
         takes_docker: true,
         makes_repositories: true,
         expires: true,

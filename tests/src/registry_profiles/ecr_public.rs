@@ -14,8 +14,8 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "public.ecr.aws", user: "AWS", password: "secret" },
         settings: "",
         required_setup: "create the repositories, or `create: true`",
-        quirks: "an expired token gets 400 without a challenge; repositories must exist; GETs without a digest header; \
-                 opaque cursors; blobs redirect with 307",
+        quirks: "an expired token gets 400 without a challenge; repositories must exist; responses to GETs \
+                 lack `Docker-Content-Digest`; opaque cursors for pages; blobs redirect with 307",
         takes_docker: true,
         makes_repositories: true,
         expires: true,

@@ -15,8 +15,8 @@ pub(super) fn profile() -> RegistryProfile {
         // fault/vendor serves the vendor's API, which has a host of its own.
         settings: "listing: registry",
         required_setup: "nothing",
-        quirks: "of several PATCHes only the last one is kept; response bodies break off; relative Link and Location; \
-                 rate limits are 403 with `Retry-After`; blobs redirect with 307; no catalog",
+        quirks: "of several PATCHes of an upload, only the last one is kept; response bodies break off; relative Link \
+                 and Location; rate limits are 403 with `Retry-After`; blobs redirect with 307; no catalog",
         takes_docker: true,
         makes_repositories: false,
         expires: true,

@@ -14,8 +14,8 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "nexus.example.com", user: "admin", password: "secret" },
         settings: "",
         required_setup: "nothing",
-        quirks: "HEADs of manifests get 404 by tag, and no digest header by digest; Link has `http:` behind TLS; Basic \
-                 auth; errors are web pages",
+        quirks: "a HEAD of a manifest gets 404 by tag, and a response without `Docker-Content-Digest` by digest; Link \
+                 has `http:` behind TLS; Basic auth; errors are web pages",
         takes_docker: true,
         makes_repositories: false,
         expires: false,

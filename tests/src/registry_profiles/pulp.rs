@@ -14,8 +14,8 @@ pub(super) fn profile() -> RegistryProfile {
         login: ProfileLogin::Password { key: "pulp.example.com", user: "admin", password: "secret" },
         settings: "",
         required_setup: "nothing",
-        quirks: "PATCH gets 204; GETs without a digest header; no referrers; blobs redirect with 302; errors are plain \
-                 text; 502 under load",
+        quirks: "PATCH gets 204; responses to GETs lack `Docker-Content-Digest`; no referrers; blobs redirect with \
+                 302; errors are plain text; 502 under load",
         takes_docker: true,
         makes_repositories: false,
         expires: true,
