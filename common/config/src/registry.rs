@@ -44,7 +44,7 @@ pub struct RegistryConfig {
     pub insecure: bool,
     /// Disables HTTP/2.
     pub http1: bool,
-    /// Follows redirects and tokens to private addresses.
+    /// Allows redirects and token services at private addresses.
     pub allow_private: bool,
     /// Cloud metadata addresses that the registry may resolve or redirect to.
     pub allow_metadata: Vec<IpAddr>,
@@ -56,7 +56,7 @@ pub struct RegistryConfig {
     pub pull_reserve: Option<PullReserve>,
     /// Bandwidth limit in bytes per second, for each direction.
     pub bandwidth: Option<u64>,
-    /// Name of the egress IP address that anonymous limits are counted by.
+    /// Name of the public IP address of this machine; anonymous requests are limited per name.
     pub egress: Option<String>,
     /// Creates missing ECR repositories and Harbor projects on push.
     pub create: bool,

@@ -173,8 +173,8 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
         key("client_cert", ValueKind::Text, "A client certificate: a file, or PEM."),
         key("client_key", ValueKind::Secret, "The key of `client_cert`: a file, or PEM."),
         key("insecure", ValueKind::Flag, "Trusts any certificate."),
-        key("http1", ValueKind::Flag, "Does not use HTTP/2."),
-        key("allow_private", ValueKind::Flag, "Follows redirects and tokens to private addresses."),
+        key("http1", ValueKind::Flag, "Uses only HTTP/1.1."),
+        key("allow_private", ValueKind::Flag, "Allows redirects and token services at private addresses."),
         key(
             "allow_metadata",
             ValueKind::OneOrMany(&ValueKind::Text),
@@ -201,7 +201,11 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
             ValueKind::Size,
             "Bandwidth limit of a process for this registry in bytes per second, for each direction; such as 20MiB.",
         ),
-        key("egress", ValueKind::Text, "Name of the egress IP address that anonymous limits are counted by."),
+        key(
+            "egress",
+            ValueKind::Text,
+            "Name of the public IP address of this machine; anonymous requests are limited per name.",
+        ),
         key("create", ValueKind::Flag, "Creates missing ECR repositories and Harbor projects on push."),
         key("chunk", ValueKind::Size, "Chunk size for blob uploads (PATCH), such as 10MiB."),
     ],
@@ -233,12 +237,12 @@ const PLATFORMS: ConfigKey = key(
 const SPARSE: ConfigKey = key(
     "sparse",
     ValueKind::Flag,
-    "With `platforms`: copies the index unchanged and only those of its images, for targets that allow it.",
+    "With `platforms`: copies the complete index, but only the selected images, for targets that allow it.",
 );
 const FOREIGN_LAYERS: ConfigKey = key(
     "foreign_layers",
     ValueKind::Text,
-    "Layers with external URLs: keep the reference, or copy them like other layers (keep).",
+    "Layers with external URLs: keep only the reference, or copy them like other layers (keep).",
 );
 const REFERRERS: ConfigKey = key(
     "referrers",
@@ -259,15 +263,15 @@ static SCHEDULES: &[ValueKind] = &[ValueKind::Text, ValueKind::Section(&SCHEDULE
 const RULE_SCHEDULE: ConfigKey = key(
     "schedule",
     ValueKind::Either(SCHEDULES),
-    "Schedule for `imgsync serve`: a cron pattern (0 */6 * * *), or cron or every, with jitter and zone.",
+    "Schedule for `imgsync serve`: a cron pattern (0 */6 * * *), or a mapping with cron or every, jitter and zone.",
 );
 const PRIORITY: ConfigKey = key(
     "priority",
     ValueKind::Text,
     "high, normal or low, relative to other batches on the same routes (normal); also run --priority.",
 );
-const VERIFY_EVERY: ConfigKey = key("verify_every", ValueKind::Duration, "As at the top, for this rule.");
-const REFERRERS_EVERY: ConfigKey = key("referrers_every", ValueKind::Duration, "As at the top, for this rule.");
+const VERIFY_EVERY: ConfigKey = key("verify_every", ValueKind::Duration, "As at the top level, for this rule.");
+const REFERRERS_EVERY: ConfigKey = key("referrers_every", ValueKind::Duration, "As at the top level, for this rule.");
 
 pub(super) static DEFAULTS: ConfigSection = ConfigSection {
     title: "`defaults`",
@@ -328,7 +332,7 @@ pub(super) static PRUNE: ConfigSection = ConfigSection {
         key(
             "limit",
             ValueKind::Text,
-            "Maximum number of tags removed by one run, or a percentage of those created (10%).",
+            "Maximum number of tags that one run removes, or a percentage of the tags that the rule created (10%).",
         ),
     ],
 };
@@ -355,7 +359,7 @@ pub(super) static TAG_RULES: ConfigSection = ConfigSection {
         key(
             "newest",
             ValueKind::Either(&[ValueKind::Integer, ValueKind::Section(&NEWEST)]),
-            "Only the newest N, by version (N of each variant such as -alpine) or by date.",
+            "Only the newest N, by version (N of each family, such as -alpine) or by date.",
         ),
         key("since", ValueKind::Since, "Oldest creation date: a day such as 2025-01-01, or an age such as 90d."),
         key("min", ValueKind::Integer, "Minimum number of selected tags; fewer is an error."),

@@ -37,7 +37,8 @@ pub(crate) enum ConfigAction {
     Schema,
     /// Convert a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
     ///
-    /// Prints it on stdout, and what has no counterpart on stderr. Secrets are replaced by environment variables.
+    /// Prints the configuration on stdout, and lists on stderr what it cannot convert. Secrets are replaced by
+    /// environment variables.
     Import(ImportArgs),
 }
 

@@ -9,12 +9,13 @@ use super::completions::Program;
 
 const PAGE_HEADER: &str = "# Commands and options
 
-Every command of `imgsync`, then `imgsync-worker`. This page is generated from the programs
+All commands of `imgsync`, and `imgsync-worker`. This page is generated from the programs
 (`UPDATE_DOCS=1 cargo nextest run reference`), and contains what `--help` prints. Manual pages: `imgsync man DIR`;
 completions: `imgsync completions SHELL`.
 
-stdout is data, stderr is for people. Exit codes: 0 done · 1 some images failed · 2 wrong usage or configuration ·
-3 cannot start (registry, broker or store unreachable), or output cannot be written · 4 interrupted, can be resumed.
+Data goes to stdout, messages go to stderr. Exit codes: 0 success · 1 some images failed · 2 wrong usage or
+configuration · 3 cannot start (registry, broker or store unreachable), or output cannot be written · 4 interrupted, can
+be resumed.
 ";
 
 /// Renders the page.

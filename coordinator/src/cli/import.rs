@@ -33,7 +33,7 @@ pub(crate) struct ImportArgs {
     /// Target, which skopeo's file does not contain: registry.example.com/mirror
     #[arg(long, value_name = "TARGET")]
     pub(crate) to: Option<String>,
-    /// Naming of the targets [default: that of skopeo without --scoped; full is that of --scoped]
+    /// Naming of the targets [default: as skopeo without --scoped; full: as with --scoped]
     #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
     pub(crate) naming: Option<NamingStyle>,
 }

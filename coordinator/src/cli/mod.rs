@@ -88,8 +88,8 @@ pub(crate) enum Command {
     /// Copy one image
     ///
     /// Copies every platform, byte for byte, under the same digest. Credentials come from the configuration, else from
-    /// `docker login`. The last line counts all requests that were sent, those for tokens and redirects included; it
-    /// also says how many of them were for referrers and digest tags.
+    /// `docker login`. The last line of the output counts all requests, including those for tokens and redirects, and
+    /// says how many of them were for referrers and digest tags.
     #[command(visible_aliases = ["copy", "cp"])]
     Sync(Box<SyncArgs>),
     /// Run the rules of the configuration, or presets
@@ -98,7 +98,7 @@ pub(crate) enum Command {
     /// Copy a namespace of gcr.io to Docker Hub, as imgsync 2.1 did
     ///
     /// Copies all its repositories and tags to docker.io/<user>. Target names are those of imgsync 2.1
-    /// (gcr.io_istio-release_pilot), also where the images have moved since. docs/how-to/from-2.1.md lists each flag.
+    /// (gcr.io_istio-release_pilot), even if the images have moved since. docs/how-to/from-2.1.md lists each flag.
     Gcr(Box<GcrArgs>),
     /// Copy Flannel to Docker Hub, as imgsync 2.1 did
     ///
@@ -106,9 +106,9 @@ pub(crate) enum Command {
     Flannel(Box<LegacyArgs>),
     /// Compare targets with their sources without copying
     ///
-    /// Compares every digest of every image: the tag, its manifests, its blobs and its referrers. Compares what the
-    /// rules select, what an earlier batch copied, or one image. Reports and exit codes are those of `run`; the exit
-    /// code is 1 if something differs.
+    /// Compares every digest of every image: of the tag, its manifests, its blobs and its referrers. The images are those
+    /// that the rules select, those of an earlier batch, or a single one. Reports and exit codes are those of `run`; the
+    /// exit code is 1 if something differs.
     Verify(Box<VerifyArgs>),
     /// Show the platforms, layers, sizes and referrers of an image
     Inspect(InspectArgs),
@@ -130,9 +130,9 @@ pub(crate) enum Command {
     /// List the tags that a rule would select
     ///
     /// For one repository, each line on stdout is a tag; for a pattern with a star, each line is
-    /// REGISTRY/REPOSITORY:TAG, as `imgsync sync` takes it. Repositories are sorted by path, tags from old to new, tags
-    /// that are not versions first. Dropped tags and the reasons are printed on stderr. The exit code is 1 if a
-    /// repository could not be listed.
+    /// REGISTRY/REPOSITORY:TAG, as `imgsync sync` takes it. Repositories are sorted by path. In each, tags that are not
+    /// versions come first, then versions from old to new. Dropped tags are printed on stderr with the reasons. The exit
+    /// code is 1 if a repository could not be listed.
     #[command(visible_alias = "ls", alias = "list-tags")]
     Tags(Box<TagsArgs>),
     /// Check, show and import configurations
@@ -142,7 +142,7 @@ pub(crate) enum Command {
     },
     /// Print completions for a shell
     Completions(CompletionsArgs),
-    /// Print the manual page, or write all of them
+    /// Print the manual page, or write those of all commands to a folder
     Man(ManArgs),
     /// Print the version
     Version,

@@ -23,7 +23,7 @@ pub(crate) struct ReportArgs {
     pub(crate) report_level: Option<u8>,
     /// Format of the report, whatever the extension of the file
     ///
-    /// `legacy` is the text of imgsync 2.1.
+    /// `legacy` is the text format of imgsync 2.1
     #[arg(long, value_name = "FORMAT")]
     pub(crate) report_format: Option<ReportFormatArg>,
     /// Render the report with this Jinja template; docs/reference/reports.md lists its variables

@@ -9,7 +9,7 @@ use imgsync_worker::cli::parse_duration;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Retries and timeouts")]
 pub(crate) struct RetryArgs {
-    /// Attempts per request that makes no progress
+    /// Number of attempts for a request that makes no progress
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     #[arg(hide_short_help = true)]
     pub(crate) attempts: u32,

@@ -21,7 +21,7 @@ pub(crate) struct RunArgs {
     /// Print what would be done, one line per image: action, source, target
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Ignore the digest cache, and push content that the target already has
+    /// Ignore the digest cache, and push all content, even if the target already has it
     #[arg(long)]
     pub(crate) force: bool,
     /// In a cluster: list, print the batch id, and leave the batch to `imgsync serve`
@@ -29,10 +29,10 @@ pub(crate) struct RunArgs {
     pub(crate) detach: bool,
     /// If a batch of the same rules is running: wait, join, supersede or fail [default: from the configuration, else wait]
     ///
-    /// `wait` waits until it ends, then lists again and runs; one run waits, and later runs join its batch. `join`
-    /// follows the running batch and exits with its exit code; it fails if --force, --download-manifests or the slice
-    /// differ. `supersede` stops the running batch. `fail` exits with code 2. A paused batch is not touched (exit code
-    /// 2); an interrupted batch is superseded.
+    /// `wait` waits until it ends, then lists again and runs; only one run waits, and later runs join the batch of the
+    /// waiting one. `join` follows the running batch and exits with its exit code; it fails if that batch has another
+    /// --force, --download-manifests or slice. `supersede` stops the running batch. `fail` exits with code 2. A paused
+    /// batch is not touched (exit code 2); an interrupted batch is superseded.
     #[arg(long, value_name = "ACTION", hide_short_help = true)]
     pub(crate) if_running: Option<IfRunning>,
     /// Split the sorted list of images into slices of this size, and run one slice

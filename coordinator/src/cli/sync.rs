@@ -59,7 +59,7 @@ pub(crate) struct SyncArgs {
     /// Print what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Push content that the target already has
+    /// Push all content, even if the target already has it
     #[arg(long)]
     pub(crate) force: bool,
     /// Print the result as one JSON object on stdout
