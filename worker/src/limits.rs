@@ -30,9 +30,9 @@ pub fn limits() -> Vec<Limit> {
         ),
         Limit::bytes(
             Security,
-            "minimum bytes per second, of all images in progress together, that extend an image's `timeout`",
+            "minimum rate in bytes per second, of all images in progress together, that extends an image's `timeout`",
             MIN_COPY_RATE,
-            "the image times out",
+            "at a lower rate, the image times out",
         ),
         Limit::count(Security, "connections to a port of `--listen`", server::MAX_CONNECTIONS as u64, connections),
         Limit::time(

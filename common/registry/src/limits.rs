@@ -51,7 +51,7 @@ pub fn limits() -> Vec<Limit> {
             Security,
             "repositories of a registry whose capabilities are cached",
             MAX_CACHED_REPOSITORIES as u64,
-            "the least recently used are evicted and detected again",
+            "the least recently used are evicted, and their capabilities detected again",
         ),
         Limit::time(
             Security,
@@ -70,13 +70,13 @@ pub fn limits() -> Vec<Limit> {
             Security,
             "minimum rate of a response body in bytes per second, averaged over the stall timeout",
             response::MIN_BODY_BYTES_PER_SECOND,
-            "the request fails and is retried",
+            "a slower request fails and is retried",
         ),
         Limit::bytes(
             Security,
             "minimum rate of an upload in bytes per second, averaged over the stall timeout",
             send_progress::MIN_SEND_BYTES_PER_SECOND,
-            "the request fails and is retried",
+            "a slower request fails and is retried",
         ),
         Limit::time(
             Security,
