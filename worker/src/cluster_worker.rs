@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::task_events::TaskEvents;
+use imgsync_queue::TaskQueue as _;
 use imgsync_registry::Client;
 use imgsync_store::log_throttle;
 use imgsync_store::outage::OutageKind;

@@ -98,6 +98,10 @@ pub trait TaskQueue: Send + Sync {
     /// Receives like [`TaskQueue::receive`], from high priority only.
     async fn receive_urgent(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>>;
 
+    /// Returns whether the queue responds now, whatever the state of the store. May wait for as long as it does not:
+    /// callers set a time limit.
+    async fn is_alive(&self) -> bool;
+
     /// Returns the number of ready messages of each route, of all priorities; unacknowledged and delayed ones are not
     /// counted.
     async fn count_ready(&self, routes: &[Route]) -> Result<Vec<u64>>;

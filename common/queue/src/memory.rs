@@ -257,6 +257,10 @@ impl TaskQueue for MemoryQueue {
         Ok(self.receive_next(routes, true, cancel).await)
     }
 
+    async fn is_alive(&self) -> bool {
+        true
+    }
+
     async fn count_ready(&self, routes: &[Route]) -> Result<Vec<u64>> {
         let mut state = self.0.state();
         state.enqueue_due();

@@ -28,6 +28,8 @@ use crate::notify::notification_counters;
 const SCRAPE_CACHE_TTL: Duration = Duration::from_secs(5);
 /// Timeout of reading store and broker; after it the metrics keep their values.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(8);
+/// Time limit for the broker to respond.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum number of batches, the newest, that are counted.
 const MAX_BATCHES: usize = 1_000;
 /// Maximum number of routes with a label of their own, the longest queues first; the rest is `other`.
@@ -116,8 +118,27 @@ impl ClusterMetrics {
         rules: &[WatchedRule],
         ended_batches: &mut EndedBatchCache,
     ) -> Result<()> {
+        let broker = async {
+            let alive = tokio::time::timeout(BROKER_TIMEOUT, backend.queue.is_alive()).await;
+            self.broker_up.set((alive == Ok(true)).into());
+        };
+        // At the same time: a store that does not answer hides nothing of the broker.
+        let (found, ()) = tokio::join!(self.refresh_from_store(backend, client, rules, ended_batches), broker);
+        let (routes, workers) = found?;
+        let waiting = backend.queue.count_ready(&routes).await?;
+        self.set_routes(routes.iter().zip(waiting).collect(), &workers);
+        Ok(())
+    }
+
+    /// Reads the store and updates the metrics. Returns the routes in use and the workers.
+    async fn refresh_from_store(
+        &self,
+        backend: &Backend,
+        client: &Client,
+        rules: &[WatchedRule],
+        ended_batches: &mut EndedBatchCache,
+    ) -> Result<(Vec<Route>, Vec<Heartbeat>)> {
         self.store_up.set(0);
-        self.broker_up.set(0);
         let (batches, workers) = (backend.store.batches(MAX_BATCHES).await?, backend.store.workers().await?);
         let routes = backend.store.routes_by_age().await?;
         let routes: Vec<Route> =
@@ -142,10 +163,7 @@ impl ClusterMetrics {
         }
         self.broker_blocked.set(backend.store.broker_alarm().await?.is_some().into());
         self.store_up.set(1);
-        let waiting = backend.queue.count_ready(&routes).await?;
-        self.broker_up.set(1);
-        self.set_routes(routes.iter().zip(waiting).collect(), &workers);
-        Ok(())
+        Ok((routes, workers))
     }
 
     fn set_batches(&self, batches: &[Batch]) {

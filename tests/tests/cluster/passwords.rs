@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_config::{Config, ConfigFile};
-use imgsync_queue::{RabbitQueue, RabbitSettings};
+use imgsync_queue::{RabbitQueue, RabbitSettings, TaskQueue as _};
 use imgsync_store::{ManualClock, RedisOptions, RedisStore, SqliteStore, WorkerRegistry as _};
 use imgsync_tests::cluster::TestCluster;
 use imgsync_tests::fault::FaultRegistry;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use imgsync_tests::ServeProcess;
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 use imgsync_tests::images::TestImage;
+use imgsync_tests::{ServeProcess, TestCluster};
 use serde_json::{Value, json};
 
 use crate::support::{ServeFixture, rule};
@@ -88,4 +88,18 @@ async fn a_rule_is_good_where_all_was_listed_and_nothing_failed_and_its_tags_out
     })
     .await;
     assert_eq!(rule_sample_value(&text, "last_unlisted", &unlisted), Some(0.0), "{text}");
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_is_told_apart_from_a_broker_that_is() {
+    let mut cluster = TestCluster::start();
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = ServeProcess::start(&cluster.imgsync(&fixture.config(&[("a", "")])), &[]).await;
+    let up = |text: &str| [value(text, "imgsync_store_up"), value(text, "imgsync_broker_up")];
+    wait_for_metrics(&served, |text| up(text) == [Some(1.0), Some(1.0)]).await;
+    cluster.store.kill();
+    let text = wait_for_metrics(&served, |text| up(text)[0] == Some(0.0)).await;
+    assert_eq!(up(&text), [Some(0.0), Some(1.0)], "{text}");
+    cluster.store.restart();
+    wait_for_metrics(&served, |text| up(text) == [Some(1.0), Some(1.0)]).await;
 }

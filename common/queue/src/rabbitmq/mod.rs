@@ -203,11 +203,6 @@ impl RabbitQueue {
         Ok(queue)
     }
 
-    /// Returns whether the broker responds now.
-    pub async fn is_alive(&self) -> bool {
-        self.0.consume_connection.get_or_connect().await.is_ok()
-    }
-
     /// Returns the health of the broker, as the connections of this process find it.
     pub fn health(&self) -> &ServerHealth {
         &self.0.health
@@ -299,6 +294,12 @@ impl TaskQueue for RabbitQueue {
 
     async fn receive_urgent(&self, routes: &RouteFilter, cancel: &CancellationToken) -> Result<Option<Delivery>> {
         self.receive_detached(routes, true, cancel).await
+    }
+
+    async fn is_alive(&self) -> bool {
+        let Ok(connection) = self.0.consume_connection.get_or_connect().await else { return false };
+        // A connection can outlive a broker that hangs.
+        connection.create_channel("checking that it responds").await.is_ok()
     }
 
     async fn count_ready(&self, routes: &[Route]) -> Result<Vec<u64>> {
