@@ -1,5 +1,6 @@
 //! Files of regclient's regsync: `creds`, `defaults` and `sync`, with entries for an image, a repository or a registry.
 
+mod actions;
 mod credentials;
 mod repositories;
 mod settings;
@@ -63,8 +64,13 @@ pub(super) fn read_file(tree: &Value, lines: &[usize], draft: &mut ConfigDraft) 
     }
     let nothing = Map::new();
     let defaults = top.get("defaults").and_then(Value::as_object).unwrap_or(&nothing);
-    draft.settings.concurrency =
-        as_text(defaults.get("parallel")).and_then(|parallel| parallel.parse().ok()).filter(|parallel| *parallel > 0);
+    if let Some(parallel) = defaults.get("parallel").filter(|parallel| !parallel.is_null()) {
+        draft.settings.concurrency =
+            as_text(Some(parallel)).and_then(|parallel| parallel.parse().ok()).filter(|parallel| *parallel > 0);
+        if draft.settings.concurrency.is_none() {
+            draft.add_note("defaults: `parallel` was not imported: it is not a number from 1");
+        }
+    }
     for key in unknown_keys(defaults, &[&SHARED_KEYS[..], &DEFAULTS_ONLY_KEYS].concat()) {
         draft.add_note(format!("defaults: `{key}` has no equivalent"));
     }
@@ -152,8 +158,9 @@ fn read_sync_entry(
     if kind == "image" && entry.contains_key("targetTag") {
         draft.add_note(format!("{location}: `targetTag` has no effect on an image"));
     }
+    let reserve = settings.pull_reserve(draft);
     for rule in rules {
-        add_rule(rule, kind, settings.pull_reserve(), draft)?;
+        add_rule(rule, kind, reserve, draft)?;
     }
     for key in unknown_keys(entry, &[&SHARED_KEYS[..], &SYNC_ONLY_KEYS].concat()) {
         draft.record_omission(format!("{location}: `{key}` has no equivalent"));

@@ -408,3 +408,22 @@ fn a_certificate_is_written_in_lines_and_a_name_without_escapes() {
     assert!(yaml.contains("naming: \"{{ 'b' if basename }}\"\n"), "{yaml}");
     assert!(has_note(&draft, "is NAME for every image"), "{:?}", draft.notes());
 }
+
+#[test]
+fn invalid_numbers_are_named() {
+    let text = |defaults: &str, entry: &str| format!("defaults: {{{defaults}}}\nsync:\n- {{{REPOSITORY}, {entry}}}\n");
+    for (defaults, entry, words) in [
+        ("parallel: many", "backup: ''", "defaults: `parallel` was not imported"),
+        ("parallel: 0", "backup: ''", "defaults: `parallel` was not imported"),
+        ("parallel: [2]", "backup: ''", "defaults: `parallel` was not imported"),
+        ("", "ratelimit: {min: some}", "line 3 (r.example.com/a/app): `ratelimit: min` was not imported"),
+        ("ratelimit: {min: -1}", "backup: ''", "line 3 (r.example.com/a/app): `ratelimit: min` was not imported"),
+        ("ratelimit: 100", "backup: ''", "line 3 (r.example.com/a/app): `ratelimit` was not imported"),
+    ] {
+        let (yaml, draft) = made(&text(defaults, entry), &ImportHints::default());
+        assert!(has_note(&draft, words), "{defaults} {entry}: {:?}", draft.notes());
+        assert!(!yaml.contains("pull_reserve") && !yaml.contains("concurrency"), "{yaml}");
+    }
+    let (yaml, draft) = made(&text("parallel: 4, ratelimit: {min: 0}", "backup: ''"), &ImportHints::default());
+    assert!(yaml.contains("concurrency: 4") && !has_note(&draft, "was not imported"), "{yaml} {:?}", draft.notes());
+}

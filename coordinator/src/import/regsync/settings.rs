@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::super::draft::{ConfigDraft, DraftReferrers, DraftRule, DraftSchedule};
 use super::super::{as_text, as_texts, is_true};
+use super::actions::replace_actions;
 
 /// Media types of images, which regsync copies by default and imgsync always.
 const IMAGE_TYPES: [&str; 4] = [
@@ -40,10 +41,21 @@ impl<'a> EntrySettings<'a> {
         as_text(self.get(key))
     }
 
-    /// Returns `ratelimit.min`, the remaining pull quota to keep.
-    pub(super) fn pull_reserve(&self) -> Option<&'a str> {
-        let count = as_text(self.get("ratelimit")?.get("min"))?;
-        count.parse::<u64>().is_ok_and(|count| count > 0).then_some(count)
+    /// Returns `ratelimit.min`, the remaining pull quota to keep. Zero keeps none.
+    pub(super) fn pull_reserve(&self, draft: &mut ConfigDraft) -> Option<&'a str> {
+        let limit = self.get("ratelimit")?;
+        if !limit.is_object() {
+            self.note(draft, "`ratelimit` was not imported: it is not a mapping");
+        }
+        let written = limit.get("min").filter(|written| !written.is_null())?;
+        match as_text(Some(written)).map(|text| (text, text.parse::<u64>())) {
+            Some((_, Ok(0))) => None,
+            Some((text, Ok(_))) => Some(text),
+            _ => {
+                self.note(draft, "`ratelimit: min` was not imported: it is not a number of pulls");
+                None
+            }
+        }
     }
 
     /// Converts what does not depend on the type of the entry.
@@ -216,24 +228,17 @@ fn convert_cron(written: &str) -> Result<DraftSchedule, String> {
 
 /// Converts a template of a backup tag.
 fn convert_backup_template(written: &str) -> Result<String, String> {
-    let mut text = String::new();
-    let mut rest = written;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (inside, after) = after.split_once("}}").ok_or("its template does not end")?;
-        text.push_str(before);
-        let inside = inside.trim_start_matches('-').trim_end_matches('-').trim();
-        let layout = inside.strip_prefix("time.Now.Format").map(|layout| layout.trim().trim_matches(['"', '`', '\'']));
-        text.push_str(match (inside, layout) {
+    let text = replace_actions(written, |action| {
+        let layout = action.strip_prefix("time.Now.Format").map(|layout| layout.trim().trim_matches(['"', '`', '\'']));
+        Some(match (action, layout) {
             (".Ref.Tag", _) => "{{tag}}",
             (_, Some("2006-01-02")) => "{{date}}",
             (_, Some("20060102")) => "{{date | replace('-', '')}}",
             (_, Some("150405")) => "{{time}}",
             (_, Some("20060102150405")) => "{{date | replace('-', '')}}{{time}}",
             (_, Some("20060102-150405")) => "{{date | replace('-', '')}}-{{time}}",
-            _ => return Err(format!("`{{{{{inside}}}}}` is not known")),
-        });
-        rest = after;
-    }
-    text.push_str(rest);
+            _ => return None,
+        })
+    })?;
     text.parse::<BackupTagTemplate>().map(|name| name.to_string())
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::super::draft::{ConfigDraft, DraftRule};
 use super::super::target_mapping::pattern_from_regsync;
 use super::super::{as_text, filter_texts, unknown_keys};
+use super::actions::replace_actions;
 use super::versions::convert_range;
 
 /// Tag filter of one rule.
@@ -136,18 +137,8 @@ fn drop_excluded_tags(filter: &mut TagFilter) {
 pub(super) fn read_target_tag(entry: &Map<String, Value>) -> Result<Option<String>, String> {
     let Some(written) = as_text(entry.get("targetTag")) else { return Ok(None) };
     let refuse = |why: &str| format!("`targetTag: {written}` has no equivalent: {why}");
-    let mut text = String::new();
-    let mut rest = written;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (inside, after) = after.split_once("}}").ok_or_else(|| refuse("the template does not end"))?;
-        text.push_str(before);
-        match inside.trim_start_matches('-').trim_end_matches('-').trim() {
-            ".Source.Tag" => text.push_str("{{tag}}"),
-            inside => return Err(refuse(&format!("`{{{{{inside}}}}}` is not `.Source.Tag`"))),
-        }
-        rest = after;
-    }
-    text.push_str(rest);
+    let text = replace_actions(written, |action| (action == ".Source.Tag").then_some("{{tag}}"));
+    let text = text.map_err(|why| refuse(&why))?;
     let literal = text.replace("{{tag}}", "");
     match () {
         () if text == "{{tag}}" => Ok(None),
