@@ -153,26 +153,25 @@ impl ValueReader {
     }
 
     pub(super) fn flag(&self, node: &YamlNode) -> Option<bool> {
+        self.parse_flag(node, |text| format!("`{text}` is neither true nor false"))
+    }
+
+    /// Reads a flag that is documented as on or off. `name` is its key.
+    pub(super) fn on_off(&self, node: &YamlNode, name: &str) -> Option<bool> {
+        self.parse_flag(node, |text| format!("`{name}` is `on` or `off`, not `{text}`"))
+    }
+
+    /// Reads a flag in any of its spellings, and reports a text that is none with these words.
+    fn parse_flag(&self, node: &YamlNode, complaint: impl FnOnce(&str) -> String) -> Option<bool> {
         let text = self.text(node)?;
         match text.to_ascii_lowercase().as_str() {
             "true" | "on" | "yes" => Some(true),
             "false" | "off" | "no" => Some(false),
             _ => {
-                self.report_value(node, format!("`{text}` is neither true nor false"), None);
+                self.report_value(node, complaint(text), None);
                 None
             }
         }
-    }
-
-    /// Reads a flag that is documented as on or off. `name` is its key.
-    pub(super) fn on_off(&self, node: &YamlNode, name: &str) -> Option<bool> {
-        let text = self.text(node)?;
-        let is_flag = ["true", "on", "yes", "false", "off", "no"].contains(&text.to_ascii_lowercase().as_str());
-        if !is_flag {
-            self.report_value(node, format!("`{name}` is `on` or `off`, not `{text}`"), None);
-            return None;
-        }
-        self.flag(node)
     }
 
     pub(super) fn integer(&self, node: &YamlNode, range: RangeInclusive<usize>) -> Option<usize> {
