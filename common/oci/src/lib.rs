@@ -28,4 +28,4 @@ pub use digest_tag::{DigestTag, DigestTagHints};
 pub use manifest::{Manifest, ManifestError, ManifestKind, ParsedManifest};
 pub use media_type::MediaType;
 pub use platform::{ParsePlatformError, Platform};
-pub use reference::{ParseReferenceError, Reference, RegistryName, RepositoryName, Tag};
+pub use reference::{ParseReferenceError, Reference, RegistryName, RepositoryName, Tag, strip_transport};

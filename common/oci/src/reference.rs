@@ -80,6 +80,11 @@ impl RegistryName {
     }
 }
 
+/// Returns a reference or pattern without the transport prefix of skopeo and others.
+pub fn strip_transport(text: &str) -> &str {
+    text.strip_prefix("docker://").unwrap_or(text)
+}
+
 /// Splits `host:port`, skipping the colons within an IPv6 address's brackets.
 fn split_port(text: &str) -> (&str, Option<&str>) {
     let after_brackets = text.rfind(']').unwrap_or(0);
@@ -251,8 +256,7 @@ impl FromStr for Reference {
         if text.trim() != text || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(fail("it holds white space or control characters".into()));
         }
-        // The transport prefix of skopeo and others.
-        let rest = text.strip_prefix("docker://").unwrap_or(text);
+        let rest = strip_transport(text);
         if let Some((scheme, after)) = rest.split_once("://") {
             return Err(fail(format!("write it without `{scheme}://`, as in `{}`", sanitize(after))));
         }

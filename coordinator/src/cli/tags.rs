@@ -13,7 +13,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::{RetryPolicy, format_duration};
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{Digest, RegistryName, RepositoryName};
+use imgsync_oci::{Digest, RegistryName, RepositoryName, strip_transport};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::{Event, Events, Observer};
 use imgsync_registry::{Client, Context, TrafficCounters};
@@ -91,8 +91,7 @@ fn parse_pattern(text: &str) -> std::result::Result<RuleSource, String> {
         let absolute = std::path::absolute(folder).map_err(|error| format!("not a folder: {error}"))?;
         return Ok(RuleSource::Layout(absolute));
     }
-    // The transport prefix of skopeo and others.
-    let pattern: std::result::Result<RepositoryPattern, _> = text.strip_prefix("docker://").unwrap_or(text).parse();
+    let pattern: std::result::Result<RepositoryPattern, _> = strip_transport(text).parse();
     pattern.map(RuleSource::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {
         // The hint is about rules.
         Some(hint) if hint.contains("tags:") => format!("{error} (choose tags with --include)"),

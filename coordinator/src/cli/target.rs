@@ -8,7 +8,7 @@ use imgsync_config::{CredentialConfig, Rule, RuleSource, RuleTarget};
 use imgsync_model::naming::{NamingStyle, TargetBase};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret::Secret;
-use imgsync_oci::{ParseReferenceError, RegistryName};
+use imgsync_oci::{ParseReferenceError, RegistryName, strip_transport};
 use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 
@@ -169,9 +169,7 @@ fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
     match text.strip_prefix("oci:") {
         Some("") => Err("`oci:` needs the name of a folder".to_owned()),
         Some(folder) => Ok(RuleTarget::Layout(PathBuf::from(folder))),
-        None => text
-            .strip_prefix("docker://")
-            .unwrap_or(text)
+        None => strip_transport(text)
             .parse()
             .map(RuleTarget::Registry)
             .map_err(|error: imgsync_model::naming::TargetBaseError| error.to_string()),

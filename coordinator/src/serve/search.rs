@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use imgsync_model::batch::{BatchId, BatchOptions, TaskState};
-use imgsync_oci::Reference;
 use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::{Reference, strip_transport};
 use imgsync_store::{Batch, CacheScope, Store, TaskRow};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -248,8 +248,9 @@ async fn add_details(
 /// Removes what a pasted name may begin with, and ignores case.
 fn normalize(text: &str) -> String {
     let text = text.trim().to_ascii_lowercase();
-    let bare = ["https://", "http://", "docker://"].iter().find_map(|prefix| text.strip_prefix(prefix));
-    bare.unwrap_or(&text).to_owned()
+    let text = strip_transport(&text);
+    let bare = ["https://", "http://"].iter().find_map(|prefix| text.strip_prefix(prefix));
+    bare.unwrap_or(text).to_owned()
 }
 
 /// Returns the rules that read the repository that a text names.
