@@ -7,17 +7,18 @@ use imgsync_config::{Config, RuleSource};
 use imgsync_oci::error::Error;
 use imgsync_oci::humanize::pluralize;
 
-use super::exit::Exit;
+use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::import;
 use super::import::ImportArgs;
+use super::notify::NotifyArgs;
 use super::printer::Printer;
 use super::settings::Settings;
-use crate::notify::Notifier;
+use crate::notify::{Notifier, TestedTarget};
 use crate::report::{ReportFormat, ReportTemplate};
 use clap::Subcommand;
 
-/// Checks, shows and imports configurations: the file of `-c`, else ./imgsync.yaml.
+/// Checks, shows, tests and imports configurations: the file of `-c`, else ./imgsync.yaml.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Print every error with its position; the exit code is 2 if there is one
@@ -33,6 +34,20 @@ pub(crate) enum ConfigAction {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Send a test message to the notification targets
+    ///
+    /// Prints for each target whether the message was sent; the exit code is 1 if one was not. Whatever `on` says,
+    /// and without retries. Pings are requested only with `--only ping`: each counts as a successful batch.
+    TestNotify {
+        /// Configuration with the targets, as after -c
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Only targets of this kind: telegram, webhook, slack, email …; may be repeated
+        #[arg(long, value_name = "KIND")]
+        only: Vec<String>,
+        #[command(flatten)]
+        notify: NotifyArgs,
+    },
     /// Print the JSON Schema of configurations, for editors
     Schema,
     /// Convert a file of skopeo, regsync or image-syncer, or a command line of imgsync 2.1, into a configuration
@@ -43,7 +58,7 @@ pub(crate) enum ConfigAction {
 }
 
 /// Runs the command.
-pub(crate) fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) -> Exit {
+pub(crate) async fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) -> Exit {
     match action {
         ConfigAction::Schema => print(&format!("{:#}", Config::json_schema()), printer),
         ConfigAction::Import(args) => import::run(&args, printer),
@@ -59,7 +74,50 @@ pub(crate) fn run(action: ConfigAction, global: &GlobalArgs, printer: &Printer) 
         ConfigAction::Show { file } => with_settings(file, global, printer, |_, settings| {
             print(settings.config.to_yaml_redacted().trim_end(), printer)
         }),
+        ConfigAction::TestNotify { file, only, notify } => {
+            let loaded = global.with_file(file, printer).and_then(|global| Settings::load(&global, printer));
+            match loaded {
+                Ok(settings) => test_notify(&settings, &only, &notify, printer).await,
+                Err(exit) => exit,
+            }
+        }
     }
+}
+
+/// Sends a test message to the notification targets, and prints the result of each.
+async fn test_notify(settings: &Settings, only: &[String], notify: &NotifyArgs, printer: &Printer) -> Exit {
+    let configured = notify.resolve(&settings.config.notify, printer);
+    let notifier = match Notifier::for_test(&configured, settings.folder()) {
+        Ok(notifier) => notifier,
+        Err(error) => return fail(&error, printer),
+    };
+    let kinds = notifier.kinds();
+    if kinds.is_empty() {
+        printer.error("no notification target is configured", Some("write one under `notify:` in the configuration"));
+        return Exit::Usage;
+    }
+    if let Some(unknown) = only.iter().find(|kind| !kinds.contains(&kind.as_str())) {
+        let hint = format!("the configured kinds are {}", kinds.join(", "));
+        printer.error(&format!("no notification target of the kind `{unknown}` is configured"), Some(&hint));
+        return Exit::Usage;
+    }
+    let mut exit = Exit::Done;
+    for TestedTarget { kind, label, result } in notifier.send_test(only).await {
+        match result {
+            Some(Ok(())) => _ = printer.text(&format!("{kind} {label}: sent")),
+            Some(Err(error)) => {
+                let hint = format!("check `{kind}` under `notify:` in the configuration");
+                printer.error(&format!("{kind} {label}: {error}"), Some(error.hint().unwrap_or(&hint)));
+                exit = Exit::Failed;
+            }
+            None => {
+                _ = printer.text(&format!(
+                    "{kind} {label}: not requested, because it would count as a successful batch (--only {kind} does)"
+                ));
+            }
+        }
+    }
+    exit
 }
 
 /// Loads a configuration, which has to exist, and applies the function to it.

@@ -135,7 +135,7 @@ pub(crate) enum Command {
     /// code is 1 if a repository could not be listed.
     #[command(visible_alias = "ls", alias = "list-tags")]
     Tags(Box<TagsArgs>),
-    /// Check, show and import configurations
+    /// Check, show, test and import configurations
     Config {
         #[command(subcommand)]
         action: Box<ConfigAction>,
@@ -186,7 +186,7 @@ pub fn main() -> ExitCode {
             Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,
             Some(Command::Verify(args)) => verify::run(*args, &cli.global, &printer).await,
             Some(Command::Inspect(args)) => inspect::run(args, &cli.global, &printer).await,
-            Some(Command::Config { action }) => config::run(*action, &cli.global, &printer),
+            Some(Command::Config { action }) => config::run(*action, &cli.global, &printer).await,
             Some(Command::Completions(args)) => completions::completions(&args, &printer),
             Some(Command::Man(args)) => completions::man(&args, &printer),
             Some(Command::Version) => {

@@ -84,6 +84,10 @@ impl<S: ChatService> NotificationTarget for Chat<S> {
         self.url.expose().to_string()
     }
 
+    fn label(&self) -> String {
+        self.url.to_string()
+    }
+
     fn wants(&self, event: NotificationEvent) -> bool {
         event.meets(self.on)
     }

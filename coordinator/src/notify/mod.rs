@@ -46,12 +46,31 @@ pub struct Notifier {
     dashboard: Option<String>,
 }
 
+/// A target to which a test message was sent.
+pub(crate) struct TestedTarget {
+    /// Configuration key of its kind.
+    pub(crate) kind: &'static str,
+    /// Where its notifications go, without secrets.
+    pub(crate) label: String,
+    /// `None` if nothing was sent.
+    pub(crate) result: Option<Result<()>>,
+}
+
 impl Notifier {
     /// Creates the targets from the configuration and reads their templates, relative to `folder`. Transient errors are
     /// retried after `first_delay` at first.
     pub fn new(notify: &NotifyConfig, folder: &Path, first_delay: Duration) -> Result<Notifier> {
+        Notifier::with_attempts(MAX_ATTEMPTS, notify, folder, first_delay)
+    }
+
+    /// Creates the targets for a test, which retries nothing.
+    pub(crate) fn for_test(notify: &NotifyConfig, folder: &Path) -> Result<Notifier> {
+        Notifier::with_attempts(1, notify, folder, Duration::ZERO)
+    }
+
+    fn with_attempts(attempts: u32, notify: &NotifyConfig, folder: &Path, first_delay: Duration) -> Result<Notifier> {
         let policy = RetryPolicy {
-            attempts: MAX_ATTEMPTS,
+            attempts,
             first_delay,
             max_delay: MAX_DELAY.max(first_delay),
             max_retry_after: MAX_RETRY_AFTER,
@@ -97,6 +116,31 @@ impl Notifier {
     /// Notifies all targets but pings of a registry that holds up a batch. Returns the failures.
     pub async fn send_throttle_notice(&self, throttled: &ThrottleNotice) -> Vec<String> {
         self.send_to_all(&Notification::RegistryThrottled(throttled)).await
+    }
+
+    /// Returns the configuration keys of the kinds of the targets, each once.
+    pub(crate) fn kinds(&self) -> Vec<&'static str> {
+        let mut kinds: Vec<&'static str> = self.targets.iter().map(|target| target.key()).collect();
+        kinds.dedup();
+        kinds
+    }
+
+    /// Sends a test message to all targets, or to those of some kinds. A ping is requested only by its kind: it would
+    /// count as a successful batch.
+    pub(crate) async fn send_test(&self, kinds: &[String]) -> Vec<TestedTarget> {
+        let mut tested = Vec::new();
+        for target in &self.targets {
+            let is_named = kinds.iter().any(|kind| kind == target.key());
+            if !is_named && !kinds.is_empty() {
+                continue;
+            }
+            let result = match is_named || target.wants(NotificationEvent::Test) {
+                true => Some(target.send(&Notification::Test).await),
+                false => None,
+            };
+            tested.push(TestedTarget { kind: target.key(), label: target.label(), result });
+        }
+        tested
     }
 
     /// Sends a notification to all targets that want it. Returns the failures.

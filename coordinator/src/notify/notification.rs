@@ -26,7 +26,13 @@ pub(super) enum Notification<'a> {
     },
     /// A registry holds up a batch.
     RegistryThrottled(&'a ThrottleNotice),
+    /// A test of the targets.
+    Test,
 }
+
+/// Text of a test of the targets.
+pub(super) const TEST_MESSAGE: &str =
+    "This is a test of `notify:` by `imgsync config test-notify`. No batch has ended.";
 
 /// Text of a notification.
 #[derive(Debug, Clone)]
@@ -64,6 +70,7 @@ impl Notification<'_> {
                 NotificationEvent::BatchEnded { copied: counts.copied > 0, failed }
             }
             Notification::RegistryThrottled(_) => NotificationEvent::RegistryThrottled,
+            Notification::Test => NotificationEvent::Test,
         }
     }
 }
@@ -77,6 +84,7 @@ impl NotificationText {
         match notification {
             Notification::BatchEnded { report, level } => NotificationText::for_report(report, *level, template).await,
             Notification::RegistryThrottled(notice) => Ok(NotificationText::for_throttle(notice)),
+            Notification::Test => Ok(NotificationText::for_test()),
         }
     }
 
@@ -98,6 +106,12 @@ impl NotificationText {
             text: String::from_utf8_lossy(&bounded.text).trim_end().to_owned(),
             is_markup: false,
         })
+    }
+
+    /// Creates the text of a test of the targets.
+    pub(super) fn for_test() -> NotificationText {
+        let title = format!("imgsync: test message from {}", imgsync_worker::host_name());
+        NotificationText { title, text: TEST_MESSAGE.to_owned(), is_markup: false }
     }
 
     /// Creates the text of a rate limit that holds up a batch.
@@ -169,14 +183,16 @@ pub(super) enum NotificationEvent {
     },
     /// A registry holds up a batch.
     RegistryThrottled,
+    /// A test of the targets.
+    Test,
 }
 
 impl NotificationEvent {
-    /// Returns whether the event meets the condition of a target. A registry's hold meets every condition.
+    /// Returns whether the event meets the condition of a target. A registry's hold and a test meet every condition.
     pub(super) fn meets(self, condition: NotifyCondition) -> bool {
         match self {
             NotificationEvent::BatchEnded { copied, failed } => condition.is_met(copied, failed),
-            NotificationEvent::RegistryThrottled => true,
+            NotificationEvent::RegistryThrottled | NotificationEvent::Test => true,
         }
     }
 }

@@ -19,6 +19,9 @@ pub(super) trait NotificationTarget: fmt::Debug + Send + Sync {
     /// Returns the address, which no other target of its kind has. May contain secrets: only a hash is stored.
     fn address(&self) -> String;
 
+    /// Returns where notifications go, for people, without secrets.
+    fn label(&self) -> String;
+
     /// Returns whether the target is notified of an event.
     fn wants(&self, event: NotificationEvent) -> bool;
 

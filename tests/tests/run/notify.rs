@@ -260,3 +260,53 @@ async fn a_webhook_s_template_makes_the_body_and_a_broken_one_is_found_before_an
     assert!(output.stderr.contains("chat.json.j2: line 1: undefined value"), "{}", output.stderr);
     assert_eq!(fixture.source.total(), 0);
 }
+
+#[tokio::test]
+async fn a_test_reaches_every_target_and_says_which_it_does_not_reach() {
+    let telegram = TelegramServer::start(TOKEN, GROUP).await;
+    let (hook, broken, ping) =
+        tokio::join!(WebhookReceiver::start(), WebhookReceiver::start(), WebhookReceiver::start());
+    let program = configured(&format!(
+        "notify:\n  telegram: {{token: \"{TOKEN}\", group: \"{GROUP}\", api: \"{}\", on: failure}}\n  webhook:\n  \
+         - {{url: \"{}/path-secret\", secret: 0123456789abcdef, on: failure}}\n  - {{url: \"{}/path-secret\"}}\n  \
+         ping: \"{}/path-secret\"\n",
+        telegram.url(),
+        hook.url(),
+        broken.url(),
+        ping.url()
+    ));
+    let test = |more: &[&str]| {
+        let program = program.again().args(["config", "test-notify", "imgsync.yaml"]).args(more);
+        async move { program.run().await }
+    };
+    broken.refuse_once(503);
+    let output = test(&[]).await.assert_code(1);
+    let [TelegramPost::Message { text, .. }] = &telegram.posts()[..] else { panic!("{:?}", telegram.posts()) };
+    assert!(text.starts_with("imgsync: test message from ") && text.contains("No batch has ended."), "{text}");
+    let received = hook.received();
+    assert_eq!((received.len(), &received[0].json()["event"]), (1, &json!("test")));
+    assert!(received[0].header("x-imgsync-signature").is_some(), "signed as others are");
+    assert_eq!(broken.received().len(), 1, "a test is not retried");
+    assert_eq!(ping.received().len(), 0, "a ping would count as a successful batch");
+    let sent: Vec<&str> = output.stdout.lines().filter(|line| line.ends_with(": sent")).collect();
+    assert_eq!(
+        sent,
+        [format!("telegram {GROUP} at {}/: sent", telegram.url()), format!("webhook {}/***: sent", hook.url())]
+    );
+    assert!(output.stdout.contains(&format!("ping {}/***: not requested", ping.url())), "{}", output.stdout);
+    for part in [format!("webhook {}/***: ", broken.url()), "HTTP 503".to_owned(), "hint: check `webhook`".to_owned()] {
+        assert!(output.stderr.contains(&part), "{part} in {}", output.stderr);
+    }
+    let shown = format!("{}{}", output.stdout, output.stderr);
+    assert!(!shown.contains("path-secret") && !shown.contains("secret_Token"), "{shown}");
+
+    // One kind, by its key.
+    test(&["--only", "ping"]).await.assert_code(0);
+    assert_eq!((ping.received().len(), hook.received().len(), telegram.posts().len()), (1, 1, 1));
+    test(&["--only", "webhook", "--only", "telegram"]).await.assert_code(0);
+    assert_eq!((hook.received().len(), broken.received().len(), telegram.posts().len()), (2, 2, 2));
+    let output = test(&["--only", "slack"]).await.assert_code(2);
+    assert!(output.stderr.contains("hint: the configured kinds are telegram, webhook, ping"), "{}", output.stderr);
+    let output = configured("rules: []\n").args(["config", "test-notify"]).run().await.assert_code(2);
+    assert!(output.stderr.contains("no notification target is configured"), "{}", output.stderr);
+}

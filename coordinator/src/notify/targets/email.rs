@@ -61,6 +61,11 @@ impl NotificationTarget for Email {
         format!("{} {}", self.server, to.join(" "))
     }
 
+    fn label(&self) -> String {
+        let to: Vec<String> = self.to.iter().map(ToString::to_string).collect();
+        format!("{} by {}", to.join(", "), self.server)
+    }
+
     fn wants(&self, event: NotificationEvent) -> bool {
         event.meets(self.on)
     }

@@ -38,6 +38,10 @@ impl NotificationTarget for Ping {
         self.url.expose().to_string()
     }
 
+    fn label(&self) -> String {
+        self.url.to_string()
+    }
+
     fn wants(&self, event: NotificationEvent) -> bool {
         matches!(event, NotificationEvent::BatchEnded { failed: false, .. })
     }

@@ -78,6 +78,10 @@ impl NotificationTarget for Telegram {
         format!("{} {}", self.api, self.group)
     }
 
+    fn label(&self) -> String {
+        format!("{} at {}", self.group, self.api)
+    }
+
     fn wants(&self, event: NotificationEvent) -> bool {
         event.meets(self.on)
     }
@@ -85,10 +89,8 @@ impl NotificationTarget for Telegram {
     async fn send(&self, notification: &Notification<'_>) -> Result<()> {
         match notification {
             Notification::BatchEnded { report, level } => self.send_report(report, *level).await,
-            Notification::RegistryThrottled(notice) => {
-                let message = NotificationText::for_throttle(notice);
-                self.send_text(&format!("{}\n\n{}", message.title, message.text)).await
-            }
+            Notification::RegistryThrottled(notice) => self.send_message(&NotificationText::for_throttle(notice)).await,
+            Notification::Test => self.send_message(&NotificationText::for_test()).await,
         }
     }
 
@@ -143,6 +145,10 @@ impl Telegram {
             }
         };
         self.send_file(&format!("imgsync-{id}.txt"), text).await
+    }
+
+    async fn send_message(&self, message: &NotificationText) -> Result<()> {
+        self.send_text(&format!("{}\n\n{}", message.title, message.text)).await
     }
 
     /// Sends preformatted text.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::notify::http_sender::{HttpReply, HttpSender, status_error};
-use crate::notify::notification::{Notification, NotificationEvent, ThrottleNotice};
+use crate::notify::notification::{Notification, NotificationEvent, TEST_MESSAGE, ThrottleNotice};
 use crate::notify::target::{NotificationTarget, TargetContext};
 use crate::report::{Report, ReportData, ReportFormat, ReportLevel, ReportTemplate};
 
@@ -56,6 +56,10 @@ impl NotificationTarget for Webhook {
         self.url.expose().to_string()
     }
 
+    fn label(&self) -> String {
+        self.url.to_string()
+    }
+
     fn wants(&self, event: NotificationEvent) -> bool {
         event.meets(self.on)
     }
@@ -64,6 +68,7 @@ impl NotificationTarget for Webhook {
         match notification {
             Notification::BatchEnded { report, level } => self.send_report(report, *level).await,
             Notification::RegistryThrottled(notice) => self.send_throttle_notice(notice).await,
+            Notification::Test => self.post_event(json!({"event": "test", "message": TEST_MESSAGE})).await,
         }
     }
 
@@ -113,13 +118,18 @@ impl Webhook {
         self.post_body(&operation, self.headers.clone(), body).await
     }
 
-    /// Posts that a registry holds up a batch, always as JSON, because templates are for reports.
+    /// Posts that a registry holds up a batch.
     async fn send_throttle_notice(&self, throttled: &ThrottleNotice) -> Result<()> {
         let ThrottleNotice { batch, registry, why, until, open } = throttled;
-        let body = json!({
+        self.post_event(json!({
             "event": "registry.throttled", "batch": batch.to_string(), "registry": registry.to_string(), "reason": why,
             "until": until.to_string(), "open": open,
-        });
+        }))
+        .await
+    }
+
+    /// Posts an event without a report, always as JSON, because templates are for reports.
+    async fn post_event(&self, body: serde_json::Value) -> Result<()> {
         let mut headers = self.headers.clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.post_body(&format!("posting to {}", self.url), headers, body.to_string()).await
