@@ -2,8 +2,8 @@
 //! it.
 
 use imgsync_model::batch::BatchId;
-use imgsync_oci::error::Result;
-use imgsync_store::{Batch, BatchState, Store, leader_lease_name, listing_lease_name};
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_store::{Batch, BatchState, RecordCounts, Store, leader_lease_name, listing_lease_name};
 use serde::Serialize;
 
 /// Name of the leader lease of `serve` ([`leader_lease_name`]): all batches that no other process leads.
@@ -133,4 +133,27 @@ pub async fn find_owner(store: &dyn Store, batch: &Batch) -> Result<Option<Strin
     };
     // Holders of a batch's leases have its id in their names, which the caller knows.
     Ok(holder.map(|holder| holder.replacen(&format!(" {id}"), "", 1)))
+}
+
+/// Returns whether a batch ended with everything listed, nothing failed or cancelled, and no problem of pruning.
+pub async fn is_good(store: &dyn Store, batch: &Batch, records: RecordCounts) -> Result<bool> {
+    let has_ended = batch.state == BatchState::Done && batch.ended_at.is_some();
+    if !has_ended || batch.counts.failed + batch.counts.cancelled + records.unlisted > 0 {
+        return Ok(false);
+    }
+    Ok(records.pruned == 0 || !has_prune_problems(store, batch.id).await?)
+}
+
+/// Returns whether tags of a batch could not be removed.
+pub async fn has_prune_problems(store: &dyn Store, batch: BatchId) -> Result<bool> {
+    let pruned = or_removed(store.prune_records(batch).await)?;
+    Ok(pruned.iter().any(|record| record.outcome.needs_attention()))
+}
+
+/// Returns no records of a batch that was removed meanwhile.
+pub fn or_removed<T: Default>(read: Result<T>) -> Result<T> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
+        read => read,
+    }
 }

@@ -16,6 +16,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::batch_view::is_good;
+
 /// Maximum number of rules with metrics, the first of the configuration. A metric counts the others.
 pub(crate) const MAX_RULES: usize = 100;
 /// Maximum number of characters of a rule's source and target in labels.
@@ -194,14 +196,8 @@ impl EndedBatchCache {
             return Ok(Some(*summary));
         }
         let records = store.count_records(&[batch.id]).await?.first().copied().unwrap_or_default();
-        let pruned = if records.pruned > 0 { store.prune_records(batch.id).await? } else { Vec::new() };
-        let is_pruned = !pruned.iter().any(|record| record.outcome.needs_attention());
-        let counts = &batch.counts;
-        let is_good = batch.state == BatchState::Done && counts.failed + counts.cancelled == 0;
-        let summary = EndedBatchSummary {
-            unlisted: records.unlisted as usize,
-            is_good: is_good && records.unlisted == 0 && is_pruned,
-        };
+        let is_good = is_good(store, batch, records).await?;
+        let summary = EndedBatchSummary { unlisted: records.unlisted as usize, is_good };
         self.summaries.insert((batch.id, ended_at), summary);
         Ok(Some(summary))
     }

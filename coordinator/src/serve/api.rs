@@ -54,9 +54,7 @@ pub(super) async fn batches(State(app): SharedState, RawQuery(query): RawQuery) 
         None => None,
         Some(id) => {
             let current = app.active_config.borrow().clone();
-            let rule = current.rule(id).ok_or_else(|| {
-                ErrorResponse::not_found(format!("the configuration has no rule {}", sanitize_within(id, 100)))
-            })?;
+            let rule = current.rule(id).ok_or_else(|| ErrorResponse::no_rule(id))?;
             Some([rule.batch_identity.clone()])
         }
     };
@@ -180,11 +178,10 @@ pub(super) async fn unlisted(
     RawQuery(query): RawQuery,
 ) -> ApiResult<Value> {
     let query = QueryParams::parse(query, &["from", "limit"])?;
-    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let range = query.page_range()?;
     let batch = find_batch(&app, &id).await?;
     let all = app.store().listing_failures(batch.id).await?;
-    let shown: Vec<_> = all.iter().skip(from).take(limit).collect();
-    let next = (from + shown.len() < all.len()).then_some(from + shown.len());
+    let (shown, next) = range.select(&all);
     Ok(Json(json!({"unlisted": shown, "next": next, "total": all.len()})))
 }
 
@@ -269,18 +266,17 @@ pub(super) async fn requeue(State(app): SharedState, PathId(id): PathId, request
 
 pub(super) async fn workers(State(app): SharedState, RawQuery(query): RawQuery) -> ApiResult<Value> {
     let query = QueryParams::parse(query, &["from", "limit"])?;
-    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let range = query.page_range()?;
     let workers = app.workers().await?;
-    let shown: Vec<_> = workers.iter().skip(from).take(limit).collect();
-    let next = (from + shown.len() < workers.len()).then_some(from + shown.len());
+    let (shown, next) = range.select(&workers);
     Ok(Json(json!({"workers": shown, "next": next, "total": workers.len()})))
 }
 
 pub(super) async fn routes(State(app): SharedState, RawQuery(query): RawQuery) -> ApiResult<RoutesPage> {
     let query = QueryParams::parse(query, &["from", "limit"])?;
-    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let range = query.page_range()?;
     let workers = app.workers().await?;
-    Ok(Json(app.routes(&workers).await?.page(from, limit)))
+    Ok(Json(app.routes(&workers).await?.page(range)))
 }
 
 pub(super) async fn events(State(app): SharedState) -> Result<Response, ErrorResponse> {

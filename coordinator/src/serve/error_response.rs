@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use imgsync_oci::error::{Error, ErrorKind};
+use imgsync_oci::sanitize::sanitize_within;
 use serde_json::json;
 
 /// An error response.
@@ -24,6 +25,12 @@ impl ErrorResponse {
     /// Creates a 404 response.
     pub(super) fn not_found(message: impl Into<String>) -> ErrorResponse {
         ErrorResponse::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// Creates a 404 response for a rule that the configuration does not have.
+    pub(super) fn no_rule(id: &str) -> ErrorResponse {
+        let id = sanitize_within(id, 100);
+        ErrorResponse::not_found(format!("the configuration has no rule {id}")).hint("GET /rules lists them")
     }
 
     /// Creates a 400 response: the request is malformed.

@@ -17,6 +17,8 @@ use serde::de::DeserializeOwned;
 use super::error_response::ErrorResponse;
 
 const MAX_BODY_BYTES: usize = 16 * 1024;
+/// Maximum size of a body that is ignored, such as that of a registry's webhook.
+const MAX_IGNORED_BODY_BYTES: usize = 1024 * 1024;
 /// How long an oversized body is drained: a client that is still sending does not read the response.
 const BODY_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const MAX_PAGE_ROWS: usize = 1_000;
@@ -44,10 +46,15 @@ pub(super) async fn expect_empty_body(request: Request) -> Result<(), ErrorRespo
     read_json::<EmptyBody>(request).await.map(drop)
 }
 
+/// Reads and drops a body, whatever it contains: webhooks of registries describe what was pushed.
+pub(super) async fn ignore_body(request: Request) -> Result<(), ErrorResponse> {
+    read_limited(request.into_body(), MAX_IGNORED_BODY_BYTES).await.map(drop)
+}
+
 /// Parses a JSON body; none if it is empty.
 pub(super) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<Option<T>, ErrorResponse> {
     let is_json = is_json(request.headers());
-    let bytes = read_limited(request.into_body()).await?;
+    let bytes = read_limited(request.into_body(), MAX_BODY_BYTES).await?;
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -60,15 +67,15 @@ pub(super) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<O
     })
 }
 
-async fn read_limited(body: Body) -> Result<Vec<u8>, ErrorResponse> {
+async fn read_limited(body: Body, limit: usize) -> Result<Vec<u8>, ErrorResponse> {
     let mut parts = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| ErrorResponse::bad_request("the body ended early"))?;
-        if bytes.len() + part.len() > MAX_BODY_BYTES {
+        if bytes.len() + part.len() > limit {
             let rest = async { while parts.next().await.is_some_and(|part| part.is_ok()) {} };
             let _ = tokio::time::timeout(BODY_DRAIN_TIMEOUT, rest).await;
-            let why = format!("the body has more than {MAX_BODY_BYTES} bytes");
+            let why = format!("the body has more than {limit} bytes");
             return Err(ErrorResponse::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid", why));
         }
         bytes.extend_from_slice(&part);
@@ -79,6 +86,22 @@ async fn read_limited(body: Body) -> Result<Vec<u8>, ErrorResponse> {
 fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// Rows of a list that a query asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageRange {
+    pub(super) from: usize,
+    pub(super) limit: usize,
+}
+
+impl PageRange {
+    /// Returns the rows of the page, and the index of the next page if there is one.
+    pub(super) fn select<T>(self, all: &[T]) -> (&[T], Option<usize>) {
+        let start = self.from.min(all.len());
+        let end = start.saturating_add(self.limit).min(all.len());
+        (&all[start..end], (end < all.len()).then_some(end))
+    }
 }
 
 /// Query parameters.
@@ -114,6 +137,11 @@ impl QueryParams {
             }
             _ => Err(ErrorResponse::bad_request(format!("`{name}` must be an integer from {from} to {to}"))),
         }
+    }
+
+    /// Returns the rows of a page: `from` and `limit`.
+    pub(super) fn page_range(&self) -> Result<PageRange, ErrorResponse> {
+        Ok(PageRange { from: self.start_index()? as usize, limit: self.limit()? })
     }
 
     /// Returns the number of rows of a page.

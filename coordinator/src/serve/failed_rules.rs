@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use imgsync_oci::Reference;
-use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::error::Result;
 use imgsync_store::{Batch, RecordCounts, Store};
 
 use super::active_config::ActiveRule;
+use crate::batch_view::{has_prune_problems, or_removed};
 
 /// Failures read per query, and their limit.
 const ROWS_PER_PAGE: usize = 1_000;
@@ -23,11 +24,8 @@ pub(super) async fn read_failed_rules(
     if batch.counts.failed > MAX_FAILURES || batch.counts.cancelled > 0 {
         return Ok(None);
     }
-    if records.pruned > 0 {
-        let pruned = or_removed(store.prune_records(batch.id).await)?;
-        if pruned.iter().any(|record| record.outcome.needs_attention()) {
-            return Ok(None);
-        }
+    if records.pruned > 0 && has_prune_problems(store, batch.id).await? {
+        return Ok(None);
     }
     let mut failed = BTreeSet::new();
     if records.unlisted > 0 {
@@ -49,13 +47,5 @@ pub(super) async fn read_failed_rules(
         failed.extend(page.iter().map(|one| one.task.spec.rule as usize));
         let Some(last) = page.last().filter(|_| page.len() == ROWS_PER_PAGE) else { return Ok(Some(failed)) };
         from = last.task.index.saturating_add(1);
-    }
-}
-
-/// Returns no records of a batch that was removed meanwhile.
-pub(super) fn or_removed<T: Default>(read: Result<T>) -> Result<T> {
-    match read {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
-        read => read,
     }
 }

@@ -12,6 +12,7 @@ use imgsync_worker::runner::load_rate_limit_holds;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::extract::PageRange;
 use super::workers::WorkerResponse;
 use crate::orchestrator::{Backend, unserved_reasons};
 
@@ -35,17 +36,17 @@ impl RoutesResponse {
     }
 
     /// Returns a page of the routes, and their registries.
-    pub(super) fn page(mut self, from: usize, limit: usize) -> RoutesPage {
+    pub(super) fn page(mut self, range: PageRange) -> RoutesPage {
         let total = self.routes.len();
-        self.routes = self.routes.into_iter().skip(from).take(limit).collect();
-        let end = from + self.routes.len();
+        let (page, next) = range.select(&self.routes);
+        self.routes = page.to_vec();
         let is_shown = |registry: &RegistryLimitsResponse| {
             self.routes
                 .iter()
                 .any(|route| route.source.endpoint == registry.registry || route.target.endpoint == registry.registry)
         };
         let registries = self.registries.iter().filter(|registry| is_shown(registry)).cloned().collect();
-        RoutesPage { routes: self.routes, registries, next: (end < total).then_some(end), total }
+        RoutesPage { routes: self.routes, registries, next, total }
     }
 }
 

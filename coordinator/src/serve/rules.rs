@@ -14,9 +14,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::active_config::ActiveConfig;
-use super::failed_rules::{or_removed, read_failed_rules};
+use super::failed_rules::read_failed_rules;
 use super::scheduler::{ScheduleEntry, Scheduler};
-use crate::batch_view::{BatchStatus, BatchView};
+use crate::batch_view::{BatchStatus, BatchView, is_good, or_removed};
 use crate::report::advice::{self, NextStep};
 use crate::report::failure_groups::answering_registries;
 
@@ -44,11 +44,13 @@ pub(super) enum RuleState {
     /// Its last run selected no tag.
     NothingSelected,
     NeverRun,
+    /// It was started, but its batches are older than `keep` and were removed.
+    NoRecentRun,
     InSync,
 }
 
 impl RuleState {
-    pub(super) const ALL: [RuleState; 8] = [
+    pub(super) const ALL: [RuleState; 9] = [
         RuleState::Failing,
         RuleState::Interrupted,
         RuleState::Paused,
@@ -56,6 +58,7 @@ impl RuleState {
         RuleState::Cancelled,
         RuleState::NothingSelected,
         RuleState::NeverRun,
+        RuleState::NoRecentRun,
         RuleState::InSync,
     ];
 
@@ -68,6 +71,7 @@ impl RuleState {
             RuleState::Cancelled => "cancelled",
             RuleState::NothingSelected => "nothing_selected",
             RuleState::NeverRun => "never_run",
+            RuleState::NoRecentRun => "no_recent_run",
             RuleState::InSync => "in_sync",
         }
     }
@@ -196,8 +200,8 @@ struct ErrorExample {
 #[derive(Default)]
 struct Inner {
     histories: HashMap<Digest, RunHistory>,
-    /// Whether pruning had problems, by batch and end, because a batch can be requeued.
-    prune_problems: HashMap<(BatchId, Timestamp), bool>,
+    /// Whether batches that pruned were good, by batch and end, because a batch can be requeued.
+    pruning_batches: HashMap<(BatchId, Timestamp), bool>,
     last: Option<(Instant, Arc<ActiveConfig>, Arc<Vec<RuleResponse>>)>,
 }
 
@@ -299,7 +303,11 @@ impl Inner {
             let last_failure =
                 [&its.last_failure, &common.last_failure].into_iter().flatten().max_by_key(|failure| failure.at);
             let history = if shared { common } else { its };
-            let state = last.map_or(RuleState::NeverRun, |last| state_of(last, history));
+            let state = match (last, schedule.last) {
+                (Some(last), _) => state_of(last, history),
+                (None, Some(_)) => RuleState::NoRecentRun,
+                (None, None) => RuleState::NeverRun,
+            };
             let last_good = its.last_good.max(common.last_good);
             schedule.last = last.map(|last| last.batch.id).or(schedule.last);
             schedule.running = views
@@ -377,28 +385,23 @@ impl Inner {
         }
         let known: HashSet<&Digest> = identities.iter().collect();
         self.histories.retain(|rules, _| known.contains(rules) && newest.contains_key(rules));
-        if self.prune_problems.len() > 2 * MAX_RUNS * identities.len().max(100) {
-            self.prune_problems.clear();
+        if self.pruning_batches.len() > 2 * MAX_RUNS * identities.len().max(100) {
+            self.pruning_batches.clear();
         }
         Ok(())
     }
 
-    /// Returns whether a batch ended with everything listed, nothing failed and no problem of pruning.
+    /// Returns whether a batch is good. Reads what a batch has pruned only once.
     async fn is_good(&mut self, batch: &Batch, records: RecordCounts, store: &dyn Store) -> Result<bool> {
-        let Some(at) = batch.ended_at.filter(|_| batch.state == BatchState::Done) else { return Ok(false) };
-        if batch.counts.failed + batch.counts.cancelled + records.unlisted > 0 {
-            return Ok(false);
+        let key = batch.ended_at.filter(|_| records.pruned > 0).map(|at| (batch.id, at));
+        if let Some(known) = key.and_then(|key| self.pruning_batches.get(&key)) {
+            return Ok(*known);
         }
-        if records.pruned == 0 {
-            return Ok(true);
+        let good = is_good(store, batch, records).await?;
+        if let Some(key) = key {
+            self.pruning_batches.insert(key, good);
         }
-        if let Some(has_problem) = self.prune_problems.get(&(batch.id, at)) {
-            return Ok(!has_problem);
-        }
-        let pruned = or_removed(store.prune_records(batch.id).await)?;
-        let has_problem = pruned.iter().any(|record| record.outcome.needs_attention());
-        self.prune_problems.insert((batch.id, at), has_problem);
-        Ok(!has_problem)
+        Ok(good)
     }
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::StatusCode;
-use imgsync_oci::sanitize::sanitize_within;
 use serde_json::{Value, json};
 
 use super::api::{ApiResult, SharedState};
 use super::app::AppState;
 use super::error_response::ErrorResponse;
-use super::extract::{PathId, QueryParams, expect_empty_body};
+use super::extract::{PathId, QueryParams, ignore_body};
 use super::overview::OverviewResponse;
 use super::rules::{MAX_RUNS, RuleResponse, RuleState, count_states};
 use super::search::{self, MAX_TEXT_CHARS, MIN_TEXT_CHARS, SearchResponse};
@@ -32,7 +31,7 @@ pub(super) async fn rules(State(app): SharedState, RawQuery(query): RawQuery) ->
     let states = query.get("state").map(parse_states).transpose()?;
     let text = query.get("text").unwrap_or_default().trim().to_lowercase();
     let registry = query.get("registry").unwrap_or_default().trim().to_lowercase();
-    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let range = query.page_range()?;
     let rules = app.rules().await?;
     let matches_text = |rule: &RuleResponse| {
         let schedule = &rule.schedule;
@@ -51,8 +50,7 @@ pub(super) async fn rules(State(app): SharedState, RawQuery(query): RawQuery) ->
         .filter(|rule| states.as_ref().is_none_or(|states| states.contains(&rule.state)))
         .filter(|rule| matches_text(rule) && uses_registry(rule))
         .collect();
-    let page: Vec<&&RuleResponse> = found.iter().skip(from).take(limit).collect();
-    let next = (from + page.len() < found.len()).then_some(from + page.len());
+    let (page, next) = range.select(&found);
     Ok(Json(json!({
         "rules": page, "next": next, "total": found.len(), "states": count_states(&rules), "runs_searched": MAX_RUNS,
     })))
@@ -81,7 +79,7 @@ pub(super) async fn history(
     let before = query.batch_id("before")?;
     let limit = query.parse_integer("limit", 1, MAX_HISTORY)?.unwrap_or(DEFAULT_HISTORY);
     let current = app.active_config.borrow().clone();
-    let rule = current.rule(&id).ok_or_else(|| no_rule(&id))?;
+    let rule = current.rule(&id).ok_or_else(|| ErrorResponse::no_rule(&id))?;
     let runs = app.rule_cache.history(app.store(), &current.identities_of(rule), before, limit).await?;
     let next = runs.last().filter(|_| runs.len() == limit).map(super::rules::HistoryEntry::batch);
     Ok(Json(json!({"rule": rule.id, "runs": runs, "next": next})))
@@ -89,10 +87,10 @@ pub(super) async fn history(
 
 pub(super) async fn schedules(State(app): SharedState, RawQuery(query): RawQuery) -> ApiResult<Value> {
     let query = QueryParams::parse(query, &["from", "limit"])?;
-    let (from, limit) = (query.start_index()? as usize, query.limit()?);
+    let range = query.page_range()?;
     let rules = app.rules().await?;
-    let page: Vec<_> = rules.iter().skip(from).take(limit).map(|rule| &rule.schedule).collect();
-    let next = (from + page.len() < rules.len()).then_some(from + page.len());
+    let (page, next) = range.select(&rules);
+    let page: Vec<_> = page.iter().map(|rule| &rule.schedule).collect();
     Ok(Json(json!({"schedules": page, "next": next, "total": rules.len()})))
 }
 
@@ -101,7 +99,7 @@ pub(super) async fn start(
     PathId(rule): PathId,
     request: Request,
 ) -> Result<(StatusCode, Json<Value>), ErrorResponse> {
-    expect_empty_body(request).await?;
+    ignore_body(request).await?;
     // Spawned, so that the batch is started and recorded even if the client disconnects.
     let scheduler = app.scheduler.clone();
     let started = tokio::spawn(async move { scheduler.start(&rule).await });
@@ -128,10 +126,8 @@ pub(super) async fn search(State(app): SharedState, RawQuery(query): RawQuery) -
 async fn find_rule(app: &Arc<AppState>, id: &str) -> Result<RuleResponse, ErrorResponse> {
     let rules = app.rules().await?;
     let by_id = rules.iter().find(|rule| rule.schedule.rule == id);
-    by_id.or_else(|| rules.iter().find(|rule| rule.schedule.name == id)).cloned().ok_or_else(|| no_rule(id))
-}
-
-fn no_rule(id: &str) -> ErrorResponse {
-    let id = sanitize_within(id, 100);
-    ErrorResponse::not_found(format!("the configuration has no rule {id}")).hint("GET /rules lists them")
+    by_id
+        .or_else(|| rules.iter().find(|rule| rule.schedule.name == id))
+        .cloned()
+        .ok_or_else(|| ErrorResponse::no_rule(id))
 }

@@ -11,8 +11,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::app::AppState;
-use super::failed_rules::or_removed;
 use super::overview::RuleName;
+use crate::batch_view::or_removed;
 use crate::report::advice;
 
 /// Batches of each rule that are searched, the newest ones.

@@ -153,11 +153,12 @@ async fn bodies_are_small_and_what_they_are_said_to_be() {
     let fixture = ServeFixture::new(&["a"], 1).await;
     let served = fixture.serve(&[("a", "")]).await;
     let (_, schedules) = served.get("schedules").await;
-    let path = format!("schedules/{}/start", schedules["schedules"][0]["rule"].as_str().unwrap());
-    let send = async |kind: &str, body: Vec<u8>| {
-        let request = served.request(Method::POST, &path).bearer_auth(&served.token);
+    let start = format!("schedules/{}/start", schedules["schedules"][0]["rule"].as_str().unwrap());
+    let send_to = async |path: &str, kind: &str, body: Vec<u8>| {
+        let request = served.request(Method::POST, path).bearer_auth(&served.token);
         serve_process::send_json(request.header("content-type", kind).body(body)).await.0
     };
+    let send = async |kind: &str, body: Vec<u8>| send_to("batches/nothing/pause", kind, body).await;
     assert_eq!(send("application/json", vec![b' '; 64 << 20]).await, 413);
     assert_eq!(send("application/json", vec![b' '; 17 << 10]).await, 413);
     assert_eq!(send("text/plain", b"{}".to_vec()).await, 415);
@@ -165,8 +166,11 @@ async fn bodies_are_small_and_what_they_are_said_to_be() {
     assert_eq!(send("application/json", b"{\"force\": true}".to_vec()).await, 400);
     assert_eq!(send("application/json", b"{".to_vec()).await, 400);
     assert_eq!(send("application/json", [b"[".repeat(10_000), b"]".repeat(6_000)].concat()).await, 400);
+    assert_eq!(send("application/json; charset=utf-8", b"{}".to_vec()).await, 404, "the body is fine");
+    // A start ignores its body, which is limited all the same.
+    assert_eq!(send_to(&start, "application/json", vec![b' '; 64 << 20]).await, 413);
     assert_eq!(fixture.source.total(), 0, "nothing was begun by any of it");
-    assert_eq!(send("application/json; charset=utf-8", b"{}".to_vec()).await, 202);
+    assert_eq!(send_to(&start, "application/json; charset=utf-8", b"{}".to_vec()).await, 202);
     let nowhere = served.get("nothing").await;
     assert_eq!(nowhere.0, 404);
     assert_eq!(nowhere.1["error"]["kind"], "not_found");

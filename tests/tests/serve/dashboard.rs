@@ -231,7 +231,7 @@ async fn failures_are_requeued_by_a_button_and_a_batch_is_paused_and_cancelled()
     let id = served.wait_for_ended_batches(1).await[0]["batch"].as_str().unwrap().to_owned();
     browser.open(&served.dashboard_url()).await;
     open_page(&mut browser, &format!("/batches/{id}")).await;
-    wait_for_state(&mut browser, "done, with failures").await;
+    wait_for_state(&mut browser, "failed").await;
     wait_in(&mut browser, "#failures", "4 images: denied").await;
     // The images, filtered, in pages.
     browser.eval("(() => { const select = document.querySelector('#images select'); select.value = 'failed'; select.dispatchEvent(new Event('change')) })()").await;

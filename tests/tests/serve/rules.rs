@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
+use imgsync_tests::serve_process::send_json;
 use imgsync_tests::{RedisServer, ServeProcess, TestCluster, images};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -114,6 +115,60 @@ async fn rules_are_shown_with_their_state_and_the_overview_says_what_is_wrong_an
     assert_eq!(rule["last"], started["batch"]);
     assert_eq!(served.get("rules/nothing").await.0, 404);
     assert_eq!(served.get("rules/missing").await.1["rule"], id, "by its name, too");
+}
+
+#[tokio::test]
+async fn a_rule_whose_batches_are_all_too_old_has_no_recent_run_and_is_not_one_that_never_ran() {
+    let fixture = ServeFixture::new(&["a", "b"], 1).await;
+    let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "")]).await;
+    served.wait_for_ended_batches(1).await;
+    served.stop().await.assert_code(0);
+    // Removes all batches that have ended.
+    let short = format!("keep: 1ms\n{}", fixture.config(&[("b", "")]).replace("/m,", "/other,"));
+    fixture.program.file("short.yaml", short);
+    fixture.program.again().args(["run", "short.yaml"]).run().await.assert_code(0);
+
+    let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "")]).await;
+    let (_, rules) = served.get("rules").await;
+    let states: Vec<&Value> = rules["rules"].as_array().unwrap().iter().map(|rule| &rule["state"]).collect();
+    assert_eq!(states, ["no_recent_run", "never_run"], "{rules:#}");
+    assert_eq!(names(&served.get("rules?state=no_recent_run").await.1).len(), 1);
+}
+
+/// A push event as Harbor sends it.
+const HARBOR_PUSH: &str = r#"{"type":"PUSH_ARTIFACT","occur_at":1700000000,"operator":"admin","event_data":{"resources":
+    [{"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","tag":"v1",
+    "resource_url":"harbor.example/library/app:v1"}],"repository":{"name":"app","namespace":"library",
+    "repo_full_name":"library/app","repo_type":"private"}}}"#;
+
+#[tokio::test]
+async fn a_webhook_of_a_registry_starts_a_rule_whatever_its_body() {
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let served = fixture.serve(&[("a", "")]).await;
+    let (_, rules) = served.get("rules").await;
+    let path = format!("rules/{}/start", rules["rules"][0]["rule"].as_str().unwrap());
+    let notification = json!({"events": [{"action": "push", "target": {"repository": "a", "tag": "v1"}}]}).to_string();
+    for (number, (kind, body)) in [
+        ("application/json", HARBOR_PUSH.to_owned()),
+        ("application/vnd.docker.distribution.events.v1+json", notification),
+        ("application/json", format!("[{}0]", "0,".repeat(100_000))),
+        ("text/plain", "pushed".to_owned()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let hook = |token: &str| {
+            let request = served.request(reqwest::Method::POST, &path).bearer_auth(token);
+            send_json(request.header("content-type", kind).body(body.clone()))
+        };
+        assert_eq!(hook("wrong").await.0, 401, "{kind}");
+        let (status, started) = hook(&served.token).await;
+        assert_eq!(status, 202, "{kind}: {started:#}");
+        assert_eq!(served.wait_for_ended_batches(number + 1).await[0]["batch"], started["batch"], "{kind}");
+    }
+    let endless = served.request(reqwest::Method::POST, &path).bearer_auth(&served.token).body(vec![b'x'; 2 << 20]);
+    assert_eq!(send_json(endless).await.0, 413, "a body that is no notification");
+    assert_eq!(served.get("batches").await.1["batches"].as_array().unwrap().len(), 4);
 }
 
 #[tokio::test]

@@ -95,6 +95,7 @@ const RULE_STATES = {
   cancelled: "cancelled",
   nothing_selected: "nothing selected",
   never_run: "never run",
+  no_recent_run: "no recent run",
   in_sync: "in sync",
 };
 export const ruleStates = Object.keys(RULE_STATES);
@@ -110,7 +111,7 @@ export const ruleMark = (rule) => mark(rule.state, ruleStateWords(rule.state));
 export const hasFailed = (batch) => batch.counts.failed + batch.unlisted > 0;
 
 export function batchMark(batch) {
-  if (batch.state === "done" && hasFailed(batch)) return mark("failing", "done, with failures");
+  if (batch.state === "done" && hasFailed(batch)) return mark("failing", batch.counts.copied + batch.counts.unchanged > 0 ? "incomplete" : "failed");
   if (batch.state === "running" && !batch.planned) return mark("running", "listing");
   return mark(batch.state, batch.state);
 }
@@ -119,7 +120,7 @@ export function batchMark(batch) {
 export function bar(counts) {
   const parts = [["copied", "copied"], ["unchanged", "unchanged"], ["failed", "failed"], ["cancelled", "cancelled"], ["running", "running"], ["waiting", "waiting"]];
   const done = counts.total - counts.waiting - counts.running;
-  return segments(parts.map(([name, style]) => [counts[name], style]), `${number(done)} of ${number(counts.total)} images finished`);
+  return segments(parts.map(([name, style]) => [counts[name], style]), `${number(done)} of ${plural(counts.total, "image", "images")} finished`);
 }
 
 export function segments(parts, label) {

@@ -66,7 +66,7 @@ export function overviewPage({ main, parameters, known, change, setParameters, s
     show(table,
       all > 0 && rules.states.never_run === all ? h("p", { class: "note" }, "No rule has run yet. Start one to copy its images now, or wait for its schedule.") : null,
       rules.rules.length === 0 ? h("p", { class: "empty" }, "No rule matches the filter.") : ruleTable(rules.rules, start, rules.runs_searched),
-      rules.total > ROWS ? pager(`${number(filter.from + 1)}–${number(filter.from + rules.rules.length)} of ${number(rules.total)} rules`,
+      rules.total > ROWS ? pager(`${number(filter.from + 1)}–${number(filter.from + rules.rules.length)} of ${plural(rules.total, "rule", "rules")}`,
         filter.from > 0 && (() => apply({ from: Math.max(filter.from - ROWS, 0) })), rules.next !== null && (() => apply({ from: rules.next }))) : null);
   }
 
@@ -136,7 +136,7 @@ function ruleRow(rule, start, runs) {
     h("td", { class: "name" }, link(rulePath(rule.rule), rule.name, { key: `rule ${rule.rule}` }),
       h("span", { class: "route", title: `${rule.from} → ${rule.to.join(", ")}` }, ...copies, "→ ", rule.to.join(", "))),
     h("td", { class: "tags", "data-label": "Tags in sync" }, tags
-      ? [segments([[tags.in_sync, "copied"], [tags.total - tags.in_sync, rule.state === "failing" ? "failed" : "waiting"]], `${number(tags.in_sync)} of ${number(tags.total)} tags in sync`),
+      ? [segments([[tags.in_sync, "copied"], [tags.total - tags.in_sync, rule.state === "failing" ? "failed" : "waiting"]], `${number(tags.in_sync)} of ${plural(tags.total, "tag", "tags")} in sync`),
         h("span", { class: "count" }, h("b", {}, number(tags.in_sync)), ` of ${number(tags.total)}`)]
       : h("span", { class: "dim" }, rule.shared ? "ran with all rules" : "–")),
     rule.last_good ? h("td", { class: "time", "data-label": "Last good run" }, when(rule.last_good))

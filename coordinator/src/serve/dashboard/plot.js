@@ -1,6 +1,6 @@
 // Plots as SVG: results and bytes of a batch over time, and the runs of a rule.
 
-import { batchPath, bytes, h, number, seconds } from "./dom.js";
+import { batchPath, bytes, h, number, plural, seconds } from "./dom.js";
 
 /// Width of a plot in its own units: text stays readable on a phone.
 const plotWidth = () => (window.innerWidth < 760 ? 380 : 960);
@@ -37,7 +37,7 @@ export function plot(timeline) {
   const high = HEIGHT - BOTTOM - TOP;
   const svg = s("svg", { class: "plot", viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
   const total = buckets.reduce((sum, bucket) => sum + ended(bucket), 0);
-  const summary = `${number(total)} images finished in ${seconds(columns * timeline.bucket_seconds)}; peak ${number(most)} per ${seconds(timeline.bucket_seconds)}`;
+  const summary = `${plural(total, "image", "images")} finished in ${seconds(columns * timeline.bucket_seconds)}; peak ${number(most)} per ${seconds(timeline.bucket_seconds)}`;
   svg.setAttribute("aria-label", fastest > 0 ? `${summary}, and ${bytes(fastest)}/s` : summary);
   svg.append(s("line", { class: "axis", x1: LEFT, x2: width, y1: TOP + high, y2: TOP + high }));
   svg.append(s("text", { x: LEFT - 6, y: TOP + 9, "text-anchor": "end" }, number(most)));
@@ -85,7 +85,7 @@ export function historyPlot(runs) {
   const columns = Math.max(runs.length, Math.round(width / 40));
   const wide = (width - LEFT - 8) / columns;
   const height = rows.length * (RUN_HEIGHT + RUN_GAP);
-  const svg = s("svg", { class: "plot history", viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `The last ${runs.length} runs` });
+  const svg = s("svg", { class: "plot history", viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `The last ${plural(runs.length, "run", "runs")}` });
   rows.forEach(([label, parts, format], row) => {
     const bottom = row * (RUN_HEIGHT + RUN_GAP) + RUN_GAP + RUN_HEIGHT - 6;
     const most = Math.max(0, ...runs.map((run) => parts.reduce((sum, [, value]) => sum + value(run), 0)));

@@ -66,7 +66,8 @@ export function rulePage({ main, name, known, change, setTitle, say }) {
         fact("Last failure", failure ? [when(failure.at), " ", link(batchPath(failure.batch), failureWords(failure))] : "none known"),
         rule.skipped > 0 ? fact("Skipped runs", `${number(rule.skipped)} in a row: the batch before had not ended`) : null),
       rule.state === "nothing_selected" ? h("p", { class: "note" }, ...prose("Its last run selected no tag. `imgsync tags` shows which part of the rule drops each tag.")) : null,
-      rule.state === "never_run" ? h("p", { class: "note" }, rule.schedule ? "It has not run yet: start it, or wait for its schedule." : "It has not run yet, and has no schedule: start it here.") : null);
+      rule.state === "never_run" ? h("p", { class: "note" }, rule.schedule ? "It has not run yet: start it, or wait for its schedule." : "It has not run yet, and has no schedule: start it here.") : null,
+      rule.state === "no_recent_run" ? h("p", { class: "note" }, ...prose("Its last run is older than `keep:` and is not stored any more.")) : null);
     show(failures, groups ? [h("h2", {}, "Failures of the last run"), ...failureGroups(groups, null)] : null);
     show(history,
       runs.length > 0 ? h("h2", {}, "History") : null,

@@ -30,7 +30,7 @@ function noWorkers(status) {
 
 function load(worker) {
   const busy = worker.running.length;
-  return [segments([[busy, "running"], [Math.max(worker.slots - busy, 0), "waiting"]], `${busy} of ${worker.slots} slots busy`), h("span", { class: "count" }, h("b", {}, number(busy)), ` of ${plural(worker.slots, "slot", "slots")}`)];
+  return [segments([[busy, "running"], [Math.max(worker.slots - busy, 0), "waiting"]], `${busy} of ${plural(worker.slots, "slot", "slots")} busy`), h("span", { class: "count" }, h("b", {}, number(busy)), ` of ${plural(worker.slots, "slot", "slots")}`)];
 }
 
 function workerMark(worker) {
