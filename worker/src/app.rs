@@ -10,6 +10,7 @@ use clap::Parser as _;
 use imgsync_config::{Config, ConfigFile, RuleTarget};
 use imgsync_model::naming::TargetBase;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::locale::to_ascii;
 use imgsync_oci::retry::{RetryPolicy, is_transient};
 use imgsync_registry::credentials::CredentialEnvironment;
@@ -149,7 +150,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
             over.clone(),
         ))
     });
-    print_line(&format!("worker {name} started with {slots} slots"));
+    print_line(&format!("worker {name} started with {}", pluralize(slots as u64, "slot", "slots")));
     let health = cluster.health();
     tokio::select! {
         () = worker.run(&stop) => {}

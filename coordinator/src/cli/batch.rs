@@ -1,7 +1,7 @@
 //! `imgsync batch …`: shows and controls batches, also while another process runs them.
 
 use super::show::view_to_json;
-use imgsync_model::batch::BatchId;
+use imgsync_model::batch::{BatchId, BatchOptions};
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
@@ -9,6 +9,7 @@ use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
 use serde_json::json;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use super::backend;
@@ -20,6 +21,7 @@ use super::run::{RunContext, build_notifier};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
 use super::show::BatchDetails;
+use super::tui::truncate;
 use super::values::parse_error_kind;
 use super::watch::watch;
 use crate::batch_view::{BatchView, GLOBAL_LEADER, find_owner};
@@ -265,17 +267,18 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
         printer.line("there are no batches yet: `imgsync run` creates one");
     } else if !json {
         printer.data(&format!(
-            "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}",
-            "BATCH", "STATE", "STARTED (UTC)", "TOTAL", "COPIED", "UNCHANGED", "FAILED", "CANCELLED"
+            "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}  {}",
+            "BATCH", "STATE", "STARTED (UTC)", "TOTAL", "COPIED", "UNCHANGED", "FAILED", "CANCELLED", "RULES"
         ));
     }
+    let width = rules_width();
     for view in &batches {
         let batch = &view.batch;
         let counts = &batch.counts;
-        printer.data(&match json {
-            true => view_to_json(view).to_string(),
-            false => format!(
-                "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}",
+        match json {
+            true => printer.data(&view_to_json(view).to_string()),
+            false => printer.text(&format!(
+                "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}  {}",
                 batch.id.to_string(),
                 view.state.as_str(),
                 batch.created_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
@@ -283,15 +286,32 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
                 group_digits(counts.copied),
                 group_digits(counts.unchanged),
                 group_digits(counts.failed),
-                group_digits(counts.cancelled)
-            ),
-        });
+                group_digits(counts.cancelled),
+                truncate(&batch_title(batch), width)
+            )),
+        };
     }
     if !json {
         let notices = batches.iter().filter_map(|view| Some((view.batch.id, view.notice()?)));
         notices.for_each(|(id, notice)| printer.line(&format!("batch {id}: {notice}")));
     }
     Ok(Exit::Done)
+}
+
+/// Width of a row of the list before its rules.
+const LIST_COLUMNS: usize = 121;
+/// Minimum width of the rules of a row, also where that breaks the line.
+const MIN_RULES_WIDTH: usize = 20;
+
+/// Returns the width that the terminal leaves for the rules of a batch. Elsewhere they are listed in full.
+fn rules_width() -> usize {
+    let width = std::io::stdout().is_terminal().then(ratatui::crossterm::terminal::size).and_then(|size| size.ok());
+    width.map_or(usize::MAX, |(columns, _)| usize::from(columns).saturating_sub(LIST_COLUMNS).max(MIN_RULES_WIDTH))
+}
+
+/// Returns the rules of a batch in a few words, or its `--report-name`. Options that cannot be decoded have none.
+fn batch_title(batch: &Batch) -> String {
+    BatchOptions::decode(&batch.options, "a batch").map(|options| options.title).unwrap_or_default()
 }
 
 async fn resume(

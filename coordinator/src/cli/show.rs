@@ -52,7 +52,6 @@ impl<'a> BatchDetails<'a> {
     /// Returns the batch as JSON, with its failure groups, and with every failure on request.
     pub(super) async fn to_json(&self, failures: bool) -> Result<Value> {
         let mut shown = view_to_json(&self.report.batch_view());
-        shown["rules"] = json!(self.rules());
         shown["rate_limit_messages"] = json!(self.rate_limit_messages);
         shown["failed_by_kind"] = json!(self.groups.by_kind);
         shown["failed_by_registry"] = json!(self.groups.by_registry);
@@ -176,6 +175,8 @@ pub(super) fn view_to_json(view: &BatchView) -> serde_json::Value {
     json!({
         "batch": batch.id,
         "state": view.state,
+        "title": options.title,
+        "rules": options.rules.iter().map(|rule| &rule.name).collect::<Vec<_>>(),
         "owner": view.owner,
         "resume": view.resume_command(),
         "priority": options.priority(),

@@ -242,7 +242,7 @@ fn counter_lines(screen: &BatchScreen, width: usize) -> Vec<Line<'static>> {
     let requests = batch.usage.requests.source + batch.usage.requests.target;
     let mut more = vec![
         Span::from(format!("{} copied, {}/s", ByteSize(copied), ByteSize(rate as u64))),
-        // Those for referrers, digest tags and tokens are not counted.
+        // Those for referrers, digest tags, tokens and redirects are not counted.
         Span::from(format!("{} for images", pluralize(requests, "request", "requests"))),
     ];
     more.extend(time_left(batch, elapsed).map(|left| Span::from(format!("{} left", format_duration(left)))));
@@ -351,7 +351,8 @@ fn worker_lines(screen: &BatchScreen) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for worker in &screen.workers {
         let draining = if worker.draining { ", draining" } else { "" };
-        let words = format!("{}: {} of {} slots{draining}", worker.worker, worker.running.len(), worker.slots);
+        let slots = pluralize(worker.slots.into(), "slot", "slots");
+        let words = format!("{}: {} of {slots}{draining}", worker.worker, worker.running.len());
         lines.push(Line::from(words).add_modifier(Modifier::BOLD));
         for doing in worker.running.iter().filter(|doing| doing.batch == screen.view.batch.id) {
             lines.push(Line::from(format!("  {} -> {}", sanitize(&doing.source), sanitize(&doing.target))));
@@ -404,7 +405,8 @@ fn footer_line(screen: &BatchScreen) -> Line<'static> {
     Line::from(format!("q quit  p {pause}  c cancel  Tab switch list  ↑↓ scroll")).fg(Color::DarkGray)
 }
 
-fn truncate(text: &str, width: usize) -> String {
+/// Truncates a text to a width, without control characters.
+pub(super) fn truncate(text: &str, width: usize) -> String {
     let text = sanitize(text);
     match text.chars().count() <= width {
         true => text.into_owned(),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use imgsync_model::batch::{BatchId, BatchOptions, Route, TaskState};
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::pluralize;
 use imgsync_registry::{Client, RateLimitHold};
 use imgsync_store::{Batch, BrokerAlarm, Heartbeat, Store};
 use imgsync_worker::runner::{format_deadline, load_rate_limit_holds};
@@ -58,7 +59,8 @@ impl WorkerCoverage {
             self.unserved.iter().map(|(route, why)| format!("no running worker serves {route}: {}", why.join("; ")));
         let refused = self.workers.iter().filter(|worker| worker.refused > 0).map(|worker| {
             let why = worker.refusal_reason.as_deref().unwrap_or("no reason given");
-            format!("{} rejected {} messages, last reason: {why}", worker.worker, worker.refused)
+            let messages = pluralize(worker.refused, "message", "messages");
+            format!("{} rejected {messages}, last reason: {why}", worker.worker)
         });
         problems.extend(unserved.chain(refused));
         problems

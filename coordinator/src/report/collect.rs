@@ -99,6 +99,7 @@ impl ReportData {
             batch: batch.id.to_string(),
             url: report.url().unwrap_or_default(),
             state: report.state.as_str().to_owned(),
+            outcome: report.outcome().to_owned(),
             ok: counts.failed + counts.cancelled + counts.unfinished() == 0
                 && unlisted.is_empty()
                 && !report.pruned.iter().any(|line| line.outcome.needs_attention()),

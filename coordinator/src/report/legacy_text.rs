@@ -14,7 +14,7 @@ pub(super) fn totals(report: &Report<'_>) -> String {
     let (counts, usage) = (&report.batch.counts, &report.batch.usage);
     let mut lines = vec![
         BANNER.to_owned(),
-        format!("Batch: {} ({})", report.batch.id, report.state.as_str()),
+        format!("Batch: {} ({})", report.batch.id, report.outcome()),
         format!("Sync Repo: {}", if report.title.is_empty() { "-" } else { &report.title }),
         format!("Sync Total: {}", counts.total),
         format!("Sync Failed: {}", counts.failed),

@@ -224,6 +224,18 @@ impl<'a> Report<'a> {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
+    /// Returns the state of the batch for people. A batch that is done is `failed` if it did nothing but fail, and
+    /// `incomplete` if something failed.
+    fn outcome(&self) -> &'static str {
+        let counts = &self.batch.counts;
+        let failed = counts.failed.saturating_sub(self.different) + counts.cancelled + self.unlisted.len() as u64;
+        match self.state {
+            BatchStatus::Done if failed > 0 && counts.copied + counts.unchanged + self.different == 0 => "failed",
+            BatchStatus::Done if failed > 0 => "incomplete",
+            state => state.as_str(),
+        }
+    }
+
     /// Returns the URL of the batch on the dashboard, if it is known.
     fn url(&self) -> Option<String> {
         self.dashboard.as_ref().map(|dashboard| format!("{dashboard}/#/batches/{}", self.batch.id))

@@ -22,6 +22,7 @@ pub(super) fn view() -> ReportData {
         batch: "0190a1b2-0000-7000-8000-000000000001".to_owned(),
         url: "https://sync.example/#/batches/0190a1b2-0000-7000-8000-000000000001".to_owned(),
         state: "done".to_owned(),
+        outcome: "incomplete".to_owned(),
         headline: "30 of 100,000 images failed".to_owned(),
         ok: false,
         next: "imgsync batch requeue 0190a1b2".to_owned(),

@@ -119,7 +119,7 @@ fn pruned(report: &Report<'_>) -> String {
 
 fn totals(report: &Report<'_>) -> String {
     let (counts, usage) = (&report.batch.counts, &report.batch.usage);
-    let mut lines = vec![format!("Batch: {} ({})", report.batch.id, report.state.as_str())];
+    let mut lines = vec![format!("Batch: {} ({})", report.batch.id, report.outcome())];
     lines.extend(report.batch_view().notice().map(|notice| format!("Problem: {notice}")));
     if !report.title.is_empty() {
         lines.push(format!("Rules: {}", report.title));
@@ -153,7 +153,7 @@ fn totals(report: &Report<'_>) -> String {
         lines.push(format!("Removed: {}", pluralize(removed, "tag", "tags")));
     }
     lines.push(format!(
-        "Requests: {} to sources, {} to targets; those for referrers, digest tags and tokens are not counted",
+        "Requests: {} to sources, {} to targets, not counting referrers, digest tags, tokens and redirects",
         number(usage.requests.source),
         number(usage.requests.target)
     ));

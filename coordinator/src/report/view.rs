@@ -19,6 +19,8 @@ pub struct ReportData {
     pub url: String,
     /// State: running, paused, cancelled, superseded, done or interrupted.
     pub state: String,
+    /// The state, but `failed` or `incomplete` for a batch that is done and in which all or some failed.
+    pub outcome: String,
     /// Result of the batch, in one sentence.
     pub headline: String,
     /// Whether all is done: nothing failed, was cancelled, is open or could not be listed.

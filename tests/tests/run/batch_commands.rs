@@ -123,3 +123,40 @@ async fn watch_ends_with_the_code_of_the_batch() {
     assert_eq!((&ran["counts"]["copied"], &ran["counts"]["failed"]), (&1.into(), &0.into()));
     batch(&program, &["watch"]).await.assert_code(1);
 }
+
+#[tokio::test]
+async fn the_list_names_the_rules_of_each_batch() {
+    let (source, target, program) = three_failures().await;
+    let rule = |name: &str| format!("- {{name: {name}, from: {}/a, to: {}/{name}}}\n", source.host(), target.host());
+    let rules: Vec<String> = ["nightly", "weekly", "monthly", "yearly"].map(rule).into();
+    program.file("imgsync.yaml", format!("rules:\n{}", rules.concat()));
+    run(&program, &[]).await.assert_code(1);
+    let listed = batch(&program, &["list"]).await.assert_code(0).stdout;
+    let ends: Vec<&str> = listed.lines().filter_map(|line| line.rsplit("  ").next()).collect();
+    assert_eq!(ends, ["RULES", "nightly, weekly and 2 more", &format!("{}/a", source.host())], "{listed}");
+    let listed = batch(&program, &["list", "--json", "--limit", "1"]).await.assert_code(0).json();
+    assert_eq!(listed["rules"], serde_json::json!(["nightly", "weekly", "monthly", "yearly"]));
+}
+
+#[tokio::test]
+async fn a_batch_in_which_images_failed_is_not_reported_as_done() {
+    let (source, target, program) = three_failures().await;
+    let state = async |program: &Imgsync, format: &str| {
+        let report = batch(program, &["report", "--report-format", format]).await.assert_code(0).stdout;
+        let line = report.lines().find(|line| line.contains("atch")).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no line names the batch: {report}"))
+    };
+    for format in ["text", "legacy", "markdown"] {
+        let line = state(&program, format).await;
+        assert!(line.contains("incomplete") && !line.contains("done"), "some failed: {line}");
+    }
+    target.on(RequestMatcher::kind(RequestType::ManifestPut)).always().act(FaultAction::error(400, "MANIFEST_INVALID"));
+    program.file("imgsync.yaml", format!("rules:\n- {{from: {}/a, to: {}/other}}\n", source.host(), target.host()));
+    run(&program, &[]).await.assert_code(1);
+    assert!(state(&program, "text").await.ends_with("(failed)"), "all failed");
+    program.file("imgsync.yaml", format!("rules:\n- {{from: {}/gone, to: {}/other}}\n", source.host(), target.host()));
+    run(&program, &[]).await.assert_code(1);
+    assert!(state(&program, "text").await.ends_with("(failed)"), "nothing could be listed");
+    // Programs read the state, which says that the batch has ended.
+    assert_eq!(batch(&program, &["show", "--json"]).await.assert_code(0).json()["state"], "done");
+}

@@ -64,7 +64,7 @@ pub struct BlobBytes {
     pub reused: u64,
 }
 
-/// Number of requests sent.
+/// Number of requests sent, without those for referrers, digest tags, tokens and redirects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestCounts {
     /// Requests to sources.
