@@ -107,6 +107,9 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
             "set --broker and --store, IMGSYNC_BROKER and IMGSYNC_STORE, or `cluster:` in the configuration",
         ));
     };
+    if let Some(warning) = endpoints.unsigned_warning() {
+        print_line(&format!("warning: {warning}"));
+    }
     let listener = match cli.listen {
         Some(address) => Some(health::bind(address).await?),
         None => None,

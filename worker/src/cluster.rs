@@ -14,6 +14,7 @@ use imgsync_queue::{RabbitQueue, RabbitSettings};
 use imgsync_store::outage::ServerHealth;
 use imgsync_store::{RedisOptions, RedisStore};
 
+use crate::host_check::is_loopback_name;
 use crate::settings;
 
 /// Minimum timeout of the first attempt, whatever the wait.
@@ -140,6 +141,18 @@ impl ClusterEndpoints {
         Ok(Some(ClusterEndpoints { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
     }
 
+    /// Returns a warning if there is no signing key. A broker and a store on this machine, as in a first try, need none.
+    pub fn unsigned_warning(&self) -> Option<String> {
+        let is_local = |url: &SecretUrl| url.expose().host_str().is_some_and(is_loopback_name);
+        (self.key.is_none() && !(is_local(&self.broker) && is_local(&self.store))).then(|| {
+            format!(
+                "the cluster has no key: whoever can write to {} or {} can make workers copy anything; set `cluster.key` \
+                 or IMGSYNC_KEY to the same secret for all processes: `openssl rand -hex 32` generates one",
+                self.broker, self.store
+            )
+        })
+    }
+
     /// Connects to the store only.
     pub async fn connect_store(&self, options: RedisOptions) -> Result<RedisStore> {
         RedisStore::connect(
@@ -239,6 +252,27 @@ mod tests {
         // Without a cluster there is nothing to sign.
         let alone = ClusterOverrides { key: Some(Secret::new("")), ..overrides(None, None) };
         assert!(resolve(&alone).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_cluster_without_a_key_is_warned_of_unless_it_is_on_this_machine() {
+        let warning = |broker: &str, store: &str| {
+            resolve(&overrides(Some(broker), Some(store))).unwrap().unwrap().unsigned_warning()
+        };
+        let found = warning("amqp://u:hunter2@b.example", "redis://:hunter2@s.example").unwrap();
+        assert!(found.contains("amqp://b.example") && found.contains("openssl rand"), "{found}");
+        assert!(!found.contains("hunter2"), "{found}");
+        assert!(
+            warning("amqp://127.0.0.1", "redis://s.example").is_some(),
+            "one of them can be written from elsewhere"
+        );
+        assert!(warning("amqp://b.example", "redis://[::1]:6379").is_some());
+        for [broker, store] in
+            [["amqp://localhost", "redis://127.0.0.1:6379"], ["amqp://[::1]:5672", "redis://localhost"]]
+        {
+            assert_eq!(warning(broker, store), None);
+        }
+        assert_eq!(resolve(&with_key("0123456789abcdef")).unwrap().unwrap().unsigned_warning(), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_store::{RedisOptions, Store};
 use imgsync_worker::cluster::{ClusterConnection, ClusterEndpoints};
 
+use super::printer::Printer;
 use super::settings::Settings;
 use crate::orchestrator::{Backend, coordinator_name};
 
@@ -29,8 +30,9 @@ pub(crate) fn state_dir(given: Option<&PathBuf>) -> Result<PathBuf> {
 /// Time limit for a broker or store that responds but is not ready: the length of a failover.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Connects to a cluster. Fails at once if it is unreachable, and waits if it is not ready yet.
-pub(crate) async fn connect(addresses: &ClusterEndpoints) -> Result<ClusterConnection> {
+/// Connects to a cluster. Fails at once if it is unreachable, and waits if it is not ready yet. Warns if it has no key.
+pub(crate) async fn connect(addresses: &ClusterEndpoints, printer: &Printer) -> Result<ClusterConnection> {
+    addresses.unsigned_warning().iter().for_each(|warning| printer.warning(warning));
     let is_waited_for = |error: &Error| error.kind() == ErrorKind::ServerError;
     addresses
         .connect_with_retries(&coordinator_name(), STARTUP_TIMEOUT, is_waited_for, |line| tracing::warn!("{line}"))
@@ -38,10 +40,10 @@ pub(crate) async fn connect(addresses: &ClusterEndpoints) -> Result<ClusterConne
 }
 
 /// Opens the backend: the cluster if one is configured, else the embedded one.
-pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>) -> Result<Backend> {
+pub(crate) async fn open(settings: &Settings, given: Option<&PathBuf>, printer: &Printer) -> Result<Backend> {
     match settings.cluster()? {
         Some(addresses) => {
-            let cluster = connect(&addresses).await?;
+            let cluster = connect(&addresses, printer).await?;
             Ok(Backend::cluster(&cluster))
         }
         None => Backend::embedded(&state_dir(given)?).await,

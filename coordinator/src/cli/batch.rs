@@ -159,7 +159,7 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
             print_state(printer, id, store.cancel(id).await?, BatchState::Cancelled)
         }
         BatchCommand::Resume { id, run } => {
-            let backend = backend::open(settings, args.state.as_ref()).await?;
+            let backend = backend::open(settings, args.state.as_ref(), printer).await?;
             let id = resolve(&*backend.store, &id).await?;
             let batch = get_batch(&*backend.store, id).await?;
             if batch.ended_at.is_some() {
@@ -174,7 +174,7 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
             resume(&backend, id, ((*run).into(), None), settings, printer).await
         }
         BatchCommand::Requeue { id, kind, registry, run } => {
-            let backend = backend::open(settings, args.state.as_ref()).await?;
+            let backend = backend::open(settings, args.state.as_ref(), printer).await?;
             let id = resolve(&*backend.store, &id).await?;
             let is_filtered = kind.is_some() || registry.is_some();
             let requeued = backend.store.requeue(id, RequeueFilter { kind, registry }).await?;

@@ -125,7 +125,7 @@ async fn run_batch(args: &RunArgs, settings: &Settings, printer: &Printer) -> Re
     // Reports errors of a template before anything is copied.
     let options = args.report.resolve(settings)?;
     let notifier = build_notifier(args, settings, printer)?;
-    let backend = backend::open(settings, args.state.as_ref()).await?;
+    let backend = backend::open(settings, args.state.as_ref(), printer).await?;
     if backend.is_cluster() {
         refuse_layouts(settings)?;
     }

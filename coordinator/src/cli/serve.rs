@@ -96,7 +96,7 @@ async fn execute(
     let listener = health::bind(listen).await?;
     let address = listener.local_addr().unwrap_or(listen);
     let stop = Shutdown::default();
-    let (backend, ready, _lock) = open_backend(args, settings, &stop.drain).await?;
+    let (backend, ready, _lock) = open_backend(args, settings, &stop.drain, printer).await?;
     let variable = std::env::var("IMGSYNC_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new);
     // Without a home folder, the token is not stored.
     let folder = backend::state_dir(args.state.as_ref()).ok();
@@ -134,9 +134,10 @@ async fn open_backend(
     args: &ServeArgs,
     settings: &Settings,
     drain: &CancellationToken,
+    printer: &Printer,
 ) -> Result<(Backend, ReadinessCheck, Option<RunLock>)> {
     if let Some(addresses) = settings.cluster()? {
-        let cluster = backend::connect(&addresses).await?;
+        let cluster = backend::connect(&addresses, printer).await?;
         let backend = Backend::cluster(&cluster);
         return Ok((backend, cluster_worker::readiness_check(&cluster, drain), None));
     }

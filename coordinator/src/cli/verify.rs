@@ -155,7 +155,7 @@ async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printe
     run.verify = Some(deep);
     let options = run.report.resolve(&settings)?;
     let notifier = build_notifier(&run, &settings, printer)?;
-    let backend = backend::open(&settings, run.state.as_ref()).await?;
+    let backend = backend::open(&settings, run.state.as_ref(), printer).await?;
     if backend.is_cluster() {
         refuse_layouts(&settings)?;
     }

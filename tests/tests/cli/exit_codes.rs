@@ -56,6 +56,32 @@ async fn a_host_that_lets_no_connection_come_about_is_out_of_reach() {
 }
 
 #[tokio::test]
+async fn a_cluster_without_a_key_is_warned_of_once_by_every_program() {
+    let config = "rules:\n- {from: registry.invalid/a, to: target.invalid/m}\n";
+    let address = ["--broker", "amqp://broker.invalid", "--store", "redis://store.invalid"];
+    let programs = || {
+        let coordinator = |args: &[&str]| Imgsync::new().args(args).args(address);
+        [
+            coordinator(&["run"]),
+            coordinator(&["serve", "--listen", "127.0.0.1:0"]),
+            Imgsync::worker().args(address).args(["--wait", "1s"]),
+        ]
+    };
+    for program in programs() {
+        program.file("imgsync.yaml", config);
+        let output = program.run().await.assert_code(3);
+        let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning: ")).collect();
+        assert_eq!(warnings.len(), 1, "{}", output.stderr);
+        assert!(warnings[0].contains("has no key") && warnings[0].contains("openssl rand -hex 32"), "{warnings:?}");
+    }
+    for program in programs() {
+        program.file("imgsync.yaml", config);
+        let output = program.env("IMGSYNC_KEY", "0123456789abcdef").run().await.assert_code(3);
+        assert!(!output.stderr.contains("warning"), "{}", output.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_that_lists_nothing_ends_with_an_error_and_its_hint() {
     let (source, target) = both().await;
     let dry = |from: &str| {
