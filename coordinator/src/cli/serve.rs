@@ -110,8 +110,9 @@ async fn execute(
         stall: args.retry.stall_timeout,
         drain: DRAIN_TIMEOUT,
     };
-    let first = load_config(settings, &args.notify, printer)?;
-    let config_source = config_source(global, args.notify.clone(), settings, printer);
+    let overrides = ServeOverrides { listen: args.listen.map(|_| address), notify: args.notify.clone() };
+    let first = load_config(settings, &overrides, printer)?;
+    let config_source = config_source(global, overrides, settings, printer);
     let rules = WatchedRules::default();
     let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
     let (metrics, refresh) = cluster_metrics::new_cluster_metrics(&backend, client, rules.clone());
@@ -198,17 +199,27 @@ fn browser_address(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn load_config(settings: &Settings, notify: &NotifyArgs, printer: &Printer) -> Result<LoadedConfig> {
+/// Flags that override the configuration, also after a reload.
+struct ServeOverrides {
+    /// Address of `--listen`.
+    listen: Option<SocketAddr>,
+    notify: NotifyArgs,
+}
+
+fn load_config(settings: &Settings, overrides: &ServeOverrides, printer: &Printer) -> Result<LoadedConfig> {
+    let mut config = settings.config.clone();
+    // Notifications link to it.
+    config.serve.listen = overrides.listen.or(config.serve.listen);
     Ok(LoadedConfig {
-        config: settings.config.clone(),
+        config,
         folder: settings.folder().to_owned(),
         client: settings.client()?,
-        notify: notify.resolve(&settings.config.notify, printer),
+        notify: overrides.notify.resolve(&settings.config.notify, printer),
     })
 }
 
 /// Returns the source of reloads. Changes that need a restart are reported and not applied.
-fn config_source(global: &GlobalArgs, notify: NotifyArgs, first: &Settings, printer: &Printer) -> ConfigSource {
+fn config_source(global: &GlobalArgs, overrides: ServeOverrides, first: &Settings, printer: &Printer) -> ConfigSource {
     let file: Option<PathBuf> = Some(Settings::config_path(global));
     let (global, printer) = (global.clone(), printer.clone());
     let (cluster, serve) = (first.config.cluster.clone(), first.config.serve.clone());
@@ -220,7 +231,7 @@ fn config_source(global: &GlobalArgs, notify: NotifyArgs, first: &Settings, prin
         if settings.config.cluster != cluster || settings.config.serve != serve {
             printer.warning("changes of `cluster:` and `serve:` take effect at the next start");
         }
-        load_config(&settings, &notify, &printer).map_err(|error| error.to_string())
+        load_config(&settings, &overrides, &printer).map_err(|error| error.to_string())
     };
     ConfigSource { file, read: Box::new(read) }
 }

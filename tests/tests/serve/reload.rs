@@ -1,9 +1,10 @@
 //! Reloading the configuration while serving.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imgsync_tests::ServeProcess;
 use imgsync_tests::program::Signal;
+use imgsync_tests::servers::WebhookReceiver;
 use serde_json::json;
 
 use crate::support::ServeFixture;
@@ -92,4 +93,31 @@ async fn what_needs_a_new_start_is_said() {
     served.running.wait_for_line(|line| line.contains("take effect at the next start"), WAIT_TIMEOUT).await;
     let (status, _) = served.post("batches/01890a5d-ac96-774b-bcce-b302099a8057/pause", &json!({})).await;
     assert_eq!(status, 404, "the token of this start still holds");
+}
+
+#[tokio::test]
+async fn notifications_link_to_the_address_of_the_flag_also_after_a_reload() {
+    let fixture = ServeFixture::new(&["a"], 1).await;
+    let hook = WebhookReceiver::start().await;
+    let config = fixture.config(&[("a", "{every: 1h}")]);
+    let notify = format!("serve: {{listen: '127.0.0.1:1'}}\nnotify: {{webhook: {{url: \"{}\"}}}}\n", hook.url());
+    fixture.write(&format!("{config}{notify}"));
+    let served = ServeProcess::start(&fixture.program, &[]).await;
+    let link_of = async |number: usize| {
+        let batches = served.wait_for_ended_batches(number).await;
+        let started = Instant::now();
+        while hook.received().len() < number {
+            assert!(started.elapsed() < WAIT_TIMEOUT, "no notification of batch {number}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let link = hook.received()[number - 1].json()["url"].clone();
+        assert_eq!(link, format!("{}/#/batches/{}", served.url, batches[0]["batch"].as_str().unwrap()));
+    };
+    link_of(1).await;
+    fixture.write(&format!("# changed\n{config}{notify}"));
+    served.running.wait_for_line(|line| line.contains("configuration reloaded"), WAIT_TIMEOUT).await;
+    let (_, rules) = served.get("rules").await;
+    let start = format!("rules/{}/start", rules["rules"][0]["rule"].as_str().unwrap());
+    assert_eq!(served.post(&start, &json!({})).await.0, 202);
+    link_of(2).await;
 }
