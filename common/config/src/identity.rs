@@ -28,7 +28,15 @@ pub struct BatchPurpose {
     pub verify: Option<bool>,
 }
 
+/// Hex digits of a rule's identity that make its id.
+const ID_LENGTH: usize = 12;
+
 impl Rule {
+    /// Returns the beginning of the identity, by which commands and the API name the rule.
+    pub fn id(&self) -> String {
+        self.identity().hex()[..ID_LENGTH].to_owned()
+    }
+
     /// Returns the identity of the rule.
     pub fn identity(&self) -> Digest {
         // Exhaustive, so that a new field is not forgotten here.

@@ -17,6 +17,7 @@ use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::report::{ReportArgs, ReportOptions, print_report};
+use super::rule_selection::settings_of_batch;
 use super::run::{RunContext, build_notifier};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
@@ -363,6 +364,7 @@ async fn resume(
             return Ok(Exit::Done);
         }
     }
+    let settings = &settings_of_batch(settings, &get_batch(&*backend.store, id).await?);
     let wanted = run.report.resolve(settings)?;
     let notifier = build_notifier(&run, settings, printer)?;
     let work = RunContext::new(&run, settings, backend, printer)?;

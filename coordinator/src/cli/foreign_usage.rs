@@ -267,12 +267,6 @@ const FOREIGN_OPTIONS: &[ForeignOption] = &[
         |_| words(&["--debug"]),
         "debug messages are printed by --debug",
     ),
-    dropped(
-        &["--rule"],
-        true,
-        "`run` runs all rules: copy that rule into a file of its own, and type `imgsync run FILE` (`serve` starts single \
-         rules from its dashboard)",
-    ),
     dropped(&["--missing"], false, "tags that exist are left alone by `immutable: ['*']` in the rule"),
     dropped(&["--yes", "-y"], false, "no command asks"),
     replaced(&["--dryrun"], false, |_| words(&["--dry-run"]), "the option is --dry-run"),
@@ -486,7 +480,6 @@ mod tests {
             ("imgsync pull redis", "Type `imgsync sync redis oci:redis`"),
             ("imgsync save gcr.io/a/b:1 -q", "Type `imgsync sync gcr.io/a/b:1 -q oci:b`"),
             ("imgsync pull oci:d:1", "Type `imgsync sync oci:d:1`"),
-            ("imgsync run --rule 2", "copy that rule into a file of its own"),
             ("imgsync once --missing", "immutable: ['*']"),
             ("imgsync sync gcr.io/distroless/** r.example/b", "write a rule"),
             ("imgsync digest alpine", "Type `imgsync inspect alpine`"),

@@ -23,6 +23,7 @@ mod presets;
 mod printer;
 mod report;
 mod retry_args;
+mod rule_selection;
 mod run;
 mod run_args;
 mod serve;

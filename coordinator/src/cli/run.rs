@@ -25,6 +25,7 @@ use super::global::GlobalArgs;
 use super::presets::parse_preset;
 use super::printer::Printer;
 use super::report::{ReportOptions, print_report};
+use super::rule_selection::select_rules;
 use super::run_args::RunArgs;
 use super::settings::{Settings, config_dir};
 use super::target::TargetArgs;
@@ -52,6 +53,12 @@ pub(crate) struct RunCommand {
     /// --user.
     #[arg(long, value_name = "PRESET", value_parser = parse_preset)]
     pub(crate) preset: Vec<Preset>,
+    /// Run only this rule: its name, id or number, from 1; may be repeated
+    ///
+    /// A rule without a name has the one that reports show. The run is that of a configuration with these rules alone:
+    /// it waits for runs of the same ones, and prunes no tags of the others.
+    #[arg(long, value_name = "RULE", conflicts_with = "preset")]
+    pub(crate) rule: Vec<String>,
     #[command(flatten)]
     pub(crate) run: RunArgs,
     #[command(flatten)]
@@ -60,7 +67,7 @@ pub(crate) struct RunCommand {
 
 /// Runs the command.
 pub(crate) async fn run(args: RunCommand, global: &GlobalArgs, printer: &Printer) -> Exit {
-    let RunCommand { file, preset, run, target } = args;
+    let RunCommand { file, preset, rule, run, target } = args;
     if let Some(hint) = file.as_deref().and_then(|file| hint_for_missing_file(file, &run)) {
         let file = file.unwrap_or_default();
         printer.error(&format!("there is no configuration {}", file.display()), Some(&hint));
@@ -83,6 +90,11 @@ pub(crate) async fn run(args: RunCommand, global: &GlobalArgs, printer: &Printer
         let hint = "pass --preset; rules of a configuration have their own targets";
         printer.error("--to, --naming and --user require --preset", Some(hint));
         return Exit::Usage;
+    } else if !rule.is_empty()
+        && !settings.config.rules.is_empty()
+        && let Err(error) = select_rules(&mut settings, &rule)
+    {
+        return fail(&error, printer);
     }
     run_rules(run, &settings, printer).await
 }
@@ -150,7 +162,8 @@ async fn run_batch(args: &RunArgs, settings: &Settings, printer: &Printer) -> Re
     if let Ok(before) = backend.clock.now().checked_sub(keep) {
         backend.store.remove_before(before).await?;
     }
-    tidy_provenance(&*backend.store, &settings.config, backend.clock.now()).await?;
+    // The rules that this run leaves out still claim their tags.
+    tidy_provenance(&*backend.store, settings.whole_config(), backend.clock.now()).await?;
     let id = made.id;
     let ended = work.follow(id, &notifier, async |run| run.list_and_run(*made).await).await?;
     if args.detach {

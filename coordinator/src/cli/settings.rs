@@ -20,6 +20,8 @@ const DEFAULT_FILE: &str = "imgsync.yaml";
 pub(crate) struct Settings {
     /// The file's content, or the defaults if there is no file.
     pub(crate) config: Config,
+    /// The configuration with all its rules, if `config` is limited to some of them.
+    pub(super) unlimited: Option<Box<Config>>,
     /// The file, if there is one.
     pub(crate) file: Option<PathBuf>,
     /// Cluster addresses from flags and the environment.
@@ -76,7 +78,7 @@ impl Settings {
         // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
         let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
         let cluster_overrides = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
-        Ok((Settings { config, file: text.map(|_| path), cluster_overrides }, warning))
+        Ok((Settings { config, unlimited: None, file: text.map(|_| path), cluster_overrides }, warning))
     }
 
     /// Returns the path of the configuration file.
@@ -89,6 +91,11 @@ impl Settings {
         let mut settings = self.clone();
         settings.config.report = None;
         settings
+    }
+
+    /// Returns the configuration with all its rules, also if the command is limited to some of them.
+    pub(crate) fn whole_config(&self) -> &Config {
+        self.unlimited.as_deref().unwrap_or(&self.config)
     }
 
     /// Returns the addresses of the cluster, if there is one.

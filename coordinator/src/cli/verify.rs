@@ -26,6 +26,7 @@ use super::notify::NotifyArgs;
 use super::printer::Printer;
 use super::report::ReportArgs;
 use super::retry_args::RetryArgs;
+use super::rule_selection::{select_rules, settings_of_batch};
 use super::run::{RunContext, StartOutcome, build_notifier, refuse_layouts};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
@@ -35,7 +36,7 @@ use super::{backend, signals};
 
 /// Hint for one image whose target tag has another digest: without the rule, its selection of platforms is unknown.
 const STALE_TAG_HINT: &str = "copy it again with `imgsync sync`; if a rule with `platforms` copied it, compare with \
-                              `imgsync verify --rule N`";
+                              `imgsync verify --rule RULE`";
 
 /// Compares targets with their sources.
 #[derive(Debug, Args)]
@@ -46,9 +47,9 @@ pub(crate) struct VerifyArgs {
     /// Target image; without a tag, the source's tag is used
     #[arg(value_name = "TARGET", value_parser = parse_location)]
     pub(crate) target: Option<ImageLocation>,
-    /// Only this rule of the configuration, from 1; may be repeated
-    #[arg(long, value_name = "N", conflicts_with_all = ["source", "batch"], value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rule: Vec<u32>,
+    /// Only this rule: its name, id or number, from 1; may be repeated
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["source", "batch"])]
+    pub(crate) rule: Vec<String>,
     /// Compare what this batch copied or found unchanged: batch id or prefix
     #[arg(long, value_name = "BATCH", conflicts_with = "source")]
     pub(crate) batch: Option<String>,
@@ -133,22 +134,13 @@ pub(crate) async fn run(args: VerifyArgs, global: &GlobalArgs, printer: &Printer
 /// Verifies the rules or an earlier batch, in a batch of its own.
 async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printer) -> Result<Exit> {
     let VerifyArgs { rule, batch, deep, json, report, concurrency, timeout, state, retry, notify, .. } = args;
-    let rules = &mut settings.config.rules;
-    if batch.is_none() && rules.is_empty() {
+    if batch.is_none() && settings.config.rules.is_empty() {
         let hint = "pass a configuration with -c, a batch with --batch, or one image: imgsync verify SOURCE TARGET";
         printer.error("there are no rules to verify", Some(hint));
         return Ok(Exit::Usage);
     }
-    if let Some(beyond) = rule.iter().find(|number| **number as usize > rules.len()) {
-        let detail = format!("there is no rule {beyond}: the configuration has {}", rules.len());
-        return Err(Error::new(ErrorKind::Invalid, "choosing the rules", detail));
-    }
     if !rule.is_empty() {
-        let mut number = 0;
-        rules.retain(|_| {
-            number += 1;
-            rule.contains(&number)
-        });
+        select_rules(&mut settings, &rule)?;
     }
     let mut run: RunArgs = ResumeArgs { json, report, concurrency, timeout, retry, notify }.into();
     run.state = state;
@@ -169,6 +161,9 @@ async fn verify_batch(args: VerifyArgs, mut settings: Settings, printer: &Printe
             })?)
         }
     };
+    if let Some(batch) = &verified {
+        settings = settings_of_batch(&settings, batch);
+    }
     let work = RunContext::new(&run, &settings, &backend, printer)?;
     let (wanted, name) = (&options, run.report.report_name.as_deref());
     let mut made = match work.start(verified.as_ref()).await? {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
+use imgsync_model::batch::BatchOptions;
 use imgsync_model::schedule::Schedule;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
@@ -13,6 +14,7 @@ use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
 use imgsync_registry::{Client, ClientSettings, SharedRateLimit};
+use imgsync_store::Batch;
 use imgsync_worker::copy::{Copier, CopyLimits};
 use imgsync_worker::settings::{MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
 use imgsync_worker::task_events::TaskEvents;
@@ -28,8 +30,6 @@ use crate::orchestrator::{
 use crate::presets::source_selectors;
 
 const CONFIG_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Hex digits of a rule's identity that make its id.
-const RULE_ID_LENGTH: usize = 12;
 
 /// A loaded configuration.
 #[derive(Debug, Clone)]
@@ -257,12 +257,24 @@ impl ActiveConfig {
     }
 }
 
+/// Returns a configuration limited to the rules of a batch: all, or those that `run --rule` chose. `None` if they are
+/// not those of the configuration any more.
+pub fn config_of_batch(config: &Config, batch: &Batch) -> Option<Config> {
+    if batch.rules == fingerprint(config, None) {
+        return Some(config.clone());
+    }
+    let options = BatchOptions::decode(&batch.options, "a batch").ok()?;
+    let mut limited = config.clone();
+    limited.rules.retain(|rule| options.rules.iter().any(|its| its.name == rule.title()));
+    (batch.rules == fingerprint(&limited, None)).then_some(limited)
+}
+
 impl ActiveRule {
     fn new(rule: &Rule, without_rules: &Config) -> ActiveRule {
         let mut config = without_rules.clone();
         config.rules = vec![rule.clone()];
         let batch_identity = fingerprint(&config, None);
-        let id = rule.identity().hex()[..RULE_ID_LENGTH].to_owned();
+        let id = rule.id();
         let now = Timestamp::now();
         ActiveRule {
             interval: rule.schedule.as_ref().and_then(|schedule| schedule.longest_interval(now, &id)),

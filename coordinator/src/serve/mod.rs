@@ -31,7 +31,9 @@ mod workers;
 use imgsync_oci::error::Error;
 use imgsync_registry::event::{Event, Events};
 
-pub use active_config::{ActiveConfig, ActiveRule, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions};
+pub use active_config::{
+    ActiveConfig, ActiveRule, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions, config_of_batch,
+};
 pub use app::AppState;
 pub use auth::AuthPolicy;
 pub use event_stream::EventHub;

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::active_config::{ActiveConfig, ActiveRule};
+use super::active_config::{ActiveConfig, ActiveRule, config_of_batch};
 use super::{warn, warn_repeatedly};
 use crate::orchestrator::{Backend, CreatedBatch, Obstacle, Run};
 
@@ -189,8 +189,9 @@ impl Scheduler {
             if !is_broken_off || !is_ours || self.in_progress().contains(&batch.id) {
                 continue;
             }
-            match current.config_for(&batch.rules) {
-                Some(config) => self.resume_listing(&current, config.clone(), &batch),
+            let config = current.config_for(&batch.rules).cloned();
+            match config.or_else(|| config_of_batch(&current.config, &batch)) {
+                Some(config) => self.resume_listing(&current, config, &batch),
                 None => warn(
                     &inner.events,
                     &format!(

@@ -72,6 +72,7 @@ mod quota;
 mod recovery;
 mod report;
 mod rules_at_once;
+mod rule_selection;
 mod verify;
 
 /// Registries with a vendor API each, under their real names and at our addresses.

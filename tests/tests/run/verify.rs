@@ -337,7 +337,7 @@ async fn a_whole_image_compared_with_some_of_its_platforms_hints_at_the_rule() {
     let program = configured(&format!("rules:\n- {{from: {}/app, to: {}/m, {rule}}}\n", source.host(), target.host()));
     run(&program, &[]).await.assert_code(0);
     let output = pair(&source, &target, &[]).await.assert_code(1);
-    for part in ["`imgsync verify --rule N`", "`imgsync sync`"] {
+    for part in ["`imgsync verify --rule RULE`", "`imgsync sync`"] {
         assert!(output.stderr.contains(part), "{part}: {}", output.stderr);
     }
     assert!(!output.stderr.contains("`imgsync run`"), "{}", output.stderr);

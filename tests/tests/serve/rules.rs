@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
+use imgsync_tests::program::Signal;
 use imgsync_tests::serve_process::send_json;
 use imgsync_tests::{RedisServer, ServeProcess, TestCluster, images};
 use serde_json::{Value, json};
@@ -133,6 +134,25 @@ async fn a_rule_whose_batches_are_all_too_old_has_no_recent_run_and_is_not_one_t
     let states: Vec<&Value> = rules["rules"].as_array().unwrap().iter().map(|rule| &rule["state"]).collect();
     assert_eq!(states, ["no_recent_run", "never_run"], "{rules:#}");
     assert_eq!(names(&served.get("rules?state=no_recent_run").await.1).len(), 1);
+}
+
+#[tokio::test]
+async fn the_interrupted_listing_of_a_run_of_some_rules_is_continued_with_those() {
+    let fixture = ServeFixture::new(&["a", "b", "c"], 2).await;
+    fixture.write(&fixture.config(&[("a", ""), ("b", ""), ("c", "")]));
+    let gate = Arc::new(Semaphore::new(0));
+    let held = fixture.source.on(RequestMatcher::kind(RequestType::Tags)).always().act(FaultAction::Gate(gate.clone()));
+    let mut running = fixture.program.again().args(["run", "--rule", "1", "--rule", "3"]).spawn();
+    fixture.source.wait_until(|source| source.count(RequestType::Tags) > 0, WAIT_TIMEOUT).await;
+    running.signal(Signal::KILL);
+    running.wait().await;
+    held.remove();
+    gate.add_permits(100);
+    let served = ServeProcess::start(&fixture.program, &[]).await;
+    let batches = served.wait_for_ended_batches(1).await;
+    assert_eq!((batches.len(), &batches[0]["counts"]["copied"]), (1, &json!(4)), "{batches:#?}");
+    let copied = ["a", "b", "c"].map(|name| fixture.target.tags(&format!("m/{name}")).len());
+    assert_eq!(copied, [2, 0, 2]);
 }
 
 /// A push event as Harbor sends it.
