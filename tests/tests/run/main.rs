@@ -71,8 +71,8 @@ mod prune;
 mod quota;
 mod recovery;
 mod report;
-mod rules_at_once;
 mod rule_selection;
+mod rules_at_once;
 mod verify;
 
 /// Registries with a vendor API each, under their real names and at our addresses.
