@@ -42,3 +42,13 @@ pub fn rss_bytes(pid: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
     line.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or_default() * 1024
 }
+
+/// Returns the CPU time, in seconds, of the children of this process that have ended and were waited for. The kernel adds
+/// exact times, so the difference over several children is finer than a clock tick for each.
+pub fn children_cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // As above; cutime and cstime follow utime and stime.
+    let fields: Vec<_> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
+    (ticks(13) + ticks(14)) as f64 / rustix::param::clock_ticks_per_second() as f64
+}

@@ -1,0 +1,196 @@
+//! The floor client: sends the requests of imgsync, in the same order and as many at a time, by hyper alone. It has no
+//! retries, no ledger, no limits and no report.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::StreamExt as _;
+use http_body_util::Full;
+use serde_json::Value;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::registry::{FetchedManifest, FloorBody, FloorRegistry, HashedBody, read_verified};
+use crate::work_list::{RepositoryWork, WorkList};
+
+/// Repositories listed concurrently, as by imgsync.
+const LISTINGS: usize = 20;
+/// Children of an index copied concurrently, as by imgsync.
+const CHILDREN: usize = 4;
+/// Blobs of an image copied concurrently, as by imgsync.
+const BLOBS: usize = 8;
+/// Largest blob held in memory, as by imgsync.
+const MAX_SMALL_BLOB_BYTES: u64 = 1 << 20;
+
+/// Runs the process: reads the work from standard input.
+pub(crate) fn main() {
+    let work: WorkList = serde_json::from_reader(std::io::stdin()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let slots = Semaphore::new(work.slots);
+        let floor = Floor {
+            source: FloorRegistry::new(&work.source),
+            target: FloorRegistry::new(&work.target),
+            slots,
+            blobs: Mutex::default(),
+            referrers_api: OnceCell::new(),
+        };
+        Arc::new(floor).run(work).await;
+    });
+}
+
+struct Floor {
+    source: FloorRegistry,
+    target: FloorRegistry,
+    slots: Semaphore,
+    /// Blobs at the target. Each is sent once.
+    blobs: Mutex<HashMap<BlobAtTarget, Arc<OnceCell<()>>>>,
+    /// Whether the source has the referrers API.
+    referrers_api: OnceCell<bool>,
+}
+
+/// A repository of the target and the digest of a blob.
+type BlobAtTarget = (String, String);
+
+impl Floor {
+    async fn run(self: Arc<Self>, work: WorkList) {
+        if work.catalog {
+            let names = self.source.list("/v2/_catalog?n=1000", "repositories").await;
+            assert!(work.repositories.iter().all(|repository| names.contains(&repository.source)));
+        }
+        let mut images = tokio::task::JoinSet::new();
+        let mut listings = futures_util::stream::iter(work.repositories)
+            .map(|repository| async {
+                let tags = match repository.tags.is_empty() {
+                    true => self.source.list(&format!("/v2/{}/tags/list", repository.source), "tags").await,
+                    false => repository.tags.clone(),
+                };
+                (Arc::new(repository), tags)
+            })
+            .buffer_unordered(LISTINGS);
+        while let Some((repository, tags)) = listings.next().await {
+            for tag in tags {
+                let (floor, repository) = (Arc::clone(&self), Arc::clone(&repository));
+                images.spawn(async move {
+                    let _slot = floor.slots.acquire().await.unwrap();
+                    floor.sync_tag(&repository, &tag).await;
+                });
+            }
+        }
+        while let Some(image) = images.join_next().await {
+            image.unwrap();
+        }
+    }
+
+    async fn sync_tag(&self, repository: &RepositoryWork, tag: &str) {
+        let known = repository.known.get(tag);
+        let asks_target = known.is_none() || repository.spot_checked.contains(tag);
+        let at_target = match asks_target {
+            true => self.target.tag_digest(&repository.target, tag).await,
+            false => known.cloned(),
+        };
+        if at_target.is_some() && self.source.tag_digest(&repository.source, tag).await == at_target {
+            return;
+        }
+        let root = self.source.manifest(&repository.source, tag).await;
+        let copy = ImageCopy { floor: self, repository, blobs: Semaphore::new(BLOBS), first_child: Mutex::default() };
+        copy.run(root, tag).await;
+    }
+}
+
+struct ImageCopy<'a> {
+    floor: &'a Floor,
+    repository: &'a RepositoryWork,
+    blobs: Semaphore,
+    /// The child that was read to probe the target.
+    first_child: Mutex<Option<FetchedManifest>>,
+}
+
+impl ImageCopy<'_> {
+    async fn run(&self, root: FetchedManifest, tag: &str) {
+        let json: Value = serde_json::from_slice(&root.bytes).unwrap();
+        let children = digests(&json["manifests"]);
+        // The config of the first image is offered first: if the target has it, it may have the whole image.
+        match children.first() {
+            Some((first, _)) => {
+                let child = self.floor.source.manifest(&self.repository.source, first).await;
+                self.copy_config(&child).await;
+                *self.first_child.lock().unwrap() = Some(child);
+            }
+            None => self.copy_config(&root).await,
+        }
+        let copied = futures_util::stream::iter(children.clone())
+            .map(|(digest, _)| async move { self.copy_child(&digest).await })
+            .buffer_unordered(CHILDREN)
+            .collect::<()>();
+        tokio::join!(copied, self.copy_blobs(&json));
+        self.ask_referrers(&root.digest).await;
+        futures_util::stream::iter(children)
+            .map(|(digest, _)| async move { self.ask_referrers(&digest).await })
+            .buffer_unordered(CHILDREN)
+            .collect::<()>()
+            .await;
+        self.floor.target.put_manifest(&self.repository.target, tag, &root).await;
+    }
+
+    async fn copy_config(&self, image: &FetchedManifest) {
+        let json: Value = serde_json::from_slice(&image.bytes).unwrap();
+        // imgsync offers the first blob of its list, which begins with the config.
+        let config = &json["config"];
+        self.copy_blob(config["digest"].as_str().unwrap(), config["size"].as_u64().unwrap()).await;
+    }
+
+    async fn copy_child(&self, digest: &str) {
+        let read = self.first_child.lock().unwrap().take_if(|child| child.digest == digest);
+        let child = match read {
+            Some(child) => child,
+            None => self.floor.source.manifest(&self.repository.source, digest).await,
+        };
+        self.copy_blobs(&serde_json::from_slice(&child.bytes).unwrap()).await;
+        self.floor.target.put_manifest(&self.repository.target, digest, &child).await;
+    }
+
+    async fn copy_blobs(&self, manifest: &Value) {
+        let mut blobs = digests(&manifest["layers"]);
+        blobs.extend(
+            manifest["config"]["digest"]
+                .as_str()
+                .map(|digest| (digest.to_owned(), manifest["config"]["size"].as_u64().unwrap())),
+        );
+        futures_util::stream::iter(blobs)
+            .map(|(digest, size)| async move { self.copy_blob(&digest, size).await })
+            .buffer_unordered(2 * BLOBS)
+            .collect::<()>()
+            .await;
+    }
+
+    /// Copies a blob once per target repository.
+    async fn copy_blob(&self, digest: &str, size: u64) {
+        let RepositoryWork { source, target, .. } = self.repository;
+        let key = (target.clone(), digest.to_owned());
+        let once = Arc::clone(self.floor.blobs.lock().unwrap().entry(key).or_default());
+        let copy = async {
+            let _permit = self.blobs.acquire().await.unwrap();
+            let Some(location) = self.floor.target.start_upload(target, digest).await else { return };
+            let body = self.floor.source.open_blob(source, digest).await;
+            let body = match size <= MAX_SMALL_BLOB_BYTES {
+                true => FloorBody::Whole(Full::new(read_verified(body, digest).await)),
+                false => FloorBody::Relayed(HashedBody::new(body, digest)),
+            };
+            self.floor.target.finish_upload(&location, digest, body).await;
+        };
+        once.get_or_init(|| copy).await;
+    }
+
+    /// Asks for referrers, until a registry without the API is known to be one.
+    async fn ask_referrers(&self, digest: &str) {
+        let ask = || self.floor.source.ask_referrers(&self.repository.source, digest);
+        let _ = self.floor.referrers_api.get_or_init(ask).await;
+    }
+}
+
+/// Returns digest and size of each descriptor of a list.
+fn digests(list: &Value) -> Vec<(String, u64)> {
+    let descriptors = list.as_array().into_iter().flatten();
+    let of = |descriptor: &Value| Some((descriptor["digest"].as_str()?.to_owned(), descriptor["size"].as_u64()?));
+    descriptors.filter_map(of).collect()
+}
