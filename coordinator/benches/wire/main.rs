@@ -1,6 +1,6 @@
 //! imgsync compared with a floor: a bare HTTP client that sends the same requests. Both run in turn; prints wall and CPU
 //! time, memory and requests of each, ratios, and a table for docs/explanation/performance.md. skopeo does the same once,
-//! where it can.
+//! where it can. The registries store in /dev/shm, if that exists: a disk would be measured instead of a program.
 //!
 //! `cargo bench --bench wire [-- ROW … pairs=5]`; all rows but `growth` where none is named:
 //! - `cold`: 400 tags of small images to an empty docker-registry;

@@ -1,9 +1,10 @@
 //! Registries that count requests, directly or over a line with latency.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use imgsync_tests::images::TestImage;
-use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
+use imgsync_tests::servers::{DockerRegistry, DockerRegistryOptions};
 use imgsync_tests::tcp_proxy::{Direction, TcpProxy};
 use imgsync_tests::{FaultRegistry, Imgsync};
 
@@ -19,9 +20,11 @@ enum RegistryKind {
 }
 
 impl CountingServer {
-    /// Starts Debian's docker-registry.
+    /// Starts Debian's docker-registry, which stores in memory.
     pub(crate) async fn docker() -> CountingServer {
-        let registry = DockerRegistry::start(DockerRegistryAuth::None).await;
+        let storage = Some(PathBuf::from("/dev/shm")).filter(|memory| memory.is_dir());
+        let options = DockerRegistryOptions { storage, ..DockerRegistryOptions::default() };
+        let registry = DockerRegistry::start_with(options).await;
         CountingServer { registry: RegistryKind::Docker(Box::new(registry)), line: None }
     }
 

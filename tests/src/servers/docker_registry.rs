@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,8 @@ pub struct DockerRegistryOptions {
     pub proxy: Option<String>,
     /// Refuses manifests with layer URLs, as the default configuration does.
     pub refuse_urls: bool,
+    /// Folder in which it creates the folder that it stores in.
+    pub storage: Option<PathBuf>,
 }
 
 /// The registry. Process and storage are removed on drop.
@@ -96,7 +98,9 @@ impl DockerRegistry {
     /// # Panics
     /// If `docker-registry` is not installed or does not come up.
     pub async fn start_with(options: DockerRegistryOptions) -> Self {
-        let folder = tempfile::Builder::new().prefix("docker-registry-").tempdir().expect("a folder can be made");
+        let storage = options.storage.clone().unwrap_or_else(std::env::temp_dir);
+        let folder = tempfile::Builder::new().prefix("docker-registry-").tempdir_in(storage);
+        let folder = folder.expect("a folder can be made");
         let mut tokens = None;
         let auth = match &options.auth {
             DockerRegistryAuth::None => String::new(),
