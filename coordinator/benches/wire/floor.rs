@@ -26,7 +26,7 @@ pub(crate) fn main() {
     let work: WorkList = serde_json::from_reader(std::io::stdin()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let slots = Semaphore::new(work.slots);
+        let slots = Arc::new(Semaphore::new(work.slots));
         let floor = Floor {
             source: FloorRegistry::new(&work.source),
             target: FloorRegistry::new(&work.target),
@@ -41,7 +41,7 @@ pub(crate) fn main() {
 struct Floor {
     source: FloorRegistry,
     target: FloorRegistry,
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
     /// Blobs at the target. Each is sent once.
     blobs: Mutex<HashMap<BlobAtTarget, Arc<OnceCell<()>>>>,
     /// Whether the source has the referrers API.
@@ -57,28 +57,43 @@ impl Floor {
             let names = self.source.list("/v2/_catalog?n=1000", "repositories").await;
             assert!(work.repositories.iter().all(|repository| names.contains(&repository.source)));
         }
+        let (listed, mut repositories) = tokio::sync::mpsc::channel(LISTINGS);
+        let lister = Arc::clone(&self);
+        let listings = tokio::spawn(async move {
+            let mut lists = futures_util::stream::iter(work.repositories)
+                .map(|repository| lister.list_tags(repository))
+                .buffer_unordered(LISTINGS);
+            while let Some(list) = lists.next().await {
+                listed.send(list).await.unwrap();
+            }
+        });
         let mut images = tokio::task::JoinSet::new();
-        let mut listings = futures_util::stream::iter(work.repositories)
-            .map(|repository| async {
-                let tags = match repository.tags.is_empty() {
-                    true => self.source.list(&format!("/v2/{}/tags/list", repository.source), "tags").await,
-                    false => repository.tags.clone(),
-                };
-                (Arc::new(repository), tags)
-            })
-            .buffer_unordered(LISTINGS);
-        while let Some((repository, tags)) = listings.next().await {
+        while let Some((repository, tags)) = repositories.recv().await {
+            let repository = Arc::new(repository);
             for tag in tags {
+                let slot = Arc::clone(&self.slots).acquire_owned().await.unwrap();
                 let (floor, repository) = (Arc::clone(&self), Arc::clone(&repository));
                 images.spawn(async move {
-                    let _slot = floor.slots.acquire().await.unwrap();
                     floor.sync_tag(&repository, &tag).await;
+                    drop(slot);
                 });
+                while let Some(image) = images.try_join_next() {
+                    image.unwrap();
+                }
             }
         }
+        listings.await.unwrap();
         while let Some(image) = images.join_next().await {
             image.unwrap();
         }
+    }
+
+    async fn list_tags(&self, repository: RepositoryWork) -> (RepositoryWork, Vec<String>) {
+        let tags = match repository.tags.is_empty() {
+            true => self.source.list(&format!("/v2/{}/tags/list", repository.source), "tags").await,
+            false => repository.tags.clone(),
+        };
+        (repository, tags)
     }
 
     async fn sync_tag(&self, repository: &RepositoryWork, tag: &str) {

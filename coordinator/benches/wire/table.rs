@@ -13,7 +13,7 @@ pub(crate) fn print(rows: &[Row]) {
     for row in rows {
         let (imgsync, floor) = (Measurement::median(&row.imgsync), Measurement::median(&row.floor));
         println!(
-            "| {} | {} | {} + {} | {} | {} + {} | {:.2}, {:.2} | {} | {} |",
+            "| {} | {} | {} + {} | {} | {} + {} | {}, {} | {} | {} |",
             row.name,
             describe(&imgsync),
             imgsync.source,
@@ -21,8 +21,8 @@ pub(crate) fn print(rows: &[Row]) {
             describe(&floor),
             floor.source,
             floor.target,
-            row.ratio(|run| run.wall),
-            row.ratio(|run| run.cpu),
+            times(row.ratio(|run| run.wall)),
+            times(row.ratio(|run| run.cpu)),
             goal(row, &imgsync),
             row.skopeo.as_ref().map(describe).unwrap_or_default()
         );
@@ -31,6 +31,11 @@ pub(crate) fn print(rows: &[Row]) {
 
 fn describe(run: &Measurement) -> String {
     format!("{} s, {} s, {:.1} MiB", seconds(run.wall), seconds(run.cpu), run.peak_mib)
+}
+
+/// Formats a ratio; to a CPU time below the resolution of the clock there is none.
+fn times(ratio: f64) -> String {
+    if ratio.is_finite() { format!("{ratio:.2}") } else { "–".to_owned() }
 }
 
 fn seconds(seconds: f64) -> String {
