@@ -57,10 +57,14 @@ impl Drop for Process {
     }
 }
 
-/// Returns a free loopback port. Another process may take it first, so callers must be ready to retry.
+/// Ports that the kernel gives to no connection and no listener on port 0: such a port stays free until its server has
+/// started, which takes a container many seconds.
+const PORTS: std::ops::Range<u16> = 15_000..32_768;
+
+/// Returns a free loopback port. Another server may take it first, so callers must be ready to retry.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port is free");
-    listener.local_addr().expect("a listener has an address").port()
+    let ports = std::iter::repeat_with(|| rand::random_range(PORTS)).take(1_000);
+    ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a loopback port is free")
 }
 
 /// Finds a program on PATH or in the sbin folders.
