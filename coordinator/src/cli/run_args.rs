@@ -24,7 +24,7 @@ pub(crate) struct RunArgs {
     /// Ignore the digest cache, and push all content, even if the target already has it
     #[arg(long)]
     pub(crate) force: bool,
-    /// In a cluster: list, print the batch id, and leave the batch to `imgsync serve`
+    /// In a cluster: list, print the id, leave the batch to `imgsync serve`
     #[arg(long, conflicts_with_all = ["dry_run", "json", "events", "report"])]
     pub(crate) detach: bool,
     /// If a batch of the same rules is running: wait, join, supersede or fail [default: from the configuration, else wait]
