@@ -112,7 +112,7 @@ impl PlanBuilder<'_> {
             ListingsAhead::new(self.rules, self.folder, client, self.context, counters, self.query_limit, order);
         // Repositories of any rules: those of one are filtered while the next one is consumed.
         let mut in_progress = FuturesUnordered::new();
-        while let Some((number, rule, listings)) = ahead.next().await {
+        while let Some((number, rule, listings)) = with_progress(ahead.next(), &mut in_progress).await? {
             let mut prune_plan = if self.prunes { PrunePlan::for_rule(rule, number) } else { None };
             let mut listings = match listings {
                 Ok(listings) => listings,
@@ -132,17 +132,7 @@ impl PlanBuilder<'_> {
                 while in_progress.len() >= MAX_CONCURRENT_REPOSITORIES {
                     in_progress.next().await.transpose()?;
                 }
-                let found = {
-                    // Polled to completion: dropping the future would lose a listing.
-                    let mut next = std::pin::pin!(listings.next());
-                    loop {
-                        tokio::select! {
-                            found = &mut next => break found,
-                            Some(result) = in_progress.next() => result?,
-                        }
-                    }
-                };
-                match found {
+                match with_progress(listings.next(), &mut in_progress).await? {
                     Ok(None) => break,
                     Ok(Some(RuleListing { item: DiscoveryItem::Failed(unlisted), .. })) => {
                         mark_incomplete(&mut prune_plan, &unlisted.repository);
@@ -354,6 +344,20 @@ impl PlanBuilder<'_> {
         self.record_unlisted(rule.source.to_string(), &error).await?;
         listed.refused.push(error);
         Ok(())
+    }
+}
+
+/// Waits for `next`, to its end, while the repositories in progress go on. Returns their first error.
+async fn with_progress<T>(
+    next: impl Future<Output = T>,
+    in_progress: &mut FuturesUnordered<impl Future<Output = Result<()>>>,
+) -> Result<T> {
+    let mut next = std::pin::pin!(next);
+    loop {
+        tokio::select! {
+            next = &mut next => return Ok(next),
+            Some(result) = in_progress.next() => result?,
+        }
     }
 }
 

@@ -84,6 +84,23 @@ async fn a_slow_rule_that_comes_first_wins_the_target_tag_and_one_that_fails_kee
 }
 
 #[tokio::test]
+async fn what_is_listed_is_copied_while_the_list_of_a_later_rule_hangs() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let patterns = ["a", "b", "c"].map(str::to_owned);
+    for name in &patterns {
+        source.push(name, "1", &images::single(name));
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    source.on(RequestMatcher::kind(RequestType::Tags).repository("c")).act(FaultAction::Gate(gate.clone()));
+    let program = configured(&rules(&source, &target, &patterns));
+    let (output, ()) = tokio::join!(run(&program, &[]), async {
+        target.wait_until(|target| target.tags_in_all() == 2, WAIT_TIMEOUT).await;
+        gate.add_permits(1);
+    });
+    assert_eq!(count(&output.assert_code(0).json(), "copied"), 3);
+}
+
+#[tokio::test]
 async fn a_pattern_among_rules_shares_their_limit_and_all_that_it_matches_is_copied() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let mut patterns = vec!["tree/*".to_owned()];
