@@ -9,12 +9,14 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT};
 
 const QUEUES: &str = r"^(w|sync)\..*$";
 const QUEUES_AND_PUBLISHING: &str = r"^((w|sync)\..*|amq\.default)$";
+/// As documented: nobody can log in, and Redis may replay its log.
+const NO_DEFAULT_USER: &str = "user default off ~* &* +@all";
 const STORE_RIGHTS: &str = "resetchannels ~imgsync:* +@all -@admin -@dangerous +info";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     let documented = include_str!("../../../docs/how-to/cluster.md");
-    for words in [QUEUES, QUEUES_AND_PUBLISHING, STORE_RIGHTS] {
+    for words in [QUEUES, QUEUES_AND_PUBLISHING, STORE_RIGHTS, NO_DEFAULT_USER] {
         assert!(documented.contains(words), "docs/how-to/cluster.md says {words}");
     }
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
@@ -32,7 +34,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
         at("key.pem", &identity.key_pem),
         at("ca.pem", authority.pem()),
     );
-    let extra_config = vec!["user default off".to_owned(), format!("user imgsync on >store-secret {STORE_RIGHTS}")];
+    let extra_config = vec![NO_DEFAULT_USER.to_owned(), format!("user imgsync on >store-secret {STORE_RIGHTS}")];
     let store = RedisServerOptions { extra_config, tls: Some(identity), ..RedisServerOptions::default() };
     let cluster = TestCluster::start_with(&broker, store);
     let broker = &cluster.broker;
@@ -44,7 +46,7 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     });
     let broker = format!("amqps://imgsync:broker-secret@localhost:{tls}/imgsync");
     let store = format!("rediss://imgsync:store-secret@localhost:{}", cluster.store.port());
-    let fixture = ClusterFixture::with_cluster(cluster, 3, 10).await;
+    let mut fixture = ClusterFixture::with_cluster(cluster, 3, 10).await;
     let with_urls = |program: Imgsync| {
         program.file("ca.pem", authority.pem());
         program
@@ -97,4 +99,13 @@ async fn a_batch_is_copied_over_tls_by_users_with_the_least_rights() {
     }
     let suspicious = with_urls(fixture.cluster.imgsync(&fixture.config)).arg("run").run().await.assert_code(3);
     assert!(suspicious.stderr.contains("`cluster: {ca: FILE}`"), "{}", suspicious.stderr);
+
+    // Redis replays its log without a login: nothing is lost when it starts again.
+    tokio::task::block_in_place(|| {
+        fixture.cluster.store.kill();
+        fixture.cluster.store.restart();
+    });
+    let batches =
+        with_urls(fixture.cluster.imgsync(trusting)).args(["batch", "list", "--json"]).run().await.assert_code(0);
+    assert_eq!(batches.stdout.lines().count(), 1, "{}", batches.stdout);
 }
