@@ -84,7 +84,11 @@ pub async fn check_ready(address: SocketAddr) -> Result<()> {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     match head.split(' ').nth(1) {
         Some("200") => Ok(()),
-        _ => Err(failed(format!("not ready: {}", sanitize(body.trim())))),
+        _ => {
+            // The response has a line for each reason, and one for each hint.
+            let lines: Vec<_> = body.trim().lines().map(sanitize).map(|line| line.to_string()).collect();
+            Err(failed(format!("not ready: {}", lines.join("; "))))
+        }
     }
 }
 
