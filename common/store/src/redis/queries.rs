@@ -53,7 +53,7 @@ impl RedisStore {
         let batch = decode_batch(&operation, id, &fields)?;
         match self.verify_options(id, &batch.rules, &batch.options, fields.get("tag").map(String::as_str)) {
             true => Ok(Some(batch)),
-            false => Err(altered_error(&operation, "its options")),
+            false => Err(altered_error(&operation, "the record of its options")),
         }
     }
 

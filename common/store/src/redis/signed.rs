@@ -121,7 +121,7 @@ pub(super) fn altered_error(operation: &str, what: &str) -> Error {
     let detail =
         format!("{what} was not written with this cluster.key: the store was tampered with, or another key was in use");
     Error::new(ErrorKind::Insecure, operation, detail).with_hint(
-        "give all coordinators and workers the same cluster.key, find out who can write to the store, and run the \
-         rules again",
+        "if you have changed the key, run the rules again; else give all coordinators and workers the same cluster.key, \
+         and find out who can write to the store",
     )
 }
