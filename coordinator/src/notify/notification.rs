@@ -65,9 +65,7 @@ impl Notification<'_> {
     pub(super) fn event(&self) -> NotificationEvent {
         match self {
             Notification::BatchEnded { report, .. } => {
-                let counts = &report.batch.counts;
-                let failed = counts.failed + counts.cancelled + counts.unfinished() > 0 || !report.unlisted.is_empty();
-                NotificationEvent::BatchEnded { copied: counts.copied > 0, failed }
+                NotificationEvent::BatchEnded { copied: report.batch.counts.copied > 0, failed: !report.is_ok() }
             }
             Notification::RegistryThrottled(_) => NotificationEvent::RegistryThrottled,
             Notification::Test => NotificationEvent::Test,

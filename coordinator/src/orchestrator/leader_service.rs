@@ -10,7 +10,9 @@ use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_registry::Client;
 use imgsync_registry::event::Event;
-use imgsync_store::{Batch, BatchState, LeaseGuard, TryAcquireResult, leader_lease_name, log_throttle};
+use imgsync_store::{
+    Batch, BatchState, LeaseGuard, TryAcquireResult, leader_lease_name, listing_lease_name, log_throttle,
+};
 use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -28,6 +30,8 @@ use crate::notify::{Notifier, deliver, is_within_delivery_window};
 
 /// Interval between looks for new batches.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between looks whether an ended batch is still being pruned.
+const PRUNING_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum number of batches, the newest, that are checked.
 const MAX_BATCHES: usize = 1_000;
 /// Interval between removals of old batches.
@@ -116,8 +120,18 @@ impl LeaderContext {
             }
             warn(&self.events, &format!("stopped leading batch {id}: {error}"));
         }
+        self.wait_for_pruning(id, stop).await?;
         log.end(&**store).await?;
         self.notify(id, stop).await
+    }
+
+    /// Waits for the process that has listed a batch: it prunes, which is in reports.
+    async fn wait_for_pruning(&self, id: BatchId, stop: &CancellationToken) -> Result<()> {
+        let name = listing_lease_name(id);
+        while !stop.is_cancelled() && self.backend.store.lease_holder(&name).await?.is_some() {
+            pause(PRUNING_POLL_INTERVAL, stop).await;
+        }
+        Ok(())
     }
 
     /// Sends the notifications of a batch that has ended until all are delivered.
@@ -192,7 +206,11 @@ async fn lead_all_batches(
                                 }
                                 false => {
                                     let what = format!("sending notifications of batch {id}");
-                                    supervise(&what, &work.events, &stop, async || work.notify(id, &stop).await).await;
+                                    let notify = async || {
+                                        work.wait_for_pruning(id, &stop).await?;
+                                        work.notify(id, &stop).await
+                                    };
+                                    supervise(&what, &work.events, &stop, notify).await;
                                 }
                             }
                         }),

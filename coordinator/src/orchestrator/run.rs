@@ -24,6 +24,7 @@ use super::listing_lease::ListingLease;
 use super::local_worker::LocalWorker;
 use super::plan::Slice;
 use super::plan_builder::{ListingSummary, PlanBuilder};
+use super::prune_plan::PrunePlan;
 use super::pruner::Pruner;
 use super::rule_options::rule_options;
 use super::unchanged_filter::UnchangedFilter;
@@ -297,10 +298,20 @@ impl Run<'_> {
             Context { cancel: self.drain.child_token(), events: self.events.transfers().clone(), ..Context::default() };
         let list = async {
             let listed = match options {
-                Some(options) => match lease {
-                    Some(lease) => lease.hold_for(self.list(id, options, &listing, &plan_changed)).await,
-                    None => self.list(id, options, &listing, &plan_changed).await,
-                },
+                Some(options) => {
+                    // Who detaches prunes while it holds the lease: the leader waits for that with its report.
+                    let list = async {
+                        let mut listed = self.list(id, options, &listing, &plan_changed).await?;
+                        if self.settings.detach && !self.drain.is_cancelled() {
+                            self.prune(id, std::mem::take(&mut listed.prune_plans)).await?;
+                        }
+                        Ok(listed)
+                    };
+                    match lease {
+                        Some(lease) => lease.hold_for(list).await,
+                        None => list.await,
+                    }
+                }
                 None => Ok(ListingSummary::default()),
             };
             if self.settings.detach {
@@ -356,24 +367,25 @@ impl Run<'_> {
         let Some(batch) = self.backend.store.batch(id).await? else { return Err(batch_lost(id)) };
         let ListingSummary { refused, prune_plans } = went?;
         let interrupted = batch.ended_at.is_none();
-        // After the copies, unless those are detached: what is pruned is none of them.
-        if !self.drain.is_cancelled() && (self.settings.detach || batch.state == BatchState::Done) {
-            let context = Context {
-                cancel: self.drain.child_token(),
-                events: self.events.transfers().clone(),
-                ..Context::default()
-            };
-            let pruner = Pruner {
-                backend: self.backend,
-                client: &self.client,
-                context: &context,
-                rules: &self.config.rules,
-                batch: id,
-                holder: &self.holder_name(id),
-            };
-            pruner.run(prune_plans).await?;
+        if !self.drain.is_cancelled() && batch.state == BatchState::Done {
+            self.prune(id, prune_plans).await?;
         }
         Ok(RunResult { batch, interrupted, refused })
+    }
+
+    /// Deletes what the plans say: after the copies, or beside those of others, because what is pruned is none of them.
+    async fn prune(&self, id: BatchId, plans: Vec<PrunePlan>) -> Result<()> {
+        let context =
+            Context { cancel: self.drain.child_token(), events: self.events.transfers().clone(), ..Context::default() };
+        let pruner = Pruner {
+            backend: self.backend,
+            client: &self.client,
+            context: &context,
+            rules: &self.config.rules,
+            batch: id,
+            holder: &self.holder_name(id),
+        };
+        pruner.run(plans).await
     }
 
     /// Creates the in-process worker.

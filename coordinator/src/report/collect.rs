@@ -100,9 +100,7 @@ impl ReportData {
             url: report.url().unwrap_or_default(),
             state: report.state.as_str().to_owned(),
             outcome: report.outcome().to_owned(),
-            ok: counts.failed + counts.cancelled + counts.unfinished() == 0
-                && unlisted.is_empty()
-                && !report.pruned.iter().any(|line| line.outcome.needs_attention()),
+            ok: report.is_ok(),
             headline,
             next,
             verification: report.is_verification(),
@@ -147,6 +145,7 @@ pub(super) fn summarize(report: &Report<'_>, groups: &[ReportFailureGroup]) -> (
         _ => format!("All {} images are {what}", group_digits(total)),
     };
     let failed = counts.failed.saturating_sub(report.different);
+    let not_pruned = report.pruned.iter().filter(|line| line.outcome.needs_attention()).count() as u64;
     match () {
         () if report.different > 0 => {
             let others =
@@ -167,6 +166,13 @@ pub(super) fn summarize(report: &Report<'_>, groups: &[ReportFailureGroup]) -> (
         () if unlisted > 0 => {
             (format!("{} repositories could not be listed", group_digits(unlisted)), "imgsync run".to_owned())
         }
+        () if not_pruned > 0 => (
+            match not_pruned {
+                1 => "One tag or rule could not be pruned".to_owned(),
+                _ => format!("{} tags or rules could not be pruned", group_digits(not_pruned)),
+            },
+            "imgsync run".to_owned(),
+        ),
         () if total == 0 && !report.empty_rules.is_empty() => {
             ("No tag was selected".to_owned(), "imgsync tags".to_owned())
         }

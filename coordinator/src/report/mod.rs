@@ -224,6 +224,14 @@ impl<'a> Report<'a> {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
+    /// Returns whether nothing failed: no image, no listing, and nothing that was to be pruned.
+    pub(crate) fn is_ok(&self) -> bool {
+        let counts = &self.batch.counts;
+        counts.failed + counts.cancelled + counts.unfinished() == 0
+            && self.unlisted.is_empty()
+            && !self.pruned.iter().any(|line| line.outcome.needs_attention())
+    }
+
     /// Returns the state of the batch for people. A batch that is done is `failed` if it did nothing but fail, and
     /// `incomplete` if something failed.
     fn outcome(&self) -> &'static str {

@@ -7,6 +7,7 @@ mod cluster;
 mod dashboard;
 mod metrics;
 mod openapi_conformance;
+mod pruning;
 mod reload;
 mod rules;
 mod schedules;
