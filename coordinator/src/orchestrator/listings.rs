@@ -75,11 +75,15 @@ impl Listings {
         Ok(Listings { strategy, context: context.clone(), failed: None })
     }
 
-    /// Shares these slots for requests with other listings.
-    pub fn share_slots(&mut self, slots: &Arc<Semaphore>) {
-        if let ListingStrategy::Single(_, enumeration) = &mut self.strategy {
-            enumeration.share_slots(slots.clone());
+    /// Shares these slots for requests with other listings. Returns whether it does: the parts of a preset have the whole
+    /// query limit to themselves.
+    pub fn share_slots(&mut self, slots: &Arc<Semaphore>) -> bool {
+        match &mut self.strategy {
+            ListingStrategy::Single(_, enumeration) => enumeration.share_slots(slots.clone()),
+            ListingStrategy::Multiple(_) => return false,
+            ListingStrategy::UnreadLayout(_) | ListingStrategy::Layout(_) => {}
         }
+        true
     }
 
     /// Sends the first requests, at most one at a time. An error is returned by the next call of [`Listings::next`].

@@ -19,7 +19,7 @@ use crate::discovery::{DiscoveryOptions, RepositoryOrder};
 const MAX_AHEAD: usize = 4;
 
 /// Iterates over the listings of the rules. At most `query_limit` requests are open, and one more for the rule that is
-/// consumed, which never waits for the rules behind it.
+/// consumed, which never waits for the rules behind it. Rules behind a preset of several parts start after it.
 pub(super) struct ListingsAhead<'a> {
     rules: Enumerate<std::slice::Iter<'a, Rule>>,
     folder: &'a Path,
@@ -29,6 +29,8 @@ pub(super) struct ListingsAhead<'a> {
     options: DiscoveryOptions,
     slots: Arc<Semaphore>,
     started: VecDeque<StartedRule<'a>>,
+    /// Whether the last rule that was started, until it is consumed, shares no slots.
+    waits_for_last: bool,
 }
 
 struct StartedRule<'a> {
@@ -58,11 +60,16 @@ impl<'a> ListingsAhead<'a> {
             options: DiscoveryOptions { query_limit, order },
             slots: Arc::new(Semaphore::new(query_limit)),
             started: VecDeque::new(),
+            waits_for_last: false,
         }
     }
 
     /// Returns the next rule with its number and its listings; `None` after the last. An error is that of the rule.
     pub(super) async fn next(&mut self) -> Option<(usize, &'a Rule, Result<Listings>)> {
+        if self.started.is_empty() {
+            // What was returned before is consumed.
+            self.waits_for_last = false;
+        }
         self.start_more();
         let StartedRule { number, rule, listings } = self.started.pop_front()?;
         let mut preparing = match listings {
@@ -93,14 +100,14 @@ impl<'a> ListingsAhead<'a> {
     }
 
     fn may_start(&self) -> bool {
-        self.rules.len() > 0 && self.started.len() < MAX_AHEAD * self.options.query_limit
+        !self.waits_for_last && self.rules.len() > 0 && self.started.len() < MAX_AHEAD * self.options.query_limit
     }
 
     fn start(&mut self, slot: Option<OwnedSemaphorePermit>) {
         let Some((number, rule)) = self.rules.next() else { return };
         let listings = Listings::new(&rule.source, self.folder, self.client, self.options, self.context, self.counters);
         let listings = listings.map(|mut listings| {
-            listings.share_slots(&self.slots);
+            self.waits_for_last = !listings.share_slots(&self.slots);
             AbortOnDropHandle::new(tokio::spawn(async move {
                 listings.prepare().await;
                 drop(slot);

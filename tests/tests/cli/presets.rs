@@ -1,8 +1,9 @@
 //! Presets expand to the right repositories, tags and names, with registries in place of the real ones.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::{Imgsync, Output};
 
@@ -500,4 +501,20 @@ async fn wrong_presets_are_refused_where_they_stand() {
     for words in ["--> imgsync.yaml:2:12", "did you mean `kubeadm`?"] {
         assert!(output.stderr.contains(words), "{}", output.stderr);
     }
+}
+
+#[tokio::test]
+async fn the_parts_of_a_preset_and_the_rules_behind_it_are_listed_within_one_limit() {
+    let (source, target) = tokio::join!(kubernetes(), FaultRegistry::start());
+    source.on(RequestType::Tags).always().act(FaultAction::Delay(Duration::from_millis(50)));
+    let yaml = endpoints(&[("registry.k8s.io", &source), ("docker.io", &target)]);
+    let behind: String =
+        (0..6).map(|number| format!("- from: registry.k8s.io/pause\n  to: docker.io/other{number}\n")).collect();
+    let program = configured(&format!(
+        "{yaml}rules:\n- preset: {{kubeadm: {{versions: '>=1.30, <1.32'}}}}\n  to: docker.io/me\n{behind}"
+    ));
+    program.args(["run", "--dry-run", "--query-limit", "2"]).run().await.assert_code(0);
+    assert_eq!(source.count(RequestType::Tags), 7 + 6, "{}", source.describe_requests());
+    // The rule that is consumed may always list one repository.
+    assert!(source.peak_in_flight() <= 3, "{} at once", source.peak_in_flight());
 }
