@@ -200,8 +200,9 @@ struct ErrorExample {
 #[derive(Default)]
 struct Inner {
     histories: HashMap<Digest, RunHistory>,
-    /// Whether batches that pruned were good, by batch and end, because a batch can be requeued.
-    pruning_batches: HashMap<(BatchId, Timestamp), bool>,
+    /// Whether batches that pruned were good: by batch, end and prune records, because a batch can be requeued, and is
+    /// pruned after its end.
+    pruning_batches: HashMap<(BatchId, Timestamp, u64), bool>,
     last: Option<(Instant, Arc<ActiveConfig>, Arc<Vec<RuleResponse>>)>,
 }
 
@@ -393,7 +394,7 @@ impl Inner {
 
     /// Returns whether a batch is good. Reads what a batch has pruned only once.
     async fn is_good(&mut self, batch: &Batch, records: RecordCounts, store: &dyn Store) -> Result<bool> {
-        let key = batch.ended_at.filter(|_| records.pruned > 0).map(|at| (batch.id, at));
+        let key = batch.ended_at.filter(|_| records.pruned > 0).map(|at| (batch.id, at, records.pruned));
         if let Some(known) = key.and_then(|key| self.pruning_batches.get(&key)) {
             return Ok(*known);
         }
