@@ -134,6 +134,7 @@ mod tests {
         for (ready, wanted) in [
             (Ok(vec!["the broker blocks publishers".to_owned()]), None),
             (Err("the broker is away\u{1b}[31m".to_owned()), Some("broker is away")),
+            (Err("no broker\nhint: start it".to_owned()), Some("not ready: no broker; hint: start it")),
         ] {
             let listener = bind(SocketAddr::from(([0, 0, 0, 0], 0))).await.unwrap();
             let address = listener.local_addr().unwrap();
