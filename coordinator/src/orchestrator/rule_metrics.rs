@@ -10,7 +10,7 @@ use imgsync_model::batch::{BatchId, TaskState};
 use imgsync_oci::Digest;
 use imgsync_oci::error::Result;
 use imgsync_oci::sanitize::sanitize_within;
-use imgsync_store::{Batch, BatchState, Store};
+use imgsync_store::{Batch, BatchState, Store, listing_lease_name};
 use jiff::Timestamp;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -189,16 +189,20 @@ impl EndedBatchCache {
         Ok(None)
     }
 
-    /// Returns the result of an ended batch, read once.
+    /// Returns the result of an ended batch. It is read once, unless the process that has listed the batch may still be
+    /// pruning.
     async fn summary(&mut self, batch: &Batch, store: &dyn Store) -> Result<Option<EndedBatchSummary>> {
         let Some(ended_at) = batch.ended_at else { return Ok(None) };
         if let Some(summary) = self.summaries.get(&(batch.id, ended_at)) {
             return Ok(Some(*summary));
         }
+        let may_change = store.lease_holder(&listing_lease_name(batch.id)).await?.is_some();
         let records = store.count_records(&[batch.id]).await?.first().copied().unwrap_or_default();
         let is_good = is_good(store, batch, records).await?;
         let summary = EndedBatchSummary { unlisted: records.unlisted as usize, is_good };
-        self.summaries.insert((batch.id, ended_at), summary);
+        if !may_change {
+            self.summaries.insert((batch.id, ended_at), summary);
+        }
         Ok(Some(summary))
     }
 
@@ -231,4 +235,40 @@ pub(super) fn unix_seconds(at: Timestamp) -> f64 {
 
 fn gauge_from_usize(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use imgsync_oci::Digest;
+    use imgsync_store::{Leases as _, Ledger as _, NewBatch, PruneOutcome, PruneRecord, SqliteStore, SystemClock};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_batch_that_is_pruned_after_its_end_is_good_only_if_that_succeeds() {
+        let store = SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap();
+        let (id, mut cache) = (BatchId::generate(), EndedBatchCache::default());
+        let rules = Digest::sha256(b"rules");
+        let batch = NewBatch { id, rules, options: "{}".to_owned(), supersedes: None };
+        store.create(batch).await.unwrap();
+        let lease = listing_lease_name(id);
+        store.acquire(&lease, "it lists and prunes", Duration::from_secs(60)).await.unwrap();
+        store.complete_plan(id).await.unwrap();
+        let ended = [store.batch(id).await.unwrap().unwrap()];
+        let mut last_good = async || cache.last_good_end(ended.iter(), &store).await.unwrap();
+        assert_eq!(last_good().await, ended[0].ended_at);
+        let failed = PruneRecord {
+            source: "s.example/a:1".to_owned(),
+            target: "t.example/a:1".to_owned(),
+            outcome: PruneOutcome::Failed,
+            digest: None,
+            reason: "answered 405".to_owned(),
+        };
+        store.record_pruned(id, failed).await.unwrap();
+        store.release(&lease, "it lists and prunes").await.unwrap();
+        assert_eq!(last_good().await, None);
+    }
 }
