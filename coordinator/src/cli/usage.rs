@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use clap::CommandFactory as _;
 use clap::error::{ContextKind, Error, ErrorKind};
 
-use super::foreign_usage;
 use super::typed_line::{TypedLine, quote};
+use super::{Cli, foreign_usage};
 use crate::presets;
 use crate::report::ReportFormat;
 
@@ -44,7 +45,9 @@ pub(super) fn hint(error: &Error, typed: &[OsString]) -> Option<String> {
         ErrorKind::InvalidSubcommand => {
             let word = context(ContextKind::InvalidSubcommand);
             let has_guess = error.get(ContextKind::SuggestedSubcommand).is_some();
-            foreign_usage::hint_for_command(&word, &line).or_else(|| hint_for_argument(&word, &line, has_guess))
+            foreign_usage::hint_for_command(&word, &line)
+                .or_else(|| if has_guess { None } else { hint_for_slip(&word, &line) })
+                .or_else(|| hint_for_argument(&word, &line, has_guess))
         }
         ErrorKind::UnknownArgument => {
             let argument = context(ContextKind::InvalidArg);
@@ -70,6 +73,21 @@ pub(super) fn hint(error: &Error, typed: &[OsString]) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Returns what to type for a command with one wrong, missing, surplus or transposed letter, such as `rnu`. The parser
+/// guesses only from words that are longer or more alike.
+fn hint_for_slip(word: &str, line: &TypedLine) -> Option<String> {
+    let program = Cli::command();
+    let at = line.words.iter().position(|typed| typed == word)?;
+    let (parent, below) = match Some(at) == line.command_position() {
+        true => (&program, String::new()),
+        false => (program.find_subcommand(line.command())?, format!("{} ", line.command())),
+    };
+    let commands = parent.get_subcommands().filter(|command| !command.is_hide_set()).map(clap::Command::get_name);
+    let meant = commands.into_iter().find(|name| strsim::damerau_levenshtein(name, word) == 1)?;
+    // Without the other words, which may be secrets.
+    Some(format!("did you mean `imgsync {below}{meant}`?"))
 }
 
 fn is_configuration(word: &str) -> bool {

@@ -47,6 +47,24 @@ async fn the_command_line_of_a_hint_does_what_the_typed_one_meant() {
 }
 
 #[tokio::test]
+async fn a_slip_in_a_command_gets_the_command_that_was_meant() {
+    for (typed, meant) in [
+        ("rnu -c a.yaml --key hunter2", "run"),
+        ("rum", "run"),
+        ("snyc a b", "sync"),
+        ("bacth list", "batch"),
+        ("explian a", "explain"),
+    ] {
+        let output = Imgsync::new().args(typed.split(' ')).run().await.assert_code(2);
+        let wanted = [format!("hint: did you mean `imgsync {meant}`?"), format!("'{meant}'")];
+        assert!(wanted.iter().any(|words| output.stderr.contains(words)), "{typed}: {}", output.stderr);
+        assert!(!output.stderr.contains("hunter2"), "{}", output.stderr);
+    }
+    let output = Imgsync::new().args(["frobnicate"]).run().await.assert_code(2);
+    assert!(!output.stderr.contains("did you mean"), "{}", output.stderr);
+}
+
+#[tokio::test]
 async fn a_configuration_and_a_report_may_follow_after_a_blank() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     source.push("a", "1", &images::single("file"));
