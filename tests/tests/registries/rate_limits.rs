@@ -70,7 +70,9 @@ async fn an_unknown_rate_limit_refuses_many_processes_no_more_than_one() {
         assert!(refused(&registry) > 0, "the limit was met");
         refusals.push(refused(&registry));
     }
-    assert!(refusals[1] <= refusals[0] + 10, "{refusals:?}");
+    // When the limit is met first, each of the eight clients may have two requests open. Clients that share nothing are
+    // refused about 30 times.
+    assert!(refusals[1] <= refusals[0] + 16, "{refusals:?}");
 }
 
 #[tokio::test]
