@@ -201,7 +201,7 @@ impl Client {
             provision: ProvisionState::default(),
             body_limit: AtomicU64::new(0),
             heads_unreliable: AtomicBool::new(false),
-            without_referrers_api: Mutex::new(GenerationalCache::new(MAX_CACHED_REPOSITORIES)),
+            referrers_apis: Mutex::new(GenerationalCache::new(MAX_CACHED_REPOSITORIES)),
             credential_pool: pool,
             pull_counter: AtomicUsize::new(0),
             windows: AimdWindows::default(),

@@ -2,7 +2,7 @@
 //! it. These requests are counted separately from those of a copy.
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode, header};
@@ -75,6 +75,30 @@ impl FallbackLocks {
 
 /// A repository without the API is asked again after this time: registries are upgraded.
 const NO_API_TTL: Duration = Duration::from_secs(3600);
+
+/// What the last answer showed of a repository's referrers API; `None` before the first answer. The request that waits
+/// for the first answer holds the lock, so that a repository without the API is asked once and not once for each image
+/// that is copied at that time.
+pub(super) type ReferrersApiSlot = Arc<tokio::sync::Mutex<Option<ReferrersApi>>>;
+
+/// What an answer shows of a repository's referrers API.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ReferrersApi {
+    /// It listed referrers, or the answer or error does not show whether it can.
+    MayHave,
+    /// It had no API at this time. By repository: one host can serve several registries.
+    Lacks(Instant),
+}
+
+/// Answer to a request for a page of referrers.
+enum PageAnswer {
+    /// Entries, what they hold, and the URL of the next page.
+    Page(BoundedList<Descriptor>, PageSize, Option<Url>),
+    /// The registry lacks the API.
+    NoApi,
+    /// No list, for another reason.
+    NoList,
+}
 /// Number of attempts to write an index that others write concurrently.
 const MAX_FALLBACK_WRITES: usize = 8;
 /// Longest pause before a further attempt, in milliseconds.
@@ -130,10 +154,19 @@ impl Repository {
 
     /// Returns `None` if the registry lacks the API.
     async fn list_referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
-        if self.without_api().get(&self.name).is_some_and(|seen| seen.elapsed() < NO_API_TTL) {
+        let operation = format!("listing the referrers of {}@{subject}", self.label());
+        let slot = self.referrers_api_slot();
+        let known = tokio::select! {
+            known = slot.lock() => known,
+            () = self.context.cancel.cancelled() => return Err(Error::cancelled(&operation)),
+        };
+        let answered = *known;
+        let mut first = Some(known).filter(|_| !matches!(answered, Some(ReferrersApi::MayHave)));
+        if let Some(ReferrersApi::Lacks(seen)) = answered
+            && seen.elapsed() < NO_API_TTL
+        {
             return Ok(None);
         }
-        let operation = format!("listing the referrers of {}@{subject}", self.label());
         let mut found = Vec::new();
         let mut next = Some(self.url(&format!("referrers/{subject}")));
         let mut pages = 0;
@@ -146,31 +179,36 @@ impl Repository {
             if pages > MAX_PAGES {
                 return Err(Error::new(ErrorKind::InvalidResponse, &operation, "its pages never end"));
             }
-            match self.with_retries(|| self.referrers_page(&url, left, &share, &operation)).await? {
-                Some((page, size, after)) => {
-                    left.entries -= size.entries.min(left.entries);
-                    left.texts -= size.texts.min(left.texts);
-                    found.extend(page);
-                    next = after;
-                }
-                None => return Ok(None),
+            let answer = self.with_retries(|| self.referrers_page(&url, left, &share, &operation)).await;
+            let shown = match &answer {
+                Ok(PageAnswer::NoApi) => ReferrersApi::Lacks(Instant::now()),
+                Ok(PageAnswer::Page(..) | PageAnswer::NoList) | Err(_) => ReferrersApi::MayHave,
+            };
+            match first.take() {
+                Some(mut first) => *first = Some(shown),
+                None => *slot.lock().await = Some(shown),
             }
+            let PageAnswer::Page(page, size, after) = answer? else { return Ok(None) };
+            left.entries -= size.entries.min(left.entries);
+            left.texts -= size.texts.min(left.texts);
+            found.extend(page);
+            next = after;
         }
         Ok(Some(found))
     }
 
-    fn without_api(&self) -> std::sync::MutexGuard<'_, GenerationalCache<RepositoryName, Instant>> {
-        self.registry.without_referrers_api.lock().unwrap_or_else(PoisonError::into_inner)
+    fn referrers_api_slot(&self) -> ReferrersApiSlot {
+        let mut slots = self.registry.referrers_apis.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get_or_insert_with(&self.name, ReferrersApiSlot::default).clone()
     }
 
-    /// Returns `None` if the registry lacks the API.
     async fn referrers_page(
         &self,
         url: &Url,
         limits: PageLimits,
         share: &ListingShare,
         operation: &str,
-    ) -> Result<Option<(BoundedList<Descriptor>, PageSize, Option<Url>)>> {
+    ) -> Result<PageAnswer> {
         let request = RequestSpec::new(Method::GET, url.clone(), operation)
             .header(header::ACCEPT, MediaType::OciIndex.as_str())
             .kind(RequestKind::Referrers);
@@ -185,21 +223,16 @@ impl Repository {
                 | StatusCode::METHOD_NOT_ALLOWED
                 | StatusCode::BAD_REQUEST
                 | StatusCode::NOT_ACCEPTABLE
-                | StatusCode::NOT_IMPLEMENTED => {
-                    if !about_content {
-                        self.without_api().insert(self.name.clone(), Instant::now());
-                    }
-                    Ok(None)
-                }
+                | StatusCode::NOT_IMPLEMENTED => Ok(if about_content { PageAnswer::NoList } else { PageAnswer::NoApi }),
                 // Some deny access to unknown paths. Denied access to the repository shows with the manifest.
-                _ if error.kind() == ErrorKind::Denied => Ok(None),
+                _ if error.kind() == ErrorKind::Denied => Ok(PageAnswer::NoList),
                 _ => Err(error.with_hint("`referrers: false` copies the image without its referrers")),
             };
         }
         // A proxy that answers everything with its own page has no API.
         let content_type = MediaType::new(response.text_header(header::CONTENT_TYPE).unwrap_or_default());
         if !content_type.is_index() && content_type.as_str() != "application/json" {
-            return Ok(None);
+            return Ok(PageAnswer::NoList);
         }
         let next =
             link::find_next(response.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok()));
@@ -212,7 +245,7 @@ impl Repository {
         }
         let (index, size): (ReferrersIndex, _) =
             read_page(&mut response, limits, share, &self.context, operation).await?;
-        Ok(Some((index.manifests, size, next)))
+        Ok(PageAnswer::Page(index.manifests, size, next))
     }
 
     async fn get_fallback_index(&self, subject: &Digest) -> Result<Option<Manifest>> {

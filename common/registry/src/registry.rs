@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use url::Url;
 
@@ -16,6 +15,7 @@ use super::mirrors::MirrorState;
 use super::mount_support::MountSupport;
 use super::providers::provisioning::ProvisionState;
 use super::{BandwidthMeter, RegistrySettings, providers, ssrf};
+use crate::referrers::ReferrersApiSlot;
 use imgsync_oci::error::Result;
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::{RegistryName, RepositoryName};
@@ -42,9 +42,8 @@ pub(crate) struct Registry {
     pub(crate) body_limit: AtomicU64,
     /// Whether HEAD requests for manifests missed what GET found.
     pub(crate) heads_unreliable: AtomicBool,
-    /// Repositories without the referrers API, and when that was seen. By repository: one host can serve several
-    /// registries.
-    pub(crate) without_referrers_api: Mutex<GenerationalCache<RepositoryName, Instant>>,
+    /// Which repositories have the referrers API.
+    pub(crate) referrers_apis: Mutex<GenerationalCache<RepositoryName, ReferrersApiSlot>>,
     pub(crate) credential_pool: Arc<CredentialPool>,
     /// Counts pulls, to rotate the pull credentials.
     pub(crate) pull_counter: AtomicUsize,

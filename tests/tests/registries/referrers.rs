@@ -3,7 +3,7 @@
 use imgsync_oci::{Digest, MediaType};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Access, Client, ClientSettings, Context, Repository, TrafficCounters};
-use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestType};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use imgsync_tests::servers::{DockerRegistry, DockerRegistryAuth};
@@ -122,4 +122,51 @@ async fn many_referrers_come_by_pages_and_none_is_an_empty_list() {
     // They are counted apart from the requests of a copy.
     let traffic = repository.counters().snapshot();
     assert_eq!((traffic.requests, traffic.referrers), (0, 4));
+}
+
+#[tokio::test]
+async fn a_repository_without_the_api_is_asked_once_although_many_images_are_copied_at_the_same_time() {
+    let open = |client: &Client, registry: &FaultRegistry, name: &str| {
+        let (host, name) = (registry.host().parse().unwrap(), name.parse().unwrap());
+        client.repository(&host, &name, Access::Pull, &Context::default(), &TrafficCounters::new()).unwrap()
+    };
+    let latency = std::time::Duration::from_millis(50);
+    let images: Vec<_> = (0..20).map(|n| images::single(&format!("asked-once-{n}"))).collect();
+    let list_all = async |registry: &FaultRegistry| {
+        let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
+        let lists = ["a", "b"].into_iter().flat_map(|name| images.iter().map(move |image| (name, image)));
+        let lists = lists.map(|(name, image)| {
+            let repository = open(&client, registry, name);
+            async move { repository.list_referrers(&image.root.parse().unwrap()).await }
+        });
+        futures_util::future::join_all(lists).await
+    };
+    let push_all = |registry: &FaultRegistry| {
+        for (n, image) in images.iter().enumerate() {
+            registry.push("a", &n.to_string(), image);
+            registry.push("b", &n.to_string(), image);
+        }
+    };
+
+    let old = FaultRegistry::builder().without_referrers().latency(latency).start().await;
+    push_all(&old);
+    for listed in list_all(&old).await {
+        assert!(listed.unwrap().is_empty());
+    }
+    assert_eq!(old.count(RequestType::Referrers), 2, "once for each repository");
+
+    // An error shows nothing of the API: it fails one image, and the others ask without waiting for each other.
+    let failing = FaultRegistry::builder().without_referrers().latency(latency).start().await;
+    push_all(&failing);
+    failing.on(RequestType::Referrers).times(1).act(FaultAction::status(418));
+    let failed = list_all(&failing).await.into_iter().filter(Result::is_err).count();
+    assert_eq!((failed, failing.count(RequestType::Referrers)), (1, 21));
+
+    // Where there is an API, nobody waits for others after the first answer.
+    let modern = FaultRegistry::builder().latency(latency).start().await;
+    push_all(&modern);
+    for listed in list_all(&modern).await {
+        assert!(listed.unwrap().is_empty());
+    }
+    assert_eq!(modern.count(RequestType::Referrers), 40);
 }
