@@ -19,8 +19,7 @@ use super::page_reader::{BoundedList, ListEntry, PageLimits, PageSize, read_page
 use super::transport::RequestSpec;
 use super::{Repository, link, ssrf};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::generational::GenerationalCache;
-use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, RepositoryName, Tag, retry};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, Tag, retry};
 
 /// Size limit of a page, which is an index.
 const MAX_PAGE_BYTES: usize = 8 << 20;

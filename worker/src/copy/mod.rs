@@ -484,7 +484,7 @@ impl Copier {
         let backup = BackupGate::for_request(request, endpoints, &digest, gate).filter(|_| found.target_has_tag);
         let gate = backup.as_ref().map_or(gate, |backup| backup as &dyn TagGate);
         let transferred = Box::pin(transfer.transfer_image(root, reference, gate, &source_digest, !is_filtered)).await;
-        transfer.share_proofs().await;
+        transfer.share_learned().await;
         let tag_put = transferred?;
         let referrers_checked = request.referrers.copies_any();
         let outcome = if tag_put { CopyOutcome::Copied } else { CopyOutcome::Unchanged };
@@ -519,7 +519,7 @@ impl Copier {
         };
         let copied = if selected.is_none() && digest == source_digest && !check_all {
             let referrers_result = transfer.copy_referrers_of_unread_root(&digest, read).await;
-            transfer.share_proofs().await;
+            transfer.share_learned().await;
             referrers_result?
         } else {
             let SelectedImage { root, selected_children, is_filtered, .. } = match selected {
@@ -528,7 +528,7 @@ impl Copier {
             };
             let transfer = transfer.with_selected_children(&root, selected_children);
             let referrers_result = transfer.copy_referrers(&root, !is_filtered, false).await;
-            transfer.share_proofs().await;
+            transfer.share_learned().await;
             referrers_result?
         };
         let outcome = if copied == 0 { CopyOutcome::Unchanged } else { CopyOutcome::Copied };

@@ -38,10 +38,17 @@ impl ImageTransfer {
         }
     }
 
-    /// Shares the recorded proofs with other processes: once per image, because each call is a store request.
-    pub(super) async fn share_proofs(&self) {
+    /// Shares the recorded proofs, and which small blobs are at the target, with other processes: once per image,
+    /// because each call is a store request.
+    pub(super) async fn share_learned(&self) {
         let proofs = std::mem::take(&mut *self.proofs.lock().unwrap_or_else(PoisonError::into_inner));
-        self.target_cache.share_proofs(&proofs).await;
+        let blobs = std::mem::take(&mut *self.unshared_blobs.lock().unwrap_or_else(PoisonError::into_inner));
+        let share_blobs = async {
+            if let Some(target) = self.target.repository() {
+                self.target_cache.share_blobs(target.registry(), target.name(), &blobs).await;
+            }
+        };
+        tokio::join!(self.target_cache.share_proofs(&proofs), share_blobs);
     }
 
     /// Requires the source to prove that it has a blob which is already at the target. If it does not answer HEAD, the

@@ -96,20 +96,20 @@ impl TargetCache {
         found.into_iter().next().flatten().and_then(|home| home.path().parse().ok())
     }
 
-    /// Records that the repository has the blob, in this process and in the index.
-    pub(crate) async fn record_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
-        self.insert_blob(registry, repository, digest);
-        if let Some(index) = &self.index {
-            let _ = index
-                .record_blobs(
-                    &RepositoryLocator::in_registry(registry.clone(), repository),
-                    std::slice::from_ref(digest),
-                )
-                .await;
+    /// Shares with other and later processes that the repository has these blobs, except those that turned out to be
+    /// missing.
+    pub(crate) async fn share_blobs(&self, registry: &RegistryName, repository: &RepositoryName, blobs: &[Digest]) {
+        let Some(index) = &self.index else { return };
+        let present = blobs.iter().filter(|digest| self.has_blob(registry, repository, digest));
+        let present: Vec<Digest> = present.cloned().collect();
+        if !present.is_empty() {
+            // Only a hint: errors are ignored.
+            let _ = index.record_blobs(&RepositoryLocator::in_registry(registry.clone(), repository), &present).await;
         }
     }
 
-    fn insert_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
+    /// Records that the repository has the blob, in this process.
+    pub(crate) fn record_blob(&self, registry: &RegistryName, repository: &RepositoryName, digest: &Digest) {
         let mut state = self.state();
         state.repository_by_blob.insert((registry.clone(), digest.clone()), repository.clone());
         state.blobs.insert((registry.clone(), repository.clone(), digest.clone()), ());
@@ -159,7 +159,7 @@ impl TargetCache {
 
     /// Shares proofs with other and later processes.
     pub(crate) async fn share_proofs(&self, proofs: &[BlobProof]) {
-        if let Some(index) = &self.index {
+        if let Some(index) = self.index.as_ref().filter(|_| !proofs.is_empty()) {
             // A lost proof is requested again.
             let _ = index.record_proofs(proofs).await;
         }
@@ -326,7 +326,7 @@ mod tests {
         let (registry, one, two) = ("r.example".parse().unwrap(), "a/one".parse().unwrap(), "a/two".parse().unwrap());
         let digest = Digest::sha256(b"x");
         let known = TargetCache::default();
-        known.record_blob(&registry, &one, &digest).await;
+        known.record_blob(&registry, &one, &digest);
         assert_eq!(known.repository_with_blob(&registry, &digest).await, Some(one.clone()));
         assert!(!known.has_blob(&registry, &two, &digest));
         known.forget_blob(&registry, &one, &digest).await;

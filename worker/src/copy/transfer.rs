@@ -46,6 +46,8 @@ pub(crate) struct ImageTransfer {
     pub(super) source_locator: Option<RepositoryLocator>,
     /// Proofs not yet shared with other processes.
     pub(super) proofs: Mutex<Vec<BlobProof>>,
+    /// Small blobs now at the target, not yet shared with other processes.
+    pub(super) unshared_blobs: Mutex<Vec<Digest>>,
     pub(super) target: CopyTarget,
     pub(super) target_cache: Arc<TargetCache>,
     pub(super) counters: Arc<CopyCounters>,
@@ -134,6 +136,7 @@ impl ImageTransfer {
             source_traffic: endpoints.source_traffic.clone(),
             source_locator: endpoints.source.locator(),
             proofs: Mutex::default(),
+            unshared_blobs: Mutex::default(),
             target: endpoints.target.with_context(&context),
             target_cache: copier.target_cache.clone(),
             counters,

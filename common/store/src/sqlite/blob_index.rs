@@ -22,7 +22,7 @@ impl SqliteStore {
 impl BlobIndex for SqliteStore {
     async fn find_blobs(&self, end: &Endpoint, blobs: &[Digest]) -> Result<Vec<Option<RepositoryLocator>>> {
         let (end, blobs, generation) = (end.to_string(), blobs.to_vec(), self.generation());
-        self.read("finding blobs", move |connection| {
+        self.read_rows("finding blobs", blobs.len(), move |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT repository FROM blob JOIN repository_locator ON row_id = blob.locator
                  WHERE blob.digest = ?1 AND blob.endpoint = ?2 AND blob.generation BETWEEN ?3 AND ?4",
@@ -63,7 +63,7 @@ impl BlobIndex for SqliteStore {
 
     async fn is_hashed_file(&self, file: &HashedFile) -> Result<bool> {
         let file = file.clone();
-        self.read("looking up a hashed file", move |connection| {
+        self.read_rows("looking up a hashed file", 1, move |connection| {
             let known: Option<String> = connection
                 .prepare_cached("SELECT version FROM hashed_file WHERE folder = ?1 AND digest = ?2")?
                 .query_row((&file.folder, digest_bytes(&file.digest)), |row| row.get(0))
@@ -113,7 +113,7 @@ impl BlobIndex for SqliteStore {
 
     async fn check_proofs(&self, proofs: &[BlobProof]) -> Result<Vec<bool>> {
         let (proofs, now) = (proofs.to_vec(), proof_hour(self.0.clock.now().as_second()));
-        self.read("reading blob proofs", move |connection| {
+        self.read_rows("reading blob proofs", proofs.len(), move |connection| {
             let mut statement = connection.prepare_cached("SELECT hour FROM proof WHERE key = ?1")?;
             let mut found = Vec::with_capacity(proofs.len());
             for proof in &proofs {

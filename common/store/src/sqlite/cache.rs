@@ -16,7 +16,8 @@ use imgsync_oci::{Digest, Tag};
 impl DigestCache for SqliteStore {
     async fn cached_tags(&self, scope: &CacheScope, tags: &[Tag]) -> Result<Vec<Option<CachedTag>>> {
         let (scope, tags) = (scope.clone(), tags.to_vec());
-        self.read(format!("reading cached tags of {}", scope.repository), move |connection| {
+        let operation = format!("reading cached tags of {}", scope.repository);
+        self.read_rows(operation, tags.len(), move |connection| {
             let Some(scope) = find_scope(connection, &scope)? else { return Ok(vec![None; tags.len()]) };
             let sql = "SELECT digests, seen_at, referrers_at FROM tag WHERE scope = ?1 AND tag = ?2";
             let mut statement = connection.prepare_cached(sql)?;

@@ -43,7 +43,7 @@ impl Leases for SqliteStore {
 
     async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
         let (names, now) = (names.to_vec(), self.now());
-        self.read("reading lease holders", move |connection| {
+        self.read_rows("reading lease holders", names.len(), move |connection| {
             let sql = "SELECT holder FROM lease WHERE name = ?1 AND expires_at > ?2 AND expires_at <= ?3";
             let mut statement = connection.prepare_cached(sql)?;
             for name in names {

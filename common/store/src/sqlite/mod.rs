@@ -42,6 +42,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Retries of the run lock, and the delay between them: a process that only checks the lock holds it for an instant.
 const LOCK_RETRIES: u32 = 5;
 const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Rows that are read by key in the calling thread; together they take some tens of microseconds.
+const MAX_ROWS_READ_HERE: usize = 16;
 
 /// A [`Store`](super::Store) in an SQLite file. Cheap to clone; clones are the same store.
 #[derive(Clone, Debug)]
@@ -216,15 +218,47 @@ impl SqliteStore {
         let (operation, name) = (operation.into(), self.0.name.clone());
         run_blocking(move || {
             let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let run = || -> Result<T, SqliteError> {
-                // One snapshot for all statements; rolled back on drop.
-                let _view = connection.unchecked_transaction()?;
-                work(&connection)
-            };
-            run().map_err(|sqlite_error| sqlite_error.into_error(&operation, &name))
+            read_snapshot(&connection, work).map_err(|sqlite_error| sqlite_error.into_error(&operation, &name))
         })
         .await
     }
+
+    /// Runs a read of so many rows by their keys. A few are read in this thread, if no other read is running: handing
+    /// the read over to another thread would take longer than the read.
+    async fn read_rows<T: Send + 'static>(
+        &self,
+        operation: impl Into<String> + Send,
+        rows: usize,
+        work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
+    ) -> Result<T> {
+        if rows <= MAX_ROWS_READ_HERE
+            && let Some(Ok(connection)) = self.0.reader.as_ref().map(|reader| reader.try_lock())
+        {
+            let read = read_snapshot(&connection, work);
+            return read.map_err(|error| error.into_error(&operation.into(), &self.0.name));
+        }
+        self.read(operation, work).await
+    }
+}
+
+/// Runs a read on one snapshot for all statements.
+fn read_snapshot<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> Result<T, SqliteError>,
+) -> Result<T, SqliteError> {
+    /// Ends the snapshot, also after a panic.
+    struct Snapshot<'c>(&'c Connection);
+
+    impl Drop for Snapshot<'_> {
+        fn drop(&mut self) {
+            // Closing the connection ends it, too.
+            _ = self.0.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.execute([]));
+        }
+    }
+
+    connection.prepare_cached("BEGIN")?.execute([])?;
+    let _snapshot = Snapshot(connection);
+    work(connection)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {

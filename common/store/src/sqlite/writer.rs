@@ -15,8 +15,10 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 const MAX_GROUP_CALLS: usize = 256;
 /// Maximum duration of a transaction: other processes wait for it.
 const MAX_GROUP_TIME: Duration = Duration::from_millis(20);
-/// Pause after a group of several calls, which lets other processes write.
+/// Pause after a group while calls are concurrent: the next group has more calls, and other processes can write.
 const GROUP_PAUSE: Duration = Duration::from_micros(200);
+/// Calls are concurrent until so many groups had one call each.
+const LONE_GROUPS: u32 = 8;
 
 /// Handle of the writer thread, which ends when the handle is dropped.
 pub(super) struct Writer {
@@ -115,6 +117,7 @@ fn thread_ended(operation: &str) -> Error {
 }
 
 fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn WriteJob>>, store: &str) {
+    let mut lone_groups = LONE_GROUPS;
     while let Ok(first) = incoming.recv() {
         let mut group = Vec::new();
         let outcome = write_group(connection, first, incoming, &mut group);
@@ -126,11 +129,11 @@ fn write_all(connection: &Connection, incoming: &mpsc::Receiver<Box<dyn WriteJob
                 job.on_rollback(&error, store);
             }
         }
-        let busy = group.len() > 1;
+        lone_groups = if group.len() > 1 { 0 } else { lone_groups.saturating_add(1) };
         for job in group {
             job.reply(store);
         }
-        if busy {
+        if lone_groups < LONE_GROUPS {
             std::thread::sleep(GROUP_PAUSE);
         }
     }
@@ -151,7 +154,11 @@ fn write_group(
     }
     let began = Instant::now();
     while let Some(mut job) = next {
-        run("SAVEPOINT one")?;
+        // The first call needs no savepoint: there is nothing else that its rollback would undo.
+        let is_first = group.is_empty();
+        if !is_first {
+            run("SAVEPOINT one")?;
+        }
         let sqlite_result = job.run(connection);
         group.push(job);
         if let Err(error) = sqlite_result {
@@ -159,9 +166,16 @@ fn write_group(
                 // SQLite rolled back the whole transaction, as it may on a full disk.
                 return Err(rusqlite::Error::SqliteFailure(error, None));
             }
-            run("ROLLBACK TO one")?;
+            if is_first {
+                run("ROLLBACK")?;
+                run("BEGIN IMMEDIATE")?;
+            } else {
+                run("ROLLBACK TO one")?;
+            }
         }
-        run("RELEASE one")?;
+        if !is_first {
+            run("RELEASE one")?;
+        }
         let full = group.len() >= MAX_GROUP_CALLS || began.elapsed() >= MAX_GROUP_TIME;
         next = if full { None } else { incoming.try_recv().ok() };
     }

@@ -1,8 +1,8 @@
 //! Transfer of one blob: cached, mounted, or uploaded. Small blobs are held in memory and simply resent; large ones go
 //! through a [`ResumableBody`], which resumes at both endpoints.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,7 +53,12 @@ impl ImageTransfer {
         };
         drop(waiting);
         let arrival = self.with_blob_slot(blob, |moved| self.mount_or_upload(target, blob, moved)).await?;
-        self.target_cache.record_blob(registry, name, &blob.digest).await;
+        self.target_cache.record_blob(registry, name, &blob.digest);
+        match is_large(blob) {
+            // Other workers wait for it.
+            true => self.target_cache.share_blobs(registry, name, std::slice::from_ref(&blob.digest)).await,
+            false => self.unshared_blobs.lock().unwrap_or_else(PoisonError::into_inner).push(blob.digest.clone()),
+        }
         let _ = self.present_blob.set(blob.digest.clone());
         Ok(arrival)
     }

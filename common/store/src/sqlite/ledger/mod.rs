@@ -136,7 +136,7 @@ impl Ledger for SqliteStore {
     }
 
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {
-        self.read(format!("reading batch {batch}"), move |c| {
+        self.read_rows(format!("reading batch {batch}"), 1, move |c| {
             Ok(batch_row::BatchRow::find(c, batch)?.map(|entry| entry.state))
         })
         .await
@@ -147,16 +147,16 @@ impl Ledger for SqliteStore {
             let entry = batch_row::BatchRow::find(c, batch)?.filter(|entry| entry.state == BatchState::Running);
             Ok(entry.map_or(0, |entry| entry.count_in_state(TaskState::New).unsigned_abs()))
         };
-        self.read(format!("reading batch {batch}"), publishable).await
+        self.read_rows(format!("reading batch {batch}"), 1, publishable).await
     }
 
     async fn task_states(&self, batch: BatchId, tasks: &[u32]) -> Result<Vec<TaskState>> {
-        let tasks = tasks.to_vec();
+        let (tasks, count) = (tasks.to_vec(), tasks.len());
         let states = move |c: &_| {
             let mut tx = batch_tx::BatchTx::open(c, batch)?;
             tasks.into_iter().map(|task| Ok(tx.state(task)?.unwrap_or(TaskState::New))).collect()
         };
-        self.read(format!("reading batch {batch}"), states).await
+        self.read_rows(format!("reading batch {batch}"), count, states).await
     }
 
     async fn pause(&self, batch: BatchId) -> Result<BatchState> {
@@ -196,7 +196,7 @@ impl Ledger for SqliteStore {
     }
 
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {
-        self.read(format!("reading batch {batch}"), move |c| queries::find_batch(c, batch)).await
+        self.read_rows(format!("reading batch {batch}"), 1, move |c| queries::find_batch(c, batch)).await
     }
 
     async fn batches_before(&self, before: Option<BatchId>, limit: usize) -> Result<Vec<Batch>> {

@@ -102,12 +102,15 @@ pub(super) fn record_slow_task(
              ON CONFLICT DO UPDATE SET millis = ?3, bytes = ?4, worker = ?5 WHERE ?3 > millis",
         )?
         .execute((no, task, time, to_sql_integer(usage.bytes.copied), worker))?;
-    connection
-        .prepare_cached(
-            "DELETE FROM slow_task WHERE batch = ?1 AND task IN
-                 (SELECT task FROM slow_task WHERE batch = ?1 ORDER BY millis DESC, task LIMIT -1 OFFSET ?2)",
-        )?
-        .execute((no, to_sql_integer(MAX_SLOWEST_TASKS as u64)))?;
+    if (kept as usize) < MAX_SLOWEST_TASKS {
+        return Ok(());
+    }
+    // If the number were bound, SQLite would prepare the statement again each time.
+    let sql = format!(
+        "DELETE FROM slow_task WHERE batch = ?1 AND task IN
+             (SELECT task FROM slow_task WHERE batch = ?1 ORDER BY millis DESC, task LIMIT -1 OFFSET {MAX_SLOWEST_TASKS})"
+    );
+    connection.prepare_cached(&sql)?.execute([no])?;
     Ok(())
 }
 
