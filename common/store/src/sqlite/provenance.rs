@@ -31,7 +31,7 @@ impl ProvenanceStore for SqliteStore {
             let mut statement = connection.prepare_cached(
                 "SELECT endpoint, repository, tag, source_tag, digest, missing_since, unclaimed_since
                  FROM provenance JOIN repository_locator ON repository_locator.row_id = provenance.target
-                 WHERE source = ?1 ORDER BY endpoint, repository, tag",
+                 WHERE source = +?1 ORDER BY endpoint, repository, tag",
             )?;
             let mut rows = statement.query([from])?;
             let mut tag_provenances: Vec<TagProvenance> = Vec::new();

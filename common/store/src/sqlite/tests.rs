@@ -225,6 +225,85 @@ async fn another_process_can_cancel_a_batch_while_a_run_writes() {
 }
 
 #[tokio::test]
+async fn a_failed_call_is_undone_and_changes_no_other_of_its_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    // Holds the writer until all calls are queued, so that they share transactions; the first of one of them fails.
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let blocking = store.write("waiting", move |_| {
+        held.recv().unwrap();
+        Ok(())
+    });
+    let calls = (0..60).map(|number: i64| {
+        let store = store.clone();
+        let put = move |connection: &Connection| -> Result<(), SqliteError> {
+            let sql = "INSERT INTO scope (endpoint, repository, options) VALUES (?1, 'r', '')";
+            connection.prepare_cached(sql)?.execute([number.to_string()])?;
+            match number % 3 {
+                0 => Err(SqliteError::Reported(Error::new(ErrorKind::Local, "putting", "refused"))),
+                1 => Ok(()),
+                _ => Ok(drop(connection.prepare_cached(sql)?.execute([number.to_string()])?)),
+            }
+        };
+        async move { store.write("putting", put).await.is_ok() }
+    });
+    let calls = futures_util::future::join_all(calls);
+    let (blocked, succeeded, ()) = tokio::join!(blocking, calls, async {
+        tokio::task::yield_now().await;
+        release.send(()).unwrap();
+    });
+    blocked.unwrap();
+    let wanted: Vec<bool> = (0..60).map(|number| number % 3 == 1).collect();
+    assert_eq!(succeeded, wanted);
+    let there: i64 = store
+        .read("counting", |connection| Ok(connection.query_row("SELECT count(*) FROM scope", [], |row| row.get(0))?))
+        .await
+        .unwrap();
+    assert_eq!(there, 20);
+}
+
+#[tokio::test]
+async fn statements_of_every_task_are_prepared_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    for batch in 0..3 {
+        for task_ref in create_batch(&store, 30).await {
+            let holder = claim(&store, task_ref).await;
+            let usage = Usage { time: Duration::from_millis(100 + u64::from(task_ref.index)), ..Usage::default() };
+            store.finish(task_ref, holder, TaskResult::Copied, usage).await.unwrap();
+        }
+        let prepared = store
+            .write("counting", |connection| {
+                let mut again = 0;
+                for sql in ledger::statements_of_a_task() {
+                    again += connection.prepare_cached(&sql)?.get_status(rusqlite::StatementStatus::RePrepare);
+                }
+                Ok(again)
+            })
+            .await
+            .unwrap();
+        assert_eq!(prepared, 0, "after batch {batch}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_that_panics_leaves_the_next_one_a_snapshot_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    for rows in [1, MAX_ROWS_READ_HERE + 1] {
+        let panicking = store.clone();
+        let read = tokio::spawn(async move {
+            let work = |_: &Connection| -> Result<(), SqliteError> { panic!("a fault in a read") };
+            panicking.read_rows("reading", rows, work).await
+        });
+        assert!(!matches!(read.await, Ok(Ok(()))));
+        let task_refs = create_batch(&store, 3).await;
+        let states = store.task_states(task_refs[0].batch, &[0, 1, 2]).await.unwrap();
+        assert_eq!(states.len(), 3);
+    }
+}
+
+#[tokio::test]
 async fn a_newer_store_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()).await.unwrap());

@@ -10,6 +10,11 @@ use crate::{BatchState, Usage};
 use imgsync_model::batch::{BatchId, TaskState};
 use imgsync_oci::error::{Error, ErrorKind};
 
+/// Reads the chunk that holds a task. `+`: SQLite would prepare the statement again for each value of a plain parameter,
+/// because of the order.
+pub(super) const CHUNK_OF_TASK: &str = "
+    SELECT first, length, new_tasks, states FROM chunk WHERE batch = +?1 AND first <= +?2 ORDER BY first DESC LIMIT 1";
+
 /// Moves tasks of a batch. [`BatchTx::save`] writes states and counters; nothing is written before.
 pub(super) struct BatchTx<'c> {
     pub(super) connection: &'c Connection,
@@ -191,11 +196,9 @@ impl<'c> BatchTx<'c> {
             self.state_page.as_ref().is_some_and(|page| (page.first..page.first + page.length).contains(&task));
         if !is_here {
             self.flush()?;
-            let sql = "SELECT first, length, new_tasks, states FROM chunk WHERE batch = ?1 AND first <= ?2
-                       ORDER BY first DESC LIMIT 1";
             self.state_page = self
                 .connection
-                .prepare_cached(sql)?
+                .prepare_cached(CHUNK_OF_TASK)?
                 .query_row((self.row.row_id, task), |row| {
                     Ok(StatePage {
                         first: row.get(0)?,

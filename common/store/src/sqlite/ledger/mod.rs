@@ -8,6 +8,12 @@ mod queries;
 mod tasks;
 mod timeline;
 
+/// Statements that run for each task and that SQLite would prepare each time if they were written in another way.
+#[cfg(test)]
+pub(super) fn statements_of_a_task() -> [String; 2] {
+    [batch_tx::CHUNK_OF_TASK.to_owned(), timeline::delete_faster_tasks()]
+}
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -174,7 +174,7 @@ pub(super) fn list_unpublished(
         return Ok(Vec::new());
     }
     let mut chunks = connection.prepare_cached(
-        "SELECT first, length, states FROM chunk WHERE batch = ?1 AND first >= ?2 AND new_tasks > 0 ORDER BY first",
+        "SELECT first, length, states FROM chunk WHERE batch = +?1 AND first >= +?2 AND new_tasks > 0 ORDER BY first",
     )?;
     let mut chunks = chunks.query((entry.row_id, from))?;
     let mut blocks = Vec::new();

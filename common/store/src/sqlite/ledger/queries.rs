@@ -217,7 +217,7 @@ pub(super) fn tasks(
     limit: usize,
 ) -> Result<Vec<TaskRow>, SqliteError> {
     let entry = BatchRow::get(connection, batch)?;
-    let sql = "SELECT first, length, states FROM chunk WHERE batch = ?1 AND first + length > ?2 ORDER BY first";
+    let sql = "SELECT first, length, states FROM chunk WHERE batch = +?1 AND first + length > ?2 ORDER BY first";
     let mut statement = connection.prepare_cached(sql)?;
     let mut chunks = statement.query((entry.row_id, from))?;
     let mut found = Vec::new();
@@ -277,7 +277,7 @@ impl PlanReader<'_> {
     fn task(&mut self, index: u32) -> Result<Task, SqliteError> {
         let is_here = |(first, chunk): &(u32, PlanChunk)| (*first..*first + chunk.tasks.len() as u32).contains(&index);
         if !self.chunk.as_ref().is_some_and(is_here) {
-            let sql = "SELECT first FROM plan WHERE batch = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1";
+            let sql = "SELECT first FROM plan WHERE batch = +?1 AND first <= +?2 ORDER BY first DESC LIMIT 1";
             let first = self.connection.prepare_cached(sql)?.query_row((self.no, index), |row| row.get(0))?;
             self.chunk = Some((first, read_chunk(self.connection, self.no, first)?));
         }

@@ -105,13 +105,17 @@ pub(super) fn record_slow_task(
     if (kept as usize) < MAX_SLOWEST_TASKS {
         return Ok(());
     }
-    // If the number were bound, SQLite would prepare the statement again each time.
-    let sql = format!(
-        "DELETE FROM slow_task WHERE batch = ?1 AND task IN
-             (SELECT task FROM slow_task WHERE batch = ?1 ORDER BY millis DESC, task LIMIT -1 OFFSET {MAX_SLOWEST_TASKS})"
-    );
-    connection.prepare_cached(&sql)?.execute([no])?;
+    connection.prepare_cached(&delete_faster_tasks())?.execute([no])?;
     Ok(())
+}
+
+/// Returns the statement that keeps only the slowest tasks. If the number were bound, SQLite would prepare the statement
+/// again each time; the same for a plain parameter, because of the order.
+pub(super) fn delete_faster_tasks() -> String {
+    format!(
+        "DELETE FROM slow_task WHERE batch = +?1 AND task IN
+             (SELECT task FROM slow_task WHERE batch = +?1 ORDER BY millis DESC, task LIMIT -1 OFFSET {MAX_SLOWEST_TASKS})"
+    )
 }
 
 pub(super) fn read_timeline(connection: &Connection, batch: BatchId) -> Result<BatchTimeline, SqliteError> {
