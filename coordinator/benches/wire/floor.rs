@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::StreamExt as _;
 use http_body_util::Full;
 use serde_json::Value;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 
 use crate::registry::{FetchedManifest, FloorBody, FloorRegistry, HashedBody, read_verified};
 use crate::work_list::{RepositoryWork, WorkList};
@@ -124,34 +124,39 @@ impl ImageCopy<'_> {
     async fn run(&self, root: FetchedManifest, tag: &str) {
         let json: Value = serde_json::from_slice(&root.bytes).unwrap();
         let children = digests(&json["manifests"]);
-        // The config of the first image is offered first: if the target has it, it may have the whole image.
-        match children.first() {
+        // The config of the first image is offered first: if the target has it, it may have the whole image. All else
+        // begins when the target has answered.
+        let first = match children.first() {
             Some((first, _)) => {
                 let child = self.floor.source.manifest(&self.repository.source, first).await;
-                self.copy_config(&child).await;
+                let json: Value = serde_json::from_slice(&child.bytes).unwrap();
                 *self.first_child.lock().unwrap() = Some(child);
+                json
             }
-            None => self.copy_config(&root).await,
-        }
-        let copied = futures_util::stream::iter(children.clone())
-            .map(|(digest, _)| async move { self.copy_child(&digest).await })
-            .buffer_unordered(CHILDREN)
-            .collect::<()>();
-        tokio::join!(copied, self.copy_blobs(&json));
-        self.ask_referrers(&root.digest).await;
+            None => json.clone(),
+        };
+        let answered = Notify::new();
+        let config = async {
+            let config = &first["config"];
+            let (digest, size) = (config["digest"].as_str().unwrap(), config["size"].as_u64().unwrap());
+            self.copy_blob(digest, size, Some(&answered)).await;
+            answered.notify_one();
+        };
+        let copied = async {
+            answered.notified().await;
+            let children = futures_util::stream::iter(children.clone())
+                .map(|(digest, _)| async move { self.copy_child(&digest).await })
+                .buffer_unordered(CHILDREN)
+                .collect::<()>();
+            tokio::join!(children, self.copy_blobs(&json));
+        };
+        tokio::join!(config, copied, self.ask_referrers(&root.digest));
         futures_util::stream::iter(children)
             .map(|(digest, _)| async move { self.ask_referrers(&digest).await })
             .buffer_unordered(CHILDREN)
             .collect::<()>()
             .await;
         self.floor.target.put_manifest(&self.repository.target, tag, &root).await;
-    }
-
-    async fn copy_config(&self, image: &FetchedManifest) {
-        let json: Value = serde_json::from_slice(&image.bytes).unwrap();
-        // imgsync offers the first blob of its list, which begins with the config.
-        let config = &json["config"];
-        self.copy_blob(config["digest"].as_str().unwrap(), config["size"].as_u64().unwrap()).await;
     }
 
     async fn copy_child(&self, digest: &str) {
@@ -172,20 +177,23 @@ impl ImageCopy<'_> {
                 .map(|digest| (digest.to_owned(), manifest["config"]["size"].as_u64().unwrap())),
         );
         futures_util::stream::iter(blobs)
-            .map(|(digest, size)| async move { self.copy_blob(&digest, size).await })
+            .map(|(digest, size)| async move { self.copy_blob(&digest, size, None).await })
             .buffer_unordered(2 * BLOBS)
             .collect::<()>()
             .await;
     }
 
-    /// Copies a blob once per target repository.
-    async fn copy_blob(&self, digest: &str, size: u64) {
+    /// Copies a blob once per target repository. Notifies when its upload has started.
+    async fn copy_blob(&self, digest: &str, size: u64, started: Option<&Notify>) {
         let RepositoryWork { source, target, .. } = self.repository;
         let key = (target.clone(), digest.to_owned());
         let once = Arc::clone(self.floor.blobs.lock().unwrap().entry(key).or_default());
         let copy = async {
             let _permit = self.blobs.acquire().await.unwrap();
             let Some(location) = self.floor.target.start_upload(target, digest).await else { return };
+            if let Some(started) = started {
+                started.notify_one();
+            }
             let body = self.floor.source.open_blob(source, digest).await;
             let body = match size <= MAX_SMALL_BLOB_BYTES {
                 true => FloorBody::Whole(Full::new(read_verified(body, digest).await)),

@@ -43,6 +43,12 @@ struct ReferrersFound {
     copied: u64,
 }
 
+/// Referrers that the source listed for the root, while the content was transferred.
+pub(super) struct RootReferrers {
+    root: Digest,
+    listing: Result<(Vec<Descriptor>, Option<Digest>)>,
+}
+
 /// State shared by all manifests of one image.
 struct ReferrerContext<'a> {
     seen: DigestSet,
@@ -52,6 +58,43 @@ struct ReferrerContext<'a> {
 }
 
 impl ImageTransfer {
+    /// Transfers the content of an image, and lists the referrers of its root at the same time, for
+    /// [`ImageTransfer::copy_referrers`].
+    pub(super) async fn list_referrers_during(
+        &self,
+        content: impl Future<Output = Result<()>>,
+        root: &Digest,
+        is_at_source: bool,
+    ) -> Result<()> {
+        if !is_at_source || !self.referrers.copies_any() {
+            return content.await;
+        }
+        let mut content = std::pin::pin!(content);
+        let mut listing = std::pin::pin!(self.list_source_referrers(root));
+        let listing = tokio::select! {
+            transferred = &mut content => {
+                transferred?;
+                listing.await
+            }
+            listing = &mut listing => {
+                content.await?;
+                listing
+            }
+        };
+        let listed = RootReferrers { root: root.clone(), listing };
+        *self.root_referrers.lock().unwrap_or_else(PoisonError::into_inner) = Some(listed);
+        Ok(())
+    }
+
+    async fn list_source_referrers(&self, subject: &Digest) -> Result<(Vec<Descriptor>, Option<Digest>)> {
+        let fallback = match (self.digest_tag_hints.is_listed(), self.digest_tag_hints.may_have(DigestTag::Referrers)) {
+            (false, _) => FallbackTag::Unknown,
+            (true, true) => FallbackTag::Listed,
+            (true, false) => FallbackTag::Absent,
+        };
+        self.source.referrers(subject, fallback).await
+    }
+
     /// Copies the referrers of an image that was not read yet. Looks at the children of an index only if the index
     /// itself has any.
     pub(super) async fn copy_referrers_of_unread_root<F>(&self, root: &Digest, read: impl FnOnce() -> F) -> Result<u64>
@@ -170,12 +213,12 @@ impl ImageTransfer {
 
     /// Copies the referrers found by `make_subject`.
     async fn copy_by_subject(&self, subject: &Digest, shared: &ReferrerContext<'_>) -> Result<ReferrersFound> {
-        let fallback = match (self.digest_tag_hints.is_listed(), self.digest_tag_hints.may_have(DigestTag::Referrers)) {
-            (false, _) => FallbackTag::Unknown,
-            (true, true) => FallbackTag::Listed,
-            (true, false) => FallbackTag::Absent,
+        let ahead =
+            self.root_referrers.lock().unwrap_or_else(PoisonError::into_inner).take_if(|it| it.root == *subject);
+        let (mut listed, index) = match ahead {
+            Some(ahead) => ahead.listing?,
+            None => self.list_source_referrers(subject).await?,
         };
-        let (mut listed, index) = self.source.referrers(subject, fallback).await?;
         if let Some(index) = index {
             self.record_digest_tag(DigestTag::Referrers, subject, &index);
         }

@@ -11,16 +11,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use imgsync_model::batch::{ForeignLayers, Referrers, RepositoryLocator};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest, DigestTag, DigestTagHints, Manifest, ManifestKind, Tag};
 use imgsync_registry::event::{BlobOutcome, Event};
 use imgsync_registry::{Context, ManifestPut, ManifestRef, Repository, TrafficCounters};
 use imgsync_store::BlobProof;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 
 use self::missing_content::{ContentDenials, TransferHistory};
 use super::endpoints::{CopySource, CopyTarget, Endpoints};
+use super::referrers::RootReferrers;
 use super::target_cache::{DigestSet, TargetCache};
 use super::{Copier, CopyCounters, CopyRequest, FanOutMember, TagGate};
 
@@ -58,6 +60,9 @@ pub(crate) struct ImageTransfer {
     /// Manifests complete at the target; each is transferred once.
     manifests: OncePerDigest<()>,
     blobs: OncePerDigest<BlobOutcome>,
+    /// Blob whose absence shows that the target does not have the image, and the notice that it is absent.
+    probe: OnceLock<Digest>,
+    probe_absent: Notify,
     pub(super) history: TransferHistory,
     /// Manifests read ahead of their turn.
     prefetched: Mutex<HashMap<Digest, Manifest>>,
@@ -75,6 +80,7 @@ pub(crate) struct ImageTransfer {
     /// Children of the indexes read so far.
     index_children: Mutex<HashMap<Digest, Vec<Descriptor>>>,
     pub(super) referrers: Referrers,
+    pub(super) root_referrers: Mutex<Option<RootReferrers>>,
     pub(super) digest_tag_hints: DigestTagHints,
     foreign_layers: bool,
     pub(super) fan_out: Option<Arc<FanOutMember>>,
@@ -147,6 +153,8 @@ impl ImageTransfer {
             context,
             manifests: OncePerDigest::new(),
             blobs: OncePerDigest::new(),
+            probe: OnceLock::new(),
+            probe_absent: Notify::new(),
             history: TransferHistory::default(),
             prefetched: Mutex::default(),
             listed_blobs: DigestSet::default(),
@@ -157,6 +165,7 @@ impl ImageTransfer {
             selected_children: None,
             index_children: Mutex::default(),
             referrers: request.referrers.clone(),
+            root_referrers: Mutex::default(),
             digest_tag_hints: request.digest_tag_hints,
             foreign_layers: request.foreign_layers == ForeignLayers::Copy,
             fan_out: request.fan_out.clone(),
@@ -202,10 +211,14 @@ impl ImageTransfer {
         is_at_source: bool,
     ) -> Result<bool> {
         self.record_manifest(&root);
-        // A layout target checks each file, so a shortcut saves nothing.
-        if self.force || self.target.repository().is_none() || !self.is_present(&root).await? {
-            self.ensure_content(&root, 0).await?;
-        }
+        let content = async {
+            // A layout target checks each file, so a shortcut saves nothing.
+            match self.force || self.target.repository().is_none() {
+                true => self.ensure_content(&root, 0).await,
+                false => self.ensure_content_unless_present(&root).await,
+            }
+        };
+        self.list_referrers_during(content, root.digest(), is_at_source).await?;
         if matches!(reference, ManifestRef::Digest(_)) {
             gate.before_tag(source_digest).await?;
             self.put_at(&root, PutTarget::Untagged).await?;
@@ -232,6 +245,26 @@ impl ImageTransfer {
         }
     }
 
+    /// Transfers the content of the root, unless the target has the root under another tag. Does not wait until the
+    /// blob that shows its absence is transferred: the rest is transferred at the same time.
+    async fn ensure_content_unless_present(&self, root: &Manifest) -> Result<()> {
+        let mut checking = Box::pin(self.is_present(root));
+        let checked = tokio::select! {
+            biased;
+            checked = &mut checking => Some(checked?),
+            () = self.probe_absent.notified() => None,
+        };
+        match checked {
+            Some(true) => Ok(()),
+            Some(false) => self.ensure_content(root, 0).await,
+            None => {
+                let checking: BoxFuture<'_, Result<()>> = Box::pin(async { checking.await.map(drop) });
+                let work = [checking, self.ensure_content(root, 0)];
+                self.run_all(work.into_iter().collect::<FuturesUnordered<_>>()).await
+            }
+        }
+    }
+
     /// Whether the target has the root under another tag. Asks only if the first image's config is already at the
     /// target, so a new image costs no extra request.
     async fn is_present(&self, root: &Manifest) -> Result<bool> {
@@ -246,15 +279,26 @@ impl ImageTransfer {
             leaf = self.child_manifest(&child).await?;
         }
         let Some(probe) = self.probe_blob(&leaf) else { return Ok(false) };
+        let has_large_blob = self.blobs_of(&leaf).into_iter().any(is_large);
+        if !has_large_blob {
+            let _ = self.probe.set(probe.digest.clone());
+        }
         match self.ensure_blob_unproved(probe).await? {
             BlobOutcome::Reused => self.has_manifest(root.digest()).await,
             // An upload proves nothing at a registry that accepts content it already has. A request pays off if there
             // is much to upload.
-            BlobOutcome::Copied if self.blobs_of(&leaf).into_iter().any(is_large) => {
+            BlobOutcome::Copied if has_large_blob => {
                 Ok(!self.mounts_are_reliable().await? && self.has_manifest(root.digest()).await?)
             }
             // Mounted from the source repository in the same registry: says nothing about the rest.
             BlobOutcome::Mounted | BlobOutcome::Copied => Ok(false),
+        }
+    }
+
+    /// Records that the target lacks a blob.
+    pub(super) fn record_absence(&self, blob: &Descriptor) {
+        if self.probe.get() == Some(&blob.digest) {
+            self.probe_absent.notify_one();
         }
     }
 

@@ -122,6 +122,7 @@ impl ImageTransfer {
             UploadStart::Finished(arrival) => return Ok(arrival),
             UploadStart::Session(session) => session,
         };
+        self.record_absence(blob);
         match is_large(blob) || target.upload_chunk_size().is_some_and(|chunk| blob.size > chunk) {
             false => self.upload_small(target, blob, session).await,
             true => self.upload_large(target, blob, session, moved).await,
