@@ -1,9 +1,13 @@
 //! Request counts of copies, compared with the floor computed from the image.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::http::StatusCode;
-use imgsync_tests::fault::{FaultRegistry, MountPolicy, RequestType};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, MountPolicy, RequestMatcher, RequestType};
 use imgsync_tests::images::{self, Layer, TargetContents, TestImage, floor};
 use imgsync_tests::program::{Imgsync, Output};
+use tokio::sync::Semaphore;
 
 const MIB: u64 = 1 << 20;
 
@@ -51,6 +55,34 @@ async fn a_fresh_image_costs_the_floor() {
         }
         assert_eq!(source.count(RequestType::ManifestHead), 0, "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_new_image_does_not_wait_for_its_first_config_nor_referrers_for_the_rest() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let image = images::multi_platform("at-once");
+    source.push("a", "1", &image);
+    let child = image.manifests[&image.children()[0]].json();
+    let config = child["config"]["digest"].as_str().unwrap();
+    // The config whose upload shows that the target lacks the image is read last.
+    let gate = Arc::new(Semaphore::new(0));
+    let of_config = RequestMatcher::kind(RequestType::BlobGet).reference(config);
+    source.on(of_config).always().act(FaultAction::Gate(gate.clone()));
+    let others = image.blobs.len() as u64 - 1;
+    let children = image.manifests.len() as u64 - 1;
+    let (output, ()) = tokio::join!(sync(&source, &target, "a:1", "b:1"), async {
+        let limit = Duration::from_secs(60);
+        // All other blobs, and the child that has none of its own left to wait for, arrive meanwhile.
+        target.wait_until(|target| target.count(RequestType::UploadPut) == others, limit).await;
+        target.wait_until(|target| target.count(RequestType::ManifestPut) == children - 1, limit).await;
+        source.wait_until(|source| source.count(RequestType::Referrers) == 1, limit).await;
+        gate.add_permits(100);
+    });
+    output.assert_code(0);
+    target.assert_holds("b", "1", &image);
+    let least = floor(&image, &TargetContents::nothing());
+    assert_eq!((source.total(), target.total()), (least.source, least.target), "{}", target.describe_requests());
+    assert_eq!(source.count(RequestType::Referrers), image.manifests.len() as u64);
 }
 
 #[tokio::test]
