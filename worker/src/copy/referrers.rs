@@ -16,7 +16,7 @@ use imgsync_registry::{FallbackTag, ManifestRef};
 use super::index_entry::EntryContent;
 use super::platform_filter::SelectedImage;
 use super::target_cache::DigestSet;
-use super::transfer::{ImageTransfer, PutTarget};
+use super::transfer::{ImageTransfer, PutTarget, RootReferrers};
 
 /// Maximum manifests queried, and referrers of one manifest copied, concurrently.
 const MAX_CONCURRENT_REFERRERS: usize = 4;
@@ -41,12 +41,6 @@ struct ReferrersFound {
     referrers: Vec<Digest>,
     /// Number of referrers that were missing at the target.
     copied: u64,
-}
-
-/// Referrers that the source listed for the root, while the content was transferred.
-pub(super) struct RootReferrers {
-    root: Digest,
-    listing: Result<(Vec<Descriptor>, Option<Digest>)>,
 }
 
 /// State shared by all manifests of one image.

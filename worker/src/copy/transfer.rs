@@ -22,7 +22,6 @@ use tokio::sync::{Notify, OnceCell, Semaphore};
 
 use self::missing_content::{ContentDenials, TransferHistory};
 use super::endpoints::{CopySource, CopyTarget, Endpoints};
-use super::referrers::RootReferrers;
 use super::target_cache::{DigestSet, TargetCache};
 use super::{Copier, CopyCounters, CopyRequest, FanOutMember, TagGate};
 
@@ -39,6 +38,12 @@ const REQUESTS_PER_CHILD: usize = 8;
 const MIN_REQUESTS_FOR_PROBE: usize = 20;
 /// Config shared by all artifacts without one: its presence proves nothing.
 const EMPTY_CONFIG_DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+/// Referrers that the source listed for the root, while the content was transferred.
+pub(super) struct RootReferrers {
+    pub(super) root: Digest,
+    pub(super) listing: Result<(Vec<Descriptor>, Option<Digest>)>,
+}
 
 /// Transfer of one image.
 pub(crate) struct ImageTransfer {

@@ -242,7 +242,10 @@ async fn a_failed_call_is_undone_and_changes_no_other_of_its_transaction() {
             match number % 3 {
                 0 => Err(SqliteError::Reported(Error::new(ErrorKind::Local, "putting", "refused"))),
                 1 => Ok(()),
-                _ => Ok(drop(connection.prepare_cached(sql)?.execute([number.to_string()])?)),
+                _ => {
+                    connection.prepare_cached(sql)?.execute([number.to_string()])?;
+                    Ok(())
+                }
             }
         };
         async move { store.write("putting", put).await.is_ok() }
