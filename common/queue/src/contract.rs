@@ -73,6 +73,7 @@ pub fn message(source: &str, batch: BatchId, index: u32) -> (Route, Message) {
         listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
         digest_tags: imgsync_oci::DigestTagHints::default(),
         priority: Priority::default(),
+        chunk: None,
         targets: vec![MessageTarget { index, locator: place(&route.target) }],
     };
     (route, message)

@@ -10,7 +10,7 @@ use crate::{MemoryQueue, RouteFilter, TaskQueue};
 use imgsync_model::batch::{BatchId, Message, Route, Task, TaskRef, TaskResult};
 use imgsync_store::contract::{StoreUnderTest, copied_bytes, new_batch, segment};
 use imgsync_store::{
-    BatchState, ClaimResult, Clock as _, FinishReply, LEASE_TTL, ManualClock, SqliteStore, Store, TaskHolder,
+    BatchState, ClaimResult, Clock as _, FinishReply, LEASE_TTL, ManualClock, PlanSize, SqliteStore, Store, TaskHolder,
 };
 use jiff::Timestamp;
 
@@ -45,7 +45,7 @@ async fn a_run_goes_through_queue_and_ledger() {
         store.append(id, segment(&format!("r{n}"), TAGS)).await.unwrap();
         tokio::task::yield_now().await;
     }
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, PlanSize::default()).await.unwrap();
 
     tokio::time::timeout(Duration::from_secs(60), dispatcher).await.expect("it ends").unwrap();
     end.cancel();
@@ -70,6 +70,7 @@ async fn dispatch(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, batch: Batch
         }
         for block in blocks {
             let mut messages = Message::for_tasks(batch, block.listed_at, block.tasks, route);
+            messages.iter_mut().for_each(|(_, message)| message.chunk = block.mark);
             while !messages.is_empty() {
                 let refused = queue.publish(&messages).await.unwrap().rejected;
                 let (mut confirmed, mut left) = (Vec::new(), Vec::new());
@@ -97,7 +98,7 @@ async fn run_worker(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, worker: St
         let task_refs: Vec<TaskRef> = delivery.message.task_refs().collect();
         let mut is_held = false;
         for task_ref in task_refs {
-            match store.claim_task(task_ref, &worker, LEASE_TTL).await.unwrap() {
+            match store.claim_task(task_ref, delivery.message.chunk, &worker, LEASE_TTL).await.unwrap() {
                 ClaimResult::Claimed { token, .. } | ClaimResult::AlreadyOwned { token, .. } => {
                     tokio::task::yield_now().await;
                     let finished = store
@@ -109,6 +110,7 @@ async fn run_worker(store: Arc<dyn Store>, queue: Arc<dyn TaskQueue>, worker: St
                 ClaimResult::HeldBy { .. } => is_held = true,
                 ClaimResult::AlreadyDone
                 | ClaimResult::StaleRun
+                | ClaimResult::NotInPlan
                 | ClaimResult::Cancelled
                 | ClaimResult::Paused
                 | ClaimResult::Unknown => {}

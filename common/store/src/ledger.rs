@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{BatchTimeline, PruneRecord};
 use imgsync_model::batch::{
-    BatchId, BlobBytes, Failure, RequestCounts, Task, TaskCounts, TaskRef, TaskResult, TaskSpec, TaskState,
+    BatchId, BlobBytes, ChunkMark, Failure, RequestCounts, Task, TaskCounts, TaskRef, TaskResult, TaskSpec, TaskState,
 };
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize;
@@ -60,6 +60,25 @@ pub struct PlanSegment {
     pub tasks: Vec<(TaskSpec, Option<TaskResult>)>,
 }
 
+/// Number of segments and tasks in a plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlanSize {
+    /// Segments.
+    pub segments: u64,
+    /// Tasks of all segments.
+    pub tasks: u64,
+}
+
+/// Result of [`Ledger::complete_plan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlanCompletion {
+    /// The plan is complete.
+    Complete,
+    /// The store has lost acknowledged segments: the plan is smaller than expected and stays incomplete. Add what is
+    /// missing, and complete it again.
+    Incomplete(PlanSize),
+}
+
 /// Result of [`Ledger::append`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendResult {
@@ -78,6 +97,8 @@ pub struct PlanBlock {
     pub first: u32,
     /// When its tasks were listed.
     pub listed_at: Timestamp,
+    /// Mark of the chunk for the messages of its tasks. `None` in a store that loses no writes.
+    pub mark: Option<ChunkMark>,
     /// Tasks to be published, each with its run, in the form that
     /// [`Message::for_tasks`](imgsync_model::batch::Message::for_tasks) accepts.
     pub tasks: Vec<(u32, Task)>,
@@ -126,6 +147,9 @@ pub enum ClaimResult {
     },
     /// The task was requeued since this message was published: acknowledge.
     StaleRun,
+    /// The store has lost the task that the message is about, and may have another one at its index: acknowledge. The
+    /// coordinator that lists the batch adds the lost task again.
+    NotInPlan,
     /// The batch is paused, and the task went back to the plan: acknowledge.
     Paused,
     /// Unknown task: acknowledge, and report that the store has lost the batch.
@@ -364,8 +388,9 @@ pub trait Ledger: Send + Sync {
     /// Returns the recorded notifications in order.
     async fn sent_notifications(&self, batch: BatchId) -> Result<Vec<String>>;
 
-    /// Marks the plan as complete: the total is final.
-    async fn complete_plan(&self, batch: BatchId) -> Result<()>;
+    /// Marks the plan as complete, which makes the total final, unless the store has fewer segments or tasks than
+    /// `at_least`: those whose [`Ledger::append`] was acknowledged, and those found there when listing began.
+    async fn complete_plan(&self, batch: BatchId, at_least: PlanSize) -> Result<PlanCompletion>;
 
     /// Adds the usage of a listing. It counts once, however often the call to the store was retried.
     async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()>;
@@ -379,8 +404,15 @@ pub trait Ledger: Send + Sync {
 
     // Tasks.
 
-    /// Claims a task for a worker, with a lease of this TTL. A worker name belongs to one process.
-    async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult>;
+    /// Claims a task for a worker, with a lease of this TTL. A worker name belongs to one process. With the mark of a
+    /// chunk, from the message, only a task of that chunk is claimed.
+    async fn claim_task(
+        &self,
+        task_ref: TaskRef,
+        chunk: Option<ChunkMark>,
+        worker: &str,
+        lease: Duration,
+    ) -> Result<ClaimResult>;
 
     /// Renews the lease of a task for this TTL from now.
     async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus>;

@@ -45,8 +45,8 @@ pub use leases::{
 };
 pub use ledger::{
     AppendResult, Batch, BatchState, ClaimResult, EmptyRule, FailedTask, FinishReply, LEASE_TTL, LeaseStatus, Ledger,
-    ListingFailure, NewBatch, PlanBlock, PlanSegment, ReclaimScope, Reclaimed, RecordCounts, RequeueFilter,
-    RescheduleReply, TaskHolder, TaskRow, Usage,
+    ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, ReclaimScope, Reclaimed, RecordCounts,
+    RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
 pub use limits::limits;
 pub use provenance::{ProvenanceStore, PruneOutcome, PruneRecord, TagProvenance};

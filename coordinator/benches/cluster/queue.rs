@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use imgsync_model::batch::{BatchId, TaskSpec};
 use imgsync_oci::{Digest, DigestTagHints};
-use imgsync_store::{CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, RedisStore};
+use imgsync_store::{CacheScope, CachedTag, DigestCache as _, Ledger as _, PlanSegment, PlanSize, RedisStore};
 use imgsync_tests::resource_usage::{CpuTimes, cpu_seconds};
 use jiff::Timestamp;
 
@@ -106,5 +106,5 @@ async fn append_plan(store: &RedisStore, id: BatchId, repositories: usize, tags:
         let plan_time = PlanSegment { key: format!("0 {SOURCE}/r{repository}"), listed_at: Timestamp::now(), tasks };
         store.append(id, plan_time).await.unwrap();
     }
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, PlanSize::default()).await.unwrap();
 }

@@ -242,6 +242,7 @@ impl<'a> Dispatcher<'a> {
         let mut flows: BTreeMap<FlowKey, Vec<(Route, Message)>> = BTreeMap::new();
         for (route, mut message) in Message::for_tasks(self.batch, block.listed_at, block.tasks, route_of) {
             message.priority = self.priority(message.rule);
+            message.chunk = block.mark;
             let key = FlowKey { route: route.clone(), priority: message.priority };
             flows.entry(key).or_default().push((route, message));
         }

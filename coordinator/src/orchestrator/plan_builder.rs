@@ -15,7 +15,7 @@ use imgsync_model::batch::{
 use imgsync_oci::DigestTagHints;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
-use imgsync_store::{AppendResult, ListingFailure, PlanSegment, Usage};
+use imgsync_store::{AppendResult, ListingFailure, PlanCompletion, PlanSegment, PlanSize, Usage};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
@@ -62,12 +62,18 @@ pub(super) struct PlanBuilder<'a> {
 #[derive(Debug, Default)]
 pub(super) struct PlanIndex {
     ranges: HashMap<Arc<RepositoryLocator>, Vec<Range<u32>>>,
-    /// There may be other ranges: the listing was started in another process.
+    /// There may be other ranges: the listing was started in another process, or the store has lost some.
     is_resumed: bool,
+    /// Segments and tasks that are in the plan, as far as the store has acknowledged them.
+    acknowledged: PlanSize,
 }
 
 impl PlanIndex {
     fn record(&mut self, first: u32, homes: HashSet<Arc<RepositoryLocator>>, tasks: u32) {
+        // Indexes only grow, unless the store has lost those that it gave out before.
+        self.is_resumed |= u64::from(first) < self.acknowledged.tasks;
+        self.acknowledged.segments += 1;
+        self.acknowledged.tasks += u64::from(tasks);
         for home in homes {
             self.ranges.entry(home).or_default().push(first..first.saturating_add(tasks));
         }
@@ -99,9 +105,41 @@ impl PlanBuilder<'_> {
     /// Lists all rules and makes the total final. Records what cannot be listed in the ledger; returns only errors of
     /// the ledger.
     pub(super) async fn run(&self) -> Result<ListingSummary> {
+        let mut counted = RequestCounts::default();
+        loop {
+            let listed = self.list().await?;
+            if self.context.cancel.is_cancelled() {
+                return Ok(listed);
+            }
+            let (source, target) = (self.counters.0.snapshot().requests, self.counters.1.snapshot().requests);
+            let requests = RequestCounts { source: source - counted.source, target: target - counted.target };
+            counted = RequestCounts { source, target };
+            self.backend.store.add_usage(self.batch, Usage { requests, ..Usage::default() }).await?;
+            let at_least = self.plan_index().acknowledged;
+            match self.backend.store.complete_plan(self.batch, at_least).await? {
+                PlanCompletion::Complete => {
+                    self.plan_changed.notify_one();
+                    return Ok(listed);
+                }
+                // What is in the plan is listed, too, but not added again.
+                PlanCompletion::Incomplete(found) => {
+                    self.context.warn(lost_segments_warning(self.batch, at_least, found))
+                }
+            }
+        }
+    }
+
+    /// Lists all rules, and adds to the plan what it lacks.
+    async fn list(&self) -> Result<ListingSummary> {
         let mut listed = ListingSummary::default();
+        // Before the keys: the plan has at least the tasks of these.
+        let tasks = self.backend.store.batch(self.batch).await?.map_or(0, |batch| batch.counts.total);
         let done: HashSet<String> = self.backend.store.segment_keys(self.batch).await?.into_iter().collect();
-        self.plan_index().is_resumed = !done.is_empty();
+        *self.plan_index() = PlanIndex {
+            is_resumed: !done.is_empty(),
+            acknowledged: PlanSize { segments: done.len() as u64, tasks },
+            ..PlanIndex::default()
+        };
         let mut planner = Planner::new();
         let mut all_tasks: Vec<PlannedTask> = Vec::new();
         let mut prune_plans: Vec<PrunePlan> = Vec::new();
@@ -197,11 +235,6 @@ impl PlanBuilder<'_> {
         if let Some(slice) = self.slice {
             self.add_slice(all_tasks, slice, &digest_tags).await?;
         }
-        let requests =
-            RequestCounts { source: self.counters.0.snapshot().requests, target: self.counters.1.snapshot().requests };
-        self.backend.store.add_usage(self.batch, Usage { requests, ..Usage::default() }).await?;
-        self.backend.store.complete_plan(self.batch).await?;
-        self.plan_changed.notify_one();
         listed.prune_plans = prune_plans;
         Ok(listed)
     }
@@ -345,6 +378,15 @@ impl PlanBuilder<'_> {
         listed.refused.push(error);
         Ok(())
     }
+}
+
+/// Describes a plan from which the store has lost acknowledged segments.
+fn lost_segments_warning(batch: BatchId, acknowledged: PlanSize, found: PlanSize) -> String {
+    format!(
+        "batch {batch}: the store has lost a part of the plan that it had acknowledged, as after a failover: it has {} of \
+         {} repositories, {} of {} tasks; listing again to add the rest",
+        found.segments, acknowledged.segments, found.tasks, acknowledged.tasks
+    )
 }
 
 /// Waits for `next`, to its end, while the repositories in progress go on. Returns their first error.

@@ -243,7 +243,9 @@ mod tests {
     use std::time::Duration;
 
     use imgsync_oci::Digest;
-    use imgsync_store::{Leases as _, Ledger as _, NewBatch, PruneOutcome, PruneRecord, SqliteStore, SystemClock};
+    use imgsync_store::{
+        Leases as _, Ledger as _, NewBatch, PlanSize, PruneOutcome, PruneRecord, SqliteStore, SystemClock,
+    };
 
     use super::*;
 
@@ -256,7 +258,7 @@ mod tests {
         store.create(batch).await.unwrap();
         let lease = listing_lease_name(id);
         store.acquire(&lease, "it lists and prunes", Duration::from_secs(60)).await.unwrap();
-        store.complete_plan(id).await.unwrap();
+        store.complete_plan(id, PlanSize::default()).await.unwrap();
         let ended = [store.batch(id).await.unwrap().unwrap()];
         let mut last_good = async || cache.last_good_end(ended.iter(), &store).await.unwrap();
         assert_eq!(last_good().await, ended[0].ended_at);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
@@ -10,7 +11,10 @@ use imgsync_model::batch::{BatchId, BatchOptions, Priority, RuleOptions, TaskSpe
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
-use imgsync_store::{Batch, BatchState, LockUse, NewBatch, PlanSegment, ReclaimScope, RunLock, TaskRow};
+use imgsync_store::{
+    AppendResult, Batch, BatchState, LockUse, NewBatch, PlanCompletion, PlanSegment, PlanSize, ReclaimScope, RunLock,
+    TaskRow,
+};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::task_events::TaskEvents;
@@ -119,6 +123,32 @@ pub struct RunResult {
     pub refused: Vec<Error>,
 }
 
+/// What the plan of a batch is made from.
+enum PlanSource<'a> {
+    /// It is complete.
+    Complete,
+    /// The rules.
+    Rules(BatchOptions),
+    /// The images that a batch has copied or found unchanged.
+    Verification(&'a Batch),
+}
+
+/// Whether the plan of a batch was made complete, and whether the store has lost that.
+#[derive(Default)]
+struct PlanWatch {
+    is_complete: AtomicBool,
+    was_lost: Notify,
+}
+
+impl PlanWatch {
+    /// Compares a batch, read after `was_complete` was, with what is known of its plan.
+    fn compare(&self, was_complete: bool, batch: &Batch) {
+        if was_complete && batch.plan_completed_at.is_none() && batch.ended_at.is_none() {
+            self.was_lost.notify_one();
+        }
+    }
+}
+
 impl Run<'_> {
     /// Prepares the admission of a batch of the rules. `on_notice` receives messages on what it waits for.
     pub fn admission<'b>(
@@ -193,7 +223,8 @@ impl Run<'_> {
     /// Lists a created batch, and runs it.
     pub async fn list_and_run(&self, made: CreatedBatch) -> Result<RunResult> {
         let CreatedBatch { id, options, listing_lease, .. } = made;
-        self.execute(id, options, listing_lease).await
+        let plan = options.map_or(PlanSource::Complete, PlanSource::Rules);
+        self.execute(id, plan, listing_lease).await
     }
 
     /// Returns the options of a batch that verifies what `of` has copied or found unchanged.
@@ -217,9 +248,24 @@ impl Run<'_> {
 
     /// Verifies what the batch `of` has copied or found unchanged, in a batch created for that.
     pub async fn verify(&self, made: CreatedBatch, of: &Batch) -> Result<RunResult> {
+        let CreatedBatch { id, listing_lease, .. } = made;
+        self.execute(id, PlanSource::Verification(of), listing_lease).await
+    }
+
+    /// Adds what the batch `of` has copied or found unchanged to the plan, and makes it complete.
+    async fn plan_verification(&self, id: BatchId, of: &Batch) -> Result<()> {
+        while let PlanCompletion::Incomplete(_) = self.append_verification(id, of).await? {
+            tracing::warn!(
+                "batch {id}: the store has lost a part of the plan that it had acknowledged: adding it again"
+            );
+        }
+        Ok(())
+    }
+
+    async fn append_verification(&self, id: BatchId, of: &Batch) -> Result<PlanCompletion> {
         const PAGE: usize = 2_000;
-        let (store, CreatedBatch { id, listing_lease, .. }) = (&self.backend.store, made);
-        let mut from = 0;
+        let store = &self.backend.store;
+        let (mut from, mut acknowledged) = (0, PlanSize::default());
         loop {
             let rows = store.tasks(of.id, None, from, PAGE).await?;
             let Some(last) = rows.last() else { break };
@@ -230,11 +276,18 @@ impl Run<'_> {
             let planned = |row: TaskRow| (TaskSpec { digest: None, ..row.task.spec }, None);
             let tasks: Vec<_> = rows.into_iter().filter(is_there).map(planned).collect();
             if !tasks.is_empty() {
-                store.append(id, PlanSegment { key, listed_at: self.backend.clock.now(), tasks }).await?;
+                let number = tasks.len() as u64;
+                match store.append(id, PlanSegment { key, listed_at: self.backend.clock.now(), tasks }).await? {
+                    AppendResult::Appended(_) | AppendResult::AlreadyPlanned => {
+                        acknowledged.segments += 1;
+                        acknowledged.tasks += number;
+                    }
+                    // Cancelled meanwhile.
+                    AppendResult::Closed(_) => {}
+                }
             }
         }
-        store.complete_plan(id).await?;
-        self.execute(id, None, listing_lease).await
+        store.complete_plan(id, acknowledged).await
     }
 
     /// Returns the identity of a batch of these rules.
@@ -281,41 +334,44 @@ impl Run<'_> {
         if batch.state == BatchState::Paused && !self.settings.detach {
             self.backend.store.resume(id).await?;
         }
-        self.execute(id, options, listing).await
+        let plan = options.map_or(PlanSource::Complete, PlanSource::Rules);
+        self.execute(id, plan, listing).await
     }
 
-    /// Runs a batch. With options, it is listed first.
-    async fn execute(
-        &self,
-        id: BatchId,
-        options: Option<BatchOptions>,
-        lease: Option<ListingLease>,
-    ) -> Result<RunResult> {
-        let plan_changed = Notify::new();
+    /// Runs a batch, whose plan is made first unless it is complete.
+    async fn execute(&self, id: BatchId, source: PlanSource<'_>, mut lease: Option<ListingLease>) -> Result<RunResult> {
+        let (plan_changed, plan_watch) = (Notify::new(), PlanWatch::default());
         let over = CancellationToken::new();
         let stop = Shutdown { drain: self.drain.child_token(), abort: self.abort.child_token() };
         let listing =
             Context { cancel: self.drain.child_token(), events: self.events.transfers().clone(), ..Context::default() };
         let list = async {
-            let listed = match options {
-                Some(options) => {
-                    // Who detaches prunes while it holds the lease: the leader waits for that with its report.
-                    let list = async {
-                        let mut listed = self.list(id, options, &listing, &plan_changed).await?;
-                        if self.settings.detach && !self.drain.is_cancelled() {
-                            self.prune(id, std::mem::take(&mut listed.prune_plans)).await?;
-                        }
-                        Ok(listed)
-                    };
-                    match lease {
-                        Some(lease) => lease.hold_for(list).await,
-                        None => list.await,
-                    }
+            loop {
+                let list = self.make_plan(id, &source, &listing, &plan_changed);
+                let listed = match lease.take() {
+                    Some(lease) => lease.hold_for(list).await?,
+                    None => list.await?,
+                };
+                if self.settings.detach {
+                    stop.drain.cancel();
                 }
-                None => Ok(ListingSummary::default()),
-            };
-            if self.settings.detach {
-                stop.drain.cancel();
+                plan_watch.is_complete.store(!listing.cancel.is_cancelled(), Ordering::Release);
+                tokio::select! {
+                    () = stop.drain.cancelled() => return Ok(listed),
+                    () = plan_watch.was_lost.notified() => {}
+                }
+                plan_watch.is_complete.store(false, Ordering::Release);
+                listing.warn(lost_completion_warning(id));
+                if let PlanSource::Complete = source {
+                    return Err(plan_lost(id));
+                }
+                lease = Some(ListingLease::acquire(self.backend, id, &self.holder_name(id)).await?);
+            }
+        };
+        let list = async {
+            let listed = list.await;
+            if listed.is_err() {
+                self.drain.cancel();
             }
             listed
         };
@@ -328,7 +384,7 @@ impl Run<'_> {
             over.cancel();
         };
         let watch = async {
-            let result = self.wait_for_end(id, &over).await;
+            let result = self.wait_for_end(id, &plan_watch, &over).await;
             listing.cancel.cancel();
             stop.drain.cancel();
             result
@@ -371,6 +427,32 @@ impl Run<'_> {
             self.prune(id, prune_plans).await?;
         }
         Ok(RunResult { batch, interrupted, refused })
+    }
+
+    /// Makes the plan of a batch from its source, and makes it complete.
+    async fn make_plan(
+        &self,
+        id: BatchId,
+        source: &PlanSource<'_>,
+        context: &Context,
+        plan_changed: &Notify,
+    ) -> Result<ListingSummary> {
+        match source {
+            PlanSource::Complete => Ok(ListingSummary::default()),
+            PlanSource::Verification(of) => {
+                self.plan_verification(id, of).await?;
+                plan_changed.notify_one();
+                Ok(ListingSummary::default())
+            }
+            PlanSource::Rules(options) => {
+                let mut listed = self.list(id, options.clone(), context, plan_changed).await?;
+                // Who detaches prunes while it holds the lease: the leader waits for that with its report.
+                if self.settings.detach && !self.drain.is_cancelled() {
+                    self.prune(id, std::mem::take(&mut listed.prune_plans)).await?;
+                }
+                Ok(listed)
+            }
+        }
     }
 
     /// Deletes what the plans say: after the copies, or beside those of others, because what is pruned is none of them.
@@ -440,25 +522,23 @@ impl Run<'_> {
             plan_changed,
             plan_index: Mutex::default(),
         };
-        let listed = plan_builder.run().await;
-        if listed.is_err() {
-            self.drain.cancel();
-        }
-        listed
+        plan_builder.run().await
     }
 
-    /// Waits until the batch has ended or `over` is cancelled.
-    async fn wait_for_end(&self, id: BatchId, over: &CancellationToken) -> Result<()> {
+    /// Waits until the batch has ended or `over` is cancelled, and watches over its plan.
+    async fn wait_for_end(&self, id: BatchId, plan_watch: &PlanWatch, over: &CancellationToken) -> Result<()> {
         let mut ended = self.backend.store.ended_batches();
         loop {
             // Before the read: what ends after it is seen.
             if let Some(ended) = &mut ended {
                 ended.mark_unchanged();
             }
+            let was_complete = plan_watch.is_complete.load(Ordering::Acquire);
             let Some(batch) = self.backend.store.batch(id).await? else { return Err(batch_lost(id)) };
             if batch.ended_at.is_some() {
                 return Ok(());
             }
+            plan_watch.compare(was_complete, &batch);
             let one_ends = async {
                 match &mut ended {
                     Some(ended) => _ = ended.changed().await,
@@ -528,8 +608,23 @@ impl Run<'_> {
 
 /// Returns the error of a batch that has vanished from the store.
 fn batch_lost(id: BatchId) -> Error {
-    let detail = "the store no longer has it (was it emptied?)";
+    let detail = "the store no longer has it: it was emptied, or has lost its latest writes, as after a failover";
     Error::new(ErrorKind::NotFound, format!("watching batch {id}"), detail)
+        .with_hint("run the rules again: images at the target are not copied again")
+}
+
+/// Describes the loss of the end of a plan.
+fn lost_completion_warning(id: BatchId) -> String {
+    format!(
+        "batch {id}: the store has lost the end of the plan that it had acknowledged, as after a failover: listing again \
+         to add what is missing"
+    )
+}
+
+/// Returns the error of a batch whose plan is incomplete and cannot be made again.
+fn plan_lost(id: BatchId) -> Error {
+    let detail = "the store has lost the end of its plan, as after a failover, and this process has not listed it";
+    Error::new(ErrorKind::Local, format!("watching batch {id}"), detail)
         .with_hint("run the rules again: images at the target are not copied again")
 }
 

@@ -24,7 +24,7 @@ pub use docker_registry::{DockerRegistry, DockerRegistryAuth, DockerRegistryOpti
 pub use ferro_registry::FerroRegistry;
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
-pub use redis::{RedisServer, RedisServerOptions};
+pub use redis::{RedisServer, RedisServerOptions, StoreSnapshot};
 pub use remote::RemoteRegistry;
 pub use smtp::{MailServer, ReceivedMail};
 pub use telegram::{TelegramPost, TelegramServer};

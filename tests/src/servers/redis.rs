@@ -27,6 +27,10 @@ pub struct RedisServerOptions {
     pub extra_config: Vec<String>,
 }
 
+/// All keys of a server at one moment.
+#[derive(Debug)]
+pub struct StoreSnapshot(String);
+
 /// The server. Process and data are removed on drop.
 #[derive(Debug)]
 pub struct RedisServer {
@@ -204,6 +208,38 @@ impl RedisServer {
         let info = self.command(&["INFO", "errorstats"]);
         let count = info.lines().find_map(|line| line.strip_prefix(&format!("errorstat_{code}:count=")));
         count.and_then(|count| count.trim().parse().ok()).unwrap_or_default()
+    }
+
+    /// Copies all keys, to lose later writes with [`RedisServer::restore`].
+    ///
+    /// # Panics
+    /// If it refuses.
+    pub fn snapshot(&self) -> StoreSnapshot {
+        let script = "local all = {} for _, key in ipairs(redis.call('KEYS', '*')) do \
+                      all[#all + 1] = {key, math.max(redis.call('PTTL', key), 0), redis.call('DUMP', key)} end \
+                      redis.call('SET', 'snapshot of a test', cmsgpack.pack(all)) \
+                      return redis.sha1hex(redis.call('GET', 'snapshot of a test'))";
+        let answer = self.command(&["EVAL", script, "0"]);
+        let name = answer.lines().nth(1).unwrap_or_else(|| panic!("redis-server says {answer}")).to_owned();
+        let kept = self.command(&["RENAME", "snapshot of a test", &format!("snapshot {name}")]);
+        assert!(kept.starts_with("+OK"), "{kept}");
+        // In another database, where the clients of the first do not see it.
+        let moved = self.command(&["MOVE", &format!("snapshot {name}"), "1"]);
+        assert!(moved.starts_with(":1"), "{moved}");
+        StoreSnapshot(name)
+    }
+
+    /// Loses all writes since a snapshot, at once, as a failover to a replica does that lagged behind. Connections stay
+    /// open.
+    ///
+    /// # Panics
+    /// If it refuses.
+    pub fn restore(&self, snapshot: &StoreSnapshot) {
+        let script = "redis.call('SELECT', 1) local all = cmsgpack.unpack(redis.call('GET', ARGV[1])) \
+                      redis.call('SELECT', 0) redis.call('FLUSHDB') \
+                      for _, one in ipairs(all) do redis.call('RESTORE', one[1], one[2], one[3]) end return #all";
+        let answer = self.command(&["EVAL", script, "0", &format!("snapshot {}", snapshot.0)]);
+        assert!(answer.starts_with(':'), "{answer}");
     }
 
     /// Makes it a read-only replica of another server, as a failover does. Its connections stay open.

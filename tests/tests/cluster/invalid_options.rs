@@ -5,7 +5,7 @@ use std::sync::Arc;
 use imgsync_model::batch::{BatchId, BatchOptions, RepositoryLocator, RuleOptions, TagLocator, TaskSpec};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{Digest, DigestTagHints};
-use imgsync_store::{Ledger as _, NewBatch, PlanSegment, RedisOptions, RedisStore};
+use imgsync_store::{Ledger as _, NewBatch, PlanSegment, PlanSize, RedisOptions, RedisStore};
 use imgsync_tests::cluster::number;
 use imgsync_tests::images::TestImage;
 use jiff::Timestamp;
@@ -26,7 +26,7 @@ async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore, options: St
     let task = TaskSpec { rule, source, digest: None, target, digest_tags: DigestTagHints::default() };
     let segment = PlanSegment { key: "0 app".to_owned(), listed_at: Timestamp::now(), tasks: vec![(task, None)] };
     store.append(id, segment).await.unwrap();
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, PlanSize::default()).await.unwrap();
     id
 }
 

@@ -9,6 +9,7 @@ mod coordinators;
 mod fairness;
 mod invalid_options;
 mod leases;
+mod lost_writes;
 mod messages;
 mod moving_tags;
 mod notifications;

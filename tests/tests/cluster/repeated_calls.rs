@@ -8,8 +8,8 @@ use imgsync_oci::error::ErrorKind;
 use imgsync_store::contract::tasks;
 use imgsync_store::{
     Account, ClaimResult, EmptyRule, IdempotencyKey, LEASE_TTL, Ledger as _, ListingFailure, NewBatch, PlanSegment,
-    PruneOutcome, PruneRecord, RateLimitStore as _, RateRequest, ReclaimScope, RedisOptions, RedisStore, RequeueFilter,
-    Store, TaskHolder, Usage, WorkerRegistry as _,
+    PlanSize, PruneOutcome, PruneRecord, RateLimitStore as _, RateRequest, ReclaimScope, RedisOptions, RedisStore,
+    RequeueFilter, Store, TaskHolder, Usage, WorkerRegistry as _,
 };
 use imgsync_tests::RedisServer;
 use imgsync_tests::tcp_proxy::{Direction, TcpProxy};
@@ -133,7 +133,7 @@ async fn call_late(store: &RedisStore, id: BatchId) {
         store.record_listing_failure(id, unlisted).await,
         store.record_notification(id, "0 webhook").await,
         store.append(id, plan_segment("0 gcr.io/a", 3)).await.map(drop),
-        store.complete_plan(id).await,
+        store.complete_plan(id, PlanSize::default()).await.map(drop),
         store.add_usage(id, usage(1)).await,
         store.mark_published(id, vec![task_ref]).await,
         store.pause(id).await.map(drop),
@@ -147,7 +147,7 @@ async fn call_late(store: &RedisStore, id: BatchId) {
         let error = answer.expect_err(&format!("call {number} is about a batch that is gone"));
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     }
-    assert_eq!(store.claim_task(task_ref, "late", LEASE_TTL).await.unwrap(), ClaimResult::Unknown);
+    assert_eq!(store.claim_task(task_ref, None, "late", LEASE_TTL).await.unwrap(), ClaimResult::Unknown);
     store.renew(task_ref, holder, LEASE_TTL).await.unwrap();
     store.check(task_ref, holder, LEASE_TTL).await.unwrap();
     store.finish(task_ref, holder, TaskResult::Failed(failure), usage(1)).await.unwrap();

@@ -9,8 +9,8 @@ use imgsync_oci::error::{Error, ErrorKind};
 use imgsync_oci::secret::Secret;
 use imgsync_oci::{Digest, DigestTagHints};
 use imgsync_store::{
-    AppendResult, BlobIndex as _, BlobProof, Ledger as _, NewBatch, PlanSegment, ProvenanceStore as _, RedisOptions,
-    RedisStore, RequeueFilter,
+    AppendResult, BlobIndex as _, BlobProof, Ledger as _, NewBatch, PlanSegment, PlanSize, ProvenanceStore as _,
+    RedisOptions, RedisStore, RequeueFilter,
 };
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::number;
@@ -61,7 +61,7 @@ async fn plan(store: &RedisStore, repositories: &[&str]) -> BatchId {
         let segment = PlanSegment { key: format!("0 {repository}"), listed_at: Timestamp::now(), tasks };
         assert!(matches!(store.append(id, segment).await.unwrap(), AppendResult::Appended(_)));
     }
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, PlanSize::default()).await.unwrap();
     id
 }
 
@@ -136,7 +136,7 @@ async fn failures_of_an_altered_plan_are_not_requeued() {
     let batch = plan(&store, &["a"]).await;
     let task_ref = imgsync_model::batch::TaskRef { batch, run: 0, index: 0 };
     let imgsync_store::ClaimResult::Claimed { token, .. } =
-        store.claim_task(task_ref, "w", imgsync_store::LEASE_TTL).await.unwrap()
+        store.claim_task(task_ref, None, "w", imgsync_store::LEASE_TTL).await.unwrap()
     else {
         panic!("nobody else has it");
     };
@@ -282,7 +282,7 @@ async fn repositories_that_two_processes_add_at_once_have_each_its_segment() {
     };
     let all = (0..40).map(|n| add(if n % 2 == 0 { &one } else { &two }, n));
     futures_util::future::join_all(all).await;
-    one.complete_plan(batch).await.unwrap();
+    one.complete_plan(batch, PlanSize::default()).await.unwrap();
     let rows = open(&server.url(), Some(KEY)).await.tasks(batch, None, 0, 1_000).await.unwrap();
     assert_eq!(rows.len(), (0..40).map(|n| n % 4 + 1).sum::<usize>());
     assert_eq!(two.list_unpublished(batch, 0, 1_000).await.unwrap().len(), 40);
@@ -310,7 +310,7 @@ async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore) -> BatchId 
     });
     let segment = PlanSegment { key: "0 all".to_owned(), listed_at: Timestamp::now(), tasks: tasks.collect() };
     store.append(id, segment).await.unwrap();
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, PlanSize::default()).await.unwrap();
     id
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use imgsync_model::batch::BatchId;
 use imgsync_oci::Digest;
-use imgsync_store::{Ledger as _, ManualClock, NewBatch, SqliteStore};
+use imgsync_store::{Ledger as _, ManualClock, NewBatch, PlanSize, SqliteStore};
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
@@ -72,7 +72,7 @@ async fn the_newest_batch_is_the_one_that_was_made_last_although_another_was_mad
     let future = BatchId::from_bytes(id);
     let rules = Digest::sha256(b"other rules");
     store.create(NewBatch { id: future, rules, options: "{}".to_owned(), supersedes: None }).await.unwrap();
-    store.complete_plan(future).await.unwrap();
+    store.complete_plan(future, PlanSize::default()).await.unwrap();
     drop(store);
 
     let mut ids = vec![future.to_string()];

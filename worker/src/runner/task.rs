@@ -200,7 +200,7 @@ impl Runner {
             guard = self.exclusive.read() => guard,
             () = stop.abort.cancelled() => return Ok(Disposition::Requeue(Duration::ZERO)),
         };
-        let started = self.store.claim_task(task_ref, &self.settings.name, self.lease_ttl).await?;
+        let started = self.store.claim_task(task_ref, message.chunk, &self.settings.name, self.lease_ttl).await?;
         let (token, attempts, losses) = match started {
             ClaimResult::Claimed { token, attempts, losses } => (token, attempts, losses),
             // Redelivered while it runs here: the broker considered it lost.
@@ -209,6 +209,10 @@ impl Runner {
             }
             ClaimResult::AlreadyOwned { token, attempts } => (token, attempts, 0),
             ClaimResult::AlreadyDone | ClaimResult::Cancelled | ClaimResult::StaleRun | ClaimResult::Paused => {
+                return Ok(Disposition::Done);
+            }
+            ClaimResult::NotInPlan => {
+                tracing::info!("the store has lost the task of a message for {target}: skipped, it is planned again");
                 return Ok(Disposition::Done);
             }
             ClaimResult::HeldBy { until } => {

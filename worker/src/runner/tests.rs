@@ -15,7 +15,7 @@ use imgsync_queue::MemoryQueue;
 use imgsync_registry::ClientSettings;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::{Event, Observer};
-use imgsync_store::{Batch, CacheScope, ManualClock, NewBatch, PlanSegment, SqliteStore};
+use imgsync_store::{Batch, CacheScope, ManualClock, NewBatch, PlanSegment, PlanSize, SqliteStore};
 use jiff::Timestamp;
 
 use super::*;
@@ -80,7 +80,7 @@ impl RunnerFixture {
         let tasks = planned.iter().map(|task| (task.clone(), None)).collect();
         let segment = PlanSegment { key: "0 all".to_owned(), listed_at: clock.now(), tasks };
         store.append(batch, segment).await.unwrap();
-        store.complete_plan(batch).await.unwrap();
+        store.complete_plan(batch, PlanSize::default()).await.unwrap();
         let task_refs = (0..).take(tags.len()).map(|index| TaskRef { batch, run: 0, index }).collect();
         store.mark_published(batch, task_refs).await.unwrap();
         let messages: Vec<(Route, Message)> = (0..)
@@ -94,6 +94,7 @@ impl RunnerFixture {
                     digest: None,
                     listed_at: clock.now(),
                     priority: Default::default(),
+                    chunk: None,
                     digest_tags: DigestTagHints::default(),
                     targets: vec![MessageTarget { index, locator: task.target.clone() }],
                 };

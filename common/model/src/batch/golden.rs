@@ -39,6 +39,7 @@ fn message() -> Message {
         listed_at: at(1_767_225_600),
         digest_tags: DigestTagHints::default(),
         priority: Priority::Normal,
+        chunk: None,
         targets: vec![MessageTarget {
             index: 17,
             locator: place("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BatchId, Endpoint, Priority, RepositoryLocator, Route, TagLocator, Task, TaskRef, TaskSpec};
+use super::{BatchId, ChunkMark, Endpoint, Priority, RepositoryLocator, Route, TagLocator, Task, TaskRef, TaskSpec};
 use imgsync_oci::{Digest, DigestTagHints, Tag};
 
 /// Version that is written.
@@ -36,6 +36,8 @@ pub struct Message {
     pub digest_tags: DigestTagHints,
     /// The priority.
     pub priority: Priority,
+    /// The chunk of the plan that has its tasks, if the store tells chunks apart.
+    pub chunk: Option<ChunkMark>,
     /// The target tags: at least one.
     pub targets: Vec<MessageTarget>,
 }
@@ -76,6 +78,8 @@ struct MessageV1 {
     digest_tags: u8,
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     priority: Priority,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chunk: Option<ChunkMark>,
     targets: Vec<TargetV1>,
 }
 
@@ -127,8 +131,9 @@ impl Message {
                     let TaskSpec { rule, source, digest, digest_tags, .. } = spec;
                     let targets = vec![target];
                     let priority = Priority::default();
+                    let chunk = None;
                     let message =
-                        Message { batch, run, rule, source, digest, listed_at, digest_tags, priority, targets };
+                        Message { batch, run, rule, source, digest, listed_at, digest_tags, priority, chunk, targets };
                     messages.push((route, message));
                 }
             }
@@ -161,6 +166,7 @@ impl Message {
             listed: self.listed_at.as_second(),
             digest_tags: self.digest_tags.bits(),
             priority: self.priority,
+            chunk: self.chunk,
             targets: self.targets.iter().map(target).collect(),
         };
         // Writing texts and numbers to memory does not fail.
@@ -206,6 +212,7 @@ impl MessageV1 {
             listed_at: Timestamp::from_second(self.listed).map_err(|error| error.to_string())?,
             digest_tags: DigestTagHints::from_bits(self.digest_tags),
             priority: self.priority,
+            chunk: self.chunk,
             targets: targets.collect::<Result<_, String>>()?,
         })
     }
@@ -237,6 +244,7 @@ mod tests {
             listed_at: Timestamp::from_second(1_767_225_600).unwrap(),
             digest_tags: DigestTagHints::default(),
             priority: Priority::Normal,
+            chunk: None,
             targets: vec![MessageTarget {
                 index: 17,
                 locator: somewhere("docker.io", "gcrxio/gcr.io_distroless_static", "nonroot"),
@@ -266,6 +274,14 @@ mod tests {
             assert!(body.contains(&format!("\"priority\":\"{priority}\"")), "{body}");
             assert_eq!(Message::decode(body.as_bytes()), DecodedMessage::Message(message));
         }
+    }
+
+    #[test]
+    fn a_message_names_the_chunk_of_its_tasks() {
+        let message = Message { chunk: Some(ChunkMark::new(3, 1_500, u32::MAX)), ..message() };
+        let body = String::from_utf8(message.encode()).unwrap();
+        assert!(body.contains(r#""chunk":[3,1499]"#), "{body}");
+        assert_eq!(Message::decode(body.as_bytes()), DecodedMessage::Message(message));
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub use id::{BatchId, ParseBatchIdError};
 pub use locator::{Endpoint, ParseLocatorError, RepositoryLocator, Route, TagLocator};
 pub use message::{DecodedMessage, MAX_MESSAGE_BYTES, Message, MessageTarget, VERSION as MESSAGE_VERSION};
 pub use options::{BatchOptions, ForeignLayers, OPTIONS_VERSION, PlanSlice, Referrers, RuleOptions, VerifyOptions};
-pub use plan_chunk::{MAX_TASKS as MAX_CHUNK_TASKS, PlanChunk, PlanChunkError, decode_chunk, encode_chunk};
+pub use plan_chunk::{
+    ChunkMark, MAX_TASKS as MAX_CHUNK_TASKS, PlanChunk, PlanChunkError, chunk_checksum, decode_chunk, encode_chunk,
+};
 pub use priority::Priority;
 pub use sign::{MAC_BYTES, SigningKey, TRUNCATED_MAC_BYTES};
 pub use task::{Failure, MAX_ERROR_BYTES, Task, TaskRef, TaskResult, TaskSpec, TaskState};

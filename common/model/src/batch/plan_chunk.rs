@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use super::{RepositoryLocator, TagLocator, TaskSpec};
 use imgsync_oci::{Algorithm, Digest, DigestTagHints, Tag};
+use serde::{Deserialize, Serialize};
 
 /// Maximum number of tasks in a chunk.
 pub const MAX_TASKS: usize = 500;
@@ -32,6 +33,42 @@ pub struct PlanChunk {
     pub listed_at: Timestamp,
     /// The tasks, in the order of their indexes.
     pub tasks: Vec<TaskSpec>,
+}
+
+/// Identifies a chunk of a batch's plan by its position and content. A store that lost its latest writes fills the same
+/// positions anew: the mark tells a message of a lost chunk from one of the chunk that took its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "(u32, u32)", into = "(u32, u32)")]
+pub struct ChunkMark {
+    /// Chunk number, from 0.
+    pub number: u32,
+    /// Checksum of the stored bytes, plus the index of the first task.
+    pub checksum: u32,
+}
+
+impl ChunkMark {
+    /// Computes the mark of the chunk with this number, first task and [`chunk_checksum`].
+    pub fn new(number: u32, first: u32, checksum: u32) -> ChunkMark {
+        ChunkMark { number, checksum: checksum.wrapping_add(first) }
+    }
+}
+
+impl From<(u32, u32)> for ChunkMark {
+    fn from((number, checksum): (u32, u32)) -> ChunkMark {
+        ChunkMark { number, checksum }
+    }
+}
+
+impl From<ChunkMark> for (u32, u32) {
+    fn from(mark: ChunkMark) -> (u32, u32) {
+        (mark.number, mark.checksum)
+    }
+}
+
+/// Computes the checksum of a chunk's stored bytes.
+pub fn chunk_checksum(bytes: &[u8]) -> u32 {
+    let digest = Digest::sha256(bytes);
+    u32::from_str_radix(digest.hex().get(..8).unwrap_or_default(), 16).unwrap_or_default()
 }
 
 /// Error of decoding a chunk.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{AppendResult, BatchState, ClaimResult, LEASE_TTL, NewBatch, PlanSegment, Store, TaskHolder};
+use super::{AppendResult, BatchState, ClaimResult, LEASE_TTL, NewBatch, PlanSegment, PlanSize, Store, TaskHolder};
 use imgsync_model::batch::{
     BatchId, Endpoint, RepositoryLocator, TagLocator, TaskCounts, TaskRef, TaskResult, TaskSpec, TaskState,
 };
@@ -48,6 +48,8 @@ macro_rules! store_contract_tests {
             a_batch_goes_from_its_plan_to_its_end,
             a_batch_without_tasks_is_done_when_its_plan_is_complete,
             a_repository_is_added_once,
+            a_plan_that_lacks_acknowledged_segments_is_not_complete,
+            a_task_is_claimed_by_the_mark_of_its_chunk,
             tasks_settled_by_the_listing_are_counted_and_never_published,
             a_large_repository_is_published_block_by_block,
             unconfirmed_tasks_are_published_again,
@@ -195,7 +197,7 @@ impl StoreUnderTest {
         let id = batch.id;
         self.store.create(batch).await.unwrap();
         assert_eq!(self.store.append(id, segment("a/b", tasks)).await.unwrap(), AppendResult::Appended(0));
-        self.store.complete_plan(id).await.unwrap();
+        self.store.complete_plan(id, PlanSize::default()).await.unwrap();
         id
     }
 
@@ -216,7 +218,7 @@ impl StoreUnderTest {
     }
 
     pub(crate) async fn claim_task(&self, task_ref: TaskRef, worker: &str) -> ClaimResult {
-        self.store.claim_task(task_ref, worker, LEASE_TTL).await.unwrap()
+        self.store.claim_task(task_ref, None, worker, LEASE_TTL).await.unwrap()
     }
 
     /// Claims a task that must be claimable.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment, tasks};
 use crate::{
-    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, ListingFailure, NewBatch, PruneOutcome, PruneRecord,
-    RecordCounts, RequeueFilter, Usage,
+    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, ListingFailure, NewBatch, PlanCompletion, PlanSize,
+    PruneOutcome, PruneRecord, RecordCounts, RequeueFilter, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -49,11 +49,11 @@ pub async fn a_batch_without_tasks_is_done_when_its_plan_is_complete(subject: St
     subject.store.create(batch).await.unwrap();
     assert_eq!(subject.store.append(id, segment("empty", 0)).await.unwrap(), AppendResult::Appended(0));
     assert_eq!(subject.checked_batch(id).await.state, BatchState::Running, "more may come");
-    subject.store.complete_plan(id).await.unwrap();
+    subject.store.complete_plan(id, PlanSize::default()).await.unwrap();
     let ended_at = subject.checked_batch(id).await.ended_at;
     assert!(ended_at.is_some());
     (subject.advance)(Duration::from_secs(5));
-    subject.store.complete_plan(id).await.unwrap();
+    subject.store.complete_plan(id, PlanSize::default()).await.unwrap();
     assert_eq!(subject.checked_batch(id).await.ended_at, ended_at);
 }
 
@@ -71,6 +71,47 @@ pub async fn a_repository_is_added_once(subject: StoreUnderTest) {
     assert_eq!(subject.publish(id).await.len(), 7);
 }
 
+pub async fn a_plan_that_lacks_acknowledged_segments_is_not_complete(subject: StoreUnderTest) {
+    let batch = new_batch();
+    let id = batch.id;
+    subject.store.create(batch).await.unwrap();
+    subject.store.append(id, segment("a", 2)).await.unwrap();
+    let task_ref = subject.publish(id).await[0];
+    let holder = subject.claim(task_ref, "w").await;
+    subject.finish(task_ref, holder, TaskResult::Copied).await;
+    // As if "b", of three tasks, had been acknowledged and lost.
+    let acknowledged = PlanSize { segments: 2, tasks: 5 };
+    let found = PlanCompletion::Incomplete(PlanSize { segments: 1, tasks: 2 });
+    assert_eq!(subject.store.complete_plan(id, acknowledged).await.unwrap(), found);
+    let with_fewer_tasks = PlanSize { segments: 1, tasks: 3 };
+    assert_eq!(subject.store.complete_plan(id, with_fewer_tasks).await.unwrap(), found);
+    let open = subject.checked_batch(id).await;
+    assert_eq!((open.state, open.plan_completed_at), (BatchState::Running, None));
+    assert_eq!(subject.store.append(id, segment("b", 3)).await.unwrap(), AppendResult::Appended(2), "added again");
+    // Another process may have added more.
+    subject.store.append(id, segment("c", 1)).await.unwrap();
+    assert_eq!(subject.store.complete_plan(id, acknowledged).await.unwrap(), PlanCompletion::Complete);
+    // Repeated after a lost response.
+    assert_eq!(subject.store.complete_plan(id, acknowledged).await.unwrap(), PlanCompletion::Complete);
+    assert_eq!(subject.checked_batch(id).await.counts.total, 6);
+}
+
+pub async fn a_task_is_claimed_by_the_mark_of_its_chunk(subject: StoreUnderTest) {
+    let batch = new_batch();
+    let id = batch.id;
+    subject.store.create(batch).await.unwrap();
+    for name in ["a", "b"] {
+        subject.store.append(id, segment(name, 2)).await.unwrap();
+    }
+    let blocks = subject.store.list_unpublished(id, 0, 10).await.unwrap();
+    let marks = [blocks[0].mark, blocks[1].mark];
+    for (index, mark) in [(0, marks[0]), (1, marks[0]), (2, marks[1]), (3, None)] {
+        let task_ref = TaskRef { batch: id, run: 0, index };
+        let claimed = subject.store.claim_task(task_ref, mark, "w", LEASE_TTL).await.unwrap();
+        assert!(matches!(claimed, ClaimResult::Claimed { .. }), "{index}: {claimed:?}");
+    }
+}
+
 pub async fn tasks_settled_by_the_listing_are_counted_and_never_published(subject: StoreUnderTest) {
     let batch = new_batch();
     let id = batch.id;
@@ -84,7 +125,7 @@ pub async fn tasks_settled_by_the_listing_are_counted_and_never_published(subjec
         };
     }
     subject.store.append(id, to_append).await.unwrap();
-    subject.store.complete_plan(id).await.unwrap();
+    subject.store.complete_plan(id, PlanSize::default()).await.unwrap();
     let counts = subject.checked_batch(id).await.counts;
     assert_eq!((counts.total, counts.unchanged, counts.failed, counts.waiting), (6, 4, 1, 1));
     let task_refs = subject.publish(id).await;

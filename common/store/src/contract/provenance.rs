@@ -157,7 +157,7 @@ pub async fn sent_notifications_are_kept_with_their_batch(subject: StoreUnderTes
     assert_eq!(store.record_notification(id, "0 webhook").await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(store.sent_notifications(id).await.unwrap_err().kind(), ErrorKind::NotFound);
     store.create(batch).await.unwrap();
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, crate::PlanSize::default()).await.unwrap();
     assert_eq!(store.sent_notifications(id).await.unwrap(), [""; 0]);
     for notified_target in ["0 webhook", "0", "0 webhook"] {
         store.record_notification(id, notified_target).await.unwrap();
@@ -202,7 +202,7 @@ pub async fn prune_records_are_kept_with_their_batch(subject: StoreUnderTest) {
     assert_eq!(store.prune_records(id).await.unwrap(), []);
     store.record_pruned(id, line("b.example/x:v2", PruneOutcome::Failed)).await.unwrap();
     store.record_pruned(id, line("b.example/x:v1", PruneOutcome::Left)).await.unwrap();
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, crate::PlanSize::default()).await.unwrap();
     store.record_pruned(id, line("b.example/x:v2", PruneOutcome::Removed)).await.unwrap();
     let expected = [line("b.example/x:v2", PruneOutcome::Removed), line("b.example/x:v1", PruneOutcome::Left)];
     assert_eq!(store.prune_records(id).await.unwrap(), expected);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment};
-use crate::{ClaimResult, FinishReply, LEASE_TTL, NewBatch, ReclaimScope, RequeueFilter, TaskHolder, Usage};
+use crate::{ClaimResult, FinishReply, LEASE_TTL, NewBatch, PlanSize, ReclaimScope, RequeueFilter, TaskHolder, Usage};
 use imgsync_model::batch::{Failure, TaskRef, TaskResult};
 use imgsync_oci::error::ErrorKind;
 
@@ -28,7 +28,7 @@ pub async fn counts_add_up_after_any_calls(subject: &StoreUnderTest, steps: &[[u
                 }
                 store.append(batch, to_append).await.unwrap();
             }
-            2 => store.complete_plan(batch).await.unwrap(),
+            2 => _ = store.complete_plan(batch, PlanSize::default()).await.unwrap(),
             3 => drop(subject.publish(batch).await),
             4..=6 => {
                 let worker = if which.is_multiple_of(2) { "one" } else { "two" };

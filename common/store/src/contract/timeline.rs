@@ -37,7 +37,7 @@ pub async fn results_are_counted_in_their_time_bucket(subject: StoreUnderTest) {
     to_append.tasks[0].1 = Some(TaskResult::Unchanged);
     to_append.tasks[1].1 = Some(failed());
     subject.store.append(id, to_append).await.unwrap();
-    subject.store.complete_plan(id).await.unwrap();
+    subject.store.complete_plan(id, crate::PlanSize::default()).await.unwrap();
     let task_refs = subject.publish(id).await;
     (subject.advance)(SECOND * 3);
     let holder = subject.claim(task_refs[0], "w").await;

@@ -9,10 +9,12 @@ use super::signed::ChunkPosition;
 use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, IdempotencyKey,
-    LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed,
-    RecordCounts, RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
+    LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, PruneRecord,
+    ReclaimScope, Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
-use imgsync_model::batch::{BatchId, Failure, MAX_CHUNK_TASKS, TaskRef, TaskResult, TaskState, encode_chunk};
+use imgsync_model::batch::{
+    BatchId, ChunkMark, Failure, MAX_CHUNK_TASKS, TaskRef, TaskResult, TaskState, chunk_checksum, encode_chunk,
+};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, RegistryName};
 
@@ -105,12 +107,19 @@ impl Ledger for RedisStore {
         Ok(targets)
     }
 
-    async fn complete_plan(&self, batch: BatchId) -> Result<()> {
+    async fn complete_plan(&self, batch: BatchId, at_least: PlanSize) -> Result<PlanCompletion> {
         let operation = format!("completing the plan of batch {batch}");
-        require_batch(
-            &operation,
-            self.run_script(&operation, &self.0.scripts.complete_plan, ScriptCall::new(self.batch_key(batch))).await?,
-        )
+        let call = ScriptCall::new(self.batch_key(batch)).arg(at_least.segments).arg(at_least.tasks);
+        let answer: Vec<u64> = self.run_script(&operation, &self.0.scripts.complete_plan, call).await?;
+        match answer.as_slice() {
+            [1, ..] => Ok(PlanCompletion::Complete),
+            [2, segments, tasks] => {
+                // Later positions were known only from what is lost.
+                self.0.chunks().remove(&batch);
+                Ok(PlanCompletion::Incomplete(PlanSize { segments: *segments, tasks: *tasks }))
+            }
+            _ => Err(no_such_batch(&operation)),
+        }
     }
 
     async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()> {
@@ -138,13 +147,23 @@ impl Ledger for RedisStore {
         Ok(())
     }
 
-    async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
+    async fn claim_task(
+        &self,
+        task_ref: TaskRef,
+        chunk: Option<ChunkMark>,
+        worker: &str,
+        lease: Duration,
+    ) -> Result<ClaimResult> {
         let operation = format!("claiming task {} of batch {}", task_ref.index, task_ref.batch);
         let call = ScriptCall::new(self.batch_key(task_ref.batch))
             .arg(task_ref.index)
             .arg(task_ref.run)
             .arg(worker)
             .arg(duration_ms(lease));
+        let call = match chunk {
+            Some(ChunkMark { number, checksum }) => call.arg(number).arg(checksum),
+            None => call.arg("").arg(""),
+        };
         let answer: Vec<i64> = self.run_script(&operation, &self.0.scripts.claim_task, call).await?;
         let value = |at: usize| answer.get(at).copied().unwrap_or_default();
         let small = |at| u32::try_from(value(at)).unwrap_or_default();
@@ -156,6 +175,7 @@ impl Ledger for RedisStore {
             Some(4) => ClaimResult::HeldBy { until: timestamp(value(1)) },
             Some(5) => ClaimResult::StaleRun,
             Some(6) => ClaimResult::Paused,
+            Some(8) => ClaimResult::NotInPlan,
             _ => ClaimResult::Unknown,
         })
     }
@@ -536,7 +556,9 @@ impl EncodedSegment {
         let PlanEnd { tasks: mut first, chunks: mut number } = place.unwrap_or_default();
         for (tasks, plan, states) in &self.chunks {
             let place = ChunkPosition { batch, number, first, tasks: *tasks };
-            call = call.arg(tasks).bytes(store.sign_chunk(place, plan.clone())).bytes(states.clone());
+            let plan = store.sign_chunk(place, plan.clone());
+            let checksum = chunk_checksum(&plan);
+            call = call.arg(tasks).bytes(plan).arg(checksum).bytes(states.clone());
             (first, number) = (first.saturating_add(*tasks), number + 1);
         }
         for (at, failure) in &self.failures {

@@ -8,8 +8,10 @@ use super::ledger::{decode_batch_state, no_such_batch};
 use super::signed::{ChunkPosition, altered_error};
 use super::{RedisStore, corrupt_store, timestamp};
 use crate::{Batch, BatchState, FailedTask, PlanBlock, TaskRow, Usage};
-use imgsync_model::batch::{BatchId, BlobBytes, Failure, PlanChunk, RequestCounts, Task, TaskCounts, TaskState};
-use imgsync_oci::error::Result;
+use imgsync_model::batch::{
+    BatchId, BlobBytes, ChunkMark, Failure, PlanChunk, RequestCounts, Task, TaskCounts, TaskState, chunk_checksum,
+};
+use imgsync_oci::error::{Error, ErrorKind, Result};
 
 /// Bytes of states per read, two tasks per byte.
 const STATE_PAGE_BYTES: u32 = 32 << 10;
@@ -57,7 +59,20 @@ impl RedisStore {
         }
     }
 
+    /// Returns whether a plan that could not be read may be readable after a second look: where its chunks begin was
+    /// known from an earlier read, and a store that lost its latest writes may have other chunks by now.
+    fn forget_chunks(&self, id: BatchId, error: &Error) -> bool {
+        matches!(error.kind(), ErrorKind::Local | ErrorKind::Insecure) && self.0.chunks().remove(&id).is_some()
+    }
+
     pub(super) async fn read_unpublished(&self, id: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
+        match self.try_read_unpublished(id, from, at_least).await {
+            Err(error) if self.forget_chunks(id, &error) => self.try_read_unpublished(id, from, at_least).await,
+            found => found,
+        }
+    }
+
+    async fn try_read_unpublished(&self, id: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
         let operation = format!("reading batch {id}");
         let batch = self.read_batches(&[id]).await?.pop().ok_or_else(|| no_such_batch(&operation))?;
         let is_new = batch.counts.waiting > batch.queued + batch.retrying;
@@ -75,7 +90,7 @@ impl RedisStore {
             if first < began {
                 continue;
             }
-            let chunk = plan.read_chunk(first).await?;
+            let (chunk, mark) = plan.read_chunk(first).await?;
             let mut new = Vec::new();
             for index in first..end {
                 if plan.state(index).await? == TaskState::New {
@@ -88,12 +103,25 @@ impl RedisStore {
                 tasks.push((run, plan.task(&chunk, first, index)?));
             }
             found += tasks.len();
-            blocks.push(PlanBlock { first, listed_at: chunk.listed_at, tasks });
+            blocks.push(PlanBlock { first, listed_at: chunk.listed_at, mark: Some(mark), tasks });
         }
         Ok(blocks)
     }
 
     pub(super) async fn read_tasks(
+        &self,
+        id: BatchId,
+        wanted: Option<TaskState>,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<TaskRow>> {
+        match self.try_read_tasks(id, wanted, from, limit).await {
+            Err(error) if self.forget_chunks(id, &error) => self.try_read_tasks(id, wanted, from, limit).await,
+            found => found,
+        }
+    }
+
+    async fn try_read_tasks(
         &self,
         id: BatchId,
         wanted: Option<TaskState>,
@@ -108,7 +136,7 @@ impl RedisStore {
             && let Some(index) = plan.next_in_state(wanted, from).await?
         {
             let (first, end) = plan.chunk_of(index)?;
-            let chunk = plan.read_chunk(first).await?;
+            let (chunk, _) = plan.read_chunk(first).await?;
             let mut here = Vec::new();
             for index in index..end {
                 let state = plan.state(index).await?;
@@ -176,15 +204,26 @@ impl RedisStore {
     /// Returns the first indexes of a plan's chunks, up to a total.
     async fn chunks(&self, id: BatchId, operation: &str, total: u32) -> Result<Arc<Vec<u32>>> {
         let known = self.0.chunks().get(&id).cloned().unwrap_or_default();
-        let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(format!("{}:chunk_starts", self.batch_key(id))).arg(known.len() * 4).arg(-1);
-        let (more,): (Vec<u8>,) = self.query(operation, &pipe).await?;
-        let mut all: Vec<u32> = (*known).clone();
-        all.extend(more.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]])));
+        // From the last known one on: a store that lost its latest writes has another there, or none.
+        let kept = known.len().saturating_sub(1);
+        let mut more = self.read_chunk_starts(id, operation, kept).await?;
+        let mut all: Vec<u32> = known[..kept].to_vec();
+        if known.last() != more.first() && !known.is_empty() {
+            all.clear();
+            more = self.read_chunk_starts(id, operation, 0).await?;
+        }
+        all.extend(more);
         all.retain(|first| *first < total || total == 0);
         let all = Arc::new(all);
         self.0.chunks().insert(id, all.clone());
         Ok(all)
+    }
+
+    async fn read_chunk_starts(&self, id: BatchId, operation: &str, from: usize) -> Result<Vec<u32>> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(format!("{}:chunk_starts", self.batch_key(id))).arg(from * 4).arg(-1);
+        let (bytes,): (Vec<u8>,) = self.query(operation, &pipe).await?;
+        Ok(bytes.chunks_exact(4).map(|four| u32::from_be_bytes([four[0], four[1], four[2], four[3]])).collect())
     }
 }
 
@@ -250,7 +289,7 @@ impl<'a> PlanReader<'a> {
         Ok((first, self.chunk_starts.get(after).copied().unwrap_or(self.total)))
     }
 
-    async fn read_chunk(&self, first: u32) -> Result<PlanChunk> {
+    async fn read_chunk(&self, first: u32) -> Result<(PlanChunk, ChunkMark)> {
         let number = self.chunk_starts.partition_point(|other| *other < first);
         let mut pipe = redis::pipe();
         pipe.hget(format!("{}:chunks", self.store.batch_key(self.id)), number);
@@ -258,7 +297,12 @@ impl<'a> PlanReader<'a> {
         let bytes = bytes.ok_or_else(|| corrupt_store(&self.operation, "a chunk of the plan is missing"))?;
         let (first, end) = self.chunk_of(first)?;
         let position = ChunkPosition { batch: self.id, number: number as u64, first, tasks: end - first };
-        self.store.verify_chunk(&self.operation, position, &bytes)
+        let chunk = self.store.verify_chunk(&self.operation, position, &bytes)?;
+        if chunk.tasks.len() != (end - first) as usize {
+            return Err(corrupt_store(&self.operation, "a chunk of the plan has another length"));
+        }
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        Ok((chunk, ChunkMark::new(number, first, chunk_checksum(&bytes))))
     }
 
     fn task(&self, chunk: &PlanChunk, first: u32, index: u32) -> Result<Task> {

@@ -5,7 +5,8 @@ use super::*;
 use crate::contract::{StoreUnderTest, locator, random_calls, tasks};
 use crate::{
     AppendResult, BatchState, CacheScope, CachedTag, ClaimResult, DigestCache, LEASE_TTL, LeaseResult, Leases, Ledger,
-    LockUse, ManualClock, NewBatch, PlanSegment, ProvenanceStore, ReclaimScope, SystemClock, TaskHolder, Usage,
+    LockUse, ManualClock, NewBatch, PlanSegment, PlanSize, ProvenanceStore, ReclaimScope, SystemClock, TaskHolder,
+    Usage,
 };
 use imgsync_model::batch::{Failure, TagLocator, TaskRef, TaskResult};
 use imgsync_oci::Digest;
@@ -75,12 +76,12 @@ async fn create_batch(store: &SqliteStore, number: usize) -> Vec<TaskRef> {
     let id = batch.id;
     store.create(batch).await.unwrap();
     assert_eq!(store.append(id, segment("a", number, None)).await.unwrap(), AppendResult::Appended(0));
-    store.complete_plan(id).await.unwrap();
+    store.complete_plan(id, PlanSize::default()).await.unwrap();
     (0..number as u32).map(|index| TaskRef { batch: id, run: 0, index }).collect()
 }
 
 async fn claim(store: &SqliteStore, task_ref: TaskRef) -> TaskHolder<'static> {
-    match store.claim_task(task_ref, "w", LEASE_TTL).await.unwrap() {
+    match store.claim_task(task_ref, None, "w", LEASE_TTL).await.unwrap() {
         ClaimResult::Claimed { token, .. } => TaskHolder { worker: "w", token },
         other => panic!("{other:?}"),
     }
@@ -116,7 +117,7 @@ async fn acknowledged_writes_survive_a_kill() {
     let reclaimed = again.reclaim(task_refs[0].batch, ReclaimScope::Everything).await.unwrap();
     assert_eq!((reclaimed.leased, reclaimed.queued), (1, 0));
     for task_ref in &task_refs {
-        match again.claim_task(*task_ref, "another", LEASE_TTL).await.unwrap() {
+        match again.claim_task(*task_ref, None, "another", LEASE_TTL).await.unwrap() {
             ClaimResult::AlreadyDone => assert!(task_ref.index < 7),
             ClaimResult::Claimed { token: new, .. } => {
                 assert!(task_ref.index >= 7 && new > holder.token);
@@ -145,7 +146,7 @@ async fn one_run_holds_the_lock_while_others_read_and_control() {
     assert_eq!(beside.batches(10).await.unwrap().len(), 1);
     beside.pause(task_refs[0].batch).await.unwrap();
     assert_eq!(store.batch_state(task_refs[0].batch).await.unwrap(), Some(BatchState::Paused));
-    assert_eq!(store.claim_task(task_refs[0], "w", LEASE_TTL).await.unwrap(), ClaimResult::Paused);
+    assert_eq!(store.claim_task(task_refs[0], None, "w", LEASE_TTL).await.unwrap(), ClaimResult::Paused);
     let held = beside.try_lock_for_run(LockUse::Run).await.unwrap().unwrap_err();
     assert_eq!((held.process, held.used_for), (Some(std::process::id()), Some(LockUse::Run)));
     drop(lock);
@@ -204,7 +205,7 @@ async fn another_process_can_cancel_a_batch_while_a_run_writes() {
             let (store, chunk) = (store.clone(), chunk.to_vec());
             tokio::spawn(async move {
                 for task_ref in chunk {
-                    let holder = match store.claim_task(task_ref, "w", LEASE_TTL).await.unwrap() {
+                    let holder = match store.claim_task(task_ref, None, "w", LEASE_TTL).await.unwrap() {
                         ClaimResult::Claimed { token, .. } => TaskHolder { worker: "w", token },
                         ClaimResult::Cancelled => return,
                         other => panic!("{other:?}"),
@@ -489,7 +490,7 @@ async fn the_end_of_a_batch_is_announced_once_by_its_last_task_and_by_a_plan_tha
     let (first, second) = (one.id, two.id);
     subject.store.create(one).await.unwrap();
     subject.store.append(first, segment("a", 2, None)).await.unwrap();
-    subject.store.complete_plan(first).await.unwrap();
+    subject.store.complete_plan(first, PlanSize::default()).await.unwrap();
     let tasks = subject.publish(first).await;
     for (at, task_ref) in tasks.iter().enumerate() {
         assert_eq!(number(), 0, "before task {at}");
@@ -501,6 +502,6 @@ async fn the_end_of_a_batch_is_announced_once_by_its_last_task_and_by_a_plan_tha
     subject.store.create(two).await.unwrap();
     subject.store.append(second, segment("a", 3, Some(TaskResult::Unchanged))).await.unwrap();
     assert_eq!(number(), 1, "the plan is open");
-    subject.store.complete_plan(second).await.unwrap();
+    subject.store.complete_plan(second, PlanSize::default()).await.unwrap();
     assert_eq!(number(), 2);
 }

@@ -1,5 +1,5 @@
 -- ARGV: key; number of chunks; number of failures; first index and number that the first chunk was signed for (-1:
--- any); per chunk its length, plan, and states as digits; per failure its position and encoding. Replies 3 with the
+-- any); per chunk its length, plan, checksum, and states as digits; per failure its position and encoding. Replies 3 with the
 -- actual position if the chunks were signed for another.
 if redis.call('EXISTS', b) == 0 then return {-1, 0} end
 if redis.call('HEXISTS', b .. KEY_SUFFIXES.repositories, ARGV[2]) == 1 then return {1, 0} end
@@ -14,10 +14,12 @@ if ARGV[5] ~= '-1' and (tonumber(ARGV[5]) ~= first or tonumber(ARGV[6]) ~= chunk
     return {3, first, chunk_number}
 end
 for _ = 1, tonumber(ARGV[3]) do
-    local length, plan, states = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
-    at = at + 3
+    local length, plan, checksum, states = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
+    at = at + 4
     redis.call('HSET', b .. KEY_SUFFIXES.chunks, chunk_number, plan)
     redis.call('APPEND', b .. KEY_SUFFIXES.chunk_starts, struct.pack('>I4', index))
+    local mark = struct.pack('>I4', (checksum + index) % 4294967296)
+    redis.call('SETRANGE', b .. KEY_SUFFIXES.chunk_marks, 4 * chunk_number, mark)
     chunk_number = chunk_number + 1
     local sets = {}
     for task = 1, length do

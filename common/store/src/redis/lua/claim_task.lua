@@ -1,8 +1,16 @@
--- ARGV: index, run, worker, TTL. First reply: 0 claimed, 1 already owned, 2 ended, 3 cancelled, 4 held by another, 5
--- stale run, 6 paused, 7 unknown.
+-- ARGV: index, run, worker, TTL, number and mark of the task's chunk (empty: any). First reply: 0 claimed, 1 already
+-- owned, 2 ended, 3 cancelled, 4 held by another, 5 stale run, 6 paused, 7 unknown, 8 not in the plan.
 local index, run, worker = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local found = redis.call('HMGET', b, 'state', 'total')
-if not found[1] or index >= tonumber(found[2]) then return {7} end
+if not found[1] then return {7} end
+if ARGV[6] ~= '' then
+    local key, at = b .. KEY_SUFFIXES.chunk_marks, 4 * tonumber(ARGV[6])
+    local mark = redis.call('GETRANGE', key, at, at + 3)
+    -- Chunks of an earlier program have no mark.
+    local is_marked = mark ~= '\0\0\0\0' and (mark ~= '' or redis.call('EXISTS', key) == 1)
+    if is_marked and mark ~= struct.pack('>I4', tonumber(ARGV[7])) then return {8} end
+end
+if index >= tonumber(found[2]) then return {7} end
 local batch_state = tonumber(found[1])
 local from = task_state(b, index)
 if from == CANCELLED then return {3} end

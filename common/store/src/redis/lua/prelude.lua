@@ -9,6 +9,7 @@
 --   b:failures      hash    failures: kind|attempts|registry|error
 --   b:chunks        hash    chunks of the plan by number, each with its signature (signed.rs)
 --   b:chunk_starts  u32 × n first indexes of the chunks
+--   b:chunk_marks   u32 × n checksums of the chunks, each plus its first index
 --   b:repositories  hash    repositories in the plan
 --   b:unlisted      hash    listing failures
 --   b:buckets       hash    time buckets: ended tasks by result (bucket, c u f x), and bytes (bucket, b)
@@ -28,6 +29,7 @@ local KEY_SUFFIXES = {
     failures = ':failures',
     chunks = ':chunks',
     chunk_starts = ':chunk_starts',
+    chunk_marks = ':chunk_marks',
     repositories = ':repositories',
     unlisted = ':unlisted',
     buckets = ':buckets',

@@ -25,10 +25,10 @@ use super::SqliteStore;
 use super::rows::deadline_ms;
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, LeaseStatus,
-    Ledger, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, ReclaimScope, Reclaimed, RecordCounts,
-    RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
+    Ledger, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, PruneRecord, ReclaimScope,
+    Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
-use imgsync_model::batch::{BatchId, TaskRef, TaskResult, TaskState};
+use imgsync_model::batch::{BatchId, ChunkMark, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
 use imgsync_oci::error::Result;
 
@@ -73,12 +73,13 @@ impl Ledger for SqliteStore {
         self.read(format!("reading batch {batch}"), move |c| queries::sent_notifications(c, batch)).await
     }
 
-    async fn complete_plan(&self, batch: BatchId) -> Result<()> {
+    async fn complete_plan(&self, batch: BatchId, at_least: PlanSize) -> Result<PlanCompletion> {
         let now = self.now();
         let operation = format!("completing the plan of batch {batch}");
-        let is_ended = self.write(operation, move |c| plan::complete_plan(c, now, batch)).await?;
+        let (completion, is_ended) =
+            self.write(operation, move |c| plan::complete_plan(c, now, batch, at_least)).await?;
         self.count_ended(is_ended);
-        Ok(())
+        Ok(completion)
     }
 
     async fn add_usage(&self, batch: BatchId, usage: Usage) -> Result<()> {
@@ -98,7 +99,13 @@ impl Ledger for SqliteStore {
         .await
     }
 
-    async fn claim_task(&self, task_ref: TaskRef, worker: &str, lease: Duration) -> Result<ClaimResult> {
+    async fn claim_task(
+        &self,
+        task_ref: TaskRef,
+        _chunk: Option<ChunkMark>,
+        worker: &str,
+        lease: Duration,
+    ) -> Result<ClaimResult> {
         let (now, worker) = (self.now(), worker.to_owned());
         let until = deadline_ms(now, lease);
         self.write(claiming_operation(task_ref), move |c| tasks::claim(c, now, task_ref, &worker, until)).await

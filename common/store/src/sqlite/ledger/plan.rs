@@ -9,7 +9,8 @@ use super::lifecycle::stop;
 use super::queries::{RunAttempts, read_chunk};
 use super::tasks::record_failure;
 use crate::{
-    AppendResult, BatchState, EmptyRule, ListingFailure, NewBatch, PlanBlock, PlanSegment, PruneRecord, Usage,
+    AppendResult, BatchState, EmptyRule, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize,
+    PruneRecord, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, MAX_CHUNK_TASKS, Task, TaskRef, TaskResult, TaskState, encode_chunk};
 
@@ -146,14 +147,28 @@ pub(super) fn record_notification(connection: &Connection, batch: BatchId, targe
     Ok(())
 }
 
-/// Returns whether the batch has ended.
-pub(super) fn complete_plan(connection: &Connection, now: i64, batch: BatchId) -> Result<bool, SqliteError> {
+/// Returns also whether the batch has ended.
+pub(super) fn complete_plan(
+    connection: &Connection,
+    now: i64,
+    batch: BatchId,
+    at_least: PlanSize,
+) -> Result<(PlanCompletion, bool), SqliteError> {
     let mut tx = BatchTx::open(connection, batch)?;
+    if !tx.row.is_plan_complete {
+        let segments: i64 = connection
+            .prepare_cached("SELECT count(*) FROM repository WHERE batch = ?1")?
+            .query_row([tx.row.row_id], |row| row.get(0))?;
+        let found = PlanSize { segments: segments.unsigned_abs(), tasks: tx.row.total.into() };
+        if found.segments < at_least.segments || found.tasks < at_least.tasks {
+            return Ok((PlanCompletion::Incomplete(found), false));
+        }
+    }
     connection
         .prepare_cached("UPDATE batch SET planned_at = coalesce(planned_at, ?2) WHERE row_id = ?1")?
         .execute((tx.row.row_id, now))?;
     tx.row.is_plan_complete = true;
-    Ok(tx.save(now)?.is_ended)
+    Ok((PlanCompletion::Complete, tx.save(now)?.is_ended))
 }
 
 pub(super) fn add_usage(connection: &Connection, now: i64, batch: BatchId, usage: Usage) -> Result<(), SqliteError> {
@@ -192,7 +207,7 @@ pub(super) fn list_unpublished(
             }
         }
         found += tasks.len();
-        blocks.push(PlanBlock { first, listed_at: chunk.listed_at, tasks });
+        blocks.push(PlanBlock { first, listed_at: chunk.listed_at, mark: None, tasks });
     }
     Ok(blocks)
 }

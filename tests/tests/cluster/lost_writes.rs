@@ -1,0 +1,245 @@
+//! A store that loses acknowledged writes, as after a failover to a replica that lagged behind: all keys go back to
+//! what they were a moment ago, in one step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgsync_model::batch::{BatchId, SigningKey, TaskRef, TaskResult, TaskState};
+use imgsync_oci::Digest;
+use imgsync_oci::secret::Secret;
+use imgsync_store::contract::{segment, tasks};
+use imgsync_store::{
+    AppendResult, ClaimResult, FinishReply, LEASE_TTL, LeaseResult, LeaseStatus, Leases as _, Ledger as _, ManualClock,
+    NewBatch, PlanBlock, ReclaimScope, RedisOptions, RedisStore, TaskHolder, Usage,
+};
+use imgsync_tests::RedisServer;
+use imgsync_tests::cluster::number;
+use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
+use tokio::sync::Semaphore;
+
+use crate::store_contract::secret;
+use crate::support::{ClusterFixture, WAIT_TIMEOUT, kill, until};
+
+/// A store with a clock of its own, with or without a signing key.
+async fn open(server: &RedisServer, has_key: bool) -> (RedisStore, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::starting_at(jiff::Timestamp::now()));
+    let key = has_key.then(|| SigningKey::new(&Secret::new("the key of this cluster")));
+    let options = RedisOptions { key, clock: Some(clock.clone()), ..RedisOptions::default() };
+    (RedisStore::connect(&secret(&server.url()), options).await.unwrap(), clock)
+}
+
+async fn create(store: &RedisStore) -> BatchId {
+    let options = r#"{"rules":[]}"#.to_owned();
+    let batch = NewBatch { id: BatchId::generate(), rules: Digest::sha256(b"rules"), options, supersedes: None };
+    let id = batch.id;
+    store.create(batch).await.unwrap();
+    id
+}
+
+async fn append(store: &RedisStore, batch: BatchId, name: &str, number: usize) -> u32 {
+    match store.append(batch, segment(name, number)).await.unwrap() {
+        AppendResult::Appended(first) => first,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+/// Returns the publishable tasks by chunk.
+async fn blocks(store: &RedisStore, batch: BatchId) -> Vec<PlanBlock> {
+    store.list_unpublished(batch, 0, 1_000).await.unwrap()
+}
+
+fn sources(block: &PlanBlock) -> Vec<String> {
+    block.tasks.iter().map(|(_, task)| task.spec.source.to_string()).collect()
+}
+
+async fn claim<'w>(store: &RedisStore, task_ref: TaskRef, worker: &'w str) -> TaskHolder<'w> {
+    match store.claim_task(task_ref, None, worker, LEASE_TTL).await.unwrap() {
+        ClaimResult::Claimed { token, .. } => TaskHolder { worker, token },
+        other => panic!("{worker}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_a_lost_task_claims_no_task_that_took_its_index() {
+    for has_key in [false, true] {
+        let server = RedisServer::start();
+        let (store, _) = open(&server, has_key).await;
+        let batch = create(&store).await;
+        append(&store, batch, "a", 2).await;
+        let snapshot = server.snapshot();
+        assert_eq!(append(&store, batch, "lost", 2).await, 2);
+        let lost = blocks(&store, batch).await.pop().unwrap();
+        assert_eq!(lost.first, 2);
+        server.restore(&snapshot);
+        let task_ref = |index| TaskRef { batch, run: 0, index };
+        let ask = async |index, mark| store.claim_task(task_ref(index), mark, "w", LEASE_TTL).await.unwrap();
+        assert_eq!(ask(2, lost.mark).await, ClaimResult::NotInPlan, "nothing has its index yet");
+        assert_eq!(append(&store, batch, "other", 2).await, 2, "its index is given out again");
+        assert_eq!(ask(2, lost.mark).await, ClaimResult::NotInPlan);
+        let found = blocks(&store, batch).await.pop().unwrap();
+        assert_eq!(sources(&found), ["gcr.io/other:v0", "gcr.io/other:v1"]);
+        assert_ne!(found.mark, lost.mark);
+        assert!(matches!(ask(2, found.mark).await, ClaimResult::Claimed { .. }));
+        // The same segment at the same place is the same.
+        server.restore(&snapshot);
+        append(&store, batch, "lost", 2).await;
+        assert!(matches!(ask(2, lost.mark).await, ClaimResult::Claimed { .. }));
+    }
+}
+
+#[tokio::test]
+async fn a_plan_is_read_as_it_is_though_a_lost_one_was_read_before() {
+    for has_key in [false, true] {
+        let server = RedisServer::start();
+        let (store, _) = open(&server, has_key).await;
+        let batch = create(&store).await;
+        let snapshot = server.snapshot();
+        let (other, _) = open(&server, has_key).await;
+        // The second time, the last of the lost chunks begins where the last of the new ones does.
+        for new in [[("d", 3), ("e", 2), ("f", 2)], [("d", 3), ("e", 1), ("f", 2)]] {
+            for name in ["a", "b", "c"] {
+                append(&store, batch, name, 2).await;
+            }
+            assert_eq!(blocks(&store, batch).await.len(), 3, "this process knows where they begin");
+            server.restore(&snapshot);
+            for (name, number) in new {
+                append(&other, batch, name, number).await;
+            }
+            let found: Vec<Vec<String>> = blocks(&store, batch).await.iter().map(sources).collect();
+            let expected: Vec<Vec<String>> = new
+                .map(|(name, number)| tasks(name, number).iter().map(|task| task.source.to_string()).collect())
+                .to_vec();
+            assert_eq!(found, expected);
+            server.restore(&snapshot);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_claim_leaves_its_worker_without_the_task_and_the_token_is_not_issued_again() {
+    let server = RedisServer::start();
+    let (store, clock) = open(&server, true).await;
+    let batch = create(&store).await;
+    append(&store, batch, "a", 1).await;
+    let task_ref = TaskRef { batch, run: 0, index: 0 };
+    let snapshot = server.snapshot();
+    let first = claim(&store, task_ref, "one").await;
+    let lease = store.acquire("leader", "one", LEASE_TTL).await.unwrap();
+    let LeaseResult::Acquired { token: first_leader } = lease else { panic!("{lease:?}") };
+    clock.advance(Duration::from_millis(1));
+    server.restore(&snapshot);
+    let second = claim(&store, task_ref, "two").await;
+    assert!(second.token > first.token);
+    let lease = store.acquire("leader", "two", LEASE_TTL).await.unwrap();
+    assert!(matches!(lease, LeaseResult::Acquired { token } if token > first_leader), "{lease:?}");
+    assert_eq!(store.renew(task_ref, first, LEASE_TTL).await.unwrap(), LeaseStatus::Lost);
+    let finish = async |holder| store.finish(task_ref, holder, TaskResult::Copied, Usage::default()).await.unwrap();
+    assert_eq!(finish(first).await, FinishReply::Stale);
+    assert_eq!(finish(second).await, FinishReply::Counted);
+    assert_eq!(finish(first).await, FinishReply::AlreadyDone);
+    assert_eq!(store.batch(batch).await.unwrap().unwrap().counts.copied, 1);
+}
+
+#[tokio::test]
+async fn a_lost_result_is_found_again_and_counted_once() {
+    let server = RedisServer::start();
+    let (store, clock) = open(&server, true).await;
+    let batch = create(&store).await;
+    append(&store, batch, "a", 1).await;
+    let task_ref = TaskRef { batch, run: 0, index: 0 };
+    let first = claim(&store, task_ref, "one").await;
+    let snapshot = server.snapshot();
+    let finish = async |holder, result| store.finish(task_ref, holder, result, Usage::default()).await.unwrap();
+    assert_eq!(finish(first, TaskResult::Copied).await, FinishReply::Counted);
+    server.restore(&snapshot);
+    assert_eq!(store.task_states(batch, &[0]).await.unwrap(), [TaskState::Running]);
+    clock.advance(LEASE_TTL + Duration::from_secs(5));
+    let lost = store.reclaim(batch, ReclaimScope::ExpiredLeases { grace: Duration::from_secs(4) }).await.unwrap();
+    assert_eq!(lost.leased, 1);
+    let second = claim(&store, task_ref, "two").await;
+    // A late repetition by the first worker.
+    assert_eq!(finish(first, TaskResult::Copied).await, FinishReply::Stale);
+    assert_eq!(finish(second, TaskResult::Unchanged).await, FinishReply::Counted);
+    let counts = store.batch(batch).await.unwrap().unwrap().counts;
+    assert_eq!((counts.copied, counts.unchanged, counts.total), (0, 1, 1));
+}
+
+/// Holds the listing of a repository until permits are added.
+fn gate_listing(fixture: &ClusterFixture, repository: &str) -> Arc<Semaphore> {
+    let gate = Arc::new(Semaphore::new(0));
+    let list = RequestMatcher::kind(RequestType::Tags).repository(repository);
+    fixture.source.on(list).act(FaultAction::Gate(gate.clone()));
+    gate
+}
+
+/// Waits until the only batch has this many tasks.
+async fn wait_for_total(fixture: &ClusterFixture, total: u64) {
+    fixture.cluster.wait_for_batch(|batch| number(batch, "/counts/total") == total, WAIT_TIMEOUT).await;
+}
+
+#[tokio::test]
+async fn a_repository_lost_from_the_plan_is_listed_again_and_copied() {
+    let fixture = ClusterFixture::new(3, 4).await;
+    let [second, third] = ["r01", "r02"].map(|name| gate_listing(&fixture, name));
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let mut run = fixture.run();
+    wait_for_total(&fixture, 4).await;
+    let snapshot = fixture.cluster.store.snapshot();
+    second.add_permits(1);
+    wait_for_total(&fixture, 8).await;
+    until("its images are copied", WAIT_TIMEOUT, || (0..4).all(|n| fixture.puts("r01", &format!("v{n}")) > 0)).await;
+    fixture.cluster.store.restore(&snapshot);
+    third.add_permits(1);
+    let ended = run.wait().await;
+    fixture.assert_ended_whole(&ended);
+    assert!(ended.stderr.contains("the store has lost a part of the plan"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("2 of 3 repositories, 8 of 12 tasks"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_repository_that_a_resumed_listing_found_and_the_store_lost_is_listed_again() {
+    let fixture = ClusterFixture::new(3, 2).await;
+    let [second, third] = ["r01", "r02"].map(|name| gate_listing(&fixture, name));
+    let mut run = fixture.run();
+    wait_for_total(&fixture, 2).await;
+    let snapshot = fixture.cluster.store.snapshot();
+    second.add_permits(1);
+    wait_for_total(&fixture, 4).await;
+    kill(&mut run).await;
+    // The gate of the third repository held the run that is gone.
+    third.add_permits(1);
+    let third = gate_listing(&fixture, "r02");
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let resume = ["batch", "resume", "--json"];
+    let mut resumed = fixture.cluster.imgsync(&fixture.config).args(resume).spawn();
+    let is_listed = |request: &imgsync_tests::fault::RecordedRequest| {
+        request.kind == RequestType::Tags && request.repository.as_deref() == Some("r02")
+    };
+    until("it lists the third, too", WAIT_TIMEOUT, || fixture.source.count_where(is_listed) > 1).await;
+    fixture.cluster.store.restore(&snapshot);
+    third.add_permits(1);
+    let ended = resumed.wait().await;
+    fixture.assert_ended_whole(&ended);
+    assert!(ended.stderr.contains("2 of 3 repositories, 4 of 6 tasks"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_plan_whose_end_is_lost_is_completed_again() {
+    let fixture = ClusterFixture::new(2, 3).await;
+    let second = gate_listing(&fixture, "r01");
+    let tags = fixture.gate_tags_after(0);
+    let _workers = fixture.cluster.start_workers(1, 8).await;
+    let mut run = fixture.run();
+    wait_for_total(&fixture, 3).await;
+    let snapshot = fixture.cluster.store.snapshot();
+    second.add_permits(1);
+    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    while store.batches(1).await.unwrap()[0].plan_completed_at.is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fixture.cluster.store.restore(&snapshot);
+    tags.open();
+    let ended = run.wait().await;
+    fixture.assert_ended_whole(&ended);
+    assert!(ended.stderr.contains("the store has lost the end of the plan"), "{}", ended.stderr);
+}
