@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use imgsync_config::{Config, ConfigFile, RuleTarget};
+use imgsync_model::event::TaskEvent;
 use imgsync_model::naming::TargetBase;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
@@ -138,7 +139,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let worker_metrics = WorkerMetrics::default();
     let metrics = Metrics::new("imgsync-worker", |registry| worker_metrics.register(registry));
     let events = TaskEvents::fan_out(vec![TaskLog::new() as Arc<dyn TaskObserver>, metrics.clone()]);
-    let worker = ClusterWorker::new(&name, &cluster, &client, (slots, cli.attempts), scope, events)
+    let worker = ClusterWorker::new(&name, &cluster, &client, (slots, cli.attempts), scope, events.clone())
         .with_metrics(worker_metrics)
         // A worker without a file has nothing to compare.
         .with_config_hash((config != Config::default()).then(|| config.worker_hash()))
@@ -157,7 +158,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let health = cluster.health();
     tokio::select! {
         () = worker.run(&stop) => {}
-        () = outage::forward_events(&health, log_outage) => unreachable!("it goes on until dropped"),
+        () = outage::forward_events(&health, |event| report_outage(event, &events)) => unreachable!("it goes on until dropped"),
         () = force_exit_after_abort(&stop, &force_exit) => print_line("tasks still running are requeued"),
     }
     over.cancel();
@@ -169,11 +170,15 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     Ok(())
 }
 
-/// Logs that broker or store are unavailable, or available again.
-fn log_outage(event: &OutageEvent) {
+/// Logs that broker or store are unavailable, or available again, or have lost writes.
+fn report_outage(event: &OutageEvent, events: &TaskEvents) {
     match event {
         OutageEvent::Began(_) => tracing::warn!("{event}"),
         OutageEvent::Ended(..) => tracing::info!("{event}"),
+        OutageEvent::WritesLost { .. } => {
+            tracing::warn!("{event}");
+            events.emit_task(TaskEvent::WritesLost);
+        }
     }
 }
 

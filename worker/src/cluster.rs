@@ -211,6 +211,7 @@ impl ClusterEndpoints {
             ..RabbitSettings::default()
         };
         let queue = RabbitQueue::connect(&self.broker, Arc::new(store.clone()), settings).await?;
+        store.watch_for_write_losses();
         Ok(ClusterConnection { queue, store })
     }
 }

@@ -15,6 +15,8 @@ pub enum TaskEvent {
         /// Tasks lost by the queue.
         from_queue: u64,
     },
+    /// The store was found to have lost writes that it had confirmed.
+    WritesLost,
     /// A worker started a task.
     Started {
         /// The task.

@@ -485,6 +485,12 @@ pub trait Ledger: Send + Sync {
         None
     }
 
+    /// Counts how often the store was found to have lost writes that it had confirmed, as after a failover. `None` in a
+    /// store that loses none.
+    fn write_losses(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
     /// Returns a batch.
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>>;
 

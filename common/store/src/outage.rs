@@ -46,13 +46,20 @@ pub struct Outage {
     pub failures: u64,
 }
 
-/// Begin or end of an outage.
+/// Begin or end of an outage, or its damage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutageEvent {
     /// The outage began.
     Began(Outage),
     /// The outage ended, with its length.
     Ended(Outage, Duration),
+    /// The store has lost writes that it had confirmed.
+    WritesLost {
+        /// The server.
+        server: Arc<str>,
+        /// The lost writes are at most this old; `None` if nothing of this process is left.
+        within: Option<Duration>,
+    },
 }
 
 /// Health of a server, as the calls of this process find it. Cheap to clone; clones share it.
@@ -115,6 +122,12 @@ impl ServerHealth {
         }
     }
 
+    /// Reports that the server has lost writes of this time.
+    pub fn record_write_loss(&self, within: Option<Duration>) {
+        let _outages = self.outages();
+        let _ = self.0.events.send(OutageEvent::WritesLost { server: self.0.server.clone(), within });
+    }
+
     /// Returns the current outage of this kind, if any.
     pub fn outage(&self, kind: OutageKind) -> Option<Outage> {
         self.outages().iter().find(|(outage, _)| outage.kind == kind).map(|(outage, _)| outage.clone())
@@ -169,6 +182,14 @@ impl fmt::Display for OutageEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OutageEvent::Began(outage) => outage.fmt(f),
+            OutageEvent::WritesLost { server, within } => {
+                write!(f, "{server} has lost writes that it had confirmed, as after a failover: ")?;
+                match within {
+                    Some(within) => write!(f, "those of the last {} at most", format_duration(*within))?,
+                    None => write!(f, "all that this process knows of")?,
+                }
+                write!(f, "; imgsync checks leases, queues and plans")
+            }
             OutageEvent::Ended(outage, lasted) => {
                 let what = match outage.kind {
                     OutageKind::Unreachable => "is reachable again",

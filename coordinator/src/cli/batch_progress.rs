@@ -114,7 +114,7 @@ impl BatchProgress {
     pub(crate) fn report_outage(&self, event: &OutageEvent) {
         let message = event.to_string();
         self.on_event(&match event {
-            OutageEvent::Began(_) => Event::Warning { message },
+            OutageEvent::Began(_) | OutageEvent::WritesLost { .. } => Event::Warning { message },
             OutageEvent::Ended(..) => Event::Notice { message },
         });
     }
@@ -270,7 +270,7 @@ impl TaskObserver for BatchProgress {
                     TaskCompletion::Finished { .. } | TaskCompletion::Requeued | TaskCompletion::Stale => {}
                 }
             }
-            TaskEvent::Reclaimed { .. } => {}
+            TaskEvent::Reclaimed { .. } | TaskEvent::WritesLost => {}
         }
     }
 }

@@ -260,7 +260,7 @@ impl TaskObserver for RunningTasks {
             TaskEvent::Ended { task, .. } => {
                 running.remove(task);
             }
-            TaskEvent::Reclaimed { .. } => {}
+            TaskEvent::Reclaimed { .. } | TaskEvent::WritesLost => {}
         }
     }
 }

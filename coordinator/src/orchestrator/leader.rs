@@ -19,7 +19,7 @@ use imgsync_store::{
     leader_lease_name,
 };
 use imgsync_worker::task_events::TaskEvents;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
@@ -153,11 +153,15 @@ impl Leader {
     /// Returns when the batch is gone.
     async fn reclaim_expired_leases(&self, id: BatchId) -> Result<LeadershipEnd> {
         let ReclaimPolicy { lease_scan_interval, lease_grace: grace, .. } = self.reclaim_policy;
+        let mut losses = WriteLosses::watch(&self.backend);
         // After an outage of the store, running workers renew their leases first.
         tokio::time::sleep(grace).await;
         loop {
             let before = self.backend.clock.now();
-            tokio::time::sleep(lease_scan_interval).await;
+            tokio::select! {
+                () = tokio::time::sleep(lease_scan_interval) => {}
+                () = losses.next() => {}
+            }
             // Likewise after this process was suspended.
             if age(before, self.backend.clock.now()) > lease_scan_interval + grace {
                 continue;
@@ -173,12 +177,17 @@ impl Leader {
     /// Requeues tasks whose messages the queue has lost. Returns when the batch has ended.
     async fn reclaim_lost_messages(&self, id: BatchId) -> Result<LeadershipEnd> {
         let grace = self.reclaim_policy.queue_grace;
+        let mut losses = WriteLosses::watch(&self.backend);
         loop {
-            let Some(batch) = self.wait_unless_ended(id, self.reclaim_policy.queue_scan_interval).await? else {
-                return Ok(LeadershipEnd::BatchEnded);
+            let (batch, has_lost_writes) = tokio::select! {
+                batch = self.wait_unless_ended(id, self.reclaim_policy.queue_scan_interval) => (batch?, false),
+                () = losses.next() => (self.wait_unless_ended(id, Duration::ZERO).await?, true),
             };
+            let Some(batch) = batch else { return Ok(LeadershipEnd::BatchEnded) };
+            // A store that lost the lease of a task counts it as queued, though its message was acknowledged. Messages
+            // that are still there are then there twice, which does no harm.
             // An unavailable broker has lost nothing yet.
-            if matches!(self.has_lost_messages(&batch).await, Ok(true)) {
+            if has_lost_writes || matches!(self.has_lost_messages(&batch).await, Ok(true)) {
                 let reclaimed = self.backend.store.reclaim(id, ReclaimScope::EmptyQueue { grace }).await?;
                 self.report_reclaimed(id, reclaimed);
             }
@@ -296,6 +305,27 @@ pub async fn find_active_leader(backend: &Backend, name: &str, prober: &str) -> 
             LeaseResult::HeldBy { until, .. } => seen = Some(until),
         }
         tokio::time::sleep(LEADER_LEASE_TTL / 30).await;
+    }
+}
+
+/// Losses of the store, from now on.
+struct WriteLosses(Option<watch::Receiver<u64>>);
+
+impl WriteLosses {
+    fn watch(backend: &Backend) -> WriteLosses {
+        WriteLosses(backend.store.write_losses())
+    }
+
+    /// Waits for the next loss.
+    async fn next(&mut self) {
+        let is_loss = match &mut self.0 {
+            // Ends only with the store.
+            Some(losses) => losses.changed().await.is_ok(),
+            None => false,
+        };
+        if !is_loss {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

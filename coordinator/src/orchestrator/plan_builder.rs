@@ -17,7 +17,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
 use imgsync_store::{AppendResult, ListingFailure, PlanCompletion, PlanSegment, PlanSize, Usage};
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::backend::Backend;
 use super::digest_tags::DigestTagIndex;
@@ -66,6 +66,8 @@ pub(super) struct PlanIndex {
     is_resumed: bool,
     /// Segments and tasks that are in the plan, as far as the store has acknowledged them.
     acknowledged: PlanSize,
+    /// Losses of the store since the listing began.
+    write_losses: Option<watch::Receiver<u64>>,
 }
 
 impl PlanIndex {
@@ -81,7 +83,8 @@ impl PlanIndex {
 
     /// Returns the ranges that may hold tasks for one of these repositories.
     fn ranges_for(&self, homes: &HashSet<Arc<RepositoryLocator>>) -> Vec<Range<u32>> {
-        if self.is_resumed {
+        let has_lost_writes = self.write_losses.as_ref().is_some_and(|losses| losses.has_changed().unwrap_or(false));
+        if self.is_resumed || has_lost_writes {
             return Vec::from([Range { start: 0, end: u32::MAX }]);
         }
         let mut parts: Vec<Range<u32>> =
@@ -132,12 +135,14 @@ impl PlanBuilder<'_> {
     /// Lists all rules, and adds to the plan what it lacks.
     async fn list(&self) -> Result<ListingSummary> {
         let mut listed = ListingSummary::default();
+        let write_losses = self.backend.store.write_losses();
         // Before the keys: the plan has at least the tasks of these.
         let tasks = self.backend.store.batch(self.batch).await?.map_or(0, |batch| batch.counts.total);
         let done: HashSet<String> = self.backend.store.segment_keys(self.batch).await?.into_iter().collect();
         *self.plan_index() = PlanIndex {
             is_resumed: !done.is_empty(),
             acknowledged: PlanSize { segments: done.len() as u64, tasks },
+            write_losses,
             ..PlanIndex::default()
         };
         let mut planner = Planner::new();

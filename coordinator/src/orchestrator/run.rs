@@ -352,10 +352,11 @@ impl Run<'_> {
                     Some(lease) => lease.hold_for(list).await?,
                     None => list.await?,
                 };
-                if self.settings.detach {
+                let is_complete = !listing.cancel.is_cancelled();
+                plan_watch.is_complete.store(is_complete, Ordering::Release);
+                if self.settings.detach && !(is_complete && self.is_plan_lost(id).await?) {
                     stop.drain.cancel();
                 }
-                plan_watch.is_complete.store(!listing.cancel.is_cancelled(), Ordering::Release);
                 tokio::select! {
                     () = stop.drain.cancelled() => return Ok(listed),
                     () = plan_watch.was_lost.notified() => {}
@@ -427,6 +428,12 @@ impl Run<'_> {
             self.prune(id, prune_plans).await?;
         }
         Ok(RunResult { batch, interrupted, refused })
+    }
+
+    /// Returns whether a plan that was made complete is incomplete.
+    async fn is_plan_lost(&self, id: BatchId) -> Result<bool> {
+        let batch = self.backend.store.batch(id).await?;
+        Ok(batch.is_some_and(|batch| batch.state.is_live() && batch.plan_completed_at.is_none()))
     }
 
     /// Makes the plan of a batch from its source, and makes it complete.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use imgsync_config::{Config, IfRunning};
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_store::{Batch, LastRun, is_in_future};
@@ -44,6 +45,8 @@ struct Inner {
     listing_permits: Semaphore,
     /// Batches that this process lists.
     in_progress: Mutex<HashSet<BatchId>>,
+    /// Batches that this process has created: the store may have lost that.
+    created: Mutex<GenerationalCache<BatchId, ()>>,
     /// Serializes starts, which first check whether the rule is running.
     start_lock: tokio::sync::Mutex<()>,
     /// Consecutive skipped runs of each rule.
@@ -92,6 +95,7 @@ impl Scheduler {
             tasks: TaskTracker::new(),
             listing_permits: Semaphore::new(MAX_CONCURRENT_LISTINGS),
             in_progress: Mutex::default(),
+            created: Mutex::new(GenerationalCache::new(MAX_RESUMED_BATCHES)),
             start_lock: tokio::sync::Mutex::default(),
             skipped: Mutex::default(),
         }))
@@ -102,8 +106,15 @@ impl Scheduler {
     pub async fn run(&self, mut is_leader: watch::Receiver<bool>) {
         let inner = &self.0;
         let mut is_new = true;
+        let mut write_losses = inner.backend.store.write_losses();
         while !inner.stop.is_cancelled() {
             is_new |= !*is_leader.borrow_and_update();
+            // The end of a plan may be lost.
+            is_new |= write_losses.as_mut().is_some_and(|losses| {
+                let has_changed = losses.has_changed().unwrap_or(false);
+                losses.mark_unchanged();
+                has_changed
+            });
             tokio::select! {
                 led = is_leader.wait_for(|leads| *leads) => if led.is_err() { break },
                 () = inner.stop.cancelled() => break,
@@ -185,7 +196,8 @@ impl Scheduler {
             self.last_runs().await?.values().filter_map(|last_run| last_run.batch).collect();
         for batch in inner.backend.store.batches(MAX_RESUMED_BATCHES).await? {
             let is_broken_off = batch.state.is_live() && batch.plan_completed_at.is_none();
-            let is_ours = !inner.backend.is_cluster() || last_run.contains(&batch.id);
+            let is_ours =
+                !inner.backend.is_cluster() || last_run.contains(&batch.id) || self.created().get(&batch.id).is_some();
             if !is_broken_off || !is_ours || self.in_progress().contains(&batch.id) {
                 continue;
             }
@@ -318,6 +330,7 @@ impl Scheduler {
         };
         let id = made.id;
         self.in_progress().insert(id);
+        self.created().insert(id, ());
         let _ = batch_sender.send(Ok(Ok(id)));
         inner.work_available.notify_one();
         if let Ok(_place) = inner.listing_permits.acquire().await {
@@ -349,6 +362,10 @@ impl Scheduler {
 
     fn skipped(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
         self.0.skipped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn created(&self) -> std::sync::MutexGuard<'_, GenerationalCache<BatchId, ()>> {
+        self.0.created.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_progress(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use axum::Router;
+use imgsync_model::event::TaskEvent;
 use imgsync_oci::error::Result;
-use imgsync_registry::event::{Event, Events};
+use imgsync_registry::event::Event;
 use imgsync_store::ReclaimScope;
 use imgsync_store::outage::{self, OutageEvent};
 use imgsync_worker::health::ReadinessCheck;
@@ -205,11 +206,15 @@ impl Server {
 }
 
 /// Reports outages of broker and store, until stopped.
-async fn report_outages(backend: &Backend, events: &Events, stop: &CancellationToken) {
+async fn report_outages(backend: &Backend, events: &TaskEvents, stop: &CancellationToken) {
     let report_outage = |event: &OutageEvent| {
+        if let OutageEvent::WritesLost { .. } = event {
+            events.emit_task(TaskEvent::WritesLost);
+        }
+        let message = event.to_string();
         events.emit(match event {
-            OutageEvent::Began(_) => Event::Warning { message: event.to_string() },
-            OutageEvent::Ended(..) => Event::Notice { message: event.to_string() },
+            OutageEvent::Began(_) | OutageEvent::WritesLost { .. } => Event::Warning { message },
+            OutageEvent::Ended(..) => Event::Notice { message },
         });
     };
     tokio::select! {

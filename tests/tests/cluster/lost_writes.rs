@@ -1,24 +1,31 @@
 //! A store that loses acknowledged writes, as after a failover to a replica that lagged behind: all keys go back to
 //! what they were a moment ago, in one step.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imgsync_model::batch::{BatchId, SigningKey, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
 use imgsync_oci::secret::Secret;
 use imgsync_store::contract::{segment, tasks};
+use imgsync_store::outage::OutageEvent;
 use imgsync_store::{
     AppendResult, ClaimResult, FinishReply, LEASE_TTL, LeaseResult, LeaseStatus, Leases as _, Ledger as _, ManualClock,
     NewBatch, PlanBlock, ReclaimScope, RedisOptions, RedisStore, TaskHolder, Usage,
 };
-use imgsync_tests::RedisServer;
-use imgsync_tests::cluster::number;
+use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
-use tokio::sync::Semaphore;
+use imgsync_tests::servers::free_port;
+use imgsync_tests::{RedisServer, ServeProcess};
+use tokio::sync::{Semaphore, broadcast};
 
 use crate::store_contract::secret;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, kill, until};
+
+fn free_address() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
 
 /// A store with a clock of its own, with or without a signing key.
 async fn open(server: &RedisServer, has_key: bool) -> (RedisStore, Arc<ManualClock>) {
@@ -164,6 +171,111 @@ async fn a_lost_result_is_found_again_and_counted_once() {
     assert_eq!((counts.copied, counts.unchanged, counts.total), (0, 1, 1));
 }
 
+/// Returns the counters by which processes notice lost writes.
+fn write_counters(server: &RedisServer) -> BTreeMap<String, u64> {
+    let keys = server.command(&["KEYS", "imgsync:writes:*"]);
+    let keys = keys.lines().filter(|line| line.starts_with("imgsync:"));
+    keys.map(|key| {
+        let value = server.command(&["GET", key]);
+        (key.to_owned(), value.lines().nth(1).and_then(|value| value.parse().ok()).unwrap_or_default())
+    })
+    .collect()
+}
+
+/// Waits until each of this many processes has counted so many writes more than `before`.
+async fn wait_for_counts(server: &RedisServer, processes: usize, more: u64, before: &BTreeMap<String, u64>) {
+    let has_grown = |(key, value): (&String, &u64)| *value >= before.get(key).copied().unwrap_or_default() + more;
+    until("all count their writes", WAIT_TIMEOUT, || {
+        let counters = write_counters(server);
+        counters.len() == processes && counters.iter().all(has_grown)
+    })
+    .await;
+}
+
+/// Returns the next loss of a store.
+async fn next_loss(events: &mut broadcast::Receiver<OutageEvent>) -> OutageEvent {
+    loop {
+        let event = events.recv().await.unwrap();
+        if matches!(event, OutageEvent::WritesLost { .. }) {
+            return event;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_loss_is_noticed_once_and_a_restart_that_loses_nothing_is_none() {
+    let (mut server, began) = (RedisServer::start(), Instant::now());
+    let store = RedisStore::connect(&secret(&server.url()), RedisOptions::long_running()).await.unwrap();
+    let (mut events, losses) = (store.health().subscribe(), store.write_losses().unwrap());
+    store.watch_for_write_losses();
+    wait_for_counts(&server, 1, 1, &BTreeMap::new()).await;
+    let (snapshot, counters) = (server.snapshot(), write_counters(&server));
+    wait_for_counts(&server, 1, 3, &counters).await;
+    server.kill();
+    server.restart();
+    wait_for_counts(&server, 1, 5, &counters).await;
+    assert_eq!(*losses.borrow(), 0);
+    server.restore(&snapshot);
+    let OutageEvent::WritesLost { within: Some(within), .. } = next_loss(&mut events).await else {
+        panic!("the snapshot has the first write")
+    };
+    assert!(within <= began.elapsed(), "{within:?}");
+    let counters = write_counters(&server);
+    wait_for_counts(&server, 1, 2, &counters).await;
+    assert_eq!(*losses.borrow(), 1, "once");
+    let answer = server.command(&["FLUSHALL"]);
+    assert!(answer.starts_with("+OK"), "{answer}");
+    let event = next_loss(&mut events).await;
+    assert!(event.to_string().contains("all that this process knows of"), "{event}");
+}
+
+#[tokio::test]
+async fn each_program_logs_and_counts_a_loss() {
+    let cluster = TestCluster::start();
+    let served = ServeProcess::start(&cluster.imgsync(""), &[]).await;
+    let address = free_address();
+    let worker = cluster.worker("").args(["--listen", &address]).spawn();
+    worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
+    wait_for_counts(&cluster.store, 2, 1, &BTreeMap::new()).await;
+    let (snapshot, counters) = (cluster.store.snapshot(), write_counters(&cluster.store));
+    wait_for_counts(&cluster.store, 2, 2, &counters).await;
+    cluster.store.restore(&snapshot);
+    worker.wait_for_line(|line| line.contains("has lost writes that it had confirmed"), WAIT_TIMEOUT).await;
+    let of_worker = async || reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
+    let of_serve = async || served.fetch("/metrics").await.text().await.unwrap();
+    let counted = |text: &str| text.lines().any(|line| line == "imgsync_store_rollbacks_total 1");
+    while !counted(&of_worker().await) || !counted(&of_serve().await) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let serving = served.stop().await;
+    assert!(serving.stderr.contains("has lost writes that it had confirmed"), "{}", serving.stderr);
+}
+
+#[tokio::test]
+async fn a_task_whose_lease_is_lost_is_queued_again_though_the_queue_is_not_empty() {
+    let fixture = ClusterFixture::new(1, 3).await;
+    let gate = fixture.gate_tags_after(0);
+    let mut run = fixture.run();
+    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let queued = async || store.batches(1).await.unwrap().first().map_or(0, |batch| batch.queued);
+    while queued().await < 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let snapshot = fixture.cluster.store.snapshot();
+    let _workers = fixture.cluster.start_workers(1, 1).await;
+    gate.wait_for(1).await;
+    let messages = || {
+        let counts = fixture.cluster.broker.message_counts();
+        counts.iter().filter(|(name, _)| name.starts_with("w.")).map(|(_, count)| count).sum::<u64>()
+    };
+    // The worker holds one task, whose message is acknowledged.
+    until("two messages are left", WAIT_TIMEOUT, || messages() == 2).await;
+    fixture.cluster.store.restore(&snapshot);
+    until("the leader has published them again", WAIT_TIMEOUT, || messages() >= 3).await;
+    gate.open();
+    fixture.assert_ended_whole(&run.wait().await);
+}
+
 /// Holds the listing of a repository until permits are added.
 fn gate_listing(fixture: &ClusterFixture, repository: &str) -> Arc<Semaphore> {
     let gate = Arc::new(Semaphore::new(0));
@@ -194,6 +306,7 @@ async fn a_repository_lost_from_the_plan_is_listed_again_and_copied() {
     fixture.assert_ended_whole(&ended);
     assert!(ended.stderr.contains("the store has lost a part of the plan"), "{}", ended.stderr);
     assert!(ended.stderr.contains("2 of 3 repositories, 8 of 12 tasks"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("has lost writes that it had confirmed"), "{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -242,4 +355,35 @@ async fn a_plan_whose_end_is_lost_is_completed_again() {
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     assert!(ended.stderr.contains("the store has lost the end of the plan"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_coordinator_completes_a_plan_again_whose_end_is_lost() {
+    let fixture = ClusterFixture::new(2, 3).await;
+    let second = gate_listing(&fixture, "r01");
+    let tags = fixture.gate_tags_after(0);
+    let config = format!(
+        "rules:\n- {{name: all, from: {}/r*, to: {}/m, naming: keep}}\n",
+        fixture.source.host(),
+        fixture.target.host()
+    );
+    let served = ServeProcess::start(&fixture.cluster.imgsync(&config), &[]).await;
+    let _workers = fixture.cluster.start_workers(1, 8).await;
+    let (status, answer) = served.post("schedules/all/start", &serde_json::json!({})).await;
+    assert_eq!(status, 202, "{answer}");
+    wait_for_total(&fixture, 3).await;
+    let snapshot = fixture.cluster.store.snapshot();
+    second.add_permits(1);
+    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let is_planned = async || store.batches(1).await.unwrap()[0].plan_completed_at.is_some();
+    while !is_planned().await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fixture.cluster.store.restore(&snapshot);
+    while !is_planned().await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tags.open();
+    let shown = fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
+    fixture.assert_whole(&shown);
 }

@@ -82,7 +82,7 @@ impl TaskObserver for TaskLog {
                     }
                 }
             }
-            TaskEvent::Reclaimed { .. } => {}
+            TaskEvent::Reclaimed { .. } | TaskEvent::WritesLost => {}
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::signed::ChunkPosition;
 use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
@@ -342,6 +343,10 @@ impl Ledger for RedisStore {
             }
         }
         Ok(removed)
+    }
+
+    fn write_losses(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.subscribe_to_write_losses())
     }
 
     async fn batch(&self, batch: BatchId) -> Result<Option<Batch>> {

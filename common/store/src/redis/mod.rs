@@ -22,6 +22,7 @@ mod server;
 mod signed;
 mod timeline;
 mod worker_registry;
+mod write_loss;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,6 +127,8 @@ struct Inner {
     /// Known position of the next chunk of a batch's plan. Locked while one is added: its signature covers its
     /// position.
     plan_ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
+    /// Number of times that the store was found to have lost writes.
+    write_losses: tokio::sync::watch::Sender<u64>,
     /// The scope that an export is reading, in order.
     export_page: Mutex<Option<cache::ExportPage>>,
 }
@@ -153,8 +156,9 @@ impl RedisStore {
             has_version: AtomicBool::new(false),
             is_open: AtomicBool::new(false),
             scripts: Scripts::new(),
-            chunks: Mutex::new(GenerationalCache::new(MAX_CACHED_BATCHES)),
-            plan_ends: tokio::sync::Mutex::new(GenerationalCache::new(MAX_CACHED_BATCHES)),
+            chunks: Mutex::new(new_batch_cache()),
+            plan_ends: tokio::sync::Mutex::new(new_batch_cache()),
+            write_losses: tokio::sync::watch::Sender::new(0),
             export_page: Mutex::default(),
         }));
         store.check_server().await?;
@@ -221,13 +225,10 @@ impl RedisStore {
     }
 
     /// Sends a pipeline once, without retries.
-    async fn query_once(&self, operation: &str, pipe: &redis::Pipeline) -> Result<()> {
+    async fn query_once<T: FromRedisValue>(&self, operation: &str, pipe: &redis::Pipeline) -> Result<T> {
         let mut open = self.0.connection.get().await.map_err(|call_error| call_error.to_error(operation))?;
-        match pipe.query_async::<()>(&mut open.client).await.map_err(RedisCallError::Redis) {
-            Ok(()) => {
-                self.0.health.record_recovery(OutageKind::Unreachable);
-                Ok(())
-            }
+        match pipe.query_async(&mut open.client).await.map_err(RedisCallError::Redis) {
+            Ok(answer) => Ok(self.record_success(answer)),
             Err(call_error) => {
                 self.abandon_if_broken(&open, &call_error);
                 Err(call_error.to_error(operation))
@@ -393,6 +394,10 @@ async fn wait_until_writable(store: Weak<Inner>) {
             return store.0.health.record_recovery(OutageKind::RefusesWrites);
         }
     }
+}
+
+fn new_batch_cache<T>() -> GenerationalCache<BatchId, T> {
+    GenerationalCache::new(MAX_CACHED_BATCHES)
 }
 
 fn open_retry() -> RetryState {

@@ -64,6 +64,7 @@ pub struct Metrics {
     delayed_requests: LabeledCounters<2>,
     request_delay_seconds: LabeledSeconds<2>,
     reclaimed: LabeledCounters<1>,
+    store_rollbacks: Counter,
     warnings: Counter,
     state: Mutex<MetricsState>,
 }
@@ -101,6 +102,7 @@ impl Metrics {
             delayed_requests: Family::default(),
             request_delay_seconds: Family::default(),
             reclaimed: Family::default(),
+            store_rollbacks: Counter::default(),
             warnings: Counter::default(),
             state: Mutex::default(),
             registry: Registry::default(),
@@ -160,6 +162,11 @@ impl Metrics {
             "tasks_reclaimed",
             "Lost tasks returned to the plan, by where they were lost",
             metrics.reclaimed.clone(),
+        );
+        registry.register(
+            "store_rollbacks",
+            "Times the store was found to have lost confirmed writes",
+            metrics.store_rollbacks.clone(),
         );
         registry.register("warnings", "Warnings", metrics.warnings.clone());
         more(registry);
@@ -284,6 +291,7 @@ impl TaskObserver for Metrics {
                 }
             }
             TaskEvent::Ended { task: task_ref, completion } => self.record_task_end(task_ref, completion),
+            TaskEvent::WritesLost => _ = self.store_rollbacks.inc(),
             TaskEvent::Reclaimed { from_workers, from_queue } => {
                 self.reclaimed.get_or_create(&[("from", "worker".to_owned())]).inc_by(*from_workers);
                 self.reclaimed.get_or_create(&[("from", "queue".to_owned())]).inc_by(*from_queue);
@@ -351,6 +359,7 @@ mod tests {
             delay,
         });
         metrics.on_task(&TaskEvent::Reclaimed { from_workers: 3, from_queue: 0 });
+        metrics.on_task(&TaskEvent::WritesLost);
         let text = metrics.render();
         for line in [
             "imgsync_running_tasks 0",

@@ -1,0 +1,147 @@
+//! Detection of lost writes: a store that a failover or a restore from a backup has set back.
+//!
+//! Each process increments a counter of its own in the store. A reply that is not greater than the one before says that
+//! the store has lost writes that it had confirmed. This needs no permission beyond those of other calls, and does not
+//! take a failover that has lost nothing for a loss.
+
+use std::collections::VecDeque;
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Inner, RedisStore};
+use crate::IdempotencyKey;
+use imgsync_oci::error::Result;
+
+/// Interval between increments.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// TTL of a counter after the last increment.
+const COUNTER_TTL: Duration = Duration::from_secs(3600);
+/// Number of replies that are remembered, to tell how much was lost.
+const MAX_REPLIES: usize = 600;
+
+/// What a comparison with the last reply says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WriteLoss {
+    /// The lost writes are at most this old; `None` if none of this process is left.
+    pub(super) within: Option<Duration>,
+}
+
+/// Compares the replies of the counter.
+#[derive(Debug, Default)]
+pub(super) struct LossDetector {
+    /// Replies with the time when they arrived, in order.
+    replies: VecDeque<(u64, Instant)>,
+}
+
+impl LossDetector {
+    /// Records a reply. Returns a loss if the counter has not grown.
+    pub(super) fn record(&mut self, value: u64, now: Instant) -> Option<WriteLoss> {
+        // The counter of a process that was suspended expires.
+        let is_expired = |at: Instant| now.duration_since(at) >= COUNTER_TTL / 2;
+        if self.replies.back().is_some_and(|(_, at)| is_expired(*at)) {
+            self.replies.clear();
+        }
+        let loss = self.replies.back().is_some_and(|(last, _)| value <= *last).then(|| {
+            // What was confirmed up to the value before this one is still there.
+            let kept = self.replies.iter().rev().find(|(reply, _)| *reply < value);
+            WriteLoss { within: kept.map(|(_, at)| now.duration_since(*at)) }
+        });
+        if loss.is_some() {
+            self.replies.clear();
+        }
+        self.replies.push_back((value, now));
+        if self.replies.len() > MAX_REPLIES {
+            self.replies.pop_front();
+        }
+        loss
+    }
+}
+
+impl RedisStore {
+    /// Watches for lost writes as long as the store is open: reports them to the subscribers of its health and to
+    /// [`Ledger::write_losses`](crate::Ledger::write_losses).
+    pub fn watch_for_write_losses(&self) {
+        tokio::spawn(watch(
+            std::sync::Arc::downgrade(&self.0),
+            self.key(&format!("writes:{}", IdempotencyKey::generate())),
+        ));
+    }
+
+    pub(super) fn subscribe_to_write_losses(&self) -> watch::Receiver<u64> {
+        self.0.write_losses.subscribe()
+    }
+
+    /// Increments the counter. Once, because the next increment does as well.
+    async fn count_write(&self, key: &str) -> Result<u64> {
+        let mut pipe = redis::pipe();
+        pipe.incr(key, 1).pexpire(key, super::duration_ms(COUNTER_TTL)).ignore();
+        let (value,): (u64,) = self.query_once("counting writes to the store", &pipe).await?;
+        Ok(value)
+    }
+
+    fn report_write_loss(&self, loss: WriteLoss) {
+        // Known from what is lost.
+        *self.0.chunks() = super::new_batch_cache();
+        self.0.health.record_write_loss(loss.within);
+        self.0.write_losses.send_modify(|losses| *losses += 1);
+    }
+}
+
+async fn watch(store: Weak<Inner>, key: String) {
+    let mut detector = LossDetector::default();
+    loop {
+        let Some(store) = store.upgrade().map(RedisStore) else { return };
+        // An outage is reported by the calls that wait for its end.
+        if let Ok(value) = store.count_write(&key).await
+            && let Some(loss) = detector.record(value, Instant::now())
+        {
+            store.report_write_loss(loss);
+        }
+        drop(store);
+        tokio::time::sleep(COUNT_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_does_not_grow_tells_since_when_writes_are_lost() {
+        let began = Instant::now();
+        let at = |second: u64| began + Duration::from_secs(second);
+        let mut detector = LossDetector::default();
+        for second in 1..=10 {
+            assert_eq!(detector.record(second, at(second)), None);
+        }
+        // A reply was lost, and its increment was not.
+        assert_eq!(detector.record(12, at(12)), None);
+        // Back to 8, and one more.
+        assert_eq!(detector.record(9, at(15)), Some(WriteLoss { within: Some(Duration::from_secs(7)) }));
+        assert_eq!(detector.record(10, at(16)), None, "it is reported once");
+        assert_eq!(detector.record(1, at(17)), Some(WriteLoss { within: None }), "the store was emptied");
+        assert_eq!(detector.record(1, at(18)), Some(WriteLoss { within: None }), "and again");
+        assert_eq!(detector.record(2, at(19)), None);
+    }
+
+    #[test]
+    fn the_counter_of_a_process_that_was_suspended_for_long_has_expired() {
+        let began = Instant::now();
+        let mut detector = LossDetector::default();
+        assert_eq!(detector.record(100, began), None);
+        assert_eq!(detector.record(1, began + COUNTER_TTL), None);
+    }
+
+    #[test]
+    fn a_detector_remembers_so_many_replies_and_no_more() {
+        let began = Instant::now();
+        let mut detector = LossDetector::default();
+        for value in 1..=2 * MAX_REPLIES as u64 {
+            assert_eq!(detector.record(value, began), None);
+        }
+        assert_eq!(detector.replies.len(), MAX_REPLIES);
+    }
+}
