@@ -12,7 +12,7 @@ use imgsync_oci::retry::format_duration;
 use imgsync_oci::secret::Secret;
 use imgsync_queue::{RabbitQueue, RabbitSettings};
 use imgsync_store::outage::ServerHealth;
-use imgsync_store::{RedisOptions, RedisStore};
+use imgsync_store::{Ledger as _, RedisOptions, RedisStore};
 
 use crate::host_check::is_loopback_name;
 use crate::settings;

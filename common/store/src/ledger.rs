@@ -485,6 +485,14 @@ pub trait Ledger: Send + Sync {
         None
     }
 
+    /// Returns whether the store has replicas, so that a failover may lose confirmed writes.
+    fn has_replicas(&self) -> bool {
+        false
+    }
+
+    /// Starts to watch for lost writes if the store may lose some.
+    fn watch_for_write_losses(&self) {}
+
     /// Counts how often the store was found to have lost writes that it had confirmed, as after a failover. `None` in a
     /// store that loses none.
     fn write_losses(&self) -> Option<watch::Receiver<u64>> {

@@ -5,12 +5,14 @@ use imgsync_model::batch::{BatchId, BatchOptions};
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
+use imgsync_oci::retry::format_duration;
 use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
 use serde_json::json;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::backend;
 use super::exit::{Exit, fail};
@@ -26,7 +28,7 @@ use super::tui::truncate;
 use super::values::parse_error_kind;
 use super::watch::watch;
 use crate::batch_view::{BatchView, GLOBAL_LEADER, find_owner};
-use crate::orchestrator::{Backend, coordinator_name, find_active_leader};
+use crate::orchestrator::{Backend, CONFIRMATION_TIME, StateChange, coordinator_name, find_active_leader};
 use crate::report::{self, Report};
 use clap::{Args, Subcommand};
 
@@ -152,12 +154,12 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
         BatchCommand::Pause { id } => {
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
-            print_state(printer, id, store.pause(id).await?, BatchState::Paused)
+            change_state(store, id, BatchState::Paused, printer).await
         }
         BatchCommand::Cancel { id } => {
             let store = store().await?;
             let id = resolve(&*store, &id).await?;
-            print_state(printer, id, store.cancel(id).await?, BatchState::Cancelled)
+            change_state(store, id, BatchState::Cancelled, printer).await
         }
         BatchCommand::Resume { id, run } => {
             let backend = backend::open(settings, args.state.as_ref(), printer).await?;
@@ -250,6 +252,25 @@ fn print_control_result(json: bool, result: serde_json::Value, printer: &Printer
     if json {
         printer.data(&result.to_string());
     }
+}
+
+/// Pauses or cancels a batch. If a failover of the store may lose that, watches over it for a while.
+async fn change_state(store: Arc<dyn Store>, id: BatchId, wanted: BatchState, printer: &Printer) -> Result<Exit> {
+    let may_be_lost = store.has_replicas();
+    if may_be_lost {
+        store.watch_for_write_losses();
+    }
+    let change = StateChange::new(store, id, wanted);
+    let exit = print_state(printer, id, change.apply().await?, wanted)?;
+    if may_be_lost {
+        let time = format_duration(CONFIRMATION_TIME);
+        printer
+            .line(&format!("the store has replicas: watching for {time} that no failover loses this (Ctrl-C ends it)"));
+        if change.confirm().await? {
+            printer.line(&format!("the store had lost this: batch {id} is {wanted} again"));
+        }
+    }
+    Ok(exit)
 }
 
 fn print_state(printer: &Printer, id: BatchId, now: BatchState, wanted: BatchState) -> Result<Exit> {

@@ -26,6 +26,7 @@ mod rule_metrics;
 mod rule_options;
 mod run;
 mod selection_counts;
+mod state_change;
 mod supervise;
 mod throttle_watch;
 mod unchanged_filter;
@@ -53,6 +54,7 @@ pub use prune_plan::{PruneCandidate, PrunePlan};
 pub(crate) use rule_metrics::MAX_RULES;
 pub use rule_metrics::{WatchedRule, WatchedRules};
 pub use run::{CreatedBatch, RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
+pub(crate) use state_change::{CONFIRMATION_TIME, StateChange};
 pub use throttle_watch::watch_throttling;
 
 /// Returns the holder name of this process for [`GLOBAL_LEADER`](crate::batch_view::GLOBAL_LEADER).

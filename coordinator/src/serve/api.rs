@@ -23,7 +23,7 @@ use super::extract::{MAX_PAGE_ROWS, PathId, QueryParams, expect_empty_body, pars
 use super::routes::RoutesPage;
 use super::row_filter::RowFilter;
 use crate::batch_view::{BatchStatus, BatchView};
-use crate::orchestrator::{WorkerCoverage, rate_limit_messages};
+use crate::orchestrator::{StateChange, WorkerCoverage, rate_limit_messages};
 use crate::report::failure_groups::FailureRow;
 use crate::report::{self, Report, ReportFormat, ReportSpec};
 
@@ -215,28 +215,28 @@ const REPORT_CSP: &str = "default-src 'none'; style-src 'unsafe-inline'; base-ur
                           frame-ancestors 'none'; sandbox allow-top-navigation-by-user-activation";
 
 pub(super) async fn pause(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
-    expect_empty_body(request).await?;
-    let id = find_batch(&app, &id).await?.id;
-    let now = app.store().pause(id).await?;
-    app.rule_cache.invalidate().await;
-    state_response(id, now, BatchState::Paused)
+    change_state(&app, &id, request, BatchState::Paused).await
 }
 
 pub(super) async fn resume(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
-    expect_empty_body(request).await?;
-    let id = find_batch(&app, &id).await?.id;
-    let now = app.store().resume(id).await?;
-    app.rule_cache.invalidate().await;
-    app.work_available.notify_one();
-    state_response(id, now, BatchState::Running)
+    change_state(&app, &id, request, BatchState::Running).await
 }
 
 pub(super) async fn cancel(State(app): SharedState, PathId(id): PathId, request: Request) -> ApiResult<Value> {
+    change_state(&app, &id, request, BatchState::Cancelled).await
+}
+
+async fn change_state(app: &AppState, id: &str, request: Request, wanted: BatchState) -> ApiResult<Value> {
     expect_empty_body(request).await?;
-    let id = find_batch(&app, &id).await?.id;
-    let now = app.store().cancel(id).await?;
+    let id = find_batch(app, id).await?.id;
+    let change = StateChange::new(app.backend.store.clone(), id, wanted);
+    let now = change.apply().await?;
     app.rule_cache.invalidate().await;
-    state_response(id, now, BatchState::Cancelled)
+    if wanted == BatchState::Running {
+        app.work_available.notify_one();
+    }
+    app.state_confirmations.start(id, change);
+    state_response(id, now, wanted)
 }
 
 /// Request to requeue failures: those that match every given filter.

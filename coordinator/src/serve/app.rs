@@ -1,6 +1,7 @@
 //! State shared by all request handlers.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
@@ -12,6 +13,7 @@ use imgsync_worker::health::ReadinessCheck;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::active_config::{ActiveConfig, ReloadStatus};
@@ -24,7 +26,7 @@ use super::rules::{RuleCache, RuleResponse, RuleStateContext};
 use super::scheduler::Scheduler;
 use super::workers::{WorkerResponse, WorkerSamples};
 use crate::batch_view::BatchView;
-use crate::orchestrator::Backend;
+use crate::orchestrator::{Backend, StateChange};
 
 /// A client does not wait longer for a store that is down.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -42,6 +44,7 @@ pub struct AppState {
     pub(super) event_hub: Arc<EventHub>,
     pub(super) failure_groups: FailureGroupCache,
     pub(super) rule_cache: RuleCache,
+    pub(super) state_confirmations: StateConfirmations,
     pub(super) worker_samples: WorkerSamples,
     /// Limits concurrent searches.
     pub(super) search_permits: Semaphore,
@@ -53,6 +56,26 @@ pub struct AppState {
     pub(super) work_available: Arc<Notify>,
     pub(super) started_at: Timestamp,
     pub(super) stop: CancellationToken,
+}
+
+/// Changes of batches' states that are watched over, in case the store loses them.
+#[derive(Default)]
+pub(super) struct StateConfirmations(Mutex<HashMap<BatchId, AbortHandle>>);
+
+impl StateConfirmations {
+    /// Watches over the last change of a batch, and no longer over an earlier one.
+    pub(super) fn start(&self, batch: BatchId, change: StateChange) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, task| !task.is_finished());
+        let confirm = async move {
+            if let Err(error) = change.confirm().await {
+                tracing::warn!("{error}");
+            }
+        };
+        if let Some(earlier) = running.insert(batch, tokio::spawn(confirm).abort_handle()) {
+            earlier.abort();
+        }
+    }
 }
 
 /// Status of the server.

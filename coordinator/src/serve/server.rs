@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::active_config::{ActiveConfig, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions, watch_config};
-use super::app::AppState;
+use super::app::{AppState, StateConfirmations};
 use super::auth::AuthPolicy;
 use super::event_poller;
 use super::event_stream::EventHub;
@@ -97,6 +97,7 @@ impl Server {
             event_hub: Arc::new(EventHub::default()),
             failure_groups: FailureGroupCache::default(),
             rule_cache: RuleCache::default(),
+            state_confirmations: StateConfirmations::default(),
             worker_samples: WorkerSamples::default(),
             search_permits: Semaphore::new(MAX_CONCURRENT_SEARCHES),
             report_permits: Semaphore::new(MAX_CONCURRENT_REPORTS),

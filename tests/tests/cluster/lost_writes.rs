@@ -11,11 +11,12 @@ use imgsync_oci::secret::Secret;
 use imgsync_store::contract::{segment, tasks};
 use imgsync_store::outage::OutageEvent;
 use imgsync_store::{
-    AppendResult, ClaimResult, FinishReply, LEASE_TTL, LeaseResult, LeaseStatus, Leases as _, Ledger as _, ManualClock,
-    NewBatch, PlanBlock, ReclaimScope, RedisOptions, RedisStore, TaskHolder, Usage,
+    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, LeaseResult, LeaseStatus, Leases as _, Ledger as _,
+    ManualClock, NewBatch, PlanBlock, ReclaimScope, RedisOptions, RedisStore, TaskHolder, Usage,
 };
 use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
+use imgsync_tests::program::RunningProgram;
 use imgsync_tests::servers::free_port;
 use imgsync_tests::{RedisServer, ServeProcess};
 use tokio::sync::{Semaphore, broadcast};
@@ -386,4 +387,91 @@ async fn a_coordinator_completes_a_plan_again_whose_end_is_lost() {
     tags.open();
     let shown = fixture.cluster.wait_for_batch(|shown| shown["state"] == "done", WAIT_TIMEOUT).await;
     fixture.assert_whole(&shown);
+}
+
+/// A batch whose tasks are held at the target.
+async fn start_held_batch(fixture: &ClusterFixture) -> (BatchId, RunningProgram, RedisStore) {
+    let run = fixture.run();
+    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    loop {
+        if let Some(batch) = store.batches(1).await.unwrap().first().filter(|batch| batch.plan_completed_at.is_some()) {
+            return (batch.id, run, store);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn wait_for_state(store: &RedisStore, batch: BatchId, wanted: BatchState) {
+    while store.batch_state(batch).await.unwrap() != Some(wanted) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pause_or_cancellation_by_the_api_that_is_lost_is_made_again() {
+    let fixture = ClusterFixture::new(1, 2).await;
+    let (batch, mut run, store) = start_held_batch(&fixture).await;
+    let served = ServeProcess::start(&fixture.cluster.imgsync(&fixture.config), &[]).await;
+    for (path, wanted) in [("pause", BatchState::Paused), ("cancel", BatchState::Cancelled)] {
+        wait_for_counts(&fixture.cluster.store, 2, 1, &BTreeMap::new()).await;
+        let (snapshot, counters) = (fixture.cluster.store.snapshot(), write_counters(&fixture.cluster.store));
+        let (status, answer) = served.post(&format!("batches/{batch}/{path}"), &serde_json::json!({})).await;
+        assert_eq!(status, 200, "{answer}");
+        // A run whose batch is cancelled ends.
+        let processes = if wanted == BatchState::Paused { 2 } else { 1 };
+        if processes == 1 {
+            run.wait().await;
+        }
+        let until_counted = |(key, value): (&String, &u64)| counters.get(key).is_some_and(|before| *value > before + 1);
+        until("serve has counted its writes", WAIT_TIMEOUT, || {
+            write_counters(&fixture.cluster.store).iter().filter(|counter| until_counted(*counter)).count() >= processes
+        })
+        .await;
+        fixture.cluster.store.restore(&snapshot);
+        wait_for_state(&store, batch, wanted).await;
+    }
+    let stderr = served.stop().await.stderr;
+    assert!(stderr.contains("the store had lost that it is cancelled"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_cancellation_by_command_is_watched_over_if_the_store_has_a_replica() {
+    let fixture = ClusterFixture::new(1, 2).await;
+    let (batch, mut run, store) = start_held_batch(&fixture).await;
+    let replica = RedisServer::start();
+    replica.replicate_from(&fixture.cluster.store);
+    until("the replica is connected", WAIT_TIMEOUT, || fixture.cluster.store.info("connected_slaves") == 1).await;
+    let counters = write_counters(&fixture.cluster.store);
+    let mut cancel = fixture.cluster.imgsync("").args(["batch", "cancel"]).spawn();
+    cancel.wait_for_line(|line| line.contains("the store has replicas"), WAIT_TIMEOUT).await;
+    run.wait().await;
+    until("the command counts its writes", WAIT_TIMEOUT, || {
+        write_counters(&fixture.cluster.store).iter().any(|(key, value)| !counters.contains_key(key) && *value > 1)
+    })
+    .await;
+    // The batch comes alive again: as if the latest write of its state were lost.
+    let counter = write_counters(&fixture.cluster.store).into_keys().find(|key| !counters.contains_key(key)).unwrap();
+    let key = format!("imgsync:{{{batch}}}");
+    let script = "redis.call('HSET', ARGV[1], 'state', 0) redis.call('HDEL', ARGV[1], 'ended_at') \
+                  redis.call('SET', ARGV[2], 1)";
+    let answer = fixture.cluster.store.command(&["EVAL", script, "0", &key, &counter]);
+    assert!(!answer.starts_with('-'), "{answer}");
+    let ended = cancel.wait().await.assert_code(0);
+    assert!(ended.stderr.contains("is cancelled again"), "{}", ended.stderr);
+    assert_eq!(store.batch_state(batch).await.unwrap(), Some(BatchState::Cancelled));
+}
+
+#[tokio::test]
+async fn a_run_whose_batch_is_lost_says_so() {
+    let fixture = ClusterFixture::new(1, 1).await;
+    let list = gate_listing(&fixture, "r00");
+    let snapshot = fixture.cluster.store.snapshot();
+    let mut run = fixture.run();
+    until("it lists", WAIT_TIMEOUT, || fixture.source.total() > 0).await;
+    fixture.cluster.store.restore(&snapshot);
+    list.add_permits(1);
+    let ended = run.wait().await;
+    assert_ne!(ended.code, Some(0));
+    assert!(ended.stderr.contains("has lost its latest writes, as after a failover"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("run the rules again"), "{}", ended.stderr);
 }

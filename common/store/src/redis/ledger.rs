@@ -1,5 +1,6 @@
 //! [`Ledger`] in Redis: each change is one script.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -343,6 +344,14 @@ impl Ledger for RedisStore {
             }
         }
         Ok(removed)
+    }
+
+    fn has_replicas(&self) -> bool {
+        self.0.has_replicas.load(Ordering::Relaxed)
+    }
+
+    fn watch_for_write_losses(&self) {
+        self.start_write_loss_watch();
     }
 
     fn write_losses(&self) -> Option<watch::Receiver<u64>> {

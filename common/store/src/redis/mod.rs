@@ -127,6 +127,10 @@ struct Inner {
     /// Known position of the next chunk of a batch's plan. Locked while one is added: its signature covers its
     /// position.
     plan_ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
+    /// Whether the server had replicas when the store was opened.
+    has_replicas: AtomicBool,
+    /// Whether this process watches for lost writes.
+    is_watched: AtomicBool,
     /// Number of times that the store was found to have lost writes.
     write_losses: tokio::sync::watch::Sender<u64>,
     /// The scope that an export is reading, in order.
@@ -158,6 +162,8 @@ impl RedisStore {
             scripts: Scripts::new(),
             chunks: Mutex::new(new_batch_cache()),
             plan_ends: tokio::sync::Mutex::new(new_batch_cache()),
+            has_replicas: AtomicBool::new(false),
+            is_watched: AtomicBool::new(false),
             write_losses: tokio::sync::watch::Sender::new(0),
             export_page: Mutex::default(),
         }));
@@ -181,6 +187,7 @@ impl RedisStore {
             }
         };
         inspected.check().map_err(|call_error| call_error.to_error(&operation))?;
+        self.0.has_replicas.store(inspected.has_replicas(), Ordering::Relaxed);
         if self.0.options.log_warnings {
             for warning in inspected.warnings() {
                 tracing::warn!("the store {}: {warning}", self.0.name);

@@ -94,6 +94,11 @@ impl Inspection {
         })
     }
 
+    /// Returns whether the server is known to have replicas.
+    pub(super) fn has_replicas(&self) -> bool {
+        self.replicas.is_some_and(|replicas| replicas > 0)
+    }
+
     /// Refuses a server that may evict keys that must not be lost.
     pub(super) fn check(&self) -> Result<(), RedisCallError> {
         match self.eviction_policy.as_deref() {

@@ -5,7 +5,8 @@
 //! take a failover that has lost nothing for a loss.
 
 use std::collections::VecDeque;
-use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -63,11 +64,11 @@ impl LossDetector {
 impl RedisStore {
     /// Watches for lost writes as long as the store is open: reports them to the subscribers of its health and to
     /// [`Ledger::write_losses`](crate::Ledger::write_losses).
-    pub fn watch_for_write_losses(&self) {
-        tokio::spawn(watch(
-            std::sync::Arc::downgrade(&self.0),
-            self.key(&format!("writes:{}", IdempotencyKey::generate())),
-        ));
+    pub(super) fn start_write_loss_watch(&self) {
+        if !self.0.is_watched.swap(true, Ordering::Relaxed) {
+            let key = self.key(&format!("writes:{}", IdempotencyKey::generate()));
+            tokio::spawn(watch(Arc::downgrade(&self.0), key));
+        }
     }
 
     pub(super) fn subscribe_to_write_losses(&self) -> watch::Receiver<u64> {
