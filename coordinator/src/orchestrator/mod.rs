@@ -19,6 +19,7 @@ mod manifest_usage;
 mod owner;
 mod plan;
 mod plan_builder;
+mod plan_source;
 mod provenance;
 mod prune_plan;
 mod pruner;

@@ -3,18 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
-use imgsync_model::batch::{BatchId, BatchOptions, Priority, RuleOptions, TaskSpec, TaskState, VerifyOptions};
+use imgsync_model::batch::{BatchId, BatchOptions, Priority, RuleOptions, VerifyOptions};
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
-use imgsync_store::{
-    AppendResult, Batch, BatchState, LockUse, NewBatch, PlanCompletion, PlanSegment, PlanSize, ReclaimScope, RunLock,
-    TaskRow,
-};
+use imgsync_store::{Batch, BatchState, LockUse, NewBatch, ReclaimScope, RunLock};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::task_events::TaskEvents;
@@ -28,6 +25,7 @@ use super::listing_lease::ListingLease;
 use super::local_worker::LocalWorker;
 use super::plan::Slice;
 use super::plan_builder::{ListingSummary, PlanBuilder};
+use super::plan_source::{PlanSource, PlanWatch, lost_completion_warning, plan_lost, plan_verification};
 use super::prune_plan::PrunePlan;
 use super::pruner::Pruner;
 use super::rule_options::rule_options;
@@ -121,32 +119,6 @@ pub struct RunResult {
     pub interrupted: bool,
     /// Errors of the rules of which nothing could be listed.
     pub refused: Vec<Error>,
-}
-
-/// What the plan of a batch is made from.
-enum PlanSource<'a> {
-    /// It is complete.
-    Complete,
-    /// The rules.
-    Rules(BatchOptions),
-    /// The images that a batch has copied or found unchanged.
-    Verification(&'a Batch),
-}
-
-/// Whether the plan of a batch was made complete, and whether the store has lost that.
-#[derive(Default)]
-struct PlanWatch {
-    is_complete: AtomicBool,
-    was_lost: Notify,
-}
-
-impl PlanWatch {
-    /// Compares a batch, read after `was_complete` was, with what is known of its plan.
-    fn compare(&self, was_complete: bool, batch: &Batch) {
-        if was_complete && batch.plan_completed_at.is_none() && batch.ended_at.is_none() {
-            self.was_lost.notify_one();
-        }
-    }
 }
 
 impl Run<'_> {
@@ -250,44 +222,6 @@ impl Run<'_> {
     pub async fn verify(&self, made: CreatedBatch, of: &Batch) -> Result<RunResult> {
         let CreatedBatch { id, listing_lease, .. } = made;
         self.execute(id, PlanSource::Verification(of), listing_lease).await
-    }
-
-    /// Adds what the batch `of` has copied or found unchanged to the plan, and makes it complete.
-    async fn plan_verification(&self, id: BatchId, of: &Batch) -> Result<()> {
-        while let PlanCompletion::Incomplete(_) = self.append_verification(id, of).await? {
-            tracing::warn!(
-                "batch {id}: the store has lost a part of the plan that it had acknowledged: adding it again"
-            );
-        }
-        Ok(())
-    }
-
-    async fn append_verification(&self, id: BatchId, of: &Batch) -> Result<PlanCompletion> {
-        const PAGE: usize = 2_000;
-        let store = &self.backend.store;
-        let (mut from, mut acknowledged) = (0, PlanSize::default());
-        loop {
-            let rows = store.tasks(of.id, None, from, PAGE).await?;
-            let Some(last) = rows.last() else { break };
-            let key = format!("part {from}");
-            from = last.task.index + 1;
-            let is_there = |row: &TaskRow| matches!(row.state, TaskState::Copied | TaskState::Unchanged);
-            // The digest of the former listing is out of date.
-            let planned = |row: TaskRow| (TaskSpec { digest: None, ..row.task.spec }, None);
-            let tasks: Vec<_> = rows.into_iter().filter(is_there).map(planned).collect();
-            if !tasks.is_empty() {
-                let number = tasks.len() as u64;
-                match store.append(id, PlanSegment { key, listed_at: self.backend.clock.now(), tasks }).await? {
-                    AppendResult::Appended(_) | AppendResult::AlreadyPlanned => {
-                        acknowledged.segments += 1;
-                        acknowledged.tasks += number;
-                    }
-                    // Cancelled meanwhile.
-                    AppendResult::Closed(_) => {}
-                }
-            }
-        }
-        store.complete_plan(id, acknowledged).await
     }
 
     /// Returns the identity of a batch of these rules.
@@ -447,7 +381,7 @@ impl Run<'_> {
         match source {
             PlanSource::Complete => Ok(ListingSummary::default()),
             PlanSource::Verification(of) => {
-                self.plan_verification(id, of).await?;
+                plan_verification(self.backend, id, of).await?;
                 plan_changed.notify_one();
                 Ok(ListingSummary::default())
             }
@@ -617,21 +551,6 @@ impl Run<'_> {
 fn batch_lost(id: BatchId) -> Error {
     let detail = "the store no longer has it: it was emptied, or has lost its latest writes, as after a failover";
     Error::new(ErrorKind::NotFound, format!("watching batch {id}"), detail)
-        .with_hint("run the rules again: images at the target are not copied again")
-}
-
-/// Describes the loss of the end of a plan.
-fn lost_completion_warning(id: BatchId) -> String {
-    format!(
-        "batch {id}: the store has lost the end of the plan that it had acknowledged, as after a failover: listing again \
-         to add what is missing"
-    )
-}
-
-/// Returns the error of a batch whose plan is incomplete and cannot be made again.
-fn plan_lost(id: BatchId) -> Error {
-    let detail = "the store has lost the end of its plan, as after a failover, and this process has not listed it";
-    Error::new(ErrorKind::Local, format!("watching batch {id}"), detail)
         .with_hint("run the rules again: images at the target are not copied again")
 }
 
