@@ -12,6 +12,8 @@ use crate::servers::{RabbitMq, RedisServer, RedisServerOptions};
 pub struct TestCluster {
     /// RabbitMQ.
     pub broker: RabbitMq,
+    /// The other nodes of its cluster, if it has several.
+    pub more_nodes: Vec<RabbitMq>,
     /// Redis.
     pub store: RedisServer,
 }
@@ -24,7 +26,7 @@ impl TestCluster {
 
     /// Takes a virtual host of the broker that the tests of a run share, and starts a store with options.
     pub fn with_store(store: RedisServerOptions) -> Self {
-        Self { broker: RabbitMq::shared(), store: RedisServer::start_with(store) }
+        Self { broker: RabbitMq::shared(), more_nodes: Vec::new(), store: RedisServer::start_with(store) }
     }
 
     /// Starts a broker for this test alone, and a store. For tests that stop the broker or change it as a whole.
@@ -34,11 +36,25 @@ impl TestCluster {
 
     /// Starts a broker for this test alone, with extra lines of `rabbitmq.conf`, and a store with options.
     pub fn start_with(broker: &str, store: RedisServerOptions) -> Self {
-        std::thread::scope(|scope| {
-            let broker = scope.spawn(|| RabbitMq::start_with(broker));
-            let store = RedisServer::start_with(store);
-            Self { broker: broker.join().expect("the broker comes up"), store }
-        })
+        Self { broker: RabbitMq::start_with(broker), more_nodes: Vec::new(), store: RedisServer::start_with(store) }
+    }
+
+    /// Starts a broker of three nodes for this test alone, and a store.
+    pub fn with_broker_nodes() -> Self {
+        let mut nodes = RabbitMq::start_cluster(3).into_iter();
+        let broker = nodes.next().expect("it has three nodes");
+        Self { broker, more_nodes: nodes.collect(), store: RedisServer::start() }
+    }
+
+    /// Returns all nodes of the broker.
+    pub fn broker_nodes(&mut self) -> Vec<&mut RabbitMq> {
+        std::iter::once(&mut self.broker).chain(&mut self.more_nodes).collect()
+    }
+
+    /// Returns the URLs of all nodes of the broker, separated by commas.
+    pub fn broker_urls(&self) -> String {
+        let nodes = std::iter::once(&self.broker).chain(&self.more_nodes);
+        nodes.map(RabbitMq::url).collect::<Vec<_>>().join(",")
     }
 
     /// Creates `imgsync` with this configuration, in its own home.
@@ -54,7 +70,7 @@ impl TestCluster {
     fn with_config(&self, program: Imgsync, config: &str) -> Imgsync {
         // An empty file is refused.
         program.file("imgsync.yaml", if config.is_empty() { "registries: {}\n" } else { config });
-        program.env("IMGSYNC_BROKER", self.broker.url()).env("IMGSYNC_STORE", self.store.url())
+        program.env("IMGSYNC_BROKER", self.broker_urls()).env("IMGSYNC_STORE", self.store.url())
     }
 
     /// Starts workers with this many slots.

@@ -99,9 +99,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     }
     let (config, folder) = read_config(cli.config.as_deref())?;
     let key = read_signing_key()?;
-    // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
-    let named = |url: Option<String>| url.filter(|url| !url.is_empty());
-    let overrides = ClusterOverrides { broker: named(cli.broker), store: named(cli.store), key };
+    let overrides = ClusterOverrides { broker: cli.broker, store: cli.store, key };
     let Some(endpoints) = ClusterEndpoints::resolve(config.cluster.as_ref(), &overrides, &folder)? else {
         let detail = "no broker and no store configured";
         return Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", detail).with_hint(

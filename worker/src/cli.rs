@@ -26,9 +26,9 @@ pub struct Arguments {
     /// If it names targets (`defaults: {to: …}`, or rules), the worker pushes nowhere else.
     #[arg(short, long, value_name = "FILE", help_heading = "Cluster")]
     pub config: Option<PathBuf>,
-    /// URL of RabbitMQ, the task queue (amqp:// or amqps://) [default: the configuration's]
+    /// URL of RabbitMQ, the task queue, or URLs of its nodes, separated by commas [default: the configuration's]
     #[arg(long, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true, help_heading = "Cluster")]
-    pub broker: Option<String>,
+    pub broker: Vec<String>,
     /// URL of Redis, the store of batches (redis:// or rediss://) [default: the configuration's]
     #[arg(long, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true, help_heading = "Cluster")]
     pub store: Option<String>,

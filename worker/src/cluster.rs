@@ -10,6 +10,7 @@ use imgsync_model::batch::SigningKey;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::format_duration;
 use imgsync_oci::secret::Secret;
+use imgsync_oci::secret_url::join_urls;
 use imgsync_queue::{RabbitQueue, RabbitSettings};
 use imgsync_store::outage::ServerHealth;
 use imgsync_store::{Ledger as _, RedisOptions, RedisStore};
@@ -17,7 +18,7 @@ use imgsync_store::{Ledger as _, RedisOptions, RedisStore};
 use crate::host_check::is_loopback_name;
 use crate::settings;
 
-/// Minimum timeout of the first attempt, whatever the wait.
+/// Minimum timeout of the first attempt for each node of the broker, whatever the wait.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Delay between connection attempts.
 const CONNECT_RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -43,9 +44,9 @@ pub fn read_signing_key() -> Result<Option<Secret>> {
 /// Settings that override the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterOverrides {
-    /// URL of the broker.
-    pub broker: Option<String>,
-    /// URL of the store.
+    /// URLs of the broker's nodes; each value may be several, separated by commas. Empty ones count as unset.
+    pub broker: Vec<String>,
+    /// URL of the store. An empty one counts as unset.
     pub store: Option<String>,
     /// Key that signs messages.
     pub key: Option<Secret>,
@@ -54,8 +55,8 @@ pub struct ClusterOverrides {
 /// Addresses of a cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterEndpoints {
-    /// URL of RabbitMQ.
-    pub broker: SecretUrl,
+    /// URLs of RabbitMQ: of a server, or of the nodes of a cluster. Never empty.
+    pub broker: Vec<SecretUrl>,
     /// URL of Redis.
     pub store: SecretUrl,
     /// Key that signs messages and the data in the store.
@@ -88,16 +89,14 @@ impl ClusterEndpoints {
         overrides: &ClusterOverrides,
         folder: &Path,
     ) -> Result<Option<ClusterEndpoints>> {
-        let written_url = |pick: fn(&imgsync_config::ClusterConfig) -> &Option<SecretUrl>| {
-            written.and_then(|written| pick(written).clone())
+        let broker = match parse_broker_urls(&overrides.broker)? {
+            urls if urls.is_empty() => written.map(|cluster| cluster.broker.clone()).unwrap_or_default(),
+            urls => urls,
         };
-        let broker = match &overrides.broker {
-            Some(text) => Some(parse_url(text, "the broker", &imgsync_config::BROKER_SCHEMES)?),
-            None => written_url(|cluster| &cluster.broker),
-        };
-        let store = match &overrides.store {
+        let broker = Some(broker).filter(|urls| !urls.is_empty());
+        let store = match overrides.store.as_ref().filter(|text| !text.is_empty()) {
             Some(text) => Some(parse_url(text, "the store", &imgsync_config::STORE_SCHEMES)?),
-            None => written_url(|cluster| &cluster.store),
+            None => written.and_then(|cluster| cluster.store.clone()),
         };
         let missing = |what: &str, how: &str| {
             Error::new(ErrorKind::Invalid, "reading the cluster configuration", format!("{what} is missing"))
@@ -144,11 +143,12 @@ impl ClusterEndpoints {
     /// Returns a warning if there is no signing key. A broker and a store on this machine, as in a first try, need none.
     pub fn unsigned_warning(&self) -> Option<String> {
         let is_local = |url: &SecretUrl| url.expose().host_str().is_some_and(is_loopback_name);
-        (self.key.is_none() && !(is_local(&self.broker) && is_local(&self.store))).then(|| {
+        (self.key.is_none() && !(self.broker.iter().all(is_local) && is_local(&self.store))).then(|| {
             format!(
                 "the cluster has no key: whoever can write to {} or {} can make workers copy anything; set `cluster.key` \
                  or IMGSYNC_KEY to the same secret for all processes: `openssl rand -hex 32` generates one",
-                self.broker, self.store
+                join_urls(&self.broker),
+                self.store
             )
         })
     }
@@ -176,13 +176,14 @@ impl ClusterEndpoints {
         let mut last: Option<Error> = None;
         loop {
             let left = wait.saturating_sub(started.elapsed());
-            // A server that does not respond at all gets one full attempt.
-            let limit = if last.is_none() { left.max(FIRST_CONNECT_TIMEOUT) } else { left };
+            // A server that does not respond at all gets one full attempt, and so does each node of the broker.
+            let nodes = u32::try_from(self.broker.len()).unwrap_or(u32::MAX);
+            let limit = if last.is_none() { left.max(FIRST_CONNECT_TIMEOUT.saturating_mul(nodes)) } else { left };
             let error = match tokio::time::timeout(limit, self.connect(name)).await {
                 Ok(Ok(cluster)) => return Ok(cluster),
                 Ok(Err(error)) => error,
                 Err(_) => last.take().unwrap_or_else(|| {
-                    let operation = format!("connecting to {} and {}", self.broker, self.store);
+                    let operation = format!("connecting to {} and {}", join_urls(&self.broker), self.store);
                     Error::new(ErrorKind::Unreachable, operation, "timed out")
                 }),
             };
@@ -216,6 +217,23 @@ impl ClusterEndpoints {
     }
 }
 
+/// Parses the URLs of the broker's nodes. Returns none if all values are empty.
+fn parse_broker_urls(values: &[String]) -> Result<Vec<SecretUrl>> {
+    let values = values.iter().filter(|value| !value.is_empty());
+    let texts: Vec<&str> = values.flat_map(|value| imgsync_config::split_broker_urls(value)).collect();
+    let name = |position: usize| match texts.len() {
+        1 => "the broker".to_owned(),
+        _ => format!("broker node {}", position + 1),
+    };
+    let parse = |(position, text): (usize, &&str)| parse_url(text, &name(position), &imgsync_config::BROKER_SCHEMES);
+    let urls: Vec<SecretUrl> = texts.iter().enumerate().map(parse).collect::<Result<_>>()?;
+    imgsync_config::check_broker_urls(&urls).map_err(|error| {
+        let operation = format!("reading the URL of {}", name(error.position));
+        Error::new(ErrorKind::Invalid, operation, error.message).with_hint(error.hint)
+    })?;
+    Ok(urls)
+}
+
 /// Parses a URL. Errors do not show it: it could contain a password.
 fn parse_url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
     SecretUrl::parse(text, schemes).map_err(|error| {
@@ -232,7 +250,8 @@ mod tests {
     use super::*;
 
     fn overrides(broker: Option<&str>, store: Option<&str>) -> ClusterOverrides {
-        ClusterOverrides { broker: broker.map(str::to_owned), store: store.map(str::to_owned), key: None }
+        let broker = broker.into_iter().map(str::to_owned).collect();
+        ClusterOverrides { broker, store: store.map(str::to_owned), key: None }
     }
 
     fn with_key(key: &str) -> ClusterOverrides {
@@ -277,10 +296,39 @@ mod tests {
     }
 
     #[test]
+    fn the_nodes_of_a_broker_are_repeated_or_separated_by_commas() {
+        let nodes = |values: &[&str]| {
+            let broker = values.iter().map(|value| (*value).to_owned()).collect();
+            resolve(&ClusterOverrides { broker, ..overrides(None, Some("redis://s")) })
+        };
+        for values in [
+            &["amqp://u:hunter2@a,amqp://u:hunter2@b:5673"][..],
+            &["amqp://u:hunter2@a", "", "amqp://u:hunter2@b:5673"],
+        ] {
+            let found = nodes(values).unwrap().unwrap();
+            assert_eq!(join_urls(&found.broker), "amqp://a, amqp://b:5673");
+            assert!(!format!("{found:?}").contains("hunter2"));
+        }
+        for (values, operation, message) in [
+            (&["amqp://a", "amqp://u:hunter2@a:5672"][..], "broker node 2", "named twice"),
+            (&["amqp://a/v,amqp://u:hunter2@b/w"], "broker node 2", "virtual host differs"),
+            (&["amqp://a,amqp://u:12/34@b"], "broker node 2", "ambiguous"),
+            (&["amqp://a,b"], "the broker", "comma"),
+            (&["amqp://a", "hunter2"], "broker node 2", "not a URL"),
+        ] {
+            let error = nodes(values).unwrap_err();
+            assert!(error.operation().ends_with(operation) && error.message().contains(message), "{error}");
+            assert!(!format!("{error:?}").contains("hunter2") && !error.to_string().contains("34"), "{error}");
+        }
+        assert!(nodes(&["amqp://a", "amqp://a"]).unwrap_err().hint().is_some());
+        assert!(nodes(&[""]).unwrap_err().hint().unwrap().contains("IMGSYNC_BROKER"), "as if it were not set");
+    }
+
+    #[test]
     fn a_cluster_has_both_or_there_is_none() {
         assert!(resolve(&overrides(None, None)).unwrap().is_none());
         let both = resolve(&overrides(Some("amqp://u:hunter2@b"), Some("redis://s"))).unwrap().unwrap();
-        assert_eq!(both.broker.to_string(), "amqp://b");
+        assert_eq!(join_urls(&both.broker), "amqp://b");
         assert!(!format!("{both:?}").contains("hunter2"));
         assert!(resolve(&overrides(Some("amqp://b"), None)).unwrap_err().hint().unwrap().contains("IMGSYNC_STORE"));
         assert!(resolve(&overrides(None, Some("redis://s"))).unwrap_err().hint().unwrap().contains("IMGSYNC_BROKER"));

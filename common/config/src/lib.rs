@@ -8,6 +8,7 @@
 //! (meaning). `schema_table` is the table of all keys, from which unknown keys and the JSON Schema follow. `to_yaml` converts the
 //! meaning back to YAML, through views that serde serializes.
 
+mod broker;
 #[cfg(test)]
 mod docs_tables;
 mod errors;
@@ -42,6 +43,7 @@ use imgsync_model::naming::TargetBase;
 use imgsync_oci::RegistryName;
 use imgsync_oci::secret::Secret;
 
+pub use broker::{BROKER_SCHEMES, BrokerUrlsError, check_broker_urls, split_broker_urls};
 pub use errors::{ConfigErrors, ConfigProblem};
 pub use identity::{BatchPurpose, batch_identity, verification_identity};
 pub use if_running::IfRunning;
@@ -64,8 +66,6 @@ use schema_table::{CLUSTER, CONFIG};
 use yaml::{YamlNode, YamlValue};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// URL schemes of a broker.
-pub const BROKER_SCHEMES: [&str; 2] = ["amqp", "amqps"];
 /// URL schemes of a store.
 pub const STORE_SCHEMES: [&str; 2] = ["redis", "rediss"];
 
@@ -121,8 +121,8 @@ pub struct Config {
 /// `cluster:`. Flags or the environment may provide missing values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterConfig {
-    /// RabbitMQ; amqp or amqps.
-    pub broker: Option<SecretUrl>,
+    /// RabbitMQ: a server, or nodes of a cluster; amqp or amqps. Empty if flags or the environment name it.
+    pub broker: Vec<SecretUrl>,
     /// Redis or Valkey; redis or rediss.
     pub store: Option<SecretUrl>,
     /// Key that signs messages.
@@ -295,7 +295,7 @@ fn docker_hub_target(registries: &BTreeMap<RegistryName, RegistryConfig>) -> Opt
 fn read_cluster(reader: &ValueReader, node: &YamlNode) -> ClusterConfig {
     let Some(fields) = reader.fields(node, &CLUSTER) else { return ClusterConfig::default() };
     ClusterConfig {
-        broker: fields.get("broker").and_then(|node| reader.address(node, &BROKER_SCHEMES, true)),
+        broker: fields.get("broker").map(|node| broker::read(reader, node)).unwrap_or_default(),
         store: fields.get("store").and_then(|node| reader.address(node, &STORE_SCHEMES, false)),
         key: fields.get("key").and_then(|node| reader.secret(node)),
         ca: fields.get("ca").map(|node| registry::read_certificates(reader, node)).unwrap_or_default(),

@@ -99,7 +99,11 @@ pub(super) static CONFIG: ConfigSection = ConfigSection {
 pub(super) static CLUSTER: ConfigSection = ConfigSection {
     title: "`cluster`",
     keys: &[
-        key("broker", ADDRESS_OR_URL, "RabbitMQ: amqp:// or amqps://."),
+        key(
+            "broker",
+            ValueKind::OneOrMany(&ADDRESS_OR_URL),
+            "RabbitMQ: amqp:// or amqps://; a list names the nodes of a cluster.",
+        ),
         key("store", ADDRESS_OR_URL, "Redis or Valkey: redis:// or rediss://."),
         key(
             "key",

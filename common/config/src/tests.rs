@@ -74,7 +74,7 @@ rules:
 fn the_example_of_the_documentation_means_what_it_says() {
     let config = good(DESIGNED);
     let cluster = config.cluster.as_ref().unwrap();
-    assert_eq!(cluster.broker.as_ref().unwrap().expose().as_str(), "amqp://imgsync:rabbit@rabbitmq:5672");
+    assert_eq!(cluster.broker[0].expose().as_str(), "amqp://imgsync:rabbit@rabbitmq:5672");
     let hub = &config.registries[&"docker.io".parse().unwrap()];
     let Some(CredentialConfig::Basic { username, password }) = &hub.credential else { panic!("{hub:?}") };
     assert_eq!((username.as_str(), password.expose()), ("gcrxio", "dckr: #pat\n  rules: []"), "a value stays a value");

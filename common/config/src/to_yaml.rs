@@ -18,7 +18,7 @@ use self::notify::NotifyView;
 use self::registry::{AddressView, RegistryView};
 use self::rule::RuleView;
 pub use self::scalar::{YamlList, YamlNumber, YamlText, is_empty_list, yaml_list};
-use super::{ClusterConfig, Config, NotifyConfig, ReportConfig, ServeConfig};
+use super::{ClusterConfig, Config, NotifyConfig, ReportConfig, SecretUrl, ServeConfig};
 
 /// Domain and version of [`Config::worker_hash`].
 const WORKER_HASH_DOMAIN: &str = "imgsync worker configuration 1";
@@ -119,7 +119,7 @@ impl<'a> From<&'a Config> for ConfigView<'a> {
 #[derive(Serialize)]
 struct ClusterView {
     #[serde(skip_serializing_if = "Option::is_none")]
-    broker: Option<AddressView>,
+    broker: Option<BrokerView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<AddressView>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,10 +131,28 @@ struct ClusterView {
 impl From<&ClusterConfig> for ClusterView {
     fn from(cluster: &ClusterConfig) -> Self {
         ClusterView {
-            broker: cluster.broker.as_ref().map(AddressView::from),
+            broker: BrokerView::new(&cluster.broker),
             store: cluster.store.as_ref().map(AddressView::from),
             key: cluster.key.as_ref().map(YamlText::new),
             ca: yaml_list(&cluster.ca),
+        }
+    }
+}
+
+/// View of `cluster.broker`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum BrokerView {
+    One(AddressView),
+    Many(Vec<AddressView>),
+}
+
+impl BrokerView {
+    fn new(urls: &[SecretUrl]) -> Option<BrokerView> {
+        match urls {
+            [] => None,
+            [url] => Some(BrokerView::One(url.into())),
+            urls => Some(BrokerView::Many(urls.iter().map(AddressView::from).collect())),
         }
     }
 }
@@ -303,6 +321,30 @@ serve: {listen: '[::1]:80', hosts: a.example}
             again.line = rule.line;
         }
         assert_eq!((&config.rules, &config.report, &config.serve), (&again.rules, &again.report, &again.serve));
+    }
+
+    #[test]
+    fn the_nodes_of_a_broker_are_a_list_without_their_passwords() {
+        let text = "cluster: {broker: ['amqp://me:p@a', {url: 'amqp://b:5673', username: me, password: p}], \
+                    store: 'redis://s'}\n";
+        let read = |text: &str| {
+            Config::read(&ConfigFile { name: "c.yaml", text, environment: &|_| None, presets: None }).unwrap()
+        };
+        let config = read(text);
+        let shown = config.to_yaml_redacted();
+        let begin = shown.split("registries").next().unwrap().split("verify_every").next().unwrap();
+        insta::assert_snapshot!(begin, @r#"
+        cluster:
+          broker:
+            - url: amqp://a
+              username: "***"
+              password: "***"
+            - url: amqp://b:5673
+              username: "***"
+              password: "***"
+          store: redis://s
+        "#);
+        assert_eq!(read(&shown).to_yaml_redacted(), shown);
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
+/// Returns the URLs for display, separated by commas.
+pub fn join_urls(urls: &[SecretUrl]) -> String {
+    urls.iter().map(SecretUrl::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// Parses a URL with one of these schemes and a host. Rejects a URL in which the end of user and password is ambiguous:
 /// the rest would be looked up as a host.
 pub fn parse(text: &str, schemes: &[&str]) -> Result<Url, UrlError> {

@@ -25,10 +25,10 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", env = "IMGSYNC_LOG_FORMAT")]
     #[arg(hide_short_help = true)]
     pub(crate) log_format: LogFormat,
-    /// URL of the cluster's RabbitMQ (amqp:// or amqps://) [default: from the configuration]
+    /// URL of the cluster's RabbitMQ, or URLs of its nodes, separated by commas [default: from the configuration]
     #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true)]
     #[arg(hide_short_help = true)]
-    pub(crate) broker: Option<String>,
+    pub(crate) broker: Vec<String>,
     /// URL of the cluster's Redis (redis:// or rediss://) [default: from the configuration]
     #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true)]
     #[arg(hide_short_help = true)]

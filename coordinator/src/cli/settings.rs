@@ -75,9 +75,7 @@ impl Settings {
         };
         let warning = readable_secrets_warning(&config, &path);
         let key = read_signing_key().map_err(|error| SettingsError::Unreadable(error.to_string()))?;
-        // An empty address counts as unset; an empty key would leave the cluster unsigned, and is an error.
-        let named = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
-        let cluster_overrides = ClusterOverrides { broker: named(&global.broker), store: named(&global.store), key };
+        let cluster_overrides = ClusterOverrides { broker: global.broker.clone(), store: global.store.clone(), key };
         Ok((Settings { config, unlimited: None, file: text.map(|_| path), cluster_overrides }, warning))
     }
 

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -33,7 +34,7 @@ pub struct RabbitMq {
 #[derive(Debug)]
 struct OwnNode {
     process: Option<Process>,
-    _epmd: Process,
+    _epmd: Arc<Process>,
     _folder: TempDir,
     config: String,
 }
@@ -59,13 +60,42 @@ impl RabbitMq {
     /// # Panics
     /// If `rabbitmq-server` is not installed or does not come up.
     pub fn start_with(config: &str) -> Self {
+        let epmd_port = free_port();
+        Self::start_node(epmd_port, &start_epmd(epmd_port), config)
+    }
+
+    /// Starts a cluster of nodes for this test alone. Each pauses while it sees fewer than half of the others.
+    ///
+    /// # Panics
+    /// If `rabbitmq-server` is not installed or the cluster does not come up.
+    pub fn start_cluster(number: usize) -> Vec<Self> {
+        let epmd_port = free_port();
+        let epmd = start_epmd(epmd_port);
+        let config = "cluster_partition_handling = pause_minority\n";
+        let first = Self::start_node(epmd_port, &epmd, config);
+        // The others join it when they start.
+        let config = format!(
+            "{config}cluster_formation.peer_discovery_backend = classic_config\n\
+             cluster_formation.classic_config.nodes.1 = {}\n",
+            first.node.name()
+        );
+        let others: Vec<Self> = std::thread::scope(|scope| {
+            let start = || scope.spawn(|| Self::start_node(epmd_port, &epmd, &config));
+            let starting: Vec<_> = (1..number).map(|_| start()).collect();
+            starting.into_iter().map(|node| node.join().expect("the node comes up")).collect()
+        });
+        let nodes: Vec<Self> = std::iter::once(first).chain(others).collect();
+        let status = nodes[0].ctl(&["cluster_status", "--formatter", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("the status is JSON");
+        assert_eq!(status["running_nodes"].as_array().map(Vec::len), Some(number), "{status}");
+        nodes
+    }
+
+    /// Starts a node for this test alone, found by others through the `epmd` at this port.
+    fn start_node(epmd_port: u16, epmd: &Arc<Process>, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("rabbitmq-").tempdir().expect("a folder can be made");
-        let node = Node::new(folder.path());
-        let mut epmd = Command::new(epmd_program());
-        epmd.arg("-port").arg(node.epmd_port.to_string());
-        epmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let epmd = Process::spawn(&mut epmd, Duration::ZERO).expect("epmd can be started");
-        let own = OwnNode { process: None, _epmd: epmd, _folder: folder, config: config.to_owned() };
+        let node = Node::at(folder.path().to_owned(), [free_port(), epmd_port, free_port()]);
+        let own = OwnNode { process: None, _epmd: epmd.clone(), _folder: folder, config: config.to_owned() };
         let mut broker = Self { node, vhost: "/".to_owned(), own: Some(own) };
         for _ in 0..START_ATTEMPTS {
             match broker.launch() {
@@ -161,6 +191,17 @@ impl RabbitMq {
     /// Lists the queues, with these columns separated by tabs.
     pub fn list_queues(&self, columns: &[&str]) -> String {
         self.node.ctl(&[&["-p", &self.vhost, "list_queues", "--no-table-headers"], columns].concat())
+    }
+
+    /// Returns the port of the node that leads a quorum queue.
+    ///
+    /// # Panics
+    /// If the queue does not exist, or has no leader.
+    pub fn leader_port(&self, queue: &str) -> u16 {
+        let said = self.list_queues(&["name", "leader"]);
+        let leader = said.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+        let port = leader.and_then(|node| node.trim().strip_prefix("imgsync-")?.split_once('@')?.0.parse().ok());
+        port.unwrap_or_else(|| panic!("the broker says {said}"))
     }
 
     /// Deletes a queue.
@@ -261,6 +302,11 @@ impl Node {
         Self { folder, epmd_port, port, dist_port }
     }
 
+    /// Returns its name in a cluster.
+    fn name(&self) -> String {
+        format!("imgsync-{}@localhost", self.port)
+    }
+
     /// Returns its port for clients, that of its `epmd`, and that for other nodes.
     pub(super) fn ports(&self) -> [u16; 3] {
         [self.port, self.epmd_port, self.dist_port]
@@ -288,7 +334,7 @@ impl Node {
         command
             .env("HOME", at)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("RABBITMQ_NODENAME", format!("imgsync-{}@localhost", self.port))
+            .env("RABBITMQ_NODENAME", self.name())
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
@@ -356,6 +402,14 @@ impl Node {
             }
         }
     }
+}
+
+/// Starts an `epmd`.
+fn start_epmd(port: u16) -> Arc<Process> {
+    let mut epmd = Command::new(epmd_program());
+    epmd.arg("-port").arg(port.to_string());
+    epmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Arc::new(Process::spawn(&mut epmd, Duration::ZERO).expect("epmd can be started"))
 }
 
 /// Returns the path of `epmd`.

@@ -146,7 +146,7 @@ async fn a_broker_short_of_memory_takes_no_messages_and_goes_on_giving() {
     let broker = RabbitMq::start();
     let retrying = connect(&broker.url(), settings()).await.unwrap();
     let short = RabbitSettings { confirm_timeout: Duration::from_secs(2), ..settings() };
-    let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry().await, short).await.unwrap();
+    let queue = RabbitQueue::connect(&[secret(&broker.url())], worker_registry().await, short).await.unwrap();
     let (before, later) = (route_messages("gcr.io", 3), route_messages("quay.io", 3));
     publish(&queue, &before).await;
     let held = take(&queue, &RouteFilter::All).await;
@@ -263,9 +263,9 @@ async fn a_queue_with_other_arguments_is_named_and_stops_its_route_alone() {
     let worker_registry = worker_registry().await;
     let (theirs, ours) = (route_messages("theirs.example", 1), route_messages("ours.example", 2));
     let other = RabbitSettings { max_route_messages: 7, ..settings() };
-    let other = RabbitQueue::connect(&secret(&broker.url()), worker_registry.clone(), other).await.unwrap();
+    let other = RabbitQueue::connect(&[secret(&broker.url())], worker_registry.clone(), other).await.unwrap();
     publish(&other, &theirs).await;
-    let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry, settings()).await.unwrap();
+    let queue = RabbitQueue::connect(&[secret(&broker.url())], worker_registry, settings()).await.unwrap();
     publish(&queue, &ours).await;
 
     let never = CancellationToken::new();

@@ -4,6 +4,7 @@
 mod acknowledgement;
 mod acl;
 mod broker;
+mod broker_nodes;
 mod chaos;
 mod coordinators;
 mod fairness;

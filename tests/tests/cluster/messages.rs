@@ -28,7 +28,7 @@ async fn what_is_not_signed_with_our_key_is_refused_and_stays_refused() {
     let broker = RabbitMq::shared();
     let url = broker.url();
     let worker_registry = worker_registry().await;
-    let with = async |settings| RabbitQueue::connect(&secret(&url), worker_registry.clone(), settings).await.unwrap();
+    let with = async |settings| RabbitQueue::connect(&[secret(&url)], worker_registry.clone(), settings).await.unwrap();
     let (ours, theirs, nobodys) = (with(keyed("ours")).await, with(keyed("theirs")).await, with(settings()).await);
     let block = route_messages("gcr.io", 3);
     publish(&ours, &block[..1]).await;
@@ -91,7 +91,7 @@ async fn what_is_not_understood_is_refused_and_what_is_newer_is_left() {
 async fn a_signed_message_of_a_newer_version_goes_round_unchanged_until_a_newer_worker_takes_it() {
     let broker = RabbitMq::shared();
     let worker_registry = worker_registry().await;
-    let queue = RabbitQueue::connect(&secret(&broker.url()), worker_registry, keyed("ours")).await.unwrap();
+    let queue = RabbitQueue::connect(&[secret(&broker.url())], worker_registry, keyed("ours")).await.unwrap();
     let block = route_messages("gcr.io", 1);
     publish(&queue, &block).await;
     take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
@@ -210,12 +210,12 @@ async fn until_dead(queue: &RabbitQueue) -> DeadLetter {
 async fn a_route_that_the_store_has_lost_is_found_again() {
     let broker = RabbitMq::shared();
     let (worker_registry, emptied) = (worker_registry().await, worker_registry().await);
-    let coordinator = RabbitQueue::connect(&secret(&broker.url()), emptied.clone(), settings()).await.unwrap();
+    let coordinator = RabbitQueue::connect(&[secret(&broker.url())], emptied.clone(), settings()).await.unwrap();
     // The store has lost the route that was published to.
-    let before = RabbitQueue::connect(&secret(&broker.url()), worker_registry, settings()).await.unwrap();
+    let before = RabbitQueue::connect(&[secret(&broker.url())], worker_registry, settings()).await.unwrap();
     let block = route_messages("gcr.io", 1);
     publish(&before, &block).await;
-    let worker = RabbitQueue::connect(&secret(&broker.url()), emptied, settings()).await.unwrap();
+    let worker = RabbitQueue::connect(&[secret(&broker.url())], emptied, settings()).await.unwrap();
     assert!(is_silent(&worker, &RouteFilter::All).await);
     assert_eq!(coordinator.count_ready(&[block[0].0.clone()]).await.unwrap(), [1]);
     let taken = take(&worker, &RouteFilter::All).await;
@@ -231,8 +231,8 @@ async fn the_rights_that_the_documentation_names_suffice() {
     broker.ctl(&["set_permissions", "imgsync", ours, r"^((w|sync)\..*|amq\.default)$", ours]);
     let url = broker.url().replace("guest:guest", "imgsync:pw");
     let worker_registry = worker_registry().await;
-    let queue = RabbitQueue::connect(&secret(&url), worker_registry.clone(), keyed("ours")).await.unwrap();
-    let unsigned = RabbitQueue::connect(&secret(&url), worker_registry, settings()).await.unwrap();
+    let queue = RabbitQueue::connect(&[secret(&url)], worker_registry.clone(), keyed("ours")).await.unwrap();
+    let unsigned = RabbitQueue::connect(&[secret(&url)], worker_registry, settings()).await.unwrap();
     let block = route_messages("gcr.io", 2);
     publish(&queue, &block[..1]).await;
     publish(&unsigned, &block[1..]).await;

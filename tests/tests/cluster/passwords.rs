@@ -77,7 +77,7 @@ async fn any_password_opens_broker_and_store_wherever_it_is_written() {
             let file = ConfigFile { name: "imgsync.yaml", text: &text, environment: &environment, presets: None };
             let config = Config::read(&file).unwrap_or_else(|errors| panic!("{password}: {errors}"));
             let addresses = config.cluster.unwrap();
-            let (broker, store) = (addresses.broker.unwrap(), addresses.store.unwrap());
+            let (broker, store) = (addresses.broker, addresses.store.unwrap());
             let queue = RabbitQueue::connect(&broker, worker_registry.clone(), RabbitSettings::default()).await;
             let queue = queue.unwrap_or_else(|error| panic!("{password}, {text}: {error}"));
             assert!(queue.is_alive().await);

@@ -28,7 +28,7 @@ pub(crate) async fn worker_registry() -> Arc<dyn WorkerRegistry> {
 }
 
 pub(crate) async fn connect(url: &str, settings: RabbitSettings) -> Result<RabbitQueue> {
-    RabbitQueue::connect(&secret(url), worker_registry().await, settings).await
+    RabbitQueue::connect(&[secret(url)], worker_registry().await, settings).await
 }
 
 pub(crate) fn route_messages(source: &str, number: u32) -> Vec<(Route, Message)> {

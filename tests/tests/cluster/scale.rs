@@ -108,7 +108,7 @@ async fn a_message_in_one_of_fifty_routes_that_were_idle_for_a_day_is_found() {
     worker_registry.record_routes(&routes).await.unwrap();
     clock.advance(Duration::from_secs(24 * 60 * 60));
     let url = secret(&broker.url());
-    let connect = || RabbitQueue::connect(&url, worker_registry.clone(), settings());
+    let connect = || RabbitQueue::connect(std::slice::from_ref(&url), worker_registry.clone(), settings());
     let (taker, publisher) = tokio::try_join!(connect(), connect()).unwrap();
     let never = tokio_util::sync::CancellationToken::new();
     let taken = tokio::spawn(async move { taker.receive(&RouteFilter::All, &never).await });

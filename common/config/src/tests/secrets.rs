@@ -101,7 +101,7 @@ fn an_address_takes_user_and_password_apart_from_the_url() {
         let config = read(&text).unwrap_or_else(|errors| panic!("{errors}"));
         let cluster = config.cluster.as_ref().unwrap();
         let encoded = "p%40%2F%23%3F%25%3A%5B%5D%2B%26%5C%20%C3%BC";
-        assert_eq!(cluster.broker.as_ref().unwrap().expose().as_str(), format!("amqp://me:{encoded}@rabbit:5672/v"));
+        assert_eq!(cluster.broker[0].expose().as_str(), format!("amqp://me:{encoded}@rabbit:5672/v"));
         assert_eq!(cluster.store.as_ref().unwrap().expose().as_str(), format!("redis://:{encoded}@redis/2"));
         let proxy = config.registries[&"r.example.com".parse().unwrap()].proxy.clone().unwrap();
         assert_eq!(proxy.expose().as_str(), format!("socks5h://me:{encoded}@proxy:1"));
@@ -117,6 +117,12 @@ fn an_address_takes_user_and_password_apart_from_the_url() {
         ("broker: {url: 'amqp://me:p@h', password: p}", "this URL holds a user or a password"),
         ("broker: 'amqp://me:p@ss/w#rd@h'", "the password in this URL is ambiguous"),
         ("store: 'redis://:12/34@h'", "the password in this URL is ambiguous"),
+        ("broker: ['amqp://h', 'amqp://me:12/34@g']", "the password in this URL is ambiguous"),
+        ("broker: []", "this list is empty"),
+        ("broker: ['amqp://me:12%2F34@h', {url: 'amqp://h:5672', username: me, password: p}]", "named twice"),
+        ("broker: ['amqp://me:12%2F34@h/a', 'amqp://me:12%2F34@g/b']", "the virtual host differs"),
+        ("broker: 'amqp://me:12%2F34@h,amqp://g'", "there is a comma in the host of this URL"),
+        ("broker: 'amqp://h,amqp://g'", "there is a comma in the host of this URL"),
     ] {
         let text = format!("cluster: {{{text}}}");
         assert!(messages(&text)[0].contains(wanted), "{text}: {:?}", messages(&text));

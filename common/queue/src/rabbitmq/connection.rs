@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicGetOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind as LapinErrorKind};
 use rand::Rng as _;
-use rustls::ClientConfig;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::nodes::{BrokerNode, BrokerNodes, EXAMPLE_URL, FailedRound};
 use super::{CONNECT_TIMEOUT, RabbitSettings, alarm, stream, topology, unreachable_error};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::secret_url::SecretUrl;
+use imgsync_oci::secret_url::{SecretUrl, join_urls};
+use imgsync_store::log_throttle;
 use imgsync_store::outage::{OutageKind, ServerHealth};
 use imgsync_tls::with_dates;
 
@@ -26,16 +26,19 @@ const QUEUE_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A broker that is killed moments after a queue was declared may lose half of it, and never elects a leader for it.
 pub(super) const LEADERLESS_QUEUE_HINT: &str = "if `rabbitmq-queues quorum_status` keeps reporting no leader for the \
                                                 queue, delete it: its messages are published again";
-/// Example of a broker's URL.
-const EXAMPLE_URL: &str = "amqp://user:password@host:5672/vhost";
+/// Hint for a node that opens connections but declares no queue.
+const NO_QUORUM_HINT: &str = "a node without a majority of its cluster declares no queues: see `rabbitmqctl \
+                              cluster_status`, and set `cluster_partition_handling = pause_minority`";
 /// Number of channels that consume from a queue: each has one request in flight.
 const CHANNELS_PER_QUEUE: usize = 4;
-/// Backoff between attempts to connect: initial and maximum.
+/// Backoff after a round in which no node accepted a connection: initial and maximum.
 const RECONNECT_BACKOFF: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
 
 /// One of the two connections, opened on demand.
 pub(super) struct ManagedConnection {
-    url: SecretUrl,
+    /// All URLs, without users and passwords.
+    name: String,
+    nodes: BrokerNodes,
     settings: RabbitSettings,
     publishes: bool,
     health: ServerHealth,
@@ -45,24 +48,24 @@ pub(super) struct ManagedConnection {
 #[derive(Default)]
 struct ConnectionState {
     live: Option<Arc<LiveConnection>>,
+    /// Rank of the node that was tried last.
+    last_rank: Option<u64>,
     last_failure: Option<ConnectFailure>,
 }
 
-/// Consecutive failures to connect.
+/// Consecutive rounds in which no node accepted a connection.
 struct ConnectFailure {
-    /// Number of attempts.
-    attempts: u32,
-    /// Kind of the last error.
-    kind: ErrorKind,
-    message: String,
-    hint: Option<String>,
+    /// Number of rounds.
+    rounds: u32,
+    last: FailedRound,
     /// When to try again.
     retry_at: Instant,
 }
 
 /// An open connection.
 pub(super) struct LiveConnection {
-    name: String,
+    /// Host and port of the node.
+    node: String,
     settings: RabbitSettings,
     connection: Connection,
     /// Channel for declarations; on a publishing connection also the one that publishes.
@@ -80,74 +83,96 @@ type ChannelPool = [tokio::sync::Mutex<Option<Channel>>; CHANNELS_PER_QUEUE];
 
 impl ManagedConnection {
     pub(super) fn new(
-        url: &SecretUrl,
+        urls: &[SecretUrl],
         settings: &RabbitSettings,
         publishes: bool,
         health: &ServerHealth,
-    ) -> ManagedConnection {
-        let (url, settings, health) = (url.clone(), settings.clone(), health.clone());
-        ManagedConnection { url, settings, publishes, health, state: Default::default() }
+    ) -> Result<ManagedConnection> {
+        let (settings, health) = (settings.clone(), health.clone());
+        let (name, nodes) = (join_urls(urls), BrokerNodes::new(urls)?);
+        Ok(ManagedConnection { name, nodes, settings, publishes, health, state: Default::default() })
     }
 
-    /// Returns the broker's address, without the password.
-    pub(super) fn name(&self) -> String {
-        self.url.to_string()
+    /// Returns the addresses of the broker, without passwords.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Returns the connection; reopens it if it is gone. Failed attempts back off, so as not to overload a broker that
+    /// Returns the connection. If it is gone, tries each node once, beginning with the one after that of the last
+    /// connection. After a round without success, calls fail at once for a while, so as not to overload a broker that
     /// is recovering.
     pub(super) async fn get_or_connect(&self) -> Result<Arc<LiveConnection>> {
-        let operation = format!("connecting to the broker {}", self.url);
         let mut state = self.state.lock().await;
         if let Some(live) = state.live.as_ref().filter(|live| live.is_usable()) {
             return Ok(live.clone());
         }
         state.live = None;
         if let Some(failed) = state.last_failure.as_ref().filter(|failed| failed.retry_at > Instant::now()) {
-            let error = Error::new(failed.kind, &operation, &failed.message);
-            return Err(failed.hint.iter().fold(error, |error, hint| error.with_hint(hint)));
+            return Err(failed.last.to_error());
         }
-        match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&operation)).await {
-            Ok(Ok(live)) => {
-                let live = Arc::new(live);
-                *state = ConnectionState { live: Some(live.clone()), last_failure: None };
-                self.health.record_recovery(OutageKind::Unreachable);
-                Ok(live)
+        let mut failures = Vec::new();
+        let mut nodes = self.nodes.resolve(state.last_rank).await.into_iter().peekable();
+        while let Some(node) = nodes.next() {
+            // Before the attempt: if this call is dropped, the next one goes on with the next node.
+            state.last_rank = Some(node.rank);
+            match self.connect(&node).await {
+                Ok(live) => {
+                    let live = Arc::new(live);
+                    state.live = Some(live.clone());
+                    state.last_failure = None;
+                    self.health.record_recovery(OutageKind::Unreachable);
+                    return Ok(live);
+                }
+                Err(error) => {
+                    if let Some(next) = nodes.peek() {
+                        let line = format!("broker node {}: {}; trying {}", node.name, error.message(), next.name);
+                        log_throttle::info(&format!("broker node {}", node.name), &line);
+                    }
+                    failures.push((node.name, error));
+                }
             }
-            Ok(Err(error)) => Err(self.record_failure(&mut state, error)),
-            Err(_) => Err(self.record_failure(&mut state, unreachable_error(&operation, "timed out"))),
         }
-    }
-
-    fn record_failure(&self, state: &mut ConnectionState, error: Error) -> Error {
+        let failed = FailedRound::new(failures);
+        let error = failed.to_error();
         self.health.record_failure(OutageKind::Unreachable, error.message(), error.hint());
-        state.record_failure(error)
+        state.record_failed_round(failed);
+        Err(error)
     }
 
-    async fn connect(&self, operation: &str) -> Result<LiveConnection> {
-        // The parser's own message may contain the password.
-        let uri: std::result::Result<AMQPUri, _> = self.url.expose().as_str().parse();
-        let uri = uri.map_err(|_| {
-            Error::new(ErrorKind::Invalid, operation, "this is not a broker URL").with_hint(EXAMPLE_URL)
-        })?;
+    /// Opens a connection to a node, and declares there what belongs to no route.
+    async fn connect(&self, node: &BrokerNode) -> Result<LiveConnection> {
+        let operation = format!("connecting to the broker {}", node.name);
+        let failed = |error: lapin::Error| broker_error(&operation, &error);
+        let address = node.address.clone().map_err(|error| unreachable_error(&operation, &error))?;
         let tls = stream::tls_config(self.settings.ca.as_deref())?;
-        self.open(uri, tls).await.map_err(|error| broker_error(operation, &error))
-    }
-
-    async fn open(&self, mut uri: AMQPUri, tls: Arc<ClientConfig>) -> lapin::Result<LiveConnection> {
+        let mut uri = node.uri.clone();
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         let what = if self.publishes { "publishes" } else { "takes" };
         let name = format!("{} {what}", self.settings.name);
         let options = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = stream::open(uri, options, tls).await?;
+        let open = stream::open(uri, address, options, tls);
+        let connection = match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
+            Ok(connection) => connection.map_err(failed)?,
+            Err(_) => return Err(unreachable_error(&operation, "timed out")),
+        };
         let alarms = self.publishes.then(|| alarm::watch_connection(&connection, &self.health));
-        let first = connection.create_channel().await?;
-        topology::declare_static(&first, &self.settings).await?;
-        if self.publishes {
-            first.confirm_select(ConfirmSelectOptions::default()).await?;
-        }
+        let declare = async {
+            let first = connection.create_channel().await?;
+            topology::declare_static(&first, &self.settings).await?;
+            if self.publishes {
+                first.confirm_select(ConfirmSelectOptions::default()).await?;
+            }
+            Ok(first)
+        };
+        // A node that is cut off from the others accepts connections, and no declarations.
+        let first = match tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, declare).await {
+            Ok(first) => first.map_err(failed)?,
+            Err(_) => {
+                return Err(unreachable_error(&operation, "declaring the queues timed out").with_hint(NO_QUORUM_HINT));
+            }
+        };
         Ok(LiveConnection {
-            name: self.name(),
+            node: node.name.clone(),
             settings: self.settings.clone(),
             connection,
             control_channel: tokio::sync::Mutex::new(first),
@@ -159,19 +184,13 @@ impl ManagedConnection {
 }
 
 impl ConnectionState {
-    /// Records a failed attempt, and when to try again.
-    fn record_failure(&mut self, error: Error) -> Error {
-        let attempts = self.last_failure.as_ref().map_or(0, |failed| failed.attempts) + 1;
-        let pause = (RECONNECT_BACKOFF[0] * 2_u32.saturating_pow(attempts.min(6) - 1)).min(RECONNECT_BACKOFF[1]);
-        let jittered = rand::rng().random_range(pause / 2..=pause);
-        self.last_failure = Some(ConnectFailure {
-            attempts,
-            kind: error.kind(),
-            message: error.message().to_owned(),
-            hint: error.hint().map(str::to_owned),
-            retry_at: Instant::now() + jittered,
-        });
-        error
+    /// Records a round without success, and when to try again.
+    fn record_failed_round(&mut self, last: FailedRound) {
+        let rounds = self.last_failure.as_ref().map_or(0, |failed| failed.rounds) + 1;
+        let most = (RECONNECT_BACKOFF[0] * 2_u32.saturating_pow(rounds.min(6) - 1)).min(RECONNECT_BACKOFF[1]);
+        // Full jitter: clients that lost the same node come back at different moments.
+        let retry_at = Instant::now() + rand::rng().random_range(Duration::ZERO..=most);
+        self.last_failure = Some(ConnectFailure { rounds, last, retry_at });
     }
 }
 
@@ -182,6 +201,11 @@ impl LiveConnection {
         self.connection.status().connected() && first_lives()
     }
 
+    /// Returns host and port of the node.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Returns whether the connection is open.
     pub(super) fn is_connected(&self) -> bool {
         self.connection.status().connected()
@@ -189,7 +213,7 @@ impl LiveConnection {
 
     /// Opens a new channel.
     pub(super) async fn create_channel(&self, operation: &str) -> Result<Channel> {
-        let operation = format!("{operation} at the broker {}", self.name);
+        let operation = format!("{operation} at the broker {}", self.node);
         self.connection.create_channel().await.map_err(|error| broker_error(&operation, &error))
     }
 

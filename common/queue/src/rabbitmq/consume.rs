@@ -160,7 +160,7 @@ impl RabbitQueue {
 
     /// Gets the next task message of a route, if one is ready.
     async fn next_task_message(&self, live: &LiveConnection, queue: &str, route: &Route) -> Result<Option<Delivery>> {
-        let operation = format!("consuming from {queue} at the broker {}", self.0.consume_connection.name());
+        let operation = format!("consuming from {queue} at the broker {}", live.node());
         while let Some(got) = live.get_message(queue, &operation).await? {
             let redelivered = got.redelivered;
             let ack_handle =
@@ -174,9 +174,8 @@ impl RabbitQueue {
 
     /// Gets the next dead letter.
     pub(super) async fn next_dead_letter(&self) -> Result<Option<DeadLetter>> {
-        let operation =
-            format!("consuming from {DEAD_LETTER_QUEUE} at the broker {}", self.0.consume_connection.name());
         let live = self.0.consume_connection.get_or_connect().await?;
+        let operation = format!("consuming from {DEAD_LETTER_QUEUE} at the broker {}", live.node());
         while let Some(got) = live.get_message(DEAD_LETTER_QUEUE, &operation).await? {
             // A dead letter keeps its routing key: the queue of its route.
             let name = got.routing_key.to_string();

@@ -10,6 +10,7 @@
 mod alarm;
 mod connection;
 mod consume;
+mod nodes;
 mod publish;
 mod stream;
 mod topology;
@@ -32,12 +33,13 @@ use self::connection::ManagedConnection;
 use super::{DeadLetter, Delivery, PublishResult, RETRY_DELAYS, RouteFilter, TaskQueue};
 use imgsync_model::batch::{Message, Route, SigningKey};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::secret_url::SecretUrl;
+use imgsync_oci::secret_url::{SecretUrl, join_urls};
 use imgsync_store::WorkerRegistry;
 use imgsync_store::outage::ServerHealth;
 
-/// Timeout of opening a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of opening a connection to a node: TCP, TLS and the handshake of AMQP. A frozen node accepts TCP, and says
+/// nothing.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the routes read from the worker registry are cached.
 const ROUTES_CACHE_TTL: Duration = Duration::from_secs(1);
 /// Default timeout of publisher confirms.
@@ -179,19 +181,22 @@ impl RouteTable {
 }
 
 impl RabbitQueue {
-    /// Connects to the broker. An error names what is wrong with the address, the user or the virtual host.
+    /// Connects to the broker by the URLs of its nodes, of which there is at least one. An error names what is wrong
+    /// with the address, the user or the virtual host.
     pub async fn connect(
-        url: &SecretUrl,
+        urls: &[SecretUrl],
         worker_registry: Arc<dyn WorkerRegistry>,
         settings: RabbitSettings,
     ) -> Result<RabbitQueue> {
         imgsync_tls::install_tls_provider();
-        let health = ServerHealth::new(format!("the broker {url}"));
+        let health = ServerHealth::new(format!("the broker {}", join_urls(urls)));
+        let publish_connection = ManagedConnection::new(urls, &settings, true, &health)?;
+        let consume_connection = ManagedConnection::new(urls, &settings, false, &health)?;
         let alarms = tokio::spawn(alarm::report_alarms(worker_registry.clone(), health.subscribe()));
         let queue = RabbitQueue(Arc::new(Inner {
             worker_registry,
-            publish_connection: ManagedConnection::new(url, &settings, true, &health),
-            consume_connection: ManagedConnection::new(url, &settings, false, &health),
+            publish_connection,
+            consume_connection,
             health,
             _alarms: AbortOnDropHandle::new(alarms),
             settings,

@@ -57,10 +57,10 @@ impl RabbitQueue {
         let routes: BTreeSet<(&Route, bool)> =
             block.iter().map(|(route, message)| (route, message.priority.is_urgent())).collect();
         self.announce_queues(routes).await?;
-        let operation = format!("publishing at the broker {}", self.0.publish_connection.name());
         let mut published = PublishResult::default();
         for (part, window) in block.chunks(CONFIRM_WINDOW).enumerate() {
             let live = self.0.publish_connection.get_or_connect().await?;
+            let operation = format!("publishing at the broker {}", live.node());
             let at = AtomicUsize::new(0);
             let sent = self.publish_window(&live, window, &at, &operation);
             let refused = match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
@@ -122,29 +122,30 @@ impl RabbitQueue {
 
     /// Publishes one message, and returns when it is confirmed.
     pub(super) async fn publish_one(&self, address: &PublishAddress, body: &[u8], reason: Option<&str>) -> Result<()> {
-        let operation =
-            format!("publishing to {} at the broker {}", address.destination_queue(), self.0.publish_connection.name());
+        let queue = address.destination_queue();
+        let operation = |node: &str| format!("publishing to {queue} at the broker {node}");
         // A second attempt for a missing queue.
         for _ in 0..2 {
             let live = self.0.publish_connection.get_or_connect().await?;
+            let operation = operation(live.node());
             let sent = async {
                 // The channel is not held while the confirm is awaited.
                 let confirm = {
                     let channel = live.control_channel().await;
-                    live.ensure_declared(&channel, address.destination_queue()).await?;
+                    live.ensure_declared(&channel, queue).await?;
                     self.send(&channel, address, body, reason).await?
                 };
                 confirm.await
             };
             match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
                 Ok(Ok(Confirmation::Ack(None))) => return Ok(()),
-                Ok(Ok(Confirmation::Ack(Some(_)))) => live.set_declared(address.destination_queue(), false),
+                Ok(Ok(Confirmation::Ack(Some(_)))) => live.set_declared(queue, false),
                 Ok(Ok(_)) => return Err(unreachable_error(&operation, "the queue is full")),
                 Ok(Err(error)) => return Err(broker_error(&operation, &error)),
                 Err(_) => return Err(unconfirmed_error(&live, &operation)),
             }
         }
-        Err(unreachable_error(&operation, "the queue keeps being deleted"))
+        Err(unreachable_error(&operation(self.0.publish_connection.name()), "the queue keeps being deleted"))
     }
 
     async fn send(

@@ -30,15 +30,17 @@ use imgsync_tls::client_tls_config;
 /// Byte stream of a connection, plain or TLS.
 type TcpOrTls = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
 
-/// Opens a connection. `tls_config` is used if the URL's scheme is `amqps`.
+/// Opens a connection to an address. `tls_config` is used if the URL's scheme is `amqps`; the certificate must be valid
+/// for the host of the URL.
 pub(super) async fn open(
     uri: AMQPUri,
+    address: SocketAddr,
     options: ConnectionProperties,
     tls: Arc<ClientConfig>,
 ) -> lapin::Result<Connection> {
     let kit = RuntimeParts::new(Tokio::current(), TokioReactor(Tokio::current()));
     let connect = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, TokioReactor>>| {
-        let bytes = tokio::time::timeout(CONNECT_TIMEOUT, connect(&uri, tls.clone())).await;
+        let bytes = tokio::time::timeout(CONNECT_TIMEOUT, connect(&uri, address, tls.clone())).await;
         let bytes = bytes.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "timed out"))??;
         Ok(AsyncTcpStream::Plain(bytes.compat()))
     };
@@ -53,10 +55,14 @@ pub(super) fn tls_config(ca: Option<&str>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-async fn connect(uri: &AMQPUri, tls: Arc<ClientConfig>) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
+async fn connect(
+    uri: &AMQPUri,
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> io::Result<Either<TcpStream, TlsStream<TcpStream>>> {
     // URLs write IPv6 addresses in brackets.
     let host = uri.authority.host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, uri.authority.port)).await?;
+    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     match uri.scheme {
         AMQPScheme::AMQP => Ok(Either::Left(stream)),
