@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use imgsync_oci::error::ErrorKind;
-use imgsync_queue::{RabbitQueue, RouteFilter, TaskQueue as _};
-use imgsync_tests::program::Imgsync;
+use imgsync_queue::{RabbitQueue, RabbitSettings, RouteFilter, TaskQueue as _};
+use imgsync_tests::cluster::{TestCluster, number};
+use imgsync_tests::program::{Imgsync, RunningProgram};
 use imgsync_tests::servers::free_port;
 use imgsync_tests::tcp_proxy::TcpProxy;
 use imgsync_tests::{RabbitMq, RedisServer};
@@ -15,8 +16,33 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Connects to these nodes.
 async fn connect(urls: &[String]) -> imgsync_oci::error::Result<RabbitQueue> {
+    connect_with(urls, settings()).await
+}
+
+async fn connect_with(urls: &[String], settings: RabbitSettings) -> imgsync_oci::error::Result<RabbitQueue> {
     let urls: Vec<_> = urls.iter().map(|url| secret(url)).collect();
-    RabbitQueue::connect(&urls, worker_registry().await, settings()).await
+    RabbitQueue::connect(&urls, worker_registry().await, settings).await
+}
+
+/// Starts two relays to a broker, which stand for two of its nodes.
+async fn start_relays(broker: &RabbitMq) -> [TcpProxy; 2] {
+    let port = format!("127.0.0.1:{}", broker.port());
+    [TcpProxy::start(&port).await, TcpProxy::start(&port).await]
+}
+
+/// Counts the threads of the broker's client in this process: one for each connection.
+fn client_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "lapin-io-loop").count()
+}
+
+/// Returns the port of the node from which a worker consumes.
+fn consuming_port(worker: &RunningProgram) -> u16 {
+    let log = worker.stderr();
+    let line = log.lines().rfind(|line| line.contains("consuming through the broker node")).expect("it is connected");
+    let node = line.split("broker node 127.0.0.1:").nth(1).expect("the node is named");
+    node.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,8 +107,7 @@ async fn wrong_credentials_at_one_node_are_reported_although_the_other_is_gone()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_node_is_replaced_by_the_next_one_at_once() {
     let broker = RabbitMq::shared();
-    let port = format!("127.0.0.1:{}", broker.port());
-    let relays = [TcpProxy::start(&port).await, TcpProxy::start(&port).await];
+    let relays = start_relays(&broker).await;
     let queue = connect(&relays.each_ref().map(|relay| broker.url_through(&relay.host()))).await.unwrap();
     let block = route_messages("gcr.io", 4);
     publish(&queue, &block).await;
@@ -96,4 +121,140 @@ async fn a_lost_node_is_replaced_by_the_next_one_at_once() {
         relay.refuse(false);
     }
     assert!(queue.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_node_costs_each_connection_of_a_start_one_attempt_and_leaves_nothing_behind() {
+    let (broker, store) = (RabbitMq::shared(), RedisServer::start());
+    let [frozen, fine] = start_relays(&broker).await;
+    frozen.freeze(true);
+    let urls = [&frozen, &fine].map(|relay| broker.url_through(&relay.host()));
+    let worker = Imgsync::worker().env("IMGSYNC_BROKER", urls.join(",")).env("IMGSYNC_STORE", store.url());
+    // The nodes of a list are tried, however short the wait is.
+    let worker = worker.args(["--wait", "1s"]).spawn();
+    // Which node is first is random.
+    let mut starts = 1;
+    let mut queues = Vec::new();
+    while queues.is_empty() || frozen.connections() == 0 {
+        queues.push(connect(&urls).await.unwrap());
+        starts += 1;
+    }
+    worker.wait_for_line(|line| line.starts_with("worker "), WAIT_TIMEOUT).await;
+    assert!(frozen.connections() <= 2 * starts, "{} attempts by {starts} programs", frozen.connections());
+    let connections = 2 * queues.len();
+    until("attempts that were given up have ended", WAIT_TIMEOUT, || client_threads() == connections).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_freezes_is_replaced_by_the_next_one() {
+    let broker = RabbitMq::shared();
+    let relays = start_relays(&broker).await;
+    let urls = relays.each_ref().map(|relay| format!("{}?heartbeat=1", broker.url_through(&relay.host())));
+    let queue = connect(&urls).await.unwrap();
+    let block = route_messages("gcr.io", 1);
+    for relay in &relays {
+        relay.freeze(true);
+        publish(&queue, &block).await;
+        take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
+        relay.freeze(false);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_never_answered_moves_the_connection_to_the_next_node() {
+    let broker = RabbitMq::shared();
+    let relays = start_relays(&broker).await;
+    let urls = relays.each_ref().map(|relay| broker.url_through(&relay.host()));
+    let settings = RabbitSettings { confirm_timeout: Duration::from_secs(3), ..settings() };
+    let queue = connect_with(&urls, settings).await.unwrap();
+    let connections = || relays.iter().map(TcpProxy::connections).sum::<u64>();
+    let (dumb, other) = (route_messages("dumb.example", 2), route_messages("other.example", 2));
+    publish(&queue, &dumb[..1]).await;
+    let name = format!("w.{}", dumb[0].0);
+    tokio::task::block_in_place(|| broker.suspend(&name, true));
+    assert_eq!(connections(), 2);
+
+    let error = queue.publish(&dumb[1..]).await.unwrap_err();
+    assert!(error.to_string().contains("no publisher confirm") && error.to_string().contains("127.0.0.1:"), "{error}");
+    publish(&queue, &other).await;
+    assert_eq!(connections(), 3, "it publishes by a new connection");
+    for _ in 0..2 {
+        let delivery = take(&queue, &RouteFilter::All).await;
+        assert_eq!(delivery.route, other[0].0);
+        delivery.acknowledge().await.unwrap();
+    }
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { take(&queue, &RouteFilter::All).await }
+    });
+    until("it consumes by a new connection", WAIT_TIMEOUT, || connections() >= 4).await;
+
+    tokio::task::block_in_place(|| broker.suspend(&name, false));
+    waiting.await.unwrap().acknowledge().await.unwrap();
+    until("those that were given up are closed", WAIT_TIMEOUT, || client_threads() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_goes_on_when_the_connected_node_and_then_the_node_of_the_leader_are_killed() {
+    let cluster = tokio::task::block_in_place(TestCluster::with_broker_nodes);
+    let mut fixture = ClusterFixture::with_cluster(cluster, 3, 12).await;
+    let gate = fixture.gate_tags_after(4);
+    let workers = fixture.cluster.start_workers(2, 2).await;
+    let mut run = fixture.run();
+    gate.wait_for(4).await;
+
+    let port = consuming_port(&workers[0]);
+    let mut nodes = fixture.cluster.broker_nodes();
+    let connected = nodes.iter_mut().find(|node| node.port() == port).unwrap();
+    tokio::task::block_in_place(|| {
+        connected.sync_metadata();
+        connected.kill();
+    });
+    // Workers that are busy connect when they take the next tasks.
+    gate.release(4);
+    until("the worker consumes from another node", WAIT_TIMEOUT, || consuming_port(&workers[0]) != port).await;
+    tokio::task::block_in_place(|| connected.restart());
+    let leader = tokio::task::block_in_place(|| {
+        let queue = nodes[0].list_queues(&["name"]);
+        let queue = queue.lines().find(|name| name.starts_with("w.")).unwrap().to_owned();
+        nodes[0].leader_port(&queue)
+    });
+    let leading = nodes.iter_mut().find(|node| node.port() == leader).unwrap();
+    tokio::task::block_in_place(|| leading.kill());
+    gate.open();
+    let ended = run.wait().await;
+    fixture.assert_ended_whole(&ended);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_waits_while_two_of_three_nodes_are_dead_and_says_why() {
+    let cluster = tokio::task::block_in_place(TestCluster::with_broker_nodes);
+    let mut fixture = ClusterFixture::with_cluster(cluster, 1, 12).await;
+    let gate = fixture.gate_tags_after(2);
+    let workers = fixture.cluster.start_workers(1, 2).await;
+    let mut run = fixture.run();
+    gate.wait_for(2).await;
+    let mut nodes = fixture.cluster.broker_nodes();
+    tokio::task::block_in_place(|| {
+        for node in &mut nodes[1..] {
+            node.sync_metadata();
+            node.kill();
+        }
+    });
+    gate.open();
+    // The node that is left pauses.
+    let line = workers[0].wait_for_line(|line| line.contains("is unreachable: "), WAIT_TIMEOUT).await;
+    let why = line.split("is unreachable: ").nth(1).unwrap();
+    for node in &nodes {
+        assert!(why.contains(&format!("127.0.0.1:{}", node.port())), "{line}");
+    }
+    assert!(!line.contains("guest"), "{line}");
+    let shown = fixture.cluster.show_batch().await.unwrap();
+    assert!(number(&shown, "/counts/waiting") > 0 && shown["state"] == "running", "{shown}");
+
+    let mut nodes = fixture.cluster.broker_nodes();
+    tokio::task::block_in_place(|| nodes[1].restart());
+    workers[0].wait_for_line(|line| line.contains("is reachable again"), WAIT_TIMEOUT).await;
+    let ended = run.wait().await;
+    fixture.assert_ended_whole(&ended);
 }

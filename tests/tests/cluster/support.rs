@@ -115,6 +115,11 @@ impl RequestGate {
         self.gate.add_permits(100_000);
     }
 
+    /// Releases this many waiting or future requests.
+    pub(crate) fn release(&self, number: usize) {
+        self.gate.add_permits(number);
+    }
+
     /// Counts the requests that have arrived.
     pub(crate) fn waiting(&self) -> u64 {
         self.rule.hits()

@@ -1,6 +1,7 @@
 //! Broker connections that are reopened on demand.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,10 +20,13 @@ use imgsync_store::log_throttle;
 use imgsync_store::outage::{OutageKind, ServerHealth};
 use imgsync_tls::with_dates;
 
-/// Heartbeat timeout in seconds: a peer silent for longer counts as gone. A value in the URL takes precedence.
-const HEARTBEAT_SECONDS: u16 = 20;
+/// Heartbeat timeout in seconds. A peer that is silent for twice as long counts as gone. A value in the URL takes
+/// precedence.
+const HEARTBEAT_SECONDS: u16 = 10;
 /// How long a usable queue may take to respond.
-const QUEUE_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const QUEUE_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node may take to open a channel, when one of its queues does not respond.
+const NODE_RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A broker that is killed moments after a queue was declared may lose half of it, and never elects a leader for it.
 pub(super) const LEADERLESS_QUEUE_HINT: &str = "if `rabbitmq-queues quorum_status` keeps reporting no leader for the \
                                                 queue, delete it: its messages are published again";
@@ -48,6 +52,8 @@ pub(super) struct ManagedConnection {
 #[derive(Default)]
 struct ConnectionState {
     live: Option<Arc<LiveConnection>>,
+    /// Whether there was a connection before.
+    was_connected: bool,
     /// Rank of the node that was tried last.
     last_rank: Option<u64>,
     last_failure: Option<ConnectFailure>,
@@ -73,8 +79,10 @@ pub(super) struct LiveConnection {
     channel_pools: Mutex<HashMap<String, Arc<ChannelPool>>>,
     /// Queues that were declared on this connection.
     declared: Mutex<HashSet<String>>,
+    /// Whether calls use another connection from now on.
+    is_retired: AtomicBool,
     /// Listens for alarms on a publishing connection.
-    _alarms: Option<AbortOnDropHandle<()>>,
+    alarms: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 /// Channels that consume from one queue. A channel ends with its queue, or when a delivery is unacknowledged for too
@@ -120,6 +128,11 @@ impl ManagedConnection {
                     let live = Arc::new(live);
                     state.live = Some(live.clone());
                     state.last_failure = None;
+                    let what = if self.publishes { "publishing" } else { "consuming" };
+                    let again = if state.was_connected { " (reconnected)" } else { "" };
+                    let line = format!("{what} through the broker node {}{again}", node.name);
+                    log_throttle::info(&line, &line);
+                    state.was_connected = true;
                     self.health.record_recovery(OutageKind::Unreachable);
                     return Ok(live);
                 }
@@ -178,7 +191,8 @@ impl ManagedConnection {
             control_channel: tokio::sync::Mutex::new(first),
             channel_pools: Mutex::default(),
             declared: Mutex::new(topology::static_queues(&self.settings).into_iter().collect()),
-            _alarms: alarms,
+            is_retired: AtomicBool::new(false),
+            alarms: Mutex::new(alarms),
         })
     }
 }
@@ -198,7 +212,21 @@ impl LiveConnection {
     /// Returns whether the connection is usable. Consuming channels are reopened as needed.
     pub(super) fn is_usable(&self) -> bool {
         let first_lives = || self.control_channel.try_lock().map_or(true, |channel| channel.status().connected());
-        self.connection.status().connected() && first_lives()
+        self.connection.status().connected() && !self.is_retired() && first_lives()
+    }
+
+    /// Returns whether the connection was given up.
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// Gives up a connection on which the broker leaves a request unanswered: the next call connects to the next node.
+    /// The connection closes when the calls that still use it have ended. A channel alone would not do: the node may be
+    /// cut off from its cluster, and it closes the connection by itself only after a minute.
+    pub(super) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
+        // The connection that follows reports alarms.
+        lock(&self.alarms).take();
     }
 
     /// Returns host and port of the node.
@@ -214,7 +242,13 @@ impl LiveConnection {
     /// Opens a new channel.
     pub(super) async fn create_channel(&self, operation: &str) -> Result<Channel> {
         let operation = format!("{operation} at the broker {}", self.node);
-        self.connection.create_channel().await.map_err(|error| broker_error(&operation, &error))
+        match tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, self.connection.create_channel()).await {
+            Ok(channel) => channel.map_err(|error| broker_error(&operation, &error)),
+            Err(_) => {
+                self.retire();
+                Err(unreachable_error(&operation, "the node does not respond"))
+            }
+        }
     }
 
     /// Locks the publishing channel.
@@ -222,7 +256,8 @@ impl LiveConnection {
         self.control_channel.lock().await
     }
 
-    /// Gets the next message of a queue, if one is ready. Declares the queue if it is missing.
+    /// Gets the next message of a queue, if one is ready. Declares the queue if it is missing. If the queue does not
+    /// respond, the connection is given up.
     pub(super) async fn get_message(&self, queue: &str, operation: &str) -> Result<Option<BasicGetMessage>> {
         let row = lock(&self.channel_pools).entry(queue.to_owned()).or_default().clone();
         let mut permit = lock_free_channel(&row).await;
@@ -230,17 +265,18 @@ impl LiveConnection {
         loop {
             // Taken out of the pool: if this call is dropped, the channel closes, and the broker requeues what it
             // delivers.
-            let channel = match permit.take().filter(|channel| channel.status().connected()) {
-                Some(channel) => Ok(channel),
-                None => self.connection.create_channel().await,
-            };
-            let channel = channel.map_err(|error| broker_error(operation, &error))?;
+            let pooled = permit.take().filter(|channel| channel.status().connected());
             let got = async {
+                let channel = match pooled {
+                    Some(channel) => channel,
+                    None => self.connection.create_channel().await?,
+                };
                 self.ensure_declared(&channel, queue).await?;
-                channel.basic_get(queue.into(), BasicGetOptions::default()).await
+                let got = channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
+                Ok((channel, got))
             };
             match tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, got).await {
-                Ok(Ok(got)) => {
+                Ok(Ok((channel, got))) => {
                     *permit = Some(channel);
                     return Ok(got);
                 }
@@ -252,6 +288,7 @@ impl LiveConnection {
                 }
                 Ok(Err(error)) => return Err(broker_error(operation, &error)),
                 Err(_) => {
+                    self.retire();
                     return Err(
                         unreachable_error(operation, "the queue does not respond").with_hint(LEADERLESS_QUEUE_HINT)
                     );
@@ -262,7 +299,7 @@ impl LiveConnection {
 
     /// Returns whether the broker responds at all.
     pub(super) async fn is_responsive(&self) -> bool {
-        let channel = tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, self.connection.create_channel()).await;
+        let channel = tokio::time::timeout(NODE_RESPONSE_TIMEOUT, self.connection.create_channel()).await;
         matches!(channel, Ok(Ok(_)))
     }
 

@@ -96,6 +96,15 @@ impl RabbitQueue {
                     let line = format!("{error}; backing off from this queue");
                     log_throttle::warn(&format!("consuming from {queue}"), &line);
                     last_error = Some(error);
+                    if live.is_retired() {
+                        live = self.0.consume_connection.get_or_connect().await?;
+                    }
+                }
+                // It is the node that does not respond, not the queue.
+                Err(error) if live.is_retired() && reconnects < MAX_RECONNECTS => {
+                    reconnects += 1;
+                    log_throttle::info(&format!("node of {queue}"), &format!("{error}; trying the next node"));
+                    live = self.0.consume_connection.get_or_connect().await?;
                 }
                 Err(error) => return Err(error),
             }

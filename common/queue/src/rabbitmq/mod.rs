@@ -29,7 +29,7 @@ use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::connection::ManagedConnection;
+use self::connection::{ManagedConnection, QUEUE_RESPONSE_TIMEOUT};
 use super::{DeadLetter, Delivery, PublishResult, RETRY_DELAYS, RouteFilter, TaskQueue};
 use imgsync_model::batch::{Message, Route, SigningKey};
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -318,29 +318,38 @@ impl TaskQueue for RabbitQueue {
         };
         let mut waiting = vec![0; routes.len()];
         let mut busy = Vec::new();
-        let operation = format!("inspecting queues at the broker {}", self.0.consume_connection.name());
         let mut channel = None;
         for (at, route, is_urgent) in queues {
-            let here = match channel.take() {
-                Some(channel) => channel,
-                None => self.0.consume_connection.get_or_connect().await?.create_channel("inspecting queues").await?,
+            let (live, here) = match channel.take() {
+                Some(open) => open,
+                None => {
+                    let live = self.0.consume_connection.get_or_connect().await?;
+                    let here = live.create_channel("inspecting queues").await?;
+                    (live, here)
+                }
             };
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
             let name = topology::queue_name(route, is_urgent);
-            match here.queue_declare(name.as_str().into(), passive, FieldTable::default()).await {
+            let declared = here.queue_declare(name.as_str().into(), passive, FieldTable::default());
+            let operation = || format!("inspecting {name} at the broker {}", live.node());
+            let Ok(declared) = tokio::time::timeout(QUEUE_RESPONSE_TIMEOUT, declared).await else {
+                live.retire();
+                return Err(unreachable_error(&operation(), "the queue does not respond"));
+            };
+            match declared {
                 Ok(queue) => {
                     if queue.message_count() > 0 {
                         waiting[at] += u64::from(queue.message_count());
                         busy.push((route, is_urgent));
                     }
-                    channel = Some(here);
+                    channel = Some((live, here));
                 }
                 // The broker closes a channel that declares a missing queue passively.
                 Err(error) if connection::is_not_found(&error) => {}
-                Err(error) => return Err(connection::broker_error(&operation, &error)),
+                Err(error) => return Err(connection::broker_error(&operation(), &error)),
             }
         }
-        if let Some(channel) = channel {
+        if let Some((_, channel)) = channel {
             let _ = channel.close(200, "done".into()).await;
         }
         // If the store lost a route that is not empty, nobody would consume from it.

@@ -206,10 +206,13 @@ fn queue_for((route, message): &(Route, Message)) -> String {
     topology::queue_name(route, message.priority.is_urgent())
 }
 
+/// Returns the error of a message that was not confirmed in time. The caller publishes it again, through another node
+/// unless the broker is only low on memory or disk, which concerns all nodes.
 fn unconfirmed_error(live: &LiveConnection, operation: &str) -> Error {
-    match live.is_blocked() {
-        true => unreachable_error(operation, "publishing is blocked: the broker is low on memory or disk")
-            .with_hint("see `rabbitmq-diagnostics alarms`; publishing resumes when the alarm clears"),
-        false => unreachable_error(operation, "no publisher confirm in time").with_hint(LEADERLESS_QUEUE_HINT),
+    if live.is_blocked() {
+        return unreachable_error(operation, "publishing is blocked: the broker is low on memory or disk")
+            .with_hint("see `rabbitmq-diagnostics alarms`; publishing resumes when the alarm clears");
     }
+    live.retire();
+    unreachable_error(operation, "no publisher confirm in time").with_hint(LEADERLESS_QUEUE_HINT)
 }

@@ -5,7 +5,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_rs::traits::Reactor;
@@ -17,18 +19,20 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 use tokio_util::either::Either;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::CONNECT_TIMEOUT;
 use imgsync_oci::error::Result;
 use imgsync_tls::client_tls_config;
 
 /// Byte stream of a connection, plain or TLS.
-type TcpOrTls = Compat<Either<TcpStream, TlsStream<TcpStream>>>;
+type TcpOrTls = Compat<Abortable<Either<TcpStream, TlsStream<TcpStream>>>>;
 
 /// Opens a connection to an address. `tls_config` is used if the URL's scheme is `amqps`; the certificate must be valid
 /// for the host of the URL.
@@ -39,12 +43,24 @@ pub(super) async fn open(
     tls: Arc<ClientConfig>,
 ) -> lapin::Result<Connection> {
     let kit = RuntimeParts::new(Tokio::current(), TokioReactor(Tokio::current()));
+    // lapin reads in a thread of its own, which would wait for a silent server for ever if this call is dropped.
+    let abort = CancellationToken::new();
+    let guard = abort.clone().drop_guard();
     let connect = async move |uri: AMQPUri, _: Runtime<RuntimeParts<Tokio, TokioReactor>>| {
-        let bytes = tokio::time::timeout(CONNECT_TIMEOUT, connect(&uri, address, tls.clone())).await;
-        let bytes = bytes.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "timed out"))??;
-        Ok(AsyncTcpStream::Plain(bytes.compat()))
+        let bytes = tokio::time::timeout(CONNECT_TIMEOUT, connect(&uri, address, tls.clone()));
+        let bytes = tokio::select! {
+            bytes = bytes => bytes.map_err(|_| timed_out())??,
+            () = abort.cancelled() => return Err(timed_out().into()),
+        };
+        Ok(AsyncTcpStream::Plain(Abortable::new(bytes, abort.clone()).compat()))
     };
-    Connection::connector(uri, Runtime::new(kit), connect, options).await
+    let connection = Connection::connector(uri, Runtime::new(kit), connect, options).await?;
+    guard.disarm();
+    Ok(connection)
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "timed out")
 }
 
 /// Builds the TLS configuration: trusts `ca` (PEM) in addition to the system's authorities.
@@ -70,6 +86,41 @@ async fn connect(
             let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
             Ok(Either::Right(TlsConnector::from(tls).connect(name, stream).await?))
         }
+    }
+}
+
+/// A stream whose reads fail once it was aborted.
+struct Abortable<S> {
+    stream: S,
+    aborted: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S> Abortable<S> {
+    fn new(stream: S, abort: CancellationToken) -> Abortable<S> {
+        Abortable { stream, aborted: Box::pin(abort.cancelled_owned()) }
+    }
+}
+
+impl<S: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Abortable<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.aborted.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(timed_out())),
+            Poll::Pending => Pin::new(&mut self.stream).poll_read(cx, to),
+        }
+    }
+}
+
+impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Abortable<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -102,6 +153,9 @@ impl Reactor for TokioReactor {
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        async move { Ok(Either::Left(TcpStream::connect(address).await?).compat()) }
+        async move {
+            let stream = Either::Left(TcpStream::connect(address).await?);
+            Ok(Abortable::new(stream, CancellationToken::new()).compat())
+        }
     }
 }
