@@ -265,6 +265,19 @@ impl RabbitMq {
         self.own_node().signal(Signal::CONT);
     }
 
+    /// Runs another program of RabbitMQ, such as `rabbitmq-queues`, and returns its output.
+    ///
+    /// # Panics
+    /// If it fails, or if other tests use the node too.
+    pub fn tool(&self, program: &str, arguments: &[&str]) -> String {
+        self.own_node().tool(program, arguments)
+    }
+
+    /// Returns its name in a cluster.
+    pub fn node_name(&self) -> String {
+        self.node.name()
+    }
+
     /// Runs `rabbitmqctl` and returns its output.
     ///
     /// # Panics
@@ -371,9 +384,13 @@ impl Node {
     /// # Panics
     /// If it fails.
     pub(super) fn ctl(&self, arguments: &[&str]) -> String {
-        let output = self.command("rabbitmqctl").arg("--quiet").args(arguments).output().expect("rabbitmqctl runs");
+        self.tool("rabbitmqctl", arguments)
+    }
+
+    fn tool(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program).arg("--quiet").args(arguments).output().expect("RabbitMQ's programs run");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {text}");
+        assert!(output.status.success(), "{program} {arguments:?}: {text}");
         text
     }
 

@@ -194,6 +194,45 @@ async fn a_request_that_is_never_answered_moves_the_connection_to_the_next_node(
     until("those that were given up are closed", WAIT_TIMEOUT, || client_threads() == 2).await;
 }
 
+/// Returns the command of docs/how-to/cluster.md that begins like this, as words.
+fn documented_command(begin: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/how-to/cluster.md")).unwrap();
+    let line = page.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("no line begins: {begin}"));
+    // Quoted words contain no spaces.
+    line.split(' ').map(|word| word.trim_matches('\'').to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_commands_spread_leaders_and_add_replicas() {
+    let nodes = tokio::task::block_in_place(|| RabbitMq::start_cluster(3));
+    let run = |command: &[String]| {
+        let words: Vec<&str> = command.iter().map(|word| if word == "imgsync" { "/" } else { word }).collect();
+        tokio::task::block_in_place(|| nodes[0].tool(words[0], &words[1..]))
+    };
+    // The virtual host is the first `imgsync`; the name of the policy does not matter.
+    run(&documented_command("rabbitmqctl set_policy "));
+    let queue = connect(&[nodes[0].url()]).await.unwrap();
+    for source in ["a", "b", "c", "d", "e", "f"] {
+        publish(&queue, &route_messages(&format!("{source}.example"), 1)).await;
+    }
+    let list = |column| tokio::task::block_in_place(|| nodes[0].list_queues(&["name", column]));
+    let leaders = list("leader");
+    for node in &nodes {
+        assert!(leaders.contains(&node.node_name()), "{}: {leaders}", node.node_name());
+    }
+    let last = nodes[2].node_name();
+    let replicas = || list("members").matches(&last).count();
+    let all = replicas();
+    assert!(all >= 12, "each queue has one at each node: {}", list("members"));
+    tokio::task::block_in_place(|| nodes[0].tool("rabbitmq-queues", &["shrink", &last]));
+    assert_eq!(replicas(), 0);
+    let mut grow = documented_command("rabbitmq-queues grow ");
+    grow[2] = last.clone();
+    run(&grow);
+    assert_eq!(replicas(), all);
+    run(&documented_command("rabbitmq-queues rebalance "));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_goes_on_when_the_connected_node_and_then_the_node_of_the_leader_are_killed() {
     let cluster = tokio::task::block_in_place(TestCluster::with_broker_nodes);

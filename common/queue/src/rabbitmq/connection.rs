@@ -363,7 +363,7 @@ pub(super) fn broker_error(operation: &str, error: &lapin::Error) -> Error {
         LapinErrorKind::ProtocolError(_) if text.contains("inequivalent arg") => {
             Error::new(ErrorKind::Invalid, operation, text).with_hint(
                 "a queue or exchange exists with other arguments: delete it if it is imgsync's (its messages are \
-             published again), and tune queues by policies",
+                 published again); operator policies can change such settings, other policies cannot",
             )
         }
         LapinErrorKind::ProtocolError(_) if is_soft_error(error, &AMQPSoftError::ACCESSREFUSED) => Error::new(
