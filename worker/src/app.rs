@@ -152,6 +152,9 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
             over.clone(),
         ))
     });
+    for connection in cluster.queue.health().connections() {
+        tracing::info!("{connection}");
+    }
     print_line(&format!("worker {name} started with {}", pluralize(slots as u64, "slot", "slots")));
     let health = cluster.health();
     tokio::select! {
@@ -168,9 +171,11 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     Ok(())
 }
 
-/// Logs that broker or store are unavailable, or available again, or have lost writes.
+/// Logs that broker or store are unavailable, or available again, or have lost writes, and which node of the broker is
+/// used now.
 fn report_outage(event: &OutageEvent, events: &TaskEvents) {
     match event {
+        OutageEvent::Reconnected(connection) => log_throttle::info(&connection.to_string(), &event.to_string()),
         OutageEvent::Began(_) => tracing::warn!("{event}"),
         OutageEvent::Ended(..) => tracing::info!("{event}"),
         OutageEvent::WritesLost { .. } => {

@@ -1,15 +1,17 @@
 //! Worker of a cluster: takes tasks, sends heartbeats, and shuts down in order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::task_events::TaskEvents;
 use imgsync_queue::TaskQueue as _;
 use imgsync_registry::Client;
 use imgsync_store::log_throttle;
-use imgsync_store::outage::OutageKind;
+use imgsync_store::outage::{OutageKind, ServerHealth};
 use imgsync_store::{BlobIndex, BrokerAlarm, Clock, HEARTBEAT_TTL, Heartbeat, Leases, SystemClock, WorkerRegistry};
 use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +53,7 @@ pub struct WorkerMetrics {
     unserved: Gauge,
     refused: Gauge,
     draining: Gauge,
+    broker_reconnects: Counter,
 }
 
 impl WorkerMetrics {
@@ -60,9 +63,12 @@ impl WorkerMetrics {
         registry.register("unserved_routes", "Routes this worker does not serve", self.unserved.clone());
         registry.register("refused_messages", "Messages refused since the start", self.refused.clone());
         registry.register("draining", "1 while the worker is draining", self.draining.clone());
+        let help = "Connections to the broker that replaced a lost one";
+        registry.register("broker_reconnects", help, self.broker_reconnects.clone());
     }
 
-    fn update(&self, heartbeat: &Heartbeat) {
+    fn update(&self, heartbeat: &Heartbeat, broker: &ServerHealth) {
+        self.broker_reconnects.inner().store(broker.reconnects(), Ordering::Relaxed);
         self.slots.set(heartbeat.slots.into());
         self.unserved.set(i64::try_from(heartbeat.unserved.len()).unwrap_or(i64::MAX));
         self.refused.set(i64::try_from(heartbeat.refused).unwrap_or(i64::MAX));
@@ -177,7 +183,7 @@ impl ClusterWorker {
         loop {
             changes.mark_unchanged();
             let heartbeat = self.build_heartbeat(drain.is_cancelled());
-            self.metrics.update(&heartbeat);
+            self.metrics.update(&heartbeat, self.cluster.queue.health());
             if let Err(error) = self.cluster.store.heartbeat(heartbeat, HEARTBEAT_TTL).await {
                 log_throttle::warn("a heartbeat", &error.to_string());
             }
@@ -200,6 +206,7 @@ impl ClusterWorker {
             unserved: self.routes.unserved_routes(),
             refused,
             refusal_reason,
+            broker_nodes: self.cluster.queue.connected_nodes().into_iter().collect(),
         }
     }
 }

@@ -3,8 +3,9 @@
 //! Many calls, from all slots and connections of a process, meet the same outage. [`ServerHealth`] reports it once when
 //! it begins and once when it ends; logs, metrics and `/readyz` are built on that.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,9 +47,11 @@ pub struct Outage {
     pub failures: u64,
 }
 
-/// Begin or end of an outage, or its damage.
+/// Begin or end of an outage, its damage, or a connection that replaces a lost one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutageEvent {
+    /// A lost connection was replaced.
+    Reconnected(NodeConnection),
     /// The outage began.
     Began(Outage),
     /// The outage ended, with its length.
@@ -62,6 +65,15 @@ pub enum OutageEvent {
     },
 }
 
+/// A connection to a node of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConnection {
+    /// What it is for: `publishing`.
+    pub purpose: &'static str,
+    /// Host and port of the node.
+    pub node: String,
+}
+
 /// Health of a server, as the calls of this process find it. Cheap to clone; clones share it.
 #[derive(Debug, Clone)]
 pub struct ServerHealth(Arc<Inner>);
@@ -72,6 +84,9 @@ struct Inner {
     /// Number of outages, read by each call that succeeds.
     count: AtomicUsize,
     outages: Mutex<Vec<(Outage, Instant)>>,
+    /// Nodes of the latest connections, by purpose.
+    nodes: Mutex<BTreeMap<&'static str, String>>,
+    reconnects: AtomicU64,
     events: broadcast::Sender<OutageEvent>,
 }
 
@@ -83,6 +98,8 @@ impl ServerHealth {
             server: server.into(),
             count: AtomicUsize::new(0),
             outages: Mutex::default(),
+            nodes: Mutex::default(),
+            reconnects: AtomicU64::new(0),
             events,
         }))
     }
@@ -133,6 +150,30 @@ impl ServerHealth {
         self.outages().iter().find(|(outage, _)| outage.kind == kind).map(|(outage, _)| outage.clone())
     }
 
+    /// Records a connection to a node. If it replaces an earlier one of the same purpose, it counts as a reconnect.
+    pub fn record_connection(&self, purpose: &'static str, node: &str) {
+        let replaced = self.nodes().insert(purpose, node.to_owned());
+        if replaced.is_some() {
+            self.0.reconnects.fetch_add(1, Ordering::Relaxed);
+            let _ = self.0.events.send(OutageEvent::Reconnected(NodeConnection { purpose, node: node.to_owned() }));
+        }
+    }
+
+    /// Returns the latest connection of each purpose.
+    pub fn connections(&self) -> Vec<NodeConnection> {
+        let connection = |(purpose, node): (&&'static str, &String)| NodeConnection { purpose, node: node.clone() };
+        self.nodes().iter().map(connection).collect()
+    }
+
+    /// Returns the number of connections that replaced a lost one.
+    pub fn reconnects(&self) -> u64 {
+        self.0.reconnects.load(Ordering::Relaxed)
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Subscribes to the begin and end of outages from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<OutageEvent> {
         self.0.events.subscribe()
@@ -178,9 +219,16 @@ impl fmt::Display for Outage {
     }
 }
 
+impl fmt::Display for NodeConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} through the broker node {}", self.purpose, self.node)
+    }
+}
+
 impl fmt::Display for OutageEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            OutageEvent::Reconnected(connection) => write!(f, "{connection} (reconnected)"),
             OutageEvent::Began(outage) => outage.fmt(f),
             OutageEvent::WritesLost { server, within } => {
                 write!(f, "{server} has lost writes that it had confirmed, as after a failover: ")?;
@@ -209,6 +257,21 @@ impl fmt::Display for OutageEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_replaces_a_lost_one_is_counted_and_reported() {
+        let broker = ServerHealth::new("the broker amqp://b");
+        let mut events = broker.subscribe();
+        broker.record_connection("publishing", "a:5672");
+        broker.record_connection("consuming", "b:5672");
+        let nodes = || broker.connections().iter().map(|it| format!("{} {}", it.purpose, it.node)).collect::<Vec<_>>();
+        assert_eq!((nodes(), broker.reconnects()), (vec!["consuming b:5672".into(), "publishing a:5672".into()], 0));
+        assert!(events.try_recv().is_err(), "the first connections are no news");
+        broker.record_connection("publishing", "b:5672");
+        assert_eq!((nodes(), broker.reconnects()), (vec!["consuming b:5672".into(), "publishing b:5672".into()], 1));
+        let line = events.try_recv().unwrap().to_string();
+        assert_eq!(line, "publishing through the broker node b:5672 (reconnected)");
+    }
 
     #[tokio::test]
     async fn an_outage_begins_and_ends_once_however_many_calls_fail() {

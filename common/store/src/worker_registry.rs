@@ -47,6 +47,9 @@ pub struct Heartbeat {
     /// Reason of the last rejection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal_reason: Option<String>,
+    /// Nodes of the broker to which it is connected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broker_nodes: Vec<String>,
 }
 
 /// A task running on a worker.

@@ -110,12 +110,15 @@ impl BatchProgress {
         }
     }
 
-    /// Reports the start or the end of an outage.
+    /// Reports the start or the end of an outage. Logs which node of the broker is used after a loss.
     pub(crate) fn report_outage(&self, event: &OutageEvent) {
         let message = event.to_string();
+        if let OutageEvent::Reconnected(connection) = event {
+            return log_throttle::info(&connection.to_string(), &message);
+        }
         self.on_event(&match event {
             OutageEvent::Began(_) | OutageEvent::WritesLost { .. } => Event::Warning { message },
-            OutageEvent::Ended(..) => Event::Notice { message },
+            OutageEvent::Ended(..) | OutageEvent::Reconnected(_) => Event::Notice { message },
         });
     }
 

@@ -2,15 +2,17 @@
 //! few seconds.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use imgsync_model::batch::Route;
 use imgsync_oci::error::Result;
 use imgsync_registry::Client;
+use imgsync_store::outage::ServerHealth;
 use imgsync_store::{Batch, BatchState, Heartbeat, log_throttle};
 use imgsync_worker::runner::load_rate_limit_holds;
 use imgsync_worker::telemetry::metrics::{MAX_REGISTRY_LABELS, Metrics, MetricsRefresh};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
@@ -45,6 +47,7 @@ struct ClusterMetrics {
     store_up: Gauge,
     broker_up: Gauge,
     broker_blocked: Gauge,
+    broker_reconnects: Counter,
     open_tasks: Gauge,
     tasks: GaugeFamily,
     batches: GaugeFamily,
@@ -72,6 +75,8 @@ impl ClusterMetrics {
             "Whether the broker blocks publishers because of a memory or disk alarm",
             self.broker_blocked.clone(),
         );
+        let help = "Connections to the broker that replaced a lost one";
+        registry.register("broker_reconnects", help, self.broker_reconnects.clone());
         registry.register("open_tasks", "Tasks of live batches that have not ended", self.open_tasks.clone());
         registry.register("batch_tasks", "Tasks of live batches by state", self.tasks.clone());
         registry.register("batches", "Batches by state", self.batches.clone());
@@ -121,6 +126,8 @@ impl ClusterMetrics {
         let broker = async {
             let alive = tokio::time::timeout(BROKER_TIMEOUT, backend.queue.is_alive()).await;
             self.broker_up.set((alive == Ok(true)).into());
+            let reconnects = backend.health.iter().map(ServerHealth::reconnects).sum();
+            self.broker_reconnects.inner().store(reconnects, Ordering::Relaxed);
         };
         // At the same time: a store that does not answer hides nothing of the broker.
         let (found, ()) = tokio::join!(self.refresh_from_store(backend, client, rules, ended_batches), broker);

@@ -135,6 +135,7 @@ mod tests {
                 .collect(),
             refused: 0,
             refusal_reason: None,
+            broker_nodes: Vec::new(),
         }
     }
 

@@ -78,6 +78,7 @@ impl LocalWorker {
                 unserved: serving.unserved_routes(),
                 refused: 0,
                 refusal_reason: None,
+                broker_nodes: Vec::new(),
             };
             let _ = self.backend.store.heartbeat(heartbeat, HEARTBEAT_TTL).await;
             tokio::time::sleep(HEARTBEAT_INTERVAL).await;

@@ -8,7 +8,8 @@ use imgsync_model::event::TaskEvent;
 use imgsync_oci::error::Result;
 use imgsync_registry::event::Event;
 use imgsync_store::ReclaimScope;
-use imgsync_store::outage::{self, OutageEvent};
+use imgsync_store::log_throttle;
+use imgsync_store::outage::{self, OutageEvent, ServerHealth};
 use imgsync_worker::health::ReadinessCheck;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::server;
@@ -206,17 +207,23 @@ impl Server {
     }
 }
 
-/// Reports outages of broker and store, until stopped.
+/// Reports which nodes of the broker are used, and outages of broker and store, until stopped.
 async fn report_outages(backend: &Backend, events: &TaskEvents, stop: &CancellationToken) {
-    let report_outage = |event: &OutageEvent| {
-        if let OutageEvent::WritesLost { .. } = event {
+    for connection in backend.health.iter().flat_map(ServerHealth::connections) {
+        events.emit(Event::Notice { message: connection.to_string() });
+    }
+    let report_outage = |event: &OutageEvent| match event {
+        OutageEvent::Began(_) => events.emit(Event::Warning { message: event.to_string() }),
+        OutageEvent::WritesLost { .. } => {
             events.emit_task(TaskEvent::WritesLost);
+            events.emit(Event::Warning { message: event.to_string() });
         }
-        let message = event.to_string();
-        events.emit(match event {
-            OutageEvent::Began(_) | OutageEvent::WritesLost { .. } => Event::Warning { message },
-            OutageEvent::Ended(..) => Event::Notice { message },
-        });
+        OutageEvent::Ended(..) => events.emit(Event::Notice { message: event.to_string() }),
+        OutageEvent::Reconnected(connection) => {
+            let events = events.clone();
+            let notice = move |line: &str| events.emit(Event::Notice { message: line.to_owned() });
+            log_throttle::write(&connection.to_string(), &event.to_string(), notice);
+        }
     };
     tokio::select! {
         () = outage::forward_events(&backend.health, report_outage) => {}

@@ -8,7 +8,8 @@ use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::program::{Imgsync, RunningProgram};
 use imgsync_tests::servers::free_port;
 use imgsync_tests::tcp_proxy::TcpProxy;
-use imgsync_tests::{RabbitMq, RedisServer};
+use imgsync_tests::{RabbitMq, RedisServer, ServeProcess};
+use serde_json::json;
 
 use crate::queue::{publish, route_messages, settings, take, worker_registry};
 use crate::store_contract::secret;
@@ -119,8 +120,56 @@ async fn a_lost_node_is_replaced_by_the_next_one_at_once() {
         take(&queue, &RouteFilter::All).await.acknowledge().await.unwrap();
         assert_eq!(relay.live_connections(), 0);
         relay.refuse(false);
+        let nodes = Vec::from_iter(queue.connected_nodes());
+        let others: Vec<String> = relays.iter().map(TcpProxy::host).filter(|host| *host != relay.host()).collect();
+        assert_eq!(nodes, others);
     }
+    assert!((2..=4).contains(&queue.health().reconnects()), "{}", queue.health().reconnects());
     assert!(queue.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_say_to_which_node_they_are_connected_and_count_reconnects() {
+    let fixture = ClusterFixture::new(1, 2).await;
+    let relays = start_relays(&fixture.cluster.broker).await;
+    let urls = relays.each_ref().map(|relay| fixture.cluster.broker.url_through(&relay.host())).join(",");
+    let config = &fixture.config;
+    let served = fixture.cluster.imgsync(config).env("IMGSYNC_BROKER", &urls);
+    let served = ServeProcess::start(&served, &[]).await;
+    let listen = format!("127.0.0.1:{}", free_port());
+    let worker = fixture.cluster.worker(config).env("IMGSYNC_BROKER", &urls).args(["--listen", &listen]).spawn();
+    for purpose in ["publishing", "consuming"] {
+        let is_said = |line: &str| line.contains(&format!("{purpose} through the broker node 127.0.0.1:"));
+        served.running.wait_for_line(is_said, WAIT_TIMEOUT).await;
+        worker.wait_for_line(is_said, WAIT_TIMEOUT).await;
+    }
+    let (used, other) = match consuming_port(&worker).to_string() {
+        port if relays[0].host().ends_with(&port) => (&relays[0], &relays[1]),
+        _ => (&relays[1], &relays[0]),
+    };
+    let reconnects = async |url: &str| -> f64 {
+        let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("imgsync_broker_reconnects_total ")).unwrap();
+        line.parse().unwrap()
+    };
+    let (_, workers) = served.get("workers").await;
+    let nodes = workers["workers"][0]["broker_nodes"].as_array().unwrap();
+    assert!(nodes.contains(&json!(used.host())), "{workers}");
+    let metrics = format!("http://{listen}/metrics");
+    assert_eq!(reconnects(&metrics).await, 0.0);
+
+    used.refuse(true);
+    used.cut_all();
+    let is_said = |line: &str| line.contains(&format!("broker node {} (reconnected)", other.host()));
+    worker.wait_for_line(is_said, WAIT_TIMEOUT).await;
+    crate::queue::until("the worker counts it", async || reconnects(&metrics).await >= 1.0).await;
+    let run = fixture.cluster.imgsync(config).env("IMGSYNC_BROKER", &urls).args(["run", "--json"]).run().await;
+    fixture.assert_ended_whole(&run);
+    let nodes = |workers: &serde_json::Value| {
+        let workers = workers["workers"].as_array().unwrap();
+        workers.iter().any(|worker| worker["broker_nodes"] == json!([other.host()]))
+    };
+    served.wait_for("workers", nodes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,6 +92,7 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
         ("imgsync_running_tasks", 0.0),
         ("imgsync_tasks_stale_total", 0.0),
         ("imgsync_slots", 3.0),
+        ("imgsync_broker_reconnects_total", 0.0),
         ("imgsync_task_duration_seconds_count{outcome=\"copied\"}", 2.0),
     ] {
         assert_eq!(value(&worker, series), Some(wanted), "{series} in\n{worker}");

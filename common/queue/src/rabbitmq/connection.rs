@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use lapin::message::BasicGetMessage;
@@ -47,13 +47,13 @@ pub(super) struct ManagedConnection {
     publishes: bool,
     health: ServerHealth,
     state: tokio::sync::Mutex<ConnectionState>,
+    /// The latest connection.
+    latest: Mutex<Weak<LiveConnection>>,
 }
 
 #[derive(Default)]
 struct ConnectionState {
     live: Option<Arc<LiveConnection>>,
-    /// Whether there was a connection before.
-    was_connected: bool,
     /// Rank of the node that was tried last.
     last_rank: Option<u64>,
     last_failure: Option<ConnectFailure>,
@@ -98,12 +98,30 @@ impl ManagedConnection {
     ) -> Result<ManagedConnection> {
         let (settings, health) = (settings.clone(), health.clone());
         let (name, nodes) = (join_urls(urls), BrokerNodes::new(urls)?);
-        Ok(ManagedConnection { name, nodes, settings, publishes, health, state: Default::default() })
+        Ok(ManagedConnection {
+            name,
+            nodes,
+            settings,
+            publishes,
+            health,
+            state: Default::default(),
+            latest: Mutex::default(),
+        })
     }
 
     /// Returns the addresses of the broker, without passwords.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the node to which the connection is open.
+    pub(super) fn node(&self) -> Option<String> {
+        let live = lock(&self.latest).upgrade()?;
+        live.is_usable().then(|| live.node.clone())
+    }
+
+    fn purpose(&self) -> &'static str {
+        if self.publishes { "publishing" } else { "consuming" }
     }
 
     /// Returns the connection. If it is gone, tries each node once, beginning with the one after that of the last
@@ -128,11 +146,8 @@ impl ManagedConnection {
                     let live = Arc::new(live);
                     state.live = Some(live.clone());
                     state.last_failure = None;
-                    let what = if self.publishes { "publishing" } else { "consuming" };
-                    let again = if state.was_connected { " (reconnected)" } else { "" };
-                    let line = format!("{what} through the broker node {}{again}", node.name);
-                    log_throttle::info(&line, &line);
-                    state.was_connected = true;
+                    *lock(&self.latest) = Arc::downgrade(&live);
+                    self.health.record_connection(self.purpose(), &node.name);
                     self.health.record_recovery(OutageKind::Unreachable);
                     return Ok(live);
                 }

@@ -17,7 +17,7 @@ mod topology;
 
 pub(crate) use topology::{MAX_REFUSED_BYTES, MAX_REFUSED_MESSAGES};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -211,6 +211,14 @@ impl RabbitQueue {
     /// Returns the health of the broker, as the connections of this process find it.
     pub fn health(&self) -> &ServerHealth {
         &self.0.health
+    }
+
+    /// Returns the nodes to which connections are open now, each once.
+    pub fn connected_nodes(&self) -> BTreeSet<String> {
+        [&self.0.consume_connection, &self.0.publish_connection]
+            .into_iter()
+            .filter_map(ManagedConnection::node)
+            .collect()
     }
 
     /// Returns the number of refused messages, and why the last one was: no valid signature, or not decodable.

@@ -316,6 +316,7 @@ fn heartbeat(worker: &str, slots: u32) -> Heartbeat {
         unserved: vec![UnservedRoute { route: route("gcr.io"), reason: "no way there".into() }],
         refused: 0,
         refusal_reason: None,
+        broker_nodes: Vec::new(),
     }
 }
 

@@ -50,6 +50,7 @@ pub(in crate::cli) fn sample_screen() -> BatchScreen {
         unserved: Vec::new(),
         refused: 0,
         refusal_reason: None,
+        broker_nodes: Vec::new(),
     };
     let options = BatchOptions::default();
     let title = "gcr.io/distroless/static".to_owned();
