@@ -343,6 +343,7 @@ serve: {listen: '[::1]:80', hosts: a.example}
               username: "***"
               password: "***"
           store: redis://s
+        rules: []
         "#);
         assert_eq!(read(&shown).to_yaml_redacted(), shown);
     }

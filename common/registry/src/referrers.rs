@@ -155,10 +155,13 @@ impl Repository {
     async fn list_referrers_by_api(&self, subject: &Digest) -> Result<Option<Vec<Descriptor>>> {
         let operation = format!("listing the referrers of {}@{subject}", self.label());
         let slot = self.referrers_api_slot();
+        // The request that is waited for has a deadline of its own.
+        let waiting = self.context.clock.pause();
         let known = tokio::select! {
             known = slot.lock() => known,
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(&operation)),
         };
+        drop(waiting);
         let answered = *known;
         let mut first = Some(known).filter(|_| !matches!(answered, Some(ReferrersApi::MayHave)));
         if let Some(ReferrersApi::Lacks(seen)) = answered
@@ -183,9 +186,12 @@ impl Repository {
                 Ok(PageAnswer::NoApi) => ReferrersApi::Lacks(Instant::now()),
                 Ok(PageAnswer::Page(..) | PageAnswer::NoList) | Err(_) => ReferrersApi::MayHave,
             };
-            match first.take() {
-                Some(mut first) => *first = Some(shown),
-                None => *slot.lock().await = Some(shown),
+            // Another image asks first if this one was cancelled.
+            if !answer.as_ref().is_err_and(Error::is_cancelled) {
+                match first.take() {
+                    Some(mut first) => *first = Some(shown),
+                    None => *slot.lock().await = Some(shown),
+                }
             }
             let PageAnswer::Page(page, size, after) = answer? else { return Ok(None) };
             left.entries -= size.entries.min(left.entries);

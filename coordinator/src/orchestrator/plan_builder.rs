@@ -320,7 +320,12 @@ impl PlanBuilder<'_> {
         match self.backend.store.append(self.batch, PlanSegment { key, listed_at, tasks }).await? {
             AppendResult::Appended(first) => self.plan_index().record(first, homes, number),
             // Retry after a lost response: the range is unknown.
-            AppendResult::AlreadyPlanned => self.plan_index().is_resumed = true,
+            AppendResult::AlreadyPlanned => {
+                let mut index = self.plan_index();
+                index.is_resumed = true;
+                // Another process may have added fewer tasks under this key.
+                index.acknowledged.segments += 1;
+            }
             // Cancelled by another process: stop listing.
             AppendResult::Closed(_) => self.context.cancel.cancel(),
         }

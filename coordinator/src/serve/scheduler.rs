@@ -122,7 +122,8 @@ impl Scheduler {
             if std::mem::take(&mut is_new)
                 && let Err(error) = self.resume_interrupted().await
             {
-                warn(&inner.events, &error.to_string());
+                is_new = true;
+                warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
             }
             if let Err(error) = self.start_due_rules().await {
                 warn_repeatedly(&inner.events, "starting the rules that are due", &error);

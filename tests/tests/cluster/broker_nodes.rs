@@ -152,9 +152,11 @@ async fn programs_say_to_which_node_they_are_connected_and_count_reconnects() {
         let line = text.lines().find_map(|line| line.strip_prefix("imgsync_broker_reconnects_total ")).unwrap();
         line.parse().unwrap()
     };
-    let (_, workers) = served.get("workers").await;
-    let nodes = workers["workers"][0]["broker_nodes"].as_array().unwrap();
-    assert!(nodes.contains(&json!(used.host())), "{workers}");
+    let names_the_node = |workers: &serde_json::Value| {
+        let nodes = workers["workers"][0]["broker_nodes"].as_array();
+        nodes.is_some_and(|nodes| nodes.contains(&json!(used.host())))
+    };
+    served.wait_for("workers", names_the_node).await;
     let metrics = format!("http://{listen}/metrics");
     assert_eq!(reconnects(&metrics).await, 0.0);
 

@@ -38,7 +38,7 @@ struct NodeUrl {
 }
 
 /// A node at one of its addresses.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct BrokerNode {
     /// URL, with user and password.
     pub(super) uri: AMQPUri,
@@ -57,10 +57,13 @@ impl BrokerNodes {
             // The parser's own message may contain the password.
             let uri: std::result::Result<AMQPUri, _> = url.expose().as_str().parse();
             let operation = format!("connecting to the broker {url}");
-            let uri = uri.map_err(|_| {
+            let mut uri = uri.map_err(|_| {
                 Error::new(ErrorKind::Invalid, operation, "this is not a broker URL").with_hint(EXAMPLE_URL)
             })?;
-            let host = uri.authority.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            // The parser takes an IPv6 address for `localhost`.
+            let host = url.expose().host_str().unwrap_or(&uri.authority.host);
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            uri.authority.host.clone_from(&host);
             Ok(NodeUrl { uri, host })
         };
         let urls = urls.iter().map(parse).collect::<Result<_>>()?;
@@ -109,6 +112,13 @@ impl BrokerNodes {
         let mut hasher = DefaultHasher::new();
         (self.seed, node).hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+impl fmt::Debug for BrokerNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the URL, which has the password.
+        f.debug_struct("BrokerNode").field("name", &self.name).field("address", &self.address).finish_non_exhaustive()
     }
 }
 

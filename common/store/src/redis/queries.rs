@@ -62,7 +62,12 @@ impl RedisStore {
     /// Returns whether a plan that could not be read may be readable after a second look: where its chunks begin was
     /// known from an earlier read, and a store that lost its latest writes may have other chunks by now.
     fn forget_chunks(&self, id: BatchId, error: &Error) -> bool {
-        matches!(error.kind(), ErrorKind::Local | ErrorKind::Insecure) && self.0.chunks().remove(&id).is_some()
+        let may_be_stale = matches!(error.kind(), ErrorKind::Local | ErrorKind::Insecure);
+        if may_be_stale {
+            // Another reader may have done so while this one read.
+            self.0.chunks().remove(&id);
+        }
+        may_be_stale
     }
 
     pub(super) async fn read_unpublished(&self, id: BatchId, from: u32, at_least: usize) -> Result<Vec<PlanBlock>> {
