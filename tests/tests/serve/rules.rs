@@ -124,8 +124,10 @@ async fn a_rule_whose_batches_are_all_too_old_has_no_recent_run_and_is_not_one_t
     let served = fixture.serve(&[("a", "{every: 1h}"), ("b", "")]).await;
     served.wait_for_ended_batches(1).await;
     served.stop().await.assert_code(0);
-    // Removes all batches that have ended.
-    let short = format!("keep: 1ms\n{}", fixture.config(&[("b", "")]).replace("/m,", "/other,"));
+    // Removes all batches that ended earlier; long enough that a run on a busy machine does not remove its own.
+    const KEEP: Duration = Duration::from_secs(1);
+    tokio::time::sleep(KEEP).await;
+    let short = format!("keep: {}ms\n{}", KEEP.as_millis(), fixture.config(&[("b", "")]).replace("/m,", "/other,"));
     fixture.program.file("short.yaml", short);
     fixture.program.again().args(["run", "short.yaml"]).run().await.assert_code(0);
 

@@ -267,13 +267,13 @@ impl CredentialStore {
     }
 
     /// Drops a lookup cached before an instant, so that files and helpers are read again. Failures stay cached. Returns
-    /// whether credentials were cached.
+    /// whether credentials were cached, or dropped by another request.
     pub async fn forget(&self, registry: &str, before: Instant) -> bool {
         let registry = normalise(registry);
         let slot = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(&registry).cloned();
         let Some(slot) = slot else { return false };
         let mut known = slot.lock().await;
-        let has_entries = known.as_ref().is_some_and(|known| !known.found.entries.is_empty());
+        let has_entries = known.as_ref().is_none_or(|known| !known.found.entries.is_empty());
         if has_entries && known.as_ref().is_some_and(|known| known.at < before) {
             *known = None;
         }

@@ -423,3 +423,22 @@ async fn the_store_prints_no_secret() {
     let printed = format!("{store:?} {found:?}");
     assert!(!printed.contains("s3cret") && printed.contains("***"), "{printed}");
 }
+
+#[tokio::test]
+async fn credentials_that_one_request_found_expired_are_looked_up_again_for_all_others() {
+    let home = Home::new();
+    home.login(".docker/config.json", "old");
+    let store = home.store();
+    assert_eq!(store.lookup("r.example", "app").await.unwrap(), Some(basic("old", "p")));
+    home.login(".docker/config.json", "new");
+    // Two requests began before either of them was refused.
+    let began = Instant::now();
+    assert!(store.forget("r.example", began).await);
+    assert!(store.forget("r.example", began).await, "the second may try again, too");
+    assert_eq!(store.lookup("r.example", "app").await.unwrap(), Some(basic("new", "p")));
+    assert!(store.forget("r.example", began).await, "what is newer stays, and may help a third");
+    // Where there are no credentials, none can be renewed.
+    assert_eq!(store.lookup("other.example", "app").await.unwrap(), None);
+    assert!(!store.forget("other.example", Instant::now()).await);
+    assert!(!store.forget("unknown.example", Instant::now()).await);
+}
