@@ -373,13 +373,19 @@ async fn a_coordinator_completes_a_plan_again_whose_end_is_lost() {
     let (status, answer) = served.post("schedules/all/start", &serde_json::json!({})).await;
     assert_eq!(status, 202, "{answer}");
     wait_for_total(&fixture, 3).await;
-    let snapshot = fixture.cluster.store.snapshot();
+    let (snapshot, counters) = (fixture.cluster.store.snapshot(), write_counters(&fixture.cluster.store));
     second.add_permits(1);
     let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
     let is_planned = async || store.batches(1).await.unwrap()[0].plan_completed_at.is_some();
     while !is_planned().await {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // A loss is noticed by the counter of a process, if that grew since.
+    until("all processes have counted their writes", WAIT_TIMEOUT, || {
+        let now = write_counters(&fixture.cluster.store);
+        counters.iter().all(|(key, before)| now.get(key).is_some_and(|value| *value > before + 1))
+    })
+    .await;
     fixture.cluster.store.restore(&snapshot);
     while !is_planned().await {
         tokio::time::sleep(Duration::from_millis(20)).await;

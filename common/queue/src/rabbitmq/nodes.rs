@@ -85,7 +85,7 @@ impl BrokerNodes {
     /// Resolves the name of a URL.
     async fn addresses(&self, url: &NodeUrl) -> Vec<BrokerNode> {
         let (host, port) = (url.host.as_str(), url.uri.authority.port);
-        let label = format!("{}:{port}", url.uri.authority.host);
+        let label = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let node = |address: std::result::Result<SocketAddr, String>| {
             let name = match &address {
                 Ok(address) if host != address.ip().to_string() => format!("{label} ({})", address.ip()),
