@@ -13,6 +13,11 @@ pub(super) enum SqliteError {
 }
 
 impl SqliteError {
+    /// Whether another process holds a lock.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, SqliteError::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy))
+    }
+
     /// Converts to the error of an operation on the named store.
     pub(super) fn into_error(self, operation: &str, store: &str) -> Error {
         match self {

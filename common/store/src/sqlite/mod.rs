@@ -39,6 +39,8 @@ pub use lock::{LockHolder, LockUse, RunLock};
 const DATABASE_FILE: &str = "imgsync.db";
 /// How long to wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause before the store is opened again.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Retries of the run lock, and the delay between them: a process that only checks the lock holds it for an instant.
 const LOCK_RETRIES: u32 = 5;
 const LOCK_RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -90,7 +92,17 @@ impl SqliteStore {
                 reader.pragma_update(None, "query_only", true)?;
                 Ok((writer, reader))
             };
-            let (writer, reader) = open().map_err(|sqlite_error| sqlite_error.into_error(&operation(), &name))?;
+            // While another process creates the database, SQLite refuses some steps at once instead of waiting.
+            let began = std::time::Instant::now();
+            let opened = loop {
+                match open() {
+                    Err(error) if error.is_busy() && began.elapsed() < BUSY_TIMEOUT => {
+                        std::thread::sleep(BUSY_PAUSE);
+                    }
+                    opened => break opened,
+                }
+            };
+            let (writer, reader) = opened.map_err(|sqlite_error| sqlite_error.into_error(&operation(), &name))?;
             let reader = Some(Arc::new(Mutex::new(reader)));
             Ok(SqliteStore::new(Some(folder), name, clock, writer, reader))
         })

@@ -307,6 +307,17 @@ async fn a_read_that_panics_leaves_the_next_one_a_snapshot_of_its_own() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_start_at_the_same_time_all_open_a_new_store() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let opening = (0..8).map(|_| open(folder.path()));
+        for opened in futures_util::future::join_all(opening).await {
+            opened.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_newer_store_is_refused() {
     let folder = tempfile::tempdir().unwrap();
