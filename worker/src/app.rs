@@ -17,7 +17,7 @@ use imgsync_oci::retry::{RetryPolicy, is_transient};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Client, SharedRateLimit};
 use imgsync_store::log_throttle;
-use imgsync_store::outage::{self, OutageEvent};
+use imgsync_store::outage::{self, HealthEvent};
 use imgsync_worker::cli::{Arguments, print_parser_message, usage_hint};
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, read_signing_key};
 use imgsync_worker::cluster_worker::{self, ClusterWorker, WorkerMetrics};
@@ -159,7 +159,7 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     let health = cluster.health();
     tokio::select! {
         () = worker.run(&stop) => {}
-        () = outage::forward_events(&health, |event| report_outage(event, &events)) => unreachable!("it goes on until dropped"),
+        () = outage::forward_events(&health, |event| report_health_event(event, &events)) => unreachable!("it goes on until dropped"),
         () = force_exit_after_abort(&stop, &force_exit) => print_line("tasks still running are requeued"),
     }
     over.cancel();
@@ -173,12 +173,12 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
 
 /// Logs that broker or store are unavailable, or available again, or have lost writes, and which node of the broker is
 /// used now.
-fn report_outage(event: &OutageEvent, events: &TaskEvents) {
+fn report_health_event(event: &HealthEvent, events: &TaskEvents) {
     match event {
-        OutageEvent::Reconnected(connection) => log_throttle::info(&connection.to_string(), &event.to_string()),
-        OutageEvent::Began(_) => tracing::warn!("{event}"),
-        OutageEvent::Ended(..) => tracing::info!("{event}"),
-        OutageEvent::WritesLost { .. } => {
+        HealthEvent::Reconnected(connection) => log_throttle::info(&connection.to_string(), &event.to_string()),
+        HealthEvent::Began(_) => tracing::warn!("{event}"),
+        HealthEvent::Ended(..) => tracing::info!("{event}"),
+        HealthEvent::WritesLost { .. } => {
             tracing::warn!("{event}");
             events.emit_task(TaskEvent::WritesLost);
         }

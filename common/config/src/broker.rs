@@ -1,6 +1,7 @@
 //! URLs of the broker: of one server, or of the nodes of a cluster.
 
 use imgsync_oci::secret_url::SecretUrl;
+use percent_encoding::percent_decode_str;
 
 use super::reader::ValueReader;
 use super::yaml::YamlNode;
@@ -81,22 +82,8 @@ fn node(url: &SecretUrl) -> (String, Option<u16>) {
 fn virtual_host(url: &SecretUrl) -> Vec<u8> {
     match url.expose().path().strip_prefix('/') {
         None => b"/".to_vec(),
-        Some(path) => percent_decode(path),
+        Some(path) => percent_decode_str(path).collect(),
     }
-}
-
-fn percent_decode(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let code = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
-        let byte = code.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        decoded.push(byte.unwrap_or(bytes[at]));
-        at += if byte.is_some() { 3 } else { 1 };
-    }
-    decoded
 }
 
 /// Reads `cluster.broker`: an address, or a list of them.

@@ -74,10 +74,14 @@ impl FallbackLocks {
 
 /// A repository without the API is asked again after this time: registries are upgraded.
 const NO_API_TTL: Duration = Duration::from_secs(3600);
+/// Number of attempts to write an index that others write concurrently.
+const MAX_FALLBACK_WRITES: usize = 8;
+/// Longest pause before a further attempt, in milliseconds.
+const MAX_FALLBACK_PAUSE_MS: u64 = 400;
 
-/// What the last answer showed of a repository's referrers API; `None` before the first answer. The request that waits
-/// for the first answer holds the lock, so that a repository without the API is asked once and not once for each image
-/// that is copied at that time.
+/// What the last answer showed of a repository's referrers API; `None` before the first answer. The first request holds
+/// the lock until it is answered, and others wait for it: a repository without the API is asked once, however many of
+/// its images are copied at that time.
 pub(super) type ReferrersApiSlot = Arc<tokio::sync::Mutex<Option<ReferrersApi>>>;
 
 /// What an answer shows of a repository's referrers API.
@@ -98,10 +102,6 @@ enum PageAnswer {
     /// No list, for another reason.
     NoList,
 }
-/// Number of attempts to write an index that others write concurrently.
-const MAX_FALLBACK_WRITES: usize = 8;
-/// Longest pause before a further attempt, in milliseconds.
-const MAX_FALLBACK_PAUSE_MS: u64 = 400;
 
 /// Prior knowledge about the index under the fallback tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,12 +162,11 @@ impl Repository {
             () = self.context.cancel.cancelled() => return Err(Error::cancelled(&operation)),
         };
         drop(waiting);
-        let answered = *known;
-        let mut first = Some(known).filter(|_| !matches!(answered, Some(ReferrersApi::MayHave)));
-        if let Some(ReferrersApi::Lacks(seen)) = answered
-            && seen.elapsed() < NO_API_TTL
-        {
-            return Ok(None);
+        let mut first = None;
+        match *known {
+            Some(ReferrersApi::Lacks(seen)) if seen.elapsed() < NO_API_TTL => return Ok(None),
+            Some(ReferrersApi::MayHave) => drop(known),
+            Some(ReferrersApi::Lacks(_)) | None => first = Some(known),
         }
         let mut found = Vec::new();
         let mut next = Some(self.url(&format!("referrers/{subject}")));

@@ -47,9 +47,9 @@ pub struct Outage {
     pub failures: u64,
 }
 
-/// Begin or end of an outage, its damage, or a connection that replaces a lost one.
+/// Change of the health of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OutageEvent {
+pub enum HealthEvent {
     /// A lost connection was replaced.
     Reconnected(NodeConnection),
     /// The outage began.
@@ -87,7 +87,7 @@ struct Inner {
     /// Nodes of the latest connections, by purpose.
     nodes: Mutex<BTreeMap<&'static str, String>>,
     reconnects: AtomicU64,
-    events: broadcast::Sender<OutageEvent>,
+    events: broadcast::Sender<HealthEvent>,
 }
 
 impl ServerHealth {
@@ -122,7 +122,7 @@ impl ServerHealth {
         outages.push((outage.clone(), Instant::now()));
         self.0.count.store(outages.len(), Ordering::Relaxed);
         // Sent under the lock, so that events come in order.
-        let _ = self.0.events.send(OutageEvent::Began(outage));
+        let _ = self.0.events.send(HealthEvent::Began(outage));
         true
     }
 
@@ -135,14 +135,14 @@ impl ServerHealth {
         if let Some(at) = outages.iter().position(|(outage, _)| outage.kind == kind) {
             let (outage, began) = outages.swap_remove(at);
             self.0.count.store(outages.len(), Ordering::Relaxed);
-            let _ = self.0.events.send(OutageEvent::Ended(outage, began.elapsed()));
+            let _ = self.0.events.send(HealthEvent::Ended(outage, began.elapsed()));
         }
     }
 
     /// Reports that the server has lost writes of this time.
     pub fn record_write_loss(&self, within: Option<Duration>) {
         let _outages = self.outages();
-        let _ = self.0.events.send(OutageEvent::WritesLost { server: self.0.server.clone(), within });
+        let _ = self.0.events.send(HealthEvent::WritesLost { server: self.0.server.clone(), within });
     }
 
     /// Returns the current outage of this kind, if any.
@@ -155,7 +155,7 @@ impl ServerHealth {
         let replaced = self.nodes().insert(purpose, node.to_owned());
         if replaced.is_some() {
             self.0.reconnects.fetch_add(1, Ordering::Relaxed);
-            let _ = self.0.events.send(OutageEvent::Reconnected(NodeConnection { purpose, node: node.to_owned() }));
+            let _ = self.0.events.send(HealthEvent::Reconnected(NodeConnection { purpose, node: node.to_owned() }));
         }
     }
 
@@ -174,8 +174,8 @@ impl ServerHealth {
         self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Subscribes to the begin and end of outages from now on.
-    pub fn subscribe(&self) -> broadcast::Receiver<OutageEvent> {
+    /// Subscribes to the events from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<HealthEvent> {
         self.0.events.subscribe()
     }
 
@@ -190,7 +190,7 @@ impl ServerHealth {
 }
 
 /// Forwards the outage events of these servers until it is dropped.
-pub async fn forward_events(servers: &[ServerHealth], on_event: impl Fn(&OutageEvent)) {
+pub async fn forward_events(servers: &[ServerHealth], on_event: impl Fn(&HealthEvent)) {
     let each = servers.iter().map(|server| {
         let (mut events, notify) = (server.subscribe(), &on_event);
         async move {
@@ -225,12 +225,12 @@ impl fmt::Display for NodeConnection {
     }
 }
 
-impl fmt::Display for OutageEvent {
+impl fmt::Display for HealthEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            OutageEvent::Reconnected(connection) => write!(f, "{connection} (reconnected)"),
-            OutageEvent::Began(outage) => outage.fmt(f),
-            OutageEvent::WritesLost { server, within } => {
+            HealthEvent::Reconnected(connection) => write!(f, "{connection} (reconnected)"),
+            HealthEvent::Began(outage) => outage.fmt(f),
+            HealthEvent::WritesLost { server, within } => {
                 write!(f, "{server} has lost writes that it had confirmed, as after a failover: ")?;
                 match within {
                     Some(within) => write!(f, "those of the last {} at most", format_duration(*within))?,
@@ -238,7 +238,7 @@ impl fmt::Display for OutageEvent {
                 }
                 write!(f, "; imgsync checks leases, queues and plans")
             }
-            OutageEvent::Ended(outage, lasted) => {
+            HealthEvent::Ended(outage, lasted) => {
                 let what = match outage.kind {
                     OutageKind::Unreachable => "is reachable again",
                     OutageKind::RefusesWrites => "accepts writes again",

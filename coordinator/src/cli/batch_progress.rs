@@ -14,7 +14,7 @@ use imgsync_oci::humanize::group_digits;
 use imgsync_oci::retry::format_duration;
 use imgsync_registry::event::{BlobOutcome, Event, Observer};
 use imgsync_store::log_throttle;
-use imgsync_store::outage::OutageEvent;
+use imgsync_store::outage::HealthEvent;
 use imgsync_store::{Batch, BatchState, Store};
 use imgsync_worker::task_events::TaskObserver;
 use indicatif::ProgressBar;
@@ -111,14 +111,14 @@ impl BatchProgress {
     }
 
     /// Reports the start or the end of an outage. Logs which node of the broker is used after a loss.
-    pub(crate) fn report_outage(&self, event: &OutageEvent) {
+    pub(crate) fn report_health_event(&self, event: &HealthEvent) {
         let message = event.to_string();
-        if let OutageEvent::Reconnected(connection) = event {
+        if let HealthEvent::Reconnected(connection) = event {
             return log_throttle::info(&connection.to_string(), &message);
         }
         self.on_event(&match event {
-            OutageEvent::Began(_) | OutageEvent::WritesLost { .. } => Event::Warning { message },
-            OutageEvent::Ended(..) | OutageEvent::Reconnected(_) => Event::Notice { message },
+            HealthEvent::Began(_) | HealthEvent::WritesLost { .. } => Event::Warning { message },
+            HealthEvent::Ended(..) | HealthEvent::Reconnected(_) => Event::Notice { message },
         });
     }
 

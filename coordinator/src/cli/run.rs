@@ -395,7 +395,7 @@ impl<'a> RunContext<'a> {
         let ended = tokio::select! {
             ended = execute(&run) => ended,
             () = watch_throttling(store, id, &self.client, notifier, &run.events, &name) => unreachable!("it goes on until dropped"),
-            () = outage::forward_events(&self.backend.health, |event| self.progress.report_outage(event)) => unreachable!("it goes on until dropped"),
+            () = outage::forward_events(&self.backend.health, |event| self.progress.report_health_event(event)) => unreachable!("it goes on until dropped"),
             () = self.progress.run(&*self.backend.store, id, self.backend.is_cluster()) => unreachable!("it goes on until dropped"),
         };
         self.progress.finish();

@@ -42,7 +42,8 @@ impl StateChange {
     pub(crate) async fn confirm(mut self) -> Result<bool> {
         let Some(mut losses) = self.losses.take() else { return Ok(false) };
         let until = Instant::now() + CONFIRMATION_TIME;
-        let mut was_lost = false;
+        // A loss before the store counted the change leaves no other trace.
+        let mut was_lost = self.repeat_if_lost().await?;
         while let Ok(Ok(())) = timeout_at(until, losses.changed()).await {
             was_lost |= self.repeat_if_lost().await?;
         }

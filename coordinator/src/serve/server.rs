@@ -9,7 +9,7 @@ use imgsync_oci::error::Result;
 use imgsync_registry::event::Event;
 use imgsync_store::ReclaimScope;
 use imgsync_store::log_throttle;
-use imgsync_store::outage::{self, OutageEvent, ServerHealth};
+use imgsync_store::outage::{self, HealthEvent, ServerHealth};
 use imgsync_worker::health::ReadinessCheck;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::server;
@@ -127,7 +127,7 @@ impl Server {
             scheduler.run(is_leader.subscribe()),
             self.run_local_workers(stop),
             event_poller::run_poller(&app, drain),
-            report_outages(backend, events, drain),
+            report_health_events(backend, events, drain),
             server::serve(binding.listener, router(app.clone(), binding.extra_routes), drain),
             watch_config(
                 &self.config_source,
@@ -208,25 +208,25 @@ impl Server {
 }
 
 /// Reports which nodes of the broker are used, and outages of broker and store, until stopped.
-async fn report_outages(backend: &Backend, events: &TaskEvents, stop: &CancellationToken) {
+async fn report_health_events(backend: &Backend, events: &TaskEvents, stop: &CancellationToken) {
     for connection in backend.health.iter().flat_map(ServerHealth::connections) {
         events.emit(Event::Notice { message: connection.to_string() });
     }
-    let report_outage = |event: &OutageEvent| match event {
-        OutageEvent::Began(_) => events.emit(Event::Warning { message: event.to_string() }),
-        OutageEvent::WritesLost { .. } => {
+    let report_health_event = |event: &HealthEvent| match event {
+        HealthEvent::Began(_) => events.emit(Event::Warning { message: event.to_string() }),
+        HealthEvent::WritesLost { .. } => {
             events.emit_task(TaskEvent::WritesLost);
             events.emit(Event::Warning { message: event.to_string() });
         }
-        OutageEvent::Ended(..) => events.emit(Event::Notice { message: event.to_string() }),
-        OutageEvent::Reconnected(connection) => {
+        HealthEvent::Ended(..) => events.emit(Event::Notice { message: event.to_string() }),
+        HealthEvent::Reconnected(connection) => {
             let events = events.clone();
             let notice = move |line: &str| events.emit(Event::Notice { message: line.to_owned() });
             log_throttle::write(&connection.to_string(), &event.to_string(), notice);
         }
     };
     tokio::select! {
-        () = outage::forward_events(&backend.health, report_outage) => {}
+        () = outage::forward_events(&backend.health, report_health_event) => {}
         () = stop.cancelled() => {}
     }
 }

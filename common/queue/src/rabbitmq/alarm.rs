@@ -10,7 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::task::AbortOnDropHandle;
 
 use imgsync_oci::sanitize::sanitize;
-use imgsync_store::outage::{OutageEvent, OutageKind, ServerHealth};
+use imgsync_store::outage::{HealthEvent, OutageKind, ServerHealth};
 use imgsync_store::{BROKER_ALARM_HINT, BrokerAlarm, WorkerRegistry};
 
 /// How often a lasting alarm is reported to the worker registry, and how long a report is valid.
@@ -39,7 +39,7 @@ pub(super) fn watch_connection(connection: &Connection, health: &ServerHealth) -
 /// Reports alarms to the worker registry while they last, for processes that only read the store.
 pub(super) async fn report_alarms(
     worker_registry: Arc<dyn WorkerRegistry>,
-    mut events: broadcast::Receiver<OutageEvent>,
+    mut events: broadcast::Receiver<HealthEvent>,
 ) {
     let mut alarm: Option<BrokerAlarm> = None;
     loop {
@@ -55,11 +55,11 @@ pub(super) async fn report_alarms(
             }
         };
         match event {
-            Ok(OutageEvent::Began(outage)) if outage.kind == OutageKind::Blocked => {
+            Ok(HealthEvent::Began(outage)) if outage.kind == OutageKind::Blocked => {
                 let reason = sanitize(&outage.reason).into_owned();
                 alarm = Some(BrokerAlarm { reason, since: outage.since });
             }
-            Ok(OutageEvent::Ended(outage, _)) if outage.kind == OutageKind::Blocked => {
+            Ok(HealthEvent::Ended(outage, _)) if outage.kind == OutageKind::Blocked => {
                 alarm = None;
                 let _ = worker_registry.set_broker_alarm(None, ALARM_TTL).await;
             }

@@ -114,7 +114,10 @@ impl Ledger for RedisStore {
         let call = ScriptCall::new(self.batch_key(batch)).arg(at_least.segments).arg(at_least.tasks);
         let answer: Vec<u64> = self.run_script(&operation, &self.0.scripts.complete_plan, call).await?;
         match answer.as_slice() {
-            [1, ..] => Ok(PlanCompletion::Complete),
+            [1, ..] => {
+                self.count_write().await;
+                Ok(PlanCompletion::Complete)
+            }
             [2, segments, tasks] => {
                 // Later positions were known only from what is lost.
                 self.0.chunks().remove(&batch);
@@ -278,6 +281,7 @@ impl Ledger for RedisStore {
         let operation = format!("cancelling batch {batch}");
         let code: i64 =
             self.run_script(&operation, &self.0.scripts.cancel_batch, ScriptCall::new(self.batch_key(batch))).await?;
+        self.count_write().await;
         match code {
             -1 => Err(no_such_batch(&operation)),
             code => decode_batch_state(&operation, code),
@@ -524,7 +528,9 @@ impl RedisStore {
         to: BatchState,
     ) -> Result<BatchState> {
         let call = ScriptCall::new(self.batch_key(batch)).arg(from as u8).arg(to as u8);
-        match self.run_script::<i64>(&operation, &self.0.scripts.change_state, call).await? {
+        let code: i64 = self.run_script(&operation, &self.0.scripts.change_state, call).await?;
+        self.count_write().await;
+        match code {
             -1 => Err(no_such_batch(&operation)),
             code => decode_batch_state(&operation, code),
         }

@@ -26,7 +26,7 @@ mod write_loss;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use ::redis::{FromRedisValue, RedisResult};
@@ -35,6 +35,7 @@ use self::connection::{OpenConnection, ReconnectingConnection};
 use self::error::RedisCallError;
 use self::scripts::Scripts;
 use self::server::Inspection;
+use self::write_loss::WriteCounter;
 use super::cache::CacheEntry;
 use super::clock::Clock;
 use super::{IdempotencyKey, WorkerRegistry as _};
@@ -129,8 +130,8 @@ struct Inner {
     plan_ends: tokio::sync::Mutex<GenerationalCache<BatchId, PlanEnd>>,
     /// Whether the server had replicas when the store was opened.
     has_replicas: AtomicBool,
-    /// Whether this process watches for lost writes.
-    is_watched: AtomicBool,
+    /// Counter of this process, once it watches for lost writes.
+    write_counter: OnceLock<WriteCounter>,
     /// Number of times that the store was found to have lost writes.
     write_losses: tokio::sync::watch::Sender<u64>,
     /// The scope that an export is reading, in order.
@@ -163,7 +164,7 @@ impl RedisStore {
             chunks: Mutex::new(new_batch_cache()),
             plan_ends: tokio::sync::Mutex::new(new_batch_cache()),
             has_replicas: AtomicBool::new(false),
-            is_watched: AtomicBool::new(false),
+            write_counter: OnceLock::new(),
             write_losses: tokio::sync::watch::Sender::new(0),
             export_page: Mutex::default(),
         }));

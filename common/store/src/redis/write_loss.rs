@@ -1,11 +1,10 @@
 //! Detection of lost writes: a store that a failover or a restore from a backup has set back.
 //!
-//! Each process increments a counter of its own in the store. A reply that is not greater than the one before says that
-//! the store has lost writes that it had confirmed. This needs no permission beyond those of other calls, and does not
+//! Each process increments a counter of its own in the store, every second and after some changes. A reply that is not
+//! greater than the one before says that the store has lost writes that it had confirmed. This needs no permission beyond those of other calls, and does not
 //! take a failover that has lost nothing for a loss.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -61,13 +60,21 @@ impl LossDetector {
     }
 }
 
+/// Counter of a process in the store.
+#[derive(Debug)]
+pub(super) struct WriteCounter {
+    key: String,
+    /// Locked during an increment: replies are compared in the order of the increments.
+    detector: tokio::sync::Mutex<LossDetector>,
+}
+
 impl RedisStore {
     /// Watches for lost writes as long as the store is open: reports them to the subscribers of its health and to
     /// [`Ledger::write_losses`](crate::Ledger::write_losses).
     pub(super) fn start_write_loss_watch(&self) {
-        if !self.0.is_watched.swap(true, Ordering::Relaxed) {
-            let key = self.key(&format!("writes:{}", IdempotencyKey::generate()));
-            tokio::spawn(watch(Arc::downgrade(&self.0), key));
+        let key = self.key(&format!("writes:{}", IdempotencyKey::generate()));
+        if self.0.write_counter.set(WriteCounter { key, detector: tokio::sync::Mutex::default() }).is_ok() {
+            tokio::spawn(watch(Arc::downgrade(&self.0)));
         }
     }
 
@@ -75,32 +82,29 @@ impl RedisStore {
         self.0.write_losses.subscribe()
     }
 
-    /// Increments the counter. Once, because the next increment does as well.
-    async fn count_write(&self, key: &str) -> Result<u64> {
+    /// Increments the counter, and reports a loss that the reply shows. Called after a change that nobody else would
+    /// make again: a store that loses it then loses the increment, too.
+    pub(super) async fn count_write(&self) {
+        let Some(WriteCounter { key, detector }) = self.0.write_counter.get() else { return };
+        let mut detector = detector.lock().await;
         let mut pipe = redis::pipe();
         pipe.incr(key, 1).pexpire(key, super::duration_ms(COUNTER_TTL)).ignore();
-        let (value,): (u64,) = self.query_once("counting writes to the store", &pipe).await?;
-        Ok(value)
-    }
-
-    fn report_write_loss(&self, loss: WriteLoss) {
-        // Known from what is lost.
-        *self.0.chunks() = super::new_batch_cache();
-        self.0.health.record_write_loss(loss.within);
-        self.0.write_losses.send_modify(|losses| *losses += 1);
+        // Once, because the next increment does as well. An outage is reported by the calls that wait for its end.
+        let reply: Result<(u64,)> = self.query_once("counting writes to the store", &pipe).await;
+        if let Ok((value,)) = reply
+            && let Some(loss) = detector.record(value, Instant::now())
+        {
+            // Known from what is lost.
+            *self.0.chunks() = super::new_batch_cache();
+            self.0.health.record_write_loss(loss.within);
+            self.0.write_losses.send_modify(|losses| *losses += 1);
+        }
     }
 }
 
-async fn watch(store: Weak<Inner>, key: String) {
-    let mut detector = LossDetector::default();
-    loop {
-        let Some(store) = store.upgrade().map(RedisStore) else { return };
-        // An outage is reported by the calls that wait for its end.
-        if let Ok(value) = store.count_write(&key).await
-            && let Some(loss) = detector.record(value, Instant::now())
-        {
-            store.report_write_loss(loss);
-        }
+async fn watch(store: Weak<Inner>) {
+    while let Some(store) = store.upgrade().map(RedisStore) {
+        store.count_write().await;
         drop(store);
         tokio::time::sleep(COUNT_INTERVAL).await;
     }

@@ -8,12 +8,6 @@ mod queries;
 mod tasks;
 mod timeline;
 
-/// Statements that run for each task and that SQLite would prepare each time if they were written in another way.
-#[cfg(test)]
-pub(super) fn statements_of_a_task() -> [String; 2] {
-    [batch_tx::CHUNK_OF_TASK.to_owned(), timeline::delete_faster_tasks()]
-}
-
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +25,12 @@ use crate::{
 use imgsync_model::batch::{BatchId, ChunkMark, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
 use imgsync_oci::error::Result;
+
+/// Statements that run for each task and that SQLite would prepare each time if they were written in another way.
+#[cfg(test)]
+pub(super) fn statements_of_a_task() -> [String; 2] {
+    [batch_tx::CHUNK_OF_TASK.to_owned(), timeline::delete_faster_tasks()]
+}
 
 #[async_trait]
 impl Ledger for SqliteStore {
