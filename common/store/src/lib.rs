@@ -18,6 +18,7 @@ mod ledger;
 mod limits;
 pub mod log_throttle;
 pub mod outage;
+mod plan;
 pub mod private_files;
 mod provenance;
 mod records;
@@ -45,10 +46,11 @@ pub use leases::{
 };
 pub use ledger::{
     AppendResult, Batch, BatchState, ClaimResult, EmptyRule, FailedTask, FinishReply, LEASE_TTL, LeaseStatus, Ledger,
-    ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, ReclaimScope, Reclaimed, RecordCounts,
-    RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
+    ListingFailure, NewBatch, ReclaimScope, Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, TaskHolder,
+    TaskRow, Usage,
 };
 pub use limits::limits;
+pub use plan::{PlanBlock, PlanCompletion, PlanSegment, PlanSize};
 pub use provenance::{ProvenanceStore, PruneOutcome, PruneRecord, TagProvenance};
 pub use records::{ProvenanceUpdate, TagRecord, TagRecorder};
 pub use schedules::{LastRun, Schedules};

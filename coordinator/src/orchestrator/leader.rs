@@ -65,12 +65,15 @@ pub struct Leader {
     name: Arc<str>,
     reclaim_policy: ReclaimPolicy,
     events: TaskEvents,
+    /// Since the leader was created: a failover may also cost it its lease.
+    write_losses: WriteLosses,
 }
 
 impl Leader {
     /// Creates a leader that holds leases under `name`.
     pub fn new(backend: &Backend, name: &str, reclaim_policy: ReclaimPolicy, events: TaskEvents) -> Leader {
-        Leader { backend: backend.clone(), name: name.into(), reclaim_policy, events }
+        let write_losses = WriteLosses(backend.store.write_losses());
+        Leader { backend: backend.clone(), name: name.into(), reclaim_policy, events, write_losses }
     }
 
     /// Leads a batch until it has ended or `stop` is cancelled, waiting while another process leads it. `plan_changed` signals
@@ -153,7 +156,7 @@ impl Leader {
     /// Returns when the batch is gone.
     async fn reclaim_expired_leases(&self, id: BatchId) -> Result<LeadershipEnd> {
         let ReclaimPolicy { lease_scan_interval, lease_grace: grace, .. } = self.reclaim_policy;
-        let mut losses = WriteLosses::watch(&self.backend);
+        let mut losses = self.write_losses.clone();
         // After an outage of the store, running workers renew their leases first.
         tokio::time::sleep(grace).await;
         loop {
@@ -177,7 +180,7 @@ impl Leader {
     /// Requeues tasks whose messages the queue has lost. Returns when the batch has ended.
     async fn reclaim_lost_messages(&self, id: BatchId) -> Result<LeadershipEnd> {
         let grace = self.reclaim_policy.queue_grace;
-        let mut losses = WriteLosses::watch(&self.backend);
+        let mut losses = self.write_losses.clone();
         loop {
             let (batch, has_lost_writes) = tokio::select! {
                 batch = self.wait_unless_ended(id, self.reclaim_policy.queue_scan_interval) => (batch?, false),
@@ -308,14 +311,11 @@ pub async fn find_active_leader(backend: &Backend, name: &str, prober: &str) -> 
     }
 }
 
-/// Losses of the store, from now on.
+/// Losses of the store that were not looked after.
+#[derive(Clone)]
 struct WriteLosses(Option<watch::Receiver<u64>>);
 
 impl WriteLosses {
-    fn watch(backend: &Backend) -> WriteLosses {
-        WriteLosses(backend.store.write_losses())
-    }
-
     /// Waits for the next loss.
     async fn next(&mut self) {
         let is_loss = match &mut self.0 {

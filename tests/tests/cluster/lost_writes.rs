@@ -248,7 +248,8 @@ async fn each_program_logs_and_counts_a_loss() {
     let of_worker = async || reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
     let of_serve = async || served.fetch("/metrics").await.text().await.unwrap();
     let counted = |text: &str| text.lines().any(|line| line == "imgsync_store_rollbacks_total 1");
-    crate::queue::until("both count the loss", async || counted(&of_worker().await) && counted(&of_serve().await)).await;
+    crate::queue::until("both count the loss", async || counted(&of_worker().await) && counted(&of_serve().await))
+        .await;
     let serving = served.stop().await;
     assert!(serving.stderr.contains("has lost writes that it had confirmed"), "{}", serving.stderr);
 }

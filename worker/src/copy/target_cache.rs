@@ -298,6 +298,8 @@ impl DigestSet {
 
 #[cfg(test)]
 mod tests {
+    use imgsync_store::{SqliteStore, SystemClock};
+
     use super::*;
 
     #[tokio::test]
@@ -319,6 +321,25 @@ mod tests {
         known.add_manifest(&registry, &name, &digest, Some(&home("one")));
         assert!(known.has_manifest(&registry, &name, &digest, Some(&home("one"))));
         assert!(!known.has_manifest(&registry, &name, &digest, Some(&home("two"))));
+    }
+
+    #[tokio::test]
+    async fn other_processes_know_of_blobs_that_were_shared_and_of_none_that_is_missing() {
+        let (registry, name) = ("r.example".parse().unwrap(), "a".parse().unwrap());
+        let blobs = [b"x", b"y", b"z"].map(|bytes| Digest::sha256(bytes));
+        let store = SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap();
+        let [known, of_another] = [0, 1].map(|_| TargetCache::with_index(Arc::new(store.clone())));
+        for blob in &blobs {
+            known.record_blob(&registry, &name, blob);
+        }
+        known.forget_blob(&registry, &name, &blobs[1]).await;
+        let found = async || {
+            let found = blobs.iter().map(|blob| of_another.repository_with_blob(&registry, blob));
+            futures_util::future::join_all(found).await.iter().map(Option::is_some).collect::<Vec<_>>()
+        };
+        assert_eq!(found().await, [false, false, false], "not shared yet");
+        known.share_blobs(&registry, &name, &blobs).await;
+        assert_eq!(found().await, [true, false, true]);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Publishing with confirms.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lapin::options::BasicPublishOptions;
@@ -61,13 +61,16 @@ impl RabbitQueue {
         for (part, window) in block.chunks(CONFIRM_WINDOW).enumerate() {
             let live = self.0.publish_connection.get_or_connect().await?;
             let operation = format!("publishing at the broker {}", live.node());
-            let at = AtomicUsize::new(0);
+            let at = AtomicUsize::new(usize::MAX);
             let sent = self.publish_window(&live, window, &at, &operation);
             let refused = match tokio::time::timeout(self.0.settings.confirm_timeout, sent).await {
                 Ok(refused) => refused?,
                 Err(_) => {
-                    let queue = queue_for(&window[at.into_inner()]);
-                    return Err(unconfirmed_error(&live, &format!("{operation}, to {queue}")));
+                    let error = match window.get(at.into_inner()) {
+                        Some(message) => unconfirmed_error(&live, &format!("{operation}, to {}", queue_for(message))),
+                        None => busy_error(&operation),
+                    };
+                    return Err(error);
                 }
             };
             published.rejected.extend(refused.into_iter().map(|at| part * CONFIRM_WINDOW + at));
@@ -76,7 +79,7 @@ impl RabbitQueue {
     }
 
     /// Publishes a window of messages and returns the positions that were rejected. Stores the position that is being
-    /// confirmed in `waits_for`.
+    /// sent or confirmed in `waits_for`, once it has the channel.
     async fn publish_window(
         &self,
         live: &LiveConnection,
@@ -91,6 +94,7 @@ impl RabbitQueue {
         for _ in 0..3 {
             let mut confirms = Vec::with_capacity(left.len());
             for at in &left {
+                waits_for.store(*at, Ordering::Relaxed);
                 let (_, message) = &window[*at];
                 let queue = queue_for(&window[*at]);
                 live.ensure_declared(&channel, &queue).await.map_err(|error| broker_error(operation, &error))?;
@@ -128,10 +132,12 @@ impl RabbitQueue {
         for _ in 0..2 {
             let live = self.0.publish_connection.get_or_connect().await?;
             let operation = operation(live.node());
+            let has_channel = AtomicBool::new(false);
             let sent = async {
                 // The channel is not held while the confirm is awaited.
                 let confirm = {
                     let channel = live.control_channel().await;
+                    has_channel.store(true, Ordering::Relaxed);
                     live.ensure_declared(&channel, queue).await?;
                     self.send(&channel, address, body, reason).await?
                 };
@@ -142,7 +148,8 @@ impl RabbitQueue {
                 Ok(Ok(Confirmation::Ack(Some(_)))) => live.set_declared(queue, false),
                 Ok(Ok(_)) => return Err(unreachable_error(&operation, "the queue is full")),
                 Ok(Err(error)) => return Err(broker_error(&operation, &error)),
-                Err(_) => return Err(unconfirmed_error(&live, &operation)),
+                Err(_) if has_channel.into_inner() => return Err(unconfirmed_error(&live, &operation)),
+                Err(_) => return Err(busy_error(&operation)),
             }
         }
         Err(unreachable_error(&operation(self.0.publish_connection.name()), "the queue keeps being deleted"))
@@ -208,6 +215,12 @@ fn queue_for((route, message): &(Route, Message)) -> String {
 
 /// Returns the error of a message that was not confirmed in time. The caller publishes it again, through another node
 /// unless the broker is only low on memory or disk, which concerns all nodes.
+/// Returns the error of a message that was not sent, because others wait for their confirms. They give the connection up
+/// if those never come.
+fn busy_error(operation: &str) -> Error {
+    unreachable_error(operation, "messages published before are not confirmed yet")
+}
+
 fn unconfirmed_error(live: &LiveConnection, operation: &str) -> Error {
     if live.is_blocked() {
         return unreachable_error(operation, "publishing is blocked: the broker is low on memory or disk")

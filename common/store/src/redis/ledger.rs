@@ -7,18 +7,16 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::signed::ChunkPosition;
+use super::segment::{SegmentArguments, encode_failure};
 use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, IdempotencyKey,
     LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, PruneRecord,
     ReclaimScope, Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
 };
-use imgsync_model::batch::{
-    BatchId, ChunkMark, Failure, MAX_CHUNK_TASKS, TaskRef, TaskResult, TaskState, chunk_checksum, encode_chunk,
-};
+use imgsync_model::batch::{BatchId, ChunkMark, TaskRef, TaskResult, TaskState};
+use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::{Digest, RegistryName};
 
 /// Tasks per script call.
 const TASKS_PER_CALL: usize = 1_000;
@@ -46,7 +44,7 @@ impl Ledger for RedisStore {
 
     async fn append(&self, batch: BatchId, segment: PlanSegment) -> Result<AppendResult> {
         let operation = format!("adding {} to batch {batch}", segment.key);
-        let packed = tokio::task::spawn_blocking(move || EncodedSegment::from_segment(segment))
+        let packed = tokio::task::spawn_blocking(move || SegmentArguments::from_segment(segment))
             .await
             .map_err(|error| Error::new(ErrorKind::Local, &operation, error.to_string()))?;
         let answer: Vec<i64> = match self.signing_key() {
@@ -494,7 +492,7 @@ impl RedisStore {
 
     /// Adds chunks whose signatures cover their positions, one repository at a time. If another process takes a
     /// position meanwhile, signs them for the next one.
-    async fn append_signed(&self, operation: &str, batch: BatchId, packed: &EncodedSegment) -> Result<Vec<i64>> {
+    async fn append_signed(&self, operation: &str, batch: BatchId, packed: &SegmentArguments) -> Result<Vec<i64>> {
         let mut ends = self.0.plan_ends.lock().await;
         let mut end = ends.get(&batch).copied().unwrap_or_default();
         loop {
@@ -535,63 +533,6 @@ impl RedisStore {
             code => decode_batch_state(&operation, code),
         }
     }
-}
-
-/// A repository's tasks as script arguments.
-struct EncodedSegment {
-    key: String,
-    /// Per chunk: number of tasks, encoded plan, task states.
-    chunks: Vec<(u32, Vec<u8>, Vec<u8>)>,
-    /// Position and encoding of each failure.
-    failures: Vec<(usize, Vec<u8>)>,
-}
-
-impl EncodedSegment {
-    fn from_segment(segment: PlanSegment) -> EncodedSegment {
-        let (tasks, results): (Vec<_>, Vec<_>) = segment.tasks.into_iter().unzip();
-        let state = |result: &Option<TaskResult>| match result {
-            None => TaskState::New,
-            Some(result) => result.state(),
-        };
-        let failures = results.iter().enumerate().filter_map(|(at, result)| match result {
-            Some(TaskResult::Failed(failure)) => Some((at, encode_failure(failure))),
-            _ => None,
-        });
-        let segments = tasks.chunks(MAX_CHUNK_TASKS).zip(results.chunks(MAX_CHUNK_TASKS)).map(|(tasks, results)| {
-            let plan = encode_chunk(segment.listed_at, tasks, |at| state(&results[at]) != TaskState::Unchanged);
-            let states = results.iter().map(|result| b'0' + state(result).code()).collect();
-            (tasks.len() as u32, plan, states)
-        });
-        EncodedSegment { chunks: segments.collect(), failures: failures.collect(), key: segment.key }
-    }
-
-    /// Builds the script call for chunks at a fixed position, or at any.
-    fn script_call(&self, store: &RedisStore, batch: BatchId, place: Option<PlanEnd>) -> ScriptCall {
-        let call =
-            ScriptCall::new(store.batch_key(batch)).arg(&self.key).arg(self.chunks.len()).arg(self.failures.len());
-        let mut call = match place {
-            None => call.arg(-1).arg(-1),
-            Some(PlanEnd { tasks, chunks: segments }) => call.arg(tasks).arg(segments),
-        };
-        let PlanEnd { tasks: mut first, chunks: mut number } = place.unwrap_or_default();
-        for (tasks, plan, states) in &self.chunks {
-            let place = ChunkPosition { batch, number, first, tasks: *tasks };
-            let plan = store.sign_chunk(place, plan.clone());
-            let checksum = chunk_checksum(&plan);
-            call = call.arg(tasks).bytes(plan).arg(checksum).bytes(states.clone());
-            (first, number) = (first.saturating_add(*tasks), number + 1);
-        }
-        for (at, failure) in &self.failures {
-            call = call.arg(at).bytes(failure.clone());
-        }
-        call
-    }
-}
-
-/// Encodes a failure.
-fn encode_failure(failure: &Failure) -> Vec<u8> {
-    let registry = failure.registry.as_ref().map_or("", RegistryName::as_str);
-    format!("{}|{}|{registry}|{}", failure.kind, failure.attempts, failure.error).into_bytes()
 }
 
 fn with_usage(call: ScriptCall, usage: Usage) -> ScriptCall {

@@ -18,6 +18,7 @@ mod rate_limit;
 mod records;
 mod schedules;
 mod scripts;
+mod segment;
 mod server;
 mod signed;
 mod timeline;
