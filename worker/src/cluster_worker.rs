@@ -90,7 +90,8 @@ impl ClusterWorker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (index, leases): (Arc<dyn BlobIndex>, Arc<dyn Leases>) = (store.clone(), store.clone());
         let copier = Copier::new(client.clone(), CopyLimits::default()).with_leases(index, leases, name);
-        let settings = RunnerSettings { name: name.to_owned(), slots, max_attempts, in_cluster: true };
+        let settings =
+            RunnerSettings { name: name.to_owned(), slots, compared_ahead: 0, max_attempts, in_cluster: true };
         let routes = RouteSelector::new(scope);
         let runner = Runner::new(
             Arc::new(cluster.queue.clone()),

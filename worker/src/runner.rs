@@ -54,8 +54,11 @@ const MAX_CACHED_BATCHES: usize = 64;
 pub struct RunnerSettings {
     /// Name of the worker, unique to this process.
     pub name: String,
-    /// Maximum concurrent tasks.
+    /// Maximum concurrent copies.
     pub slots: usize,
+    /// Maximum tasks that are compared, or wait for a slot, beside those that are copied. Over a slow connection, most
+    /// of the time of an unchanged tag is the wait for one response.
+    pub compared_ahead: usize,
     /// Maximum attempts of a task with transient errors, including retries within an attempt.
     pub max_attempts: u32,
     /// Whether other workers may reach a registry that this one cannot: then its tasks are requeued without counting an
@@ -87,6 +90,8 @@ pub struct Runner {
     routes: RouteSelector,
     options_cache: Arc<Mutex<GenerationalCache<BatchId, Arc<BatchOptions>>>>,
     running: Arc<Mutex<HashMap<TaskRef, RunningTask>>>,
+    /// Permits for copies.
+    copy_slots: Arc<Semaphore>,
     /// Read-locked by every running task, write-locked by a task that runs exclusively because its workers died before.
     exclusive: Arc<RwLock<()>>,
     /// Held by the one task that may run exclusively.
@@ -104,6 +109,7 @@ impl Runner {
         routes: RouteSelector,
         events: TaskEvents,
     ) -> Runner {
+        let copy_slots = Arc::new(Semaphore::new(settings.slots.max(1)));
         Runner {
             queue,
             store,
@@ -111,6 +117,7 @@ impl Runner {
             client,
             copier,
             settings,
+            copy_slots,
             lease_ttl: LEASE_TTL,
             events,
             routes,
@@ -129,7 +136,7 @@ impl Runner {
 
     /// Runs tasks until shutdown. Returns when no task is running.
     pub async fn run(&self, stop: &Shutdown) {
-        let slots = Arc::new(Semaphore::new(self.settings.slots.max(1)));
+        let slots = Arc::new(Semaphore::new(self.settings.slots.max(1) + self.settings.compared_ahead));
         let tasks = TaskTracker::new();
         let loops = CONSUMER_LOOPS.min(self.settings.slots.max(1));
         let take_any = (0..loops).map(|_| self.consume(&slots, &tasks, false, stop));
@@ -175,7 +182,7 @@ impl Runner {
                     let (runner, stop) = (self.clone(), stop.clone());
                     tasks.spawn(async move {
                         let delivered = async {
-                            runner.handle_delivery(delivery, &stop).await;
+                            runner.handle_delivery(delivery, only_urgent, &stop).await;
                             Ok(())
                         };
                         if let Err(panic) = catch_panic("handling a delivery", delivered).await {
@@ -197,15 +204,16 @@ impl Runner {
         }
     }
 
-    /// Returns the running tasks.
+    /// Returns the running tasks, the oldest first: no more than there are slots.
     pub fn running_tasks(&self) -> Vec<RunningTask> {
         let mut running: Vec<RunningTask> = self.running().values().cloned().collect();
         running.sort_by_key(|doing| (doing.since, doing.index));
+        running.truncate(self.settings.slots.max(1));
         running
     }
 
-    /// Runs the tasks of a delivery, then acknowledges or requeues it.
-    async fn handle_delivery(&self, delivery: Delivery, stop: &Shutdown) {
+    /// Runs the tasks of a delivery, in the shared slots or in one of its own, then acknowledges or requeues it.
+    async fn handle_delivery(&self, delivery: Delivery, has_own_slot: bool, stop: &Shutdown) {
         if self.settings.in_cluster && !self.routes.can_serve(&delivery.route, &self.client).await {
             return self.requeue_delivery(delivery, UNSERVED_REQUEUE_DELAY).await;
         }
@@ -214,7 +222,7 @@ impl Runner {
             // Requeue for another worker: nobody takes from a held route.
             return self.requeue_delivery(delivery, UNSERVED_REQUEUE_DELAY).await;
         }
-        let delivered = InFlightMessage::new(delivery);
+        let delivered = InFlightMessage::new(delivery, has_own_slot);
         let mut work = std::pin::pin!(self.run_tasks(&delivered, stop));
         let (left, wait) = tokio::select! {
             left = &mut work => left,

@@ -12,6 +12,8 @@ use tokio::sync::{Notify, OnceCell, Semaphore};
 use crate::registry::{FetchedManifest, FloorBody, FloorRegistry, HashedBody, read_verified};
 use crate::work_list::{RepositoryWork, WorkList};
 
+/// Slots from which as many tags again are compared as images are copied, as by imgsync.
+const MIN_SLOTS_TO_COMPARE_AHEAD: usize = 4;
 /// Repositories listed concurrently, as by imgsync.
 const LISTINGS: usize = 20;
 /// Children of an index copied concurrently, as by imgsync.
@@ -26,11 +28,12 @@ pub(crate) fn main() {
     let work: WorkList = serde_json::from_reader(std::io::stdin()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let slots = Arc::new(Semaphore::new(work.slots));
+        let ahead = if work.slots < MIN_SLOTS_TO_COMPARE_AHEAD { 0 } else { work.slots };
         let floor = Floor {
             source: FloorRegistry::new(&work.source),
             target: FloorRegistry::new(&work.target),
-            slots,
+            compared: Arc::new(Semaphore::new(work.slots + ahead)),
+            copied: Semaphore::new(work.slots),
             blobs: Mutex::default(),
             referrers_api: OnceCell::new(),
         };
@@ -41,7 +44,10 @@ pub(crate) fn main() {
 struct Floor {
     source: FloorRegistry,
     target: FloorRegistry,
-    slots: Arc<Semaphore>,
+    /// Permits for tags that are compared or copied.
+    compared: Arc<Semaphore>,
+    /// Permits for images that are copied.
+    copied: Semaphore,
     /// Blobs at the target. Each is sent once.
     blobs: Mutex<HashMap<BlobAtTarget, Arc<OnceCell<()>>>>,
     /// Whether the source has the referrers API.
@@ -71,7 +77,7 @@ impl Floor {
         while let Some((repository, tags)) = repositories.recv().await {
             let repository = Arc::new(repository);
             for tag in tags {
-                let slot = Arc::clone(&self.slots).acquire_owned().await.unwrap();
+                let slot = Arc::clone(&self.compared).acquire_owned().await.unwrap();
                 let (floor, repository) = (Arc::clone(&self), Arc::clone(&repository));
                 images.spawn(async move {
                     floor.sync_tag(&repository, &tag).await;
@@ -107,6 +113,7 @@ impl Floor {
             return;
         }
         let root = self.source.manifest(&repository.source, tag).await;
+        let _slot = self.copied.acquire().await.unwrap();
         let copy = ImageCopy { floor: self, repository, blobs: Semaphore::new(BLOBS), first_child: Mutex::default() };
         copy.run(root, tag).await;
     }

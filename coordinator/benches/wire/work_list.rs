@@ -13,7 +13,7 @@ pub(crate) struct WorkList {
     pub(crate) source: String,
     /// `HOST:PORT` of the target.
     pub(crate) target: String,
-    /// Images in flight.
+    /// Images copied concurrently.
     pub(crate) slots: usize,
     /// Whether the source's catalog is read first.
     pub(crate) catalog: bool,

@@ -14,6 +14,9 @@ use super::backend::Backend;
 
 /// Interval between heartbeats. The embedded store keeps them in memory.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Slot count from which a worker compares as many tags again as it copies images. Who sets fewer wants few requests at
+/// a time.
+const MIN_SLOTS_TO_COMPARE_AHEAD: usize = 4;
 
 /// In-process worker.
 pub struct LocalWorker {
@@ -89,6 +92,7 @@ impl LocalWorker {
         let settings = RunnerSettings {
             name: self.name.clone(),
             slots: self.slots,
+            compared_ahead: if self.slots < MIN_SLOTS_TO_COMPARE_AHEAD { 0 } else { self.slots },
             max_attempts: self.attempts,
             in_cluster: false,
         };

@@ -5,6 +5,7 @@
 
 mod batch_commands;
 mod config;
+mod copy_slots;
 mod digest_tags;
 mod discovery;
 mod discovery_stream;

@@ -71,6 +71,10 @@ impl<'a> BackupGate<'a> {
 }
 
 impl TagGate for BackupGate<'_> {
+    fn before_transfer(&self) -> BoxFuture<'_, Result<()>> {
+        self.gate.before_transfer()
+    }
+
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             self.gate.before_tag(source).await?;

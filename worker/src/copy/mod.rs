@@ -85,8 +85,12 @@ impl Default for CopyLimits {
     }
 }
 
-/// Check that runs before a tag is put. An error leaves the tag unchanged.
+/// Steps that run before a transfer and before a tag is put. An error leaves the tag unchanged.
 pub trait TagGate: Send + Sync {
+    /// Runs when source and target are known to differ, or referrers are to be copied, before anything else is read or
+    /// written. May run several times.
+    fn before_transfer(&self) -> BoxFuture<'_, Result<()>>;
+
     /// Runs once, when everything the tag needs is at the target. `source_traffic` is the digest to which the source tag was
     /// resolved.
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>>;
@@ -100,6 +104,10 @@ pub trait TagGate: Send + Sync {
 pub struct NoGate;
 
 impl TagGate for NoGate {
+    fn before_transfer(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn before_tag<'a>(&'a self, _source: &'a Digest) -> BoxFuture<'a, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -460,6 +468,9 @@ impl Copier {
         let selected = match found.root {
             RootStatus::Unchanged(digest, chosen) => {
                 let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
+                if request.copies_referrers() {
+                    pass_gate(gate, context).await?;
+                }
                 let report = self
                     .copy_new_referrers(request, endpoints, counters, context, (digest, source_digest), chosen)
                     .await?;
@@ -467,6 +478,7 @@ impl Copier {
             }
             RootStatus::Changed(chosen) => chosen,
         };
+        pass_gate(gate, context).await?;
         selected.warn_without_platform(request, context);
         let SelectedImage { root, selected_children, is_filtered, .. } = selected;
         if let Some(wanted) = request.target.digest()
@@ -508,7 +520,7 @@ impl Copier {
         (digest, source_digest): (Digest, Digest),
         selected: Option<SelectedImage>,
     ) -> Result<CopyReport> {
-        if !request.referrers.copies_any() || request.referrer_refresh == ReferrerRefresh::Skip {
+        if !request.copies_referrers() {
             return Ok(CopyReport::unchanged(digest, source_digest));
         }
         let transfer = ImageTransfer::new(self, endpoints, request, counters.clone(), context, true);
@@ -569,6 +581,12 @@ impl Copier {
         context.cancel.cancel();
         tokio::time::sleep(CLEANUP_TIMEOUT).await;
     }
+}
+
+/// Waits until the image may be transferred, which does not count for its time limit.
+async fn pass_gate(gate: &dyn TagGate, context: &Context) -> Result<()> {
+    let _pause = context.clock.pause();
+    gate.before_transfer().await
 }
 
 /// Counts an image as in flight until dropped.

@@ -121,4 +121,9 @@ impl CopyRequest {
             traffic: (TrafficCounters::new(), TrafficCounters::new()),
         }
     }
+
+    /// Whether referrers are copied even if the image itself is unchanged.
+    pub(super) fn copies_referrers(&self) -> bool {
+        self.referrers.copies_any() && self.referrer_refresh != ReferrerRefresh::Skip
+    }
 }

@@ -13,14 +13,16 @@ use super::Runner;
 pub(super) struct InFlightMessage {
     pub(super) route: Route,
     pub(super) message: Message,
+    /// Whether it has a slot of its own, beside those of other messages.
+    pub(super) has_own_slot: bool,
     /// `None` once acknowledged or requeued.
     delivery: Mutex<Option<Delivery>>,
 }
 
 impl InFlightMessage {
-    pub(super) fn new(delivery: Delivery) -> InFlightMessage {
+    pub(super) fn new(delivery: Delivery, has_own_slot: bool) -> InFlightMessage {
         let (route, message) = (delivery.route.clone(), delivery.message.clone());
-        InFlightMessage { route, message, delivery: Mutex::new(Some(delivery)) }
+        InFlightMessage { route, message, has_own_slot, delivery: Mutex::new(Some(delivery)) }
     }
 
     /// Takes the delivery, to acknowledge or requeue it; `None` if that has happened.

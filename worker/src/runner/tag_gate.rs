@@ -131,6 +131,10 @@ impl<'a> TaskGate<'a> {
 }
 
 impl TagGate for TaskGate<'_> {
+    fn before_transfer(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.task.acquire_copy_slot(&self.runner.copy_slots))
+    }
+
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.check(source))
     }

@@ -1,6 +1,7 @@
 //! Runs one task: leased, with the lease renewed while it runs, copied, and recorded in the ledger.
 
 mod attempt;
+mod copy_slot;
 mod verify;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
 
+use self::copy_slot::CopySlot;
 use super::in_flight::InFlightMessage;
 use super::{Runner, Shutdown, longest_delay_within};
 use crate::copy::{CopyOutcome, CopyReport, ObservedDigests, TransferStats};
@@ -162,6 +164,7 @@ pub(super) struct LeasedTask<'a> {
     /// Traffic counters of source and target.
     pub(super) traffic: (Arc<TrafficCounters>, Arc<TrafficCounters>),
     started: Instant,
+    copy_slot: CopySlot,
 }
 
 impl LeasedTask<'_> {
@@ -179,7 +182,7 @@ impl LeasedTask<'_> {
     fn usage(&self, bytes: BlobBytes) -> Usage {
         let requests =
             RequestCounts { source: self.traffic.0.snapshot().requests, target: self.traffic.1.snapshot().requests };
-        Usage { bytes, requests, time: self.started.elapsed() }
+        Usage { bytes, requests, time: self.started.elapsed().saturating_sub(self.copy_slot.waited()) }
     }
 }
 
@@ -300,6 +303,7 @@ impl Runner {
             },
             traffic: (TrafficCounters::new(), TrafficCounters::new()),
             started: Instant::now(),
+            copy_slot: CopySlot::new(delivered, stop),
         };
         if let Some(error) = unreadable {
             return self.record_attempt(&task, stop, Err(error)).await;
@@ -435,7 +439,7 @@ impl Runner {
     async fn record_failure(&self, task: &LeasedTask<'_>, stop: &Shutdown, error: Error) -> Result<Disposition> {
         let LeasedTask { task_ref, holder, attempts, .. } = *task;
         let usage = task.usage(BlobBytes::default());
-        if error.is_cancelled() && stop.abort.is_cancelled() {
+        if error.is_cancelled() && (stop.abort.is_cancelled() || task.copy_slot.was_drained()) {
             // This worker shuts down, the task does not: any worker may take it.
             self.reschedule(task, Duration::ZERO, false, usage).await?;
             self.emit_end(task_ref, TaskCompletion::Requeued);

@@ -104,7 +104,8 @@ impl RunnerFixture {
         assert!(queue.publish(&messages).await.unwrap().rejected.is_empty());
         let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
         let copier = Copier::new(client.clone(), CopyLimits::default());
-        let settings = RunnerSettings { name: "one".to_owned(), slots: 1, max_attempts: 1, in_cluster: false };
+        let settings =
+            RunnerSettings { name: "one".to_owned(), slots: 1, compared_ahead: 0, max_attempts: 1, in_cluster: false };
         let (selector, events) =
             (RouteSelector::new(WorkerScope::default()), TaskEvents::new(Arc::new(CallbackObserver(on))));
         let runner = Runner::new(queue, store.clone(), clock.clone(), (client, copier), settings, selector, events);

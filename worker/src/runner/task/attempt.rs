@@ -30,6 +30,7 @@ impl Runner {
         let LeasedTask { message, target, options, rule, context, .. } = task;
         self.routes.check_target(target)?;
         if let Some(verify) = &options.verify {
+            task.acquire_copy_slot(&self.copy_slots).await?;
             return Box::pin(self.verify(task, verify)).await;
         }
         let cached = match options.force {
@@ -74,6 +75,7 @@ impl Runner {
                 if referrer_refresh == ReferrerRefresh::Skip {
                     return Ok(CompletedCopy::unchanged(&target.tag, None, self.clock.now()));
                 }
+                task.acquire_copy_slot(&self.copy_slots).await?;
                 let request = self.copy_request(task, Some(fresh.source.clone()), referrer_refresh)?;
                 let image = ObservedDigests { source: fresh.source.clone(), target: fresh.target.clone() };
                 match Box::pin(self.copier_with_timeout(options).copy_referrers(&request, &image, context)).await {
@@ -86,6 +88,10 @@ impl Runner {
                     }
                 }
             }
+        }
+        if shares_reads(rule, target) {
+            // Members of a fan-out wait for each other: none may wait for a slot.
+            task.acquire_copy_slot(&self.copy_slots).await?;
         }
         let mut request = CopyRequest {
             force: options.force || partial,
@@ -150,12 +156,10 @@ impl Runner {
     /// they run side by side; in a cluster, those that happen to.
     fn join_fan_out(&self, task: &LeasedTask<'_>) -> Option<Arc<FanOutMember>> {
         let registry = task.target.repository.endpoint().registry()?;
-        let registries: HashSet<&str> =
-            task.rule.to.iter().map(|to| to.split_once('/').map_or(to.as_str(), |(registry, _)| registry)).collect();
-        if registries.len() < 2 {
+        if !shares_reads(&task.rule, task.target) {
             return None;
         }
-        let expected = if self.settings.in_cluster { 0 } else { registries.len() };
+        let expected = if self.settings.in_cluster { 0 } else { target_registries(&task.rule).len() };
         self.copier.join_fan_out(&format!("{} {}", task.task_ref.batch, task.message.source), registry, expected)
     }
 
@@ -233,6 +237,16 @@ impl Runner {
             self.client.repository(&registry, &repository, Access::Pull, &task.context, &task.traffic.0)?;
         Ok(Some((repository, ManifestRef::Tag(source.tag.clone()))))
     }
+}
+
+/// Returns the registries to which a rule copies.
+fn target_registries(rule: &RuleOptions) -> HashSet<&str> {
+    rule.to.iter().map(|to| to.split_once('/').map_or(to.as_str(), |(registry, _)| registry)).collect()
+}
+
+/// Whether the copies of an image to the registries of a rule share one read of the source.
+fn shares_reads(rule: &RuleOptions, target: &TagLocator) -> bool {
+    target.repository.endpoint().registry().is_some() && target_registries(rule).len() > 1
 }
 
 /// Returns whether a target tag with another digest may be overwritten.
