@@ -34,7 +34,7 @@ pub(crate) async fn run(tasks: usize) {
         "scripts a task",
         "peak MiB"
     );
-    for workers in [1, 4] {
+    for workers in [1, 2, 4, 8] {
         measure(tasks, workers).await;
     }
 }

@@ -16,7 +16,7 @@ const MAX_GROUP_CALLS: usize = 256;
 /// Maximum duration of a transaction: other processes wait for it.
 const MAX_GROUP_TIME: Duration = Duration::from_millis(20);
 /// Pause after a group while calls are concurrent: the next group has more calls, and other processes can write.
-const GROUP_PAUSE: Duration = Duration::from_micros(500);
+const GROUP_PAUSE: Duration = Duration::from_millis(1);
 /// Calls are concurrent until so many groups had one call each.
 const LONE_GROUPS: u32 = 8;
 
