@@ -48,7 +48,7 @@ fn asked(registry: &FaultRegistry, kinds: &[RequestType]) -> usize {
 }
 
 /// Waits until the number of repositories asked is `count`, then looks a while whether it stays.
-async fn settles_at(registry: &FaultRegistry, kinds: &[RequestType], count: usize) {
+async fn stays_at(registry: &FaultRegistry, kinds: &[RequestType], count: usize) {
     registry.wait_until(|registry| asked(registry, kinds) >= count, WAIT_TIMEOUT).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(asked(registry, kinds), count, "{}", registry.describe_requests());
@@ -67,7 +67,7 @@ async fn twice_as_many_tags_are_compared_at_a_time_as_images_are_copied() {
         let gate = hold(&source, RequestType::ManifestHead);
         let ((), output) = tokio::join!(
             async {
-                settles_at(&source, &[RequestType::ManifestHead], compared).await;
+                stays_at(&source, &[RequestType::ManifestHead], compared).await;
                 open(&gate);
             },
             run(&program, &arguments)
@@ -88,7 +88,7 @@ async fn no_more_images_are_copied_at_a_time_than_there_are_slots_while_others_w
     let ((), output) = tokio::join!(
         async {
             // Ten manifests are read; five of these images have a slot.
-            tokio::join!(settles_at(&source, &[RequestType::ManifestGet], 10), settles_at(&target, OFFER, 5));
+            tokio::join!(stays_at(&source, &[RequestType::ManifestGet], 10), stays_at(&target, OFFER, 5));
             open(&gate);
         },
         run(&program, &["--concurrency", "5"])
@@ -105,7 +105,7 @@ async fn an_interrupted_run_starts_none_of_the_images_that_wait_for_a_slot_and_t
     let gate = hold(&target, RequestMatcher::kinds(OFFER));
     let file = program.work_dir().join("imgsync.yaml");
     let mut running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
-    tokio::join!(settles_at(&source, &[RequestType::ManifestGet], 8), settles_at(&target, OFFER, 4));
+    tokio::join!(stays_at(&source, &[RequestType::ManifestGet], 8), stays_at(&target, OFFER, 4));
     running.signal(Signal::INT);
     // It says so once it takes no more tasks; copies in progress may finish.
     target.wait_until(|_| running.stderr().contains("finishing copies in progress"), WAIT_TIMEOUT).await;
