@@ -13,6 +13,7 @@ const MIB: u64 = 1 << 20;
 /// Interval between dripped bytes, well below the stall limit: a limit on silence alone would wait for minutes.
 const DRIP_INTERVAL: Duration = Duration::from_millis(300);
 const STALL_TIMEOUT: &str = "800ms";
+const PATIENT_STALL_TIMEOUT: &str = "5s";
 /// Time limit of each operation on a busy machine. A target whose responses are replaced denies what it was sent, and
 /// the copy waits until it may have seen it.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -199,13 +200,23 @@ fn inject_fault(fixture: &WaitFixture, wait: Wait, actions: Vec<FaultAction>) ->
     registry
 }
 
+/// Returns what is wrong with the end of a program that has such a fault. On a busy machine an earlier request may use
+/// up the timeout; then a longer one is tried.
 async fn is_given_up(wait: Wait, fault: WaitFault) -> Option<String> {
-    let actions = actions(wait, fault)?;
     let (task, end, kind, part) = wait;
-    let (fixture, program) = fixture(task, kind).await;
-    let registry = inject_fault(&fixture, wait, actions);
-    let output = program.args(["--attempts", "1", "--stall-timeout", STALL_TIMEOUT]).limit(GIVE_UP_TIMEOUT).run().await;
-    let reached = registry.count_where(|request| request.kind == kind) > 0;
+    let mut ended = None;
+    for timeout in [STALL_TIMEOUT, PATIENT_STALL_TIMEOUT] {
+        let (fixture, program) = fixture(task, kind).await;
+        let registry = inject_fault(&fixture, wait, actions(wait, fault)?);
+        let program = program.args(["--attempts", "1", "--stall-timeout", timeout]);
+        let output = program.limit(GIVE_UP_TIMEOUT).run().await;
+        let reached = registry.count_where(|request| request.kind == kind) > 0;
+        ended = Some((reached, output));
+        if reached {
+            break;
+        }
+    }
+    let (reached, output) = ended?;
     // A response whose rest is already known does not fail the copy, a mount is optional, and without a usable vendor
     // API the registry itself is listed.
     let may_succeed = end == FaultySide::Target && (part == ExchangePart::Body || kind == RequestType::UploadMount)
