@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::program::{Imgsync, RunningProgram};
-use crate::servers::{RabbitMq, RedisServer, RedisServerOptions};
+use crate::servers::{MASTER_NAME, RabbitMq, RedisServer, RedisServerOptions, SentinelServers, SentinelOptions};
 
 /// A broker and a store, stopped on drop.
 #[derive(Debug)]
@@ -14,8 +14,10 @@ pub struct TestCluster {
     pub broker: RabbitMq,
     /// The other nodes of its cluster, if it has several.
     pub more_nodes: Vec<RabbitMq>,
-    /// Redis.
+    /// Redis. With Sentinels: the first master.
     pub store: RedisServer,
+    /// Replicas and Sentinels, if it has any.
+    pub sentinels: Option<SentinelServers>,
 }
 
 impl TestCluster {
@@ -26,7 +28,12 @@ impl TestCluster {
 
     /// Takes a virtual host of the broker that the tests of a run share, and starts a store with options.
     pub fn with_store(store: RedisServerOptions) -> Self {
-        Self { broker: RabbitMq::shared(), more_nodes: Vec::new(), store: RedisServer::start_with(store) }
+        Self {
+            broker: RabbitMq::shared(),
+            more_nodes: Vec::new(),
+            store: RedisServer::start_with(store),
+            sentinels: None,
+        }
     }
 
     /// Starts a broker for this test alone, and a store. For tests that stop the broker or change it as a whole.
@@ -36,14 +43,49 @@ impl TestCluster {
 
     /// Starts a broker for this test alone, with extra lines of `rabbitmq.conf`, and a store with options.
     pub fn start_with(broker: &str, store: RedisServerOptions) -> Self {
-        Self { broker: RabbitMq::start_with(broker), more_nodes: Vec::new(), store: RedisServer::start_with(store) }
+        let (broker, store) = (RabbitMq::start_with(broker), RedisServer::start_with(store));
+        Self { broker, more_nodes: Vec::new(), store, sentinels: None }
     }
 
     /// Starts a broker of three nodes for this test alone, and a store.
     pub fn with_broker_nodes() -> Self {
         let mut nodes = RabbitMq::start_cluster(3).into_iter();
         let broker = nodes.next().expect("it has three nodes");
-        Self { broker, more_nodes: nodes.collect(), store: RedisServer::start() }
+        Self { broker, more_nodes: nodes.collect(), store: RedisServer::start(), sentinels: None }
+    }
+
+    /// Takes a virtual host of the broker that the tests of a run share, and starts a store with replicas and Sentinels.
+    pub fn with_sentinels(options: &SentinelOptions) -> Self {
+        let (store, sentinels) = SentinelServers::start(options);
+        Self { broker: RabbitMq::shared(), more_nodes: Vec::new(), store, sentinels: Some(sentinels) }
+    }
+
+    /// Returns the URL of the store: with Sentinels, it names them.
+    pub fn store_url(&self) -> String {
+        let Some(group) = &self.sentinels else { return self.store.url() };
+        let url = self.store.url();
+        let (scheme, rest) = url.split_once("://").expect("a URL");
+        let login = rest.split_once('@').map(|(login, _)| format!("{login}@")).unwrap_or_default();
+        format!("{scheme}+sentinel://{login}{}/{MASTER_NAME}", group.hosts())
+    }
+
+    /// Returns the server of the store that is the master now.
+    ///
+    /// # Panics
+    /// If no Sentinel names one.
+    pub fn master(&mut self) -> &mut RedisServer {
+        let port = self.sentinels.as_ref().map_or(self.store.port(), SentinelServers::master_port);
+        self.store_server(port)
+    }
+
+    /// Returns the server of the store with this port.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn store_server(&mut self, port: u16) -> &mut RedisServer {
+        let replicas = self.sentinels.iter_mut().flat_map(|group| &mut group.replicas);
+        let mut servers = std::iter::once(&mut self.store).chain(replicas);
+        servers.find(|server| server.port() == port).expect("the store has a server with this port")
     }
 
     /// Returns all nodes of the broker.
@@ -70,7 +112,7 @@ impl TestCluster {
     fn with_config(&self, program: Imgsync, config: &str) -> Imgsync {
         // An empty file is refused.
         program.file("imgsync.yaml", if config.is_empty() { "registries: {}\n" } else { config });
-        program.env("IMGSYNC_BROKER", self.broker_urls()).env("IMGSYNC_STORE", self.store.url())
+        program.env("IMGSYNC_BROKER", self.broker_urls()).env("IMGSYNC_STORE", self.store_url())
     }
 
     /// Starts workers with this many slots.

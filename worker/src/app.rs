@@ -19,7 +19,7 @@ use imgsync_registry::{Client, SharedRateLimit};
 use imgsync_store::log_throttle;
 use imgsync_store::outage::{self, HealthEvent};
 use imgsync_worker::cli::{Arguments, print_parser_message, usage_hint};
-use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, read_signing_key};
+use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, ClusterSecrets};
 use imgsync_worker::cluster_worker::{self, ClusterWorker, WorkerMetrics};
 use imgsync_worker::locale::is_process_utf8;
 use imgsync_worker::monthly_quota::MonthlyQuota;
@@ -98,8 +98,8 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
         return health::check_ready(address).await;
     }
     let (config, folder) = read_config(cli.config.as_deref())?;
-    let key = read_signing_key()?;
-    let overrides = ClusterOverrides { broker: cli.broker, store: cli.store, key };
+    let secrets = ClusterSecrets::from_environment()?;
+    let overrides = ClusterOverrides { broker: cli.broker, store: cli.store, secrets };
     let Some(endpoints) = ClusterEndpoints::resolve(config.cluster.as_ref(), &overrides, &folder)? else {
         let detail = "no broker and no store configured";
         return Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", detail).with_hint(
@@ -155,6 +155,9 @@ async fn run(cli: Arguments, name: String) -> Result<()> {
     for connection in cluster.queue.health().connections() {
         tracing::info!("{connection}");
     }
+    if let Some(master) = cluster.store.health().master() {
+        tracing::info!("storing on the master {master}");
+    }
     print_line(&format!("worker {name} started with {}", pluralize(slots as u64, "slot", "slots")));
     let health = cluster.health();
     tokio::select! {
@@ -177,7 +180,7 @@ fn report_health_event(event: &HealthEvent, events: &TaskEvents) {
     match event {
         HealthEvent::Reconnected(connection) => log_throttle::info(&connection.to_string(), &event.to_string()),
         HealthEvent::Began(_) => tracing::warn!("{event}"),
-        HealthEvent::Ended(..) => tracing::info!("{event}"),
+        HealthEvent::Ended(..) | HealthEvent::FailedOver { .. } => tracing::info!("{event}"),
         HealthEvent::WritesLost { .. } => {
             tracing::warn!("{event}");
             events.emit_task(TaskEvent::WritesLost);

@@ -29,7 +29,7 @@ pub struct Arguments {
     /// URL of RabbitMQ, the task queue, or URLs of its nodes, separated by commas [default: the configuration's]
     #[arg(long, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true, help_heading = "Cluster")]
     pub broker: Vec<String>,
-    /// URL of Redis, the store of batches (redis:// or rediss://) [default: the configuration's]
+    /// URL of Redis, the store of batches (redis://, rediss://, redis+sentinel://) [default: the configuration's]
     #[arg(long, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true, help_heading = "Cluster")]
     pub store: Option<String>,
     /// Wait this long for broker and store at the start

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imgsync_config::SecretUrl;
+use imgsync_config::{SecretUrl, StoreUrl};
 use imgsync_model::batch::SigningKey;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::format_duration;
 use imgsync_oci::secret::Secret;
-use imgsync_oci::secret_url::join_urls;
+use imgsync_oci::secret_url::{ENCODE_HINT, UrlError, join_urls};
 use imgsync_queue::{RabbitQueue, RabbitSettings};
 use imgsync_store::outage::ServerHealth;
-use imgsync_store::{Ledger as _, RedisOptions, RedisStore};
+use imgsync_store::{Ledger as _, RedisOptions, RedisStore, SentinelLogin};
 
 use crate::host_check::is_loopback_name;
 use crate::settings;
@@ -26,17 +26,43 @@ const CONNECT_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Minimum length of a signing key, in characters: readers of messages could guess a shorter one.
 const MIN_KEY_CHARS: usize = 16;
 
-/// Reads the signing key from IMGSYNC_KEY.
-///
-/// # Errors
-/// If it is not UTF-8: without it, the cluster would be unsigned.
-pub fn read_signing_key() -> Result<Option<Secret>> {
-    match std::env::var("IMGSYNC_KEY") {
-        Ok(key) => Ok(Some(Secret::new(key))),
+/// Secrets of a cluster from the environment. They have no flags: other users of the machine can see those.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterSecrets {
+    /// IMGSYNC_KEY: key that signs messages.
+    pub key: Option<Secret>,
+    /// IMGSYNC_SENTINEL_USERNAME: user of the Sentinels.
+    pub sentinel_username: Option<String>,
+    /// IMGSYNC_SENTINEL_PASSWORD: password of the Sentinels.
+    pub sentinel_password: Option<Secret>,
+}
+
+impl ClusterSecrets {
+    /// Reads the variables.
+    ///
+    /// # Errors
+    /// If one is not UTF-8: without its key, the cluster would be unsigned.
+    pub fn from_environment() -> Result<ClusterSecrets> {
+        let hint = "generate a key with `openssl rand -hex 32`";
+        let key = read_variable("IMGSYNC_KEY", hint)?;
+        let hint = "use letters, digits and other ASCII characters";
+        // As a template of variables leaves them that was not filled in: not set.
+        let given = |name| Ok::<_, Error>(read_variable(name, hint)?.filter(|value| !value.is_empty()));
+        Ok(ClusterSecrets {
+            key: key.map(Secret::new),
+            sentinel_username: given("IMGSYNC_SENTINEL_USERNAME")?,
+            sentinel_password: given("IMGSYNC_SENTINEL_PASSWORD")?.map(Secret::new),
+        })
+    }
+}
+
+fn read_variable(name: &str, hint: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value)),
         Err(VarError::NotPresent) => Ok(None),
         Err(VarError::NotUnicode(_)) => {
-            Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", "IMGSYNC_KEY is not UTF-8")
-                .with_hint("generate a key with `openssl rand -hex 32`"))
+            let detail = format!("{name} is not UTF-8");
+            Err(Error::new(ErrorKind::Invalid, "reading the cluster configuration", detail).with_hint(hint))
         }
     }
 }
@@ -48,8 +74,8 @@ pub struct ClusterOverrides {
     pub broker: Vec<String>,
     /// URL of the store. An empty one counts as unset.
     pub store: Option<String>,
-    /// Key that signs messages.
-    pub key: Option<Secret>,
+    /// Secrets.
+    pub secrets: ClusterSecrets,
 }
 
 /// Addresses of a cluster.
@@ -58,7 +84,9 @@ pub struct ClusterEndpoints {
     /// URLs of RabbitMQ: of a server, or of the nodes of a cluster. Never empty.
     pub broker: Vec<SecretUrl>,
     /// URL of Redis.
-    pub store: SecretUrl,
+    pub store: StoreUrl,
+    /// Login of the Sentinels.
+    pub sentinel_login: Option<SentinelLogin>,
     /// Key that signs messages and the data in the store.
     pub key: Option<Secret>,
     /// CA certificates to trust in addition to the system's, as PEM.
@@ -95,7 +123,10 @@ impl ClusterEndpoints {
         };
         let broker = Some(broker).filter(|urls| !urls.is_empty());
         let store = match overrides.store.as_ref().filter(|text| !text.is_empty()) {
-            Some(text) => Some(parse_url(text, "the store", &imgsync_config::STORE_SCHEMES)?),
+            Some(text) => {
+                let parsed = StoreUrl::parse(text, &imgsync_config::STORE_SCHEMES);
+                Some(parsed.map_err(|error| invalid_url("the store", &error))?)
+            }
             None => written.and_then(|cluster| cluster.store.clone()),
         };
         let missing = |what: &str, how: &str| {
@@ -118,7 +149,21 @@ impl ClusterEndpoints {
                 return Err(missing("the store", "set `cluster: {store: redis://…}`, --store or IMGSYNC_STORE"));
             }
         };
-        let key = overrides.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
+        let secrets = &overrides.secrets;
+        let written_username = written.and_then(|written| written.sentinel_username.clone());
+        let username = secrets.sentinel_username.clone().or(written_username);
+        let written_password = written.and_then(|written| written.sentinel_password.clone());
+        let sentinel_login = match secrets.sentinel_password.clone().or(written_password) {
+            Some(password) => Some(SentinelLogin { username, password }),
+            None if username.is_some() => {
+                return Err(missing(
+                    "the password of the Sentinels",
+                    "set `sentinel_password` under `cluster:` or IMGSYNC_SENTINEL_PASSWORD, or remove the user",
+                ));
+            }
+            None => None,
+        };
+        let key = secrets.key.clone().or_else(|| written.and_then(|written| written.key.clone()));
         if let Some(length) = key.as_ref().map(|key| key.expose().chars().count()).filter(|it| *it < MIN_KEY_CHARS) {
             let (detail, hint) = match length {
                 0 => (
@@ -137,13 +182,14 @@ impl ClusterEndpoints {
             ca.extend(settings::load_certificates(pem, folder)?);
             ca.push(b'\n');
         }
-        Ok(Some(ClusterEndpoints { broker, store, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
+        Ok(Some(ClusterEndpoints { broker, store, sentinel_login, key, ca: Some(ca).filter(|ca| !ca.is_empty()) }))
     }
 
     /// Returns a warning if there is no signing key. A broker and a store on this machine, as in a first try, need none.
     pub fn unsigned_warning(&self) -> Option<String> {
         let is_local = |url: &SecretUrl| url.expose().host_str().is_some_and(is_loopback_name);
-        (self.key.is_none() && !(self.broker.iter().all(is_local) && is_local(&self.store))).then(|| {
+        let is_store_local = self.store.hosts().into_iter().all(is_loopback_name);
+        (self.key.is_none() && !(self.broker.iter().all(is_local) && is_store_local)).then(|| {
             format!(
                 "the cluster has no key: whoever can write to {} or {} can make workers copy anything; set `cluster.key` \
                  or IMGSYNC_KEY to the same secret for all processes: `openssl rand -hex 32` generates one",
@@ -157,7 +203,12 @@ impl ClusterEndpoints {
     pub async fn connect_store(&self, options: RedisOptions) -> Result<RedisStore> {
         RedisStore::connect(
             &self.store,
-            RedisOptions { ca: self.ca.clone(), key: self.key.as_ref().map(SigningKey::new), ..options },
+            RedisOptions {
+                ca: self.ca.clone(),
+                sentinel_login: self.sentinel_login.clone(),
+                key: self.key.as_ref().map(SigningKey::new),
+                ..options
+            },
         )
         .await
     }
@@ -236,13 +287,16 @@ fn parse_broker_urls(values: &[String]) -> Result<Vec<SecretUrl>> {
 
 /// Parses a URL. Errors do not show it: it could contain a password.
 fn parse_url(text: &str, what: &str, schemes: &[&str]) -> Result<SecretUrl> {
-    SecretUrl::parse(text, schemes).map_err(|error| {
-        let invalid = Error::new(ErrorKind::Invalid, format!("reading the URL of {what}"), error.to_string());
-        match error.hint() {
-            Some(hint) => invalid.with_hint(format!("{hint} under `cluster:` in the configuration")),
-            None => invalid,
-        }
-    })
+    SecretUrl::parse(text, schemes).map_err(|error| invalid_url(what, &error))
+}
+
+fn invalid_url(what: &str, error: &UrlError) -> Error {
+    let invalid = Error::new(ErrorKind::Invalid, format!("reading the URL of {what}"), error.to_string());
+    match error.hint() {
+        Some(ENCODE_HINT) => invalid.with_hint(format!("{ENCODE_HINT} under `cluster:` in the configuration")),
+        Some(hint) => invalid.with_hint(hint),
+        None => invalid,
+    }
 }
 
 #[cfg(test)]
@@ -251,11 +305,12 @@ mod tests {
 
     fn overrides(broker: Option<&str>, store: Option<&str>) -> ClusterOverrides {
         let broker = broker.into_iter().map(str::to_owned).collect();
-        ClusterOverrides { broker, store: store.map(str::to_owned), key: None }
+        ClusterOverrides { broker, store: store.map(str::to_owned), secrets: ClusterSecrets::default() }
     }
 
     fn with_key(key: &str) -> ClusterOverrides {
-        ClusterOverrides { key: Some(Secret::new(key)), ..overrides(Some("amqp://b"), Some("redis://s")) }
+        let secrets = ClusterSecrets { key: Some(Secret::new(key)), ..ClusterSecrets::default() };
+        ClusterOverrides { secrets, ..overrides(Some("amqp://b"), Some("redis://s")) }
     }
 
     fn resolve(overrides: &ClusterOverrides) -> Result<Option<ClusterEndpoints>> {
@@ -270,7 +325,7 @@ mod tests {
         assert!(resolve(&with_key("too short")).unwrap_err().to_string().contains("fewer than"));
         assert!(resolve(&with_key("0123456789abcdef")).unwrap().unwrap().key.is_some());
         // Without a cluster there is nothing to sign.
-        let alone = ClusterOverrides { key: Some(Secret::new("")), ..overrides(None, None) };
+        let alone = ClusterOverrides { secrets: with_key("").secrets, ..overrides(None, None) };
         assert!(resolve(&alone).unwrap().is_none());
     }
 
@@ -322,6 +377,37 @@ mod tests {
         }
         assert!(nodes(&["amqp://a", "amqp://a"]).unwrap_err().hint().is_some());
         assert!(nodes(&[""]).unwrap_err().hint().unwrap().contains("IMGSYNC_BROKER"), "as if it were not set");
+    }
+
+    #[test]
+    fn the_login_of_sentinels_is_that_of_the_environment_or_of_the_configuration() {
+        let written = imgsync_config::ClusterConfig {
+            sentinel_username: Some("watcher".to_owned()),
+            sentinel_password: Some(Secret::new("written")),
+            ..imgsync_config::ClusterConfig::default()
+        };
+        let login = |written: Option<&imgsync_config::ClusterConfig>, secrets: ClusterSecrets| {
+            let store = "redis+sentinel://:hunter2@s1,s2/m";
+            let overrides = ClusterOverrides { secrets, ..overrides(Some("amqp://b"), Some(store)) };
+            let resolved = ClusterEndpoints::resolve(written, &overrides, Path::new(""))?.unwrap();
+            assert_eq!(resolved.store.to_string(), "redis+sentinel://s1:26379,s2:26379/m");
+            assert!(!format!("{resolved:?}").contains("hunter2") && !format!("{resolved:?}").contains("written"));
+            Ok::<_, Error>(resolved.sentinel_login.map(|login| (login.username, login.password.expose().to_owned())))
+        };
+        let none = ClusterSecrets::default;
+        assert_eq!(login(None, none()).unwrap(), None);
+        let found = login(Some(&written), none()).unwrap().unwrap();
+        assert_eq!(found, (Some("watcher".to_owned()), "written".to_owned()));
+        let given = ClusterSecrets { sentinel_password: Some(Secret::new("given")), ..none() };
+        assert_eq!(login(None, given.clone()).unwrap().unwrap(), (None, "given".to_owned()));
+        assert_eq!(login(Some(&written), given).unwrap().unwrap().1, "given");
+        let user = ClusterSecrets { sentinel_username: Some("watcher".to_owned()), ..none() };
+        assert!(login(None, user).unwrap_err().hint().unwrap().contains("IMGSYNC_SENTINEL_PASSWORD"));
+        let error = resolve(&overrides(Some("amqp://b"), Some("redis+sentinel://:hunter2@s1"))).unwrap_err();
+        assert!(
+            error.hint().unwrap().contains("redis+sentinel://") && !error.to_string().contains("hunter2"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub struct WorkerMetrics {
     refused: Gauge,
     draining: Gauge,
     broker_reconnects: Counter,
+    store_failovers: Counter,
 }
 
 impl WorkerMetrics {
@@ -65,9 +66,12 @@ impl WorkerMetrics {
         registry.register("draining", "1 while the worker is draining", self.draining.clone());
         let help = "Connections to the broker that replaced a lost one";
         registry.register("broker_reconnects", help, self.broker_reconnects.clone());
+        let help = "Times that the master of the store was replaced";
+        registry.register("store_failovers", help, self.store_failovers.clone());
     }
 
-    fn update(&self, heartbeat: &Heartbeat, broker: &ServerHealth) {
+    fn update(&self, heartbeat: &Heartbeat, broker: &ServerHealth, store: &ServerHealth) {
+        self.store_failovers.inner().store(store.failovers(), Ordering::Relaxed);
         self.broker_reconnects.inner().store(broker.reconnects(), Ordering::Relaxed);
         self.slots.set(heartbeat.slots.into());
         self.unserved.set(i64::try_from(heartbeat.unserved.len()).unwrap_or(i64::MAX));
@@ -184,7 +188,7 @@ impl ClusterWorker {
         loop {
             changes.mark_unchanged();
             let heartbeat = self.build_heartbeat(drain.is_cancelled());
-            self.metrics.update(&heartbeat, self.cluster.queue.health());
+            self.metrics.update(&heartbeat, self.cluster.queue.health(), self.cluster.store.health());
             if let Err(error) = self.cluster.store.heartbeat(heartbeat, HEARTBEAT_TTL).await {
                 log_throttle::warn("a heartbeat", &error.to_string());
             }
@@ -208,6 +212,7 @@ impl ClusterWorker {
             refused,
             refusal_reason,
             broker_nodes: self.cluster.queue.connected_nodes().into_iter().collect(),
+            store_master: self.cluster.store.health().master(),
         }
     }
 }

@@ -49,6 +49,7 @@ pub use identity::{BatchPurpose, batch_identity, verification_identity};
 pub use if_running::IfRunning;
 pub use imgsync_model::batch::{ForeignLayers, Referrers};
 pub use imgsync_oci::secret_url::{SecretUrl, UrlError};
+pub use imgsync_oci::store_url::StoreUrl;
 pub use limits::limits;
 pub use notify::{
     ChatConfig, ChatKind, EmailConfig, NotifyCondition, NotifyConfig, TelegramConfig, WebhookConfig, WebhookUrl,
@@ -67,7 +68,7 @@ use yaml::{YamlNode, YamlValue};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// URL schemes of a store.
-pub const STORE_SCHEMES: [&str; 2] = ["redis", "rediss"];
+pub const STORE_SCHEMES: [&str; 4] = ["redis", "rediss", "redis+sentinel", "rediss+sentinel"];
 
 /// A configuration file and its context.
 pub struct ConfigFile<'a> {
@@ -123,8 +124,12 @@ pub struct Config {
 pub struct ClusterConfig {
     /// RabbitMQ: a server, or nodes of a cluster; amqp or amqps. Empty if flags or the environment name it.
     pub broker: Vec<SecretUrl>,
-    /// Redis or Valkey; redis or rediss.
-    pub store: Option<SecretUrl>,
+    /// Redis or Valkey: a server, or the Sentinels of a master.
+    pub store: Option<StoreUrl>,
+    /// User of the Sentinels. That of the servers is in the URL.
+    pub sentinel_username: Option<String>,
+    /// Password of the Sentinels.
+    pub sentinel_password: Option<Secret>,
     /// Key that signs messages.
     pub key: Option<Secret>,
     /// Certificates to trust besides the system's, for both.
@@ -294,9 +299,25 @@ fn docker_hub_target(registries: &BTreeMap<RegistryName, RegistryConfig>) -> Opt
 
 fn read_cluster(reader: &ValueReader, node: &YamlNode) -> ClusterConfig {
     let Some(fields) = reader.fields(node, &CLUSTER) else { return ClusterConfig::default() };
+    let store: Option<StoreUrl> = fields.get("store").and_then(|node| reader.address(node, &STORE_SCHEMES, false));
+    let sentinel_username = fields.get("sentinel_username").and_then(|node| reader.username(node));
+    let sentinel_password = fields.get("sentinel_password").and_then(|node| reader.secret(node));
+    for name in ["sentinel_username", "sentinel_password"] {
+        if let (Some(node), Some(store)) = (fields.get(name), &store)
+            && store.sentinels().is_none()
+        {
+            let why = format!("`{name}` is for Sentinels, and `store` is the URL of a server");
+            reader.report_with_hint(&node.at, why, "write the store as redis+sentinel://…, or remove this key");
+        }
+    }
+    if let (Some(node), None) = (fields.get("sentinel_username"), fields.get("sentinel_password")) {
+        reader.report(&node.at, "a `sentinel_username` needs a `sentinel_password`");
+    }
     ClusterConfig {
         broker: fields.get("broker").map(|node| broker::read(reader, node)).unwrap_or_default(),
-        store: fields.get("store").and_then(|node| reader.address(node, &STORE_SCHEMES, false)),
+        store,
+        sentinel_username,
+        sentinel_password,
         key: fields.get("key").and_then(|node| reader.secret(node)),
         ca: fields.get("ca").map(|node| registry::read_certificates(reader, node)).unwrap_or_default(),
     }

@@ -14,7 +14,8 @@ use super::schema_table::{ADDRESS, ConfigSection, SECTIONS, ValueKind, may_hold_
 use super::url::encode_variables;
 use super::yaml::{YamlEntry, YamlNode, YamlScalar, YamlValue};
 use imgsync_oci::secret::Secret;
-use imgsync_oci::secret_url::{SecretUrl, parse};
+use imgsync_oci::secret_url::{SecretUrl, UrlError, parse};
+use imgsync_oci::store_url::StoreUrl;
 
 #[derive(Default)]
 pub(super) struct ValueReader {
@@ -46,6 +47,42 @@ impl<'n> SectionFields<'n> {
 
     pub(super) fn entry(&self, name: &str) -> Option<&'n YamlEntry> {
         self.entries.iter().find(|entry| entry.key == name)
+    }
+}
+
+/// A URL that may contain user and password.
+pub(super) trait AddressUrl: Sized {
+    fn parse(text: &str, schemes: &[&str]) -> Result<Self, UrlError>;
+    /// Returns whether the URL contains a user, and whether a password.
+    fn login_parts(&self) -> (bool, bool);
+    fn with_login(self, username: Option<&str>, password: Option<&Secret>) -> Self;
+}
+
+impl AddressUrl for SecretUrl {
+    fn parse(text: &str, schemes: &[&str]) -> Result<SecretUrl, UrlError> {
+        SecretUrl::parse(text, schemes)
+    }
+
+    fn login_parts(&self) -> (bool, bool) {
+        SecretUrl::login_parts(self)
+    }
+
+    fn with_login(self, username: Option<&str>, password: Option<&Secret>) -> SecretUrl {
+        SecretUrl::with_login(self, username, password)
+    }
+}
+
+impl AddressUrl for StoreUrl {
+    fn parse(text: &str, schemes: &[&str]) -> Result<StoreUrl, UrlError> {
+        StoreUrl::parse(text, schemes)
+    }
+
+    fn login_parts(&self) -> (bool, bool) {
+        StoreUrl::login_parts(self)
+    }
+
+    fn with_login(self, username: Option<&str>, password: Option<&Secret>) -> StoreUrl {
+        StoreUrl::with_login(self, username, password)
     }
 }
 
@@ -245,7 +282,7 @@ impl ValueReader {
     }
 
     /// Reads a URL that may contain a password, or a mapping of a URL with `username` and `password`.
-    pub(super) fn address(&self, node: &YamlNode, schemes: &[&str], is_user_wanted: bool) -> Option<SecretUrl> {
+    pub(super) fn address<A: AddressUrl>(&self, node: &YamlNode, schemes: &[&str], is_user_wanted: bool) -> Option<A> {
         if !matches!(node.value, YamlValue::Map(_)) {
             return self.secret_url(node, schemes);
         }
@@ -256,11 +293,11 @@ impl ValueReader {
             self.report(&fields.at, "`url` is missing");
             return None;
         };
-        let url = self.secret_url(named, schemes)?;
+        let url: A = self.secret_url(named, schemes)?;
         if username.is_none() && password.is_none() {
             return Some(url);
         }
-        if url.has_login() {
+        if url.login_parts() != (false, false) {
             self.mark_hidden(named);
             self.report(
                 &named.at,
@@ -290,9 +327,9 @@ impl ValueReader {
         self.text(node).map(str::to_owned)
     }
 
-    fn secret_url(&self, node: &YamlNode, schemes: &[&str]) -> Option<SecretUrl> {
+    fn secret_url<A: AddressUrl>(&self, node: &YamlNode, schemes: &[&str]) -> Option<A> {
         self.mark_hidden(node);
-        let url = SecretUrl::new(self.any_url(node, schemes)?);
+        let url = self.parse_url(node, |text| A::parse(text, schemes))?;
         // As written: `amqp://user:${PASSWORD}@host` contains no secret, `amqp://user:secret@${HOST}` does.
         if url.login_parts().1
             && let YamlValue::Scalar(scalar) = &node.value
@@ -306,10 +343,14 @@ impl ValueReader {
     }
 
     fn any_url(&self, node: &YamlNode, schemes: &[&str]) -> Option<Url> {
+        self.parse_url(node, |text| parse(text, schemes))
+    }
+
+    fn parse_url<U>(&self, node: &YamlNode, parse: impl Fn(&str) -> Result<U, UrlError>) -> Option<U> {
         self.text(node)?;
         let YamlValue::Scalar(scalar) = &node.value else { return None };
         let text = encode_variables(&scalar.text, &scalar.variables);
-        match parse(&text, schemes) {
+        match parse(&text) {
             Ok(url) => Some(url),
             // A rejected URL is not shown: it could contain a password.
             Err(error) => {

@@ -104,7 +104,18 @@ pub(super) static CLUSTER: ConfigSection = ConfigSection {
             ValueKind::OneOrMany(&ADDRESS_OR_URL),
             "RabbitMQ: amqp:// or amqps://; a list names the nodes of a cluster.",
         ),
-        key("store", ADDRESS_OR_URL, "Redis or Valkey: redis:// or rediss://."),
+        key(
+            "store",
+            ADDRESS_OR_URL,
+            "Redis or Valkey: redis:// or rediss://; with Sentinels: \
+             redis+sentinel://:PASSWORD@HOST:26379,HOST:26379/MASTER or rediss+sentinel://.",
+        ),
+        key("sentinel_username", ValueKind::Text, "User of the Sentinels, if they have ACL users."),
+        key(
+            "sentinel_password",
+            ValueKind::Secret,
+            "Password of the Sentinels, if they require one; that of the servers belongs into `store`.",
+        ),
         key(
             "key",
             ValueKind::Secret,
@@ -546,7 +557,8 @@ pub(super) static SECTIONS: [&ConfigSection; 21] = [
 ];
 
 /// Keys whose values are not secret, but stand beside a secret or are mistaken for one: messages do not show them.
-const NEAR_SECRETS: [&str; 8] = ["username", "broker", "store", "proxy", "url", "ca", "client_cert", "client_key"];
+const NEAR_SECRETS: [&str; 9] =
+    ["username", "sentinel_username", "broker", "store", "proxy", "url", "ca", "client_cert", "client_key"];
 
 /// Returns whether the value of a key of this name, in any section, is a secret or may be one by mistake.
 pub(super) fn may_hold_secret(name: &str) -> bool {

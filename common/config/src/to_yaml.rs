@@ -123,6 +123,10 @@ struct ClusterView {
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<AddressView>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    sentinel_username: Option<YamlText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sentinel_password: Option<YamlText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<YamlText>,
     #[serde(skip_serializing_if = "is_empty_list")]
     ca: YamlList,
@@ -133,6 +137,8 @@ impl From<&ClusterConfig> for ClusterView {
         ClusterView {
             broker: BrokerView::new(&cluster.broker),
             store: cluster.store.as_ref().map(AddressView::from),
+            sentinel_username: cluster.sentinel_username.as_ref().map(|_| YamlText::new(MASK)),
+            sentinel_password: cluster.sentinel_password.as_ref().map(YamlText::new),
             key: cluster.key.as_ref().map(YamlText::new),
             ca: yaml_list(&cluster.ca),
         }

@@ -21,6 +21,7 @@ pub mod retry;
 pub mod sanitize;
 pub mod secret;
 pub mod secret_url;
+pub mod store_url;
 
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};

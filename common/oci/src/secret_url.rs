@@ -22,6 +22,10 @@ pub struct UrlError {
 }
 
 impl UrlError {
+    pub(crate) fn new(message: &str, hint: Option<&'static str>) -> UrlError {
+        UrlError { message: message.to_owned(), hint }
+    }
+
     /// Returns what to do, if known.
     pub fn hint(&self) -> Option<&'static str> {
         self.hint

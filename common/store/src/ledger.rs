@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::plan::{PlanBlock, PlanCompletion, PlanSegment, PlanSize};
-use super::{BatchTimeline, PruneRecord};
+use super::{BatchTimeline, PruneRecord, StoreReplication};
 use imgsync_model::batch::{
     BatchId, BlobBytes, ChunkMark, Failure, RequestCounts, Task, TaskCounts, TaskRef, TaskResult, TaskState,
 };
@@ -444,6 +444,11 @@ pub trait Ledger: Send + Sync {
     /// Returns whether the store has replicas, so that a failover may lose confirmed writes.
     fn has_replicas(&self) -> bool {
         false
+    }
+
+    /// Returns what is known of the servers of the store; `None` if it has only this machine.
+    async fn replication(&self) -> Result<Option<StoreReplication>> {
+        Ok(None)
     }
 
     /// Starts to watch for lost writes if the store may lose some.

@@ -52,6 +52,13 @@ pub struct Outage {
 pub enum HealthEvent {
     /// A lost connection was replaced.
     Reconnected(NodeConnection),
+    /// The store is used on another server, which has become the master.
+    FailedOver {
+        /// The store.
+        server: Arc<str>,
+        /// Host and port of the new master.
+        master: String,
+    },
     /// The outage began.
     Began(Outage),
     /// The outage ended, with its length.
@@ -87,6 +94,9 @@ struct Inner {
     /// Nodes of the latest connections, by purpose.
     nodes: Mutex<BTreeMap<&'static str, String>>,
     reconnects: AtomicU64,
+    /// Host and port of the server that Sentinels named last.
+    master: Mutex<Option<String>>,
+    failovers: AtomicU64,
     events: broadcast::Sender<HealthEvent>,
 }
 
@@ -100,6 +110,8 @@ impl ServerHealth {
             outages: Mutex::default(),
             nodes: Mutex::default(),
             reconnects: AtomicU64::new(0),
+            master: Mutex::default(),
+            failovers: AtomicU64::new(0),
             events,
         }))
     }
@@ -170,6 +182,26 @@ impl ServerHealth {
         self.0.reconnects.load(Ordering::Relaxed)
     }
 
+    /// Records a connection to a master that Sentinels have named. Another one than before counts as a failover.
+    pub fn record_master(&self, master: &str) {
+        let replaced = self.0.master.lock().unwrap_or_else(PoisonError::into_inner).replace(master.to_owned());
+        if replaced.is_some_and(|replaced| replaced != master) {
+            self.0.failovers.fetch_add(1, Ordering::Relaxed);
+            let (server, master) = (self.0.server.clone(), master.to_owned());
+            let _ = self.0.events.send(HealthEvent::FailedOver { server, master });
+        }
+    }
+
+    /// Returns host and port of the master that Sentinels named last, if there are any.
+    pub fn master(&self) -> Option<String> {
+        self.0.master.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns how often the master has changed.
+    pub fn failovers(&self) -> u64 {
+        self.0.failovers.load(Ordering::Relaxed)
+    }
+
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
         self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,6 +261,7 @@ impl fmt::Display for HealthEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             HealthEvent::Reconnected(connection) => write!(f, "{connection} (reconnected)"),
+            HealthEvent::FailedOver { server, master } => write!(f, "{server} has a new master: {master}"),
             HealthEvent::Began(outage) => outage.fmt(f),
             HealthEvent::WritesLost { server, within } => {
                 write!(f, "{server} has lost writes that it had confirmed, as after a failover: ")?;
@@ -257,6 +290,17 @@ impl fmt::Display for HealthEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_master_is_a_failover_and_the_same_one_is_not() {
+        let store = ServerHealth::new("the store redis+sentinel://s/m");
+        let mut events = store.subscribe();
+        for master in ["a:1", "a:1", "b:1", "a:1"] {
+            store.record_master(master);
+        }
+        assert_eq!((store.failovers(), store.master().as_deref(), store.reconnects()), (2, Some("a:1"), 0));
+        assert_eq!(events.try_recv().unwrap().to_string(), "the store redis+sentinel://s/m has a new master: b:1");
+    }
 
     #[tokio::test]
     async fn a_connection_that_replaces_a_lost_one_is_counted_and_reported() {

@@ -50,6 +50,9 @@ pub struct Heartbeat {
     /// Nodes of the broker to which it is connected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broker_nodes: Vec<String>,
+    /// The master of the store that it uses, if Sentinels name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_master: Option<String>,
 }
 
 /// A task running on a worker.

@@ -45,7 +45,11 @@ pub(crate) fn start_cluster() -> TestCluster {
 
 /// Connects to the store of the cluster.
 pub(crate) async fn connect_store(cluster: &TestCluster) -> RedisStore {
-    let given = ClusterOverrides { broker: vec![cluster.broker.url()], store: Some(cluster.store.url()), key: None };
+    let given = ClusterOverrides {
+        broker: vec![cluster.broker.url()],
+        store: Some(cluster.store.url()),
+        ..ClusterOverrides::default()
+    };
     let addresses = ClusterEndpoints::resolve(None, &given, Path::new("")).unwrap().unwrap();
     addresses.connect_store(StoreOptions::default()).await.unwrap()
 }

@@ -118,7 +118,9 @@ impl BatchProgress {
         }
         self.on_event(&match event {
             HealthEvent::Began(_) | HealthEvent::WritesLost { .. } => Event::Warning { message },
-            HealthEvent::Ended(..) | HealthEvent::Reconnected(_) => Event::Notice { message },
+            HealthEvent::Ended(..) | HealthEvent::FailedOver { .. } | HealthEvent::Reconnected(_) => {
+                Event::Notice { message }
+            }
         });
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_BROKER", hide_env_values = true)]
     #[arg(hide_short_help = true)]
     pub(crate) broker: Vec<String>,
-    /// URL of the cluster's Redis (redis:// or rediss://) [default: from the configuration]
+    /// URL of the cluster's Redis (redis://, rediss://, redis+sentinel://) [default: from the configuration]
     #[arg(long, global = true, value_name = "URL", env = "IMGSYNC_STORE", hide_env_values = true)]
     #[arg(hide_short_help = true)]
     pub(crate) store: Option<String>,

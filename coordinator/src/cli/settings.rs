@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use imgsync_config::{Config, ConfigFile};
 use imgsync_oci::error::Result;
 use imgsync_registry::ClientSettings;
-use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, read_signing_key};
+use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, ClusterSecrets};
 use imgsync_worker::settings::{client_settings, readable_secrets_warning};
 
 use super::exit::Exit;
@@ -74,8 +74,10 @@ impl Settings {
             Some(text) => parse_config(&path, text)?,
         };
         let warning = readable_secrets_warning(&config, &path);
-        let key = read_signing_key().map_err(|error| SettingsError::Unreadable(error.to_string()))?;
-        let cluster_overrides = ClusterOverrides { broker: global.broker.clone(), store: global.store.clone(), key };
+        let secrets =
+            ClusterSecrets::from_environment().map_err(|error| SettingsError::Unreadable(error.to_string()))?;
+        let cluster_overrides =
+            ClusterOverrides { broker: global.broker.clone(), store: global.store.clone(), secrets };
         Ok((Settings { config, unlimited: None, file: text.map(|_| path), cluster_overrides }, warning))
     }
 

@@ -9,7 +9,7 @@ use imgsync_model::batch::Route;
 use imgsync_oci::error::Result;
 use imgsync_registry::Client;
 use imgsync_store::outage::ServerHealth;
-use imgsync_store::{Batch, BatchState, Heartbeat, log_throttle};
+use imgsync_store::{Batch, BatchState, Heartbeat, StoreReplication, log_throttle};
 use imgsync_worker::runner::load_rate_limit_holds;
 use imgsync_worker::telemetry::metrics::{MAX_REGISTRY_LABELS, Metrics, MetricsRefresh};
 use prometheus_client::metrics::counter::Counter;
@@ -48,6 +48,10 @@ struct ClusterMetrics {
     broker_up: Gauge,
     broker_blocked: Gauge,
     broker_reconnects: Counter,
+    store_failovers: Counter,
+    store_sentinels: GaugeFamily,
+    store_replicas: GaugeFamily,
+    store_replica_lag: GaugeFamily,
     open_tasks: Gauge,
     tasks: GaugeFamily,
     batches: GaugeFamily,
@@ -77,6 +81,14 @@ impl ClusterMetrics {
         );
         let help = "Connections to the broker that replaced a lost one";
         registry.register("broker_reconnects", help, self.broker_reconnects.clone());
+        let help = "Times that the master of the store was replaced";
+        registry.register("store_failovers", help, self.store_failovers.clone());
+        let help = "Sentinels of the store by state: configured, answering";
+        registry.register("store_sentinels", help, self.store_sentinels.clone());
+        let help = "Replicas of the store by state: known to the Sentinels, connected to the master";
+        registry.register("store_replicas", help, self.store_replicas.clone());
+        let help = "Time since a connected replica last confirmed what it has";
+        registry.register_with_unit("store_replica_lag", help, Unit::Seconds, self.store_replica_lag.clone());
         registry.register("open_tasks", "Tasks of live batches that have not ended", self.open_tasks.clone());
         registry.register("batch_tasks", "Tasks of live batches by state", self.tasks.clone());
         registry.register("batches", "Batches by state", self.batches.clone());
@@ -128,6 +140,8 @@ impl ClusterMetrics {
             self.broker_up.set((alive == Ok(true)).into());
             let reconnects = backend.health.iter().map(ServerHealth::reconnects).sum();
             self.broker_reconnects.inner().store(reconnects, Ordering::Relaxed);
+            let failovers = backend.health.iter().map(ServerHealth::failovers).sum();
+            self.store_failovers.inner().store(failovers, Ordering::Relaxed);
         };
         // At the same time: a store that does not answer hides nothing of the broker.
         let (found, ()) = tokio::join!(self.refresh_from_store(backend, client, rules, ended_batches), broker);
@@ -169,6 +183,9 @@ impl ClusterMetrics {
             gauge.set(gauge.get().max(hold.wait.as_secs_f64()));
         }
         self.broker_blocked.set(backend.store.broker_alarm().await?.is_some().into());
+        if let Some(replication) = backend.store.replication().await? {
+            self.set_replication(&replication);
+        }
         self.store_up.set(1);
         Ok((routes, workers))
     }
@@ -194,6 +211,26 @@ impl ClusterMetrics {
             self.last_end.set(last.ended_at.map_or(0.0, unix_seconds));
             for (outcome, count) in outcome_counts(last) {
                 self.last_tasks.get_or_create(&[("outcome", outcome.to_owned())]).set(gauge_from_u64(count));
+            }
+        }
+    }
+
+    /// Sets what is known; what is not has no series.
+    fn set_replication(&self, found: &StoreReplication) {
+        let set = |family: &GaugeFamily, label: &'static str, value: &str, count: u64| {
+            family.get_or_create_owned(&[(label, value.to_owned())]).set(gauge_from_u64(count));
+        };
+        set(&self.store_sentinels, "state", "configured", found.sentinels_configured);
+        set(&self.store_sentinels, "state", "answering", found.sentinels);
+        self.store_replicas.clear();
+        self.store_replica_lag.clear();
+        if let Some(known) = found.replicas_known {
+            set(&self.store_replicas, "state", "known", known);
+        }
+        if let Some(replicas) = &found.replicas {
+            set(&self.store_replicas, "state", "connected", replicas.len() as u64);
+            for replica in replicas {
+                set(&self.store_replica_lag, "replica", &replica.name, replica.lag.as_secs());
             }
         }
     }

@@ -136,6 +136,7 @@ mod tests {
             refused: 0,
             refusal_reason: None,
             broker_nodes: Vec::new(),
+            store_master: None,
         }
     }
 

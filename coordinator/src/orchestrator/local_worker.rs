@@ -82,6 +82,7 @@ impl LocalWorker {
                 refused: 0,
                 refusal_reason: None,
                 broker_nodes: Vec::new(),
+                store_master: None,
             };
             let _ = self.backend.store.heartbeat(heartbeat, HEARTBEAT_TTL).await;
             tokio::time::sleep(HEARTBEAT_INTERVAL).await;

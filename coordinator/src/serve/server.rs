@@ -212,13 +212,18 @@ async fn report_health_events(backend: &Backend, events: &TaskEvents, stop: &Can
     for connection in backend.health.iter().flat_map(ServerHealth::connections) {
         events.emit(Event::Notice { message: connection.to_string() });
     }
+    for master in backend.health.iter().filter_map(ServerHealth::master) {
+        events.emit(Event::Notice { message: format!("storing on the master {master}") });
+    }
     let report_health_event = |event: &HealthEvent| match event {
         HealthEvent::Began(_) => events.emit(Event::Warning { message: event.to_string() }),
         HealthEvent::WritesLost { .. } => {
             events.emit_task(TaskEvent::WritesLost);
             events.emit(Event::Warning { message: event.to_string() });
         }
-        HealthEvent::Ended(..) => events.emit(Event::Notice { message: event.to_string() }),
+        HealthEvent::Ended(..) | HealthEvent::FailedOver { .. } => {
+            events.emit(Event::Notice { message: event.to_string() });
+        }
         HealthEvent::Reconnected(connection) => {
             let events = events.clone();
             let notice = move |line: &str| events.emit(Event::Notice { message: line.to_owned() });

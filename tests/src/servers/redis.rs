@@ -19,6 +19,8 @@ pub struct RedisServerOptions {
     pub password: Option<String>,
     /// Serves TLS only.
     pub tls: Option<Identity>,
+    /// Certificate that it trusts when it connects to other servers, always with TLS.
+    pub tls_ca: Option<String>,
     /// Uses `appendfsync everysec`, so that a kill can lose up to a second of writes. Otherwise it loses none.
     pub fsync_every_second: bool,
     /// Runs as a sentinel (`--sentinel`).
@@ -56,6 +58,9 @@ impl RedisServer {
             fs::write(folder.path().join("cert.pem"), &tls.certificate_pem).expect("the folder can be written to");
             fs::write(folder.path().join("key.pem"), &tls.key_pem).expect("the folder can be written to");
         }
+        if let Some(ca) = &options.tls_ca {
+            fs::write(folder.path().join("ca.pem"), ca).expect("the folder can be written to");
+        }
         let mut server = Self { process: None, port: 0, folder, options };
         // Another process may take the port between its choice and its use: retry with another one.
         for _ in 0..10 {
@@ -83,6 +88,9 @@ impl RedisServer {
                 self.port
             )),
         }
+        if self.options.tls_ca.is_some() {
+            config.push_str("tls-ca-cert-file ca.pem\ntls-replication yes\n");
+        }
         if let Some(password) = &self.options.password {
             config.push_str(&format!("requirepass {password}\n"));
         }
@@ -91,7 +99,12 @@ impl RedisServer {
             config.push('\n');
         }
         let file = self.folder.path().join("redis.conf");
-        fs::write(&file, config).expect("the folder can be written to");
+        // Sentinels, and the servers that they change, write theirs themselves.
+        let is_written =
+            fs::read_to_string(&file).is_ok_and(|written| written.contains(&format!("port {}\n", self.port)));
+        if !is_written {
+            fs::write(&file, config).expect("the folder can be written to");
+        }
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log");
         let mut command = Command::new(program);
         command
@@ -187,6 +200,33 @@ impl RedisServer {
                 return String::from_utf8_lossy(&answer).into_owned();
             }
         }
+    }
+
+    /// Sends a command with `redis-cli`, with password and TLS, and returns what it prints: a line for each value. Empty
+    /// if the server does not answer.
+    ///
+    /// # Panics
+    /// If `redis-cli` is not installed.
+    pub fn cli(&self, words: &[&str]) -> String {
+        let mut command =
+            Command::new(find_program("redis-cli").expect("redis-cli is installed (Debian: redis-tools)"));
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).stdin(Stdio::null());
+        if let Some(password) = &self.options.password {
+            command.env("REDISCLI_AUTH", password);
+        }
+        if self.options.tls.is_some() {
+            command.args(["--tls", "--insecure"]);
+        }
+        // A frozen server takes the connection and says nothing.
+        let mut child =
+            command.args(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("redis-cli starts");
+        let limit = Instant::now() + Duration::from_secs(5);
+        while child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = child.kill();
+        let output = child.wait_with_output().expect("redis-cli ends");
+        String::from_utf8_lossy(&output.stdout).replace('\r', "")
     }
 
     /// Returns a number from `INFO`, such as `used_memory`; 0 if missing.

@@ -10,7 +10,7 @@ use imgsync_tests::cluster::number;
 use imgsync_tests::images::TestImage;
 use jiff::Timestamp;
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT};
 
 /// Plans a batch of one task with raw options.
@@ -36,7 +36,7 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
     let (old, new) = (TestImage::single("unreadable-old").build(), TestImage::single("unreadable-new").build());
     fixture.source.push("app", "v1", &new);
     fixture.target.push("m/app", "v1", &old);
-    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let store = RedisStore::connect(&store_url(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
     let _workers = fixture.cluster.start_workers(1, 2).await;
     let rule = |immutable: &[&str], backup: Option<&str>| RuleOptions {
         immutable: immutable.iter().map(|pattern| (*pattern).to_owned()).collect(),

@@ -13,14 +13,14 @@ use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::{RunningProgram, Signal};
 use tokio::sync::Semaphore;
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// TTL of the leases that the test takes over from a paused holder.
 const HELD_LEASE_TTL: Duration = Duration::from_secs(600);
 
 async fn open(fixture: &ClusterFixture) -> RedisStore {
-    RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap()
+    RedisStore::connect(&store_url(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap()
 }
 
 fn repository_locator(registry: &FaultRegistry, path: &str) -> Arc<RepositoryLocator> {

@@ -21,7 +21,7 @@ use imgsync_tests::servers::free_port;
 use imgsync_tests::{RedisServer, ServeProcess};
 use tokio::sync::{Semaphore, broadcast};
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, kill, until};
 
 fn free_address() -> String {
@@ -33,7 +33,7 @@ async fn open(server: &RedisServer, has_key: bool) -> (RedisStore, Arc<ManualClo
     let clock = Arc::new(ManualClock::starting_at(jiff::Timestamp::now()));
     let key = has_key.then(|| SigningKey::new(&Secret::new("the key of this cluster")));
     let options = RedisOptions { key, clock: Some(clock.clone()), ..RedisOptions::default() };
-    (RedisStore::connect(&secret(&server.url()), options).await.unwrap(), clock)
+    (RedisStore::connect(&store_url(&server.url()), options).await.unwrap(), clock)
 }
 
 async fn create(store: &RedisStore) -> BatchId {
@@ -209,7 +209,7 @@ async fn next_loss(events: &mut broadcast::Receiver<HealthEvent>) -> HealthEvent
 #[tokio::test]
 async fn a_loss_is_noticed_once_and_a_restart_that_loses_nothing_is_none() {
     let (mut server, began) = (RedisServer::start(), Instant::now());
-    let store = RedisStore::connect(&secret(&server.url()), RedisOptions::long_running()).await.unwrap();
+    let store = RedisStore::connect(&store_url(&server.url()), RedisOptions::long_running()).await.unwrap();
     let (mut events, losses) = (store.health().subscribe(), store.write_losses().unwrap());
     store.watch_for_write_losses();
     wait_for_counts(&server, 1, 1, &BTreeMap::new()).await;
@@ -259,7 +259,7 @@ async fn a_task_whose_lease_is_lost_is_queued_again_though_the_queue_is_not_empt
     let fixture = ClusterFixture::new(1, 3).await;
     let gate = fixture.gate_tags_after(0);
     let mut run = fixture.run();
-    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let store = RedisStore::connect(&store_url(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
     let queued = async || store.batches(1).await.unwrap().first().map_or(0, |batch| batch.queued);
     crate::queue::until("all tasks are queued", async || queued().await >= 3).await;
     let snapshot = fixture.cluster.store.snapshot();
@@ -347,7 +347,7 @@ async fn a_plan_whose_end_is_lost_is_completed_again() {
     wait_for_total(&fixture, 3).await;
     let snapshot = fixture.cluster.store.snapshot();
     second.add_permits(1);
-    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let store = RedisStore::connect(&store_url(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
     let is_planned = async || store.batches(1).await.unwrap()[0].plan_completed_at.is_some();
     crate::queue::until("the plan is complete", is_planned).await;
     fixture.cluster.store.restore(&snapshot);
@@ -374,7 +374,7 @@ async fn a_coordinator_completes_a_plan_again_whose_end_is_lost() {
     wait_for_total(&fixture, 3).await;
     let snapshot = fixture.cluster.store.snapshot();
     second.add_permits(1);
-    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let store = RedisStore::connect(&store_url(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
     let is_planned = async || store.batches(1).await.unwrap()[0].plan_completed_at.is_some();
     crate::queue::until("the plan is complete", is_planned).await;
     // At once: whether the process has counted its writes by then or not, it completes the plan again.
@@ -388,7 +388,7 @@ async fn a_coordinator_completes_a_plan_again_whose_end_is_lost() {
 /// A batch whose tasks are held at the target.
 async fn start_held_batch(fixture: &ClusterFixture) -> (BatchId, RunningProgram, RedisStore) {
     let run = fixture.run();
-    let store = RedisStore::connect(&secret(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
+    let store = RedisStore::connect(&store_url(&fixture.cluster.store.url()), RedisOptions::default()).await.unwrap();
     let planned = async || store.batches(1).await.unwrap().pop().filter(|batch| batch.plan_completed_at.is_some());
     crate::queue::until("the plan is complete", async || planned().await.is_some()).await;
     let id = planned().await.unwrap().id;

@@ -25,6 +25,7 @@ mod referrers;
 mod repeated_calls;
 mod routes;
 mod scale;
+mod sentinel;
 mod server_restarts;
 mod shared_batch;
 mod single_flight;

@@ -11,7 +11,7 @@ use imgsync_store::{ProvenanceStore as _, RedisOptions, RedisStore};
 use imgsync_tests::RedisServer;
 use imgsync_tests::cluster::number;
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::ClusterFixture;
 
 /// Maximum bytes per record of a tag such as `v1.12.3-alpine`, as Redis counts them: name, digest, and authentication.
@@ -32,7 +32,7 @@ async fn the_provenance_of_a_tag_takes_few_bytes_with_many_tags_and_with_a_key()
                 ..Default::default()
             });
             let options = RedisOptions { key: key.clone(), ..RedisOptions::default() };
-            let store = RedisStore::connect(&secret(&server.url()), options).await.unwrap();
+            let store = RedisStore::connect(&store_url(&server.url()), options).await.unwrap();
             let mut noting = tokio::task::JoinSet::new();
             for n in 0..tags {
                 let tag = format!("v1.{}.{}-alpine", n / 100, n % 100);

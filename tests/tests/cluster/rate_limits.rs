@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_config::SecretUrl;
 use imgsync_oci::RegistryName;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{
@@ -16,6 +15,7 @@ use imgsync_tests::program::RunningProgram;
 use imgsync_tests::servers::RedisServer;
 
 use crate::shared_batch::{fill, rules};
+use crate::store_contract::store_url;
 use crate::support::{WAIT_TIMEOUT, kill};
 
 /// Runs a batch of 60 images with this many workers. Returns requests and refusals at the source.
@@ -138,7 +138,7 @@ async fn a_machine_that_has_moved_what_a_month_allows_takes_no_more_and_says_so(
 #[tokio::test]
 async fn a_store_that_is_away_costs_no_image_and_no_registry_its_limit() {
     let store = RedisServer::start();
-    let url = SecretUrl::new(store.url().parse().unwrap());
+    let url = store_url(&store.url());
     let source = FaultRegistry::builder().rate((20.0, 20.0)).start().await;
     source.push("a", "1", &imgsync_tests::images::single("away"));
     let host: RegistryName = source.host().parse().unwrap();

@@ -15,7 +15,7 @@ use imgsync_tests::RedisServer;
 use imgsync_tests::tcp_proxy::{Direction, TcpProxy};
 use jiff::Timestamp;
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 
 /// A store behind a TCP proxy that can cut its responses.
 struct RelayedStore {
@@ -28,7 +28,7 @@ impl RelayedStore {
     async fn start() -> RelayedStore {
         let server = RedisServer::start();
         let relay = TcpProxy::start(&format!("127.0.0.1:{}", server.port())).await;
-        let url = secret(&format!("redis://{}", relay.host()));
+        let url = store_url(&format!("redis://{}", relay.host()));
         let store = RedisStore::connect(&url, RedisOptions::long_running()).await.unwrap();
         RelayedStore { server, relay, store }
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use imgsync_config::SecretUrl;
+use imgsync_config::{STORE_SCHEMES, SecretUrl, StoreUrl};
 use imgsync_model::batch::{BatchId, SigningKey};
 use imgsync_oci::secret::Secret;
 use imgsync_store::contract::StoreUnderTest;
@@ -14,6 +14,10 @@ use imgsync_tests::RedisServer;
 
 pub(crate) fn secret(url: &str) -> SecretUrl {
     SecretUrl::new(url.parse().unwrap())
+}
+
+pub(crate) fn store_url(url: &str) -> StoreUrl {
+    StoreUrl::parse(url, &STORE_SCHEMES).unwrap()
 }
 
 async fn make() -> StoreUnderTest {
@@ -29,7 +33,7 @@ async fn make() -> StoreUnderTest {
     // With a key, since less is done without one.
     let key = Some(SigningKey::new(&Secret::new("the key of this cluster")));
     let options = RedisOptions { prefix, key, clock: Some(clock.clone()), ..RedisOptions::default() };
-    let store = RedisStore::connect(&secret(&url), options).await.unwrap();
+    let store = RedisStore::connect(&store_url(&url), options).await.unwrap();
     let (moved, put_back) = (clock.clone(), clock.clone());
     StoreUnderTest {
         store: Arc::new(store),

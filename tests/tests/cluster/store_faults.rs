@@ -16,7 +16,7 @@ use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::servers::RedisServerOptions;
 use imgsync_tests::tcp_proxy::{Direction, TcpProxy};
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Options with many short retries.
@@ -31,12 +31,12 @@ fn retrying_options() -> Options {
 }
 
 async fn open(url: &str) -> RedisStore {
-    RedisStore::connect(&secret(url), retrying_options()).await.unwrap()
+    RedisStore::connect(&store_url(url), retrying_options()).await.unwrap()
 }
 
 /// Opens a store that gives up soon.
 async fn open_once(url: &str) -> RedisStore {
-    RedisStore::connect(&secret(url), Options::default()).await.unwrap()
+    RedisStore::connect(&store_url(url), Options::default()).await.unwrap()
 }
 
 fn batch() -> NewBatch {
@@ -225,7 +225,8 @@ async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
         "user lists on >good ~* resetchannels +@all -hset",
     ]);
     let url = |login: &str| server.url().replace("redis://", &format!("redis://{login}"));
-    let refused = async |login: &str| RedisStore::connect(&secret(&url(login)), retrying_options()).await.unwrap_err();
+    let refused =
+        async |login: &str| RedisStore::connect(&store_url(&url(login)), retrying_options()).await.unwrap_err();
     let error = refused("").await;
     assert_says(&error, ErrorKind::Denied, "NOAUTH");
     for login in ["all:wrong-secret@", "nobody:wrong-secret@", ":wrong-secret@"] {
@@ -233,15 +234,15 @@ async fn wrong_logins_and_missing_rights_fail_with_the_command_that_lacks() {
         assert_says(&error, ErrorKind::Denied, "WRONGPASS");
         assert!(!format!("{error} {:?}", error.hint()).contains("wrong-secret"), "{error}");
     }
-    let reads = RedisStore::connect(&secret(&url("reads:good@")), retrying_options()).await.unwrap();
+    let reads = RedisStore::connect(&store_url(&url("reads:good@")), retrying_options()).await.unwrap();
     let error = write(&reads).await.unwrap_err();
     assert_says(&error, ErrorKind::Denied, "NOPERM");
-    let lists = RedisStore::connect(&secret(&url("lists:good@")), retrying_options()).await.unwrap();
+    let lists = RedisStore::connect(&store_url(&url("lists:good@")), retrying_options()).await.unwrap();
     let error = write_in_pipeline(&lists).await.unwrap_err();
     assert_says(&error, ErrorKind::Denied, "'hset'");
     // In a script, too.
     assert_says(&write(&lists).await.unwrap_err(), ErrorKind::Denied, "NOPERM");
-    write(&RedisStore::connect(&secret(&url("all:good@")), retrying_options()).await.unwrap()).await.unwrap();
+    write(&RedisStore::connect(&store_url(&url("all:good@")), retrying_options()).await.unwrap()).await.unwrap();
 }
 
 /// A password change while programs run.

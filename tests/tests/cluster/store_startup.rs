@@ -9,7 +9,7 @@ use imgsync_tests::cluster::TestCluster;
 use imgsync_tests::program::Imgsync;
 use imgsync_tests::servers::RedisServerOptions;
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT};
 
 fn start_server(more: &[&str]) -> RedisServer {
@@ -20,7 +20,7 @@ fn start_server(more: &[&str]) -> RedisServer {
 }
 
 async fn refused(url: &str) -> Error {
-    RedisStore::connect(&secret(url), Options::default()).await.unwrap_err()
+    RedisStore::connect(&store_url(url), Options::default()).await.unwrap_err()
 }
 
 /// Asserts that a run and a worker exit at once, with an error and a hint.
@@ -43,7 +43,7 @@ async fn a_server_that_may_evict_batches_is_refused() {
         assert!(error.hint().unwrap().contains("volatile-lru"), "{error}");
         // It needs no restart: once the setting is corrected, the store can be used.
         server.set("maxmemory-policy", "volatile-lru");
-        RedisStore::connect(&secret(&server.url()), Options::default()).await.unwrap().batches(1).await.unwrap();
+        RedisStore::connect(&store_url(&server.url()), Options::default()).await.unwrap().batches(1).await.unwrap();
     }
     let server = start_server(&["maxmemory-policy allkeys-lru"]);
     assert_refused(&server.url(), "may evict any key").await;
@@ -63,6 +63,7 @@ async fn a_sentinel_is_refused() {
     for database in ["", "/3"] {
         let error = refused(&format!("{}{database}", server.url())).await;
         assert!(error.kind() == ErrorKind::Local && error.message().contains("Sentinel"), "{error}");
+        assert!(error.hint().unwrap().contains("redis+sentinel://"), "{error}");
     }
     assert_refused(&server.url(), "this is a Redis Sentinel").await;
 }

@@ -19,7 +19,7 @@ use imgsync_tests::images::TestImage;
 use imgsync_tests::program::Imgsync;
 use jiff::Timestamp;
 
-use crate::store_contract::secret;
+use crate::store_contract::store_url;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT};
 
 /// Error message for altered data.
@@ -28,7 +28,7 @@ const KEY: &str = "the key of this cluster";
 
 async fn open(url: &str, key: Option<&str>) -> RedisStore {
     let key = key.map(|key| SigningKey::new(&Secret::new(key)));
-    RedisStore::connect(&secret(url), RedisOptions { key, ..RedisOptions::default() }).await.unwrap()
+    RedisStore::connect(&store_url(url), RedisOptions { key, ..RedisOptions::default() }).await.unwrap()
 }
 
 fn tag_locator(registry: &str, path: &str, tag: &str) -> TagLocator {

@@ -102,7 +102,7 @@ fn an_address_takes_user_and_password_apart_from_the_url() {
         let cluster = config.cluster.as_ref().unwrap();
         let encoded = "p%40%2F%23%3F%25%3A%5B%5D%2B%26%5C%20%C3%BC";
         assert_eq!(cluster.broker[0].expose().as_str(), format!("amqp://me:{encoded}@rabbit:5672/v"));
-        assert_eq!(cluster.store.as_ref().unwrap().expose().as_str(), format!("redis://:{encoded}@redis/2"));
+        assert_eq!(cluster.store.as_ref().unwrap().server().expose().as_str(), format!("redis://:{encoded}@redis/2"));
         let proxy = config.registries[&"r.example.com".parse().unwrap()].proxy.clone().unwrap();
         assert_eq!(proxy.expose().as_str(), format!("socks5h://me:{encoded}@proxy:1"));
         assert!(!config.has_secrets_inline());
@@ -111,6 +111,11 @@ fn an_address_takes_user_and_password_apart_from_the_url() {
         assert_eq!(good(&shown).to_yaml_redacted(), shown);
     }
     for (text, wanted) in [
+        ("store: 'redis://h', sentinel_password: p", "`sentinel_password` is for Sentinels"),
+        ("store: 'redis+sentinel://h/m', sentinel_username: u", "a `sentinel_username` needs a `sentinel_password`"),
+        ("store: 'redis+sentinel://:12%2F34@h'", "the name of the master is missing"),
+        ("store: {url: 'redis+sentinel://:p@h/m', password: p}", "this URL holds a user or a password"),
+        ("store: 'redis://:12%2F34@h:1,g:1'", "this one has a comma"),
         ("broker: {username: me, password: p}", "`url` is missing"),
         ("broker: {url: 'amqp://h', password: p}", "a `password` needs a `username`"),
         ("broker: {url: 'amqp://h', username: me}", "a `username` needs a `password` here"),
@@ -133,4 +138,30 @@ fn an_address_takes_user_and_password_apart_from_the_url() {
             .contains("percent-encode the password, or use `username`/`password`")
     );
     assert!(bad(&registry("endpoint: 'https://me:12/34@h'")).contains("percent-encode the password"));
+}
+
+#[test]
+fn sentinels_have_a_login_of_their_own() {
+    let environment = |name: &str| Some(format!("{name}@/"));
+    for store in [
+        "'redis+sentinel://me:${SERVERS}@s1,s2:5000/m/2'",
+        "{url: 'redis+sentinel://s1,s2:5000/m/2', username: me, password: '${SERVERS}'}",
+        "'redis+sentinel://me:${SERVERS}@${HOSTS:-s1,s2:5000}/m/2'",
+    ] {
+        let environment = |name: &str| environment(name).filter(|_| name != "HOSTS");
+        let text =
+            format!("cluster: {{store: {store}, sentinel_username: watcher, sentinel_password: '${{SENTINELS}}'}}\n");
+        let file = ConfigFile { name: "c.yaml", text: &text, environment: &environment, presets: None };
+        let config = Config::read(&file).unwrap_or_else(|errors| panic!("{errors}"));
+        let cluster = config.cluster.as_ref().unwrap();
+        let url = cluster.store.as_ref().unwrap();
+        assert_eq!(url.server().expose().as_str(), "redis://me:SERVERS%40%2F@s1:26379/2");
+        assert_eq!(cluster.sentinel_password.as_ref().unwrap().expose(), "SENTINELS@/");
+        assert!(!config.has_secrets_inline());
+        let shown = config.to_yaml_redacted();
+        assert!(shown.contains("url: redis+sentinel://s1:26379,s2:5000/m/2\n"), "{shown}");
+        assert!(!shown.contains("watcher") && !shown.contains("SENTINELS"), "{shown}");
+        assert_eq!(good(&shown).to_yaml_redacted(), shown);
+    }
+    assert!(good("cluster: {store: 'redis+sentinel://s/m', sentinel_password: p}").has_secrets_inline());
 }

@@ -4,7 +4,7 @@ use std::ops::Not;
 
 use serde::Serialize;
 
-use super::super::{CredentialConfig, PullReserve, RegistryConfig, SecretUrl};
+use super::super::{CredentialConfig, PullReserve, RegistryConfig, SecretUrl, StoreUrl};
 use super::{MASK, YamlList, YamlNumber, YamlText, is_empty_list, yaml_list};
 use imgsync_registry::providers::ListingMethod;
 
@@ -24,8 +24,19 @@ pub(super) enum AddressView {
 
 impl From<&SecretUrl> for AddressView {
     fn from(address: &SecretUrl) -> Self {
-        let url = YamlText::new(address);
-        match address.login_parts() {
+        AddressView::new(YamlText::new(address), address.login_parts())
+    }
+}
+
+impl From<&StoreUrl> for AddressView {
+    fn from(address: &StoreUrl) -> Self {
+        AddressView::new(YamlText::new(address), address.login_parts())
+    }
+}
+
+impl AddressView {
+    fn new(url: YamlText, login_parts: (bool, bool)) -> AddressView {
+        match login_parts {
             (false, false) => AddressView::Url(url),
             (username, password) => {
                 let mask = |is_set: bool| is_set.then(|| YamlText::new(MASK));

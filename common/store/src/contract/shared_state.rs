@@ -317,6 +317,7 @@ fn heartbeat(worker: &str, slots: u32) -> Heartbeat {
         refused: 0,
         refusal_reason: None,
         broker_nodes: Vec::new(),
+        store_master: None,
     }
 }
 

@@ -12,6 +12,12 @@ use imgsync_tls::with_dates;
 const MAX_DETAIL_CHARS: usize = 300;
 
 const CHECK_LOGIN: &str = "check user and password in the store's URL (redis://user:password@host:6379)";
+const MASTER_LOGIN_HINT: &str = "check user and password in the store's URL: they are those of the servers; those of \
+                                 Sentinels are `sentinel_username` and `sentinel_password`";
+const MASTER_ADDRESS_HINT: &str = "the Sentinels name this server: check that it is running or being replaced, and that \
+                                   this machine can reach the address that it announces (replica-announce-ip)";
+pub(super) const CERTIFICATE_HINT: &str = "name the authority that signed the store's certificate by `cluster: {ca: \
+                                           FILE}`, and the store by the name that the certificate is for";
 const USE_ONE_SERVER: &str =
     "name one server or a replication group without cluster mode: imgsync's scripts use keys of several hash slots";
 const SEE_REPLICATION: &str =
@@ -165,14 +171,71 @@ static ERROR_CODES: [ErrorCode; 18] = [
 pub(super) enum RedisCallError {
     /// Error of the client or the server.
     Redis(RedisError),
-    /// The connected server is unsuitable, or not ready yet.
-    UnsuitableServer { action: ErrorAction, detail: String, hint: &'static str },
+    /// The connected server is unsuitable, or not ready yet. The hint may be empty.
+    UnsuitableServer { action: ErrorAction, kind: ErrorKind, detail: String, hint: &'static str },
+    /// Error of a server that the Sentinels have named, or of one of the Sentinels.
+    At { server: String, side: ServerSide, error: Box<RedisCallError> },
+    /// Another server has become the master while the call was waiting for its reply.
+    MasterReplaced,
+}
+
+/// Side of a store with Sentinels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerSide {
+    Sentinel,
+    Master,
 }
 
 impl RedisCallError {
+    /// Returns the error of a call without a reply.
+    pub(super) fn timed_out() -> RedisCallError {
+        RedisCallError::Redis(std::io::Error::from(std::io::ErrorKind::TimedOut).into())
+    }
+
+    /// Names the Sentinel where it happened.
+    pub(super) fn at_sentinel(self, node: &str) -> RedisCallError {
+        RedisCallError::At { server: node.to_owned(), side: ServerSide::Sentinel, error: Box::new(self) }
+    }
+
+    /// Names the server where it happened, which the Sentinels have named.
+    pub(super) fn at_master(self, server: &str) -> RedisCallError {
+        RedisCallError::At { server: server.to_owned(), side: ServerSide::Master, error: Box::new(self) }
+    }
+
+    /// Sets what to do, if the error has no hint.
+    pub(super) fn with_hint(self, new_hint: &'static str) -> RedisCallError {
+        match self {
+            RedisCallError::UnsuitableServer { action, kind, detail, hint: "" } => {
+                RedisCallError::UnsuitableServer { action, kind, detail, hint: new_hint }
+            }
+            other => other,
+        }
+    }
+
+    /// Returns the hint of an unsuitable server, or nothing.
+    pub(super) fn own_hint(&self) -> &'static str {
+        match self {
+            RedisCallError::UnsuitableServer { hint, .. } => hint,
+            RedisCallError::At { error, .. } => error.own_hint(),
+            RedisCallError::Redis(error) => most_severe_code(error).map_or("", |code| code.hint),
+            RedisCallError::MasterReplaced => "",
+        }
+    }
+
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, RedisCallError::Redis(error) if error.is_timeout())
+    }
+
+    /// Returns whether the Sentinels should be asked whether this is still the master, although it answers.
+    pub(super) fn doubts_master(&self) -> bool {
+        matches!(self, RedisCallError::Redis(error) if most_severe_code(error).is_some_and(|code| code.name == "NOREPLICAS"))
+    }
+
     /// Returns how to react.
     pub(super) fn action(&self) -> ErrorAction {
         match self {
+            RedisCallError::At { error, .. } => error.action(),
+            RedisCallError::MasterReplaced => ErrorAction::Reconnect,
             RedisCallError::UnsuitableServer { action, .. } => *action,
             RedisCallError::Redis(error) => match most_severe_code(error) {
                 Some(code) => code.action,
@@ -191,11 +254,21 @@ impl RedisCallError {
     /// Turns a refused login into a transient error, because it worked before. Other errors stay as they are.
     pub(super) fn into_changed_login(self) -> RedisCallError {
         match &self {
+            RedisCallError::At { server, side, error } => {
+                let error = Box::new(error.clone().into_changed_login());
+                RedisCallError::At { server: server.clone(), side: *side, error }
+            }
+            // Those of all Sentinels.
+            RedisCallError::UnsuitableServer { action: ErrorAction::Fail, kind: ErrorKind::Denied, detail, hint } => {
+                let (detail, kind) = (detail.clone(), ErrorKind::ServerError);
+                RedisCallError::UnsuitableServer { action: ErrorAction::Reconnect, kind, detail, hint }
+            }
             RedisCallError::Redis(error)
                 if most_severe_code(error).is_some_and(|code| ["NOAUTH", "WRONGPASS"].contains(&code.name)) =>
             {
                 let detail = "the server does not know this user and password any more".to_owned();
-                RedisCallError::UnsuitableServer { action: ErrorAction::Reconnect, detail, hint: CHECK_LOGIN }
+                let (action, kind) = (ErrorAction::Reconnect, ErrorKind::ServerError);
+                RedisCallError::UnsuitableServer { action, kind, detail, hint: CHECK_LOGIN }
             }
             _ => self,
         }
@@ -204,9 +277,27 @@ impl RedisCallError {
     /// Converts to the error of an operation.
     pub(super) fn to_error(&self, operation: &str) -> Error {
         match self {
-            RedisCallError::UnsuitableServer { action, detail, hint } => {
-                let kind = if *action == ErrorAction::Fail { ErrorKind::Local } else { ErrorKind::ServerError };
-                Error::new(kind, operation, detail).with_hint(hint)
+            RedisCallError::UnsuitableServer { kind, detail, hint, .. } => match hint.is_empty() {
+                true => Error::new(*kind, operation, detail),
+                false => Error::new(*kind, operation, detail).with_hint(*hint),
+            },
+            RedisCallError::At { server, side, error } => {
+                let inner = error.to_error(operation);
+                let name = match side {
+                    ServerSide::Sentinel => "the Sentinel",
+                    ServerSide::Master => "the master",
+                };
+                let error = Error::new(inner.kind(), operation, format!("{name} {server}: {}", inner.message()));
+                match (side, inner.kind(), inner.hint()) {
+                    (ServerSide::Master, ErrorKind::Denied, Some(CHECK_LOGIN)) => error.with_hint(MASTER_LOGIN_HINT),
+                    (ServerSide::Master, ErrorKind::Unreachable, _) => error.with_hint(MASTER_ADDRESS_HINT),
+                    (_, _, Some(hint)) => error.with_hint(hint),
+                    (_, _, None) => error,
+                }
+            }
+            RedisCallError::MasterReplaced => {
+                Error::new(ErrorKind::ServerError, operation, "another server is becoming the master")
+                    .with_hint("no action needed: imgsync waits for the new master")
             }
             RedisCallError::Redis(error) => match most_severe_code(error) {
                 Some(code) => {
@@ -262,10 +353,9 @@ fn describe(operation: &str, error: &RedisError) -> Error {
             Error::new(ErrorKind::ServerError, operation, "the server has reached its client limit (maxclients)")
                 .with_hint("raise maxclients, or stop clients that are not needed")
         }
-        _ if is_untrusted_certificate(error) => Error::new(ErrorKind::Insecure, operation, text).with_hint(
-            "name the authority that signed the store's certificate by `cluster: {ca: FILE}`, and the store by the \
-             name that the certificate is for",
-        ),
+        _ if is_untrusted_certificate(error) => {
+            Error::new(ErrorKind::Insecure, operation, text).with_hint(CERTIFICATE_HINT)
+        }
         _ if is_connection_error(error) => Error::new(ErrorKind::Unreachable, operation, text)
             .with_hint("check that Redis or Valkey is running there, and whether a firewall is in between"),
         RedisErrorKind::Parse | RedisErrorKind::UnexpectedReturnType => {

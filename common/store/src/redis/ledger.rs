@@ -12,7 +12,8 @@ use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timesta
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, IdempotencyKey,
     LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, PruneRecord,
-    ReclaimScope, Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, TaskHolder, TaskRow, Usage,
+    ReclaimScope, Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, StoreReplication, TaskHolder, TaskRow,
+    Usage,
 };
 use imgsync_model::batch::{BatchId, ChunkMark, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -350,6 +351,10 @@ impl Ledger for RedisStore {
 
     fn has_replicas(&self) -> bool {
         self.0.has_replicas.load(Ordering::Relaxed)
+    }
+
+    async fn replication(&self) -> Result<Option<StoreReplication>> {
+        self.read_replication().await.map(Some)
     }
 
     fn watch_for_write_losses(&self) {

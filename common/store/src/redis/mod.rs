@@ -19,6 +19,7 @@ mod records;
 mod schedules;
 mod scripts;
 mod segment;
+mod sentinel;
 mod server;
 mod signed;
 mod timeline;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use ::redis::{FromRedisValue, RedisResult};
+use ::redis::FromRedisValue;
 
 use self::connection::{OpenConnection, ReconnectingConnection};
 use self::error::RedisCallError;
@@ -39,14 +40,15 @@ use self::server::Inspection;
 use self::write_loss::WriteCounter;
 use super::cache::CacheEntry;
 use super::clock::Clock;
-use super::{IdempotencyKey, WorkerRegistry as _};
+use super::{IdempotencyKey, StoreReplication, WorkerRegistry as _};
 use crate::log_throttle;
 use crate::outage::{OutageKind, ServerHealth};
 use imgsync_model::batch::{BatchId, SigningKey};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
-use imgsync_oci::secret_url::SecretUrl;
+use imgsync_oci::secret::Secret;
+use imgsync_oci::store_url::StoreUrl;
 
 /// Version of the stored format.
 const FORMAT_VERSION: u32 = 1;
@@ -76,6 +78,8 @@ pub struct RedisOptions {
     pub log_warnings: bool,
     /// A CA certificate to trust besides the system's, as PEM.
     pub ca: Option<Vec<u8>>,
+    /// Login of the Sentinels, if they require one.
+    pub sentinel_login: Option<SentinelLogin>,
     /// Authenticates plans, options and provenance (`cluster.key`); others are rejected.
     pub key: Option<SigningKey>,
     /// Clock for tests. `None`: the server's clock.
@@ -89,6 +93,7 @@ impl Default for RedisOptions {
             retry_policy: OPEN_RETRY_POLICY,
             log_warnings: false,
             ca: None,
+            sentinel_login: None,
             key: None,
             clock: None,
         }
@@ -107,6 +112,15 @@ impl RedisOptions {
         };
         RedisOptions { retry_policy, log_warnings: true, ..RedisOptions::default() }
     }
+}
+
+/// User and password of Sentinels.
+#[derive(Debug, Clone)]
+pub struct SentinelLogin {
+    /// User; `None`: the default user.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Secret,
 }
 
 /// A [`Store`](super::Store) in Redis. Cheap to clone; clones are the same store.
@@ -149,14 +163,15 @@ struct PlanEnd {
 impl RedisStore {
     /// Connects and checks the server. The error says what is wrong with the address, the password or the server; a
     /// transient one is the caller's to wait out.
-    pub async fn connect(url: &SecretUrl, options: RedisOptions) -> Result<RedisStore> {
+    pub async fn connect(url: &StoreUrl, options: RedisOptions) -> Result<RedisStore> {
         imgsync_tls::install_tls_provider();
-        let connection = ReconnectingConnection::new(url, options.ca.as_deref()).map_err(|error| {
+        let health = ServerHealth::new(format!("the store {url}"));
+        let connection = ReconnectingConnection::new(url, &options, health.clone()).map_err(|error| {
             Error::new(ErrorKind::Invalid, format!("connecting to the store {url}"), error::message(&error))
         })?;
         let store = RedisStore(Arc::new(Inner {
             connection,
-            health: ServerHealth::new(format!("the store {url}")),
+            health,
             name: url.to_string(),
             options,
             has_version: AtomicBool::new(false),
@@ -189,7 +204,9 @@ impl RedisStore {
             }
         };
         inspected.check().map_err(|call_error| call_error.to_error(&operation))?;
-        self.0.has_replicas.store(inspected.has_replicas(), Ordering::Relaxed);
+        // Sentinels watch nothing without replicas.
+        let has_replicas = inspected.has_replicas() || self.0.connection.replication().is_some();
+        self.0.has_replicas.store(has_replicas, Ordering::Relaxed);
         if self.0.options.log_warnings {
             for warning in inspected.warnings() {
                 tracing::warn!("the store {}: {warning}", self.0.name);
@@ -233,14 +250,35 @@ impl RedisStore {
         &self.0.health
     }
 
+    /// Returns what the Sentinels and the master say of the servers.
+    async fn read_replication(&self) -> Result<StoreReplication> {
+        let known = self.0.connection.replication().unwrap_or_default();
+        let mut info = redis::pipe();
+        info.cmd("INFO").arg("replication");
+        match self.query_once("reading the replicas of the store", &info).await {
+            Ok((text,)) => {
+                let text: String = text;
+                Ok(StoreReplication { replicas: Some(server::parse_replicas(&text)), ..known })
+            }
+            // The user may not call it.
+            Err(error) if error.kind() == ErrorKind::Denied => Ok(known),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sends a pipeline once, without retries.
     async fn query_once<T: FromRedisValue>(&self, operation: &str, pipe: &redis::Pipeline) -> Result<T> {
-        let mut open = self.0.connection.get().await.map_err(|call_error| call_error.to_error(operation))?;
-        match pipe.query_async(&mut open.client).await.map_err(RedisCallError::Redis) {
-            Ok(answer) => Ok(self.record_success(answer)),
-            Err(call_error) => {
-                self.abandon_if_broken(&open, &call_error);
-                Err(call_error.to_error(operation))
+        loop {
+            let mut open = self.0.connection.get().await.map_err(|call_error| call_error.to_error(operation))?;
+            let replaced = open.replaced();
+            match OpenConnection::reply(&replaced, pipe.query_async(&mut open.client)).await {
+                Ok(answer) => return Ok(self.record_success(answer)),
+                // This master has not been asked yet.
+                Err(RedisCallError::MasterReplaced) => {}
+                Err(call_error) => {
+                    self.abandon_if_broken(&open, &call_error);
+                    return Err(call_error.to_error(operation));
+                }
             }
         }
     }
@@ -291,10 +329,15 @@ impl RedisStore {
     ) -> Result<T> {
         loop {
             match self.0.connection.get().await {
-                Ok(mut open) => match pipe.query_async(&mut open.client).await.map_err(RedisCallError::Redis) {
-                    Ok(answer) => return Ok(self.record_success(answer)),
-                    Err(call_error) => self.wait_before_retry(&mut retry, operation, Some(&open), &call_error).await?,
-                },
+                Ok(mut open) => {
+                    let replaced = open.replaced();
+                    match OpenConnection::reply(&replaced, pipe.query_async(&mut open.client)).await {
+                        Ok(answer) => return Ok(self.record_success(answer)),
+                        Err(call_error) => {
+                            self.wait_before_retry(&mut retry, operation, Some(&open), &call_error).await?
+                        }
+                    }
+                }
                 Err(call_error) => self.wait_before_retry(&mut retry, operation, None, &call_error).await?,
             }
         }
@@ -319,8 +362,8 @@ impl RedisStore {
         loop {
             match self.0.connection.get().await {
                 Ok(mut open) => {
-                    let answer: RedisResult<T> = invocation.invoke_async(&mut open.client).await;
-                    match answer.map_err(RedisCallError::Redis) {
+                    let replaced = open.replaced();
+                    match OpenConnection::reply(&replaced, invocation.invoke_async(&mut open.client)).await {
                         Ok(answer) => return Ok(self.record_success(answer)),
                         Err(call_error) => {
                             self.wait_before_retry(&mut retry, operation, Some(&open), &call_error).await?
@@ -345,6 +388,9 @@ impl RedisStore {
         open: Option<&OpenConnection>,
         call_error: &RedisCallError,
     ) -> Result<()> {
+        if matches!(call_error, RedisCallError::MasterReplaced) {
+            return Ok(());
+        }
         if let Some(open) = open {
             self.abandon_if_broken(open, call_error);
         }
@@ -370,6 +416,9 @@ impl RedisStore {
     fn abandon_if_broken(&self, open: &OpenConnection, call_error: &RedisCallError) {
         if call_error.ends_connection() {
             self.0.connection.abandon(open);
+        }
+        if call_error.doubts_master() {
+            self.0.connection.check_master();
         }
     }
 

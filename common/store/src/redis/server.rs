@@ -2,14 +2,19 @@
 //! opened.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{InfoDict, RedisConnectionInfo, Value};
 
 use super::error::{ErrorAction, RedisCallError};
+use crate::StoreReplica;
+use imgsync_oci::error::ErrorKind;
 
 /// Scripts need features of Redis 7.
 const MIN_MAJOR_VERSION: u32 = 7;
+/// Number of replicas that are reported.
+const MAX_REPLICAS: usize = 16;
 
 /// Logs in, selects the database, and checks that the server is a master outside of cluster mode.
 pub(super) async fn handshake(
@@ -35,13 +40,16 @@ pub(super) async fn handshake(
 }
 
 fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), RedisCallError> {
-    let unfit =
-        |action, detail: &str, hint| Err(RedisCallError::UnsuitableServer { action, detail: detail.to_owned(), hint });
+    let unfit = |action, detail: &str, hint| {
+        let kind = if action == ErrorAction::Fail { ErrorKind::Local } else { ErrorKind::ServerError };
+        Err(RedisCallError::UnsuitableServer { action, kind, detail: detail.to_owned(), hint })
+    };
     match (mode, role) {
         ("sentinel", _) => unfit(
             ErrorAction::Fail,
             "this is a Redis Sentinel, not a server that holds data",
-            "name the server itself, which usually listens on port 6379",
+            "write redis+sentinel://:PASSWORD@HOST1:26379,HOST2:26379,HOST3:26379/NAME with all Sentinels and the name \
+             that they have for the master",
         ),
         ("cluster", _) => unfit(
             ErrorAction::Fail,
@@ -61,6 +69,7 @@ fn check_greeting(version: &str, mode: &str, role: &str) -> Result<(), RedisCall
         {
             Err(RedisCallError::UnsuitableServer {
                 action: ErrorAction::Fail,
+                kind: ErrorKind::Local,
                 detail: format!("the server is version {version}"),
                 hint: "imgsync needs Redis 7 or later, or Valkey",
             })
@@ -104,6 +113,7 @@ impl Inspection {
         match self.eviction_policy.as_deref() {
             Some(policy) if policy.starts_with("allkeys-") => Err(RedisCallError::UnsuitableServer {
                 action: ErrorAction::Fail,
+                kind: ErrorKind::Local,
                 detail: format!(
                     "the server may evict any key when its memory is full (maxmemory-policy {policy}): parts of \
                      batches would be lost"
@@ -141,9 +151,35 @@ impl Inspection {
     }
 }
 
+/// Reads the replicas from `INFO replication`: `slave0:ip=10.0.0.2,port=6379,state=online,offset=42,lag=0`.
+pub(super) fn parse_replicas(info: &str) -> Vec<StoreReplica> {
+    let parse = |line: &str| {
+        let (name, values) = line.trim().split_once(':')?;
+        name.strip_prefix("slave")?.parse::<u32>().ok()?;
+        let field = |name: &str| values.split(',').find_map(|value| value.strip_prefix(name)?.strip_prefix('='));
+        let host = field("ip")?;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let lag = Duration::from_secs(field("lag")?.parse().ok()?);
+        (field("state")? == "online")
+            .then(|| StoreReplica { name: format!("{host}:{}", field("port").unwrap_or("?")), lag })
+    };
+    info.lines().filter_map(parse).take(MAX_REPLICAS).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replicas_are_those_that_are_online() {
+        let info = "# Replication\r\nrole:master\r\nconnected_slaves:3\r\nslave_repl_offset:1\r\n\
+                    slave0:ip=10.0.0.2,port=6379,state=online,offset=42,lag=3\r\n\
+                    slave1:ip=fe80::2,port=6380,state=online,offset=42,lag=0\r\n\
+                    slave2:ip=10.0.0.4,port=6379,state=wait_bgsave,offset=0,lag=0\r\nmaster_failover_state:x\r\n";
+        let found: Vec<(String, u64)> =
+            parse_replicas(info).into_iter().map(|replica| (replica.name, replica.lag.as_secs())).collect();
+        assert_eq!(found, [("10.0.0.2:6379".to_owned(), 3), ("[fe80::2]:6380".to_owned(), 0)]);
+    }
 
     fn refusal(mode: &str, role: &str) -> (ErrorAction, String) {
         let call_error = check_greeting("7.2.4", mode, role).unwrap_err();

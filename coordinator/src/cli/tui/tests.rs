@@ -51,6 +51,7 @@ pub(in crate::cli) fn sample_screen() -> BatchScreen {
         refused: 0,
         refusal_reason: None,
         broker_nodes: Vec::new(),
+        store_master: None,
     };
     let options = BatchOptions::default();
     let title = "gcr.io/distroless/static".to_owned();
