@@ -49,7 +49,17 @@ impl TestCluster {
 
     /// Starts a broker of three nodes for this test alone, and a store.
     pub fn with_broker_nodes() -> Self {
-        let mut nodes = RabbitMq::start_cluster(3).into_iter();
+        Self::with_nodes(RabbitMq::start_cluster(3))
+    }
+
+    /// Starts a broker of three nodes for this test alone, which go on when they are cut off from the others, and a
+    /// store.
+    pub fn with_broker_nodes_that_ignore_partitions() -> Self {
+        Self::with_nodes(RabbitMq::start_cluster_with(3, "ignore"))
+    }
+
+    fn with_nodes(nodes: Vec<RabbitMq>) -> Self {
+        let mut nodes = nodes.into_iter();
         let broker = nodes.next().expect("it has three nodes");
         Self { broker, more_nodes: nodes.collect(), store: RedisServer::start(), sentinels: None }
     }

@@ -35,6 +35,8 @@ struct TcpProxyState {
     open: Mutex<CancellationToken>,
     refuse: AtomicBool,
     freeze: AtomicBool,
+    /// Bytes of a client that freeze the proxy.
+    freeze_on: Mutex<Option<Vec<u8>>>,
     connections: AtomicU64,
     live: AtomicU64,
     up: DirectionState,
@@ -85,6 +87,7 @@ impl TcpProxy {
             open: Mutex::default(),
             refuse: AtomicBool::new(false),
             freeze: AtomicBool::new(false),
+            freeze_on: Mutex::default(),
             connections: AtomicU64::new(0),
             live: AtomicU64::new(0),
             up: DirectionState::new(),
@@ -133,6 +136,11 @@ impl TcpProxy {
         self.shared.freeze.store(freeze, Ordering::SeqCst);
     }
 
+    /// Holds traffic as [`TcpProxy::freeze`] does, from the moment when a client sends these bytes in one piece.
+    pub fn freeze_on(&self, bytes: &[u8]) {
+        *self.shared.freeze_on.lock().expect("the bytes are whole") = Some(bytes.to_vec());
+    }
+
     /// Sets the delay of a direction, without throttling it.
     pub fn delay(&self, direction: Direction, delay: Duration) {
         self.direction_state(direction).delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
@@ -170,6 +178,11 @@ impl Drop for TcpProxy {
 }
 
 impl TcpProxyState {
+    fn is_frozen_by(&self, bytes: &[u8]) -> bool {
+        let freeze_on = self.freeze_on.lock().expect("the bytes are whole");
+        freeze_on.as_ref().is_some_and(|wanted| bytes.windows(wanted.len()).any(|part| part == wanted))
+    }
+
     fn direction_state(&self, direction: Direction) -> &DirectionState {
         match direction {
             Direction::Up => &self.up,
@@ -245,6 +258,9 @@ async fn pump(
     let write = async {
         while let Some((due, bytes)) = waiting.recv().await {
             tokio::time::sleep_until(due).await;
+            if direction == Direction::Up && shared.is_frozen_by(&bytes) {
+                shared.freeze.store(true, Ordering::SeqCst);
+            }
             while shared.freeze.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

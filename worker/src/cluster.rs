@@ -18,7 +18,7 @@ use imgsync_store::{Ledger as _, RedisOptions, RedisStore, SentinelLogin};
 use crate::host_check::is_loopback_name;
 use crate::settings;
 
-/// Minimum timeout of the first attempt for each node of the broker, whatever the wait.
+/// Minimum timeout of the first attempt to connect to the store, whatever the wait.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Delay between connection attempts.
 const CONNECT_RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -225,18 +225,35 @@ impl ClusterEndpoints {
         let started = Instant::now();
         let (mut tries, mut last_message) = (0, String::new());
         let mut last: Option<Error> = None;
+        let (mut store, mut has_tried_broker) = (None, false);
         loop {
             let left = wait.saturating_sub(started.elapsed());
-            // A server that does not respond at all gets one full attempt, and so does each node of the broker.
-            let nodes = u32::try_from(self.broker.len()).unwrap_or(u32::MAX);
-            let limit = if last.is_none() { left.max(FIRST_CONNECT_TIMEOUT.saturating_mul(nodes)) } else { left };
-            let error = match tokio::time::timeout(limit, self.connect(name)).await {
-                Ok(Ok(cluster)) => return Ok(cluster),
-                Ok(Err(error)) => error,
-                Err(_) => last.take().unwrap_or_else(|| {
-                    let operation = format!("connecting to {} and {}", join_urls(&self.broker), self.store);
-                    Error::new(ErrorKind::Unreachable, operation, "timed out")
-                }),
+            let timed_out = || Error::new(ErrorKind::Unreachable, format!("connecting to {}", self.store), "timed out");
+            // A server that does not respond at all gets one full attempt.
+            let limit = if last.is_none() { left.max(FIRST_CONNECT_TIMEOUT) } else { left };
+            let opened = match &store {
+                Some(_) => Ok(Ok(())),
+                None => {
+                    let open = self.connect_store(RedisOptions::long_running());
+                    tokio::time::timeout(limit, open).await.map(|opened| opened.map(|opened| store = Some(opened)))
+                }
+            };
+            let error = match (opened, &store) {
+                (Ok(Ok(())), Some(store)) => {
+                    let connect = self.connect_broker(name, store);
+                    // And so does each node of the broker: a name may have several, which have limits of their own.
+                    let connected = match std::mem::replace(&mut has_tried_broker, true) {
+                        false => Ok(connect.await),
+                        true => tokio::time::timeout(wait.saturating_sub(started.elapsed()), connect).await,
+                    };
+                    match connected {
+                        Ok(Ok(queue)) => return Ok(ClusterConnection { queue, store: store.clone() }),
+                        Ok(Err(error)) => error,
+                        Err(_) => last.take().unwrap_or_else(timed_out),
+                    }
+                }
+                (Ok(Err(error)), _) => error,
+                _ => last.take().unwrap_or_else(timed_out),
             };
             tries += 1;
             if !is_retried(&error) || started.elapsed() >= wait {
@@ -256,6 +273,11 @@ impl ClusterEndpoints {
     /// Connects to both. `name` is shown in the broker's list of connections.
     pub async fn connect(&self, name: &str) -> Result<ClusterConnection> {
         let store = self.connect_store(RedisOptions::long_running()).await?;
+        let queue = self.connect_broker(name, &store).await?;
+        Ok(ClusterConnection { queue, store })
+    }
+
+    async fn connect_broker(&self, name: &str, store: &RedisStore) -> Result<RabbitQueue> {
         let settings = RabbitSettings {
             name: format!("imgsync {name}"),
             key: self.key.as_ref().map(SigningKey::new),
@@ -264,7 +286,7 @@ impl ClusterEndpoints {
         };
         let queue = RabbitQueue::connect(&self.broker, Arc::new(store.clone()), settings).await?;
         store.watch_for_write_losses();
-        Ok(ClusterConnection { queue, store })
+        Ok(queue)
     }
 }
 

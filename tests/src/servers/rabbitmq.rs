@@ -69,10 +69,18 @@ impl RabbitMq {
     /// # Panics
     /// If `rabbitmq-server` is not installed or the cluster does not come up.
     pub fn start_cluster(number: usize) -> Vec<Self> {
+        Self::start_cluster_with(number, "pause_minority")
+    }
+
+    /// Starts a cluster of nodes for this test alone, with this `cluster_partition_handling`.
+    ///
+    /// # Panics
+    /// If `rabbitmq-server` is not installed or the cluster does not come up.
+    pub fn start_cluster_with(number: usize, partition_handling: &str) -> Vec<Self> {
         let epmd_port = free_port();
         let epmd = start_epmd(epmd_port);
-        let config = "cluster_partition_handling = pause_minority\n";
-        let first = Self::start_node(epmd_port, &epmd, config);
+        let config = format!("cluster_partition_handling = {partition_handling}\n");
+        let first = Self::start_node(epmd_port, &epmd, &config);
         // The others join it when they start.
         let config = format!(
             "{config}cluster_formation.peer_discovery_backend = classic_config\n\
@@ -253,6 +261,17 @@ impl RabbitMq {
     pub fn set_leader_stopped(&self, queue: &str, away: bool) {
         let what = if away { "stop_server" } else { "restart_server" };
         self.node.ctl(&["eval", &format!("ra:{what}(quorum_queues, {{{}, node()}}).", self.process_name(queue))]);
+    }
+
+    /// Cuts the node off from these other nodes of its cluster: they no longer accept each other's connections. Clients
+    /// still reach it.
+    pub fn cut_off_from(&self, others: &[&RabbitMq]) {
+        let names: Vec<String> = others.iter().map(|other| format!("'{}'", other.node.name())).collect();
+        let cut = format!(
+            "[begin erlang:set_cookie(Node, cut_off), erlang:disconnect_node(Node) end || Node <- [{}]].",
+            names.join(", ")
+        );
+        self.ctl(&["eval", &cut]);
     }
 
     /// Stops its process with SIGSTOP.

@@ -16,7 +16,7 @@ use crate::store_contract::secret;
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
 /// Connects to these nodes.
-async fn connect(urls: &[String]) -> imgsync_oci::error::Result<RabbitQueue> {
+pub(crate) async fn connect(urls: &[String]) -> imgsync_oci::error::Result<RabbitQueue> {
     connect_with(urls, settings()).await
 }
 
@@ -26,7 +26,7 @@ async fn connect_with(urls: &[String], settings: RabbitSettings) -> imgsync_oci:
 }
 
 /// Starts two relays to a broker, which stand for two of its nodes.
-async fn start_relays(broker: &RabbitMq) -> [TcpProxy; 2] {
+pub(crate) async fn start_relays(broker: &RabbitMq) -> [TcpProxy; 2] {
     let port = format!("127.0.0.1:{}", broker.port());
     [TcpProxy::start(&port).await, TcpProxy::start(&port).await]
 }
@@ -39,7 +39,7 @@ fn client_threads() -> usize {
 }
 
 /// Returns the port of the node from which a worker consumes.
-fn consuming_port(worker: &RunningProgram) -> u16 {
+pub(crate) fn consuming_port(worker: &RunningProgram) -> u16 {
     let log = worker.stderr();
     let line = log.lines().rfind(|line| line.contains("consuming through the broker node")).expect("it is connected");
     let node = line.split("broker node 127.0.0.1:").nth(1).expect("the node is named");

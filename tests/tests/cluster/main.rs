@@ -5,6 +5,7 @@ mod acknowledgement;
 mod acl;
 mod broker;
 mod broker_nodes;
+mod broker_partitions;
 mod chaos;
 mod coordinators;
 mod fairness;
