@@ -13,8 +13,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Fence, LeaseResult, Leases};
 use imgsync_oci::error::{Error, Result};
 
-/// Renewals per term: two may fail before the lease is lost.
-const RENEWALS_PER_TERM: u32 = 3;
+/// Renewals per term: three may fail before the lease is lost.
+const RENEWALS_PER_TERM: u32 = 4;
 /// Maximum age of a renewal that needs no confirmation before the lease is used. Store leases last several times
 /// longer, so nobody else can have acquired it since, unless the store has lost its latest writes.
 pub const CONFIRMATION_MAX_AGE: Duration = Duration::from_secs(1);
@@ -135,14 +135,12 @@ impl LeaseGuard {
     /// Runs a future under the lease, and stops it when the lease is lost: then returns `None`. A process suspended for
     /// longer than the term polls it no further.
     pub async fn run<T>(&self, protected: impl Future<Output = T>) -> Option<T> {
-        let (mut protected, mut lost) = (pin!(protected), pin!(self.lease.lost.cancelled()));
-        poll_fn(|context| {
-            if lost.as_mut().poll(context).is_ready() || !self.is_held() {
-                return Poll::Ready(None);
-            }
-            protected.as_mut().poll(context).map(Some)
-        })
-        .await
+        self.lease.run(protected).await
+    }
+
+    /// Returns a view of the lease for other tasks of this process.
+    pub fn view(&self) -> LeaseView {
+        LeaseView(self.lease.clone())
     }
 
     /// Releases the lease, and returns when the store has done so. Dropping the guard releases it in the background.
@@ -150,6 +148,22 @@ impl LeaseGuard {
         let LeaseGuard { released, _release, .. } = self;
         drop(_release);
         released.cancelled().await;
+    }
+}
+
+/// A view of a lease, whose guard renews it. The view does not keep the lease.
+#[derive(Debug, Clone)]
+pub struct LeaseView(Arc<Lease>);
+
+impl LeaseView {
+    /// Returns whether the lease is held, as [`LeaseGuard::is_held`] does.
+    pub fn is_held(&self) -> bool {
+        self.0.is_held()
+    }
+
+    /// Runs a future under the lease, as [`LeaseGuard::run`] does.
+    pub async fn run<T>(&self, protected: impl Future<Output = T>) -> Option<T> {
+        self.0.run(protected).await
     }
 }
 
@@ -176,12 +190,27 @@ impl Lease {
         !self.lost.is_cancelled() && Instant::now() < self.renewed_at() + self.term
     }
 
+    async fn run<T>(&self, protected: impl Future<Output = T>) -> Option<T> {
+        let (mut protected, mut lost) = (pin!(protected), pin!(self.lost.cancelled()));
+        poll_fn(|context| {
+            if lost.as_mut().poll(context).is_ready() || !self.is_held() {
+                return Poll::Ready(None);
+            }
+            protected.as_mut().poll(context).map(Some)
+        })
+        .await
+    }
+
     /// Renews the lease until it is lost or released, then releases it in the store.
     async fn renew_then_release(&self, release: &CancellationToken) {
         tokio::select! {
             () = self.renew_until_lost() => self.lost.cancel(),
             () = self.lost.cancelled() => {}
             () = release.cancelled() => {}
+        }
+        // The store has forgotten an expired lease. A late release would end the one that this holder has acquired since.
+        if Instant::now() >= self.renewed_at() + self.term {
+            return;
         }
         // A lease that cannot be released expires. The store leaves a lease of another holder alone.
         _ = timeout(self.term, self.leases.release(&self.fence.name, &self.fence.holder)).await;
@@ -193,10 +222,12 @@ impl Lease {
         loop {
             sleep_until(next.min(self.renewed_at() + self.term)).await;
             next = Instant::now() + interval;
-            match self.renew().await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => tracing::debug!("{} could not be renewed: {error}", self.fence.name),
+            // A call that retries waits longer and longer. A new one asks at once, in case the store is back.
+            match timeout(interval, self.renew()).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return,
+                Ok(Err(error)) => tracing::debug!("{} could not be renewed: {error}", self.fence.name),
+                Err(_) => tracing::debug!("{} could not be renewed: the store does not respond", self.fence.name),
             }
         }
     }
@@ -312,6 +343,73 @@ mod tests {
         };
         assert_eq!(guard.run(protected).await, None);
         assert!(!steps.load(Ordering::Relaxed));
+    }
+
+    /// Leases of a store that is slow to release.
+    struct SlowLeases(Arc<dyn Leases>);
+
+    #[async_trait]
+    impl Leases for SlowLeases {
+        async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
+            self.0.acquire(name, holder, lease).await
+        }
+
+        async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
+            self.0.first_held(names).await
+        }
+
+        async fn release(&self, name: &str, holder: &str) -> Result<()> {
+            sleep(TERM / 4).await;
+            self.0.release(name, holder).await
+        }
+    }
+
+    #[tokio::test]
+    async fn an_expired_lease_is_not_released_after_its_holder_has_acquired_it_again() {
+        let slow: Arc<dyn Leases> = Arc::new(SlowLeases(store().await));
+        let guard = acquired(&slow, "one").await;
+        // Like a frozen process.
+        std::thread::sleep(TERM * 2);
+        assert_eq!(guard.run(std::future::pending::<()>()).await, None);
+        drop(guard);
+        let again = acquired(&slow, "one").await;
+        assert_eq!(again.run(sleep(TERM)).await, Some(()));
+    }
+
+    /// Leases of a store that leaves a number of renewals unanswered.
+    struct StalledLeases(Arc<dyn Leases>, AtomicU64);
+
+    #[async_trait]
+    impl Leases for StalledLeases {
+        async fn acquire(&self, name: &str, holder: &str, lease: Duration) -> Result<LeaseResult> {
+            if self.1.load(Ordering::Relaxed) > 0 {
+                self.1.fetch_sub(1, Ordering::Relaxed);
+                std::future::pending::<()>().await;
+            }
+            self.0.acquire(name, holder, lease).await
+        }
+
+        async fn first_held(&self, names: &[String]) -> Result<Option<(String, String)>> {
+            self.0.first_held(names).await
+        }
+
+        async fn release(&self, name: &str, holder: &str) -> Result<()> {
+            self.0.release(name, holder).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_is_not_answered_is_repeated_within_the_term() {
+        let stalled = Arc::new(StalledLeases(store().await, AtomicU64::new(0)));
+        let guard = acquired(&(stalled.clone() as Arc<dyn Leases>), "one").await;
+        let view = guard.view();
+        stalled.1.store(2, Ordering::Relaxed);
+        assert_eq!(guard.run(sleep(TERM * 2)).await, Some(()));
+        assert_eq!(stalled.1.load(Ordering::Relaxed), 0);
+        assert!(view.is_held());
+        stalled.1.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(view.run(std::future::pending::<()>()).await, None);
+        assert!(!guard.is_held() && !view.is_held());
     }
 
     /// Leases of a store that becomes unreachable.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::plan::{PlanBlock, PlanCompletion, PlanSegment, PlanSize};
-use super::{BatchTimeline, PruneRecord, StoreReplication};
+use super::{BatchTimeline, Fence, PruneRecord, StoreReplication};
 use imgsync_model::batch::{
     BatchId, BlobBytes, ChunkMark, Failure, RequestCounts, Task, TaskCounts, TaskRef, TaskResult, TaskState,
 };
@@ -31,6 +31,8 @@ pub struct NewBatch {
     pub options: String,
     /// The unfinished batch that this one replaces.
     pub supersedes: Option<BatchId>,
+    /// The lease under which it is created, unless another one excludes others. If it is lost, nothing is created.
+    pub fence: Option<Fence>,
 }
 
 /// State of a batch.
@@ -318,6 +320,9 @@ pub trait Ledger: Send + Sync {
 
     /// Creates a batch and, in the same step, stops the batch that it supersedes as [`Ledger::cancel`] does. Repeating
     /// the call changes nothing.
+    ///
+    /// # Errors
+    /// `Unreachable` if the lease of its fence is lost.
     async fn create(&self, batch: NewBatch) -> Result<()>;
 
     /// Adds the tasks of a repository to the plan, all or none. They may start at once. A repository whose key is
@@ -547,6 +552,13 @@ impl BatchState {
     pub fn is_live(self) -> bool {
         matches!(self, BatchState::Running | BatchState::Paused)
     }
+}
+
+/// Returns the error of a batch that is not created, because the lease that excludes others was lost.
+pub(crate) fn start_lease_lost(batch: BatchId) -> Error {
+    let detail = "this process was suspended or cut off from the store for too long: another one may have created a batch \
+                  of the same rules meanwhile";
+    Error::new(ErrorKind::Unreachable, format!("creating batch {batch}"), detail).with_hint("run the rules again")
 }
 
 impl fmt::Display for BatchState {

@@ -40,7 +40,7 @@ pub use imgsync_rate_limit::{
     Account, ConcurrencyClaim, ConcurrencyGrant, GRANT_TTL, QuotaPeriod, QuotaReport, RateGrant, RateLimitCategory,
     RateLimitStore, RateRequest,
 };
-pub use lease_guard::{CONFIRMATION_MAX_AGE, LeaseGuard, TryAcquireResult};
+pub use lease_guard::{CONFIRMATION_MAX_AGE, LeaseGuard, LeaseView, TryAcquireResult};
 pub use leases::{
     Fence, LeaseResult, Leases, leader_lease_name, listing_lease_name, prune_lease_name, start_lease_name,
     tag_lease_name, waiting_lease_name,

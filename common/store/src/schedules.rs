@@ -13,6 +13,8 @@ pub struct LastRun {
     pub at: Timestamp,
     /// The batch that was started.
     pub batch: Option<BatchId>,
+    /// Scheduled runs skipped since then.
+    pub skipped: u64,
 }
 
 /// Last runs of schedules, so that missed runs are caught up.

@@ -64,7 +64,7 @@ pub(crate) async fn new_batch(store: &RedisStore) -> BatchId {
     }];
     let options = BatchOptions { rules, timeout_seconds: 600, ..BatchOptions::default() }.encode();
     let rules = Digest::sha256(id.to_string().as_bytes());
-    store.create(NewBatch { id, rules, options, supersedes: None }).await.unwrap();
+    store.create(NewBatch { id, rules, options, supersedes: None, fence: None }).await.unwrap();
     id
 }
 

@@ -24,7 +24,7 @@ pub(crate) const DELIVERY_WINDOW: Duration = Duration::from_secs(60 * 60);
 /// Pause after the first round with a failure, which doubles with each further one, and the maximum pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5 * 60));
 /// TTL of the delivery lease, which is renewed: another process continues this long after a crash.
-const DELIVERY_LEASE_TTL: Duration = Duration::from_secs(15);
+const DELIVERY_LEASE_TTL: Duration = Duration::from_secs(8);
 /// Interval between checks whether another process has delivered.
 const DELIVERY_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -66,13 +66,10 @@ pub async fn deliver_once(
         }
         Ok(TryAcquireResult::HeldBy(_)) => Ok(None),
         Ok(TryAcquireResult::Acquired(guard)) => {
-            let delivered = tokio::select! {
-                delivered = deliver_round(&**store, report, notifier, level) => delivered,
-                () = guard.lost().cancelled() => {
-                    let operation = format!("sending notifications of batch {id}");
-                    Err(Error::new(ErrorKind::Unreachable, operation, "the lease was lost"))
-                }
-            };
+            let delivered = guard.run(deliver_round(&**store, report, notifier, level)).await.unwrap_or_else(|| {
+                let operation = format!("sending notifications of batch {id}");
+                Err(Error::new(ErrorKind::Unreachable, operation, "the lease was lost"))
+            });
             guard.release().await;
             delivered.map(Some)
         }

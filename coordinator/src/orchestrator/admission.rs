@@ -11,7 +11,8 @@ use imgsync_model::batch::{BatchId, BatchOptions};
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_store::{
-    Batch, BatchState, LeaseGuard, LockHolder, LockUse, RunLock, TryAcquireResult, start_lease_name, waiting_lease_name,
+    Batch, BatchState, Fence, LeaseGuard, LockHolder, LockUse, RunLock, TryAcquireResult, start_lease_name,
+    waiting_lease_name,
 };
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -63,10 +64,16 @@ pub struct StartPermit {
     /// Another process still holds the lock, and releases it when its batch is superseded.
     pub(super) awaits_lock: bool,
     pub(super) supersedes: Option<BatchId>,
+    /// The first is the one of [`start_lease_name`].
     leases: Vec<LeaseGuard>,
 }
 
 impl StartPermit {
+    /// Returns the fence of the lease that excludes other starts.
+    pub(super) fn fence(&self) -> Option<Fence> {
+        self.leases.first().map(|lease| lease.fence().clone())
+    }
+
     /// Releases the leases.
     pub(super) async fn release(&mut self) {
         for lease in self.leases.drain(..) {

@@ -1,8 +1,8 @@
 //! Leadership of a batch: one coordinator at a time dispatches it, and requeues tasks whose lease expired or whose
 //! message was lost.
 //!
-//! The leader holds the lease [`leader_lease_name`] of the batch and may lose it at any moment: everything it does is safe while
-//! two processes do it.
+//! The leader holds the lease [`leader_lease_name`] of the batch. A process that was suspended for longer than the lease
+//! does nothing more before it has it again. Still, everything a leader does is safe while two processes do it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use imgsync_model::event::TaskEvent;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::{format_duration, is_transient};
+use imgsync_oci::sanitize::sanitize;
 use imgsync_registry::event::Event;
 use imgsync_store::{
     Batch, BatchState, LeaseGuard, LeaseResult, ListingFailure, ReclaimScope, Reclaimed, TryAcquireResult, age,
@@ -25,10 +26,15 @@ use tokio_util::sync::CancellationToken;
 use super::backend::Backend;
 use super::dispatch::Dispatcher;
 
-/// TTL of the leader lease, which the leader renews. Another coordinator takes over this long after a crash.
-pub(super) const LEADER_LEASE_TTL: Duration = Duration::from_secs(15);
+/// TTL of the leader lease, which the leader renews. Another coordinator takes over at most this long, and
+/// [`LEADER_RETRY_INTERVAL`], after a crash. It outlasts a failover of the store, which takes some five seconds.
+pub(crate) const LEADER_LEASE_TTL: Duration = Duration::from_secs(8);
 /// Pause before asking for leadership again while another coordinator leads or the broker is unavailable.
-const LEADER_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const LEADER_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the store may take to respond to a request for leadership. Longer than it takes to connect to a distant one.
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval between reads of the batch, and between looks for dead letters.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum number of queued tasks, per state, that are read to find their routes.
 const MAX_SAMPLED_TASKS: usize = 1_000;
 
@@ -93,7 +99,7 @@ impl Leader {
         let name = leader_lease_name(&id.to_string());
         let mut announced = false;
         while !stop.is_cancelled() {
-            match LeaseGuard::try_acquire(self.backend.store.clone(), &name, &self.name, LEADER_LEASE_TTL).await {
+            match try_acquire_promptly(&self.backend, &name, &self.name).await {
                 Ok(TryAcquireResult::Acquired(guard)) => {
                     // The holder that was waited for may have led it to its end.
                     if announced && !self.is_live(id).await {
@@ -101,10 +107,8 @@ impl Leader {
                         return Ok(());
                     }
                     on_elected();
-                    let end = tokio::select! {
-                        end = self.run_as_leader(id, plan_changed, stop) => end,
-                        () = guard.lost().cancelled() => Ok(LeadershipEnd::LeaseLost),
-                    };
+                    let end = guard.run(self.run_as_leader(id, plan_changed, stop)).await;
+                    let end = end.unwrap_or(Ok(LeadershipEnd::LeaseLost));
                     guard.release().await;
                     match end {
                         Ok(LeadershipEnd::BatchEnded | LeadershipEnd::Stopped) => return Ok(()),
@@ -217,7 +221,7 @@ impl Leader {
             if batch.is_none() || left.is_zero() {
                 return Ok(batch);
             }
-            tokio::time::sleep(LEADER_RETRY_INTERVAL.min(left)).await;
+            tokio::time::sleep(POLL_INTERVAL.min(left)).await;
         }
     }
 
@@ -261,10 +265,10 @@ impl Leader {
                         let _ = dead.acknowledge().await;
                     }
                 }
-                Ok(None) => pause(LEADER_RETRY_INTERVAL, stop).await,
+                Ok(None) => pause(POLL_INTERVAL, stop).await,
                 Err(error) => {
-                    tracing::info!("{error}; retrying in {}", format_duration(LEADER_RETRY_INTERVAL));
-                    pause(LEADER_RETRY_INTERVAL, stop).await;
+                    tracing::info!("{error}; retrying in {}", format_duration(POLL_INTERVAL));
+                    pause(POLL_INTERVAL, stop).await;
                 }
             }
         }
@@ -279,6 +283,19 @@ impl Leader {
     fn warn(&self, message: &str) {
         tracing::info!("{message}");
         self.events.emit(Event::Warning { message: message.to_owned() });
+    }
+}
+
+/// Tries to acquire a lease, and gives up a store that does not respond soon: the next call asks again at once, while one
+/// that retries waits longer and longer.
+pub(super) async fn try_acquire_promptly(backend: &Backend, name: &str, holder: &str) -> Result<TryAcquireResult> {
+    let acquire = LeaseGuard::try_acquire(backend.store.clone(), name, holder, LEADER_LEASE_TTL);
+    match tokio::time::timeout(ACQUIRE_TIMEOUT, acquire).await {
+        Ok(acquired) => acquired,
+        Err(_) => {
+            let operation = format!("acquiring lease {}", sanitize(name));
+            Err(Error::new(ErrorKind::Unreachable, operation, "the store does not respond"))
+        }
     }
 }
 

@@ -11,16 +11,17 @@ use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_registry::Client;
 use imgsync_registry::event::Event;
 use imgsync_store::{
-    Batch, BatchState, LeaseGuard, TryAcquireResult, leader_lease_name, listing_lease_name, log_throttle,
+    Batch, BatchState, LeaseView, TryAcquireResult, leader_lease_name, listing_lease_name, log_throttle,
 };
 use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::backend::Backend;
 use super::batch_log::BatchLog;
-use super::leader::{LEADER_LEASE_TTL, Leader, ReclaimPolicy};
+use super::leader::{Leader, ReclaimPolicy, try_acquire_promptly};
 use super::leader_holder_name;
 use super::provenance::tidy_provenance;
 use super::supervise::supervise;
@@ -28,6 +29,8 @@ use super::throttle_watch::watch_throttling;
 use crate::batch_view::GLOBAL_LEADER;
 use crate::notify::{Notifier, deliver, is_within_delivery_window};
 
+/// Interval between attempts to become the leader while another coordinator leads.
+const STANDBY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Interval between looks for new batches.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval between looks whether an ended batch is still being pruned.
@@ -48,33 +51,49 @@ pub struct LeaderConfig {
     pub client: Client,
 }
 
-/// Leads all batches until `stop` is cancelled. `batches_changed` signals that there may be new batches or tasks; `leads`
-/// publishes whether this process is the leader.
+/// The leader's lease, if this process is the leader.
+pub type Leadership = Option<LeaseView>;
+
+/// Returns whether this process is the leader. A process that was suspended for longer than its lease is not.
+pub fn is_leader(leadership: &Leadership) -> bool {
+    leadership.as_ref().is_some_and(LeaseView::is_held)
+}
+
+/// Leads all batches until `stop` is cancelled. `batches_changed` signals that there may be new batches or tasks;
+/// `leadership` publishes whether this process is the leader.
 pub async fn run_leader(
     backend: &Backend,
     reclaim_policy: ReclaimPolicy,
     leader_config: &watch::Receiver<LeaderConfig>,
-    (batches_changed, is_leader): (&Notify, &watch::Sender<bool>),
+    (batches_changed, leadership): (&Notify, &watch::Sender<Leadership>),
     events: &TaskEvents,
     stop: &CancellationToken,
 ) {
     let name = leader_holder_name();
     let lease = leader_lease_name(GLOBAL_LEADER);
     let leader = Leader::new(backend, &name, reclaim_policy, events.clone());
+    let tasks = TaskTracker::new();
     let mut stood_by = false;
     while !stop.is_cancelled() {
-        match LeaseGuard::try_acquire(backend.store.clone(), &lease, &name, LEADER_LEASE_TTL).await {
+        match try_acquire_promptly(backend, &lease, &name).await {
             Ok(TryAcquireResult::Acquired(guard)) => {
                 stood_by = false;
-                is_leader.send_replace(true);
+                leadership.send_replace(Some(guard.view()));
                 emit_notice(events, "elected leader");
                 let over = stop.child_token();
-                tokio::select! {
-                    () = lead_all_batches(backend, &leader, leader_config, (batches_changed, events, &name), &over) => {}
-                    () = leader.requeue_dead_letters(&over) => {}
-                    () = guard.lost().cancelled() => emit_notice(events, "no longer leader: the lease was lost"),
+                let context = (batches_changed, events, &*name);
+                let led = guard
+                    .run(async {
+                        tokio::select! {
+                            () = lead_all_batches(backend, &leader, leader_config, context, (&tasks, &over)) => {}
+                            () = leader.requeue_dead_letters(&over) => {}
+                        }
+                    })
+                    .await;
+                if led.is_none() {
+                    emit_notice(events, "no longer leader: the lease was lost");
                 }
-                is_leader.send_replace(false);
+                leadership.send_replace(None);
                 over.cancel();
                 guard.release().await;
             }
@@ -88,8 +107,11 @@ pub async fn run_leader(
                 events.emit(Event::RepeatedWarning { kind, message: error.to_string() });
             }
         }
-        pause(BATCH_POLL_INTERVAL, stop).await;
+        pause(STANDBY_POLL_INTERVAL, stop).await;
     }
+    // Batches and notifications have leases of their own: the next leader need not wait for a slow receiver.
+    tasks.close();
+    tasks.wait().await;
 }
 
 /// State shared by the tasks of all led batches.
@@ -164,13 +186,14 @@ impl LeaderContext {
     }
 }
 
-/// Leads each live batch in a task of its own, and notifies of those that have ended.
+/// Leads each live batch in a task of its own, and notifies of those that have ended. Returns when stopped, before these
+/// tasks have ended.
 async fn lead_all_batches(
     backend: &Backend,
     leader: &Leader,
     leader_config: &watch::Receiver<LeaderConfig>,
     (batches_changed, events, name): (&Notify, &TaskEvents, &str),
-    stop: &CancellationToken,
+    (tasks, stop): (&TaskTracker, &CancellationToken),
 ) {
     let context = LeaderContext {
         backend: backend.clone(),
@@ -197,7 +220,7 @@ async fn lead_all_batches(
                     let log = BatchLog::new(&batch, events);
                     leaders.insert(
                         id,
-                        tokio::spawn(async move {
+                        tasks.spawn(async move {
                             match is_live {
                                 true => {
                                     let (what, events) = (format!("leading batch {id}"), &work.events);
@@ -236,9 +259,6 @@ async fn lead_all_batches(
             () = batches_changed.notified() => {}
             () = pause(BATCH_POLL_INTERVAL, stop) => {}
         }
-    }
-    for (_, task) in leaders {
-        let _ = task.await;
     }
 }
 

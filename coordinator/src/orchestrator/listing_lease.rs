@@ -1,20 +1,34 @@
 //! Lease of the process that lists a batch.
 
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_store::{LeaseGuard, TryAcquireResult, listing_lease_name};
 
 use super::backend::Backend;
-use super::leader::{LEADER_LEASE_TTL, find_active_leader};
+use super::leader::{
+    ACQUIRE_TIMEOUT, LEADER_LEASE_TTL, LEADER_RETRY_INTERVAL, find_active_leader, try_acquire_promptly,
+};
 
 /// Marks a batch as being listed by this process. Two processes that list the same batch are safe: each leaves what the
-/// other has added to the plan.
+/// other has added to the plan. But only one does, because listings cost requests.
 #[derive(Debug)]
 pub(super) struct ListingLease {
     backend: Backend,
     batch: BatchId,
     holder: String,
     guard: Option<LeaseGuard>,
+}
+
+/// Result of trying to acquire the lease again.
+enum Reacquired {
+    /// Acquired, or not decided: the store does not respond.
+    Continue,
+    /// Another process lists the batch, or has completed its plan.
+    Superseded,
 }
 
 impl ListingLease {
@@ -45,11 +59,29 @@ impl ListingLease {
         }
     }
 
-    /// Holds the lease while `work` runs, then releases it.
-    pub(super) async fn hold_for<T>(mut self, work: impl Future<Output = T>) -> T {
-        let done = tokio::select! {
-            done = work => done,
-            () = self.reacquire_when_lost() => unreachable!("it goes on until dropped"),
+    /// Holds the lease while `work` runs, then releases it. Returns `None`, and drops `work`, if another process has
+    /// taken over the listing, which it does when this one was suspended. `is_listed` says that this process has
+    /// completed the plan, and only prunes.
+    ///
+    /// A lost lease is acquired again before `work` goes on. While the store does not respond, `work` does go on, because
+    /// it may be what the store's connection waits for; nothing of it takes effect then.
+    pub(super) async fn hold_for<T>(mut self, work: impl Future<Output = T>, is_listed: Arc<AtomicBool>) -> Option<T> {
+        let mut work = pin!(work);
+        let done = loop {
+            if let Some(guard) = &self.guard
+                && let Some(done) = guard.run(work.as_mut()).await
+            {
+                break Some(done);
+            }
+            self.guard = None;
+            match self.reacquire(&is_listed).await {
+                Reacquired::Superseded => break None,
+                Reacquired::Continue if self.guard.is_some() => {}
+                Reacquired::Continue => tokio::select! {
+                    done = work.as_mut() => break Some(done),
+                    () = tokio::time::sleep(LEADER_RETRY_INTERVAL) => {}
+                },
+            }
         };
         if let Some(guard) = self.guard.take() {
             guard.release().await;
@@ -57,17 +89,27 @@ impl ListingLease {
         done
     }
 
-    /// Reacquires the lease whenever it is lost: a restarted store has forgotten it.
-    async fn reacquire_when_lost(&mut self) {
-        loop {
-            match &self.guard {
-                Some(guard) => guard.lost().cancelled().await,
-                None => tokio::time::sleep(LEADER_LEASE_TTL / 3).await,
-            }
-            self.guard = None;
-            if let Err(error) = self.try_acquire().await {
+    /// Tries to acquire the lost lease: a restarted store has forgotten it, or this process was suspended.
+    async fn reacquire(&mut self, is_listed: &AtomicBool) -> Reacquired {
+        let name = listing_lease_name(self.batch);
+        match try_acquire_promptly(&self.backend, &name, &self.holder).await {
+            Ok(TryAcquireResult::Acquired(guard)) => self.guard = Some(guard),
+            Ok(TryAcquireResult::HeldBy(_)) => return Reacquired::Superseded,
+            Err(error) => {
                 tracing::debug!("{error}");
+                return Reacquired::Continue;
             }
+        }
+        if is_listed.load(Ordering::Acquire) {
+            return Reacquired::Continue;
+        }
+        // Another process may have listed the batch to its end meanwhile.
+        let batch = tokio::time::timeout(ACQUIRE_TIMEOUT, self.backend.store.batch(self.batch)).await;
+        match batch {
+            Ok(Ok(Some(batch))) if batch.plan_completed_at.is_some() || batch.ended_at.is_some() => {
+                Reacquired::Superseded
+            }
+            _ => Reacquired::Continue,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod admission;
 mod backend;
+mod batch_creation;
 mod batch_log;
 pub mod cluster_metrics;
 mod coverage;
@@ -35,14 +36,16 @@ mod unchanged_filter;
 pub(crate) use admission::Obstacle;
 pub use admission::{Admission, AdmissionResult, StartPermit};
 pub use backend::Backend;
+pub use batch_creation::CreatedBatch;
 pub(crate) use coverage::unserved_reasons;
 pub use coverage::{WorkerCoverage, rate_limit_messages};
 pub use digest_tags::DigestTagIndex;
 #[cfg(test)]
 pub(crate) use dispatch::MAX_DEPTH;
 pub use dry_run::{DryRun, DryRunPlan};
+pub(crate) use leader::LEADER_LEASE_TTL;
 pub use leader::{Leader, ReclaimPolicy, find_active_leader};
-pub use leader_service::{LeaderConfig, run_leader};
+pub use leader_service::{LeaderConfig, Leadership, is_leader, run_leader};
 pub use listings::{Listings, RuleListing};
 pub use local_worker::LocalWorker;
 pub use owner::{AbandonmentDetector, BatchWaitResult, wait_until_over};
@@ -54,7 +57,7 @@ pub use prune_plan::{PruneCandidate, PrunePlan};
 #[cfg(test)]
 pub(crate) use rule_metrics::MAX_RULES;
 pub use rule_metrics::{WatchedRule, WatchedRules};
-pub use run::{CreatedBatch, RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
+pub use run::{RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
 pub(crate) use state_change::{CONFIRMATION_TIME, StateChange};
 pub use throttle_watch::watch_throttling;
 

@@ -254,7 +254,7 @@ mod tests {
         let store = SqliteStore::in_memory(Arc::new(SystemClock)).await.unwrap();
         let (id, mut cache) = (BatchId::generate(), EndedBatchCache::default());
         let rules = Digest::sha256(b"rules");
-        let batch = NewBatch { id, rules, options: "{}".to_owned(), supersedes: None };
+        let batch = NewBatch { id, rules, options: "{}".to_owned(), supersedes: None, fence: None };
         store.create(batch).await.unwrap();
         let lease = listing_lease_name(id);
         store.acquire(&lease, "it lists and prunes", Duration::from_secs(60)).await.unwrap();

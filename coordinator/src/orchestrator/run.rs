@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
 use imgsync_model::batch::{BatchId, BatchOptions, Priority, RuleOptions, VerifyOptions};
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::event::Event;
 use imgsync_registry::{Client, Context, TrafficCounters};
-use imgsync_store::{Batch, BatchState, LockUse, NewBatch, ReclaimScope, RunLock};
+use imgsync_store::{Batch, BatchState, ReclaimScope};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::task_events::TaskEvents;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, StartPermit};
 use super::backend::Backend;
+use super::batch_creation::{BatchCreator, CreatedBatch, batch_lost};
 use super::leader::{Leader, ReclaimPolicy, cancel_tampered_batch};
 use super::listing_lease::ListingLease;
 use super::local_worker::LocalWorker;
@@ -34,6 +36,9 @@ use crate::presets::source_selectors;
 
 /// Interval between checks whether the batch has ended or was cancelled by another process.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often a batch that the store loses is created again.
+const MAX_RECREATIONS: u32 = 3;
 
 /// Role in lease holder names of `imgsync run` and other commands that run one batch.
 pub const RUN_ROLE: &str = "run";
@@ -99,17 +104,6 @@ pub struct Run<'a> {
     pub abort: CancellationToken,
 }
 
-/// A batch that was created and has to be listed.
-#[derive(Debug)]
-pub struct CreatedBatch {
-    /// Batch id.
-    pub id: BatchId,
-    options: Option<BatchOptions>,
-    listing_lease: Option<ListingLease>,
-    /// Run lock of an embedded store.
-    pub lock: Option<RunLock>,
-}
-
 /// Result of a run.
 #[derive(Debug)]
 pub struct RunResult {
@@ -145,58 +139,63 @@ impl Run<'_> {
 
     /// Creates the batch. This process holds its listing lease from before it is in the store.
     pub async fn create(&self, mut permit: StartPermit, rules: Digest, options: BatchOptions) -> Result<CreatedBatch> {
-        let made = self.create_with_permit(&mut permit, rules, options).await;
+        let id = self.backend.new_batch_id().await?;
+        let made = self.create_with_permit(&mut permit, id, (rules, options)).await;
         permit.release().await;
         made
+    }
+
+    /// Creates a batch again that the store has lost, under the same id. Returns its listing lease.
+    async fn create_again(&self, id: BatchId, options: &BatchOptions) -> Result<Option<ListingLease>> {
+        let (rules, warn) = (|slice| self.rules_digest(slice), |what: &str| self.warn(what));
+        // Whoever wanted to start the same rules meanwhile did not see it.
+        let admitted = self.admission(IfRunning::Fail, options, &rules, &warn).try_admit().await?;
+        let mut permit = admitted.map_err(|obstacle| {
+            let error = batch_lost(id);
+            Error::new(error.kind(), error.operation(), format!("{}, and {}", error.message(), obstacle.describe()))
+                .with_hint("`imgsync batch list` shows all batches")
+        })?;
+        self.warn(&format!(
+            "the store no longer has batch {id}: it was emptied, or has lost its latest writes, as after a failover; \
+             creating it again"
+        ));
+        let made = self.create_with_permit(&mut permit, id, (rules(self.settings.slice), options.clone())).await;
+        permit.release().await;
+        Ok(made?.listing_lease)
+    }
+
+    fn warn(&self, message: &str) {
+        self.events.emit(Event::Warning { message: message.to_owned() });
     }
 
     async fn create_with_permit(
         &self,
         permit: &mut StartPermit,
-        rules: Digest,
-        options: BatchOptions,
+        id: BatchId,
+        batch: (Digest, BatchOptions),
     ) -> Result<CreatedBatch> {
-        let (store, id) = (&self.backend.store, self.backend.new_batch_id().await?);
-        let batch = NewBatch { id, rules, options: options.encode(), supersedes: permit.supersedes };
-        if permit.awaits_lock {
-            // Creating the batch cancels the superseded one, whose process then ends and releases the lock.
-            store.create(batch).await?;
-            permit.release().await;
-            let lock = tokio::select! {
-                lock = self.wait_for_lock() => lock,
-                () = self.drain.cancelled() => Err(Error::cancelled(format!("starting batch {id}"))),
-            };
-            if lock.is_err() {
-                store.cancel(id).await?;
-            }
-            permit.lock = lock?;
-            let listing = ListingLease::acquire(self.backend, id, &self.holder_name(id)).await?;
-            return Ok(CreatedBatch {
-                id,
-                options: Some(options),
-                listing_lease: Some(listing),
-                lock: permit.lock.take(),
-            });
-        }
-        let listing = ListingLease::acquire(self.backend, id, &self.holder_name(id)).await?;
-        store.create(batch).await?;
-        Ok(CreatedBatch { id, options: Some(options), listing_lease: Some(listing), lock: permit.lock.take() })
+        let creator =
+            BatchCreator { backend: self.backend, holder_name: &|id| self.holder_name(id), cancel: &self.drain };
+        creator.create(permit, id, batch).await
     }
 
-    async fn wait_for_lock(&self) -> Result<Option<RunLock>> {
-        loop {
-            if let Ok(lock) = self.backend.try_lock(LockUse::Run).await? {
-                return Ok(lock);
-            }
-            tokio::time::sleep(BATCH_POLL_INTERVAL).await;
-        }
-    }
-
-    /// Lists a created batch, and runs it.
+    /// Lists a created batch, and runs it. If the store loses the batch, creates it again.
     pub async fn list_and_run(&self, made: CreatedBatch) -> Result<RunResult> {
-        let CreatedBatch { id, options, listing_lease, .. } = made;
-        let plan = options.map_or(PlanSource::Complete, PlanSource::Rules);
-        self.execute(id, plan, listing_lease).await
+        let CreatedBatch { id, options, mut listing_lease, lock: _lock } = made;
+        let Some(options) = options else { return self.execute(id, PlanSource::Complete, listing_lease).await };
+        let mut losses = 0;
+        loop {
+            let result = self.execute(id, PlanSource::Rules(options.clone()), listing_lease.take()).await;
+            let is_lost = self.backend.is_cluster()
+                && !self.drain.is_cancelled()
+                && matches!(&result, Err(error) if error.kind() == ErrorKind::NotFound)
+                && self.backend.store.batch(id).await?.is_none();
+            losses += u32::from(is_lost);
+            if !is_lost || losses > MAX_RECREATIONS {
+                return result;
+            }
+            listing_lease = self.create_again(id, &options).await?;
+        }
     }
 
     /// Returns the options of a batch that verifies what `of` has copied or found unchanged.
@@ -250,7 +249,10 @@ impl Run<'_> {
         }
         let options = match batch.plan_completed_at {
             Some(_) => None,
-            None if batch.rules == self.rules_digest(self.settings.slice) => Some(self.options().await),
+            // As it was started, which `run --force` or `--name` may have done.
+            None if batch.rules == self.rules_digest(self.settings.slice) => {
+                Some(BatchOptions::decode(&batch.options, &format!("batch {id}"))?)
+            }
             None => {
                 let detail = "its listing is incomplete, and the configuration has different rules now";
                 return Err(Error::new(ErrorKind::Invalid, operation, detail)
@@ -281,11 +283,21 @@ impl Run<'_> {
             Context { cancel: self.drain.child_token(), events: self.events.transfers().clone(), ..Context::default() };
         let list = async {
             loop {
-                let list = self.make_plan(id, &source, &listing, &plan_changed);
+                let is_listed = Arc::new(AtomicBool::new(false));
+                let list = self.make_plan(id, &source, &listing, (&plan_changed, &is_listed));
                 let listed = match lease.take() {
-                    Some(lease) => lease.hold_for(list).await?,
-                    None => list.await?,
+                    Some(lease) => lease.hold_for(list, is_listed.clone()).await,
+                    None => Some(list.await),
                 };
+                let Some(listed) = listed else {
+                    listing.warn(format!("batch {id}: another process has taken over its listing"));
+                    if self.settings.detach {
+                        stop.drain.cancel();
+                    }
+                    stop.drain.cancelled().await;
+                    return Ok(ListingSummary::default());
+                };
+                let listed = listed?;
                 let is_complete = !listing.cancel.is_cancelled();
                 plan_watch.is_complete.store(is_complete, Ordering::Release);
                 if self.settings.detach && !(is_complete && self.is_plan_lost(id).await?) {
@@ -305,8 +317,11 @@ impl Run<'_> {
         };
         let list = async {
             let listed = list.await;
-            if listed.is_err() {
-                self.drain.cancel();
+            match &listed {
+                // The store has lost the batch, which may be created again.
+                Err(error) if error.kind() == ErrorKind::NotFound => stop.drain.cancel(),
+                Err(_) => self.drain.cancel(),
+                Ok(_) => {}
             }
             listed
         };
@@ -376,7 +391,7 @@ impl Run<'_> {
         id: BatchId,
         source: &PlanSource<'_>,
         context: &Context,
-        plan_changed: &Notify,
+        (plan_changed, is_listed): (&Notify, &AtomicBool),
     ) -> Result<ListingSummary> {
         match source {
             PlanSource::Complete => Ok(ListingSummary::default()),
@@ -387,6 +402,7 @@ impl Run<'_> {
             }
             PlanSource::Rules(options) => {
                 let mut listed = self.list(id, options.clone(), context, plan_changed).await?;
+                is_listed.store(!context.cancel.is_cancelled(), Ordering::Release);
                 // Who detaches prunes while it holds the lease: the leader waits for that with its report.
                 if self.settings.detach && !self.drain.is_cancelled() {
                     self.prune(id, std::mem::take(&mut listed.prune_plans)).await?;
@@ -545,13 +561,6 @@ impl Run<'_> {
         }
         accounts
     }
-}
-
-/// Returns the error of a batch that has vanished from the store.
-fn batch_lost(id: BatchId) -> Error {
-    let detail = "the store no longer has it: it was emptied, or has lost its latest writes, as after a failover";
-    Error::new(ErrorKind::NotFound, format!("watching batch {id}"), detail)
-        .with_hint("run the rules again: images at the target are not copied again")
 }
 
 /// Returns the identity of a batch that copies by these rules, or by one slice of them.

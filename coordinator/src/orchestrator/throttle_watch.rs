@@ -32,6 +32,8 @@ pub async fn watch_throttling(
         return std::future::pending().await;
     }
     let threshold = notifier.throttle_threshold();
+    // A process that leads again claims anew: it does not send what it has sent before.
+    let name = format!("{name} {}", BatchId::generate());
     let mut since: BTreeMap<RegistryName, Instant> = BTreeMap::new();
     let mut reported: BTreeSet<RegistryName> = BTreeSet::new();
     loop {
@@ -46,7 +48,7 @@ pub async fn watch_throttling(
             let is_long = hold.wait.max(waits) >= threshold;
             if !is_long
                 || !reported.insert(registry.clone())
-                || !claim_notification(store, &format!("{id}:{registry}"), name).await
+                || !claim_notification(store, &format!("{id}:{registry}"), &name).await
             {
                 continue;
             }

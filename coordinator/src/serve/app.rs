@@ -26,7 +26,7 @@ use super::rules::{RuleCache, RuleResponse, RuleStateContext};
 use super::scheduler::Scheduler;
 use super::workers::{WorkerResponse, WorkerSamples};
 use crate::batch_view::BatchView;
-use crate::orchestrator::{Backend, StateChange};
+use crate::orchestrator::{Backend, Leadership, StateChange, is_leader};
 
 /// A client does not wait longer for a store that is down.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,7 +39,7 @@ pub struct AppState {
     pub(super) backend: Backend,
     pub(super) active_config: watch::Receiver<Arc<ActiveConfig>>,
     pub(super) reload_status: watch::Receiver<ReloadStatus>,
-    pub(super) is_leader: watch::Receiver<bool>,
+    pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) scheduler: Scheduler,
     pub(super) event_hub: Arc<EventHub>,
     pub(super) failure_groups: FailureGroupCache,
@@ -113,7 +113,7 @@ impl AppState {
         StatusResponse {
             version: env!("CARGO_PKG_VERSION"),
             mode: if self.backend.is_cluster() { "cluster" } else { "embedded" },
-            leader: *self.is_leader.borrow(),
+            leader: self.is_leader(),
             started: self.started_at,
             reading_needs_token: self.auth.reading_needs_token(),
             docs: DOCS_URL,
@@ -121,10 +121,15 @@ impl AppState {
         }
     }
 
+    /// Returns whether this process is the leader.
+    pub(super) fn is_leader(&self) -> bool {
+        is_leader(&self.leadership.borrow())
+    }
+
     /// Returns all rules with their state, in the order of the configuration.
     pub(super) async fn rules(&self) -> Result<Arc<Vec<RuleResponse>>> {
         let current = self.active_config.borrow().clone();
-        let (store, is_leader) = (self.store(), *self.is_leader.borrow());
+        let (store, is_leader) = (self.store(), self.is_leader());
         self.rule_cache.rules(RuleStateContext { store, scheduler: &self.scheduler, current, is_leader }).await
     }
 

@@ -25,6 +25,7 @@ mod rules_api;
 mod scheduler;
 mod search;
 mod server;
+mod store_contact;
 mod token;
 mod workers;
 

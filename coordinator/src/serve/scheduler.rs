@@ -1,16 +1,15 @@
 //! Starts rules on their schedules and on request.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use imgsync_config::{Config, IfRunning};
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::sanitize::sanitize;
-use imgsync_store::{Batch, LastRun, is_in_future};
+use imgsync_store::{Batch, LastRun, is_in_future, listing_lease_name};
 use imgsync_worker::task_events::TaskEvents;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -19,10 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::active_config::{ActiveConfig, ActiveRule, config_of_batch};
+use super::store_contact::StoreContact;
 use super::{warn, warn_repeatedly};
-use crate::orchestrator::{Backend, CreatedBatch, Obstacle, Run};
+use crate::orchestrator::{Backend, CreatedBatch, Leadership, Obstacle, Run, is_leader};
 
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between looks for interrupted listings, in turns of [`SCHEDULE_POLL_INTERVAL`].
+const TURNS_PER_RESUME: u32 = 2;
 const MAX_CONCURRENT_LISTINGS: usize = 4;
 /// Assumed age of the last run if its time is unknown: no schedule has a longer interval than from one 29 February to
 /// the next but one.
@@ -45,12 +47,11 @@ struct Inner {
     listing_permits: Semaphore,
     /// Batches that this process lists.
     in_progress: Mutex<HashSet<BatchId>>,
-    /// Batches that this process has created: the store may have lost that.
-    created: Mutex<GenerationalCache<BatchId, ()>>,
+    /// Interrupted batches of unknown rules, each reported once.
+    unknown: Mutex<HashSet<BatchId>>,
     /// Serializes starts, which first check whether the rule is running.
     start_lock: tokio::sync::Mutex<()>,
-    /// Consecutive skipped runs of each rule.
-    skipped: Mutex<HashMap<String, u64>>,
+    store_contact: StoreContact,
 }
 
 /// A rule with its schedule and its runs.
@@ -72,8 +73,7 @@ pub struct ScheduleEntry {
     pub last: Option<BatchId>,
     /// Running or paused batch of the rule.
     pub running: Option<BatchId>,
-    /// Scheduled runs skipped since the last run because a batch of the rule was running or paused. Counted by the
-    /// leading process.
+    /// Scheduled runs skipped since the last run because a batch of the rule was running or paused.
     pub skipped: u64,
 }
 
@@ -95,46 +95,53 @@ impl Scheduler {
             tasks: TaskTracker::new(),
             listing_permits: Semaphore::new(MAX_CONCURRENT_LISTINGS),
             in_progress: Mutex::default(),
-            created: Mutex::new(GenerationalCache::new(MAX_RESUMED_BATCHES)),
+            unknown: Mutex::default(),
             start_lock: tokio::sync::Mutex::default(),
-            skipped: Mutex::default(),
+            store_contact: StoreContact::default(),
         }))
     }
 
-    /// Starts rules on their schedules while this process leads, until stopped. Returns when no listing is in
-    /// progress.
-    pub async fn run(&self, mut is_leader: watch::Receiver<bool>) {
+    /// Starts rules on their schedules, and resumes interrupted listings, while this process leads, until stopped.
+    /// Returns when no listing is in progress.
+    pub async fn run(&self, mut leadership: watch::Receiver<Leadership>) {
         let inner = &self.0;
-        let mut is_new = true;
-        let mut write_losses = inner.backend.store.write_losses();
-        while !inner.stop.is_cancelled() {
-            is_new |= !*is_leader.borrow_and_update();
-            // The end of a plan may be lost.
-            is_new |= write_losses.as_mut().is_some_and(|losses| {
-                let has_changed = losses.has_changed().unwrap_or(false);
-                losses.mark_unchanged();
-                has_changed
-            });
-            tokio::select! {
-                led = is_leader.wait_for(|leads| *leads) => if led.is_err() { break },
-                () = inner.stop.cancelled() => break,
+        let lead = async {
+            let mut turn: u32 = 0;
+            loop {
+                if !is_leader(&leadership.borrow()) {
+                    turn = 0;
+                }
+                let lease = match leadership.wait_for(is_leader).await {
+                    Ok(lease) => lease.clone(),
+                    Err(_) => return,
+                };
+                // A process that was suspended goes no step further once another one leads.
+                if let Some(lease) = lease {
+                    lease.run(self.lead_once(turn)).await;
+                }
+                turn = turn.wrapping_add(1);
+                tokio::time::sleep(SCHEDULE_POLL_INTERVAL).await;
             }
-            if std::mem::take(&mut is_new)
-                && let Err(error) = self.resume_interrupted().await
-            {
-                is_new = true;
-                warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
-            }
-            if let Err(error) = self.start_due_rules().await {
-                warn_repeatedly(&inner.events, "starting the rules that are due", &error);
-            }
-            tokio::select! {
-                () = tokio::time::sleep(SCHEDULE_POLL_INTERVAL) => {}
-                () = inner.stop.cancelled() => {}
-            }
+        };
+        tokio::select! {
+            () = lead => {}
+            () = inner.store_contact.watch(&*inner.backend.store) => {}
+            () = inner.stop.cancelled() => {}
         }
         inner.tasks.close();
         inner.tasks.wait().await;
+    }
+
+    async fn lead_once(&self, turn: u32) {
+        let inner = &self.0;
+        // Without a cluster, no other process starts or lists batches meanwhile.
+        let is_due = if inner.backend.is_cluster() { turn.is_multiple_of(TURNS_PER_RESUME) } else { turn == 0 };
+        if is_due && let Err(error) = self.resume_interrupted().await {
+            warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
+        }
+        if let Err(error) = self.start_due_rules().await {
+            warn_repeatedly(&inner.events, "starting the rules that are due", &error);
+        }
     }
 
     /// Starts a rule now.
@@ -154,7 +161,7 @@ impl Scheduler {
             Error::new(ErrorKind::Invalid, operation(), obstacle.describe())
                 .with_hint("wait until it ends, or cancel it; a paused batch can be resumed")
         })?;
-        self.record_start(&rule.id, Timestamp::now(), Some(id)).await?;
+        self.record_start(&rule.id, LastRun { at: Timestamp::now(), batch: Some(id), skipped: 0 }).await?;
         Ok(id)
     }
 
@@ -177,7 +184,7 @@ impl Scheduler {
                 next,
                 last: last_run.and_then(|last_run| last_run.batch),
                 running: None,
-                skipped: self.skipped().get(&rule.id).copied().unwrap_or_default(),
+                skipped: last_run.map_or(0, |last_run| last_run.skipped),
             });
         }
         Ok(entries)
@@ -188,31 +195,38 @@ impl Scheduler {
         self.in_progress().contains(&batch)
     }
 
-    /// Resumes interrupted listings: in a cluster those of batches that a scheduler started, else all, because no
-    /// other process uses the store.
+    /// Resumes interrupted listings of the rules of the configuration, whichever process started them. In a cluster, it
+    /// may still be alive.
     async fn resume_interrupted(&self) -> Result<()> {
         let inner = &self.0;
         let current = inner.active_config.borrow().clone();
-        let last_run: HashSet<BatchId> =
-            self.last_runs().await?.values().filter_map(|last_run| last_run.batch).collect();
-        for batch in inner.backend.store.batches(MAX_RESUMED_BATCHES).await? {
+        let store = &inner.backend.store;
+        let batches = store.batches(MAX_RESUMED_BATCHES).await?;
+        self.unknown().retain(|id| batches.iter().any(|batch| batch.id == *id));
+        for batch in batches {
             let is_broken_off = batch.state.is_live() && batch.plan_completed_at.is_none();
-            let is_ours =
-                !inner.backend.is_cluster() || last_run.contains(&batch.id) || self.created().get(&batch.id).is_some();
-            if !is_broken_off || !is_ours || self.in_progress().contains(&batch.id) {
+            if !is_broken_off || self.in_progress().contains(&batch.id) {
+                continue;
+            }
+            let is_left = !inner.backend.is_cluster()
+                || (inner.store_contact.is_steady()
+                    && store.lease_holder(&listing_lease_name(batch.id)).await?.is_none());
+            if !is_left {
                 continue;
             }
             let config = current.config_for(&batch.rules).cloned();
             match config.or_else(|| config_of_batch(&current.config, &batch)) {
                 Some(config) => self.resume_listing(&current, config, &batch),
-                None => warn(
+                // Other coordinators, or the command that started it, may have its rules.
+                None if self.unknown().insert(batch.id) => warn(
                     &inner.events,
                     &format!(
-                        "the listing of batch {0} was interrupted, and its rules are no longer in the configuration: \
-                         `imgsync batch cancel {0}` ends it",
+                        "the listing of batch {0} was interrupted, and its rules are not in this configuration: \
+                         `imgsync batch resume {0}` with its configuration continues it, `imgsync batch cancel {0}` ends it",
                         batch.id
                     ),
                 ),
+                None => {}
             }
         }
         Ok(())
@@ -225,7 +239,7 @@ impl Scheduler {
             let inner = &this.0;
             let run = current.build_run(&inner.backend, &config, inner.events.clone(), &inner.stop);
             if let Err(error) = run.resume(id).await {
-                warn(&inner.events, &error.to_string());
+                warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
             }
             this.in_progress().remove(&id);
         });
@@ -250,12 +264,12 @@ impl Scheduler {
                     let _turn = inner.start_lock.lock().await;
                     // A blocked first run is not skipped: it starts once the other batch has ended.
                     if let Ok(id) = self.start_rule(&current, rule).await? {
-                        self.record_start(&rule.id, now, Some(id)).await?;
+                        self.record_start(&rule.id, LastRun { at: now, batch: Some(id), skipped: 0 }).await?;
                     }
                     continue;
                 }
                 None => {
-                    self.record_start(&rule.id, now, None).await?;
+                    self.record_start(&rule.id, LastRun { at: now, batch: None, skipped: 0 }).await?;
                     continue;
                 }
             };
@@ -264,7 +278,7 @@ impl Scheduler {
             let next = schedule.last_run_to_record(due, now);
             match self.start_rule(&current, rule).await? {
                 Err(obstacle) => {
-                    let skipped = self.skipped().get(&rule.id).map_or(1, |skipped| skipped + 1);
+                    let skipped = last.skipped + 1;
                     warn(
                         &inner.events,
                         &format!(
@@ -274,12 +288,10 @@ impl Scheduler {
                             obstacle.describe()
                         ),
                     );
-                    self.record_start(&rule.id, next, last.batch).await?;
-                    self.skipped().insert(rule.id.clone(), skipped);
+                    self.record_start(&rule.id, LastRun { at: next, batch: last.batch, skipped }).await?;
                 }
                 Ok(id) => {
-                    self.record_start(&rule.id, next, Some(id)).await?;
-                    self.skipped().remove(&rule.id);
+                    self.record_start(&rule.id, LastRun { at: next, batch: Some(id), skipped: 0 }).await?;
                 }
             }
         }
@@ -297,8 +309,9 @@ impl Scheduler {
             ),
         );
         let at = now.checked_sub(OVERDUE_OFFSET).unwrap_or(Timestamp::UNIX_EPOCH);
-        self.record_start(&rule.id, at, last_run.batch).await?;
-        Ok(LastRun { at, ..*last_run })
+        let last_run = LastRun { at, ..*last_run };
+        self.record_start(&rule.id, last_run).await?;
+        Ok(last_run)
     }
 
     /// Creates a batch and lists it in the background; or returns the obstacle.
@@ -331,7 +344,6 @@ impl Scheduler {
         };
         let id = made.id;
         self.in_progress().insert(id);
-        self.created().insert(id, ());
         let _ = batch_sender.send(Ok(Ok(id)));
         inner.work_available.notify_one();
         if let Ok(_place) = inner.listing_permits.acquire().await {
@@ -353,20 +365,16 @@ impl Scheduler {
         }
     }
 
-    async fn record_start(&self, rule: &str, at: Timestamp, batch: Option<BatchId>) -> Result<()> {
-        self.0.backend.store.record_schedule_run(rule, LastRun { at, batch }).await
+    async fn record_start(&self, rule: &str, last_run: LastRun) -> Result<()> {
+        self.0.backend.store.record_schedule_run(rule, last_run).await
     }
 
     async fn last_runs(&self) -> Result<BTreeMap<String, LastRun>> {
         Ok(self.0.backend.store.schedule_runs().await?.into_iter().collect())
     }
 
-    fn skipped(&self) -> std::sync::MutexGuard<'_, HashMap<String, u64>> {
-        self.0.skipped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn created(&self) -> std::sync::MutexGuard<'_, GenerationalCache<BatchId, ()>> {
-        self.0.created.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unknown(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {
+        self.0.unknown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_progress(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {

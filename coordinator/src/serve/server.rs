@@ -84,7 +84,7 @@ impl Server {
     pub async fn run(&self, binding: HttpBinding, ready: ReadinessCheck, stop: &Shutdown) {
         let drain = &stop.drain;
         let work_available = Arc::new(Notify::new());
-        let is_leader = watch::Sender::new(false);
+        let leadership = watch::Sender::new(None);
         let reload_status = watch::Sender::new(ReloadStatus { at: Timestamp::now(), error: None });
         let (backend, events) = (&self.backend, &self.events);
         let scheduler =
@@ -93,7 +93,7 @@ impl Server {
             backend: backend.clone(),
             active_config: self.active_config.subscribe(),
             reload_status: reload_status.subscribe(),
-            is_leader: is_leader.subscribe(),
+            leadership: leadership.subscribe(),
             scheduler: scheduler.clone(),
             event_hub: Arc::new(EventHub::default()),
             failure_groups: FailureGroupCache::default(),
@@ -123,8 +123,8 @@ impl Server {
         };
         let watched = leader_config.subscribe();
         tokio::join!(
-            run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &is_leader), events, drain),
-            scheduler.run(is_leader.subscribe()),
+            run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &leadership), events, drain),
+            scheduler.run(leadership.subscribe()),
             self.run_local_workers(stop),
             event_poller::run_poller(&app, drain),
             report_health_events(backend, events, drain),

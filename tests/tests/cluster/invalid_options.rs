@@ -16,7 +16,10 @@ use crate::support::{ClusterFixture, WAIT_TIMEOUT};
 /// Plans a batch of one task with raw options.
 async fn planned_batch(fixture: &ClusterFixture, store: &RedisStore, options: String, rule: u32) -> BatchId {
     let id = BatchId::generate();
-    store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+    store
+        .create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None, fence: None })
+        .await
+        .unwrap();
     let place = |registry: &str, path: &str| {
         let home = RepositoryLocator::new(registry.parse().unwrap(), path).unwrap();
         TagLocator { repository: Arc::new(home), tag: "v1".parse().unwrap() }

@@ -34,6 +34,7 @@ mod store_contract;
 mod store_faults;
 mod store_startup;
 mod support;
+mod takeover;
 mod tampering;
 mod throttling;
 mod workers;

@@ -48,7 +48,7 @@ impl RelayedStore {
 async fn new_batch(store: &dyn Store) -> BatchId {
     let id = BatchId::generate();
     let rules = Digest::sha256(id.to_string().as_bytes());
-    store.create(NewBatch { id, rules, options: "{}".to_owned(), supersedes: None }).await.unwrap();
+    store.create(NewBatch { id, rules, options: "{}".to_owned(), supersedes: None, fence: None }).await.unwrap();
     id
 }
 

@@ -41,7 +41,7 @@ async fn open_once(url: &str) -> RedisStore {
 
 fn batch() -> NewBatch {
     let options = r#"{"rules":[]}"#.to_owned();
-    NewBatch { id: BatchId::generate(), rules: Digest::sha256(b"rules"), options, supersedes: None }
+    NewBatch { id: BatchId::generate(), rules: Digest::sha256(b"rules"), options, supersedes: None, fence: None }
 }
 
 /// Writes by a script.
@@ -51,7 +51,7 @@ async fn write(store: &RedisStore) -> Result<(), Error> {
 
 /// Writes by commands in a pipeline.
 async fn write_in_pipeline(store: &RedisStore) -> Result<(), Error> {
-    store.record_schedule_run("a", LastRun { at: jiff::Timestamp::now(), batch: None }).await
+    store.record_schedule_run("a", LastRun { at: jiff::Timestamp::now(), batch: None, skipped: 0 }).await
 }
 
 fn start_server(more: &[&str]) -> RedisServer {

@@ -55,7 +55,10 @@ async fn plan(store: &RedisStore, repositories: &[&str]) -> BatchId {
     let id = BatchId::generate();
     let options =
         BatchOptions { rules: vec![RuleOptions::default()], timeout_seconds: 60, ..BatchOptions::default() }.encode();
-    store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+    store
+        .create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None, fence: None })
+        .await
+        .unwrap();
     for repository in repositories {
         let tasks = ["one", "two"].map(|tag| (task_spec(repository, tag), None)).to_vec();
         let segment = PlanSegment { key: format!("0 {repository}"), listed_at: Timestamp::now(), tasks };
@@ -291,7 +294,10 @@ async fn repositories_that_two_processes_add_at_once_have_each_its_segment() {
 async fn plan_open(store: &RedisStore) -> BatchId {
     let id = BatchId::generate();
     let options = BatchOptions { rules: vec![RuleOptions::default()], ..BatchOptions::default() }.encode();
-    store.create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+    store
+        .create(NewBatch { id, rules: Digest::sha256(b"rules"), options, supersedes: None, fence: None })
+        .await
+        .unwrap();
     id
 }
 

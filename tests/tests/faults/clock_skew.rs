@@ -71,7 +71,10 @@ async fn the_newest_batch_is_the_one_that_was_made_last_although_another_was_mad
     id[..6].copy_from_slice(&ahead.as_millisecond().to_be_bytes()[2..]);
     let future = BatchId::from_bytes(id);
     let rules = Digest::sha256(b"other rules");
-    store.create(NewBatch { id: future, rules, options: "{}".to_owned(), supersedes: None }).await.unwrap();
+    store
+        .create(NewBatch { id: future, rules, options: "{}".to_owned(), supersedes: None, fence: None })
+        .await
+        .unwrap();
     store.complete_plan(future, PlanSize::default()).await.unwrap();
     drop(store);
 

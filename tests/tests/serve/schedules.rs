@@ -59,7 +59,7 @@ async fn what_was_missed_while_nothing_served_is_caught_up_once() {
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() - jiff::SignedDuration::from_hours(48);
     for name in &names {
-        store.record_schedule_run(name, LastRun { at, batch: None }).await.unwrap();
+        store.record_schedule_run(name, LastRun { at, batch: None, skipped: 0 }).await.unwrap();
     }
     drop(store);
     let served = ServeProcess::start(&fixture.program, &[]).await;
@@ -89,7 +89,7 @@ async fn rules_last_started_in_the_future_are_due_now_with_one_warning() {
     let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
     let at = Timestamp::now() + jiff::SignedDuration::from_hours(400 * 24);
     for name in &names {
-        store.record_schedule_run(name, LastRun { at, batch: None }).await.unwrap();
+        store.record_schedule_run(name, LastRun { at, batch: None, skipped: 0 }).await.unwrap();
     }
     drop(store);
     let served = ServeProcess::start(&fixture.program, &[]).await;

@@ -68,7 +68,10 @@ impl RunnerFixture {
         let (source, target) = (Arc::new(source), Arc::new(target));
         let batch = BatchId::generate();
         let options = BatchOptions { rules: vec![RuleOptions::default()], ..BatchOptions::default() }.encode();
-        store.create(NewBatch { id: batch, rules: Digest::sha256(b"rules"), options, supersedes: None }).await.unwrap();
+        store
+            .create(NewBatch { id: batch, rules: Digest::sha256(b"rules"), options, supersedes: None, fence: None })
+            .await
+            .unwrap();
         let planned = |tag: &&str| TaskSpec {
             rule: 0,
             source: TagLocator { repository: source.clone(), tag: tag.parse().unwrap() },

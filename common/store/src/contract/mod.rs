@@ -55,6 +55,7 @@ macro_rules! store_contract_tests {
             unconfirmed_tasks_are_published_again,
             a_cancelled_batch_accepts_no_segments,
             a_later_batch_supersedes_an_earlier_one,
+            a_batch_is_created_only_under_the_lease_of_its_fence,
             batches_are_found_by_id_prefix,
             the_newest_batches_of_each_rule_are_read_at_once,
             listing_failures_are_recorded,
@@ -174,6 +175,7 @@ pub fn new_batch() -> NewBatch {
         rules: Digest::sha256(b"rules"),
         options: r#"{"rules":[]}"#.to_owned(),
         supersedes: None,
+        fence: None,
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{StoreUnderTest, copied_bytes, new_batch, segment, tasks};
 use crate::{
-    AppendResult, BatchState, ClaimResult, FinishReply, LEASE_TTL, ListingFailure, NewBatch, PlanCompletion, PlanSize,
-    PruneOutcome, PruneRecord, RecordCounts, RequeueFilter, Usage,
+    AppendResult, BatchState, ClaimResult, Fence, FinishReply, LEASE_TTL, LeaseResult, ListingFailure, NewBatch,
+    PlanCompletion, PlanSize, PruneOutcome, PruneRecord, RecordCounts, RequeueFilter, Usage,
 };
 use imgsync_model::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -201,6 +201,31 @@ pub async fn a_later_batch_supersedes_an_earlier_one(subject: StoreUnderTest) {
     assert_eq!((found.state, found.counts.cancelled), (BatchState::Superseded, 3));
     assert!(found.ended_at.is_some());
     assert!(subject.store.requeue(earlier, RequeueFilter::default()).await.is_err());
+}
+
+pub async fn a_batch_is_created_only_under_the_lease_of_its_fence(subject: StoreUnderTest) {
+    let lease = async |holder| match subject.store.acquire("starting", holder, LEASE_TTL).await.unwrap() {
+        LeaseResult::Acquired { token } => Fence { name: "starting".to_owned(), holder: holder.to_owned(), token },
+        held => panic!("{held:?}"),
+    };
+    let first = lease("one").await;
+    let batch = NewBatch { fence: Some(first.clone()), ..new_batch() };
+    subject.store.create(batch.clone()).await.unwrap();
+    (subject.advance)(LEASE_TTL * 2);
+    let earlier = batch.id;
+    subject.store.create(batch).await.unwrap();
+    for (fence, why) in [
+        (first.clone(), "it has expired"),
+        (Fence { token: lease("two").await.token, ..first.clone() }, "another holds it"),
+        (Fence { holder: "two".to_owned(), ..first }, "an earlier token"),
+    ] {
+        let late = NewBatch { supersedes: Some(earlier), fence: Some(fence), ..new_batch() };
+        let error = subject.store.create(late.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{why}: {error}");
+        assert!(subject.store.batch(late.id).await.unwrap().is_none(), "{why}");
+    }
+    assert_eq!(subject.checked_batch(earlier).await.state, BatchState::Running, "nothing superseded it");
+    assert_eq!(subject.store.batches(9).await.unwrap().len(), 1);
 }
 
 pub async fn batches_are_found_by_id_prefix(subject: StoreUnderTest) {

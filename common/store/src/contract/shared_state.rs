@@ -401,11 +401,11 @@ pub async fn a_schedule_is_remembered_by_its_last_run(subject: StoreUnderTest) {
     assert_eq!(subject.store.schedule_runs().await.unwrap(), []);
     let (first, batch) = ((subject.now)(), BatchId::generate());
     let note = async |name: &str, last_run| subject.store.record_schedule_run(name, last_run).await.unwrap();
-    note("b", LastRun { at: first, batch: None }).await;
-    note("a", LastRun { at: first, batch: None }).await;
+    note("b", LastRun { at: first, batch: None, skipped: 0 }).await;
+    note("a", LastRun { at: first, batch: None, skipped: 0 }).await;
     (subject.advance)(Duration::from_secs(60));
-    let later = LastRun { at: (subject.now)(), batch: Some(batch) };
+    let later = LastRun { at: (subject.now)(), batch: Some(batch), skipped: 3 };
     note("b", later).await;
-    let known = [("a".to_owned(), LastRun { at: first, batch: None }), ("b".to_owned(), later)];
+    let known = [("a".to_owned(), LastRun { at: first, batch: None, skipped: 0 }), ("b".to_owned(), later)];
     assert_eq!(subject.store.schedule_runs().await.unwrap(), known);
 }

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::segment::{SegmentArguments, encode_failure};
 use super::{PlanEnd, RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
+use crate::ledger::start_lease_lost;
 use crate::{
     AppendResult, Batch, BatchState, BatchTimeline, ClaimResult, EmptyRule, FailedTask, FinishReply, IdempotencyKey,
     LeaseStatus, Ledger, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize, PruneRecord,
@@ -34,13 +35,21 @@ impl Ledger for RedisStore {
         let operation = format!("creating batch {}", batch.id);
         self.write_version(&operation).await?;
         let before = batch.supersedes.map(|before| before.to_string()).unwrap_or_default();
-        let mut call = ScriptCall::new(self.batch_key(batch.id)).key(self.key("batches"));
+        let lease = self.lease_key(batch.fence.as_ref().map_or("", |fence| &fence.name));
+        let mut call = ScriptCall::new(self.batch_key(batch.id)).key(self.key("batches")).key(lease);
         if let Some(before) = batch.supersedes {
             call = call.key(self.batch_key(before));
         }
         let tag = self.sign_options(batch.id, &batch.rules, &batch.options);
         let call = call.arg(batch.id).arg(batch.rules).arg(batch.options).arg(before).arg(tag);
-        self.run_script::<i64>(&operation, &self.0.scripts.create_batch, call).await.map(drop)
+        let call = match &batch.fence {
+            Some(fence) => call.arg(&fence.holder).arg(fence.token),
+            None => call.arg("").arg(""),
+        };
+        match self.run_script::<i64>(&operation, &self.0.scripts.create_batch, call).await? {
+            0 => Err(start_lease_lost(batch.id)),
+            _ => Ok(()),
+        }
     }
 
     async fn append(&self, batch: BatchId, segment: PlanSegment) -> Result<AppendResult> {

@@ -36,7 +36,7 @@ impl TagRecorder for SqliteStore {
 }
 
 /// Whether a lease is held now, by this holder and under this token.
-fn is_held(connection: &Connection, fence: &Fence, now: i64) -> Result<bool, SqliteError> {
+pub(super) fn is_held(connection: &Connection, fence: &Fence, now: i64) -> Result<bool, SqliteError> {
     let sql = "SELECT 1 FROM lease
                WHERE name = ?1 AND holder = ?2 AND token = ?3 AND expires_at > ?4 AND expires_at <= ?5";
     let key = (&fence.name, &fence.holder, to_sql_integer(fence.token), now, latest_deadline_ms(now));

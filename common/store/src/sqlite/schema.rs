@@ -9,7 +9,7 @@ use imgsync_oci::error::{Error, ErrorKind};
 const APPLICATION_ID: i32 = 0x696d_6773;
 
 /// Migrations; each takes the file from the version of its position to the next. Only ever appended to.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// Times are in milliseconds since 1970; those of the tables `tag` and `provenance` in seconds, `proof.hour` in hours.
 ///
@@ -239,6 +239,9 @@ CREATE TABLE schedule (
 CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter VALUES ('lease token', 0);
 ";
+
+/// Skipped runs of schedules are kept.
+const VERSION_2: &str = "ALTER TABLE schedule ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;";
 
 /// Migrates a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), SqliteError> {

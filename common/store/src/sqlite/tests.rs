@@ -68,7 +68,13 @@ fn segment(name: &str, number: usize, result: Option<TaskResult>) -> PlanSegment
 
 fn new_batch(rules: &str) -> NewBatch {
     let rules = imgsync_oci::Digest::sha256(rules.as_bytes());
-    NewBatch { id: imgsync_model::batch::BatchId::generate(), rules, options: "{}".to_owned(), supersedes: None }
+    NewBatch {
+        id: imgsync_model::batch::BatchId::generate(),
+        rules,
+        options: "{}".to_owned(),
+        supersedes: None,
+        fence: None,
+    }
 }
 
 async fn create_batch(store: &SqliteStore, number: usize) -> Vec<TaskRef> {

@@ -3,11 +3,13 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::super::error::SqliteError;
+use super::super::records::is_held;
 use super::batch_row::BatchRow;
 use super::batch_tx::{BatchTx, get_state};
 use super::lifecycle::stop;
 use super::queries::{RunAttempts, read_chunk};
 use super::tasks::record_failure;
+use crate::ledger::start_lease_lost;
 use crate::{
     AppendResult, BatchState, EmptyRule, ListingFailure, NewBatch, PlanBlock, PlanCompletion, PlanSegment, PlanSize,
     PruneRecord, Usage,
@@ -15,6 +17,13 @@ use crate::{
 use imgsync_model::batch::{BatchId, Failure, MAX_CHUNK_TASKS, Task, TaskRef, TaskResult, TaskState, encode_chunk};
 
 pub(super) fn create(connection: &Connection, now: i64, batch: &NewBatch) -> Result<(), SqliteError> {
+    if let Some(fence) = &batch.fence
+        && !is_held(connection, fence, now)?
+    {
+        let known = "SELECT 1 FROM batch WHERE id = ?1";
+        let is_repeated = connection.prepare_cached(known)?.exists([batch.id.as_bytes()])?;
+        return if is_repeated { Ok(()) } else { Err(start_lease_lost(batch.id).into()) };
+    }
     let made = connection
         .prepare_cached(
             "INSERT OR IGNORE INTO batch (id, state, rules, options, supersedes, created_at)
