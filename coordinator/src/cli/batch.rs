@@ -5,7 +5,6 @@ use imgsync_model::batch::{BatchId, BatchOptions};
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
-use imgsync_oci::retry::format_duration;
 use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_store::{Batch, BatchState, LockUse, RequeueFilter, Store, leader_lease_name, listing_lease_name};
@@ -15,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::backend;
+use super::batch_progress::is_verification;
 use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
 use super::printer::Printer;
@@ -26,9 +26,9 @@ use super::settings::Settings;
 use super::show::BatchDetails;
 use super::tui::truncate;
 use super::values::parse_error_kind;
-use super::watch::watch;
+use super::watch::{confirm_change, watch};
 use crate::batch_view::{BatchView, GLOBAL_LEADER, find_owner};
-use crate::orchestrator::{Backend, CONFIRMATION_TIME, StateChange, coordinator_name, find_active_leader};
+use crate::orchestrator::{Backend, StateChange, coordinator_name, find_active_leader};
 use crate::report::{self, Report};
 use clap::{Args, Subcommand};
 
@@ -149,7 +149,7 @@ async fn execute(args: BatchArgs, settings: &Settings, printer: &Printer) -> Res
             let id = resolve(&*store, &id).await?;
             let client = Client::new(settings.client()?, CredentialEnvironment::from_process());
             let is_cluster = settings.cluster()?.is_some() && args.state.is_none();
-            watch(&*store, id, (&client, is_cluster), printer).await
+            watch(&store, id, (&client, is_cluster), printer).await
         }
         BatchCommand::Pause { id } => {
             let store = store().await?;
@@ -256,19 +256,10 @@ fn print_control_result(json: bool, result: serde_json::Value, printer: &Printer
 
 /// Pauses or cancels a batch. If a failover of the store may lose that, watches over it for a while.
 async fn change_state(store: Arc<dyn Store>, id: BatchId, wanted: BatchState, printer: &Printer) -> Result<Exit> {
-    let may_be_lost = store.has_replicas();
-    if may_be_lost {
-        store.watch_for_write_losses();
-    }
-    let change = StateChange::new(store, id, wanted);
+    let (change, may_be_lost) = StateChange::by_command(store, id, wanted);
     let exit = print_state(printer, id, change.apply().await?, wanted)?;
     if may_be_lost {
-        let time = format_duration(CONFIRMATION_TIME);
-        printer
-            .line(&format!("the store has replicas: watching for {time} that no failover loses this (Ctrl-C ends it)"));
-        if change.confirm().await? {
-            printer.line(&format!("the store had lost this: batch {id} is {wanted} again"));
-        }
+        confirm_change(id, wanted, change.confirm(), printer).await?;
     }
     Ok(exit)
 }
@@ -294,15 +285,19 @@ async fn list(store: &dyn Store, json: bool, limit: usize, printer: &Printer) ->
         ));
     }
     let width = rules_width();
-    for view in &batches {
+    let ids: Vec<BatchId> = batches.iter().map(|view| view.batch.id).collect();
+    let records = store.count_records(&ids).await?;
+    for (view, records) in batches.iter().zip(records) {
         let batch = &view.batch;
         let counts = &batch.counts;
+        // Which failures of a verification are differences is in its report only.
+        let different = if is_verification(batch) { counts.failed } else { 0 };
         match json {
             true => printer.data(&view_to_json(view).to_string()),
             false => printer.text(&format!(
                 "{:<36}  {:<11}  {:<19}  {:>9} {:>9} {:>9} {:>7} {:>9}  {}",
                 batch.id.to_string(),
-                view.state.as_str(),
+                report::outcome(view.state, counts, (different, records.unlisted)),
                 batch.created_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
                 group_digits(counts.total),
                 group_digits(counts.copied),

@@ -105,14 +105,18 @@ impl<'a> BatchDetails<'a> {
         self.report.options.rules.iter().map(|rule| rule.name.as_str()).collect()
     }
 
+    /// Prints the rules, unless the title of the report names them all.
     fn print_rules(&self, printer: &Printer) {
         let rules = self.rules();
+        if rules.join(", ") == self.report.title {
+            return;
+        }
         let more = match rules.len().saturating_sub(MAX_RULES) {
             0 => String::new(),
             more => format!(" and {} more", group_digits(more as u64)),
         };
         if !rules.is_empty() {
-            printer.text(&format!("Rules: {}{more}", rules[..rules.len().min(MAX_RULES)].join(", ")));
+            printer.text(&format!("All rules: {}{more}", rules[..rules.len().min(MAX_RULES)].join(", ")));
         }
     }
 

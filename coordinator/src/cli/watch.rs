@@ -1,22 +1,28 @@
 //! `imgsync batch watch`: follows a batch until it ends, full screen on a terminal, in lines elsewhere.
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::format_duration;
 use imgsync_registry::Client;
 use imgsync_store::{Batch, BatchState, Store};
 use jiff::Timestamp;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::batch_progress::{format_ended, is_verification, progress_line};
 use super::exit::{Exit, exit_for_batch};
 use super::printer::Printer;
 use super::tui::{BatchScreen, Focus, Prompt, draw};
 use crate::batch_view::BatchView;
-use crate::orchestrator::{AbandonmentDetector, BatchWaitResult, WorkerCoverage, rate_limit_messages, wait_until_over};
+use crate::orchestrator::{
+    AbandonmentDetector, BatchWaitResult, CONFIRMATION_TIME, StateChange, WorkerCoverage, rate_limit_messages,
+    wait_until_over,
+};
 use crate::report::Report;
 
 const BATCH_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,16 +32,24 @@ const MAX_FAILURES: usize = 500;
 
 /// Runs the command.
 pub(crate) async fn watch(
-    store: &dyn Store,
+    store: &Arc<dyn Store>,
     id: BatchId,
     (client, is_cluster): (&Client, bool),
     printer: &Printer,
 ) -> Result<Exit> {
+    let mut confirmation = None;
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     let over = match std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && !dumb {
-        true => run_screen(store, id, (client, is_cluster), printer.is_ascii()).await?,
-        false => Some(watch_lines(store, id, printer).await?),
+        true => {
+            let viewer = (client, is_cluster, printer.is_ascii());
+            run_screen(store, id, viewer, &mut confirmation).await?
+        }
+        false => Some(watch_lines(&**store, id, printer).await?),
     };
+    if let Some((wanted, confirmation)) = confirmation {
+        let confirmation = async { confirmation.await.unwrap_or_else(|error| Err(lost_confirmation(&error))) };
+        confirm_change(id, wanted, confirmation, printer).await?;
+    }
     let batch = match over {
         Some(BatchWaitResult::Ended(batch)) => batch,
         Some(BatchWaitResult::Abandoned(view)) => {
@@ -49,7 +63,7 @@ pub(crate) async fn watch(
         }
     };
     printer.data(&format_progress(&batch));
-    let report = Report::load(store, id).await?;
+    let report = Report::load(&**store, id).await?;
     let removed_all = !report.pruned.iter().any(|line| line.outcome.needs_attention());
     Ok(exit_for_batch(&batch, report.unlisted.is_empty() && removed_all))
 }
@@ -79,6 +93,48 @@ fn format_progress(batch: &Batch) -> String {
     format!("{}: {line}", format_ended(batch))
 }
 
+/// Waits for the confirmation of a change, and reports if the change had to be repeated.
+pub(super) async fn confirm_change(
+    id: BatchId,
+    wanted: BatchState,
+    confirmation: impl Future<Output = Result<bool>>,
+    printer: &Printer,
+) -> Result<()> {
+    let time = format_duration(CONFIRMATION_TIME);
+    printer.line(&format!("the store has replicas: watching for {time} that no failover loses this (Ctrl-C ends it)"));
+    if confirmation.await? {
+        printer.line(&format!("the store had lost this: batch {id} is {wanted} again"));
+    }
+    Ok(())
+}
+
+/// Change of the batch's state that a failover of the store may lose, being watched over.
+type Confirmation = (BatchState, AbortOnDropHandle<Result<bool>>);
+
+fn lost_confirmation(error: &tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Local, "watching over the change of the batch", error.to_string())
+}
+
+/// Changes the state of the batch, and watches over that as long as a failover of the store may lose it. An earlier
+/// change is no longer watched over.
+async fn change_state(
+    store: &Arc<dyn Store>,
+    id: BatchId,
+    wanted: BatchState,
+    confirmation: &mut Option<Confirmation>,
+) -> Option<String> {
+    *confirmation = None;
+    let (change, may_be_lost) = StateChange::by_command(store.clone(), id, wanted);
+    match change.apply().await {
+        Ok(now) if now == wanted => {
+            *confirmation = may_be_lost.then(|| (wanted, AbortOnDropHandle::new(tokio::spawn(change.confirm()))));
+            None
+        }
+        Ok(now) => Some(format!("it is {now}")),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 /// The terminal, restored on drop.
 struct TerminalGuard(ratatui::DefaultTerminal);
 
@@ -90,13 +146,14 @@ impl Drop for TerminalGuard {
 
 /// Shows the view until the batch ends or is abandoned by its process. None if the user quits.
 async fn run_screen(
-    store: &dyn Store,
+    store: &Arc<dyn Store>,
     id: BatchId,
-    viewer: (&Client, bool),
-    is_ascii: bool,
+    (client, is_cluster, is_ascii): (&Client, bool, bool),
+    confirmation: &mut Option<Confirmation>,
 ) -> Result<Option<BatchWaitResult>> {
+    let viewer = (client, is_cluster);
     let failed = |error: std::io::Error| Error::new(ErrorKind::Local, "drawing on the terminal", error.to_string());
-    let mut screen = load_screen(store, id, viewer).await?;
+    let mut screen = load_screen(&**store, id, viewer).await?;
     screen.is_ascii = is_ascii;
     let mut terminal = TerminalGuard(ratatui::try_init().map_err(failed)?);
     let (mut polled_at, mut abandonment) = (Instant::now(), AbandonmentDetector::default());
@@ -112,26 +169,17 @@ async fn run_screen(
                 KeyAction::Ignore => {}
                 KeyAction::Quit => return Ok(None),
                 KeyAction::SetState(control) => {
-                    let now = match control {
-                        BatchState::Paused => store.pause(id).await,
-                        BatchState::Running => store.resume(id).await,
-                        _ => store.cancel(id).await,
-                    };
-                    screen.message = match now {
-                        Ok(now) if now == control => None,
-                        Ok(now) => Some(format!("it is {now}")),
-                        Err(error) => Some(error.to_string()),
-                    };
+                    screen.message = change_state(store, id, control, confirmation).await;
                     polled_at -= BATCH_POLL_INTERVAL;
                 }
             }
         }
         if polled_at.elapsed() >= BATCH_POLL_INTERVAL {
             polled_at = Instant::now();
-            match load_screen(store, id, viewer).await {
+            match load_screen(&**store, id, viewer).await {
                 Ok(next) => {
                     screen.update(next);
-                    if abandonment.is_abandoned(store, &screen.view).await.unwrap_or_default() {
+                    if abandonment.is_abandoned(&**store, &screen.view).await.unwrap_or_default() {
                         return Ok(Some(BatchWaitResult::Abandoned(screen.view)));
                     }
                 }

@@ -28,6 +28,16 @@ impl StateChange {
         StateChange { store, batch, wanted, losses }
     }
 
+    /// Prepares the change for a command. Returns with it whether a failover of the store may lose it, so that the command
+    /// has to [`confirm`](StateChange::confirm) it before it ends.
+    pub(crate) fn by_command(store: Arc<dyn Store>, batch: BatchId, wanted: BatchState) -> (StateChange, bool) {
+        let may_be_lost = store.has_replicas();
+        if may_be_lost {
+            store.watch_for_write_losses();
+        }
+        (StateChange::new(store, batch, wanted), may_be_lost)
+    }
+
     /// Makes the change. Returns the state afterwards, which is another one if the batch has ended.
     pub(crate) async fn apply(&self) -> Result<BatchState> {
         match self.wanted {

@@ -20,7 +20,7 @@ use std::io::Write;
 use std::path::Path;
 
 use imgsync_config::{Config, Rule};
-use imgsync_model::batch::{BatchId, BatchOptions, TaskState};
+use imgsync_model::batch::{BatchId, BatchOptions, TaskCounts, TaskState};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_store::{
     Batch, BatchTimeline, EmptyRule, FailedTask, ListingFailure, PruneRecord, Store, TaskRow, private_files,
@@ -235,13 +235,7 @@ impl<'a> Report<'a> {
     /// Returns the state of the batch for people. A batch that is done is `failed` if it did nothing but fail, and
     /// `incomplete` if something failed.
     fn outcome(&self) -> &'static str {
-        let counts = &self.batch.counts;
-        let failed = counts.failed.saturating_sub(self.different) + counts.cancelled + self.unlisted.len() as u64;
-        match self.state {
-            BatchStatus::Done if failed > 0 && counts.copied + counts.unchanged + self.different == 0 => "failed",
-            BatchStatus::Done if failed > 0 => "incomplete",
-            state => state.as_str(),
-        }
+        outcome(self.state, &self.batch.counts, (self.different, self.unlisted.len() as u64))
     }
 
     /// Returns the URL of the batch on the dashboard, if it is known.
@@ -288,6 +282,17 @@ pub fn rules_title(config: &Config) -> String {
     match names.len() {
         0..=3 => names.join(", "),
         more => format!("{}, {} and {} more", names[0], names[1], more - 2),
+    }
+}
+
+/// Returns the state of a batch for people, as in reports: `different` images of a verification are no failures, and
+/// `unlisted` repositories are.
+pub fn outcome(state: BatchStatus, counts: &TaskCounts, (different, unlisted): (u64, u64)) -> &'static str {
+    let failed = counts.failed.saturating_sub(different) + counts.cancelled + unlisted;
+    match state {
+        BatchStatus::Done if failed > 0 && counts.copied + counts.unchanged + different == 0 => "failed",
+        BatchStatus::Done if failed > 0 => "incomplete",
+        state => state.as_str(),
     }
 }
 

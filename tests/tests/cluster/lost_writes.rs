@@ -2,6 +2,8 @@
 //! what they were a moment ago, in one step.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +18,9 @@ use imgsync_store::{
 };
 use imgsync_tests::cluster::{TestCluster, number};
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
-use imgsync_tests::program::RunningProgram;
-use imgsync_tests::servers::free_port;
-use imgsync_tests::{RedisServer, ServeProcess};
+use imgsync_tests::program::{RunningProgram, Signal};
+use imgsync_tests::servers::{find_program, free_port};
+use imgsync_tests::{RedisServer, ServeProcess, skipped};
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::store_contract::store_url;
@@ -38,7 +40,8 @@ async fn open(server: &RedisServer, has_key: bool) -> (RedisStore, Arc<ManualClo
 
 async fn create(store: &RedisStore) -> BatchId {
     let options = r#"{"rules":[]}"#.to_owned();
-    let batch = NewBatch { id: BatchId::generate(), rules: Digest::sha256(b"rules"), options, supersedes: None };
+    let batch =
+        NewBatch { id: BatchId::generate(), rules: Digest::sha256(b"rules"), options, supersedes: None, fence: None };
     let id = batch.id;
     store.create(batch).await.unwrap();
     id
@@ -417,6 +420,17 @@ async fn a_pause_or_cancellation_by_the_api_that_is_lost_is_made_again() {
     assert!(stderr.contains("the store had lost that it is cancelled"), "{stderr}");
 }
 
+/// Makes a batch alive again: as if the latest write of its state were lost, and of the process that had no counter
+/// before.
+fn lose_cancellation(fixture: &ClusterFixture, batch: BatchId, before: &BTreeMap<String, u64>) {
+    let counter = write_counters(&fixture.cluster.store).into_keys().find(|key| !before.contains_key(key)).unwrap();
+    let key = format!("imgsync:{{{batch}}}");
+    let script = "redis.call('HSET', ARGV[1], 'state', 0) redis.call('HDEL', ARGV[1], 'ended_at') \
+                  redis.call('SET', ARGV[2], 1)";
+    let answer = fixture.cluster.store.command(&["EVAL", script, "0", &key, &counter]);
+    assert!(!answer.starts_with('-'), "{answer}");
+}
+
 #[tokio::test]
 async fn a_cancellation_by_command_is_watched_over_if_the_store_has_a_replica() {
     let fixture = ClusterFixture::new(1, 2).await;
@@ -432,29 +446,85 @@ async fn a_cancellation_by_command_is_watched_over_if_the_store_has_a_replica() 
         write_counters(&fixture.cluster.store).iter().any(|(key, value)| !counters.contains_key(key) && *value > 1)
     })
     .await;
-    // The batch comes alive again: as if the latest write of its state were lost.
-    let counter = write_counters(&fixture.cluster.store).into_keys().find(|key| !counters.contains_key(key)).unwrap();
-    let key = format!("imgsync:{{{batch}}}");
-    let script = "redis.call('HSET', ARGV[1], 'state', 0) redis.call('HDEL', ARGV[1], 'ended_at') \
-                  redis.call('SET', ARGV[2], 1)";
-    let answer = fixture.cluster.store.command(&["EVAL", script, "0", &key, &counter]);
-    assert!(!answer.starts_with('-'), "{answer}");
+    lose_cancellation(&fixture, batch, &counters);
     let ended = cancel.wait().await.assert_code(0);
     assert!(ended.stderr.contains("is cancelled again"), "{}", ended.stderr);
     assert_eq!(store.batch_state(batch).await.unwrap(), Some(BatchState::Cancelled));
 }
 
 #[tokio::test]
-async fn a_run_whose_batch_is_lost_says_so() {
+async fn a_run_creates_its_batch_again_that_is_lost() {
+    let fixture = ClusterFixture::new(2, 3).await;
+    let list = gate_listing(&fixture, "r01");
+    let tags = fixture.gate_tags_after(1);
+    let snapshot = fixture.cluster.store.snapshot();
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    let mut run = fixture.run();
+    wait_for_total(&fixture, 3).await;
+    let lost = fixture.cluster.show_batch().await.unwrap();
+    tags.wait_for(1).await;
+    fixture.cluster.store.restore(&snapshot);
+    run.wait_for_line(|line| line.contains("creating it again"), WAIT_TIMEOUT).await;
+    list.add_permits(10);
+    tags.open();
+    let ended = run.wait().await;
+    fixture.assert_ended_whole(&ended);
+    assert_eq!(ended.json()["batch"], lost["batch"]);
+    assert!(ended.stderr.contains("has lost its latest writes, as after a failover"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_run_whose_batch_is_lost_gives_way_to_another_of_the_same_rules() {
     let fixture = ClusterFixture::new(1, 1).await;
-    let list = gate_listing(&fixture, "r00");
+    let tags = fixture.gate_tags_after(0);
     let snapshot = fixture.cluster.store.snapshot();
     let mut run = fixture.run();
-    until("it lists", WAIT_TIMEOUT, || fixture.source.total() > 0).await;
+    wait_for_total(&fixture, 1).await;
+    run.signal(Signal::STOP);
     fixture.cluster.store.restore(&snapshot);
-    list.add_permits(1);
+    let mut other = fixture.run();
+    wait_for_total(&fixture, 1).await;
+    run.signal(Signal::CONT);
     let ended = run.wait().await;
     assert_ne!(ended.code, Some(0));
-    assert!(ended.stderr.contains("has lost its latest writes, as after a failover"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("run the rules again"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("of the same rules is run by"), "{}", ended.stderr);
+    tags.open();
+    let _workers = fixture.cluster.start_workers(1, 4).await;
+    fixture.assert_ended_whole(&other.wait().await);
+}
+
+#[tokio::test]
+async fn a_cancellation_on_the_screen_is_watched_over_if_the_store_has_a_replica() {
+    let Some(script) = find_program("script") else {
+        return skipped("the screen (script is not installed: apt install bsdutils)");
+    };
+    let fixture = ClusterFixture::new(1, 2).await;
+    let (batch, mut run, store) = start_held_batch(&fixture).await;
+    let replica = RedisServer::start();
+    replica.replicate_from(&fixture.cluster.store);
+    until("the replica is connected", WAIT_TIMEOUT, || fixture.cluster.store.info("connected_slaves") == 1).await;
+    let counters = write_counters(&fixture.cluster.store);
+    let program = fixture.cluster.imgsync("");
+    let log = program.work_dir().join("typescript");
+    let inner = format!("stty rows 24 cols 80; exec {} batch watch", program.path().display());
+    let mut command = std::process::Command::new(script);
+    command.args(["--quiet", "--flush", "--return", "--command", &inner]).arg(&log).current_dir(program.work_dir());
+    command.env("TERM", "xterm-256color").env("XDG_STATE_HOME", program.state_dir());
+    command.env("IMGSYNC_BROKER", fixture.cluster.broker_urls()).env("IMGSYNC_STORE", fixture.cluster.store.url());
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut keys = child.stdin.take().unwrap();
+    let shown = || String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
+    until("the screen is shown", WAIT_TIMEOUT, || shown().contains("quit")).await;
+    keys.write_all(b"cy").unwrap();
+    run.wait().await;
+    until("the command watches over it", WAIT_TIMEOUT, || shown().contains("the store has replicas")).await;
+    until("the command counts its writes", WAIT_TIMEOUT, || {
+        write_counters(&fixture.cluster.store).iter().any(|(key, value)| !counters.contains_key(key) && *value > 1)
+    })
+    .await;
+    lose_cancellation(&fixture, batch, &counters);
+    let ended = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+    assert!(shown().contains("is cancelled again"), "{ended}: {}", shown());
+    assert_eq!(store.batch_state(batch).await.unwrap(), Some(BatchState::Cancelled));
 }

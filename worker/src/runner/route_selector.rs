@@ -165,7 +165,9 @@ impl RouteSelector {
         let bases: Vec<String> = targets.iter().map(TargetBase::to_string).collect();
         let detail = format!("the configuration of this worker allows pushing below {} only", bases.join(", "));
         Err(Error::new(ErrorKind::Denied, format!("writing {target}"), detail).with_hint(
-            "add the target to the worker's configuration (`defaults: {to: …}`), or remove all targets from it",
+            "add the target to the worker's configuration (`defaults: {to: …}`), or remove all targets from it; if `to` of \
+             a rule was changed while its batch runs, run the rules again: a batch keeps the targets that it was \
+             started with",
         ))
     }
 
