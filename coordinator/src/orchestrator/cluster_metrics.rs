@@ -9,7 +9,7 @@ use imgsync_model::batch::Route;
 use imgsync_oci::error::Result;
 use imgsync_registry::Client;
 use imgsync_store::outage::ServerHealth;
-use imgsync_store::{Batch, BatchState, Heartbeat, StoreReplication, log_throttle};
+use imgsync_store::{Batch, BatchState, Heartbeat, StoreReplication, leader_lease_name, log_throttle};
 use imgsync_worker::runner::load_rate_limit_holds;
 use imgsync_worker::telemetry::metrics::{MAX_REGISTRY_LABELS, Metrics, MetricsRefresh};
 use prometheus_client::metrics::counter::Counter;
@@ -24,6 +24,7 @@ use super::coverage::unserved_reasons;
 use super::rule_metrics::{
     EndedBatchCache, RuleMetrics, WatchedRule, WatchedRules, last_ended, outcome_counts, unix_seconds,
 };
+use crate::batch_view::GLOBAL_LEADER;
 use crate::notify::notification_counters;
 
 /// A scrape reuses metrics that are not older than this.
@@ -52,6 +53,7 @@ struct ClusterMetrics {
     store_sentinels: GaugeFamily,
     store_replicas: GaugeFamily,
     store_replica_lag: GaugeFamily,
+    leader_present: Gauge,
     open_tasks: Gauge,
     tasks: GaugeFamily,
     batches: GaugeFamily,
@@ -89,6 +91,7 @@ impl ClusterMetrics {
         registry.register("store_replicas", help, self.store_replicas.clone());
         let help = "Time since a connected replica last confirmed what it has";
         registry.register_with_unit("store_replica_lag", help, Unit::Seconds, self.store_replica_lag.clone());
+        registry.register("leader_present", "Whether a coordinator is the leader", self.leader_present.clone());
         registry.register("open_tasks", "Tasks of live batches that have not ended", self.open_tasks.clone());
         registry.register("batch_tasks", "Tasks of live batches by state", self.tasks.clone());
         registry.register("batches", "Batches by state", self.batches.clone());
@@ -164,6 +167,8 @@ impl ClusterMetrics {
         let routes = backend.store.routes_by_age().await?;
         let routes: Vec<Route> =
             routes.into_iter().filter(|(_, age)| *age < IDLE_ROUTE_TTL).map(|(route, _)| route).collect();
+        let leader = backend.store.lease_holder(&leader_lease_name(GLOBAL_LEADER)).await?;
+        self.leader_present.set(leader.is_some().into());
         self.set_batches(&batches);
         ended_batches.retain_batches(&batches);
         if let Some(at) = ended_batches.last_good_end(batches.iter(), &*backend.store).await? {

@@ -239,6 +239,8 @@ async fn a_follower_shows_and_controls_the_same_as_the_leader() {
         let is_same = async || leader.get(path).await == follower.get(path).await;
         crate::queue::until(&format!("both show the same {path}"), is_same).await;
     }
+    let metrics = follower.fetch("/metrics").await.text().await.unwrap();
+    assert!(metrics.lines().any(|line| line == "imgsync_leader_present 1"), "{metrics}");
     let (_, overview) = follower.get("overview").await;
     assert!(overview["problems"].as_array().is_none_or(Vec::is_empty), "{overview:#}");
 

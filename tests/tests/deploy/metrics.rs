@@ -108,6 +108,7 @@ async fn exported_metrics_match_the_work_done_and_cover_alerts_and_dashboard() {
         ("imgsync_broker_blocked", 0.0),
         ("imgsync_store_replicas{state=\"connected\"}", 0.0),
         ("imgsync_store_failovers_total", 0.0),
+        ("imgsync_leader_present", 1.0),
         ("imgsync_rules_omitted", 0.0),
         ("imgsync_routes_unserved", 0.0),
         ("imgsync_last_batch_tasks{outcome=\"copied\"}", 2.0),
