@@ -105,7 +105,9 @@ impl BatchView {
         let command = self.resume_command()?;
         Some(match (self.state, self.batch.plan_completed_at) {
             (BatchStatus::Paused, _) => format!("paused, and no coordinator leads it: `{command}` resumes it"),
-            (_, None) => format!("its listing was interrupted: `{command}` resumes it"),
+            (_, None) => format!(
+                "its listing was interrupted: `{command}` resumes it, and in a cluster `imgsync serve` with its rules does"
+            ),
             (_, Some(_)) => {
                 format!("no coordinator leads it: `{command}` resumes it, and in a cluster `imgsync serve` does")
             }
