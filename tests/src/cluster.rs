@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::program::{Imgsync, RunningProgram};
-use crate::servers::{MASTER_NAME, RabbitMq, RedisServer, RedisServerOptions, SentinelServers, SentinelOptions};
+use crate::servers::{MASTER_NAME, RabbitMq, RedisServer, RedisServerOptions, SentinelOptions, SentinelServers};
 
 /// A broker and a store, stopped on drop.
 #[derive(Debug)]

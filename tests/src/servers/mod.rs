@@ -27,7 +27,7 @@ pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
 pub use redis::{RedisServer, RedisServerOptions, StoreSnapshot};
 pub use remote::RemoteRegistry;
-pub use sentinel::{MASTER_NAME, SentinelServers, SentinelOptions};
+pub use sentinel::{MASTER_NAME, SentinelOptions, SentinelServers};
 pub use smtp::{MailServer, ReceivedMail};
 pub use telegram::{TelegramPost, TelegramServer};
 pub use token::{TokenRequest, TokenServer};

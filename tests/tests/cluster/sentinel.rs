@@ -54,6 +54,7 @@ fn new_batch() -> NewBatch {
         rules: Digest::sha256(b"rules"),
         options: r#"{"rules":[]}"#.to_owned(),
         supersedes: None,
+        fence: None,
     }
 }
 

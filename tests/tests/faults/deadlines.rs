@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 /// Interval between dripped bytes, well below the stall limit: a limit on silence alone would wait for minutes.
 const DRIP_INTERVAL: Duration = Duration::from_millis(300);
 const STALL_TIMEOUT: &str = "800ms";
-const PATIENT_STALL_TIMEOUT: &str = "5s";
+const LONG_STALL_TIMEOUT: &str = "5s";
 /// Time limit of each operation on a busy machine. A target whose responses are replaced denies what it was sent, and
 /// the copy waits until it may have seen it.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -205,7 +205,7 @@ fn inject_fault(fixture: &WaitFixture, wait: Wait, actions: Vec<FaultAction>) ->
 async fn is_given_up(wait: Wait, fault: WaitFault) -> Option<String> {
     let (task, end, kind, part) = wait;
     let mut ended = None;
-    for timeout in [STALL_TIMEOUT, PATIENT_STALL_TIMEOUT] {
+    for timeout in [STALL_TIMEOUT, LONG_STALL_TIMEOUT] {
         let (fixture, program) = fixture(task, kind).await;
         let registry = inject_fault(&fixture, wait, actions(wait, fault)?);
         let program = program.args(["--attempts", "1", "--stall-timeout", timeout]);

@@ -304,6 +304,9 @@ impl Sentinels {
     }
 }
 
+/// Fields of a master, and its address.
+type MasterReply = (HashMap<String, String>, Option<(String, u16)>);
+
 impl SentinelNode {
     async fn ask(&self, master: &str) -> Result<MasterReport, RedisCallError> {
         let mut pipe = redis::pipe();
@@ -311,8 +314,7 @@ impl SentinelNode {
         pipe.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master);
         loop {
             let (mut link, is_reused) = self.open().await?;
-            let reply: RedisResult<(HashMap<String, String>, Option<(String, u16)>)> =
-                pipe.query_async(&mut link).await;
+            let reply: RedisResult<MasterReply> = pipe.query_async(&mut link).await;
             let call_error = match reply {
                 Ok((fields, address)) => {
                     return MasterReport::parse(&fields, address).ok_or_else(|| {
