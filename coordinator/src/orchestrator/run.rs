@@ -277,6 +277,8 @@ impl Run<'_> {
     /// Runs a batch, whose plan is made first unless it is complete.
     async fn execute(&self, id: BatchId, source: PlanSource<'_>, mut lease: Option<ListingLease>) -> Result<RunResult> {
         let (plan_changed, plan_watch) = (Notify::new(), PlanWatch::default());
+        // One name for all: a store that went back in time may have the first lease again.
+        let holder = lease.as_ref().map_or_else(|| self.holder_name(id), |lease| lease.holder().to_owned());
         let over = CancellationToken::new();
         let stop = Shutdown { drain: self.drain.child_token(), abort: self.abort.child_token() };
         let listing =
@@ -287,17 +289,24 @@ impl Run<'_> {
                 let list = self.make_plan(id, &source, &listing, (&plan_changed, &is_listed));
                 let listed = match lease.take() {
                     Some(lease) => lease.hold_for(list, is_listed.clone()).await,
-                    None => Some(list.await),
+                    None => Ok(list.await),
                 };
-                let Some(listed) = listed else {
-                    listing.warn(format!("batch {id}: another process has taken over its listing"));
-                    if self.settings.detach {
-                        stop.drain.cancel();
+                let listed = match listed {
+                    Ok(listed) => listed?,
+                    Err(why) => {
+                        listing.warn(format!("batch {id}: another process has taken over its listing: {why}"));
+                        if self.settings.detach {
+                            stop.drain.cancel();
+                        }
+                        tokio::select! {
+                            () = stop.drain.cancelled() => return Ok(ListingSummary::default()),
+                            left = ListingLease::acquire_when_left(self.backend, id, &holder) => {
+                                lease = Some(left?);
+                                continue;
+                            }
+                        }
                     }
-                    stop.drain.cancelled().await;
-                    return Ok(ListingSummary::default());
                 };
-                let listed = listed?;
                 let is_complete = !listing.cancel.is_cancelled();
                 plan_watch.is_complete.store(is_complete, Ordering::Release);
                 if self.settings.detach && !(is_complete && self.is_plan_lost(id).await?) {
@@ -312,7 +321,7 @@ impl Run<'_> {
                 if let PlanSource::Complete = source {
                     return Err(plan_lost(id));
                 }
-                lease = Some(ListingLease::acquire(self.backend, id, &self.holder_name(id)).await?);
+                lease = Some(ListingLease::acquire(self.backend, id, &holder).await?);
             }
         };
         let list = async {

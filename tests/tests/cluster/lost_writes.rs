@@ -358,6 +358,7 @@ async fn a_plan_whose_end_is_lost_is_completed_again() {
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     assert!(ended.stderr.contains("the store has lost the end of the plan"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("has taken over its listing"), "{}", ended.stderr);
 }
 
 #[tokio::test]
