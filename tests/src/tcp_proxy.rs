@@ -102,6 +102,11 @@ impl TcpProxy {
         self.address.to_string()
     }
 
+    /// Returns its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)

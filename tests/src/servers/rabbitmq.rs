@@ -79,7 +79,10 @@ impl RabbitMq {
     pub fn start_cluster_with(number: usize, partition_handling: &str) -> Vec<Self> {
         let epmd_port = free_port();
         let epmd = start_epmd(epmd_port);
-        let config = format!("cluster_partition_handling = {partition_handling}\n");
+        // As in deploy/rabbitmq-cluster.conf.
+        let config = format!("cluster_partition_handling = {partition_handling}
+net_ticktime = 15
+");
         let first = Self::start_node(epmd_port, &epmd, &config);
         // The others join it when they start.
         let config = format!(
@@ -295,6 +298,12 @@ impl RabbitMq {
     /// Returns its name in a cluster.
     pub fn node_name(&self) -> String {
         self.node.name()
+    }
+
+    /// Runs `rabbitmqctl` and returns its output; `None` if it fails.
+    pub fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
+        let output = self.own_node().command("rabbitmqctl").arg("--quiet").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Runs `rabbitmqctl` and returns its output.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::redis::{RedisServer, RedisServerOptions};
+use crate::tcp_proxy::TcpProxy;
 use crate::tls::Authority;
 
 /// Name that the Sentinels have for the master.
@@ -24,6 +25,9 @@ pub struct SentinelOptions {
     pub tls: Option<Authority>,
     /// Extra lines of the configuration of each server.
     pub extra_config: Vec<String>,
+    /// Relays to the master and the replicas, through which everyone reaches them, also Sentinels and each other; with any
+    /// target before the start. None by default.
+    pub relays: Vec<TcpProxy>,
 }
 
 /// The replicas of a master, and the Sentinels that watch it. Stopped on drop.
@@ -41,29 +45,38 @@ impl SentinelServers {
     /// # Panics
     /// If they do not within a minute.
     pub fn start(options: &SentinelOptions) -> (RedisServer, SentinelServers) {
-        let server = |replica_of: Option<u16>| {
+        let server = |number: usize, replica_of: Option<u16>| {
             // A Sentinel tells servers to write their configuration, so that they start again in their last role.
             let mut extra_config = options.extra_config.clone();
             extra_config.push("repl-diskless-sync-delay 0".to_owned());
+            if let Some(relay) = options.relays.get(number) {
+                extra_config.push("replica-announce-ip 127.0.0.1".to_owned());
+                extra_config.push(format!("replica-announce-port {}", relay.port()));
+            }
             extra_config.extend(replica_of.map(|port| format!("replicaof 127.0.0.1 {port}")));
             extra_config.extend(options.password.as_ref().map(|password| format!("masterauth {password}")));
-            RedisServer::start_with(RedisServerOptions {
+            let server = RedisServer::start_with(RedisServerOptions {
                 password: options.password.clone(),
                 tls: options.tls.as_ref().map(|authority| authority.server(&["127.0.0.1"])),
                 tls_ca: options.tls.as_ref().map(|authority| authority.pem().to_owned()),
                 extra_config,
                 ..RedisServerOptions::default()
-            })
+            });
+            if let Some(relay) = options.relays.get(number) {
+                relay.retarget(&format!("127.0.0.1:{}", server.port()));
+            }
+            server
         };
-        let master = server(None);
-        let replicas: Vec<RedisServer> = (0..2).map(|_| server(Some(master.port()))).collect();
+        let master = server(0, None);
+        let master_port = options.relays.first().map_or(master.port(), TcpProxy::port);
+        let replicas: Vec<RedisServer> = (1..3).map(|number| server(number, Some(master_port))).collect();
         wait_until("the replicas follow the master", || {
             let info = master.cli(&["INFO", "replication"]);
             info.matches("state=online").count() == replicas.len()
         });
         let sentinel = || {
             let mut extra_config = vec![
-                format!("sentinel monitor {MASTER_NAME} 127.0.0.1 {} 2", master.port()),
+                format!("sentinel monitor {MASTER_NAME} 127.0.0.1 {master_port} 2"),
                 format!("sentinel down-after-milliseconds {MASTER_NAME} {DOWN_AFTER_MS}"),
                 format!("sentinel failover-timeout {MASTER_NAME} 20000"),
             ];
