@@ -9,6 +9,7 @@ mod broker_partitions;
 mod chaos;
 mod coordinators;
 mod fairness;
+mod golden_ledger;
 mod invalid_options;
 mod leases;
 mod lost_writes;
