@@ -7,6 +7,7 @@ mod broker;
 mod broker_nodes;
 mod broker_partitions;
 mod chaos;
+mod cluster_script;
 mod coordinators;
 mod fairness;
 mod golden_ledger;
