@@ -35,6 +35,7 @@ mod single_flight;
 mod store_contract;
 mod store_faults;
 mod store_startup;
+mod storm;
 mod support;
 mod takeover;
 mod tampering;
