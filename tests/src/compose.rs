@@ -1,4 +1,4 @@
-//! docker-compose.yml as a new user has it: a clean copy of its files, a filled-in `.env`, and a Docker Engine.
+//! docker-compose.yml and docker-compose.ha.yml as a new user has them: a clean copy of its files, a filled-in `.env`, and a Docker Engine.
 //!
 //! Uses the engine of this machine if one runs, else one of the test's own. `scripts/stand-ins` builds images that
 //! cannot be pulled; they are removed afterwards.
@@ -21,9 +21,28 @@ const RUNTIME: &str = "imgsync-test-runtime:latest";
 /// Backup tag of an image that already had our name.
 const SAVED_IMAGE: &str = "imgsync-test-kept:latest";
 
+/// A compose file of the repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComposeFile {
+    /// docker-compose.yml
+    Plain,
+    /// docker-compose.ha.yml
+    HighlyAvailable,
+}
+
+impl ComposeFile {
+    fn name(self) -> &'static str {
+        match self {
+            ComposeFile::Plain => "docker-compose.yml",
+            ComposeFile::HighlyAvailable => "docker-compose.ha.yml",
+        }
+    }
+}
+
 /// A docker-compose project. Its containers, volumes, networks and images are removed on drop.
 #[derive(Debug)]
 pub struct Compose {
+    file: ComposeFile,
     engine: Option<DockerEngine>,
     /// Images to remove at the end.
     made: Vec<String>,
@@ -38,11 +57,14 @@ struct Secrets {
     broker: String,
     store: String,
     key: String,
+    cookie: String,
+    token: String,
 }
 
 #[derive(Debug)]
 struct Ports {
     serve: u16,
+    second_serve: u16,
     broker: u16,
     store: u16,
     source: u16,
@@ -70,7 +92,7 @@ impl Compose {
         Ok(())
     }
 
-    /// Prepares an engine with all images of the compose file, and a project that is not up. The imgsync image contains
+    /// Prepares an engine with all images of a compose file, and a project that is not up. The imgsync image contains
     /// the binaries from `cargo build`; with `IMGSYNC_TEST_WHOLE_IMAGE` it is built as users build it.
     ///
     /// # Errors
@@ -78,15 +100,22 @@ impl Compose {
     ///
     /// # Panics
     /// If the imgsync image cannot be built.
-    pub async fn start() -> Result<Self, String> {
+    pub async fn start(file: ComposeFile) -> Result<Self, String> {
         let engine = if engine_runs() { None } else { Some(DockerEngine::start_with_networks().await?) };
         let folder = tempfile::Builder::new().prefix("compose-").tempdir().map_err(|error| error.to_string())?;
         copy_clean_clone(folder.path());
         let name = format!("imgsync-test-{}", std::process::id());
-        let password = Secrets { broker: secret(), store: secret(), key: secret() };
+        let password = Secrets { broker: secret(), store: secret(), key: secret(), cookie: secret(), token: secret() };
         let port = free_port;
-        let ports = Ports { serve: port(), broker: port(), store: port(), source: port(), target: port() };
-        let mut compose = Self { engine, made: Vec::new(), folder, name, password, ports };
+        let ports = Ports {
+            serve: port(),
+            second_serve: port(),
+            broker: port(),
+            store: port(),
+            source: port(),
+            target: port(),
+        };
+        let mut compose = Self { file, engine, made: Vec::new(), folder, name, password, ports };
         compose.make_images()?;
         Ok(compose)
     }
@@ -129,19 +158,23 @@ impl Compose {
     pub fn write_env(&self, filled: bool, config: Option<&str>) {
         let mut env = String::new();
         for line in fs::read_to_string(self.folder.path().join(".env.example")).expect("the example is there").lines() {
-            let value = match line {
-                "RABBITMQ_PASSWORD=" => &self.password.broker,
-                "REDIS_PASSWORD=" => &self.password.store,
-                "IMGSYNC_KEY=" => &self.password.key,
-                _ => "",
+            let needs_more = self.file == ComposeFile::HighlyAvailable;
+            let (line, value) = match line {
+                "RABBITMQ_PASSWORD=" => (line, &*self.password.broker),
+                "REDIS_PASSWORD=" => (line, &*self.password.store),
+                "IMGSYNC_KEY=" => (line, &*self.password.key),
+                "#RABBITMQ_COOKIE=" if needs_more => (&line[1..], &*self.password.cookie),
+                "#IMGSYNC_TOKEN=" if needs_more => (&line[1..], &*self.password.token),
+                _ => (line, ""),
             };
             let is_examples = line.starts_with("IMGSYNC_CONFIG=") || line.starts_with("COMPOSE_PROFILES=");
             if !(is_examples && config.is_some()) {
                 env.push_str(&format!("{line}{}\n", if filled { value } else { "" }));
             }
         }
-        let Ports { serve, broker, store, source, target } = self.ports;
-        env.push_str(&format!("IMGSYNC_PORT={serve}\nRABBITMQ_PORT={broker}\nREDIS_PORT={store}\n"));
+        let Ports { serve, second_serve, broker, store, source, target } = self.ports;
+        env.push_str(&format!("IMGSYNC_PORT={serve}\nIMGSYNC_PORT2={second_serve}\n"));
+        env.push_str(&format!("RABBITMQ_PORT={broker}\nREDIS_PORT={store}\n"));
         env.push_str(&format!("SOURCE_PORT={source}\nTARGET_PORT={target}\n"));
         if let Some(config) = config {
             fs::write(self.folder.path().join("imgsync.yaml"), config).expect("the folder can be written to");
@@ -159,9 +192,17 @@ impl Compose {
                 docker
             }
         };
-        command.args(["-p", &self.name]).args(arguments).current_dir(self.folder.path());
+        command.args(["-f", self.file.name(), "-p", &self.name]).args(arguments).current_dir(self.folder.path());
         // The shell's environment would override .env.
-        for name in ["RABBITMQ_PASSWORD", "REDIS_PASSWORD", "IMGSYNC_KEY", "IMGSYNC_CONFIG", "COMPOSE_PROFILES"] {
+        for name in [
+            "RABBITMQ_PASSWORD",
+            "REDIS_PASSWORD",
+            "IMGSYNC_KEY",
+            "IMGSYNC_CONFIG",
+            "COMPOSE_PROFILES",
+            "RABBITMQ_COOKIE",
+            "IMGSYNC_TOKEN",
+        ] {
             command.env_remove(name);
         }
         run(&mut self.on_engine(command))
@@ -249,8 +290,18 @@ impl Compose {
         self.docker(&run)
     }
 
-    /// Shows the newest batch, from outside over the loopback ports; `None` while broker or store are down.
+    /// Shows the newest batch, from outside over the loopback ports, or from a container if the servers have none; `None`
+    /// while broker or store are down.
     pub async fn show_batch(&self) -> Option<Value> {
+        if self.file == ComposeFile::HighlyAvailable {
+            let running = |service: &str| {
+                let containers = self.containers(service).into_iter();
+                containers.filter(|one| self.inspect(one, "{{.State.Running}}") == "true").collect::<Vec<_>>()
+            };
+            let asked = running("coordinator2").into_iter().chain(running("coordinator1")).next()?;
+            let shown = self.try_docker(&["exec", &asked, "imgsync", "batch", "show", "--json"]);
+            return shown.status.success().then(|| serde_json::from_slice(&shown.stdout).expect("it is JSON"));
+        }
         let Secrets { broker, store, .. } = &self.password;
         let broker = format!("amqp://imgsync:{broker}@127.0.0.1:{}", self.ports.broker);
         let store = format!("redis://:{store}@127.0.0.1:{}", self.ports.store);
@@ -359,7 +410,7 @@ fn repository() -> PathBuf {
 
 /// Copies the files of a clone that the compose file uses, and nothing else.
 fn copy_clean_clone(to: &Path) {
-    let names = ["docker-compose.yml", ".env.example", "deploy", "examples"];
+    let names = ["docker-compose.yml", "docker-compose.ha.yml", ".env.example", "deploy", "examples"];
     let mut copy = Command::new("cp");
     copy.arg("-r").args(names.map(|name| repository().join(name))).arg(to);
     demand("cp", run(&mut copy));

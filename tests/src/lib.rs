@@ -31,7 +31,7 @@ mod sockets;
 
 pub use browser::Browser;
 pub use cluster::TestCluster;
-pub use compose::Compose;
+pub use compose::{Compose, ComposeFile};
 pub use fault::FaultRegistry;
 pub use images::{Blob, TestImage};
 pub use program::Imgsync;

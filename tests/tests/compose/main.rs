@@ -1,11 +1,14 @@
-//! Dockerfile and docker-compose.yml unchanged: the first steps of a new user, and container failures.
+//! Dockerfile, docker-compose.yml and docker-compose.ha.yml unchanged: the first steps of a new user, and container
+//! failures.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod high_availability;
 
 use std::time::{Duration, Instant};
 
 use imgsync_tests::cluster::number;
 use imgsync_tests::images::{Layer, TestImage};
-use imgsync_tests::{Compose, skipped};
+use imgsync_tests::{Compose, ComposeFile, skipped};
 use serde_json::Value;
 
 /// Generous limit for anything that should not take long.
@@ -31,7 +34,7 @@ async fn the_compose_file_serves_a_new_user_and_loses_nothing_when_containers_ar
     }
     let started = Instant::now();
     let said = |what: &str| eprintln!("{:>4} s  {what}", started.elapsed().as_secs());
-    let compose = match Compose::start().await {
+    let compose = match Compose::start(ComposeFile::Plain).await {
         Ok(compose) => compose,
         Err(reason) => return skipped(&format!("docker-compose.yml: {reason}")),
     };
