@@ -4,6 +4,7 @@
 mod ci_workflows;
 mod completions;
 mod kubernetes;
+mod kubernetes_ha;
 mod logs;
 mod metrics;
 mod systemd_units;
