@@ -80,9 +80,7 @@ impl RabbitMq {
         let epmd_port = free_port();
         let epmd = start_epmd(epmd_port);
         // As in deploy/rabbitmq-cluster.conf.
-        let config = format!("cluster_partition_handling = {partition_handling}
-net_ticktime = 15
-");
+        let config = format!("cluster_partition_handling = {partition_handling}\nnet_ticktime = 15\n");
         let first = Self::start_node(epmd_port, &epmd, &config);
         // The others join it when they start.
         let config = format!(
