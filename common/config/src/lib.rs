@@ -310,9 +310,6 @@ fn read_cluster(reader: &ValueReader, node: &YamlNode) -> ClusterConfig {
             reader.report_with_hint(&node.at, why, "write the store as redis+sentinel://…, or remove this key");
         }
     }
-    if let (Some(node), None) = (fields.get("sentinel_username"), fields.get("sentinel_password")) {
-        reader.report(&node.at, "a `sentinel_username` needs a `sentinel_password`");
-    }
     ClusterConfig {
         broker: fields.get("broker").map(|node| broker::read(reader, node)).unwrap_or_default(),
         store,

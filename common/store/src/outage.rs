@@ -95,7 +95,7 @@ struct Inner {
     nodes: Mutex<BTreeMap<&'static str, String>>,
     reconnects: AtomicU64,
     /// Host and port of the server that Sentinels named last.
-    master: Mutex<Option<String>>,
+    master: Mutex<Option<(String, u64)>>,
     failovers: AtomicU64,
     events: broadcast::Sender<HealthEvent>,
 }
@@ -182,10 +182,11 @@ impl ServerHealth {
         self.0.reconnects.load(Ordering::Relaxed)
     }
 
-    /// Records a connection to a master that Sentinels have named. Another one than before counts as a failover.
-    pub fn record_master(&self, master: &str) {
-        let replaced = self.0.master.lock().unwrap_or_else(PoisonError::into_inner).replace(master.to_owned());
-        if replaced.is_some_and(|replaced| replaced != master) {
+    /// Records a connection to a master that Sentinels have named. Another one of a later epoch counts as a failover:
+    /// Sentinels may give one server different names.
+    pub fn record_master(&self, master: &str, epoch: u64) {
+        let replaced = self.0.master.lock().unwrap_or_else(PoisonError::into_inner).replace((master.to_owned(), epoch));
+        if replaced.is_some_and(|(name, earlier)| name != master && epoch > earlier) {
             self.0.failovers.fetch_add(1, Ordering::Relaxed);
             let (server, master) = (self.0.server.clone(), master.to_owned());
             let _ = self.0.events.send(HealthEvent::FailedOver { server, master });
@@ -194,7 +195,7 @@ impl ServerHealth {
 
     /// Returns host and port of the master that Sentinels named last, if there are any.
     pub fn master(&self) -> Option<String> {
-        self.0.master.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.master.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(name, _)| name.clone())
     }
 
     /// Returns how often the master has changed.
@@ -295,8 +296,8 @@ mod tests {
     fn another_master_is_a_failover_and_the_same_one_is_not() {
         let store = ServerHealth::new("the store redis+sentinel://s/m");
         let mut events = store.subscribe();
-        for master in ["a:1", "a:1", "b:1", "a:1"] {
-            store.record_master(master);
+        for (master, epoch) in [("a:1", 1), ("a:1", 1), ("10.0.0.1:1", 1), ("b:1", 2), ("b:1", 3), ("a:1", 4)] {
+            store.record_master(master, epoch);
         }
         assert_eq!((store.failovers(), store.master().as_deref(), store.reconnects()), (2, Some("a:1"), 0));
         assert_eq!(events.try_recv().unwrap().to_string(), "the store redis+sentinel://s/m has a new master: b:1");

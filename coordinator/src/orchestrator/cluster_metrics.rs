@@ -163,6 +163,10 @@ impl ClusterMetrics {
         ended_batches: &mut EndedBatchCache,
     ) -> Result<(Vec<Route>, Vec<Heartbeat>)> {
         self.store_up.set(0);
+        // Before anything that needs the store: the Sentinels are asked apart from it.
+        if let Some(replication) = backend.store.replication().await? {
+            self.set_replication(&replication);
+        }
         let (batches, workers) = (backend.store.batches(MAX_BATCHES).await?, backend.store.workers().await?);
         let routes = backend.store.routes_by_age().await?;
         let routes: Vec<Route> =
@@ -188,9 +192,6 @@ impl ClusterMetrics {
             gauge.set(gauge.get().max(hold.wait.as_secs_f64()));
         }
         self.broker_blocked.set(backend.store.broker_alarm().await?.is_some().into());
-        if let Some(replication) = backend.store.replication().await? {
-            self.set_replication(&replication);
-        }
         self.store_up.set(1);
         Ok((routes, workers))
     }

@@ -12,6 +12,7 @@ use ::redis::io::tcp::TcpSettings;
 use ::redis::io::tcp::socket2::TcpKeepalive;
 use ::redis::{AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo, RedisResult};
 use rand::Rng as _;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -76,6 +77,8 @@ pub(super) struct ReconnectingConnection {
     current: Arc<CurrentConnection>,
     /// Locked while connecting: a store opens one connection at a time.
     attempts: tokio::sync::Mutex<ConnectAttempts>,
+    /// Notified of each new connection.
+    opened: Notify,
 }
 
 /// Which server to connect to.
@@ -137,7 +140,15 @@ impl ReconnectingConnection {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        Ok(ReconnectingConnection { server, login, config, health, current, attempts: Default::default() })
+        Ok(ReconnectingConnection {
+            server,
+            login,
+            config,
+            health,
+            current,
+            attempts: Default::default(),
+            opened: Notify::new(),
+        })
     }
 
     /// Returns the open connection, or opens one. Concurrent callers share one attempt.
@@ -168,16 +179,22 @@ impl ReconnectingConnection {
                 attempts.failure = None;
                 attempts.number += 1;
                 if let Some(master) = &master {
-                    self.health.record_master(&master.name());
+                    self.health.record_master(&master.name(), master.epoch);
                 }
                 let open =
                     OpenConnection { client, number: attempts.number, master, replaced: CancellationToken::new() };
                 *self.current.lock() = Some(open.clone());
+                self.opened.notify_waiters();
                 Ok(open)
             }
             Err(call_error) => {
-                // Wait for a login that worked before: a password may change on the server before it changes here.
-                let call_error = if attempts.number > 0 { call_error.into_changed_login() } else { call_error };
+                let call_error = match &self.server {
+                    _ if attempts.number == 0 => call_error,
+                    // Wait for a login that worked before: a password may change on the server before it changes here.
+                    Server::Fixed(_) => call_error.into_changed_login(),
+                    // One Sentinel or server that is set up wrongly must not end what an outage of the others interrupts.
+                    Server::Master { .. } => call_error.into_changed_login().into_outage(),
+                };
                 attempts.failure = Some(call_error.clone());
                 Err(call_error)
             }
@@ -190,6 +207,11 @@ impl ReconnectingConnection {
         if current.as_ref().is_some_and(|current| current.number == open.number) {
             *current = None;
         }
+    }
+
+    /// Returns when another connection is opened.
+    pub(super) async fn wait_until_opened(&self) {
+        self.opened.notified().await;
     }
 
     /// Asks the Sentinels, if there are any, whether the server is still the master.
@@ -214,16 +236,20 @@ impl ReconnectingConnection {
             Server::Master { sentinels, server, ca, .. } => (sentinels, server, ca),
         };
         loop {
+            let known = sentinels.newest_epoch();
             let master = sentinels.find_master().await?;
+            let known = known.max(master.epoch);
             let client = open_client(at_address(server, &master.host, master.port), ca.as_deref());
             let client = client.map_err(RedisCallError::Redis)?;
             // A frozen master accepts connections and says nothing.
             tokio::select! {
                 opened = self.connect(&client) => match opened {
+                    // A failover has begun, or ended, meanwhile.
+                    Ok(_) if sentinels.is_paused() || sentinels.newest_epoch() > known => {}
                     Ok(link) => return Ok((link, Some(master))),
                     Err(call_error) => return Err(call_error.at_master(&master.name())),
                 },
-                () = sentinels.wait_for_newer(master.epoch) => {}
+                () = sentinels.wait_for_newer(known) => {}
             }
         }
     }

@@ -263,14 +263,37 @@ impl RedisCallError {
                 let (detail, kind) = (detail.clone(), ErrorKind::ServerError);
                 RedisCallError::UnsuitableServer { action: ErrorAction::Reconnect, kind, detail, hint }
             }
-            RedisCallError::Redis(error)
-                if most_severe_code(error).is_some_and(|code| ["NOAUTH", "WRONGPASS"].contains(&code.name)) =>
-            {
+            RedisCallError::Redis(_) if self.is_login_refused() => {
                 let detail = "the server does not know this user and password any more".to_owned();
                 let (action, kind) = (ErrorAction::Reconnect, ErrorKind::ServerError);
                 RedisCallError::UnsuitableServer { action, kind, detail, hint: CHECK_LOGIN }
             }
             _ => self,
+        }
+    }
+
+    /// Turns an error of a server that is set up wrongly into a transient one: others may still be up, or come back.
+    pub(super) fn into_outage(self) -> RedisCallError {
+        match self {
+            RedisCallError::At { server, side, error } => {
+                RedisCallError::At { server, side, error: Box::new(error.into_outage()) }
+            }
+            RedisCallError::UnsuitableServer { action: ErrorAction::Fail, detail, hint, .. } => {
+                let (action, kind) = (ErrorAction::Reconnect, ErrorKind::ServerError);
+                RedisCallError::UnsuitableServer { action, kind, detail, hint }
+            }
+            other => other,
+        }
+    }
+
+    /// Returns whether the server refused user and password, or lacks them.
+    pub(super) fn is_login_refused(&self) -> bool {
+        match self {
+            RedisCallError::At { error, .. } => error.is_login_refused(),
+            RedisCallError::Redis(error) => {
+                most_severe_code(error).is_some_and(|code| ["NOAUTH", "WRONGPASS"].contains(&code.name))
+            }
+            RedisCallError::UnsuitableServer { .. } | RedisCallError::MasterReplaced => false,
         }
     }
 

@@ -363,7 +363,7 @@ impl Ledger for RedisStore {
     }
 
     async fn replication(&self) -> Result<Option<StoreReplication>> {
-        self.read_replication().await.map(Some)
+        Ok(Some(self.read_replication().await))
     }
 
     fn watch_for_write_losses(&self) {

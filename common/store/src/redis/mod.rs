@@ -251,22 +251,17 @@ impl RedisStore {
     }
 
     /// Returns what the Sentinels and the master say of the servers.
-    async fn read_replication(&self) -> Result<StoreReplication> {
+    async fn read_replication(&self) -> StoreReplication {
         let known = self.0.connection.replication().unwrap_or_default();
         let mut info = redis::pipe();
         info.cmd("INFO").arg("replication");
-        match self.query_once("reading the replicas of the store", &info).await {
-            Ok((text,)) => {
-                let text: String = text;
-                Ok(StoreReplication { replicas: Some(server::parse_replicas(&text)), ..known })
-            }
-            // The user may not call it.
-            Err(error) if error.kind() == ErrorKind::Denied => Ok(known),
-            Err(error) => Err(error),
-        }
+        // The master may be away, or not allow the command: what the Sentinels say is known all the same.
+        let answer: Result<(String,)> = self.query_once("reading the replicas of the store", &info).await;
+        let replicas = answer.ok().map(|(text,)| server::parse_replicas(&text));
+        StoreReplication { replicas, ..known }
     }
 
-    /// Sends a pipeline once, without retries.
+    /// Sends a pipeline without retries, once to each master.
     async fn query_once<T: FromRedisValue>(&self, operation: &str, pipe: &redis::Pipeline) -> Result<T> {
         loop {
             let mut open = self.0.connection.get().await.map_err(|call_error| call_error.to_error(operation))?;
@@ -409,7 +404,10 @@ impl RedisStore {
                 log_throttle::info(&kind, &line);
             }
         }
-        tokio::time::sleep(delay).await;
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = self.0.connection.wait_until_opened() => {}
+        }
         Ok(())
     }
 

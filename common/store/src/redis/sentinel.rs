@@ -50,6 +50,7 @@ const EVENTS: [&str; 3] = ["+try-failover", "+promoted-slave", "+switch-master"]
 /// How many names of masters an error lists.
 const MAX_LISTED_MASTERS: usize = 10;
 
+const SENTINEL_RIGHTS_HINT: &str = "give the user at the Sentinels the permissions that docs/how-to/cluster.md lists";
 const SENTINEL_LOGIN_HINT: &str = "set `sentinel_password` (and `sentinel_username`) under `cluster:`, or IMGSYNC_SENTINEL_PASSWORD; user and password \
      in the URL of the store are those of the servers";
 const NO_SENTINEL_HINT: &str =
@@ -189,11 +190,14 @@ impl Sentinels {
         }
     }
 
-    /// Returns when a Sentinel names a master of a later epoch.
+    /// Returns the latest epoch that a Sentinel has named.
+    pub(super) fn newest_epoch(&self) -> u64 {
+        *self.newest_epoch.borrow()
+    }
+
+    /// Returns when a Sentinel names a later epoch.
     pub(super) async fn wait_for_newer(&self, epoch: u64) {
         let mut newest = self.newest_epoch.subscribe();
-        // What is known already has been considered.
-        let epoch = epoch.max(*newest.borrow());
         if newest.wait_for(|newest| *newest > epoch).await.is_err() {
             std::future::pending().await
         }
@@ -269,7 +273,9 @@ impl Sentinels {
                 Some(Err(call_error)) => failures.push(call_error),
             }
         }
-        best.ok_or_else(|| no_master(&failures))
+        let best = best.ok_or_else(|| no_master(&failures))?;
+        // One that has not answered this time may have named a later master a moment ago.
+        Ok(latest(best, self.nodes.iter().filter_map(SentinelNode::fresh_report)))
     }
 
     /// Asks a Sentinel, and records its answer.
@@ -405,6 +411,12 @@ fn concerns(push: &PushInfo, master: &str) -> bool {
     push.kind == PushKind::Message && push.data.last().is_some_and(is_named)
 }
 
+/// Returns the report of the latest epoch, `answer` if that is one of them.
+fn latest(answer: MasterReport, known: impl Iterator<Item = MasterReport>) -> MasterReport {
+    let is_later = |report: &MasterReport| report.master.epoch > answer.master.epoch;
+    known.filter(is_later).max_by_key(|report| report.master.epoch).unwrap_or(answer)
+}
+
 /// Returns the error of a Sentinel that does not know the master, with the names that it knows.
 async fn unknown_master(link: &mut MultiplexedConnection, master: &str) -> RedisCallError {
     let mut masters = redis::cmd("SENTINEL");
@@ -434,7 +446,8 @@ fn no_master(failures: &[RedisCallError]) -> RedisCallError {
     };
     let details: Vec<&str> = errors.iter().map(|(_, error)| error.message()).collect();
     let hint = match strongest.kind() {
-        ErrorKind::Denied => SENTINEL_LOGIN_HINT,
+        ErrorKind::Denied if failures.iter().any(RedisCallError::is_login_refused) => SENTINEL_LOGIN_HINT,
+        ErrorKind::Denied => SENTINEL_RIGHTS_HINT,
         ErrorKind::Insecure => CERTIFICATE_HINT,
         ErrorKind::Unreachable => "check that the Sentinels are running, and whether a firewall is in between",
         _ => failures.iter().find(|failure| failure.action() == *action).map_or("", RedisCallError::own_hint),
@@ -488,6 +501,32 @@ mod tests {
     }
 
     #[test]
+    fn a_master_that_a_slow_sentinel_named_a_moment_ago_counts_more_than_an_earlier_one() {
+        let at_epoch = |port, epoch| {
+            let report = report("master", Some(("10.0.0.1", port))).unwrap();
+            MasterReport { master: Master { epoch, ..report.master }, ..report }
+        };
+        let answer = at_epoch(1, 7);
+        assert_eq!(latest(answer.clone(), [at_epoch(2, 8), at_epoch(3, 9), at_epoch(4, 6)].into_iter()).master.port, 3);
+        assert_eq!(latest(answer, [at_epoch(2, 7), at_epoch(3, 6)].into_iter()).master.port, 1);
+    }
+
+    #[test]
+    fn a_refused_login_and_a_missing_permission_have_hints_of_their_own() {
+        for (reply, wanted) in [
+            ("NOAUTH HELLO must be called with the client already authenticated", SENTINEL_LOGIN_HINT),
+            ("WRONGPASS invalid username-password pair or user is disabled.", SENTINEL_LOGIN_HINT),
+            ("NOPERM User me has no permissions to run the 'subscribe' command", SENTINEL_RIGHTS_HINT),
+        ] {
+            let reply = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
+            let Value::ServerError(error) = reply else { panic!("{reply:?}") };
+            let error =
+                no_master(&[RedisCallError::Redis(error.into()).at_sentinel("s1:26379")]).to_error("connecting");
+            assert_eq!((error.kind(), error.hint()), (ErrorKind::Denied, Some(wanted)));
+        }
+    }
+
+    #[test]
     fn only_events_of_the_master_are_a_reason_to_ask() {
         let push = |kind, payload: &str| PushInfo {
             kind,
@@ -512,5 +551,11 @@ mod tests {
         let mixed = no_master(&[refused.at_sentinel("s1:26379"), unknown.at_sentinel("s2:26379")]);
         assert_eq!(mixed.action(), ErrorAction::Fail);
         assert_eq!(mixed.to_error("connecting").hint(), Some("name it"));
+        // When the store has been reached before, this Sentinel does not end what waits for the others.
+        let outage = mixed.into_outage();
+        assert_eq!(outage.action(), ErrorAction::Reconnect);
+        let error = outage.to_error("connecting");
+        assert!(imgsync_oci::retry::is_transient(&error), "{error}");
+        assert_eq!(error.hint(), Some("name it"));
     }
 }
