@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::in_flight::InFlightMessage;
 pub use self::route_selector::{RateLimitHolds, RouteSelector, WorkerScope, format_deadline, load_rate_limit_holds};
+use self::task::CopySlots;
 
 use crate::copy::Copier;
 
@@ -90,8 +91,7 @@ pub struct Runner {
     routes: RouteSelector,
     options_cache: Arc<Mutex<GenerationalCache<BatchId, Arc<BatchOptions>>>>,
     running: Arc<Mutex<HashMap<TaskRef, RunningTask>>>,
-    /// Permits for copies.
-    copy_slots: Arc<Semaphore>,
+    copy_slots: Arc<CopySlots>,
     /// Read-locked by every running task, write-locked by a task that runs exclusively because its workers died before.
     exclusive: Arc<RwLock<()>>,
     /// Held by the one task that may run exclusively.
@@ -109,7 +109,7 @@ impl Runner {
         routes: RouteSelector,
         events: TaskEvents,
     ) -> Runner {
-        let copy_slots = Arc::new(Semaphore::new(settings.slots.max(1)));
+        let copy_slots = Arc::new(CopySlots::new(settings.slots));
         Runner {
             queue,
             store,
@@ -204,11 +204,13 @@ impl Runner {
         }
     }
 
-    /// Returns the running tasks, the oldest first: no more than there are slots.
+    /// Returns the running tasks, the oldest first; no more than there are slots, if some tasks wait for one.
     pub fn running_tasks(&self) -> Vec<RunningTask> {
         let mut running: Vec<RunningTask> = self.running().values().cloned().collect();
         running.sort_by_key(|doing| (doing.since, doing.index));
-        running.truncate(self.settings.slots.max(1));
+        if self.settings.compared_ahead > 0 {
+            running.truncate(self.settings.slots.max(1));
+        }
         running
     }
 

@@ -128,3 +128,22 @@ async fn the_wait_for_a_slot_counts_neither_for_the_time_limit_of_an_image_nor_f
     let json = run(&program, &arguments).await.assert_code(0).json();
     assert_eq!(json["counts"]["copied"], TAGS, "{json}");
 }
+
+#[tokio::test]
+async fn a_paused_batch_copies_none_of_the_images_that_wait_for_a_slot_until_it_is_resumed() {
+    const TAGS: usize = 12;
+    let (source, target, program) = repositories(TAGS).await;
+    let gate = hold(&target, RequestMatcher::kinds(OFFER));
+    let file = program.work_dir().join("imgsync.yaml");
+    let mut running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
+    tokio::join!(stays_at(&source, &[RequestType::ManifestGet], 8), stays_at(&target, OFFER, 4));
+    let batch = async |command: &str| program.again().args(["batch", command]).run().await.assert_code(0);
+    batch("pause").await;
+    open(&gate);
+    target.wait_until(|target| target.tags_in_all() == 4, WAIT_TIMEOUT).await;
+    stays_at(&target, OFFER, 4).await;
+    batch("resume").await;
+    let json = running.wait().await.assert_code(0).json();
+    assert_eq!((&json["counts"]["copied"], &json["counts"]["failed"]), (&TAGS.into(), &0.into()), "{json}");
+    assert_eq!(target.tags_in_all(), TAGS);
+}

@@ -48,7 +48,7 @@ use self::backup::BackupGate;
 use self::endpoints::Endpoints;
 use self::fan_out::FanOut;
 use self::platform_filter::{SelectedImage, select_platforms};
-use self::resolve::{RootStatus, compare_endpoints};
+use self::resolve::{RootStatus, compare_endpoints, refresh_target};
 pub(crate) use self::tag_moves::MAX_TAG_MOVES;
 use self::tag_moves::TagMoves;
 use self::target_cache::TargetCache;
@@ -60,6 +60,8 @@ use crate::file_limit;
 pub(crate) const MIN_COPY_RATE: u64 = 64 << 10;
 /// Rate, in bytes per second, at which a target may verify an upload in silence: one second per this many bytes.
 const MIN_COMMIT_RATE: u64 = 20 << 20;
+/// Age from which a comparison is checked again at the target, before the image is transferred.
+const MAX_COMPARISON_AGE: Duration = Duration::from_secs(30);
 /// Interval at which the deadline of an image accounts for transferred bytes.
 const DEADLINE_TICK: Duration = Duration::from_secs(1);
 /// Time to cancel uploads at the target after an image is aborted.
@@ -463,14 +465,17 @@ impl Copier {
         context: &Context,
         moves: &mut TagMoves,
     ) -> Result<CopyReport> {
-        let found = compare_endpoints(request, endpoints, moves).await?;
+        let mut found = compare_endpoints(request, endpoints, moves).await?;
+        if matches!(found.root, RootStatus::Changed(_)) || request.copies_referrers() {
+            let waited = self.pass_gate(gate, context).await?;
+            if waited >= MAX_COMPARISON_AGE {
+                refresh_target(request, endpoints, &mut found).await?;
+            }
+        }
         let source_head_digest = found.head_digest;
         let selected = match found.root {
             RootStatus::Unchanged(digest, chosen) => {
                 let source_digest = found.source_digest.unwrap_or_else(|| digest.clone());
-                if request.copies_referrers() {
-                    pass_gate(gate, context).await?;
-                }
                 let report = self
                     .copy_new_referrers(request, endpoints, counters, context, (digest, source_digest), chosen)
                     .await?;
@@ -478,7 +483,6 @@ impl Copier {
             }
             RootStatus::Changed(chosen) => chosen,
         };
-        pass_gate(gate, context).await?;
         selected.warn_without_platform(request, context);
         let SelectedImage { root, selected_children, is_filtered, .. } = selected;
         if let Some(wanted) = request.target.digest()
@@ -507,6 +511,14 @@ impl Copier {
             tag_put,
             ..CopyReport::unchanged(digest, source_digest)
         })
+    }
+
+    /// Waits until the image may be transferred, which does not count for its time limit. Returns how long that took.
+    async fn pass_gate(&self, gate: &dyn TagGate, context: &Context) -> Result<Duration> {
+        let began = Instant::now();
+        let (_pause, _waiting) = (context.clock.pause(), ImageWaiting::start(&self.images_in_flight));
+        gate.before_transfer().await?;
+        Ok(began.elapsed())
     }
 
     /// Copies new referrers of an image that is already at the target, if requested. `selected` is the image, if it was
@@ -583,12 +595,6 @@ impl Copier {
     }
 }
 
-/// Waits until the image may be transferred, which does not count for its time limit.
-async fn pass_gate(gate: &dyn TagGate, context: &Context) -> Result<()> {
-    let _pause = context.clock.pause();
-    gate.before_transfer().await
-}
-
 /// Counts an image as in flight until dropped.
 struct ImageInFlight<'a>(&'a AtomicU64);
 
@@ -596,6 +602,22 @@ impl ImageInFlight<'_> {
     fn start(count: &AtomicU64) -> ImageInFlight<'_> {
         count.fetch_add(1, Ordering::Relaxed);
         ImageInFlight(count)
+    }
+}
+
+/// Does not count an image as in flight until dropped.
+struct ImageWaiting<'a>(&'a AtomicU64);
+
+impl ImageWaiting<'_> {
+    fn start(count: &AtomicU64) -> ImageWaiting<'_> {
+        count.fetch_sub(1, Ordering::Relaxed);
+        ImageWaiting(count)
+    }
+}
+
+impl Drop for ImageWaiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 

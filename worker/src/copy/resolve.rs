@@ -97,19 +97,30 @@ pub(super) async fn compare_endpoints(
     let root = match current == Some(selected.root.digest()) {
         true => RootStatus::Unchanged(selected.root.digest().clone(), Some(selected)),
         false => {
-            if request.overwrite == Overwrite::Never
-                && let Some(now) = tag_now.filter(|now| now != selected.root.digest())
-            {
-                let operation = format!("copying {} to {}", request.source, request.target);
-                let at_source = selected.root.digest();
-                let detail = format!("the tag is immutable: the target has {now}, the source has {at_source}");
-                return Err(Error::new(ErrorKind::Immutable, operation, detail)
-                    .with_hint("find out why the source tag changed; to accept it, copy it once with `imgsync sync`"));
-            }
+            check_overwrite(request, tag_now.as_ref(), selected.root.digest())?;
             RootStatus::Changed(selected)
         }
     };
     Ok(Comparison { root, source_digest: Some(source_digest), head_digest: differing_head, target_has_tag })
+}
+
+/// Asks for the target tag again, because the comparison is old.
+pub(super) async fn refresh_target(request: &CopyRequest, endpoints: &Endpoints, found: &mut Comparison) -> Result<()> {
+    let (Some(reference), RootStatus::Changed(selected)) = (&endpoints.target_ref, &found.root) else { return Ok(()) };
+    let tag_now = endpoints.target.manifest_head(reference).await?.map(|head| head.digest);
+    found.target_has_tag = tag_now.is_some();
+    check_overwrite(request, tag_now.as_ref(), selected.root.digest())
+}
+
+/// Fails if the target tag has another digest and must not be overwritten.
+fn check_overwrite(request: &CopyRequest, tag_now: Option<&Digest>, at_source: &Digest) -> Result<()> {
+    let Some(now) = tag_now.filter(|now| request.overwrite == Overwrite::Never && *now != at_source) else {
+        return Ok(());
+    };
+    let operation = format!("copying {} to {}", request.source, request.target);
+    let detail = format!("the tag is immutable: the target has {now}, the source has {at_source}");
+    Err(Error::new(ErrorKind::Immutable, operation, detail)
+        .with_hint("find out why the source tag changed; to accept it, copy it once with `imgsync sync`"))
 }
 
 pub(super) fn source_missing_error(request: &CopyRequest) -> Error {

@@ -24,7 +24,6 @@ const TAG_LEASE_POLL_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) struct TaskGate<'a> {
     runner: &'a Runner,
     task: &'a LeasedTask<'a>,
-    plan_is_old: bool,
     source_moved: AtomicBool,
     /// Lease of the target tag, once acquired.
     tag_lease: Mutex<Option<LeaseGuard>>,
@@ -33,11 +32,10 @@ pub(super) struct TaskGate<'a> {
 }
 
 impl<'a> TaskGate<'a> {
-    pub(super) fn new(runner: &'a Runner, task: &'a LeasedTask<'a>, plan_is_old: bool) -> TaskGate<'a> {
+    pub(super) fn new(runner: &'a Runner, task: &'a LeasedTask<'a>) -> TaskGate<'a> {
         TaskGate {
             runner,
             task,
-            plan_is_old,
             source_moved: AtomicBool::new(false),
             tag_lease: Mutex::new(None),
             lease_lost: CancellationToken::new(),
@@ -106,7 +104,8 @@ impl<'a> TaskGate<'a> {
             LeaseStatus::Held { .. } => {}
             LeaseStatus::Lost | LeaseStatus::BatchStopped => return Err(Error::cancelled(self.operation())),
         }
-        if self.plan_is_old
+        // The task may have waited for its slot.
+        if self.task.is_plan_old(self.runner.clock.now())
             && let Some(now) = self.runner.head_source_tag(self.task).await?
             && now != *source
             && self.runner.read_source_digest(self.task).await?.is_some_and(|now| now != *source)
@@ -132,7 +131,7 @@ impl<'a> TaskGate<'a> {
 
 impl TagGate for TaskGate<'_> {
     fn before_transfer(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.task.acquire_copy_slot(&self.runner.copy_slots))
+        Box::pin(self.runner.acquire_copy_slot(self.task))
     }
 
     fn before_tag<'a>(&'a self, source: &'a Digest) -> BoxFuture<'a, Result<()>> {

@@ -27,6 +27,7 @@ use tokio::sync::RwLockReadGuard;
 use tracing::Instrument as _;
 
 use self::copy_slot::CopySlot;
+pub(super) use self::copy_slot::CopySlots;
 use super::in_flight::InFlightMessage;
 use super::{Runner, Shutdown, longest_delay_within};
 use crate::copy::{CopyOutcome, CopyReport, ObservedDigests, TransferStats};
@@ -439,7 +440,7 @@ impl Runner {
     async fn record_failure(&self, task: &LeasedTask<'_>, stop: &Shutdown, error: Error) -> Result<Disposition> {
         let LeasedTask { task_ref, holder, attempts, .. } = *task;
         let usage = task.usage(BlobBytes::default());
-        if error.is_cancelled() && (stop.abort.is_cancelled() || task.copy_slot.was_drained()) {
+        if error.is_cancelled() && (stop.abort.is_cancelled() || task.copy_slot.is_given_back()) {
             // This worker shuts down, the task does not: any worker may take it.
             self.reschedule(task, Duration::ZERO, false, usage).await?;
             self.emit_end(task_ref, TaskCompletion::Requeued);

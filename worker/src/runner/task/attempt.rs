@@ -10,6 +10,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, Reference, RepositoryName, Tag};
 use imgsync_registry::{Access, Context, ManifestRef, Repository};
 use imgsync_store::{CachedTag, age};
+use jiff::Timestamp;
 
 use super::super::Runner;
 use super::super::tag_gate::TaskGate;
@@ -24,13 +25,20 @@ const MAX_PLAN_AGE: Duration = Duration::from_secs(600);
 /// Maximum restarts for a source tag that moves during the copy; then the task is retried later.
 const MAX_SOURCE_MOVES: usize = 3;
 
+impl LeasedTask<'_> {
+    /// Whether a digest of the listing is no longer trusted.
+    pub(in crate::runner) fn is_plan_old(&self, now: Timestamp) -> bool {
+        self.task_ref.run > 0 || age(self.message.listed_at, now) > MAX_PLAN_AGE
+    }
+}
+
 impl Runner {
     /// Copies the image, unless the digest cache and the source show that it is unchanged.
     pub(super) async fn attempt_copy(&self, task: &LeasedTask<'_>) -> Result<CompletedCopy> {
         let LeasedTask { message, target, options, rule, context, .. } = task;
         self.routes.check_target(target)?;
         if let Some(verify) = &options.verify {
-            task.acquire_copy_slot(&self.copy_slots).await?;
+            self.acquire_copy_slot(task).await?;
             return Box::pin(self.verify(task, verify)).await;
         }
         let cached = match options.force {
@@ -64,8 +72,7 @@ impl Runner {
         // For an immutable tag the target itself decides, not the cache.
         let cached = cached.filter(|_| !never_moves);
         let fresh = cached.filter(|known| rule.is_cache_fresh(target.tag.as_str(), age(known.seen_at, now)));
-        let is_old = task.task_ref.run > 0 || age(message.listed_at, now) > MAX_PLAN_AGE;
-        let listed = message.digest.clone().filter(|_| !is_old);
+        let listed = message.digest.clone().filter(|_| !task.is_plan_old(now));
         let mut head_digest = None;
         if let Some(fresh) = &fresh {
             if listed.is_none() {
@@ -75,7 +82,7 @@ impl Runner {
                 if referrer_refresh == ReferrerRefresh::Skip {
                     return Ok(CompletedCopy::unchanged(&target.tag, None, self.clock.now()));
                 }
-                task.acquire_copy_slot(&self.copy_slots).await?;
+                self.acquire_copy_slot(task).await?;
                 let request = self.copy_request(task, Some(fresh.source.clone()), referrer_refresh)?;
                 let image = ObservedDigests { source: fresh.source.clone(), target: fresh.target.clone() };
                 match Box::pin(self.copier_with_timeout(options).copy_referrers(&request, &image, context)).await {
@@ -91,7 +98,7 @@ impl Runner {
         }
         if shares_reads(rule, target) {
             // Members of a fan-out wait for each other: none may wait for a slot.
-            task.acquire_copy_slot(&self.copy_slots).await?;
+            self.acquire_copy_slot(task).await?;
         }
         let mut request = CopyRequest {
             force: options.force || partial,
@@ -103,7 +110,7 @@ impl Runner {
         if options.prime {
             return self.compare(request, &target.tag, context).await;
         }
-        let gate = TaskGate::new(self, task, is_old);
+        let gate = TaskGate::new(self, task);
         let copier = self.copier_with_timeout(options);
         if rule.is_sparse() {
             // Mark it beforehand: a superfluous mark costs a check, a missing one would hide missing content.
