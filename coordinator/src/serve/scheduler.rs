@@ -1,8 +1,8 @@
 //! Starts rules on their schedules and on request.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imgsync_config::{Config, IfRunning};
 use imgsync_model::batch::BatchId;
@@ -25,6 +25,9 @@ use crate::orchestrator::{Backend, CreatedBatch, Leadership, Obstacle, Run, is_l
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between looks for interrupted listings, in turns of [`SCHEDULE_POLL_INTERVAL`].
 const TURNS_PER_RESUME: u32 = 2;
+/// Pause after a listing could not be resumed; it doubles with each failure.
+const MIN_RESUME_PAUSE: Duration = Duration::from_secs(4);
+const MAX_RESUME_PAUSE: Duration = Duration::from_secs(300);
 const MAX_CONCURRENT_LISTINGS: usize = 4;
 /// Assumed age of the last run if its time is unknown: no schedule has a longer interval than from one 29 February to
 /// the next but one.
@@ -49,6 +52,8 @@ struct Inner {
     in_progress: Mutex<HashSet<BatchId>>,
     /// Interrupted batches of unknown rules, each reported once.
     unknown: Mutex<HashSet<BatchId>>,
+    /// Interrupted batches that could not be resumed: how often, and when to try again.
+    failed_resumptions: Mutex<HashMap<BatchId, (u32, Instant)>>,
     /// Serializes starts, which first check whether the rule is running.
     start_lock: tokio::sync::Mutex<()>,
     store_contact: StoreContact,
@@ -95,6 +100,7 @@ impl Scheduler {
             tasks: TaskTracker::new(),
             listing_permits: Semaphore::new(MAX_CONCURRENT_LISTINGS),
             in_progress: Mutex::default(),
+            failed_resumptions: Mutex::default(),
             unknown: Mutex::default(),
             start_lock: tokio::sync::Mutex::default(),
             store_contact: StoreContact::default(),
@@ -203,9 +209,11 @@ impl Scheduler {
         let store = &inner.backend.store;
         let batches = store.batches(MAX_RESUMED_BATCHES).await?;
         self.unknown().retain(|id| batches.iter().any(|batch| batch.id == *id));
+        self.failed_resumptions().retain(|id, _| batches.iter().any(|batch| batch.id == *id));
         for batch in batches {
             let is_broken_off = batch.state.is_live() && batch.plan_completed_at.is_none();
-            if !is_broken_off || self.in_progress().contains(&batch.id) {
+            let waits = self.failed_resumptions().get(&batch.id).is_some_and(|(_, until)| *until > Instant::now());
+            if !is_broken_off || waits || self.in_progress().contains(&batch.id) {
                 continue;
             }
             let is_left = !inner.backend.is_cluster()
@@ -240,6 +248,12 @@ impl Scheduler {
             let run = current.build_run(&inner.backend, &config, inner.events.clone(), &inner.stop);
             if let Err(error) = run.resume(id).await {
                 warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
+                let mut failed = this.failed_resumptions();
+                let (failures, until) = failed.entry(id).or_insert((0, Instant::now()));
+                let pause = MIN_RESUME_PAUSE.saturating_mul(1 << (*failures).min(16)).min(MAX_RESUME_PAUSE);
+                (*failures, *until) = (*failures + 1, Instant::now() + pause);
+            } else {
+                this.failed_resumptions().remove(&id);
             }
             this.in_progress().remove(&id);
         });
@@ -375,6 +389,10 @@ impl Scheduler {
 
     fn unknown(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {
         self.0.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed_resumptions(&self) -> std::sync::MutexGuard<'_, HashMap<BatchId, (u32, Instant)>> {
+        self.0.failed_resumptions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_progress(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {
