@@ -1,5 +1,7 @@
 //! A store with replicas under Sentinels: the master is killed, frozen and replaced, and batches go on.
 
+use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -175,6 +177,19 @@ async fn a_batch_goes_on_when_the_first_sentinel_is_killed_and_then_the_master()
     fixture.assert_ended_whole(&run.wait().await);
 }
 
+/// Returns how many writes each process has counted at the server of this port, whose password is `cut`.
+fn write_counts(port: u16) -> BTreeMap<String, u64> {
+    let cli = |words: &[&str]| {
+        let mut command = Command::new("redis-cli");
+        command.env("REDISCLI_AUTH", "cut").args(["-h", "127.0.0.1", "-p", &port.to_string()]).args(words);
+        let output = tokio::task::block_in_place(|| command.output().unwrap());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let keys = cli(&["KEYS", "imgsync:writes:*"]);
+    let count = |key: &str| cli(&["GET", key]).trim().trim_matches('"').parse().unwrap_or_default();
+    keys.lines().map(|key| (key.to_owned(), count(key))).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_is_whole_after_a_failover_to_a_replica_that_lacks_the_last_writes() {
     let mut fixture = start().await;
@@ -195,9 +210,16 @@ async fn a_batch_is_whole_after_a_failover_to_a_replica_that_lacks_the_last_writ
         number(&show.run().await.assert_code(0).json(), "/counts/copied")
     };
     let copied_before = copied().await;
+    let counts_before = write_counts(port);
     gate.release(6);
     let is_further = async || copied().await >= copied_before + 6;
     crate::queue::until("results that no replica has", is_further).await;
+    // A process notices the loss of what it has counted.
+    until("counts that no replica has", WAIT_TIMEOUT, || {
+        let counts = write_counts(port);
+        counts_before.iter().all(|(key, before)| counts.get(key).is_some_and(|count| *count > before + 1))
+    })
+    .await;
     fixture.cluster.store_server(port).kill();
     let new = wait_for_failover(&fixture.cluster, port);
     wait_for_new_master(&workers, new).await;
