@@ -554,11 +554,19 @@ impl BatchState {
     }
 }
 
+const START_LEASE_LOST: &str = "this process was suspended or cut off from the store for too long: another one may have created a \
+                                batch of the same rules meanwhile";
+
 /// Returns the error of a batch that is not created, because the lease that excludes others was lost.
 pub(crate) fn start_lease_lost(batch: BatchId) -> Error {
-    let detail = "this process was suspended or cut off from the store for too long: another one may have created a batch \
-                  of the same rules meanwhile";
-    Error::new(ErrorKind::Unreachable, format!("creating batch {batch}"), detail).with_hint("run the rules again")
+    Error::new(ErrorKind::Unreachable, format!("creating batch {batch}"), START_LEASE_LOST)
+        .with_hint("run the rules again")
+}
+
+/// Whether a batch was not created because the lease that excludes others was lost: it can be created anew, if nobody
+/// else has done so.
+pub fn is_start_lease_lost(error: &Error) -> bool {
+    error.message() == START_LEASE_LOST
 }
 
 impl fmt::Display for BatchState {

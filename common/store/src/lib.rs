@@ -48,7 +48,7 @@ pub use leases::{
 pub use ledger::{
     AppendResult, Batch, BatchState, ClaimResult, EmptyRule, FailedTask, FinishReply, LEASE_TTL, LeaseStatus, Ledger,
     ListingFailure, NewBatch, ReclaimScope, Reclaimed, RecordCounts, RequeueFilter, RescheduleReply, TaskHolder,
-    TaskRow, Usage,
+    TaskRow, Usage, is_start_lease_lost,
 };
 pub use limits::limits;
 pub use plan::{PlanBlock, PlanCompletion, PlanSegment, PlanSize};

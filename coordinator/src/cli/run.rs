@@ -13,7 +13,7 @@ use imgsync_oci::humanize::group_digits;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Client, SharedRateLimit};
-use imgsync_store::{Batch, BatchState, leader_lease_name, outage};
+use imgsync_store::{Batch, BatchState, is_start_lease_lost, leader_lease_name, outage};
 use imgsync_worker::copy::CopyLimits;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::{DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
@@ -40,6 +40,9 @@ use crate::orchestrator::{
 use crate::report::{self, Report, ReportLevel};
 use clap::Args;
 use imgsync_config::Preset;
+
+/// Maximum times that a start is tried again because its lease has ended.
+const MAX_LOST_STARTS: u32 = 3;
 
 /// `imgsync run`.
 #[derive(Debug, Args)]
@@ -345,14 +348,18 @@ impl<'a> RunContext<'a> {
             None => run.rules_digest(slice),
         };
         let say = |what: &str| self.printer.line(what);
+        let mut losses = 0;
         loop {
             let admission = run.admission(self.if_running, &options, &rules, &say);
             let id = match admission.admit().await? {
                 AdmissionResult::Admitted(permit) => {
-                    return run
-                        .create(*permit, rules(self.run_settings.slice), options)
-                        .await
-                        .map(|made| StartOutcome::Created(Box::new(made)));
+                    let made = run.create(*permit, rules(self.run_settings.slice), options.clone()).await;
+                    match made {
+                        // As in a failover of the store. Nothing was created.
+                        Err(error) if is_start_lease_lost(&error) && losses < MAX_LOST_STARTS => losses += 1,
+                        made => return made.map(|made| StartOutcome::Created(Box::new(made))),
+                    }
+                    continue;
                 }
                 AdmissionResult::Join(id) => id,
             };
@@ -476,7 +483,8 @@ impl<'a> RunContext<'a> {
             ));
             if self.backend.is_cluster() {
                 printer.line(&format!(
-                    "workers finish the tasks already queued; `imgsync batch cancel {id}` stops them too"
+                    "workers finish the tasks already queued, and an `imgsync serve` with these rules also continues the \
+                     listing; `imgsync batch cancel {id}` stops them too"
                 ));
             }
         }

@@ -172,7 +172,9 @@ impl Admission<'_> {
     /// Returns a permit, or the obstacle, without waiting for its end.
     pub(crate) async fn try_admit(&self) -> Result<std::result::Result<StartPermit, Obstacle>> {
         let (store, name) = (self.backend.store.clone(), start_lease_name(&self.rules_digest()));
-        let (ours, timing) = ((&*name, &*self.holder), (LEADER_LEASE_TTL, POLL_INTERVAL));
+        // Starts of one process also exclude each other.
+        let holder = format!("{} {}", self.holder, BatchId::generate());
+        let (ours, timing) = ((&*name, &*holder), (LEADER_LEASE_TTL, POLL_INTERVAL));
         let lease = LeaseGuard::acquire(store, ours, timing, self.cancel, OPERATION).await?;
         let admitted = self.find_obstacle(false).await;
         self.attach_lease(lease, admitted).await

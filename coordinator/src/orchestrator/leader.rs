@@ -27,7 +27,8 @@ use super::backend::Backend;
 use super::dispatch::Dispatcher;
 
 /// TTL of the leader lease, which the leader renews. Another coordinator takes over at most this long, and
-/// [`LEADER_RETRY_INTERVAL`], after a crash. It outlasts a failover of the store, which takes some five seconds.
+/// [`LEADER_RETRY_INTERVAL`], after a crash. It outlasts most failovers of a store that takes three seconds to notice that
+/// its master is down; after longer ones, a coordinator is elected again.
 pub(crate) const LEADER_LEASE_TTL: Duration = Duration::from_secs(8);
 /// Pause before asking for leadership again while another coordinator leads or the broker is unavailable.
 pub(super) const LEADER_RETRY_INTERVAL: Duration = Duration::from_secs(1);
