@@ -8,14 +8,13 @@ use imgsync_oci::retry::is_transient;
 use imgsync_store::{Batch, Store};
 use tokio::time::Instant;
 
-use super::leader::LEADER_LEASE_TTL;
 use crate::batch_view::{BatchView, find_owner};
 
 /// Interval between reads of a batch that is waited for.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// A batch is interrupted if it had no owner for this long. The leader takes over listings when the leases of one that
-/// died have ended, and looks for them every few seconds.
-const ABANDONED_AFTER: Duration = LEADER_LEASE_TTL.saturating_add(Duration::from_secs(4));
+/// A batch is interrupted if it had no owner for this long. Usually, leadership passes between coordinators within some
+/// four seconds. After an outage of the store it may take longer; whoever starts the rules then does not wait for that.
+const ABANDONED_AFTER: Duration = Duration::from_secs(6);
 
 /// Detects that a batch was abandoned by the process that listed or led it.
 #[derive(Debug, Default)]
