@@ -28,6 +28,7 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 # Builds the dependencies first, with empty programs: this layer changes only with the manifests and Cargo.lock.
 COPY Cargo.toml Cargo.lock ./
+COPY common/archive/Cargo.toml common/archive/
 COPY common/config/Cargo.toml common/config/
 COPY common/layout/Cargo.toml common/layout/
 COPY common/model/Cargo.toml common/model/
@@ -44,7 +45,7 @@ COPY tests/Cargo.toml tests/
 RUN for crate in common/* worker coordinator tests; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && echo 'fn main() {}' | tee worker/src/main.rs >coordinator/src/main.rs \
     && cargo build --profile dist --locked --bins -p imgsync -p imgsync-worker \
-    && cargo clean --profile dist -p imgsync-config -p imgsync-layout -p imgsync-model -p imgsync-oci -p imgsync-queue -p imgsync-rate-limit -p imgsync-registry -p imgsync-store -p imgsync-tls \
+    && cargo clean --profile dist -p imgsync-archive -p imgsync-config -p imgsync-layout -p imgsync-model -p imgsync-oci -p imgsync-queue -p imgsync-rate-limit -p imgsync-registry -p imgsync-store -p imgsync-tls \
         -p imgsync-worker -p imgsync
 COPY common common
 COPY worker worker

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
 pub use index::IndexEntry;
 pub use limits::limits;
-pub use lock::LOCK_TIMEOUT;
+pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
 pub use manifests::LayoutRepository;
 pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
 pub use verification::{HashPolicy, VerifiedFileCache};

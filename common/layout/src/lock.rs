@@ -97,7 +97,7 @@ pub(super) fn lock_with_timeout(
         let (waited, warns) = record_contention(root.path(), limit);
         if waited >= limit {
             let detail =
-                format!("{} has held the lock for more than {}", describe_holder(file), format_duration(waited));
+                format!("{} has held the lock for more than {}", describe_lock_holder(file), format_duration(waited));
             return Err(LayoutError::new(ErrorKind::TimedOut, detail)
                 .with_hint("check which other process writes to this folder"));
         }
@@ -106,7 +106,7 @@ pub(super) fn lock_with_timeout(
             let message = format!(
                 "waiting for the lock of oci:{}: held by {} for {}; gives up after {}",
                 sanitize(&folder),
-                describe_holder(file),
+                describe_lock_holder(file),
                 format_duration(waited),
                 format_duration(limit)
             );
@@ -117,7 +117,7 @@ pub(super) fn lock_with_timeout(
 }
 
 /// Describes a lock's holder as far as this machine knows: proc_locks(5) lists the locks of all its processes.
-fn describe_holder(file: &File) -> String {
+pub fn describe_lock_holder(file: &File) -> String {
     let unknown = || "another process, perhaps on another machine,".to_owned();
     let (Ok(data), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else { return unknown() };
     let Some(process) = find_lock_holder(&locks, data.ino()) else { return unknown() };

@@ -1,0 +1,238 @@
+//! An archive in a file: written to a hidden file beside it, which replaces it once it is whole.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use bytesize::ByteSize;
+use flate2::write::GzEncoder;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_registry::Context;
+use imgsync_registry::event::Event;
+
+use super::lock::lock;
+use super::partial::verified_length;
+use super::plan::ArchivePlan;
+use super::sink::{ArchiveSink, ByteOutput, ThreadSink, write_error};
+
+/// Suffix of the hidden file.
+const PARTIAL_SUFFIX: &str = ".imgsync-partial";
+
+/// Compression around a whole archive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// None: the only form that all loaders take, and that can be resumed. Layers are compressed anyway.
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+}
+
+/// A file that an archive is written to. Until [`ArchiveFile::commit`], an existing file stays as it is; dropped before, it leaves the
+/// hidden file, which the next writer of the same plan resumes.
+#[derive(Debug)]
+pub struct ArchiveFile {
+    sink: ThreadSink,
+    partial: PathBuf,
+    path: PathBuf,
+    operation: String,
+    resume_from: u64,
+}
+
+impl ArchiveFile {
+    /// Opens the hidden file of a plan, waiting for another process that writes it. What it has of the plan, as left by
+    /// a killed process, is verified and kept. Fails if the disk has too little space for the rest.
+    pub async fn open(
+        path: &Path,
+        plan: &ArchivePlan,
+        compression: Compression,
+        context: &Context,
+    ) -> Result<ArchiveFile> {
+        let operation = format!("writing {}", path.display());
+        // The target of a link is replaced, not the link.
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let partial = partial_path(&path, &operation)?;
+        let mut file = open_locked(&partial, &operation, context).await?;
+        let local = |error: io::Error| write_error(&operation, error);
+        let resume_from = match compression {
+            Compression::None => {
+                let (checked_plan, cancel) = (plan.clone(), context.cancel.clone());
+                let verify = tokio::task::spawn_blocking(move || {
+                    let verified = verified_length(&mut file, &checked_plan, &cancel);
+                    verified.map(|verified| (file, verified))
+                });
+                let verified = verify.await.map_err(|error| local(io::Error::other(error)))?;
+                if context.cancel.is_cancelled() {
+                    return Err(Error::cancelled(&operation));
+                }
+                let (verified_file, length) = verified.map_err(local)?;
+                file = verified_file;
+                length
+            }
+            Compression::Gzip => 0,
+        };
+        file.set_len(resume_from).map_err(local)?;
+        file.seek(SeekFrom::Start(resume_from)).map_err(local)?;
+        if compression == Compression::None {
+            check_free_space(&file, plan.total_size() - resume_from, &path, &operation)?;
+        }
+        if resume_from > 0 {
+            let (known, total) = (ByteSize(resume_from), ByteSize(plan.total_size()));
+            let message = format!("resuming {}: {known} of {total} are there", path.display());
+            context.events.emit(Event::Notice { message: imgsync_oci::sanitize::sanitize(&message).into_owned() });
+        }
+        let output: Box<dyn ByteOutput> = match compression {
+            Compression::None => Box::new(PlainFile(file)),
+            Compression::Gzip => Box::new(GzipFile(GzEncoder::new(file, flate2::Compression::fast()))),
+        };
+        let sink = ThreadSink::new(output, operation.clone());
+        Ok(ArchiveFile { sink, partial, path, operation, resume_from })
+    }
+
+    /// Returns the number of bytes of the plan that are in the file already.
+    pub fn resume_from(&self) -> u64 {
+        self.resume_from
+    }
+
+    /// Syncs the file, and replaces an existing one.
+    pub async fn commit(self) -> Result<()> {
+        let file = self.sink.finish_file().await?;
+        let (partial, path) = (self.partial, self.path);
+        let rename = tokio::task::spawn_blocking(move || {
+            std::fs::rename(&partial, &path)?;
+            // Until here, a waiting writer would write into the new archive.
+            drop(file);
+            sync_folder(&path)
+        });
+        let renamed = rename.await.map_err(io::Error::other).and_then(|renamed| renamed);
+        renamed.map_err(|error| write_error(&self.operation, error))
+    }
+}
+
+#[async_trait]
+impl ArchiveSink for ArchiveFile {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.sink.write(bytes).await
+    }
+
+    async fn rewind(&mut self, offset: u64) -> Result<bool> {
+        self.sink.rewind(offset).await
+    }
+}
+
+struct PlainFile(File);
+
+impl Write for PlainFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl ByteOutput for PlainFile {
+    fn rewind_to(&mut self, offset: u64) -> io::Result<bool> {
+        self.0.set_len(offset)?;
+        self.0.seek(SeekFrom::Start(offset)).map(|_| true)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<Option<File>> {
+        self.0.sync_all()?;
+        Ok(Some(self.0))
+    }
+}
+
+struct GzipFile(GzEncoder<File>);
+
+impl Write for GzipFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl ByteOutput for GzipFile {
+    fn rewind_to(&mut self, _offset: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<Option<File>> {
+        let file = self.0.finish()?;
+        file.sync_all()?;
+        Ok(Some(file))
+    }
+}
+
+/// Returns the path of the hidden file beside an archive.
+fn partial_path(path: &Path, operation: &str) -> Result<PathBuf> {
+    let invalid = |detail: &str| Error::new(ErrorKind::Invalid, operation, detail);
+    if path.is_dir() {
+        return Err(invalid("it is a folder").with_hint("name a file; for a folder write oci:DIR"));
+    }
+    let name = path.file_name().ok_or_else(|| invalid("it names no file"))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(PARTIAL_SUFFIX);
+    Ok(path.with_file_name(hidden))
+}
+
+/// Opens or creates the hidden file, and locks it.
+async fn open_locked(partial: &Path, operation: &str, context: &Context) -> Result<File> {
+    loop {
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).write(true).create(true).truncate(false).open(partial);
+        let file = opened.map_err(|error| {
+            let missing = error.kind() == io::ErrorKind::NotFound;
+            let error = write_error(operation, error);
+            if missing { error.with_hint("make the folder first") } else { error }
+        })?;
+        lock(&file, partial, operation, context).await?;
+        // The former writer may have renamed it between open and lock.
+        if is_same_file(&file, partial) {
+            return Ok(file);
+        }
+    }
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(named)) = (file.metadata(), std::fs::symlink_metadata(path)) else { return false };
+    (open.dev(), open.ino()) == (named.dev(), named.ino())
+}
+
+/// Fails if the disk has too little space for the rest of an archive.
+fn check_free_space(file: &File, needed: u64, path: &Path, operation: &str) -> Result<()> {
+    // Some file systems do not tell; then a full disk ends the write.
+    let Ok(disk) = rustix::fs::fstatvfs(file) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if disk.f_blocks == 0 || needed <= free {
+        return Ok(());
+    }
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let detail = format!("{} are needed, and {} are free in {}", ByteSize(needed), ByteSize(free), folder.display());
+    Err(Error::new(ErrorKind::Local, operation, detail)
+        .with_hint("free disk space, or write to another disk; --platform archives one platform only"))
+}
+
+/// Makes a rename durable. Some file systems cannot.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
+        synced => synced,
+    }
+}

@@ -1,0 +1,27 @@
+//! Writes image archives as a stream: an OCI image layout in a tar, with `manifest.json` beside it and the full names
+//! in both annotations, so that docker, podman, ctr, skopeo, regctl, crane and hauler all load the same file.
+//!
+//! An [`ArchivePlan`] lists all members with their sizes before the first byte is written. The bytes of an archive depend on the
+//! plan alone: there are no times, and owner and mode are fixed. The order of the members is `oci-layout`, `index.json`,
+//! `manifest.json`, other files, manifests, configs, layers, so that readers need one pass. [`write_archive`] streams the
+//! content into an [`ArchiveSink`]: a file ([`ArchiveFile`]), a pipe ([`ThreadSink`]), or any other.
+
+mod docker;
+mod file;
+mod index;
+mod lock;
+mod member;
+mod partial;
+mod plan;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use docker::DockerSummary;
+pub use file::{ArchiveFile, Compression};
+pub use index::{ArchiveImage, ArchivedName};
+pub use member::{Member, MemberContent};
+pub use plan::{ArchivePlan, ArchivePlanner};
+pub use sink::{ArchiveSink, ThreadSink};
+pub use write::{ArchiveSource, ContentStream, write_archive};

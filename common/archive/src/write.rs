@@ -1,0 +1,152 @@
+//! Streams the members of a plan into a sink.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Digest, Hasher};
+
+use super::member::{Member, MemberContent, TRAILER_BYTES};
+use super::plan::ArchivePlan;
+use super::sink::ArchiveSink;
+
+/// Zero bytes for padding and the trailer.
+static ZEROS: [u8; TRAILER_BYTES as usize] = [0; TRAILER_BYTES as usize];
+
+/// Content of a blob.
+pub type ContentStream = BoxStream<'static, Result<Bytes>>;
+
+/// Where the content of an archive comes from.
+#[async_trait]
+pub trait ArchiveSource: Send + Sync {
+    /// Reads a manifest of the plan.
+    async fn read_manifest(&self, digest: &Digest) -> Result<Bytes>;
+
+    /// Opens a blob of the plan at its first byte. A source whose streams resume after a broken connection does so inside of
+    /// the stream.
+    async fn open_blob(&self, digest: &Digest, size: u64) -> Result<ContentStream>;
+
+    /// Whether the streams fail before their last byte if the content does not match its digest. Then it is not hashed
+    /// again.
+    fn verifies_blobs(&self) -> bool {
+        false
+    }
+}
+
+/// Writes an archive. `resume_from` is the number of bytes that the sink already has: whole members before it are
+/// not read again, and of a member around it only the rest is written. A blob with wrong content fails with [`ErrorKind::Corrupt`]; a
+/// sink that can rewind gets it once more.
+pub async fn write_archive(
+    plan: &ArchivePlan,
+    source: &dyn ArchiveSource,
+    sink: &mut dyn ArchiveSink,
+    resume_from: u64,
+) -> Result<()> {
+    let mut output = OffsetSink { sink, offset: 0, written: resume_from };
+    for member in plan.members() {
+        if output.offset + member.archived_size() <= output.written {
+            output.offset += member.archived_size();
+            continue;
+        }
+        let start = output.offset;
+        if let Err(error) = output.write_member(member, source).await {
+            let is_worth_it = error.kind() == ErrorKind::Corrupt && output.rewind(start).await?;
+            if !is_worth_it {
+                return Err(error);
+            }
+            output.write_member(member, source).await?;
+        }
+    }
+    output.write(Bytes::from_static(&ZEROS)).await
+}
+
+/// A sink, and where the next byte belongs.
+struct OffsetSink<'a> {
+    sink: &'a mut dyn ArchiveSink,
+    /// Offset of the next byte in the archive.
+    offset: u64,
+    /// Number of bytes that the sink has.
+    written: u64,
+}
+
+impl OffsetSink<'_> {
+    /// Writes bytes, without those that the sink already has.
+    async fn write(&mut self, mut bytes: Bytes) -> Result<()> {
+        let known = usize::try_from(self.written.saturating_sub(self.offset)).unwrap_or(usize::MAX).min(bytes.len());
+        self.offset += bytes.len() as u64;
+        let _ = bytes.split_to(known);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.written += bytes.len() as u64;
+        self.sink.write(bytes).await
+    }
+
+    /// Goes back to the start of a member.
+    async fn rewind(&mut self, start: u64) -> Result<bool> {
+        // What an earlier call wrote was verified.
+        if self.written > start && !self.sink.rewind(start).await? {
+            return Ok(false);
+        }
+        self.offset = start;
+        self.written = self.written.min(start);
+        Ok(true)
+    }
+
+    async fn write_member(&mut self, member: &Member, source: &dyn ArchiveSource) -> Result<()> {
+        self.write(member.header()).await?;
+        match &member.content {
+            MemberContent::Inline(bytes) => self.write(bytes.clone()).await?,
+            MemberContent::Manifest(digest) => {
+                let bytes = source.read_manifest(digest).await?;
+                if bytes.len() as u64 != member.size || !digest.verifies(&bytes) {
+                    return Err(wrong_content(digest, &Digest::from_bytes(digest.algorithm(), &bytes)));
+                }
+                self.write(bytes).await?;
+            }
+            MemberContent::Blob(digest) => self.write_blob(digest, member.size, source).await?,
+        }
+        self.write(Bytes::from_static(&ZEROS[..usize::try_from(member.padding()).unwrap_or(0)])).await
+    }
+
+    async fn write_blob(&mut self, digest: &Digest, size: u64, source: &dyn ArchiveSource) -> Result<()> {
+        let mut stream = source.open_blob(digest, size).await?;
+        let mut hasher = (!source.verifies_blobs()).then(|| Hasher::new(digest.algorithm()));
+        let mut left = size;
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk?;
+            left = left.checked_sub(chunk.len() as u64).ok_or_else(|| {
+                Error::new(ErrorKind::Corrupt, describe(digest), format!("longer than its {size} bytes"))
+            })?;
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&chunk);
+                if left == 0 {
+                    let found = hasher.clone().finish();
+                    if found != *digest {
+                        return Err(wrong_content(digest, &found));
+                    }
+                }
+            }
+            self.write(chunk).await?;
+        }
+        match left {
+            0 if size == 0 && !digest.verifies(&[]) => {
+                Err(wrong_content(digest, &Digest::from_bytes(digest.algorithm(), &[])))
+            }
+            0 => Ok(()),
+            left => {
+                let detail = format!("the stream ended after {} of {size} bytes", size - left);
+                Err(Error::new(ErrorKind::Corrupt, describe(digest), detail))
+            }
+        }
+    }
+}
+
+fn describe(digest: &Digest) -> String {
+    format!("archiving {digest}")
+}
+
+fn wrong_content(digest: &Digest, found: &Digest) -> Error {
+    Error::new(ErrorKind::Corrupt, describe(digest), format!("the content has the digest {found}"))
+}
