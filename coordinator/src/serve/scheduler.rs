@@ -122,10 +122,11 @@ impl Scheduler {
                     Err(_) => return,
                 };
                 // A process that was suspended goes no step further once another one leads.
-                if let Some(lease) = lease {
-                    lease.run(self.lead_once(turn)).await;
+                if let Some(lease) = lease
+                    && lease.run(self.lead_once(turn)).await == Some(true)
+                {
+                    turn = turn.wrapping_add(1);
                 }
-                turn = turn.wrapping_add(1);
                 tokio::time::sleep(SCHEDULE_POLL_INTERVAL).await;
             }
         };
@@ -138,16 +139,20 @@ impl Scheduler {
         inner.tasks.wait().await;
     }
 
-    async fn lead_once(&self, turn: u32) {
+    /// Does what is due in a turn. Returns whether the next turn may follow: else, interrupted listings were not found.
+    async fn lead_once(&self, turn: u32) -> bool {
         let inner = &self.0;
         // Without a cluster, no other process starts or lists batches meanwhile.
         let is_due = if inner.backend.is_cluster() { turn.is_multiple_of(TURNS_PER_RESUME) } else { turn == 0 };
+        let mut are_found = true;
         if is_due && let Err(error) = self.resume_interrupted().await {
             warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
+            are_found = false;
         }
         if let Err(error) = self.start_due_rules().await {
             warn_repeatedly(&inner.events, "starting the rules that are due", &error);
         }
+        are_found
     }
 
     /// Starts a rule now.
@@ -293,6 +298,8 @@ impl Scheduler {
             match self.start_rule(&current, rule).await? {
                 Err(obstacle) => {
                     let skipped = last.skipped + 1;
+                    // Recorded first: who reads the message finds the skipped run in the API.
+                    self.record_start(&rule.id, LastRun { at: next, batch: last.batch, skipped }).await?;
                     warn(
                         &inner.events,
                         &format!(
@@ -302,7 +309,6 @@ impl Scheduler {
                             obstacle.describe()
                         ),
                     );
-                    self.record_start(&rule.id, LastRun { at: next, batch: last.batch, skipped }).await?;
                 }
                 Ok(id) => {
                     self.record_start(&rule.id, LastRun { at: next, batch: Some(id), skipped: 0 }).await?;
