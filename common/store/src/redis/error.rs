@@ -1,170 +1,23 @@
-//! Errors of Redis: one table of its error codes, with what each means for the connection, the call and the user.
+//! Errors of calls to Redis, and what to do about them.
 //!
 //! Codes are read from single commands, scripts and pipelines alike: of a pipeline, the client's own `error_code()` and
 //! `kind()` report only some codes and only its first failure.
 
 use ::redis::{ErrorKind as RedisErrorKind, RedisError, ServerError, ServerErrorKind};
 
+use super::error_codes::{CHECK_LOGIN, ErrorAction, ErrorCode, find_code};
 use imgsync_oci::error::{Error, ErrorKind};
 use imgsync_tls::with_dates;
 
 /// Maximum characters of the server's message in an error.
 const MAX_DETAIL_CHARS: usize = 300;
 
-const CHECK_LOGIN: &str = "check user and password in the store's URL (redis://user:password@host:6379)";
 const MASTER_LOGIN_HINT: &str = "check user and password in the store's URL: they are those of the servers; those of \
                                  Sentinels are `sentinel_username` and `sentinel_password`";
 const MASTER_ADDRESS_HINT: &str = "the Sentinels name this server: check that it is running or being replaced, and that \
                                    this machine can reach the address that it announces (replica-announce-ip)";
 pub(super) const CERTIFICATE_HINT: &str = "name the authority that signed the store's certificate by `cluster: {ca: \
                                            FILE}`, and the store by the name that the certificate is for";
-const USE_ONE_SERVER: &str =
-    "name one server or a replication group without cluster mode: imgsync's scripts use keys of several hash slots";
-const SEE_REPLICATION: &str =
-    "name the master (of a managed service: the primary endpoint); after a failover this recovers by itself";
-
-/// Reaction to an error, weakest first: the strongest decides if a pipeline has several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ErrorAction {
-    /// Retry on the same server.
-    Wait,
-    /// Retry on another connection, perhaps to another server.
-    Reconnect,
-    /// Give up: somebody has to change something first.
-    Fail,
-}
-
-/// An error code of Redis.
-#[derive(Debug)]
-struct ErrorCode {
-    name: &'static str,
-    action: ErrorAction,
-    kind: ErrorKind,
-    meaning: &'static str,
-    hint: &'static str,
-}
-
-const fn error_code(
-    name: &'static str,
-    action: ErrorAction,
-    kind: ErrorKind,
-    meaning: &'static str,
-    hint: &'static str,
-) -> ErrorCode {
-    ErrorCode { name, action, kind, meaning, hint }
-}
-
-/// All codes that a server returns to imgsync's commands.
-static ERROR_CODES: [ErrorCode; 18] = [
-    error_code(
-        "READONLY",
-        ErrorAction::Reconnect,
-        ErrorKind::ServerError,
-        "the server is a read-only replica",
-        SEE_REPLICATION,
-    ),
-    error_code(
-        "MASTERDOWN",
-        ErrorAction::Reconnect,
-        ErrorKind::ServerError,
-        "the server is a replica that has lost its master",
-        SEE_REPLICATION,
-    ),
-    error_code(
-        "LOADING",
-        ErrorAction::Reconnect,
-        ErrorKind::ServerError,
-        "the server is loading its data",
-        "no action needed; loading time depends on the size of the data",
-    ),
-    error_code(
-        "NOREPLICAS",
-        ErrorAction::Wait,
-        ErrorKind::ServerError,
-        "the server refuses writes: too few replicas are connected",
-        "start its replicas, or lower min-replicas-to-write",
-    ),
-    error_code(
-        "MISCONF",
-        ErrorAction::Wait,
-        ErrorKind::ServerError,
-        "the server refuses writes: it cannot write to its disk",
-        "check the server's log and the free space of its disk",
-    ),
-    error_code(
-        "OOM",
-        ErrorAction::Wait,
-        ErrorKind::ServerError,
-        "the server refuses writes: it is out of memory",
-        "give it more (maxmemory), or let it evict caches (maxmemory-policy volatile-lru)",
-    ),
-    error_code(
-        "BUSY",
-        ErrorAction::Wait,
-        ErrorKind::ServerError,
-        "the server is busy with a script that does not end",
-        "if the script does not belong to imgsync, stop it with SCRIPT KILL",
-    ),
-    error_code(
-        "TRYAGAIN",
-        ErrorAction::Wait,
-        ErrorKind::ServerError,
-        "the server is moving these keys to another one",
-        "wait until it is done, and then name a server without cluster mode",
-    ),
-    error_code(
-        "NOSCRIPT",
-        ErrorAction::Wait,
-        ErrorKind::ServerError,
-        "the server has lost a script",
-        "no action needed, unless something calls SCRIPT FLUSH repeatedly",
-    ),
-    error_code("NOAUTH", ErrorAction::Fail, ErrorKind::Denied, "the server requires a password", CHECK_LOGIN),
-    error_code(
-        "WRONGPASS",
-        ErrorAction::Fail,
-        ErrorKind::Denied,
-        "the server does not know this user and password",
-        CHECK_LOGIN,
-    ),
-    error_code(
-        "NOPERM",
-        ErrorAction::Fail,
-        ErrorKind::Denied,
-        "the user lacks permission for this command or key",
-        "allow the user all commands but administration, on keys that begin with `imgsync:` (see docs/how-to/cluster.md)",
-    ),
-    error_code(
-        "DENIED",
-        ErrorAction::Fail,
-        ErrorKind::Denied,
-        "the server is in protected mode and takes no connections from other machines",
-        "set a password or ACL users on the server",
-    ),
-    error_code(
-        "CLUSTERDOWN",
-        ErrorAction::Fail,
-        ErrorKind::Local,
-        "the server belongs to a Redis Cluster that is down",
-        USE_ONE_SERVER,
-    ),
-    error_code("MOVED", ErrorAction::Fail, ErrorKind::Local, "the server belongs to a Redis Cluster", USE_ONE_SERVER),
-    error_code("ASK", ErrorAction::Fail, ErrorKind::Local, "the server belongs to a Redis Cluster", USE_ONE_SERVER),
-    error_code(
-        "CROSSSLOT",
-        ErrorAction::Fail,
-        ErrorKind::Local,
-        "the server belongs to a Redis Cluster",
-        USE_ONE_SERVER,
-    ),
-    error_code(
-        "WRONGTYPE",
-        ErrorAction::Fail,
-        ErrorKind::Local,
-        "a key with imgsync's prefix holds data of another program",
-        "give imgsync a server or a database (redis://host:6379/1) of its own",
-    ),
-];
 
 /// Error of a call.
 #[derive(Debug, Clone)]
@@ -258,11 +111,6 @@ impl RedisCallError {
                 let error = Box::new(error.clone().into_changed_login());
                 RedisCallError::At { server: server.clone(), side: *side, error }
             }
-            // Those of all Sentinels.
-            RedisCallError::UnsuitableServer { action: ErrorAction::Fail, kind: ErrorKind::Denied, detail, hint } => {
-                let (detail, kind) = (detail.clone(), ErrorKind::ServerError);
-                RedisCallError::UnsuitableServer { action: ErrorAction::Reconnect, kind, detail, hint }
-            }
             RedisCallError::Redis(_) if self.is_login_refused() => {
                 let detail = "the server does not know this user and password any more".to_owned();
                 let (action, kind) = (ErrorAction::Reconnect, ErrorKind::ServerError);
@@ -347,10 +195,6 @@ fn code_name(error: &ServerError) -> &str {
     }
 }
 
-fn find_code(name: &str) -> Option<&'static ErrorCode> {
-    ERROR_CODES.iter().find(|code| code.name == name)
-}
-
 /// Returns whether the server has reached its client limit. It reports that without an error code, and closes the
 /// connection.
 fn has_too_many_clients(error: &RedisError) -> bool {
@@ -419,6 +263,7 @@ mod tests {
 
     use ::redis::Value;
 
+    use super::super::error_codes::ERROR_CODES;
     use super::*;
 
     /// Parses an error reply as the client does.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{InfoDict, RedisConnectionInfo, Value};
 
-use super::error::{ErrorAction, RedisCallError};
+use super::error::RedisCallError;
+use super::error_codes::ErrorAction;
 use crate::StoreReplica;
 use imgsync_oci::error::ErrorKind;
 

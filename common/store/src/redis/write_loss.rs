@@ -1,8 +1,8 @@
 //! Detection of lost writes: a store that a failover or a restore from a backup has set back.
 //!
 //! Each process increments a counter of its own in the store, every second and after some changes. A reply that is not
-//! greater than the one before says that the store has lost writes that it had confirmed. This needs no permission beyond those of other calls, and does not
-//! take a failover that has lost nothing for a loss.
+//! greater than the one before says that the store has lost writes that it had confirmed. This needs no permission
+//! beyond those of other calls, and does not take a failover that has lost nothing for a loss.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
