@@ -10,6 +10,7 @@ mod blob_index;
 mod cache;
 mod connection;
 mod error;
+mod error_codes;
 mod leases;
 mod ledger;
 mod provenance;
@@ -406,7 +407,8 @@ impl RedisStore {
         }
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = self.0.connection.wait_until_opened() => {}
+            // Another call has reached the server.
+            () = self.0.connection.wait_until_opened(), if open.is_none() => {}
         }
         Ok(())
     }
