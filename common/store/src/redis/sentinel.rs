@@ -10,7 +10,8 @@
 //! then the new master is used.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -22,12 +23,12 @@ use ::redis::{
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::SentinelLogin;
-use super::error::{CERTIFICATE_HINT, ErrorAction, RedisCallError};
+use super::error::{CERTIFICATE_HINT, RedisCallError};
+use super::error_codes::ErrorAction;
 use crate::StoreReplication;
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::store_url::{SentinelGroup, StoreUrl};
@@ -123,9 +124,8 @@ struct SentinelNode {
     config: AsyncConnectionConfig,
     /// Connection with a subscription to the events.
     link: tokio::sync::Mutex<Option<MultiplexedConnection>>,
-    /// Notified to ask this Sentinel at once.
-    asked: Notify,
-    pushes: tokio::sync::Mutex<UnboundedReceiver<PushInfo>>,
+    /// Notified to ask this Sentinel at once: of events of the master, and of requests.
+    asked: Arc<Notify>,
     last: Mutex<LastAnswer>,
 }
 
@@ -156,18 +156,23 @@ impl Sentinels {
         let server = server.set_redis_settings(settings).set_tcp_settings(tcp_settings.clone());
         let nodes = group.nodes.iter().map(|(host, port)| {
             let client = open_client(at_address(&server, host, *port), ca)?;
-            let (sender, pushes) = unbounded_channel();
+            let asked = Arc::new(Notify::new());
+            let (on_event, master) = (asked.clone(), group.master.clone());
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(SENTINEL_TIMEOUT))
                 .set_response_timeout(Some(SENTINEL_TIMEOUT))
-                .set_push_sender(sender);
+                .set_push_sender(move |push: PushInfo| {
+                    if concerns(&push, &master) {
+                        on_event.notify_one();
+                    }
+                    Ok::<(), Infallible>(())
+                });
             Ok(SentinelNode {
                 name: format!("{host}:{port}"),
                 client,
                 config,
                 link: Default::default(),
-                asked: Notify::new(),
-                pushes: pushes.into(),
+                asked,
                 last: Mutex::default(),
             })
         });
@@ -217,7 +222,7 @@ impl Sentinels {
                     if let Ok(report) = self.ask(node).await {
                         on_report(&report);
                     }
-                    node.wait_for_event(&self.master).await;
+                    _ = tokio::time::timeout(POLL_INTERVAL, node.asked.notified()).await;
                 }
             }
         };
@@ -363,25 +368,6 @@ impl SentinelNode {
         };
         *open = Some(link.clone());
         Ok((link, false))
-    }
-
-    /// Waits until there is a reason to ask this Sentinel: an event of the master, a request, or the poll interval.
-    async fn wait_for_event(&self, master: &str) {
-        let event = async {
-            let mut pushes = self.pushes.lock().await;
-            loop {
-                match pushes.recv().await {
-                    Some(push) if concerns(&push, master) => return,
-                    Some(_) => {}
-                    None => std::future::pending().await,
-                }
-            }
-        };
-        tokio::select! {
-            () = event => {}
-            () = self.asked.notified() => {}
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
-        }
     }
 
     fn fresh_report(&self) -> Option<MasterReport> {
