@@ -3,7 +3,6 @@
 //! `IMGSYNC_CHAOS_SECONDS` sets the duration (20 by default), `IMGSYNC_SEED` the faults; the seed used is printed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 
-use crate::support::{assert_sums, kill};
+use crate::support::{assert_sums, chosen, kill, print_line};
 
 const WORKERS: usize = 4;
 const SLOTS: usize = 6;
@@ -67,14 +66,6 @@ struct ChaosRun {
     repeated: RepeatedRuns,
     random: StdRng,
     fault_counts: FaultCounts,
-}
-
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn chosen<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! Fixture of most cluster tests: two registries, a cluster, and images to copy.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -166,4 +167,14 @@ pub(crate) async fn reader_of(registry: &FaultRegistry, blob: &str, times: usize
     let port = readers(registry, blob)[times - 1];
     let found = workers.iter().position(|worker| worker.has_connection_from(port));
     found.unwrap_or_else(|| panic!("none of the workers has the connection from port {port}"))
+}
+
+/// Prints a line on standard error, whatever captures the output of tests.
+pub(crate) fn print_line(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Returns the value of a variable of the environment, if it is set and of this type.
+pub(crate) fn chosen<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images;
-use imgsync_tests::program::Imgsync;
+use imgsync_tests::program::{Imgsync, RunningProgram};
 use rustix::process::Signal;
 use tokio::sync::Semaphore;
 
@@ -52,6 +52,20 @@ async fn stays_at(registry: &FaultRegistry, kinds: &[RequestType], count: usize)
     registry.wait_until(|registry| asked(registry, kinds) >= count, WAIT_TIMEOUT).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(asked(registry, kinds), count, "{}", registry.describe_requests());
+}
+
+/// Starts a run with four slots. Returns when four images are offered to the target, which does not respond until the
+/// gate is opened, and four more wait for a slot.
+async fn start_held_run(
+    source: &FaultRegistry,
+    target: &FaultRegistry,
+    program: &Imgsync,
+) -> (RunningProgram, Arc<Semaphore>) {
+    let gate = hold(target, RequestMatcher::kinds(OFFER));
+    let file = program.work_dir().join("imgsync.yaml");
+    let running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
+    tokio::join!(stays_at(source, &[RequestType::ManifestGet], 8), stays_at(target, OFFER, 4));
+    (running, gate)
 }
 
 #[tokio::test]
@@ -102,10 +116,7 @@ async fn no_more_images_are_copied_at_a_time_than_there_are_slots_while_others_w
 async fn an_interrupted_run_starts_none_of_the_images_that_wait_for_a_slot_and_the_next_run_copies_them() {
     const TAGS: usize = 12;
     let (source, target, program) = repositories(TAGS).await;
-    let gate = hold(&target, RequestMatcher::kinds(OFFER));
-    let file = program.work_dir().join("imgsync.yaml");
-    let mut running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
-    tokio::join!(stays_at(&source, &[RequestType::ManifestGet], 8), stays_at(&target, OFFER, 4));
+    let (mut running, gate) = start_held_run(&source, &target, &program).await;
     running.signal(Signal::INT);
     // It says so once it takes no more tasks; copies in progress may finish.
     target.wait_until(|_| running.stderr().contains("finishing copies in progress"), WAIT_TIMEOUT).await;
@@ -119,7 +130,7 @@ async fn an_interrupted_run_starts_none_of_the_images_that_wait_for_a_slot_and_t
 }
 
 #[tokio::test]
-async fn the_wait_for_a_slot_counts_neither_for_the_time_limit_of_an_image_nor_for_its_time() {
+async fn the_wait_for_a_slot_does_not_count_for_the_time_limit_of_an_image() {
     const TAGS: usize = 8;
     let (_source, target, program) = repositories(TAGS).await;
     // Each image takes three seconds. The last four wait as long for their slots.
@@ -133,10 +144,7 @@ async fn the_wait_for_a_slot_counts_neither_for_the_time_limit_of_an_image_nor_f
 async fn a_paused_batch_copies_none_of_the_images_that_wait_for_a_slot_until_it_is_resumed() {
     const TAGS: usize = 12;
     let (source, target, program) = repositories(TAGS).await;
-    let gate = hold(&target, RequestMatcher::kinds(OFFER));
-    let file = program.work_dir().join("imgsync.yaml");
-    let mut running = program.again().args(["run", "--json", "--concurrency", "4", "-c"]).arg(&file).spawn();
-    tokio::join!(stays_at(&source, &[RequestType::ManifestGet], 8), stays_at(&target, OFFER, 4));
+    let (mut running, gate) = start_held_run(&source, &target, &program).await;
     let batch = async |command: &str| program.again().args(["batch", command]).run().await.assert_code(0);
     batch("pause").await;
     open(&gate);

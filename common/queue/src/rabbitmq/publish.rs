@@ -213,14 +213,14 @@ fn queue_for((route, message): &(Route, Message)) -> String {
     topology::queue_name(route, message.priority.is_urgent())
 }
 
-/// Returns the error of a message that was not confirmed in time. The caller publishes it again, through another node
-/// unless the broker is only low on memory or disk, which concerns all nodes.
 /// Returns the error of a message that was not sent, because others wait for their confirms. They give the connection up
 /// if those never come.
 fn busy_error(operation: &str) -> Error {
     unreachable_error(operation, "messages published before are not confirmed yet")
 }
 
+/// Returns the error of a message that was not confirmed in time. The caller publishes it again, through another node
+/// unless the broker is only low on memory or disk, which concerns all nodes.
 fn unconfirmed_error(live: &LiveConnection, operation: &str) -> Error {
     if live.is_blocked() {
         return unreachable_error(operation, "publishing is blocked: the broker is low on memory or disk")

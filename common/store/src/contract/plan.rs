@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{StoreUnderTest, copied_bytes, new_batch, segment, tasks};
 use crate::{
     AppendResult, BatchState, ClaimResult, Fence, FinishReply, LEASE_TTL, LeaseResult, ListingFailure, NewBatch,
-    PlanCompletion, PlanSize, PruneOutcome, PruneRecord, RecordCounts, RequeueFilter, Usage,
+    PlanCompletion, PlanSize, PruneOutcome, PruneRecord, RecordCounts, RequeueFilter, Usage, is_start_lease_lost,
 };
 use imgsync_model::batch::{BatchId, Failure, RequestCounts, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
@@ -222,6 +222,7 @@ pub async fn a_batch_is_created_only_under_the_lease_of_its_fence(subject: Store
         let late = NewBatch { supersedes: Some(earlier), fence: Some(fence), ..new_batch() };
         let error = subject.store.create(late.clone()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unreachable, "{why}: {error}");
+        assert!(is_start_lease_lost(&error), "{why}: {error}");
         assert!(subject.store.batch(late.id).await.unwrap().is_none(), "{why}");
     }
     assert_eq!(subject.checked_batch(earlier).await.state, BatchState::Running, "nothing superseded it");

@@ -8,7 +8,6 @@ mod losses;
 mod recovery;
 mod store_nodes;
 
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use imgsync_tests::RabbitMq;
@@ -26,7 +25,7 @@ use serde_json::Value;
 use self::losses::Loss;
 use self::recovery::{Recoveries, Recovery, aim, describe};
 use self::store_nodes::StoreNodes;
-use crate::support::{WAIT_TIMEOUT, assert_sums, until};
+use crate::support::{WAIT_TIMEOUT, assert_sums, chosen, print_line, until};
 
 const WORKERS: usize = 3;
 const SLOTS: usize = 4;
@@ -62,14 +61,6 @@ struct Storm {
     batches: Vec<StormBatch>,
     recoveries: Recoveries,
     began: Instant,
-}
-
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn chosen<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
