@@ -1,14 +1,13 @@
 //! Reads blobs. Bytes are not hashed here: the copy hashes them as they stream.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::Stream;
 
 use super::error::LayoutError;
-use super::{BLOBS, Layout, LayoutInner, run_blocking};
+use super::read_at::{FolderFile, ReadAt, read_exact_at};
+use super::{BLOBS, Layout, LayoutFiles, LayoutInner, run_blocking};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest};
 
@@ -18,7 +17,7 @@ const CHUNK_BYTES: u64 = 256 << 10;
 /// Contents of a blob, read in chunks.
 #[derive(Debug)]
 pub struct LayoutBlobStream {
-    file: Arc<File>,
+    file: Arc<dyn ReadAt>,
     offset: u64,
     size: u64,
     operation: String,
@@ -44,7 +43,7 @@ impl LayoutBlobStream {
         let want = usize::try_from((self.size - at).min(CHUNK_BYTES)).unwrap_or_default();
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; want];
-            file.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
+            read_exact_at(&*file, &mut chunk, at).map(|()| Bytes::from(chunk))
         });
         let chunk = match read.await {
             Ok(Ok(chunk)) => chunk,
@@ -73,23 +72,50 @@ impl LayoutBlobStream {
 }
 
 impl LayoutInner {
-    /// Opens a blob's file and returns its size in bytes; `None` if it does not exist.
-    pub(super) fn open_blob_file(&self, digest: &Digest) -> Result<Option<(File, u64)>, LayoutError> {
-        let Some(blobs) = self.root.open_dir(BLOBS)? else { return Ok(None) };
+    /// Returns what it is, for messages.
+    pub(super) fn noun(&self) -> &'static str {
+        match &self.files {
+            LayoutFiles::Folder(_) => "layout",
+            LayoutFiles::Archive(_) => "archive",
+        }
+    }
+
+    pub(super) fn damaged_hint(&self) -> &'static str {
+        match &self.files {
+            LayoutFiles::Folder(_) => "the layout is damaged; export it again",
+            LayoutFiles::Archive(_) => "the archive is damaged; copy or create it again",
+        }
+    }
+
+    fn incomplete_hint(&self) -> &'static str {
+        match &self.files {
+            LayoutFiles::Folder(_) => "the layout is incomplete; export it again",
+            LayoutFiles::Archive(archive) => archive.missing_blob_hint(),
+        }
+    }
+
+    /// Opens a blob's file; `None` if it does not exist.
+    pub(super) fn open_blob_file(&self, digest: &Digest) -> Result<Option<Arc<dyn ReadAt>>, LayoutError> {
+        let root = match &self.files {
+            LayoutFiles::Folder(root) => root,
+            LayoutFiles::Archive(archive) => return archive.open_blob(digest),
+        };
+        let Some(blobs) = root.open_dir(BLOBS)? else { return Ok(None) };
         let Some(folder) = blobs.open_dir(digest.algorithm().as_str())? else { return Ok(None) };
-        folder.open_file(digest.hex())
+        let Some((file, size)) = folder.open_file(digest.hex())? else { return Ok(None) };
+        Ok(Some(Arc::new(FolderFile::new(file, size))))
     }
 
     /// Opens a blob's file and checks its size.
-    pub(super) fn open_blob_file_of_size(&self, digest: &Digest, size: u64) -> Result<File, LayoutError> {
+    pub(super) fn open_blob_file_of_size(&self, digest: &Digest, size: u64) -> Result<Arc<dyn ReadAt>, LayoutError> {
         match self.open_blob_file(digest)? {
-            Some((file, found)) if found == size => Ok(file),
-            Some((_, found)) => {
-                let detail = format!("expected {size} bytes, the file has {found}");
-                Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; export it again"))
+            Some(file) if file.len() == size => Ok(file),
+            Some(file) => {
+                let detail = format!("expected {size} bytes, the file has {}", file.len());
+                Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint(self.damaged_hint()))
             }
-            None => Err(LayoutError::new(ErrorKind::NotFound, "not found in the layout")
-                .with_hint("the layout is incomplete; export it again")),
+            None => Err(LayoutError::new(ErrorKind::NotFound, format!("not found in the {}", self.noun()))
+                .with_hint(self.incomplete_hint())),
         }
     }
 }
@@ -120,6 +146,6 @@ impl Layout {
             }
         })
         .await?;
-        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file: Arc::new(file), offset, size, operation }, offset })
+        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file, offset, size, operation }, offset })
     }
 }

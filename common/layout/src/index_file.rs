@@ -13,14 +13,14 @@ use super::error::LayoutError;
 use super::index::{IndexChange, LayoutIndex};
 use super::lock::lock;
 use super::safe_dir::SafeDir;
-use super::{BLOBS, Layout, LayoutInner};
+use super::{BLOBS, Layout, LayoutFiles, LayoutInner};
 use super::{NEW_INDEX, OCI_LAYOUT};
 use imgsync_oci::Algorithm;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
-const INDEX_JSON: &str = "index.json";
+pub(super) const INDEX_JSON: &str = "index.json";
 /// Upper limit for `index.json`: about 200,000 tags.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Granularity of file timestamps, a tick of the kernel's clock: a file modified this recently may change again without
 /// a new timestamp.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_millis(10);
@@ -72,16 +72,20 @@ impl LayoutInner {
     }
 
     pub(super) fn read_index_or_none(&self) -> Result<Option<Arc<LayoutIndex>>, LayoutError> {
-        let Some((file, size)) = self.root.open_file(INDEX_JSON)? else { return Ok(None) };
+        let root: &SafeDir = match &self.files {
+            LayoutFiles::Folder(root) => root,
+            LayoutFiles::Archive(archive) => return Ok(Some(archive.index().clone())),
+        };
+        let Some((file, size)) = root.open_file(INDEX_JSON)? else { return Ok(None) };
         let file_version =
-            FileVersion::from_file(&file).map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
+            FileVersion::from_file(&file).map_err(|error| root.io_error(INDEX_JSON, "reading", error))?;
         let known = self.index.cached.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(known) = known
             && known.version == file_version
         {
             return Ok(Some(known.index));
         }
-        let index = Arc::new(self.parse_index(&file, size)?);
+        let index = Arc::new(parse_index(root, &file, size)?);
         if SystemTime::now().duration_since(file_version.modified).is_ok_and(|age| age > TIMESTAMP_GRANULARITY) {
             self.cache_index(file, file_version, index.clone());
         }
@@ -93,19 +97,6 @@ impl LayoutInner {
         *self.index.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 
-    fn parse_index(&self, file: &File, size: u64) -> Result<LayoutIndex, LayoutError> {
-        let mut bytes = Vec::new();
-        if size <= MAX_INDEX_BYTES {
-            let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes);
-            read.map_err(|error| self.root.io_error(INDEX_JSON, "reading", error))?;
-        }
-        if size.max(bytes.len() as u64) > MAX_INDEX_BYTES {
-            let detail = format!("{INDEX_JSON} is larger than {} MiB", MAX_INDEX_BYTES >> 20);
-            return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
-        }
-        LayoutIndex::parse(&bytes)
-    }
-
     /// Replaces `index.json`. The caller holds the lock.
     pub(super) fn write_index(&self, index: LayoutIndex) -> Result<(), LayoutError> {
         let bytes = index.to_bytes()?;
@@ -113,21 +104,22 @@ impl LayoutInner {
             let detail = format!("{INDEX_JSON} would be larger than {} MiB", MAX_INDEX_BYTES >> 20);
             return Err(LayoutError::new(ErrorKind::Refused, detail).with_hint("split the images into several layouts"));
         }
+        let root: &SafeDir = self.folder()?;
         // What the index references must be durable before the index is.
-        if let Some(blobs) = self.root.open_dir(BLOBS)? {
+        if let Some(blobs) = root.open_dir(BLOBS)? {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 blobs.open_dir(algorithm.as_str())?.as_ref().map_or(Ok(()), SafeDir::sync)?;
             }
             blobs.sync()?;
         }
-        self.root.remove(NEW_INDEX)?;
-        let mut file = self.root.create_file(NEW_INDEX)?;
+        root.remove(NEW_INDEX)?;
+        let mut file = root.create_file(NEW_INDEX)?;
         let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        let written = written.map_err(|error| self.root.io_error(INDEX_JSON, "writing", error));
-        written.and_then(|()| self.root.rename(NEW_INDEX, &self.root, INDEX_JSON)).inspect_err(|_| {
-            let _ = self.root.remove(NEW_INDEX);
+        let written = written.map_err(|error| root.io_error(INDEX_JSON, "writing", error));
+        written.and_then(|()| root.rename(NEW_INDEX, root, INDEX_JSON)).inspect_err(|_| {
+            let _ = root.remove(NEW_INDEX);
         })?;
-        self.root.sync()?;
+        root.sync()?;
         if let Ok(file_version) = FileVersion::from_file(&file) {
             self.cache_index(file, file_version, Arc::new(index));
         }
@@ -137,9 +129,10 @@ impl LayoutInner {
     fn apply_changes(&self, changes: &[&IndexChange]) -> Result<(), LayoutError> {
         // Another process may have removed the layout.
         let missing = || LayoutError::new(ErrorKind::InvalidResponse, format!("`{OCI_LAYOUT}` was removed"));
-        self.root.open_file(OCI_LAYOUT)?.ok_or_else(missing)?;
-        let marker = self.root.open_or_create_file(OCI_LAYOUT)?;
-        lock(&self.root, &marker, &self.lock_wait)?;
+        let root: &SafeDir = self.folder()?;
+        root.open_file(OCI_LAYOUT)?.ok_or_else(missing)?;
+        let marker = root.open_or_create_file(OCI_LAYOUT)?;
+        lock(root, &marker, &self.lock_wait)?;
         let index = self.read_index_or_none()?;
         let mut index = index.map_or_else(LayoutIndex::empty, Arc::unwrap_or_clone);
         let mut changed = false;
@@ -148,6 +141,19 @@ impl LayoutInner {
         }
         if changed { self.write_index(index) } else { Ok(()) }
     }
+}
+
+fn parse_index(root: &SafeDir, file: &File, size: u64) -> Result<LayoutIndex, LayoutError> {
+    let mut bytes = Vec::new();
+    if size <= MAX_INDEX_BYTES {
+        let read = file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes);
+        read.map_err(|error| root.io_error(INDEX_JSON, "reading", error))?;
+    }
+    if size.max(bytes.len() as u64) > MAX_INDEX_BYTES {
+        let detail = format!("{INDEX_JSON} is larger than {} MiB", MAX_INDEX_BYTES >> 20);
+        return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
+    }
+    LayoutIndex::parse(&bytes)
 }
 
 impl Layout {

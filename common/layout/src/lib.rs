@@ -11,7 +11,11 @@
 //! - An existing blob file is hashed before it is relied on, once for each version of the file.
 //! - A hidden file on which no process holds a lock was left by a killed process. A large one is resumed; the others
 //!   are removed when the layout is next opened for writing.
+//!
+//! An archive is the same in a tar: [`Layout::open_archive`] reads it like a folder. It is never written here.
 
+mod archive;
+mod archive_reference;
 mod blobs;
 mod error;
 mod index;
@@ -19,7 +23,9 @@ mod index_file;
 mod limits;
 mod lock;
 mod manifests;
+mod marker_file;
 mod open;
+mod read_at;
 mod reference;
 mod referrers;
 mod safe_dir;
@@ -29,25 +35,28 @@ mod verification;
 mod writer;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+pub use archive_reference::{ArchiveRef, ParseArchiveRefError};
 pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
 pub use index::IndexEntry;
 pub use limits::limits;
 pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
 pub use manifests::LayoutRepository;
+pub use read_at::{ArchiveFile, ReadAt};
 pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
 pub use verification::{HashPolicy, VerifiedFileCache};
 pub use writer::BlobWriter;
 
+use self::archive::ArchiveFiles;
 use self::error::LayoutError;
 use self::index_file::IndexFile;
 use self::lock::LockWait;
 use self::safe_dir::SafeDir;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
-use imgsync_oci::{Descriptor, Digest};
+use imgsync_oci::{ArchiveFormat, Descriptor, Digest};
 use imgsync_registry::Context;
 
 const OCI_LAYOUT: &str = "oci-layout";
@@ -67,19 +76,40 @@ pub struct Layout(Arc<LayoutInner>);
 
 #[derive(Debug)]
 struct LayoutInner {
-    root: SafeDir,
-    /// `oci:DIR`, for messages.
+    files: LayoutFiles,
+    /// `oci:DIR` or `oci-archive:FILE`, for messages.
     label: String,
+    /// The folder or file, as given.
+    path: PathBuf,
     index: IndexFile,
     /// Subjects of manifests without a tag, each read once.
     subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
     /// Cancellation and events of a wait for the lock.
     lock_wait: LockWait,
-    /// Canonical path of the folder.
+    /// Canonical path of the folder or file.
     canonical_dir: String,
     hash_policy: HashPolicy,
     /// Versions of files whose hash was verified, by digest.
     verified_files: Mutex<HashMap<Digest, String>>,
+}
+
+/// Where a layout's files are.
+#[derive(Debug)]
+enum LayoutFiles {
+    Folder(Arc<SafeDir>),
+    Archive(ArchiveFiles),
+}
+
+impl LayoutInner {
+    /// Returns the folder to write to. An archive has none.
+    fn folder(&self) -> Result<&Arc<SafeDir>, LayoutError> {
+        match &self.files {
+            LayoutFiles::Folder(folder) => Ok(folder),
+            LayoutFiles::Archive(_) => {
+                Err(LayoutError::new(ErrorKind::Unsupported, "an archive that is open for reading cannot be changed"))
+            }
+        }
+    }
 }
 
 impl Layout {
@@ -89,6 +119,33 @@ impl Layout {
         let dir = dir.as_ref().to_owned();
         let operation = format!("opening {}", label(&dir));
         run_blocking(&operation, move || open::open(&dir)).await
+    }
+
+    /// Opens the image layout in a tar, for reading only. The label, such as `oci-archive:FILE`, is for messages. Fails
+    /// as [`Layout::open`] does; damaged and hostile archives fail with [`ErrorKind::Corrupt`], [`ErrorKind::Insecure`]
+    /// or [`ErrorKind::InvalidResponse`].
+    pub async fn open_archive(source: Arc<dyn ReadAt>, label: impl Into<String>) -> Result<Layout> {
+        let label = label.into();
+        let operation = format!("opening {label}");
+        run_blocking(&operation, move || open::open_archive(source, label)).await
+    }
+
+    /// Opens the file of an archive for reading.
+    pub async fn open_archive_file(archive: &ArchiveRef) -> Result<Layout> {
+        let label = archive.without_image().to_string();
+        let operation = format!("opening {label}");
+        if archive.is_stdio() {
+            let error =
+                Error::new(ErrorKind::Unsupported, operation, "reading an archive from stdin is not supported yet");
+            return Err(error.with_hint("save it to a file"));
+        }
+        if archive.format == ArchiveFormat::Docker {
+            let detail = "reading the Docker format is not supported yet";
+            return Err(Error::new(ErrorKind::Unsupported, operation, detail));
+        }
+        let file = archive.file.clone();
+        let source = run_blocking(&operation, move || open::open_archive_source(&file)).await?;
+        Layout::open_archive(source, label).await
     }
 
     /// Sets when existing files are hashed. Call it before the layout is used.
@@ -115,9 +172,9 @@ impl Layout {
         run_blocking(&operation, move || open::open_or_create(&dir, wait)).await
     }
 
-    /// Returns the folder, as given.
+    /// Returns the folder, or the archive's file, as given.
     pub fn dir(&self) -> &Path {
-        self.0.root.path()
+        &self.0.path
     }
 
     /// Lists all images in index order. Fails on an invalid entry: none is skipped silently.

@@ -1,11 +1,10 @@
 //! Images of one repository of a layout, with the operations of a registry repository.
 
-use std::io::{Read as _, Seek as _};
-
 use bytes::Bytes;
 
 use super::error::LayoutError;
 use super::index::{IndexChange, IndexEntry, LayoutIndex};
+use super::read_at::{ReadAt, read_all};
 use super::reference::QualifiedRepositoryName;
 use super::writer::PartialBlob;
 use super::{Layout, LayoutInner};
@@ -69,7 +68,7 @@ impl LayoutRepository {
         let (name, reference) = (self.name.clone(), reference.clone());
         let head = self.layout.run_blocking(&operation, move |shared| {
             let found = shared.resolve(name.as_ref(), Some(&reference))?;
-            let whole = shared.open_blob_file(&found.digest)?.is_some_and(|(_, size)| size == found.size);
+            let whole = shared.open_blob_file(&found.digest)?.is_some_and(|file| file.len() == found.size);
             Ok(whole.then_some(ManifestHead { digest: found.digest, media_type: found.media_type }))
         });
         match head.await {
@@ -192,8 +191,8 @@ impl LayoutInner {
             None => {
                 index.check_entries()?;
                 let detail = match join_names(index.entries()) {
-                    holds if holds.is_empty() => "the layout holds no images".to_owned(),
-                    holds => format!("not found; the layout holds {holds}"),
+                    holds if holds.is_empty() => format!("the {} holds no images", self.noun()),
+                    holds => format!("not found; the {} holds {holds}", self.noun()),
                 };
                 Err(LayoutError::new(ErrorKind::NotFound, detail))
             }
@@ -216,10 +215,10 @@ impl LayoutInner {
     /// Finds a manifest that only other manifests reference.
     fn find_unlisted(&self, digest: &Digest, index: &LayoutIndex) -> Result<Descriptor, LayoutError> {
         match self.open_blob_file(digest)? {
-            Some((_, size)) => Ok(Descriptor::new(MediaType::Missing, digest.clone(), size)),
+            Some(file) => Ok(Descriptor::new(MediaType::Missing, digest.clone(), file.len())),
             None => {
                 index.check_entries()?;
-                Err(LayoutError::new(ErrorKind::NotFound, "not found in the layout"))
+                Err(LayoutError::new(ErrorKind::NotFound, format!("not found in the {}", self.noun())))
             }
         }
     }
@@ -234,16 +233,14 @@ impl LayoutInner {
             };
             LayoutError::new(kind, error.to_string())
         };
-        let mut file = self.open_blob_file_of_size(&found.digest, found.size)?;
+        let file = self.open_blob_file_of_size(&found.digest, found.size)?;
         if found.size > Manifest::MAX_BYTES as u64 {
             return Err(unfit(ManifestError::TooLarge));
         }
-        let bytes = read_all(&mut file, found.size)?;
+        let bytes = read_manifest_bytes(&*file)?;
         if !found.digest.verifies(&bytes) {
             let detail = format!("the content has the digest {}", Digest::from_bytes(found.digest.algorithm(), &bytes));
-            return Err(
-                LayoutError::new(ErrorKind::Corrupt, detail).with_hint("the layout is damaged; export it again")
-            );
+            return Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint(self.damaged_hint()));
         }
         Manifest::parse_as(bytes, found.digest.clone(), &found.media_type).map_err(unfit)
     }
@@ -252,7 +249,7 @@ impl LayoutInner {
     fn write_manifest(self: &std::sync::Arc<LayoutInner>, manifest: &Manifest) -> Result<(), LayoutError> {
         for part in manifest.children().into_iter().chain(manifest.blobs()) {
             match self.open_blob_file(&part.digest)? {
-                Some((_, size)) if size == part.size => {}
+                Some(file) if file.len() == part.size => {}
                 Some(_) | None => {
                     let detail = format!("{}, which it references, is not in the layout", part.digest);
                     return Err(LayoutError::new(ErrorKind::Incomplete, detail));
@@ -261,9 +258,9 @@ impl LayoutInner {
         }
         let (digest, bytes) = (manifest.digest(), manifest.bytes());
         let size = bytes.len() as u64;
-        if let Some((mut file, found)) = self.open_blob_file(digest)?
-            && found == size
-            && digest.verifies(&read_all(&mut file, size)?)
+        if let Some(file) = self.open_blob_file(digest)?
+            && file.len() == size
+            && digest.verifies(&read_manifest_bytes(&*file)?)
         {
             return Ok(());
         }
@@ -273,11 +270,11 @@ impl LayoutInner {
     }
 }
 
-fn read_all(file: &mut std::fs::File, size: u64) -> Result<Bytes, LayoutError> {
-    let mut bytes = Vec::new();
-    let read = file.rewind().and_then(|()| file.take(size).read_to_end(&mut bytes));
-    read.map_err(|error| LayoutError::new(ErrorKind::Local, error.to_string()))?;
-    Ok(bytes.into())
+fn read_manifest_bytes(file: &dyn ReadAt) -> Result<Bytes, LayoutError> {
+    match read_all(file) {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(error) => Err(LayoutError::new(ErrorKind::Local, error.to_string())),
+    }
 }
 
 /// Joins the first names of images, for a message.

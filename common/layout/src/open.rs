@@ -6,26 +6,24 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
-
+use super::archive::ArchiveFiles;
 use super::error::LayoutError;
 use super::index::LayoutIndex;
 use super::index_file::IndexFile;
 use super::lock::{LockWait, lock};
+use super::marker_file::{LAYOUT_VERSION, MAX_OCI_LAYOUT_BYTES, check_version_text};
+use super::read_at::{ArchiveFile, ReadAt};
 use super::safe_dir::SafeDir;
 use super::verification::{HashPolicy, canonical_dir_name};
 use super::writer::MIN_RESUMABLE_BYTES;
 use super::{
-    BLOBS, Layout, LayoutInner, MAX_CACHED_SUBJECTS, NEW_INDEX, OCI_LAYOUT, PARTIAL_PREFIX, PARTIAL_SUFFIX, label,
+    BLOBS, Layout, LayoutFiles, LayoutInner, MAX_CACHED_SUBJECTS, NEW_INDEX, OCI_LAYOUT, PARTIAL_PREFIX,
+    PARTIAL_SUFFIX, label,
 };
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::generational::GenerationalCache;
-use imgsync_oci::sanitize::sanitize;
 use imgsync_oci::{Algorithm, Digest};
 
-const LAYOUT_VERSION: &str = "1.0.0";
-/// Upper limit for `oci-layout`, which has thirty bytes.
-const MAX_OCI_LAYOUT_BYTES: u64 = 64 << 10;
 /// Unfinished blobs are kept this long, to be resumed.
 const PARTIAL_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,7 +37,7 @@ pub(super) fn open(dir: &Path) -> Result<Layout, LayoutError> {
         None => return Err(not_a_layout(&root)),
     }
     // The index is read now, so that its errors are reported immediately.
-    let layout = new_layout(root, dir, LockWait::default());
+    let layout = new_layout(LayoutFiles::Folder(Arc::new(root)), label(dir), dir, LockWait::default());
     layout.0.read_index()?;
     Ok(layout)
 }
@@ -65,7 +63,7 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Layou
         _ => check_version(&root, &mut marker)?,
     }
     root.open_or_create_dir(BLOBS)?.open_or_create_dir(Algorithm::Sha256.as_str())?;
-    let layout = new_layout(root, dir, wait);
+    let layout = new_layout(LayoutFiles::Folder(Arc::new(root)), label(dir), dir, wait);
     remove_leftovers(&layout.0)?;
     match layout.0.read_index_or_none()? {
         Some(_) => {}
@@ -74,10 +72,38 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Layou
     Ok(layout)
 }
 
-fn new_layout(root: SafeDir, dir: &Path, lock_wait: LockWait) -> Layout {
+/// Opens the file of an archive.
+pub(super) fn open_archive_source(path: &Path) -> Result<Arc<dyn ReadAt>, LayoutError> {
+    match ArchiveFile::open(path) {
+        Ok(file) => Ok(Arc::new(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(LayoutError::new(ErrorKind::NotFound, format!("file {} does not exist", path.display()))
+                .with_hint("check the path"))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+            Err(LayoutError::new(ErrorKind::InvalidResponse, format!("{} is a folder, not an archive", path.display()))
+                .with_hint("an image layout in a folder is read as oci:FOLDER"))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            Err(LayoutError::new(ErrorKind::Unsupported, format!("{} is not a regular file", path.display()))
+                .with_hint("save the archive to a file"))
+        }
+        Err(error) => Err(LayoutError::io(path, "opening", error)),
+    }
+}
+
+/// Opens an archive for reading.
+pub(super) fn open_archive(source: Arc<dyn ReadAt>, label: String) -> Result<Layout, LayoutError> {
+    let files = ArchiveFiles::open(source)?;
+    let path = label.split_once(':').map_or(&*label, |(_, path)| path).to_owned();
+    Ok(new_layout(LayoutFiles::Archive(files), label, path.as_ref(), LockWait::default()))
+}
+
+fn new_layout(files: LayoutFiles, label: String, dir: &Path, lock_wait: LockWait) -> Layout {
     Layout(Arc::new(LayoutInner {
-        root,
-        label: label(dir),
+        files,
+        label,
+        path: dir.to_owned(),
         index: IndexFile::default(),
         subjects: Mutex::new(GenerationalCache::new(MAX_CACHED_SUBJECTS)),
         lock_wait,
@@ -94,29 +120,15 @@ fn not_a_layout(root: &SafeDir) -> LayoutError {
 }
 
 fn check_version(root: &SafeDir, file: &mut File) -> Result<(), LayoutError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct OciLayoutFile {
-        image_layout_version: String,
-    }
     let mut text = Vec::new();
     let read = file.rewind().and_then(|()| file.take(MAX_OCI_LAYOUT_BYTES).read_to_end(&mut text));
     read.map_err(|error| root.io_error(OCI_LAYOUT, "reading", error))?;
-    let marker: OciLayoutFile = serde_json::from_slice(&text).map_err(|error| {
-        LayoutError::new(ErrorKind::InvalidResponse, format!("its file `{OCI_LAYOUT}` cannot be parsed: {error}"))
-    })?;
-    match marker.image_layout_version.as_str() {
-        LAYOUT_VERSION => Ok(()),
-        other => {
-            let detail = format!("unsupported layout version {}; only {LAYOUT_VERSION} is supported", sanitize(other));
-            Err(LayoutError::new(ErrorKind::Unsupported, detail))
-        }
-    }
+    check_version_text(&text)
 }
 
 /// Removes leftovers of killed processes. The caller holds the lock; a writer holds a lock on its unfinished file.
 fn remove_leftovers(shared: &LayoutInner) -> Result<(), LayoutError> {
-    let root = &shared.root;
+    let root = shared.folder()?;
     root.remove(NEW_INDEX)?;
     for name in root.list_names()? {
         let Some(what) = name.strip_prefix(PARTIAL_PREFIX).and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX)) else {

@@ -56,22 +56,45 @@ impl LayoutRef {
 
     /// Returns the repository of a full name.
     pub fn repository(&self) -> Option<QualifiedRepositoryName> {
-        match &self.image {
-            Some(ImageName::Full(reference)) => Some(QualifiedRepositoryName::from_reference(reference)),
-            _ => None,
-        }
+        self.image.as_ref().and_then(ImageName::repository)
     }
 
     /// Returns the tag or digest, if any; `latest` for a full name without either.
     pub fn manifest(&self) -> Option<ManifestRef> {
-        match self.image.as_ref()? {
-            ImageName::Tag(tag) => Some(ManifestRef::Tag(tag.clone())),
-            ImageName::Digest(digest) => Some(ManifestRef::Digest(digest.clone())),
-            ImageName::Full(reference) => match &reference.digest {
-                Some(digest) => Some(ManifestRef::Digest(digest.clone())),
-                None => reference.tag_or_latest().map(ManifestRef::Tag),
-            },
+        self.image.as_ref().and_then(ImageName::manifest)
+    }
+}
+
+impl ImageName {
+    /// Returns the repository of a full name.
+    pub fn repository(&self) -> Option<QualifiedRepositoryName> {
+        match self {
+            ImageName::Full(reference) => Some(QualifiedRepositoryName::from_reference(reference)),
+            ImageName::Tag(_) | ImageName::Digest(_) => None,
         }
+    }
+
+    /// Returns the tag; `latest` for a full name without tag and digest.
+    pub fn tag(&self) -> Option<Tag> {
+        match self {
+            ImageName::Tag(tag) => Some(tag.clone()),
+            ImageName::Digest(_) => None,
+            ImageName::Full(reference) => reference.tag_or_latest(),
+        }
+    }
+
+    /// Returns the digest, if any.
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            ImageName::Tag(_) => None,
+            ImageName::Digest(digest) => Some(digest),
+            ImageName::Full(reference) => reference.digest.as_ref(),
+        }
+    }
+
+    /// Returns the tag or digest; `latest` for a full name without either. The digest takes precedence.
+    pub fn manifest(&self) -> Option<ManifestRef> {
+        self.digest().cloned().map(ManifestRef::Digest).or_else(|| self.tag().map(ManifestRef::Tag))
     }
 }
 
@@ -88,22 +111,9 @@ impl FromStr for LayoutRef {
         if rest.chars().any(char::is_control) {
             return fail("it holds control characters");
         }
-        let split = rest.match_indices(':').find_map(|(at, _)| {
-            let image = image_name(&rest[at + 1..])?;
-            Some((&rest[..at], Some(image)))
-        });
-        let (dir, image) = match (split, rest.rsplit_once('@')) {
-            // The colon belongs to the digest.
-            (Some((_, Some(ImageName::Tag(_)))), Some((before, digest)))
-                if digest.starts_with("sha256:") || digest.starts_with("sha512:") =>
-            {
-                match digest.parse() {
-                    Ok(digest) => (before, Some(ImageName::Digest(digest))),
-                    Err(error) => return fail(&format!("{error}")),
-                }
-            }
-            (Some(found), _) => found,
-            (None, _) => (rest, None),
+        let (dir, image) = match split_image(rest) {
+            Ok(split) => split,
+            Err(reason) => return fail(&reason),
         };
         if dir.is_empty() {
             return fail("it names no folder: write oci:FOLDER or oci:FOLDER:TAG");
@@ -115,6 +125,25 @@ impl FromStr for LayoutRef {
             return fail(&format!("`{last}` is not a tag (if it is part of the folder's name, add a `/` at its end)"));
         }
         Ok(LayoutRef { dir: dir.into(), image })
+    }
+}
+
+/// Splits a path from the image name after it: at the first colon followed by a tag or a full name, or before a digest.
+pub(crate) fn split_image(rest: &str) -> Result<(&str, Option<ImageName>), String> {
+    let split = rest.match_indices(':').find_map(|(at, _)| {
+        let image = image_name(&rest[at + 1..])?;
+        Some((&rest[..at], Some(image)))
+    });
+    match (split, rest.rsplit_once('@')) {
+        // The colon belongs to the digest.
+        (Some((_, Some(ImageName::Tag(_)))), Some((before, digest)))
+            if digest.starts_with("sha256:") || digest.starts_with("sha512:") =>
+        {
+            let digest = digest.parse().map_err(|error: imgsync_oci::ParseDigestError| error.to_string())?;
+            Ok((before, Some(ImageName::Digest(digest))))
+        }
+        (Some(found), _) => Ok(found),
+        (None, _) => Ok((rest, None)),
     }
 }
 

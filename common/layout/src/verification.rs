@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+use super::error::LayoutError;
 use super::{Layout, LayoutInner};
 use imgsync_oci::error::Result;
 use imgsync_oci::{Descriptor, Digest, Hasher};
@@ -77,12 +78,12 @@ impl Layout {
         let (digest, size) = (blob.digest.clone(), blob.size);
         let found = self
             .run_blocking(operation, move |shared| {
-                let found = shared.open_blob_file(&digest)?.filter(|(_, found)| *found == size);
-                found
-                    .map(|(file, _)| {
-                        file_version_key(&file).map_err(|error| shared.root.io_error(digest.hex(), "reading", error))
-                    })
-                    .transpose()
+                let Some(file) = shared.open_blob_file(&digest)?.filter(|file| file.len() == size) else {
+                    return Ok(None);
+                };
+                let version =
+                    file.version().map_err(|error| LayoutError::io(digest.hex().as_ref(), "reading", error))?;
+                Ok(Some(version.unwrap_or_default()))
             })
             .await?;
         let Some(version) = found else { return Ok(false) };

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 use super::error::LayoutError;
+use super::safe_dir::SafeDir;
 use super::verification::file_version_key;
 use super::{BLOBS, Layout, LayoutInner, PARTIAL_PREFIX, PARTIAL_SUFFIX, run_blocking};
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -28,6 +29,7 @@ pub struct BlobWriter {
 #[derive(Debug)]
 pub(super) struct PartialBlob {
     shared: Arc<LayoutInner>,
+    root: Arc<SafeDir>,
     digest: Digest,
     size: u64,
     /// Locked while open.
@@ -130,11 +132,13 @@ impl PartialBlob {
         size: u64,
         go_on: bool,
     ) -> Result<PartialBlob, LayoutError> {
+        let root = shared.folder()?.clone();
         let base = format!("{PARTIAL_PREFIX}{}-{}", digest.algorithm().as_str(), digest.hex());
         let name = format!("{base}{PARTIAL_SUFFIX}");
         let hasher = Hasher::new(digest.algorithm());
         let part = |file, name, disposition| PartialBlob {
             shared: shared.clone(),
+            root: root.clone(),
             digest: digest.clone(),
             size,
             file,
@@ -144,10 +148,10 @@ impl PartialBlob {
             disposition,
         };
         loop {
-            let file = shared.root.open_or_create_file(&name)?;
+            let file = root.open_or_create_file(&name)?;
             match file.try_lock() {
                 // Its former writer may have finished between open and lock.
-                Ok(()) if !shared.root.is_same_file(&name, &file)? => {}
+                Ok(()) if !root.is_same_file(&name, &file)? => {}
                 Ok(()) => {
                     let mut part = part(file, name, PartialDisposition::KeepForResume);
                     part.resume_or_truncate(go_on)?;
@@ -156,7 +160,7 @@ impl PartialBlob {
                 Err(TryLockError::WouldBlock) => break,
                 // Without file locks nothing can be shared.
                 Err(TryLockError::Error(_)) => {
-                    shared.root.remove(&name)?;
+                    root.remove(&name)?;
                     break;
                 }
             }
@@ -164,9 +168,9 @@ impl PartialBlob {
         // Another writer is active: write to a separate file, so that no writer waits for a slow one.
         loop {
             let name = format!("{base}.{:016x}{PARTIAL_SUFFIX}", rand::random::<u64>());
-            let file = shared.root.create_file(&name)?;
+            let file = root.create_file(&name)?;
             let _ = file.try_lock();
-            if shared.root.is_same_file(&name, &file)? {
+            if root.is_same_file(&name, &file)? {
                 return Ok(part(file, name, PartialDisposition::Remove));
             }
         }
@@ -216,9 +220,9 @@ impl PartialBlob {
             return Err(LayoutError::new(ErrorKind::Corrupt, format!("the content has the digest {found}")));
         }
         self.file.sync_all().map_err(|error| self.write_error(error))?;
-        let blobs = self.shared.root.open_or_create_dir(BLOBS)?;
+        let blobs = self.root.open_or_create_dir(BLOBS)?;
         let folder = blobs.open_or_create_dir(self.digest.algorithm().as_str())?;
-        self.shared.root.rename(&self.name, &folder, self.digest.hex())?;
+        self.root.rename(&self.name, &folder, self.digest.hex())?;
         self.disposition = PartialDisposition::Committed;
         Ok(file_version_key(&self.file).ok())
     }
@@ -226,7 +230,7 @@ impl PartialBlob {
     /// Marks the file for removal: one that cannot be written only fills the disk.
     fn write_error(&mut self, error: std::io::Error) -> LayoutError {
         self.disposition = PartialDisposition::Remove;
-        self.shared.root.io_error(&self.name, "writing", error)
+        self.root.io_error(&self.name, "writing", error)
     }
 }
 
@@ -238,7 +242,7 @@ impl Drop for PartialBlob {
             PartialDisposition::Committed => true,
         };
         if !keep {
-            let _ = self.shared.root.remove(&self.name);
+            let _ = self.root.remove(&self.name);
         }
     }
 }

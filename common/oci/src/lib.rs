@@ -3,6 +3,7 @@
 //!
 //! Everything here is pure: no I/O, no async runtime, no HTTP.
 
+mod archive_format;
 mod descriptor;
 mod digest;
 mod digest_tag;
@@ -23,6 +24,7 @@ pub mod secret;
 pub mod secret_url;
 pub mod store_url;
 
+pub use archive_format::ArchiveFormat;
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher, ParseDigestError};
 pub use digest_tag::{DigestTag, DigestTagHints};

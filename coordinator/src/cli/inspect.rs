@@ -25,7 +25,8 @@ use super::values::parse_location;
 /// Shows the platforms, layers, sizes and referrers of an image.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// The image: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
+    /// The image: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG,
+    /// oci-archive:FILE:TAG, docker-archive:FILE:TAG
     #[arg(value_name = "REF", value_parser = parse_location)]
     pub(crate) reference: ImageLocation,
     /// Print one JSON object

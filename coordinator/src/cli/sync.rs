@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use imgsync_layout::{ImageName, IndexEntry, Layout, LayoutRef};
+use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef};
 use imgsync_model::batch::ForeignLayers;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryPolicy, format_duration};
@@ -41,7 +41,8 @@ use clap::Args;
 /// Credentials come from the configuration, else from the credential files of docker and podman (`docker login`).
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
-    /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG
+    /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG,
+    /// oci-archive:FILE:TAG, docker-archive:FILE:TAG
     #[arg(value_name = "SOURCE", value_parser = parse_location)]
     pub(crate) source: ImageLocation,
     /// The target; without a tag, the source's tag is used [default: docker.io/<user>/<source's name with _ for />]
@@ -307,7 +308,7 @@ async fn resolve_target(
 ) -> Result<ImageLocation> {
     let registry = match &args.target {
         Some(ImageLocation::Registry(target)) => target.registry.clone(),
-        Some(layout @ ImageLocation::Layout(_)) => return Ok(layout.clone()),
+        Some(local @ (ImageLocation::Layout(_) | ImageLocation::Archive(_))) => return Ok(local.clone()),
         None => docker_hub(),
     };
     if let (Some(user), Some(password)) = (&args.user, password) {
@@ -327,7 +328,7 @@ async fn resolve_target(
             .with_hint("pass a TARGET or --user, or run `docker login`")
     })?;
     let ImageLocation::Registry(source) = &args.source else {
-        return Err(invalid("no TARGET was given, and the source is an image layout".to_owned()));
+        return Err(invalid("no TARGET was given, and the source is not in a registry".to_owned()));
     };
     let flat = imgsync_model::naming::flatten_name(&source.name());
     let repository = format!("{}/{flat}", user.to_ascii_lowercase())
@@ -336,16 +337,23 @@ async fn resolve_target(
     Ok(ImageLocation::Registry(Reference { registry, repository, tag: source.tag_or_latest(), digest: None }))
 }
 
-/// Resolves a layout without an image name that contains one image.
+/// Resolves a layout or archive without an image name that contains one image.
 async fn resolve_single_image(source: &ImageLocation) -> Result<ImageLocation> {
-    let ImageLocation::Layout(whole @ LayoutRef { image: None, .. }) = source else { return Ok(source.clone()) };
-    let entries = Layout::open(&whole.dir).await?.entries().await?;
-    let image = match &entries[..] {
+    let layout = match source {
+        ImageLocation::Layout(LayoutRef { image: None, dir }) => Layout::open(dir).await?,
+        ImageLocation::Archive(archive @ ArchiveRef { image: None, .. }) => Layout::open_archive_file(archive).await?,
+        _ => return Ok(source.clone()),
+    };
+    let image = match &layout.entries().await?[..] {
         [IndexEntry { repository: None, tag: Some(tag), .. }] => Some(ImageName::Tag(tag.clone())),
         [IndexEntry { name: Some(name), repository: Some(_), .. }] => name.parse().ok().map(ImageName::Full),
         _ => None,
     };
-    Ok(ImageLocation::Layout(LayoutRef { image, ..whole.clone() }))
+    Ok(match source.clone() {
+        ImageLocation::Layout(whole) => ImageLocation::Layout(LayoutRef { image, ..whole }),
+        ImageLocation::Archive(whole) => ImageLocation::Archive(ArchiveRef { image, ..whole }),
+        registry @ ImageLocation::Registry(_) => registry,
+    })
 }
 
 /// Adds the source's tag to a target without tag and digest.
@@ -471,6 +479,7 @@ fn pin_digest(target: &ImageLocation, digest: &Digest) -> String {
     match target {
         ImageLocation::Registry(target) => Reference { digest: Some(digest.clone()), ..target.clone() }.to_string(),
         ImageLocation::Layout(target) => format!("oci:{}@{digest}", target.dir.display()),
+        ImageLocation::Archive(target) => format!("{}@{digest}", target.without_image()),
     }
 }
 

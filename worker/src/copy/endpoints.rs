@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imgsync_layout::{HashPolicy, ImageName, Layout, LayoutRef, LayoutRepository};
+use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository};
 use imgsync_model::batch::RepositoryLocator;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
@@ -25,6 +25,8 @@ pub enum ImageLocation {
     Registry(Reference),
     /// In an image layout on this machine.
     Layout(LayoutRef),
+    /// In an archive on this machine.
+    Archive(ArchiveRef),
 }
 
 impl ImageLocation {
@@ -32,11 +34,8 @@ impl ImageLocation {
     pub fn tag(&self) -> Option<Tag> {
         match self {
             ImageLocation::Registry(reference) => reference.tag_or_latest(),
-            ImageLocation::Layout(layout) => match layout.image.as_ref()? {
-                ImageName::Tag(tag) => Some(tag.clone()),
-                ImageName::Digest(_) => None,
-                ImageName::Full(reference) => reference.tag_or_latest(),
-            },
+            ImageLocation::Layout(layout) => layout.image.as_ref()?.tag(),
+            ImageLocation::Archive(archive) => archive.image.as_ref()?.tag(),
         }
     }
 
@@ -44,11 +43,8 @@ impl ImageLocation {
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             ImageLocation::Registry(reference) => reference.digest.as_ref(),
-            ImageLocation::Layout(layout) => match layout.image.as_ref()? {
-                ImageName::Tag(_) => None,
-                ImageName::Digest(digest) => Some(digest),
-                ImageName::Full(reference) => reference.digest.as_ref(),
-            },
+            ImageLocation::Layout(layout) => layout.image.as_ref()?.digest(),
+            ImageLocation::Archive(archive) => archive.image.as_ref()?.digest(),
         }
     }
 
@@ -63,16 +59,16 @@ impl std::str::FromStr for ImageLocation {
 
     fn from_str(text: &str) -> Result<ImageLocation> {
         let invalid = |error: String| Error::new(ErrorKind::Invalid, "reading a name", error);
-        match LayoutRef::has_scheme(text) {
-            true => text
-                .parse()
-                .map(ImageLocation::Layout)
-                .map_err(|error: imgsync_layout::ParseLayoutRefError| invalid(error.to_string())),
-            false => text
-                .parse()
-                .map(ImageLocation::Registry)
-                .map_err(|error: imgsync_oci::ParseReferenceError| invalid(error.to_string())),
+        if LayoutRef::has_scheme(text) {
+            let layout = text.parse().map(ImageLocation::Layout);
+            return layout.map_err(|error: imgsync_layout::ParseLayoutRefError| invalid(error.to_string()));
         }
+        if ArchiveRef::has_scheme(text) {
+            let archive = text.parse().map(ImageLocation::Archive);
+            return archive.map_err(|error: imgsync_layout::ParseArchiveRefError| invalid(error.to_string()));
+        }
+        let image = text.parse().map(ImageLocation::Registry);
+        image.map_err(|error: imgsync_oci::ParseReferenceError| invalid(error.to_string()))
     }
 }
 
@@ -81,6 +77,7 @@ impl fmt::Display for ImageLocation {
         match self {
             ImageLocation::Registry(reference) => reference.fmt(f),
             ImageLocation::Layout(layout) => layout.fmt(f),
+            ImageLocation::Archive(archive) => archive.fmt(f),
         }
     }
 }
@@ -179,6 +176,9 @@ impl Endpoints {
             ImageLocation::Layout(image) => {
                 CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
             }
+            ImageLocation::Archive(image) => {
+                CopySource::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
+            }
         };
         let copy_target = match target {
             ImageLocation::Registry(reference) => CopyTarget::Registry(open(reference, Access::Push, target_traffic)?),
@@ -189,19 +189,25 @@ impl Endpoints {
                         Some(imgsync_layout::QualifiedRepositoryName::from_reference(reference))
                     }
                     (None, ImageLocation::Layout(source)) => source.repository(),
+                    (None, ImageLocation::Archive(source)) => source.repository(),
                     _ => None,
                 });
                 let layout = Layout::open_or_create_with_context(&image.dir, context).await?;
                 CopyTarget::Layout(layout.with_hash_policy(hashing).repository(name))
             }
+            ImageLocation::Archive(_) => {
+                let detail = "an archive as a target is not supported yet";
+                return Err(Error::new(ErrorKind::Unsupported, format!("opening {target} for writing"), detail)
+                    .with_hint("copy to an image layout (oci:DIR), which `tar` makes an archive of"));
+            }
         };
         let wants_tag = match target {
             ImageLocation::Registry(reference) => reference.tag.is_some() || reference.digest.is_none(),
-            ImageLocation::Layout(_) => target.digest().is_none(),
+            ImageLocation::Layout(_) | ImageLocation::Archive(_) => target.digest().is_none(),
         };
         let written_tag = match target {
             ImageLocation::Registry(reference) => reference.tag.clone(),
-            ImageLocation::Layout(_) => target.tag(),
+            ImageLocation::Layout(_) | ImageLocation::Archive(_) => target.tag(),
         };
         let tag = written_tag.or_else(|| wants_tag.then(|| source.tag()).flatten());
         Ok(Endpoints {

@@ -108,6 +108,9 @@ pub async fn inspect(client: &Client, location: &ImageLocation, context: &Contex
         ImageLocation::Layout(image) => {
             CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
         }
+        ImageLocation::Archive(image) => {
+            CopySource::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
+        }
     };
     let reference =
         location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));

@@ -1,5 +1,6 @@
 //! Layouts on a real disk: round trips, corrupt layouts, and concurrent writers.
 
+mod archives;
 mod corrupt_layouts;
 mod skopeo;
 mod writers;

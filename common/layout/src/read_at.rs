@@ -1,0 +1,154 @@
+//! Files that are read at any offset.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::verification::file_version_key;
+
+/// A file that can be read at any offset, from several threads at once.
+pub trait ReadAt: Send + Sync + Debug {
+    /// Returns the size in bytes.
+    fn len(&self) -> u64;
+
+    /// Reads bytes from an offset, and returns how many: 0 only at the end, or for an empty buffer.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Whether the file is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns a key of the file's version, which any change to its content changes; `None` if there is none.
+    fn version(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+/// Fills a buffer from an offset. Fails with [`io::ErrorKind::UnexpectedEof`] if the file ends before.
+pub(super) fn read_exact_at(source: &dyn ReadAt, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match source.read_at(buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                buffer = &mut buffer[length..];
+                offset += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads a whole file of a known size.
+pub(super) fn read_all(source: &dyn ReadAt) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(source.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let mut bytes = vec![0; size];
+    read_exact_at(source, &mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// A file of a layout's folder.
+#[derive(Debug)]
+pub(super) struct FolderFile {
+    file: File,
+    size: u64,
+}
+
+impl FolderFile {
+    pub(super) fn new(file: File, size: u64) -> FolderFile {
+        FolderFile { file, size }
+    }
+}
+
+impl ReadAt for FolderFile {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn version(&self) -> io::Result<Option<String>> {
+        file_version_key(&self.file).map(Some)
+    }
+}
+
+/// A part of another file.
+#[derive(Debug)]
+pub(super) struct FileSection {
+    source: Arc<dyn ReadAt>,
+    start: u64,
+    size: u64,
+}
+
+impl FileSection {
+    pub(super) fn new(source: Arc<dyn ReadAt>, start: u64, size: u64) -> FileSection {
+        FileSection { source, start, size }
+    }
+}
+
+impl ReadAt for FileSection {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let left = self.size.saturating_sub(offset);
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.source.read_at(&mut buffer[..wanted], self.start + offset)
+    }
+
+    fn version(&self) -> io::Result<Option<String>> {
+        Ok(self.source.version()?.map(|version| format!("{version}+{}", self.start)))
+    }
+}
+
+/// An archive's file. A change to it while it is open is an error of the next read.
+#[derive(Debug)]
+pub struct ArchiveFile {
+    file: File,
+    size: u64,
+    version: String,
+}
+
+impl ArchiveFile {
+    /// Opens a file for reading. Fails if it is not a regular file: only that can be read at any offset.
+    pub fn open(path: &Path) -> io::Result<ArchiveFile> {
+        // A FIFO would block until somebody writes to it.
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
+        let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+        let data = file.metadata()?;
+        if data.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder, not a file"));
+        }
+        if !data.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        let version = file_version_key(&file)?;
+        Ok(ArchiveFile { size: data.size(), version, file })
+    }
+}
+
+impl ReadAt for ArchiveFile {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let length = self.file.read_at(buffer, offset)?;
+        match file_version_key(&self.file)? == self.version {
+            true => Ok(length),
+            false => Err(io::Error::other("the file was changed while it was read")),
+        }
+    }
+
+    fn version(&self) -> io::Result<Option<String>> {
+        Ok(Some(self.version.clone()))
+    }
+}
