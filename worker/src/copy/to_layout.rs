@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use imgsync_layout::{BlobWriter, Layout};
+use imgsync_layout::{BlobWriter, Layout, LayoutRepository};
 use imgsync_oci::Descriptor;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryState;
 use imgsync_registry::event::BlobOutcome;
 
-use super::endpoints::{CopyTarget, SourceStream};
+use super::endpoints::SourceStream;
 use super::transfer::ImageTransfer;
 
 impl ImageTransfer {
-    pub(super) async fn ensure_in_layout(&self, blob: &Descriptor) -> Result<BlobOutcome> {
-        let CopyTarget::Layout(target) = &self.target else { return Err(Error::cancelled(self.describe_write(blob))) };
+    pub(super) async fn ensure_in_layout(&self, target: &LayoutRepository, blob: &Descriptor) -> Result<BlobOutcome> {
         if target.layout().has_blob(blob).await? {
             return Ok(self.record_arrival(blob, BlobOutcome::Reused));
         }
