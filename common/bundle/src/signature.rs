@@ -1,0 +1,164 @@
+//! Signatures of indexes, as `cosign sign-blob` and `openssl` make and check them: Ed25519, or ECDSA on P-256 with
+//! SHA-256 (ASN.1), in base64.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use ring::rand::SystemRandom;
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair, UnparsedPublicKey,
+};
+
+/// Beginning of a public key of Ed25519 in DER (RFC 8410); the key itself follows.
+const ED25519_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// Beginning of a public key on P-256 in DER (RFC 5480); the point itself follows.
+const P256_PREFIX: &[u8] = &[
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+const KEY_HINT: &str = "make a key with `openssl genpkey -algorithm ed25519 -out bundle.key`, and its public key with \
+                        `openssl pkey -in bundle.key -pubout -out bundle.pub`";
+
+/// A private key.
+pub enum BundleSigningKey {
+    /// Ed25519.
+    Ed25519(Box<Ed25519KeyPair>),
+    /// ECDSA on P-256.
+    P256(Box<EcdsaKeyPair>, SystemRandom),
+}
+
+/// A public key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BundleVerifyingKey {
+    /// Ed25519.
+    Ed25519(Vec<u8>),
+    /// ECDSA on P-256.
+    P256(Vec<u8>),
+}
+
+impl BundleSigningKey {
+    /// Reads a private key in PKCS#8 PEM. `label` names it in errors.
+    pub fn from_pem(text: &str, label: &str) -> Result<BundleSigningKey> {
+        let refuse = |detail: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Invalid, format!("reading the key {label}"), detail).with_hint(hint))
+        };
+        let Some(der) = pem_content(text, "PRIVATE KEY") else {
+            return match text {
+                _ if text.contains("ENCRYPTED") => refuse(
+                    "it is encrypted",
+                    "decrypt it with `openssl pkey -in FILE -out PLAIN`; keys of cosign cannot be decrypted that way",
+                ),
+                _ if text.contains("EC PRIVATE KEY") => refuse(
+                    "it is in the older format SEC1",
+                    "convert it with `openssl pkcs8 -topk8 -nocrypt -in FILE -out NEW`",
+                ),
+                _ if text.contains("PUBLIC KEY") => refuse("it is a public key", "pass the private key"),
+                _ => refuse("it holds no private key in PKCS#8 PEM", KEY_HINT),
+            };
+        };
+        if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der) {
+            return Ok(BundleSigningKey::Ed25519(Box::new(key)));
+        }
+        let random = SystemRandom::new();
+        match EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der, &random) {
+            Ok(key) => Ok(BundleSigningKey::P256(Box::new(key), random)),
+            Err(_) => refuse("it is neither a key of Ed25519 nor one on P-256", KEY_HINT),
+        }
+    }
+
+    /// Signs bytes. Returns base64 with a line break.
+    pub fn sign(&self, bytes: &[u8]) -> Result<String> {
+        let signature = match self {
+            BundleSigningKey::Ed25519(key) => key.sign(bytes).as_ref().to_vec(),
+            BundleSigningKey::P256(key, random) => match key.sign(random, bytes) {
+                Ok(signature) => signature.as_ref().to_vec(),
+                Err(_) => {
+                    return Err(Error::new(ErrorKind::Local, "signing the bundle", "the system has no randomness"));
+                }
+            },
+        };
+        Ok(format!("{}\n", STANDARD.encode(signature)))
+    }
+}
+
+impl std::fmt::Debug for BundleSigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BundleSigningKey(***)")
+    }
+}
+
+impl BundleVerifyingKey {
+    /// Reads a public key in PEM. `label` names it in errors.
+    pub fn from_pem(text: &str, label: &str) -> Result<BundleVerifyingKey> {
+        let refuse = |detail: &str, hint: &str| {
+            Err(Error::new(ErrorKind::Invalid, format!("reading the public key {label}"), detail).with_hint(hint))
+        };
+        let Some(der) = pem_content(text, "PUBLIC KEY") else {
+            return match text.contains("PRIVATE KEY") {
+                true => refuse("it is a private key", "pass its public key: `openssl pkey -in FILE -pubout`"),
+                false => refuse("it holds no public key in PEM", KEY_HINT),
+            };
+        };
+        match (der.strip_prefix(ED25519_PREFIX), der.strip_prefix(P256_PREFIX)) {
+            (Some(key), _) if key.len() == 32 => Ok(BundleVerifyingKey::Ed25519(key.to_vec())),
+            (_, Some(key)) if key.len() == 65 => Ok(BundleVerifyingKey::P256(key.to_vec())),
+            _ => refuse("it is neither a key of Ed25519 nor one on P-256", KEY_HINT),
+        }
+    }
+
+    /// Checks a signature in base64 of bytes.
+    pub fn verify(&self, bytes: &[u8], signature: &str) -> bool {
+        let Ok(signature) = STANDARD.decode(signature.trim()) else { return false };
+        match self {
+            BundleVerifyingKey::Ed25519(key) => UnparsedPublicKey::new(&ED25519, key).verify(bytes, &signature),
+            BundleVerifyingKey::P256(key) => {
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(bytes, &signature)
+            }
+        }
+        .is_ok()
+    }
+}
+
+/// Returns the content of the first PEM block of a kind.
+fn pem_content(text: &str, kind: &str) -> Option<Vec<u8>> {
+    let (_, rest) = text.split_once(&format!("-----BEGIN {kind}-----"))?;
+    let (content, _) = rest.split_once(&format!("-----END {kind}-----"))?;
+    let content: String = content.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    STANDARD.decode(content).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ED25519_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    /// The key of RFC 8410, section 10.3.
+    const ED25519_PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
+
+    #[test]
+    fn a_signature_holds_for_its_bytes_and_its_key_alone() {
+        let key = BundleSigningKey::from_pem(ED25519_PRIVATE, "x").unwrap();
+        let public = BundleVerifyingKey::from_pem(ED25519_PUBLIC, "x").unwrap();
+        let signature = key.sign(b"index").unwrap();
+        assert!(public.verify(b"index", &signature));
+        assert!(!public.verify(b"Index", &signature));
+        assert!(!public.verify(b"index", "AAAA") && !public.verify(b"index", "!"));
+    }
+
+    #[test]
+    fn what_is_no_key_is_named() {
+        let encrypted = ED25519_PRIVATE.replace("PRIVATE", "ENCRYPTED PRIVATE");
+        let of_ec = ED25519_PRIVATE.replace("PRIVATE", "EC PRIVATE");
+        for (text, reason) in [
+            ("", "holds no private key"),
+            (encrypted.as_str(), "encrypted"),
+            (&of_ec, "SEC1"),
+            (ED25519_PUBLIC, "public key"),
+        ] {
+            let error = BundleSigningKey::from_pem(text, "x").unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let error = BundleVerifyingKey::from_pem(ED25519_PRIVATE, "x").unwrap_err().to_string();
+        assert!(error.contains("private key"), "{error}");
+    }
+}
