@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository, QualifiedRepositoryName};
+use imgsync_bundle::{BundleBlobStream, BundleRepository, CollectorRepository};
+use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository};
 use imgsync_model::batch::RepositoryLocator;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
@@ -15,9 +16,9 @@ use imgsync_registry::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::CopyRequest;
-use super::archive_collector::{ArchiveCollector, ArchiveTarget};
 use super::blob_subscription::BlobSubscription;
+use super::bundle::BundleSide;
+use super::{CopyRequest, bundle};
 
 /// Location of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +101,7 @@ impl From<Reference> for ImageLocation {
 pub(crate) enum CopySource {
     Registry(Repository),
     Layout(LayoutRepository),
+    Bundle(BundleRepository),
 }
 
 /// Endpoint to write to.
@@ -107,13 +109,14 @@ pub(crate) enum CopySource {
 pub(crate) enum CopyTarget {
     Registry(Repository),
     Layout(LayoutRepository),
-    Archive(ArchiveTarget),
+    Bundle(CollectorRepository),
 }
 
 /// Stream of a blob's content.
 pub(crate) enum SourceStream {
     Registry(Box<imgsync_registry::BlobStream>),
     Layout(imgsync_layout::LayoutBlobStream, Arc<TrafficCounters>),
+    Bundle(BundleBlobStream, Arc<TrafficCounters>),
     /// Chunks from a reader shared with other copies; that reader counts the traffic.
     Shared(BlobSubscription),
     /// Content that needs no read.
@@ -134,6 +137,13 @@ impl SourceStream {
             SourceStream::Layout(stream, counters) => {
                 let chunk = stream.next_chunk().await?;
                 counters.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                Ok(chunk)
+            }
+            SourceStream::Bundle(stream, counters) => {
+                let chunk = stream.next_chunk().await?;
+                if let BundleBlobStream::Bundle(_) = stream {
+                    counters.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                }
                 Ok(chunk)
             }
             SourceStream::Shared(share) => Ok(share.next_chunk().await),
@@ -167,39 +177,39 @@ impl Endpoints {
         client: &Client,
         request: &CopyRequest,
         hashing: HashPolicy,
+        bundle: Option<&BundleSide>,
         context: &Context,
-    ) -> Result<Endpoints> {
-        Endpoints::open_with(client, request, hashing, context, None).await
-    }
-
-    /// Opens both endpoints. With a collector, the target only names the image, which is collected.
-    pub(crate) async fn open_with(
-        client: &Client,
-        request: &CopyRequest,
-        hashing: HashPolicy,
-        context: &Context,
-        collector: Option<&ArchiveCollector>,
     ) -> Result<Endpoints> {
         let CopyRequest { source, target, traffic: (source_traffic, target_traffic), .. } = request;
         let open = |reference: &Reference, access, counters| {
             client.repository(&reference.registry, &reference.repository, access, context, counters)
         };
-        let copy_source = match source {
-            ImageLocation::Registry(reference) => CopySource::Registry(open(reference, Access::Pull, source_traffic)?),
-            ImageLocation::Layout(image) => {
+        let bundled_source = match source {
+            ImageLocation::Layout(image) => bundle.and_then(|bundle| bundle.source(image, context, source_traffic)),
+            ImageLocation::Registry(_) | ImageLocation::Archive(_) => None,
+        };
+        let bundled_target = match target {
+            ImageLocation::Registry(image) => bundle.and_then(|bundle| bundle.target(image)),
+            ImageLocation::Layout(_) | ImageLocation::Archive(_) => None,
+        };
+        let copy_source = match (bundled_source, source) {
+            (Some(bundled), _) => CopySource::Bundle(bundled),
+            (None, ImageLocation::Registry(reference)) => {
+                CopySource::Registry(open(reference, Access::Pull, source_traffic)?)
+            }
+            (None, ImageLocation::Layout(image)) => {
                 CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
             }
-            ImageLocation::Archive(image) => {
+            (None, ImageLocation::Archive(image)) => {
                 CopySource::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
             }
         };
-        if let Some(collector) = collector {
-            let target = ArchiveTarget::new(collector, archived_repository(target, source));
-            return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Archive(target)));
-        }
-        let copy_target = match target {
-            ImageLocation::Registry(reference) => CopyTarget::Registry(open(reference, Access::Push, target_traffic)?),
-            ImageLocation::Layout(image) => {
+        let copy_target = match (bundled_target, target) {
+            (Some(bundled), _) => CopyTarget::Bundle(bundled),
+            (None, ImageLocation::Registry(reference)) => {
+                CopyTarget::Registry(open(reference, Access::Push, target_traffic)?)
+            }
+            (None, ImageLocation::Layout(image)) => {
                 // A target that is a whole layout stores images under their full source names.
                 let name = image.repository().or_else(|| match (&image.image, source) {
                     (None, ImageLocation::Registry(reference)) => {
@@ -212,16 +222,12 @@ impl Endpoints {
                 let layout = Layout::open_or_create_with_context(&image.dir, context).await?;
                 CopyTarget::Layout(layout.with_hash_policy(hashing).repository(name))
             }
-            // Images are collected for an archive; here it is read, to compare.
-            ImageLocation::Archive(image) => {
-                CopyTarget::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
+            (None, ImageLocation::Archive(_)) => {
+                let detail = "an archive as a target is not supported yet";
+                return Err(Error::new(ErrorKind::Unsupported, format!("opening {target} for writing"), detail)
+                    .with_hint("copy to an image layout (oci:DIR), which `tar` makes an archive of"));
             }
         };
-        Ok(Endpoints::with_target(request, copy_source, copy_target))
-    }
-
-    fn with_target(request: &CopyRequest, copy_source: CopySource, copy_target: CopyTarget) -> Endpoints {
-        let CopyRequest { source, target, traffic: (source_traffic, target_traffic), .. } = request;
         let wants_tag = match target {
             ImageLocation::Registry(reference) => reference.tag.is_some() || reference.digest.is_none(),
             ImageLocation::Layout(_) | ImageLocation::Archive(_) => target.digest().is_none(),
@@ -231,31 +237,15 @@ impl Endpoints {
             ImageLocation::Layout(_) | ImageLocation::Archive(_) => target.tag(),
         };
         let tag = written_tag.or_else(|| wants_tag.then(|| source.tag()).flatten());
-        Endpoints {
+        Ok(Endpoints {
             source: copy_source,
             source_ref: source.manifest_ref(),
             target: copy_target,
             target_ref: tag.map(ManifestRef::Tag),
             source_traffic: source_traffic.clone(),
             target_traffic: target_traffic.clone(),
-        }
+        })
     }
-}
-
-/// Returns the repository under which an archive has an image: the target's, else the source's. `None`: its name is a
-/// bare tag.
-fn archived_repository(target: &ImageLocation, source: &ImageLocation) -> Option<QualifiedRepositoryName> {
-    let (repository, is_whole) = match target {
-        ImageLocation::Registry(reference) => (Some(QualifiedRepositoryName::from_reference(reference)), false),
-        ImageLocation::Layout(layout) => (layout.repository(), layout.image.is_none()),
-        ImageLocation::Archive(archive) => (archive.repository(), archive.image.is_none()),
-    };
-    repository.or_else(|| match source {
-        _ if !is_whole => None,
-        ImageLocation::Registry(reference) => Some(QualifiedRepositoryName::from_reference(reference)),
-        ImageLocation::Layout(layout) => layout.repository(),
-        ImageLocation::Archive(archive) => archive.repository(),
-    })
 }
 
 impl CopySource {
@@ -263,7 +253,7 @@ impl CopySource {
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match self {
             CopySource::Registry(repository) => Some(repository),
-            CopySource::Layout(_) => None,
+            CopySource::Layout(_) | CopySource::Bundle(_) => None,
         }
     }
 
@@ -271,6 +261,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => CopySource::Registry(repository.with_context(context)),
             CopySource::Layout(repository) => CopySource::Layout(repository.clone()),
+            CopySource::Bundle(repository) => CopySource::Bundle(repository.with_context(context)),
         }
     }
 
@@ -281,7 +272,7 @@ impl CopySource {
                 let context = repository.context().clone();
                 self.with_context(&Context { cancel: cancel.clone(), clock: clock.clone(), ..context })
             }
-            CopySource::Layout(_) => self.clone(),
+            CopySource::Layout(_) | CopySource::Bundle(_) => self.clone(),
         }
     }
 
@@ -289,6 +280,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.head_manifest(reference).await,
             CopySource::Layout(repository) => repository.head_manifest(reference).await,
+            CopySource::Bundle(repository) => Ok(repository.head_manifest(reference)),
         }
     }
 
@@ -298,6 +290,10 @@ impl CopySource {
             (CopySource::Registry(repository), Some(reference)) => repository.get_manifest(reference).await,
             (CopySource::Registry(repository), None) => repository.get_manifest(&ManifestRef::Tag(Tag::latest())).await,
             (CopySource::Layout(repository), Some(reference)) => repository.get_manifest(reference).await,
+            (CopySource::Bundle(repository), reference) => {
+                let latest = ManifestRef::Tag(Tag::latest());
+                repository.get_manifest(reference.unwrap_or(&latest)).await
+            }
             (CopySource::Layout(repository), None) => {
                 let found = repository.resolve(None).await?;
                 repository.get_manifest(&ManifestRef::Digest(found.digest)).await
@@ -326,6 +322,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.head_blob(&blob.digest).await,
             CopySource::Layout(repository) => repository.layout().has_blob(blob).await,
+            CopySource::Bundle(repository) => Ok(repository.has_blob(blob)),
         }
     }
 
@@ -337,6 +334,7 @@ impl CopySource {
     ) -> Result<(Vec<Descriptor>, Option<Digest>)> {
         match self {
             CopySource::Registry(repository) => repository.list_referrers_with_fallback(subject, fallback).await,
+            CopySource::Bundle(repository) => Ok((repository.list_referrers(subject), None)),
             CopySource::Layout(repository) => {
                 let mut found = repository.list_referrers(subject).await?;
                 let tag = ManifestRef::Tag(DigestTag::Referrers.tag_for(subject));
@@ -359,6 +357,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.head_digest_tag(tag).await,
             CopySource::Layout(repository) => repository.head_manifest(&ManifestRef::Tag(tag.clone())).await,
+            CopySource::Bundle(repository) => Ok(repository.head_manifest(&ManifestRef::Tag(tag.clone()))),
         }
     }
 
@@ -379,6 +378,10 @@ impl CopySource {
                 let opened = repository.layout().open_blob(blob, offset).await;
                 opened.map(|opened| (SourceStream::Layout(opened.stream, traffic.clone()), opened.offset))
             }
+            CopySource::Bundle(repository) => {
+                let opened = repository.open_blob(blob, offset).await;
+                opened.map(|(stream, offset)| (SourceStream::Bundle(stream, traffic.clone()), offset))
+            }
         };
         match (opened, blob.inline()) {
             (opened, None) => opened,
@@ -397,6 +400,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.confirms_blob(&blob.digest).await,
             CopySource::Layout(repository) => repository.layout().has_blob(blob).await,
+            CopySource::Bundle(repository) => Ok(repository.has_blob(blob)),
         }
     }
 
@@ -404,6 +408,19 @@ impl CopySource {
     pub(crate) fn locator(&self) -> Option<RepositoryLocator> {
         self.repository()
             .map(|repository| RepositoryLocator::in_registry(repository.registry().clone(), repository.name()))
+    }
+
+    /// Returns where the content comes from, as a bundle records it: `registry/repository`, or `oci:FOLDER`.
+    pub(crate) fn provenance(&self) -> String {
+        match self {
+            CopySource::Registry(repository) => format!("{}/{}", repository.registry(), repository.name()),
+            CopySource::Layout(repository) => {
+                let folder = repository.layout().dir();
+                let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+                format!("oci:{}", folder.display())
+            }
+            CopySource::Bundle(_) => imgsync_bundle::BUNDLE_REGISTRY.to_owned(),
+        }
     }
 
     /// Stops using mirrors of the registry, after one of them returned wrong content.
@@ -417,6 +434,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.read_operation(digest),
             CopySource::Layout(repository) => repository.layout().read_operation(digest),
+            CopySource::Bundle(repository) => repository.read_operation(digest),
         }
     }
 
@@ -424,7 +442,7 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.new_retry(),
             // A read error of a local file is permanent.
-            CopySource::Layout(_) => {
+            CopySource::Layout(_) | CopySource::Bundle(_) => {
                 RetryState::new(RetryPolicy { attempts: 1, ..RetryPolicy::default() }, &RetryBudget::default())
             }
         }
@@ -433,7 +451,7 @@ impl CopySource {
     pub(crate) async fn pause(&self, retry: &mut RetryState, error: Error) -> Result<()> {
         match self {
             CopySource::Registry(repository) => repository.wait_before_retry(retry, error).await,
-            CopySource::Layout(_) => Err(error),
+            CopySource::Layout(_) | CopySource::Bundle(_) => Err(error),
         }
     }
 }
@@ -443,14 +461,15 @@ impl CopyTarget {
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match self {
             CopyTarget::Registry(repository) => Some(repository),
-            CopyTarget::Layout(_) | CopyTarget::Archive(_) => None,
+            CopyTarget::Layout(_) | CopyTarget::Bundle(_) => None,
         }
     }
 
     pub(crate) fn with_context(&self, context: &Context) -> CopyTarget {
         match self {
             CopyTarget::Registry(repository) => CopyTarget::Registry(repository.with_context(context)),
-            CopyTarget::Layout(_) | CopyTarget::Archive(_) => self.clone(),
+            CopyTarget::Layout(repository) => CopyTarget::Layout(repository.clone()),
+            CopyTarget::Bundle(repository) => CopyTarget::Bundle(repository.clone()),
         }
     }
 
@@ -458,7 +477,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.head_manifest(reference).await,
             CopyTarget::Layout(repository) => repository.head_verified_manifest(reference).await,
-            CopyTarget::Archive(_) => Ok(None),
+            CopyTarget::Bundle(repository) => Ok(bundle::collected_head(repository, reference)),
         }
     }
 
@@ -466,7 +485,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.head_blob(&blob.digest).await,
             CopyTarget::Layout(repository) => repository.layout().has_blob(blob).await,
-            CopyTarget::Archive(_) => Ok(false),
+            CopyTarget::Bundle(_) => Ok(false),
         }
     }
 
@@ -474,7 +493,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.put_manifest(reference, manifest).await,
             CopyTarget::Layout(repository) => repository.put_manifest(reference, manifest).await,
-            CopyTarget::Archive(target) => target.put_manifest(reference, manifest),
+            CopyTarget::Bundle(repository) => bundle::collect_manifest(repository, reference, manifest),
         }
     }
 
@@ -486,7 +505,9 @@ impl CopyTarget {
             }
             // A layout lists it in its index, or nobody would find it.
             CopyTarget::Layout(repository) => repository.put_untagged_manifest(manifest).await,
-            CopyTarget::Archive(target) => target.put_untagged_manifest(manifest),
+            CopyTarget::Bundle(repository) => {
+                bundle::collect_manifest(repository, &ManifestRef::Digest(manifest.digest().clone()), manifest)
+            }
         }
     }
 
@@ -495,7 +516,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.list_referrers(subject).await,
             CopyTarget::Layout(repository) => repository.list_referrers(subject).await,
-            CopyTarget::Archive(_) => Ok(Vec::new()),
+            CopyTarget::Bundle(repository) => Ok(repository.list_referrers(subject)),
         }
     }
 
@@ -503,7 +524,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.head_digest_tag(tag).await,
             CopyTarget::Layout(repository) => repository.head_manifest(&ManifestRef::Tag(tag.clone())).await,
-            CopyTarget::Archive(_) => Ok(None),
+            CopyTarget::Bundle(repository) => Ok(bundle::collected_head(repository, &ManifestRef::Tag(tag.clone()))),
         }
     }
 
@@ -511,7 +532,9 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.put_digest_tag(tag, manifest).await,
             CopyTarget::Layout(repository) => repository.put_manifest(&ManifestRef::Tag(tag.clone()), manifest).await,
-            CopyTarget::Archive(target) => target.put_digest_tag(tag, manifest),
+            CopyTarget::Bundle(repository) => {
+                bundle::collect_manifest(repository, &ManifestRef::Tag(tag.clone()), manifest)
+            }
         }
     }
 }

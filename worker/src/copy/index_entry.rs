@@ -80,6 +80,10 @@ impl CopySource {
                 }
                 Ok(Some(manifest))
             }
+            CopySource::Bundle(repository) => {
+                let reference = imgsync_registry::ManifestRef::Digest(entry.digest.clone());
+                Ok(repository.head_manifest(&reference).map(|_| manifest))
+            }
         }
     }
 

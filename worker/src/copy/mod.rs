@@ -1,9 +1,8 @@
 //! Copies one image from a reference to a reference: bytes unchanged, children before parents, the tag last.
 
-mod archive_collector;
-mod archive_writing;
 mod backup;
 mod blob_subscription;
+mod bundle;
 mod chunk_size;
 mod deadline;
 mod endpoints;
@@ -39,7 +38,7 @@ use imgsync_registry::{Client, Context, ManifestRef, TrafficSnapshot};
 use imgsync_store::{BlobIndex, HashedFile, Leases};
 use tokio::sync::Semaphore;
 
-pub use archive_collector::ArchiveCollector;
+pub use bundle::BundleSide;
 pub(crate) use deadline::MIN_COPY_RATE;
 pub use endpoints::ImageLocation;
 pub use fan_out::FanOutMember;
@@ -214,6 +213,8 @@ pub struct Copier {
     /// Permits for blobs of all images, because each blob holds open files.
     blob_permits: Arc<Semaphore>,
     hashing: HashPolicy,
+    /// A bundle that is made or loaded.
+    bundle: Option<BundleSide>,
 }
 
 /// Verified layout files, as recorded in the store. If the store fails, files are hashed again.
@@ -257,14 +258,28 @@ impl Copier {
     /// Creates a copier with an empty cache.
     pub fn new(client: Client, limits: CopyLimits) -> Copier {
         let blob_permits = Arc::new(Semaphore::new(file_limit::max_concurrent_blobs()));
-        let (target_cache, fan_out, images_in_flight) = Default::default();
-        Copier { client, limits, target_cache, fan_out, images_in_flight, blob_permits, hashing: HashPolicy::default() }
+        let (target_cache, fan_out, images_in_flight, bundle) = Default::default();
+        Copier {
+            client,
+            limits,
+            target_cache,
+            fan_out,
+            images_in_flight,
+            blob_permits,
+            hashing: HashPolicy::default(),
+            bundle,
+        }
     }
 
     /// Shares the blob locations of the targets with other processes.
     pub fn with_index(self, index: Arc<dyn BlobIndex>) -> Copier {
         let hashing = HashPolicy::Shared(Arc::new(StoredHashes(index.clone())));
         Copier { target_cache: Arc::new(TargetCache::with_index(index)), hashing, ..self }
+    }
+
+    /// Lets a bundle take part in the copies.
+    pub fn with_bundle(self, bundle: BundleSide) -> Copier {
+        Copier { bundle: Some(bundle), ..self }
     }
 
     /// Returns when the files of a target layout are hashed. A forced copy always hashes them.
@@ -294,7 +309,9 @@ impl Copier {
     pub async fn copy(&self, request: &CopyRequest, gate: &dyn TagGate, context: &Context) -> Result<CopyReport> {
         let counters = Arc::new(CopyCounters::default());
         let image_context = self.image_context(context);
-        let endpoints = Endpoints::open(&self.client, request, self.hashing_for(request), &image_context).await?;
+        let endpoints =
+            Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), &image_context)
+                .await?;
         let work = Box::pin(self.copy_image(request, &endpoints, &counters, gate, &image_context));
         self.run_to_report(request, &endpoints, &counters, &image_context, work).await
     }
@@ -308,7 +325,9 @@ impl Copier {
     ) -> Result<CopyReport> {
         let counters = Arc::new(CopyCounters::default());
         let image_context = self.image_context(context);
-        let endpoints = Endpoints::open(&self.client, request, self.hashing_for(request), &image_context).await?;
+        let endpoints =
+            Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), &image_context)
+                .await?;
         let work = Box::pin(async {
             // Without a platform selection the source has the same digest, whatever a HEAD says of its tag.
             let source = match request.platforms {
@@ -348,7 +367,9 @@ impl Copier {
     /// Reports what a copy would do, by reading only. The time limit of a copy applies.
     pub async fn preview(&self, request: &CopyRequest, context: &Context) -> Result<CopyPreview> {
         let image_context = self.image_context(context);
-        let endpoints = Endpoints::open(&self.client, request, self.hashing_for(request), &image_context).await?;
+        let endpoints =
+            Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), &image_context)
+                .await?;
         let work = async {
             let mut moves = TagMoves::default();
             loop {
@@ -370,7 +391,9 @@ impl Copier {
         context: &Context,
     ) -> Result<VerifyReport> {
         let image_context = self.image_context(context);
-        let endpoints = Endpoints::open(&self.client, request, self.hashing_for(request), &image_context).await?;
+        let endpoints =
+            Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), &image_context)
+                .await?;
         let work = Box::pin(async {
             let mut moves = TagMoves::default();
             loop {
@@ -520,7 +543,8 @@ impl Copier {
 
     /// Returns the digests of both endpoints if they are equal, with as few requests as possible.
     pub async fn compare(&self, request: &CopyRequest, context: &Context) -> Result<Option<ObservedDigests>> {
-        let endpoints = Endpoints::open(&self.client, request, self.hashing_for(request), context).await?;
+        let endpoints =
+            Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), context).await?;
         let found = compare_endpoints(request, &endpoints, &mut TagMoves::default()).await?;
         Ok(match found.root {
             RootStatus::Unchanged(target, _) => {

@@ -442,7 +442,7 @@ impl Verification<'_> {
         let here: HashSet<Digest> = match &self.endpoints.target {
             CopyTarget::Registry(repository) => repository.list_referrers(digest).await?,
             CopyTarget::Layout(repository) => repository.list_referrers(digest).await?,
-            CopyTarget::Archive(_) => Vec::new(),
+            CopyTarget::Bundle(repository) => repository.list_referrers(digest),
         }
         .into_iter()
         .map(|referrer| referrer.digest)
@@ -498,7 +498,7 @@ async fn get_target_manifest(target: &CopyTarget, reference: &ManifestRef) -> Re
     match target {
         CopyTarget::Registry(repository) => repository.get_manifest(reference).await,
         CopyTarget::Layout(repository) => repository.get_manifest(reference).await,
-        CopyTarget::Archive(target) => Err(target.not_readable()),
+        CopyTarget::Bundle(repository) => super::bundle::read_collected(repository, reference),
     }
 }
 
@@ -506,6 +506,7 @@ pub(super) async fn list_source_referrers(source: &CopySource, digest: &Digest) 
     match source {
         CopySource::Registry(repository) => repository.list_referrers(digest).await,
         CopySource::Layout(repository) => repository.list_referrers(digest).await,
+        CopySource::Bundle(repository) => Ok(repository.list_referrers(digest)),
     }
 }
 
@@ -541,6 +542,8 @@ async fn check_blob(
 /// Returns the digest of a blob's content. A broken connection is retried from the start.
 async fn hash_blob(target: &CopyTarget, blob: &Descriptor, context: &Context) -> Result<Digest> {
     match target {
+        // It has no blobs yet.
+        CopyTarget::Bundle(_) => Ok(blob.digest.clone()),
         CopyTarget::Layout(repository) => {
             let mut stream = repository.layout().open_blob(blob, 0).await?.stream;
             let mut hasher = Hasher::new(blob.digest.algorithm());
@@ -550,7 +553,6 @@ async fn hash_blob(target: &CopyTarget, blob: &Descriptor, context: &Context) ->
             }
             Ok(hasher.finish())
         }
-        CopyTarget::Archive(target) => Err(target.not_readable()),
         CopyTarget::Registry(repository) => {
             let mut retry = repository.new_retry();
             loop {
