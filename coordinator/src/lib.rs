@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 pub mod batch_view;
+mod bundle;
 pub mod cli;
 pub mod discovery;
 pub mod import;

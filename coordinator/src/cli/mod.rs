@@ -3,6 +3,7 @@
 mod backend;
 mod batch;
 mod batch_progress;
+mod bundle;
 mod cache;
 mod completions;
 mod config;
@@ -31,8 +32,6 @@ mod settings;
 mod show;
 mod signals;
 mod sync;
-mod sync_archive;
-mod sync_stats;
 mod tags;
 mod target;
 mod tui;
@@ -51,6 +50,7 @@ use imgsync_worker::cli::print_parser_message;
 use imgsync_worker::telemetry::logging::{self, LogFormat};
 
 use self::batch::BatchArgs;
+use self::bundle::BundleArgs;
 use self::cache::CacheArgs;
 use self::completions::{CompletionsArgs, ManArgs};
 use self::config::ConfigAction;
@@ -119,6 +119,8 @@ pub(crate) enum Command {
     Presets(PresetsArgs),
     /// Show and control batches
     Batch(Box<BatchArgs>),
+    /// Carry images in signed files to machines without a network (docs/how-to/air-gap.md)
+    Bundle(Box<BundleArgs>),
     /// Run rules on their schedules, with a dashboard and a JSON API
     ///
     /// Runs rules that have a `schedule:`, in this process or in the cluster, until it receives SIGTERM. It reloads the
@@ -184,6 +186,7 @@ pub fn main() -> ExitCode {
             Some(Command::Serve(args)) => serve::run(*args, &cli.global, &printer).await,
             Some(Command::Cache(args)) => cache::run(args, &cli.global, &printer).await,
             Some(Command::Explain(args)) => explain::run(args, &cli.global, &printer).await,
+            Some(Command::Bundle(args)) => bundle::run(*args, &cli.global, &printer).await,
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
             Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,
             Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,

@@ -14,10 +14,11 @@ use imgsync_oci::retry::RetryPolicy;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Client, SharedRateLimit};
 use imgsync_store::{Batch, BatchState, is_start_lease_lost, leader_lease_name, outage};
-use imgsync_worker::copy::CopyLimits;
+use imgsync_worker::copy::{BundleSide, CopyLimits};
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::{DRAIN_TIMEOUT, MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
 use imgsync_worker::task_events::TaskEvents;
+use tokio_util::sync::CancellationToken;
 
 use super::batch_progress::BatchProgress;
 use super::exit::{Exit, exit_for_batch, fail};
@@ -259,6 +260,7 @@ pub(crate) struct RunContext<'a> {
     /// Whether copying has started.
     is_copying: Arc<AtomicBool>,
     printer: Printer,
+    bundle: Option<BundleSide>,
 }
 
 impl<'a> RunContext<'a> {
@@ -317,7 +319,23 @@ impl<'a> RunContext<'a> {
             stop,
             is_copying,
             printer: printer.clone(),
+            bundle: None,
         })
+    }
+
+    /// Lets a bundle take part in the copies.
+    pub(crate) fn with_bundle(self, bundle: BundleSide) -> RunContext<'a> {
+        RunContext { bundle: Some(bundle), ..self }
+    }
+
+    /// Returns the registry client.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Returns a token that the first signal cancels.
+    pub(crate) fn stop_token(&self) -> CancellationToken {
+        self.stop.drain.child_token()
     }
 
     fn build_run(&self) -> Run<'_> {
@@ -326,7 +344,10 @@ impl<'a> RunContext<'a> {
             config: &self.settings.config,
             folder: config_dir(self.settings),
             client: self.client.clone(),
-            copier: build_copier(self.backend, &self.client, self.limits),
+            copier: match &self.bundle {
+                Some(bundle) => build_copier(self.backend, &self.client, self.limits).with_bundle(bundle.clone()),
+                None => build_copier(self.backend, &self.client, self.limits),
+            },
             settings: self.run_settings.clone(),
             role: RUN_ROLE,
             events: TaskEvents::new(self.progress.clone()),

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use imgsync_bundle::{BUNDLE_REGISTRY, BundleIndex};
 use imgsync_layout::{IndexEntry, Layout, QualifiedRepositoryName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize_within;
-use imgsync_oci::{Digest, DigestTag};
+use imgsync_oci::{Digest, DigestTag, ParseReferenceError, RegistryName};
 use imgsync_registry::{ListedTag, ManifestRef};
 
 use crate::discovery::{DiscoveryFailure, DiscoveryItem, RepositoryListing};
@@ -19,6 +20,9 @@ const MAX_NAME_CHARS: usize = 300;
 /// Lists the repositories of a layout. Images without a full name, and those that share a name, are reported as
 /// unlisted.
 pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
+    if folder.is_file() {
+        return list_bundle(folder);
+    }
     let layout = Layout::open(folder).await?;
     let (mut named, mut nameless) =
         (BTreeMap::<QualifiedRepositoryName, BTreeMap<String, Vec<IndexEntry>>>::new(), Vec::new());
@@ -101,6 +105,41 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
         }
     }
     Ok(found)
+}
+
+/// Lists the repositories of a bundle from the file with its index.
+fn list_bundle(file: &Path) -> Result<Vec<DiscoveryItem>> {
+    let operation = format!("listing {}", file.display());
+    let bytes = std::fs::read(file)
+        .map_err(|error| Error::new(ErrorKind::Local, &operation, error.to_string()).with_source(error))?;
+    let index = BundleIndex::decode(&bytes, &file.display().to_string())?;
+    let registry: RegistryName = BUNDLE_REGISTRY
+        .parse()
+        .map_err(|error: ParseReferenceError| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
+    let repositories = index.repositories.into_iter().map(|entry| {
+        let mut tags: Vec<ListedTag> = entry
+            .tags
+            .iter()
+            .map(|tag| ListedTag {
+                tag: tag.tag.to_string(),
+                digest: Some(tag.digest.clone()),
+                created: None,
+                media_type: None,
+            })
+            .collect();
+        tags.sort_by(|a, b| a.tag.cmp(&b.tag));
+        DiscoveryItem::Listed(RepositoryListing {
+            registry: registry.clone(),
+            repository: entry.path,
+            manifests: tags.len(),
+            tags,
+            children: Vec::new(),
+            is_tree: false,
+            missing_dates_reason: None,
+            memory: None,
+        })
+    });
+    Ok(repositories.collect())
 }
 
 /// Returns what is copied with these images: the images, what their indexes list, and the unnamed images that refer to

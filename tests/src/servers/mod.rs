@@ -2,7 +2,6 @@
 
 mod access_log;
 mod chats;
-mod containerd;
 mod docker_engine;
 mod docker_registry;
 mod ferro_registry;
@@ -21,7 +20,6 @@ mod webhook_receiver;
 
 pub use access_log::LoggedRequest;
 pub use chats::{ChatMessage, ChatServer};
-pub use containerd::Containerd;
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{DockerRegistry, DockerRegistryAuth, DockerRegistryOptions};
 pub use ferro_registry::FerroRegistry;

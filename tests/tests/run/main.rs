@@ -3,8 +3,8 @@
 // Listings are deeply nested futures, whose layout the compiler must compute.
 #![recursion_limit = "256"]
 
-mod archive_writing;
 mod batch_commands;
+mod bundles;
 mod config;
 mod copy_slots;
 mod digest_tags;

@@ -1,0 +1,101 @@
+//! `imgsync bundle`: carries images between machines without a network between them.
+
+mod create;
+mod inventory;
+mod load;
+mod show;
+mod work;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use imgsync_bundle::{BundleVerifyingKey, OpenedBundle, PartReader};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+
+use self::create::CreateArgs;
+use self::inventory::InventoryArgs;
+use self::load::LoadArgs;
+use self::show::{BundleDiffArgs, BundleListArgs, BundleVerifyArgs};
+use super::exit::Exit;
+use super::global::GlobalArgs;
+use super::printer::Printer;
+
+/// `imgsync bundle`.
+#[derive(Debug, Args)]
+pub(crate) struct BundleArgs {
+    #[command(subcommand)]
+    pub(crate) action: BundleAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BundleAction {
+    /// Make a bundle of the images that the rules select
+    ///
+    /// The rules' `to` is not used: `bundle load --to` takes its place, and names are those below it. Run the same command again
+    /// after an interruption: it goes on behind the last byte. Reports and exit codes are those of `run`.
+    Create(Box<CreateArgs>),
+    /// Load a bundle into a registry
+    ///
+    /// Checks before anything is pushed that all content is in the bundle or at the target. Run the same command again after an
+    /// interruption: what is at the target is not pushed again. Reports and exit codes are those of `run`.
+    Load(Box<LoadArgs>),
+    /// Check the parts, the signature and all content of a bundle
+    Verify(BundleVerifyArgs),
+    /// List the tags of a bundle
+    List(BundleListArgs),
+    /// Compare the tags of two bundles
+    Diff(BundleDiffArgs),
+    /// Write a file with what a registry has, for `bundle create --have`
+    ///
+    /// Reads manifests and referrers, and no blob.
+    Inventory(InventoryArgs),
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: BundleArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
+    match args.action {
+        BundleAction::Create(args) => create::run(*args, global, printer).await,
+        BundleAction::Load(args) => load::run(*args, global, printer).await,
+        BundleAction::Verify(args) => show::verify(&args, printer).await,
+        BundleAction::List(args) => show::list(&args, printer),
+        BundleAction::Diff(args) => show::diff(&args, printer),
+        BundleAction::Inventory(args) => inventory::run(&args, global, printer).await,
+    }
+}
+
+/// Reads a file whole, within a limit.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let operation = format!("reading {}", path.display());
+    let failed =
+        |error: std::io::Error| Error::new(ErrorKind::Invalid, &operation, error.to_string()).with_source(error);
+    let length = std::fs::metadata(path).map_err(failed)?.len();
+    if length > limit {
+        return Err(Error::new(ErrorKind::Invalid, &operation, format!("it has {length} bytes: more than {limit}")));
+    }
+    std::fs::read(path).map_err(failed)
+}
+
+/// Reads a public key, if one is named.
+fn read_public_key(path: Option<&PathBuf>) -> Result<Option<BundleVerifyingKey>> {
+    const MAX_KEY_BYTES: u64 = 64 << 10;
+    let Some(path) = path else { return Ok(None) };
+    let text = read_file(path, MAX_KEY_BYTES)?;
+    BundleVerifyingKey::from_pem(&String::from_utf8_lossy(&text), &path.display().to_string()).map(Some)
+}
+
+/// Opens a bundle, and says whether its signature was verified.
+fn open_bundle(paths: &[PathBuf], key: Option<&PathBuf>, printer: &Printer) -> Result<OpenedBundle> {
+    if paths.iter().any(|path| path == Path::new("-")) {
+        return Err(Error::new(ErrorKind::Invalid, "opening a bundle", "a bundle cannot be read from stdin")
+            .with_hint("save it to a file first: `cat > bundle.tar`"));
+    }
+    let key = read_public_key(key)?;
+    let bundle = OpenedBundle::open(PartReader::open(paths)?, key.as_ref())?;
+    match (&key, &bundle.signature) {
+        (Some(_), _) => printer.line("signature verified"),
+        (None, Some(_)) => printer.warning("the signature is not verified: pass --public-key FILE to verify it"),
+        (None, None) => printer.warning("the bundle is not signed, and so not verified"),
+    }
+    Ok(bundle)
+}

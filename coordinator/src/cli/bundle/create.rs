@@ -1,0 +1,345 @@
+//! `imgsync bundle create`: collects the images of the rules by an ordinary run, then writes them.
+
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use clap::Args;
+use imgsync_bundle::{
+    BUNDLE_REGISTRY, BundleCollector, BundleFiles, BundleHeader, BundleIndex, BundleSigningKey, Have, Inventory,
+    OpenedBundle, PartReader,
+};
+use imgsync_config::RuleTarget;
+use imgsync_model::batch::{BatchId, TaskState};
+use imgsync_model::naming::TargetBase;
+use imgsync_oci::Digest;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_store::Store;
+use imgsync_worker::copy::BundleSide;
+
+use super::super::backend::state_dir;
+use super::super::exit::{Exit, fail, for_copy_error};
+use super::super::global::GlobalArgs;
+use super::super::printer::Printer;
+use super::super::rule_selection::select_rules;
+use super::super::run::{RunContext, StartOutcome, build_notifier};
+use super::super::run_args::{ResumeArgs, RunArgs};
+use super::super::settings::Settings;
+use super::read_file;
+use super::work::{CollectedPlan, WorkFolder};
+use super::write::{BundleOutput, write_bundle};
+use crate::bundle::{WantedTag, build_index};
+use crate::orchestrator::{Backend, fingerprint};
+
+/// Maximum size of a file that says what the receiver has.
+const MAX_HAVE_BYTES: u64 = 1 << 30;
+/// Maximum size of a program.
+const MAX_PROGRAM_BYTES: u64 = 256 << 20;
+const MAX_KEY_BYTES: u64 = 64 << 10;
+/// Smallest part, in bytes.
+const MIN_PART_BYTES: u64 = 4096;
+/// Name of a bundle in a folder.
+const DEFAULT_NAME: &str = "bundle.tar";
+/// Rows of the ledger read at once.
+const PAGE: usize = 2_000;
+
+/// `imgsync bundle create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// File, folder (the name is then bundle.tar), or - for stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Cut the bundle into parts of at most this size (4GiB, 650MB): FILE.001, FILE.002 …
+    #[arg(long, value_name = "SIZE", value_parser = parse_part_size)]
+    pub(crate) part_size: Option<u64>,
+    /// Leave out what the receiver has: an inventory, or an earlier bundle or its index; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) have: Vec<PathBuf>,
+    /// Sign the bundle with this private key (PKCS#8 PEM, Ed25519 or P-256)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Carry this program, a static imgsync for the receiver's machine, as the file `imgsync`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) with_program: Option<PathBuf>,
+    /// Only this rule: its name, id or number, from 1; may be repeated
+    #[arg(long, value_name = "RULE")]
+    pub(crate) rule: Vec<String>,
+    /// Replace a bundle of the same name
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Drop what an interrupted call has done, instead of going on
+    #[arg(long, hide_short_help = true)]
+    pub(crate) restart: bool,
+    /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: ResumeArgs,
+}
+
+fn parse_part_size(text: &str) -> std::result::Result<u64, String> {
+    let size = text.parse::<ByteSize>().map_err(|error| format!("expected a size such as 4GiB: {error}"))?;
+    match size.as_u64() {
+        size if size < MIN_PART_BYTES => Err(format!("must be at least {MIN_PART_BYTES} bytes")),
+        size => Ok(size),
+    }
+}
+
+/// Runs the command.
+pub(super) async fn run(args: CreateArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
+    let mut settings = match Settings::load(global, printer) {
+        Ok(settings) => settings,
+        Err(exit) => return exit,
+    };
+    if settings.config.rules.is_empty() {
+        let hint = "write some in imgsync.yaml, or name a file with -c (examples/quickstart.yaml is one)";
+        printer.error("there are no rules to make a bundle of", Some(hint));
+        return Exit::Usage;
+    }
+    let prepared = prepare_rules(&args.rule, &mut settings).and_then(|()| Inputs::read(&args));
+    match prepared {
+        Ok(inputs) => match create(args, inputs, &settings, printer).await {
+            Ok(exit) => exit,
+            Err(error) => fail(&error, printer),
+        },
+        Err(error) => fail(&error, printer),
+    }
+}
+
+/// Limits the rules, and makes the bundle their target.
+fn prepare_rules(wanted: &[String], settings: &mut Settings) -> Result<()> {
+    if !wanted.is_empty() {
+        select_rules(settings, wanted)?;
+    }
+    let registry = BUNDLE_REGISTRY.parse().expect("a constant name parses");
+    let target = RuleTarget::Registry(TargetBase { registry, prefix: None });
+    for rule in &mut settings.config.rules {
+        if rule.sparse {
+            let detail = "`sparse: true` leaves out children of an index, and a bundle is complete";
+            return Err(Error::new(ErrorKind::Invalid, format!("making a bundle of {}", rule.label()), detail)
+                .with_hint("remove `sparse`, so that `platforms` makes a smaller index"));
+        }
+        rule.naming = rule.to.first().map(|to| rule.style_at(to)).or(rule.naming.take());
+        rule.to = vec![target.clone()];
+        // These are about the target, which is not known here.
+        (rule.backup, rule.prune) = (None, None);
+    }
+    Ok(())
+}
+
+/// Files that a bundle is made from, besides the images.
+struct Inputs {
+    have: Have,
+    have_digests: Vec<String>,
+    key: Option<BundleSigningKey>,
+    key_digest: Option<String>,
+    program: Option<Vec<u8>>,
+}
+
+impl Inputs {
+    fn read(args: &CreateArgs) -> Result<Inputs> {
+        let (mut have, mut have_digests) = (Have::default(), Vec::new());
+        for path in &args.have {
+            have_digests.push(add_have(&mut have, path)?);
+        }
+        let key = args.key.as_ref().map(|path| Ok::<_, Error>((path, read_file(path, MAX_KEY_BYTES)?))).transpose()?;
+        let key_digest = key.as_ref().map(|(_, bytes)| Digest::sha256(bytes).to_string());
+        let key = match key {
+            Some((path, bytes)) => {
+                Some(BundleSigningKey::from_pem(&String::from_utf8_lossy(&bytes), &path.display().to_string())?)
+            }
+            None => None,
+        };
+        let program = args.with_program.as_ref().map(|path| read_file(path, MAX_PROGRAM_BYTES)).transpose()?;
+        Ok(Inputs { have, have_digests, key, key_digest, program })
+    }
+}
+
+/// Adds what a file says that the receiver has. Returns its digest.
+fn add_have(have: &mut Have, path: &Path) -> Result<String> {
+    let label = path.display().to_string();
+    let head = read_head(path);
+    if Inventory::is_inventory(&head) {
+        let bytes = read_file(path, MAX_HAVE_BYTES)?;
+        have.add_inventory(&Inventory::decode(&bytes, &label)?);
+        return Ok(Digest::sha256(&bytes).to_string());
+    }
+    if BundleIndex::is_index(&head) {
+        let bytes = read_file(path, MAX_HAVE_BYTES)?;
+        have.add_bundle(&BundleIndex::decode(&bytes, &label)?);
+        return Ok(Digest::sha256(&bytes).to_string());
+    }
+    let bundle =
+        OpenedBundle::open(PartReader::open(&[path.to_owned()])?, None).map_err(|error| match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::InvalidResponse => error
+                .with_kind(ErrorKind::Invalid)
+                .with_hint("--have takes a file of `bundle inventory`, the index of an earlier bundle, or that bundle"),
+            _ => error,
+        })?;
+    have.add_bundle(&bundle.index);
+    Ok(Digest::sha256(&bundle.index_bytes).to_string())
+}
+
+pub(super) fn read_head(path: &Path) -> Vec<u8> {
+    use std::io::Read as _;
+    let mut head = Vec::new();
+    let _ = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut head));
+    head
+}
+
+/// Returns where the bundle is written.
+fn find_output(args: &CreateArgs) -> Result<BundleOutput> {
+    if args.out == Path::new("-") {
+        if args.part_size.is_some() {
+            let error = Error::new(ErrorKind::Invalid, "writing the bundle", "stdout cannot be cut into parts");
+            return Err(error.with_hint("leave out --part-size, or write to a file"));
+        }
+        return Ok(BundleOutput::Stdout);
+    }
+    let is_folder = args.out.is_dir() || args.out.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let (folder, name) = match is_folder {
+        true => (args.out.clone(), DEFAULT_NAME.to_owned()),
+        false => {
+            let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            (folder.to_owned(), args.out.file_name().unwrap_or_default().to_string_lossy().into_owned())
+        }
+    };
+    let failed = |error: std::io::Error| {
+        let detail = format!("{}: {error}", folder.display());
+        Error::new(ErrorKind::Invalid, "writing the bundle", detail).with_source(error)
+    };
+    if is_folder {
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+    }
+    let folder = std::fs::canonicalize(&folder).map_err(failed)?;
+    Ok(BundleOutput::Files(BundleFiles { folder, name, part_size: args.part_size }))
+}
+
+/// Refuses to replace a bundle, unless it is what an interrupted call has written.
+fn check_existing(output: &BundleOutput, work: &WorkFolder) -> Result<()> {
+    let BundleOutput::Files(files) = output else { return Ok(()) };
+    let existing = [files.list(), files.folder.join(&files.name)];
+    match existing.iter().find(|path| path.exists() && !work.has_written()) {
+        Some(existing) => {
+            let detail = format!("{} exists", existing.display());
+            Err(Error::new(ErrorKind::Invalid, "writing the bundle", detail)
+                .with_hint("choose another --out, or pass --overwrite to replace it"))
+        }
+        None => Ok(()),
+    }
+}
+
+async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: &Printer) -> Result<Exit> {
+    let output = find_output(&args)?;
+    let parameters = serde_json::json!([
+        env!("CARGO_PKG_VERSION"),
+        fingerprint(&settings.config, None).to_string(),
+        args.part_size,
+        inputs.have_digests,
+        inputs.key_digest,
+        inputs.program.as_ref().map(|program| Digest::sha256(program).to_string()),
+    ]);
+    let parameters = Digest::sha256(parameters.to_string().as_bytes());
+    let state = state_dir(args.state.as_ref())?;
+    let work = WorkFolder::open(&state, &output.to_string(), &parameters, args.restart)?;
+    if !args.overwrite {
+        check_existing(&output, &work)?;
+    }
+    let collector = BundleCollector::open(&work.file("collected"), inputs.have)?;
+    let backend = Backend::embedded(&work.file("store")).await?;
+    let run_args = RunArgs::from(args.run);
+    let options = run_args.report.resolve(settings)?;
+    if matches!(output, BundleOutput::Stdout) && (options.on_stdout || run_args.json) {
+        let error = Error::new(ErrorKind::Invalid, "writing the bundle", "a report on stdout would be in the bundle");
+        return Err(error.with_hint("write the report to a file: --report=FILE"));
+    }
+    let context =
+        RunContext::new(&run_args, settings, &backend, printer)?.with_bundle(BundleSide::Collect(collector.clone()));
+    let (plan, index) = match work.read_plan() {
+        Some((plan, index)) => {
+            printer.line("going on with a bundle whose images are already chosen; --restart chooses them again");
+            (plan, index)
+        }
+        None => {
+            let notifier = build_notifier(&run_args, settings, printer)?;
+            let StartOutcome::Created(mut made) = context.start(None).await? else {
+                return Err(Error::new(ErrorKind::Local, "making the bundle", "another process is making it"));
+            };
+            let _lock = made.lock.take();
+            let id = made.id;
+            let ended = context.follow(id, &notifier, async |run| run.list_and_run(*made).await).await?;
+            let name = run_args.report.report_name.as_deref();
+            let exit = context.report(&ended, (&options, name), false, &notifier, printer).await?;
+            if matches!(exit, Exit::Interrupted | Exit::CouldNotStart) {
+                return Ok(exit);
+            }
+            let wanted = wanted_tags(&*backend.store, id).await?;
+            if wanted.is_empty() {
+                printer.error(
+                    "no bundle is made: no image was found",
+                    Some("`imgsync run --dry-run` shows what the rules select"),
+                );
+                return Ok(Exit::Failed);
+            }
+            let header = BundleHeader {
+                created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+                imgsync: env!("CARGO_PKG_VERSION").to_owned(),
+                title: name.map_or_else(|| crate::report::rules_title(&settings.config), str::to_owned),
+                have: collector.have().labels().to_vec(),
+                program: inputs.program.as_ref().map(|program| Digest::sha256(program)),
+            };
+            let index = build_index(&collector, &wanted, header)?.encode();
+            let signature = inputs.key.as_ref().map(|key| key.sign(&index)).transpose()?;
+            let is_incomplete = exit != Exit::Done;
+            let plan = CollectedPlan { batch: id, is_incomplete, index: Digest::sha256(&index), signature };
+            work.write_plan(&plan, &index)?;
+            (plan, index)
+        }
+    };
+    let stop = context.stop_token();
+    let written =
+        write_bundle(&collector, &output, &work, (&plan, &index), inputs.program, context.client(), stop, printer);
+    let summary = match Box::pin(written).await {
+        Ok(summary) => summary,
+        Err(error) => {
+            printer.failure(&error);
+            if error.kind() == ErrorKind::NotFound {
+                printer.line("the source has changed since the images were chosen: --restart chooses them again");
+            }
+            return Ok(for_copy_error(&error, true));
+        }
+    };
+    printer.line(&summary.to_string());
+    if run_args.json {
+        let report = crate::report::Report::load(&*backend.store, plan.batch).await?;
+        let mut text = Vec::new();
+        crate::report::write_json(&report, options.shape.level(), &mut text).await?;
+        let report: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        printer.data(&serde_json::json!({"report": report, "bundle": summary}).to_string());
+    }
+    drop(context);
+    drop((backend, collector));
+    work.remove()?;
+    Ok(if plan.is_incomplete { Exit::Failed } else { Exit::Done })
+}
+
+/// Returns the tags whose images were collected.
+async fn wanted_tags(store: &dyn Store, batch: BatchId) -> Result<Vec<WantedTag>> {
+    let (mut wanted, mut from) = (Vec::new(), 0);
+    loop {
+        let rows = store.tasks(batch, None, from, PAGE).await?;
+        let Some(last) = rows.last() else { return Ok(wanted) };
+        from = last.task.index + 1;
+        for row in &rows {
+            let (source, target) = (&row.task.spec.source, &row.task.spec.target);
+            let is_collected = matches!(row.state, TaskState::Copied | TaskState::Unchanged);
+            if let Some((_, path)) = target.repository.registry().filter(|_| is_collected) {
+                wanted.push(WantedTag {
+                    path,
+                    tag: target.tag.clone(),
+                    source: source.repository.to_string(),
+                    source_tag: source.tag.clone(),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Bundles and kills, full disks and closed pipes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::images::{self, Layer, TestImage};
+use imgsync_tests::program::{Imgsync, Signal};
+
+use super::{create, leftovers, load, rules, visible_files};
+
+const IMAGES: usize = 12;
+const KILLS: usize = 10;
+
+fn image(number: usize) -> TestImage {
+    let name = format!("interrupted-{number}");
+    TestImage::single(&name).layer(Layer::File(400_000)).layer(Layer::File(3_000)).build()
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_both_sides_go_on_where_they_were() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    for number in 0..IMAGES {
+        source.push("a", &format!("v{number}"), &image(number));
+    }
+    let near = rules(&source.host(), &["a"]);
+    let arguments = ["bundle", "create", "-c", "imgsync.yaml", "--out", "out/", "--part-size", "300KB"];
+    let blobs = (0..IMAGES).map(|number| image(number).blobs.len() as u64).sum::<u64>();
+    let mut kills = 0;
+    for kill in 0..KILLS {
+        let before = source.count(RequestType::BlobGet);
+        let wanted = before + 1 + (kill as u64 * 7) % 5;
+        let mut running = near.again().args(arguments).spawn();
+        let list = near.work_dir().join("out/bundle.tar.json");
+        source
+            .wait_until(|source| source.count(RequestType::BlobGet) >= wanted || list.exists(), Duration::from_secs(60))
+            .await;
+        running.signal(Signal::KILL);
+        running.wait().await;
+        if list.exists() {
+            break;
+        }
+        kills += 1;
+    }
+    let out = near.work_dir().join("out");
+    if !out.join("bundle.tar.json").exists() {
+        near.again().args(arguments).run().await.assert_code(0);
+    }
+    assert!(kills >= 3, "{kills} kills");
+    // A blob that was being read is read on. What waited to be written is read again, and nothing else.
+    let read = source.count(RequestType::BlobGet);
+    assert!(read <= blobs + kills * 6, "{read} requests for {blobs} blobs after {kills} kills");
+    let sizes: u64 = (0..IMAGES).map(|number| image(number).blob_bytes()).sum();
+    let sent = source.bytes_sent();
+    assert!(sent <= sizes + kills * 600_000 + 500_000, "{sent} bytes of {sizes} after {kills} kills");
+    let checked = Command::new("sha256sum").args(["-c", "--quiet", "bundle.tar.sha256"]).current_dir(&out).status();
+    assert!(checked.unwrap().success());
+
+    let far = Imgsync::new();
+    let to = format!("{}/m", target.host());
+    for kill in 0..KILLS {
+        let wanted = target.total() + 1 + (kill as u64 * 11) % 17;
+        let mut running = far.again().args(["bundle", "load", out.to_str().unwrap(), "--to", &to]).spawn();
+        let is_done = |target: &FaultRegistry| target.tags_in_all() == IMAGES;
+        target.wait_until(|target| target.total() >= wanted || is_done(target), Duration::from_secs(60)).await;
+        running.signal(Signal::KILL);
+        running.wait().await;
+        target.assert_tags_complete();
+    }
+    load(&far, &out, &to, &[]).await.assert_code(0);
+    for number in 0..IMAGES {
+        target.assert_holds("m/a", &format!("v{number}"), &image(number));
+    }
+    assert_eq!(leftovers(&far, &out), [] as [PathBuf; 0]);
+    // What is there is not pushed again.
+    target.clear_requests();
+    load(&far, &out, &to, &[]).await.assert_code(0);
+    assert_eq!(target.count(RequestType::UploadStart), 0);
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_resumed_has_the_bytes_of_one_that_was_not() {
+    let source = FaultRegistry::start().await;
+    for number in 0..3 {
+        source.push("a", &format!("v{number}"), &image(number));
+    }
+    let near = rules(&source.host(), &["a"]);
+    let arguments = ["bundle", "create", "-c", "imgsync.yaml", "--out", "b.tar"];
+    let mut running = near.again().args(arguments).spawn();
+    source.wait_until(|source| source.count(RequestType::BlobGet) >= 3, Duration::from_secs(60)).await;
+    running.signal(Signal::KILL);
+    running.wait().await;
+    near.again().args(arguments).run().await.assert_code(0);
+    let members = |bytes: &[u8]| {
+        let mut archive = tar::Archive::new(bytes);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            (entry.path().unwrap().into_owned(), entry.size())
+        });
+        entries.filter(|(path, _)| path.starts_with("blobs")).collect::<Vec<_>>()
+    };
+    let resumed = std::fs::read(near.work_dir().join("b.tar")).unwrap();
+    create(&near, "c.tar", &[]).await.assert_code(0);
+    let whole = std::fs::read(near.work_dir().join("c.tar")).unwrap();
+    assert_eq!(members(&resumed), members(&whole));
+    assert_eq!(resumed.len(), whole.len());
+}
+
+#[tokio::test]
+async fn a_disk_without_enough_space_is_noticed_before_the_first_byte_and_the_next_call_goes_on() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let big = images::big("bundle-space", 3_000_000);
+    source.push("a", "1", &big);
+    let near = rules(&source.host(), &["a"]);
+    let folder = near.work_dir().join("medium");
+    std::fs::create_dir(&folder).unwrap();
+    let Some(medium) = Tmpfs::mount(&folder, "1m") else {
+        return imgsync_tests::skipped("a medium that is too small: a tmpfs cannot be mounted here");
+    };
+    let refused = create(&near, "medium/", &[]).await.assert_code(1);
+    assert!(refused.stderr.contains("are needed"), "{}", refused.stderr);
+    assert_eq!(visible_files(&folder), [] as [&str; 0]);
+    assert_eq!(source.count(RequestType::BlobGet), 0);
+    medium.resize("8m");
+    source.clear_requests();
+    create(&near, "medium/", &[]).await.assert_code(0);
+    assert_eq!(source.count(RequestType::ManifestGet), 0, "the images were chosen before");
+    load(&Imgsync::new(), &folder, &format!("{}/m", target.host()), &[]).await.assert_code(0);
+    target.assert_holds("m/a", "1", &big);
+}
+
+#[tokio::test]
+async fn a_closed_pipe_is_an_error_and_a_whole_one_is_a_bundle() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let big = images::big("bundle-pipe", 3_000_000);
+    source.push("a", "1", &big);
+    let near = rules(&source.host(), &["a"]);
+    let program = near.path().to_str().unwrap().to_owned();
+    let shell = async |script: &str| {
+        let script = script.replace("CREATE", &format!("{program} bundle create -c imgsync.yaml --out -"));
+        let output = tokio::process::Command::new("bash")
+            .args(["-c", &script])
+            .current_dir(near.work_dir())
+            .env("XDG_STATE_HOME", near.state_dir())
+            .output();
+        output.await.unwrap()
+    };
+    let closed = shell("CREATE | head -c 1000 >/dev/null; exit ${PIPESTATUS[0]}").await;
+    let said = String::from_utf8_lossy(&closed.stderr).into_owned();
+    assert!(closed.status.code() == Some(1) && said.contains("the pipe was closed"), "{said}");
+    let whole = shell("set -o pipefail; CREATE | cat > b.tar").await;
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    load(&Imgsync::new(), &near.work_dir().join("b.tar"), &format!("{}/m", target.host()), &[]).await.assert_code(0);
+    target.assert_holds("m/a", "1", &big);
+}
+
+/// A small file system, unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(folder: &Path, size: &str) -> Option<Tmpfs> {
+        let options = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Tmpfs(folder.to_owned()))
+    }
+
+    fn resize(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
