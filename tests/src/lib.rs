@@ -15,6 +15,7 @@ pub mod dns;
 pub mod fault;
 pub mod images;
 pub mod namespace;
+pub mod podman;
 pub mod program;
 pub mod proxy;
 pub mod registry_profiles;

@@ -95,6 +95,17 @@ impl Skopeo {
     }
 }
 
+impl Skopeo {
+    /// Copies from a `docker-archive:`, which has one platform of an image and no manifest of it.
+    ///
+    /// # Errors
+    /// Returns skopeo's output.
+    pub async fn copy_docker_archive(&self, source: &str, target: &str) -> Result<(), String> {
+        let arguments = ["copy", "--dest-tls-verify=false", source, target];
+        run(&arguments.map(str::to_owned)).await.map(|_| ())
+    }
+}
+
 /// Runs skopeo with a policy that accepts anything, and with the given credentials only.
 async fn run(arguments: &[String]) -> Result<Vec<u8>, String> {
     let program = find_program("skopeo").expect("skopeo is installed (apt install skopeo)");

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
-use flate2::write::GzEncoder;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::Context;
 use imgsync_registry::event::Event;
@@ -16,33 +15,23 @@ use imgsync_registry::event::Event;
 use super::lock::lock;
 use super::partial::verified_length;
 use super::plan::ArchivePlan;
-use super::sink::{ArchiveSink, ByteOutput, ThreadSink, write_error};
+use super::sink::{ArchiveSink, ByteOutput, Compression, ThreadSink, write_error};
 
 /// Suffix of the hidden file.
 const PARTIAL_SUFFIX: &str = ".imgsync-partial";
 
-/// Compression around a whole archive.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// None: the only form that all loaders take, and that can be resumed. Layers are compressed anyway.
-    #[default]
-    None,
-    /// gzip.
-    Gzip,
-}
-
-/// A file that an archive is written to. Until [`ArchiveFile::commit`], an existing file stays as it is; dropped before, it leaves the
-/// hidden file, which the next writer of the same plan resumes.
+/// A file that an archive is written to. Until [`ArchiveOutput::commit`], an existing file stays as it is; dropped before,
+/// it leaves the hidden file, which the next writer of the same plan resumes. A pipe or device is written to directly.
 #[derive(Debug)]
-pub struct ArchiveFile {
+pub struct ArchiveOutput {
     sink: ThreadSink,
-    partial: PathBuf,
-    path: PathBuf,
+    /// The hidden file and its final path; none for a pipe.
+    renamed: Option<(PathBuf, PathBuf)>,
     operation: String,
     resume_from: u64,
 }
 
-impl ArchiveFile {
+impl ArchiveOutput {
     /// Opens the hidden file of a plan, waiting for another process that writes it. What it has of the plan, as left by
     /// a killed process, is verified and kept. Fails if the disk has too little space for the rest.
     pub async fn open(
@@ -50,10 +39,15 @@ impl ArchiveFile {
         plan: &ArchivePlan,
         compression: Compression,
         context: &Context,
-    ) -> Result<ArchiveFile> {
+    ) -> Result<ArchiveOutput> {
         let operation = format!("writing {}", path.display());
         // The target of a link is replaced, not the link.
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if std::fs::metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            let opened = OpenOptions::new().write(true).open(&path);
+            let file = opened.map_err(|error| write_error(&operation, error))?;
+            return Ok(ArchiveOutput::pipe(file, compression, operation));
+        }
         let partial = partial_path(&path, &operation)?;
         let mut file = open_locked(&partial, &operation, context).await?;
         let local = |error: io::Error| write_error(&operation, error);
@@ -84,12 +78,21 @@ impl ArchiveFile {
             let message = format!("resuming {}: {known} of {total} are there", path.display());
             context.events.emit(Event::Notice { message: imgsync_oci::sanitize::sanitize(&message).into_owned() });
         }
-        let output: Box<dyn ByteOutput> = match compression {
-            Compression::None => Box::new(PlainFile(file)),
-            Compression::Gzip => Box::new(GzipFile(GzEncoder::new(file, flate2::Compression::fast()))),
+        let sink = match compression {
+            Compression::None => ThreadSink::new(Box::new(PlainFile(file)), operation.clone()),
+            Compression::Gzip => ThreadSink::gzip(file, operation.clone()),
         };
-        let sink = ThreadSink::new(output, operation.clone());
-        Ok(ArchiveFile { sink, partial, path, operation, resume_from })
+        Ok(ArchiveOutput { sink, renamed: Some((partial, path)), operation, resume_from })
+    }
+
+    /// Writes to a pipe or device, such as stdout.
+    pub fn pipe(file: File, compression: Compression, operation: impl Into<String>) -> ArchiveOutput {
+        let operation = operation.into();
+        let sink = match compression {
+            Compression::None => ThreadSink::pipe(file, operation.clone()),
+            Compression::Gzip => ThreadSink::gzip(file, operation.clone()),
+        };
+        ArchiveOutput { sink, renamed: None, operation, resume_from: 0 }
     }
 
     /// Returns the number of bytes of the plan that are in the file already.
@@ -100,10 +103,11 @@ impl ArchiveFile {
     /// Syncs the file, and replaces an existing one.
     pub async fn commit(self) -> Result<()> {
         let file = self.sink.finish_file().await?;
-        let (partial, path) = (self.partial, self.path);
+        let (Some((partial, path)), Some(file)) = (self.renamed, file) else { return Ok(()) };
         let rename = tokio::task::spawn_blocking(move || {
+            file.sync_all()?;
             std::fs::rename(&partial, &path)?;
-            // Until here, a waiting writer would write into the new archive.
+            // Without the lock, a waiting writer would write into the new archive.
             drop(file);
             sync_folder(&path)
         });
@@ -113,7 +117,7 @@ impl ArchiveFile {
 }
 
 #[async_trait]
-impl ArchiveSink for ArchiveFile {
+impl ArchiveSink for ArchiveOutput {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.sink.write(bytes).await
     }
@@ -142,32 +146,7 @@ impl ByteOutput for PlainFile {
     }
 
     fn finish(self: Box<Self>) -> io::Result<Option<File>> {
-        self.0.sync_all()?;
         Ok(Some(self.0))
-    }
-}
-
-struct GzipFile(GzEncoder<File>);
-
-impl Write for GzipFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl ByteOutput for GzipFile {
-    fn rewind_to(&mut self, _offset: u64) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn finish(self: Box<Self>) -> io::Result<Option<File>> {
-        let file = self.0.finish()?;
-        file.sync_all()?;
-        Ok(Some(file))
     }
 }
 

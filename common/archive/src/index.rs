@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use imgsync_layout::DIGEST_TAG_NAME;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest, Reference, Tag};
 use serde::Serialize;
@@ -30,7 +31,8 @@ pub struct ArchiveImage {
     pub name: Option<ArchivedName>,
     /// Manifest or index.
     pub root: Descriptor,
-    /// Digest of the manifest that this one refers to, for a signature or another referrer.
+    /// Digest of the manifest that this one refers to, for a signature or another referrer. With a name, this is a digest
+    /// tag, which loaders do not see as an image.
     pub subject: Option<Digest>,
 }
 
@@ -49,22 +51,20 @@ impl ArchiveImage {
     /// name a referrer like an image.
     fn described(&self) -> Descriptor {
         let mut root = Descriptor { urls: Vec::new(), data: None, ..self.root.clone() };
-        root.annotations.retain(|key, _| ![REF_NAME, CONTAINERD_NAME, SUBJECT].contains(&key.as_str()));
-        match &self.name {
-            Some(ArchivedName::Full(name)) => {
-                root.annotations.insert(REF_NAME.to_owned(), name.to_string());
-                // A name here makes an image of a signature under a digest tag, which docker and ctr cannot unpack.
-                if self.subject.is_none() {
-                    root.annotations.insert(CONTAINERD_NAME.to_owned(), name.to_string());
-                }
+        root.annotations
+            .retain(|key, _| ![REF_NAME, CONTAINERD_NAME, DIGEST_TAG_NAME, SUBJECT].contains(&key.as_str()));
+        let mut annotate = |key: &str, value: String| _ = root.annotations.insert(key.to_owned(), value);
+        match (&self.name, &self.subject) {
+            (Some(name), Some(_)) => annotate(DIGEST_TAG_NAME, name.to_string()),
+            (Some(ArchivedName::Full(name)), None) => {
+                annotate(REF_NAME, name.to_string());
+                annotate(CONTAINERD_NAME, name.to_string());
             }
-            Some(ArchivedName::Tag(tag)) => {
-                root.annotations.insert(REF_NAME.to_owned(), tag.to_string());
-            }
-            None => {}
+            (Some(ArchivedName::Tag(tag)), None) => annotate(REF_NAME, tag.to_string()),
+            (None, _) => {}
         }
         if let Some(subject) = &self.subject {
-            root.annotations.insert(SUBJECT.to_owned(), subject.to_string());
+            annotate(SUBJECT, subject.to_string());
         }
         root
     }

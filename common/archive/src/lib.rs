@@ -4,12 +4,13 @@
 //! An [`ArchivePlan`] lists all members with their sizes before the first byte is written. The bytes of an archive depend on the
 //! plan alone: there are no times, and owner and mode are fixed. The order of the members is `oci-layout`, `index.json`,
 //! `manifest.json`, other files, manifests, configs, layers, so that readers need one pass. [`write_archive`] streams the
-//! content into an [`ArchiveSink`]: a file ([`ArchiveFile`]), a pipe ([`ThreadSink`]), or any other.
+//! content into an [`ArchiveSink`]: a file ([`ArchiveOutput`]), a pipe ([`ThreadSink`]), or any other.
 
 mod docker;
 mod file;
 mod index;
 mod lock;
+mod manifest_spool;
 mod member;
 mod partial;
 mod plan;
@@ -19,9 +20,10 @@ mod tests;
 mod write;
 
 pub use docker::DockerSummary;
-pub use file::{ArchiveFile, Compression};
+pub use file::ArchiveOutput;
 pub use index::{ArchiveImage, ArchivedName};
+pub use manifest_spool::ManifestSpool;
 pub use member::{Member, MemberContent};
 pub use plan::{ArchivePlan, ArchivePlanner};
-pub use sink::{ArchiveSink, ThreadSink};
+pub use sink::{ArchiveSink, Compression, ThreadSink};
 pub use write::{ArchiveSource, ContentStream, write_archive};

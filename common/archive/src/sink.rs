@@ -5,11 +5,22 @@ use std::io::{self, Write};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use flate2::write::GzEncoder;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 
 /// Chunks that wait for the writer: a few hundred KiB, so that reading and writing overlap.
 const QUEUED_CHUNKS: usize = 16;
+
+/// Compression around a whole archive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// None: the only form that all loaders take, and that can be resumed. Layers are compressed anyway.
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+}
 
 /// Takes the bytes of an archive in order.
 #[async_trait]
@@ -36,7 +47,7 @@ pub(crate) trait ByteOutput: Write + Send + 'static {
 /// An output that cannot go back: a pipe.
 struct Pipe<W>(W);
 
-impl<W: Write + Send + 'static> Write for Pipe<W> {
+impl<W: Write> Write for Pipe<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -53,6 +64,29 @@ impl<W: Write + Send + 'static> ByteOutput for Pipe<W> {
 
     fn finish(mut self: Box<Self>) -> io::Result<Option<File>> {
         self.0.flush().map(|()| None)
+    }
+}
+
+/// A compressed file, which cannot go back either.
+struct GzipFile(GzEncoder<File>);
+
+impl Write for GzipFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl ByteOutput for GzipFile {
+    fn rewind_to(&mut self, _offset: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<Option<File>> {
+        self.0.finish().map(Some)
     }
 }
 
@@ -73,6 +107,11 @@ impl ThreadSink {
     /// Creates a sink over a pipe, such as stdout. `operation` describes the write, for messages.
     pub fn pipe(writer: impl Write + Send + 'static, operation: impl Into<String>) -> ThreadSink {
         ThreadSink::new(Box::new(Pipe(writer)), operation.into())
+    }
+
+    /// Creates a sink that compresses into a file.
+    pub(crate) fn gzip(file: File, operation: String) -> ThreadSink {
+        ThreadSink::new(Box::new(GzipFile(GzEncoder::new(file, flate2::Compression::fast()))), operation)
     }
 
     pub(crate) fn new(mut output: Box<dyn ByteOutput>, operation: String) -> ThreadSink {

@@ -1,7 +1,7 @@
 //! Streams the members of a plan into a sink.
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -13,6 +13,11 @@ use super::sink::ArchiveSink;
 
 /// Zero bytes for padding and the trailer.
 static ZEROS: [u8; TRAILER_BYTES as usize] = [0; TRAILER_BYTES as usize];
+
+/// Largest blob that is read into memory, in bytes.
+const MAX_SMALL_BLOB_BYTES: u64 = 1 << 20;
+/// Small blobs read at the same time.
+const CONCURRENT_SMALL_BLOBS: usize = 8;
 
 /// Content of a blob.
 pub type ContentStream = BoxStream<'static, Result<Bytes>>;
@@ -44,9 +49,18 @@ pub async fn write_archive(
     resume_from: u64,
 ) -> Result<()> {
     let mut output = OffsetSink { sink, offset: 0, written: resume_from };
-    for member in plan.members() {
+    let mut members = plan.members();
+    while let Some(member) = members.first() {
         if output.offset + member.archived_size() <= output.written {
             output.offset += member.archived_size();
+            members = &members[1..];
+            continue;
+        }
+        let small = members.iter().take_while(|member| is_small_blob(member)).count();
+        let (now, later) = members.split_at(small.max(1));
+        members = later;
+        if small > 0 {
+            output.write_small_blobs(now, source).await?;
             continue;
         }
         let start = output.offset;
@@ -59,6 +73,37 @@ pub async fn write_archive(
         }
     }
     output.write(Bytes::from_static(&ZEROS)).await
+}
+
+/// Whether a member is read into memory, while others are.
+fn is_small_blob(member: &Member) -> bool {
+    matches!(member.content, MemberContent::Blob(_)) && member.size <= MAX_SMALL_BLOB_BYTES
+}
+
+/// Reads and verifies a small blob; wrong content is read once more.
+async fn read_small_blob(digest: &Digest, size: u64, source: &dyn ArchiveSource) -> Result<Bytes> {
+    match collect_blob(digest, size, source).await {
+        Err(error) if error.kind() == ErrorKind::Corrupt => collect_blob(digest, size, source).await,
+        read => read,
+    }
+}
+
+async fn collect_blob(digest: &Digest, size: u64, source: &dyn ArchiveSource) -> Result<Bytes> {
+    let mut stream = source.open_blob(digest, size).await?;
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = stream.next().await {
+        bytes.extend_from_slice(&chunk?);
+        if bytes.len() as u64 > size {
+            return Err(too_long(digest, size));
+        }
+    }
+    if (bytes.len() as u64) < size {
+        return Err(too_short(digest, bytes.len() as u64, size));
+    }
+    match source.verifies_blobs() || digest.verifies(&bytes) {
+        true => Ok(bytes.freeze()),
+        false => Err(wrong_content(digest, &Digest::from_bytes(digest.algorithm(), &bytes))),
+    }
 }
 
 /// A sink, and where the next byte belongs.
@@ -107,6 +152,29 @@ impl OffsetSink<'_> {
             }
             MemberContent::Blob(digest) => self.write_blob(digest, member.size, source).await?,
         }
+        self.write_padding(member).await
+    }
+
+    /// Writes small blobs, several of which are read at the same time: most of their time is spent waiting.
+    async fn write_small_blobs(&mut self, members: &[Member], source: &dyn ArchiveSource) -> Result<()> {
+        let mut contents = futures_util::stream::iter(members)
+            .map(|member| async move {
+                let digest = member.digest().ok_or_else(|| {
+                    Error::new(ErrorKind::Local, format!("archiving {}", member.path), "it is not a blob")
+                })?;
+                Ok::<_, Error>((member, read_small_blob(digest, member.size, source).await?))
+            })
+            .buffered(CONCURRENT_SMALL_BLOBS);
+        while let Some(read) = contents.next().await {
+            let (member, bytes) = read?;
+            self.write(member.header()).await?;
+            self.write(bytes).await?;
+            self.write_padding(member).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_padding(&mut self, member: &Member) -> Result<()> {
         self.write(Bytes::from_static(&ZEROS[..usize::try_from(member.padding()).unwrap_or(0)])).await
     }
 
@@ -116,9 +184,7 @@ impl OffsetSink<'_> {
         let mut left = size;
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
-            left = left.checked_sub(chunk.len() as u64).ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, describe(digest), format!("longer than its {size} bytes"))
-            })?;
+            left = left.checked_sub(chunk.len() as u64).ok_or_else(|| too_long(digest, size))?;
             if let Some(hasher) = &mut hasher {
                 hasher.update(&chunk);
                 if left == 0 {
@@ -131,16 +197,18 @@ impl OffsetSink<'_> {
             self.write(chunk).await?;
         }
         match left {
-            0 if size == 0 && !digest.verifies(&[]) => {
-                Err(wrong_content(digest, &Digest::from_bytes(digest.algorithm(), &[])))
-            }
             0 => Ok(()),
-            left => {
-                let detail = format!("the stream ended after {} of {size} bytes", size - left);
-                Err(Error::new(ErrorKind::Corrupt, describe(digest), detail))
-            }
+            left => Err(too_short(digest, size - left, size)),
         }
     }
+}
+
+fn too_long(digest: &Digest, size: u64) -> Error {
+    Error::new(ErrorKind::Corrupt, describe(digest), format!("longer than its {size} bytes"))
+}
+
+fn too_short(digest: &Digest, length: u64, size: u64) -> Error {
+    Error::new(ErrorKind::Corrupt, describe(digest), format!("the stream ended after {length} of {size} bytes"))
 }
 
 fn describe(digest: &Digest) -> String {

@@ -22,7 +22,7 @@ use imgsync_model::naming::{
 };
 use imgsync_model::schedule::Schedule;
 use imgsync_model::select::{Newest, NewestBy, RepositoryPattern, SelectionContradiction, TagPattern, TagSelection};
-use imgsync_oci::{Platform, RepositoryName, Tag};
+use imgsync_oci::{ArchiveFormat, Platform, RepositoryName, Tag};
 
 pub(crate) use titles::MAX_NAME_CHARS;
 
@@ -327,6 +327,13 @@ fn read_artifact_type(reader: &ValueReader, node: &YamlNode) -> Option<String> {
 
 fn read_target(reader: &ValueReader, node: &YamlNode) -> Option<RuleTarget> {
     let text = reader.text(node)?;
+    if ArchiveFormat::split_scheme(text).is_some() {
+        let message = format!("`{text}` is an archive, which cannot be the target of a rule");
+        let hint =
+            "write single images to it with `imgsync sync IMAGE… oci-archive:FILE`, or make a bundle of all images";
+        reader.report_with_hint(&node.at, message, hint);
+        return None;
+    }
     match text.strip_prefix("oci:") {
         Some(layout) => read_layout_path(reader, node, layout).map(RuleTarget::Layout),
         None => reader.parse(node).map(RuleTarget::Registry),

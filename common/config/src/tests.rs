@@ -189,6 +189,10 @@ fn secrets_in_the_file_are_noticed() {
 fn bad_configurations_are_refused_with_the_reason() {
     for (text, message) in [
         ("rules: {}".to_owned(), "expected a list, and this is a mapping"),
+        (
+            "rules: [{from: a.io/b, to: 'oci-archive:x.tar'}]".to_owned(),
+            "is an archive, which cannot be the target of a rule",
+        ),
         ("rules: [{}]".to_owned(), "a rule needs `from` or `preset`"),
         ("rules: [{form: a, to: r.io}]".to_owned(), "unknown key `form`, did you mean `from`?"),
         ("[]".to_owned(), "the configuration is a mapping of cluster, registries"),

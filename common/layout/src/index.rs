@@ -18,6 +18,9 @@ use imgsync_registry::ManifestRef;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation in which containerd and BuildKit write the full reference, beside a bare tag in the one above.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// Annotation in which archives of imgsync have the name of a digest tag. Under the names above, containerd would make an
+/// image of a signature, and fail to unpack it.
+pub const DIGEST_TAG_NAME: &str = "io.github.imgsync.ref.name";
 const MANIFESTS: &str = "manifests";
 
 /// An image in a layout's index.
@@ -201,7 +204,8 @@ fn read_entry(raw: &RawValue) -> Result<IndexEntry, String> {
     let descriptor: Descriptor = serde_json::from_str(raw.get()).map_err(describe)?;
     let written = |key: &str| descriptor.annotations.get(key).filter(|name| !name.is_empty()).cloned();
     let full = |name: &str| name.parse::<Reference>().ok();
-    let (ref_name, containerd) = (written(REF_NAME), written(CONTAINERD_NAME));
+    let ref_name = written(REF_NAME).or_else(|| written(DIGEST_TAG_NAME));
+    let containerd = written(CONTAINERD_NAME);
     let bare = ref_name.as_deref().and_then(|name| name.parse::<Tag>().ok());
     let (name, repository, tag) = match (ref_name, containerd) {
         // `ref.name` may be anything that is not a full name.

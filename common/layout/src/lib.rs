@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex};
 
 pub use archive_reference::{ArchiveRef, ParseArchiveRefError};
 pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
-pub use index::IndexEntry;
+pub use index::{DIGEST_TAG_NAME, IndexEntry};
 pub use limits::limits;
 pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
 pub use manifests::LayoutRepository;

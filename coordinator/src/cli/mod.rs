@@ -32,6 +32,8 @@ mod settings;
 mod show;
 mod signals;
 mod sync;
+mod sync_archive;
+mod sync_stats;
 mod tags;
 mod target;
 mod tui;

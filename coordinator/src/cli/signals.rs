@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use imgsync_worker::StopSignals;
+use imgsync_worker::copy::CLEANUP_TIMEOUT;
 use imgsync_worker::runner::Shutdown;
 use imgsync_worker::settings::{ABORT_TIMEOUT, DRAIN_TIMEOUT};
 use tokio_util::sync::CancellationToken;
@@ -52,4 +53,10 @@ async fn end_within(limit: Duration, mut signals: StopSignals) {
     }
     #[expect(clippy::exit, reason = "what was asked to stop has not: nothing is waited for any more")]
     std::process::exit(4);
+}
+
+/// Waits after Ctrl-C until the time to cancel uploads at the target is over.
+pub(crate) async fn wait_for_cleanup(cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    tokio::time::sleep(CLEANUP_TIMEOUT).await;
 }

@@ -18,10 +18,9 @@ use imgsync_oci::secret::Secret;
 use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::{Credential, CredentialEnvironment};
 use imgsync_registry::event::{Event, Events, Observer};
-use imgsync_registry::{Client, ClientSettings, Context, TrafficSnapshot};
+use imgsync_registry::{Client, ClientSettings, Context};
 use imgsync_worker::copy::{
-    CLEANUP_TIMEOUT, Copier, CopyLimits, CopyOutcome, CopyPreview, CopyReport, CopyRequest, ImageLocation, NoGate,
-    PlatformSelection, TransferStats,
+    Copier, CopyLimits, CopyOutcome, CopyPreview, CopyReport, CopyRequest, ImageLocation, NoGate, PlatformSelection,
 };
 use serde::Serialize;
 
@@ -32,6 +31,8 @@ use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
+use super::sync_archive::{ArchiveCompression, ArchiveOptions, copy_to_archive};
+use super::sync_stats::{CopyStats, EndpointRequests, EndpointTraffic, format_requests};
 use super::target::{docker_hub, read_password};
 use super::values::parse_location;
 use clap::Args;
@@ -48,6 +49,9 @@ pub(crate) struct SyncArgs {
     /// The target; without a tag, the source's tag is used [default: docker.io/<user>/<source's name with _ for />]
     #[arg(value_name = "TARGET", value_parser = parse_target)]
     pub(crate) target: Option<ImageLocation>,
+    /// With several images for one archive: all but the last are sources, and the last is the archive
+    #[arg(value_name = "MORE", value_parser = parse_location)]
+    pub(crate) more: Vec<ImageLocation>,
     /// Copy only this platform (os/arch[/variant]) instead of all; the target then has that platform's digest
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<Platform>,
@@ -57,6 +61,9 @@ pub(crate) struct SyncArgs {
     /// Copy foreign layers (those with `urls`) instead of leaving them where they are
     #[arg(long)]
     pub(crate) foreign_layers: bool,
+    /// Compression of a target archive; uncompressed ones can be resumed, and all tools load them
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
+    pub(crate) archive_compress: ArchiveCompression,
     /// Print what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -97,6 +104,26 @@ pub(crate) struct SyncArgs {
 }
 
 impl SyncArgs {
+    /// Whether nothing is to be copied.
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.dry_run || self.download_manifests
+    }
+
+    /// Splits the images into sources and a target.
+    fn endpoints(&self) -> Result<(Vec<ImageLocation>, Option<ImageLocation>)> {
+        let Some((target, more)) = self.more.split_last() else {
+            return Ok((vec![self.source.clone()], self.target.clone()));
+        };
+        if !matches!(target, ImageLocation::Archive(_)) {
+            let detail = format!("several sources were given, and {target} is not an archive");
+            return Err(Error::new(ErrorKind::Invalid, "choosing the target", detail).with_hint(
+                "several images go into one archive (oci-archive:FILE); to copy many, write rules for `imgsync run`",
+            ));
+        }
+        let sources = [&self.source].into_iter().chain(&self.target).chain(more);
+        Ok((sources.cloned().collect(), Some(target.clone())))
+    }
+
     /// Returns the referrers to copy with the image.
     pub(crate) fn referrers(&self) -> Referrers {
         match &self.referrers[..] {
@@ -147,31 +174,6 @@ enum SyncOutput<'a> {
     WouldNotChange { digest: &'a Digest },
     Failed { kind: ErrorKind, error: String, hint: Option<&'a str>, attempts: u32 },
     Cancelled { error: String },
-}
-
-#[derive(Debug, Serialize)]
-struct CopyStats<'a> {
-    digest: &'a Digest,
-    bytes: TransferStats,
-    blobs: TransferStats,
-    manifests: u64,
-    referrers: u64,
-    /// All requests sent; `traffic` counts them by kind.
-    requests: EndpointRequests,
-    traffic: EndpointTraffic,
-    seconds: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct EndpointRequests {
-    source: u64,
-    target: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct EndpointTraffic {
-    source: TrafficSnapshot,
-    target: TrafficSnapshot,
 }
 
 /// Runs the command.
@@ -251,9 +253,18 @@ async fn execute(
     client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
     client.stall_timeout = args.retry.stall_timeout;
-    let source = resolve_single_image(&args.source).await?;
-    let target = with_source_tag(resolve_target(args, &mut client, password).await?, &source);
+    let (sources, given_target) = args.endpoints()?;
+    let mut resolved = Vec::new();
+    for source in &sources {
+        resolved.push(resolve_single_image(source).await?);
+    }
+    let source = resolved[0].clone();
+    let target = with_source_tag(resolve_target(args, given_target.as_ref(), &mut client, password).await?, &source);
     *named = Some(target.clone());
+    if args.archive_compress != ArchiveCompression::None && !matches!(target, ImageLocation::Archive(_)) {
+        let detail = "--archive-compress is for archives as targets (oci-archive:FILE, docker-archive:FILE)";
+        return Err(Error::new(ErrorKind::Invalid, "choosing the target", detail));
+    }
 
     let progress = &observer.progress;
     let context = Context { events: Events::new(observer.clone()), ..Context::default() };
@@ -278,7 +289,12 @@ async fn execute(
     if args.download_manifests {
         printer.line("--download-manifests is superseded by --dry-run, and does the same: nothing is copied");
     }
-    if args.dry_run || args.download_manifests {
+    if let ImageLocation::Archive(archive) = &target {
+        let options =
+            ArchiveOptions { dry_run: args.is_dry_run(), json: args.json, compression: args.archive_compress };
+        return copy_to_archive(options, resolved, archive, job, &copier, &context, (progress, printer)).await;
+    }
+    if args.is_dry_run() {
         let survey = copier.preview(&job, &context).await?;
         print_preview(args, &target, &survey, printer);
         return Ok(());
@@ -286,27 +302,22 @@ async fn execute(
     let copied = tokio::select! {
         copied = copier.copy(&job, &NoGate, &context) => copied,
         () = progress.run() => unreachable!("it goes on until dropped"),
-        () = wait_for_cleanup(&context) => Err(Error::cancelled(format!("copying {} to {target}", args.source))),
+        () = signals::wait_for_cleanup(&context.cancel) => Err(Error::cancelled(format!("copying {} to {target}", args.source))),
     };
     progress.finish();
     print_result(args, &target, &copied?, printer);
     Ok(())
 }
 
-/// Waits after Ctrl-C until the time to cancel uploads at the target is over.
-async fn wait_for_cleanup(context: &Context) {
-    context.cancel.cancelled().await;
-    tokio::time::sleep(CLEANUP_TIMEOUT).await;
-}
-
 /// Returns the target: the given one, else the source's flat name below the user at Docker Hub. Given credentials
 /// apply to its registry.
 async fn resolve_target(
     args: &SyncArgs,
+    given: Option<&ImageLocation>,
     client: &mut ClientSettings,
     password: Option<Secret>,
 ) -> Result<ImageLocation> {
-    let registry = match &args.target {
+    let registry = match given {
         Some(ImageLocation::Registry(target)) => target.registry.clone(),
         Some(local @ (ImageLocation::Layout(_) | ImageLocation::Archive(_))) => return Ok(local.clone()),
         None => docker_hub(),
@@ -315,7 +326,7 @@ async fn resolve_target(
         let credential = Credential::Basic { username: user.clone(), password };
         client.registries.entry(registry.clone()).or_default().credentials = vec![credential];
     }
-    if let Some(target) = &args.target {
+    if let Some(target) = given {
         return Ok(target.clone());
     }
     let user = match &args.user {
@@ -454,26 +465,6 @@ fn print_preview(args: &SyncArgs, target: &ImageLocation, preview: &CopyPreview,
     });
 }
 
-/// Formats the number of requests sent, by endpoint, and how many of them were for referrers and digest tags, for
-/// tokens, or redirected.
-pub(crate) fn format_requests(source: &TrafficSnapshot, target: &TrafficSnapshot) -> String {
-    let (to_source, to_target) = (source.total_requests(), target.total_requests());
-    let parts = [
-        (source.referrers + target.referrers, "for referrers and digest tags"),
-        (source.tokens + target.tokens, "for tokens"),
-        (source.redirects + target.redirects, "redirected"),
-    ];
-    let parts = parts.into_iter().filter(|(count, _)| *count > 0);
-    let parts: Vec<String> = parts.map(|(count, what)| format!("{} {what}", group_digits(count))).collect();
-    let parts = if parts.is_empty() { String::new() } else { format!("; of these, {}", parts.join(", ")) };
-    format!(
-        "{} ({} to the source, {} to the target{parts})",
-        pluralize(to_source + to_target, "request", "requests"),
-        group_digits(to_source),
-        group_digits(to_target)
-    )
-}
-
 /// Returns an immutable reference.
 fn pin_digest(target: &ImageLocation, digest: &Digest) -> String {
     match target {
@@ -487,23 +478,5 @@ fn print_json(printer: &Printer, output: &SyncJson<'_>) {
     match serde_json::to_string(output) {
         Ok(line) => _ = printer.data(&line),
         Err(error) => printer.error(&format!("the result cannot be written as JSON: {error}"), None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_for_referrers_tokens_and_redirects_are_counted_and_named() {
-        let source = TrafficSnapshot { requests: 1, referrers: 2, tokens: 1, ..TrafficSnapshot::default() };
-        let target = TrafficSnapshot { requests: 1_000, referrers: 2, redirects: 1, ..TrafficSnapshot::default() };
-        assert_eq!(
-            format_requests(&source, &target),
-            "1,007 requests (4 to the source, 1,003 to the target; of these, 4 for referrers and digest tags, 1 for \
-             tokens, 1 redirected)"
-        );
-        let one = TrafficSnapshot { requests: 1, ..TrafficSnapshot::default() };
-        assert_eq!(format_requests(&one, &TrafficSnapshot::default()), "1 request (1 to the source, 0 to the target)");
     }
 }

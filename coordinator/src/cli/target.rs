@@ -8,7 +8,7 @@ use imgsync_config::{CredentialConfig, Rule, RuleSource, RuleTarget};
 use imgsync_model::naming::{NamingStyle, TargetBase};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret::Secret;
-use imgsync_oci::{ParseReferenceError, RegistryName, strip_transport};
+use imgsync_oci::{ArchiveFormat, ParseReferenceError, RegistryName, strip_transport};
 use imgsync_registry::Client;
 use imgsync_registry::credentials::CredentialEnvironment;
 
@@ -166,6 +166,12 @@ pub(crate) fn docker_hub() -> RegistryName {
 }
 
 fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
+    if let Some((format, _)) = ArchiveFormat::split_scheme(text) {
+        return Err(format!(
+            "an archive is no target of a run: copy single images with `imgsync sync IMAGE… {format}:FILE`, or make a bundle of \
+             all images of a configuration"
+        ));
+    }
     match text.strip_prefix("oci:") {
         Some("") => Err("`oci:` needs the name of a folder".to_owned()),
         Some(folder) => Ok(RuleTarget::Layout(PathBuf::from(folder))),

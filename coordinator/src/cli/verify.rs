@@ -30,7 +30,7 @@ use super::rule_selection::{select_rules, settings_of_batch};
 use super::run::{RunContext, StartOutcome, build_notifier, refuse_layouts};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
-use super::sync::format_requests;
+use super::sync_stats::format_requests;
 use super::values::parse_location;
 use super::{backend, signals};
 

@@ -2,6 +2,7 @@
 
 mod access_log;
 mod chats;
+mod containerd;
 mod docker_engine;
 mod docker_registry;
 mod ferro_registry;
@@ -20,6 +21,7 @@ mod webhook_receiver;
 
 pub use access_log::LoggedRequest;
 pub use chats::{ChatMessage, ChatServer};
+pub use containerd::Containerd;
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{DockerRegistry, DockerRegistryAuth, DockerRegistryOptions};
 pub use ferro_registry::FerroRegistry;

@@ -3,6 +3,7 @@
 // Listings are deeply nested futures, whose layout the compiler must compute.
 #![recursion_limit = "256"]
 
+mod archive_writing;
 mod batch_commands;
 mod bundles;
 mod config;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imgsync_bundle::{BundleBlobStream, BundleRepository, CollectorRepository};
-use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository};
+use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository, QualifiedRepositoryName};
 use imgsync_model::batch::RepositoryLocator;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
@@ -16,6 +16,7 @@ use imgsync_registry::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::archive_collector::{ArchiveCollector, ArchiveTarget};
 use super::blob_subscription::BlobSubscription;
 use super::bundle::BundleSide;
 use super::{CopyRequest, bundle};
@@ -109,6 +110,7 @@ pub(crate) enum CopySource {
 pub(crate) enum CopyTarget {
     Registry(Repository),
     Layout(LayoutRepository),
+    Archive(ArchiveTarget),
     Bundle(CollectorRepository),
 }
 
@@ -180,6 +182,18 @@ impl Endpoints {
         bundle: Option<&BundleSide>,
         context: &Context,
     ) -> Result<Endpoints> {
+        Endpoints::open_with(client, request, hashing, bundle, context, None).await
+    }
+
+    /// Opens both endpoints. With a collector, the target only names the image, which is collected.
+    pub(crate) async fn open_with(
+        client: &Client,
+        request: &CopyRequest,
+        hashing: HashPolicy,
+        bundle: Option<&BundleSide>,
+        context: &Context,
+        collector: Option<&ArchiveCollector>,
+    ) -> Result<Endpoints> {
         let CopyRequest { source, target, traffic: (source_traffic, target_traffic), .. } = request;
         let open = |reference: &Reference, access, counters| {
             client.repository(&reference.registry, &reference.repository, access, context, counters)
@@ -204,12 +218,16 @@ impl Endpoints {
                 CopySource::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
             }
         };
-        let copy_target = match (bundled_target, target) {
-            (Some(bundled), _) => CopyTarget::Bundle(bundled),
-            (None, ImageLocation::Registry(reference)) => {
-                CopyTarget::Registry(open(reference, Access::Push, target_traffic)?)
-            }
-            (None, ImageLocation::Layout(image)) => {
+        if let Some(bundled) = bundled_target {
+            return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Bundle(bundled)));
+        }
+        if let Some(collector) = collector {
+            let target = ArchiveTarget::new(collector, archived_repository(target, source));
+            return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Archive(target)));
+        }
+        let copy_target = match target {
+            ImageLocation::Registry(reference) => CopyTarget::Registry(open(reference, Access::Push, target_traffic)?),
+            ImageLocation::Layout(image) => {
                 // A target that is a whole layout stores images under their full source names.
                 let name = image.repository().or_else(|| match (&image.image, source) {
                     (None, ImageLocation::Registry(reference)) => {
@@ -222,12 +240,16 @@ impl Endpoints {
                 let layout = Layout::open_or_create_with_context(&image.dir, context).await?;
                 CopyTarget::Layout(layout.with_hash_policy(hashing).repository(name))
             }
-            (None, ImageLocation::Archive(_)) => {
-                let detail = "an archive as a target is not supported yet";
-                return Err(Error::new(ErrorKind::Unsupported, format!("opening {target} for writing"), detail)
-                    .with_hint("copy to an image layout (oci:DIR), which `tar` makes an archive of"));
+            // Images are collected for an archive; here it is read, to compare.
+            ImageLocation::Archive(image) => {
+                CopyTarget::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
             }
         };
+        Ok(Endpoints::with_target(request, copy_source, copy_target))
+    }
+
+    fn with_target(request: &CopyRequest, copy_source: CopySource, copy_target: CopyTarget) -> Endpoints {
+        let CopyRequest { source, target, traffic: (source_traffic, target_traffic), .. } = request;
         let wants_tag = match target {
             ImageLocation::Registry(reference) => reference.tag.is_some() || reference.digest.is_none(),
             ImageLocation::Layout(_) | ImageLocation::Archive(_) => target.digest().is_none(),
@@ -237,15 +259,31 @@ impl Endpoints {
             ImageLocation::Layout(_) | ImageLocation::Archive(_) => target.tag(),
         };
         let tag = written_tag.or_else(|| wants_tag.then(|| source.tag()).flatten());
-        Ok(Endpoints {
+        Endpoints {
             source: copy_source,
             source_ref: source.manifest_ref(),
             target: copy_target,
             target_ref: tag.map(ManifestRef::Tag),
             source_traffic: source_traffic.clone(),
             target_traffic: target_traffic.clone(),
-        })
+        }
     }
+}
+
+/// Returns the repository under which an archive has an image: the target's, else the source's. `None`: its name is a
+/// bare tag.
+fn archived_repository(target: &ImageLocation, source: &ImageLocation) -> Option<QualifiedRepositoryName> {
+    let (repository, is_whole) = match target {
+        ImageLocation::Registry(reference) => (Some(QualifiedRepositoryName::from_reference(reference)), false),
+        ImageLocation::Layout(layout) => (layout.repository(), layout.image.is_none()),
+        ImageLocation::Archive(archive) => (archive.repository(), archive.image.is_none()),
+    };
+    repository.or_else(|| match source {
+        _ if !is_whole => None,
+        ImageLocation::Registry(reference) => Some(QualifiedRepositoryName::from_reference(reference)),
+        ImageLocation::Layout(layout) => layout.repository(),
+        ImageLocation::Archive(archive) => archive.repository(),
+    })
 }
 
 impl CopySource {
@@ -461,15 +499,14 @@ impl CopyTarget {
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match self {
             CopyTarget::Registry(repository) => Some(repository),
-            CopyTarget::Layout(_) | CopyTarget::Bundle(_) => None,
+            CopyTarget::Layout(_) | CopyTarget::Archive(_) | CopyTarget::Bundle(_) => None,
         }
     }
 
     pub(crate) fn with_context(&self, context: &Context) -> CopyTarget {
         match self {
             CopyTarget::Registry(repository) => CopyTarget::Registry(repository.with_context(context)),
-            CopyTarget::Layout(repository) => CopyTarget::Layout(repository.clone()),
-            CopyTarget::Bundle(repository) => CopyTarget::Bundle(repository.clone()),
+            CopyTarget::Layout(_) | CopyTarget::Archive(_) | CopyTarget::Bundle(_) => self.clone(),
         }
     }
 
@@ -477,6 +514,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.head_manifest(reference).await,
             CopyTarget::Layout(repository) => repository.head_verified_manifest(reference).await,
+            CopyTarget::Archive(_) => Ok(None),
             CopyTarget::Bundle(repository) => Ok(bundle::collected_head(repository, reference)),
         }
     }
@@ -485,6 +523,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.head_blob(&blob.digest).await,
             CopyTarget::Layout(repository) => repository.layout().has_blob(blob).await,
+            CopyTarget::Archive(_) => Ok(false),
             CopyTarget::Bundle(_) => Ok(false),
         }
     }
@@ -493,6 +532,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.put_manifest(reference, manifest).await,
             CopyTarget::Layout(repository) => repository.put_manifest(reference, manifest).await,
+            CopyTarget::Archive(target) => target.put_manifest(reference, manifest),
             CopyTarget::Bundle(repository) => bundle::collect_manifest(repository, reference, manifest),
         }
     }
@@ -505,6 +545,7 @@ impl CopyTarget {
             }
             // A layout lists it in its index, or nobody would find it.
             CopyTarget::Layout(repository) => repository.put_untagged_manifest(manifest).await,
+            CopyTarget::Archive(target) => target.put_untagged_manifest(manifest),
             CopyTarget::Bundle(repository) => {
                 bundle::collect_manifest(repository, &ManifestRef::Digest(manifest.digest().clone()), manifest)
             }
@@ -516,6 +557,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.list_referrers(subject).await,
             CopyTarget::Layout(repository) => repository.list_referrers(subject).await,
+            CopyTarget::Archive(_) => Ok(Vec::new()),
             CopyTarget::Bundle(repository) => Ok(repository.list_referrers(subject)),
         }
     }
@@ -524,6 +566,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.head_digest_tag(tag).await,
             CopyTarget::Layout(repository) => repository.head_manifest(&ManifestRef::Tag(tag.clone())).await,
+            CopyTarget::Archive(_) => Ok(None),
             CopyTarget::Bundle(repository) => Ok(bundle::collected_head(repository, &ManifestRef::Tag(tag.clone()))),
         }
     }
@@ -532,6 +575,7 @@ impl CopyTarget {
         match self {
             CopyTarget::Registry(repository) => repository.put_digest_tag(tag, manifest).await,
             CopyTarget::Layout(repository) => repository.put_manifest(&ManifestRef::Tag(tag.clone()), manifest).await,
+            CopyTarget::Archive(target) => target.put_digest_tag(tag, manifest),
             CopyTarget::Bundle(repository) => {
                 bundle::collect_manifest(repository, &ManifestRef::Tag(tag.clone()), manifest)
             }

@@ -1,5 +1,7 @@
 //! Copies one image from a reference to a reference: bytes unchanged, children before parents, the tag last.
 
+mod archive_collector;
+mod archive_writing;
 mod backup;
 mod blob_subscription;
 mod bundle;
@@ -38,6 +40,7 @@ use imgsync_registry::{Client, Context, ManifestRef, TrafficSnapshot};
 use imgsync_store::{BlobIndex, HashedFile, Leases};
 use tokio::sync::Semaphore;
 
+pub use archive_collector::ArchiveCollector;
 pub use bundle::BundleSide;
 pub(crate) use deadline::MIN_COPY_RATE;
 pub use endpoints::ImageLocation;

@@ -78,7 +78,7 @@ struct BodyState {
 /// Error that ends a body early: the source failed (see [`BodyState::failure`]), or the body was aborted.
 #[derive(Debug, thiserror::Error)]
 #[error("the blob source ended")]
-struct BodyEnded;
+pub(crate) struct BodyEnded;
 
 /// Marks the source as waited for until dropped, even if the waiting future is cancelled.
 struct SourceWaitGuard(Arc<TransferProgress>);
@@ -164,7 +164,8 @@ impl ResumableBody {
         reqwest::Body::wrap_stream(self.chunks(end, meter).await)
     }
 
-    async fn chunks(
+    /// Returns the chunks of such a body.
+    pub(crate) async fn chunks(
         &self,
         end: u64,
         meter: BandwidthMeter,

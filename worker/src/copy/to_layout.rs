@@ -4,22 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use imgsync_bundle::CollectorRepository;
-use imgsync_layout::{BlobWriter, Layout};
+use imgsync_layout::{BlobWriter, Layout, LayoutRepository};
 use imgsync_oci::Descriptor;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryState;
 use imgsync_registry::event::BlobOutcome;
 
-use super::endpoints::{CopyTarget, SourceStream};
+use super::endpoints::SourceStream;
 use super::transfer::ImageTransfer;
 
 impl ImageTransfer {
-    pub(super) async fn ensure_in_layout(&self, blob: &Descriptor) -> Result<BlobOutcome> {
-        let target = match &self.target {
-            CopyTarget::Layout(target) => target,
-            CopyTarget::Bundle(target) => return self.collect_blob(target, blob),
-            CopyTarget::Registry(_) => return Err(Error::cancelled(self.describe_write(blob))),
-        };
+    pub(super) async fn ensure_in_layout(&self, target: &LayoutRepository, blob: &Descriptor) -> Result<BlobOutcome> {
         if target.layout().has_blob(blob).await? {
             return Ok(self.record_arrival(blob, BlobOutcome::Reused));
         }
@@ -27,7 +22,7 @@ impl ImageTransfer {
     }
 
     /// Notes a blob for a bundle. What the receiver has counts as reused.
-    fn collect_blob(&self, target: &CollectorRepository, blob: &Descriptor) -> Result<BlobOutcome> {
+    pub(super) fn collect_for_bundle(&self, target: &CollectorRepository, blob: &Descriptor) -> Result<BlobOutcome> {
         let is_new = target.add_blob(blob, &self.source.provenance())?;
         let outcome = if is_new { BlobOutcome::Copied } else { BlobOutcome::Reused };
         Ok(self.record_arrival(blob, outcome))

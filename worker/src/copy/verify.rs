@@ -442,6 +442,7 @@ impl Verification<'_> {
         let here: HashSet<Digest> = match &self.endpoints.target {
             CopyTarget::Registry(repository) => repository.list_referrers(digest).await?,
             CopyTarget::Layout(repository) => repository.list_referrers(digest).await?,
+            CopyTarget::Archive(_) => Vec::new(),
             CopyTarget::Bundle(repository) => repository.list_referrers(digest),
         }
         .into_iter()
@@ -498,6 +499,7 @@ async fn get_target_manifest(target: &CopyTarget, reference: &ManifestRef) -> Re
     match target {
         CopyTarget::Registry(repository) => repository.get_manifest(reference).await,
         CopyTarget::Layout(repository) => repository.get_manifest(reference).await,
+        CopyTarget::Archive(target) => Err(target.not_readable()),
         CopyTarget::Bundle(repository) => super::bundle::read_collected(repository, reference),
     }
 }
@@ -553,6 +555,7 @@ async fn hash_blob(target: &CopyTarget, blob: &Descriptor, context: &Context) ->
             }
             Ok(hasher.finish())
         }
+        CopyTarget::Archive(target) => Err(target.not_readable()),
         CopyTarget::Registry(repository) => {
             let mut retry = repository.new_retry();
             loop {

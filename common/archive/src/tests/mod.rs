@@ -11,7 +11,7 @@ use imgsync_oci::{Descriptor, Digest, Manifest, MediaType};
 use imgsync_registry::Context;
 
 use crate::{
-    ArchiveFile, ArchiveImage, ArchivePlan, ArchivePlanner, ArchiveSink, ArchiveSource, Compression, ContentStream,
+    ArchiveImage, ArchiveOutput, ArchivePlan, ArchivePlanner, ArchiveSink, ArchiveSource, Compression, ContentStream,
     write_archive,
 };
 
@@ -315,7 +315,7 @@ async fn write_file(
     contents: &Contents,
     compression: Compression,
 ) -> Result<u64> {
-    let mut file = ArchiveFile::open(path, plan, compression, &Context::default()).await?;
+    let mut file = ArchiveOutput::open(path, plan, compression, &Context::default()).await?;
     let resumed = file.resume_from();
     write_archive(plan, contents, &mut file, resumed).await?;
     file.commit().await?;
@@ -344,7 +344,7 @@ async fn a_file_appears_when_it_is_whole_and_a_partial_one_is_verified_and_resum
             bytes[at] ^= 1;
         }
         std::fs::write(&partial, bytes).unwrap();
-        let file = ArchiveFile::open(&path, &plan, Compression::None, &Context::default()).await.unwrap();
+        let file = ArchiveOutput::open(&path, &plan, Compression::None, &Context::default()).await.unwrap();
         let resumed = file.resume_from();
         let ends: Vec<u64> = plan
             .members()
@@ -400,7 +400,7 @@ async fn what_is_no_place_for_a_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (path, reason) in [(dir.path().to_owned(), "is a folder"), (dir.path().join("no/such.tar"), "make the folder")]
     {
-        let error = ArchiveFile::open(&path, &plan, Compression::None, &Context::default()).await.unwrap_err();
+        let error = ArchiveOutput::open(&path, &plan, Compression::None, &Context::default()).await.unwrap_err();
         let text = format!("{error} {}", error.hint().unwrap_or_default());
         assert!(text.contains(reason), "{text}");
     }

@@ -31,7 +31,12 @@ pub(crate) fn is_large(blob: &Descriptor) -> bool {
 impl ImageTransfer {
     /// Transfers a blob to the target in the cheapest way that works.
     pub(crate) async fn transfer_blob(&self, blob: &Descriptor) -> Result<BlobOutcome> {
-        let Some(target) = self.target.repository() else { return self.ensure_in_layout(blob).await };
+        let target = match &self.target {
+            CopyTarget::Registry(target) => target,
+            CopyTarget::Layout(target) => return self.ensure_in_layout(target, blob).await,
+            CopyTarget::Archive(target) => return self.collect_blob(target, blob),
+            CopyTarget::Bundle(target) => return self.collect_for_bundle(target, blob),
+        };
         let (registry, name) = (target.registry(), target.name());
         if self.target_cache.has_blob(registry, name, &blob.digest) {
             return Ok(self.reuse_cached(blob));
@@ -243,6 +248,7 @@ impl ImageTransfer {
         match &self.target {
             CopyTarget::Registry(target) => target.write_operation(&blob.digest),
             CopyTarget::Layout(target) => target.layout().write_operation(&blob.digest),
+            CopyTarget::Archive(target) => target.describe_write(&blob.digest),
             CopyTarget::Bundle(target) => format!("collecting {} for {}", blob.digest, target.path()),
         }
     }

@@ -1,0 +1,172 @@
+//! Collects images for an archive: a target of copies that keeps manifests and remembers where blobs are. Then the
+//! archive is planned, and its blobs are read from their sources, each once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use imgsync_archive::{ArchiveImage, ArchivePlan, ArchivePlanner, ArchivedName, ContentStream, ManifestSpool};
+use imgsync_layout::QualifiedRepositoryName;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
+use imgsync_registry::{Context, ManifestPut, ManifestRef};
+
+/// Images for one archive. Cheap to clone; clones share the content.
+#[derive(Clone)]
+pub struct ArchiveCollector(Arc<Mutex<CollectedContent>>);
+
+struct CollectedContent {
+    planner: Option<ArchivePlanner>,
+    manifests: ManifestSpool,
+    blobs: HashMap<Digest, Arc<dyn CollectedBlob>>,
+}
+
+/// Content of a blob that was not read yet.
+#[async_trait]
+pub(super) trait CollectedBlob: Send + Sync {
+    /// Opens it at its first byte. The stream verifies it.
+    async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream>;
+}
+
+/// A repository of an archive, as the target of a copy.
+#[derive(Debug, Clone)]
+pub(crate) struct ArchiveTarget {
+    collector: ArchiveCollector,
+    /// Repository of the images; without one their names are bare tags.
+    name: Option<QualifiedRepositoryName>,
+}
+
+impl ArchiveCollector {
+    /// Creates an empty collector.
+    pub fn new() -> ArchiveCollector {
+        let content = CollectedContent {
+            planner: Some(ArchivePlanner::for_this_machine()),
+            manifests: ManifestSpool::default(),
+            blobs: HashMap::new(),
+        };
+        ArchiveCollector(Arc::new(Mutex::new(content)))
+    }
+
+    /// Plans an archive of everything collected. `change` can add to the plan, such as files of the caller's.
+    pub fn plan(&self, change: impl FnOnce(&mut ArchivePlanner) -> Result<()>) -> Result<ArchivePlan> {
+        let mut planner = self.content().planner.take().ok_or_else(already_planned)?;
+        change(&mut planner)?;
+        planner.build()
+    }
+
+    fn content(&self) -> MutexGuard<'_, CollectedContent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the bytes of a collected manifest.
+    pub(super) fn manifest(&self, digest: &Digest) -> Result<Bytes> {
+        self.content().manifests.get(digest)
+    }
+
+    /// Returns a collected blob.
+    pub(super) fn blob(&self, digest: &Digest) -> Result<Arc<dyn CollectedBlob>> {
+        self.content()
+            .blobs
+            .get(digest)
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("archiving {digest}"), "the blob was not collected"))
+    }
+
+    fn collect_manifest(&self, manifest: &Manifest, image: Option<ArchiveImage>) -> Result<()> {
+        let mut content = self.content();
+        content.manifests.insert(manifest)?;
+        let planner = content.planner.as_mut().ok_or_else(already_planned)?;
+        planner.add_manifest(manifest)?;
+        if let Some(image) = image {
+            planner.add_image(image);
+        }
+        Ok(())
+    }
+}
+
+impl Default for ArchiveCollector {
+    fn default() -> ArchiveCollector {
+        ArchiveCollector::new()
+    }
+}
+
+impl fmt::Debug for ArchiveCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ArchiveCollector")
+    }
+}
+
+fn already_planned() -> Error {
+    Error::new(ErrorKind::Local, "planning an archive", "it is already planned")
+}
+
+impl ArchiveTarget {
+    pub(crate) fn new(collector: &ArchiveCollector, name: Option<QualifiedRepositoryName>) -> ArchiveTarget {
+        ArchiveTarget { collector: collector.clone(), name }
+    }
+
+    /// Remembers where a blob is.
+    pub(super) fn put_blob(&self, blob: &Descriptor, content: impl CollectedBlob + 'static) -> Result<()> {
+        let mut collected = self.collector.content();
+        collected.planner.as_mut().ok_or_else(already_planned)?.add_blob(blob)?;
+        collected.blobs.entry(blob.digest.clone()).or_insert_with(|| Arc::new(content));
+        Ok(())
+    }
+
+    /// Collects a manifest under a tag, as a referrer, or as a child of another.
+    pub(crate) fn put_manifest(&self, reference: &ManifestRef, manifest: &Manifest) -> Result<ManifestPut> {
+        let subject = manifest.parsed().subject.as_ref().map(|subject| subject.digest.clone());
+        let image = match (reference, subject) {
+            (ManifestRef::Tag(tag), _) => {
+                Some(ArchiveImage { name: Some(self.name_of(tag)), root: manifest.descriptor(), subject: None })
+            }
+            (ManifestRef::Digest(_), Some(subject)) => {
+                let mut root = manifest.descriptor();
+                root.artifact_type = manifest.artifact_type().map(str::to_owned);
+                root.annotations = manifest.parsed().annotations.clone();
+                Some(ArchiveImage::referrer(subject, root))
+            }
+            (ManifestRef::Digest(_), None) => None,
+        };
+        self.collect(manifest, image)
+    }
+
+    /// Collects an image that can be found by its digest only.
+    pub(crate) fn put_untagged_manifest(&self, manifest: &Manifest) -> Result<ManifestPut> {
+        self.collect(manifest, Some(ArchiveImage { name: None, root: manifest.descriptor(), subject: None }))
+    }
+
+    /// Collects what cosign stores under a tag. It has a name and a subject.
+    pub(crate) fn put_digest_tag(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
+        let subject = DigestTag::parse_tag(tag.as_str()).and_then(|(stem, _)| stem.replacen('-', ":", 1).parse().ok());
+        self.collect(
+            manifest,
+            Some(ArchiveImage { name: Some(self.name_of(tag)), root: manifest.descriptor(), subject }),
+        )
+    }
+
+    fn collect(&self, manifest: &Manifest, image: Option<ArchiveImage>) -> Result<ManifestPut> {
+        self.collector.collect_manifest(manifest, image)?;
+        Ok(ManifestPut { subject_kept: true, refusal: None })
+    }
+
+    fn name_of(&self, tag: &Tag) -> ArchivedName {
+        match self.name.clone() {
+            Some(QualifiedRepositoryName { registry, repository }) => {
+                ArchivedName::Full(Reference { registry, repository, tag: Some(tag.clone()), digest: None })
+            }
+            None => ArchivedName::Tag(tag.clone()),
+        }
+    }
+
+    /// Returns the error of reading what is only collected.
+    pub(crate) fn not_readable(&self) -> Error {
+        Error::new(ErrorKind::Unsupported, "reading an archive", "it is not written yet")
+    }
+
+    pub(crate) fn describe_write(&self, digest: &Digest) -> String {
+        format!("archiving {digest}")
+    }
+}

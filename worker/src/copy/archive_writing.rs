@@ -1,0 +1,192 @@
+//! Collects images for an archive, and writes it: blobs are read from their sources, each once, and resumed there.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use imgsync_archive::{ArchivePlan, ArchiveSink, ArchiveSource, ContentStream, Member, MemberContent, write_archive};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::RetryBudget;
+use imgsync_oci::{Descriptor, Digest, MediaType};
+use imgsync_registry::event::{BlobOutcome, Event, Events, Observer};
+use imgsync_registry::{BandwidthMeter, Context, TrafficCounters};
+
+use super::archive_collector::{ArchiveCollector, ArchiveTarget, CollectedBlob};
+use super::endpoints::{CopySource, Endpoints};
+use super::resumable_body::{BodyEnded, ResumableBody};
+use super::transfer::ImageTransfer;
+use super::{Copier, CopyCounters, CopyReport, CopyRequest, NoGate};
+
+/// Forwards the events of collecting an image, without those of content: nothing is at the target yet.
+struct WithoutContent(Events);
+
+impl Observer for WithoutContent {
+    fn on_event(&self, event: &Event) {
+        if !matches!(event, Event::ManifestRead { .. } | Event::ManifestPut { .. }) {
+            self.0.emit(event.clone());
+        }
+    }
+}
+
+impl Copier {
+    /// Collects an image for an archive, with everything that a copy would put: `request.target` names it. Manifests are
+    /// read; blobs are read by [`Copier::write_collected`].
+    pub async fn collect(
+        &self,
+        request: &CopyRequest,
+        collector: &ArchiveCollector,
+        context: &Context,
+    ) -> Result<CopyReport> {
+        let counters = Arc::new(CopyCounters::default());
+        let events = Events::new(Arc::new(WithoutContent(context.events.clone())));
+        let context = self.image_context(&Context { events, ..context.clone() });
+        let hashing = self.hashing_for(request);
+        let endpoints = Endpoints::open_with(&self.client, request, hashing, None, &context, Some(collector)).await?;
+        let work = Box::pin(self.copy_image(request, &endpoints, &counters, &NoGate, &context));
+        self.run_to_report(request, &endpoints, &counters, &context, work).await
+    }
+
+    /// Writes the archive of a plan of collected images. `resume_from` is the number of bytes that the sink has. The time
+    /// limit of a copy applies, and is extended while bytes flow.
+    pub async fn write_collected(
+        &self,
+        collector: &ArchiveCollector,
+        plan: &ArchivePlan,
+        sink: &mut dyn ArchiveSink,
+        resume_from: u64,
+        context: &Context,
+    ) -> Result<()> {
+        let context = self.image_context(context);
+        let (blobs, blob_bytes) = plan.blobs();
+        if let Some(digest) = plan.members().iter().find_map(Member::digest) {
+            context.events.emit(Event::ManifestRead { digest: digest.clone(), blobs, blob_bytes });
+        }
+        let mut end = 0;
+        for member in plan.members() {
+            end += member.archived_size();
+            if let MemberContent::Blob(digest) = &member.content
+                && end <= resume_from
+            {
+                let (digest, size) = (digest.clone(), member.size);
+                context.events.emit(Event::BlobDone { digest, size, outcome: BlobOutcome::Reused });
+            }
+        }
+        let source = CollectedSource { collector: collector.clone(), context: context.clone() };
+        let work = Box::pin(write_archive(plan, &source, sink, resume_from));
+        self.with_deadline(&context, || "writing an archive".to_owned(), work).await
+    }
+}
+
+/// Content of a collector, read with a context.
+struct CollectedSource {
+    collector: ArchiveCollector,
+    context: Context,
+}
+
+#[async_trait]
+impl ArchiveSource for CollectedSource {
+    async fn read_manifest(&self, digest: &Digest) -> Result<Bytes> {
+        self.collector.manifest(digest)
+    }
+
+    async fn open_blob(&self, digest: &Digest, size: u64) -> Result<ContentStream> {
+        // Each blob has a retry budget of its own: an archive may have thousands.
+        let context = Context { budget: RetryBudget::default(), ..self.context.clone() };
+        self.collector.blob(digest)?.open(digest, size, &context).await
+    }
+
+    fn verifies_blobs(&self) -> bool {
+        true
+    }
+}
+
+/// A blob at its source.
+struct SourceBlob {
+    source: CopySource,
+    traffic: Arc<TrafficCounters>,
+    /// Descriptor with content in it, for sources without the blob.
+    inline: Option<Box<Descriptor>>,
+}
+
+/// A blob that was read to find out that it is one.
+struct ReadBlob(Bytes);
+
+impl ImageTransfer {
+    /// Remembers where a blob is. It is read when the archive is written.
+    pub(super) fn collect_blob(&self, target: &ArchiveTarget, blob: &Descriptor) -> Result<BlobOutcome> {
+        match self.prefetched_blob(blob) {
+            Some(bytes) => target.put_blob(blob, ReadBlob(bytes))?,
+            None => {
+                let inline = blob.data.is_some().then(|| Box::new(blob.clone()));
+                let (source, traffic) = (self.source.clone(), self.source_traffic.clone());
+                target.put_blob(blob, SourceBlob { source, traffic, inline })?;
+            }
+        }
+        Ok(BlobOutcome::Copied)
+    }
+}
+
+#[async_trait]
+impl CollectedBlob for ReadBlob {
+    async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream> {
+        context.events.emit(done_event(digest, size));
+        Ok(futures_util::stream::iter([Ok(self.0.clone())]).boxed())
+    }
+}
+
+#[async_trait]
+impl CollectedBlob for SourceBlob {
+    async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream> {
+        let moved = Arc::new(AtomicU64::new(0));
+        context.events.emit(Event::BlobStarted { digest: digest.clone(), size, moved: moved.clone() });
+        let plain = || Descriptor::new(MediaType::Missing, digest.clone(), size);
+        let blob = self.inline.as_deref().cloned().unwrap_or_else(plain);
+        let source = self.source.with_context(context);
+        let body = ResumableBody::new(&source, &self.traffic, &blob, moved, &context.clock);
+        let chunks = body.chunks(size, BandwidthMeter::default()).await.boxed();
+        let reader = SourceReader { chunks, body, source, context: context.clone(), blob };
+        Ok(futures_util::stream::try_unfold(reader, SourceReader::next).boxed())
+    }
+}
+
+/// Reads a blob from its source, which is opened again after a broken connection.
+struct SourceReader {
+    chunks: BoxStream<'static, std::result::Result<Bytes, BodyEnded>>,
+    body: ResumableBody,
+    source: CopySource,
+    context: Context,
+    blob: Descriptor,
+}
+
+impl SourceReader {
+    async fn next(mut self) -> Result<Option<(Bytes, SourceReader)>> {
+        let cancelled = || Error::cancelled(format!("archiving {}", self.blob.digest));
+        let chunk = tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => return Err(cancelled()),
+            chunk = self.chunks.next() => chunk,
+        };
+        match chunk {
+            Some(Ok(bytes)) => Ok(Some((bytes, self))),
+            Some(Err(_)) => {
+                self.context.events.emit(Event::BlobFailed { digest: self.blob.digest.clone() });
+                let error = self.body.take_failure().await;
+                if error.as_ref().is_some_and(|error| error.kind() == ErrorKind::Corrupt) {
+                    self.source.exclude_mirrors();
+                }
+                Err(error.unwrap_or_else(cancelled))
+            }
+            None => {
+                self.context.events.emit(done_event(&self.blob.digest, self.blob.size));
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn done_event(digest: &Digest, size: u64) -> Event {
+    Event::BlobDone { digest: digest.clone(), size, outcome: BlobOutcome::Copied }
+}
