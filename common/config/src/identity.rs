@@ -104,6 +104,9 @@ fn canonical_source(source: &RuleSource) -> Canonical {
             Canonical::default().field(3, included.to_string()).set(4, excluded)
         }
         RuleSource::Layout(folder) => Canonical::default().list(5, path_components(folder)),
+        RuleSource::Archive(format, file) => {
+            Canonical::default().field(6, format.to_string()).list(7, path_components(file))
+        }
     }
 }
 

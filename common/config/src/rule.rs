@@ -76,6 +76,8 @@ pub enum RuleSource {
     Repositories(RepositoryPattern),
     /// A whole image layout; a relative path is relative to the configuration file.
     Layout(PathBuf),
+    /// A whole archive; a relative path is relative to the configuration file.
+    Archive(ArchiveFormat, PathBuf),
 }
 
 impl fmt::Display for RuleSource {
@@ -84,7 +86,15 @@ impl fmt::Display for RuleSource {
             RuleSource::Preset(preset) => write!(f, "preset {preset}"),
             RuleSource::Repositories(pattern) => write!(f, "{pattern}"),
             RuleSource::Layout(folder) => write!(f, "oci:{}", folder.display()),
+            RuleSource::Archive(format, file) => write!(f, "{}{}", format.scheme(), file.display()),
         }
+    }
+}
+
+impl RuleSource {
+    /// Whether the source is a layout or an archive on this machine.
+    pub fn is_local(&self) -> bool {
+        matches!(self, RuleSource::Layout(_) | RuleSource::Archive(..))
     }
 }
 
@@ -121,6 +131,7 @@ impl Rule {
         match &self.source {
             RuleSource::Repositories(pattern) => pattern.to_string(),
             RuleSource::Layout(path) => format!("oci:{}", path.display()),
+            archive @ RuleSource::Archive(..) => archive.to_string(),
             RuleSource::Preset(preset) => preset.to_string(),
         }
     }
@@ -422,16 +433,14 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
     let place = |name: &str| fields.entry(name).map_or(&fields.at, |entry| &entry.value.at).clone();
     if surroundings.in_cluster {
         let message = "a layout works in one process only, and this configuration has a `cluster`";
-        if matches!(rule.source, RuleSource::Layout(_)) {
+        if rule.source.is_local() {
             reader.report(&place("from"), message);
         }
         if rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))) {
             reader.report(&place("to"), message);
         }
     }
-    if rule.prune.is_some()
-        && (matches!(rule.source, RuleSource::Layout(_))
-            || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))))
+    if rule.prune.is_some() && (rule.source.is_local() || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))))
     {
         let key = fields.entry("prune").map_or(&fields.at, |entry| &entry.key_at);
         reader.report(key, "`prune` needs registries as source and target; layouts are never pruned");
@@ -462,6 +471,7 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
             }
             return;
         }
+        RuleSource::Archive(..) => return,
     };
     for pattern in patterns {
         for name in rule.sample_names(pattern) {

@@ -305,7 +305,7 @@ pub(super) static RULE: ConfigSection = ConfigSection {
         key(
             "from",
             ValueKind::Either(&[ValueKind::Text, ValueKind::Section(&FROM)]),
-            "Source repositories: `**` matches all levels, `*` one level; or `oci:DIR`.",
+            "Source repositories: `**` matches all levels, `*` one level; or `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`.",
         ),
         TAGS,
         PLATFORMS,

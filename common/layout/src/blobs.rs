@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::Stream;
 
+use super::archive::ReadTurn;
 use super::error::LayoutError;
 use super::read_at::{FolderFile, ReadAt, read_exact_at};
 use super::{BLOBS, Layout, LayoutFiles, LayoutInner, run_blocking};
@@ -21,6 +22,8 @@ pub struct LayoutBlobStream {
     offset: u64,
     size: u64,
     operation: String,
+    /// The turn to read, in an archive that can only be read forward.
+    turn: Option<ReadTurn>,
 }
 
 /// A blob stream and its start offset.
@@ -37,6 +40,7 @@ impl LayoutBlobStream {
     /// [`ErrorKind::Corrupt`].
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         if self.offset == self.size {
+            self.turn = None;
             return Ok(None);
         }
         let (file, at) = (self.file.clone(), self.offset);
@@ -53,6 +57,9 @@ impl LayoutBlobStream {
                     &self.operation,
                     "the file was truncated while it was read",
                 ));
+            }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                return Err(Error::new(ErrorKind::Corrupt, &self.operation, error.to_string()));
             }
             Ok(Err(error)) => {
                 return Err(Error::new(ErrorKind::Local, &self.operation, error.to_string()).with_source(error));
@@ -121,6 +128,29 @@ impl LayoutInner {
 }
 
 impl Layout {
+    /// Whether blobs can only be read forward, in the order in which they are in the archive.
+    pub fn is_sequential(&self) -> bool {
+        matches!(&self.0.files, LayoutFiles::Archive(archive) if archive.is_sequential())
+    }
+
+    /// Waits for the turn to read a blob of an archive that can only be read forward; `None` for all others. Streams of
+    /// the same blob share a turn, so that one that is opened meanwhile does not wait.
+    pub async fn take_turn(&self, digest: &Digest) -> Option<ReadTurn> {
+        let LayoutFiles::Archive(archive) = &self.0.files else { return None };
+        let (turns, offset) = archive.turns_for(digest)?;
+        Some(turns.acquire(offset).await)
+    }
+
+    /// Sorts blobs in the order in which an archive is read forward, beginning where it is read now. Blobs that it does
+    /// not have come last.
+    pub fn sort_for_reading(&self, blobs: &mut [Descriptor]) {
+        let LayoutFiles::Archive(archive) = &self.0.files else { return };
+        blobs.sort_by_cached_key(|blob| match archive.turns_for(&blob.digest) {
+            Some((turns, offset)) => (false, offset < turns.position(), offset),
+            None => (true, true, 0),
+        });
+    }
+
     /// Returns the description of a blob read, for messages.
     pub fn read_operation(&self, digest: &Digest) -> String {
         format!("reading blob {}@{digest}", self.0.label)
@@ -130,6 +160,16 @@ impl Layout {
     pub async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
         let operation = format!("checking blob {}@{}", self.0.label, blob.digest);
         self.is_intact(blob, &operation).await
+    }
+
+    /// Whether the layout has a file of the right size for a blob or manifest. Its content is not hashed.
+    pub async fn has_file(&self, content: &Descriptor) -> Result<bool> {
+        let operation = format!("checking {}@{}", self.0.label, content.digest);
+        let (digest, size) = (content.digest.clone(), content.size);
+        self.run_blocking(&operation, move |shared| {
+            Ok(shared.open_blob_file(&digest)?.is_some_and(|file| file.len() == size))
+        })
+        .await
     }
 
     /// Opens a blob at an offset. Fails immediately if the file's size differs from the descriptor's.
@@ -146,6 +186,7 @@ impl Layout {
             }
         })
         .await?;
-        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file, offset, size, operation }, offset })
+        let turn = self.take_turn(&blob.digest).await;
+        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file, offset, size, operation, turn }, offset })
     }
 }

@@ -25,6 +25,17 @@ impl LayoutError {
         LayoutError::Io { path: path.to_owned(), action, error: Arc::new(error.into()) }
     }
 
+    /// Error of reading content. Damaged and truncated content is [`ErrorKind::Corrupt`].
+    pub(super) fn reading(name: &str, error: io::Error) -> LayoutError {
+        let detail = match error.kind() {
+            io::ErrorKind::InvalidData => format!("the content is damaged: {error}"),
+            io::ErrorKind::UnexpectedEof => "the content is truncated".to_owned(),
+            _ => return LayoutError::io(name.as_ref(), "reading", error),
+        };
+        let error = LayoutError::new(ErrorKind::Corrupt, detail).with_hint("copy or create the archive again");
+        if name.is_empty() { error } else { error.in_part(name) }
+    }
+
     pub(super) fn new(kind: ErrorKind, detail: impl Into<String>) -> LayoutError {
         LayoutError::Other { kind, detail: detail.into(), hint: None }
     }
@@ -32,6 +43,16 @@ impl LayoutError {
     pub(super) fn with_hint(self, hint: &'static str) -> LayoutError {
         match self {
             LayoutError::Other { kind, detail, .. } => LayoutError::Other { kind, detail, hint: Some(hint) },
+            other => other,
+        }
+    }
+
+    /// Names the part of the layout in which the error is.
+    pub(super) fn in_part(self, part: &str) -> LayoutError {
+        match self {
+            LayoutError::Other { kind, detail, hint } => {
+                LayoutError::Other { kind, detail: format!("{part}: {detail}"), hint }
+            }
             other => other,
         }
     }

@@ -15,12 +15,14 @@ use imgsync_oci::{Descriptor, Digest, MediaType, Reference, Tag};
 use imgsync_registry::ManifestRef;
 
 /// Annotation with an image's name: a tag or a full reference.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation in which containerd and BuildKit write the full reference, beside a bare tag in the one above.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// Annotation in which archives of imgsync have the name of a digest tag. Under the names above, containerd would make an
 /// image of a signature, and fail to unpack it.
 pub const DIGEST_TAG_NAME: &str = "io.github.imgsync.ref.name";
+/// Annotation of a referrer with the digest of its subject: containerd makes no image of such an entry when it imports.
+pub(super) const SUBJECT: &str = "io.containerd.manifest.subject";
 const MANIFESTS: &str = "manifests";
 
 /// An image in a layout's index.

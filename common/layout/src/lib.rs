@@ -38,13 +38,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+pub use archive::ReadTurn;
 pub use archive_reference::{ArchiveRef, ParseArchiveRefError};
 pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
 pub use index::{DIGEST_TAG_NAME, IndexEntry};
 pub use limits::limits;
 pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
 pub use manifests::LayoutRepository;
-pub use read_at::{ArchiveFile, ReadAt};
+pub use read_at::{OpenedArchiveFile, ReadAt};
 pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
 pub use verification::{HashPolicy, VerifiedFileCache};
 pub use writer::BlobWriter;
@@ -69,6 +70,14 @@ const BLOBS: &str = "blobs";
 /// Prefix of unfinished files, which are in the layout's root: the specification allows nothing else among the blobs.
 const PARTIAL_PREFIX: &str = ".imgsync-";
 const PARTIAL_SUFFIX: &str = ".partial";
+
+/// Archives that stay open, with their lists of members.
+const MAX_OPENED_ARCHIVES: usize = 2;
+
+type OpenedArchive = ((ArchiveFormat, PathBuf, String), Layout);
+
+/// Archives opened last, by format, path and version of the file: each task of a run opens its source.
+static OPENED_ARCHIVES: tokio::sync::Mutex<Vec<OpenedArchive>> = tokio::sync::Mutex::const_new(Vec::new());
 
 /// An image layout. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -127,7 +136,7 @@ impl Layout {
     pub async fn open_archive(source: Arc<dyn ReadAt>, label: impl Into<String>) -> Result<Layout> {
         let label = label.into();
         let operation = format!("opening {label}");
-        run_blocking(&operation, move || open::open_archive(source, label)).await
+        run_blocking(&operation, move || open::open_archive(source, ArchiveFormat::Oci, label)).await
     }
 
     /// Opens the file of an archive for reading.
@@ -139,13 +148,31 @@ impl Layout {
                 Error::new(ErrorKind::Unsupported, operation, "reading an archive from stdin is not supported yet");
             return Err(error.with_hint("save it to a file"));
         }
-        if archive.format == ArchiveFormat::Docker {
-            let detail = "reading the Docker format is not supported yet";
-            return Err(Error::new(ErrorKind::Unsupported, operation, detail));
+        let (file, format) = (archive.file.clone(), archive.format);
+        let opening = file.clone();
+        let source = run_blocking(&operation, move || open::open_archive_source(&opening)).await?;
+        let Some(version) = source.version().ok().flatten() else {
+            return run_blocking(&operation, move || open::open_archive(source, format, label)).await;
+        };
+        // Held while an archive is opened, so that it is read once for all tasks that need it.
+        let mut opened = OPENED_ARCHIVES.lock().await;
+        let key = (format, file, version);
+        if let Some((_, layout)) = opened.iter().find(|(known, _)| *known == key) {
+            return Ok(layout.clone());
         }
-        let file = archive.file.clone();
-        let source = run_blocking(&operation, move || open::open_archive_source(&file)).await?;
-        Layout::open_archive(source, label).await
+        let layout = run_blocking(&operation, move || open::open_archive(source, format, label)).await?;
+        opened.retain(|((known_format, known_file, _), _)| (*known_format, known_file) != (key.0, &key.1));
+        if opened.len() >= MAX_OPENED_ARCHIVES {
+            opened.remove(0);
+        }
+        opened.push((key, layout.clone()));
+        Ok(layout)
+    }
+
+    /// Whether the manifests were made while the archive was opened, because its format has none. Their digests differ
+    /// from those in a registry, and signatures do not hold for them.
+    pub fn has_made_manifests(&self) -> bool {
+        matches!(&self.0.files, LayoutFiles::Archive(archive) if archive.has_made_manifests())
     }
 
     /// Sets when existing files are hashed. Call it before the layout is used.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::error::LayoutError;
-use super::index::{IndexChange, IndexEntry, LayoutIndex};
+use super::index::{IndexChange, IndexEntry, LayoutIndex, SUBJECT};
 use super::read_at::{ReadAt, read_all};
 use super::reference::QualifiedRepositoryName;
 use super::writer::PartialBlob;
@@ -141,6 +141,9 @@ impl LayoutRepository {
         if manifest.parsed().subject.is_some() {
             descriptor.artifact_type = manifest.artifact_type().map(str::to_owned);
             descriptor.annotations = manifest.parsed().annotations.clone();
+            descriptor.annotations.extend(
+                manifest.parsed().subject.iter().map(|subject| (SUBJECT.to_owned(), subject.digest.to_string())),
+            );
         }
         self.layout
             .add_to_index(IndexChange { repository: name, reference: reference.clone(), descriptor }, &operation)

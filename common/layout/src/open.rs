@@ -12,7 +12,7 @@ use super::index::LayoutIndex;
 use super::index_file::IndexFile;
 use super::lock::{LockWait, lock};
 use super::marker_file::{LAYOUT_VERSION, MAX_OCI_LAYOUT_BYTES, check_version_text};
-use super::read_at::{ArchiveFile, ReadAt};
+use super::read_at::{OpenedArchiveFile, ReadAt};
 use super::safe_dir::SafeDir;
 use super::verification::{HashPolicy, canonical_dir_name};
 use super::writer::MIN_RESUMABLE_BYTES;
@@ -22,7 +22,7 @@ use super::{
 };
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::generational::GenerationalCache;
-use imgsync_oci::{Algorithm, Digest};
+use imgsync_oci::{Algorithm, ArchiveFormat, Digest};
 
 /// Unfinished blobs are kept this long, to be resumed.
 const PARTIAL_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -74,7 +74,7 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Layou
 
 /// Opens the file of an archive.
 pub(super) fn open_archive_source(path: &Path) -> Result<Arc<dyn ReadAt>, LayoutError> {
-    match ArchiveFile::open(path) {
+    match OpenedArchiveFile::open(path) {
         Ok(file) => Ok(Arc::new(file)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(LayoutError::new(ErrorKind::NotFound, format!("file {} does not exist", path.display()))
@@ -93,8 +93,12 @@ pub(super) fn open_archive_source(path: &Path) -> Result<Arc<dyn ReadAt>, Layout
 }
 
 /// Opens an archive for reading.
-pub(super) fn open_archive(source: Arc<dyn ReadAt>, label: String) -> Result<Layout, LayoutError> {
-    let files = ArchiveFiles::open(source)?;
+pub(super) fn open_archive(
+    source: Arc<dyn ReadAt>,
+    format: ArchiveFormat,
+    label: String,
+) -> Result<Layout, LayoutError> {
+    let files = ArchiveFiles::open(source, format)?;
     let path = label.split_once(':').map_or(&*label, |(_, path)| path).to_owned();
     Ok(new_layout(LayoutFiles::Archive(files), label, path.as_ref(), LockWait::default()))
 }

@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::verification::file_version_key;
 
 /// A file that can be read at any offset, from several threads at once.
@@ -109,17 +111,40 @@ impl ReadAt for FileSection {
     }
 }
 
+/// Content in memory.
+#[derive(Debug)]
+pub(super) struct InlineFile(Bytes);
+
+impl InlineFile {
+    pub(super) fn new(bytes: Bytes) -> InlineFile {
+        InlineFile(bytes)
+    }
+}
+
+impl ReadAt for InlineFile {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..)).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    }
+}
+
 /// An archive's file. A change to it while it is open is an error of the next read.
 #[derive(Debug)]
-pub struct ArchiveFile {
+pub struct OpenedArchiveFile {
     file: File,
     size: u64,
     version: String,
 }
 
-impl ArchiveFile {
+impl OpenedArchiveFile {
     /// Opens a file for reading. Fails if it is not a regular file: only that can be read at any offset.
-    pub fn open(path: &Path) -> io::Result<ArchiveFile> {
+    pub fn open(path: &Path) -> io::Result<OpenedArchiveFile> {
         // A FIFO would block until somebody writes to it.
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
         let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
@@ -131,11 +156,11 @@ impl ArchiveFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
         let version = file_version_key(&file)?;
-        Ok(ArchiveFile { size: data.size(), version, file })
+        Ok(OpenedArchiveFile { size: data.size(), version, file })
     }
 }
 
-impl ReadAt for ArchiveFile {
+impl ReadAt for OpenedArchiveFile {
     fn len(&self) -> u64 {
         self.size
     }

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use super::error::LayoutError;
+use super::index::SUBJECT;
 use super::manifests::LayoutRepository;
 use super::{Layout, LayoutInner};
 use imgsync_oci::error::Result;
@@ -28,7 +29,10 @@ impl LayoutInner {
                 continue;
             }
             if self.read_subject(descriptor).as_ref() == Some(subject) {
-                found.push(descriptor.clone());
+                let mut descriptor = descriptor.clone();
+                // It is about the entry of the layout.
+                descriptor.annotations.remove(SUBJECT);
+                found.push(descriptor);
             }
         }
         Ok(found)

@@ -203,9 +203,8 @@ pub(crate) fn build_notifier(args: &RunArgs, settings: &Settings, printer: &Prin
 
 /// Rejects image layouts: a layout is on one machine, and tasks run on others.
 pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
-    let is_layout = |rule: &&Rule| {
-        matches!(rule.source, RuleSource::Layout(_)) || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)))
-    };
+    let is_layout =
+        |rule: &&Rule| rule.source.is_local() || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)));
     match settings.config.rules.iter().find(is_layout) {
         Some(rule) => {
             let operation = format!("running {}", rule.label());

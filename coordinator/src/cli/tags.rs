@@ -13,7 +13,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::{RetryPolicy, format_duration};
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{Digest, RegistryName, RepositoryName, strip_transport};
+use imgsync_oci::{ArchiveFormat, Digest, RegistryName, RepositoryName, strip_transport};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::{Event, Events, Observer};
 use imgsync_registry::{Client, Context, TrafficCounters};
@@ -35,7 +35,7 @@ use crate::presets::SourceSelector;
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// Repository pattern: gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all
-    /// levels), or oci:DIR
+    /// levels), oci:DIR, oci-archive:FILE or docker-archive:FILE
     #[arg(value_name = "PATTERN", value_parser = parse_pattern, required_unless_present = "preset")]
     pub(crate) pattern: Option<RuleSource>,
     /// List the tags of a preset instead of a pattern: kubeadm, "kubeadm >=1.30"
@@ -90,6 +90,13 @@ fn parse_pattern(text: &str) -> std::result::Result<RuleSource, String> {
     if let Some(folder) = text.strip_prefix("oci:") {
         let absolute = std::path::absolute(folder).map_err(|error| format!("not a folder: {error}"))?;
         return Ok(RuleSource::Layout(absolute));
+    }
+    if let Some((format, file)) = ArchiveFormat::split_scheme(text) {
+        if file == "-" {
+            return Err("tags needs a file: stdin can be read only once".to_owned());
+        }
+        let absolute = std::path::absolute(file).map_err(|error| format!("not a file: {error}"))?;
+        return Ok(RuleSource::Archive(format, absolute));
     }
     let pattern: std::result::Result<RepositoryPattern, _> = strip_transport(text).parse();
     pattern.map(RuleSource::Repositories).map_err(|error: RepositoryPatternError| match &error.hint {

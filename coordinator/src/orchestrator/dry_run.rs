@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use imgsync_config::{Rule, RuleSource};
-use imgsync_layout::{ImageName, LayoutRef};
+use imgsync_layout::{ArchiveRef, ImageName, LayoutRef};
 use imgsync_oci::Reference;
 use imgsync_oci::error::{Error, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
@@ -149,6 +149,11 @@ impl DryRun<'_> {
         match &self.rules[task.rule].source {
             RuleSource::Layout(path) => ImageLocation::Layout(LayoutRef {
                 dir: self.folder.join(path),
+                image: Some(ImageName::Full(reference)),
+            }),
+            RuleSource::Archive(format, path) => ImageLocation::Archive(ArchiveRef {
+                format: *format,
+                file: self.folder.join(path),
                 image: Some(ImageName::Full(reference)),
             }),
             RuleSource::Repositories(_) | RuleSource::Preset(_) => ImageLocation::Registry(reference),

@@ -1,10 +1,11 @@
-//! Lists the repositories of an image layout, and names the images that rules cannot select.
+//! Lists the repositories of an image layout or archive, and names the images that rules cannot select.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use imgsync_bundle::{BUNDLE_REGISTRY, BundleIndex};
-use imgsync_layout::{IndexEntry, Layout, QualifiedRepositoryName};
+use imgsync_layout::{ArchiveRef, IndexEntry, Layout, QualifiedRepositoryName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize_within;
 use imgsync_oci::{Digest, DigestTag, ParseReferenceError, RegistryName};
@@ -17,13 +18,32 @@ const MAX_DEPTH: usize = 16;
 /// Maximum number of characters of a name in messages.
 const MAX_NAME_CHARS: usize = 300;
 
-/// Lists the repositories of a layout. Images without a full name, and those that share a name, are reported as
-/// unlisted.
-pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
-    if folder.is_file() {
-        return list_bundle(folder);
+/// Images on this machine that a rule reads as a whole.
+#[derive(Debug)]
+pub(super) enum LocalImages {
+    /// In a folder.
+    Layout(PathBuf),
+    /// In an archive.
+    Archive(ArchiveRef),
+}
+
+impl fmt::Display for LocalImages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LocalImages::Layout(folder) => write!(f, "oci:{}", folder.display()),
+            LocalImages::Archive(archive) => archive.fmt(f),
+        }
     }
-    let layout = Layout::open(folder).await?;
+}
+
+/// Lists the repositories of a layout or archive. Images without a full name, and those that share a name, are reported
+/// as unlisted.
+pub(super) async fn list_layout(place: &LocalImages) -> Result<Vec<DiscoveryItem>> {
+    let layout = match place {
+        LocalImages::Layout(folder) if folder.is_file() => return list_bundle(folder),
+        LocalImages::Layout(folder) => Layout::open(folder).await?,
+        LocalImages::Archive(archive) => Layout::open_archive_file(archive).await?,
+    };
     let (mut named, mut nameless) =
         (BTreeMap::<QualifiedRepositoryName, BTreeMap<String, Vec<IndexEntry>>>::new(), Vec::new());
     for entry in layout.entries().await? {
@@ -35,8 +55,8 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
         }
     }
     let left_out = |image: String, detail: String, hint: String| {
-        let error = Error::new(ErrorKind::Invalid, format!("listing oci:{}", folder.display()), detail).with_hint(hint);
-        DiscoveryItem::Failed(DiscoveryFailure { repository: format!("oci:{}{image}", folder.display()), error })
+        let error = Error::new(ErrorKind::Invalid, format!("listing {place}"), detail).with_hint(hint);
+        DiscoveryItem::Failed(DiscoveryFailure { repository: format!("{place}{image}"), error })
     };
     let mut found = Vec::new();
     if !nameless.is_empty() {
@@ -47,11 +67,7 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
             found.push(match (&entry.tag, &entry.name) {
                 (Some(tag), _) => {
                     let detail = format!("`{tag}` has no full image name to derive a target name from");
-                    left_out(
-                        format!(":{tag}"),
-                        detail,
-                        format!("copy it with `imgsync sync oci:{}:{tag} TARGET`", folder.display()),
-                    )
+                    left_out(format!(":{tag}"), detail, format!("copy it with `imgsync sync {place}:{tag} TARGET`"))
                 }
                 (None, name) => {
                     let digest = &entry.descriptor.digest;
@@ -64,7 +80,7 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
                         }
                         None => format!("{digest} has no name, and rules select by tag"),
                     };
-                    let hint = format!("copy it with `imgsync sync oci:{}@{digest} TARGET:TAG`", folder.display());
+                    let hint = format!("copy it with `imgsync sync {place}@{digest} TARGET:TAG`");
                     left_out(format!("@{digest}"), detail, hint)
                 }
             });
@@ -77,8 +93,8 @@ pub(super) async fn list_layout(folder: &Path) -> Result<Vec<DiscoveryItem>> {
             if let Some(other) = entries.iter().find(|entry| entry.descriptor.digest != first.descriptor.digest) {
                 let (one, two) = (&first.descriptor.digest, &other.descriptor.digest);
                 let detail = format!("two images are named {name}:{tag}: {one} and {two}");
-                let hint = "recreate the layout, or copy one with `imgsync sync oci:DIR@sha256:… TARGET:TAG`";
-                found.push(left_out(format!(":{name}:{tag}"), detail, hint.to_owned()));
+                let hint = format!("recreate it, or copy one with `imgsync sync {place}@sha256:… TARGET:TAG`");
+                found.push(left_out(format!(":{name}:{tag}"), detail, hint));
                 continue;
             }
             listed.push(ListedTag {

@@ -1,17 +1,18 @@
 //! Listings of a rule, from registries or from an image layout.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use imgsync_config::RuleSource;
+use imgsync_layout::ArchiveRef;
 use imgsync_oci::error::{Error, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
 use tokio::sync::Semaphore;
 
-use super::layout_listing::list_layout;
+use super::layout_listing::{LocalImages, list_layout};
 use crate::discovery::{Discovery, DiscoveryFailure, DiscoveryItem, DiscoveryOptions, discover};
 use crate::presets::{SourceSelector, source_selectors};
 
@@ -28,8 +29,8 @@ enum ListingStrategy {
     Single(Arc<SourceSelector>, Box<Discovery>),
     /// The parts of a preset.
     Multiple(Box<MultiSourceListing>),
-    /// A layout that is not read yet.
-    UnreadLayout(PathBuf),
+    /// A layout or archive that is not read yet.
+    UnreadLayout(LocalImages),
     /// All repositories of a layout.
     Layout(std::vec::IntoIter<DiscoveryItem>),
 }
@@ -59,7 +60,11 @@ impl Listings {
             move |part: &SourceSelector| discover(&client, &part.pattern, options, &context, &counters)
         };
         let strategy = match source {
-            RuleSource::Layout(path) => ListingStrategy::UnreadLayout(folder.join(path)),
+            RuleSource::Layout(path) => ListingStrategy::UnreadLayout(LocalImages::Layout(folder.join(path))),
+            RuleSource::Archive(format, path) => {
+                let (format, file) = (*format, folder.join(path));
+                ListingStrategy::UnreadLayout(LocalImages::Archive(ArchiveRef { format, file, image: None }))
+            }
             RuleSource::Repositories(_) | RuleSource::Preset(_) => {
                 match <[SourceSelector; 1]>::try_from(source_selectors(source)?) {
                     Ok([part]) => {

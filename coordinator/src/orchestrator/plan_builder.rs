@@ -12,6 +12,7 @@ use imgsync_config::{Rule, RuleSource};
 use imgsync_model::batch::{
     BatchId, Endpoint, Failure, RepositoryLocator, RequestCounts, TagLocator, TaskResult, TaskSpec,
 };
+use imgsync_oci::ArchiveFormat;
 use imgsync_oci::DigestTagHints;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
@@ -256,7 +257,7 @@ impl PlanBuilder<'_> {
         let _memory = plan.memory;
         let mut homes = LocatorCache {
             folder: self.folder,
-            source_layout: source_layout(rule, self.folder),
+            local_source: local_source(rule, self.folder)?,
             locators: HashMap::new(),
         };
         let taken = self.find_taken_targets(&plan.tasks, &mut homes).await?;
@@ -294,9 +295,9 @@ impl PlanBuilder<'_> {
         for (part, tasks) in tasks.chunks(TASKS_PER_SLICE_SEGMENT).enumerate() {
             let mut planned = Vec::with_capacity(tasks.len());
             for task in tasks {
-                let source = source_layout(&self.rules[task.rule], self.folder);
+                let source = local_source(&self.rules[task.rule], self.folder)?;
                 planned.push(
-                    LocatorCache { folder: self.folder, source_layout: source, locators: HashMap::new() }
+                    LocatorCache { folder: self.folder, local_source: source, locators: HashMap::new() }
                         .task_spec(task)?,
                 );
             }
@@ -425,12 +426,20 @@ fn is_of_same_preset(rule: &Rule, home: &RepositoryLocator) -> bool {
     home.registry().is_some_and(|(registry, path)| preset_contains(&rule.source, registry, path.as_str()))
 }
 
-/// Returns the path of the layout that a rule reads.
-fn source_layout(rule: &Rule, folder: &Path) -> Option<PathBuf> {
+/// Returns the endpoint of the layout or archive that a rule reads; `None` for a rule that reads registries.
+fn local_source(rule: &Rule, folder: &Path) -> Result<Option<Endpoint>> {
     match &rule.source {
-        RuleSource::Layout(path) => Some(absolute_path(&folder.join(path))),
-        RuleSource::Repositories(_) | RuleSource::Preset(_) => None,
+        RuleSource::Layout(path) => layout_endpoint(&absolute_path(&folder.join(path))).map(Some),
+        RuleSource::Archive(format, path) => archive_endpoint(*format, &absolute_path(&folder.join(path))).map(Some),
+        RuleSource::Repositories(_) | RuleSource::Preset(_) => Ok(None),
     }
+}
+
+fn archive_endpoint(format: ArchiveFormat, file: &Path) -> Result<Endpoint> {
+    Endpoint::from_archive_file(format, file).ok_or_else(|| {
+        let operation = format!("planning {format}:{}", file.display());
+        Error::new(ErrorKind::Invalid, operation, "the path of an archive must be absolute UTF-8 text")
+    })
 }
 
 /// Returns one path for a directory however it is written, so that the same layout is the same endpoint. It need not
@@ -446,7 +455,7 @@ fn absolute_path(path: &Path) -> PathBuf {
 /// Creates locators for planned tasks; tasks of one repository share its locator.
 struct LocatorCache<'a> {
     folder: &'a Path,
-    source_layout: Option<PathBuf>,
+    local_source: Option<Endpoint>,
     locators: HashMap<(String, String), Arc<RepositoryLocator>>,
 }
 
@@ -462,9 +471,9 @@ impl LocatorCache<'_> {
     }
 
     fn source_locator(&mut self, source: &SourceTag) -> Result<TagLocator> {
-        let (end, path) = match &self.source_layout {
+        let (end, path) = match &self.local_source {
             None => (Endpoint::Registry(source.registry.clone()), source.repository.to_string()),
-            Some(folder) => (layout_endpoint(folder)?, format!("{}/{}", source.registry, source.repository)),
+            Some(end) => (end.clone(), format!("{}/{}", source.registry, source.repository)),
         };
         Ok(TagLocator { repository: self.repository_locator(end, &path)?, tag: source.tag.clone() })
     }

@@ -142,7 +142,7 @@ impl SourceSelector {
 pub fn source_selectors(source: &RuleSource) -> Result<Vec<SourceSelector>> {
     match source {
         RuleSource::Repositories(pattern) => Ok(vec![SourceSelector::from_pattern(pattern.clone())]),
-        RuleSource::Layout(_) => Ok(Vec::new()),
+        RuleSource::Layout(_) | RuleSource::Archive(..) => Ok(Vec::new()),
         RuleSource::Preset(preset) => {
             let known = find(preset)?;
             let parts = match (&preset.versions, &known.versions) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_config::{Config, NotifyConfig, Rule, RuleSource, RuleTarget};
+use imgsync_config::{Config, NotifyConfig, Rule, RuleTarget};
 use imgsync_model::batch::BatchOptions;
 use imgsync_model::schedule::Schedule;
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -324,9 +324,8 @@ impl ActiveRule {
 
 /// Rejects image layouts: a layout is on one machine, and tasks run on others.
 fn refuse_layouts(config: &Config) -> Result<()> {
-    let is_layout = |rule: &&Rule| {
-        matches!(rule.source, RuleSource::Layout(_)) || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)))
-    };
+    let is_layout =
+        |rule: &&Rule| rule.source.is_local() || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)));
     match config.rules.iter().find(is_layout) {
         Some(rule) => {
             let detail = "an image layout works in one process only, and a cluster is configured";

@@ -214,9 +214,7 @@ impl Endpoints {
             (None, ImageLocation::Layout(image)) => {
                 CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
             }
-            (None, ImageLocation::Archive(image)) => {
-                CopySource::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
-            }
+            (None, ImageLocation::Archive(image)) => CopySource::open_archive(image, context).await?,
         };
         if let Some(bundled) = bundled_target {
             return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Bundle(bundled)));
@@ -287,6 +285,26 @@ fn archived_repository(target: &ImageLocation, source: &ImageLocation) -> Option
 }
 
 impl CopySource {
+    /// Opens an archive, and warns if its images have no manifests.
+    pub(crate) async fn open_archive(image: &ArchiveRef, context: &Context) -> Result<CopySource> {
+        let layout = Layout::open_archive_file(image).await?;
+        if layout.has_made_manifests() {
+            context.warn(format!(
+                "{image}: this format has no manifests, so a new one was made: its digest differs from that in a registry, \
+                 and signatures do not hold for it"
+            ));
+        }
+        Ok(CopySource::Layout(layout.repository(image.repository())))
+    }
+
+    /// Returns the layout of a source that can only be read forward.
+    pub(crate) fn sequential_layout(&self) -> Option<&Layout> {
+        match self {
+            CopySource::Layout(repository) if repository.layout().is_sequential() => Some(repository.layout()),
+            _ => None,
+        }
+    }
+
     /// Returns the repository, for a registry.
     pub(crate) fn repository(&self) -> Option<&Repository> {
         match self {

@@ -108,9 +108,7 @@ pub async fn inspect(client: &Client, location: &ImageLocation, context: &Contex
         ImageLocation::Layout(image) => {
             CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
         }
-        ImageLocation::Archive(image) => {
-            CopySource::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
-        }
+        ImageLocation::Archive(image) => CopySource::open_archive(image, context).await?,
     };
     let reference =
         location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));

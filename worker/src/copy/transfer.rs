@@ -4,6 +4,8 @@
 mod blob;
 mod missing_content;
 mod presence;
+mod read_order;
+mod sparse_source;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -215,10 +217,17 @@ impl ImageTransfer {
     ) -> Result<bool> {
         self.record_manifest(&root);
         let content = async {
+            self.transfer_in_order(&root).await?;
             // A layout target checks each file, so a shortcut saves nothing.
             match self.force || self.target.repository().is_none() {
                 true => self.ensure_content(&root, 0).await,
                 false => self.ensure_content_unless_present(&root).await,
+            }
+        };
+        let content = async {
+            match content.await {
+                Err(error) => Err(self.hint_at_present_platforms(&root, error).await),
+                done => done,
             }
         };
         self.list_referrers_during(content, root.digest(), is_at_source).await?;

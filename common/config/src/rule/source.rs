@@ -8,7 +8,7 @@ use super::super::schema_table::FROM;
 use super::super::yaml::{YamlNode, YamlValue};
 use super::{RuleContext, RuleSource};
 use imgsync_model::select::RepositoryPattern;
-use imgsync_oci::Tag;
+use imgsync_oci::{ArchiveFormat, Tag};
 
 /// Reads the source of a rule, and reports problems.
 pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields<'_>) -> Option<RuleSource> {
@@ -34,6 +34,9 @@ pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields
             let text = reader.text(node)?;
             if let Some(layout) = text.strip_prefix("oci:") {
                 return read_layout_path(reader, node, layout).map(RuleSource::Layout);
+            }
+            if let Some((format, file)) = ArchiveFormat::split_scheme(text) {
+                return read_archive_path(reader, node, format, file).map(|file| RuleSource::Archive(format, file));
             }
             match text.parse::<RepositoryPattern>() {
                 Ok(pattern) => Some(RuleSource::Repositories(pattern)),
@@ -82,6 +85,30 @@ fn read_repositories(reader: &ValueReader, node: &YamlNode) -> Option<Repository
         }
     }
     Some(pattern.excluding(excluded))
+}
+
+/// Reads the file of a whole archive.
+fn read_archive_path(reader: &ValueReader, node: &YamlNode, format: ArchiveFormat, text: &str) -> Option<PathBuf> {
+    let scheme = format.scheme();
+    if text.is_empty() || text == "-" {
+        reader.report(&node.at, format!("`{scheme}` in a rule needs the name of a file"));
+        return None;
+    }
+    if let Some((file, tag)) = text.rsplit_once(':')
+        && tag.parse::<Tag>().is_ok()
+    {
+        reader.report_value(
+            node,
+            "an archive in a rule has no tag",
+            Some(format!("write `{scheme}{file}` and `tags: {{include: [\"{tag}\"]}}`")),
+        );
+        return None;
+    }
+    if text.contains('*') {
+        reader.report(&node.at, "an archive is always read as a whole: wildcards are not supported");
+        return None;
+    }
+    Some(PathBuf::from(text))
 }
 
 /// Reads the folder of a whole layout.

@@ -86,7 +86,7 @@ impl From<&RuleSource> for SourceView {
         match source {
             RuleSource::Preset(preset) => SourceView::Preset(PresetView::from(preset)),
             RuleSource::Repositories(pattern) => SourceView::From(FromView::from(pattern)),
-            RuleSource::Layout(_) => SourceView::From(FromView::Text(YamlText::new(source))),
+            RuleSource::Layout(_) | RuleSource::Archive(..) => SourceView::From(FromView::Text(YamlText::new(source))),
         }
     }
 }

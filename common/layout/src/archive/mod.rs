@@ -1,18 +1,32 @@
 //! Image archives: layouts whose files are members of a tar. They are only read.
 
+mod compression;
+mod docker;
+mod gzip;
+mod kept;
+mod sequential;
 mod tar_index;
+mod turns;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use self::tar_index::{SeekingInput, TarIndex, TarScanner};
+use bytes::Bytes;
+
+use self::compression::{ArchiveCompression, SourceReader};
+use self::gzip::GzipScan;
+use self::sequential::{SequentialFile, scan_stream};
+use self::tar_index::{SeekingInput, TarContent, TarIndex, TarScanner, shorten};
+pub use self::turns::ReadTurn;
+use self::turns::ReadTurns;
 use super::error::LayoutError;
 use super::index::LayoutIndex;
 use super::index_file::{INDEX_JSON, MAX_INDEX_BYTES};
 use super::marker_file::{MAX_OCI_LAYOUT_BYTES, check_version_text};
-use super::read_at::{FileSection, ReadAt, read_all};
+use super::read_at::{FileSection, InlineFile, ReadAt, read_all, read_exact_at};
 use super::{BLOBS, OCI_LAYOUT};
-use imgsync_oci::Digest;
 use imgsync_oci::error::ErrorKind;
+use imgsync_oci::{ArchiveFormat, Digest};
 
 const MANIFEST_JSON: &str = "manifest.json";
 
@@ -21,26 +35,42 @@ const MANIFEST_JSON: &str = "manifest.json";
 pub(super) struct ArchiveFiles {
     source: Arc<dyn ReadAt>,
     members: TarIndex,
-    /// Folder of the layout within the archive, with a slash at its end; empty for the root.
-    root: String,
+    content: ArchiveContent,
     index: Arc<LayoutIndex>,
+    /// Turns to read, if it can only be read forward.
+    turns: Option<Arc<ReadTurns>>,
+}
+
+/// Where the blobs are.
+#[derive(Debug)]
+enum ArchiveContent {
+    /// In the folder of the layout within the archive, with a slash at its end; empty for the root.
+    Oci { root: String },
+    /// In members of any name. The manifests were made.
+    Docker { manifests: HashMap<Digest, Bytes>, blobs: HashMap<Digest, TarContent> },
 }
 
 impl ArchiveFiles {
-    /// Opens an OCI archive.
-    pub(super) fn open(source: Arc<dyn ReadAt>) -> Result<ArchiveFiles, LayoutError> {
-        let mut scanner = TarScanner::new(SeekingInput::new(&*source));
-        let members = TarIndex::scan(&mut scanner)?;
+    /// Opens an archive in a format.
+    pub(super) fn open(source: Arc<dyn ReadAt>, format: ArchiveFormat) -> Result<ArchiveFiles, LayoutError> {
+        let (source, members, turns) = scan(source)?;
+        let files = match format {
+            ArchiveFormat::Oci => ArchiveFiles::open_oci(source, members)?,
+            ArchiveFormat::Docker => {
+                let images = docker::read_images(&source, &members)?;
+                let content = ArchiveContent::Docker { manifests: images.manifests, blobs: images.blobs };
+                ArchiveFiles { source, members, content, index: Arc::new(images.index), turns: None }
+            }
+        };
+        Ok(ArchiveFiles { turns, ..files })
+    }
+
+    fn open_oci(source: Arc<dyn ReadAt>, members: TarIndex) -> Result<ArchiveFiles, LayoutError> {
         let root = find_root(&members)?;
         let read = |name: &str, limit: u64| -> Result<Option<Vec<u8>>, LayoutError> {
             let path = format!("{root}{name}");
             let Some(content) = members.find(&path)? else { return Ok(None) };
-            if content.size > limit {
-                let detail = format!("{path} is larger than {} MiB", limit >> 20);
-                return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
-            }
-            let section = FileSection::new(source.clone(), content.start, content.size);
-            read_all(&section).map(Some).map_err(|error| LayoutError::io(path.as_ref(), "reading", error))
+            read_member(&source, &path, content, limit).map(Some)
         };
         // hauler leaves it out for containerd.
         if let Some(text) = read(OCI_LAYOUT, MAX_OCI_LAYOUT_BYTES)? {
@@ -49,21 +79,47 @@ impl ArchiveFiles {
         let text = read(INDEX_JSON, MAX_INDEX_BYTES)?
             .ok_or_else(|| LayoutError::new(ErrorKind::InvalidResponse, format!("{INDEX_JSON} is missing")))?;
         let index = Arc::new(LayoutIndex::parse(&text)?);
-        Ok(ArchiveFiles { source, members, root, index })
+        Ok(ArchiveFiles { source, members, content: ArchiveContent::Oci { root }, index, turns: None })
     }
 
     pub(super) fn index(&self) -> &Arc<LayoutIndex> {
         &self.index
     }
 
+    /// Whether the manifests were made, because the format has none.
+    pub(super) fn has_made_manifests(&self) -> bool {
+        matches!(self.content, ArchiveContent::Docker { .. })
+    }
+
     /// Opens a blob; `None` if it does not exist.
     pub(super) fn open_blob(&self, digest: &Digest) -> Result<Option<Arc<dyn ReadAt>>, LayoutError> {
-        let path = format!("{}{BLOBS}/{}/{}", self.root, digest.algorithm().as_str(), digest.hex());
-        let found = self.members.find(&path)?;
-        Ok(found.map(|content| {
-            let section: Arc<dyn ReadAt> = Arc::new(FileSection::new(self.source.clone(), content.start, content.size));
-            section
-        }))
+        if let ArchiveContent::Docker { manifests, .. } = &self.content
+            && let Some(bytes) = manifests.get(digest)
+        {
+            return Ok(Some(Arc::new(InlineFile::new(bytes.clone()))));
+        }
+        let Some(content) = self.find_blob(digest)? else { return Ok(None) };
+        Ok(Some(Arc::new(FileSection::new(self.source.clone(), content.start, content.size))))
+    }
+
+    fn find_blob(&self, digest: &Digest) -> Result<Option<TarContent>, LayoutError> {
+        match &self.content {
+            ArchiveContent::Oci { root } => {
+                self.members.find(&format!("{root}{BLOBS}/{}/{}", digest.algorithm().as_str(), digest.hex()))
+            }
+            ArchiveContent::Docker { blobs, .. } => Ok(blobs.get(digest).copied()),
+        }
+    }
+
+    /// Whether the archive can only be read forward.
+    pub(super) fn is_sequential(&self) -> bool {
+        self.turns.is_some()
+    }
+
+    /// Returns the turns to read, and the offset of a blob, if the archive can only be read forward.
+    pub(super) fn turns_for(&self, digest: &Digest) -> Option<(&Arc<ReadTurns>, u64)> {
+        let turns = self.turns.as_ref()?;
+        Some((turns, self.find_blob(digest).ok()??.start))
     }
 
     /// Returns what a missing blob may be due to.
@@ -73,6 +129,45 @@ impl ArchiveFiles {
             false => "the archive was cut off; copy or create it again",
         }
     }
+}
+
+type ScannedArchive = (Arc<dyn ReadAt>, TarIndex, Option<Arc<ReadTurns>>);
+
+/// Lists the members of an archive, decoding it if it is compressed.
+fn scan(source: Arc<dyn ReadAt>) -> Result<ScannedArchive, LayoutError> {
+    let mut start = [0; 6];
+    let length = usize::try_from(source.len().min(start.len() as u64)).unwrap_or_default();
+    read_exact_at(&*source, &mut start[..length], 0).map_err(|error| LayoutError::reading("", error))?;
+    match ArchiveCompression::sniff(&start[..length]) {
+        None => {
+            let mut scanner = TarScanner::new(SeekingInput::new(&*source));
+            let members = TarIndex::scan(&mut scanner)?;
+            Ok((source, members, None))
+        }
+        Some(ArchiveCompression::Gzip) => {
+            let (members, kept, scan) = scan_stream(GzipScan::new(source))?;
+            let file = scan.finish(kept).map_err(|error| LayoutError::reading("", error))?;
+            Ok((Arc::new(file), members, None))
+        }
+        Some(compression) => {
+            let reader = compression.decode(Box::new(SourceReader::new(source.clone())));
+            let (members, kept, mut reader) = scan_stream(reader)?;
+            // To the end, where the checksums are.
+            std::io::copy(&mut reader, &mut std::io::sink()).map_err(|error| LayoutError::reading("", error))?;
+            let file = SequentialFile::new(source, compression, kept);
+            Ok((Arc::new(file), members, Some(Arc::new(ReadTurns::default()))))
+        }
+    }
+}
+
+/// Reads a whole member of limited size.
+fn read_member(source: &Arc<dyn ReadAt>, path: &str, content: TarContent, limit: u64) -> Result<Vec<u8>, LayoutError> {
+    if content.size > limit {
+        let detail = format!("member `{}` has {} bytes, more than {limit}", shorten(path), content.size);
+        return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
+    }
+    let section = FileSection::new(source.clone(), content.start, content.size);
+    read_all(&section).map_err(|error| LayoutError::reading(path, error))
 }
 
 /// Finds the folder of the layout: the root, or the only folder that has a layout.

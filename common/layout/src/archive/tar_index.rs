@@ -219,6 +219,25 @@ impl<I: TarInput> TarScanner<I> {
         }
     }
 
+    /// Fills a buffer with the next bytes of the member that was returned last.
+    pub(super) fn read_part(&mut self, path: &str, buffer: &mut [u8]) -> Result<(), LayoutError> {
+        let at = self.input.position();
+        let result = self.input.read(buffer).and_then(|was_read| match was_read || buffer.is_empty() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        });
+        let left = self.unread.as_ref().map(|(left, _)| *left);
+        result.map_err(|error| truncated_or_io(error, path, at, left))?;
+        if let Some((left, _)) = &mut self.unread {
+            *left = left.saturating_sub(buffer.len() as u64);
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_input(self) -> I {
+        self.input
+    }
+
     /// Reads the next header; `None` at the end of the archive.
     fn read_header(&mut self) -> Result<Option<Header>, LayoutError> {
         let at = self.input.position();
@@ -359,6 +378,10 @@ impl TarIndex {
         self.members.keys().map(|path| &**path)
     }
 
+    pub(super) fn set_end_marker(&mut self, has_end_marker: bool) {
+        self.has_end_marker = has_end_marker;
+    }
+
     /// Whether the end of the archive was marked.
     pub(super) fn has_end_marker(&self) -> bool {
         self.has_end_marker
@@ -419,7 +442,7 @@ fn refused_member(path: &str, at: u64, reason: &str) -> LayoutError {
 
 fn truncated_or_io(error: io::Error, path: &str, at: u64, wanted: Option<u64>) -> LayoutError {
     if error.kind() != io::ErrorKind::UnexpectedEof {
-        return LayoutError::io(path.as_ref(), "reading", error);
+        return LayoutError::reading(path, error);
     }
     let place = match path {
         "" => format!("at offset {at}"),

@@ -8,10 +8,10 @@ use tar::{EntryType, Header};
 use super::*;
 
 /// Writes a tar, member by member.
-struct TarFile(Vec<u8>);
+pub(super) struct TarFile(Vec<u8>);
 
 impl TarFile {
-    fn new() -> TarFile {
+    pub(super) fn new() -> TarFile {
         TarFile(Vec::new())
     }
 
@@ -26,7 +26,7 @@ impl TarFile {
         header
     }
 
-    fn file(self, path: &str, content: &[u8]) -> TarFile {
+    pub(super) fn file(self, path: &str, content: &[u8]) -> TarFile {
         self.member(path, EntryType::Regular, content)
     }
 
@@ -55,17 +55,17 @@ impl TarFile {
             .blob(b"one")
     }
 
-    fn blob(self, content: &[u8]) -> TarFile {
+    pub(super) fn blob(self, content: &[u8]) -> TarFile {
         self.file(&blob_path(content), content)
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
 }
 
-fn index_json(image: &Manifest) -> String {
+pub(super) fn index_json(image: &Manifest) -> String {
     let mut descriptor = image.descriptor();
     descriptor.annotations.insert("org.opencontainers.image.ref.name".to_owned(), "1".to_owned());
     serde_json::json!({"schemaVersion": 2, "manifests": [descriptor]}).to_string()

@@ -1,6 +1,7 @@
 //! Layouts on a real disk: round trips, corrupt layouts, and concurrent writers.
 
 mod archives;
+mod compressed;
 mod corrupt_layouts;
 mod skopeo;
 mod writers;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{Reference, RegistryName, RepositoryName, Tag};
+use imgsync_oci::{ArchiveFormat, Reference, RegistryName, RepositoryName, Tag};
 
 /// Prefix that distinguishes a layout folder from a registry. Registry names contain no slash.
 const LAYOUT_PREFIX: &str = "oci:/";
@@ -21,6 +21,8 @@ pub enum Endpoint {
     Registry(RegistryName),
     /// The absolute path of an image layout on this machine. Works in one process only.
     Layout(Box<str>),
+    /// An archive on this machine, by its format and absolute path. Only a source.
+    Archive(ArchiveFormat, Box<str>),
 }
 
 /// A repository at an endpoint.
@@ -66,11 +68,17 @@ impl Endpoint {
         Some(Endpoint::Layout(text.into()))
     }
 
+    /// Creates the endpoint of an archive; `None` if the path is not absolute or not UTF-8.
+    pub fn from_archive_file(format: ArchiveFormat, file: &Path) -> Option<Endpoint> {
+        let text = file.to_str().filter(|text| file.is_absolute() && text.starts_with('/'))?;
+        Some(Endpoint::Archive(format, text.into()))
+    }
+
     /// Returns the registry, if it is one.
     pub fn registry(&self) -> Option<&RegistryName> {
         match self {
             Endpoint::Registry(registry) => Some(registry),
-            Endpoint::Layout(_) => None,
+            Endpoint::Layout(_) | Endpoint::Archive(..) => None,
         }
     }
 }
@@ -85,6 +93,12 @@ impl FromStr for Endpoint {
             }
             return Ok(Endpoint::Layout(text["oci:".len()..].into()));
         }
+        if let Some((format, file)) = ArchiveFormat::split_scheme(text).filter(|(_, file)| file.starts_with('/')) {
+            if file.chars().any(char::is_control) {
+                return Err(ParseLocatorError(format!("`{}` contains control characters", sanitize(text))));
+            }
+            return Ok(Endpoint::Archive(format, file.into()));
+        }
         text.parse().map(Endpoint::Registry).map_err(|error| ParseLocatorError(format!("{error}")))
     }
 }
@@ -94,6 +108,7 @@ impl fmt::Display for Endpoint {
         match self {
             Endpoint::Registry(registry) => f.write_str(registry.as_str()),
             Endpoint::Layout(folder) => write!(f, "oci:{folder}"),
+            Endpoint::Archive(format, file) => write!(f, "{}{file}", format.scheme()),
         }
     }
 }
@@ -124,11 +139,13 @@ impl RepositoryLocator {
             Endpoint::Registry(_) => {
                 path.parse::<RepositoryName>().map_err(|error| ParseLocatorError(format!("{error}")))?;
             }
-            Endpoint::Layout(_) if path.len() > 512 || path.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+            Endpoint::Layout(_) | Endpoint::Archive(..)
+                if path.len() > 512 || path.chars().any(|c| c.is_control() || c.is_whitespace()) =>
+            {
                 let reason = "too long, or contains white space or control characters";
                 return Err(ParseLocatorError(format!("`{}` is not a repository name: {reason}", sanitize(path))));
             }
-            Endpoint::Layout(_) => {}
+            Endpoint::Layout(_) | Endpoint::Archive(..) => {}
         }
         Ok(RepositoryLocator { endpoint, path: path.into() })
     }
@@ -147,7 +164,7 @@ impl RepositoryLocator {
     pub fn registry(&self) -> Option<(&RegistryName, RepositoryName)> {
         match &self.endpoint {
             Endpoint::Registry(registry) => self.path.parse().ok().map(|path| (registry, path)),
-            Endpoint::Layout(_) => None,
+            Endpoint::Layout(_) | Endpoint::Archive(..) => None,
         }
     }
 }
@@ -157,8 +174,8 @@ impl fmt::Display for RepositoryLocator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.endpoint {
             Endpoint::Registry(registry) => write!(f, "{registry}/{}", self.path),
-            Endpoint::Layout(_) if self.path.is_empty() => write!(f, "{}", self.endpoint),
-            Endpoint::Layout(_) => write!(f, "{}:{}", self.endpoint, self.path),
+            Endpoint::Layout(_) | Endpoint::Archive(..) if self.path.is_empty() => write!(f, "{}", self.endpoint),
+            Endpoint::Layout(_) | Endpoint::Archive(..) => write!(f, "{}:{}", self.endpoint, self.path),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_layout::{ImageName, LayoutRef};
+use imgsync_layout::{ArchiveRef, ImageName, LayoutRef};
 use imgsync_model::batch::{BatchOptions, Endpoint, ForeignLayers, RuleOptions, TagLocator};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, Reference, RepositoryName, Tag};
@@ -282,6 +282,11 @@ pub(super) fn image_location(locator: &TagLocator) -> Result<ImageLocation> {
         Endpoint::Layout(folder) => {
             let image = layout_image_name(locator.repository.path(), &locator.tag).map_err(invalid)?;
             Ok(ImageLocation::Layout(LayoutRef { dir: folder.to_string().into(), image: Some(image) }))
+        }
+        Endpoint::Archive(format, file) => {
+            let image = layout_image_name(locator.repository.path(), &locator.tag).map_err(invalid)?;
+            let file = file.to_string().into();
+            Ok(ImageLocation::Archive(ArchiveRef { format: *format, file, image: Some(image) }))
         }
     }
 }

@@ -1,0 +1,46 @@
+//! Transfers the blobs of an image in the order in which an archive that can only be read forward has them. Read in the
+//! order of the manifests, it would be read from its beginning for almost every blob.
+
+use std::collections::HashSet;
+
+use imgsync_oci::error::Result;
+use imgsync_oci::{Descriptor, Manifest};
+
+use super::{ImageTransfer, MAX_INDEX_DEPTH};
+
+impl ImageTransfer {
+    /// Transfers all blobs of an image, one after another in the order of the archive, if its source can only be read
+    /// forward. Several images take turns. The ordinary transfer then finds them done.
+    pub(super) async fn transfer_in_order(&self, root: &Manifest) -> Result<()> {
+        let Some(layout) = self.source.sequential_layout() else { return Ok(()) };
+        let mut blobs = self.collect_blobs(root).await;
+        layout.sort_for_reading(&mut blobs);
+        for blob in &blobs {
+            let _turn = layout.take_turn(&blob.digest).await;
+            self.ensure_blob(blob).await?;
+        }
+        Ok(())
+    }
+
+    /// Collects the blobs of a manifest and of everything in its index. A manifest that cannot be read is an error of the
+    /// ordinary transfer.
+    async fn collect_blobs(&self, root: &Manifest) -> Vec<Descriptor> {
+        let (mut blobs, mut seen) = (Vec::new(), HashSet::new());
+        let mut open = vec![(root.clone(), 0)];
+        while let Some((manifest, depth)) = open.pop() {
+            let found = self.blobs_of(&manifest).into_iter();
+            blobs.extend(found.filter(|blob| seen.insert(blob.digest.clone())).cloned());
+            if depth >= MAX_INDEX_DEPTH {
+                continue;
+            }
+            for child in self.children_of(&manifest) {
+                if seen.insert(child.digest.clone())
+                    && let Ok(manifest) = self.source.child_manifest(child).await
+                {
+                    open.push((manifest, depth + 1));
+                }
+            }
+        }
+        blobs
+    }
+}
