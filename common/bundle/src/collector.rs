@@ -34,7 +34,7 @@ struct CollectorState {
 struct Contents {
     /// Offset and size of the bytes.
     manifests: HashMap<DigestKey, (Descriptor, u64)>,
-    blobs: HashMap<DigestKey, CollectedBlob>,
+    blobs: HashMap<DigestKey, BlobToCarry>,
     repositories: BTreeMap<RepositoryName, CollectedRepository>,
 }
 
@@ -53,7 +53,7 @@ pub struct CollectedRepository {
 
 /// A blob to read.
 #[derive(Debug, Clone)]
-pub struct CollectedBlob {
+pub struct BlobToCarry {
     /// Digest and size, and the content if the manifest holds it.
     pub descriptor: Descriptor,
     /// Repository to read it from: `registry/repository`, or `oci:FOLDER`.
@@ -103,7 +103,7 @@ impl BundleCollector {
     }
 
     /// Returns a blob.
-    pub fn blob(&self, digest: &Digest) -> Option<CollectedBlob> {
+    pub fn blob(&self, digest: &Digest) -> Option<BlobToCarry> {
         self.state().contents.blobs.get(&digest_key(digest)).cloned()
     }
 
@@ -244,7 +244,7 @@ impl Contents {
                 self.repositories.entry(repository).or_default().blobs.insert(digest.clone());
                 let mut descriptor = Descriptor::new(MediaType::Missing, digest, size);
                 descriptor.data = inline;
-                self.blobs.entry(key).or_insert(CollectedBlob { descriptor, source });
+                self.blobs.entry(key).or_insert(BlobToCarry { descriptor, source });
             }
         }
     }

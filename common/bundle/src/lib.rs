@@ -17,7 +17,7 @@ mod open;
 mod parts;
 mod signature;
 
-pub use collector::{BundleCollector, CollectedBlob, CollectedRepository, CollectorRepository};
+pub use collector::{BlobToCarry, BundleCollector, CollectedRepository, CollectorRepository};
 pub use have::Have;
 pub use images::{BundleBlobStream, BundleImages, BundleRepository, BundleTarget};
 pub use index::{BundleHeader, BundleIndex, BundledRepository, BundledTag, ContentSize, LeftOutBlob};
