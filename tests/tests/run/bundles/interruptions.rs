@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use imgsync_tests::fault::{FaultRegistry, RequestType};
+use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
 use imgsync_tests::images::{self, Layer, TestImage};
 use imgsync_tests::program::{Imgsync, Signal};
 
@@ -128,6 +128,46 @@ async fn a_disk_without_enough_space_is_noticed_before_the_first_byte_and_the_ne
     assert_eq!(source.count(RequestType::ManifestGet), 0, "the images were chosen before");
     load(&Imgsync::new(), &folder, &format!("{}/m", target.host()), &[]).await.assert_code(0);
     target.assert_holds("m/a", "1", &big);
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_in_the_middle_keeps_what_is_written() {
+    let source = FaultRegistry::start().await;
+    let big = images::big("bundle-filled", 3_000_000);
+    source.push("a", "1", &big);
+    let near = rules(&source.host(), &["a"]);
+    let folder = near.work_dir().join("medium");
+    std::fs::create_dir(&folder).unwrap();
+    let Some(_medium) = Tmpfs::mount(&folder, "4m") else {
+        return imgsync_tests::skipped("a medium that fills: a tmpfs cannot be mounted here");
+    };
+    let stalled = source
+        .on(RequestMatcher::kind(RequestType::BlobGet).reference(&big.largest_blob()))
+        .times(1)
+        .act(FaultAction::StallAfter { bytes: 1_000_000 });
+    let arguments = ["bundle", "create", "-c", "imgsync.yaml", "--out", "medium/", "--stall-timeout", "3s"];
+    let mut running = near.again().args(arguments).args(["--retry-delay", "10ms"]).spawn();
+    let partial = folder.join(".bundle.tar.partial");
+    let written = || std::fs::metadata(&partial).map_or(0, |found| found.len());
+    source.wait_until(|_| stalled.hits() > 0 && written() > 500_000, Duration::from_secs(60)).await;
+    // As large as fits.
+    let filler = folder.join("filler");
+    let _ = std::fs::write(&filler, vec![1; 4 << 20]);
+    let failed = running.wait().await.assert_code(1);
+    assert!(
+        failed.stderr.contains("No space left") && failed.stderr.contains("hint: free disk space"),
+        "{}",
+        failed.stderr
+    );
+    std::fs::remove_file(&filler).unwrap();
+    source.clear_requests();
+    near.again().args(arguments).run().await.assert_code(0);
+    let reads = source.requests_of_kind(RequestType::BlobGet);
+    assert!(reads.len() == 1 && reads[0].header("range").is_some(), "{}", source.describe_requests());
+    assert_eq!(source.total(), 1, "{}", source.describe_requests());
+    let checked = Command::new("sha256sum").args(["-c", "--quiet", "bundle.tar.sha256"]).current_dir(&folder).status();
+    assert!(checked.unwrap().success());
+    super::bundle(&near, &["verify", "medium"]).await.assert_code(0);
 }
 
 #[tokio::test]

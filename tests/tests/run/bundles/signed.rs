@@ -73,6 +73,36 @@ async fn a_signature_is_demanded_and_holds_for_its_key_and_every_byte_of_the_ind
 }
 
 #[tokio::test]
+async fn a_signed_bundle_that_is_changed_anywhere_loads_what_was_signed_or_nothing() {
+    const CHANGES: usize = 40;
+    let source = FaultRegistry::start().await;
+    let image = images::single("signed-anywhere");
+    source.push("a", "1", &image);
+    let near = rules(&source.host(), &["a"]);
+    near.file("key", ED25519[0]);
+    near.file("pub", ED25519[1]);
+    create(&near, "b.tar", &["--key", "key"]).await.assert_code(0);
+    let bytes = std::fs::read(near.work_dir().join("b.tar")).unwrap();
+    let mut refused = 0;
+    for change in 0..CHANGES {
+        let target = FaultRegistry::start().await;
+        let mut changed = bytes.clone();
+        changed[bytes.len() * change / CHANGES] ^= 0x11;
+        let path = near.file("changed.tar", &changed);
+        let loaded = load(&near, &path, &format!("{}/m", target.host()), &["--public-key", "pub"]).await;
+        match loaded.code {
+            // The padding of a member, or what only other loaders read.
+            Some(0) => target.assert_holds("m/a", "1", &image),
+            _ => {
+                assert_eq!(target.tags_in_all(), 0);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[tokio::test]
 async fn openssl_verifies_what_was_signed() {
     let source = FaultRegistry::start().await;
     source.push("a", "1", &images::single("signed-openssl"));
