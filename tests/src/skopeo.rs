@@ -104,6 +104,15 @@ impl Skopeo {
         let arguments = ["copy", "--dest-tls-verify=false", source, target];
         run(&arguments.map(str::to_owned)).await.map(|_| ())
     }
+
+    /// Copies one platform of an image to a `docker-archive:`.
+    ///
+    /// # Errors
+    /// Returns skopeo's output.
+    pub async fn copy_docker_archive_to(&self, source: &str, target: &str) -> Result<(), String> {
+        let arguments = ["copy", "--src-tls-verify=false", source, target];
+        run(&arguments.map(str::to_owned)).await.map(|_| ())
+    }
 }
 
 /// Runs skopeo with a policy that accepts anything, and with the given credentials only.

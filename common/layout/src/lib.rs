@@ -144,9 +144,14 @@ impl Layout {
         let label = archive.without_image().to_string();
         let operation = format!("opening {label}");
         if archive.is_stdio() {
-            let error =
-                Error::new(ErrorKind::Unsupported, operation, "reading an archive from stdin is not supported yet");
-            return Err(error.with_hint("save it to a file"));
+            let error = Error::new(
+                ErrorKind::Unsupported,
+                operation,
+                "stdin can be read only once, and an archive is read at any offset",
+            );
+            return Err(
+                error.with_hint("save it to a file; `imgsync sync --spool DIR` saves it for the time of the copy")
+            );
         }
         let (file, format) = (archive.file.clone(), archive.format);
         let opening = file.clone();

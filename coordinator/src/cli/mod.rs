@@ -31,6 +31,7 @@ mod serve;
 mod settings;
 mod show;
 mod signals;
+mod spool;
 mod sync;
 mod sync_archive;
 mod sync_stats;

@@ -31,6 +31,7 @@ use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
+use super::spool::SpooledArchive;
 use super::sync_archive::{ArchiveCompression, ArchiveOptions, copy_to_archive};
 use super::sync_stats::{CopyStats, EndpointRequests, EndpointTraffic, format_requests};
 use super::target::{docker_hub, read_password};
@@ -64,6 +65,9 @@ pub(crate) struct SyncArgs {
     /// Compression of a target archive; uncompressed ones can be resumed, and all tools load them
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
     pub(crate) archive_compress: ArchiveCompression,
+    /// Save an archive from stdin (oci-archive:-, docker-archive:-) to a temporary file in this folder first
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) spool: Option<PathBuf>,
     /// Print what would be copied, and copy nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -254,9 +258,11 @@ async fn execute(
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
     client.stall_timeout = args.retry.stall_timeout;
     let (sources, given_target) = args.endpoints()?;
+    let spooled = SpooledArchive::save(&sources, args.spool.as_deref()).await?;
     let mut resolved = Vec::new();
     for source in &sources {
-        resolved.push(resolve_single_image(source).await?);
+        let source = spooled.as_ref().map_or_else(|| source.clone(), |spooled| spooled.replace_stdin(source));
+        resolved.push(resolve_single_image(&source).await?);
     }
     let source = resolved[0].clone();
     let target = with_source_tag(resolve_target(args, given_target.as_ref(), &mut client, password).await?, &source);

@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod archive_writing;
+mod archives;
 mod batch_commands;
 mod bundles;
 mod config;

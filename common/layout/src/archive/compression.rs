@@ -1,4 +1,4 @@
-//! ArchiveCompression around an archive: recognized by its first bytes, never by a name, and decoded as a stream.
+//! TarCompression around an archive: recognized by its first bytes, never by a name, and decoded as a stream.
 
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::sync::Arc;
@@ -10,21 +10,21 @@ const MAX_WINDOW_BYTES: u64 = 128 << 20;
 const BUFFER_BYTES: usize = 256 << 10;
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// ArchiveCompression of an archive.
+/// TarCompression of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ArchiveCompression {
+pub(super) enum TarCompression {
     Gzip,
     Zstd,
     Xz,
 }
 
-impl ArchiveCompression {
+impl TarCompression {
     /// Recognizes a compression by the first bytes of a file; `None` if it is something else.
-    pub(super) fn sniff(start: &[u8]) -> Option<ArchiveCompression> {
+    pub(super) fn sniff(start: &[u8]) -> Option<TarCompression> {
         match start {
-            [0x1f, 0x8b, ..] => Some(ArchiveCompression::Gzip),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(ArchiveCompression::Xz),
-            _ if start.starts_with(&ZSTD_MAGIC) || is_skippable(start) => Some(ArchiveCompression::Zstd),
+            [0x1f, 0x8b, ..] => Some(TarCompression::Gzip),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(TarCompression::Xz),
+            _ if start.starts_with(&ZSTD_MAGIC) || is_skippable(start) => Some(TarCompression::Zstd),
             _ => None,
         }
     }
@@ -33,9 +33,9 @@ impl ArchiveCompression {
     pub(super) fn decode(self, input: Box<dyn Read + Send>) -> Box<dyn Read + Send> {
         let input = BufReader::with_capacity(BUFFER_BYTES, input);
         match self {
-            ArchiveCompression::Gzip => Box::new(CheckedReader(flate2::read::MultiGzDecoder::new(input))),
-            ArchiveCompression::Zstd => Box::new(CheckedReader(ZstdReader { input: Some(input), frame: None })),
-            ArchiveCompression::Xz => {
+            TarCompression::Gzip => Box::new(CheckedReader(flate2::read::MultiGzDecoder::new(input))),
+            TarCompression::Zstd => Box::new(CheckedReader(ZstdReader { input: Some(input), frame: None })),
+            TarCompression::Xz => {
                 let limit = u32::try_from(MAX_WINDOW_BYTES >> 10).unwrap_or(u32::MAX);
                 Box::new(CheckedReader(lzma_rust2::XzReader::new_mem_limit(input, true, limit)))
             }

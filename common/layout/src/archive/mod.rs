@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use self::compression::{ArchiveCompression, SourceReader};
+use self::compression::{SourceReader, TarCompression};
 use self::gzip::GzipScan;
 use self::sequential::{SequentialFile, scan_stream};
 use self::tar_index::{SeekingInput, TarContent, TarIndex, TarScanner, shorten};
@@ -138,13 +138,13 @@ fn scan(source: Arc<dyn ReadAt>) -> Result<ScannedArchive, LayoutError> {
     let mut start = [0; 6];
     let length = usize::try_from(source.len().min(start.len() as u64)).unwrap_or_default();
     read_exact_at(&*source, &mut start[..length], 0).map_err(|error| LayoutError::reading("", error))?;
-    match ArchiveCompression::sniff(&start[..length]) {
+    match TarCompression::sniff(&start[..length]) {
         None => {
             let mut scanner = TarScanner::new(SeekingInput::new(&*source));
             let members = TarIndex::scan(&mut scanner)?;
             Ok((source, members, None))
         }
-        Some(ArchiveCompression::Gzip) => {
+        Some(TarCompression::Gzip) => {
             let (members, kept, scan) = scan_stream(GzipScan::new(source))?;
             let file = scan.finish(kept).map_err(|error| LayoutError::reading("", error))?;
             Ok((Arc::new(file), members, None))

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::error::LayoutError;
 use super::super::read_at::ReadAt;
-use super::compression::{ArchiveCompression, SourceReader};
+use super::compression::{SourceReader, TarCompression};
 use super::kept::KeptContents;
 use super::tar_index::{TarIndex, TarInput, TarScanner};
 
@@ -90,7 +90,7 @@ pub(super) fn scan_stream<R: Read>(reader: R) -> Result<(TarIndex, KeptContents,
 /// A compressed file, read at offsets of its decoded content.
 pub(super) struct SequentialFile {
     source: Arc<dyn ReadAt>,
-    compression: ArchiveCompression,
+    compression: TarCompression,
     kept: KeptContents,
     idle: Mutex<Vec<PositionedReader>>,
 }
@@ -107,7 +107,7 @@ impl fmt::Debug for SequentialFile {
 }
 
 impl SequentialFile {
-    pub(super) fn new(source: Arc<dyn ReadAt>, compression: ArchiveCompression, kept: KeptContents) -> SequentialFile {
+    pub(super) fn new(source: Arc<dyn ReadAt>, compression: TarCompression, kept: KeptContents) -> SequentialFile {
         SequentialFile { source, compression, kept, idle: Mutex::default() }
     }
 

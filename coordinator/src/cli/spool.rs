@@ -1,0 +1,53 @@
+//! `--spool DIR`: saves an archive from stdin to a temporary file without a name, because it is read at any offset.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use imgsync_layout::ArchiveRef;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_worker::copy::ImageLocation;
+
+/// An archive that was saved from stdin. Its file disappears when it is dropped, and when the process ends.
+#[derive(Debug)]
+pub(crate) struct SpooledArchive {
+    file: File,
+}
+
+impl SpooledArchive {
+    /// Saves stdin to a file in a folder, if one of the sources is an archive from stdin and a folder is given.
+    pub(crate) async fn save(sources: &[ImageLocation], folder: Option<&Path>) -> Result<Option<SpooledArchive>> {
+        let stdin = |source: &&ImageLocation| matches!(source, ImageLocation::Archive(archive) if archive.is_stdio());
+        let (Some(source), Some(folder)) = (sources.iter().find(stdin), folder) else { return Ok(None) };
+        let (operation, folder) = (format!("saving {source} in {}", folder.display()), folder.to_owned());
+        match tokio::task::spawn_blocking(move || save_stdin(&folder)).await {
+            Ok(Ok(file)) => Ok(Some(SpooledArchive { file })),
+            Ok(Err(error)) => Err(Error::new(ErrorKind::Local, operation, error.to_string())
+                .with_source(error)
+                .with_hint("choose a folder with enough space for the whole archive")),
+            Err(error) => Err(Error::new(ErrorKind::Local, operation, "the blocking task panicked").with_source(error)),
+        }
+    }
+
+    /// Returns the location of the saved file for a source from stdin, and other sources unchanged.
+    pub(crate) fn replace_stdin(&self, source: &ImageLocation) -> ImageLocation {
+        match source {
+            ImageLocation::Archive(archive) if archive.is_stdio() => {
+                let file = PathBuf::from(format!("/dev/fd/{}", self.file.as_raw_fd()));
+                ImageLocation::Archive(ArchiveRef { file, ..archive.clone() })
+            }
+            other => other.clone(),
+        }
+    }
+}
+
+fn save_stdin(folder: &Path) -> io::Result<File> {
+    let path = folder.join(format!(".imgsync-spool-{:016x}", rand::random::<u64>()));
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    // From here on it has no name, and is removed whatever happens.
+    std::fs::remove_file(&path)?;
+    io::copy(&mut io::stdin().lock(), &mut file)?;
+    Ok(file)
+}
