@@ -44,6 +44,7 @@ async fn measure(size: u64, images: u64) {
         .args(sources)
         .arg(format!("oci-archive:{}", archive.display()))
         .limit(LIMIT);
+    sync_disks();
     let started = Instant::now();
     let written = write.run().await.assert_code(0);
     let elapsed = started.elapsed();
@@ -55,6 +56,7 @@ async fn measure(size: u64, images: u64) {
     std::fs::remove_file(&bare).unwrap();
     let loaded = folder.path().join("loaded");
     let program = Imgsync::at(env!("CARGO_BIN_EXE_imgsync"));
+    sync_disks();
     let (started, mut peak) = (Instant::now(), 0);
     for name in &names {
         let (from, to) = (format!("oci-archive:{}:{name}", archive.display()), format!("oci:{}", loaded.display()));
@@ -92,6 +94,7 @@ fn write_layout(layout: &Path, size: u64, images: u64) -> Vec<String> {
 
 /// Reads files, hashes them, and writes them to one file, which is synced.
 fn cat_and_hash(from: &[PathBuf], to: &Path) -> Duration {
+    sync_disks();
     let started = Instant::now();
     let (mut target, mut chunk) = (File::create(to).unwrap(), vec![0; 1 << 20]);
     for path in from {
@@ -108,6 +111,11 @@ fn cat_and_hash(from: &[PathBuf], to: &Path) -> Duration {
     }
     target.sync_all().unwrap();
     started.elapsed()
+}
+
+/// Waits until earlier writes are on the disk, so that they do not slow down what is measured next.
+fn sync_disks() {
+    assert!(std::process::Command::new("sync").status().unwrap().success());
 }
 
 fn folder_bytes(folder: &Path) -> u64 {

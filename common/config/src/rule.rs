@@ -340,8 +340,8 @@ fn read_target(reader: &ValueReader, node: &YamlNode) -> Option<RuleTarget> {
     let text = reader.text(node)?;
     if ArchiveFormat::split_scheme(text).is_some() {
         let message = format!("`{text}` is an archive, which cannot be the target of a rule");
-        let hint =
-            "write single images to it with `imgsync sync IMAGE… oci-archive:FILE`, or make a bundle of all images";
+        let hint = "all images of a configuration go into one file with `imgsync bundle create`, single ones with \
+                    `imgsync sync IMAGE… oci-archive:FILE`";
         reader.report_with_hint(&node.at, message, hint);
         return None;
     }

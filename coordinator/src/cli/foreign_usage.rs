@@ -28,7 +28,8 @@ const fn command(
 const FOREIGN_COMMANDS: &[ForeignCommand] = &[
     command("", &["mirror", "start", "all"], &["run"], "`run` runs the rules of a configuration"),
     command("", &["apply"], &["run"], "`run` takes the configuration as its argument"),
-    command("", &["pull", "save"], &["sync"], "images are copied, to a folder too: `imgsync sync IMAGE oci:DIR:TAG`"),
+    command("", &["pull"], &["sync"], "images are copied, to a folder too: `imgsync sync IMAGE oci:DIR:TAG`"),
+    command("", &["save"], &["sync"], "images are copied, to a file too: `imgsync sync IMAGE docker-archive:FILE`"),
     command(
         "",
         &["push", "load"],
@@ -302,20 +303,22 @@ pub(super) fn hint_for_command(word: &str, line: &TypedLine) -> Option<String> {
     let (mut typed, mut reasons) = replace_options(&TypedLine::new(typed));
     if below.is_empty()
         && LOCAL_COPY_COMMANDS.contains(&word)
-        && let Some(folder) = folder_for_missing_target(&typed)
+        && let Some(target) = local_target_for_missing_one(&typed, word)
     {
-        typed.words.push(folder);
+        typed.words.push(target);
     }
     reasons.insert(0, known.why.to_owned());
     Some(join(reasons, &typed))
 }
 
-/// Returns a layout for the copy of an image that has no target: `sync IMAGE` alone pushes to the user's repositories.
-fn folder_for_missing_target(line: &TypedLine) -> Option<String> {
+/// Returns a layout or archive for the copy of an image that has no target: `sync IMAGE` alone pushes to the user's
+/// repositories.
+fn local_target_for_missing_one(line: &TypedLine, word: &str) -> Option<String> {
     let Command::Sync(sync) = line.parse()?.command? else { return None };
     match *sync {
         SyncArgs { source: ImageLocation::Registry(image), target: None, .. } => {
-            Some(format!("oci:{}", image.repository.basename()))
+            let name = image.repository.basename();
+            Some(if word == "save" { format!("docker-archive:{name}.tar") } else { format!("oci:{name}") })
         }
         _ => None,
     }
@@ -478,7 +481,7 @@ mod tests {
         for (typed, wanted) in [
             ("imgsync pull alpine oci:d:1", "Type `imgsync sync alpine oci:d:1`"),
             ("imgsync pull redis", "Type `imgsync sync redis oci:redis`"),
-            ("imgsync save gcr.io/a/b:1 -q", "Type `imgsync sync gcr.io/a/b:1 -q oci:b`"),
+            ("imgsync save gcr.io/a/b:1 -q", "Type `imgsync sync gcr.io/a/b:1 -q docker-archive:b.tar`"),
             ("imgsync pull oci:d:1", "Type `imgsync sync oci:d:1`"),
             ("imgsync once --missing", "immutable: ['*']"),
             ("imgsync sync gcr.io/distroless/** r.example/b", "write a rule"),

@@ -32,7 +32,7 @@ use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use super::spool::SpooledArchive;
-use super::sync_archive::{ArchiveCompression, ArchiveOptions, copy_to_archive};
+use super::sync_archive::{ArchiveOptions, CompressionOption, copy_to_archive};
 use super::sync_stats::{CopyStats, EndpointRequests, EndpointTraffic, format_requests};
 use super::target::{docker_hub, read_password};
 use super::values::parse_location;
@@ -64,7 +64,7 @@ pub(crate) struct SyncArgs {
     pub(crate) foreign_layers: bool,
     /// Compression of a target archive; uncompressed ones can be resumed, and all tools load them
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
-    pub(crate) archive_compress: ArchiveCompression,
+    pub(crate) archive_compress: CompressionOption,
     /// Save an archive from stdin (oci-archive:-, docker-archive:-) to a temporary file in this folder first
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) spool: Option<PathBuf>,
@@ -267,7 +267,7 @@ async fn execute(
     let source = resolved[0].clone();
     let target = with_source_tag(resolve_target(args, given_target.as_ref(), &mut client, password).await?, &source);
     *named = Some(target.clone());
-    if args.archive_compress != ArchiveCompression::None && !matches!(target, ImageLocation::Archive(_)) {
+    if args.archive_compress != CompressionOption::None && !matches!(target, ImageLocation::Archive(_)) {
         let detail = "--archive-compress is for archives as targets (oci-archive:FILE, docker-archive:FILE)";
         return Err(Error::new(ErrorKind::Invalid, "choosing the target", detail));
     }

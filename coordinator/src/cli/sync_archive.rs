@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
-use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, MemberContent};
+use futures_util::StreamExt as _;
+use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, Member, MemberContent};
 use imgsync_layout::{ArchiveRef, ImageName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
@@ -23,9 +24,12 @@ use super::printer::Printer;
 use super::signals::wait_for_cleanup;
 use super::sync_stats::{CopyStats, EndpointRequests, EndpointTraffic, format_requests};
 
+/// Images whose manifests are read at the same time.
+const CONCURRENT_IMAGES: usize = 4;
+
 /// `--archive-compress`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ArchiveCompression {
+pub(crate) enum CompressionOption {
     /// No compression: the only form that all tools load; layers are compressed anyway
     #[default]
     None,
@@ -39,7 +43,7 @@ pub(super) struct ArchiveOptions {
     /// Plans the archive, and writes nothing.
     pub(super) dry_run: bool,
     pub(super) json: bool,
-    pub(super) compression: ArchiveCompression,
+    pub(super) compression: CompressionOption,
 }
 
 /// Images that were collected for one archive.
@@ -152,30 +156,45 @@ async fn collect(
     copier: &Copier,
     context: &Context,
 ) -> Result<CollectedImages> {
-    let (collector, mut images, mut manifests, mut referrers) = (ArchiveCollector::new(), Vec::new(), 0, 0);
-    let traffic = (TrafficCounters::new(), TrafficCounters::new());
-    for source in sources {
-        let has_tag = target.image.is_some() || source.tag().is_some();
-        if !has_tag
-            || matches!(&source, ImageLocation::Registry(source) if target.image.is_none() && source.tag.is_none() && source.digest.is_some())
-        {
-            let detail = format!("{source} has no tag, and loaders need a name");
-            return Err(Error::new(ErrorKind::Invalid, format!("writing {target}"), detail)
-                .with_hint(format!("name the image: {}:NAME:TAG", target.without_image())));
-        }
-        let request = CopyRequest {
-            source: source.clone(),
-            target: ImageLocation::Archive(target.clone()),
-            traffic: traffic.clone(),
-            ..request.clone()
-        };
-        let report = copier.collect(&request, &collector, context).await?;
-        manifests += report.manifests;
-        referrers += report.referrers;
-        images.push(ArchivedImage { source, digest: report.digest });
+    let (collector, traffic) = (ArchiveCollector::new(), TrafficCounters::new());
+    let request = CopyRequest {
+        target: ImageLocation::Archive(target.clone()),
+        traffic: (traffic.clone(), TrafficCounters::new()),
+        ..request
+    };
+    let mut collecting = futures_util::stream::iter(sources)
+        .map(|source| collect_one(source, target, &request, copier, &collector, context))
+        .buffered(CONCURRENT_IMAGES);
+    let (mut images, mut referrers) = (Vec::new(), 0);
+    while let Some(collected) = collecting.next().await {
+        let (image, of_image) = collected?;
+        images.push(image);
+        referrers += of_image;
     }
+    drop(collecting);
     let plan = collector.plan(|_| Ok(()))?;
-    Ok(CollectedImages { collector, plan, images, manifests, referrers, traffic: traffic.0 })
+    let is_manifest = |member: &&Member| matches!(member.content, MemberContent::Manifest(_));
+    let manifests = plan.members().iter().filter(is_manifest).count() as u64;
+    Ok(CollectedImages { collector, plan, images, manifests, referrers, traffic })
+}
+
+/// Reads the manifests of one image. Also returns the number of its referrers.
+async fn collect_one(
+    source: ImageLocation,
+    target: &ArchiveRef,
+    request: &CopyRequest,
+    copier: &Copier,
+    collector: &ArchiveCollector,
+    context: &Context,
+) -> Result<(ArchivedImage, u64)> {
+    if target.image.is_none() && source.tag().is_none() {
+        let detail = format!("{source} has no tag, and loaders need a name");
+        return Err(Error::new(ErrorKind::Invalid, format!("writing {target}"), detail)
+            .with_hint(format!("name the image: {}:NAME:TAG", target.without_image())));
+    }
+    let request = CopyRequest { source: source.clone(), ..request.clone() };
+    let report = copier.collect(&request, collector, context).await?;
+    Ok((ArchivedImage { source, digest: report.digest }, report.referrers))
 }
 
 /// Writes the archive. Returns how many of its bytes were there already.
@@ -187,8 +206,8 @@ async fn write(
     context: &Context,
 ) -> Result<u64> {
     let compression = match options.compression {
-        ArchiveCompression::None => Compression::None,
-        ArchiveCompression::Gzip => Compression::Gzip,
+        CompressionOption::None => Compression::None,
+        CompressionOption::Gzip => Compression::Gzip,
     };
     let CollectedImages { collector, plan, .. } = collected;
     let mut file = match target.is_stdio() {

@@ -168,8 +168,8 @@ pub(crate) fn docker_hub() -> RegistryName {
 fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
     if let Some((format, _)) = ArchiveFormat::split_scheme(text) {
         return Err(format!(
-            "an archive is no target of a run: copy single images with `imgsync sync IMAGE… {format}:FILE`, or make a bundle of \
-             all images of a configuration"
+            "an archive is no target of a run: all images of a configuration go into one file with `imgsync bundle create`, single \
+             ones with `imgsync sync IMAGE… {format}:FILE`"
         ));
     }
     match text.strip_prefix("oci:") {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use imgsync_archive::{ArchiveImage, ArchivePlan, ArchivePlanner, ArchivedName, ContentStream, ManifestSpool};
-use imgsync_layout::QualifiedRepositoryName;
+use imgsync_layout::{Layout, QualifiedRepositoryName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
 use imgsync_registry::{Context, ManifestPut, ManifestRef};
@@ -20,12 +20,14 @@ pub struct ArchiveCollector(Arc<Mutex<CollectedContent>>);
 struct CollectedContent {
     planner: Option<ArchivePlanner>,
     manifests: ManifestSpool,
-    blobs: HashMap<Digest, Arc<dyn CollectedBlob>>,
+    blobs: HashMap<Digest, Arc<dyn ArchivedBlob>>,
+    /// Layouts that images come from, by place: each is opened once, for its index takes memory.
+    layouts: HashMap<String, Layout>,
 }
 
 /// Content of a blob that was not read yet.
 #[async_trait]
-pub(super) trait CollectedBlob: Send + Sync {
+pub(super) trait ArchivedBlob: Send + Sync {
     /// Opens it at its first byte. The stream verifies it.
     async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream>;
 }
@@ -45,6 +47,7 @@ impl ArchiveCollector {
             planner: Some(ArchivePlanner::for_this_machine()),
             manifests: ManifestSpool::default(),
             blobs: HashMap::new(),
+            layouts: HashMap::new(),
         };
         ArchiveCollector(Arc::new(Mutex::new(content)))
     }
@@ -60,13 +63,23 @@ impl ArchiveCollector {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns a layout that was opened for an earlier image.
+    pub(super) fn shared_layout(&self, place: &str) -> Option<Layout> {
+        self.content().layouts.get(place).cloned()
+    }
+
+    /// Keeps an opened layout for later images.
+    pub(super) fn share_layout(&self, place: String, layout: &Layout) {
+        self.content().layouts.entry(place).or_insert_with(|| layout.clone());
+    }
+
     /// Returns the bytes of a collected manifest.
     pub(super) fn manifest(&self, digest: &Digest) -> Result<Bytes> {
         self.content().manifests.get(digest)
     }
 
     /// Returns a collected blob.
-    pub(super) fn blob(&self, digest: &Digest) -> Result<Arc<dyn CollectedBlob>> {
+    pub(super) fn blob(&self, digest: &Digest) -> Result<Arc<dyn ArchivedBlob>> {
         self.content()
             .blobs
             .get(digest)
@@ -108,7 +121,7 @@ impl ArchiveTarget {
     }
 
     /// Remembers where a blob is.
-    pub(super) fn put_blob(&self, blob: &Descriptor, content: impl CollectedBlob + 'static) -> Result<()> {
+    pub(super) fn put_blob(&self, blob: &Descriptor, content: impl ArchivedBlob + 'static) -> Result<()> {
         let mut collected = self.collector.content();
         collected.planner.as_mut().ok_or_else(already_planned)?.add_blob(blob)?;
         collected.blobs.entry(blob.digest.clone()).or_insert_with(|| Arc::new(content));

@@ -14,7 +14,7 @@ use imgsync_oci::{Descriptor, Digest, MediaType};
 use imgsync_registry::event::{BlobOutcome, Event, Events, Observer};
 use imgsync_registry::{BandwidthMeter, Context, TrafficCounters};
 
-use super::archive_collector::{ArchiveCollector, ArchiveTarget, CollectedBlob};
+use super::archive_collector::{ArchiveCollector, ArchiveTarget, ArchivedBlob};
 use super::endpoints::{CopySource, Endpoints};
 use super::resumable_body::{BodyEnded, ResumableBody};
 use super::transfer::ImageTransfer;
@@ -130,7 +130,7 @@ impl ImageTransfer {
 }
 
 #[async_trait]
-impl CollectedBlob for ReadBlob {
+impl ArchivedBlob for ReadBlob {
     async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream> {
         context.events.emit(done_event(digest, size));
         Ok(futures_util::stream::iter([Ok(self.0.clone())]).boxed())
@@ -138,7 +138,7 @@ impl CollectedBlob for ReadBlob {
 }
 
 #[async_trait]
-impl CollectedBlob for SourceBlob {
+impl ArchivedBlob for SourceBlob {
     async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream> {
         let moved = Arc::new(AtomicU64::new(0));
         context.events.emit(Event::BlobStarted { digest: digest.clone(), size, moved: moved.clone() });

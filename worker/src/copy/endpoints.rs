@@ -206,8 +206,12 @@ impl Endpoints {
             ImageLocation::Registry(image) => bundle.and_then(|bundle| bundle.target(image)),
             ImageLocation::Layout(_) | ImageLocation::Archive(_) => None,
         };
-        let copy_source = match (bundled_source, source) {
-            (Some(bundled), _) => CopySource::Bundle(bundled),
+        let known_source = match bundled_source {
+            Some(bundled) => Some(CopySource::Bundle(bundled)),
+            None => collector.and_then(|collector| shared_source(collector, source)),
+        };
+        let copy_source = match (known_source, source) {
+            (Some(known), _) => known,
             (None, ImageLocation::Registry(reference)) => {
                 CopySource::Registry(open(reference, Access::Pull, source_traffic)?)
             }
@@ -220,6 +224,9 @@ impl Endpoints {
             return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Bundle(bundled)));
         }
         if let Some(collector) = collector {
+            if let (CopySource::Layout(opened), Some((place, _))) = (&copy_source, local_place(source)) {
+                collector.share_layout(place, opened.layout());
+            }
             let target = ArchiveTarget::new(collector, archived_repository(target, source));
             return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Archive(target)));
         }
@@ -266,6 +273,21 @@ impl Endpoints {
             target_traffic: target_traffic.clone(),
         }
     }
+}
+
+/// Returns a layout or archive as a text without the image, and the image's repository.
+fn local_place(source: &ImageLocation) -> Option<(String, Option<QualifiedRepositoryName>)> {
+    match source {
+        ImageLocation::Registry(_) => None,
+        ImageLocation::Layout(image) => Some((format!("oci:{}", image.dir.display()), image.repository())),
+        ImageLocation::Archive(image) => Some((image.without_image().to_string(), image.repository())),
+    }
+}
+
+/// Returns a source in a layout that an earlier image of the collector has opened.
+fn shared_source(collector: &ArchiveCollector, source: &ImageLocation) -> Option<CopySource> {
+    let (place, repository) = local_place(source)?;
+    Some(CopySource::Layout(collector.shared_layout(&place)?.repository(repository)))
 }
 
 /// Returns the repository under which an archive has an image: the target's, else the source's. `None`: its name is a
