@@ -18,6 +18,7 @@ mod rows;
 mod schedules;
 mod schema;
 mod worker_registry;
+mod write_group;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -28,9 +29,11 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
 use self::error::SqliteError;
+use self::write_group::WriteGroup;
 use self::writer::Writer;
 use super::clock::Clock;
 use crate::private_files;
+use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
 pub use lock::{LockHolder, LockUse, RunLock};
@@ -217,7 +220,17 @@ impl SqliteStore {
         operation: impl Into<String>,
         work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
-        self.0.writer.write(operation.into(), work).await
+        self.0.writer.write(operation.into(), None, |group| work(group.connection())).await
+    }
+
+    /// Runs calls on tasks of a batch, which share its row with others in the same transaction.
+    async fn write_tasks<T: Send + 'static>(
+        &self,
+        batch: BatchId,
+        operation: impl Into<String>,
+        work: impl FnOnce(&WriteGroup<'_>) -> Result<T, SqliteError> + Send + 'static,
+    ) -> Result<T> {
+        self.0.writer.write(operation.into(), Some(batch), work).await
     }
 
     /// Runs a read on committed data.

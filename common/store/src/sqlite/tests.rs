@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::contract::{StoreUnderTest, locator, random_calls, tasks};
 use crate::{
-    AppendResult, BatchState, CacheScope, CachedTag, ClaimResult, DigestCache, LEASE_TTL, LeaseResult, Leases, Ledger,
-    LockUse, ManualClock, NewBatch, PlanSegment, PlanSize, ProvenanceStore, ReclaimScope, SystemClock, TaskHolder,
-    Usage,
+    AppendResult, BatchState, CacheScope, CachedTag, ClaimResult, DigestCache, FinishReply, LEASE_TTL, LeaseResult,
+    Leases, Ledger, LockUse, ManualClock, NewBatch, PlanSegment, PlanSize, ProvenanceStore, ReclaimScope, SystemClock,
+    TaskHolder, Usage,
 };
-use imgsync_model::batch::{Failure, TagLocator, TaskRef, TaskResult};
+use imgsync_model::batch::{Failure, TagLocator, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
 
 async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> StoreUnderTest {
@@ -270,6 +270,66 @@ async fn a_failed_call_is_undone_and_changes_no_other_of_its_transaction() {
         .await
         .unwrap();
     assert_eq!(there, 20);
+}
+
+#[tokio::test]
+async fn calls_on_tasks_of_two_batches_in_one_transaction_all_count_but_the_failed_ones() {
+    const TASKS: usize = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let first = create_batch(&store, TASKS).await;
+    let second = create_batch(&store, TASKS).await;
+    let mut holders = Vec::new();
+    for pair in first.iter().zip(&second) {
+        holders.push((*pair.0, claim(&store, *pair.0).await));
+        holders.push((*pair.1, claim(&store, *pair.1).await));
+    }
+    // Holds the writer until all calls are queued, so that they share transactions.
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let blocking = store.write("waiting", move |_| {
+        held.recv().unwrap();
+        Ok(())
+    });
+    let calls = holders.iter().enumerate().map(|(number, (task_ref, holder))| {
+        let store = store.clone();
+        async move {
+            if number % 5 == 4 {
+                // Finishes the task like the others, and fails then.
+                let (task_ref, token) = (*task_ref, holder.token);
+                let failing = move |group: &WriteGroup<'_>| -> Result<(), SqliteError> {
+                    ledger::finish_copied(group, task_ref, TaskHolder { worker: "w", token })?;
+                    Err(SqliteError::Reported(Error::new(ErrorKind::Local, "finishing", "refused")))
+                };
+                return store.write_tasks(task_ref.batch, "finishing", failing).await.is_ok();
+            }
+            let usage = Usage { time: Duration::from_millis(1), ..Usage::default() };
+            let reply = store.finish(*task_ref, *holder, TaskResult::Copied, usage).await.unwrap();
+            if number % 7 == 0 {
+                assert_eq!(store.task_states(task_ref.batch, &[task_ref.index]).await.unwrap(), [TaskState::Copied]);
+            }
+            reply == FinishReply::Counted
+        }
+    });
+    let (blocked, counted, ()) = tokio::join!(blocking, futures_util::future::join_all(calls), async {
+        tokio::task::yield_now().await;
+        release.send(()).unwrap();
+    });
+    blocked.unwrap();
+    let failed = |number: &usize| number % 5 == 4;
+    assert!(counted.iter().enumerate().all(|(number, is_counted)| *is_counted != failed(&number)), "{counted:?}");
+    for batch in [first[0].batch, second[0].batch] {
+        let of_batch = || holders.iter().enumerate().filter(|(_, (task_ref, _))| task_ref.batch == batch);
+        let still_running = of_batch().filter(|(number, _)| failed(number)).count();
+        let found = store.batch(batch).await.unwrap().unwrap();
+        assert_eq!((found.state, found.counts.total), (BatchState::Running, TASKS as u64));
+        assert_eq!((found.counts.copied, found.counts.running), ((TASKS - still_running) as u64, still_running as u64));
+        let timeline = store.timeline(batch).await.unwrap();
+        assert_eq!(timeline.buckets.iter().map(|bucket| bucket.copied).sum::<u64>(), found.counts.copied);
+        for (_, (task_ref, holder)) in of_batch().filter(|(number, _)| failed(number)) {
+            store.finish(*task_ref, *holder, TaskResult::Unchanged, Usage::default()).await.unwrap();
+        }
+        assert_eq!(store.batch(batch).await.unwrap().unwrap().state, BatchState::Done);
+    }
 }
 
 #[tokio::test]

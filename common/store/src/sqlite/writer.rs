@@ -9,6 +9,8 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::error::{SqliteError, describe};
+use super::write_group::WriteGroup;
+use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
 /// Maximum calls per transaction.
@@ -28,16 +30,19 @@ pub(super) struct Writer {
 
 /// A write call in three steps, all on the writer thread.
 trait WriteJob: Send {
+    /// Returns the batch whose row the call shares with others.
+    fn batch(&self) -> Option<BatchId>;
     /// Runs the call within the group's transaction. Fails with the error of SQLite.
-    fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error>;
+    fn run(&mut self, group: &WriteGroup<'_>) -> Result<(), rusqlite::ffi::Error>;
     /// Handles the rollback of the group's transaction.
-    fn on_rollback(&mut self, error: &rusqlite::Error, store: &str);
+    fn on_rollback(&mut self, error: &SqliteError, store: &str);
     /// Replies to the caller.
     fn reply(self: Box<Self>, store: &str);
 }
 
 struct WriteCall<T, W> {
     operation: String,
+    batch: Option<BatchId>,
     work: Option<W>,
     result: Option<Result<T, SqliteError>>,
     answer: oneshot::Sender<Result<T>>,
@@ -46,10 +51,14 @@ struct WriteCall<T, W> {
 impl<T, W> WriteJob for WriteCall<T, W>
 where
     T: Send,
-    W: FnOnce(&Connection) -> Result<T, SqliteError> + Send,
+    W: FnOnce(&WriteGroup<'_>) -> Result<T, SqliteError> + Send,
 {
-    fn run(&mut self, connection: &Connection) -> Result<(), rusqlite::ffi::Error> {
-        let result = self.work.take().map(|work| work(connection));
+    fn batch(&self) -> Option<BatchId> {
+        self.batch
+    }
+
+    fn run(&mut self, group: &WriteGroup<'_>) -> Result<(), rusqlite::ffi::Error> {
+        let result = self.work.take().map(|work| work(group));
         let sqlite_result = match &result {
             Some(Ok(_)) => Ok(()),
             Some(Err(SqliteError::Sql(rusqlite::Error::SqliteFailure(error, _)))) => Err(*error),
@@ -59,8 +68,12 @@ where
         sqlite_result
     }
 
-    fn on_rollback(&mut self, error: &rusqlite::Error, store: &str) {
-        self.result = Some(Err(SqliteError::Reported(describe(error, &self.operation, store))));
+    fn on_rollback(&mut self, error: &SqliteError, store: &str) {
+        let error = match error {
+            SqliteError::Sql(error) => describe(error, &self.operation, store),
+            SqliteError::Reported(error) => Error::new(error.kind(), &self.operation, error.to_string()),
+        };
+        self.result = Some(Err(SqliteError::Reported(error)));
     }
 
     fn reply(self: Box<Self>, store: &str) {
@@ -81,11 +94,12 @@ impl Writer {
     pub(super) async fn write<T: Send + 'static>(
         &self,
         operation: String,
-        work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
+        batch: Option<BatchId>,
+        work: impl FnOnce(&WriteGroup<'_>) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
         let (answer, result) = oneshot::channel();
         let error = thread_ended(&operation);
-        let call = WriteCall { operation, work: Some(work), result: None, answer };
+        let call = WriteCall { operation, batch, work: Some(work), result: None, answer };
         if let Some(jobs) = &self.jobs
             && jobs.send(Box::new(call)).is_ok()
             && let Ok(result) = result.await
@@ -145,32 +159,40 @@ fn write_group(
     first: Box<dyn WriteJob>,
     incoming: &mpsc::Receiver<Box<dyn WriteJob>>,
     group: &mut Vec<Box<dyn WriteJob>>,
-) -> rusqlite::Result<()> {
+) -> Result<(), SqliteError> {
     let mut next = Some(first);
     let run = |sql: &str| connection.prepare_cached(sql)?.execute([]).map(drop);
+    let shared = WriteGroup::new(connection);
     if let Err(error) = run("BEGIN IMMEDIATE") {
         group.extend(next);
-        return Err(error);
+        return Err(error.into());
     }
     let began = Instant::now();
     while let Some(mut job) = next {
         // The first call needs no savepoint: there is nothing else that its rollback would undo.
         let is_first = group.is_empty();
+        if let Err(error) = shared.write_all_but(job.batch()) {
+            group.push(job);
+            return Err(error);
+        }
         if !is_first {
             run("SAVEPOINT one")?;
         }
-        let sqlite_result = job.run(connection);
+        let before = shared.snapshot();
+        let sqlite_result = job.run(&shared);
         group.push(job);
         if let Err(error) = sqlite_result {
             if connection.is_autocommit() {
                 // SQLite rolled back the whole transaction, as it may on a full disk.
-                return Err(rusqlite::Error::SqliteFailure(error, None));
+                return Err(rusqlite::Error::SqliteFailure(error, None).into());
             }
             if is_first {
                 run("ROLLBACK")?;
+                shared.restore(None);
                 run("BEGIN IMMEDIATE")?;
             } else {
                 run("ROLLBACK TO one")?;
+                shared.restore(before);
             }
         }
         if !is_first {
@@ -179,5 +201,6 @@ fn write_group(
         let full = group.len() >= MAX_GROUP_CALLS || began.elapsed() >= MAX_GROUP_TIME;
         next = if full { None } else { incoming.try_recv().ok() };
     }
-    run("COMMIT")
+    shared.write_all_but(None)?;
+    Ok(run("COMMIT")?)
 }

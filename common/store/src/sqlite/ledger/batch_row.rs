@@ -9,7 +9,8 @@ use super::super::error::{SqliteError, corrupt_store};
 use crate::BatchState;
 
 /// The columns of a batch's row that moving tasks needs.
-pub(super) struct BatchRow {
+#[derive(Clone)]
+pub(in super::super) struct BatchRow {
     pub(super) row_id: i64,
     pub(super) state: BatchState,
     pub(super) run: u32,

@@ -16,17 +16,20 @@ pub(super) const CHUNK_OF_TASK: &str = "
     SELECT first, length, new_tasks, states FROM chunk WHERE batch = +?1 AND first <= +?2 ORDER BY first DESC LIMIT 1";
 
 /// Moves tasks of a batch. [`BatchTx::save`] writes states and counters; nothing is written before.
-pub(super) struct BatchTx<'c> {
+#[derive(Clone)]
+pub(in super::super) struct BatchTx<'c> {
     pub(super) connection: &'c Connection,
     pub(super) row: BatchRow,
     /// Counts when the transaction began.
     counts_before: [i64; 8],
     state_page: Option<StatePage>,
     usage: Usage,
-    has_new_token: bool,
+    /// When a change was made that the batch's row does not have yet.
+    changed_at: Option<i64>,
 }
 
 /// Task states of one chunk.
+#[derive(Clone)]
 struct StatePage {
     first: u32,
     length: u32,
@@ -37,7 +40,7 @@ struct StatePage {
 
 impl<'c> BatchTx<'c> {
     /// Returns `None` if the batch is unknown.
-    pub(super) fn find(connection: &'c Connection, id: BatchId) -> Result<Option<BatchTx<'c>>, SqliteError> {
+    pub(in super::super) fn find(connection: &'c Connection, id: BatchId) -> Result<Option<BatchTx<'c>>, SqliteError> {
         Ok(BatchRow::find(connection, id)?.map(|entry| BatchTx::new(connection, entry)))
     }
 
@@ -48,7 +51,7 @@ impl<'c> BatchTx<'c> {
 
     fn new(connection: &'c Connection, row: BatchRow) -> BatchTx<'c> {
         let counts_before = row.counts_by_state;
-        BatchTx { connection, row, counts_before, state_page: None, usage: Usage::default(), has_new_token: false }
+        BatchTx { connection, row, counts_before, state_page: None, usage: Usage::default(), changed_at: None }
     }
 
     /// Returns the state of a task, or `None` if it is unknown.
@@ -95,7 +98,6 @@ impl<'c> BatchTx<'c> {
     /// Returns the next fencing token: greater than all before, and never below the time.
     pub(super) fn next_token(&mut self, now: i64) -> i64 {
         self.row.last_token = (self.row.last_token + 1).max(min_token(now));
-        self.has_new_token = true;
         self.row.last_token
     }
 
@@ -105,7 +107,13 @@ impl<'c> BatchTx<'c> {
 
     /// Writes all changes, and ends the batch if its last task has ended.
     pub(super) fn save(mut self, now: i64) -> Result<BatchRow, SqliteError> {
-        self.flush()?;
+        self.change(now);
+        self.write()?;
+        Ok(self.row)
+    }
+
+    /// Ends the batch if its last task has ended, and leaves it to [`BatchTx::write`] to write all changes.
+    pub(super) fn change(&mut self, now: i64) {
         let entry = &mut self.row;
         let open: i64 = [TaskState::New, TaskState::Queued, TaskState::Running, TaskState::Retry]
             .into_iter()
@@ -120,10 +128,19 @@ impl<'c> BatchTx<'c> {
             entry.state = BatchState::Running;
         }
         entry.is_ended = open == 0 && final_total;
-        let Usage { bytes, requests, time } = self.usage;
+        self.changed_at = Some(now);
+    }
+
+    /// Writes the changes, if there are any.
+    pub(in super::super) fn write(&mut self) -> Result<(), SqliteError> {
+        let Some(now) = self.changed_at.take() else { return Ok(()) };
+        self.flush()?;
+        let entry = &mut self.row;
+        let Usage { bytes, requests, time } = std::mem::take(&mut self.usage);
         let s = entry.counts_by_state;
         let ended = std::array::from_fn(|at| (s[4 + at] - self.counts_before[4 + at]).max(0));
         timeline::record_bucket(self.connection, entry, now, ended, bytes.copied)?;
+        self.counts_before = s;
         self.connection
             .prepare_cached(
                 "UPDATE batch SET state = ?2, run = ?3, last_token = ?4, total = ?5,
@@ -159,7 +176,7 @@ impl<'c> BatchTx<'c> {
                 duration_ms(time),
                 entry.width
             ])?;
-        Ok(self.row)
+        Ok(())
     }
 
     /// Appends tasks in these states as one chunk.

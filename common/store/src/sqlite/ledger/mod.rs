@@ -1,7 +1,7 @@
 //! [`Ledger`] in SQLite: each call is one function over a connection, within a transaction of its own or of a group.
 
 mod batch_row;
-mod batch_tx;
+pub(super) mod batch_tx;
 mod lifecycle;
 mod plan;
 mod queries;
@@ -30,6 +30,17 @@ use imgsync_oci::error::Result;
 #[cfg(test)]
 pub(super) fn statements_of_a_task() -> [String; 2] {
     [batch_tx::CHUNK_OF_TASK.to_owned(), timeline::delete_faster_tasks()]
+}
+
+/// Finishes a task as copied, within a call of a test.
+#[cfg(test)]
+pub(super) fn finish_copied(
+    group: &super::write_group::WriteGroup<'_>,
+    task_ref: TaskRef,
+    holder: TaskHolder<'_>,
+) -> Result<FinishReply, super::error::SqliteError> {
+    let (holder, result) = (OwnedTaskHolder::new(holder), TaskResult::Copied);
+    Ok(tasks::finish(group, Timestamp::now().as_millisecond(), task_ref, &holder, &result, Usage::default())?.0)
 }
 
 #[async_trait]
@@ -108,14 +119,17 @@ impl Ledger for SqliteStore {
     ) -> Result<ClaimResult> {
         let (now, worker) = (self.now(), worker.to_owned());
         let until = deadline_ms(now, lease);
-        self.write(claiming_operation(task_ref), move |c| tasks::claim(c, now, task_ref, &worker, until)).await
+        self.write_tasks(task_ref.batch, claiming_operation(task_ref), move |group| {
+            tasks::claim(group, now, task_ref, &worker, until)
+        })
+        .await
     }
 
     async fn renew(&self, task_ref: TaskRef, holder: TaskHolder<'_>, lease: Duration) -> Result<LeaseStatus> {
         let until = deadline_ms(self.now(), lease);
         let operation = format!("renewing the lease of task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(operation, move |c| tasks::renew(c, task_ref, &holder, until)).await
+        self.write_tasks(task_ref.batch, operation, move |group| tasks::renew(group, task_ref, &holder, until)).await
     }
 
     async fn finish(
@@ -128,8 +142,11 @@ impl Ledger for SqliteStore {
         let now = self.now();
         let operation = format!("finishing task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        let (reply, is_ended) =
-            self.write(operation, move |c| tasks::finish(c, now, task_ref, &holder, &result, usage)).await?;
+        let (reply, is_ended) = self
+            .write_tasks(task_ref.batch, operation, move |group| {
+                tasks::finish(group, now, task_ref, &holder, &result, usage)
+            })
+            .await?;
         self.count_ended(is_ended);
         Ok(reply)
     }
@@ -145,7 +162,10 @@ impl Ledger for SqliteStore {
         let now = self.now();
         let operation = format!("rescheduling task {} of batch {}", task_ref.index, task_ref.batch);
         let holder = OwnedTaskHolder::new(holder);
-        self.write(operation, move |c| tasks::reschedule(c, now, task_ref, &holder, wait, counts, usage)).await
+        self.write_tasks(task_ref.batch, operation, move |group| {
+            tasks::reschedule(group, now, task_ref, &holder, wait, counts, usage)
+        })
+        .await
     }
 
     async fn batch_state(&self, batch: BatchId) -> Result<Option<BatchState>> {

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::super::error::SqliteError;
 use super::super::rows::{deadline_ms, timestamp, to_sql_integer};
+use super::super::write_group::WriteGroup;
 use super::batch_tx::BatchTx;
 use super::timeline::{record_slow_task, record_worker_stats};
 use crate::{
@@ -34,13 +35,24 @@ struct TaskLease {
 }
 
 pub(super) fn claim(
-    connection: &Connection,
+    group: &WriteGroup<'_>,
     now: i64,
     task_ref: TaskRef,
     worker: &str,
     until: i64,
 ) -> Result<ClaimResult, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(ClaimResult::Unknown) };
+    let claimed = group.with_batch(task_ref.batch, |tx| claim_in_batch(tx, now, task_ref, worker, until))?;
+    Ok(claimed.unwrap_or(ClaimResult::Unknown))
+}
+
+fn claim_in_batch(
+    tx: &mut BatchTx<'_>,
+    now: i64,
+    task_ref: TaskRef,
+    worker: &str,
+    until: i64,
+) -> Result<ClaimResult, SqliteError> {
+    let connection = tx.connection;
     let Some(state) = tx.state(task_ref.index)? else { return Ok(ClaimResult::Unknown) };
     let no = tx.row.row_id;
     match state {
@@ -66,7 +78,7 @@ pub(super) fn claim(
         delete_lease(connection, no, task_ref.index)?;
         delete_retry(connection, no, task_ref.index)?;
         tx.set_state(task_ref.index, TaskState::New)?;
-        tx.save(now)?;
+        tx.change(now);
         return Ok(ClaimResult::Paused);
     }
     if was_held {
@@ -79,30 +91,31 @@ pub(super) fn claim(
         delete_retry(connection, no, task_ref.index)?;
     }
     tx.set_state(task_ref.index, TaskState::Running)?;
-    tx.save(now)?;
+    tx.change(now);
     Ok(ClaimResult::Claimed { token: token.unsigned_abs(), attempts, losses })
 }
 
 pub(super) fn renew(
-    connection: &Connection,
+    group: &WriteGroup<'_>,
     task_ref: TaskRef,
     holder: &OwnedTaskHolder,
     until: i64,
 ) -> Result<LeaseStatus, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(LeaseStatus::Lost) };
-    let no = tx.row.row_id;
-    if find_own_lease(&mut tx, task_ref.index, holder)?.is_none() {
-        return Ok(if tx.row.state.is_stopped() { LeaseStatus::BatchStopped } else { LeaseStatus::Lost });
-    }
-    connection
-        .prepare_cached("UPDATE task_lease SET expires_at = max(expires_at, ?3) WHERE batch = ?1 AND task = ?2")?
-        .execute((no, task_ref.index, until))?;
-    Ok(LeaseStatus::Held { until: timestamp(until) })
+    let renewed = group.with_batch(task_ref.batch, |tx| {
+        if find_own_lease(tx, task_ref.index, holder)?.is_none() {
+            return Ok(if tx.row.state.is_stopped() { LeaseStatus::BatchStopped } else { LeaseStatus::Lost });
+        }
+        tx.connection
+            .prepare_cached("UPDATE task_lease SET expires_at = max(expires_at, ?3) WHERE batch = ?1 AND task = ?2")?
+            .execute((tx.row.row_id, task_ref.index, until))?;
+        Ok(LeaseStatus::Held { until: timestamp(until) })
+    })?;
+    Ok(renewed.unwrap_or(LeaseStatus::Lost))
 }
 
 /// Also returns whether the batch has ended.
 pub(super) fn finish(
-    connection: &Connection,
+    group: &WriteGroup<'_>,
     now: i64,
     task_ref: TaskRef,
     holder: &OwnedTaskHolder,
@@ -110,28 +123,31 @@ pub(super) fn finish(
     usage: Usage,
 ) -> Result<(FinishReply, bool), SqliteError> {
     const STALE: (FinishReply, bool) = (FinishReply::Stale, false);
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(STALE) };
-    match tx.state(task_ref.index)? {
-        // No result of a stopped batch counts.
-        Some(TaskState::Cancelled) if result.state() != TaskState::Cancelled => return Ok(STALE),
-        Some(state) if state.is_terminal() => return Ok((FinishReply::AlreadyDone, false)),
-        _ => {}
-    }
-    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(STALE) };
-    let no = tx.row.row_id;
-    delete_lease(connection, no, task_ref.index)?;
-    record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), usage)?;
-    record_slow_task(connection, no, task_ref.index, &held.worker, usage)?;
-    if let TaskResult::Failed(failure) = result {
-        record_failure(connection, no, task_ref.index, failure)?;
-    }
-    tx.set_state(task_ref.index, result.state())?;
-    tx.add_usage(usage);
-    Ok((FinishReply::Counted, tx.save(now)?.is_ended))
+    let finished = group.with_batch(task_ref.batch, |tx| {
+        match tx.state(task_ref.index)? {
+            // No result of a stopped batch counts.
+            Some(TaskState::Cancelled) if result.state() != TaskState::Cancelled => return Ok(STALE),
+            Some(state) if state.is_terminal() => return Ok((FinishReply::AlreadyDone, false)),
+            _ => {}
+        }
+        let Some(held) = find_own_lease(tx, task_ref.index, holder)? else { return Ok(STALE) };
+        let (connection, no) = (tx.connection, tx.row.row_id);
+        delete_lease(connection, no, task_ref.index)?;
+        record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), usage)?;
+        record_slow_task(connection, no, task_ref.index, &held.worker, usage)?;
+        if let TaskResult::Failed(failure) = result {
+            record_failure(connection, no, task_ref.index, failure)?;
+        }
+        tx.set_state(task_ref.index, result.state())?;
+        tx.add_usage(usage);
+        tx.change(now);
+        Ok((FinishReply::Counted, tx.row.is_ended))
+    })?;
+    Ok(finished.unwrap_or(STALE))
 }
 
 pub(super) fn reschedule(
-    connection: &Connection,
+    group: &WriteGroup<'_>,
     now: i64,
     task_ref: TaskRef,
     holder: &OwnedTaskHolder,
@@ -139,29 +155,31 @@ pub(super) fn reschedule(
     counts: bool,
     usage: Usage,
 ) -> Result<RescheduleReply, SqliteError> {
-    let Some(mut tx) = BatchTx::find(connection, task_ref.batch)? else { return Ok(RescheduleReply::Stale) };
-    let Some(held) = find_own_lease(&mut tx, task_ref.index, holder)? else { return Ok(RescheduleReply::Stale) };
-    let no = tx.row.row_id;
-    delete_lease(connection, no, task_ref.index)?;
-    record_worker_stats(connection, no, &held.worker, (false, false), usage)?;
-    tx.add_usage(usage);
-    let (run, mut attempts) = read_run_attempts(connection, no, task_ref.index)?;
-    if counts {
-        attempts += 1;
-        set_run_attempts(connection, no, task_ref.index, run, attempts)?;
-    }
-    if wait.is_zero() {
-        tx.set_state(task_ref.index, TaskState::New)?;
-    } else {
-        connection.prepare_cached("REPLACE INTO retry (batch, task, due) VALUES (?1, ?2, ?3)")?.execute((
-            no,
-            task_ref.index,
-            deadline_ms(now, wait),
-        ))?;
-        tx.set_state(task_ref.index, TaskState::Retry)?;
-    }
-    tx.save(now)?;
-    Ok(RescheduleReply::Scheduled { attempts })
+    let rescheduled = group.with_batch(task_ref.batch, |tx| {
+        let Some(held) = find_own_lease(tx, task_ref.index, holder)? else { return Ok(RescheduleReply::Stale) };
+        let (connection, no) = (tx.connection, tx.row.row_id);
+        delete_lease(connection, no, task_ref.index)?;
+        record_worker_stats(connection, no, &held.worker, (false, false), usage)?;
+        tx.add_usage(usage);
+        let (run, mut attempts) = read_run_attempts(connection, no, task_ref.index)?;
+        if counts {
+            attempts += 1;
+            set_run_attempts(connection, no, task_ref.index, run, attempts)?;
+        }
+        if wait.is_zero() {
+            tx.set_state(task_ref.index, TaskState::New)?;
+        } else {
+            connection.prepare_cached("REPLACE INTO retry (batch, task, due) VALUES (?1, ?2, ?3)")?.execute((
+                no,
+                task_ref.index,
+                deadline_ms(now, wait),
+            ))?;
+            tx.set_state(task_ref.index, TaskState::Retry)?;
+        }
+        tx.change(now);
+        Ok(RescheduleReply::Scheduled { attempts })
+    })?;
+    Ok(rescheduled.unwrap_or(RescheduleReply::Stale))
 }
 
 pub(super) fn record_failure(
