@@ -134,7 +134,7 @@ fn build(settings: &ClientSettings, key: &ClientKey, host_scopes: &Arc<HostScope
             builder = builder.identity(identity);
         }
     } else {
-        let tls = imgsync_tls::tls_config(imgsync_tls::system_roots(), &key.ca, key.identity.as_deref(), key.http1)?;
+        let tls = imgsync_tls::tls_config(imgsync_tls::system_roots, &key.ca, key.identity.as_deref(), key.http1)?;
         builder = builder.tls_backend_preconfigured(tls);
     }
     if key.http1 {

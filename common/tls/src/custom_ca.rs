@@ -4,11 +4,12 @@
 //! use one. webpki refuses it as a server's (RFC 5280, 4.2.1.9); comparable programs accept it where it is configured,
 //! and so does this verifier.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -19,18 +20,16 @@ use rustls::{
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
+/// Returns the system's trusted authorities.
+pub type SystemRoots = fn() -> &'static [CertificateDer<'static>];
+
 /// Hint for authorities that are not trusted.
 pub const UNTRUSTED_AUTHORITY_HINT: &str =
     "if the certificate is self-signed or issued by a private authority, set `ca:` for the registry under `registries`";
 
-/// Builds a TLS configuration that trusts `own` (PEM) besides the system's authorities. `identity`: a client
-/// certificate and its key, in PEM.
-pub fn tls_config(
-    system: &[CertificateDer<'static>],
-    own: &[Vec<u8>],
-    identity: Option<&str>,
-    http1: bool,
-) -> Result<ClientConfig> {
+/// Builds a TLS configuration that trusts `own` (PEM) besides the system's authorities, which are read with the first
+/// connection. `identity`: a client certificate and its key, in PEM.
+pub fn tls_config(system: SystemRoots, own: &[Vec<u8>], identity: Option<&str>, http1: bool) -> Result<ClientConfig> {
     let invalid =
         |what: &str, why: String| Error::new(ErrorKind::Invalid, format!("setting up connections: {what}"), why);
     let mut custom_certificates = Vec::new();
@@ -44,19 +43,13 @@ pub fn tls_config(
         }
     }
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(system.iter().cloned());
-    if roots.is_empty() {
-        // The system's file holds no readable certificate: treat it as missing.
-        roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
-    }
     for certificate in &custom_certificates {
         roots.add(certificate.clone()).map_err(|error| invalid("`ca`", error.to_string()))?;
     }
-    let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build();
-    let verifier = verifier.map_err(|error| invalid("`ca`", error.to_string()))?;
-    let config = ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(CustomCaVerifier { verifier, custom_certificates }));
+    let config = ClientConfig::builder();
+    let algorithms = config.crypto_provider().signature_verification_algorithms;
+    let verifier = CustomCaVerifier { system, custom_certificates, algorithms, verifier: OnceLock::new() };
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match identity {
         None => config.with_no_client_auth(),
         Some(pem) => {
@@ -76,8 +69,28 @@ pub fn tls_config(
 /// webpki's verifier, which also accepts a configured certificate as the server's own.
 #[derive(Debug)]
 struct CustomCaVerifier {
-    verifier: Arc<WebPkiServerVerifier>,
+    system: SystemRoots,
     custom_certificates: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+    /// Built with the first connection: programs that use no TLS need not read the system's certificates.
+    verifier: OnceLock<Result<Arc<WebPkiServerVerifier>, TlsError>>,
+}
+
+impl CustomCaVerifier {
+    fn verifier(&self) -> Result<&Arc<WebPkiServerVerifier>, TlsError> {
+        let build = || {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates((self.system)().iter().cloned());
+            if roots.is_empty() {
+                // The system's file holds no readable certificate: treat it as missing.
+                roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
+            }
+            roots.add_parsable_certificates(self.custom_certificates.iter().cloned());
+            let built = WebPkiServerVerifier::builder(Arc::new(roots)).build();
+            built.map_err(|error| TlsError::General(error.to_string()))
+        };
+        self.verifier.get_or_init(build).as_ref().map_err(Clone::clone)
+    }
 }
 
 impl ServerCertVerifier for CustomCaVerifier {
@@ -89,7 +102,7 @@ impl ServerCertVerifier for CustomCaVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        match self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        match self.verifier()?.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // webpki has checked the validity period before.
             Err(error) if is_ca_as_end_entity(&error) && self.custom_certificates.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
@@ -112,7 +125,7 @@ impl ServerCertVerifier for CustomCaVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.verifier.verify_tls12_signature(message, certificate, signed)
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -121,11 +134,11 @@ impl ServerCertVerifier for CustomCaVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        self.verifier.verify_tls13_signature(message, certificate, signed)
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use imgsync_oci::error::Result;
 
 pub use certificates::certificates_as_pem;
-pub use custom_ca::{UNTRUSTED_AUTHORITY_HINT, UnknownAuthority, tls_config};
+pub use custom_ca::{SystemRoots, UNTRUSTED_AUTHORITY_HINT, UnknownAuthority, tls_config};
 pub use dates::with_dates;
 
 /// Installs the process-wide TLS implementation. No other code names it.
@@ -38,5 +38,5 @@ pub fn system_roots() -> &'static [CertificateDer<'static>] {
 /// Returns a TLS configuration for other servers than registries: trusts these certificates (PEM) besides the system's.
 pub fn client_tls_config(own: &[Vec<u8>]) -> Result<rustls::ClientConfig> {
     install_tls_provider();
-    custom_ca::tls_config(system_roots(), own, None, true)
+    custom_ca::tls_config(system_roots, own, None, true)
 }
