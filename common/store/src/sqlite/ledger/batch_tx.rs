@@ -24,8 +24,21 @@ pub(in super::super) struct BatchTx<'c> {
     counts_before: [i64; 8],
     state_page: Option<StatePage>,
     usage: Usage,
+    /// Work of workers that is not written yet.
+    work: Vec<WorkerWork>,
+    /// Number of slow tasks that are kept, and the time of the fastest of them, in milliseconds.
+    slow_tasks: Option<(u32, i64)>,
     /// When a change was made that the batch's row does not have yet.
     changed_at: Option<i64>,
+}
+
+/// Work of a worker on tasks of a batch.
+#[derive(Clone, Default)]
+pub(super) struct WorkerWork {
+    pub(super) worker: String,
+    pub(super) ended: u32,
+    pub(super) failed: u32,
+    pub(super) usage: Usage,
 }
 
 /// Task states of one chunk.
@@ -51,7 +64,16 @@ impl<'c> BatchTx<'c> {
 
     fn new(connection: &'c Connection, row: BatchRow) -> BatchTx<'c> {
         let counts_before = row.counts_by_state;
-        BatchTx { connection, row, counts_before, state_page: None, usage: Usage::default(), changed_at: None }
+        BatchTx {
+            connection,
+            row,
+            counts_before,
+            state_page: None,
+            usage: Usage::default(),
+            work: Vec::new(),
+            slow_tasks: None,
+            changed_at: None,
+        }
     }
 
     /// Returns the state of a task, or `None` if it is unknown.
@@ -105,6 +127,27 @@ impl<'c> BatchTx<'c> {
         self.usage += usage;
     }
 
+    /// Adds what a worker used for a task, and how the task ended, if it did.
+    pub(super) fn add_work(&mut self, worker: &str, usage: Usage, ended: Option<TaskState>) {
+        self.add_usage(usage);
+        let at = self.work.iter().position(|work| work.worker == worker).unwrap_or_else(|| {
+            self.work.push(WorkerWork { worker: worker.to_owned(), ..WorkerWork::default() });
+            self.work.len() - 1
+        });
+        let work = &mut self.work[at];
+        work.usage += usage;
+        work.ended += u32::from(ended.is_some());
+        work.failed += u32::from(ended == Some(TaskState::Failed));
+    }
+
+    /// Keeps a task if it is among the slowest.
+    pub(super) fn keep_if_slow(&mut self, task: u32, worker: &str, usage: Usage) -> Result<(), SqliteError> {
+        let known = self.slow_tasks.take();
+        let kept = timeline::record_slow_task(self.connection, self.row.row_id, task, worker, usage, known)?;
+        self.slow_tasks = kept;
+        Ok(())
+    }
+
     /// Writes all changes, and ends the batch if its last task has ended.
     pub(super) fn save(mut self, now: i64) -> Result<BatchRow, SqliteError> {
         self.change(now);
@@ -135,6 +178,9 @@ impl<'c> BatchTx<'c> {
     pub(in super::super) fn write(&mut self) -> Result<(), SqliteError> {
         let Some(now) = self.changed_at.take() else { return Ok(()) };
         self.flush()?;
+        for work in std::mem::take(&mut self.work) {
+            timeline::record_worker_stats(self.connection, self.row.row_id, &work)?;
+        }
         let entry = &mut self.row;
         let Usage { bytes, requests, time } = std::mem::take(&mut self.usage);
         let s = entry.counts_by_state;

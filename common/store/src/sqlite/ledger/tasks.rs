@@ -8,7 +8,6 @@ use super::super::error::SqliteError;
 use super::super::rows::{deadline_ms, timestamp, to_sql_integer};
 use super::super::write_group::WriteGroup;
 use super::batch_tx::BatchTx;
-use super::timeline::{record_slow_task, record_worker_stats};
 use crate::{
     BatchState, ClaimResult, FinishReply, LeaseStatus, RescheduleReply, TaskHolder, Usage, latest_deadline_ms,
 };
@@ -133,13 +132,12 @@ pub(super) fn finish(
         let Some(held) = find_own_lease(tx, task_ref.index, holder)? else { return Ok(STALE) };
         let (connection, no) = (tx.connection, tx.row.row_id);
         delete_lease(connection, no, task_ref.index)?;
-        record_worker_stats(connection, no, &held.worker, (true, matches!(result, TaskResult::Failed(_))), usage)?;
-        record_slow_task(connection, no, task_ref.index, &held.worker, usage)?;
+        tx.keep_if_slow(task_ref.index, &held.worker, usage)?;
         if let TaskResult::Failed(failure) = result {
             record_failure(connection, no, task_ref.index, failure)?;
         }
         tx.set_state(task_ref.index, result.state())?;
-        tx.add_usage(usage);
+        tx.add_work(&held.worker, usage, Some(result.state()));
         tx.change(now);
         Ok((FinishReply::Counted, tx.row.is_ended))
     })?;
@@ -159,8 +157,7 @@ pub(super) fn reschedule(
         let Some(held) = find_own_lease(tx, task_ref.index, holder)? else { return Ok(RescheduleReply::Stale) };
         let (connection, no) = (tx.connection, tx.row.row_id);
         delete_lease(connection, no, task_ref.index)?;
-        record_worker_stats(connection, no, &held.worker, (false, false), usage)?;
-        tx.add_usage(usage);
+        tx.add_work(&held.worker, usage, None);
         let (run, mut attempts) = read_run_attempts(connection, no, task_ref.index)?;
         if counts {
             attempts += 1;

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::super::error::SqliteError;
 use super::super::rows::{duration_ms, to_sql_integer};
 use super::batch_row::BatchRow;
+use super::batch_tx::WorkerWork;
 use crate::timeline::locate_bucket;
 use crate::{BatchTimeline, MAX_SLOWEST_TASKS, SlowTask, TimeBucket, Usage, WorkerStats};
 use imgsync_model::batch::BatchId;
@@ -64,13 +65,8 @@ fn widen_buckets(connection: &Connection, entry: &mut BatchRow, times: i64) -> R
 }
 
 /// Adds to the work of a worker.
-pub(super) fn record_worker_stats(
-    connection: &Connection,
-    no: i64,
-    worker: &str,
-    (ended, failed): (bool, bool),
-    usage: Usage,
-) -> Result<(), SqliteError> {
+pub(super) fn record_worker_stats(connection: &Connection, no: i64, work: &WorkerWork) -> Result<(), SqliteError> {
+    let WorkerWork { worker, ended, failed, usage } = work;
     connection
         .prepare_cached(
             "INSERT INTO worker_stats (batch, worker, ended, failed, bytes, millis) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -81,20 +77,25 @@ pub(super) fn record_worker_stats(
     Ok(())
 }
 
-/// Keeps a task if it is among the slowest.
+/// Keeps a task if it is among the slowest. `known` is the number of tasks that are kept, and the time of the fastest of
+/// them. Returns the same afterwards, if nothing has changed.
 pub(super) fn record_slow_task(
     connection: &Connection,
     no: i64,
     task: u32,
     worker: &str,
     usage: Usage,
-) -> Result<(), SqliteError> {
+    known: Option<(u32, i64)>,
+) -> Result<Option<(u32, i64)>, SqliteError> {
     let time = duration_ms(usage.time);
-    let (kept, least): (u32, i64) = connection
-        .prepare_cached("SELECT count(*), coalesce(min(millis), 0) FROM slow_task WHERE batch = ?1")?
-        .query_row([no], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (kept, least) = match known {
+        Some(known) => known,
+        None => connection
+            .prepare_cached("SELECT count(*), coalesce(min(millis), 0) FROM slow_task WHERE batch = ?1")?
+            .query_row([no], |row| Ok((row.get(0)?, row.get(1)?)))?,
+    };
     if time == 0 || (kept as usize >= MAX_SLOWEST_TASKS && time <= least) {
-        return Ok(());
+        return Ok(Some((kept, least)));
     }
     connection
         .prepare_cached(
@@ -102,11 +103,10 @@ pub(super) fn record_slow_task(
              ON CONFLICT DO UPDATE SET millis = ?3, bytes = ?4, worker = ?5 WHERE ?3 > millis",
         )?
         .execute((no, task, time, to_sql_integer(usage.bytes.copied), worker))?;
-    if (kept as usize) < MAX_SLOWEST_TASKS {
-        return Ok(());
+    if kept as usize >= MAX_SLOWEST_TASKS {
+        connection.prepare_cached(&delete_faster_tasks())?.execute([no])?;
     }
-    connection.prepare_cached(&delete_faster_tasks())?.execute([no])?;
-    Ok(())
+    Ok(None)
 }
 
 /// Returns the statement that keeps only the slowest tasks. If the number were bound, SQLite would prepare the statement
