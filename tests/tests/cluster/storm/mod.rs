@@ -3,6 +3,7 @@
 //! count adds up, and each worker continues.
 //!
 //! `IMGSYNC_CHAOS_SECONDS` sets the duration (20 by default), `IMGSYNC_SEED` the losses; the seed used is printed.
+//! `IMGSYNC_LOSSES`, such as `broker node frozen + worker frozen`, injects these losses together, again and again.
 
 mod losses;
 mod recovery;
@@ -70,6 +71,9 @@ async fn after_a_storm_every_tag_is_copied_and_counted_once() {
     print_line(&format!("losses for {} s; IMGSYNC_SEED={seed} repeats them", length.as_secs()));
     let mut random = StdRng::seed_from_u64(seed);
     let mut storm = Storm::start().await;
+    let only: String = chosen("IMGSYNC_LOSSES").unwrap_or_default();
+    let only: Vec<Loss> =
+        Loss::ALL.into_iter().filter(|loss| only.split(" + ").any(|name| name == loss.to_string())).collect();
     let mut kinds = Vec::new();
     while storm.began.elapsed() < length {
         storm.keep_work().await;
@@ -82,6 +86,9 @@ async fn after_a_storm_every_tag_is_copied_and_counted_once() {
             && let Some(other) = kinds.iter().rposition(|kind| kind.group() != losses[0].group())
         {
             losses.push(kinds.remove(other));
+        }
+        if !only.is_empty() {
+            losses.clone_from(&only);
         }
         storm.lose_and_recover(&losses, random.random_range(0..1_000)).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..2_000))).await;
@@ -237,6 +244,9 @@ impl Storm {
             list(|one| one.standstill),
             if is_late { " (more than aimed at)" } else { "" }
         ));
+        if is_late {
+            print_line(&self.logs());
+        }
         recoveries.into_iter().for_each(|recovery| self.recoveries.record(losses, recovery));
         for (loss, place) in losses.iter().zip(places) {
             self.restore(*loss, place);
@@ -253,7 +263,12 @@ impl Storm {
         };
         let coordinators = self.coordinators.iter().map(|one| format!("--- coordinator\n{}", last(one)));
         let workers = self.workers.iter().map(|one| format!("--- worker\n{}", last(one)));
-        coordinators.chain(workers).collect::<Vec<_>>().join("\n")
+        let brokers = self.broker.iter().map(|node| {
+            let log = node.log();
+            let lines: Vec<&str> = log.lines().collect();
+            format!("--- broker node\n{}", lines[lines.len().saturating_sub(60)..].join("\n"))
+        });
+        coordinators.chain(workers).chain(brokers).collect::<Vec<_>>().join("\n")
     }
 
     /// Waits for the end of all batches, and checks them.
