@@ -77,6 +77,7 @@ impl RabbitQueue {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
+            let asked = Instant::now();
             match self.next_task_message(&live, &queue, &route).await {
                 Ok(None) => self.route_table().record_poll(&queue, true),
                 Ok(delivery) => {
@@ -87,12 +88,12 @@ impl RabbitQueue {
                 // costs only the connection: running tasks were acknowledged.
                 Err(error) if !live.is_connected() && reconnects < MAX_RECONNECTS => {
                     reconnects += 1;
-                    self.route_table().back_off(&queue, LEADER_CHANGE_BACKOFF);
+                    self.route_table().back_off(&queue, asked, LEADER_CHANGE_BACKOFF);
                     log_throttle::info(&format!("connection lost at {queue}"), &format!("{error}; reconnecting"));
                     live = self.0.consume_connection.get_or_connect().await?;
                 }
                 Err(error) if live.is_responsive().await => {
-                    self.route_table().back_off(&queue, QUEUE_BACKOFF);
+                    self.route_table().back_off(&queue, asked, QUEUE_BACKOFF);
                     let line = format!("{error}; backing off from this queue");
                     log_throttle::warn(&format!("consuming from {queue}"), &line);
                     last_error = Some(error);

@@ -44,8 +44,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ROUTES_CACHE_TTL: Duration = Duration::from_secs(1);
 /// Default timeout of publisher confirms.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Backoff of a queue that fails: initial and maximum.
-const QUEUE_BACKOFF: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(5 * 60)];
+/// Backoff of a queue that fails: initial and maximum. A queue of which the leader froze has another one after ten seconds.
+const QUEUE_BACKOFF: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(5 * 60)];
 /// Backoff of a queue whose leader moves: each request closes the connection meanwhile, and it is over in a second.
 const LEADER_CHANGE_BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 /// Maximum number of reconnects while polling all queues.
@@ -138,25 +138,41 @@ struct RouteTable {
     announced: HashMap<String, Instant>,
     /// Locks held by the one consumer that polls for all that wait for the same routes and priorities.
     poll_locks: Vec<(PollScope, Weak<tokio::sync::Mutex<()>>)>,
-    /// Queues that failed: consecutive failures, and when to poll again.
-    backoffs: HashMap<String, (u32, Instant)>,
+    /// Queues that failed.
+    backoffs: HashMap<String, Backoff>,
     /// Queues that were empty when last polled.
     idle: HashMap<String, IdleQueue>,
     /// The latest message version that was delayed for a newer worker.
     newer_version: Option<u64>,
 }
 
+/// Pause of a queue that failed.
+struct Backoff {
+    /// Consecutive failures.
+    times: u32,
+    /// Time of the last failure.
+    since: Instant,
+    /// When to poll again.
+    until: Instant,
+}
+
 impl RouteTable {
     /// Returns whether a queue has failed too recently to be polled.
     fn is_backing_off(&self, queue: &str) -> bool {
-        self.backoffs.get(queue).is_some_and(|(_, until)| *until > Instant::now())
+        self.backoffs.get(queue).is_some_and(|backoff| backoff.until > Instant::now())
     }
 
-    /// Backs off from a queue that failed, with an initial and a maximum delay.
-    fn back_off(&mut self, queue: &str, [first, most]: [Duration; 2]) {
-        let (times, until) = self.backoffs.entry(queue.to_owned()).or_insert((0, Instant::now()));
-        *until = Instant::now() + (first * 2_u32.saturating_pow(*times)).min(most);
-        *times = (*times + 1).min(10);
+    /// Backs off from a queue that failed, with an initial and a maximum delay. `asked` is when it was asked: the failures
+    /// of several slots that asked at the same time count once.
+    fn back_off(&mut self, queue: &str, asked: Instant, [first, most]: [Duration; 2]) {
+        let now = Instant::now();
+        let known = self.backoffs.entry(queue.to_owned()).or_insert(Backoff { times: 0, since: asked, until: now });
+        if known.times > 0 && asked < known.since {
+            return;
+        }
+        known.until = now + (first * 2_u32.saturating_pow(known.times)).min(most);
+        known.since = now;
+        known.times = (known.times + 1).min(10);
     }
 
     /// Records a response of a queue, and whether it was empty.
@@ -383,6 +399,26 @@ fn unreachable_error(operation: &str, detail: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_that_ask_a_queue_at_the_same_time_back_off_from_it_once() {
+        let mut known = RouteTable::default();
+        let pause = |known: &RouteTable| known.backoffs["w"].until - known.backoffs["w"].since;
+        let asked = Instant::now();
+        for _ in 0..20 {
+            known.back_off("w", asked, QUEUE_BACKOFF);
+        }
+        assert_eq!(pause(&known), QUEUE_BACKOFF[0]);
+        assert!(known.is_backing_off("w"));
+        known.back_off("w", Instant::now(), QUEUE_BACKOFF);
+        assert_eq!(pause(&known), QUEUE_BACKOFF[0] * 2, "it failed again after the pause");
+        for _ in 0..20 {
+            known.back_off("w", Instant::now(), QUEUE_BACKOFF);
+        }
+        assert_eq!(pause(&known), QUEUE_BACKOFF[1]);
+        known.record_poll("w", true);
+        assert!(!known.is_backing_off("w"));
+    }
 
     #[test]
     fn an_idle_queue_is_polled_less_and_less_and_at_once_when_it_is_announced() {
