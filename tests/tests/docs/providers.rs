@@ -37,11 +37,13 @@ const PROVIDER_NAMES: [&str; 26] = [
 ];
 
 /// Files that name providers, with the reason. Presets name them as data, in presets.toml.
-const EXCEPTIONS: [(&str, &str); 19] = [
+const EXCEPTIONS: [(&str, &str); 21] = [
     ("common/oci/src/reference.rs", "a reference without a registry is of docker.io, which has several names"),
     ("common/model/src/naming.rs", "references of docker.io have two levels"),
     ("common/model/src/select/repositories.rs", "a pattern without a registry is of docker.io"),
     ("common/layout/src/manifests.rs", "an example of a full name"),
+    ("common/layout/src/index.rs", "an annotation of imgsync's own begins with the address of the project"),
+    ("common/archive/src/index.rs", "docker shows images of docker.io under short names"),
     ("common/config/src/lib.rs", "the default target is docker.io/<user>"),
     ("common/config/src/rule.rs", "the default target is docker.io/<user>"),
     ("common/config/src/schema_table.rs", "documents the values of `listing` and what `create` creates"),

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::super::error::{SqliteError, corrupt_store};
 use super::super::rows::{duration_ms, min_token, to_sql_integer};
 use super::batch_row::BatchRow;
-use super::timeline;
+use super::timeline::{self, WorkerWork};
 use crate::{BatchState, Usage};
 use imgsync_model::batch::{BatchId, TaskState};
 use imgsync_oci::error::{Error, ErrorKind};
@@ -30,15 +30,6 @@ pub(in super::super) struct BatchTx<'c> {
     slow_tasks: Option<(u32, i64)>,
     /// When a change was made that the batch's row does not have yet.
     changed_at: Option<i64>,
-}
-
-/// Work of a worker on tasks of a batch.
-#[derive(Clone, Default)]
-pub(super) struct WorkerWork {
-    pub(super) worker: String,
-    pub(super) ended: u32,
-    pub(super) failed: u32,
-    pub(super) usage: Usage,
 }
 
 /// Task states of one chunk.

@@ -7,10 +7,18 @@ use rusqlite::Connection;
 use super::super::error::SqliteError;
 use super::super::rows::{duration_ms, to_sql_integer};
 use super::batch_row::BatchRow;
-use super::batch_tx::WorkerWork;
 use crate::timeline::locate_bucket;
 use crate::{BatchTimeline, MAX_SLOWEST_TASKS, SlowTask, TimeBucket, Usage, WorkerStats};
 use imgsync_model::batch::BatchId;
+
+/// Work of a worker on tasks of a batch.
+#[derive(Clone, Default)]
+pub(super) struct WorkerWork {
+    pub(super) worker: String,
+    pub(super) ended: u32,
+    pub(super) failed: u32,
+    pub(super) usage: Usage,
+}
 
 /// Adds ended tasks (copied, unchanged, failed, cancelled) and bytes to the current time bucket.
 pub(super) fn record_bucket(
