@@ -4,39 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::error::LayoutError;
+use super::hauler;
+use super::index_entry::{CONTAINERD_NAME, IndexEntry, REF_NAME, read_entry};
 use super::reference::QualifiedRepositoryName;
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{Descriptor, Digest, MediaType, Reference, Tag};
+use imgsync_oci::{Descriptor, MediaType};
 use imgsync_registry::ManifestRef;
 
-/// Annotation with an image's name: a tag or a full reference.
-pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Annotation in which containerd and BuildKit write the full reference, beside a bare tag in the one above.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// Annotation in which archives of imgsync have the name of a digest tag. Under the names above, containerd would make an
-/// image of a signature, and fail to unpack it.
-pub const DIGEST_TAG_NAME: &str = "io.github.imgsync.ref.name";
-/// Annotation of a referrer with the digest of its subject: containerd makes no image of such an entry when it imports.
-pub(super) const SUBJECT: &str = "io.containerd.manifest.subject";
 const MANIFESTS: &str = "manifests";
-
-/// An image in a layout's index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IndexEntry {
-    /// Name as written, if any.
-    pub name: Option<String>,
-    /// Repository, if the name is a full one.
-    pub repository: Option<QualifiedRepositoryName>,
-    /// Tag; `latest` for a full name without tag and digest. `None`: available by digest only.
-    pub tag: Option<Tag>,
-    /// Descriptor that the name points at.
-    pub descriptor: Descriptor,
-}
 
 /// Contents of an `index.json`. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -84,10 +63,9 @@ impl LayoutIndex {
         let manifests: Option<Vec<Box<RawValue>>> =
             manifests.map_or(Ok(None), |raw| serde_json::from_str(raw.get())).map_err(unparsable)?;
         let items = manifests.unwrap_or_default().into_iter();
-        Ok(LayoutIndex {
-            fields,
-            items: items.map(|raw| Arc::new(RawEntry { entry: read_entry(&raw), raw })).collect(),
-        })
+        let mut items: Vec<RawEntry> = items.map(|raw| RawEntry { entry: read_entry(&raw), raw }).collect();
+        hauler::name_artifacts(items.iter_mut().filter_map(|item| item.entry.as_mut().ok()).collect());
+        Ok(LayoutIndex { fields, items: items.into_iter().map(Arc::new).collect() })
     }
 
     /// Iterates over the valid entries.
@@ -131,8 +109,9 @@ impl LayoutIndex {
         if let Some(name) = change.name() {
             descriptor.annotations.insert(REF_NAME.to_owned(), name);
         }
+        let old_names = old.filter(|old| !hauler::has_name_of_its_image(&old.descriptor));
         for key in [REF_NAME, CONTAINERD_NAME] {
-            if let Some(written) = old.and_then(|old| old.descriptor.annotations.get(key)) {
+            if let Some(written) = old_names.and_then(|old| old.descriptor.annotations.get(key)) {
                 descriptor.annotations.insert(key.to_owned(), written.clone());
             }
         }
@@ -194,48 +173,10 @@ impl IndexChange {
     }
 }
 
-fn read_entry(raw: &RawValue) -> Result<IndexEntry, String> {
-    // The digest is parsed first, for a better error than serde's.
-    #[derive(Deserialize)]
-    struct DigestField {
-        digest: String,
-    }
-    let describe = |error: serde_json::Error| sanitize(&error.to_string()).into_owned();
-    let pointer: DigestField = serde_json::from_str(raw.get()).map_err(describe)?;
-    pointer.digest.parse::<Digest>().map_err(|error| error.to_string())?;
-    let descriptor: Descriptor = serde_json::from_str(raw.get()).map_err(describe)?;
-    let written = |key: &str| descriptor.annotations.get(key).filter(|name| !name.is_empty()).cloned();
-    let full = |name: &str| name.parse::<Reference>().ok();
-    let ref_name = written(REF_NAME).or_else(|| written(DIGEST_TAG_NAME));
-    let containerd = written(CONTAINERD_NAME);
-    let bare = ref_name.as_deref().and_then(|name| name.parse::<Tag>().ok());
-    let (name, repository, tag) = match (ref_name, containerd) {
-        // `ref.name` may be anything that is not a full name.
-        (ref_name, Some(name))
-            if full(&name).is_some() && (bare.is_some() || ref_name.as_deref().and_then(full).is_none()) =>
-        {
-            let reference = full(&name);
-            (
-                Some(name),
-                reference.as_ref().map(QualifiedRepositoryName::from_reference),
-                reference.and_then(|found| found.tag_or_latest()),
-            )
-        }
-        (Some(name), _) if bare.is_some() => (Some(name), None, bare),
-        (Some(name), _) => match full(&name) {
-            Some(reference) => {
-                (Some(name), Some(QualifiedRepositoryName::from_reference(&reference)), reference.tag_or_latest())
-            }
-            None => (Some(name), None, None),
-        },
-        (None, name) => (name, None, None),
-    };
-    Ok(IndexEntry { name, repository, tag, descriptor })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use imgsync_oci::{Digest, Tag};
     use proptest::prelude::*;
 
     fn descriptor(name: &str) -> Descriptor {
@@ -277,12 +218,36 @@ mod tests {
                 Some("quay.io/b/c"),
                 Some("2"),
             ),
+            (
+                r#""io.containerd.image.name":"quay.io/b/c:2","org.opencontainers.image.ref.name":"b/c:2""#,
+                Some("quay.io/b/c"),
+                Some("2"),
+            ),
             ("", None, None),
         ] {
             let entry = index(&item(annotations)).entries().next().cloned().unwrap();
             assert_eq!(entry.repository.map(|name| name.to_string()).as_deref(), repository, "{annotations}");
             assert_eq!(entry.tag.as_ref().map(Tag::as_str), tag, "{annotations}");
         }
+    }
+
+    #[test]
+    fn artifacts_of_hauler_are_named_as_in_a_registry_and_replaced_under_that_name() {
+        let named =
+            |kind: &str| item(&format!(r#""kind":"{kind}","org.opencontainers.image.ref.name":"quay.io/a/b:1""#));
+        let subject = Digest::sha256(b"x");
+        let kinds = ["image", "sigs", "referrers/aa", "unknown"].map(|kind| named(&format!("dev.hauler/{kind}")));
+        let mut index = index(&kinds.join(","));
+        let signature = format!("{}.sig", subject.fallback_tag());
+        let tags: Vec<Option<String>> = index.entries().map(|e| e.tag.as_ref().map(Tag::to_string)).collect();
+        assert_eq!(tags, [Some("1".to_owned()), Some(signature.clone()), None, Some("1".to_owned())]);
+        assert!(index.apply(&change(Some("quay.io/a/b"), &signature, "new")).unwrap());
+        let index = LayoutIndex::parse(&index.to_bytes().unwrap()).unwrap();
+        let named: Vec<_> = index.entries().filter_map(|e| e.name.clone()).collect();
+        assert_eq!(named, ["quay.io/a/b:1".to_owned(), format!("quay.io/a/b:{signature}"), "quay.io/a/b:1".to_owned()]);
+        // Without its image.
+        let alone = LayoutIndex::parse(format!(r#"{{"manifests":[{}]}}"#, kinds[1]).as_bytes()).unwrap();
+        assert_eq!(alone.entries().next().unwrap().name, None);
     }
 
     #[test]

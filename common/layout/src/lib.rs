@@ -18,7 +18,9 @@ mod archive;
 mod archive_reference;
 mod blobs;
 mod error;
+mod hauler;
 mod index;
+mod index_entry;
 mod index_file;
 mod limits;
 mod lock;
@@ -41,7 +43,7 @@ use std::sync::{Arc, Mutex};
 pub use archive::ReadTurn;
 pub use archive_reference::{ArchiveRef, ParseArchiveRefError};
 pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
-pub use index::{DIGEST_TAG_NAME, IndexEntry};
+pub use index_entry::{DIGEST_TAG_NAME, IndexEntry};
 pub use limits::limits;
 pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
 pub use manifests::LayoutRepository;
@@ -178,6 +180,11 @@ impl Layout {
     /// from those in a registry, and signatures do not hold for them.
     pub fn has_made_manifests(&self) -> bool {
         matches!(&self.0.files, LayoutFiles::Archive(archive) if archive.has_made_manifests())
+    }
+
+    /// Whether the archive, read in Docker's format, also holds an image layout, which keeps digests.
+    pub fn also_holds_layout(&self) -> bool {
+        matches!(&self.0.files, LayoutFiles::Archive(archive) if archive.also_holds_layout())
     }
 
     /// Sets when existing files are hashed. Call it before the layout is used.

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use super::error::LayoutError;
-use super::index::{IndexChange, IndexEntry, LayoutIndex, SUBJECT};
+use super::index::{IndexChange, LayoutIndex};
+use super::index_entry::{IndexEntry, SUBJECT};
 use super::read_at::{ReadAt, read_all};
 use super::reference::QualifiedRepositoryName;
 use super::writer::PartialBlob;

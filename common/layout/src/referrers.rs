@@ -3,7 +3,8 @@
 use std::sync::PoisonError;
 
 use super::error::LayoutError;
-use super::index::SUBJECT;
+use super::hauler;
+use super::index_entry::SUBJECT;
 use super::manifests::LayoutRepository;
 use super::{Layout, LayoutInner};
 use imgsync_oci::error::Result;
@@ -32,6 +33,7 @@ impl LayoutInner {
                 let mut descriptor = descriptor.clone();
                 // It is about the entry of the layout.
                 descriptor.annotations.remove(SUBJECT);
+                hauler::remove_entry_annotations(&mut descriptor);
                 found.push(descriptor);
             }
         }

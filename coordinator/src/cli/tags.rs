@@ -288,16 +288,18 @@ impl TagPrinter<'_> {
         } else {
             named.iter().for_each(|line| self.printer.line(line));
         }
-        let mut summary = format!(
+        let listed = format!(
             "{} of {} in {}",
             group_digits(self.kept as u64),
             of(self.kept + count, "tag", "tags"),
             of(self.listed, "repository", "repositories")
         );
-        if self.unlisted > 0 {
-            summary.push_str(&format!("; {} could not be listed", of(self.unlisted, "repository", "repositories")));
-        }
-        self.printer.line(&summary);
+        let unlisted = format!("{} could not be listed", of(self.unlisted, "repository", "repositories"));
+        self.printer.line(&match (self.listed, self.unlisted) {
+            (_, 0) => listed,
+            (0, _) => format!("{unlisted}, and there is nothing else"),
+            _ => format!("{listed}; {unlisted}"),
+        });
         let include = &self.args.include;
         if self.kept == 0
             && *count > 0

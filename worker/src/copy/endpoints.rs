@@ -9,7 +9,7 @@ use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository
 use imgsync_model::batch::RepositoryLocator;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
-use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
+use imgsync_oci::{ArchiveFormat, Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
 use imgsync_registry::wait::WaitClock;
 use imgsync_registry::{
     self, Access, Client, Context, FallbackTag, ManifestHead, ManifestPut, ManifestRef, Repository, TrafficCounters,
@@ -311,9 +311,16 @@ impl CopySource {
     pub(crate) async fn open_archive(image: &ArchiveRef, context: &Context) -> Result<CopySource> {
         let layout = Layout::open_archive_file(image).await?;
         if layout.has_made_manifests() {
+            let layout_hint = match layout.also_holds_layout() {
+                true => {
+                    let beside = ArchiveRef { format: ArchiveFormat::Oci, ..image.without_image() };
+                    format!("; the file is also an image layout: {beside} keeps digests and signatures")
+                }
+                false => String::new(),
+            };
             context.warn(format!(
                 "{image}: this format has no manifests, so a new one was made: its digest differs from that in a registry, \
-                 and signatures do not hold for it"
+                 and signatures do not hold for it{layout_hint}"
             ));
         }
         Ok(CopySource::Layout(layout.repository(image.repository())))

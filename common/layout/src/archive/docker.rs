@@ -9,10 +9,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::super::error::LayoutError;
-use super::super::index::{LayoutIndex, REF_NAME};
+use super::super::index::LayoutIndex;
+use super::super::index_entry::REF_NAME;
 use super::super::read_at::{FileSection, ReadAt, read_exact_at};
-use super::MANIFEST_JSON;
 use super::tar_index::{TarContent, TarIndex, clean_path, shorten};
+use super::{MANIFEST_JSON, REPOSITORIES};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{Algorithm, Descriptor, Digest, Hasher, MediaType, Platform, Reference};
 
@@ -131,13 +132,17 @@ fn not_docker(members: &TarIndex) -> Result<LayoutError, LayoutError> {
         return Ok(error("it does not contain a manifest.json, but an image layout")
             .with_hint("it is in the OCI format: use oci-archive:FILE"));
     }
-    if members.find("repositories")?.is_some() {
-        return Ok(error(
-            "it does not contain a manifest.json: it was written by Docker before 1.10, and no current Docker reads it",
-        )
-        .with_hint("load it with a Docker before 23, and save it again"));
+    if members.find(REPOSITORIES)?.is_some() {
+        return Ok(before_manifest_json());
     }
     Ok(error("it does not contain a manifest.json").with_hint("only the archives of `docker save` do"))
+}
+
+/// Error of an archive that has `repositories`, and neither `manifest.json` nor an image layout.
+pub(super) fn before_manifest_json() -> LayoutError {
+    let detail =
+        "it does not contain a manifest.json: it was written by Docker before 1.10, and no current Docker reads it";
+    LayoutError::new(ErrorKind::InvalidResponse, detail).with_hint("load it with a Docker before 23, and save it again")
 }
 
 impl DockerReader<'_> {

@@ -29,6 +29,8 @@ use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{ArchiveFormat, Digest};
 
 const MANIFEST_JSON: &str = "manifest.json";
+/// What Docker wrote before `manifest.json`, and still writes beside it.
+const REPOSITORIES: &str = "repositories";
 
 /// Files of an archive.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ enum ArchiveContent {
     /// In the folder of the layout within the archive, with a slash at its end; empty for the root.
     Oci { root: String },
     /// In members of any name. The manifests were made.
-    Docker { manifests: HashMap<Digest, Bytes>, blobs: HashMap<Digest, TarContent> },
+    Docker { manifests: HashMap<Digest, Bytes>, blobs: HashMap<Digest, TarContent>, also_holds_layout: bool },
 }
 
 impl ArchiveFiles {
@@ -58,7 +60,9 @@ impl ArchiveFiles {
             ArchiveFormat::Oci => ArchiveFiles::open_oci(source, members)?,
             ArchiveFormat::Docker => {
                 let images = docker::read_images(&source, &members)?;
-                let content = ArchiveContent::Docker { manifests: images.manifests, blobs: images.blobs };
+                let also_holds_layout = members.find(OCI_LAYOUT)?.is_some() && members.find(INDEX_JSON)?.is_some();
+                let content =
+                    ArchiveContent::Docker { manifests: images.manifests, blobs: images.blobs, also_holds_layout };
                 ArchiveFiles { source, members, content, index: Arc::new(images.index), turns: None }
             }
         };
@@ -89,6 +93,11 @@ impl ArchiveFiles {
     /// Whether the manifests were made, because the format has none.
     pub(super) fn has_made_manifests(&self) -> bool {
         matches!(self.content, ArchiveContent::Docker { .. })
+    }
+
+    /// Whether the manifests were made although the archive also holds an image layout.
+    pub(super) fn also_holds_layout(&self) -> bool {
+        matches!(self.content, ArchiveContent::Docker { also_holds_layout: true, .. })
     }
 
     /// Opens a blob; `None` if it does not exist.
@@ -188,6 +197,7 @@ fn find_root(members: &TarIndex) -> Result<String, LayoutError> {
             format!("no member `{OCI_LAYOUT}`, but `{MANIFEST_JSON}`"),
         )
         .with_hint("it is in the format of `docker save`: use docker-archive:FILE")),
+        (None, _) if members.find(REPOSITORIES)?.is_some() => Err(docker::before_manifest_json()),
         (None, _) => Err(LayoutError::new(
             ErrorKind::InvalidResponse,
             format!("it is a tar, but not an image archive: no member `{OCI_LAYOUT}`"),

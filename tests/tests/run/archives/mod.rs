@@ -1,5 +1,7 @@
 //! Archives as sources: written by Debian's docker 20.10, podman 4.3, ctr 1.6 and skopeo, and in the shapes of others.
 
+mod shapes;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
