@@ -42,7 +42,7 @@ const EXCEPTIONS: [(&str, &str); 21] = [
     ("common/model/src/naming.rs", "references of docker.io have two levels"),
     ("common/model/src/select/repositories.rs", "a pattern without a registry is of docker.io"),
     ("common/layout/src/manifests.rs", "an example of a full name"),
-    ("common/layout/src/index.rs", "an annotation of imgsync's own begins with the address of the project"),
+    ("common/layout/src/index_entry.rs", "an annotation of imgsync's own begins with the address of the project"),
     ("common/archive/src/index.rs", "docker shows images of docker.io under short names"),
     ("common/config/src/lib.rs", "the default target is docker.io/<user>"),
     ("common/config/src/rule.rs", "the default target is docker.io/<user>"),
