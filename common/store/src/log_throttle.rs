@@ -24,6 +24,7 @@ struct ThrottledKind {
     written_at: Instant,
     suppressed: u64,
     last_line: String,
+    last_at: Instant,
 }
 
 /// Writes a warning, unless one of its kind was written less than a minute ago; then it is counted, and a message with
@@ -86,6 +87,7 @@ impl LogThrottle {
                 written_at: Instant::now(),
                 suppressed: 0,
                 last_line: String::new(),
+                last_at: Instant::now(),
             };
             kinds.insert(kind.to_owned(), known);
             return (Some(line.to_owned()), false);
@@ -97,19 +99,26 @@ impl LogThrottle {
                 written_at: Instant::now(),
                 suppressed: 0,
                 last_line: String::new(),
+                last_at: Instant::now(),
             };
             return (Some(line), false);
         }
         known.suppressed += 1;
         line.clone_into(&mut known.last_line);
+        known.last_at = Instant::now();
         (None, known.suppressed == 1)
     }
 
-    /// Returns the last message of a kind with the number of suppressed ones, and resets the count.
+    /// Returns the last message of a kind with its age and the number of suppressed ones, and resets the count.
     fn take_summary(&self, kind: &str) -> Option<(LineWriter, String)> {
         let mut kinds = self.kinds();
         let known = kinds.get(kind).filter(|known| known.suppressed > 0)?;
-        let line = with_suppressed_count(&known.last_line, known.suppressed - 1);
+        let line = match known.last_at.elapsed().as_secs() {
+            0 | 1 => std::mem::take(&mut known.last_line),
+            // The log has the time at which it is written.
+            age => format!("{age} s ago: {}", known.last_line),
+        };
+        let line = with_suppressed_count(&line, known.suppressed - 1);
         (known.written_at, known.suppressed, known.last_line) = (Instant::now(), 0, String::new());
         Some((known.write.clone(), line))
     }
