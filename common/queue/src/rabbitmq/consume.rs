@@ -93,8 +93,8 @@ impl RabbitQueue {
                     live = self.0.consume_connection.get_or_connect().await?;
                 }
                 Err(error) if live.is_responsive().await => {
-                    self.route_table().back_off(&queue, asked, QUEUE_BACKOFF);
-                    let line = format!("{error}; backing off from this queue");
+                    let pause = self.route_table().back_off(&queue, asked, QUEUE_BACKOFF);
+                    let line = format!("{error}; backing off from this queue for {} s", pause.as_secs_f64().ceil());
                     log_throttle::warn(&format!("consuming from {queue}"), &line);
                     last_error = Some(error);
                     if live.is_retired() {

@@ -163,16 +163,17 @@ impl RouteTable {
     }
 
     /// Backs off from a queue that failed, with an initial and a maximum delay. `asked` is when it was asked: the failures
-    /// of several slots that asked at the same time count once.
-    fn back_off(&mut self, queue: &str, asked: Instant, [first, most]: [Duration; 2]) {
+    /// of several slots that asked at the same time count once. Returns how long the queue is left alone.
+    fn back_off(&mut self, queue: &str, asked: Instant, [first, most]: [Duration; 2]) -> Duration {
         let now = Instant::now();
         let known = self.backoffs.entry(queue.to_owned()).or_insert(Backoff { times: 0, since: asked, until: now });
         if known.times > 0 && asked < known.since {
-            return;
+            return known.until.saturating_duration_since(now);
         }
         known.until = now + (first * 2_u32.saturating_pow(known.times)).min(most);
         known.since = now;
         known.times = (known.times + 1).min(10);
+        known.until - now
     }
 
     /// Records a response of a queue, and whether it was empty.
