@@ -175,8 +175,9 @@ fn write_group(
             group.push(job);
             return Err(error);
         }
-        if !is_first {
-            run("SAVEPOINT one")?;
+        if !is_first && let Err(error) = run("SAVEPOINT one") {
+            group.push(job);
+            return Err(error.into());
         }
         let before = shared.snapshot();
         let sqlite_result = job.run(&shared);
