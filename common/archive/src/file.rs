@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -17,6 +17,8 @@ use super::partial::verified_length;
 use super::plan::ArchivePlan;
 use super::sink::{ArchiveSink, ByteOutput, Compression, ThreadSink, write_error};
 
+/// How often the hidden file is opened, if others replace it meanwhile.
+const MAX_OPENS: usize = 100;
 /// Suffix of the hidden file.
 const PARTIAL_SUFFIX: &str = ".imgsync-partial";
 
@@ -163,15 +165,21 @@ fn partial_path(path: &Path, operation: &str) -> Result<PathBuf> {
     Ok(path.with_file_name(hidden))
 }
 
-/// Opens or creates the hidden file, and locks it.
+/// Opens or creates the hidden file, and locks it. A link in its place is not followed.
 async fn open_locked(partial: &Path, operation: &str, context: &Context) -> Result<File> {
-    loop {
+    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    for _ in 0..MAX_OPENS {
         let mut options = OpenOptions::new();
-        let opened = options.read(true).write(true).create(true).truncate(false).open(partial);
-        let file = opened.map_err(|error| {
+        options.read(true).write(true).create(true).truncate(false).custom_flags(no_follow);
+        let file = options.open(partial).map_err(|error| {
             let missing = error.kind() == io::ErrorKind::NotFound;
+            let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
             let error = write_error(operation, error);
-            if missing { error.with_hint("make the folder first") } else { error }
+            match () {
+                () if missing => error.with_hint("make the folder first"),
+                () if is_link => error.with_hint(format!("{} is a link: remove it", partial.display())),
+                () => error,
+            }
         })?;
         lock(&file, partial, operation, context).await?;
         // The former writer may have renamed it between open and lock.
@@ -179,6 +187,8 @@ async fn open_locked(partial: &Path, operation: &str, context: &Context) -> Resu
             return Ok(file);
         }
     }
+    let detail = format!("{} is replaced again and again", partial.display());
+    Err(Error::new(ErrorKind::Local, operation, detail))
 }
 
 fn is_same_file(file: &File, path: &Path) -> bool {
