@@ -211,6 +211,11 @@ impl Layout {
         run_blocking(&operation, move || open::open_or_create(&dir, wait)).await
     }
 
+    /// Returns what its location begins with: `oci`, `oci-archive` or `docker-archive`.
+    pub fn scheme(&self) -> &str {
+        self.0.label.split_once(':').map_or("oci", |(scheme, _)| scheme)
+    }
+
     /// Returns the folder, or the archive's file, as given.
     pub fn dir(&self) -> &Path {
         &self.0.path
@@ -220,6 +225,17 @@ impl Layout {
     pub async fn entries(&self) -> Result<Vec<IndexEntry>> {
         let operation = format!("listing {}", self.0.label);
         self.run_blocking(&operation, |shared| shared.read_index()?.all_entries()).await
+    }
+
+    /// Lists the images as [`Layout::entries`] does, without their signatures and other referrers, unless there is
+    /// nothing else.
+    pub async fn images(&self) -> Result<Vec<IndexEntry>> {
+        let operation = format!("listing {}", self.0.label);
+        self.run_blocking(&operation, |shared| {
+            let entries = shared.read_index()?.all_entries()?;
+            Ok(shared.without_artifacts(entries.iter().collect()).into_iter().cloned().collect())
+        })
+        .await
     }
 
     /// Returns a repository of this layout; `None` selects the images with a bare tag.

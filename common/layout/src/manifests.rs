@@ -204,7 +204,7 @@ impl LayoutInner {
     }
 
     /// Drops entries of digest tags and referrers, unless there are no others.
-    fn without_artifacts<'a>(&self, entries: Vec<&'a IndexEntry>) -> Vec<&'a IndexEntry> {
+    pub(super) fn without_artifacts<'a>(&self, entries: Vec<&'a IndexEntry>) -> Vec<&'a IndexEntry> {
         if entries.len() < 2 {
             return entries;
         }

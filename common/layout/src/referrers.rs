@@ -40,13 +40,16 @@ impl LayoutInner {
         Ok(found)
     }
 
-    /// Reads the subject of a listed manifest. An unreadable manifest has none here; reading it for a copy is an error.
+    /// Reads the subject of a listed manifest. A manifest that cannot be read has the subject of its annotation, so that
+    /// a copy of that image tries to read it, and fails or warns. Without the annotation it has none.
     pub(super) fn read_subject(&self, descriptor: &Descriptor) -> Option<Digest> {
         let known = self.subjects.lock().unwrap_or_else(PoisonError::into_inner).get(&descriptor.digest).cloned();
         if let Some(known) = known {
             return known;
         }
-        let manifest = self.read_manifest(descriptor).ok()?;
+        let Ok(manifest) = self.read_manifest(descriptor) else {
+            return descriptor.annotations.get(SUBJECT)?.parse().ok();
+        };
         let subject = manifest.parsed().subject.as_ref().map(|subject| subject.digest.clone());
         let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
         subjects.insert(descriptor.digest.clone(), subject.clone());

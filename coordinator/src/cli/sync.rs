@@ -253,11 +253,15 @@ async fn execute(
     named: &mut Option<ImageLocation>,
 ) -> Result<()> {
     let mut client = settings.client()?;
+    let (sources, given_target) = args.endpoints()?;
+    if args.password_stdin && sources.iter().any(is_stdin) {
+        let detail = "stdin cannot be both the password and the archive: save the archive to a file";
+        return Err(Error::new(ErrorKind::Invalid, "reading stdin", detail));
+    }
     let password = read_password(args.user.as_deref(), args.password.as_ref(), args.password_stdin)?;
     client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
     client.stall_timeout = args.retry.stall_timeout;
-    let (sources, given_target) = args.endpoints()?;
     let spooled = SpooledArchive::save(&sources, args.spool.as_deref()).await?;
     let mut resolved = Vec::new();
     for source in &sources {
@@ -361,7 +365,7 @@ async fn resolve_single_image(source: &ImageLocation) -> Result<ImageLocation> {
         ImageLocation::Archive(archive @ ArchiveRef { image: None, .. }) => Layout::open_archive_file(archive).await?,
         _ => return Ok(source.clone()),
     };
-    let image = match &layout.entries().await?[..] {
+    let image = match &layout.images().await?[..] {
         [IndexEntry { repository: None, tag: Some(tag), .. }] => Some(ImageName::Tag(tag.clone())),
         [IndexEntry { name: Some(name), repository: Some(_), .. }] => name.parse().ok().map(ImageName::Full),
         _ => None,
@@ -371,6 +375,10 @@ async fn resolve_single_image(source: &ImageLocation) -> Result<ImageLocation> {
         ImageLocation::Archive(whole) => ImageLocation::Archive(ArchiveRef { image, ..whole }),
         registry @ ImageLocation::Registry(_) => registry,
     })
+}
+
+fn is_stdin(source: &ImageLocation) -> bool {
+    matches!(source, ImageLocation::Archive(archive) if archive.is_stdio())
 }
 
 /// Adds the source's tag to a target without tag and digest.

@@ -18,7 +18,9 @@ use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{Algorithm, Descriptor, Digest, Hasher, MediaType, Platform, Reference};
 
 /// Upper limit for `manifest.json`.
-const MAX_MANIFEST_JSON_BYTES: u64 = 64 << 20;
+const MAX_MANIFEST_JSON_BYTES: u64 = 8 << 20;
+/// Upper limit for the images of an archive, and for their names.
+const MAX_IMAGES: usize = 50_000;
 /// Upper limit for the config of an image.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Upper limit for the layers of an image; Docker's own is 127.
@@ -102,6 +104,11 @@ pub(super) fn read_images(source: &Arc<dyn ReadAt>, members: &TarIndex) -> Resul
     let images: Vec<DockerImage> = serde_json::from_slice(&text).map_err(|error| {
         LayoutError::new(ErrorKind::InvalidResponse, format!("its {MANIFEST_JSON} cannot be parsed: {error}"))
     })?;
+    let tags = images.iter().map(|image| image.repo_tags.as_ref().map_or(0, Vec::len)).sum::<usize>();
+    if images.len().max(tags) > MAX_IMAGES {
+        let detail = format!("its {MANIFEST_JSON} has more than {MAX_IMAGES} images or names");
+        return Err(LayoutError::new(ErrorKind::Refused, detail));
+    }
     let mut entries = Vec::new();
     let mut manifests = HashMap::new();
     for (at, image) in images.iter().enumerate() {

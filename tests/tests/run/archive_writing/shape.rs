@@ -182,3 +182,35 @@ async fn targets_that_make_no_sense_are_refused_with_a_hint() {
         assert_eq!(file_names(&program.work_dir()), Vec::<String>::new(), "{arguments:?}");
     }
 }
+
+#[tokio::test]
+async fn a_signed_image_keeps_its_tag_on_the_way_back_and_a_link_in_place_of_the_hidden_file_is_refused() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let app = images::multi_platform("way-back");
+    let signature = images::referrer("way-back-signature", &app);
+    source.push("team/app", "1.0", &app);
+    source.push_untagged("team/app", &signature);
+    let program = Imgsync::new();
+    let from = format!("{}/team/app:1.0", source.host());
+    sync(&program, &[&from, "oci-archive:a.tar"]).run().await.assert_code(0);
+    let output = sync(&program, &["oci-archive:a.tar", &format!("{}/b", target.host())]).run().await.assert_code(0);
+    assert!(!output.stderr.contains("by digest only"), "{}", output.stderr);
+    target.assert_holds("b", "1.0", &app);
+
+    // A signature of which the content is damaged does not get lost silently.
+    let file = program.work_dir().join("a.tar");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let manifest = &signature.root_manifest().bytes;
+    let at = bytes.windows(manifest.len()).position(|window| *window == **manifest).unwrap();
+    bytes[at + 20] ^= 1;
+    std::fs::write(program.work_dir().join("damaged.tar"), bytes).unwrap();
+    let to = format!("{}/c", target.host());
+    let output = sync(&program, &["oci-archive:damaged.tar", &to]).run().await.assert_code(1);
+    assert!(output.stderr.contains(signature.root.trim_start_matches("sha256:")), "{}", output.stderr);
+
+    std::os::unix::fs::symlink("elsewhere", program.work_dir().join(".b.tar.imgsync-partial")).unwrap();
+    let output = sync(&program, &[&from, "oci-archive:b.tar"]).run().await;
+    assert_ne!(output.code, Some(0));
+    assert!(output.stderr.contains("is a link"), "{}", output.stderr);
+    assert!(!program.work_dir().join("elsewhere").exists());
+}
