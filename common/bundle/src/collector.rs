@@ -157,9 +157,10 @@ impl CollectorRepository {
     pub fn list_referrers(&self, subject: &Digest) -> Vec<Descriptor> {
         let describe = |digest: &Digest| Descriptor::new(MediaType::OciManifest, digest.clone(), 0);
         let known = self.collector.have().referrers(self.path.as_str(), subject).iter().map(describe);
-        let collected = self.collector.collected(&self.path).referrers;
-        let collected = collected.iter().filter(|(of, _)| of == subject).map(|(_, digest)| describe(digest));
-        known.chain(collected).collect()
+        let state = self.collector.state();
+        let collected = state.contents.repositories.get(&self.path).into_iter();
+        let collected = collected.flat_map(|repository| &repository.referrers).filter(|(of, _)| of == subject);
+        known.chain(collected.map(|(_, digest)| describe(digest))).collect()
     }
 
     /// Stores a manifest, under a tag or by its digest.

@@ -177,9 +177,14 @@ impl BundleRepository {
 
     /// Reads a manifest: from the bundle, or from the target if it is left out.
     pub async fn get_manifest(&self, reference: &ManifestRef) -> Result<Manifest> {
-        let Some(digest) = self.digest(reference) else {
-            let operation = format!("reading {reference} of {}", self.label());
-            return Err(Error::new(ErrorKind::NotFound, operation, "the bundle does not name it"));
+        let digest = match (self.digest(reference), reference) {
+            (Some(digest), _) => digest,
+            // The target has an image whose root it has: of that one, the bundle names nothing else.
+            (None, ManifestRef::Digest(digest)) if self.images.0.target.is_some() => digest.clone(),
+            (None, _) => {
+                let operation = format!("reading {reference} of {}", self.label());
+                return Err(Error::new(ErrorKind::NotFound, operation, "the bundle does not name it"));
+            }
         };
         if self.images.0.carried.contains(&digest_key(&digest)) {
             return self.images.0.layout.repository(None).get_manifest(&ManifestRef::Digest(digest)).await;
@@ -201,11 +206,12 @@ impl BundleRepository {
             let opened = self.images.0.layout.open_blob(blob, offset).await?;
             return Ok((BundleBlobStream::Bundle(opened.stream), opened.offset));
         }
-        let Some(holder) = self.known().and_then(|known| known.left_out.get(&key)) else {
+        let holder = self.known().and_then(|known| known.left_out.get(&key)).cloned();
+        if holder.is_none() && self.images.0.target.is_none() {
             let operation = self.read_operation(&blob.digest);
             return Err(Error::new(ErrorKind::NotFound, operation, "the bundle does not have it"));
-        };
-        let repository = self.target_repository(holder.as_ref(), &blob.digest)?;
+        }
+        let repository = self.target_repository(holder.flatten().as_ref(), &blob.digest)?;
         let opened = repository.open_blob(blob, offset).await.map_err(|error| self.left_out(error))?;
         Ok((BundleBlobStream::Target(Box::new(opened.stream)), opened.offset))
     }
