@@ -9,10 +9,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, try_unfold};
 use imgsync_archive::{ArchiveSource, ContentStream};
 use imgsync_bundle::{BundleCollector, WrittenParts};
-use imgsync_layout::{Layout, LayoutRef};
+use imgsync_layout::{ArchiveRef, Layout, LayoutRef};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryState;
-use imgsync_oci::{Descriptor, Digest, Reference};
+use imgsync_oci::{ArchiveFormat, Descriptor, Digest, Reference};
 use imgsync_registry::{Access, BlobStream, Client, Context, Repository, TrafficCounters};
 
 /// Bytes read back at once.
@@ -63,6 +63,13 @@ impl BlobSource {
             let folder = PathBuf::from(&source["oci:".len()..]);
             let opened = Layout::open(folder).await?.open_blob(blob, offset).await?;
             return Ok(opened.stream.into_stream().boxed());
+        }
+        for format in [ArchiveFormat::Oci, ArchiveFormat::Docker] {
+            if let Some(file) = source.strip_prefix(format.scheme()) {
+                let archive = ArchiveRef { format, file: file.into(), image: None };
+                let opened = Layout::open_archive_file(&archive).await?.open_blob(blob, offset).await?;
+                return Ok(opened.stream.into_stream().boxed());
+            }
         }
         let invalid =
             || Error::new(ErrorKind::Local, "reading the bundle's plan", format!("`{source}` is no repository"));

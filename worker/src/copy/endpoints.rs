@@ -495,14 +495,15 @@ impl CopySource {
             .map(|repository| RepositoryLocator::in_registry(repository.registry().clone(), repository.name()))
     }
 
-    /// Returns where the content comes from, as a bundle records it: `registry/repository`, or `oci:FOLDER`.
+    /// Returns where the content comes from, as a bundle records it: `registry/repository`, `oci:FOLDER`, or
+    /// the location of an archive.
     pub(crate) fn provenance(&self) -> String {
         match self {
             CopySource::Registry(repository) => format!("{}/{}", repository.registry(), repository.name()),
             CopySource::Layout(repository) => {
                 let folder = repository.layout().dir();
                 let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-                format!("oci:{}", folder.display())
+                format!("{}:{}", repository.layout().scheme(), folder.display())
             }
             CopySource::Bundle(_) => imgsync_bundle::BUNDLE_REGISTRY.to_owned(),
         }

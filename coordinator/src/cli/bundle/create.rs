@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use imgsync_bundle::{
     BUNDLE_REGISTRY, BundleCollector, BundleFiles, BundleHeader, BundleIndex, BundleSigningKey, Have, Inventory,
-    OpenedBundle, PartReader,
+    OpenedBundle, PROGRAM_MEMBER, PartReader,
 };
 use imgsync_config::RuleTarget;
 use imgsync_model::batch::{BatchId, TaskState};
@@ -215,9 +215,18 @@ fn find_output(args: &CreateArgs) -> Result<BundleOutput> {
 }
 
 /// Refuses to replace a bundle, unless it is what an interrupted call has written.
-fn check_existing(output: &BundleOutput, work: &WorkFolder) -> Result<()> {
+fn check_existing(output: &BundleOutput, work: &WorkFolder, program: Option<&[u8]>) -> Result<()> {
     let BundleOutput::Files(files) = output else { return Ok(()) };
-    let existing = [files.list(), files.folder.join(&files.name)];
+    let mut existing = vec![files.list(), files.folder.join(&files.name), files.index(), files.checksums()];
+    if let Some(program) = program {
+        let path = files.folder.join(PROGRAM_MEMBER);
+        if path == existing[1] {
+            let detail = format!("{} is the name of the program of --with-program", path.display());
+            return Err(Error::new(ErrorKind::Invalid, "writing the bundle", detail).with_hint("choose another --out"));
+        }
+        // The same program may be there already, such as the one that runs.
+        existing.extend((std::fs::read(&path).ok().as_deref() != Some(program)).then_some(path));
+    }
     match existing.iter().find(|path| path.exists() && !work.has_written()) {
         Some(existing) => {
             let detail = format!("{} exists", existing.display());
@@ -242,7 +251,7 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
     let state = state_dir(args.state.as_ref())?;
     let work = WorkFolder::open(&state, &output.to_string(), &parameters, args.restart)?;
     if !args.overwrite {
-        check_existing(&output, &work)?;
+        check_existing(&output, &work, inputs.program.as_deref())?;
     }
     let collector = BundleCollector::open(&work.file("collected"), inputs.have)?;
     let backend = Backend::embedded(&work.file("store")).await?;

@@ -173,3 +173,29 @@ async fn what_cannot_be_made_or_loaded_says_so_and_leaves_nothing() {
     let refused = load(&far, &far.work_dir().join("missing.tar"), &to, &[]).await.assert_code(1);
     assert!(refused.stderr.contains("no such file"), "{}", refused.stderr);
 }
+
+#[tokio::test]
+async fn a_rule_may_take_its_images_from_an_archive_and_a_program_replaces_no_other() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let app = images::single("from-an-archive");
+    source.push("team/app", "1.0", &app);
+    let near = configured(
+        "defaults: {to: registry.far.invalid/mirror}\nrules:\n- {from: 'oci-archive:app.tar', naming: keep}\n",
+    );
+    let from = format!("{}/team/app:1.0", source.host());
+    near.again().args(["sync", &from, "oci-archive:app.tar"]).run().await.assert_code(0);
+    source.clear_requests();
+    create(&near, "1.tar", &[]).await.assert_code(0);
+    assert_eq!(source.count_where(|_| true), 0, "the archive has it all");
+    let to = format!("{}/m", target.host());
+    load(&Imgsync::new(), &near.work_dir().join("1.tar"), &to, &[]).await.assert_code(0);
+    target.assert_holds("m/team/app", "1.0", &app);
+
+    near.file("imgsync", "the program that is in use");
+    let program = near.file("other", "a program for the far side");
+    let arguments = ["--with-program", program.to_str().unwrap()];
+    let output = create(&near, "2.tar", &arguments).await.assert_code(2);
+    assert!(output.stderr.contains("imgsync exists") && output.stderr.contains("--overwrite"), "{}", output.stderr);
+    let kept = std::fs::read_to_string(near.work_dir().join("imgsync")).unwrap();
+    assert_eq!(kept, "the program that is in use");
+}
