@@ -1,8 +1,11 @@
 //! Child processes that end with the test.
 
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -61,10 +64,21 @@ impl Drop for Process {
 /// started, which takes a container many seconds.
 const PORTS: std::ops::Range<u16> = 15_000..32_768;
 
-/// Returns a free loopback port. Another server may take it first, so callers must be ready to retry.
+/// Returns a loopback port that is free, and that no other test is given until this process ends: a container listens
+/// minutes after its port was chosen. Programs that are no tests may still take it.
 pub fn free_port() -> u16 {
     let ports = std::iter::repeat_with(|| rand::random_range(PORTS)).take(1_000);
-    ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a loopback port is free")
+    let is_free = |port: &u16| is_reserved_for_us(*port) && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.into_iter().find(is_free).expect("a loopback port is free")
+}
+
+/// Reserves a port among all tests of this network namespace, with an abstract socket: the kernel gives such a name to one
+/// process at a time, frees it when that ends, and no file is left behind.
+fn is_reserved_for_us(port: u16) -> bool {
+    static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let name = SocketAddr::from_abstract_name(format!("imgsync-test-port-{port}")).expect("a short name");
+    let reservation = UnixListener::bind_addr(&name);
+    reservation.map(|socket| RESERVED.lock().expect("no test panics here").push(socket)).is_ok()
 }
 
 /// Finds a program on PATH or in the sbin folders.
@@ -73,4 +87,17 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin"];
     let folders = std::env::split_paths(&path).chain(more.into_iter().map(PathBuf::from));
     folders.map(|folder| folder.join(name)).find(|path| Path::is_file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::free_port;
+
+    #[test]
+    fn no_port_is_given_twice_although_nobody_listens_on_it_yet() {
+        let ports: BTreeSet<u16> = (0..1_000).map(|_| free_port()).collect();
+        assert_eq!(ports.len(), 1_000);
+    }
 }
