@@ -15,7 +15,7 @@ use imgsync_registry::event::Event;
 use super::lock::lock;
 use super::partial::verified_length;
 use super::plan::ArchivePlan;
-use super::sink::{ArchiveSink, ByteOutput, Compression, ThreadSink, write_error};
+use super::sink::{ArchiveSink, Compression, SinkOutput, ThreadSink, write_error};
 
 /// How often the hidden file is opened, if others replace it meanwhile.
 const MAX_OPENS: usize = 100;
@@ -57,7 +57,8 @@ impl ArchiveOutput {
             Compression::None => {
                 let (checked_plan, cancel) = (plan.clone(), context.cancel.clone());
                 let verify = tokio::task::spawn_blocking(move || {
-                    let verified = verified_length(&mut file, &checked_plan, &cancel);
+                    file.rewind()?;
+                    let verified = verified_length(&mut file, &checked_plan, 0, &cancel);
                     verified.map(|verified| (file, verified))
                 });
                 let verified = verify.await.map_err(|error| local(io::Error::other(error)))?;
@@ -81,7 +82,10 @@ impl ArchiveOutput {
             context.events.emit(Event::Notice { message: imgsync_oci::sanitize::sanitize(&message).into_owned() });
         }
         let sink = match compression {
-            Compression::None => ThreadSink::new(Box::new(PlainFile(file)), operation.clone()),
+            Compression::None => {
+                let operation = operation.clone();
+                ThreadSink::new(Box::new(PlainFile { file, operation: operation.clone() }), operation)
+            }
             Compression::Gzip => ThreadSink::gzip(file, operation.clone()),
         };
         Ok(ArchiveOutput { sink, renamed: Some((partial, path)), operation, resume_from })
@@ -104,7 +108,7 @@ impl ArchiveOutput {
 
     /// Syncs the file, and replaces an existing one.
     pub async fn commit(self) -> Result<()> {
-        let file = self.sink.finish_file().await?;
+        let file = self.sink.finish().await?;
         let (Some((partial, path)), Some(file)) = (self.renamed, file) else { return Ok(()) };
         let rename = tokio::task::spawn_blocking(move || {
             file.sync_all()?;
@@ -129,26 +133,26 @@ impl ArchiveSink for ArchiveOutput {
     }
 }
 
-struct PlainFile(File);
-
-impl Write for PlainFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
+/// A file that can go back.
+struct PlainFile {
+    file: File,
+    operation: String,
 }
 
-impl ByteOutput for PlainFile {
-    fn rewind_to(&mut self, offset: u64) -> io::Result<bool> {
-        self.0.set_len(offset)?;
-        self.0.seek(SeekFrom::Start(offset)).map(|_| true)
+impl SinkOutput for PlainFile {
+    type Finished = Option<File>;
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| write_error(&self.operation, error))
     }
 
-    fn finish(self: Box<Self>) -> io::Result<Option<File>> {
-        Ok(Some(self.0))
+    fn rewind(&mut self, offset: u64) -> Result<bool> {
+        let rewound = self.file.set_len(offset).and_then(|()| self.file.seek(SeekFrom::Start(offset)));
+        rewound.map(|_| true).map_err(|error| write_error(&self.operation, error))
+    }
+
+    fn finish(self: Box<Self>) -> Result<Option<File>> {
+        Ok(Some(self.file))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Finds out how much of an unfinished file is of use for a plan.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _};
+use std::io::{self, BufReader, Read};
 
 use imgsync_oci::{Digest, Hasher};
 use tokio_util::sync::CancellationToken;
@@ -11,16 +10,23 @@ use super::plan::ArchivePlan;
 
 const READ_BYTES: usize = 256 << 10;
 
-/// Returns the length of the whole members of a plan at the start of a file. Their content is hashed.
-pub(crate) fn verified_length(file: &mut File, plan: &ArchivePlan, cancel: &CancellationToken) -> io::Result<u64> {
-    file.rewind()?;
-    let mut reader = BufReader::with_capacity(READ_BYTES, file);
+/// Returns where the whole members of a plan end in an unfinished archive. Their content is hashed, except for those that
+/// end at `known` or before. The reader begins at the first of the others. Cancellation fails with
+/// [`io::ErrorKind::Interrupted`].
+pub fn verified_length(
+    reader: impl Read,
+    plan: &ArchivePlan,
+    known: u64,
+    cancel: &CancellationToken,
+) -> io::Result<u64> {
+    let mut reader = BufReader::with_capacity(READ_BYTES, reader);
     let mut verified = 0;
     for member in plan.members() {
-        if !is_whole(&mut reader, member, cancel)? {
+        let end = verified + member.archived_size();
+        if end > known && !is_whole(&mut reader, member, cancel)? {
             break;
         }
-        verified += member.archived_size();
+        verified = end;
     }
     Ok(verified)
 }

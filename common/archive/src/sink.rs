@@ -9,8 +9,8 @@ use flate2::write::GzEncoder;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 
-/// Chunks that wait for the writer: a few hundred KiB, so that reading and writing overlap.
-const QUEUED_CHUNKS: usize = 16;
+/// Chunks that wait for the writer, so that reading and writing overlap. After a kill, they are read again.
+const QUEUED_CHUNKS: usize = 4;
 
 /// Compression around a whole archive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,117 +35,162 @@ pub trait ArchiveSink: Send {
     }
 }
 
-/// Destination of a [`ThreadSink`].
-pub(crate) trait ByteOutput: Write + Send + 'static {
-    /// Goes back to an offset; see [`ArchiveSink::rewind`].
-    fn rewind_to(&mut self, offset: u64) -> io::Result<bool>;
+/// Destination of a [`ThreadSink`], used in its thread.
+pub trait SinkOutput: Send + 'static {
+    /// What [`ThreadSink::finish`] returns.
+    type Finished: Send + 'static;
 
-    /// Ends the output: nothing is written after it. Returns the file, if there is one, so that its lock can be held.
-    fn finish(self: Box<Self>) -> io::Result<Option<File>>;
+    /// Writes the next bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Goes back to an offset; see [`ArchiveSink::rewind`].
+    fn rewind(&mut self, offset: u64) -> Result<bool>;
+
+    /// Ends the output. If the sink was dropped or closed before, or a write has failed, this is not called: the output
+    /// stays incomplete.
+    fn finish(self: Box<Self>) -> Result<Self::Finished>;
 }
 
 /// An output that cannot go back: a pipe.
-struct Pipe<W>(W);
-
-impl<W: Write> Write for Pipe<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
+struct Pipe<W> {
+    output: W,
+    operation: String,
 }
 
-impl<W: Write + Send + 'static> ByteOutput for Pipe<W> {
-    fn rewind_to(&mut self, _offset: u64) -> io::Result<bool> {
+impl<W: Write + Send + 'static> SinkOutput for Pipe<W> {
+    type Finished = Option<File>;
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.output.write_all(bytes).map_err(|error| write_error(&self.operation, error))
+    }
+
+    fn rewind(&mut self, _offset: u64) -> Result<bool> {
         Ok(false)
     }
 
-    fn finish(mut self: Box<Self>) -> io::Result<Option<File>> {
-        self.0.flush().map(|()| None)
+    fn finish(mut self: Box<Self>) -> Result<Option<File>> {
+        self.output.flush().map(|()| None).map_err(|error| write_error(&self.operation, error))
     }
 }
 
 /// A compressed file, which cannot go back either.
-struct GzipFile(GzEncoder<File>);
-
-impl Write for GzipFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
+struct GzipFile {
+    /// The encoder writes its end also when it is dropped: then the gate is shut, so that what is incomplete does not look
+    /// whole.
+    output: GzEncoder<Gate>,
+    is_finished: bool,
+    operation: String,
 }
 
-impl ByteOutput for GzipFile {
-    fn rewind_to(&mut self, _offset: u64) -> io::Result<bool> {
+impl SinkOutput for GzipFile {
+    type Finished = Option<File>;
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.output.write_all(bytes).map_err(|error| write_error(&self.operation, error))
+    }
+
+    fn rewind(&mut self, _offset: u64) -> Result<bool> {
         Ok(false)
     }
 
-    fn finish(self: Box<Self>) -> io::Result<Option<File>> {
-        self.0.finish().map(Some)
+    fn finish(mut self: Box<Self>) -> Result<Option<File>> {
+        let finished = self.output.try_finish().and_then(|()| self.output.get_ref().file.try_clone());
+        self.is_finished = true;
+        finished.map(Some).map_err(|error| write_error(&self.operation, error))
+    }
+}
+
+impl Drop for GzipFile {
+    fn drop(&mut self) {
+        self.output.get_mut().is_shut = !self.is_finished;
+    }
+}
+
+/// A file that takes nothing more once it is shut.
+struct Gate {
+    file: File,
+    is_shut: bool,
+}
+
+impl Write for Gate {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_shut { Err(io::ErrorKind::BrokenPipe.into()) } else { self.file.write(bytes) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
 enum Command {
     Write(Bytes),
     Rewind(u64, oneshot::Sender<bool>),
+    Finish,
 }
 
-/// Writes to a file or pipe in a thread of its own. Dropped before [`ThreadSink::finish`], it leaves the output incomplete.
+/// Writes in a thread of its own. Dropped before [`ThreadSink::finish`], it leaves the output incomplete.
 #[derive(Debug)]
-pub struct ThreadSink {
+pub struct ThreadSink<T = Option<File>> {
     commands: Option<mpsc::Sender<Command>>,
-    thread: Option<tokio::task::JoinHandle<io::Result<Option<File>>>>,
+    /// Returns nothing if the output was not finished.
+    thread: Option<tokio::task::JoinHandle<Result<Option<T>>>>,
     operation: String,
 }
 
 impl ThreadSink {
     /// Creates a sink over a pipe, such as stdout. `operation` describes the write, for messages.
     pub fn pipe(writer: impl Write + Send + 'static, operation: impl Into<String>) -> ThreadSink {
-        ThreadSink::new(Box::new(Pipe(writer)), operation.into())
+        let operation = operation.into();
+        ThreadSink::new(Box::new(Pipe { output: writer, operation: operation.clone() }), operation)
     }
 
-    /// Creates a sink that compresses into a file.
+    /// Creates a sink that compresses into a file. Its end is written by [`ThreadSink::finish`] alone.
     pub(crate) fn gzip(file: File, operation: String) -> ThreadSink {
-        ThreadSink::new(Box::new(GzipFile(GzEncoder::new(file, flate2::Compression::fast()))), operation)
+        let output = GzEncoder::new(Gate { file, is_shut: false }, flate2::Compression::fast());
+        ThreadSink::new(Box::new(GzipFile { output, is_finished: false, operation: operation.clone() }), operation)
     }
+}
 
-    pub(crate) fn new(mut output: Box<dyn ByteOutput>, operation: String) -> ThreadSink {
+impl<T: Send + 'static> ThreadSink<T> {
+    /// Starts the thread. `operation` describes the write, for messages.
+    pub fn new(mut output: Box<dyn SinkOutput<Finished = T>>, operation: impl Into<String>) -> ThreadSink<T> {
         let (sender, mut commands) = mpsc::channel(QUEUED_CHUNKS);
         let thread = tokio::task::spawn_blocking(move || {
             while let Some(command) = commands.blocking_recv() {
                 match command {
-                    Command::Write(bytes) => output.write_all(&bytes)?,
-                    Command::Rewind(offset, answer) => _ = answer.send(output.rewind_to(offset)?),
+                    Command::Write(bytes) => output.write(&bytes)?,
+                    Command::Rewind(offset, answer) => _ = answer.send(output.rewind(offset)?),
+                    Command::Finish => return output.finish().map(Some),
                 }
             }
-            output.finish()
+            Ok(None)
         });
-        ThreadSink { commands: Some(sender), thread: Some(thread), operation }
+        ThreadSink { commands: Some(sender), thread: Some(thread), operation: operation.into() }
     }
 
-    /// Waits until everything is written.
-    pub async fn finish(self) -> Result<()> {
-        self.finish_file().await.map(drop)
+    /// Ends the output, and waits until everything is written.
+    pub async fn finish(mut self) -> Result<T> {
+        self.send(Command::Finish).await?;
+        self.join().await?.ok_or_else(|| self.ended_early())
     }
 
-    /// Waits until everything is written, and returns the file.
-    pub(crate) async fn finish_file(mut self) -> Result<Option<File>> {
+    /// Waits until what was sent is written. The output stays incomplete.
+    pub async fn close(mut self) -> Result<()> {
         self.commands = None;
-        self.join().await
+        self.join().await.map(drop)
+    }
+
+    fn ended_early(&self) -> Error {
+        Error::new(ErrorKind::Local, &self.operation, "the writing thread ended early")
     }
 
     /// Waits for the thread, which ends when there are no more commands or a write has failed.
-    async fn join(&mut self) -> Result<Option<File>> {
+    async fn join(&mut self) -> Result<Option<T>> {
         let Some(thread) = self.thread.take() else {
             return Err(Error::new(ErrorKind::Local, &self.operation, "an earlier write has failed"));
         };
         match thread.await {
-            Ok(written) => written.map_err(|error| write_error(&self.operation, error)),
+            Ok(written) => written,
             Err(error) if error.is_cancelled() => Err(Error::cancelled(&self.operation)),
             Err(error) => {
                 Err(Error::new(ErrorKind::Local, &self.operation, "the writing thread panicked").with_source(error))
@@ -154,18 +199,19 @@ impl ThreadSink {
     }
 
     async fn send(&mut self, command: Command) -> Result<()> {
-        let Some(commands) = &self.commands else { return self.join().await.map(drop) };
-        if commands.send(command).await.is_ok() {
+        if let Some(commands) = &self.commands
+            && commands.send(command).await.is_ok()
+        {
             return Ok(());
         }
         self.commands = None;
         self.join().await?;
-        Err(Error::new(ErrorKind::Local, &self.operation, "the writing thread ended early"))
+        Err(self.ended_early())
     }
 }
 
 #[async_trait]
-impl ArchiveSink for ThreadSink {
+impl<T: Send + 'static> ArchiveSink for ThreadSink<T> {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.send(Command::Write(bytes)).await
     }

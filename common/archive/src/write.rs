@@ -15,7 +15,7 @@ use super::sink::ArchiveSink;
 static ZEROS: [u8; TRAILER_BYTES as usize] = [0; TRAILER_BYTES as usize];
 
 /// Largest blob that is read into memory, in bytes.
-const MAX_SMALL_BLOB_BYTES: u64 = 1 << 20;
+pub const MAX_SMALL_BLOB_BYTES: u64 = 1 << 20;
 /// Small blobs read at the same time.
 const CONCURRENT_SMALL_BLOBS: usize = 8;
 

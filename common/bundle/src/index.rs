@@ -26,6 +26,10 @@ use crate::compact::{decode_digest, encode_digest};
 use crate::lines::{LineWriter, TextLine, has_magic, read_lines};
 
 const MAGIC: &str = "imgsync-bundle";
+/// Maximum size of an index in bytes: a million tags and their content. All of it is in memory.
+pub const MAX_INDEX_BYTES: u64 = 256 << 20;
+/// Maximum number of repositories in an index.
+const MAX_REPOSITORIES: usize = 1_000_000;
 
 /// When, and from what, a bundle was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +170,9 @@ impl BundleIndex {
         let mut repositories: Vec<BundledRepository> = Vec::new();
         let header = read_lines(bytes, MAGIC, label, |mut line| {
             if line.kind == "repository" {
+                if repositories.len() >= MAX_REPOSITORIES {
+                    return Err(line.error(&format!("it has more than {MAX_REPOSITORIES} repositories")));
+                }
                 let mut repository = BundledRepository::new(line.word(|word| word.parse().ok())?);
                 repository.sources.extend(std::iter::from_fn(|| line.optional()));
                 repositories.push(repository);

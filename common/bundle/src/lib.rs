@@ -20,7 +20,7 @@ mod signature;
 pub use collector::{BlobToCarry, BundleCollector, CollectedRepository, CollectorRepository};
 pub use have::Have;
 pub use images::{BundleBlobStream, BundleImages, BundleRepository, BundleTarget};
-pub use index::{BundleHeader, BundleIndex, BundledRepository, BundledTag, ContentSize, LeftOutBlob};
+pub use index::{BundleHeader, BundleIndex, BundledRepository, BundledTag, ContentSize, LeftOutBlob, MAX_INDEX_BYTES};
 pub use inventory::{Inventory, InventoryHeader, InventoryRepository};
 pub use open::OpenedBundle;
 pub use parts::{

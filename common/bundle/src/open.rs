@@ -7,7 +7,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize_within;
 use tar::Header;
 
-use crate::index::BundleIndex;
+use crate::index::{BundleIndex, MAX_INDEX_BYTES};
 use crate::parts::PartReader;
 use crate::signature::BundleVerifyingKey;
 use crate::{INDEX_MEMBER, SIGNATURE_MEMBER};
@@ -16,8 +16,6 @@ use crate::{INDEX_MEMBER, SIGNATURE_MEMBER};
 const BLOCK_BYTES: u64 = 512;
 /// Maximum number of members before the index.
 const MAX_MEMBERS_BEFORE: usize = 64;
-/// Maximum size of an index in bytes: ten million tags.
-const MAX_INDEX_BYTES: u64 = 1 << 30;
 /// Maximum size of a signature in bytes.
 const MAX_SIGNATURE_BYTES: u64 = 4096;
 

@@ -134,6 +134,10 @@ impl PartList {
             None => return Err(damaged("it is not the list of a bundle's parts".to_owned())),
         }
         let list: PartList = serde_json::from_value(list).map_err(|error| damaged(error.to_string()))?;
+        let is_hash = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !list.parts.iter().all(|part| is_hash(&part.sha256) && is_hash(&part.head_sha256)) {
+            return Err(damaged("a SHA-256 in it is none".to_owned()));
+        }
         let size = list.parts.iter().try_fold(0_u64, |size, part| size.checked_add(part.size));
         let is_name = |part: &BundlePart| !part.name.is_empty() && !part.name.contains('/') && part.name != "..";
         if size != Some(list.size) || list.count != list.parts.len() as u64 || !list.parts.iter().all(is_name) {
@@ -159,6 +163,10 @@ impl PartList {
 
 /// Whether a file begins as a list of parts does.
 pub fn is_part_list(path: &Path) -> bool {
+    // A pipe would block until somebody writes to it.
+    if !path.is_file() {
+        return false;
+    }
     let mut head = [0; 200];
     let read = File::open(path).and_then(|mut file| file.read(&mut head)).unwrap_or_default();
     String::from_utf8_lossy(&head[..read]).contains("\"imgsync_bundle_parts\"")

@@ -134,11 +134,13 @@ impl ReadAt for InlineFile {
     }
 }
 
-/// An archive's file. A change to it while it is open is an error of the next read.
+/// An archive's file. If its content is changed while it is open, the next read fails with
+/// [`io::ErrorKind::ResourceBusy`]. A file that is replaced is read to its end.
 #[derive(Debug)]
 pub struct OpenedArchiveFile {
     file: File,
     size: u64,
+    modified: (i64, i64),
     version: String,
 }
 
@@ -156,7 +158,7 @@ impl OpenedArchiveFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
         let version = file_version_key(&file)?;
-        Ok(OpenedArchiveFile { size: data.size(), version, file })
+        Ok(OpenedArchiveFile { size: data.size(), modified: (data.mtime(), data.mtime_nsec()), version, file })
     }
 }
 
@@ -167,9 +169,11 @@ impl ReadAt for OpenedArchiveFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let length = self.file.read_at(buffer, offset)?;
-        match file_version_key(&self.file)? == self.version {
+        // Not the time of the last change to its inode: a rename, a link or new permissions change that one, too.
+        let data = self.file.metadata()?;
+        match (data.size(), (data.mtime(), data.mtime_nsec())) == (self.size, self.modified) {
             true => Ok(length),
-            false => Err(io::Error::other("the file was changed while it was read")),
+            false => Err(io::Error::new(io::ErrorKind::ResourceBusy, "the file was changed while it was read")),
         }
     }
 

@@ -9,5 +9,5 @@ mod source;
 pub(crate) use completeness::{Completeness, check_completeness};
 pub(crate) use contents::{WantedTag, build_index, build_plan};
 pub(crate) use inventory::take_inventory;
-pub(crate) use sink::{CountingSink, PartSink};
+pub(crate) use sink::{CountingSink, PartOutput};
 pub(crate) use source::{BlobSource, PartlyWrittenBlob};

@@ -1,11 +1,9 @@
 //! Endpoints of a copy: repositories in registries, or in image layouts on this machine.
 
-use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use imgsync_bundle::{BundleBlobStream, BundleRepository, CollectorRepository};
-use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRef, LayoutRepository, QualifiedRepositoryName};
+use imgsync_bundle::{BundleRepository, CollectorRepository};
+use imgsync_layout::{ArchiveRef, HashPolicy, Layout, LayoutRepository, QualifiedRepositoryName};
 use imgsync_model::batch::RepositoryLocator;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState};
@@ -17,85 +15,10 @@ use imgsync_registry::{
 use tokio_util::sync::CancellationToken;
 
 use super::archive_collector::{ArchiveCollector, ArchiveTarget};
-use super::blob_subscription::BlobSubscription;
 use super::bundle::BundleSide;
+use super::image_location::ImageLocation;
+use super::source_stream::SourceStream;
 use super::{CopyRequest, bundle};
-
-/// Location of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ImageLocation {
-    /// In a registry.
-    Registry(Reference),
-    /// In an image layout on this machine.
-    Layout(LayoutRef),
-    /// In an archive on this machine.
-    Archive(ArchiveRef),
-}
-
-impl ImageLocation {
-    /// Returns the tag; `latest` for a registry reference without tag and digest.
-    pub fn tag(&self) -> Option<Tag> {
-        match self {
-            ImageLocation::Registry(reference) => reference.tag_or_latest(),
-            ImageLocation::Layout(layout) => layout.image.as_ref()?.tag(),
-            ImageLocation::Archive(archive) => archive.image.as_ref()?.tag(),
-        }
-    }
-
-    /// Returns the digest, if the location has one.
-    pub fn digest(&self) -> Option<&Digest> {
-        match self {
-            ImageLocation::Registry(reference) => reference.digest.as_ref(),
-            ImageLocation::Layout(layout) => layout.image.as_ref()?.digest(),
-            ImageLocation::Archive(archive) => archive.image.as_ref()?.digest(),
-        }
-    }
-
-    /// Returns the manifest reference; the digest takes precedence over the tag.
-    fn manifest_ref(&self) -> Option<ManifestRef> {
-        self.digest().cloned().map(ManifestRef::Digest).or_else(|| self.tag().map(ManifestRef::Tag))
-    }
-}
-
-impl std::str::FromStr for ImageLocation {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<ImageLocation> {
-        let invalid = |error: String| Error::new(ErrorKind::Invalid, "reading a name", error);
-        if LayoutRef::has_scheme(text) {
-            let layout = text.parse().map(ImageLocation::Layout);
-            return layout.map_err(|error: imgsync_layout::ParseLayoutRefError| invalid(error.to_string()));
-        }
-        if ArchiveRef::has_scheme(text) {
-            let archive = text.parse().map(ImageLocation::Archive);
-            return archive.map_err(|error: imgsync_layout::ParseArchiveRefError| invalid(error.to_string()));
-        }
-        let image = text.parse().map(ImageLocation::Registry);
-        image.map_err(|error: imgsync_oci::ParseReferenceError| invalid(error.to_string()))
-    }
-}
-
-impl fmt::Display for ImageLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ImageLocation::Registry(reference) => reference.fmt(f),
-            ImageLocation::Layout(layout) => layout.fmt(f),
-            ImageLocation::Archive(archive) => archive.fmt(f),
-        }
-    }
-}
-
-impl serde::Serialize for ImageLocation {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl From<Reference> for ImageLocation {
-    fn from(reference: Reference) -> ImageLocation {
-        ImageLocation::Registry(reference)
-    }
-}
 
 /// Endpoint to read from.
 #[derive(Debug, Clone)]
@@ -112,55 +35,6 @@ pub(crate) enum CopyTarget {
     Layout(LayoutRepository),
     Archive(ArchiveTarget),
     Bundle(CollectorRepository),
-}
-
-/// Stream of a blob's content.
-pub(crate) enum SourceStream {
-    Registry(Box<imgsync_registry::BlobStream>),
-    Layout(imgsync_layout::LayoutBlobStream, Arc<TrafficCounters>),
-    Bundle(BundleBlobStream, Arc<TrafficCounters>),
-    /// Chunks from a reader shared with other copies; that reader counts the traffic.
-    Shared(BlobSubscription),
-    /// Content that needs no read.
-    InMemory(Option<Bytes>),
-    /// Content from a registry or, if that is empty, the descriptor's inline data.
-    WithInlineFallback(Box<imgsync_registry::BlobStream>, Option<Bytes>),
-}
-
-impl SourceStream {
-    /// Whether the blob is known to be public; false for a shared reader, where that is unknown.
-    pub(crate) fn is_public(&self) -> bool {
-        matches!(self, SourceStream::Registry(stream) if stream.is_public())
-    }
-
-    pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
-        match self {
-            SourceStream::Registry(stream) => stream.next_chunk().await,
-            SourceStream::Layout(stream, counters) => {
-                let chunk = stream.next_chunk().await?;
-                counters.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
-                Ok(chunk)
-            }
-            SourceStream::Bundle(stream, counters) => {
-                let chunk = stream.next_chunk().await?;
-                if let BundleBlobStream::Bundle(_) = stream {
-                    counters.record_received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
-                }
-                Ok(chunk)
-            }
-            SourceStream::Shared(share) => Ok(share.next_chunk().await),
-            SourceStream::InMemory(bytes) => Ok(bytes.take()),
-            SourceStream::WithInlineFallback(stream, inline) => match stream.next_chunk().await? {
-                Some(chunk) => {
-                    if !chunk.is_empty() {
-                        *inline = None;
-                    }
-                    Ok(Some(chunk))
-                }
-                None => Ok(inline.take()),
-            },
-        }
-    }
 }
 
 /// Both endpoints of one copy.

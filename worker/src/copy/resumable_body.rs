@@ -18,7 +18,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::blob_subscription::BlobSubscription;
-use super::endpoints::{CopySource, SourceStream};
+use super::endpoints::CopySource;
+use super::source_stream::SourceStream;
 
 /// Chunk size, small enough to observe the progress of a slow target.
 const CHUNK_SIZE: usize = 64 << 10;

@@ -10,7 +10,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryState;
 use imgsync_registry::event::BlobOutcome;
 
-use super::endpoints::SourceStream;
+use super::source_stream::SourceStream;
 use super::transfer::ImageTransfer;
 
 impl ImageTransfer {

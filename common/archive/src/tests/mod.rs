@@ -12,7 +12,7 @@ use imgsync_registry::Context;
 
 use crate::{
     ArchiveImage, ArchiveOutput, ArchivePlan, ArchivePlanner, ArchiveSink, ArchiveSource, Compression, ContentStream,
-    write_archive,
+    ThreadSink, write_archive,
 };
 
 /// Content by digest, and how often each was opened.
@@ -403,5 +403,27 @@ async fn what_is_no_place_for_a_file_is_refused() {
         let error = ArchiveOutput::open(&path, &plan, Compression::None, &Context::default()).await.unwrap_err();
         let text = format!("{error} {}", error.hint().unwrap_or_default());
         assert!(text.contains(reason), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_stream_that_is_given_up_does_not_end_as_if_it_were_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let unpack = |path: &std::path::Path| {
+        let mut unpacked = Vec::new();
+        let file = std::fs::File::open(path).unwrap();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut unpacked).map(|_| unpacked)
+    };
+    for is_finished in [false, true] {
+        let path = dir.path().join(format!("{is_finished}.gz"));
+        let mut sink = ThreadSink::gzip(std::fs::File::create(&path).unwrap(), "writing".to_owned());
+        sink.write(Bytes::from_static(b"the beginning")).await.unwrap();
+        if is_finished {
+            sink.finish().await.unwrap();
+            assert_eq!(unpack(&path).unwrap(), b"the beginning");
+        } else {
+            sink.close().await.unwrap();
+            assert!(unpack(&path).is_err());
+        }
     }
 }

@@ -195,23 +195,28 @@ impl PartReader {
                 io::ErrorKind::UnexpectedEof,
                 format!("{} was truncated while it was read", part.path.display()),
             )),
-            read => read,
+            read => read.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", part.path.display()))),
         }
     }
 
-    /// Hashes all parts, and returns those that are not what the list says. Calls `progress` with each part's size.
+    /// Hashes all parts, and returns those that are not what the list says or cannot be read. Calls `progress` with each part's size.
     /// Empty without a list.
-    pub fn find_damage(&self, mut progress: impl FnMut(u64)) -> Result<Vec<PartDamage>> {
+    pub fn find_damage(&self, mut progress: impl FnMut(u64)) -> Vec<PartDamage> {
         let mut damaged = Vec::new();
         for (part, found) in self.list.iter().flat_map(|list| &list.parts).zip(&self.parts) {
-            let (sha256, _) = hash_part(&found.path)?;
-            if sha256 != part.sha256 {
-                let detail = format!("its SHA-256 is {sha256}, and the list has {}", part.sha256);
-                damaged.push(PartDamage { path: found.path.clone(), name: part.name.clone(), detail });
-            }
+            let detail = match hash_part(&found.path) {
+                Ok((sha256, _)) if sha256 == part.sha256 => None,
+                Ok((sha256, _)) => Some(format!("its SHA-256 is {sha256}, and the list has {}", part.sha256)),
+                Err(error) => Some(error.message().to_owned()),
+            };
+            damaged.extend(detail.map(|detail| PartDamage {
+                path: found.path.clone(),
+                name: part.name.clone(),
+                detail,
+            }));
             progress(part.size);
         }
-        Ok(damaged)
+        damaged
     }
 }
 
@@ -263,6 +268,11 @@ fn find_bundle(path: &Path) -> Result<Option<BundlePath>> {
             return Ok(Some(BundlePath::List(list)));
         }
     }
+    if path.exists() && !path.is_file() {
+        let operation = format!("opening the bundle {}", path.display());
+        return Err(Error::new(ErrorKind::Invalid, operation, "it is not a regular file")
+            .with_hint("a bundle is read at any offset: save it to a file"));
+    }
     if without_number.is_some() && path.exists() {
         let operation = format!("opening the bundle {}", path.display());
         return Err(Error::new(ErrorKind::NotFound, operation, "the list of its parts (NAME.json) is not beside it")
@@ -277,9 +287,7 @@ fn list_candidates(folder: &Path, paths: &[PathBuf]) -> Result<Vec<(PathBuf, u64
     let mut add = |path: PathBuf| {
         let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let size = std::fs::metadata(&path).ok().filter(|metadata| metadata.is_file()).map(|metadata| metadata.len());
-        if let Some(size) = size.filter(|_| !is_hidden && found.len() < MAX_FILES)
-            && !found.iter().any(|(known, _)| *known == path)
-        {
+        if let Some(size) = size.filter(|_| !is_hidden && found.len() < MAX_FILES) {
             found.push((path, size));
         }
     };
@@ -294,6 +302,7 @@ fn list_candidates(folder: &Path, paths: &[PathBuf]) -> Result<Vec<(PathBuf, u64
         }
     }
     found.sort();
+    found.dedup();
     Ok(found)
 }
 

@@ -2,7 +2,7 @@
 //! writer goes on behind the last byte.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,11 @@ pub struct PartWriter {
 pub struct WrittenParts(Vec<(PathBuf, u64)>);
 
 impl WrittenParts {
+    /// Returns a reader of the bytes from an offset on.
+    pub fn reader(&self, offset: u64) -> impl Read + use<> {
+        WrittenReader { parts: self.clone(), offset }
+    }
+
     /// Reads bytes from an offset, as many as one part has; none at the end.
     pub fn read(&self, offset: u64, limit: usize) -> Result<Vec<u8>> {
         let mut start = 0;
@@ -40,6 +45,21 @@ impl WrittenParts {
             start += size;
         }
         Ok(Vec::new())
+    }
+}
+
+/// Reads what was written, from an offset on.
+struct WrittenReader {
+    parts: WrittenParts,
+    offset: u64,
+}
+
+impl Read for WrittenReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.parts.read(self.offset, buffer.len()).map_err(io::Error::other)?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        self.offset += bytes.len() as u64;
+        Ok(bytes.len())
     }
 }
 
@@ -73,7 +93,12 @@ impl PartWriter {
 
     /// Returns the number of bytes written.
     pub fn position(&self) -> u64 {
-        self.whole.iter().map(|part| part.size).sum::<u64>() + self.current.as_ref().map_or(0, |part| part.size)
+        self.synced() + self.current.as_ref().map_or(0, |part| part.size)
+    }
+
+    /// Returns the number of bytes in whole parts, which are synced.
+    pub fn synced(&self) -> u64 {
+        self.whole.iter().map(|part| part.size).sum()
     }
 
     /// Returns the whole parts.
@@ -116,7 +141,7 @@ impl PartWriter {
     /// Drops all bytes from an offset on.
     pub fn rewind(&mut self, offset: u64) -> Result<()> {
         self.current = None;
-        let mut end: u64 = self.whole.iter().map(|part| part.size).sum();
+        let mut end = self.synced();
         let partial = self.files.partial(self.whole.len() + 1);
         match offset > end {
             true => truncate(&partial, offset - end)?,

@@ -50,6 +50,8 @@ impl<R: Read> Read for CheckedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::Interrupted => error,
+            // The file was changed.
+            io::ErrorKind::ResourceBusy => error,
             _ if error.raw_os_error().is_some() => error,
             // A zstd frame that ends early is an error of another kind inside.
             _ if error.to_string().contains("failed to fill whole buffer") => io::ErrorKind::UnexpectedEof.into(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
 use super::super::error::LayoutError;
 use super::super::read_at::{ReadAt, read_exact_at};
@@ -292,13 +292,15 @@ impl<I: TarInput> TarScanner<I> {
     }
 
     fn read_pax(&self, at: u64, records: &[u8], extensions: &mut Extensions) -> Result<(), LayoutError> {
-        for record in PaxExtensions::new(records) {
-            let record = record.map_err(|_| self.damaged_header(at))?;
-            match record.key_bytes() {
-                b"path" => extensions.path = Some(record.value_bytes().to_vec()),
-                b"linkpath" => extensions.link = Some(record.value_bytes().to_vec()),
+        let mut rest = records;
+        while !rest.is_empty() {
+            let (key, value, later) = split_pax_record(rest).ok_or_else(|| self.damaged_header(at))?;
+            rest = later;
+            match key {
+                b"path" => extensions.path = Some(value.to_vec()),
+                b"linkpath" => extensions.link = Some(value.to_vec()),
                 b"size" => {
-                    let size = record.value().ok().and_then(|text| text.parse().ok());
+                    let size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                     extensions.size = Some(size.ok_or_else(|| self.damaged_header(at))?);
                 }
                 // A sparse file in the newer form.
@@ -312,6 +314,17 @@ impl<I: TarInput> TarScanner<I> {
         }
         Ok(())
     }
+}
+
+/// Splits a record `LENGTH KEY=VALUE\n` off (POSIX, pax(1), "pax Extended Header"). Values such as those of extended
+/// attributes may be binary: the `tar` crate ends them at the first newline.
+fn split_pax_record(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = records.iter().take(20).position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
+    let (record, rest) = records.split_at_checked(length)?;
+    let record = record.get(space + 1..)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((&record[..equals], &record[equals + 1..], rest))
 }
 
 /// Members of a tar by path.

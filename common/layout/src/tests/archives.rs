@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tar::{EntryType, Header};
 
 use super::*;
+use crate::read_at::OpenedArchiveFile;
 
 /// Writes a tar, member by member.
 pub(super) struct TarFile(Vec<u8>);
@@ -299,4 +300,32 @@ async fn an_archive_that_changes_while_it_is_read_is_an_error() {
     std::fs::write(&path, TarFile::new().layout().file("more", b"x").finish()).unwrap();
     let error = read(&layout, &blob(b"one"), 0).await.unwrap_err();
     assert!(error.to_string().contains("was changed while it was read"), "{error}");
+}
+
+#[tokio::test]
+async fn extended_attributes_may_be_binary_and_damaged_records_are_refused() {
+    // As bsdtar writes them: the value holds a newline.
+    let value = b"\x00\x01\n\xff=x\n";
+    let record = [&b"34 SCHILY.xattr.user.note="[..], value].concat();
+    let record = [&record[..], b"\n"].concat();
+    assert_eq!(record.len(), 34);
+    let pax = |records: &[u8]| TarFile::new().member("PaxHeader", EntryType::XHeader, records).layout().finish();
+    read_image(pax(&record)).await.unwrap();
+    for damaged in [&b"99 path=x\n"[..], b"x path=y\n", b"5 a\n", b"0 \n", &record[..20]] {
+        let (kind, detail) = refused(pax(damaged)).await;
+        assert!(kind == ErrorKind::Corrupt && detail.contains("the header of member 1"), "{damaged:?}: {detail}");
+    }
+}
+
+#[tokio::test]
+async fn an_archive_that_is_replaced_while_it_is_read_is_read_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, new) = (dir.path().join("a.tar"), dir.path().join("new.tar"));
+    std::fs::write(&path, TarFile::new().layout().finish()).unwrap();
+    let file = OpenedArchiveFile::open(&path).unwrap();
+    std::fs::write(&new, b"another one").unwrap();
+    std::fs::rename(&new, &path).unwrap();
+    let mut bytes = [0; 10];
+    file.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"oci-layout");
 }

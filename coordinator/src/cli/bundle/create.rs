@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use imgsync_bundle::{
     BUNDLE_REGISTRY, BundleCollector, BundleFiles, BundleHeader, BundleIndex, BundleSigningKey, Have, Inventory,
-    OpenedBundle, PROGRAM_MEMBER, PartReader,
+    MAX_INDEX_BYTES, OpenedBundle, PROGRAM_MEMBER, PartReader,
 };
 use imgsync_config::RuleTarget;
 use imgsync_model::batch::{BatchId, TaskState};
@@ -297,6 +297,13 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
                 program: inputs.program.as_ref().map(|program| Digest::sha256(program)),
             };
             let index = build_index(&collector, &wanted, header)?.encode();
+            if index.len() as u64 > MAX_INDEX_BYTES {
+                let detail = format!("its index would have {}", ByteSize(index.len() as u64));
+                return Err(Error::new(ErrorKind::Refused, "making the bundle", detail).with_hint(format!(
+                    "at most {} can be read: make several bundles, with --rule",
+                    ByteSize(MAX_INDEX_BYTES)
+                )));
+            }
             let signature = inputs.key.as_ref().map(|key| key.sign(&index)).transpose()?;
             let is_incomplete = exit != Exit::Done;
             let plan = CollectedPlan { batch: id, is_incomplete, index: Digest::sha256(&index), signature };
@@ -311,8 +318,11 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
         Ok(summary) => summary,
         Err(error) => {
             printer.failure(&error);
-            if error.kind() == ErrorKind::NotFound {
-                printer.line("the source has changed since the images were chosen: --restart chooses them again");
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) {
+                printer.line(
+                    "a chosen image cannot be read from its source any more: if its tag has moved, --restart chooses \
+                     again; otherwise, leave it out by `tags` of its rule",
+                );
             }
             return Ok(for_copy_error(&error, true));
         }

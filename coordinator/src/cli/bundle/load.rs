@@ -123,7 +123,7 @@ async fn load(args: LoadArgs, settings: &mut Settings, printer: &Printer) -> Res
             drop((lock, backend));
             work.remove();
         }
-        Exit::Failed if has_damage(&*backend.store, ended.batch.id).await? => name_damage(&bundle, printer)?,
+        Exit::Failed if has_damage(&*backend.store, ended.batch.id).await? => name_damage(&bundle, printer),
         _ => {}
     }
     Ok(exit)
@@ -149,20 +149,22 @@ fn report_missing(checked: &Completeness, bundle: &OpenedBundle, printer: &Print
     Exit::Failed
 }
 
-/// Whether images failed because of content that is not what it should be.
+/// Whether images failed because of content that cannot be read, or is not what it should be.
 async fn has_damage(store: &dyn Store, batch: BatchId) -> Result<bool> {
     const MAX_FAILURES: usize = 1_000;
     let failures = store.failures(batch, 0, MAX_FAILURES).await?;
-    Ok(failures.iter().any(|failed| matches!(failed.failure.kind, ErrorKind::Corrupt | ErrorKind::InvalidResponse)))
+    Ok(failures.iter().any(|failed| {
+        matches!(failed.failure.kind, ErrorKind::Corrupt | ErrorKind::InvalidResponse | ErrorKind::Local)
+    }))
 }
 
 /// Names the damaged parts after a failure.
-fn name_damage(bundle: &OpenedBundle, printer: &Printer) -> Result<()> {
-    for damage in bundle.reader.find_damage(|_| {})? {
+fn name_damage(bundle: &OpenedBundle, printer: &Printer) {
+    printer.line("looking for damaged parts");
+    for damage in tokio::task::block_in_place(|| bundle.reader.find_damage(|_| {})) {
         let message = format!("{} is damaged: {}", damage.path.display(), damage.detail);
         printer.error(&message, Some("carry this part over again, and run the same command again"));
     }
-    Ok(())
 }
 
 /// Makes the bundle the only rule. The protections of the configuration's defaults apply.

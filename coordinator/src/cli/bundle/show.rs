@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
-use imgsync_bundle::{BundleImages, BundleIndex, ContentSize};
+use imgsync_bundle::{BundleImages, BundleIndex, ContentSize, MAX_INDEX_BYTES};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::{Descriptor, Digest, Hasher, MediaType};
@@ -15,9 +15,6 @@ use super::super::exit::{Exit, fail};
 use super::super::printer::Printer;
 use super::create::read_head;
 use super::{open_bundle, read_file};
-
-/// Maximum size of an index.
-const MAX_INDEX_BYTES: u64 = 1 << 30;
 
 /// `imgsync bundle verify`.
 #[derive(Debug, Args)]
@@ -78,7 +75,7 @@ pub(super) async fn verify(args: &BundleVerifyArgs, printer: &Printer) -> Exit {
 async fn find_faults(args: &BundleVerifyArgs, printer: &Printer) -> Result<u64> {
     let bundle = open_bundle(&args.bundle, args.public_key.as_ref(), printer)?;
     let mut faults = 0;
-    for damage in tokio::task::block_in_place(|| bundle.reader.find_damage(|_| {}))? {
+    for damage in tokio::task::block_in_place(|| bundle.reader.find_damage(|_| {})) {
         printer.line(&format!("damaged: {}: {}", damage.path.display(), damage.detail));
         faults += 1;
     }
@@ -89,7 +86,7 @@ async fn find_faults(args: &BundleVerifyArgs, printer: &Printer) -> Result<u64> 
         if !checked.insert(&content.digest) {
             continue;
         }
-        bytes += content.size;
+        bytes = u64::saturating_add(bytes, content.size);
         let detail = match hash_content(&images, content).await {
             Ok(found) if found == content.digest => continue,
             Ok(found) => format!("its content has the digest {found}"),
@@ -235,5 +232,5 @@ fn read_index(path: &Path, printer: &Printer) -> Result<BundleIndex> {
 fn content_bytes(index: &BundleIndex) -> u64 {
     let contents = index.repositories.iter().flat_map(|entry| entry.manifests.iter().chain(&entry.blobs));
     let mut seen = HashSet::new();
-    contents.filter(|content| seen.insert(&content.digest)).map(|content| content.size).sum()
+    contents.filter(|content| seen.insert(&content.digest)).fold(0, |bytes, content| bytes.saturating_add(content.size))
 }

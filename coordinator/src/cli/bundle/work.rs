@@ -47,6 +47,11 @@ impl WorkFolder {
         let work = WorkFolder { path, _lock: lock };
         let known = std::fs::read_to_string(work.file("parameters")).unwrap_or_default();
         if restart || known != parameters.to_string() {
+            // What was written is removed before the next part is.
+            if work.part_record().exists() {
+                std::fs::rename(work.part_record(), work.abandoned_record())
+                    .map_err(|error| work_error(&work.path, error))?;
+            }
             work.empty()?;
             std::fs::write(work.file("parameters"), parameters.to_string())
                 .map_err(|error| work_error(&work.path, error))?;
@@ -65,6 +70,11 @@ impl WorkFolder {
     /// Returns the file in which whole parts are recorded.
     pub(super) fn part_record(&self) -> PathBuf {
         self.file("parts.json")
+    }
+
+    /// Returns the file with the parts of a bundle that is not continued.
+    pub(super) fn abandoned_record(&self) -> PathBuf {
+        self.file("abandoned.json")
     }
 
     /// Whether an interrupted call has written a part of the bundle.
@@ -91,9 +101,19 @@ impl WorkFolder {
         write("index", index).and_then(|()| write("plan.json", &text)).map_err(|error| work_error(&self.path, error))
     }
 
-    /// Removes everything: the bundle is complete.
+    /// Removes everything: the bundle is complete. What stays, such as an open file on NFS, costs space alone, but not
+    /// what the next call would go on with.
     pub(super) fn remove(self) -> Result<()> {
-        std::fs::remove_dir_all(&self.path).map_err(|error| work_error(&self.path, error))
+        for file in [self.part_record(), self.file("parameters")] {
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(work_error(&self.path, error));
+                }
+                _ => {}
+            }
+        }
+        _ = std::fs::remove_dir_all(&self.path);
+        Ok(())
     }
 
     fn empty(&self) -> Result<()> {
@@ -102,7 +122,7 @@ impl WorkFolder {
                 let path = entry?.path();
                 match path.is_dir() {
                     true => std::fs::remove_dir_all(&path),
-                    false if path.ends_with("lock") => Ok(()),
+                    false if path.ends_with("lock") || path.ends_with("abandoned.json") => Ok(()),
                     false => std::fs::remove_file(&path),
                 }
             })

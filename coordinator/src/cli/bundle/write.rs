@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use bytesize::ByteSize;
-use imgsync_archive::{ArchivePlan, ArchiveSink, MemberContent, ThreadSink, write_archive};
+use imgsync_archive::{
+    ArchivePlan, ArchiveSink, MAX_SMALL_BLOB_BYTES, Member, MemberContent, ThreadSink, verified_length, write_archive,
+};
 use imgsync_bundle::{
     BundleCollector, BundleFiles, BundleIndex, BundlePart, PROGRAM_MEMBER, PartList, PartWriter, free_space,
 };
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::printer::Printer;
 use super::work::{CollectedPlan, WorkFolder};
-use crate::bundle::{BlobSource, CountingSink, PartSink, PartlyWrittenBlob, build_plan};
+use crate::bundle::{BlobSource, CountingSink, PartOutput, PartlyWrittenBlob, build_plan};
 
 const OPERATION: &str = "writing the bundle";
 const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
@@ -132,6 +134,7 @@ pub(super) async fn write_bundle(
         }
         BundleOutput::Files(files) => {
             let record = work.part_record();
+            remove_abandoned(files, work)?;
             if !work.has_written() {
                 remove_old(files)?;
             }
@@ -141,16 +144,16 @@ pub(super) async fn write_bundle(
             check_free_space(files, archive.total_size().saturating_sub(position) + beside_bytes)?;
             if position > archive.total_size() {
                 position = 0;
-            }
-            if position > 0 {
+            } else if position > 0 {
                 printer.line(&format!("going on behind {} that are written", ByteSize(position)));
             }
-            let partly_written = find_partly_written(&archive, &writer, position);
+            let (known, partly_written) = verify_written(&archive, &writer, position, &stop)?;
             let source = source.with_partly_written(partly_written);
-            let mut sink = PartSink::new(writer);
-            if position == 0 {
-                sink.rewind(0).await?;
+            let mut sink = ThreadSink::new(Box::new(PartOutput(writer)), OPERATION);
+            if known < position || position == 0 {
+                sink.rewind(known).await?;
             }
+            position = known;
             let written = write_all(&archive, &source, &mut sink, position, &progress, &stop);
             if let Err(error) = progress.show_while(written).await {
                 // Waits for the thread, so that the next call finds its bytes.
@@ -181,22 +184,71 @@ async fn write_all<S: ArchiveSink>(
     }
 }
 
-/// Returns the blob of which only the beginning is written.
-fn find_partly_written(archive: &ArchivePlan, writer: &PartWriter, position: u64) -> Option<PartlyWrittenBlob> {
-    let mut end = 0;
-    for member in archive.members() {
-        let start = end;
-        end += member.archived_size();
-        if position < end {
-            let content = start + member.header().len() as u64;
-            let MemberContent::Blob(digest) = &member.content else { return None };
-            let length = position.saturating_sub(content).min(member.size);
-            let partly_written =
-                PartlyWrittenBlob { digest: digest.clone(), start: content, length, parts: writer.written() };
-            return (length > 0).then_some(partly_written);
+/// Returns the number of bytes with which a bundle can go on, and the blob around that offset. What is not in a whole
+/// part may not have reached the disk before a power cut: its members are hashed, and the first wrong one and all after
+/// it are written again. A large blob is hashed when its rest is read.
+fn verify_written(
+    archive: &ArchivePlan,
+    writer: &PartWriter,
+    position: u64,
+    stop: &CancellationToken,
+) -> Result<(u64, Option<PartlyWrittenBlob>)> {
+    if position == 0 {
+        return Ok((0, None));
+    }
+    let (written, synced) = (writer.written(), writer.synced());
+    let first = find_member(archive, synced).map_or(synced, |(start, _)| start);
+    let verify = || verified_length(written.reader(first), archive, synced, stop);
+    let failed =
+        |error| Error::new(ErrorKind::Local, OPERATION, format!("reading back the bundle: {error}")).with_source(error);
+    let verified = tokio::task::block_in_place(verify).map_err(|error| match error.kind() {
+        std::io::ErrorKind::Interrupted => Error::cancelled(OPERATION),
+        _ => failed(error),
+    })?;
+    if let Some((start, member)) = find_member(archive, verified)
+        && let MemberContent::Blob(digest) = &member.content
+        && member.size > MAX_SMALL_BLOB_BYTES
+    {
+        let header = member.header();
+        let content = start + header.len() as u64;
+        let mut found = vec![0; header.len()];
+        if position > content {
+            written.reader(start).read_exact(&mut found).map_err(failed)?;
+        }
+        if found == header {
+            let length = (position - content).min(member.size);
+            let blob = PartlyWrittenBlob { digest: digest.clone(), start: content, length, parts: written };
+            return Ok((position, Some(blob)));
         }
     }
-    None
+    Ok((verified, None))
+}
+
+/// Returns the member around an offset, and where it starts.
+fn find_member(archive: &ArchivePlan, offset: u64) -> Option<(u64, &Member)> {
+    let mut end = 0;
+    archive.members().iter().find_map(|member| {
+        let start = end;
+        end += member.archived_size();
+        (offset < end).then_some((start, member))
+    })
+}
+
+/// Removes the parts of an interrupted call that is not continued: its list, which would name them, was never written.
+fn remove_abandoned(files: &BundleFiles, work: &WorkFolder) -> Result<()> {
+    let record = work.abandoned_record();
+    let Ok(text) = std::fs::read(&record) else { return Ok(()) };
+    let parts: Vec<BundlePart> = serde_json::from_slice(&text).unwrap_or_default();
+    // The part after the last whole one may be begun, or whole and not recorded.
+    let next = parts.len() + 1;
+    let next = format!("{}.{next:03}", files.name);
+    for name in parts.iter().map(|part| &part.name).chain([&next]) {
+        remove_if_there(&files.folder.join(name))?;
+    }
+    for name in [&next, &files.name] {
+        remove_if_there(&files.folder.join(format!(".{name}.partial")))?;
+    }
+    remove_if_there(&record)
 }
 
 /// Removes a bundle of the same name. Its list goes first, so that nobody takes what is left for a bundle.
@@ -205,12 +257,16 @@ fn remove_old(files: &BundleFiles) -> Result<()> {
     let others = [files.list(), files.checksums(), files.index(), files.folder.join(&files.name)];
     let parts = list.iter().flat_map(|list| &list.parts).map(|part| files.folder.join(&part.name));
     for path in others.into_iter().chain(parts) {
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(write_error(&path, error)),
-            _ => {}
-        }
+        remove_if_there(&path)?;
     }
     Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(path, error)),
+        _ => Ok(()),
+    }
 }
 
 fn check_free_space(files: &BundleFiles, needed: u64) -> Result<()> {

@@ -106,45 +106,27 @@ async fn new_signatures_of_an_image_that_is_there_are_carried_alone() {
 
 #[tokio::test]
 async fn a_tag_that_moves_to_an_image_that_is_there_carries_nothing_and_is_moved() {
-    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    let (one, two) = (image("1"), image("2"));
-    source.push("a", "1", &one);
-    source.push("a", "2", &two);
-    source.push("a", "latest", &one);
-    let (near, far) = (rules(&source.host(), &["a"]), Imgsync::new());
-    create(&near, "1.tar", &[]).await.assert_code(0);
-    let to = format!("{}/m", target.host());
-    load(&far, &near.work_dir().join("1.tar"), &to, &[]).await.assert_code(0);
-    source.push("a", "latest", &two);
-    let json = create(&near, "2.tar", &["--have", "1.tar.index", "--json"]).await.assert_code(0).json();
-    assert_eq!((&json["bundle"]["manifests"], &json["bundle"]["blobs"]), (&0.into(), &0.into()), "{json}");
-    let changes = bundle(&near, &["diff", "1.tar", "2.tar"]).await.assert_code(0);
-    assert_eq!(changes.stdout, format!("~ a:latest {} -> {}\n", one.root, two.root));
-    target.clear_requests();
-    load(&far, &near.work_dir().join("2.tar"), &to, &[]).await.assert_code(0);
-    target.assert_holds("m/a", "latest", &two);
-    assert_eq!(target.count(RequestType::UploadPut), 0);
-}
-
-#[tokio::test]
-async fn a_tag_that_moves_to_a_multi_platform_image_that_is_there_carries_nothing_and_is_moved() {
-    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    let (one, two) = (images::multi_platform("moves-1"), images::multi_platform("moves-2"));
-    source.push("a", "1", &one);
-    source.push("a", "2", &two);
-    source.push("a", "latest", &one);
-    let (near, far) = (rules(&source.host(), &["a"]), Imgsync::new());
-    create(&near, "1.tar", &[]).await.assert_code(0);
-    let to = format!("{}/m", target.host());
-    load(&far, &near.work_dir().join("1.tar"), &to, &[]).await.assert_code(0);
-    source.push("a", "latest", &two);
-    let json = create(&near, "2.tar", &["--have", "1.tar.index", "--json"]).await.assert_code(0).json();
-    assert_eq!((&json["bundle"]["manifests"], &json["bundle"]["blobs"]), (&0.into(), &0.into()), "{json}");
-    target.clear_requests();
-    let json = load(&far, &near.work_dir().join("2.tar"), &to, &["--json"]).await.assert_code(0).json();
-    assert_eq!((&json["counts"]["failed"], &json["counts"]["total"]), (&0.into(), &3.into()), "{json}");
-    target.assert_holds("m/a", "latest", &two);
-    assert_eq!(target.count(RequestType::UploadPut), 0);
+    let images = [(image("1"), image("2")), (images::multi_platform("moves-1"), images::multi_platform("moves-2"))];
+    for (one, two) in images {
+        let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+        source.push("a", "1", &one);
+        source.push("a", "2", &two);
+        source.push("a", "latest", &one);
+        let (near, far) = (rules(&source.host(), &["a"]), Imgsync::new());
+        create(&near, "1.tar", &[]).await.assert_code(0);
+        let to = format!("{}/m", target.host());
+        load(&far, &near.work_dir().join("1.tar"), &to, &[]).await.assert_code(0);
+        source.push("a", "latest", &two);
+        let json = create(&near, "2.tar", &["--have", "1.tar.index", "--json"]).await.assert_code(0).json();
+        assert_eq!((&json["bundle"]["manifests"], &json["bundle"]["blobs"]), (&0.into(), &0.into()), "{json}");
+        let changes = bundle(&near, &["diff", "1.tar", "2.tar"]).await.assert_code(0);
+        assert_eq!(changes.stdout, format!("~ a:latest {} -> {}\n", one.root, two.root));
+        target.clear_requests();
+        let json = load(&far, &near.work_dir().join("2.tar"), &to, &["--json"]).await.assert_code(0).json();
+        assert_eq!((&json["counts"]["failed"], &json["counts"]["total"]), (&0.into(), &3.into()), "{json}");
+        target.assert_holds("m/a", "latest", &two);
+        assert_eq!(target.count(RequestType::UploadPut), 0);
+    }
 }
 
 #[tokio::test]

@@ -108,6 +108,61 @@ async fn a_bundle_that_is_resumed_has_the_bytes_of_one_that_was_not() {
 }
 
 #[tokio::test]
+async fn what_a_power_cut_took_from_an_unfinished_part_is_written_again() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    // The first layers are small, the last one is large.
+    let image = TestImage::single("power-cut").layer(Layer::File(3_000)).layer(Layer::File(900_000));
+    let image = image.layer(Layer::Synthetic(3 << 20)).build();
+    source.push("a", "1", &image);
+    let near = rules(&source.host(), &["a"]);
+    let arguments = ["bundle", "create", "-c", "imgsync.yaml", "--out", "b.tar", "--overwrite"];
+    let partial = near.work_dir().join(".b.tar.partial");
+    // Zeros at the end of what is written, and in its middle: in a whole member.
+    for zeros in [|length: usize| length - 5_000..length, |length: usize| length / 6..length / 6 + 5_000] {
+        let cut = RequestMatcher::kind(RequestType::BlobGet).reference(&image.largest_blob());
+        let cut = source.on(cut).always().act(FaultAction::StallAfter { bytes: 1 << 20 });
+        let mut running = near.again().args(arguments).spawn();
+        let is_written = || std::fs::metadata(&partial).is_ok_and(|found| found.len() > 1_500_000);
+        source.wait_until(|_| is_written(), Duration::from_secs(60)).await;
+        running.signal(Signal::KILL);
+        running.wait().await;
+        cut.remove();
+        let mut bytes = std::fs::read(&partial).unwrap();
+        let range = zeros(bytes.len());
+        bytes[range].fill(0);
+        std::fs::write(&partial, bytes).unwrap();
+        near.again().args(arguments).run().await.assert_code(0);
+        let verified = near.again().args(["bundle", "verify", "b.tar"]).run().await;
+        verified.assert_code(0);
+    }
+    load(&Imgsync::new(), &near.work_dir().join("b.tar"), &format!("{}/m", target.host()), &[]).await.assert_code(0);
+    target.assert_holds("m/a", "1", &image);
+}
+
+#[tokio::test]
+async fn an_interrupted_bundle_that_is_started_again_leaves_none_of_its_parts() {
+    let source = FaultRegistry::start().await;
+    let image = images::big("restarted", 3 << 20);
+    source.push("a", "1", &image);
+    let near = rules(&source.host(), &["a"]);
+    let out = near.work_dir().join("out");
+    let stall = RequestMatcher::kind(RequestType::BlobGet).reference(&image.largest_blob());
+    let stall = source.on(stall).always().act(FaultAction::StallAfter { bytes: 2 << 20 });
+    let arguments = ["bundle", "create", "-c", "imgsync.yaml", "--out", "out/"];
+    let mut running = near.again().args(arguments).args(["--part-size", "300KB"]).spawn();
+    source.wait_until(|_| out.join("bundle.tar.004").exists(), Duration::from_secs(60)).await;
+    running.signal(Signal::KILL);
+    running.wait().await;
+    stall.remove();
+    create(&near, "out/", &["--part-size", "2MB"]).await.assert_code(0);
+    let listed: Vec<String> = visible_files(&out);
+    let expected = ["001", "002", "index", "json", "sha256"].map(|end| format!("bundle.tar.{end}"));
+    assert_eq!(listed, expected);
+    assert_eq!(leftovers(&near, &out), [] as [PathBuf; 0]);
+    near.again().args(["bundle", "verify", "out"]).run().await.assert_code(0);
+}
+
+#[tokio::test]
 async fn a_disk_without_enough_space_is_noticed_before_the_first_byte_and_the_next_call_goes_on() {
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
     let big = images::big("bundle-space", 3_000_000);

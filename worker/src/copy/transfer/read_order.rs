@@ -10,13 +10,15 @@ use super::{ImageTransfer, MAX_INDEX_DEPTH};
 
 impl ImageTransfer {
     /// Transfers all blobs of an image, one after another in the order of the archive, if its source can only be read
-    /// forward. Several images take turns. The ordinary transfer then finds them done.
+    /// forward. Several images take turns, and the wait does not count for their time limits. The ordinary transfer then finds them done.
     pub(super) async fn transfer_in_order(&self, root: &Manifest) -> Result<()> {
         let Some(layout) = self.source.sequential_layout() else { return Ok(()) };
         let mut blobs = self.collect_blobs(root).await;
         layout.sort_for_reading(&mut blobs);
         for blob in &blobs {
+            let waiting = self.context.clock.pause();
             let _turn = layout.take_turn(&blob.digest).await;
+            drop(waiting);
             self.ensure_blob(blob).await?;
         }
         Ok(())
