@@ -162,6 +162,11 @@ impl ServerHealth {
         self.outages().iter().find(|(outage, _)| outage.kind == kind).map(|(outage, _)| outage.clone())
     }
 
+    /// Returns the current outages.
+    pub fn current_outages(&self) -> Vec<Outage> {
+        self.outages().iter().map(|(outage, _)| outage.clone()).collect()
+    }
+
     /// Records a connection to a node. If it replaces an earlier one of the same purpose, it counts as a reconnect.
     pub fn record_connection(&self, purpose: &'static str, node: &str) {
         let replaced = self.nodes().insert(purpose, node.to_owned());

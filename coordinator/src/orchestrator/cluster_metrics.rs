@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use imgsync_model::batch::Route;
-use imgsync_oci::error::Result;
+use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::Client;
 use imgsync_store::outage::ServerHealth;
 use imgsync_store::{Batch, BatchState, Heartbeat, StoreReplication, leader_lease_name, log_throttle};
@@ -29,8 +29,12 @@ use crate::notify::notification_counters;
 
 /// A scrape reuses metrics that are not older than this.
 const SCRAPE_CACHE_TTL: Duration = Duration::from_secs(5);
+/// A scrape does not wait longer for store and broker. Metrics that come later are those of the next scrape.
+const SCRAPE_WAIT: Duration = Duration::from_secs(2);
 /// Timeout of reading store and broker; after it the metrics keep their values.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(8);
+/// Time limit for the store to respond.
+const STORE_TIMEOUT: Duration = Duration::from_secs(6);
 /// Time limit for the broker to respond.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum number of batches, the newest, that are counted.
@@ -130,6 +134,24 @@ impl ClusterMetrics {
         self.rules.register(registry);
     }
 
+    /// Reads store and broker and updates the metrics, with a time limit. Logs a failure.
+    async fn refresh_or_warn(
+        &self,
+        backend: &Backend,
+        client: &Client,
+        rules: &[WatchedRule],
+        ended_batches: &mut EndedBatchCache,
+    ) {
+        match tokio::time::timeout(REFRESH_TIMEOUT, self.refresh(backend, client, rules, ended_batches)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log_throttle::warn(&format!("metrics: {}", error.kind()), &error.to_string()),
+            Err(_) => {
+                let line = format!("store and broker did not answer within {} s", REFRESH_TIMEOUT.as_secs());
+                log_throttle::warn("metrics: timeout", &line);
+            }
+        }
+    }
+
     /// Reads store and broker and updates the metrics.
     async fn refresh(
         &self,
@@ -146,9 +168,14 @@ impl ClusterMetrics {
             let failovers = backend.health.iter().map(ServerHealth::failovers).sum();
             self.store_failovers.inner().store(failovers, Ordering::Relaxed);
         };
+        let store = tokio::time::timeout(STORE_TIMEOUT, self.refresh_from_store(backend, client, rules, ended_batches));
         // At the same time: a store that does not answer hides nothing of the broker.
-        let (found, ()) = tokio::join!(self.refresh_from_store(backend, client, rules, ended_batches), broker);
-        let (routes, workers) = found?;
+        let (found, ()) = tokio::join!(store, broker);
+        self.store_up.set(matches!(found, Ok(Ok(_))).into());
+        let (routes, workers) = found.unwrap_or_else(|_| {
+            let limit = format!("no answer within {} s", STORE_TIMEOUT.as_secs());
+            Err(Error::new(ErrorKind::Unreachable, "reading metrics from the store", limit))
+        })?;
         let waiting = backend.queue.count_ready(&routes).await?;
         self.set_routes(routes.iter().zip(waiting).collect(), &workers);
         Ok(())
@@ -162,7 +189,6 @@ impl ClusterMetrics {
         rules: &[WatchedRule],
         ended_batches: &mut EndedBatchCache,
     ) -> Result<(Vec<Route>, Vec<Heartbeat>)> {
-        self.store_up.set(0);
         // Before anything that needs the store: the Sentinels are asked apart from it.
         if let Some(replication) = backend.store.replication().await? {
             self.set_replication(&replication);
@@ -192,7 +218,6 @@ impl ClusterMetrics {
             gauge.set(gauge.get().max(hold.wait.as_secs_f64()));
         }
         self.broker_blocked.set(backend.store.broker_alarm().await?.is_some().into());
-        self.store_up.set(1);
         Ok((routes, workers))
     }
 
@@ -274,22 +299,19 @@ pub fn new_cluster_metrics(backend: &Backend, client: Client, rules: WatchedRule
         let (cluster_metrics, backend, client, cache) =
             (cluster_metrics.clone(), backend.clone(), client.clone(), cache.clone());
         let rules = rules.get().map(|rules| rules()).unwrap_or_default();
-        Box::pin(async move {
+        let refresh = async move {
+            // Waited for by all scrapes until it has ended.
             let mut cache = cache.lock().await;
             let (refreshed_at, found) = &mut *cache;
             if refreshed_at.is_some_and(|at| at.elapsed() < SCRAPE_CACHE_TTL) {
                 return;
             }
-            match tokio::time::timeout(REFRESH_TIMEOUT, cluster_metrics.refresh(&backend, &client, &rules, found)).await
-            {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => log_throttle::warn(&format!("metrics: {}", error.kind()), &error.to_string()),
-                Err(_) => {
-                    let line = format!("store and broker did not answer within {} s", REFRESH_TIMEOUT.as_secs());
-                    log_throttle::warn("metrics: timeout", &line);
-                }
-            }
+            cluster_metrics.refresh_or_warn(&backend, &client, &rules, found).await;
             *refreshed_at = Some(Instant::now());
+        };
+        Box::pin(async move {
+            // In a task of its own: a scrape that ends earlier does not interrupt it.
+            let _ = tokio::time::timeout(SCRAPE_WAIT, tokio::spawn(refresh)).await;
         })
     });
     (metrics, refresh)

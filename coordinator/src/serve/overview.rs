@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
-use imgsync_store::{BROKER_ALARM_HINT, BrokerAlarm};
+use imgsync_store::outage::{Outage, OutageKind, ServerHealth};
+use imgsync_store::{BROKER_ALARM_HINT, BrokerAlarm, StoreReplication};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -119,7 +120,11 @@ impl OverviewResponse {
                 )
             });
         }
+        // An alarm that this process has met itself is shared through the store, too.
+        let outages = app.backend.health.iter().flat_map(ServerHealth::current_outages);
+        problems.extend(outages.filter(|outage| outage.kind != OutageKind::Blocked).map(outage_problem));
         problems.extend(alarm.map(broker_problem));
+        problems.extend(app.store().replication().await?.and_then(|found| replication_problem(&found)));
         problems.extend(failing_problems(&rules));
         problems.extend(interrupted_problems(&rules));
         if app.backend.is_cluster() {
@@ -152,6 +157,47 @@ impl OverviewResponse {
             more_problems,
         })
     }
+}
+
+/// Describes an outage of the broker or the store, as this process meets it.
+fn outage_problem(outage: Outage) -> Problem {
+    let server = capitalize(&outage.server);
+    let (title, advice) = match outage.kind {
+        OutageKind::Unreachable => (format!("{server} is unreachable"), "Check that it runs, and the network to it."),
+        OutageKind::RefusesWrites => {
+            (format!("{server} refuses writes"), "Check its memory, its disk and its replicas.")
+        }
+        OutageKind::Blocked => (format!("{server} blocks publishers"), BROKER_ALARM_HINT),
+    };
+    let advice = outage.hint.map_or_else(|| advice.to_owned(), |hint| format!("{}.", capitalize(&hint)));
+    Problem { since: Some(outage.since), detail: outage.reason, ..Problem::error(title, advice) }
+}
+
+/// Describes Sentinels that do not answer, and replicas that the master has lost: another loss may stop the cluster.
+fn replication_problem(found: &StoreReplication) -> Option<Problem> {
+    let (configured, answering) = (found.sentinels_configured, found.sentinels);
+    let mut missing = Vec::new();
+    if answering < configured {
+        missing.push(format!("{answering} of {}", pluralize(configured, "Sentinel answers", "Sentinels answer")));
+    }
+    if let (Some(known), Some(connected)) = (found.replicas_known, &found.replicas)
+        && (connected.len() as u64) < known
+    {
+        missing.push(format!("{} of {} connected", connected.len(), pluralize(known, "replica is", "replicas are")));
+    }
+    (!missing.is_empty()).then(|| Problem {
+        detail: missing.join("; "),
+        ..Problem::warning(
+            "The store has lost servers",
+            "Batches go on. Start the servers again: the loss of one more may stop writes or prevent a failover. \
+             `SENTINEL RESET` forgets a replica that is gone for good.",
+        )
+    })
+}
+
+fn capitalize(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
 fn broker_problem(alarm: BrokerAlarm) -> Problem {
@@ -270,7 +316,43 @@ fn empty_problem(rules: &[RuleResponse]) -> Option<Problem> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use imgsync_store::StoreReplica;
+
     use super::*;
+
+    #[test]
+    fn servers_of_the_store_that_are_lost_are_counted_against_those_that_there_should_be() {
+        let replica = StoreReplica { name: "10.0.0.7:6379".into(), lag: Duration::ZERO };
+        let whole = StoreReplication {
+            sentinels_configured: 3,
+            sentinels: 3,
+            replicas_known: Some(2),
+            replicas: Some(vec![replica.clone(), replica.clone()]),
+        };
+        assert_eq!(replication_problem(&whole), None);
+        let of_unknown = StoreReplication { replicas: None, ..whole.clone() };
+        assert_eq!(replication_problem(&of_unknown), None, "what may not be asked is no problem");
+        let damaged = StoreReplication { sentinels: 2, replicas: Some(vec![replica]), ..whole };
+        let problem = replication_problem(&damaged).unwrap();
+        assert_eq!(problem.severity, "warning");
+        assert_eq!(problem.detail, "2 of 3 Sentinels answer; 1 of 2 replicas are connected");
+    }
+
+    #[test]
+    fn an_outage_is_a_problem_with_its_hint() {
+        let broker = ServerHealth::new("the broker amqp://b");
+        broker.record_failure(OutageKind::Unreachable, "connection refused", None);
+        let problem = outage_problem(broker.current_outages().remove(0));
+        assert_eq!(problem.title, "The broker amqp://b is unreachable");
+        assert_eq!((problem.severity, problem.detail.as_str()), ("error", "connection refused"));
+        assert_eq!(problem.advice, "Check that it runs, and the network to it.");
+        broker.record_recovery(OutageKind::Unreachable);
+        assert_eq!(broker.current_outages(), []);
+        broker.record_failure(OutageKind::RefusesWrites, "OOM", Some("give it more memory"));
+        assert_eq!(outage_problem(broker.current_outages().remove(0)).advice, "Give it more memory.");
+    }
 
     #[test]
     fn a_broker_alarm_is_a_problem_with_its_reason_and_its_remedy() {

@@ -2,6 +2,7 @@
 //! reloads the configuration, all concurrently.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use imgsync_model::event::TaskEvent;
@@ -33,6 +34,8 @@ use super::workers::WorkerSamples;
 use crate::orchestrator::{Backend, LeaderConfig, LocalWorker, ReclaimPolicy, WatchedRule, run_leader};
 
 /// Batches checked at startup for tasks of a previous process.
+/// Interval between requests to the broker.
+const BROKER_WATCH_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_RECLAIMED_BATCHES: usize = 1_000;
 const MAX_CONCURRENT_SEARCHES: usize = 2;
 const MAX_CONCURRENT_REPORTS: usize = 2;
@@ -128,6 +131,7 @@ impl Server {
             self.run_local_workers(stop),
             event_poller::run_poller(&app, drain),
             report_health_events(backend, events, drain),
+            watch_broker(backend, drain),
             server::serve(binding.listener, router(app.clone(), binding.extra_routes), drain),
             watch_config(
                 &self.config_source,
@@ -205,6 +209,18 @@ impl Server {
             }
         }
     }
+}
+
+/// Asks the broker regularly whether it responds, until stopped: a coordinator without work would not notice an outage.
+/// Those that it meets are recorded in the health of the broker.
+async fn watch_broker(backend: &Backend, stop: &CancellationToken) {
+    let watch = async {
+        while backend.is_cluster() {
+            backend.queue.is_alive().await;
+            tokio::time::sleep(BROKER_WATCH_INTERVAL).await;
+        }
+    };
+    stop.run_until_cancelled(watch).await;
 }
 
 /// Reports which nodes of the broker are used, and outages of broker and store, until stopped.

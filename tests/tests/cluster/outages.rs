@@ -6,6 +6,7 @@ use imgsync_tests::ServeProcess;
 use imgsync_tests::cluster::number;
 use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 use imgsync_tests::program::Signal;
+use serde_json::Value;
 
 use crate::support::{ClusterFixture, WAIT_TIMEOUT, until};
 
@@ -150,11 +151,21 @@ async fn of_a_broker_that_is_away_each_program_says_once_that_it_is_and_that_it_
             )
             .await;
     }
+    let names_the_outage = |overview: &Value| {
+        let problems = overview["problems"].as_array().expect("a list");
+        let is_outage = |problem: &&Value| {
+            let title = problem["title"].as_str().expect("a title");
+            title.starts_with("The broker amqp://") && title.ends_with(" is unreachable")
+        };
+        problems.iter().any(|problem| is_outage(&problem))
+    };
+    served.wait_for("overview", names_the_outage).await;
     tokio::time::sleep(OUTAGE_DURATION).await;
     tokio::task::block_in_place(|| fixture.cluster.broker.restart());
     for program in workers.iter().chain([&served.running]) {
         program.wait_for_line(|line| line.contains(" is reachable again after "), WAIT_TIMEOUT).await;
     }
+    served.wait_for("overview", |overview| !names_the_outage(overview)).await;
     let ended = run.wait().await;
     fixture.assert_ended_whole(&ended);
     for log in workers.iter().map(|worker| worker.stderr()).chain([served.running.stderr(), ended.stderr]) {

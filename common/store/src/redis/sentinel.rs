@@ -290,7 +290,8 @@ impl Sentinels {
         match &answer {
             Ok(report) => {
                 if std::mem::take(&mut last.is_failing) {
-                    tracing::info!("the Sentinel {} of the store answers again", node.name);
+                    // As loud as the failure that it ends.
+                    tracing::warn!("the Sentinel {} of the store answers again", node.name);
                 }
                 last.report = Some((report.clone(), Instant::now()));
                 drop(last);
