@@ -2,7 +2,7 @@
 
 use imgsync_oci::limits::{DocsPage, Limit};
 
-use crate::copy::{CONSISTENCY_WAIT, MAX_TAG_MOVES, MIN_COPY_RATE};
+use crate::copy::{CONSISTENCY_WAIT, MAX_SIGNATURE_BYTES, MAX_SIGNATURES, MAX_TAG_MOVES, MIN_COPY_RATE};
 use crate::{cluster_worker, server, settings};
 
 /// Returns the rows of this crate.
@@ -59,6 +59,13 @@ pub fn limits() -> Vec<Limit> {
             u64::from(MAX_TAG_MOVES),
             "the attempt fails with `source keeps changing` and is retried",
         ),
+        Limit::count(
+            Security,
+            "signatures of a manifest that `policy` reads",
+            MAX_SIGNATURES as u64,
+            "the others do not count, and are counted in the message",
+        ),
+        Limit::bytes(Security, "a signature that `policy` reads", MAX_SIGNATURE_BYTES, "the signature does not count"),
         Limit::time(
             Operating,
             "`/readyz` checks of store and broker",

@@ -15,6 +15,7 @@ mod journal;
 mod lines;
 mod open;
 mod parts;
+mod public_key;
 mod signature;
 
 pub use collector::{BlobToCarry, BundleCollector, CollectedRepository, CollectorRepository};
@@ -27,7 +28,8 @@ pub use parts::{
     BundleFiles, BundlePart, PartDamage, PartList, PartReader, PartWriter, WrittenParts, free_space, hash_part,
     is_part_list,
 };
-pub use signature::{BundleSigningKey, BundleVerifyingKey};
+pub use public_key::PublicKey;
+pub use signature::BundleSigningKey;
 
 /// Registry name of images in a bundle, in locators of tasks. The domain `invalid` is reserved (RFC 2606).
 pub const BUNDLE_REGISTRY: &str = "bundle.invalid";

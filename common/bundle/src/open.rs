@@ -9,7 +9,7 @@ use tar::Header;
 
 use crate::index::{BundleIndex, MAX_INDEX_BYTES};
 use crate::parts::PartReader;
-use crate::signature::BundleVerifyingKey;
+use crate::public_key::PublicKey;
 use crate::{INDEX_MEMBER, SIGNATURE_MEMBER};
 
 /// Size of a block of a tar in bytes.
@@ -34,7 +34,7 @@ pub struct OpenedBundle {
 
 impl OpenedBundle {
     /// Reads the index of a bundle. With a key, the signature must hold.
-    pub fn open(reader: PartReader, key: Option<&BundleVerifyingKey>) -> Result<OpenedBundle> {
+    pub fn open(reader: PartReader, key: Option<&PublicKey>) -> Result<OpenedBundle> {
         let (index_bytes, signature) = read_index(&reader)?;
         check_signature(reader.label(), &index_bytes, signature.as_deref(), key)?;
         let digest = Digest::sha256(&index_bytes);
@@ -56,7 +56,7 @@ pub(crate) fn check_signature(
     label: &str,
     bytes: &[u8],
     signature: Option<&str>,
-    key: Option<&BundleVerifyingKey>,
+    key: Option<&PublicKey>,
 ) -> Result<()> {
     let Some(key) = key else { return Ok(()) };
     let detail = match signature {

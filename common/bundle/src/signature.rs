@@ -5,17 +5,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use ring::rand::SystemRandom;
-use ring::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair, UnparsedPublicKey,
-};
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
 
-/// Beginning of a public key of Ed25519 in DER (RFC 8410); the key itself follows.
-const ED25519_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// Beginning of a public key on P-256 in DER (RFC 5480); the point itself follows.
-const P256_PREFIX: &[u8] = &[
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
-    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-];
+use crate::public_key::pem_content;
+
 const KEY_HINT: &str = "make a key with `openssl genpkey -algorithm ed25519 -out bundle.key`, and its public key with \
                         `openssl pkey -in bundle.key -pubout -out bundle.pub`";
 
@@ -25,15 +18,6 @@ pub enum BundleSigningKey {
     Ed25519(Box<Ed25519KeyPair>),
     /// ECDSA on P-256.
     P256(Box<EcdsaKeyPair>, SystemRandom),
-}
-
-/// A public key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BundleVerifyingKey {
-    /// Ed25519.
-    Ed25519(Vec<u8>),
-    /// ECDSA on P-256.
-    P256(Vec<u8>),
 }
 
 impl BundleSigningKey {
@@ -87,49 +71,10 @@ impl std::fmt::Debug for BundleSigningKey {
     }
 }
 
-impl BundleVerifyingKey {
-    /// Reads a public key in PEM. `label` names it in errors.
-    pub fn from_pem(text: &str, label: &str) -> Result<BundleVerifyingKey> {
-        let refuse = |detail: &str, hint: &str| {
-            Err(Error::new(ErrorKind::Invalid, format!("reading the public key {label}"), detail).with_hint(hint))
-        };
-        let Some(der) = pem_content(text, "PUBLIC KEY") else {
-            return match text.contains("PRIVATE KEY") {
-                true => refuse("it is a private key", "pass its public key: `openssl pkey -in FILE -pubout`"),
-                false => refuse("it holds no public key in PEM", KEY_HINT),
-            };
-        };
-        match (der.strip_prefix(ED25519_PREFIX), der.strip_prefix(P256_PREFIX)) {
-            (Some(key), _) if key.len() == 32 => Ok(BundleVerifyingKey::Ed25519(key.to_vec())),
-            (_, Some(key)) if key.len() == 65 => Ok(BundleVerifyingKey::P256(key.to_vec())),
-            _ => refuse("it is neither a key of Ed25519 nor one on P-256", KEY_HINT),
-        }
-    }
-
-    /// Checks a signature in base64 of bytes.
-    pub fn verify(&self, bytes: &[u8], signature: &str) -> bool {
-        let Ok(signature) = STANDARD.decode(signature.trim()) else { return false };
-        match self {
-            BundleVerifyingKey::Ed25519(key) => UnparsedPublicKey::new(&ED25519, key).verify(bytes, &signature),
-            BundleVerifyingKey::P256(key) => {
-                UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(bytes, &signature)
-            }
-        }
-        .is_ok()
-    }
-}
-
-/// Returns the content of the first PEM block of a kind.
-fn pem_content(text: &str, kind: &str) -> Option<Vec<u8>> {
-    let (_, rest) = text.split_once(&format!("-----BEGIN {kind}-----"))?;
-    let (content, _) = rest.split_once(&format!("-----END {kind}-----"))?;
-    let content: String = content.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    STANDARD.decode(content).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PublicKey;
 
     const ED25519_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
     /// The key of RFC 8410, section 10.3.
@@ -138,7 +83,7 @@ mod tests {
     #[test]
     fn a_signature_holds_for_its_bytes_and_its_key_alone() {
         let key = BundleSigningKey::from_pem(ED25519_PRIVATE, "x").unwrap();
-        let public = BundleVerifyingKey::from_pem(ED25519_PUBLIC, "x").unwrap();
+        let public = PublicKey::from_pem(ED25519_PUBLIC, "x").unwrap();
         let signature = key.sign(b"index").unwrap();
         assert!(public.verify(b"index", &signature));
         assert!(!public.verify(b"Index", &signature));
@@ -158,7 +103,7 @@ mod tests {
             let error = BundleSigningKey::from_pem(text, "x").unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
-        let error = BundleVerifyingKey::from_pem(ED25519_PRIVATE, "x").unwrap_err().to_string();
+        let error = PublicKey::from_pem(ED25519_PRIVATE, "x").unwrap_err().to_string();
         assert!(error.contains("private key"), "{error}");
     }
 }

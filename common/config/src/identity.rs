@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use std::time::Duration;
 
 use super::{ForeignLayers, PruneConfig, PruneLimit, Referrers, Rule, RuleSource, RuleTarget};
-use imgsync_model::batch::BatchId;
+use imgsync_model::batch::{BatchId, ImagePolicy};
 use imgsync_model::canonical::{Canonical, canonical_template};
 use imgsync_model::naming::{NamingStyle, TargetBase};
 use imgsync_model::select::{NewestBy, RepositoryPattern, TagPattern, TagSelection};
@@ -56,6 +56,7 @@ impl Rule {
             referrers,
             immutable,
             backup,
+            policy,
             prune,
             verify_every,
             referrers_every,
@@ -72,6 +73,7 @@ impl Rule {
             .option(15, prune.as_ref().map(canonical_prune))
             .number(16, nanos(*verify_every))
             .number(17, nanos(*referrers_every))
+            .option(18, policy.as_ref().map(ImagePolicy::canonical))
             .digest(RULE_DOMAIN)
     }
 }

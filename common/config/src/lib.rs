@@ -33,7 +33,7 @@ mod variables;
 mod yaml;
 
 pub(crate) use errors::MAX_SHOWN_PROBLEMS;
-pub(crate) use rule::MAX_NAME_CHARS as MAX_RULE_NAME;
+pub(crate) use rule::{MAX_NAME_CHARS as MAX_RULE_NAME, MAX_POLICY_KEYS};
 pub(crate) use yaml::{MAX_ADDED_BYTES, MAX_FILE_BYTES, MAX_VALUES};
 
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ pub use broker::{BROKER_SCHEMES, BrokerUrlsError, check_broker_urls, split_broke
 pub use errors::{ConfigErrors, ConfigProblem};
 pub use identity::{BatchPurpose, batch_identity, verification_identity};
 pub use if_running::IfRunning;
-pub use imgsync_model::batch::{ForeignLayers, Referrers};
+pub use imgsync_model::batch::{ForeignLayers, ImagePolicy, PolicyKey, Referrers};
 pub use imgsync_oci::secret_url::{SecretUrl, UrlError};
 pub use imgsync_oci::store_url::StoreUrl;
 pub use limits::limits;
@@ -185,6 +185,18 @@ impl Config {
     /// empty if there is no default target.
     pub fn rule_from_defaults(&self, source: RuleSource) -> Rule {
         self.defaults.rule(source, docker_hub_target(&self.registries), (self.verify_every, self.referrers_every))
+    }
+
+    /// Returns the policy in `defaults`, for commands without a rule.
+    pub fn default_policy(&self) -> Option<&ImagePolicy> {
+        self.defaults.policy.as_ref().filter(|policy| !policy.is_empty())
+    }
+
+    /// Returns the keys of all policies, for the caller to read their files.
+    pub fn policy_keys_mut(&mut self) -> impl Iterator<Item = &mut PolicyKey> {
+        let of_rules = self.rules.iter_mut().map(|rule| &mut rule.policy);
+        let policies = of_rules.chain([&mut self.defaults.policy]).flatten();
+        policies.filter_map(|policy| policy.signed.as_mut()).flat_map(|signed| &mut signed.keys)
     }
 
     /// Returns the Docker Hub user in `read_registries`, with or without a password.

@@ -26,5 +26,11 @@ pub fn limits() -> Vec<Limit> {
             crate::MAX_RULE_NAME as u64,
             "the configuration is refused",
         ),
+        Limit::count(
+            Security,
+            "public keys of a `policy`",
+            crate::MAX_POLICY_KEYS as u64,
+            "the configuration is refused",
+        ),
     ]
 }

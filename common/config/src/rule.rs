@@ -1,5 +1,6 @@
 //! `rules:`: what to copy, and where to.
 
+mod policy;
 mod source;
 pub(super) mod titles;
 
@@ -8,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::policy::read_policy;
 use self::source::{read_layout_path, read_source};
 use super::preset::{Preset, PresetInfo};
 use super::reader::{SectionFields, ValueReader};
@@ -15,7 +17,7 @@ use super::retention::{self, PruneConfig};
 use super::schedule;
 use super::schema_table::{DEFAULTS, NEWEST, RULE, TAG_RULES};
 use super::yaml::{YamlNode, YamlValue};
-use imgsync_model::batch::{ForeignLayers, Priority, Referrers};
+use imgsync_model::batch::{ForeignLayers, ImagePolicy, Priority, Referrers};
 use imgsync_model::naming::{
     BackupTagTemplate, NamingStyle, SingleRepositoryRule, SourceName, TargetBase, TargetName, TargetNameError,
     find_certain_collision,
@@ -24,6 +26,7 @@ use imgsync_model::schedule::Schedule;
 use imgsync_model::select::{Newest, NewestBy, RepositoryPattern, SelectionContradiction, TagPattern, TagSelection};
 use imgsync_oci::{ArchiveFormat, Platform, RepositoryName, Tag};
 
+pub(crate) use policy::MAX_KEYS as MAX_POLICY_KEYS;
 pub(crate) use titles::MAX_NAME_CHARS;
 
 /// An entry of `rules`, with `defaults` filled in.
@@ -55,6 +58,8 @@ pub struct Rule {
     pub immutable: Vec<TagPattern>,
     /// Name of the tag that keeps what an overwritten one pointed to.
     pub backup: Option<BackupTagTemplate>,
+    /// What an image must be before it is copied.
+    pub policy: Option<ImagePolicy>,
     /// Whether, and when, to remove target tags whose source is gone.
     pub prune: Option<PruneConfig>,
     /// Schedule for `imgsync serve`.
@@ -185,6 +190,8 @@ pub(super) struct RuleDefaults {
     referrers: Option<Referrers>,
     immutable: Option<Vec<TagPattern>>,
     backup: Option<BackupTagTemplate>,
+    /// Empty if nothing is required.
+    pub(super) policy: Option<ImagePolicy>,
     schedule: Option<Schedule>,
     priority: Option<Priority>,
 }
@@ -243,6 +250,7 @@ fn read_overridable(reader: &ValueReader, fields: &SectionFields<'_>, has_preset
         }),
         immutable: fields.get("immutable").map(|node| reader.parse_one_or_many(node)),
         backup: fields.get("backup").and_then(|node| reader.parse(node)),
+        policy: fields.get("policy").and_then(|node| read_policy(reader, node)),
         priority: fields.get("priority").and_then(|node| reader.parse(node)),
     }
 }
@@ -260,6 +268,7 @@ impl RuleDefaults {
             referrers: self.referrers.or_else(|| other.referrers.clone()),
             immutable: self.immutable.or_else(|| other.immutable.clone()),
             backup: self.backup.or_else(|| other.backup.clone()),
+            policy: self.policy.or_else(|| other.policy.clone()),
             schedule: self.schedule.or_else(|| other.schedule.clone()),
             priority: self.priority.or(other.priority),
         }
@@ -285,6 +294,7 @@ impl RuleDefaults {
             referrers: self.referrers.clone().unwrap_or_default(),
             immutable: self.immutable.clone().unwrap_or_default(),
             backup: self.backup.clone(),
+            policy: self.policy.clone().filter(|policy| !policy.is_empty()),
             prune: None,
             schedule: self.schedule.clone(),
             priority: self.priority.unwrap_or_default(),
@@ -453,6 +463,13 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
     }
     if rule.sparse && rule.platforms.is_empty() && fields.get("sparse").is_some() {
         reader.report_with_hint(&place("sparse"), "`sparse` needs `platforms`", "list the platforms to copy");
+    }
+    if let Some(policy) = rule.policy.as_ref().filter(|_| !rule.platforms.is_empty()) {
+        let missing = |wanted: &&Platform| !rule.platforms.iter().any(|copied| copied.satisfies(wanted));
+        if let Some(missing) = policy.requires_platforms.iter().find(missing) {
+            let message = format!("`requires_platforms` has {missing}, which `platforms` does not copy");
+            reader.report(&place(if fields.entry("policy").is_some() { "policy" } else { "platforms" }), message);
+        }
     }
     for (index, to) in rule.to.iter().enumerate() {
         if rule.to[..index].contains(to) {

@@ -274,6 +274,12 @@ const BACKUP: ConfigKey = key(
     ValueKind::Text,
     "Tag for the previous image of an overwritten tag, such as {{tag}}-before-{{date}}; also {{time}}, {{digest}}.",
 );
+static POLICIES: &[ValueKind] = &[ValueKind::Flag, ValueKind::Section(&POLICY)];
+const RULE_POLICY: ConfigKey = key(
+    "policy",
+    ValueKind::Either(POLICIES),
+    "What an image must be before it is copied: signed, not too old, not too large …; off, if `defaults` has one.",
+);
 static SCHEDULES: &[ValueKind] = &[ValueKind::Text, ValueKind::Section(&SCHEDULE)];
 const RULE_SCHEDULE: ConfigKey = key(
     "schedule",
@@ -290,7 +296,20 @@ const REFERRERS_EVERY: ConfigKey = key("referrers_every", ValueKind::Duration, "
 
 pub(super) static DEFAULTS: ConfigSection = ConfigSection {
     title: "`defaults`",
-    keys: &[TO, NAMING, TAGS, PLATFORMS, SPARSE, FOREIGN_LAYERS, REFERRERS, IMMUTABLE, BACKUP, RULE_SCHEDULE, PRIORITY],
+    keys: &[
+        TO,
+        NAMING,
+        TAGS,
+        PLATFORMS,
+        SPARSE,
+        FOREIGN_LAYERS,
+        REFERRERS,
+        IMMUTABLE,
+        BACKUP,
+        RULE_POLICY,
+        RULE_SCHEDULE,
+        PRIORITY,
+    ],
 };
 
 pub(super) static RULE: ConfigSection = ConfigSection {
@@ -316,6 +335,7 @@ pub(super) static RULE: ConfigSection = ConfigSection {
         REFERRERS,
         IMMUTABLE,
         BACKUP,
+        RULE_POLICY,
         key(
             "prune",
             ValueKind::Either(&[ValueKind::Flag, ValueKind::Section(&PRUNE)]),
@@ -325,6 +345,41 @@ pub(super) static RULE: ConfigSection = ConfigSection {
         PRIORITY,
         VERIFY_EVERY,
         REFERRERS_EVERY,
+    ],
+};
+
+pub(super) static POLICY: ConfigSection = ConfigSection {
+    title: "`policy`",
+    keys: &[
+        key("signed", ValueKind::Section(&SIGNED), "Signatures of cosign that the image must have."),
+        key(
+            "max_age",
+            ValueKind::Duration,
+            "Maximum age of an image when it is copied, by the `created` of its config or its annotations.",
+        ),
+        key("max_size", ValueKind::Size, "Maximum size of all blobs of the copied platforms together, such as 2GiB."),
+        key(
+            "labels",
+            ValueKind::OneOrMany(&ValueKind::Text),
+            "Labels that the config of every copied platform must have: NAME for any value, or NAME=VALUE.",
+        ),
+        key(
+            "requires_platforms",
+            ValueKind::OneOrMany(&ValueKind::Text),
+            "Platforms that the image must be available for.",
+        ),
+    ],
+};
+
+pub(super) static SIGNED: ConfigSection = ConfigSection {
+    title: "`signed`",
+    keys: &[
+        key(
+            "keys",
+            ValueKind::OneOrMany(&ValueKind::Text),
+            "Files with public keys, such as cosign.pub; read when the configuration is read.",
+        ),
+        key("need", ValueKind::Text, "any: one of the keys has signed; all: each of them has (any)."),
     ],
 };
 
@@ -532,7 +587,7 @@ pub(super) static SERVE: ConfigSection = ConfigSection {
 };
 
 /// All sections, for naming the one of a misplaced key.
-pub(super) static SECTIONS: [&ConfigSection; 21] = [
+pub(super) static SECTIONS: [&ConfigSection; 23] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -551,6 +606,8 @@ pub(super) static SECTIONS: [&ConfigSection; 21] = [
     &EMAIL,
     &PRESET,
     &PRUNE,
+    &POLICY,
+    &SIGNED,
     &FROM,
     &SCHEDULE,
     &SERVE,

@@ -49,6 +49,8 @@ pub enum ErrorKind {
     Collision,
     /// An immutable tag points at something else.
     Immutable,
+    /// The policy of the rule does not allow the image.
+    RefusedByPolicy,
     /// The target differs from the source: found by comparing, without copying.
     Differs,
     /// Cancelled on request.
@@ -57,7 +59,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All kinds.
-    pub const ALL: [ErrorKind; 20] = [
+    pub const ALL: [ErrorKind; 21] = [
         ErrorKind::NotFound,
         ErrorKind::Denied,
         ErrorKind::TokenExpired,
@@ -76,6 +78,7 @@ impl ErrorKind {
         ErrorKind::Local,
         ErrorKind::Collision,
         ErrorKind::Immutable,
+        ErrorKind::RefusedByPolicy,
         ErrorKind::Differs,
         ErrorKind::Cancelled,
     ];
@@ -101,6 +104,7 @@ impl ErrorKind {
             ErrorKind::Local => "local",
             ErrorKind::Collision => "collision",
             ErrorKind::Immutable => "immutable",
+            ErrorKind::RefusedByPolicy => "refused_by_policy",
             ErrorKind::Differs => "differs",
             ErrorKind::Cancelled => "cancelled",
         }

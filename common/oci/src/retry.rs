@@ -34,6 +34,7 @@ pub fn is_transient(error: &Error) -> bool {
         | ErrorKind::Local
         | ErrorKind::Collision
         | ErrorKind::Immutable
+        | ErrorKind::RefusedByPolicy
         | ErrorKind::Differs
         | ErrorKind::Cancelled => false,
     }

@@ -132,6 +132,7 @@ impl Repository {
                 | ErrorKind::Local
                 | ErrorKind::Collision
                 | ErrorKind::Immutable
+                | ErrorKind::RefusedByPolicy
                 | ErrorKind::Differs
                 | ErrorKind::Cancelled => Err(error),
             },

@@ -10,7 +10,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use imgsync_bundle::{BundleVerifyingKey, OpenedBundle, PartReader};
+use imgsync_bundle::{OpenedBundle, PartReader, PublicKey};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
 use self::create::CreateArgs;
@@ -77,11 +77,11 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
 }
 
 /// Reads a public key, if one is named.
-fn read_public_key(path: Option<&PathBuf>) -> Result<Option<BundleVerifyingKey>> {
+fn read_public_key(path: Option<&PathBuf>) -> Result<Option<PublicKey>> {
     const MAX_KEY_BYTES: u64 = 64 << 10;
     let Some(path) = path else { return Ok(None) };
     let text = read_file(path, MAX_KEY_BYTES)?;
-    BundleVerifyingKey::from_pem(&String::from_utf8_lossy(&text), &path.display().to_string()).map(Some)
+    PublicKey::from_pem(&String::from_utf8_lossy(&text), &path.display().to_string()).map(Some)
 }
 
 /// Opens a bundle, and says whether its signature was verified.

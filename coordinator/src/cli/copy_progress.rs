@@ -1,7 +1,7 @@
 //! Progress of one copy: a bar per blob and a total on a terminal, periodic lines elsewhere.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -163,5 +163,41 @@ impl Observer for CopyProgress {
             // One image has no tasks; the other events are for metrics.
             Event::RequestCompleted { .. } | Event::RequestDelayed { .. } => {}
         }
+    }
+}
+
+/// Shows progress, and records whether anything reached the target.
+pub(crate) struct CopyObserver {
+    pub(crate) progress: Arc<CopyProgress>,
+    arrived: AtomicBool,
+    /// Bytes sent so far, of each started blob.
+    started_blobs: Mutex<Vec<Arc<AtomicU64>>>,
+}
+
+impl CopyObserver {
+    pub(crate) fn new(printer: &Printer) -> CopyObserver {
+        CopyObserver {
+            progress: CopyProgress::new(printer),
+            arrived: AtomicBool::new(false),
+            started_blobs: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn has_transferred(&self) -> bool {
+        let started_blobs = self.started_blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.arrived.load(Ordering::Relaxed) || started_blobs.iter().any(|moved| moved.load(Ordering::Relaxed) > 0)
+    }
+}
+
+impl Observer for CopyObserver {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::BlobStarted { moved, .. } => {
+                self.started_blobs.lock().unwrap_or_else(PoisonError::into_inner).push(moved.clone());
+            }
+            Event::BlobDone { .. } | Event::ManifestPut { .. } => self.arrived.store(true, Ordering::Relaxed),
+            _ => {}
+        }
+        self.progress.on_event(event);
     }
 }

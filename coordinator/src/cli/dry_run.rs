@@ -63,6 +63,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
             let (copier, context) = (copier.clone(), context.clone());
             let rule = &settings.config.rules[task.rule];
             let platforms = PlatformSelection::from_rule(&rule.platforms, rule.sparse);
+            let policy = rule.policy.clone().map(Arc::new);
             let source = dry.source_location(&task);
             let is_immutable =
                 settings.config.rules[task.rule].immutable.iter().any(|p| p.matches(task.source.tag.as_str()));
@@ -70,6 +71,7 @@ pub(super) async fn run(args: &RunArgs, settings: &Settings, printer: &Printer) 
                 let target = to_location(&task.target, config_dir(settings));
                 let job = CopyRequest {
                     platforms,
+                    policy,
                     force: args.force,
                     listed_digest: task.digest.clone(),
                     overwrite: if is_immutable { Overwrite::Never } else { Overwrite::Allowed },

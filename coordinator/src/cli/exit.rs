@@ -66,6 +66,7 @@ pub(crate) fn for_error(error: &Error) -> Exit {
         | ErrorKind::Local
         | ErrorKind::Collision
         | ErrorKind::Immutable
+        | ErrorKind::RefusedByPolicy
         | ErrorKind::Differs => Exit::Failed,
     }
 }

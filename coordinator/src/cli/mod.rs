@@ -20,6 +20,7 @@ mod inspect;
 mod legacy;
 mod legacy_args;
 mod notify;
+mod policy_keys;
 mod presets;
 mod printer;
 mod report;

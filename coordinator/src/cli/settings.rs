@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use imgsync_config::{Config, ConfigFile};
-use imgsync_oci::error::Result;
+use imgsync_oci::error::{Error, Result};
 use imgsync_registry::ClientSettings;
 use imgsync_worker::cluster::{ClusterEndpoints, ClusterOverrides, ClusterSecrets};
 use imgsync_worker::settings::{client_settings, readable_secrets_warning};
 
 use super::exit::Exit;
 use super::global::GlobalArgs;
+use super::policy_keys::read_policy_keys;
 use super::printer::Printer;
 use crate::{import, presets};
 
@@ -35,6 +36,14 @@ pub(crate) enum SettingsError {
     Unreadable(String),
     /// The configuration is invalid: several lines, with carets.
     Invalid(String),
+}
+
+impl SettingsError {
+    /// Creates the error of a key that cannot be used, with its hint.
+    fn from_key(error: Error) -> SettingsError {
+        let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+        SettingsError::Unreadable(format!("{error}{hint}"))
+    }
 }
 
 impl Settings {
@@ -69,10 +78,12 @@ impl Settings {
                 )));
             }
         };
-        let config = match &text {
+        let mut config = match &text {
             None => Config::default(),
             Some(text) => parse_config(&path, text)?,
         };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        read_policy_keys(&mut config, folder).map_err(SettingsError::from_key)?;
         let warning = readable_secrets_warning(&config, &path);
         let secrets =
             ClusterSecrets::from_environment().map_err(|error| SettingsError::Unreadable(error.to_string()))?;

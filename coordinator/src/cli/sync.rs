@@ -5,11 +5,11 @@ use imgsync_oci::Platform;
 use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_worker::cli::parse_duration;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use imgsync_config::{Config, ImagePolicy};
 use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef};
 use imgsync_model::batch::ForeignLayers;
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -17,16 +17,17 @@ use imgsync_oci::retry::{RetryPolicy, format_duration};
 use imgsync_oci::secret::Secret;
 use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::{Credential, CredentialEnvironment};
-use imgsync_registry::event::{Event, Events, Observer};
+use imgsync_registry::event::Events;
 use imgsync_registry::{Client, ClientSettings, Context};
 use imgsync_worker::copy::{
     Copier, CopyLimits, CopyOutcome, CopyPreview, CopyReport, CopyRequest, ImageLocation, NoGate, PlatformSelection,
 };
 use serde::Serialize;
 
-use super::copy_progress::CopyProgress;
+use super::copy_progress::CopyObserver;
 use super::exit::{self, Exit};
 use super::global::GlobalArgs;
+use super::policy_keys::signed_by;
 use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::Settings;
@@ -62,6 +63,12 @@ pub(crate) struct SyncArgs {
     /// Copy foreign layers (those with `urls`) instead of leaving them where they are
     #[arg(long)]
     pub(crate) foreign_layers: bool,
+    /// Copy the image only if one of these keys of cosign has signed it; can be repeated [default: `defaults.policy`]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) signed_by: Vec<PathBuf>,
+    /// Ignore `defaults.policy` of the configuration
+    #[arg(long, conflicts_with = "signed_by", hide_short_help = true)]
+    pub(crate) no_policy: bool,
     /// Compression of a target archive; uncompressed ones can be resumed, and all tools load them
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
     pub(crate) archive_compress: CompressionOption,
@@ -126,6 +133,15 @@ impl SyncArgs {
         }
         let sources = [&self.source].into_iter().chain(&self.target).chain(more);
         Ok((sources.cloned().collect(), Some(target.clone())))
+    }
+
+    /// Returns what the image must be.
+    fn policy(&self, config: &Config) -> Result<Option<Arc<ImagePolicy>>> {
+        let policy = match self.signed_by.is_empty() {
+            true => config.default_policy().filter(|_| !self.no_policy).cloned(),
+            false => Some(signed_by(&self.signed_by)?),
+        };
+        Ok(policy.map(Arc::new))
     }
 
     /// Returns the referrers to copy with the image.
@@ -209,42 +225,6 @@ pub(crate) async fn run(args: SyncArgs, global: &GlobalArgs, printer: &Printer) 
     }
 }
 
-/// Shows progress, and records whether anything reached the target.
-struct CopyObserver {
-    progress: Arc<CopyProgress>,
-    arrived: AtomicBool,
-    /// Bytes sent so far, of each started blob.
-    started_blobs: Mutex<Vec<Arc<AtomicU64>>>,
-}
-
-impl CopyObserver {
-    fn new(printer: &Printer) -> CopyObserver {
-        CopyObserver {
-            progress: CopyProgress::new(printer),
-            arrived: AtomicBool::new(false),
-            started_blobs: Mutex::default(),
-        }
-    }
-
-    fn has_transferred(&self) -> bool {
-        let started_blobs = self.started_blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        self.arrived.load(Ordering::Relaxed) || started_blobs.iter().any(|moved| moved.load(Ordering::Relaxed) > 0)
-    }
-}
-
-impl Observer for CopyObserver {
-    fn on_event(&self, event: &Event) {
-        match event {
-            Event::BlobStarted { moved, .. } => {
-                self.started_blobs.lock().unwrap_or_else(PoisonError::into_inner).push(moved.clone());
-            }
-            Event::BlobDone { .. } | Event::ManifestPut { .. } => self.arrived.store(true, Ordering::Relaxed),
-            _ => {}
-        }
-        self.progress.on_event(event);
-    }
-}
-
 async fn execute(
     args: &SyncArgs,
     settings: &Settings,
@@ -288,6 +268,7 @@ async fn execute(
     let copier = Copier::new(Client::new(client, CredentialEnvironment::from_process()), limits);
     let job = CopyRequest {
         platforms: args.platform.clone().map_or(PlatformSelection::All, PlatformSelection::One),
+        policy: args.policy(&settings.config)?,
         force: args.force,
         referrers: args.referrers(),
         foreign_layers: if args.foreign_layers { ForeignLayers::Copy } else { ForeignLayers::Keep },

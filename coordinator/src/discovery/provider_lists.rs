@@ -54,6 +54,7 @@ pub(super) fn permits_fallback(error: &Error) -> bool {
         | ErrorKind::Local
         | ErrorKind::Collision
         | ErrorKind::Immutable
+        | ErrorKind::RefusedByPolicy
         | ErrorKind::Differs
         | ErrorKind::Cancelled => false,
     }

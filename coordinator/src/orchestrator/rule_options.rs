@@ -13,6 +13,7 @@ pub(super) fn rule_options(rule: &Rule) -> RuleOptions {
         immutable: rule.immutable.iter().map(ToString::to_string).collect(),
         backup: rule.backup.as_ref().map(ToString::to_string),
         sparse: rule.sparse,
+        policy: rule.policy.clone(),
         referrers: rule.referrers.clone(),
         foreign_layers: rule.foreign_layers,
         priority: rule.priority,

@@ -123,7 +123,8 @@ impl UnchangedFilter {
         let scope = CacheScope { repository: (**home).clone(), options: rule.fingerprint().into() };
         let tags: Vec<Tag> = members.iter().map(|at| tasks[*at].0.target.tag.clone()).collect();
         let mut known = self.backend.store.cached_tags(&scope, &tags).await?;
-        if rule.platforms.is_empty() && rule.foreign_layers == ForeignLayers::Keep {
+        let is_plain = rule.platforms.is_empty() && rule.policy.is_none();
+        if is_plain && rule.foreign_layers == ForeignLayers::Keep {
             self.import_legacy_manifests(&scope, tasks, members, &mut known).await?;
         }
         let with_new_digest_tags = self.find_new_digest_tags(rule, &scope, tasks, members, &known, digest_tags).await?;
@@ -373,7 +374,8 @@ impl UnchangedFilter {
         Ok(results)
     }
 
-    /// Excludes tags that may be incomplete although the digest matches, because they were copied with other options.
+    /// Excludes tags that may be incomplete or refused although the digest matches, because they were copied with other
+    /// options.
     async fn exclude_partial(
         &self,
         rule: &RuleOptions,
@@ -383,6 +385,11 @@ impl UnchangedFilter {
     ) -> Result<Vec<(usize, Option<CachedTag>)>> {
         if rule.foreign_layers == ForeignLayers::Copy {
             doubtful.retain(|(_, known)| known.is_some());
+        }
+        if rule.policy.is_some() {
+            // The target may have an image that the policy has not accepted.
+            let is_accepted = |at: usize, known: &CachedTag| tasks[at].0.digest.as_ref() == Some(&known.source);
+            doubtful.retain(|(at, known)| known.as_ref().is_some_and(|known| is_accepted(*at, known)));
         }
         let unknown: Vec<usize> = doubtful.iter().filter(|(_, known)| known.is_none()).map(|(at, _)| *at).collect();
         if unknown.is_empty() || rule.filters_platforms() {

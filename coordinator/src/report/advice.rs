@@ -26,6 +26,7 @@ pub(crate) fn next_step(kind: ErrorKind) -> NextStep {
         | ErrorKind::Incomplete => NextStep::Requeue,
         ErrorKind::Denied
         | ErrorKind::Refused
+        | ErrorKind::RefusedByPolicy
         | ErrorKind::Corrupt
         | ErrorKind::InvalidResponse
         | ErrorKind::Insecure
@@ -62,6 +63,7 @@ pub(crate) fn title(kind: ErrorKind) -> &'static str {
         ErrorKind::Local => "Local error",
         ErrorKind::Collision => "Name collision",
         ErrorKind::Immutable => "Immutable",
+        ErrorKind::RefusedByPolicy => "Refused by policy",
         ErrorKind::Differs => "Different at the target",
         ErrorKind::Cancelled => "Cancelled",
     }
@@ -123,6 +125,10 @@ pub(crate) fn for_kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Immutable => {
             "The tag is immutable, by the target's settings or by `immutable`, and the source tag has moved: find out \
              why; exclude the tag, or copy it once with `imgsync sync`."
+        }
+        ErrorKind::RefusedByPolicy => {
+            "The rule's `policy` does not allow the image, and nothing was copied: the error says why. Once it is signed, \
+             requeue it; every later run checks it again."
         }
         ErrorKind::Differs => {
             "The target lacks content of the source, or has other content: `imgsync run --force` copies it."

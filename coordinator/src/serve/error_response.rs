@@ -76,6 +76,7 @@ impl From<Error> for ErrorResponse {
             | ErrorKind::Collision
             | ErrorKind::Outdated
             | ErrorKind::Immutable
+            | ErrorKind::RefusedByPolicy
             | ErrorKind::Differs => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let hint = error.hint().map(str::to_owned);

@@ -405,7 +405,7 @@ impl IndexBuilder {
 }
 
 /// Indents the JSON, as many tools do: parsing and re-serializing a manifest then changes its digest.
-fn finish(name: &str, media_type: &str, manifest: &Value) -> TestImage {
+pub(super) fn finish(name: &str, media_type: &str, manifest: &Value) -> TestImage {
     let bytes = Bytes::from(format!("{manifest:#}\n"));
     let root = sha256(&bytes);
     let manifest = TestManifest { media_type: media_type.to_owned(), bytes };

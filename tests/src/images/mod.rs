@@ -11,6 +11,7 @@ mod blob;
 mod builders;
 mod fixtures;
 mod floor;
+pub mod signing;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use imgsync_model::batch::{BatchId, BatchOptions, RepositoryLocator, RuleOptions, TagLocator, TaskSpec};
+use imgsync_model::batch::{
+    BatchId, BatchOptions, ImagePolicy, PolicyKey, RepositoryLocator, RequiredSignatures, RuleOptions, SignatureNeed,
+    TagLocator, TaskSpec,
+};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{Digest, DigestTagHints};
 use imgsync_store::{Ledger as _, NewBatch, PlanSegment, PlanSize, RedisOptions, RedisStore};
@@ -48,6 +51,11 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
     };
     let of =
         |rule: RuleOptions| BatchOptions { rules: vec![rule], timeout_seconds: 60, ..BatchOptions::default() }.encode();
+    let with_key = |pem: &str| {
+        let keys = vec![PolicyKey { name: "cosign.pub".to_owned(), pem: pem.to_owned() }];
+        let signed = Some(RequiredSignatures { keys, need: SignatureNeed::Any });
+        RuleOptions { policy: Some(ImagePolicy { signed, ..ImagePolicy::default() }), ..RuleOptions::default() }
+    };
     let resume = async |id: BatchId| {
         let resume = fixture.cluster.imgsync("").args(["batch", "resume", &id.to_string(), "--json"]);
         resume.limit(WAIT_TIMEOUT).run().await
@@ -57,6 +65,8 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
         ("a pattern", of(rule(&["v*", "/(/"], None)), 0, "immutable"),
         ("a template", of(rule(&[], Some("{{tag}}-{{nope}}"))), 0, "backup"),
         ("a template of nothing", of(rule(&[], Some("{{tag"))), 0, "backup"),
+        ("a key of a policy", of(with_key("no key")), 0, "no public key in PEM"),
+        ("a key that was not read", of(with_key("")), 0, "no public key in PEM"),
         ("a rule that is not there", of(rule(&["v*"], None)), 1, "no rule 1:"),
         ("no rules at all", BatchOptions::default().encode(), 0, "no rule 0:"),
     ] {
@@ -73,6 +83,7 @@ async fn a_protection_that_cannot_be_read_fails_the_task_or_the_batch_and_moves_
     for (what, options, said) in [
         ("a newer version", whole.replacen("\"version\":1", "\"version\":2", 1), "a newer imgsync"),
         ("an option of a newer version", whole.replacen("\"immutable\"", "\"frozen\"", 1), "unknown field `frozen`"),
+        ("a need of a newer version", of(with_key("")).replacen("\"any\"", "\"most\"", 1), "unknown variant `most`"),
         ("an option beside the rules", whole.replacen("{", "{\"never\":true,", 1), "unknown field `never`"),
         ("no JSON", "immutable: v*".to_owned(), "reading the options"),
         ("nothing", String::new(), "missing"),

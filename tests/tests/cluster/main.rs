@@ -20,6 +20,7 @@ mod notifications;
 mod outages;
 mod overlapping_runs;
 mod passwords;
+mod policy;
 mod provenance;
 mod prune;
 mod queue;

@@ -71,6 +71,7 @@ mod multi_target;
 mod notify;
 mod notify_chats;
 mod overlapping_runs;
+mod policy;
 mod prune;
 mod quota;
 mod recovery;

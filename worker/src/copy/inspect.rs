@@ -13,14 +13,13 @@ use serde_json::Value;
 use super::ImageLocation;
 use super::endpoints::CopySource;
 use super::index_entry::EntryContent;
+use super::platform_filter::ATTESTATION_SUBJECT;
 use super::verify::list_source_referrers;
 
 /// Maximum depth of nested indexes and referrers.
 const MAX_DEPTH: usize = 16;
 /// Largest config, in bytes, that is read for its platform.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// Annotation of a BuildKit attestation in an index: the digest of its subject.
-const ATTESTATION_SUBJECT: &str = "vnd.docker.reference.digest";
+pub(super) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// A manifest and everything below it.
 #[derive(Debug, Clone, Serialize)]

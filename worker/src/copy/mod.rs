@@ -13,6 +13,7 @@ mod image_location;
 mod index_entry;
 mod inspect;
 mod platform_filter;
+mod policy;
 mod preview;
 mod proof;
 mod referrers;
@@ -48,6 +49,7 @@ pub(crate) use deadline::MIN_COPY_RATE;
 pub use fan_out::FanOutMember;
 pub use image_location::ImageLocation;
 pub use inspect::{InspectedBlob, ManifestTree, inspect};
+pub(crate) use policy::{MAX_SIGNATURE_BYTES, MAX_SIGNATURES};
 pub use preview::CopyPreview;
 pub use request::{CopyRequest, Overwrite, PlatformSelection, ReferrerRefresh, TargetTagState};
 pub(crate) use transfer::CONSISTENCY_WAIT;
@@ -467,6 +469,7 @@ impl Copier {
                 refresh_target(request, endpoints, &mut found).await?;
             }
         }
+        policy::check_policy(request, endpoints, &found).await?;
         let source_head_digest = found.head_digest;
         let selected = match found.root {
             RootStatus::Unchanged(digest, chosen) => {
@@ -546,11 +549,13 @@ impl Copier {
         Ok(CopyReport { outcome, referrers_checked: check_all, ..CopyReport::unchanged(digest, source_digest) })
     }
 
-    /// Returns the digests of both endpoints if they are equal, with as few requests as possible.
+    /// Returns the digests of both endpoints if they are equal, with as few requests as possible. Fails if the policy of
+    /// the request does not allow the image.
     pub async fn compare(&self, request: &CopyRequest, context: &Context) -> Result<Option<ObservedDigests>> {
         let endpoints =
             Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), context).await?;
         let found = compare_endpoints(request, &endpoints, &mut TagMoves::default()).await?;
+        policy::check_policy(request, &endpoints, &found).await?;
         Ok(match found.root {
             RootStatus::Unchanged(target, _) => {
                 let source = found.head_digest.or(found.source_digest).unwrap_or_else(|| target.clone());

@@ -12,7 +12,7 @@ use super::endpoints::Endpoints;
 use super::{CopyRequest, PlatformSelection};
 
 /// Annotation of a BuildKit attestation in an index: the digest of its subject.
-const ATTESTATION_SUBJECT: &str = "vnd.docker.reference.digest";
+pub(super) const ATTESTATION_SUBJECT: &str = "vnd.docker.reference.digest";
 
 /// Maximum entries named in a message.
 const MAX_NAMED_ENTRIES: usize = 3;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::endpoints::Endpoints;
 use super::index_entry::EntryContent;
 use super::platform_filter::SelectedImage;
+use super::policy::check_policy;
 use super::resolve::{RootStatus, compare_endpoints};
 use super::tag_moves::TagMoves;
 use super::{CopyOutcome, CopyRequest};
@@ -36,7 +37,9 @@ pub(super) async fn preview(
     moves: &mut TagMoves,
     context: &Context,
 ) -> Result<CopyPreview> {
-    let selected = match compare_endpoints(request, endpoints, moves).await?.root {
+    let found = compare_endpoints(request, endpoints, moves).await?;
+    check_policy(request, endpoints, &found).await?;
+    let selected = match found.root {
         RootStatus::Unchanged(digest, _) => {
             return Ok(CopyPreview {
                 outcome: CopyOutcome::Unchanged,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use imgsync_model::batch::{ForeignLayers, Referrers};
+use imgsync_model::batch::{ForeignLayers, ImagePolicy, Referrers};
 use imgsync_model::naming::BackupTagTemplate;
 use imgsync_oci::{Digest, DigestTagHints, Platform};
 use imgsync_registry::TrafficCounters;
@@ -26,6 +26,10 @@ pub struct CopyRequest {
     pub digest_tag_hints: DigestTagHints,
     /// Whether foreign layers are copied.
     pub foreign_layers: ForeignLayers,
+    /// What the image must be, or nothing is copied.
+    pub policy: Option<Arc<ImagePolicy>>,
+    /// Digest of a source that the policy accepted before. It is not checked again if the target has it.
+    pub accepted: Option<Digest>,
     /// Pushes even content that is already present.
     pub force: bool,
     /// Digest of the source tag from a recent listing.
@@ -112,6 +116,8 @@ impl CopyRequest {
             referrer_refresh: ReferrerRefresh::default(),
             digest_tag_hints: DigestTagHints::default(),
             foreign_layers: ForeignLayers::default(),
+            policy: None,
+            accepted: None,
             force: false,
             listed_digest: None,
             head_digest: None,

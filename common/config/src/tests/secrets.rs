@@ -29,6 +29,7 @@ fn no_piece_of_a_secret_in_the_wrong_key_is_shown() {
             "referrers",
             "immutable",
             "backup",
+            "policy",
             "verify_every",
             "schedule",
         ];

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Not;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_saphyr::FlowMap;
 
-use super::super::{ForeignLayers, Preset, PruneConfig, PruneLimit, Referrers, Rule, RuleSource};
+use super::super::{ForeignLayers, ImagePolicy, Preset, PruneConfig, PruneLimit, Referrers, Rule, RuleSource};
 use super::registry::AmountView;
 use super::{YamlList, YamlText, duration, is_empty_list, yaml_list};
 use imgsync_model::schedule::{Recurrence, Schedule};
@@ -37,6 +38,8 @@ pub(super) struct RuleView {
     #[serde(skip_serializing_if = "Option::is_none")]
     backup: Option<YamlText>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<PolicyView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     prune: Option<FlowMap<PruneView>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<ScheduleView>,
@@ -64,6 +67,7 @@ impl From<&Rule> for RuleView {
             referrers: ReferrersView::from(&rule.referrers),
             immutable: yaml_list(&rule.immutable),
             backup: rule.backup.as_ref().map(YamlText::new),
+            policy: rule.policy.as_ref().map(PolicyView::from),
             prune: rule.prune.map(|prune| FlowMap(PruneView::from(prune))),
             schedule: rule.schedule.as_ref().map(ScheduleView::from),
             priority: (!rule.priority.is_normal()).then(|| YamlText::new(rule.priority)),
@@ -205,6 +209,43 @@ impl From<&Referrers> for ReferrersView {
             Referrers::All => ReferrersView::All(true),
             Referrers::None => ReferrersView::All(false),
             Referrers::Types(types) => ReferrersView::Types(yaml_list(types)),
+        }
+    }
+}
+
+/// View of `policy`.
+#[derive(Serialize)]
+struct PolicyView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<SignedView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_age: Option<YamlText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_size: Option<u64>,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    labels: YamlList,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    requires_platforms: YamlList,
+}
+
+/// View of `signed`.
+#[derive(Serialize)]
+struct SignedView {
+    keys: YamlList,
+    need: YamlText,
+}
+
+impl From<&ImagePolicy> for PolicyView {
+    fn from(policy: &ImagePolicy) -> Self {
+        PolicyView {
+            signed: policy.signed.as_ref().map(|signed| SignedView {
+                keys: yaml_list(signed.keys.iter().map(|key| &key.name)),
+                need: YamlText::new(signed.need),
+            }),
+            max_age: policy.max_age_seconds.map(|seconds| duration(Duration::from_secs(seconds))),
+            max_size: policy.max_size,
+            labels: yaml_list(&policy.labels),
+            requires_platforms: yaml_list(&policy.requires_platforms),
         }
     }
 }

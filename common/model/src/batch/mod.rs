@@ -11,6 +11,7 @@ mod locator;
 mod message;
 mod options;
 mod plan_chunk;
+mod policy;
 mod priority;
 mod sign;
 mod task;
@@ -23,6 +24,7 @@ pub use options::{BatchOptions, ForeignLayers, OPTIONS_VERSION, PlanSlice, Refer
 pub use plan_chunk::{
     ChunkMark, MAX_TASKS as MAX_CHUNK_TASKS, PlanChunk, PlanChunkError, chunk_checksum, decode_chunk, encode_chunk,
 };
+pub use policy::{ImagePolicy, PolicyKey, RequiredLabel, RequiredSignatures, SignatureNeed};
 pub use priority::Priority;
 pub use sign::{MAC_BYTES, SigningKey, TRUNCATED_MAC_BYTES};
 pub use task::{Failure, MAX_ERROR_BYTES, Task, TaskRef, TaskResult, TaskSpec, TaskState};

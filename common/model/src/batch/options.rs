@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, Priority, Route};
+use super::{Endpoint, ImagePolicy, Priority, Route};
 use crate::canonical::Canonical;
 use crate::select::TagPattern;
 use imgsync_oci::Platform;
@@ -111,6 +111,9 @@ pub struct RuleOptions {
     /// Referrers to copy.
     #[serde(default, skip_serializing_if = "Referrers::are_all")]
     pub referrers: Referrers,
+    /// What an image must be before it is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ImagePolicy>,
     /// Priority of its tasks.
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     pub priority: Priority,
@@ -283,7 +286,9 @@ impl RuleOptions {
             .set(1, self.platforms.iter().map(Platform::canonical))
             .flag(2, self.is_sparse())
             .flag(3, self.foreign_layers == ForeignLayers::Copy)
-            .option(4, types);
+            .option(4, types)
+            // An image that was accepted by another policy, or copied without one, is checked.
+            .option(5, self.policy.as_ref().map(ImagePolicy::canonical));
         match canonical.is_empty() {
             true => String::new(),
             false => canonical.digest(FINGERPRINT).short().to_owned(),
@@ -381,6 +386,12 @@ mod tests {
         };
         assert_eq!(typed(&["a", "b"]), typed(&["b", "a"]));
         assert_ne!(typed(&["a"]), typed(&["b"]));
+        let within = |max_size| {
+            let policy = Some(ImagePolicy { max_size: Some(max_size), ..ImagePolicy::default() });
+            RuleOptions { policy, ..Default::default() }.fingerprint()
+        };
+        assert_ne!(within(1), within(2));
+        assert_ne!(within(1), "");
         // The hashes that caches hold: a change checks every tag made with options once more.
         let golden = [of(&["linux/amd64"]), sparse.fingerprint(), foreign.fingerprint(), typed(&["a", "b"])];
         assert_eq!(golden, ["bbb96fec663e", "26caac605a79", "a45451cd8e1b", "7aae9b1c1a8b"]);

@@ -7,7 +7,7 @@ import { get, query } from "./server.js";
 
 const ROWS = 50;
 const STATES = ["failed", "running", "new", "queued", "retry", "copied", "unchanged", "cancelled"];
-const KINDS = ["not_found", "denied", "token_expired", "rate_limited", "unreachable", "timed_out", "server_error", "corrupt", "refused", "incomplete", "unsupported", "outdated", "invalid_response", "insecure", "invalid", "local", "collision", "immutable", "differs", "cancelled"];
+const KINDS = ["not_found", "denied", "token_expired", "rate_limited", "unreachable", "timed_out", "server_error", "corrupt", "refused", "incomplete", "unsupported", "outdated", "invalid_response", "insecure", "invalid", "local", "collision", "immutable", "refused_by_policy", "differs", "cancelled"];
 
 export function batchPage({ main, name: id, parameters, known, change, confirm, download, setParameters, setTitle, say }) {
   let details = null;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use imgsync_layout::{ArchiveRef, ImageName, LayoutRef};
 use imgsync_model::batch::{BatchOptions, Endpoint, ForeignLayers, RuleOptions, TagLocator};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::{Digest, Reference, RepositoryName, Tag};
+use imgsync_oci::{Digest, DigestTagHints, Reference, RepositoryName, Tag};
 use imgsync_registry::{Access, Context, ManifestRef, Repository};
 use imgsync_store::{CachedTag, age};
 use jiff::Timestamp;
@@ -58,6 +58,8 @@ impl Runner {
         let partial = !options.force && cached.is_none() && self.may_be_partial(task).await?;
         let now = self.clock.now();
         let referrers_checked_at = cached.as_ref().and_then(|known| known.referrers_at);
+        // The cache is one of these options, so of this policy.
+        let accepted = cached.as_ref().map(|known| known.source.clone());
         let tag = target.tag.as_str();
         let referrer_refresh = match referrers_checked_at {
             _ if !rule.referrers.copies_any() => ReferrerRefresh::Skip,
@@ -105,6 +107,8 @@ impl Runner {
             target_tag: fresh.map_or(TargetTagState::Unknown, |cached| TargetTagState::Cached(cached.target)),
             head_digest,
             overwrite: overwrite_policy(rule, never_moves)?,
+            policy: rule.policy.clone().map(Arc::new),
+            accepted,
             ..self.copy_request(task, listed, referrer_refresh)?
         };
         if options.prime {
@@ -146,11 +150,17 @@ impl Runner {
         referrer_refresh: ReferrerRefresh,
     ) -> Result<CopyRequest> {
         let LeasedTask { message, target, rule, traffic, .. } = task;
+        let is_signed = rule.policy.as_ref().is_some_and(|policy| policy.signed.is_some());
+        let digest_tag_hints = match is_signed && task.is_plan_old(self.clock.now()) {
+            // An image that was refused may have been signed since it was listed.
+            true => DigestTagHints::default(),
+            false => message.digest_tags,
+        };
         Ok(CopyRequest {
             platforms: PlatformSelection::from_rule(&rule.platforms, rule.sparse),
             referrers: rule.referrers.clone(),
             referrer_refresh,
-            digest_tag_hints: message.digest_tags,
+            digest_tag_hints,
             foreign_layers: rule.foreign_layers,
             fan_out: self.join_fan_out(task),
             listed_digest,

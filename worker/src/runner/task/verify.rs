@@ -27,7 +27,9 @@ impl Runner {
         match verified.to_error(&request) {
             None => {
                 let seen = ObservedDigests { source: verified.source_digest, target: verified.digest };
-                Ok(CompletedCopy::unchanged(&target.tag, Some(seen), self.clock.now()))
+                // For a rule with a policy, the digest cache has only what the policy accepted.
+                let seen = Some(seen).filter(|_| rule.policy.is_none());
+                Ok(CompletedCopy::unchanged(&target.tag, seen, self.clock.now()))
             }
             Some(error) => {
                 self.store.forget_tags(&task.cache_scope(), std::slice::from_ref(&target.tag)).await?;

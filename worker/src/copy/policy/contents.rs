@@ -1,0 +1,230 @@
+//! The parts of a policy that manifests and configs decide: `max_age`, `max_size`, `labels`, `requires_platforms`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::AtomicBool;
+
+use bytesize::ByteSize;
+use futures_util::future::BoxFuture;
+use imgsync_model::batch::{ForeignLayers, ImagePolicy};
+use imgsync_oci::error::Result;
+use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind, Platform};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+use super::CheckedImage;
+use crate::copy::index_entry::EntryContent;
+use crate::copy::inspect::MAX_CONFIG_BYTES;
+use crate::copy::platform_filter::ATTESTATION_SUBJECT;
+
+/// Annotation with the time at which an image was made, for configs that do not say it.
+const CREATED_ANNOTATION: &str = "org.opencontainers.image.created";
+/// Maximum depth of nested indexes.
+const MAX_DEPTH: usize = 8;
+
+/// A walk through the copied manifests of an image.
+pub(super) struct ContentCheck<'a> {
+    image: &'a CheckedImage<'a>,
+    policy: &'a ImagePolicy,
+    now: Timestamp,
+    /// Blobs and manifests that were counted.
+    seen: HashSet<Digest>,
+    size: u64,
+    platforms: Vec<Platform>,
+}
+
+/// The config of an image.
+struct ImageConfig(Value);
+
+impl<'a> ContentCheck<'a> {
+    pub(super) fn new(image: &'a CheckedImage<'a>, policy: &'a ImagePolicy) -> ContentCheck<'a> {
+        let (seen, platforms) = Default::default();
+        ContentCheck { image, policy, now: Timestamp::now(), seen, size: 0, platforms }
+    }
+
+    /// Fails if the policy does not allow the image.
+    pub(super) async fn run(mut self) -> Result<()> {
+        let image = self.image;
+        if self.reads_manifests() || !self.policy.requires_platforms.is_empty() {
+            self.check_manifest(&image.selected.root, None, &BTreeMap::new(), 0).await?;
+        }
+        let is_missing = |wanted: &&Platform| !self.platforms.iter().any(|there| there.satisfies(wanted));
+        let Some(missing) = self.policy.requires_platforms.iter().find(is_missing) else { return Ok(()) };
+        let mut there: Vec<String> = self.platforms.iter().map(ToString::to_string).collect();
+        there.sort_unstable();
+        there.dedup();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        Err(image.refusal(&format!("`requires_platforms`: not available for {missing}; its platforms: {there}")))
+    }
+
+    /// Whether the manifests of an index are read, and not only its entries.
+    fn reads_manifests(&self) -> bool {
+        self.policy.max_size.is_some() || self.reads_configs()
+    }
+
+    fn reads_configs(&self) -> bool {
+        self.policy.max_age_seconds.is_some() || !self.policy.labels.is_empty()
+    }
+
+    /// Checks a manifest and everything in it. `annotations` are those of the index that contains it.
+    fn check_manifest<'b>(
+        &'b mut self,
+        manifest: &'b Manifest,
+        entry: Option<&'b Descriptor>,
+        annotations: &'b BTreeMap<String, String>,
+        depth: usize,
+    ) -> BoxFuture<'b, Result<()>> {
+        Box::pin(async move {
+            match manifest.kind() {
+                ManifestKind::Image { config, .. } => {
+                    let has_foreign = self.image.request.foreign_layers == ForeignLayers::Copy;
+                    for blob in manifest.blobs_with(has_foreign) {
+                        self.count(&blob.digest, blob.size)?;
+                    }
+                    self.check_image(manifest, entry, config.as_deref(), annotations).await
+                }
+                ManifestKind::Index { manifests } => {
+                    if depth > MAX_DEPTH {
+                        return Err(self.image.refusal("its indexes are nested too deep"));
+                    }
+                    let only = self.image.selected.selected_children.as_ref().filter(|_| depth == 0);
+                    let inherited = match manifest.parsed().annotations.is_empty() {
+                        true => annotations,
+                        false => &manifest.parsed().annotations,
+                    };
+                    for child in manifests.iter().filter(|child| only.is_none_or(|only| only.contains(&child.digest))) {
+                        self.check_entry(child, inherited, depth).await?;
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// Checks an entry of an index.
+    async fn check_entry(
+        &mut self,
+        child: &Descriptor,
+        annotations: &BTreeMap<String, String>,
+        depth: usize,
+    ) -> Result<()> {
+        let platform = child.platform.as_ref().filter(|platform| names_machine(platform));
+        if !self.reads_manifests()
+            && !child.media_type.is_index()
+            && let Some(platform) = platform
+        {
+            self.platforms.push(platform.clone());
+            return Ok(());
+        }
+        if !self.seen.insert(child.digest.clone()) {
+            return Ok(());
+        }
+        let endpoints = self.image.endpoints;
+        match endpoints.source.resolve_entry(child, &endpoints.source_traffic).await? {
+            EntryContent::Manifest(manifest) => {
+                self.check_manifest(&manifest, Some(child), annotations, depth + 1).await
+            }
+            EntryContent::Blob(_) => self.add_size(child.size),
+        }
+    }
+
+    /// Counts a blob, once.
+    fn count(&mut self, digest: &Digest, size: u64) -> Result<()> {
+        if self.policy.max_size.is_none() || !self.seen.insert(digest.clone()) {
+            return Ok(());
+        }
+        self.add_size(size)
+    }
+
+    fn add_size(&mut self, size: u64) -> Result<()> {
+        self.size = self.size.saturating_add(size);
+        match self.policy.max_size {
+            Some(max) if self.size > max => {
+                let reason = format!("`max_size`: it has more than {}", ByteSize(max));
+                Err(self.image.refusal(&reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the image of one platform, by its config. Attestations have none of their own.
+    async fn check_image(
+        &mut self,
+        manifest: &Manifest,
+        entry: Option<&Descriptor>,
+        config: Option<&Descriptor>,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        if entry.is_some_and(|entry| entry.annotations.contains_key(ATTESTATION_SUBJECT)) {
+            return Ok(());
+        }
+        let named = entry.and_then(|entry| entry.platform.clone()).filter(names_machine);
+        let needs_platform = named.is_none() && !self.policy.requires_platforms.is_empty();
+        let config = match self.reads_configs() || needs_platform {
+            true => self.read_config(config).await?,
+            false => ImageConfig(Value::Null),
+        };
+        let platform = named.or_else(|| config.platform());
+        let label = match &platform {
+            Some(platform) if entry.is_some() => format!("{platform} ({}): ", manifest.digest()),
+            _ => String::new(),
+        };
+        self.platforms.extend(platform);
+        for wanted in &self.policy.labels {
+            let found = match config.label(&wanted.name) {
+                Some(value) if wanted.accepts(value) => continue,
+                Some(value) => format!("it has `{}={}`", wanted.name, sanitize(value)),
+                None => "the config has no such label".to_owned(),
+            };
+            return Err(self.image.refusal(&format!("`labels`: {label}`{wanted}` is required, and {found}")));
+        }
+        let Some(seconds) = self.policy.max_age_seconds else { return Ok(()) };
+        let max_age = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+        let of_annotation = || {
+            let all = [&manifest.parsed().annotations, annotations];
+            all.into_iter().find_map(|annotations| annotations.get(CREATED_ANNOTATION)?.parse::<Timestamp>().ok())
+        };
+        match config.created().or_else(of_annotation) {
+            None => Err(self.image.refusal(&format!("`max_age`: {label}it does not say when it was created"))),
+            Some(created) if self.now.duration_since(created) > max_age => {
+                let reason = format!("`max_age`: {label}it was created at {created}, more than {max_age:#} ago");
+                Err(self.image.refusal(&reason))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Reads a config. Artifacts may have none, or one of another kind.
+    async fn read_config(&self, config: Option<&Descriptor>) -> Result<ImageConfig> {
+        let Some(config) = config.filter(|config| config.size <= MAX_CONFIG_BYTES) else {
+            return Ok(ImageConfig(Value::Null));
+        };
+        let endpoints = self.image.endpoints;
+        let bytes =
+            endpoints.source.read_small_blob(config, &endpoints.source_traffic, &AtomicBool::new(false)).await?;
+        Ok(ImageConfig(serde_json::from_slice(&bytes).unwrap_or_default()))
+    }
+}
+
+/// Whether a platform is one of a machine, and not of an attestation.
+fn names_machine(platform: &Platform) -> bool {
+    [&platform.os, &platform.architecture].iter().all(|part| !part.is_empty() && part.as_str() != "unknown")
+}
+
+impl ImageConfig {
+    /// Returns a label.
+    fn label(&self, name: &str) -> Option<&str> {
+        self.0.get("config")?.get("Labels")?.get(name)?.as_str()
+    }
+
+    fn created(&self) -> Option<Timestamp> {
+        self.0.get("created")?.as_str()?.parse().ok()
+    }
+
+    fn platform(&self) -> Option<Platform> {
+        let text = |key: &str| self.0.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let (os, architecture) = (text("os")?, text("architecture")?);
+        let variant = text("variant").map(|variant| format!("/{variant}")).unwrap_or_default();
+        format!("{os}/{architecture}{variant}").parse().ok()
+    }
+}

@@ -1,0 +1,189 @@
+//! Reads the signatures of a manifest, in both formats of cosign: a manifest under the tag `sha256-….sig`, and referrers.
+
+use std::sync::atomic::AtomicBool;
+
+use bytes::Bytes;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, retry};
+use imgsync_registry::FallbackTag;
+
+use super::keys::{KeyRing, Signers};
+use super::{sigstore_bundle, simple_signing};
+use crate::copy::endpoints::Endpoints;
+
+/// Maximum number of signatures that are read for a manifest.
+pub(crate) const MAX_SIGNATURES: usize = 64;
+/// Maximum size of a signed document.
+pub(crate) const MAX_SIGNATURE_BYTES: u64 = 256 << 10;
+/// Maximum number of reasons in a message.
+const MAX_REASONS: usize = 4;
+
+/// Artifact type of simple signing in a referrer, which cosign 2 wrote as an experiment.
+const COSIGN_SIGNATURE_TYPE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+
+/// The signatures of a manifest.
+pub(super) struct FoundSignatures<'a> {
+    endpoints: &'a Endpoints,
+    keys: &'a KeyRing,
+    subject: &'a Digest,
+    /// Keys that have signed it.
+    pub(super) signers: Signers,
+    /// Why others do not count.
+    reasons: Vec<String>,
+    candidates: usize,
+    unread: usize,
+}
+
+/// Format of a signature.
+#[derive(Clone, Copy)]
+enum SignatureFormat {
+    SimpleSigning,
+    SigstoreBundle,
+}
+
+impl<'a> FoundSignatures<'a> {
+    /// Reads the signatures of a manifest until the keys suffice.
+    pub(super) async fn read(
+        endpoints: &'a Endpoints,
+        keys: &'a KeyRing,
+        subject: &'a Digest,
+    ) -> Result<FoundSignatures<'a>> {
+        let mut found = FoundSignatures {
+            endpoints,
+            keys,
+            subject,
+            signers: Signers::new(),
+            reasons: Vec::new(),
+            candidates: 0,
+            unread: 0,
+        };
+        found.read_digest_tag().await?;
+        if !keys.suffice(&found.signers) {
+            found.read_referrers().await?;
+        }
+        Ok(found)
+    }
+
+    /// Describes what was found.
+    pub(super) fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        if !self.signers.is_empty() {
+            parts.push(format!("signed by {}", self.keys.names_of(&self.signers)));
+        }
+        parts.extend(self.reasons.iter().take(MAX_REASONS).cloned());
+        let more = self.reasons.len().saturating_sub(MAX_REASONS);
+        if more > 0 {
+            parts.push(format!("{more} more do not count"));
+        }
+        if self.unread > 0 {
+            parts.push(format!("{} more were not read", self.unread));
+        }
+        match parts.is_empty() {
+            true => "no signature".to_owned(),
+            false => parts.join(", "),
+        }
+    }
+
+    /// Reads the manifest under the tag `sha256-….sig`.
+    async fn read_digest_tag(&mut self) -> Result<()> {
+        let source = &self.endpoints.source;
+        let tag = DigestTag::Signature.tag_for(self.subject);
+        let Some(head) = source.digest_tag_head(&tag).await? else { return Ok(()) };
+        let label = tag.to_string();
+        match source.manifest_by_digest(&head.digest).await {
+            Ok(manifest) => self.read_layers(&manifest, &label).await,
+            Err(error) => self.record_error(&label, error),
+        }
+    }
+
+    /// Reads the referrers that may be signatures.
+    async fn read_referrers(&mut self) -> Result<()> {
+        let source = &self.endpoints.source;
+        let (referrers, _) = source.referrers(self.subject, FallbackTag::Unknown).await?;
+        // An index under a fallback tag need not name the types.
+        let may_be_one = |referrer: &&Descriptor| {
+            referrer.artifact_type.as_deref().is_none_or(|kind| {
+                sigstore_bundle::is_media_type(kind) || kind.eq_ignore_ascii_case(COSIGN_SIGNATURE_TYPE)
+            })
+        };
+        for referrer in referrers.iter().filter(may_be_one) {
+            if self.keys.suffice(&self.signers) {
+                break;
+            }
+            if self.candidates >= MAX_SIGNATURES {
+                self.unread += 1;
+                continue;
+            }
+            let label = referrer.digest.to_string();
+            match source.manifest_by_digest(&referrer.digest).await {
+                Ok(manifest) => self.read_layers(&manifest, &label).await?,
+                Err(error) => {
+                    self.candidates += 1;
+                    self.record_error(&label, error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the signatures in the layers of a manifest.
+    async fn read_layers(&mut self, manifest: &Manifest, label: &str) -> Result<()> {
+        let ManifestKind::Image { layers, .. } = manifest.kind() else { return Ok(()) };
+        for layer in layers {
+            let format = match layer.media_type.as_str() {
+                kind if kind.eq_ignore_ascii_case(simple_signing::MEDIA_TYPE) => SignatureFormat::SimpleSigning,
+                kind if sigstore_bundle::is_media_type(kind) => SignatureFormat::SigstoreBundle,
+                _ => continue,
+            };
+            if self.keys.suffice(&self.signers) {
+                break;
+            }
+            if self.candidates >= MAX_SIGNATURES {
+                self.unread += 1;
+                continue;
+            }
+            self.candidates += 1;
+            match self.read_layer(layer, format).await {
+                Ok(Ok(signers)) => self.signers.extend(signers),
+                Ok(Err(reason)) => self.reasons.push(format!("{label}: {reason}")),
+                Err(error) => self.record_error(label, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and verifies a signature. Returns the keys that made it, or why it does not count.
+    async fn read_layer(
+        &self,
+        layer: &Descriptor,
+        format: SignatureFormat,
+    ) -> Result<std::result::Result<Signers, String>> {
+        if layer.size > MAX_SIGNATURE_BYTES {
+            return Ok(Err(format!("it has {} bytes, of at most {MAX_SIGNATURE_BYTES}", layer.size)));
+        }
+        let Endpoints { source, source_traffic, .. } = self.endpoints;
+        let bytes: Bytes = source.read_small_blob(layer, source_traffic, &AtomicBool::new(false)).await?;
+        let find = |bytes: &[u8], signature: &str| self.keys.find_signers(bytes, signature);
+        Ok(match format {
+            SignatureFormat::SimpleSigning => simple_signing::verify(&bytes, &layer.annotations, self.subject, find),
+            SignatureFormat::SigstoreBundle => sigstore_bundle::verify(&bytes, self.subject, find),
+        })
+    }
+
+    /// Records a signature that cannot be used. Returns errors of the registry, which say nothing about it.
+    fn record_error(&mut self, label: &str, error: Error) -> Result<()> {
+        match error.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::Corrupt
+            | ErrorKind::Unsupported
+            | ErrorKind::Outdated
+            | ErrorKind::InvalidResponse
+                if !retry::is_transient(&error) =>
+            {
+                self.reasons.push(format!("{label}: {}", error.message()));
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+}
