@@ -37,6 +37,7 @@ fn the_documented_limits_are_the_constants() {
         imgsync_config::limits(),
         imgsync_oci::limits::limits(),
         imgsync_layout::limits(),
+        imgsync_image_names::limits(),
         imgsync_model::limits::limits(),
         imgsync_queue::limits(),
         imgsync_store::limits(),

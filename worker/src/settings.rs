@@ -74,6 +74,7 @@ fn registry_settings(written: &imgsync_config::RegistryConfig, folder: &Path) ->
         http1: written.http1,
         proxy: written.proxy.clone(),
         allow_private: written.allow_private,
+        public_only: false,
         allow_metadata: written.allow_metadata.clone(),
         credentials: written.credential.iter().map(credential).collect(),
         pull_credentials: written.pull_credentials.iter().map(credential).collect(),

@@ -120,6 +120,9 @@ impl Client {
             registry.base.join("v2/").map_err(|error| Error::new(ErrorKind::Invalid, &operation, error.to_string()))?;
         let target = registry.request_target(&url)?;
         ssrf::refuse_metadata(&url, registry.settings.allowed(), &operation)?;
+        if registry.settings.public_only {
+            ssrf::refuse_private(&url, &operation)?;
+        }
         let request = registry.http.get(url).timeout(self.0.settings.connect_timeout);
         tokio::select! {
             answer = request.send() => match answer {

@@ -81,6 +81,7 @@ impl HttpClients {
             http1: registry.http1,
             proxy: registry.proxy.as_ref().map(|proxy| proxy.expose().to_string()),
             resolve_policy: match purpose {
+                _ if registry.public_only => ResolvePolicy::Public,
                 ClientPurpose::Registry if registry.allow_private => ResolvePolicy::Anywhere,
                 ClientPurpose::Registry => ResolvePolicy::Registry,
                 ClientPurpose::Redirect => ResolvePolicy::Anywhere,

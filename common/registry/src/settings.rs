@@ -43,6 +43,8 @@ pub struct RegistrySettings {
     pub proxy: Option<SecretUrl>,
     /// Allow redirects and token services at private addresses.
     pub allow_private: bool,
+    /// Refuse every address that is not public: nobody has configured this registry, its name was found in some text.
+    pub public_only: bool,
     /// Addresses of cloud metadata services that this registry may have or redirect to; other registries may not.
     pub allow_metadata: Vec<IpAddr>,
     /// Credentials that take precedence over those of docker and containers; the first is used.

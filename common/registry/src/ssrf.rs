@@ -114,6 +114,20 @@ pub(crate) fn refuse_metadata(url: &Url, allowed: AllowedAddresses<'_>, operatio
     }
 }
 
+/// Refuses a literal address that is not public, and the names of this machine. Names that resolve to such addresses are
+/// refused when they are resolved ([`ResolvePolicy::Public`]).
+pub(crate) fn refuse_private(url: &Url, operation: &str) -> Result<()> {
+    match literal_scope(url) {
+        None | Some(NetworkScope::Public) => Ok(()),
+        Some(_) => {
+            let host = url.host_str().unwrap_or_default();
+            let detail = format!("{host} is a private, link-local or loopback address, and no configured registry");
+            let hint = "if you trust it, name the registry under `registries` in the configuration";
+            Err(Error::new(ErrorKind::Insecure, operation, detail).with_hint(hint))
+        }
+    }
+}
+
 /// Returns the network of a URL's host as far as it is known without DNS.
 pub(crate) fn literal_scope(url: &Url) -> Option<NetworkScope> {
     match url.host()? {

@@ -366,6 +366,9 @@ impl Repository {
             "request", registry = %self.registry.name, %method, purpose = purpose.as_str(), status = tracing::field::Empty
         );
         ssrf::refuse_metadata(&url, self.registry.settings.allowed(), operation)?;
+        if self.registry.settings.public_only {
+            ssrf::refuse_private(&url, operation)?;
+        }
         let mut request = http.request(method.clone(), url.clone()).headers(headers);
         // hyper omits the length of an empty body, which some servers answer with 411 (RFC 9110, 8.6).
         let is_empty = body.as_ref().is_none_or(|body| body.as_bytes().is_some_and(<[u8]>::is_empty));

@@ -15,6 +15,7 @@ mod exit;
 mod explain;
 mod foreign_usage;
 mod global;
+mod images;
 mod import;
 mod inspect;
 mod legacy;
@@ -61,6 +62,7 @@ use self::config::ConfigAction;
 use self::exit::Exit;
 use self::explain::ExplainArgs;
 use self::global::GlobalArgs;
+use self::images::ImagesArgs;
 use self::inspect::InspectArgs;
 use self::legacy::{GcrArgs, LegacyArgs};
 pub(crate) use self::legacy_args::{LegacyCommand, LegacySource};
@@ -144,6 +146,14 @@ pub(crate) enum Command {
     /// code is 1 if a repository could not be listed.
     #[command(visible_alias = "ls", alias = "list-tags")]
     Tags(Box<TagsArgs>),
+    /// List the images that manifests, compose files, Dockerfiles and lists name
+    ///
+    /// Reads Kubernetes manifests (also the output of `helm template`, `kustomize build` and `kubectl get -o yaml`),
+    /// custom resources, compose files, Dockerfiles, files of hauler, zarf, oc-mirror and imgpkg, and lists with a name a
+    /// line. Each line on stdout is an image. What may be an image, what cannot be decided, such as a template that was
+    /// not rendered, and what was not understood is listed on stderr. The exit code is 1 if something was not decided or
+    /// not understood, or missing for --check. See docs/how-to/cluster-images.md.
+    Images(Box<ImagesArgs>),
     /// Check, show, test and import configurations
     Config {
         #[command(subcommand)]
@@ -193,6 +203,7 @@ pub fn main() -> ExitCode {
             Some(Command::Bundle(args)) => bundle::run(*args, &cli.global, &printer).await,
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
             Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,
+            Some(Command::Images(args)) => images::run(*args, &cli.global, &printer).await,
             Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,
             Some(Command::Verify(args)) => verify::run(*args, &cli.global, &printer).await,
             Some(Command::Inspect(args)) => inspect::run(args, &cli.global, &printer).await,

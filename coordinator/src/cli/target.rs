@@ -165,7 +165,7 @@ pub(crate) fn docker_hub() -> RegistryName {
     "docker.io".parse().expect("a constant name parses")
 }
 
-fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
+pub(crate) fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
     if let Some((format, _)) = ArchiveFormat::split_scheme(text) {
         return Err(format!(
             "an archive is no target of a run: all images of a configuration go into one file with `imgsync bundle create`, single \

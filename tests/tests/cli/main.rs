@@ -5,6 +5,7 @@ mod bad_input;
 mod connection_errors;
 mod exit_codes;
 mod foreign_usage;
+mod images;
 mod import;
 mod legacy_commands;
 mod output;

@@ -1,0 +1,130 @@
+//! YAML and JSON: splits a file into documents, and finds out what each of them is.
+
+use std::path::Path;
+
+use crate::recorder::{Certainty, Recorder};
+use crate::templates::{has_template, image_line};
+use crate::walker::Walker;
+use crate::yaml::{self, DocumentNode, Value};
+use crate::{compose, kubernetes, packages};
+
+/// Records the images of all documents of a file.
+pub(crate) fn scan(name: &str, text: &str, recorder: &mut Recorder) {
+    let name = Path::new(name).file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let mut number = 0;
+    for (offset, text) in split(text) {
+        if recorder.is_full() {
+            break;
+        }
+        recorder.set_line_offset(offset);
+        let (mut roots, mut error) = yaml::parse(text);
+        if roots.is_empty()
+            && error.as_ref().is_some_and(|error| error.is_syntax)
+            && text.trim_start().starts_with(['{', '['])
+            && let Some(values) = yaml::parse_json(text)
+        {
+            (roots, error) = (values, None);
+        }
+        for root in &roots {
+            number += 1;
+            let label = if root.line == 0 { format!("document {number}") } else { String::new() };
+            document(&name, root, &label, recorder);
+        }
+        if let Some(error) = error {
+            number += 1;
+            let what = format!("document {number} is not read: {}", error.message);
+            match error.is_syntax && has_template(text) {
+                true => {
+                    let hint = "it looks like a template; render it first, as with `helm template`";
+                    recorder.problem(format!("{what} ({hint})"), error.line, "");
+                    scan_template(text, recorder);
+                }
+                false => recorder.problem(what, error.line, ""),
+            }
+        }
+    }
+    recorder.set_line_offset(0);
+}
+
+/// Splits a file at its `---` lines, so that an error in one document does not hide the others. Returns each document
+/// with the number of lines before it. Such a line ends every value of a document (YAML 1.2.2, "Document Markers").
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut has_content, mut at) = (0, 0, false, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let is_marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        if is_marker && has_content {
+            documents.push((start_line, &text[start..at]));
+            (start, start_line, has_content) = (at, number, false);
+        }
+        let content = if is_marker { line[3..].trim() } else { line.trim() };
+        // Directives and comments belong to the document that follows.
+        has_content |= !(content.is_empty() || content.starts_with('#') || line.starts_with('%'));
+        at += line.len();
+    }
+    documents.push((start_line, &text[start..]));
+    documents
+}
+
+/// Records what a document that is not YAML says line by line in `image:`.
+fn scan_template(text: &str, recorder: &mut Recorder) {
+    for (at, line) in text.lines().enumerate() {
+        if let Some(value) = image_line(line) {
+            recorder.image_field(value, Certainty::Perhaps, at + 1, "");
+        }
+    }
+}
+
+/// Records the images of one document of the file `name`.
+fn document(name: &str, root: &DocumentNode, label: &str, recorder: &mut Recorder) {
+    match &root.value {
+        Value::Null => {}
+        Value::Text(text) => recorder.problem(
+            format!("it is a single value, and no manifest: `{}`", text.chars().take(40).collect::<String>()),
+            root.line,
+            label,
+        ),
+        Value::List(items) => {
+            for (at, item) in items.iter().enumerate() {
+                let label = format!("{label}[{at}]");
+                match &item.value {
+                    Value::Text(text) => recorder.image_field(text, Certainty::Sure, item.line, &label),
+                    _ => document(name, item, &label, recorder),
+                }
+            }
+        }
+        Value::Map(_) => mapping(name, root, label, recorder),
+    }
+}
+
+fn mapping(name: &str, root: &DocumentNode, label: &str, recorder: &mut Recorder) {
+    if root.get_text("kind").is_some() {
+        kubernetes::object(root, None, recorder);
+    } else if matches!(name, "chart.yaml" | "chart.yml") || packages::is_chart(root) {
+        packages::chart(root, recorder);
+    } else if matches!(name, "kustomization.yaml" | "kustomization.yml" | "kustomization") {
+        packages::kustomization(root, "kustomization", recorder);
+    } else if compose::is_compose(root) {
+        compose::scan(root, recorder);
+    } else {
+        // Helm values, CI pipelines and others: a name may be unused.
+        Walker::new(recorder, label, Certainty::Perhaps).walk(root);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_split_at_their_markers() {
+        let text = "# head\n---\na: 1\n---\n# only a comment\n---\nb: |\n  --- x\n  y\n--- # next\nc: 2\n";
+        let parts: Vec<(usize, &str)> = split(text);
+        let lines: Vec<usize> = parts.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [0, 3, 9], "{parts:?}");
+        assert_eq!(split("").len(), 1);
+        assert_eq!(split("%YAML 1.2\n---\na: 1\n").len(), 1);
+        assert_eq!(split("--- {a: 1}\n--- {b: 2}\n").len(), 2);
+    }
+}
