@@ -37,11 +37,21 @@ pub trait ArchiveSource: Send + Sync {
     fn verifies_blobs(&self) -> bool {
         false
     }
+
+    /// Whether a blob comes out of a pipe, and is read when [`ArchiveSource::next_streamed`] has named it.
+    fn is_streamed(&self, _digest: &Digest) -> bool {
+        false
+    }
+
+    /// Moves on to the next blob that comes out of a pipe; `None` at its end.
+    async fn next_streamed(&self) -> Result<Option<Digest>> {
+        Ok(None)
+    }
 }
 
 /// Writes an archive. `resume_from` is the number of bytes that the sink already has: whole members before it are
 /// not read again, and of a member around it only the rest is written. A blob with wrong content fails with [`ErrorKind::Corrupt`]; a
-/// sink that can rewind gets it once more.
+/// sink that can rewind gets it once more. Blobs that come out of a pipe follow the others, in the order of the pipe.
 pub async fn write_archive(
     plan: &ArchivePlan,
     source: &dyn ArchiveSource,
@@ -49,6 +59,10 @@ pub async fn write_archive(
     resume_from: u64,
 ) -> Result<()> {
     let mut output = OffsetSink { sink, offset: 0, written: resume_from };
+    if plan.members().iter().any(|member| is_streamed(member, source)) {
+        output.write_streamed(plan.members(), source).await?;
+        return output.write(Bytes::from_static(&ZEROS)).await;
+    }
     let mut members = plan.members();
     while let Some(member) = members.first() {
         if output.offset + member.archived_size() <= output.written {
@@ -63,16 +77,13 @@ pub async fn write_archive(
             output.write_small_blobs(now, source).await?;
             continue;
         }
-        let start = output.offset;
-        if let Err(error) = output.write_member(member, source).await {
-            let is_worth_it = error.kind() == ErrorKind::Corrupt && output.rewind(start).await?;
-            if !is_worth_it {
-                return Err(error);
-            }
-            output.write_member(member, source).await?;
-        }
+        output.write_member_twice(member, source).await?;
     }
     output.write(Bytes::from_static(&ZEROS)).await
+}
+
+fn is_streamed(member: &Member, source: &dyn ArchiveSource) -> bool {
+    matches!(&member.content, MemberContent::Blob(digest) if source.is_streamed(digest))
 }
 
 /// Whether a member is read into memory, while others are.
@@ -138,6 +149,59 @@ impl OffsetSink<'_> {
         self.offset = start;
         self.written = self.written.min(start);
         Ok(true)
+    }
+
+    /// Writes all members: first those that are at hand, then the others in the order in which they come out of a pipe.
+    async fn write_streamed(&mut self, plan: &[Member], source: &dyn ArchiveSource) -> Result<()> {
+        let (mut streamed, at_hand): (Vec<&Member>, Vec<&Member>) =
+            plan.iter().partition(|member| is_streamed(member, source));
+        let mut planned = plan.iter();
+        for member in at_hand {
+            if !self.has_next(member, planned.next()).await? {
+                self.write_member_twice(member, source).await?;
+            }
+        }
+        while let Some(digest) = source.next_streamed().await? {
+            let Some(at) = streamed.iter().position(|member| member.digest() == Some(&digest)) else { continue };
+            let member = streamed.remove(at);
+            if !self.has_next(member, planned.next()).await? {
+                self.write_member(member, source).await?;
+            }
+        }
+        // The pipe did not have it: reading it says so.
+        match streamed.first() {
+            Some(member) => self.write_member(member, source).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the sink already has the next member, which then counts as written. What an earlier run left there has the
+    /// order of the plan: if another member is planned here, it is written over.
+    async fn has_next(&mut self, member: &Member, planned: Option<&Member>) -> Result<bool> {
+        if planned != Some(member) && !self.rewind(self.offset).await? {
+            return Err(Error::new(
+                ErrorKind::Local,
+                format!("archiving {}", member.path),
+                "the output cannot go back",
+            ));
+        }
+        let end = self.offset + member.archived_size();
+        if end > self.written {
+            return Ok(false);
+        }
+        self.offset = end;
+        Ok(true)
+    }
+
+    /// Writes a member, once more if its content was wrong and the sink can rewind.
+    async fn write_member_twice(&mut self, member: &Member, source: &dyn ArchiveSource) -> Result<()> {
+        let start = self.offset;
+        match self.write_member(member, source).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt && self.rewind(start).await? => {
+                self.write_member(member, source).await
+            }
+            written => written,
+        }
     }
 
     async fn write_member(&mut self, member: &Member, source: &dyn ArchiveSource) -> Result<()> {

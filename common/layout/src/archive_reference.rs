@@ -87,6 +87,9 @@ impl FromStr for ArchiveRef {
         {
             return fail(&format!("`{last}` is neither a tag nor an image's name with a tag"));
         }
+        if image.is_some() && matches!(split_image(file), Ok((_, Some(_)))) {
+            return fail(&format!("`{file}` is itself read as a file and an image: rename the file"));
+        }
         Ok(ArchiveRef { format, file: file.into(), image })
     }
 }
@@ -167,6 +170,7 @@ mod tests {
             ("oci-archive:x/:1", "not a folder"),
             ("oci-archive:x\u{0}", "control"),
             ("oci-archive:x@sha256:abc", "64 hexadecimal"),
+            (&format!("oci-archive::_:_@{}", Digest::sha256(b"x")), "rename the file"),
         ] {
             let error = text.parse::<ArchiveRef>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text:?}: {error}");

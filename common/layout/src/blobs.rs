@@ -1,9 +1,11 @@
 //! Reads blobs. Bytes are not hashed here: the copy hashes them as they stream.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::task::JoinHandle;
 
 use super::archive::ReadTurn;
 use super::error::LayoutError;
@@ -24,6 +26,8 @@ pub struct LayoutBlobStream {
     operation: String,
     /// The turn to read, in an archive that can only be read forward.
     turn: Option<ReadTurn>,
+    /// The next chunk, which is read while the last one is used.
+    ahead: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
 /// A blob stream and its start offset.
@@ -43,31 +47,42 @@ impl LayoutBlobStream {
             self.turn = None;
             return Ok(None);
         }
-        let (file, at) = (self.file.clone(), self.offset);
-        let want = usize::try_from((self.size - at).min(CHUNK_BYTES)).unwrap_or_default();
-        let read = tokio::task::spawn_blocking(move || {
-            let mut chunk = vec![0; want];
-            read_exact_at(&*file, &mut chunk, at).map(|()| Bytes::from(chunk))
-        });
+        let read = self.ahead.take().unwrap_or_else(|| self.start_read());
         let chunk = match read.await {
             Ok(Ok(chunk)) => chunk,
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    &self.operation,
-                    "the file was truncated while it was read",
-                ));
-            }
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
-                return Err(Error::new(ErrorKind::Corrupt, &self.operation, error.to_string()));
-            }
-            Ok(Err(error)) => {
-                return Err(Error::new(ErrorKind::Local, &self.operation, error.to_string()).with_source(error));
-            }
+            Ok(Err(error)) => return Err(self.read_error(error)),
             Err(error) => return Err(Error::cancelled(&self.operation).with_source(error)),
         };
         self.offset += chunk.len() as u64;
+        if self.offset < self.size {
+            self.ahead = Some(self.start_read());
+        }
         Ok(Some(chunk))
+    }
+
+    /// Starts to read the next chunk.
+    fn start_read(&self) -> JoinHandle<io::Result<Bytes>> {
+        let (file, at) = (self.file.clone(), self.offset);
+        let want = usize::try_from((self.size - at).min(CHUNK_BYTES)).unwrap_or_default();
+        tokio::task::spawn_blocking(move || {
+            let mut chunk = vec![0; want];
+            read_exact_at(&*file, &mut chunk, at).map(|()| Bytes::from(chunk))
+        })
+    }
+
+    fn read_error(&self, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof if error.get_ref().is_none() => {
+                Error::new(ErrorKind::Corrupt, &self.operation, "the file was truncated while it was read")
+            }
+            io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Corrupt, &self.operation, error.to_string())
+                .with_hint("the program that writes the archive ended early, or the archive is truncated"),
+            io::ErrorKind::InvalidData => Error::new(ErrorKind::Corrupt, &self.operation, error.to_string()),
+            io::ErrorKind::NotSeekable | io::ErrorKind::TimedOut | io::ErrorKind::ConnectionAborted => {
+                LayoutError::reading("", error).into_error(&self.operation)
+            }
+            _ => Error::new(ErrorKind::Local, &self.operation, error.to_string()).with_source(error),
+        }
     }
 
     /// Converts into a stream, which ends after an error.
@@ -94,10 +109,20 @@ impl LayoutInner {
         }
     }
 
-    fn incomplete_hint(&self) -> &'static str {
+    /// Returns the error of content that was not found, if it may still come out of a pipe.
+    pub(super) fn unreached_content(&self) -> Option<LayoutError> {
         match &self.files {
-            LayoutFiles::Folder(_) => "the layout is incomplete; export it again",
-            LayoutFiles::Archive(archive) => archive.missing_blob_hint(),
+            LayoutFiles::Folder(_) => None,
+            LayoutFiles::Archive(archive) => archive.unreached_content(),
+        }
+    }
+
+    /// Returns the error of content that was not found.
+    fn missing_content(&self) -> LayoutError {
+        match &self.files {
+            LayoutFiles::Folder(_) => LayoutError::new(ErrorKind::NotFound, "not found in the layout")
+                .with_hint("the layout is incomplete; export it again"),
+            LayoutFiles::Archive(archive) => archive.missing_content(),
         }
     }
 
@@ -121,8 +146,7 @@ impl LayoutInner {
                 let detail = format!("expected {size} bytes, the file has {}", file.len());
                 Err(LayoutError::new(ErrorKind::Corrupt, detail).with_hint(self.damaged_hint()))
             }
-            None => Err(LayoutError::new(ErrorKind::NotFound, format!("not found in the {}", self.noun()))
-                .with_hint(self.incomplete_hint())),
+            None => Err(self.missing_content()),
         }
     }
 }
@@ -187,6 +211,6 @@ impl Layout {
         })
         .await?;
         let turn = self.take_turn(&blob.digest).await;
-        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file, offset, size, operation, turn }, offset })
+        Ok(OpenedLayoutBlob { stream: LayoutBlobStream { file, offset, size, operation, turn, ahead: None }, offset })
     }
 }

@@ -9,6 +9,10 @@ use rustix::fs::FileType;
 use imgsync_oci::error::{Error, ErrorKind};
 use imgsync_oci::retry;
 
+/// What to do with an archive that cannot be read in one pass.
+pub(super) const SAVE_STREAM_HINT: &str =
+    "save it to a file, or give --spool DIR, which saves it for the time of the copy";
+
 /// Cheap to clone: one failed index write is reported to all tasks that wait for it.
 #[derive(Debug, Clone)]
 pub(super) enum LayoutError {
@@ -30,6 +34,14 @@ impl LayoutError {
         let detail = match error.kind() {
             io::ErrorKind::InvalidData => format!("the content is damaged: {error}"),
             io::ErrorKind::UnexpectedEof => "the content is truncated".to_owned(),
+            io::ErrorKind::NotSeekable => {
+                return LayoutError::new(ErrorKind::Unsupported, error.to_string()).with_hint(SAVE_STREAM_HINT);
+            }
+            io::ErrorKind::ConnectionAborted => return LayoutError::new(ErrorKind::Cancelled, "cancelled"),
+            io::ErrorKind::TimedOut => {
+                return LayoutError::new(ErrorKind::TimedOut, error.to_string())
+                    .with_hint("if the program that writes the archive needs longer, allow it with --stall-timeout");
+            }
             _ => return LayoutError::io(name.as_ref(), "reading", error),
         };
         let error = LayoutError::new(ErrorKind::Corrupt, detail).with_hint("copy or create the archive again");

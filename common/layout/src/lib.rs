@@ -12,7 +12,8 @@
 //! - A hidden file on which no process holds a lock was left by a killed process. A large one is resumed; the others
 //!   are removed when the layout is next opened for writing.
 //!
-//! An archive is the same in a tar: [`Layout::open_archive`] reads it like a folder. It is never written here.
+//! An archive is the same in a tar: [`Layout::open_archive`] reads it like a folder, [`Layout::open_stream`] while it
+//! comes out of a pipe. It is never written here.
 
 mod archive;
 mod archive_reference;
@@ -27,10 +28,12 @@ mod lock;
 mod manifests;
 mod marker_file;
 mod open;
+mod pipe_reader;
 mod read_at;
 mod reference;
 mod referrers;
 mod safe_dir;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod verification;
@@ -47,6 +50,7 @@ pub use index_entry::{DIGEST_TAG_NAME, IndexEntry};
 pub use limits::limits;
 pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
 pub use manifests::LayoutRepository;
+pub use pipe_reader::PipeTimeouts;
 pub use read_at::{OpenedArchiveFile, ReadAt};
 pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
 pub use verification::{HashPolicy, VerifiedFileCache};
@@ -149,11 +153,9 @@ impl Layout {
             let error = Error::new(
                 ErrorKind::Unsupported,
                 operation,
-                "stdin can be read only once, and an archive is read at any offset",
+                "stdin can be read only once, and only `imgsync sync` copies an archive while it is read",
             );
-            return Err(
-                error.with_hint("save it to a file; `imgsync sync --spool DIR` saves it for the time of the copy")
-            );
+            return Err(error.with_hint("save it to a file"));
         }
         let (file, format) = (archive.file.clone(), archive.format);
         let opening = file.clone();

@@ -222,7 +222,9 @@ impl LayoutInner {
             Some(file) => Ok(Descriptor::new(MediaType::Missing, digest.clone(), file.len())),
             None => {
                 index.check_entries()?;
-                Err(LayoutError::new(ErrorKind::NotFound, format!("not found in the {}", self.noun())))
+                Err(self.unreached_content().unwrap_or_else(|| {
+                    LayoutError::new(ErrorKind::NotFound, format!("not found in the {}", self.noun()))
+                }))
             }
         }
     }

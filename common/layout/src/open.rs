@@ -12,6 +12,7 @@ use super::index::LayoutIndex;
 use super::index_file::IndexFile;
 use super::lock::{LockWait, lock};
 use super::marker_file::{LAYOUT_VERSION, MAX_OCI_LAYOUT_BYTES, check_version_text};
+use super::pipe_reader::PipeReader;
 use super::read_at::{OpenedArchiveFile, ReadAt};
 use super::safe_dir::SafeDir;
 use super::verification::{HashPolicy, canonical_dir_name};
@@ -99,6 +100,13 @@ pub(super) fn open_archive(
     label: String,
 ) -> Result<Layout, LayoutError> {
     let files = ArchiveFiles::open(source, format)?;
+    let path = label.split_once(':').map_or(&*label, |(_, path)| path).to_owned();
+    Ok(new_layout(LayoutFiles::Archive(files), label, path.as_ref(), LockWait::default()))
+}
+
+/// Opens an archive that comes out of a pipe.
+pub(super) fn open_stream(input: PipeReader, label: String) -> Result<Layout, LayoutError> {
+    let files = ArchiveFiles::open_stream(input)?;
     let path = label.split_once(':').map_or(&*label, |(_, path)| path).to_owned();
     Ok(new_layout(LayoutFiles::Archive(files), label, path.as_ref(), LockWait::default()))
 }

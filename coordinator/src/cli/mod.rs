@@ -34,6 +34,7 @@ mod settings;
 mod show;
 mod signals;
 mod spool;
+mod stdin_archive;
 mod sync;
 mod sync_archive;
 mod sync_stats;

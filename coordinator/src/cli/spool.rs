@@ -1,4 +1,5 @@
-//! `--spool DIR`: saves an archive from stdin to a temporary file without a name, because it is read at any offset.
+//! `--spool DIR`: saves an archive from stdin to a temporary file without a name, because archives whose index comes
+//! last are read twice.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,6 +11,8 @@ use imgsync_layout::ArchiveRef;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_worker::copy::ImageLocation;
 
+use super::stdin_archive::is_stdin;
+
 /// An archive that was saved from stdin. Its file disappears when it is dropped, and when the process ends.
 #[derive(Debug)]
 pub(crate) struct SpooledArchive {
@@ -19,8 +22,8 @@ pub(crate) struct SpooledArchive {
 impl SpooledArchive {
     /// Saves stdin to a file in a folder, if one of the sources is an archive from stdin and a folder is given.
     pub(crate) async fn save(sources: &[ImageLocation], folder: Option<&Path>) -> Result<Option<SpooledArchive>> {
-        let stdin = |source: &&ImageLocation| matches!(source, ImageLocation::Archive(archive) if archive.is_stdio());
-        let (Some(source), Some(folder)) = (sources.iter().find(stdin), folder) else { return Ok(None) };
+        let source = sources.iter().find(|source| is_stdin(source));
+        let (Some(source), Some(folder)) = (source, folder) else { return Ok(None) };
         let (operation, folder) = (format!("saving {source} in {}", folder.display()), folder.to_owned());
         match tokio::task::spawn_blocking(move || save_stdin(&folder)).await {
             Ok(Ok(file)) => Ok(Some(SpooledArchive { file })),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use imgsync_config::{Config, ImagePolicy};
-use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef};
+use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef, PipeTimeouts};
 use imgsync_model::batch::ForeignLayers;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::{RetryPolicy, format_duration};
@@ -33,6 +33,7 @@ use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
 use super::spool::SpooledArchive;
+use super::stdin_archive::{is_stdin, open_stdin};
 use super::sync_archive::{ArchiveOptions, CompressionOption, copy_to_archive};
 use super::sync_stats::{CopyStats, EndpointRequests, EndpointTraffic, format_requests};
 use super::target::{docker_hub, read_password};
@@ -72,7 +73,7 @@ pub(crate) struct SyncArgs {
     /// Compression of a target archive; uncompressed ones can be resumed, and all tools load them
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, hide_short_help = true)]
     pub(crate) archive_compress: CompressionOption,
-    /// Save an archive from stdin (oci-archive:-, docker-archive:-) to a temporary file in this folder first
+    /// Save an archive from stdin to a temporary file in this folder first: for those whose index comes last
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) spool: Option<PathBuf>,
     /// Print what would be copied, and copy nothing
@@ -243,10 +244,25 @@ async fn execute(
     client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
     client.stall_timeout = args.retry.stall_timeout;
     let spooled = SpooledArchive::save(&sources, args.spool.as_deref()).await?;
+    let defaults = CopyLimits::default();
+    let limits = CopyLimits {
+        concurrent_blobs: args.concurrency.into(),
+        timeout: args.timeout.unwrap_or(defaults.timeout),
+        timeout_is_exact: args.timeout.is_some(),
+    };
+    let context = Context { events: Events::new(observer.clone()), ..Context::default() };
+    signals::cancel_on_signal(context.cancel.clone(), printer.clone());
+    let stdin_archive = match &spooled {
+        Some(_) => None,
+        None => {
+            let timeouts = PipeTimeouts { start: limits.timeout, stall: client.stall_timeout };
+            open_stdin(&sources, timeouts, &context.cancel).await?
+        }
+    };
     let mut resolved = Vec::new();
     for source in &sources {
         let source = spooled.as_ref().map_or_else(|| source.clone(), |spooled| spooled.replace_stdin(source));
-        resolved.push(resolve_single_image(&source).await?);
+        resolved.push(resolve_single_image(&source, stdin_archive.as_ref()).await?);
     }
     let source = resolved[0].clone();
     let target = with_source_tag(resolve_target(args, given_target.as_ref(), &mut client, password).await?, &source);
@@ -257,20 +273,13 @@ async fn execute(
     }
 
     let progress = &observer.progress;
-    let context = Context { events: Events::new(observer.clone()), ..Context::default() };
-    signals::cancel_on_signal(context.cancel.clone(), printer.clone());
-    let defaults = CopyLimits::default();
-    let limits = CopyLimits {
-        concurrent_blobs: args.concurrency.into(),
-        timeout: args.timeout.unwrap_or(defaults.timeout),
-        timeout_is_exact: args.timeout.is_some(),
-    };
     let copier = Copier::new(Client::new(client, CredentialEnvironment::from_process()), limits);
     let job = CopyRequest {
         platforms: args.platform.clone().map_or(PlatformSelection::All, PlatformSelection::One),
         policy: args.policy(&settings.config)?,
         force: args.force,
         referrers: args.referrers(),
+        stdin_archive: stdin_archive.clone(),
         foreign_layers: if args.foreign_layers { ForeignLayers::Copy } else { ForeignLayers::Keep },
         ..CopyRequest::new(source, target.clone())
     };
@@ -287,6 +296,7 @@ async fn execute(
     }
     if args.is_dry_run() {
         let survey = copier.preview(&job, &context).await?;
+        finish_stdin(stdin_archive.as_ref()).await?;
         print_preview(args, &target, &survey, printer);
         return Ok(());
     }
@@ -296,8 +306,18 @@ async fn execute(
         () = signals::wait_for_cleanup(&context.cancel) => Err(Error::cancelled(format!("copying {} to {target}", args.source))),
     };
     progress.finish();
-    print_result(args, &target, &copied?, printer);
+    let copied = copied?;
+    finish_stdin(stdin_archive.as_ref()).await?;
+    print_result(args, &target, &copied, printer);
     Ok(())
+}
+
+/// Reads what was not needed of an archive from stdin, so that its writer can finish.
+async fn finish_stdin(archive: Option<&Layout>) -> Result<()> {
+    match archive {
+        Some(archive) => archive.finish_stream().await,
+        None => Ok(()),
+    }
 }
 
 /// Returns the target: the given one, else the source's flat name below the user at Docker Hub. Given credentials
@@ -340,10 +360,13 @@ async fn resolve_target(
 }
 
 /// Resolves a layout or archive without an image name that contains one image.
-async fn resolve_single_image(source: &ImageLocation) -> Result<ImageLocation> {
+async fn resolve_single_image(source: &ImageLocation, stdin: Option<&Layout>) -> Result<ImageLocation> {
     let layout = match source {
         ImageLocation::Layout(LayoutRef { image: None, dir }) => Layout::open(dir).await?,
-        ImageLocation::Archive(archive @ ArchiveRef { image: None, .. }) => Layout::open_archive_file(archive).await?,
+        ImageLocation::Archive(archive @ ArchiveRef { image: None, .. }) => match stdin {
+            Some(opened) if archive.is_stdio() => opened.clone(),
+            _ => Layout::open_archive_file(archive).await?,
+        },
         _ => return Ok(source.clone()),
     };
     let image = match &layout.images().await?[..] {
@@ -356,10 +379,6 @@ async fn resolve_single_image(source: &ImageLocation) -> Result<ImageLocation> {
         ImageLocation::Archive(whole) => ImageLocation::Archive(ArchiveRef { image, ..whole }),
         registry @ ImageLocation::Registry(_) => registry,
     })
-}
-
-fn is_stdin(source: &ImageLocation) -> bool {
-    matches!(source, ImageLocation::Archive(archive) if archive.is_stdio())
 }
 
 /// Adds the source's tag to a target without tag and digest.

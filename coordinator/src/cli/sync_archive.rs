@@ -104,12 +104,16 @@ pub(super) async fn copy_to_archive(
     check_target(options, &sources, target)?;
     let started = Instant::now();
     let work = async {
+        let stdin_archive = request.stdin_archive.clone();
         let collected = collect(sources, target, request, copier, context).await?;
         print_docker_summary(target, &collected.plan, printer)?;
         let resumed = match options.dry_run {
             true => 0,
             false => write(options, target, &collected, copier, context).await?,
         };
+        if let Some(archive) = stdin_archive {
+            archive.finish_stream().await?;
+        }
         Ok((collected, resumed))
     };
     let done = tokio::select! {

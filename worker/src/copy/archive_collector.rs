@@ -30,6 +30,11 @@ struct CollectedContent {
 pub(super) trait ArchivedBlob: Send + Sync {
     /// Opens it at its first byte. The stream verifies it.
     async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream>;
+
+    /// Whether it comes out of a pipe.
+    fn is_streamed(&self, _digest: &Digest) -> bool {
+        false
+    }
 }
 
 /// A repository of an archive, as the target of a copy.
@@ -66,6 +71,11 @@ impl ArchiveCollector {
     /// Returns a layout that was opened for an earlier image.
     pub(super) fn shared_layout(&self, place: &str) -> Option<Layout> {
         self.content().layouts.get(place).cloned()
+    }
+
+    /// Returns the archive that comes out of a pipe, if images are from there.
+    pub(super) fn streamed_layout(&self) -> Option<Layout> {
+        self.content().layouts.values().find(|layout| layout.is_stream()).cloned()
     }
 
     /// Keeps an opened layout for later images.

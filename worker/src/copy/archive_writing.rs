@@ -101,6 +101,21 @@ impl ArchiveSource for CollectedSource {
     fn verifies_blobs(&self) -> bool {
         true
     }
+
+    fn is_streamed(&self, digest: &Digest) -> bool {
+        self.collector.blob(digest).is_ok_and(|blob| blob.is_streamed(digest))
+    }
+
+    async fn next_streamed(&self) -> Result<Option<Digest>> {
+        let Some(layout) = self.collector.streamed_layout() else { return Ok(None) };
+        // The pipe has a limit of its own.
+        let _waiting = self.context.clock.pause();
+        tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => Err(Error::cancelled("writing an archive")),
+            next = layout.next_streamed_blob() => next,
+        }
+    }
 }
 
 /// A blob at its source.
@@ -149,6 +164,10 @@ impl ArchivedBlob for SourceBlob {
         let chunks = body.chunks(size, BandwidthMeter::default()).await.boxed();
         let reader = SourceReader { chunks, body, source, context: context.clone(), blob };
         Ok(futures_util::stream::try_unfold(reader, SourceReader::next).boxed())
+    }
+
+    fn is_streamed(&self, digest: &Digest) -> bool {
+        self.source.streamed_layout().is_some_and(|layout| !layout.is_in_memory(digest))
     }
 }
 

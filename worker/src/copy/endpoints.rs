@@ -92,7 +92,10 @@ impl Endpoints {
             (None, ImageLocation::Layout(image)) => {
                 CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
             }
-            (None, ImageLocation::Archive(image)) => CopySource::open_archive(image, context).await?,
+            (None, ImageLocation::Archive(image)) => match &request.stdin_archive {
+                Some(opened) if image.is_stdio() => CopySource::Layout(opened.repository(image.repository())),
+                _ => CopySource::open_archive(image, context).await?,
+            },
         };
         if let Some(bundled) = bundled_target {
             return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Bundle(bundled)));

@@ -100,7 +100,7 @@ impl CopySource {
         loop {
             match self.read_small_blob_once(blob, counters, is_public).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => {
+                Err(error) if error.kind() == ErrorKind::Corrupt && !read_again && self.can_read_again() => {
                     read_again = true;
                     self.exclude_mirrors();
                 }

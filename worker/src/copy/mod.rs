@@ -531,6 +531,11 @@ impl Copier {
             let root = endpoints.source.manifest_by_digest(&source_digest).await?;
             select_platforms(root, request, endpoints).await
         };
+        // What comes out of a pipe is read in its order, referrers too.
+        let selected = match (selected, endpoints.source.streamed_layout()) {
+            (None, Some(_)) => Some(read().await?),
+            (selected, _) => selected,
+        };
         let copied = if selected.is_none() && digest == source_digest && !check_all {
             let referrers_result = transfer.copy_referrers_of_unread_root(&digest, read).await;
             transfer.share_learned().await;
@@ -541,6 +546,7 @@ impl Copier {
                 None => read().await?,
             };
             let transfer = transfer.with_selected_children(&root, selected_children);
+            transfer.transfer_streamed(&root, false).await?;
             let referrers_result = transfer.copy_referrers(&root, !is_filtered, false).await;
             transfer.share_learned().await;
             referrers_result?

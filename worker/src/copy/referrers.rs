@@ -23,7 +23,7 @@ const MAX_CONCURRENT_REFERRERS: usize = 4;
 /// Maximum depth of referrers; real images have two levels.
 const MAX_LEVELS: usize = 16;
 /// Maximum referrers of one image; more than any has.
-const MAX_REFERRERS: usize = 10_000;
+pub(super) const MAX_REFERRERS: usize = 10_000;
 
 /// A manifest whose referrers are copied.
 struct ReferrerSubject {
@@ -352,7 +352,7 @@ impl ImageTransfer {
         self.referrers == Referrers::All
     }
 
-    fn wants_type(&self, kind: &str) -> bool {
+    pub(super) fn wants_type(&self, kind: &str) -> bool {
         match &self.referrers {
             Referrers::All => true,
             Referrers::None => false,
@@ -361,7 +361,7 @@ impl ImageTransfer {
     }
 
     /// Whether the referrer's type is selected. Cosign's tags have no artifact type; their layers' media types count.
-    fn wants(&self, manifest: &Manifest) -> bool {
+    pub(super) fn wants(&self, manifest: &Manifest) -> bool {
         let of_layers = || match manifest.kind() {
             ManifestKind::Image { layers, .. } => layers.iter().any(|layer| self.wants_type(layer.media_type.as_str())),
             ManifestKind::Index { .. } => false,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use imgsync_layout::Layout;
 use imgsync_model::batch::{ForeignLayers, ImagePolicy, Referrers};
 use imgsync_model::naming::BackupTagTemplate;
 use imgsync_oci::{Digest, DigestTagHints, Platform};
@@ -42,6 +43,8 @@ pub struct CopyRequest {
     pub overwrite: Overwrite,
     /// Membership among copies of the same image to other registries.
     pub fan_out: Option<Arc<FanOutMember>>,
+    /// The archive from stdin, if `source` names it.
+    pub stdin_archive: Option<Layout>,
     /// Traffic counters of source and target; they also count for a copy that fails.
     pub traffic: (Arc<TrafficCounters>, Arc<TrafficCounters>),
 }
@@ -124,6 +127,7 @@ impl CopyRequest {
             target_tag: TargetTagState::Unknown,
             overwrite: Overwrite::Allowed,
             fan_out: None,
+            stdin_archive: None,
             traffic: (TrafficCounters::new(), TrafficCounters::new()),
         }
     }

@@ -41,7 +41,9 @@ impl ImageTransfer {
                     return Ok(BlobOutcome::Copied);
                 }
                 // The connection or the leftover may have corrupted it: retry once from the start.
-                Err(error) if error.kind() == ErrorKind::Corrupt && !read_again => read_again = true,
+                Err(error) if error.kind() == ErrorKind::Corrupt && !read_again && self.source.can_read_again() => {
+                    read_again = true;
+                }
                 Err(error) => return Err(error),
             }
         }

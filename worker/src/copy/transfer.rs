@@ -6,6 +6,7 @@ mod missing_content;
 mod presence;
 mod read_order;
 mod sparse_source;
+mod stream;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -218,6 +219,7 @@ impl ImageTransfer {
         self.record_manifest(&root);
         let content = async {
             self.transfer_in_order(&root).await?;
+            self.transfer_streamed(&root, true).await?;
             // A layout target checks each file, so a shortcut saves nothing.
             match self.force || self.target.repository().is_none() {
                 true => self.ensure_content(&root, 0).await,
@@ -290,6 +292,9 @@ impl ImageTransfer {
 
     async fn ensure_child(&self, child: Descriptor, depth: usize) -> Result<()> {
         if !self.force && self.is_manifest_cached(&child.digest) {
+            return Ok(());
+        }
+        if self.is_listed_blob(&child.digest) && self.blob_outcome(&child.digest).is_some() {
             return Ok(());
         }
         let Some(manifest) = self.resolve_entry(&child).await? else {

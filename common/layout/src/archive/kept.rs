@@ -8,7 +8,7 @@ use super::super::error::LayoutError;
 use super::tar_index::{TarContent, TarInput, TarMember, TarMemberKind, TarScanner};
 
 /// Largest content that is kept in memory, and all of it together.
-const MAX_KEPT_FILE_BYTES: u64 = 4 << 20;
+pub(super) const MAX_KEPT_FILE_BYTES: u64 = 4 << 20;
 const MAX_KEPT_BYTES: usize = 64 << 20;
 /// Bytes kept of all other contents.
 const MAGIC_BYTES: usize = 4;
@@ -21,12 +21,13 @@ pub(super) struct KeptContents {
 }
 
 impl KeptContents {
-    /// Reads a member that was just found into memory, if it is JSON, such as a manifest, and small enough. Returns
-    /// whether it was; of others the first bytes are kept.
+    /// Reads a member that was just found into memory, if it is JSON, such as a manifest, and of at most `limit`
+    /// bytes. Returns whether it was; of others the first bytes are kept.
     pub(super) fn keep<I: TarInput>(
         &mut self,
         scanner: &mut TarScanner<I>,
         member: &TarMember,
+        limit: u64,
     ) -> Result<bool, LayoutError> {
         let TarMemberKind::File(TarContent { start, size }) = member.kind else { return Ok(false) };
         let start_length = size.min(MAGIC_BYTES as u64) as usize;
@@ -34,7 +35,7 @@ impl KeptContents {
         scanner.read_part(&member.path, &mut content)?;
         let length = usize::try_from(size).unwrap_or(usize::MAX);
         let is_json = matches!(content.first(), Some(b'{' | b'['));
-        if !is_json || size > MAX_KEPT_FILE_BYTES || self.bytes + length > MAX_KEPT_BYTES {
+        if !is_json || size > limit || self.bytes + length > MAX_KEPT_BYTES {
             // Enough to recognize a compression.
             self.contents.insert(start, content.into());
             return Ok(false);
@@ -44,6 +45,11 @@ impl KeptContents {
         self.bytes += length;
         self.contents.insert(start, content.into());
         Ok(true)
+    }
+
+    /// Whether a content is in memory as a whole.
+    pub(super) fn is_whole(&self, content: TarContent) -> bool {
+        self.contents.get(&content.start).is_some_and(|kept| kept.len() as u64 == content.size)
     }
 
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Option<usize> {

@@ -2,6 +2,7 @@
 
 mod compression;
 mod docker;
+mod forward;
 mod gzip;
 mod kept;
 mod sequential;
@@ -14,15 +15,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::compression::{SourceReader, TarCompression};
+use self::forward::{ForwardArchive, blob_digest};
 use self::gzip::GzipScan;
 use self::sequential::{SequentialFile, scan_stream};
 use self::tar_index::{SeekingInput, TarContent, TarIndex, TarScanner, shorten};
 pub use self::turns::ReadTurn;
 use self::turns::ReadTurns;
-use super::error::LayoutError;
+use super::error::{LayoutError, SAVE_STREAM_HINT};
 use super::index::LayoutIndex;
 use super::index_file::{INDEX_JSON, MAX_INDEX_BYTES};
 use super::marker_file::{MAX_OCI_LAYOUT_BYTES, check_version_text};
+use super::pipe_reader::PipeReader;
 use super::read_at::{FileSection, InlineFile, ReadAt, read_all, read_exact_at};
 use super::{BLOBS, OCI_LAYOUT};
 use imgsync_oci::error::ErrorKind;
@@ -41,6 +44,8 @@ pub(super) struct ArchiveFiles {
     index: Arc<LayoutIndex>,
     /// Turns to read, if it can only be read forward.
     turns: Option<Arc<ReadTurns>>,
+    /// The stream that it is read from, once. It has the members.
+    stream: Option<Arc<ForwardArchive>>,
 }
 
 /// Where the blobs are.
@@ -63,27 +68,25 @@ impl ArchiveFiles {
                 let also_holds_layout = members.find(OCI_LAYOUT)?.is_some() && members.find(INDEX_JSON)?.is_some();
                 let content =
                     ArchiveContent::Docker { manifests: images.manifests, blobs: images.blobs, also_holds_layout };
-                ArchiveFiles { source, members, content, index: Arc::new(images.index), turns: None }
+                ArchiveFiles { source, members, content, index: Arc::new(images.index), turns: None, stream: None }
             }
         };
         Ok(ArchiveFiles { turns, ..files })
     }
 
+    /// Opens an image layout that is read once, forward.
+    pub(super) fn open_stream(input: PipeReader) -> Result<ArchiveFiles, LayoutError> {
+        let stream = ForwardArchive::open(input)?;
+        let source: Arc<dyn ReadAt> = stream.clone();
+        let (root, index) = stream.with_members(|members| read_layout(&source, members))?;
+        let (content, members) = (ArchiveContent::Oci { root }, TarIndex::default());
+        Ok(ArchiveFiles { source, members, content, index, turns: None, stream: Some(stream) })
+    }
+
     fn open_oci(source: Arc<dyn ReadAt>, members: TarIndex) -> Result<ArchiveFiles, LayoutError> {
-        let root = find_root(&members)?;
-        let read = |name: &str, limit: u64| -> Result<Option<Vec<u8>>, LayoutError> {
-            let path = format!("{root}{name}");
-            let Some(content) = members.find(&path)? else { return Ok(None) };
-            read_member(&source, &path, content, limit).map(Some)
-        };
-        // hauler leaves it out for containerd.
-        if let Some(text) = read(OCI_LAYOUT, MAX_OCI_LAYOUT_BYTES)? {
-            check_version_text(&text)?;
-        }
-        let text = read(INDEX_JSON, MAX_INDEX_BYTES)?
-            .ok_or_else(|| LayoutError::new(ErrorKind::InvalidResponse, format!("{INDEX_JSON} is missing")))?;
-        let index = Arc::new(LayoutIndex::parse(&text)?);
-        Ok(ArchiveFiles { source, members, content: ArchiveContent::Oci { root }, index, turns: None })
+        let (root, index) = read_layout(&source, &members)?;
+        let content = ArchiveContent::Oci { root };
+        Ok(ArchiveFiles { source, members, content, index, turns: None, stream: None })
     }
 
     pub(super) fn index(&self) -> &Arc<LayoutIndex> {
@@ -114,7 +117,11 @@ impl ArchiveFiles {
     fn find_blob(&self, digest: &Digest) -> Result<Option<TarContent>, LayoutError> {
         match &self.content {
             ArchiveContent::Oci { root } => {
-                self.members.find(&format!("{root}{BLOBS}/{}/{}", digest.algorithm().as_str(), digest.hex()))
+                let path = format!("{root}{BLOBS}/{}/{}", digest.algorithm().as_str(), digest.hex());
+                match &self.stream {
+                    Some(stream) => stream.with_members(|members| members.find(&path)),
+                    None => self.members.find(&path),
+                }
             }
             ArchiveContent::Docker { blobs, .. } => Ok(blobs.get(digest).copied()),
         }
@@ -131,12 +138,48 @@ impl ArchiveFiles {
         Some((turns, self.find_blob(digest).ok()??.start))
     }
 
-    /// Returns what a missing blob may be due to.
-    pub(super) fn missing_blob_hint(&self) -> &'static str {
-        match self.members.has_end_marker() {
+    /// Whether the archive is read from a stream, once.
+    pub(super) fn is_stream(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Moves on to the next blob of the stream; `None` at its end.
+    pub(super) fn advance_stream(&self) -> Result<Option<Digest>, LayoutError> {
+        let (Some(stream), ArchiveContent::Oci { root }) = (&self.stream, &self.content) else { return Ok(None) };
+        while let Some(path) = stream.advance()? {
+            if let Some((_, digest)) = blob_digest(&path).filter(|(folder, _)| folder == root) {
+                return Ok(Some(digest));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a blob of a stream is in memory.
+    pub(super) fn is_in_memory(&self, digest: &Digest) -> bool {
+        let Some(stream) = &self.stream else { return false };
+        self.find_blob(digest).is_ok_and(|content| content.is_some_and(|content| stream.is_kept(content)))
+    }
+
+    /// Returns the error of content that was not found, if it may still come out of a pipe.
+    pub(super) fn unreached_content(&self) -> Option<LayoutError> {
+        let _unfinished = self.stream.as_ref().filter(|stream| !stream.is_at_end())?;
+        let detail = "it does not come before the layers of the archive, which is read from a pipe";
+        Some(LayoutError::new(ErrorKind::Unsupported, detail).with_hint(SAVE_STREAM_HINT))
+    }
+
+    /// Returns the error of content that was not found.
+    pub(super) fn missing_content(&self) -> LayoutError {
+        if let Some(error) = self.unreached_content() {
+            return error;
+        }
+        let has_end_marker = match &self.stream {
+            Some(stream) => stream.with_members(TarIndex::has_end_marker),
+            None => self.members.has_end_marker(),
+        };
+        LayoutError::new(ErrorKind::NotFound, "not found in the archive").with_hint(match has_end_marker {
             true => "the archive is incomplete; create it again",
             false => "the archive was cut off; copy or create it again",
-        }
+        })
     }
 }
 
@@ -167,6 +210,24 @@ fn scan(source: Arc<dyn ReadAt>) -> Result<ScannedArchive, LayoutError> {
             Ok((Arc::new(file), members, Some(Arc::new(ReadTurns::default()))))
         }
     }
+}
+
+/// Finds the layout, and reads its version and its index.
+fn read_layout(source: &Arc<dyn ReadAt>, members: &TarIndex) -> Result<(String, Arc<LayoutIndex>), LayoutError> {
+    let root = find_root(members)?;
+    let read = |name: &str, limit: u64| -> Result<Option<Vec<u8>>, LayoutError> {
+        let path = format!("{root}{name}");
+        let Some(content) = members.find(&path)? else { return Ok(None) };
+        read_member(source, &path, content, limit).map(Some)
+    };
+    // hauler leaves it out for containerd.
+    if let Some(text) = read(OCI_LAYOUT, MAX_OCI_LAYOUT_BYTES)? {
+        check_version_text(&text)?;
+    }
+    let text = read(INDEX_JSON, MAX_INDEX_BYTES)?
+        .ok_or_else(|| LayoutError::new(ErrorKind::InvalidResponse, format!("{INDEX_JSON} is missing")))?;
+    let index = Arc::new(LayoutIndex::parse(&text)?);
+    Ok((root, index))
 }
 
 /// Reads a whole member of limited size.

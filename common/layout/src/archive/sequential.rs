@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::super::error::LayoutError;
 use super::super::read_at::ReadAt;
 use super::compression::{SourceReader, TarCompression};
-use super::kept::KeptContents;
+use super::kept::{KeptContents, MAX_KEPT_FILE_BYTES};
 use super::tar_index::{TarIndex, TarInput, TarScanner};
 
 const SKIP_BYTES: usize = 256 << 10;
@@ -29,6 +29,10 @@ impl<R: Read> StreamInput<R> {
 
     pub(super) fn into_reader(self) -> R {
         self.reader
+    }
+
+    pub(super) fn reader_mut(&mut self) -> &mut R {
+        &mut self.reader
     }
 }
 
@@ -80,7 +84,7 @@ pub(super) fn scan_stream<R: Read>(reader: R) -> Result<(TarIndex, KeptContents,
     let mut scanner = TarScanner::new(StreamInput::new(reader));
     let (mut index, mut kept) = (TarIndex::default(), KeptContents::default());
     while let Some(member) = scanner.next()? {
-        kept.keep(&mut scanner, &member)?;
+        kept.keep(&mut scanner, &member, MAX_KEPT_FILE_BYTES)?;
         index.insert(&member)?;
     }
     index.set_end_marker(scanner.has_end_marker());

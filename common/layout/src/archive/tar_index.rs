@@ -222,16 +222,39 @@ impl<I: TarInput> TarScanner<I> {
     /// Fills a buffer with the next bytes of the member that was returned last.
     pub(super) fn read_part(&mut self, path: &str, buffer: &mut [u8]) -> Result<(), LayoutError> {
         let at = self.input.position();
-        let result = self.input.read(buffer).and_then(|was_read| match was_read || buffer.is_empty() {
-            true => Ok(()),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
-        });
         let left = self.unread.as_ref().map(|(left, _)| *left);
-        result.map_err(|error| truncated_or_io(error, path, at, left))?;
-        if let Some((left, _)) = &mut self.unread {
-            *left = left.saturating_sub(buffer.len() as u64);
+        self.read_content(buffer).map_err(|error| truncated_or_io(error, path, at, left))
+    }
+
+    /// Fills a buffer as [`TarScanner::read_part`] does, with plain errors.
+    pub(super) fn read_content(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        if !self.input.read(buffer)? && !buffer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.record_read(buffer.len() as u64);
         Ok(())
+    }
+
+    /// Skips the next bytes of the member that was returned last.
+    pub(super) fn skip_content(&mut self, bytes: u64) -> io::Result<()> {
+        self.input.skip(bytes)?;
+        self.record_read(bytes);
+        Ok(())
+    }
+
+    fn record_read(&mut self, bytes: u64) {
+        if let Some((left, _)) = &mut self.unread {
+            *left = left.saturating_sub(bytes);
+        }
+    }
+
+    /// Returns the offset of the next byte.
+    pub(super) fn position(&self) -> u64 {
+        self.input.position()
+    }
+
+    pub(super) fn input_mut(&mut self) -> &mut I {
+        &mut self.input
     }
 
     pub(super) fn into_input(self) -> I {

@@ -4,6 +4,7 @@ mod archives;
 mod compressed;
 mod corrupt_layouts;
 mod skopeo;
+mod streams;
 mod writers;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Archives as sources: written by Debian's docker 20.10, podman 4.3, ctr 1.6 and skopeo, and in the shapes of others.
 
+mod pipes;
 mod shapes;
 
 use std::path::Path;
@@ -82,29 +83,6 @@ async fn both_formats_of_skopeo_are_read_in_every_compression() {
     target.assert_holds("m/team/app", "1.0", &app).await;
     let json = run(&into, &[]).await.assert_code(0).json();
     assert_eq!(json["counts"]["unchanged"], 2, "{json}");
-}
-
-#[tokio::test]
-async fn an_archive_from_a_pipe_is_saved_for_the_time_of_the_copy() {
-    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    let app = images::multi_platform("piped-app");
-    source.push("team/app", "1.0", &app);
-    let program = Imgsync::new();
-    let name = format!("{}/team/app:1.0", source.host());
-    sync(&program, &[&name, "oci-archive:app.tar"]).run().await.assert_code(0);
-    let spool = program.work_dir().join("spool");
-    std::fs::create_dir(&spool).unwrap();
-    let piped = async |more: &str, tag: &str| {
-        let (tar, binary) = (path(&program, "app.tar"), program.path().display().to_string());
-        let script = format!("cat '{tar}' | '{binary}' sync oci-archive:- {}/m/app:{tag} {more}", target.host());
-        Imgsync::at("/bin/sh").args(["-c", &script]).run().await
-    };
-    piped(&format!("--spool '{}'", spool.display()), "1").await.assert_code(0);
-    target.assert_holds("m/app", "1", &app);
-    assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 0, "nothing is left");
-    let output = piped("", "2").await;
-    assert!(output.stderr.contains("--spool DIR"), "{}", output.stderr);
-    assert_eq!(target.tag_digest("m/app", "2"), None);
 }
 
 fn compress(program: &str, from: &Path, to: &Path) {

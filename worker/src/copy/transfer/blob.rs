@@ -328,6 +328,7 @@ impl ImageTransfer {
             range_errors: 0,
             read_again: false,
             sent_again: false,
+            interruption: None,
         };
         let mut upload = session;
         loop {
@@ -414,13 +415,16 @@ impl ImageTransfer {
         };
         if let Some(cause) = body.take_failure().await {
             // The connection may have corrupted it: restart once, then trust the mismatch.
-            if cause.kind() == ErrorKind::Corrupt && !state.read_again {
+            if cause.kind() == ErrorKind::Corrupt && !state.read_again && self.source.can_read_again() {
                 state.read_again = true;
                 self.source.exclude_mirrors();
                 return self.restart_upload(target, body, blob, upload, state).await;
             }
+            // A pipe cannot go back: the cause is why it should.
+            let cause = self.source.explain_passed(cause, state.interruption.take());
             return give_up(cause, upload).await;
         }
+        state.interruption = self.source.record_interruption(&error);
         if error.status() == Some(413) && state.last_body_bytes > 0 {
             let Some(chunk) = next_smaller_chunk(target, state.last_body_bytes, upload.min_chunk()) else {
                 return give_up(too_large_error(error, target, state.last_body_bytes, upload.min_chunk()), upload)
@@ -492,6 +496,8 @@ struct UploadState {
     range_errors: u32,
     read_again: bool,
     sent_again: bool,
+    /// Why content from a pipe was to be sent again.
+    interruption: Option<Error>,
 }
 
 enum UploadStart {
