@@ -109,6 +109,12 @@ fn canonical_source(source: &RuleSource) -> Canonical {
         RuleSource::Archive(format, file) => {
             Canonical::default().field(6, format.to_string()).list(7, path_components(file))
         }
+        RuleSource::Images(paths) => {
+            Canonical::default().set(8, paths.iter().map(|path| path_components(path).join(&b"/"[..])))
+        }
+        RuleSource::Digests(source) => Canonical::default()
+            .field(9, format!("{}/{}", source.registry, source.repository))
+            .set(10, source.digests.iter().map(ToString::to_string)),
     }
 }
 

@@ -58,7 +58,7 @@ pub use preset::{Preset, PresetInfo};
 pub use registry::{ClientIdentity, CredentialConfig, PemSource, PullReserve, RegistryConfig};
 pub use report::ReportConfig;
 pub use retention::{PruneConfig, PruneLimit};
-pub use rule::{Rule, RuleSource, RuleTarget};
+pub use rule::{DigestsSource, Rule, RuleSource, RuleTarget};
 pub use serve::ServeConfig;
 pub use to_yaml::{YamlList, YamlNumber, YamlText, is_empty_list, to_yaml, yaml_list};
 

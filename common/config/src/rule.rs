@@ -24,7 +24,8 @@ use imgsync_model::naming::{
 };
 use imgsync_model::schedule::Schedule;
 use imgsync_model::select::{Newest, NewestBy, RepositoryPattern, SelectionContradiction, TagPattern, TagSelection};
-use imgsync_oci::{ArchiveFormat, Platform, RepositoryName, Tag};
+use imgsync_oci::humanize::pluralize;
+use imgsync_oci::{ArchiveFormat, Digest, Platform, RegistryName, RepositoryName, Tag};
 
 pub(crate) use policy::MAX_KEYS as MAX_POLICY_KEYS;
 pub(crate) use titles::MAX_NAME_CHARS;
@@ -83,6 +84,21 @@ pub enum RuleSource {
     Layout(PathBuf),
     /// A whole archive; a relative path is relative to the configuration file.
     Archive(ArchiveFormat, PathBuf),
+    /// Images that files and folders name; a relative path is relative to the configuration file.
+    Images(Vec<PathBuf>),
+    /// Images of a repository, by digest.
+    Digests(DigestsSource),
+}
+
+/// Images of a repository, by digest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DigestsSource {
+    /// The registry.
+    pub registry: RegistryName,
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The digests, each once.
+    pub digests: Vec<Digest>,
 }
 
 impl fmt::Display for RuleSource {
@@ -92,6 +108,14 @@ impl fmt::Display for RuleSource {
             RuleSource::Repositories(pattern) => write!(f, "{pattern}"),
             RuleSource::Layout(folder) => write!(f, "oci:{}", folder.display()),
             RuleSource::Archive(format, file) => write!(f, "{}{}", format.scheme(), file.display()),
+            RuleSource::Images(paths) => {
+                let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "images of {}", paths.join(", "))
+            }
+            RuleSource::Digests(source) => {
+                let count = pluralize(source.digests.len() as u64, "digest", "digests");
+                write!(f, "{}/{} ({count})", source.registry, source.repository)
+            }
         }
     }
 }
@@ -100,6 +124,11 @@ impl RuleSource {
     /// Whether the source is a layout or an archive on this machine.
     pub fn is_local(&self) -> bool {
         matches!(self, RuleSource::Layout(_) | RuleSource::Archive(..))
+    }
+
+    /// Whether the source names each image, so that nothing is listed and no tag filter applies.
+    pub fn names_images(&self) -> bool {
+        matches!(self, RuleSource::Images(_) | RuleSource::Digests(_))
     }
 }
 
@@ -136,7 +165,7 @@ impl Rule {
         match &self.source {
             RuleSource::Repositories(pattern) => pattern.to_string(),
             RuleSource::Layout(path) => format!("oci:{}", path.display()),
-            archive @ RuleSource::Archive(..) => archive.to_string(),
+            other @ (RuleSource::Archive(..) | RuleSource::Images(_) | RuleSource::Digests(_)) => other.to_string(),
             RuleSource::Preset(preset) => preset.to_string(),
         }
     }
@@ -280,12 +309,13 @@ impl RuleDefaults {
         // `original` in `defaults` applies to presets only; other sources have no former names.
         let has_original = matches!(source, RuleSource::Preset(_));
         let naming = self.naming.clone().filter(|naming| *naming != NamingStyle::Original || has_original);
+        let selection = if source.names_images() { None } else { self.selection.clone() };
         Rule {
             line: 0,
             name: None,
             title: String::new(),
             source,
-            selection: self.selection.clone().unwrap_or_default(),
+            selection: selection.unwrap_or_default(),
             platforms: self.platforms.clone().unwrap_or_default(),
             sparse: self.sparse.unwrap_or_default(),
             foreign_layers: self.foreign_layers.unwrap_or_default(),
@@ -471,13 +501,26 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
             reader.report(&place(if fields.entry("policy").is_some() { "policy" } else { "platforms" }), message);
         }
     }
+    if rule.source.names_images() {
+        for name in ["tags", "prune"] {
+            if let Some(entry) = fields.entry(name) {
+                let message = format!("`{name}` needs `from` without `digests`: this rule names each image");
+                reader.report(&entry.key_at, message);
+            }
+        }
+    }
     for (index, to) in rule.to.iter().enumerate() {
         if rule.to[..index].contains(to) {
             reader.report(&place("to"), "duplicate target");
         }
     }
+    let named;
     let patterns = match &rule.source {
         RuleSource::Repositories(pattern) => std::slice::from_ref(pattern),
+        RuleSource::Digests(source) => {
+            named = format!("{}/{}", source.registry, source.repository).parse::<RepositoryPattern>();
+            named.as_ref().map(std::slice::from_ref).unwrap_or_default()
+        }
         RuleSource::Preset(preset) => {
             let known = surroundings.presets.and_then(|known| preset.find(known).ok());
             known.map(|known| known.repositories).unwrap_or_default()
@@ -488,7 +531,7 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
             }
             return;
         }
-        RuleSource::Archive(..) => return,
+        RuleSource::Archive(..) | RuleSource::Images(_) => return,
     };
     for pattern in patterns {
         for name in rule.sample_names(pattern) {

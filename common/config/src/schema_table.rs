@@ -326,6 +326,16 @@ pub(super) static RULE: ConfigSection = ConfigSection {
             ValueKind::Either(&[ValueKind::Text, ValueKind::Section(&FROM)]),
             "Source repositories: `**` matches all levels, `*` one level; or `oci:DIR`, `oci-archive:FILE`, `docker-archive:FILE`.",
         ),
+        key(
+            "images",
+            ValueKind::OneOrMany(&ValueKind::Text),
+            "Files and folders that name the images: manifests, compose files, Dockerfiles, lists; read at each run.",
+        ),
+        key(
+            "digests",
+            ValueKind::OneOrMany(&ValueKind::Text),
+            "Images of the repository in `from`, by digest; each is copied under the tag digest-sha256-<hex>.",
+        ),
         TAGS,
         PLATFORMS,
         SPARSE,

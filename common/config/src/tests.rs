@@ -3,6 +3,7 @@ use imgsync_model::naming::NamingStyle;
 use imgsync_model::select::{Newest, NewestBy};
 use proptest::prelude::*;
 
+mod named_images;
 mod policy;
 mod secrets;
 
@@ -194,7 +195,7 @@ fn bad_configurations_are_refused_with_the_reason() {
             "rules: [{from: a.io/b, to: 'oci-archive:x.tar'}]".to_owned(),
             "is an archive, which cannot be the target of a rule",
         ),
-        ("rules: [{}]".to_owned(), "a rule needs `from` or `preset`"),
+        ("rules: [{}]".to_owned(), "a rule needs `from`, `preset` or `images`"),
         ("rules: [{form: a, to: r.io}]".to_owned(), "unknown key `form`, did you mean `from`?"),
         ("[]".to_owned(), "the configuration is a mapping of cluster, registries"),
         ("a: b: c".to_owned(), "this is not YAML: "),

@@ -16,6 +16,7 @@ mod manifest;
 pub mod mask;
 mod media_type;
 pub mod panics;
+mod pinned_tag;
 mod platform;
 mod reference;
 pub mod retry;

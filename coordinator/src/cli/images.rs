@@ -3,6 +3,7 @@
 mod check;
 mod output;
 mod probe;
+mod to_config;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use imgsync_config::RuleTarget;
 use imgsync_image_names::Certainty;
 use imgsync_model::naming::NamingStyle;
 use imgsync_oci::Reference;
-use imgsync_oci::error::Result;
+use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_registry::{ClientSettings, Context};
 
@@ -49,8 +50,14 @@ pub(crate) struct ImagesArgs {
     /// Print only images that are missing in this mirror, and exit with 1 if there are any
     #[arg(long, value_name = "TARGET", value_parser = parse_destination)]
     pub(crate) check: Option<RuleTarget>,
-    /// Naming of the images in the mirror: flat, keep, basename, full, or a template [default: as for rules]
-    #[arg(long, value_name = "STYLE", requires = "check", value_parser = |text: &str| text.parse::<NamingStyle>())]
+    /// Print a configuration with rules that copy the images to --to
+    #[arg(long, requires = "to", conflicts_with_all = ["check", "json", "places"])]
+    pub(crate) to_config: bool,
+    /// Target of these rules: registry and path, or oci:DIR
+    #[arg(long, value_name = "TARGET", value_parser = parse_destination, requires = "to_config")]
+    pub(crate) to: Option<RuleTarget>,
+    /// Naming for --check and --to-config: flat, keep, basename, full, or a template [default: as for rules]
+    #[arg(long, value_name = "STYLE", value_parser = |text: &str| text.parse::<NamingStyle>())]
     pub(crate) naming: Option<NamingStyle>,
     #[command(flatten)]
     pub(crate) retry: RetryArgs,
@@ -72,6 +79,9 @@ pub(crate) async fn run(args: ImagesArgs, global: &GlobalArgs, printer: &Printer
 }
 
 async fn execute(args: &ImagesArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
+    if args.naming.is_some() && args.check.is_none() && !args.to_config {
+        return Err(Error::new(ErrorKind::Invalid, "listing images", "--naming needs --check or --to-config"));
+    }
     let mut search = ImageSearch::default();
     for file in &args.files {
         match file == Path::new("-") {
@@ -94,13 +104,17 @@ async fn execute(args: &ImagesArgs, settings: &Settings, debug: bool, printer: &
         }
         (false, false) => search.images.iter(Certainty::Sure).map(|(image, _)| image.clone()).collect(),
     };
-    let has_none_missing = match &args.check {
-        Some(target) => {
+    let has_none_missing = match (&args.check, &args.to) {
+        (Some(target), _) => {
             let checked = check::check(args, target, &search, &chosen, settings, &context, printer).await?;
             checked.print_summary(printer);
             checked.is_complete()
         }
-        None => {
+        (None, Some(target)) => {
+            to_config::print(target, args.naming.as_ref(), &wanted(args, &search, chosen.iter()), printer);
+            true
+        }
+        (None, None) => {
             output::print_images(args, &search, chosen.iter(), printer);
             true
         }
@@ -110,6 +124,15 @@ async fn execute(args: &ImagesArgs, settings: &Settings, debug: bool, printer: &
         true => Exit::Done,
         false => Exit::Failed,
     })
+}
+
+/// Returns the images, with the digests that run in place of tags if these are wanted.
+fn wanted<'i>(
+    args: &ImagesArgs,
+    search: &ImageSearch,
+    chosen: impl Iterator<Item = &'i Reference>,
+) -> BTreeSet<Reference> {
+    chosen.flat_map(|image| output::names(args, image, search.images.get(image))).collect()
 }
 
 /// Returns the settings of the registry client with those of the flags.

@@ -27,6 +27,8 @@ pub struct RepositoryListing {
     pub children: Vec<String>,
     /// Number of listed manifests, tagged or not; 0 if the registry lists tags only.
     pub manifests: usize,
+    /// Whether the tags were named one by one, so that the repository may have others.
+    pub is_named: bool,
     /// Whether the registry lists trees, and so also answers for repositories that do not exist.
     pub is_tree: bool,
     /// Reason why dates are temporarily missing.
@@ -237,6 +239,7 @@ impl ListingAccumulator {
             children: self.children,
             manifests: self.manifests,
             is_tree: self.is_tree,
+            is_named: false,
             missing_dates_reason: None,
             memory: repository.context().listing_memory.clone(),
         }

@@ -140,11 +140,12 @@ impl DryRun<'_> {
 
     /// Returns the location of a task's source.
     pub fn source_location(&self, task: &PlannedTask) -> ImageLocation {
+        let pinned = task.digest.clone().filter(|digest| digest.is_pinned_by(&task.source.tag));
         let reference = Reference {
             registry: task.source.registry.clone(),
             repository: task.source.repository.clone(),
-            tag: Some(task.source.tag.clone()),
-            digest: None,
+            tag: Some(task.source.tag.clone()).filter(|_| pinned.is_none()),
+            digest: pinned,
         };
         match &self.rules[task.rule].source {
             RuleSource::Layout(path) => ImageLocation::Layout(LayoutRef {
@@ -156,7 +157,9 @@ impl DryRun<'_> {
                 file: self.folder.join(path),
                 image: Some(ImageName::Full(reference)),
             }),
-            RuleSource::Repositories(_) | RuleSource::Preset(_) => ImageLocation::Registry(reference),
+            RuleSource::Repositories(_) | RuleSource::Preset(_) | RuleSource::Images(_) | RuleSource::Digests(_) => {
+                ImageLocation::Registry(reference)
+            }
         }
     }
 }

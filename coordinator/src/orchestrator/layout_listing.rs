@@ -115,6 +115,7 @@ pub(super) async fn list_layout(place: &LocalImages) -> Result<Vec<DiscoveryItem
                 children,
                 manifests,
                 is_tree,
+                is_named: false,
                 missing_dates_reason,
                 memory,
             }));
@@ -151,6 +152,7 @@ fn list_bundle(file: &Path) -> Result<Vec<DiscoveryItem>> {
             tags,
             children: Vec::new(),
             is_tree: false,
+            is_named: false,
             missing_dates_reason: None,
             memory: None,
         })

@@ -1,7 +1,7 @@
-//! Listings of a rule, from registries or from an image layout.
+//! Listings of a rule, from registries, from an image layout, or from files that name images.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -13,6 +13,7 @@ use imgsync_registry::{Client, Context, TrafficCounters};
 use tokio::sync::Semaphore;
 
 use super::layout_listing::{LocalImages, list_layout};
+use super::named_images::{list_digests, list_images};
 use crate::discovery::{Discovery, DiscoveryFailure, DiscoveryItem, DiscoveryOptions, discover};
 use crate::presets::{SourceSelector, source_selectors};
 
@@ -31,7 +32,9 @@ enum ListingStrategy {
     Multiple(Box<MultiSourceListing>),
     /// A layout or archive that is not read yet.
     UnreadLayout(LocalImages),
-    /// All repositories of a layout.
+    /// Files that name images, not read yet.
+    UnreadFiles(Vec<PathBuf>),
+    /// All repositories of a layout, or of images that are named one by one.
     Layout(std::vec::IntoIter<DiscoveryItem>),
 }
 
@@ -65,6 +68,10 @@ impl Listings {
                 let (format, file) = (*format, folder.join(path));
                 ListingStrategy::UnreadLayout(LocalImages::Archive(ArchiveRef { format, file, image: None }))
             }
+            RuleSource::Images(paths) => {
+                ListingStrategy::UnreadFiles(paths.iter().map(|path| folder.join(path)).collect())
+            }
+            RuleSource::Digests(source) => ListingStrategy::Layout(vec![list_digests(source)].into_iter()),
             RuleSource::Repositories(_) | RuleSource::Preset(_) => {
                 match <[SourceSelector; 1]>::try_from(source_selectors(source)?) {
                     Ok([part]) => {
@@ -86,7 +93,7 @@ impl Listings {
         match &mut self.strategy {
             ListingStrategy::Single(_, enumeration) => enumeration.share_slots(slots.clone()),
             ListingStrategy::Multiple(_) => return false,
-            ListingStrategy::UnreadLayout(_) | ListingStrategy::Layout(_) => {}
+            ListingStrategy::UnreadLayout(_) | ListingStrategy::UnreadFiles(_) | ListingStrategy::Layout(_) => {}
         }
         true
     }
@@ -96,21 +103,23 @@ impl Listings {
     pub async fn prepare(&mut self) {
         let prepared = match &mut self.strategy {
             ListingStrategy::Single(_, enumeration) => enumeration.prepare().await,
-            ListingStrategy::UnreadLayout(_) => self.read_layout().await,
+            ListingStrategy::UnreadLayout(_) | ListingStrategy::UnreadFiles(_) => self.read_local().await,
             ListingStrategy::Multiple(_) | ListingStrategy::Layout(_) => Ok(()),
         };
         self.failed = prepared.err();
     }
 
-    async fn read_layout(&mut self) -> Result<()> {
-        if let ListingStrategy::UnreadLayout(path) = &self.strategy {
-            let found = list_layout(path).await;
-            // After an error there is nothing more.
-            let (found, result) = found.map_or_else(|error| (Vec::new(), Err(error)), |found| (found, Ok(())));
-            self.strategy = ListingStrategy::Layout(found.into_iter());
-            return result;
-        }
-        Ok(())
+    /// Reads a layout, an archive, or files that name images.
+    async fn read_local(&mut self) -> Result<()> {
+        let found = match &self.strategy {
+            ListingStrategy::UnreadLayout(path) => list_layout(path).await,
+            ListingStrategy::UnreadFiles(paths) => list_images(paths.clone(), &self.context).await,
+            ListingStrategy::Single(..) | ListingStrategy::Multiple(_) | ListingStrategy::Layout(_) => return Ok(()),
+        };
+        // After an error there is nothing more.
+        let (found, result) = found.map_or_else(|error| (Vec::new(), Err(error)), |found| (found, Ok(())));
+        self.strategy = ListingStrategy::Layout(found.into_iter());
+        result
     }
 
     /// Returns the next repository and warns of oddities in it. An error ends the listing of the rule.
@@ -118,14 +127,14 @@ impl Listings {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        self.read_layout().await?;
+        self.read_local().await?;
         let next_listing = match &mut self.strategy {
             ListingStrategy::Single(part, enumeration) => {
                 enumeration.next().await?.map(|found| RuleListing { item: found, selector: Some(part.clone()) })
             }
             ListingStrategy::Multiple(several) => several.next().await?,
             ListingStrategy::Layout(found) => found.next().map(|found| RuleListing { item: found, selector: None }),
-            ListingStrategy::UnreadLayout(_) => None,
+            ListingStrategy::UnreadLayout(_) | ListingStrategy::UnreadFiles(_) => None,
         };
         if let Some(RuleListing { item: DiscoveryItem::Listed(listing), selector: Some(part) }) = &next_listing {
             part.check_listing(listing).iter().for_each(|remark| self.context.warn(remark));

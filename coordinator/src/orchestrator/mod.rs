@@ -17,6 +17,7 @@ mod listings;
 mod listings_ahead;
 mod local_worker;
 mod manifest_usage;
+mod named_images;
 mod owner;
 mod plan;
 mod plan_builder;

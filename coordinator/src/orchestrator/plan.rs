@@ -144,7 +144,8 @@ impl Planner {
             true => DigestTagIndex::from_listing(listing),
             false => DigestTagIndex::default(),
         };
-        let digest_tag_hints = digest_tags.hints();
+        // Other tags are unknown: the image is asked for each kind.
+        let digest_tag_hints = if listing.is_named { DigestTagHints::default() } else { digest_tags.hints() };
         let memory = listing.memory.clone();
         let mut plan = RepositoryPlan { dropped, chosen, digest_tags, memory, ..RepositoryPlan::default() };
         let name = format!("{}/{}", listing.registry, listing.repository);

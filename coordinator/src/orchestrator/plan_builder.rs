@@ -431,7 +431,9 @@ fn local_source(rule: &Rule, folder: &Path) -> Result<Option<Endpoint>> {
     match &rule.source {
         RuleSource::Layout(path) => layout_endpoint(&absolute_path(&folder.join(path))).map(Some),
         RuleSource::Archive(format, path) => archive_endpoint(*format, &absolute_path(&folder.join(path))).map(Some),
-        RuleSource::Repositories(_) | RuleSource::Preset(_) => Ok(None),
+        RuleSource::Repositories(_) | RuleSource::Preset(_) | RuleSource::Images(_) | RuleSource::Digests(_) => {
+            Ok(None)
+        }
     }
 }
 

@@ -53,8 +53,9 @@ async fn append_verification(backend: &Backend, id: BatchId, of: &Batch) -> Resu
         let key = format!("part {from}");
         from = last.task.index + 1;
         let is_there = |row: &TaskRow| matches!(row.state, TaskState::Copied | TaskState::Unchanged);
-        // The digest of the former listing is out of date.
-        let planned = |row: TaskRow| (TaskSpec { digest: None, ..row.task.spec }, None);
+        // The digest of the former listing is out of date, unless it is the name of the image.
+        let planned =
+            |row: TaskRow| (TaskSpec { digest: row.task.spec.pinned_digest().cloned(), ..row.task.spec }, None);
         let tasks: Vec<_> = rows.into_iter().filter(is_there).map(planned).collect();
         if !tasks.is_empty() {
             let number = tasks.len() as u64;

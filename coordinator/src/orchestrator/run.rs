@@ -32,6 +32,7 @@ use super::prune_plan::PrunePlan;
 use super::pruner::Pruner;
 use super::rule_options::rule_options;
 use super::unchanged_filter::UnchangedFilter;
+use crate::images::named_registries;
 use crate::presets::source_selectors;
 
 /// Interval between checks whether the batch has ended or was cancelled by another process.
@@ -557,7 +558,11 @@ impl Run<'_> {
         let mut accounts = BTreeMap::new();
         let rules = self.config.rules.iter();
         let sources = rules.clone().flat_map(|rule| source_selectors(&rule.source).unwrap_or_default());
-        let sources = sources.map(|part| part.pattern.registry().clone());
+        let mut named = BTreeSet::new();
+        for rule in rules.clone() {
+            named.extend(named_registries(&rule.source, self.folder).await);
+        }
+        let sources = sources.map(|part| part.pattern.registry().clone()).chain(named);
         let targets = rules.flat_map(|rule| &rule.to).filter_map(|to| match to {
             RuleTarget::Registry(base) => Some(base.registry.clone()),
             RuleTarget::Layout(_) => None,

@@ -138,11 +138,13 @@ impl SourceSelector {
 }
 
 /// Returns the selectors of a source: those of a preset, or one for the pattern. A layout is read as a whole and has
-/// none.
+/// none; neither has a source that names each image.
 pub fn source_selectors(source: &RuleSource) -> Result<Vec<SourceSelector>> {
     match source {
         RuleSource::Repositories(pattern) => Ok(vec![SourceSelector::from_pattern(pattern.clone())]),
-        RuleSource::Layout(_) | RuleSource::Archive(..) => Ok(Vec::new()),
+        RuleSource::Layout(_) | RuleSource::Archive(..) | RuleSource::Images(_) | RuleSource::Digests(_) => {
+            Ok(Vec::new())
+        }
         RuleSource::Preset(preset) => {
             let known = find(preset)?;
             let parts = match (&preset.versions, &known.versions) {

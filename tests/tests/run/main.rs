@@ -14,6 +14,7 @@ mod discovery;
 mod discovery_stream;
 mod google_listings;
 mod hostile_registries;
+mod named_images;
 mod selection;
 mod tags;
 mod vendor_endpoints;

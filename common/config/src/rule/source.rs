@@ -1,4 +1,4 @@
-//! `from` and `preset` of a rule: its source.
+//! `from`, `preset`, `images` and `digests` of a rule: its source.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,30 @@ use super::super::preset;
 use super::super::reader::{SectionFields, ValueReader};
 use super::super::schema_table::FROM;
 use super::super::yaml::{YamlNode, YamlValue};
-use super::{RuleContext, RuleSource};
+use super::{DigestsSource, RuleContext, RuleSource};
 use imgsync_model::select::RepositoryPattern;
-use imgsync_oci::{ArchiveFormat, Tag};
+use imgsync_oci::{ArchiveFormat, Digest, Tag};
 
 /// Reads the source of a rule, and reports problems.
 pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields<'_>) -> Option<RuleSource> {
     let reader = surroundings.reader;
+    if let Some(node) = fields.get("images") {
+        for other in ["from", "preset", "digests"] {
+            if let Some(entry) = fields.entry(other) {
+                reader.report(&entry.key_at, format!("a rule has either `images` or `{other}`, not both"));
+                return None;
+            }
+        }
+        return read_image_files(reader, node).map(RuleSource::Images);
+    }
+    if let Some(node) = fields.get("digests") {
+        return read_digests(reader, node, fields).map(RuleSource::Digests);
+    }
     match (fields.get("preset"), fields.get("from")) {
         // Its key is misspelt, which was reported.
-        (None, None) if ["from", "preset"].iter().any(|key| fields.has_misspelt(key)) => None,
+        (None, None) if ["from", "preset", "images"].iter().any(|key| fields.has_misspelt(key)) => None,
         (None, None) => {
-            reader.report(&fields.at, "a rule needs `from` or `preset`");
+            reader.report(&fields.at, "a rule needs `from`, `preset` or `images`");
             None
         }
         (Some(_), Some(_)) => {
@@ -48,6 +60,58 @@ pub(super) fn read_source(surroundings: &RuleContext<'_>, fields: &SectionFields
             }
         }
     }
+}
+
+/// Reads the files and folders that name images.
+fn read_image_files(reader: &ValueReader, node: &YamlNode) -> Option<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for item in reader.one_or_many(node) {
+        let text = reader.text(item)?;
+        if text.contains('*') {
+            reader.report_value(item, "wildcards are not supported here", Some("name the folder".to_owned()));
+            return None;
+        }
+        let path = PathBuf::from(text);
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    (!paths.is_empty()).then_some(paths)
+}
+
+/// Reads `digests`, of the one repository in `from`.
+fn read_digests(reader: &ValueReader, node: &YamlNode, fields: &SectionFields<'_>) -> Option<DigestsSource> {
+    let Some(from) = fields.get("from") else {
+        reader.report(&node.at, "`digests` needs `from`: the repository with these images");
+        return None;
+    };
+    let text = reader.text(from)?;
+    let pattern = match text.parse::<RepositoryPattern>() {
+        Ok(pattern) => pattern,
+        Err(error) => {
+            let hint = error.hint.clone();
+            reader.report_value(from, error, hint);
+            return None;
+        }
+    };
+    let Some(repository) = pattern.repository() else {
+        reader.report_value(from, "`digests` needs one repository, without wildcards", None);
+        return None;
+    };
+    let mut digests: Vec<Digest> = Vec::new();
+    for item in reader.one_or_many(node) {
+        let digest: Digest = reader.parse(item)?;
+        if digest.pinned_tag().is_none() {
+            let message = "an image by sha512 cannot be mirrored by a rule: no tag has room for the digest";
+            reader.report_value(item, message, Some("copy it with `imgsync sync`".to_owned()));
+            return None;
+        }
+        if !digests.contains(&digest) {
+            digests.push(digest);
+        }
+    }
+    let registry = pattern.registry().clone();
+    (!digests.is_empty()).then_some(DigestsSource { registry, repository, digests })
 }
 
 /// Reads `from: {repositories: …, exclude: […]}`.

@@ -20,6 +20,8 @@ pub(super) struct RuleView {
     name: Option<YamlText>,
     #[serde(flatten)]
     source: SourceView,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    digests: YamlList,
     #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<TagsView>,
     #[serde(skip_serializing_if = "is_empty_list")]
@@ -58,6 +60,10 @@ impl From<&Rule> for RuleView {
         RuleView {
             name: rule.name.as_ref().map(YamlText::new),
             source: SourceView::from(&rule.source),
+            digests: match &rule.source {
+                RuleSource::Digests(source) => yaml_list(&source.digests),
+                _ => yaml_list::<&str>([]),
+            },
             tags: (rule.selection != TagSelection::default()).then(|| TagsView::from(&rule.selection)),
             platforms: yaml_list(&rule.platforms),
             sparse: rule.sparse,
@@ -83,6 +89,7 @@ impl From<&Rule> for RuleView {
 enum SourceView {
     Preset(PresetView),
     From(FromView),
+    Images(YamlList),
 }
 
 impl From<&RuleSource> for SourceView {
@@ -90,6 +97,10 @@ impl From<&RuleSource> for SourceView {
         match source {
             RuleSource::Preset(preset) => SourceView::Preset(PresetView::from(preset)),
             RuleSource::Repositories(pattern) => SourceView::From(FromView::from(pattern)),
+            RuleSource::Images(paths) => SourceView::Images(yaml_list(paths.iter().map(|path| path.display()))),
+            RuleSource::Digests(source) => {
+                SourceView::From(FromView::Text(YamlText::new(format!("{}/{}", source.registry, source.repository))))
+            }
             RuleSource::Layout(_) | RuleSource::Archive(..) => SourceView::From(FromView::Text(YamlText::new(source))),
         }
     }

@@ -42,6 +42,13 @@ pub struct Message {
     pub targets: Vec<MessageTarget>,
 }
 
+impl Message {
+    /// Returns the digest by which the source is read, if it was named by digest; see [`TaskSpec::pinned_digest`].
+    pub fn pinned_digest(&self) -> Option<&Digest> {
+        self.digest.as_ref().filter(|digest| digest.is_pinned_by(&self.source.tag))
+    }
+}
+
 /// A task of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageTarget {

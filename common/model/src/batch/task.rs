@@ -24,6 +24,14 @@ pub struct TaskSpec {
     pub digest_tags: DigestTagHints,
 }
 
+impl TaskSpec {
+    /// Returns the digest by which the source is read, if it is an image that was named by digest: the source tag is the
+    /// pinned tag of that digest, and need not exist.
+    pub fn pinned_digest(&self) -> Option<&Digest> {
+        self.digest.as_ref().filter(|digest| digest.is_pinned_by(&self.source.tag))
+    }
+}
+
 /// A task of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {

@@ -69,11 +69,7 @@ fn print_image(args: &ImagesArgs, image: &Reference, listed: &ListedImage, print
         // Texts and numbers always serialize.
         return printer.data(&serde_json::to_string(&line).unwrap_or_default());
     }
-    let mut names = vec![image.clone()];
-    if args.running && !listed.running.is_empty() {
-        names =
-            listed.running.iter().map(|digest| Reference { digest: Some(digest.clone()), ..image.clone() }).collect();
-    }
+    let names = names(args, image, Some(listed));
     let mut is_open = names.iter().all(|name| printer.data(&name.to_string()));
     if args.places {
         is_open &= listed.places.iter().all(|(_, place)| printer.data(&format!("  {place}")));
@@ -83,6 +79,17 @@ fn print_image(args: &ImagesArgs, image: &Reference, listed: &ListedImage, print
         }
     }
     is_open
+}
+
+/// Returns the names under which an image is printed: with the digests that run, if these are wanted and known.
+pub(super) fn names(args: &ImagesArgs, image: &Reference, listed: Option<&ListedImage>) -> Vec<Reference> {
+    match listed.filter(|listed| args.running && !listed.running.is_empty()) {
+        Some(listed) => {
+            let with = |digest: &Digest| Reference { digest: Some(digest.clone()), ..image.clone() };
+            listed.running.iter().map(with).collect()
+        }
+        None => vec![image.clone()],
+    }
 }
 
 fn certainty_name(certainty: Certainty) -> &'static str {

@@ -27,6 +27,7 @@ fn listing(name: &str, tags: &[&str]) -> RepositoryListing {
         manifests: tags.len(),
         tags,
         children: Vec::new(),
+        is_named: false,
         is_tree: true,
         missing_dates_reason: None,
         memory: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imgsync_layout::{ArchiveRef, ImageName, LayoutRef};
-use imgsync_model::batch::{BatchOptions, Endpoint, ForeignLayers, RuleOptions, TagLocator};
+use imgsync_model::batch::{BatchOptions, Endpoint, ForeignLayers, Message, RuleOptions, TagLocator};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, DigestTagHints, Reference, RepositoryName, Tag};
 use imgsync_registry::{Access, Context, ManifestRef, Repository};
@@ -165,7 +165,7 @@ impl Runner {
             fan_out: self.join_fan_out(task),
             listed_digest,
             traffic: traffic.clone(),
-            ..CopyRequest::new(image_location(&message.source)?, image_location(target)?)
+            ..CopyRequest::new(source_location(message)?, image_location(target)?)
         })
     }
 
@@ -247,12 +247,14 @@ impl Runner {
 
     fn source_repository(&self, task: &LeasedTask<'_>) -> Result<Option<(Repository, ManifestRef)>> {
         let source = &task.message.source;
-        let ImageLocation::Registry(Reference { registry, repository, .. }) = image_location(source)? else {
+        let ImageLocation::Registry(Reference { registry, repository, digest, .. }) = source_location(task.message)?
+        else {
             return Ok(None);
         };
         let repository =
             self.client.repository(&registry, &repository, Access::Pull, &task.context, &task.traffic.0)?;
-        Ok(Some((repository, ManifestRef::Tag(source.tag.clone()))))
+        let reference = digest.map_or_else(|| ManifestRef::Tag(source.tag.clone()), ManifestRef::Digest);
+        Ok(Some((repository, reference)))
     }
 }
 
@@ -276,6 +278,16 @@ fn overwrite_policy(rule: &RuleOptions, never_moves: bool) -> Result<Overwrite> 
             .map(Overwrite::WithBackup)
             .map_err(|error: String| Error::new(ErrorKind::Invalid, "reading `backup`", error)),
     }
+}
+
+/// Returns the location of a task's source: by digest, if it was named so.
+pub(super) fn source_location(message: &Message) -> Result<ImageLocation> {
+    Ok(match (image_location(&message.source)?, message.pinned_digest()) {
+        (ImageLocation::Registry(reference), Some(digest)) => {
+            ImageLocation::Registry(Reference { tag: None, digest: Some(digest.clone()), ..reference })
+        }
+        (location, _) => location,
+    })
 }
 
 /// Converts a locator to an image location.

@@ -3,7 +3,7 @@
 use imgsync_model::batch::VerifyOptions;
 use imgsync_oci::error::Result;
 
-use super::attempt::image_location;
+use super::attempt::{image_location, source_location};
 use super::{CompletedCopy, LeasedTask, Runner};
 use crate::copy::{CopyRequest, ObservedDigests, PlatformSelection, RequiredReferrers, VerifySettings};
 
@@ -21,7 +21,7 @@ impl Runner {
             foreign_layers: rule.foreign_layers,
             platforms: PlatformSelection::from_rule(&rule.platforms, rule.sparse),
             traffic: traffic.clone(),
-            ..CopyRequest::new(image_location(&message.source)?, image_location(target)?)
+            ..CopyRequest::new(source_location(message)?, image_location(target)?)
         };
         let verified = self.copier_with_timeout(options).verify(&request, &settings, context).await?;
         match verified.to_error(&request) {
