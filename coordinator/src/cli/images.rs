@@ -65,11 +65,13 @@ pub(crate) struct ImagesArgs {
 
 /// Runs the command.
 pub(crate) async fn run(args: ImagesArgs, global: &GlobalArgs, printer: &Printer) -> Exit {
-    let settings = match Settings::load(global, printer) {
+    // Without requests, the configuration is not read: `--to-config > imgsync.yaml` has just emptied it.
+    let loaded = (args.check.is_some() || args.probe).then(|| Settings::load(global, printer)).transpose();
+    let settings = match loaded {
         Ok(settings) => settings,
         Err(exit) => return exit,
     };
-    match execute(&args, &settings, global.debug, printer).await {
+    match execute(&args, settings.as_ref(), global.debug, printer).await {
         Ok(exit) => exit,
         Err(error) => {
             printer.failure(&error);
@@ -78,7 +80,7 @@ pub(crate) async fn run(args: ImagesArgs, global: &GlobalArgs, printer: &Printer
     }
 }
 
-async fn execute(args: &ImagesArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
+async fn execute(args: &ImagesArgs, settings: Option<&Settings>, debug: bool, printer: &Printer) -> Result<Exit> {
     if args.naming.is_some() && args.check.is_none() && !args.to_config {
         return Err(Error::new(ErrorKind::Invalid, "listing images", "--naming needs --check or --to-config"));
     }
@@ -92,9 +94,9 @@ async fn execute(args: &ImagesArgs, settings: &Settings, debug: bool, printer: &
     let context = Context::default();
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
     let mut are_probed = true;
-    let chosen: BTreeSet<Reference> = match (args.perhaps, args.probe) {
+    let chosen: BTreeSet<Reference> = match (args.perhaps, settings.filter(|_| args.probe)) {
         (true, _) => search.images.all().map(|(image, _)| image.clone()).collect(),
-        (false, true) => {
+        (false, Some(settings)) => {
             let candidates: Vec<Reference> =
                 search.images.iter(Certainty::Perhaps).map(|(image, _)| image.clone()).collect();
             let probed = probe::probe(candidates, client_settings(args, settings)?, &context, printer).await?;
@@ -102,19 +104,19 @@ async fn execute(args: &ImagesArgs, settings: &Settings, debug: bool, printer: &
             let sure = search.images.iter(Certainty::Sure).map(|(image, _)| image.clone());
             sure.chain(probed.images).collect()
         }
-        (false, false) => search.images.iter(Certainty::Sure).map(|(image, _)| image.clone()).collect(),
+        (false, None) => search.images.iter(Certainty::Sure).map(|(image, _)| image.clone()).collect(),
     };
-    let has_none_missing = match (&args.check, &args.to) {
-        (Some(target), _) => {
+    let has_none_missing = match (&args.check, &args.to, settings) {
+        (Some(target), _, Some(settings)) => {
             let checked = check::check(args, target, &search, &chosen, settings, &context, printer).await?;
             checked.print_summary(printer);
             checked.is_complete()
         }
-        (None, Some(target)) => {
+        (_, Some(target), _) => {
             to_config::print(target, args.naming.as_ref(), &wanted(args, &search, chosen.iter()), printer);
             true
         }
-        (None, None) => {
+        _ => {
             output::print_images(args, &search, chosen.iter(), printer);
             true
         }

@@ -105,6 +105,8 @@ async fn a_cluster_becomes_a_configuration_that_copies_exactly_its_images() {
     let program = Imgsync::new();
     let images =
         |more: &[&str]| program.again().args(["images", "-", "--naming", "keep"]).args(more).stdin(pods.clone());
+    // As the shell does for `> imgsync.yaml`.
+    program.file("imgsync.yaml", "");
     let config = images(&["--to-config", "--to", &target_name]).run().await.assert_code(0).stdout;
     assert_eq!(
         config,
