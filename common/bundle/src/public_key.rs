@@ -1,5 +1,7 @@
 //! Public keys, as `cosign` and `openssl` write them: Ed25519, ECDSA on P-256, RSA.
 
+use std::ops::RangeInclusive;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -14,6 +16,8 @@ const P256_ALGORITHM: &[u8] =
     &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// Algorithm of a key of RSA in DER (RFC 3279): rsaEncryption and NULL.
 const RSA_ALGORITHM: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+/// Sizes of keys of RSA with 2048 to 8192 bits: a modulus, an exponent and what frames them.
+const RSA_KEY_BYTES: RangeInclusive<usize> = 256 + 10..=1024 + 32;
 /// Tags of DER.
 const SEQUENCE: u8 = 0x30;
 const BIT_STRING: u8 = 0x03;
@@ -65,14 +69,14 @@ impl PublicKey {
             let algorithm = match algorithm {
                 ED25519_ALGORITHM if key.len() == 32 => KeyAlgorithm::Ed25519,
                 P256_ALGORITHM if key.len() == 65 => KeyAlgorithm::P256,
-                RSA_ALGORITHM => KeyAlgorithm::Rsa,
+                RSA_ALGORITHM if RSA_KEY_BYTES.contains(&key.len()) => KeyAlgorithm::Rsa,
                 _ => return None,
             };
             Some(PublicKey { algorithm, bytes: key.to_vec() })
         });
         match key {
             Some(key) => Ok(key),
-            None => refuse("it is no key of Ed25519, on P-256 or of RSA", KEY_HINT),
+            None => refuse("it is no key of Ed25519, on P-256, or of RSA with 2048 to 8192 bits", KEY_HINT),
         }
     }
 
@@ -148,6 +152,12 @@ mod tests {
         for der in [longer, lying, other_curve, vec![0x30, 0x81], vec![0x30, 0x82, 0x01]] {
             assert!(error_of(&pem(&der)).contains("no key of"), "{der:?}");
         }
+        let mut short_rsa = vec![0x30, 0x81, 15 + 3 + 100, 0x30, 0x0d];
+        short_rsa.extend_from_slice(RSA_ALGORITHM);
+        short_rsa.extend_from_slice(&[0x03, 101, 0x00]);
+        short_rsa.extend_from_slice(&[7; 100]);
+        assert!(read_key_info(&short_rsa).is_some());
+        assert!(error_of(&pem(&short_rsa)).contains("2048"));
         assert!(error_of(&pem(&whole).repeat(2)).contains("several keys"));
         assert!(error_of("-----BEGIN CERTIFICATE-----\n").contains("certificate"));
     }

@@ -136,7 +136,11 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
             {
                 printer.text(&format!("{label}: not copied: {reason}"));
             } else {
-                printer.text(&format!("{label}: selected"));
+                let condition = match rule.policy {
+                    Some(_) => ", if its `policy` allows the image: `imgsync run --dry-run` checks that",
+                    None => "",
+                };
+                printer.text(&format!("{label}: selected{condition}"));
             }
         }
     }

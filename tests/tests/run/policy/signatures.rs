@@ -368,3 +368,27 @@ async fn all_keys_or_one_of_them_must_have_signed() {
     all.assert_holds("m/app", "index", &index);
     assert!(["both", "formats"].iter().all(|tag| all.tag_digest("m/app", tag).is_some()));
 }
+
+#[tokio::test]
+async fn more_signatures_than_anybody_makes_cost_a_bounded_number_of_requests() {
+    let (key, other) = (CosignKey::new(), CosignKey::new());
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let many = images::single("policy-many-referrers");
+    source.push("app", "referrers", &many);
+    let mut bundle = other.bundle(&sign_statement(&many.root));
+    for number in 0..80 {
+        bundle["number"] = json!(number);
+        source.push_untagged("app", &bundle_referrer(&many.descriptor(), &bundle));
+    }
+    let layers = images::single("policy-many-layers");
+    source.push("app", "layers", &layers);
+    let wrong = other.simple_signature(&layers.root);
+    source.push("app", &layers.digest_tag("sig"), &simple_signatures(&vec![wrong; 80]));
+    let program = signed_rule(&source.host(), &target.host(), &key);
+    let json = run(&program, &[]).await.assert_code(1).json();
+    assert_eq!(counts(&json), (0, 0, 2), "{json:#}");
+    for tag in ["referrers", "layers"] {
+        assert_refused(&json, tag, "not made with the key, 60 more do not count, 16 more were not read");
+    }
+    assert_eq!(source.count(RequestType::BlobGet), 2 * 64, "{}", source.describe_requests());
+}

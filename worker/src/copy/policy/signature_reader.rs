@@ -99,28 +99,30 @@ impl<'a> FoundSignatures<'a> {
     /// Reads the referrers that may be signatures.
     async fn read_referrers(&mut self) -> Result<()> {
         let source = &self.endpoints.source;
-        let (referrers, _) = source.referrers(self.subject, FallbackTag::Unknown).await?;
-        // An index under a fallback tag need not name the types.
-        let may_be_one = |referrer: &&Descriptor| {
+        let (mut referrers, _) = source.referrers(self.subject, FallbackTag::Unknown).await?;
+        // An index under a fallback tag need not name the types. Those without one are read last.
+        referrers.retain(|referrer| {
             referrer.artifact_type.as_deref().is_none_or(|kind| {
                 sigstore_bundle::is_media_type(kind) || kind.eq_ignore_ascii_case(COSIGN_SIGNATURE_TYPE)
             })
-        };
-        for referrer in referrers.iter().filter(may_be_one) {
+        });
+        referrers.sort_by_key(|referrer| referrer.artifact_type.is_none());
+        for (number, referrer) in referrers.iter().enumerate() {
             if self.keys.suffice(&self.signers) {
                 break;
             }
-            if self.candidates >= MAX_SIGNATURES {
-                self.unread += 1;
-                continue;
+            if number >= MAX_SIGNATURES {
+                self.unread += referrers.len() - number;
+                break;
             }
             let label = referrer.digest.to_string();
+            if referrer.size > MAX_SIGNATURE_BYTES {
+                self.reasons.push(format!("{label}: {}", describe_size(referrer.size)));
+                continue;
+            }
             match source.manifest_by_digest(&referrer.digest).await {
                 Ok(manifest) => self.read_layers(&manifest, &label).await?,
-                Err(error) => {
-                    self.candidates += 1;
-                    self.record_error(&label, error)?;
-                }
+                Err(error) => self.record_error(&label, error)?,
             }
         }
         Ok(())
@@ -159,7 +161,7 @@ impl<'a> FoundSignatures<'a> {
         format: SignatureFormat,
     ) -> Result<std::result::Result<Signers, String>> {
         if layer.size > MAX_SIGNATURE_BYTES {
-            return Ok(Err(format!("it has {} bytes, of at most {MAX_SIGNATURE_BYTES}", layer.size)));
+            return Ok(Err(describe_size(layer.size)));
         }
         let Endpoints { source, source_traffic, .. } = self.endpoints;
         let bytes: Bytes = source.read_small_blob(layer, source_traffic, &AtomicBool::new(false)).await?;
@@ -186,4 +188,9 @@ impl<'a> FoundSignatures<'a> {
             _ => Err(error),
         }
     }
+}
+
+/// Says that a document is too large to be read.
+fn describe_size(size: u64) -> String {
+    format!("it has {size} bytes, of at most {MAX_SIGNATURE_BYTES}")
 }
