@@ -5,6 +5,7 @@ use std::path::Path;
 
 use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images;
+use imgsync_tests::images::signing::CosignKey;
 use imgsync_tests::program::Imgsync;
 use imgsync_tests::tls::Authority;
 
@@ -92,7 +93,7 @@ async fn every_command_in_the_pages_is_one_that_the_programs_take() {
 
 #[tokio::test]
 async fn every_configuration_in_the_pages_is_fine() {
-    let (mut wrong, mut seen) = (Vec::new(), 0);
+    let (mut wrong, mut seen, public_key) = (Vec::new(), 0, CosignKey::new().public());
     for page in all() {
         for (kind, lines) in blocks(&read(&page)) {
             let text = lines.join("\n");
@@ -113,6 +114,7 @@ async fn every_configuration_in_the_pages_is_fine() {
             let more = if text.contains("defaults:") { "" } else { "\ndefaults: {to: registry.example.com/all}\n" };
             program.file("imgsync.yaml", dedented(&lines) + more);
             program.file("ca.pem", Authority::default().pem());
+            program.file("cosign.pub", &public_key);
             let mut check = program.again();
             for name in variables(&text) {
                 let value = match name.as_str() {
