@@ -12,7 +12,7 @@ use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind, Platform};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::CheckedImage;
+use super::{CheckedImage, shorten};
 use crate::copy::index_entry::EntryContent;
 use crate::copy::inspect::MAX_CONFIG_BYTES;
 use crate::copy::platform_filter::ATTESTATION_SUBJECT;
@@ -166,7 +166,7 @@ impl<'a> ContentCheck<'a> {
         };
         let platform = named.or_else(|| config.platform());
         let label = match &platform {
-            Some(platform) if entry.is_some() => format!("{platform} ({}): ", manifest.digest()),
+            Some(platform) if entry.is_some() => format!("{platform} ({}): ", shorten(manifest.digest())),
             _ => String::new(),
         };
         self.platforms.extend(platform);

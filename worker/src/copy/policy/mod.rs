@@ -20,6 +20,9 @@ use super::endpoints::Endpoints;
 use super::platform_filter::{SelectedImage, select_platforms};
 use super::resolve::{Comparison, RootStatus};
 
+/// Maximum length of what a message quotes of a document.
+const MAX_SHOWN_CHARS: usize = 40;
+
 /// Fails if the policy of the request does not allow the image that was found at the source.
 pub(super) async fn check_policy(request: &CopyRequest, endpoints: &Endpoints, found: &Comparison) -> Result<()> {
     let Some(policy) = &request.policy else { return Ok(()) };
@@ -67,4 +70,9 @@ impl CheckedImage<'_> {
         Error::new(ErrorKind::RefusedByPolicy, operation, reason)
             .with_hint("exclude the tag, or change the `policy` of the rule")
     }
+}
+
+/// Writes a digest in short, for messages, whose length is limited.
+fn shorten(digest: &Digest) -> String {
+    format!("{}:{}", digest.algorithm().as_str(), digest.short())
 }

@@ -28,8 +28,8 @@ pub(super) struct FoundSignatures<'a> {
     subject: &'a Digest,
     /// Keys that have signed it.
     pub(super) signers: Signers,
-    /// Why others do not count.
-    reasons: Vec<String>,
+    /// Why others do not count, and how many each.
+    reasons: Vec<(String, usize)>,
     candidates: usize,
     unread: usize,
 }
@@ -39,6 +39,15 @@ pub(super) struct FoundSignatures<'a> {
 enum SignatureFormat {
     SimpleSigning,
     SigstoreBundle,
+}
+
+impl SignatureFormat {
+    fn as_str(self) -> &'static str {
+        match self {
+            SignatureFormat::SimpleSigning => "simple signing",
+            SignatureFormat::SigstoreBundle => "bundle",
+        }
+    }
 }
 
 impl<'a> FoundSignatures<'a> {
@@ -70,8 +79,10 @@ impl<'a> FoundSignatures<'a> {
         if !self.signers.is_empty() {
             parts.push(format!("signed by {}", self.keys.names_of(&self.signers)));
         }
-        parts.extend(self.reasons.iter().take(MAX_REASONS).cloned());
-        let more = self.reasons.len().saturating_sub(MAX_REASONS);
+        for (reason, count) in self.reasons.iter().take(MAX_REASONS) {
+            parts.push(if *count == 1 { reason.clone() } else { format!("{reason} ({count} times)") });
+        }
+        let more: usize = self.reasons.iter().skip(MAX_REASONS).map(|(_, count)| count).sum();
         if more > 0 {
             parts.push(format!("{more} more do not count"));
         }
@@ -89,10 +100,9 @@ impl<'a> FoundSignatures<'a> {
         let source = &self.endpoints.source;
         let tag = DigestTag::Signature.tag_for(self.subject);
         let Some(head) = source.digest_tag_head(&tag).await? else { return Ok(()) };
-        let label = tag.to_string();
         match source.manifest_by_digest(&head.digest).await {
-            Ok(manifest) => self.read_layers(&manifest, &label).await,
-            Err(error) => self.record_error(&label, error),
+            Ok(manifest) => self.read_layers(&manifest).await,
+            Err(error) => self.record_error("the manifest under the tag", error),
         }
     }
 
@@ -115,21 +125,20 @@ impl<'a> FoundSignatures<'a> {
                 self.unread += referrers.len() - number;
                 break;
             }
-            let label = referrer.digest.to_string();
             if referrer.size > MAX_SIGNATURE_BYTES {
-                self.reasons.push(format!("{label}: {}", describe_size(referrer.size)));
+                self.add_reason("a referrer", &describe_size(referrer.size));
                 continue;
             }
             match source.manifest_by_digest(&referrer.digest).await {
-                Ok(manifest) => self.read_layers(&manifest, &label).await?,
-                Err(error) => self.record_error(&label, error)?,
+                Ok(manifest) => self.read_layers(&manifest).await?,
+                Err(error) => self.record_error("a referrer", error)?,
             }
         }
         Ok(())
     }
 
     /// Reads the signatures in the layers of a manifest.
-    async fn read_layers(&mut self, manifest: &Manifest, label: &str) -> Result<()> {
+    async fn read_layers(&mut self, manifest: &Manifest) -> Result<()> {
         let ManifestKind::Image { layers, .. } = manifest.kind() else { return Ok(()) };
         for layer in layers {
             let format = match layer.media_type.as_str() {
@@ -147,8 +156,8 @@ impl<'a> FoundSignatures<'a> {
             self.candidates += 1;
             match self.read_layer(layer, format).await {
                 Ok(Ok(signers)) => self.signers.extend(signers),
-                Ok(Err(reason)) => self.reasons.push(format!("{label}: {reason}")),
-                Err(error) => self.record_error(label, error)?,
+                Ok(Err(reason)) => self.add_reason(format.as_str(), &reason),
+                Err(error) => self.record_error(format.as_str(), error)?,
             }
         }
         Ok(())
@@ -172,6 +181,15 @@ impl<'a> FoundSignatures<'a> {
         })
     }
 
+    /// Records why a signature does not count.
+    fn add_reason(&mut self, what: &str, reason: &str) {
+        let reason = format!("{what}: {reason}");
+        match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += 1,
+            None => self.reasons.push((reason, 1)),
+        }
+    }
+
     /// Records a signature that cannot be used. Returns errors of the registry, which say nothing about it.
     fn record_error(&mut self, label: &str, error: Error) -> Result<()> {
         match error.kind() {
@@ -182,7 +200,7 @@ impl<'a> FoundSignatures<'a> {
             | ErrorKind::InvalidResponse
                 if !retry::is_transient(&error) =>
             {
-                self.reasons.push(format!("{label}: {}", error.message()));
+                self.add_reason(label, error.message());
                 Ok(())
             }
             _ => Err(error),

@@ -7,9 +7,9 @@ use imgsync_model::batch::RequiredSignatures;
 use imgsync_oci::error::Result;
 use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind};
 
-use super::CheckedImage;
 use super::keys::{KeyRing, Signers};
 use super::signature_reader::FoundSignatures;
+use super::{CheckedImage, shorten};
 use crate::copy::endpoints::Endpoints;
 
 /// Maximum depth of nested indexes.
@@ -51,13 +51,10 @@ impl<'a> SignatureCheck<'a> {
             if self.keys.suffice(&signers) {
                 return Ok(());
             }
-            reasons = format!("its index: {reasons}; {}: {}", root.digest(), of_root.describe());
+            reasons = format!("its index: {reasons}; {}: {}", shorten(root.digest()), of_root.describe());
         }
-        let refuse = |reason: String| {
-            Err(image.refusal(&reason).with_hint(
-                "sign it, and requeue it: `cosign sign --key cosign.key`, for an index with --recursive or without",
-            ))
-        };
+        let refuse =
+            |reason: String| Err(image.refusal(&reason).with_hint("sign it with `cosign sign --key`, and requeue it"));
         match root.kind() {
             ManifestKind::Image { .. } => refuse(format!("{}: {reasons}", self.keys.describe_need())),
             ManifestKind::Index { .. } => {
@@ -107,7 +104,7 @@ impl<'a> SignatureCheck<'a> {
 /// Names a child of an index by its platform and digest.
 fn describe_child(child: &Descriptor) -> String {
     match child.platform.as_ref().filter(|platform| !platform.os.is_empty() && platform.os != "unknown") {
-        Some(platform) => format!("{platform} ({})", child.digest),
-        None => child.digest.to_string(),
+        Some(platform) => format!("{platform} ({})", shorten(&child.digest)),
+        None => shorten(&child.digest),
     }
 }

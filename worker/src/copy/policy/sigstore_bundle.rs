@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use imgsync_oci::Digest;
-use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::sanitize::sanitize_within;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::MAX_SHOWN_CHARS;
 use super::keys::Signers;
 
 /// Beginning of the media type of a bundle; its version follows.
@@ -88,7 +89,10 @@ pub(super) fn verify(
     let payload = STANDARD.decode(&envelope.payload).or_else(|_| URL_SAFE.decode(&envelope.payload));
     let payload = payload.map_err(|_| "the payload is not base64".to_owned())?;
     if envelope.payload_type != PAYLOAD_TYPE {
-        return Err(format!("the payload is of the type `{}`", sanitize(&envelope.payload_type)));
+        return Err(format!(
+            "the payload is of the type `{}`",
+            sanitize_within(&envelope.payload_type, MAX_SHOWN_CHARS)
+        ));
     }
     let signed = pre_authentication_encoding(&envelope.payload_type, &payload);
     let signatures = envelope.signatures.iter().take(MAX_SIGNATURES);
@@ -105,17 +109,23 @@ pub(super) fn verify(
     let Statement { r#type, predicate_type, subject: subjects } =
         serde_json::from_slice(&payload).map_err(|error| format!("the payload is malformed: {error}"))?;
     if !r#type.starts_with(STATEMENT_TYPE) {
-        return Err(format!("the payload is of the type `{}`", sanitize(&r#type)));
+        return Err(format!("the payload is of the type `{}`", sanitize_within(&r#type, MAX_SHOWN_CHARS)));
     }
     if predicate_type != SIGNATURE_PREDICATE {
-        return Err(format!("an attestation of the type `{}`, and not a signature", sanitize(&predicate_type)));
+        return Err(format!(
+            "an attestation of the type `{}`, and not a signature",
+            sanitize_within(&predicate_type, MAX_SHOWN_CHARS)
+        ));
     }
     let algorithm = subject.algorithm().as_str();
     let names = |named: &Subject| named.digest.get(algorithm).is_some_and(|hex| hex == subject.hex());
     match subjects.iter().any(names) {
         true => Ok(signers),
         false => Err(match subjects.first().and_then(|other| other.digest.get(algorithm)) {
-            Some(other) => format!("a signature of another image: {algorithm}:{}", sanitize(other)),
+            Some(other) => {
+                let other = format!("{algorithm}:{other}");
+                format!("a signature of another image, {}", sanitize_within(&other, MAX_SHOWN_CHARS))
+            }
             None => "a signature of nothing".to_owned(),
         }),
     }

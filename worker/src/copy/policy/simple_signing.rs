@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use imgsync_oci::Digest;
-use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::sanitize::sanitize_within;
 use serde::Deserialize;
 
+use super::MAX_SHOWN_CHARS;
 use super::keys::Signers;
 
 /// Media type of the payload.
@@ -57,10 +58,10 @@ pub(super) fn verify(
     let Payload { critical: Critical { image, r#type } } =
         serde_json::from_slice(payload).map_err(|error| format!("the payload is malformed: {error}"))?;
     if r#type != PAYLOAD_TYPE {
-        return Err(format!("the payload is of the type `{}`", sanitize(&r#type)));
+        return Err(format!("the payload is of the type `{}`", sanitize_within(&r#type, MAX_SHOWN_CHARS)));
     }
     match image.digest == subject.to_string() {
         true => Ok(signers),
-        false => Err(format!("a signature of another image: {}", sanitize(&image.digest))),
+        false => Err(format!("a signature of another image, {}", sanitize_within(&image.digest, MAX_SHOWN_CHARS))),
     }
 }
