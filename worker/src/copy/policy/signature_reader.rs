@@ -173,6 +173,10 @@ impl<'a> FoundSignatures<'a> {
             return Ok(Err(describe_size(layer.size)));
         }
         let Endpoints { source, source_traffic, .. } = self.endpoints;
+        if source.streamed_layout().is_some_and(|layout| !layout.is_in_memory(&layer.digest)) {
+            // To wait for it would lose the layers that come before it.
+            return Ok(Err("it leaves the pipe after layers: give --spool DIR".to_owned()));
+        }
         let bytes: Bytes = source.read_small_blob(layer, source_traffic, &AtomicBool::new(false)).await?;
         let find = |bytes: &[u8], signature: &str| self.keys.find_signers(bytes, signature);
         Ok(match format {
