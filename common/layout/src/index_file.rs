@@ -106,16 +106,24 @@ impl LayoutInner {
         }
         let root: &SafeDir = self.folder()?;
         // What the index references must be durable before the index is.
+        let mut folders = Vec::new();
         if let Some(blobs) = root.open_dir(BLOBS)? {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-                blobs.open_dir(algorithm.as_str())?.as_ref().map_or(Ok(()), SafeDir::sync)?;
+                folders.extend(blobs.open_dir(algorithm.as_str())?);
             }
-            blobs.sync()?;
+            folders.push(blobs);
         }
         root.remove(NEW_INDEX)?;
         let mut file = root.create_file(NEW_INDEX)?;
-        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        let written = written.map_err(|error| root.io_error(INDEX_JSON, "writing", error));
+        // Together: each would wait for a write of the file system's journal, and one is enough for all.
+        let written = std::thread::scope(|scope| {
+            let syncs: Vec<_> = folders.iter().map(|folder| scope.spawn(|| folder.sync())).collect();
+            let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+            let written = written.map_err(|error| root.io_error(INDEX_JSON, "writing", error));
+            let panicked = || LayoutError::new(ErrorKind::Local, "syncing a folder panicked");
+            let synced = syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or_else(|_| Err(panicked())));
+            written.and(synced)
+        });
         written.and_then(|()| root.rename(NEW_INDEX, root, INDEX_JSON)).inspect_err(|_| {
             let _ = root.remove(NEW_INDEX);
         })?;
