@@ -7,6 +7,7 @@ pub mod batch_view;
 mod bundle;
 pub mod cli;
 pub mod discovery;
+mod hooks;
 pub mod images;
 pub mod import;
 #[cfg(test)]

@@ -19,6 +19,18 @@ fn coordinator_limits() -> Vec<Limit> {
             crate::notify::DELIVERY_WINDOW,
             "undelivered notifications are dropped, with a warning",
         ),
+        Limit::bytes(
+            DocsPage::Security,
+            "the body of a notification of a registry",
+            crate::serve::MAX_HOOK_BYTES as u64,
+            "the notification is refused (413)",
+        ),
+        Limit::count(
+            DocsPage::Security,
+            "notifications in a request",
+            crate::hooks::MAX_NOTIFICATIONS as u64,
+            "the request is refused (400)",
+        ),
     ]
 }
 

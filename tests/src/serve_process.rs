@@ -55,6 +55,11 @@ impl ServeProcess {
         self.client.get(format!("{}{path}", self.url))
     }
 
+    /// Builds a notification for a hook.
+    pub fn notification(&self, hook: &str) -> reqwest::RequestBuilder {
+        self.client.post(format!("{}/hooks/{hook}", self.url))
+    }
+
     /// Sends a GET for a path outside the API.
     pub async fn fetch(&self, path: &str) -> reqwest::Response {
         self.request_outside_api(path).send().await.expect("it answers")

@@ -26,6 +26,8 @@ pub struct BatchPurpose {
     pub slice: Option<(usize, usize)>,
     /// Compares without copying; whether it reads all bytes.
     pub verify: Option<bool>,
+    /// Copies only what was pushed, as hooks told.
+    pub pushed: bool,
 }
 
 /// Hex digits of a rule's identity that make its id.
@@ -87,6 +89,7 @@ pub fn batch_identity(rules: &[Rule], purpose: BatchPurpose) -> Digest {
         .list(1, rules.iter().map(|rule| rule.identity().to_string()))
         .option(2, slice)
         .option(3, verify)
+        .flag(4, purpose.pushed)
         .digest(BATCH_DOMAIN)
 }
 

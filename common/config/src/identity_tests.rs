@@ -61,6 +61,7 @@ fn identities_are_as_they_were() {
         of(BatchPurpose { slice: Some((2, 100)), ..BatchPurpose::default() }),
         of(BatchPurpose { verify: Some(false), ..BatchPurpose::default() }),
         of(BatchPurpose { verify: Some(true), ..BatchPurpose::default() }),
+        of(BatchPurpose { pushed: true, ..BatchPurpose::default() }),
         verification_identity(BatchId::from_bytes([7; 16])).hex().to_owned(),
     ];
     assert_eq!(
@@ -70,6 +71,7 @@ fn identities_are_as_they_were() {
             "d98a727f82ec610d048f03c9564267e76fe091834912ca178643d73385da3ee4",
             "f1042ec69de93a9c18c85088b331e08c3280980b5cf1aa27c36af825dab632b9",
             "837e499212575e4d089257303689eb78642a646a79ed05416c71498c2f223b2f",
+            "410313be6deccbce1663886926b7c288555cd4e2d96243697bc2591186920723",
             "5e439f5b576ae46b0f7e438a9fe71408cbfebb2b696651fc6c0e42a775bd15e5"
         ]
     );

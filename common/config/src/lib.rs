@@ -12,6 +12,7 @@ mod broker;
 #[cfg(test)]
 mod docs_tables;
 mod errors;
+mod hooks;
 mod identity;
 mod if_running;
 mod limits;
@@ -45,6 +46,7 @@ use imgsync_oci::secret::Secret;
 
 pub use broker::{BROKER_SCHEMES, BrokerUrlsError, check_broker_urls, split_broker_urls};
 pub use errors::{ConfigErrors, ConfigProblem};
+pub use hooks::{HookAuth, HookConfig, HookKind, SECRET_PARAMETER, unprotected_hook};
 pub use identity::{BatchPurpose, batch_identity, verification_identity};
 pub use if_running::IfRunning;
 pub use imgsync_model::batch::{ForeignLayers, ImagePolicy, PolicyKey, Referrers};
@@ -115,6 +117,8 @@ pub struct Config {
     pub notify: NotifyConfig,
     /// HTTP settings of `imgsync serve`.
     pub serve: ServeConfig,
+    /// Hooks by name.
+    pub hooks: BTreeMap<String, HookConfig>,
     defaults: rule::RuleDefaults,
     inline_secrets: bool,
 }
@@ -154,6 +158,7 @@ impl Default for Config {
             report: None,
             notify: NotifyConfig::default(),
             serve: ServeConfig::default(),
+            hooks: BTreeMap::new(),
             defaults: rule::RuleDefaults::default(),
             inline_secrets: false,
         }
@@ -299,6 +304,8 @@ fn read_config(reader: &ValueReader, root: &YamlNode, text: &str, presets: Optio
     rule::titles::check_unique(reader, &rules);
     config.rules = rules.into_iter().map(|(rule, _)| rule).collect();
     rule::titles::set_titles(&mut config.rules);
+    let listen = config.serve.listen;
+    config.hooks = fields.get("hooks").map(|node| hooks::read(reader, node, &config.rules, listen)).unwrap_or_default();
     config
 }
 

@@ -93,6 +93,11 @@ pub(super) static CONFIG: ConfigSection = ConfigSection {
         ),
         key("notify", ValueKind::Section(&NOTIFY), "Notification targets."),
         key("serve", ValueKind::Section(&SERVE), "HTTP settings of `imgsync serve`."),
+        key(
+            "hooks",
+            ValueKind::Map(&ValueKind::Section(&HOOK)),
+            "Notifications of registries that `imgsync serve` receives at /hooks/NAME: pushed tags are copied at once.",
+        ),
     ],
 };
 
@@ -596,8 +601,38 @@ pub(super) static SERVE: ConfigSection = ConfigSection {
     ],
 };
 
+pub(super) static HOOK: ConfigSection = ConfigSection {
+    title: "a hook",
+    keys: &[
+        key("registry", ValueKind::Text, "The registry that sends, by the name that rules use in `from`."),
+        key(
+            "kind",
+            ValueKind::Text,
+            "Shape of the notifications: distribution, harbor, docker-hub, quay, github, gitlab, acr, artifact-registry, \
+             ecr, zot, gitea or generic.",
+        ),
+        key("secret", ValueKind::Secret, "What the sender proves itself with; at least 16 characters."),
+        key(
+            "auth",
+            ValueKind::Text,
+            "How the secret comes: hmac (over the body), header, basic, query (?secret=…), or none (only on loopback); by \
+             default the best that the sender can do.",
+        ),
+        key(
+            "header",
+            ValueKind::Text,
+            "The header of `auth: header` (Authorization) or of `auth: hmac` (X-Hub-Signature-256, or X-Gitea-Signature).",
+        ),
+        key(
+            "rules",
+            ValueKind::OneOrMany(&ValueKind::Text),
+            "Names of the rules that it may trigger (all that read from the registry).",
+        ),
+    ],
+};
+
 /// All sections, for naming the one of a misplaced key.
-pub(super) static SECTIONS: [&ConfigSection; 23] = [
+pub(super) static SECTIONS: [&ConfigSection; 24] = [
     &RULE,
     &REGISTRY,
     &TAG_RULES,
@@ -621,6 +656,7 @@ pub(super) static SECTIONS: [&ConfigSection; 23] = [
     &FROM,
     &SCHEDULE,
     &SERVE,
+    &HOOK,
 ];
 
 /// Keys whose values are not secret, but stand beside a secret or are mistaken for one: messages do not show them.

@@ -2,6 +2,7 @@
 //!
 //! Views are structs with the keys of a file in their order. They contain no secrets, so no serializer can show one.
 
+mod hooks;
 mod notify;
 mod registry;
 mod rule;
@@ -14,6 +15,7 @@ use imgsync_model::canonical::Canonical;
 use jiff::{SignedDuration, Span, SpanRound, Unit};
 use serde::Serialize;
 
+use self::hooks::HookView;
 use self::notify::NotifyView;
 use self::registry::{AddressView, RegistryView};
 use self::rule::RuleView;
@@ -89,6 +91,8 @@ struct ConfigView<'a> {
     notify: Option<NotifyView<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serve: Option<ServeView>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hooks: BTreeMap<&'a str, HookView>,
 }
 
 impl<'a> From<&'a Config> for ConfigView<'a> {
@@ -111,6 +115,7 @@ impl<'a> From<&'a Config> for ConfigView<'a> {
             report: config.report.as_ref().map(ReportView::from),
             notify: (config.notify != NotifyConfig::default()).then(|| NotifyView::from(&config.notify)),
             serve: (config.serve != ServeConfig::default()).then(|| ServeView::from(&config.serve)),
+            hooks: config.hooks.iter().map(|(name, hook)| (name.as_str(), hook.into())).collect(),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! State shared by all processes of a batch.
 //!
-//! Nine traits, each with a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags,
+//! Ten traits, each with a contract: the [`Ledger`] of batches and their tasks, the [`DigestCache`] of target tags,
 //! the [`BlobIndex`] of blob locations at targets, the [`RateLimitStore`] that registries allow, [`Leases`] by name,
 //! the [`WorkerRegistry`] of workers and routes, the last runs of [`Schedules`], the [`ProvenanceStore`] of target
-//! tags, and [`TagRecorder`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one
+//! tags, the [`PushInbox`] of pushes that hooks told of, and [`TagRecorder`], which writes under a lease. A [`Store`] implements all of them: [`SqliteStore`] on one
 //! machine, [`RedisStore`] in a cluster.
 
 mod blob_index;
@@ -21,6 +21,7 @@ pub mod outage;
 mod plan;
 pub mod private_files;
 mod provenance;
+mod push_inbox;
 mod records;
 mod redis;
 mod replication;
@@ -53,6 +54,9 @@ pub use ledger::{
 pub use limits::limits;
 pub use plan::{PlanBlock, PlanCompletion, PlanSegment, PlanSize};
 pub use provenance::{ProvenanceStore, PruneOutcome, PruneRecord, TagProvenance};
+pub use push_inbox::{
+    KeptPushes, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush, hash_push_id,
+};
 pub use records::{ProvenanceUpdate, TagRecord, TagRecorder};
 pub use replication::{StoreReplica, StoreReplication};
 pub use schedules::{LastRun, Schedules};
@@ -65,7 +69,16 @@ pub use worker_registry::{
 
 /// All store traits together.
 pub trait Store:
-    Ledger + DigestCache + BlobIndex + RateLimitStore + Leases + WorkerRegistry + Schedules + ProvenanceStore + TagRecorder
+    Ledger
+    + DigestCache
+    + BlobIndex
+    + RateLimitStore
+    + Leases
+    + WorkerRegistry
+    + Schedules
+    + ProvenanceStore
+    + PushInbox
+    + TagRecorder
 {
 }
 
@@ -78,6 +91,7 @@ impl<
         + WorkerRegistry
         + Schedules
         + ProvenanceStore
+        + PushInbox
         + TagRecorder,
 > Store for T
 {

@@ -2,7 +2,7 @@
 
 use imgsync_oci::limits::{DocsPage, Limit};
 
-use crate::{CLOCK_TOLERANCE, MAX_DEADLINE_AHEAD, PROOF_TTL, log_throttle};
+use crate::{CLOCK_TOLERANCE, MAX_DEADLINE_AHEAD, MAX_PENDING_PUSHES, PROOF_TTL, PUSH_ID_TTL, log_throttle};
 
 /// Returns the documented limits of the store.
 pub fn limits() -> Vec<Limit> {
@@ -30,6 +30,18 @@ pub fn limits() -> Vec<Limit> {
             "validity of a source's proof that it has a blob",
             PROOF_TTL,
             "the source is asked again",
+        ),
+        Limit::count(
+            DocsPage::Operating,
+            "pending pushes of a rule",
+            MAX_PENDING_PUSHES as u64,
+            "beyond it, the whole rule runs once",
+        ),
+        Limit::time(
+            DocsPage::Operating,
+            "time for which the ids of notifications are remembered",
+            PUSH_ID_TTL,
+            "a notification that arrives again later is acted on again",
         ),
     ]
 }

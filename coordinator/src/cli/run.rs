@@ -304,6 +304,7 @@ impl<'a> RunContext<'a> {
                 verify: args.verify,
                 manifests: args.manifests.clone(),
                 slice,
+                pushed: None,
                 priority: args.priority,
                 query_limit: args.query_limit.into(),
                 concurrency: args.concurrency.or(args.process_limit).map_or(settings.config.concurrency, usize::from),

@@ -176,7 +176,11 @@ fn print_banner(address: SocketAddr, token: &ApiToken, settings: &Settings, prin
         )),
         (_, false) => printer.line("changes require the configured token; the dashboard asks for it"),
     }
-    let Config { rules, .. } = &settings.config;
+    let Config { rules, hooks, .. } = &settings.config;
+    for (name, hook) in hooks {
+        printer
+            .line(&format!("hook {name}: POST http://{address}/hooks/{name}, from {} ({})", hook.registry, hook.kind));
+    }
     match rules.iter().filter(|rule| rule.schedule.is_some()).count() {
         0 => printer.line("no rule has a `schedule:`; start rules from the dashboard or the API"),
         scheduled => {

@@ -134,6 +134,10 @@ pub(crate) async fn deliver(
         if notifier.is_empty() || report.batch.ended_at.is_none() {
             return Ok(false);
         }
+        if report.options.pushed.is_some() && report.is_ok() {
+            // There may be thousands a day, and a ping would hide that no run of the whole rule ends.
+            return Ok(true);
+        }
         let pause = match deliver_once(store, &report, &notifier, ReportLevel::Failures, holder).await? {
             None => DELIVERY_POLL_INTERVAL,
             Some(warnings) if warnings.is_empty() => return Ok(true),

@@ -294,6 +294,11 @@ impl Admission<'_> {
         if batch.state == BatchState::Paused {
             return Ok(Err(Obstacle::Paused(batch.id)));
         }
+        if self.options.pushed.is_some() {
+            // A later batch of pushes has others: an interrupted one is resumed, not superseded.
+            let (holder, since) = ("a coordinator".to_owned(), Some(batch.created_at));
+            return Ok(Err(Obstacle::Running(ActiveRun { since, batch: Some(Box::new(batch)), holder })));
+        }
         let id = batch.id;
         let by = match &lock {
             // No other process runs with this state directory.

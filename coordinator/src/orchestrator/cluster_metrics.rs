@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::backend::Backend;
 use super::coverage::unserved_reasons;
+use super::push_metrics;
 use super::rule_metrics::{
     EndedBatchCache, RuleMetrics, WatchedRule, WatchedRules, last_ended, outcome_counts, unix_seconds,
 };
@@ -118,6 +119,7 @@ impl ClusterMetrics {
             "Rules that selected no tag in the last batch",
             self.last_empty_rules.clone(),
         );
+        push_metrics::register(registry);
         registry.register("notifications", "Notifications of ended batches by result", notification_counters());
         registry.register("workers", "Running workers", self.workers.clone());
         registry.register("worker_slots", "Slots of all workers", self.slots.clone());

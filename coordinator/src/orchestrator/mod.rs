@@ -25,6 +25,7 @@ mod plan_source;
 mod provenance;
 mod prune_plan;
 mod pruner;
+pub(crate) mod push_metrics;
 mod rule_metrics;
 mod rule_options;
 mod run;
@@ -58,7 +59,7 @@ pub use prune_plan::{PruneCandidate, PrunePlan};
 #[cfg(test)]
 pub(crate) use rule_metrics::MAX_RULES;
 pub use rule_metrics::{WatchedRule, WatchedRules};
-pub use run::{RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint};
+pub use run::{RUN_ROLE, Run, RunResult, RunSettings, SERVE_ROLE, build_copier, fingerprint, pushes_fingerprint};
 pub(crate) use state_change::{CONFIRMATION_TIME, StateChange};
 pub use throttle_watch::watch_throttling;
 

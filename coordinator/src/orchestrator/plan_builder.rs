@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use imgsync_config::{Rule, RuleSource};
 use imgsync_model::batch::{
-    BatchId, Endpoint, Failure, RepositoryLocator, RequestCounts, TagLocator, TaskResult, TaskSpec,
+    BatchId, Endpoint, Failure, PushedRepository, RepositoryLocator, RequestCounts, TagLocator, TaskResult, TaskSpec,
 };
 use imgsync_oci::ArchiveFormat;
 use imgsync_oci::DigestTagHints;
@@ -33,6 +33,8 @@ use super::unchanged_filter::UnchangedFilter;
 use crate::discovery::{DiscoveryItem, RepositoryOrder};
 use crate::presets::preset_contains;
 
+mod pushed;
+
 /// Maximum number of repositories filtered and appended concurrently.
 const MAX_CONCURRENT_REPOSITORIES: usize = 16;
 /// Tasks per segment of a slice, which is not divided by repository.
@@ -48,6 +50,8 @@ pub(super) struct PlanBuilder<'a> {
     pub(super) folder: &'a Path,
     pub(super) batch: BatchId,
     pub(super) slice: Option<Slice>,
+    /// The pushes that the plan is limited to.
+    pub(super) pushed: Option<&'a [PushedRepository]>,
     /// Whether to look for target tags whose source is gone.
     pub(super) prunes: bool,
     pub(super) query_limit: usize,
@@ -146,6 +150,10 @@ impl PlanBuilder<'_> {
             write_losses,
             ..PlanIndex::default()
         };
+        if let Some(pushed) = self.pushed {
+            Box::pin(self.list_pushed(pushed, &done)).await?;
+            return Ok(listed);
+        }
         let mut planner = Planner::new();
         let mut all_tasks: Vec<PlannedTask> = Vec::new();
         let mut prune_plans: Vec<PrunePlan> = Vec::new();

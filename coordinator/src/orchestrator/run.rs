@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
-use imgsync_model::batch::{BatchId, BatchOptions, Priority, RuleOptions, VerifyOptions};
+use imgsync_model::batch::{BatchId, BatchOptions, Priority, PushedRepository, RuleOptions, VerifyOptions};
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::event::Event;
@@ -63,6 +63,8 @@ pub struct RunSettings {
     pub manifests: Option<PathBuf>,
     /// Slice of the sorted plan.
     pub slice: Option<Slice>,
+    /// The pushes that the batch is limited to.
+    pub pushed: Option<Vec<PushedRepository>>,
     /// Priority of all tasks, in place of each rule's.
     pub priority: Option<Priority>,
     /// Maximum number of repositories listed concurrently.
@@ -226,7 +228,12 @@ impl Run<'_> {
 
     /// Returns the identity of a batch of these rules.
     pub fn rules_digest(&self, slice: Option<Slice>) -> Digest {
-        rules_identity(self.config, slice, self.settings.verify)
+        self.identity(slice, self.settings.pushed.is_some())
+    }
+
+    fn identity(&self, slice: Option<Slice>, pushed: bool) -> Digest {
+        let purpose = BatchPurpose { slice: slice.map(slice_numbers), verify: self.settings.verify, pushed };
+        rules_identity(self.config, purpose)
     }
 
     fn verification(&self) -> Option<VerifyOptions> {
@@ -250,14 +257,16 @@ impl Run<'_> {
         }
         let options = match batch.plan_completed_at {
             Some(_) => None,
-            // As it was started, which `run --force` or `--name` may have done.
-            None if batch.rules == self.rules_digest(self.settings.slice) => {
-                Some(BatchOptions::decode(&batch.options, &format!("batch {id}"))?)
-            }
             None => {
-                let detail = "its listing is incomplete, and the configuration has different rules now";
-                return Err(Error::new(ErrorKind::Invalid, operation, detail)
-                    .with_hint("pass the configuration that it was started with (-c), or run the rules again"));
+                // As it was started, which `run --force` or `--name` or a hook may have done.
+                let options = BatchOptions::decode(&batch.options, &format!("batch {id}"));
+                let is_of_pushes = options.as_ref().is_ok_and(|options| options.pushed.is_some());
+                if batch.rules != self.identity(self.settings.slice, is_of_pushes) {
+                    let detail = "its listing is incomplete, and the configuration has different rules now";
+                    return Err(Error::new(ErrorKind::Invalid, operation, detail)
+                        .with_hint("pass the configuration that it was started with (-c), or run the rules again"));
+                }
+                Some(options?)
             }
         };
         let listing = match &options {
@@ -464,8 +473,10 @@ impl Run<'_> {
         plan_changed: &Notify,
     ) -> Result<ListingSummary> {
         let counters = (TrafficCounters::new(), TrafficCounters::new());
-        // A slice, or a run that only compares, prunes nothing.
-        let prunes = self.settings.slice.is_none() && !options.prime && options.verify.is_none();
+        // A part of the rules, or a run that only compares, prunes nothing.
+        let is_part = self.settings.slice.is_some() || options.pushed.is_some();
+        let prunes = !is_part && !options.prime && options.verify.is_none();
+        let pushed = options.pushed.clone();
         let unchanged_filter = UnchangedFilter::new(
             self.backend,
             &self.client,
@@ -482,6 +493,7 @@ impl Run<'_> {
             folder: self.folder,
             batch,
             slice: self.settings.slice,
+            pushed: pushed.as_deref(),
             prunes,
             query_limit: self.settings.query_limit,
             unchanged_filter: &unchanged_filter,
@@ -537,6 +549,7 @@ impl Run<'_> {
             prime: self.settings.prime,
             verify: self.verification(),
             slice: self.settings.slice.map(Into::into),
+            pushed: self.settings.pushed.clone(),
             timeout_seconds: time.as_secs().max(1),
             timeout_is_exact,
             legacy_report: self.settings.legacy_report,
@@ -550,6 +563,9 @@ impl Run<'_> {
 
     fn title(&self) -> String {
         let title = crate::report::rules_title(self.config);
+        if self.settings.pushed.is_some() {
+            return format!("pushes to {title}");
+        }
         if self.settings.verify.is_some() { format!("verification of {title}") } else { title }
     }
 
@@ -579,12 +595,20 @@ impl Run<'_> {
 
 /// Returns the identity of a batch that copies by these rules, or by one slice of them.
 pub fn fingerprint(config: &Config, slice: Option<Slice>) -> Digest {
-    rules_identity(config, slice, None)
+    rules_identity(config, BatchPurpose { slice: slice.map(slice_numbers), ..BatchPurpose::default() })
 }
 
-fn rules_identity(config: &Config, slice: Option<Slice>, verify: Option<bool>) -> Digest {
-    let slice = slice.map(|slice| (slice.number.get(), slice.size.get()));
-    batch_identity(&config.rules, BatchPurpose { slice, verify })
+/// Returns the identity of a batch that copies what was pushed, as these rules say.
+pub fn pushes_fingerprint(config: &Config) -> Digest {
+    rules_identity(config, BatchPurpose { pushed: true, ..BatchPurpose::default() })
+}
+
+fn rules_identity(config: &Config, purpose: BatchPurpose) -> Digest {
+    batch_identity(&config.rules, purpose)
+}
+
+fn slice_numbers(slice: Slice) -> (usize, usize) {
+    (slice.number.get(), slice.size.get())
 }
 
 /// Builds a copier that shares its knowledge of blobs with later runs.

@@ -110,6 +110,24 @@ impl UnchangedFilter {
         Ok(results)
     }
 
+    /// Returns the digest of each task's source tag, as far as the listing or the digest cache has it.
+    pub(super) async fn source_digests(&self, tasks: &[TaskSpec]) -> Result<Vec<Option<Digest>>> {
+        let mut digests: Vec<Option<Digest>> = tasks.iter().map(|task| task.digest.clone()).collect();
+        let mut groups: HashMap<(u32, &RepositoryLocator), Vec<usize>> = HashMap::new();
+        for (at, task) in tasks.iter().enumerate().filter(|(_, task)| task.digest.is_none()) {
+            groups.entry((task.rule, &*task.target.repository)).or_default().push(at);
+        }
+        for ((rule, repository), members) in groups {
+            let options = self.options.rule(rule)?.fingerprint().into();
+            let scope = CacheScope { repository: repository.clone(), options };
+            let tags: Vec<Tag> = members.iter().map(|at| tasks[*at].target.tag.clone()).collect();
+            for (at, known) in members.into_iter().zip(self.backend.store.cached_tags(&scope, &tags).await?) {
+                digests[at] = known.map(|known| known.source);
+            }
+        }
+        Ok(digests)
+    }
+
     /// Finds the tasks of one target repository that are unchanged, and those with new digest tags.
     async fn look_up_repository(
         &self,

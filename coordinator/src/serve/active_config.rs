@@ -1,10 +1,11 @@
 //! The active configuration, and its reload while serving.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_config::{Config, NotifyConfig, Rule, RuleTarget};
+use imgsync_config::{Config, HookConfig, NotifyConfig, Rule, RuleTarget, unprotected_hook};
 use imgsync_model::batch::BatchOptions;
 use imgsync_model::schedule::Schedule;
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -22,10 +23,11 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::active_hook::ActiveHook;
 use super::{emit_notice, warn};
 use crate::notify::Notifier;
 use crate::orchestrator::{
-    Backend, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint,
+    Backend, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint, pushes_fingerprint,
 };
 use crate::presets::source_selectors;
 
@@ -83,6 +85,8 @@ pub struct ActiveConfig {
     pub notifier: Arc<Notifier>,
     /// The rules, in the order of the file.
     pub rules: Vec<ActiveRule>,
+    /// The hooks by name.
+    pub(super) hooks: BTreeMap<String, ActiveHook>,
     /// Identity of a batch of all rules.
     all_rules_identity: Digest,
     run_settings: RunSettings,
@@ -97,6 +101,8 @@ pub struct ActiveRule {
     pub name: String,
     /// Identity of a batch of this rule alone.
     pub batch_identity: Digest,
+    /// Identity of a batch of what was pushed.
+    pushes_identity: Digest,
     /// Whether the configuration sets the name.
     is_named: bool,
     /// Source.
@@ -130,6 +136,12 @@ impl ActiveConfig {
         if backend.is_cluster() {
             refuse_layouts(&config)?;
         }
+        if let Some(address) = config.serve.listen
+            && let Some(why) = unprotected_hook(&config.hooks, address)
+        {
+            return Err(Error::new(ErrorKind::Invalid, "serving hooks", why)
+                .with_hint("write a `secret` for it; `openssl rand -hex 32` makes one"));
+        }
         client.retry = RetryPolicy {
             attempts: options.attempts,
             first_delay: options.first_delay,
@@ -152,6 +164,7 @@ impl ActiveConfig {
             manifests: None,
             verify: None,
             slice: None,
+            pushed: None,
             query_limit: options.query_limit,
             concurrency: options.concurrency.unwrap_or(config.concurrency),
             attempts: options.attempts,
@@ -162,12 +175,14 @@ impl ActiveConfig {
         };
         let mut without_rules = config.clone();
         without_rules.rules.clear();
+        let rules: Vec<ActiveRule> = config.rules.iter().map(|rule| ActiveRule::new(rule, &without_rules)).collect();
         Ok(ActiveConfig {
+            hooks: config.hooks.iter().map(|(name, hook)| (name.clone(), active_hook(hook, &rules))).collect(),
             notifier: Arc::new(
                 Notifier::new(&notify, &folder, Duration::from_secs(1))?.with_dashboard(config.serve.dashboard_url()),
             ),
             copier: build_copier(backend, &client, limits),
-            rules: config.rules.iter().map(|rule| ActiveRule::new(rule, &without_rules)).collect(),
+            rules,
             all_rules_identity: fingerprint(&config, None),
             config,
             folder,
@@ -213,7 +228,7 @@ impl ActiveConfig {
 
     /// Returns the rule that batches with this identity run alone.
     pub(super) fn rule_of_batch(&self, identity: &Digest) -> Option<&ActiveRule> {
-        self.rules.iter().find(|rule| rule.batch_identity == *identity)
+        self.rules.iter().find(|rule| rule.batch_identity == *identity || rule.pushes_identity == *identity)
     }
 
     /// Returns the rules as metrics describe them.
@@ -230,7 +245,7 @@ impl ActiveConfig {
 
     /// Returns the configuration of a batch of one rule or of all rules.
     pub fn config_for(&self, rules: &Digest) -> Option<&Config> {
-        let one = self.rules.iter().find(|rule| rule.batch_identity == *rules).map(|rule| &rule.config);
+        let one = self.rule_of_batch(rules).map(|rule| &rule.config);
         one.or_else(|| (self.all_rules_identity == *rules).then_some(&self.config))
     }
 
@@ -266,14 +281,14 @@ pub fn config_of_batch(config: &Config, batch: &Batch) -> Option<Config> {
     let options = BatchOptions::decode(&batch.options, "a batch").ok()?;
     let mut limited = config.clone();
     limited.rules.retain(|rule| options.rules.iter().any(|its| its.name == rule.title()));
-    (batch.rules == fingerprint(&limited, None)).then_some(limited)
+    [fingerprint(&limited, None), pushes_fingerprint(&limited)].contains(&batch.rules).then_some(limited)
 }
 
 impl ActiveRule {
     fn new(rule: &Rule, without_rules: &Config) -> ActiveRule {
         let mut config = without_rules.clone();
         config.rules = vec![rule.clone()];
-        let batch_identity = fingerprint(&config, None);
+        let (batch_identity, pushes_identity) = (fingerprint(&config, None), pushes_fingerprint(&config));
         let id = rule.id();
         let now = Timestamp::now();
         ActiveRule {
@@ -282,6 +297,7 @@ impl ActiveRule {
             name: rule.title(),
             is_named: rule.name.is_some(),
             batch_identity,
+            pushes_identity,
             from: rule.source_label(),
             to: rule.target_labels(),
             schedule: rule.schedule.clone(),
@@ -320,6 +336,12 @@ impl ActiveRule {
     pub(super) fn config(&self) -> &Config {
         &self.config
     }
+}
+
+fn active_hook(hook: &HookConfig, rules: &[ActiveRule]) -> ActiveHook {
+    let rules: Vec<(&str, &Rule)> =
+        rules.iter().flat_map(|active| active.config.rules.iter().map(|rule| (active.id.as_str(), rule))).collect();
+    ActiveHook::new(hook.clone(), &rules)
 }
 
 /// Rejects image layouts: a layout is on one machine, and tasks run on others.

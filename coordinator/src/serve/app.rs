@@ -50,6 +50,10 @@ pub struct AppState {
     pub(super) search_permits: Semaphore,
     /// Limits concurrent reports, each of which reads a batch whole.
     pub(super) report_permits: Semaphore,
+    /// Limits the memory of notifications that are read.
+    pub(super) hook_permits: Semaphore,
+    /// Notified of pushes that this process has received.
+    pub(super) push_arrived: Arc<Notify>,
     pub(super) auth: AuthPolicy,
     pub(super) ready: ReadinessCheck,
     /// Notified when batches may have new tasks.

@@ -115,6 +115,14 @@ impl AuthPolicy {
         }
     }
 
+    /// Returns whether a request comes from this machine, and not through a proxy on it.
+    pub(super) fn is_from_this_machine(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        let names = authorities(uri, headers);
+        self.0.is_loopback
+            && names.iter().all(|name| is_loopback_name(name) && !self.is_proxy_host(name))
+            && !PROXY_HEADERS.iter().any(|name| headers.contains_key(name))
+    }
+
     fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ErrorResponse> {
         let names = authorities(uri, headers);
         let Some(host) = names.first() else {
@@ -170,6 +178,14 @@ pub(super) async fn guard(State(access): State<AuthPolicy>, request: Request, ne
 /// Authorizes requests for health and metrics.
 pub(super) async fn guard_probes(State(access): State<AuthPolicy>, request: Request, next: Next) -> Response {
     match access.check_probe(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => deny(error),
+    }
+}
+
+/// Checks the host names of notifications, which have secrets of their own in place of the token.
+pub(super) async fn guard_hooks(State(access): State<AuthPolicy>, request: Request, next: Next) -> Response {
+    match access.check_hosts(&authorities(request.uri(), request.headers())) {
         Ok(()) => next.run(request).await,
         Err(error) => deny(error),
     }

@@ -67,7 +67,8 @@ pub(super) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<O
     })
 }
 
-async fn read_limited(body: Body, limit: usize) -> Result<Vec<u8>, ErrorResponse> {
+/// Reads a body up to a size.
+pub(super) async fn read_limited(body: Body, limit: usize) -> Result<Vec<u8>, ErrorResponse> {
     let mut parts = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(part) = parts.next().await {

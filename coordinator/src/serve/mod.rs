@@ -2,9 +2,11 @@
 //!
 //! [`Server`] runs everything. `active_config` holds the active configuration; `scheduler` starts batches; leading and
 //! working are in [`batches`](crate::orchestrator). `router` combines the routes: `api` (JSON, with the event stream of
-//! `event_stream`) and `assets` (the dashboard). `auth` authorizes requests.
+//! `event_stream`) and `assets` (the dashboard). `auth` authorizes requests. `hooks` has the
+//! notifications of registries.
 
 mod active_config;
+mod active_hook;
 mod api;
 mod app;
 mod assets;
@@ -16,6 +18,7 @@ mod event_stream;
 mod extract;
 mod failed_rules;
 mod failure_group_cache;
+mod hooks;
 mod overview;
 mod router;
 mod routes;
@@ -38,6 +41,8 @@ pub use active_config::{
 pub use app::AppState;
 pub use auth::AuthPolicy;
 pub use event_stream::EventHub;
+#[cfg(test)]
+pub(crate) use hooks::MAX_HOOK_BYTES;
 pub use router::router;
 pub use scheduler::{ScheduleEntry, Scheduler};
 pub use server::{HttpBinding, Server};

@@ -15,6 +15,7 @@ use super::routes::RoutesResponse;
 use super::rules::{RuleResponse, RuleState, count_states};
 use super::workers::WorkerResponse;
 use crate::batch_view::resume_command;
+use crate::orchestrator::push_metrics;
 use crate::report::advice;
 
 /// Limit of rules named in a problem.
@@ -26,6 +27,7 @@ const MAX_PROBLEMS: usize = 50;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct OverviewResponse {
     totals: Totals,
+    hooks: HookTotals,
     problems: Vec<Problem>,
     /// Problems that are left out.
     more_problems: usize,
@@ -43,6 +45,31 @@ struct Totals {
     slots: u64,
     /// Slots that run a task.
     busy_slots: u64,
+}
+
+/// Notifications that this process has received since it started.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct HookTotals {
+    /// Hooks in the configuration.
+    configured: usize,
+    /// When a push was last accepted.
+    last: Option<Timestamp>,
+    /// Pushes that wait for their batch, as the leader sees them.
+    pending: u64,
+    /// Notifications and pushes by outcome; those that there were.
+    outcomes: BTreeMap<&'static str, u64>,
+}
+
+impl HookTotals {
+    fn load(app: &AppState) -> HookTotals {
+        let last = push_metrics::last();
+        HookTotals {
+            configured: app.active_config.borrow().hooks.len(),
+            last: if last > 0 { Timestamp::from_second(last).ok() } else { None },
+            pending: push_metrics::pending(),
+            outcomes: push_metrics::outcomes().into_iter().filter(|(_, number)| *number > 0).collect(),
+        }
+    }
 }
 
 /// What needs somebody, and what to do.
@@ -153,6 +180,7 @@ impl OverviewResponse {
                 slots: workers.iter().map(|worker| u64::from(worker.heartbeat.slots)).sum(),
                 busy_slots: workers.iter().map(|worker| worker.heartbeat.running.len() as u64).sum(),
             },
+            hooks: HookTotals::load(app),
             problems,
             more_problems,
         })

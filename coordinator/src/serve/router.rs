@@ -1,4 +1,4 @@
-//! All HTTP routes, combined in one place.
+//! All HTTP routes, combined in one place; the one of hooks is with them.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use imgsync_worker::health;
 
 use super::app::{AppState, REQUEST_TIMEOUT};
 use super::error_response::ErrorResponse;
-use super::{api, assets, auth, rules_api};
+use super::{api, assets, auth, hooks, rules_api};
 
-/// Builds the router: health and metrics for probes, the API, and the dashboard.
+/// Builds the router: health and metrics for probes, the API, hooks, and the dashboard.
 pub fn router(app: Arc<AppState>, metrics: Router) -> Router {
     // Probes have no token. On loopback they must use the server's own names, like all requests.
     let probes = from_fn_with_state(app.auth.clone(), auth::guard_probes);
@@ -29,8 +29,11 @@ pub fn router(app: Arc<AppState>, metrics: Router) -> Router {
         .fallback(api::path_not_found)
         .method_not_allowed_fallback(api::method_not_allowed)
         .layer(guard)
-        .with_state(app);
-    open.nest("/api/v1", api).merge(assets::routes()).layer(from_fn(auth::set_security_headers))
+        .with_state(app.clone());
+    open.nest("/api/v1", api)
+        .merge(hooks::routes(app))
+        .merge(assets::routes())
+        .layer(from_fn(auth::set_security_headers))
 }
 
 fn api_routes() -> Router<Arc<AppState>> {
@@ -61,7 +64,7 @@ fn api_routes() -> Router<Arc<AppState>> {
 }
 
 /// Responds with 503 to a request that takes too long.
-async fn with_timeout(request: Request, next: Next) -> Response {
+pub(super) async fn with_timeout(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {

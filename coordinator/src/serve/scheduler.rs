@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use imgsync_config::{Config, IfRunning};
-use imgsync_model::batch::BatchId;
+use imgsync_model::batch::{BatchId, Priority, PushedRepository};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::sanitize::sanitize;
@@ -32,6 +32,8 @@ const MAX_CONCURRENT_LISTINGS: usize = 4;
 /// Assumed age of the last run if its time is unknown: no schedule has a longer interval than from one 29 February to
 /// the next but one.
 const OVERDUE_OFFSET: SignedDuration = SignedDuration::from_hours(9 * 366 * 24);
+/// Listings of pushes at a time, beside those of whole rules.
+const MAX_CONCURRENT_PUSH_LISTINGS: usize = 4;
 /// Limit of batches checked for interrupted listings, the newest ones.
 const MAX_RESUMED_BATCHES: usize = 1_000;
 
@@ -48,6 +50,7 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     listing_permits: Semaphore,
+    push_permits: Semaphore,
     /// Batches that this process lists.
     in_progress: Mutex<HashSet<BatchId>>,
     /// Interrupted batches of unknown rules, each reported once.
@@ -99,6 +102,7 @@ impl Scheduler {
             stop: stop.clone(),
             tasks: TaskTracker::new(),
             listing_permits: Semaphore::new(MAX_CONCURRENT_LISTINGS),
+            push_permits: Semaphore::new(MAX_CONCURRENT_PUSH_LISTINGS),
             in_progress: Mutex::default(),
             failed_resumptions: Mutex::default(),
             unknown: Mutex::default(),
@@ -167,13 +171,34 @@ impl Scheduler {
             Error::new(ErrorKind::NotFound, operation(), "the configuration has no rule of this name or id")
                 .with_hint("the configuration may have changed: reload the schedules")
         })?;
-        let _turn = inner.start_lock.lock().await;
-        let id = self.start_rule(&current, rule).await?.map_err(|obstacle| {
+        self.start_whole(&current, rule).await?.map_err(|obstacle| {
             Error::new(ErrorKind::Invalid, operation(), obstacle.describe())
                 .with_hint("wait until it ends, or cancel it; a paused batch can be resumed")
-        })?;
-        self.record_start(&rule.id, LastRun { at: Timestamp::now(), batch: Some(id), skipped: 0 }).await?;
-        Ok(id)
+        })
+    }
+
+    /// Starts a rule now; or returns the obstacle.
+    pub(super) async fn start_whole(
+        &self,
+        current: &Arc<ActiveConfig>,
+        rule: &ActiveRule,
+    ) -> Result<std::result::Result<BatchId, Obstacle>> {
+        let _turn = self.0.start_lock.lock().await;
+        let started = self.start_rule(current, rule, None).await?;
+        if let Ok(id) = started {
+            self.record_start(&rule.id, LastRun { at: Timestamp::now(), batch: Some(id), skipped: 0 }).await?;
+        }
+        Ok(started)
+    }
+
+    /// Starts a batch of what was pushed, as a rule says; or returns the obstacle: another one of the rule.
+    pub(super) async fn start_pushes(
+        &self,
+        current: &Arc<ActiveConfig>,
+        rule: &ActiveRule,
+        pushed: Vec<PushedRepository>,
+    ) -> Result<std::result::Result<BatchId, Obstacle>> {
+        self.start_rule(current, rule, Some(pushed)).await
     }
 
     /// Returns the rules of a configuration with their schedules, without their running batches.
@@ -282,7 +307,7 @@ impl Scheduler {
                 None if schedule.starts_immediately() => {
                     let _turn = inner.start_lock.lock().await;
                     // A blocked first run is not skipped: it starts once the other batch has ended.
-                    if let Ok(id) = self.start_rule(&current, rule).await? {
+                    if let Ok(id) = self.start_rule(&current, rule, None).await? {
                         self.record_start(&rule.id, LastRun { at: now, batch: Some(id), skipped: 0 }).await?;
                     }
                     continue;
@@ -295,7 +320,7 @@ impl Scheduler {
             let Some(due) = schedule.next_after(last.at, &rule.id).filter(|due| due.at <= now) else { continue };
             let _turn = inner.start_lock.lock().await;
             let next = schedule.last_run_to_record(due, now);
-            match self.start_rule(&current, rule).await? {
+            match self.start_rule(&current, rule, None).await? {
                 Err(obstacle) => {
                     let skipped = last.skipped + 1;
                     // Recorded first: who reads the message finds the skipped run in the API.
@@ -339,12 +364,13 @@ impl Scheduler {
         &self,
         current: &Arc<ActiveConfig>,
         rule: &ActiveRule,
+        pushed: Option<Vec<PushedRepository>>,
     ) -> Result<std::result::Result<BatchId, Obstacle>> {
         let (batch_sender, started) = oneshot::channel();
         let (this, current, title) = (self.clone(), current.clone(), rule.title());
         let rule = rule.clone();
         self.0.tasks.spawn(async move {
-            this.create_and_list(&current, &rule, batch_sender).await;
+            this.create_and_list(&current, &rule, pushed, batch_sender).await;
         });
         started.await.unwrap_or_else(|_| Err(Error::cancelled(format!("starting {title}"))))
     }
@@ -353,10 +379,14 @@ impl Scheduler {
         &self,
         current: &ActiveConfig,
         rule: &ActiveRule,
+        pushed: Option<Vec<PushedRepository>>,
         batch_sender: oneshot::Sender<Result<std::result::Result<BatchId, Obstacle>>>,
     ) {
         let inner = &self.0;
-        let run = current.build_run(&inner.backend, rule.config(), inner.events.clone(), &inner.stop);
+        let mut run = current.build_run(&inner.backend, rule.config(), inner.events.clone(), &inner.stop);
+        let permits = if pushed.is_some() { &inner.push_permits } else { &inner.listing_permits };
+        run.settings.priority = pushed.is_some().then_some(Priority::High);
+        run.settings.pushed = pushed;
         let made = match self.create_batch(&run).await {
             Ok(Ok(made)) => made,
             Ok(Err(obstacle)) => return drop(batch_sender.send(Ok(Err(obstacle)))),
@@ -366,7 +396,7 @@ impl Scheduler {
         self.in_progress().insert(id);
         let _ = batch_sender.send(Ok(Ok(id)));
         inner.work_available.notify_one();
-        if let Ok(_place) = inner.listing_permits.acquire().await {
+        if let Ok(_place) = permits.acquire().await {
             // Listing failures are reported when they are recorded.
             if let Err(error) = run.list_and_run(made).await {
                 warn(&inner.events, &error.to_string());

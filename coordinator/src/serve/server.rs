@@ -27,6 +27,7 @@ use super::auth::AuthPolicy;
 use super::event_poller;
 use super::event_stream::EventHub;
 use super::failure_group_cache::FailureGroupCache;
+use super::hooks::{BODY_PERMITS, PushService};
 use super::router::router;
 use super::rules::RuleCache;
 use super::scheduler::Scheduler;
@@ -105,6 +106,8 @@ impl Server {
             worker_samples: WorkerSamples::default(),
             search_permits: Semaphore::new(MAX_CONCURRENT_SEARCHES),
             report_permits: Semaphore::new(MAX_CONCURRENT_REPORTS),
+            hook_permits: Semaphore::new(BODY_PERMITS),
+            push_arrived: Arc::new(Notify::new()),
             auth: binding.auth,
             ready,
             work_available: work_available.clone(),
@@ -124,10 +127,19 @@ impl Server {
                 }
             }
         };
+        let pushes = PushService {
+            backend: backend.clone(),
+            active_config: self.active_config.subscribe(),
+            scheduler: scheduler.clone(),
+            arrived: app.push_arrived.clone(),
+            events: events.transfers().clone(),
+            stop: drain.clone(),
+        };
         let watched = leader_config.subscribe();
         tokio::join!(
             run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &leadership), events, drain),
             scheduler.run(leadership.subscribe()),
+            pushes.run(leadership.subscribe()),
             self.run_local_workers(stop),
             event_poller::run_poller(&app, drain),
             report_health_events(backend, events, drain),

@@ -74,6 +74,8 @@ pub struct DockerRegistryOptions {
     pub refuse_urls: bool,
     /// Folder in which it creates the folder that it stores in.
     pub storage: Option<PathBuf>,
+    /// Where it sends notifications, and with which value of `Authorization`.
+    pub notify: Option<(String, String)>,
 }
 
 /// The registry. Process and storage are removed on drop.
@@ -238,6 +240,24 @@ fn config(folder: &Path, port: u16, auth: &str, options: &DockerRegistryOptions)
         true => "",
         false => "validation:\n  manifests:\n    urls:\n      allow: [\".*\"]\n",
     };
+    let notifications = match &options.notify {
+        Some((url, authorization)) => format!(
+            "notifications:
+  endpoints:
+    - name: harness
+      url: {url}
+      headers:
+        Authorization: [\"{authorization}\"]
+      timeout: 5s
+      threshold: 3
+      backoff: 200ms
+      ignore:
+        mediatypes: [application/octet-stream]
+        actions: [pull]
+"
+        ),
+        None => String::new(),
+    };
     format!(
         "version: 0.1
 log:
@@ -256,7 +276,7 @@ storage:
 http:
   addr: 127.0.0.1:{port}
   secret: of-this-test
-{urls}{auth}{proxy}",
+{urls}{auth}{proxy}{notifications}",
         storage = folder.join("storage").display(),
         delete = options.delete,
     )

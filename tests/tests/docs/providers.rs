@@ -37,7 +37,7 @@ const PROVIDER_NAMES: [&str; 26] = [
 ];
 
 /// Files that name providers, with the reason. Presets name them as data, in presets.toml.
-const EXCEPTIONS: [(&str, &str); 21] = [
+const EXCEPTIONS: [(&str, &str); 23] = [
     ("common/oci/src/reference.rs", "a reference without a registry is of docker.io, which has several names"),
     ("common/model/src/naming.rs", "references of docker.io have two levels"),
     ("common/model/src/select/repositories.rs", "a pattern without a registry is of docker.io"),
@@ -58,6 +58,8 @@ const EXCEPTIONS: [(&str, &str); 21] = [
     ("coordinator/src/cli/target.rs", "the default target is docker.io/<user>"),
     ("coordinator/src/report/sample.rs", "a report for tests"),
     ("coordinator/src/notify/chat.rs", "a message for tests"),
+    ("common/config/src/hooks.rs", "the kinds of hooks are named after their senders"),
+    ("coordinator/src/hooks", "payloads of notifications, a file for each sender"),
     ("worker/src/copy/transfer/missing_content.rs", "Harbor is built on distribution and has its settings"),
 ];
 

@@ -5,6 +5,7 @@ mod auth;
 mod batch_control;
 mod cluster;
 mod dashboard;
+mod hooks;
 mod metrics;
 mod openapi_conformance;
 mod pruning;

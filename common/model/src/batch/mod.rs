@@ -13,6 +13,7 @@ mod options;
 mod plan_chunk;
 mod policy;
 mod priority;
+mod pushed;
 mod sign;
 mod task;
 
@@ -26,5 +27,6 @@ pub use plan_chunk::{
 };
 pub use policy::{ImagePolicy, PolicyKey, RequiredLabel, RequiredSignatures, SignatureNeed};
 pub use priority::Priority;
+pub use pushed::{PushedReference, PushedRepository};
 pub use sign::{MAC_BYTES, SigningKey, TRUNCATED_MAC_BYTES};
 pub use task::{Failure, MAX_ERROR_BYTES, Task, TaskRef, TaskResult, TaskSpec, TaskState};

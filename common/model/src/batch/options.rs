@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, ImagePolicy, Priority, Route};
+use super::{Endpoint, ImagePolicy, Priority, PushedRepository, Route};
 use crate::canonical::Canonical;
 use crate::select::TagPattern;
 use imgsync_oci::Platform;
@@ -46,6 +46,9 @@ pub struct BatchOptions {
     /// The slice of the sorted plan that the batch covers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<PlanSlice>,
+    /// The pushes that the batch is limited to; `None` if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushed: Option<Vec<PushedRepository>>,
     /// Minimum timeout of an image, in seconds.
     pub timeout_seconds: u64,
     /// Whether the timeout is exact, however large the image is.

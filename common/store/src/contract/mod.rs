@@ -7,6 +7,7 @@ pub mod clock;
 pub mod ledger;
 pub mod plan;
 pub mod provenance;
+pub mod pushes;
 pub mod random_calls;
 pub mod rate_limit;
 pub mod records;
@@ -124,6 +125,13 @@ macro_rules! store_contract_tests {
             learned_rates_can_be_read,
             a_low_quota_blocks_pulls_until_its_window_ends,
             traffic_is_summed_per_machine_and_month
+        );
+        $crate::store_contract_tests!($make: pushes:
+            a_push_is_pending_once_for_each_rule_with_its_last_digest,
+            a_repeated_notification_changes_nothing,
+            what_arrives_after_the_read_stays_pending,
+            a_postponed_push_is_due_again_with_its_next_notification,
+            too_many_pushes_make_the_whole_rule_due
         );
         $crate::store_contract_tests!($make: records:
             the_holder_of_a_tag_lease_records_the_tag,

@@ -14,6 +14,7 @@ mod error_codes;
 mod leases;
 mod ledger;
 mod provenance;
+mod push_inbox;
 mod queries;
 mod rate_limit;
 mod records;

@@ -12,6 +12,7 @@ mod leases;
 mod ledger;
 mod lock;
 mod provenance;
+mod push_inbox;
 mod rate_limit;
 mod records;
 mod rows;

@@ -9,7 +9,7 @@ use imgsync_oci::error::{Error, ErrorKind};
 const APPLICATION_ID: i32 = 0x696d_6773;
 
 /// Migrations; each takes the file from the version of its position to the next. Only ever appended to.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// Times are in milliseconds since 1970; those of the tables `tag` and `provenance` in seconds, `proof.hour` in hours.
 ///
@@ -242,6 +242,23 @@ INSERT INTO counter VALUES ('lease token', 0);
 
 /// Skipped runs of schedules are kept.
 const VERSION_2: &str = "ALTER TABLE schedule ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;";
+
+/// Pending pushes and the ids of their notifications. Times are in milliseconds since 1970; `digest` may be empty.
+const VERSION_3: &str = "
+CREATE TABLE pending_push (
+    rule TEXT NOT NULL,
+    key TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    first_at INTEGER NOT NULL,
+    last_at INTEGER NOT NULL,
+    notifications INTEGER NOT NULL,
+    not_before INTEGER,
+    postponed INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (rule, key)
+) WITHOUT ROWID;
+CREATE TABLE push_id (id TEXT NOT NULL PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX push_id_by_age ON push_id (at);
+";
 
 /// Migrates a file to the version of this program, or refuses it.
 pub(super) fn migrate(connection: &mut Connection, name: &str) -> Result<(), SqliteError> {

@@ -83,7 +83,17 @@ export function overviewPage({ main, parameters, known, change, setParameters, s
         filter.state ? button("all", "Show all", () => apply({ state: "" }), { class: "plain" }) : null),
       h("p", { class: "sums" },
         h("span", {}, h("b", {}, number(sums.tags_in_sync)), ` of ${plural(sums.tags, "tag", "tags")} in sync`),
-        h("span", {}, link("/workers", [h("b", {}, number(sums.busy_slots)), ` of ${plural(sums.slots, "slot", "slots")} busy`]), ` on ${plural(sums.workers, "worker", "workers")}`)));
+        h("span", {}, link("/workers", [h("b", {}, number(sums.busy_slots)), ` of ${plural(sums.slots, "slot", "slots")} busy`]), ` on ${plural(sums.workers, "worker", "workers")}`),
+        overview.hooks.configured > 0 ? hookSums(overview.hooks) : null));
+  }
+
+  function hookSums({ last, pending, outcomes }) {
+    const sum = (...names) => names.reduce((all, name) => all + (outcomes[name] ?? 0), 0);
+    const refused = sum("secret", "malformed", "too_large", "foreign_host", "invalid_name", "store");
+    return h("span", { id: "hooks" }, h("b", {}, number(sum("accepted", "coalesced"))), " pushes by hooks",
+      pending > 0 ? `, ${number(pending)} pending` : "",
+      refused > 0 ? `, ${number(refused)} refused` : "",
+      last ? [", last ", when(last)] : "");
   }
 
   function renderProblems() {

@@ -1,0 +1,115 @@
+//! Contract of [`PushInbox`](crate::PushInbox).
+
+use std::time::Duration;
+
+use super::StoreUnderTest;
+use crate::{KeptPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, ReceivedPush, hash_push_id};
+use imgsync_model::batch::PushedReference;
+use imgsync_oci::Digest;
+
+fn push(id: Option<&str>, tag: &str, content: &str, rules: &[&str]) -> ReceivedPush {
+    ReceivedPush {
+        id: id.map(|id| hash_push_id("hook", id)),
+        registry: "r.example".parse().unwrap(),
+        repository: "a/b".parse().unwrap(),
+        reference: PushedReference::Tag(tag.parse().unwrap(), Some(Digest::sha256(content.as_bytes()))),
+        rules: rules.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn kept(added: u64, coalesced: u64, repeated: u64) -> KeptPushes {
+    KeptPushes { added, coalesced, repeated }
+}
+
+async fn pending(subject: &StoreUnderTest) -> Vec<PendingPush> {
+    let mut pending = subject.store.pending_pushes().await.unwrap();
+    pending.sort_by_key(|pending| (pending.rule.clone(), format!("{:?}", pending.pushed)));
+    pending
+}
+
+pub async fn a_push_is_pending_once_for_each_rule_with_its_last_digest(subject: StoreUnderTest) {
+    assert_eq!(pending(&subject).await, []);
+    let first_at = (subject.now)();
+    let store = &subject.store;
+    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a", "b"])]).await.unwrap(), kept(1, 0, 0));
+    (subject.advance)(Duration::from_secs(2));
+    let again = vec![push(Some("2"), "v1", "y", &["a"]), push(Some("3"), "v2", "z", &["a"])];
+    assert_eq!(store.keep_pushes(again).await.unwrap(), kept(1, 1, 0));
+    let found = pending(&subject).await;
+    let v1 = |content: &str| push(None, "v1", content, &[]).reference;
+    let references: Vec<_> = found.iter().map(|push| (push.rule.as_str(), push.pushed.clone().unwrap().2)).collect();
+    assert_eq!(references, [("a", v1("y")), ("a", push(None, "v2", "z", &[]).reference), ("b", v1("x"))]);
+    assert_eq!((found[0].notifications, found[1].notifications), (2, 1));
+    assert_eq!((found[0].first_at, found[0].last_at), (first_at, (subject.now)()));
+}
+
+pub async fn a_repeated_notification_changes_nothing(subject: StoreUnderTest) {
+    let store = &subject.store;
+    store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap();
+    let before = pending(&subject).await;
+    (subject.advance)(Duration::from_secs(2));
+    let again = vec![push(Some("1"), "v1", "x", &["a"]), push(Some("1"), "v9", "x", &["a"])];
+    assert_eq!(store.keep_pushes(again).await.unwrap(), kept(0, 0, 2));
+    assert_eq!(pending(&subject).await, before);
+    store.remove_pushes(&before).await.unwrap();
+    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(0, 0, 1));
+    assert_eq!(pending(&subject).await, [], "also once it is copied");
+    (subject.advance)(PUSH_ID_TTL + Duration::from_secs(1));
+    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(1, 0, 0));
+}
+
+pub async fn what_arrives_after_the_read_stays_pending(subject: StoreUnderTest) {
+    let store = &subject.store;
+    store.keep_pushes(vec![push(None, "v1", "x", &["a"]), push(None, "v2", "x", &["a"])]).await.unwrap();
+    let read = pending(&subject).await;
+    store.keep_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
+    store.remove_pushes(&read).await.unwrap();
+    store.remove_pushes(&read).await.unwrap();
+    // The same push again is another one, also if it has had as many notifications.
+    (subject.advance)(Duration::from_secs(1));
+    store.keep_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap();
+    store.remove_pushes(&read).await.unwrap();
+    store.postpone_pushes(&read, (subject.now)()).await.unwrap();
+    let mut left = pending(&subject).await;
+    let again = left.remove(0);
+    assert_eq!((again.pushed.unwrap().2, again.postponed), (push(None, "v1", "z", &[]).reference, 0));
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].pushed.clone().unwrap().2, push(None, "v2", "y", &[]).reference);
+}
+
+pub async fn a_postponed_push_is_due_again_with_its_next_notification(subject: StoreUnderTest) {
+    let store = &subject.store;
+    store.keep_pushes(vec![push(None, "v1", "x", &["a"]), push(None, "v2", "x", &["a"])]).await.unwrap();
+    let read = pending(&subject).await;
+    store.keep_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
+    let until = (subject.now)() + Duration::from_secs(60);
+    store.postpone_pushes(&read, until).await.unwrap();
+    let postponed = pending(&subject).await;
+    let times =
+        |pending: &[PendingPush]| -> Vec<_> { pending.iter().map(|push| (push.not_before, push.postponed)).collect() };
+    assert_eq!(times(&postponed), [(Some(until), 1), (None, 0)], "the second one has arrived again");
+    store.postpone_pushes(&postponed[..1], until).await.unwrap();
+    assert_eq!(times(&pending(&subject).await), [(Some(until), 2), (None, 0)]);
+    assert_eq!(store.keep_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap(), kept(0, 1, 0));
+    let again = pending(&subject).await;
+    assert_eq!(times(&again), [(None, 0), (None, 0)]);
+    assert_eq!(again[0].pushed.clone().unwrap().2, push(None, "v1", "z", &[]).reference);
+}
+
+pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
+    let store = &subject.store;
+    let many = |from: usize, to: usize| -> Vec<ReceivedPush> {
+        (from..to).map(|number| push(None, &format!("v{number}"), "x", &["a"])).collect()
+    };
+    store.keep_pushes(many(0, MAX_PENDING_PUSHES)).await.unwrap();
+    assert!(pending(&subject).await.iter().all(|pending| pending.pushed.is_some()));
+    let more = many(MAX_PENDING_PUSHES - 1, MAX_PENDING_PUSHES + 20);
+    assert_eq!(store.keep_pushes(more).await.unwrap(), kept(20, 1, 0));
+    store.keep_pushes(vec![push(None, "v1", "x", &["b"])]).await.unwrap();
+    let found = pending(&subject).await;
+    assert_eq!(found.len(), MAX_PENDING_PUSHES + 2);
+    let whole: Vec<_> = found.iter().filter(|pending| pending.pushed.is_none()).collect();
+    assert_eq!((whole.len(), whole[0].rule.as_str(), whole[0].notifications), (1, "a", 20));
+    store.remove_pushes(&found).await.unwrap();
+    assert_eq!(pending(&subject).await, []);
+}

@@ -1,0 +1,163 @@
+//! Pushes that hooks told of, until they are copied. See [`PushInbox`].
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use imgsync_model::batch::PushedReference;
+use imgsync_oci::error::Result;
+use imgsync_oci::{Digest, RegistryName, RepositoryName};
+
+/// Maximum pending pushes of a rule. Beyond it, the whole rule is due.
+pub const MAX_PENDING_PUSHES: usize = 1_000;
+/// How long the ids of notifications are remembered, and how many at most, the newest.
+pub const PUSH_ID_TTL: Duration = Duration::from_secs(60 * 60);
+/// Maximum number of ids of notifications that are remembered.
+pub const MAX_PUSH_IDS: usize = 20_000;
+/// Hex digits of the hash that stands for an id.
+const ID_LENGTH: usize = 32;
+
+/// A push as a hook tells it, for the rules that want it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedPush {
+    /// Identifies the notification ([`hash_push_id`]); `None` if the sender gives it no id.
+    pub id: Option<String>,
+    /// The registry.
+    pub registry: RegistryName,
+    /// The repository.
+    pub repository: RepositoryName,
+    /// What was pushed.
+    pub reference: PushedReference,
+    /// Ids of the rules; at least one.
+    pub rules: Vec<String>,
+}
+
+/// A pending push of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingPush {
+    /// Id of the rule.
+    pub rule: String,
+    /// What was pushed; `None` if there were too many pushes, and the whole rule is due.
+    pub pushed: Option<(RegistryName, RepositoryName, PushedReference)>,
+    /// When the first notification of it arrived, to the millisecond.
+    pub first_at: Timestamp,
+    /// When the last one arrived.
+    pub last_at: Timestamp,
+    /// How many there were.
+    pub notifications: u64,
+    /// When it is looked at again, to the millisecond; `None`: now.
+    pub not_before: Option<Timestamp>,
+    /// How often it was postponed since the last notification.
+    pub postponed: u32,
+}
+
+/// Result of keeping pushes. Each push is counted once, however many rules want it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptPushes {
+    /// Pushes that are pending now and were not before.
+    pub added: u64,
+    /// Pushes that were pending already.
+    pub coalesced: u64,
+    /// Notifications that had arrived before, by their id.
+    pub repeated: u64,
+}
+
+/// Returns the id under which a notification of a hook is remembered: bounded, whatever the sender writes.
+pub fn hash_push_id(hook: &str, id: &str) -> String {
+    Digest::sha256(format!("{hook}\n{id}").as_bytes()).hex()[..ID_LENGTH].to_owned()
+}
+
+/// Pending pushes of rules.
+///
+/// # Contract
+/// What [`PushInbox::keep_pushes`] confirms survives the process. A push is pending once per rule, repository and
+/// reference; the digest of the last notification counts. A rule with [`MAX_PENDING_PUSHES`] gets an entry for the whole
+/// rule instead of more. A notification whose id is remembered changes nothing. Removing keeps what has arrived since it
+/// was read.
+#[async_trait]
+pub trait PushInbox: Send + Sync {
+    /// Keeps pushes, all in one step.
+    async fn keep_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<KeptPushes>;
+
+    /// Returns the pending pushes of all rules.
+    async fn pending_pushes(&self) -> Result<Vec<PendingPush>>;
+
+    /// Postpones pushes that have had no notification since they were read. The next notification makes them due again.
+    async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()>;
+
+    /// Removes pushes that have had no notification since they were read.
+    async fn remove_pushes(&self, pushes: &[PendingPush]) -> Result<()>;
+}
+
+/// Key of a push in its rule: repository and reference; empty for the whole rule.
+pub(crate) fn push_key(registry: &RegistryName, repository: &RepositoryName, reference: &PushedReference) -> String {
+    match reference {
+        PushedReference::Tag(tag, _) => format!("{registry}/{repository}:{tag}"),
+        PushedReference::Manifest(digest) => format!("{registry}/{repository}@{digest}"),
+        PushedReference::Unknown => format!("{registry}/{repository}"),
+    }
+}
+
+/// Returns the key of a pending push.
+pub(crate) fn pending_key(pending: &PendingPush) -> String {
+    match &pending.pushed {
+        Some((registry, repository, reference)) => push_key(registry, repository, reference),
+        None => String::new(),
+    }
+}
+
+/// Returns the digest of a pushed tag, as stores keep it: empty if it is unknown.
+pub(crate) fn tag_digest(reference: &PushedReference) -> String {
+    match reference {
+        PushedReference::Tag(_, Some(digest)) => digest.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// What a key means. `None` for the whole rule; an error for a key that is none.
+#[allow(clippy::type_complexity, reason = "that of `PendingPush::pushed`")]
+pub(crate) fn parse_push_key(
+    key: &str,
+    digest: &str,
+) -> std::result::Result<Option<(RegistryName, RepositoryName, PushedReference)>, ()> {
+    if key.is_empty() {
+        return Ok(None);
+    }
+    let (registry, rest) = key.split_once('/').ok_or(())?;
+    let (repository, reference) = match (rest.split_once('@'), rest.split_once(':')) {
+        (Some((repository, digest)), _) => (repository, PushedReference::Manifest(digest.parse().map_err(drop)?)),
+        (None, Some((repository, tag))) => {
+            let digest = match digest {
+                "" => None,
+                digest => Some(digest.parse().map_err(drop)?),
+            };
+            (repository, PushedReference::Tag(tag.parse().map_err(drop)?, digest))
+        }
+        (None, None) => (rest, PushedReference::Unknown),
+    };
+    Ok(Some((registry.parse().map_err(drop)?, repository.parse().map_err(drop)?, reference)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_says_what_was_pushed() {
+        let (registry, repository) = ("r.example:5000".parse().unwrap(), "a/b".parse().unwrap());
+        let digest = Digest::sha256(b"x");
+        for reference in [
+            PushedReference::Tag("1.0".parse().unwrap(), Some(digest.clone())),
+            PushedReference::Tag("1.0".parse().unwrap(), None),
+            PushedReference::Manifest(digest),
+            PushedReference::Unknown,
+        ] {
+            let key = push_key(&registry, &repository, &reference);
+            let again = parse_push_key(&key, &tag_digest(&reference)).unwrap();
+            assert_eq!(again, Some((registry.clone(), repository.clone(), reference)), "{key}");
+        }
+        assert_eq!(parse_push_key("", ""), Ok(None));
+        assert!(parse_push_key("no-slash", "").is_err() && parse_push_key("r.example/A:1", "").is_err());
+    }
+}

@@ -1,0 +1,44 @@
+-- KEYS: the set of rules with pending pushes, whose hashes are the key, a colon and the rule: key of a push =
+-- first|last|notifications|not before|postponed|digest; then the ids of notifications by time. ARGV: maximum pending pushes of a rule, maximum
+-- ids, their TTL in milliseconds; then for each push its id (may be empty), key, digest, number of rules, and the rules.
+-- Replies the number of new, of pending and of repeated pushes.
+local time = now()
+local most, most_ids = tonumber(ARGV[2]), tonumber(ARGV[3])
+local added, coalesced, repeated = 0, 0, 0
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. integer_text(time - tonumber(ARGV[4])))
+
+local function keep(rule, key, digest)
+    local pending = b .. ':' .. rule
+    local found = redis.call('HGET', pending, key)
+    if not found and redis.call('HLEN', pending) >= most then
+        -- The whole rule is due.
+        key, digest = '', ''
+        found = redis.call('HGET', pending, key)
+    end
+    local first, notifications = integer_text(time), 1
+    if found then
+        local old_first, old_notifications = string.match(found, '^(%d+)|%d+|(%d+)|')
+        first, notifications = old_first, old_notifications + 1
+    end
+    local value = first .. '|' .. integer_text(time) .. '|' .. integer_text(notifications) .. '|0|0|' .. digest
+    redis.call('HSET', pending, key, value)
+    redis.call('SADD', b, rule)
+    return not found or key == ''
+end
+
+local at = 5
+while at <= #ARGV do
+    local id, key, digest, rules = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+    if id ~= '' and redis.call('ZADD', KEYS[2], 'NX', integer_text(time), id) == 0 then
+        repeated = repeated + 1
+    else
+        local is_new = false
+        for number = 1, rules do
+            if keep(ARGV[at + 3 + number], key, digest) then is_new = true end
+        end
+        if is_new then added = added + 1 else coalesced = coalesced + 1 end
+    end
+    at = at + 4 + rules
+end
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -most_ids - 1)
+return {added, coalesced, repeated}

@@ -1,0 +1,87 @@
+//! [`PushInbox`] in Redis: a hash for each rule with pending pushes, and the ids of notifications by time.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
+use crate::push_inbox::{parse_push_key, pending_key, push_key, tag_digest};
+use crate::{KeptPushes, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush};
+use imgsync_oci::error::Result;
+
+#[async_trait]
+impl PushInbox for RedisStore {
+    async fn keep_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<KeptPushes> {
+        let operation = "keeping pushes";
+        self.write_version(operation).await?;
+        let mut call = ScriptCall::new(self.key("pushes")).key(self.key("push_ids"));
+        call = call.arg(MAX_PENDING_PUSHES).arg(MAX_PUSH_IDS).arg(duration_ms(PUSH_ID_TTL));
+        for push in &pushes {
+            let ReceivedPush { id, registry, repository, reference, rules } = push;
+            let key = push_key(registry, repository, reference);
+            call = call.arg(id.as_deref().unwrap_or_default()).arg(key).arg(tag_digest(reference)).arg(rules.len());
+            for rule in rules {
+                call = call.arg(rule);
+            }
+        }
+        let (added, coalesced, repeated) = self.run_script(operation, &self.0.scripts.keep_pushes, call).await?;
+        // A store that loses what it confirmed notices that.
+        self.count_write().await;
+        Ok(KeptPushes { added, coalesced, repeated })
+    }
+
+    async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {
+        let operation = "reading the pending pushes";
+        let mut pipe = redis::pipe();
+        pipe.smembers(self.key("pushes"));
+        let (mut rules,): (Vec<String>,) = self.query(operation, &pipe).await?;
+        if rules.is_empty() {
+            return Ok(Vec::new());
+        }
+        rules.sort_unstable();
+        let mut pipe = redis::pipe();
+        for rule in &rules {
+            pipe.hgetall(self.key(&format!("pushes:{rule}")));
+        }
+        let found: Vec<HashMap<String, String>> = self.query(operation, &pipe).await?;
+        let mut pending = Vec::new();
+        for (rule, pushes) in rules.into_iter().zip(found) {
+            for (key, value) in pushes {
+                let read = read_pending(&rule, &key, &value);
+                pending.push(read.ok_or_else(|| corrupt_store(operation, "a push cannot be read"))?);
+            }
+        }
+        Ok(pending)
+    }
+
+    async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()> {
+        let mut call = ScriptCall::new(self.key("pushes")).arg(until.as_millisecond());
+        for push in pushes {
+            let postponed = push.postponed.saturating_add(1);
+            call = call.arg(&push.rule).arg(pending_key(push)).arg(push.notifications);
+            call = call.arg(push.first_at.as_millisecond()).arg(postponed);
+        }
+        self.run_script::<i64>("postponing pushes", &self.0.scripts.postpone_pushes, call).await.map(drop)
+    }
+
+    async fn remove_pushes(&self, pushes: &[PendingPush]) -> Result<()> {
+        let mut call = ScriptCall::new(self.key("pushes"));
+        for push in pushes {
+            call = call.arg(&push.rule).arg(pending_key(push)).arg(push.notifications);
+            call = call.arg(push.first_at.as_millisecond());
+        }
+        self.run_script::<i64>("removing pushes", &self.0.scripts.remove_pushes, call).await.map(drop)
+    }
+}
+
+fn read_pending(rule: &str, key: &str, value: &str) -> Option<PendingPush> {
+    let mut fields = value.splitn(6, '|');
+    let mut number = || fields.next()?.parse::<i64>().ok();
+    let (first_at, last_at) = (timestamp(number()?), timestamp(number()?));
+    let notifications = number()?.unsigned_abs();
+    let not_before = Some(number()?).filter(|at| *at > 0).map(timestamp);
+    let postponed = u32::try_from(number()?).ok()?;
+    let pushed = parse_push_key(key, fields.next()?).ok()?;
+    Some(PendingPush { rule: rule.to_owned(), pushed, first_at, last_at, notifications, not_before, postponed })
+}

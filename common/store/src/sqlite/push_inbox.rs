@@ -1,0 +1,141 @@
+//! [`PushInbox`] in SQLite.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::Connection;
+
+use super::SqliteStore;
+use super::error::{SqliteError, corrupt_store};
+use super::rows::{duration_ms, timestamp};
+use crate::push_inbox::{parse_push_key, pending_key, push_key, tag_digest};
+use crate::{KeptPushes, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush};
+use imgsync_oci::error::Result;
+
+#[async_trait]
+impl PushInbox for SqliteStore {
+    async fn keep_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<KeptPushes> {
+        let now = self.now();
+        self.write("keeping pushes", move |connection| {
+            forget_ids(connection, now)?;
+            let mut kept = KeptPushes::default();
+            for push in &pushes {
+                keep(connection, push, now, &mut kept)?;
+            }
+            Ok(kept)
+        })
+        .await
+    }
+
+    async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {
+        self.read("reading the pending pushes", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT rule, key, digest, first_at, last_at, notifications, not_before, postponed
+                 FROM pending_push ORDER BY rule, key",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut pending = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (key, digest): (String, String) = (row.get(1)?, row.get(2)?);
+                let pushed = parse_push_key(&key, &digest).map_err(|()| corrupt_store("a push cannot be read"))?;
+                pending.push(PendingPush {
+                    rule: row.get(0)?,
+                    pushed,
+                    first_at: timestamp(row.get(3)?),
+                    last_at: timestamp(row.get(4)?),
+                    notifications: u64::try_from(row.get::<_, i64>(5)?).unwrap_or_default(),
+                    not_before: row.get::<_, Option<i64>>(6)?.map(timestamp),
+                    postponed: row.get(7)?,
+                });
+            }
+            Ok(pending)
+        })
+        .await
+    }
+
+    async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()> {
+        let (pushes, until) = (pushes.to_vec(), until.as_millisecond());
+        self.write("postponing pushes", move |connection| {
+            let mut statement = connection.prepare_cached(
+                "UPDATE pending_push SET not_before = ?4, postponed = ?5
+                 WHERE rule = ?1 AND key = ?2 AND notifications = ?3 AND first_at = ?6",
+            )?;
+            for push in &pushes {
+                let notifications = i64::try_from(push.notifications).unwrap_or(i64::MAX);
+                let postponed = push.postponed.saturating_add(1);
+                let first_at = push.first_at.as_millisecond();
+                statement.execute((&push.rule, pending_key(push), notifications, until, postponed, first_at))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_pushes(&self, pushes: &[PendingPush]) -> Result<()> {
+        let pushes = pushes.to_vec();
+        self.write("removing pushes", move |connection| {
+            let mut statement = connection.prepare_cached(
+                "DELETE FROM pending_push WHERE rule = ?1 AND key = ?2 AND notifications = ?3 AND first_at = ?4",
+            )?;
+            for push in &pushes {
+                let notifications = i64::try_from(push.notifications).unwrap_or(i64::MAX);
+                let first_at = push.first_at.as_millisecond();
+                statement.execute((&push.rule, pending_key(push), notifications, first_at))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Forgets the ids of old notifications, and the oldest beyond the limit.
+fn forget_ids(connection: &Connection, now: i64) -> Result<(), SqliteError> {
+    let before = now.saturating_sub(duration_ms(PUSH_ID_TTL));
+    connection.prepare_cached("DELETE FROM push_id WHERE at < ?1")?.execute([before])?;
+    connection
+        .prepare_cached("DELETE FROM push_id WHERE at <= (SELECT at FROM push_id ORDER BY at DESC LIMIT 1 OFFSET ?1)")?
+        .execute([i64::try_from(MAX_PUSH_IDS).unwrap_or(i64::MAX)])?;
+    Ok(())
+}
+
+fn keep(connection: &Connection, push: &ReceivedPush, now: i64, kept: &mut KeptPushes) -> Result<(), SqliteError> {
+    if let Some(id) = &push.id {
+        let new = connection
+            .prepare_cached("INSERT INTO push_id (id, at) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+            .execute((id, now))?;
+        if new == 0 {
+            kept.repeated += 1;
+            return Ok(());
+        }
+    }
+    let mut is_new = false;
+    let (key, digest) = (push_key(&push.registry, &push.repository, &push.reference), tag_digest(&push.reference));
+    let mut update = connection.prepare_cached(
+        "UPDATE pending_push
+         SET digest = ?3, last_at = ?4, notifications = notifications + 1, not_before = NULL, postponed = 0
+         WHERE rule = ?1 AND key = ?2",
+    )?;
+    for rule in &push.rules {
+        if update.execute((rule, &key, &digest, now))? > 0 {
+            continue;
+        }
+        is_new = true;
+        let pending: i64 = connection
+            .prepare_cached("SELECT count(*) FROM pending_push WHERE rule = ?1")?
+            .query_row([rule], |row| row.get(0))?;
+        let is_full = usize::try_from(pending).unwrap_or_default() >= MAX_PENDING_PUSHES;
+        let (key, digest) = if is_full { ("", "") } else { (key.as_str(), digest.as_str()) };
+        connection
+            .prepare_cached(
+                "INSERT INTO pending_push (rule, key, digest, first_at, last_at, notifications)
+                 VALUES (?1, ?2, ?3, ?4, ?4, 1)
+                 ON CONFLICT DO UPDATE SET last_at = excluded.last_at, notifications = notifications + 1",
+            )?
+            .execute((rule, key, digest, now))?;
+    }
+    if is_new {
+        kept.added += 1
+    } else {
+        kept.coalesced += 1
+    }
+    Ok(())
+}

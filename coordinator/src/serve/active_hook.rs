@@ -1,0 +1,94 @@
+//! Hooks of the active configuration, and which pushes their rules may want.
+
+use imgsync_config::{HookConfig, Rule};
+use imgsync_model::batch::PushedReference;
+use imgsync_model::select::{RepositoryPattern, TagCandidate, TagSelection};
+use imgsync_oci::{DigestTag, RegistryName, RepositoryName};
+use jiff::Timestamp;
+
+use crate::presets::{SourceSelector, source_selectors};
+
+/// A hook of the active configuration.
+#[derive(Debug)]
+pub(super) struct ActiveHook {
+    pub(super) config: HookConfig,
+    /// The rules that it may trigger.
+    rules: Vec<TriggeredRule>,
+}
+
+/// What a rule reads, as far as one tag shows it: limits that depend on other tags are applied when it is copied.
+#[derive(Debug)]
+struct TriggeredRule {
+    id: String,
+    /// Whether signatures and other referrers matter.
+    reads_referrers: bool,
+    parts: Vec<(RepositoryPattern, [TagSelection; 2])>,
+}
+
+impl ActiveHook {
+    /// Creates a hook with its rules, each with its id.
+    pub(super) fn new(config: HookConfig, rules: &[(&str, &Rule)]) -> ActiveHook {
+        let may_trigger = |rule: &Rule| config.rules.is_empty() || config.rules.contains(&rule.title());
+        let named = rules.iter().filter(|(_, rule)| may_trigger(rule));
+        let triggered = named.map(|(id, rule)| TriggeredRule::new(id, rule));
+        let rules = triggered.filter(|rule| rule.reads_from(&config.registry)).collect();
+        ActiveHook { config, rules }
+    }
+
+    /// Returns whether it may trigger a rule.
+    pub(super) fn triggers(&self, rule: &str) -> bool {
+        self.rules.iter().any(|triggered| triggered.id == rule)
+    }
+
+    /// Returns the ids of the rules that may copy a push.
+    pub(super) fn wanted_by(&self, repository: &RepositoryName, reference: &PushedReference) -> Vec<String> {
+        let wanted = self.rules.iter().filter(|rule| rule.wants(&self.config.registry, repository, reference));
+        wanted.map(|rule| rule.id.clone()).collect()
+    }
+}
+
+impl TriggeredRule {
+    fn new(id: &str, rule: &Rule) -> TriggeredRule {
+        let selectors = source_selectors(&rule.source).unwrap_or_default();
+        let own = without_context(&rule.selection);
+        let part = |selector: SourceSelector| {
+            let first = without_context(&selector.selection);
+            (selector.pattern, [first, own.clone()])
+        };
+        TriggeredRule {
+            id: id.to_owned(),
+            reads_referrers: rule.referrers.copies_any() || rule.policy.is_some(),
+            parts: selectors.into_iter().map(part).collect(),
+        }
+    }
+
+    fn reads_from(&self, registry: &RegistryName) -> bool {
+        self.parts.iter().any(|(pattern, _)| pattern.registry() == registry)
+    }
+
+    fn wants(&self, registry: &RegistryName, repository: &RepositoryName, reference: &PushedReference) -> bool {
+        let mut parts = self
+            .parts
+            .iter()
+            .filter(|(pattern, _)| pattern.registry() == registry && pattern.matches(repository.as_str()));
+        match reference {
+            PushedReference::Tag(tag, _) if DigestTag::parse_tag(tag.as_str()).is_some() => {
+                self.reads_referrers && parts.next().is_some()
+            }
+            PushedReference::Tag(tag, _) => parts.any(|(_, selections)| {
+                let keeps = |selection: &TagSelection| {
+                    !selection.evaluate([TagCandidate::new(tag.as_str())], Timestamp::UNIX_EPOCH).kept.is_empty()
+                };
+                selections.iter().all(keeps)
+            }),
+            PushedReference::Manifest(_) => self.reads_referrers && parts.next().is_some(),
+            PushedReference::Unknown => parts.next().is_some(),
+        }
+    }
+}
+
+/// Returns the part of a selection that one tag alone decides.
+fn without_context(selection: &TagSelection) -> TagSelection {
+    let TagSelection { include, exclude, .. } = selection.clone();
+    TagSelection { include, exclude, ..TagSelection::default() }
+}

@@ -1,0 +1,12 @@
+//! Hooks: `POST /hooks/NAME` keeps what registries say was pushed (`receive`), and the leader copies it (`service`). A
+//! notification says where to look, never what to copy.
+
+mod debounce;
+mod proof;
+mod receive;
+mod service;
+
+#[cfg(test)]
+pub(crate) use receive::MAX_HOOK_BYTES;
+pub(super) use receive::{BODY_PERMITS, routes};
+pub(super) use service::PushService;

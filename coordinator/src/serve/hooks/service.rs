@@ -1,0 +1,322 @@
+//! Copies pending pushes while this process leads: a batch at a time of each rule, limited to what was pushed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use imgsync_model::batch::{BatchId, PushedReference, PushedRepository};
+use imgsync_oci::Digest;
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
+use imgsync_registry::event::Events;
+use imgsync_store::{PendingPush, ReceivedPush};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::debounce::Debounce;
+use crate::orchestrator::{Backend, Leadership, is_leader, push_metrics};
+use crate::serve::active_config::{ActiveConfig, ActiveRule};
+use crate::serve::scheduler::Scheduler;
+use crate::serve::{emit_notice, warn, warn_repeatedly};
+
+/// Interval between looks for pushes that another coordinator has received, or that become due.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// The same without hooks: only pushes of an earlier configuration can be pending.
+const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause after a batch could not begin because another one of its rule is running.
+const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
+/// Interval between looks at the runs of whole rules.
+const RUN_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Delays between the checks of an image that the policy of its rule refuses: 1, 5 and 15 minutes after the push, because
+/// signatures come later.
+const RECHECK_DELAYS: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(240), Duration::from_secs(600)];
+/// Failures of a batch that are read at a time.
+const FAILURES_PER_PAGE: usize = 1_000;
+/// Minimum interval between two looks, however many notifications arrive.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Copies what was pushed.
+pub(in crate::serve) struct PushService {
+    pub(in crate::serve) backend: Backend,
+    pub(in crate::serve) active_config: watch::Receiver<Arc<ActiveConfig>>,
+    pub(in crate::serve) scheduler: Scheduler,
+    /// Notified of pushes that this process has received.
+    pub(in crate::serve) arrived: Arc<Notify>,
+    pub(in crate::serve) events: Events,
+    pub(in crate::serve) stop: CancellationToken,
+}
+
+/// What this process remembers between its looks.
+#[derive(Default)]
+struct PushState {
+    debounce: Debounce,
+    /// Rules of which a batch is running, until when they are left alone.
+    blocked: HashMap<String, Instant>,
+    /// Running batches, with their pushes.
+    running: HashMap<BatchId, Vec<PendingPush>>,
+    /// Runs of whole rules because of too many pushes.
+    whole_runs: HashSet<BatchId>,
+    /// The newest ended run of each rule that hooks trigger.
+    last_runs: HashMap<Digest, BatchId>,
+    runs_read_at: Option<Instant>,
+}
+
+impl PushService {
+    /// Copies pushes while this process leads, until stopped.
+    pub(in crate::serve) async fn run(&self, mut leadership: watch::Receiver<Leadership>) {
+        let lead = async {
+            let mut state = PushState::default();
+            loop {
+                if !is_leader(&leadership.borrow()) {
+                    state = PushState::default();
+                }
+                let lease = match leadership.wait_for(is_leader).await {
+                    Ok(lease) => lease.clone(),
+                    Err(_) => return,
+                };
+                // A process that was suspended goes no step further once another one leads.
+                if let Some(lease) = lease
+                    && let Some(Err(error)) = lease.run(self.look(&mut state)).await
+                {
+                    warn_repeatedly(&self.events, "copying what was pushed", &error);
+                }
+                tokio::time::sleep(MIN_POLL_INTERVAL).await;
+                let has_hooks = !self.active_config.borrow().hooks.is_empty();
+                let pause = if has_hooks { POLL_INTERVAL } else { IDLE_POLL_INTERVAL };
+                tokio::select! {
+                    () = self.arrived.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = lead => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Begins the batches that are due.
+    async fn look(&self, state: &mut PushState) -> Result<()> {
+        self.observe_ended(state).await?;
+        self.count_missed(state).await?;
+        let pending = self.backend.store.pending_pushes().await?;
+        push_metrics::set_pending(pending.len());
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let current = self.active_config.borrow().clone();
+        let now = Instant::now();
+        state.blocked.retain(|_, until| *until > now);
+        let time = self.backend.clock.now();
+        let is_postponed = |push: &PendingPush| push.not_before.is_some_and(|until| until > time);
+        let arrived: Vec<PendingPush> = pending.iter().filter(|push| !is_postponed(push)).cloned().collect();
+        let due: Vec<PendingPush> = state.debounce.find_due(&arrived, now).into_iter().cloned().collect();
+        let mut rules: BTreeMap<&str, (Vec<&PendingPush>, bool)> = BTreeMap::new();
+        for push in &pending {
+            let (all, is_whole) = rules.entry(&push.rule).or_default();
+            all.push(push);
+            *is_whole |= push.pushed.is_none();
+        }
+        for (id, (all, is_whole)) in rules {
+            let Some(rule) = current.rules.iter().find(|rule| rule.id == id) else {
+                self.move_pushes(&current, all).await?;
+                continue;
+            };
+            if state.blocked.contains_key(id) {
+                continue;
+            }
+            let due = due.iter().filter(|push| push.rule == id);
+            let chosen: Vec<PendingPush> = match is_whole {
+                // The run of the whole rule has all of them.
+                true if due.clone().any(|push| push.pushed.is_none()) => all.into_iter().cloned().collect(),
+                true => Vec::new(),
+                false => due.cloned().collect(),
+            };
+            if !chosen.is_empty() {
+                self.begin(state, &current, rule, (chosen, is_whole)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a batch of pushes, or of the whole rule, unless one is running.
+    async fn begin(
+        &self,
+        state: &mut PushState,
+        current: &Arc<ActiveConfig>,
+        rule: &ActiveRule,
+        (pushes, is_whole): (Vec<PendingPush>, bool),
+    ) -> Result<()> {
+        let started = match is_whole {
+            true => self.scheduler.start_whole(current, rule).await?,
+            false => self.scheduler.start_pushes(current, rule, group(&pushes)).await?,
+        };
+        let Ok(batch) = started else {
+            state.blocked.insert(rule.id.clone(), Instant::now() + BLOCKED_PAUSE);
+            return Ok(());
+        };
+        // From here on, the ledger has them.
+        self.remove_or_postpone(rule, &pushes).await?;
+        state.debounce.remove(&pushes);
+        state.running.insert(batch, pushes);
+        match is_whole {
+            true => {
+                push_metrics::count_whole_rule();
+                state.whole_runs.insert(batch);
+                emit_notice(&self.events, &format!("{}: too many pushes; running the whole rule", rule.title()));
+            }
+            false => push_metrics::count_batch(),
+        }
+        Ok(())
+    }
+
+    /// Removes pushes whose batch has begun. Those of a rule with a policy stay for a later check, in case this process
+    /// does not see that they were not refused.
+    async fn remove_or_postpone(&self, rule: &ActiveRule, pushes: &[PendingPush]) -> Result<()> {
+        let has_policy = rule.config().rules.iter().any(|rule| rule.policy.is_some());
+        let delay = |push: &PendingPush| {
+            let is_tag = matches!(push.pushed, Some((_, _, PushedReference::Tag(..))));
+            RECHECK_DELAYS.get(push.postponed as usize).filter(|_| has_policy && is_tag)
+        };
+        let removed: Vec<PendingPush> = pushes.iter().filter(|push| delay(push).is_none()).cloned().collect();
+        self.backend.store.remove_pushes(&removed).await?;
+        for wait in RECHECK_DELAYS {
+            let postponed: Vec<PendingPush> =
+                pushes.iter().filter(|push| delay(push) == Some(&wait)).cloned().collect();
+            if !postponed.is_empty() {
+                let until = self.backend.clock.now().saturating_add(SignedDuration::try_from(wait).unwrap_or_default());
+                self.backend.store.postpone_pushes(&postponed, until.unwrap_or(Timestamp::MAX)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the source tags of a batch that the policy of its rule has refused.
+    async fn refused_sources(&self, batch: BatchId) -> Result<HashSet<String>> {
+        let mut refused = HashSet::new();
+        let mut from = 0;
+        loop {
+            let failures = self.backend.store.failures(batch, from, FAILURES_PER_PAGE).await?;
+            let Some(last) = failures.last() else { return Ok(refused) };
+            from = last.task.index + 1;
+            let of_policy = failures.iter().filter(|failed| failed.failure.kind == ErrorKind::RefusedByPolicy);
+            refused.extend(of_policy.map(|failed| failed.task.spec.source.to_string()));
+        }
+    }
+
+    /// Records how long the batches that have ended took since their pushes, and forgets those that were not refused.
+    async fn observe_ended(&self, state: &mut PushState) -> Result<()> {
+        let running: Vec<BatchId> = state.running.keys().copied().collect();
+        for id in running {
+            let batch = self.backend.store.batch(id).await?;
+            let ended = match batch {
+                Some(batch) => match batch.ended_at {
+                    Some(ended) => Some(ended),
+                    None => continue,
+                },
+                None => None,
+            };
+            let pushes = state.running.remove(&id).unwrap_or_default();
+            let Some(ended) = ended else { continue };
+            // What is checked again was pushed long before.
+            for push in pushes.iter().filter(|push| push.postponed == 0) {
+                let lag = ended.duration_since(push.first_at);
+                push_metrics::observe_lag(Duration::try_from(lag).unwrap_or_default());
+            }
+            let refused = self.refused_sources(id).await?;
+            let is_refused = |push: &PendingPush| match &push.pushed {
+                Some((registry, repository, PushedReference::Tag(tag, _))) => {
+                    refused.contains(&format!("{registry}/{repository}:{tag}"))
+                }
+                _ => false,
+            };
+            let done: Vec<PendingPush> = pushes.into_iter().filter(|push| !is_refused(push)).collect();
+            self.backend.store.remove_pushes(&done).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what runs of whole rules have copied although hooks should have told of it.
+    async fn count_missed(&self, state: &mut PushState) -> Result<()> {
+        if state.runs_read_at.is_some_and(|at| at.elapsed() < RUN_POLL_INTERVAL) {
+            return Ok(());
+        }
+        state.runs_read_at = Some(Instant::now());
+        let current = self.active_config.borrow().clone();
+        let is_triggered = |rule: &&ActiveRule| current.hooks.values().any(|hook| hook.triggers(&rule.id));
+        let triggered: Vec<&ActiveRule> = current.rules.iter().filter(is_triggered).collect();
+        if triggered.is_empty() {
+            return Ok(());
+        }
+        let rules: Vec<Digest> = triggered.iter().map(|rule| rule.batch_identity.clone()).collect();
+        for batch in self.backend.store.newest_batches(&rules, None, 1).await? {
+            if batch.ended_at.is_none() {
+                continue;
+            }
+            // The first run that this process sees may be the first of the rule, which copies all.
+            let is_new = state.last_runs.insert(batch.rules.clone(), batch.id).is_some_and(|last| last != batch.id);
+            let copied = batch.counts.copied;
+            if !is_new || state.whole_runs.remove(&batch.id) || copied == 0 {
+                continue;
+            }
+            push_metrics::count_missed(copied);
+            let title = triggered.iter().find(|rule| rule.batch_identity == batch.rules).map(|rule| rule.title());
+            let tags = pluralize(copied, "tag", "tags");
+            let title = title.unwrap_or_default();
+            emit_notice(&self.events, &format!("{title}: its run copied {tags} of which no hook had told"));
+        }
+        Ok(())
+    }
+
+    /// Gives the pushes of a rule that the configuration no longer has to those that want them now.
+    async fn move_pushes(&self, current: &ActiveConfig, pushes: Vec<&PendingPush>) -> Result<()> {
+        let mut moved = Vec::new();
+        let mut lost = 0;
+        for push in &pushes {
+            let Some((registry, repository, reference)) = &push.pushed else {
+                lost += push.notifications;
+                continue;
+            };
+            let hooks = current.hooks.values().filter(|hook| hook.config.registry == *registry);
+            let mut rules: Vec<String> = hooks.flat_map(|hook| hook.wanted_by(repository, reference)).collect();
+            rules.sort_unstable();
+            rules.dedup();
+            match rules.is_empty() {
+                true => lost += push.notifications,
+                false => moved.push(ReceivedPush {
+                    id: None,
+                    registry: registry.clone(),
+                    repository: repository.clone(),
+                    reference: reference.clone(),
+                    rules,
+                }),
+            }
+        }
+        if !moved.is_empty() {
+            self.backend.store.keep_pushes(moved).await?;
+        }
+        if lost > 0 {
+            push_metrics::count("rule_gone", lost);
+            let pushes = pluralize(lost, "notification", "notifications");
+            warn(&self.events, &format!("dropped {pushes} of pushes: their rule is not in the configuration any more"));
+        }
+        let pushes: Vec<PendingPush> = pushes.into_iter().cloned().collect();
+        self.backend.store.remove_pushes(&pushes).await
+    }
+}
+
+/// Groups pushes by repository.
+fn group(pushes: &[PendingPush]) -> Vec<PushedRepository> {
+    let mut groups: Vec<PushedRepository> = Vec::new();
+    let mut positions: HashMap<(&str, &str), usize> = HashMap::new();
+    for (registry, repository, reference) in pushes.iter().filter_map(|push| push.pushed.as_ref()) {
+        let at = *positions.entry((registry.as_str(), repository.as_str())).or_insert_with(|| {
+            let (registry, repository) = (registry.clone(), repository.clone());
+            groups.push(PushedRepository { registry, repository, references: Vec::new() });
+            groups.len() - 1
+        });
+        groups[at].references.push(reference.clone());
+    }
+    groups
+}
