@@ -140,7 +140,7 @@ struct PlainFile {
 }
 
 impl SinkOutput for PlainFile {
-    type Finished = Option<File>;
+    type Output = Option<File>;
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|error| write_error(&self.operation, error))

@@ -38,7 +38,7 @@ pub trait ArchiveSink: Send {
 /// Destination of a [`ThreadSink`], used in its thread.
 pub trait SinkOutput: Send + 'static {
     /// What [`ThreadSink::finish`] returns.
-    type Finished: Send + 'static;
+    type Output: Send + 'static;
 
     /// Writes the next bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
@@ -48,7 +48,7 @@ pub trait SinkOutput: Send + 'static {
 
     /// Ends the output. If the sink was dropped or closed before, or a write has failed, this is not called: the output
     /// stays incomplete.
-    fn finish(self: Box<Self>) -> Result<Self::Finished>;
+    fn finish(self: Box<Self>) -> Result<Self::Output>;
 }
 
 /// An output that cannot go back: a pipe.
@@ -58,7 +58,7 @@ struct Pipe<W> {
 }
 
 impl<W: Write + Send + 'static> SinkOutput for Pipe<W> {
-    type Finished = Option<File>;
+    type Output = Option<File>;
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.output.write_all(bytes).map_err(|error| write_error(&self.operation, error))
@@ -83,7 +83,7 @@ struct GzipFile {
 }
 
 impl SinkOutput for GzipFile {
-    type Finished = Option<File>;
+    type Output = Option<File>;
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.output.write_all(bytes).map_err(|error| write_error(&self.operation, error))
@@ -153,7 +153,7 @@ impl ThreadSink {
 
 impl<T: Send + 'static> ThreadSink<T> {
     /// Starts the thread. `operation` describes the write, for messages.
-    pub fn new(mut output: Box<dyn SinkOutput<Finished = T>>, operation: impl Into<String>) -> ThreadSink<T> {
+    pub fn new(mut output: Box<dyn SinkOutput<Output = T>>, operation: impl Into<String>) -> ThreadSink<T> {
         let (sender, mut commands) = mpsc::channel(QUEUED_CHUNKS);
         let thread = tokio::task::spawn_blocking(move || {
             while let Some(command) = commands.blocking_recv() {

@@ -13,7 +13,7 @@ use imgsync_oci::error::Result;
 pub(crate) struct PartOutput(pub(crate) PartWriter);
 
 impl SinkOutput for PartOutput {
-    type Finished = Vec<BundlePart>;
+    type Output = Vec<BundlePart>;
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.0.write(bytes)
