@@ -1,6 +1,7 @@
 //! Takes tasks from the queue, copies images and records results in the ledger: take → start → copy → finish. A message
 //! is acknowledged a second after its last task has started, or when a shorter task ends.
 
+mod archives;
 mod in_flight;
 mod route_selector;
 mod tag_gate;
@@ -26,6 +27,7 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::archives::{ArchiveTargets, CollectedArchive, CollectedTask};
 use self::in_flight::InFlightMessage;
 pub use self::route_selector::{RateLimitHolds, RouteSelector, WorkerScope, format_deadline, load_rate_limit_holds};
 use self::task::CopySlots;
@@ -96,6 +98,8 @@ pub struct Runner {
     exclusive: Arc<RwLock<()>>,
     /// Held by the one task that may run exclusively.
     suspect_slot: Arc<tokio::sync::Mutex<()>>,
+    /// Archives that tasks collect images for, if the process writes any.
+    archives: Option<ArchiveTargets>,
 }
 
 impl Runner {
@@ -125,6 +129,7 @@ impl Runner {
             running: Arc::default(),
             exclusive: Arc::default(),
             suspect_slot: Arc::default(),
+            archives: None,
         }
     }
 

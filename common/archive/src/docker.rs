@@ -1,10 +1,8 @@
 //! `manifest.json` of an archive: one platform of each image, for docker, podman and crane.
 
-use imgsync_oci::error::Result;
-use imgsync_oci::{MediaType, Platform};
-use serde::Serialize;
-
-use super::index::encode;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::{group_digits, pluralize};
+use imgsync_oci::{ArchiveFormat, Platform};
 
 /// Images left out of `manifest.json` that a summary names.
 const MAX_NAMED_IMAGES: usize = 3;
@@ -24,51 +22,57 @@ pub struct DockerSummary {
     pub left_out_names: Vec<String>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct DockerImage {
-    pub(crate) config: String,
-    pub(crate) repo_tags: Vec<String>,
-    pub(crate) layers: Vec<String>,
+/// What loaders of docker's format get of an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerFact {
+    /// The text, without a period.
+    pub text: String,
+    /// Whether an image is missing there.
+    pub is_loss: bool,
 }
 
 impl DockerSummary {
+    /// Says what loaders of docker's format do not get, a line for each fact.
+    pub fn describe(&self) -> Vec<DockerFact> {
+        let mut lines = Vec::new();
+        if let Some(platform) = &self.platform {
+            let images = pluralize(self.reduced as u64, "image", "images");
+            let text = format!(
+                "docker load and podman load get {platform} of {images} with several platforms; readers of OCI archives get all"
+            );
+            lines.push(DockerFact { text, is_loss: false });
+        }
+        if self.left_out > 0 {
+            let left_out = self.describe_left_out();
+            let text = format!("docker load and podman load do not get {left_out}: docker's format has no form for it");
+            lines.push(DockerFact { text, is_loss: true });
+        }
+        lines
+    }
+
+    /// Fails if an archive in this format would have no image at all.
+    pub fn check(&self, format: ArchiveFormat, operation: &str) -> Result<()> {
+        if format != ArchiveFormat::Docker || self.images > 0 {
+            return Ok(());
+        }
+        let left_out = self.describe_left_out();
+        let detail = format!("docker's format has no form for {left_out}: no image with a config and layers");
+        Err(Error::new(ErrorKind::Unsupported, operation, detail)
+            .with_hint("write it as oci-archive:FILE, which skopeo, ctr and imgsync read"))
+    }
+
+    fn describe_left_out(&self) -> String {
+        let named = self.left_out_names.join(", ");
+        match self.left_out - self.left_out_names.len() {
+            0 => named,
+            more => format!("{named} and {} more", group_digits(more as u64)),
+        }
+    }
+
     pub(crate) fn leave_out(&mut self, name: String) {
         self.left_out += 1;
         if self.left_out_names.len() < MAX_NAMED_IMAGES {
             self.left_out_names.push(name);
         }
     }
-}
-
-/// Whether a config is of an image, not of an artifact.
-pub(crate) fn is_image_config(media_type: &MediaType) -> bool {
-    matches!(
-        media_type.as_str(),
-        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
-    )
-}
-
-/// Selects the preferred platform, else linux/amd64, else the first.
-pub(crate) fn choose_platform<'a, T>(
-    children: &'a [(Option<Platform>, T)],
-    preferred: &Platform,
-) -> Option<&'a (Option<Platform>, T)> {
-    let fallback =
-        Platform { os: "linux".to_owned(), architecture: "amd64".to_owned(), variant: None, os_version: None };
-    let find = |wanted: &Platform| {
-        children.iter().find(|(platform, _)| platform.as_ref().is_some_and(|platform| platform.satisfies(wanted)))
-    };
-    find(preferred).or_else(|| find(&fallback)).or_else(|| children.first())
-}
-
-/// Serializes `manifest.json`, one image per line.
-pub(crate) fn encode_images(images: &[DockerImage]) -> Result<Vec<u8>> {
-    let mut text = b"[".to_vec();
-    for (at, image) in images.iter().enumerate() {
-        text.extend_from_slice(if at == 0 { b"\n" } else { b",\n" });
-        encode(&mut text, image)?;
-    }
-    text.extend_from_slice(b"\n]\n");
-    Ok(text)
 }

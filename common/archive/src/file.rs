@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
+use imgsync_layout::lock_file;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::Context;
 use imgsync_registry::event::Event;
 
-use super::lock::lock;
 use super::partial::verified_length;
 use super::plan::ArchivePlan;
 use super::sink::{ArchiveSink, Compression, SinkOutput, ThreadSink, write_error};
@@ -89,6 +89,19 @@ impl ArchiveOutput {
             Compression::Gzip => ThreadSink::gzip(file, operation.clone()),
         };
         Ok(ArchiveOutput { sink, renamed: Some((partial, path)), operation, resume_from })
+    }
+
+    /// Removes the hidden file of an archive that is not written after all, unless another process writes it.
+    pub fn discard_unfinished(path: &Path) {
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if let Ok(partial) = partial_path(&path, "discarding an archive")
+            && let Ok(file) = File::open(&partial)
+            && file.try_lock().is_ok()
+            && is_same_file(&file, &partial)
+        {
+            // What stays is removed or resumed by the next writer.
+            let _ = std::fs::remove_file(&partial);
+        }
     }
 
     /// Writes to a pipe or device, such as stdout.
@@ -185,7 +198,7 @@ async fn open_locked(partial: &Path, operation: &str, context: &Context) -> Resu
                 () => error,
             }
         })?;
-        lock(&file, partial, operation, context).await?;
+        let file = lock_file(file, partial, operation, context).await?;
         // The former writer may have renamed it between open and lock.
         if is_same_file(&file, partial) {
             return Ok(file);

@@ -103,16 +103,6 @@ pub(crate) fn encode(text: &mut Vec<u8>, value: &impl Serialize) -> Result<()> {
         .map_err(|error| Error::new(ErrorKind::Invalid, "planning an archive", error.to_string()))
 }
 
-/// Returns the name that docker shows: short for Docker Hub.
-pub(crate) fn familiar_name(name: &Reference) -> Option<String> {
-    let tag = name.tag_or_latest()?;
-    let repository = name.repository.as_str();
-    Some(match name.registry.is_docker_hub() {
-        true => format!("{}:{tag}", repository.strip_prefix("library/").unwrap_or(repository)),
-        false => format!("{}/{repository}:{tag}", name.registry),
-    })
-}
-
 /// Checks that no two images have the same name.
 pub(crate) fn check_names(images: &[ArchiveImage]) -> Result<()> {
     let mut names: BTreeMap<String, &Digest> = BTreeMap::new();

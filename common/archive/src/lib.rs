@@ -9,22 +9,23 @@
 mod docker;
 mod file;
 mod index;
-mod lock;
 mod manifest_spool;
 mod member;
 mod partial;
 mod plan;
+mod reach;
 mod sink;
 #[cfg(test)]
 mod tests;
 mod write;
 
-pub use docker::DockerSummary;
+pub use docker::{DockerFact, DockerSummary};
 pub use file::ArchiveOutput;
 pub use index::{ArchiveImage, ArchivedName};
 pub use manifest_spool::ManifestSpool;
 pub use member::{Member, MemberContent};
-pub use partial::verified_length;
+pub use partial::{is_whole_archive, verified_length};
 pub use plan::{ArchivePlan, ArchivePlanner};
+pub use reach::LeftOutImage;
 pub use sink::{ArchiveSink, Compression, SinkOutput, ThreadSink};
-pub use write::{ArchiveSource, ContentStream, MAX_SMALL_BLOB_BYTES, write_archive};
+pub use write::{ArchiveSource, ContentStream, MAX_SMALL_BLOB_BYTES, WriteFailure, write_archive};

@@ -41,6 +41,14 @@ impl Member {
         Member { path: path.into(), size: bytes.len() as u64, content: MemberContent::Inline(bytes) }
     }
 
+    /// Returns the digest of a blob; `None` for all other members.
+    pub fn blob(&self) -> Option<&Digest> {
+        match &self.content {
+            MemberContent::Blob(digest) => Some(digest),
+            MemberContent::Manifest(_) | MemberContent::Inline(_) => None,
+        }
+    }
+
     /// Returns the digest, for a manifest or blob.
     pub fn digest(&self) -> Option<&Digest> {
         match &self.content {
@@ -81,11 +89,6 @@ impl Member {
         };
         long_path + BLOCK_BYTES + self.size + self.padding()
     }
-}
-
-/// Returns the path of content in an image layout.
-pub(crate) fn blob_path(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }
 
 fn encode_header(path: &[u8], size: u64, entry_type: EntryType) -> [u8; BLOCK_BYTES as usize] {

@@ -1,11 +1,12 @@
 //! Finds out how much of an unfinished file is of use for a plan.
 
-use std::io::{self, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 
 use imgsync_oci::{Digest, Hasher};
 use tokio_util::sync::CancellationToken;
 
-use super::member::{Member, MemberContent};
+use super::member::{Member, MemberContent, TRAILER_BYTES};
 use super::plan::ArchivePlan;
 
 const READ_BYTES: usize = 256 << 10;
@@ -29,6 +30,20 @@ pub fn verified_length(
         verified = end;
     }
     Ok(verified)
+}
+
+/// Whether a file is the archive of a plan, byte for byte. Cancellation fails with [`io::ErrorKind::Interrupted`].
+pub fn is_whole_archive(file: &mut File, plan: &ArchivePlan, cancel: &CancellationToken) -> io::Result<bool> {
+    let members = plan.total_size() - TRAILER_BYTES;
+    if file.metadata()?.len() != plan.total_size() {
+        return Ok(false);
+    }
+    file.rewind()?;
+    if verified_length(&mut *file, plan, 0, cancel)? != members {
+        return Ok(false);
+    }
+    file.seek(SeekFrom::Start(members))?;
+    is_next(file, &[0; TRAILER_BYTES as usize])
 }
 
 fn is_whole(reader: &mut impl Read, member: &Member, cancel: &CancellationToken) -> io::Result<bool> {

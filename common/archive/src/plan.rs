@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use imgsync_layout::docker_manifest::{
+    DockerImage, blob_path, choose_platform, encode_images, familiar_name, is_image_config, machine_platform,
+};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::{Descriptor, Digest, Manifest, ManifestKind, Platform};
+use imgsync_oci::{Algorithm, Descriptor, Digest, Hasher, Manifest, ManifestKind, Platform};
 
-use super::docker::{DockerImage, DockerSummary, choose_platform, encode_images, is_image_config};
-use super::index::{ArchiveImage, ArchivedName, check_names, encode_index, familiar_name};
-use super::member::{Member, MemberContent, TRAILER_BYTES, blob_path};
+use super::docker::DockerSummary;
+use super::index::{ArchiveImage, ArchivedName, check_names, encode_index};
+use super::member::{Member, MemberContent, TRAILER_BYTES};
 
 /// Operation of planning, for messages.
 const OPERATION: &str = "planning an archive";
@@ -26,28 +29,30 @@ pub struct ArchivePlan {
 
 /// Collects the content of an archive. What is added twice is in the archive once, and the order in which content is
 /// added does not matter.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ArchivePlanner {
     preferred_platform: Platform,
-    images: Vec<ArchiveImage>,
+    pub(crate) images: Vec<ArchiveImage>,
     files: BTreeMap<String, Bytes>,
-    contents: Vec<Content>,
-    by_digest: HashMap<Digest, u32>,
+    pub(crate) contents: Vec<Content>,
+    pub(crate) by_digest: HashMap<Digest, u32>,
     /// Structure of the manifests, by the number of their content.
-    references: HashMap<u32, References>,
+    pub(crate) references: HashMap<u32, References>,
+    /// Where blobs are in their sources, for those that are best read in that order.
+    positions: HashMap<Digest, (String, u64)>,
 }
 
-#[derive(Debug)]
-struct Content {
-    digest: Digest,
+#[derive(Debug, Clone)]
+pub(crate) struct Content {
+    pub(crate) digest: Digest,
     size: u64,
     is_manifest: bool,
-    is_included: bool,
+    pub(crate) is_included: bool,
 }
 
 /// What a manifest references, by numbers of contents.
-#[derive(Debug)]
-enum References {
+#[derive(Debug, Clone)]
+pub(crate) enum References {
     Index { children: Vec<(Option<Platform>, u32)> },
     Image { config: Option<u32>, layers: Box<[u32]>, is_image: bool },
 }
@@ -63,10 +68,27 @@ impl ArchivePlan {
         self.total_size
     }
 
+    /// Whether the archive would have no image.
+    pub fn is_empty(&self) -> bool {
+        !self.members.iter().any(|member| matches!(member.content, MemberContent::Manifest(_)))
+    }
+
     /// Returns the number of blobs, and their bytes.
     pub fn blobs(&self) -> (usize, u64) {
         let blobs = self.members.iter().filter(|member| matches!(member.content, MemberContent::Blob(_)));
         blobs.fold((0, 0), |(count, bytes), member| (count + 1, bytes + member.size))
+    }
+
+    /// Returns a digest of everything that the bytes of the archive depend on.
+    pub fn fingerprint(&self) -> Digest {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        for member in self.members.iter() {
+            hasher.update(&member.header());
+            if let MemberContent::Inline(bytes) = &member.content {
+                hasher.update(bytes);
+            }
+        }
+        hasher.finish()
     }
 
     /// Returns what `manifest.json` tells of the images.
@@ -86,18 +108,19 @@ impl ArchivePlanner {
             contents: Vec::new(),
             by_digest: HashMap::new(),
             references: HashMap::new(),
+            positions: HashMap::new(),
         }
+    }
+
+    /// Writes blobs in the order in which a source has them that can only be read forward: its name, and the offset of
+    /// the blob there. All others come before.
+    pub fn set_position(&mut self, blob: &Digest, source: &str, offset: u64) {
+        self.positions.insert(blob.clone(), (source.to_owned(), offset));
     }
 
     /// Creates an empty planner that prefers Linux on the architecture of this machine.
     pub fn for_this_machine() -> ArchivePlanner {
-        let machine = Platform {
-            os: "linux".to_owned(),
-            architecture: std::env::consts::ARCH.to_owned(),
-            variant: None,
-            os_version: None,
-        };
-        ArchivePlanner::new(machine.normalized())
+        ArchivePlanner::new(machine_platform())
     }
 
     /// Adds an image or a referrer to `index.json`.
@@ -172,7 +195,9 @@ impl ArchivePlanner {
             Member::inline("index.json", encode_index(&self.images)?),
         ];
         if !docker_images.is_empty() {
-            members.push(Member::inline("manifest.json", encode_images(&docker_images)?));
+            let encoded = encode_images(&docker_images)
+                .map_err(|error| Error::new(ErrorKind::Invalid, OPERATION, error.to_string()))?;
+            members.push(Member::inline("manifest.json", encoded));
         }
         let files = std::mem::take(&mut self.files);
         members.extend(files.into_iter().map(|(path, bytes)| Member::inline(path, bytes)));
@@ -227,7 +252,11 @@ impl ArchivePlanner {
         let all = 0..u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
         let mut others: Vec<u32> = all.filter(|number| seen.insert(*number)).collect();
         others.sort_by_key(|number| &self.contents[*number as usize].digest);
-        let ordered = manifests.into_iter().chain(configs).chain(layers).chain(others);
+        let mut blobs: Vec<u32> = configs.into_iter().chain(layers).chain(others).collect();
+        if !self.positions.is_empty() {
+            blobs.sort_by_key(|number| self.positions.get(&self.contents[*number as usize].digest));
+        }
+        let ordered = manifests.into_iter().chain(blobs);
         ordered.filter(|number| self.contents[*number as usize].is_included).collect()
     }
 

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Digest, Hasher};
@@ -49,6 +50,36 @@ pub trait ArchiveSource: Send + Sync {
     }
 }
 
+/// Why an archive could not be written.
+#[derive(Debug)]
+pub struct WriteFailure {
+    /// The error.
+    pub error: Error,
+    /// Digest of the blob that cannot be read, or has other content, at its source: the rest could be written without it.
+    pub blob: Option<Digest>,
+}
+
+impl From<Error> for WriteFailure {
+    fn from(error: Error) -> WriteFailure {
+        WriteFailure { error, blob: None }
+    }
+}
+
+impl From<WriteFailure> for Error {
+    fn from(failure: WriteFailure) -> Error {
+        failure.error
+    }
+}
+
+impl WriteFailure {
+    /// Blames a blob if the error says that it is missing or wrong. All other errors would hit every blob.
+    fn of_blob(error: Error, digest: Option<&Digest>) -> WriteFailure {
+        let is_about_content =
+            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::InvalidResponse);
+        WriteFailure { error, blob: digest.filter(|_| is_about_content).cloned() }
+    }
+}
+
 /// Writes an archive. `resume_from` is the number of bytes that the sink already has: whole members before it are
 /// not read again, and of a member around it only the rest is written. A blob with wrong content fails with [`ErrorKind::Corrupt`]; a
 /// sink that can rewind gets it once more. Blobs that come out of a pipe follow the others, in the order of the pipe.
@@ -57,11 +88,11 @@ pub async fn write_archive(
     source: &dyn ArchiveSource,
     sink: &mut dyn ArchiveSink,
     resume_from: u64,
-) -> Result<()> {
+) -> std::result::Result<(), WriteFailure> {
     let mut output = OffsetSink { sink, offset: 0, written: resume_from };
     if plan.members().iter().any(|member| is_streamed(member, source)) {
         output.write_streamed(plan.members(), source).await?;
-        return output.write(Bytes::from_static(&ZEROS)).await;
+        return Ok(output.write(Bytes::from_static(&ZEROS)).await?);
     }
     let mut members = plan.members();
     while let Some(member) = members.first() {
@@ -77,9 +108,10 @@ pub async fn write_archive(
             output.write_small_blobs(now, source).await?;
             continue;
         }
-        output.write_member_twice(member, source).await?;
+        let written = output.write_member_twice(member, source).await;
+        written.map_err(|error| WriteFailure::of_blob(error, member.blob()))?;
     }
-    output.write(Bytes::from_static(&ZEROS)).await
+    Ok(output.write(Bytes::from_static(&ZEROS)).await?)
 }
 
 fn is_streamed(member: &Member, source: &dyn ArchiveSource) -> bool {
@@ -97,6 +129,21 @@ async fn read_small_blob(digest: &Digest, size: u64, source: &dyn ArchiveSource)
         Err(error) if error.kind() == ErrorKind::Corrupt => collect_blob(digest, size, source).await,
         read => read,
     }
+}
+
+fn read_small_member<'a>(
+    member: &'a Member,
+    source: &'a dyn ArchiveSource,
+) -> BoxFuture<'a, std::result::Result<(&'a Member, Bytes), WriteFailure>> {
+    Box::pin(async move {
+        let digest = member
+            .digest()
+            .ok_or_else(|| Error::new(ErrorKind::Local, format!("archiving {}", member.path), "it is not a blob"))?;
+        match read_small_blob(digest, member.size, source).await {
+            Ok(bytes) => Ok((member, bytes)),
+            Err(error) => Err(WriteFailure::of_blob(error, Some(digest))),
+        }
+    })
 }
 
 async fn collect_blob(digest: &Digest, size: u64, source: &dyn ArchiveSource) -> Result<Bytes> {
@@ -221,15 +268,13 @@ impl OffsetSink<'_> {
     }
 
     /// Writes small blobs, several of which are read at the same time: most of their time is spent waiting.
-    async fn write_small_blobs(&mut self, members: &[Member], source: &dyn ArchiveSource) -> Result<()> {
-        let mut contents = futures_util::stream::iter(members)
-            .map(|member| async move {
-                let digest = member.digest().ok_or_else(|| {
-                    Error::new(ErrorKind::Local, format!("archiving {}", member.path), "it is not a blob")
-                })?;
-                Ok::<_, Error>((member, read_small_blob(digest, member.size, source).await?))
-            })
-            .buffered(CONCURRENT_SMALL_BLOBS);
+    async fn write_small_blobs(
+        &mut self,
+        members: &[Member],
+        source: &dyn ArchiveSource,
+    ) -> std::result::Result<(), WriteFailure> {
+        let reads: Vec<_> = members.iter().map(|member| read_small_member(member, source)).collect();
+        let mut contents = futures_util::stream::iter(reads).buffered(CONCURRENT_SMALL_BLOBS);
         while let Some(read) = contents.next().await {
             let (member, bytes) = read?;
             self.write(member.header()).await?;

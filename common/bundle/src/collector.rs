@@ -184,6 +184,12 @@ impl CollectorRepository {
         }
     }
 
+    /// Whether an image has named a blob before, or the receiver has it.
+    pub fn knows_blob(&self, digest: &Digest) -> bool {
+        self.collector.state().contents.blobs.contains_key(&digest_key(digest))
+            || self.collector.have().repository_with_blob(&self.path, digest).is_some()
+    }
+
     /// Notes a blob. Returns whether the bundle carries it because of this: the receiver does not have it, and no other
     /// image has named it before.
     pub fn add_blob(&self, blob: &Descriptor, source: &str) -> Result<bool> {

@@ -28,6 +28,12 @@ use crate::lines::{LineWriter, TextLine, has_magic, read_lines};
 const MAGIC: &str = "imgsync-bundle";
 /// Maximum size of an index in bytes: a million tags and their content. All of it is in memory.
 pub const MAX_INDEX_BYTES: u64 = 256 << 20;
+/// Maximum number of missing images that a header names.
+const MAX_NAMED_MISSING: usize = 100;
+/// Maximum number of missing images that a message names.
+const MAX_SHOWN_MISSING: usize = 5;
+/// Maximum length of such a message in characters.
+const MAX_MISSING_CHARS: usize = 1000;
 /// Maximum number of repositories in an index.
 const MAX_REPOSITORIES: usize = 1_000_000;
 
@@ -46,6 +52,40 @@ pub struct BundleHeader {
     /// The program that the bundle carries, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<Digest>,
+    /// Number of selected images and repositories that could not be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_count: u64,
+    /// The first of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl BundleHeader {
+    /// Records what could not be read.
+    pub fn set_missing(&mut self, missing: impl IntoIterator<Item = String>) {
+        let mut missing = missing.into_iter().fuse();
+        self.missing = missing.by_ref().take(MAX_NAMED_MISSING).collect();
+        self.missing_count = self.missing.len() as u64 + missing.count() as u64;
+    }
+
+    /// Says what a bundle lacks that its rules select; `None` if it is complete.
+    pub fn describe_missing(&self) -> Option<String> {
+        let count = self.missing_count.max(self.missing.len() as u64);
+        if count == 0 {
+            return None;
+        }
+        let named: Vec<&str> = self.missing.iter().take(MAX_SHOWN_MISSING).map(String::as_str).collect();
+        let more = count - named.len() as u64;
+        let mut text = format!("{count} of what its rules select could not be read: {}", named.join(", "));
+        if more > 0 {
+            text.push_str(&format!(" and {more} more"));
+        }
+        Some(imgsync_oci::sanitize::sanitize_within(&text, MAX_MISSING_CHARS).into_owned())
+    }
 }
 
 /// The index of a bundle.
@@ -258,6 +298,8 @@ mod tests {
             title: "a\nb".to_owned(),
             have: vec!["far.example/mirror".to_owned()],
             program: None,
+            missing_count: 0,
+            missing: Vec::new(),
         };
         BundleIndex { header, repositories: vec![repository] }
     }

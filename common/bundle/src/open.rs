@@ -124,7 +124,7 @@ fn read_index(reader: &PartReader) -> Result<(Vec<u8>, Option<String>)> {
     }
     match index {
         Some(index) => Ok((index, signature)),
-        None => Err(Error::new(ErrorKind::InvalidResponse, operation, "it is a tar without the index of a bundle")
+        None => Err(Error::new(ErrorKind::Invalid, operation, "it is a tar without the index of a bundle")
             .with_hint("an image archive is copied with `imgsync sync oci-archive:FILE TARGET`")),
     }
 }

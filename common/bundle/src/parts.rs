@@ -75,6 +75,18 @@ impl BundleFiles {
         }
     }
 
+    /// Whether a file is the bundle itself or one of its parts. A list of parts may have been written by anybody.
+    pub fn is_part_name(&self, name: &str) -> bool {
+        match name.strip_prefix(&self.name) {
+            Some("") => true,
+            Some(rest) => {
+                let number = rest.strip_prefix('.').unwrap_or_default();
+                number.len() >= 3 && number.bytes().all(|byte| byte.is_ascii_digit())
+            }
+            None => false,
+        }
+    }
+
     /// Returns the path of a whole part.
     pub fn part(&self, number: usize) -> PathBuf {
         self.folder.join(self.part_name(number))
@@ -139,7 +151,7 @@ impl PartList {
             return Err(damaged("a SHA-256 in it is none".to_owned()));
         }
         let size = list.parts.iter().try_fold(0_u64, |size, part| size.checked_add(part.size));
-        let is_name = |part: &BundlePart| !part.name.is_empty() && !part.name.contains('/') && part.name != "..";
+        let is_name = |part: &BundlePart| !part.name.contains('/') && !matches!(&*part.name, "" | "." | "..");
         if size != Some(list.size) || list.count != list.parts.len() as u64 || !list.parts.iter().all(is_name) {
             return Err(damaged("its sizes or names contradict each other".to_owned()));
         }

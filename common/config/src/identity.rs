@@ -127,6 +127,8 @@ fn canonical_target(to: &RuleTarget, style: &NamingStyle) -> Canonical {
             Canonical::default().field(1, registry.as_str()).option(2, prefix.as_ref().map(|prefix| prefix.as_str()))
         }
         RuleTarget::Layout(folder) => Canonical::default().list(3, path_components(folder)),
+        // The file has the same content in both formats.
+        RuleTarget::Archive(_, file) => Canonical::default().list(9, path_components(file)),
     };
     match style {
         NamingStyle::Flat => at.number(4, 1),

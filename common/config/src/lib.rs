@@ -301,6 +301,7 @@ fn read_config(reader: &ValueReader, root: &YamlNode, text: &str, presets: Optio
         })
         .collect();
     rule::check_collisions(reader, &rules);
+    rule::check_archive_formats(reader, &rules);
     rule::titles::check_unique(reader, &rules);
     config.rules = rules.into_iter().map(|(rule, _)| rule).collect();
     rule::titles::set_titles(&mut config.rules);

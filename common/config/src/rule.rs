@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use self::policy::read_policy;
-use self::source::{read_layout_path, read_source};
+use self::source::{read_archive_path, read_layout_path, read_source};
 use super::preset::{Preset, PresetInfo};
 use super::reader::{SectionFields, ValueReader};
 use super::retention::{self, PruneConfig};
@@ -139,6 +139,8 @@ pub enum RuleTarget {
     Registry(TargetBase),
     /// An image layout; a relative path is relative to the configuration file.
     Layout(PathBuf),
+    /// An archive that is written as a whole; a relative path is relative to the configuration file.
+    Archive(ArchiveFormat, PathBuf),
 }
 
 impl fmt::Display for RuleTarget {
@@ -146,17 +148,44 @@ impl fmt::Display for RuleTarget {
         match self {
             RuleTarget::Registry(base) => write!(f, "{base}"),
             RuleTarget::Layout(path) => write!(f, "oci:{}", path.display()),
+            RuleTarget::Archive(format, file) => write!(f, "{}{}", format.scheme(), file.display()),
+        }
+    }
+}
+
+impl RuleTarget {
+    /// Whether the target is a layout or an archive on this machine.
+    pub fn is_local(&self) -> bool {
+        self.registry().is_none()
+    }
+
+    /// Returns the file of an archive, in one spelling.
+    pub fn archive_file(&self) -> Option<PathBuf> {
+        match self {
+            RuleTarget::Archive(_, file) => {
+                Some(file.components().filter(|step| *step != std::path::Component::CurDir).collect())
+            }
+            RuleTarget::Registry(_) | RuleTarget::Layout(_) => None,
+        }
+    }
+
+    /// Returns the registry and the path there; `None` for a layout or an archive.
+    pub fn registry(&self) -> Option<&TargetBase> {
+        match self {
+            RuleTarget::Registry(base) => Some(base),
+            RuleTarget::Layout(_) | RuleTarget::Archive(..) => None,
         }
     }
 }
 
 impl Rule {
-    /// Returns the naming style at a target: the configured one, else `full` in a layout and `flat` in a registry.
+    /// Returns the naming style at a target: the configured one, else `full` in a layout or archive and `flat` in a
+    /// registry.
     pub fn style_at(&self, destination: &RuleTarget) -> NamingStyle {
         match (&self.naming, destination) {
             (Some(style), _) => style.clone(),
             (None, RuleTarget::Registry(_)) => NamingStyle::Flat,
-            (None, RuleTarget::Layout(_)) => NamingStyle::Full,
+            (None, RuleTarget::Layout(_) | RuleTarget::Archive(..)) => NamingStyle::Full,
         }
     }
 
@@ -199,10 +228,7 @@ impl Rule {
         let Some(sample) = pattern.shortest_match() else { return Vec::new() };
         let tag = Tag::latest();
         let source_name = SourceName { registry: pattern.registry(), repository: &sample, tag: &tag, original: None };
-        let bases = self.to.iter().filter_map(|to| match to {
-            RuleTarget::Registry(base) => Some((base, self.style_at(to))),
-            RuleTarget::Layout(_) => None,
-        });
+        let bases = self.to.iter().filter_map(|to| Some((to.registry()?, self.style_at(to))));
         bases.map(|(base, style)| style.target_name(base, &source_name)).collect()
     }
 }
@@ -378,12 +404,8 @@ fn read_artifact_type(reader: &ValueReader, node: &YamlNode) -> Option<String> {
 
 fn read_target(reader: &ValueReader, node: &YamlNode) -> Option<RuleTarget> {
     let text = reader.text(node)?;
-    if ArchiveFormat::split_scheme(text).is_some() {
-        let message = format!("`{text}` is an archive, which cannot be the target of a rule");
-        let hint = "all images of a configuration go into one file with `imgsync bundle create`, single ones with \
-                    `imgsync sync IMAGE… oci-archive:FILE`";
-        reader.report_with_hint(&node.at, message, hint);
-        return None;
+    if let Some((format, file)) = ArchiveFormat::split_scheme(text) {
+        return read_archive_path(reader, node, format, file).map(|file| RuleTarget::Archive(format, file));
     }
     match text.strip_prefix("oci:") {
         Some(layout) => read_layout_path(reader, node, layout).map(RuleTarget::Layout),
@@ -472,24 +494,20 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
     let reader = surroundings.reader;
     let place = |name: &str| fields.entry(name).map_or(&fields.at, |entry| &entry.value.at).clone();
     if surroundings.in_cluster {
-        let message = "a layout works in one process only, and this configuration has a `cluster`";
+        let message = "a layout or an archive works in one process only, and this configuration has a `cluster`";
         if rule.source.is_local() {
             reader.report(&place("from"), message);
         }
-        if rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))) {
+        if rule.to.iter().any(RuleTarget::is_local) {
             reader.report(&place("to"), message);
         }
     }
-    if rule.prune.is_some() && (rule.source.is_local() || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_))))
-    {
+    if rule.prune.is_some() && (rule.source.is_local() || rule.to.iter().any(RuleTarget::is_local)) {
         let key = fields.entry("prune").map_or(&fields.at, |entry| &entry.key_at);
-        reader.report(key, "`prune` needs registries as source and target; layouts are never pruned");
+        reader.report(key, "`prune` needs registries as source and target; layouts and archives are never pruned");
     }
-    if rule.backup.is_some()
-        && fields.entry("backup").is_some()
-        && rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)))
-    {
-        reader.report(&place("backup"), "`backup` is not supported for layouts");
+    if rule.backup.is_some() && fields.entry("backup").is_some() && rule.to.iter().any(RuleTarget::is_local) {
+        reader.report(&place("backup"), "`backup` is not supported for layouts and archives");
     }
     if rule.sparse && rule.platforms.is_empty() && fields.get("sparse").is_some() {
         reader.report_with_hint(&place("sparse"), "`sparse` needs `platforms`", "list the platforms to copy");
@@ -531,7 +549,13 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
             }
             return;
         }
-        RuleSource::Archive(..) | RuleSource::Images(_) => return,
+        RuleSource::Archive(_, file) => {
+            if rule.to.iter().any(|to| matches!(to, RuleTarget::Archive(_, target) if target == file)) {
+                reader.report(&place("to"), "source and target are the same");
+            }
+            return;
+        }
+        RuleSource::Images(_) => return,
     };
     for pattern in patterns {
         for name in rule.sample_names(pattern) {
@@ -559,6 +583,22 @@ fn check_rule(surroundings: &RuleContext<'_>, rule: &Rule, fields: &SectionField
 /// Returns the platforms of a rule, independent of order and spelling.
 fn canonical_platforms(rule: &Rule) -> BTreeSet<String> {
     rule.platforms.iter().map(Platform::canonical).collect()
+}
+
+/// Reports archives that rules write in both formats: the last one would replace the other.
+pub(super) fn check_archive_formats(reader: &ValueReader, rules: &[(Rule, &YamlNode)]) {
+    let mut formats: HashMap<PathBuf, (ArchiveFormat, usize)> = HashMap::new();
+    for (rule, node) in rules {
+        for to in &rule.to {
+            let (RuleTarget::Archive(format, _), Some(file)) = (to, to.archive_file()) else { continue };
+            let (first, line) = *formats.entry(file).or_insert((*format, rule.line));
+            if first != *format {
+                let message = format!("{} is also written as {} by the rule in line {line}", to, first.scheme());
+                reader.report_with_hint(&node.at, message, "use one of the two: both formats are in each archive");
+                return;
+            }
+        }
+    }
 }
 
 /// Reports rules that would write different images under one name, whatever the registries contain.

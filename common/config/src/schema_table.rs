@@ -240,8 +240,11 @@ pub(super) static CREDENTIAL: ConfigSection = ConfigSection {
     ],
 };
 
-const TO: ConfigKey =
-    key("to", ValueKind::OneOrMany(&ValueKind::Text), "Targets: registry and path, or `oci:DIR`; one or several.");
+const TO: ConfigKey = key(
+    "to",
+    ValueKind::OneOrMany(&ValueKind::Text),
+    "Targets: registry and path, `oci:DIR`, `oci-archive:FILE` or `docker-archive:FILE`; one or several.",
+);
 const NAMING: ConfigKey = key(
     "naming",
     ValueKind::Text,

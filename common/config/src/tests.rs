@@ -191,9 +191,10 @@ fn secrets_in_the_file_are_noticed() {
 fn bad_configurations_are_refused_with_the_reason() {
     for (text, message) in [
         ("rules: {}".to_owned(), "expected a list, and this is a mapping"),
+        ("rules: [{from: a.io/b, to: 'oci-archive:'}]".to_owned(), "`oci-archive:` in a rule needs the name of a file"),
         (
-            "rules: [{from: a.io/b, to: 'oci-archive:x.tar'}]".to_owned(),
-            "is an archive, which cannot be the target of a rule",
+            "rules: [{from: a.io/b, to: ['oci-archive:x.tar', 'docker-archive:./x.tar']}]".to_owned(),
+            "docker-archive:./x.tar is also written as oci-archive:",
         ),
         ("rules: [{}]".to_owned(), "a rule needs `from`, `preset` or `images`"),
         ("rules: [{form: a, to: r.io}]".to_owned(), "unknown key `form`, did you mean `from`?"),
@@ -211,7 +212,7 @@ fn bad_configurations_are_refused_with_the_reason() {
         ("cluster: {broker: 'http://h'}".to_owned(), "a URL with http:// cannot be used here, but amqp:// or amqps://"),
         ("cluster: {store: redis}".to_owned(), "this is not a URL: it begins with redis:// or rediss://"),
         ("cluster: {key: ''}".to_owned(), "this secret is empty"),
-        ("cluster: {}\nrules: [{from: a, to: 'oci:x'}]".to_owned(), "a layout works in one process only"),
+        ("cluster: {}\nrules: [{from: a, to: 'oci:x'}]".to_owned(), "a layout or an archive works in one process only"),
         ("defaults: {verify_every: 1d}".to_owned(), "`verify_every` is not a key of `defaults`; it belongs to a rule"),
         ("rules: [{from: a, preset: flannel, to: r.io}]".to_owned(), "either `from` or `preset`, not both"),
         ("rules: [{preset: flanel, to: r.io}]".to_owned(), "there is no preset `flanel`, did you mean `flannel`?"),

@@ -165,6 +165,12 @@ impl Layout {
         Some(turns.acquire(offset).await)
     }
 
+    /// Returns where a blob is in an archive that can only be read forward: blobs are best read in this order.
+    pub fn read_offset(&self, digest: &Digest) -> Option<u64> {
+        let LayoutFiles::Archive(archive) = &self.0.files else { return None };
+        archive.turns_for(digest).map(|(_, offset)| offset)
+    }
+
     /// Sorts blobs in the order in which an archive is read forward, beginning where it is read now. Blobs that it does
     /// not have come last.
     pub fn sort_for_reading(&self, blobs: &mut [Descriptor]) {

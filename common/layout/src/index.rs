@@ -8,14 +8,16 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::error::LayoutError;
 use super::hauler;
-use super::index_entry::{CONTAINERD_NAME, IndexEntry, REF_NAME, read_entry};
+use super::index_entry::{CONTAINERD_NAME, DIGEST_TAG_NAME, IndexEntry, REF_NAME, SUBJECT, read_entry};
 use super::reference::QualifiedRepositoryName;
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{Descriptor, MediaType};
+use imgsync_oci::{Descriptor, DigestTag, MediaType};
 use imgsync_registry::ManifestRef;
 
 const MANIFESTS: &str = "manifests";
+/// Annotations that name an entry.
+const NAMES: [&str; 3] = [REF_NAME, CONTAINERD_NAME, DIGEST_TAG_NAME];
 
 /// Contents of an `index.json`. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -105,12 +107,12 @@ impl LayoutIndex {
         }
         let mut descriptor = change.descriptor.clone();
         // A manifest's own annotations may contain names too.
-        descriptor.annotations.retain(|key, _| ![REF_NAME, CONTAINERD_NAME].contains(&key.as_str()));
-        if let Some(name) = change.name() {
-            descriptor.annotations.insert(REF_NAME.to_owned(), name);
+        descriptor.annotations.retain(|key, _| !NAMES.contains(&key.as_str()));
+        for (key, value) in change.names() {
+            descriptor.annotations.insert(key.to_owned(), value);
         }
         let old_names = old.filter(|old| !hauler::has_name_of_its_image(&old.descriptor));
-        for key in [REF_NAME, CONTAINERD_NAME] {
+        for key in [REF_NAME, CONTAINERD_NAME].into_iter().filter(|_| change.digest_tag().is_none()) {
             if let Some(written) = old_names.and_then(|old| old.descriptor.annotations.get(key)) {
                 descriptor.annotations.insert(key.to_owned(), written.clone());
             }
@@ -163,13 +165,29 @@ impl IndexChange {
         }
     }
 
-    fn name(&self) -> Option<String> {
-        match (&self.repository, &self.reference) {
-            (Some(repository), ManifestRef::Tag(tag)) => Some(format!("{repository}:{tag}")),
-            (Some(repository), ManifestRef::Digest(digest)) => Some(format!("{repository}@{digest}")),
-            (None, ManifestRef::Tag(tag)) => Some(tag.to_string()),
-            (None, ManifestRef::Digest(_)) => None,
+    /// Returns the annotations with the name. Loaders take an entry with a name for an image, and fail to unpack a
+    /// signature: the name of a digest tag is in an annotation of its own, beside the digest of the image.
+    fn names(&self) -> Vec<(&'static str, String)> {
+        if let (ManifestRef::Tag(tag), Some(subject)) = (&self.reference, self.digest_tag()) {
+            let name = self.repository.as_ref().map_or_else(|| tag.to_string(), |name| format!("{name}:{tag}"));
+            return vec![(DIGEST_TAG_NAME, name), (SUBJECT, subject)];
         }
+        match (&self.repository, &self.reference) {
+            (Some(repository), ManifestRef::Tag(tag)) => {
+                let name = format!("{repository}:{tag}");
+                vec![(REF_NAME, name.clone()), (CONTAINERD_NAME, name)]
+            }
+            (Some(repository), ManifestRef::Digest(digest)) => vec![(REF_NAME, format!("{repository}@{digest}"))],
+            (None, ManifestRef::Tag(tag)) => vec![(REF_NAME, tag.to_string())],
+            (None, ManifestRef::Digest(_)) => Vec::new(),
+        }
+    }
+
+    /// Returns the digest of the image to which a digest tag belongs.
+    fn digest_tag(&self) -> Option<String> {
+        let ManifestRef::Tag(tag) = &self.reference else { return None };
+        let (stem, _) = DigestTag::parse_tag(tag.as_str())?;
+        Some(stem.replacen('-', ":", 1))
     }
 }
 

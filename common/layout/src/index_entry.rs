@@ -11,7 +11,7 @@ use imgsync_oci::{Descriptor, Digest, Reference, Tag};
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation in which containerd and BuildKit write the full reference, beside a bare tag in the one above.
 pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
-/// Annotation in which archives of imgsync have the name of a digest tag. Under the names above, containerd would make an
+/// Annotation in which layouts and archives of imgsync have the name of a digest tag. Under the names above, containerd would make an
 /// image of a signature, and fail to unpack it.
 pub const DIGEST_TAG_NAME: &str = "io.github.imgsync.ref.name";
 /// Annotation of a referrer with the digest of its subject: containerd makes no image of such an entry when it imports.

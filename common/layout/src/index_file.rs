@@ -147,7 +147,11 @@ impl LayoutInner {
         for change in changes {
             changed |= index.apply(change)?;
         }
-        if changed { self.write_index(index) } else { Ok(()) }
+        if !changed {
+            return Ok(());
+        }
+        self.write_docker_manifest(&index, changes)?;
+        self.write_index(index)
     }
 }
 

@@ -18,6 +18,7 @@
 mod archive;
 mod archive_reference;
 mod blobs;
+pub mod docker_manifest;
 mod error;
 mod hauler;
 mod index;
@@ -48,7 +49,7 @@ pub use archive_reference::{ArchiveRef, ParseArchiveRefError};
 pub use blobs::{LayoutBlobStream, OpenedLayoutBlob};
 pub use index_entry::{DIGEST_TAG_NAME, IndexEntry};
 pub use limits::limits;
-pub use lock::{LOCK_TIMEOUT, describe_lock_holder};
+pub use lock::lock_file;
 pub use manifests::LayoutRepository;
 pub use pipe_reader::PipeTimeouts;
 pub use read_at::{OpenedArchiveFile, ReadAt};

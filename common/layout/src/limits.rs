@@ -7,7 +7,7 @@ pub fn limits() -> Vec<Limit> {
     vec![Limit::time(
         DocsPage::Operating,
         "waiting for another program's lock on an image layout",
-        crate::LOCK_TIMEOUT,
+        crate::lock::LOCK_TIMEOUT,
         "the attempt fails and is retried",
     )]
 }

@@ -1,4 +1,4 @@
-//! Waits for a layout's lock, with warnings, a timeout and cancellation.
+//! Waits for the lock of a layout or of an archive that is written, with warnings, a timeout and cancellation.
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::OCI_LAYOUT;
 use super::error::LayoutError;
 use super::safe_dir::SafeDir;
-use imgsync_oci::error::ErrorKind;
+use imgsync_oci::error::{Error, ErrorKind};
 use imgsync_oci::retry::format_duration;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_registry::Context;
 use imgsync_registry::event::{Event, Events};
 
 /// Timeout of a wait for the lock. A working process holds it for milliseconds.
-pub const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(4);
 /// Time before the first warning of a wait, and between warnings.
 const LOCK_WARN_INTERVAL: Duration = Duration::from_secs(5);
@@ -69,8 +68,16 @@ fn record_contention(path: &Path, limit: Duration) -> (Duration, bool) {
     })
 }
 
-/// Locks a file until it is closed. File systems without locks are not safe for concurrent writers, and are used
-/// unlocked.
+/// A file that is locked, as messages name it.
+struct LockedFile<'a> {
+    path: &'a Path,
+    /// `oci:FOLDER`, or a file.
+    label: String,
+    hint: &'static str,
+}
+
+/// Locks the marker of a layout until it is closed. File systems without locks are not safe for concurrent writers, and
+/// are used unlocked.
 pub(super) fn lock(root: &SafeDir, file: &File, wait: &LockWait) -> Result<(), LayoutError> {
     lock_with_timeout(root, file, wait, LOCK_TIMEOUT)
 }
@@ -81,31 +88,48 @@ pub(super) fn lock_with_timeout(
     wait: &LockWait,
     limit: Duration,
 ) -> Result<(), LayoutError> {
+    let label = format!("oci:{}", sanitize(&root.path().display().to_string()));
+    let locked = LockedFile { path: root.path(), label, hint: "check which other process writes to this folder" };
+    wait_for_lock(&locked, file, wait, limit)
+}
+
+/// Locks a file until it is closed, and returns it. File systems without locks are used unlocked. Waits for another
+/// process with warnings, and gives up after [`LOCK_TIMEOUT`].
+pub async fn lock_file(file: File, path: &Path, operation: &str, context: &Context) -> Result<File, Error> {
+    let (path, wait) = (path.to_owned(), LockWait::from(context));
+    super::run_blocking(operation, move || {
+        let label = sanitize(&path.display().to_string()).into_owned();
+        let hint = "wait for the other process, or write to another file";
+        let locked = LockedFile { path: &path, label, hint };
+        wait_for_lock(&locked, &file, &wait, LOCK_TIMEOUT).map(|()| file)
+    })
+    .await
+}
+
+fn wait_for_lock(locked: &LockedFile<'_>, file: &File, wait: &LockWait, limit: Duration) -> Result<(), LayoutError> {
     loop {
         match file.try_lock() {
             Ok(()) => {
-                with_contended_locks(|busy| busy.remove(root.path()));
+                with_contended_locks(|busy| busy.remove(locked.path));
                 return Ok(());
             }
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(root.io_error(OCI_LAYOUT, "locking", error)),
+            Err(TryLockError::Error(error)) => return Err(LayoutError::io(locked.path, "locking", error)),
         }
         if wait.cancel.is_cancelled() {
             return Err(LayoutError::new(ErrorKind::Cancelled, "cancelled while another process held the lock"));
         }
-        let (waited, warns) = record_contention(root.path(), limit);
+        let (waited, warns) = record_contention(locked.path, limit);
         if waited >= limit {
             let detail =
                 format!("{} has held the lock for more than {}", describe_lock_holder(file), format_duration(waited));
-            return Err(LayoutError::new(ErrorKind::TimedOut, detail)
-                .with_hint("check which other process writes to this folder"));
+            return Err(LayoutError::new(ErrorKind::TimedOut, detail).with_hint(locked.hint));
         }
         if warns {
-            let folder = root.path().display().to_string();
             let message = format!(
-                "waiting for the lock of oci:{}: held by {} for {}; gives up after {}",
-                sanitize(&folder),
+                "waiting for the lock of {}: held by {} for {}; gives up after {}",
+                locked.label,
                 describe_lock_holder(file),
                 format_duration(waited),
                 format_duration(limit)
@@ -117,7 +141,7 @@ pub(super) fn lock_with_timeout(
 }
 
 /// Describes a lock's holder as far as this machine knows: proc_locks(5) lists the locks of all its processes.
-pub fn describe_lock_holder(file: &File) -> String {
+fn describe_lock_holder(file: &File) -> String {
     let unknown = || "another process, perhaps on another machine,".to_owned();
     let (Ok(data), Ok(locks)) = (file.metadata(), std::fs::read_to_string("/proc/locks")) else { return unknown() };
     let Some(process) = find_lock_holder(&locks, data.ino()) else { return unknown() };
@@ -142,6 +166,7 @@ fn find_lock_holder(locks: &str, inode: u64) -> Option<u32> {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use super::super::OCI_LAYOUT;
     use super::*;
     use imgsync_registry::event::Observer;
 

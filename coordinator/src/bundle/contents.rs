@@ -27,6 +27,59 @@ pub(crate) struct WantedTag {
     pub(crate) source_tag: Tag,
 }
 
+/// Splits tags into those whose images need none of the content that is missing, and the others.
+pub(crate) fn split_by_content(
+    collector: &BundleCollector,
+    wanted: Vec<WantedTag>,
+    missing: &HashSet<Digest>,
+) -> Result<(Vec<WantedTag>, Vec<WantedTag>)> {
+    if missing.is_empty() {
+        return Ok((wanted, Vec::new()));
+    }
+    let mut repositories: HashMap<RepositoryName, CollectedRepository> = HashMap::new();
+    let (mut whole, mut lacking) = (Vec::new(), Vec::new());
+    for tag in wanted {
+        let collected = repositories.entry(tag.path.clone()).or_insert_with(|| collector.collected(&tag.path));
+        let root = collector.tag(&tag.path, &tag.tag).ok_or_else(|| lost(&tag.path, &tag.tag))?;
+        let lacks = needs_any(collector, collected, root, missing)?;
+        if lacks { &mut lacking } else { &mut whole }.push(tag);
+    }
+    Ok((whole, lacking))
+}
+
+/// Whether an image, or what refers to it, needs some of this content.
+fn needs_any(
+    collector: &BundleCollector,
+    collected: &CollectedRepository,
+    root: Digest,
+    content: &HashSet<Digest>,
+) -> Result<bool> {
+    let (mut open, mut seen) = (vec![root], HashSet::new());
+    while let Some(digest) = open.pop() {
+        if !seen.insert(digest.clone()) || !collected.manifests.contains(&digest) {
+            continue;
+        }
+        let manifest = read_manifest(collector, &digest)?;
+        let parts = manifest.children().into_iter().chain(manifest.blobs_with(true));
+        for part in parts {
+            if content.contains(&part.digest) && collected.blobs.contains(&part.digest) {
+                return Ok(true);
+            }
+            open.push(part.digest.clone());
+        }
+        let referrers = collected.referrers.iter().filter(|(subject, _)| *subject == digest);
+        open.extend(referrers.map(|(_, referrer)| referrer.clone()));
+        let signatures = collected.tags.iter().filter(|(tag, _)| subject_of(tag).as_ref() == Some(&digest));
+        open.extend(signatures.map(|(_, signature)| signature.clone()));
+    }
+    Ok(false)
+}
+
+/// Returns the digest that a digest tag names.
+fn subject_of(tag: &Tag) -> Option<Digest> {
+    DigestTag::parse_tag(tag.as_str()).and_then(|(stem, _)| parse_stem(stem))
+}
+
 /// Builds the index of a bundle.
 pub(crate) fn build_index(
     collector: &BundleCollector,
@@ -57,27 +110,52 @@ fn build_repository(
         let is_usual = Some(&wanted.source) == repository.sources.first() && wanted.source_tag == wanted.tag;
         tags.insert(wanted.tag.clone(), (digest, (!is_usual).then_some(source)));
     }
-    for (tag, digest) in &collected.tags {
-        if DigestTag::parse_tag(tag.as_str()).is_some() {
-            tags.entry(tag.clone()).or_insert_with(|| (digest.clone(), None));
-        }
-    }
     let mut walk = Walk { collector, path, collected: &collected, repository: &mut repository, seen: HashSet::new() };
     for (digest, _) in tags.values() {
         if !have.has_manifest(path.as_str(), digest) {
             walk.add_manifest(digest)?;
         }
     }
-    for (subject, referrer) in &collected.referrers {
-        if !have.has_manifest(path.as_str(), referrer) {
-            walk.add_manifest(referrer)?;
-            walk.repository.referrers.push((subject.clone(), referrer.clone()));
+    // What refers to an image that could not be collected whole stays behind with it.
+    let mut signatures: Vec<(&Tag, &Digest, Digest)> =
+        collected.tags.iter().filter_map(|(tag, digest)| Some((tag, digest, subject_of(tag)?))).collect();
+    let mut referrers: Vec<&(Digest, Digest)> = collected.referrers.iter().collect();
+    loop {
+        let before = signatures.len() + referrers.len();
+        let mut found = Vec::new();
+        let is_there = |subject: &Digest| walk.seen.contains(subject) || have.has_manifest(path.as_str(), subject);
+        signatures.retain(|(tag, digest, subject)| {
+            let is_found = is_there(subject);
+            if is_found {
+                tags.entry((*tag).clone()).or_insert_with(|| ((*digest).clone(), None));
+                found.push((None, *digest));
+            }
+            !is_found
+        });
+        referrers.retain(|pair| {
+            let (subject, referrer) = *pair;
+            let is_found = is_there(subject);
+            if is_found {
+                found.push((Some(subject), referrer));
+            }
+            !is_found
+        });
+        for (subject, digest) in found {
+            if have.has_manifest(path.as_str(), digest) {
+                continue;
+            }
+            walk.add_manifest(digest)?;
+            walk.repository.referrers.extend(subject.map(|subject| (subject.clone(), digest.clone())));
+        }
+        if signatures.len() + referrers.len() == before {
+            break;
         }
     }
     for (tag, (digest, source)) in tags {
         let is_carried = !have.has_manifest(path.as_str(), &digest);
         repository.tags.push(BundledTag { tag, digest, is_carried, source });
     }
+    repository.referrers.sort();
     repository.manifests.sort_by(|a, b| a.digest.cmp(&b.digest));
     repository.blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
     repository.left_out_manifests.sort();

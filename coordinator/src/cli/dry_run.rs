@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use imgsync_layout::{ImageName, LayoutRef};
+use imgsync_layout::{ArchiveRef, ImageName, LayoutRef};
 use imgsync_oci::Reference;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
@@ -233,6 +233,11 @@ fn to_location(target: &PlannedTarget, folder: &std::path::Path) -> ImageLocatio
         PlannedTarget::Layout { folder: layout, name, tag } => {
             let image = format!("{name}:{tag}").parse().map_or_else(|_| ImageName::Tag(tag.clone()), ImageName::Full);
             ImageLocation::Layout(LayoutRef { dir: folder.join(layout), image: Some(image) })
+        }
+        PlannedTarget::Archive { format, file, name, tag } => {
+            let image = format!("{name}:{tag}").parse().map_or_else(|_| ImageName::Tag(tag.clone()), ImageName::Full);
+            let (format, file) = (*format, folder.join(file));
+            ImageLocation::Archive(ArchiveRef { format, file, image: Some(image) })
         }
     }
 }

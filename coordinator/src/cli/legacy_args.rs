@@ -72,10 +72,7 @@ impl LegacyCommand {
         let secret = |secret: &Option<imgsync_oci::secret::Secret>| {
             secret.as_ref().map(|secret| secret.expose().to_owned()).filter(|text| !text.is_empty())
         };
-        let shown = |to: &RuleTarget| match to {
-            RuleTarget::Registry(base) => base.to_string(),
-            RuleTarget::Layout(folder) => format!("oci:{}", folder.display()),
-        };
+        let shown = |to: &RuleTarget| to.to_string();
         // Only typed values: variables of this environment are not part of the command line.
         let typed = |flag: &str| words.iter().any(|word| word == flag || word.starts_with(&format!("{flag}=")));
         let value = |flag: &str| {

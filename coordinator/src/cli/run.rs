@@ -125,6 +125,9 @@ pub(crate) async fn run_rules(args: RunArgs, settings: &Settings, printer: &Prin
         printer.error("there are no rules to run", Some(hint));
         return Exit::Usage;
     }
+    if let Err(error) = refuse_partial_archives(&args, settings) {
+        return fail(&error, printer);
+    }
     if args.dry_run {
         return match super::dry_run::run(&args, settings, printer).await {
             Ok(exit) => exit,
@@ -201,14 +204,39 @@ pub(crate) fn build_notifier(args: &RunArgs, settings: &Settings, printer: &Prin
     Ok(notifier.with_dashboard(settings.config.serve.dashboard_url()))
 }
 
-/// Rejects image layouts: a layout is on one machine, and tasks run on others.
+/// Rejects archives of which this run would write a part only.
+fn refuse_partial_archives(args: &RunArgs, settings: &Settings) -> Result<()> {
+    let archives = |rule: &Rule| -> Vec<PathBuf> { rule.to.iter().filter_map(RuleTarget::archive_file).collect() };
+    let whole = &settings.whole_config().rules;
+    for rule in &settings.config.rules {
+        for file in archives(rule) {
+            let refused = |detail: String, hint: &str| {
+                let operation = format!("running {}", rule.label());
+                Err(Error::new(ErrorKind::Invalid, operation, detail).with_hint(hint))
+            };
+            if args.batch_size.is_some() {
+                let detail = format!("{} is written as a whole, and --batch-size selects a part", file.display());
+                return refused(detail, "leave out --batch-size, or write to a registry or a folder (oci:DIR)");
+            }
+            let is_left_out = |other: &&Rule| {
+                !settings.config.rules.iter().any(|rule| rule.id() == other.id()) && archives(other).contains(&file)
+            };
+            if let Some(other) = whole.iter().find(is_left_out) {
+                let detail = format!("{} also has the images of {}, which is left out", file.display(), other.label());
+                return refused(detail, "run both rules, or give each a file of its own");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rejects image layouts and archives: they are on one machine, and tasks run on others.
 pub(crate) fn refuse_layouts(settings: &Settings) -> Result<()> {
-    let is_layout =
-        |rule: &&Rule| rule.source.is_local() || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)));
+    let is_layout = |rule: &&Rule| rule.source.is_local() || rule.to.iter().any(RuleTarget::is_local);
     match settings.config.rules.iter().find(is_layout) {
         Some(rule) => {
             let operation = format!("running {}", rule.label());
-            let detail = "an image layout works in one process only, and a cluster is configured";
+            let detail = "image layouts and archives work in one process only, and a cluster is configured";
             Err(Error::new(ErrorKind::Invalid, operation, detail).with_hint(
                 "run it with a configuration without `cluster:`, and without IMGSYNC_BROKER and IMGSYNC_STORE",
             ))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use futures_util::StreamExt as _;
-use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, Member, MemberContent};
+use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, Member, MemberContent};
 use imgsync_layout::{ArchiveRef, ImageName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
@@ -234,26 +234,11 @@ fn stdout_file() -> Result<File> {
 
 /// Says what the loaders of docker's format get of the images.
 fn print_docker_summary(target: &ArchiveRef, plan: &ArchivePlan, printer: &Printer) -> Result<()> {
-    let summary = plan.docker();
-    let named = summary.left_out_names.join(", ");
-    let more = summary.left_out - summary.left_out_names.len();
-    let left_out = if more == 0 { named } else { format!("{named} and {} more", group_digits(more as u64)) };
-    if target.format == ArchiveFormat::Docker && summary.images == 0 {
-        let detail = format!("docker's format has no form for {left_out}: no image with a config and layers");
-        return Err(Error::new(ErrorKind::Unsupported, format!("writing {target}"), detail)
-            .with_hint("write it as oci-archive:FILE, which skopeo, ctr and imgsync read"));
-    }
-    if let Some(platform) = &summary.platform {
-        let images = pluralize(summary.reduced as u64, "image", "images");
-        printer.line(&format!(
-            "docker load and podman load get {platform} of {images} with several platforms; readers of OCI archives get all"
-        ));
-    }
-    if summary.left_out > 0 {
-        let message = format!("docker load and podman load do not get {left_out}: docker's format has no form for it");
+    plan.docker().check(target.format, &format!("writing {target}"))?;
+    for DockerFact { text, is_loss } in plan.docker().describe() {
         match target.format {
-            ArchiveFormat::Docker => printer.warning(&message),
-            ArchiveFormat::Oci => printer.line(&message),
+            ArchiveFormat::Docker if is_loss => printer.warning(&text),
+            _ => printer.line(&text),
         }
     }
     Ok(())

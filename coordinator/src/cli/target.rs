@@ -103,10 +103,7 @@ impl TargetArgs {
     fn set_credentials(&self, to: Option<&[RuleTarget]>, settings: &mut Settings, printer: &Printer) -> Result<()> {
         let password = read_password(self.user.as_deref(), self.password.as_ref(), self.password_stdin)?;
         let (Some(username), Some(password)) = (self.user.clone(), password) else { return Ok(()) };
-        let registries = to.unwrap_or_default().iter().filter_map(|to| match to {
-            RuleTarget::Registry(base) => Some(&base.registry),
-            RuleTarget::Layout(_) => None,
-        });
+        let registries = to.unwrap_or_default().iter().filter_map(|to| Some(&to.registry()?.registry));
         let mut registries: Vec<&RegistryName> = registries.collect();
         registries.dedup();
         let [registry] = registries.as_slice() else {
@@ -166,11 +163,11 @@ pub(crate) fn docker_hub() -> RegistryName {
 }
 
 pub(crate) fn parse_destination(text: &str) -> std::result::Result<RuleTarget, String> {
-    if let Some((format, _)) = ArchiveFormat::split_scheme(text) {
-        return Err(format!(
-            "an archive is no target of a run: all images of a configuration go into one file with `imgsync bundle create`, single \
-             ones with `imgsync sync IMAGE… {format}:FILE`"
-        ));
+    if let Some((format, file)) = ArchiveFormat::split_scheme(text) {
+        return match file {
+            "" | "-" => Err(format!("`{}` needs the name of a file", format.scheme())),
+            file => Ok(RuleTarget::Archive(format, PathBuf::from(file))),
+        };
     }
     match text.strip_prefix("oci:") {
         Some("") => Err("`oci:` needs the name of a folder".to_owned()),

@@ -6,7 +6,7 @@ use imgsync_registry::Client;
 use imgsync_store::{HEARTBEAT_TTL, Heartbeat};
 use imgsync_worker::copy::Copier;
 use imgsync_worker::monthly_quota::MonthlyQuota;
-use imgsync_worker::runner::{RouteSelector, Runner, RunnerSettings, Shutdown, WorkerScope};
+use imgsync_worker::runner::{ArchiveTargets, RouteSelector, Runner, RunnerSettings, Shutdown, WorkerScope};
 use imgsync_worker::task_events::TaskEvents;
 use jiff::Timestamp;
 
@@ -36,6 +36,8 @@ pub struct LocalWorker {
     pub monthly_quota: Option<u64>,
     /// Receives events.
     pub events: TaskEvents,
+    /// Archives that tasks collect images for, if this process writes any.
+    pub archives: Option<ArchiveTargets>,
 }
 
 impl LocalWorker {
@@ -97,7 +99,7 @@ impl LocalWorker {
             max_attempts: self.attempts,
             in_cluster: false,
         };
-        Runner::new(
+        let runner = Runner::new(
             self.backend.queue.clone(),
             self.backend.store.clone(),
             self.backend.clock.clone(),
@@ -105,7 +107,11 @@ impl LocalWorker {
             settings,
             serving.clone(),
             self.events.clone(),
-        )
+        );
+        match &self.archives {
+            Some(archives) => runner.with_archives(archives.clone()),
+            None => runner,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Batches: planning from rules and listings, dispatch, leadership, progress and pruning.
 
 mod admission;
+mod archive_writer;
 mod backend;
 mod batch_creation;
 mod batch_log;

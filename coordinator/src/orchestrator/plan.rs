@@ -13,7 +13,7 @@ use imgsync_model::naming::{Collision, NamingStyle, SourceName, TargetClaim, Tar
 use imgsync_model::select::{DropReason, TagCandidate, Version};
 use imgsync_oci::error::{Error, ErrorKind};
 use imgsync_oci::humanize::{group_digits, pluralize};
-use imgsync_oci::{Digest, DigestTagHints, Platform, RegistryName, RepositoryName, Tag};
+use imgsync_oci::{ArchiveFormat, Digest, DigestTagHints, Platform, RegistryName, RepositoryName, Tag};
 use imgsync_registry::ListingShare;
 use jiff::Timestamp;
 
@@ -60,6 +60,17 @@ pub enum PlannedTarget {
         /// Directory of the layout.
         folder: PathBuf,
         /// Name of the image in the layout.
+        name: String,
+        /// Tag.
+        tag: Tag,
+    },
+    /// In an archive.
+    Archive {
+        /// Format of the archive.
+        format: ArchiveFormat,
+        /// File of the archive.
+        file: PathBuf,
+        /// Name of the image in the archive.
         name: String,
         /// Tag.
         tag: Tag,
@@ -242,6 +253,11 @@ impl TargetAssigner<'_> {
                 let name = style.layout_name(&source_name);
                 name.map(|(name, tag)| PlannedTarget::Layout { folder: folder.clone(), name, tag })
             }
+            RuleTarget::Archive(format, file) => {
+                let (format, file) = (*format, file.clone());
+                let name = style.layout_name(&source_name);
+                name.map(|(name, tag)| PlannedTarget::Archive { format, file, name, tag })
+            }
         };
         let target = target.map_err(|error| {
             let refused = Error::new(ErrorKind::Refused, format!("copying {source}"), error.to_string());
@@ -330,6 +346,9 @@ impl PlannedTarget {
         match self {
             PlannedTarget::Registry(name) => format!("{}/{}", name.registry, name.repository),
             PlannedTarget::Layout { folder, name, .. } => format!("oci:{}:{name}", folder.display()),
+            PlannedTarget::Archive { format, file, name, .. } => {
+                format!("{}{}:{name}", format.scheme(), file.display())
+            }
         }
     }
 
@@ -337,7 +356,7 @@ impl PlannedTarget {
     pub fn tag(&self) -> &Tag {
         match self {
             PlannedTarget::Registry(name) => &name.tag,
-            PlannedTarget::Layout { tag, .. } => tag,
+            PlannedTarget::Layout { tag, .. } | PlannedTarget::Archive { tag, .. } => tag,
         }
     }
 }

@@ -499,6 +499,10 @@ impl LocatorCache<'_> {
                 let end = layout_endpoint(&absolute_path(&self.folder.join(folder)))?;
                 Ok(TagLocator { repository: self.repository_locator(end, name)?, tag: tag.clone() })
             }
+            PlannedTarget::Archive { format, file, name, tag } => {
+                let end = archive_endpoint(*format, &absolute_path(&self.folder.join(file)))?;
+                Ok(TagLocator { repository: self.repository_locator(end, name)?, tag: tag.clone() })
+            }
         }
     }
 

@@ -168,7 +168,7 @@ pub(super) fn would_make(
     let record =
         naming::SourceName { registry: from, repository: of, tag: &made.source_tag, original: original.as_deref() };
     let is_there = |to: &RuleTarget| match to {
-        RuleTarget::Layout(_) => false,
+        RuleTarget::Layout(_) | RuleTarget::Archive(..) => false,
         RuleTarget::Registry(base) => rule.style_at(to).target_name(base, &record).is_ok_and(|name| {
             name.registry == *registry && name.repository == repository && name.tag == made.target.tag
         }),

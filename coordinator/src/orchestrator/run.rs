@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, RuleTarget, batch_identity};
+use imgsync_config::{BatchPurpose, Config, IfRunning, Referrers, Rule, batch_identity};
 use imgsync_model::batch::{BatchId, BatchOptions, Priority, PushedRepository, RuleOptions, VerifyOptions};
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -14,12 +14,13 @@ use imgsync_registry::event::Event;
 use imgsync_registry::{Client, Context, TrafficCounters};
 use imgsync_store::{Batch, BatchState, ReclaimScope};
 use imgsync_worker::copy::Copier;
-use imgsync_worker::runner::Shutdown;
+use imgsync_worker::runner::{ArchiveTargets, Shutdown};
 use imgsync_worker::task_events::TaskEvents;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, StartPermit};
+use super::archive_writer::ArchiveWriter;
 use super::backend::Backend;
 use super::batch_creation::{BatchCreator, CreatedBatch, batch_lost};
 use super::leader::{Leader, ReclaimPolicy, cancel_tampered_batch};
@@ -348,7 +349,16 @@ impl Run<'_> {
             match self.backend.is_cluster() || self.settings.detach {
                 // Workers run the tasks.
                 true => stop.drain.cancelled().await,
-                false => self.local_worker(id).run(&stop).await,
+                false => {
+                    let (archives, worker_over) = (ArchiveTargets::default(), CancellationToken::new());
+                    let worker = self.local_worker(id, &archives);
+                    let copy = async {
+                        worker.run(&stop).await;
+                        worker_over.cancel();
+                    };
+                    let writer = self.archive_writer(id, &archives, &stop.abort);
+                    tokio::join!(copy, writer.run(&worker_over));
+                }
             }
             over.cancel();
         };
@@ -447,7 +457,7 @@ impl Run<'_> {
     }
 
     /// Creates the in-process worker.
-    fn local_worker(&self, id: BatchId) -> LocalWorker {
+    fn local_worker(&self, id: BatchId, archives: &ArchiveTargets) -> LocalWorker {
         LocalWorker {
             backend: self.backend.clone(),
             client: self.client.clone(),
@@ -457,6 +467,30 @@ impl Run<'_> {
             attempts: self.settings.attempts,
             monthly_quota: self.config.monthly_quota,
             events: self.events.clone(),
+            archives: Some(archives.clone()),
+        }
+    }
+
+    /// Creates the writer of the archives that the in-process worker collects images for.
+    fn archive_writer<'b>(
+        &'b self,
+        id: BatchId,
+        archives: &'b ArchiveTargets,
+        abort: &CancellationToken,
+    ) -> ArchiveWriter<'b> {
+        ArchiveWriter {
+            store: &*self.backend.store,
+            copier: &self.copier,
+            archives,
+            batch: id,
+            force: self.settings.force,
+            attempts: self.settings.attempts,
+            events: &self.events,
+            context: Context {
+                cancel: abort.child_token(),
+                events: self.events.transfers().clone(),
+                ..Context::default()
+            },
         }
     }
 
@@ -579,10 +613,7 @@ impl Run<'_> {
             named.extend(named_registries(&rule.source, self.folder).await);
         }
         let sources = sources.map(|part| part.pattern.registry().clone()).chain(named);
-        let targets = rules.flat_map(|rule| &rule.to).filter_map(|to| match to {
-            RuleTarget::Registry(base) => Some(base.registry.clone()),
-            RuleTarget::Layout(_) => None,
-        });
+        let targets = rules.flat_map(|rule| &rule.to).filter_map(|to| Some(to.registry()?.registry.clone()));
         for registry in sources.chain(targets).collect::<BTreeSet<_>>() {
             // The process that runs the tasks resolves what cannot be resolved here.
             if let Ok(Some(user)) = self.client.find_username(&registry).await {

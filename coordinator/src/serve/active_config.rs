@@ -142,6 +142,7 @@ impl ActiveConfig {
             return Err(Error::new(ErrorKind::Invalid, "serving hooks", why)
                 .with_hint("write a `secret` for it; `openssl rand -hex 32` makes one"));
         }
+        refuse_archives(&config)?;
         client.retry = RetryPolicy {
             attempts: options.attempts,
             first_delay: options.first_delay,
@@ -344,13 +345,25 @@ fn active_hook(hook: &HookConfig, rules: &[ActiveRule]) -> ActiveHook {
     ActiveHook::new(hook.clone(), &rules)
 }
 
+/// Rejects archives as targets: each run of some rules would replace what other rules have written to the file.
+fn refuse_archives(config: &Config) -> Result<()> {
+    let writes_archive = |rule: &&Rule| rule.to.iter().any(|to| matches!(to, RuleTarget::Archive(..)));
+    match config.rules.iter().find(writes_archive) {
+        Some(rule) => {
+            let detail = "`imgsync serve` does not write archives: it runs each rule by its own schedule";
+            Err(Error::new(ErrorKind::Invalid, format!("serving {}", rule.label()), detail)
+                .with_hint("write them with `imgsync run`, from cron for example, or to a folder (oci:DIR)"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Rejects image layouts: a layout is on one machine, and tasks run on others.
 fn refuse_layouts(config: &Config) -> Result<()> {
-    let is_layout =
-        |rule: &&Rule| rule.source.is_local() || rule.to.iter().any(|to| matches!(to, RuleTarget::Layout(_)));
+    let is_layout = |rule: &&Rule| rule.source.is_local() || rule.to.iter().any(RuleTarget::is_local);
     match config.rules.iter().find(is_layout) {
         Some(rule) => {
-            let detail = "an image layout works in one process only, and a cluster is configured";
+            let detail = "image layouts and archives work in one process only, and a cluster is configured";
             Err(Error::new(ErrorKind::Invalid, format!("serving {}", rule.label()), detail).with_hint(
                 "serve it with a configuration without `cluster:`, and without IMGSYNC_BROKER and IMGSYNC_STORE",
             ))

@@ -201,6 +201,7 @@ impl Server {
                 attempts: current.attempts(),
                 monthly_quota: current.config.monthly_quota,
                 events: self.events.clone(),
+                archives: None,
             };
             let its = generation.clone();
             generations.spawn(async move {

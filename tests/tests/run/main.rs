@@ -3,6 +3,7 @@
 // Listings are deeply nested futures, whose layout the compiler must compute.
 #![recursion_limit = "256"]
 
+mod archive_targets;
 mod archive_writing;
 mod archives;
 mod batch_commands;
@@ -68,6 +69,7 @@ mod end_to_end;
 mod immutable_and_backup;
 mod kill;
 mod layouts;
+mod layouts_in_tars;
 mod multi_target;
 mod notify;
 mod notify_chats;

@@ -1,13 +1,15 @@
 //! Collects images for an archive: a target of copies that keeps manifests and remembers where blobs are. Then the
 //! archive is planned, and its blobs are read from their sources, each once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use imgsync_archive::{ArchiveImage, ArchivePlan, ArchivePlanner, ArchivedName, ContentStream, ManifestSpool};
+use imgsync_archive::{
+    ArchiveImage, ArchivePlan, ArchivePlanner, ArchivedName, ContentStream, LeftOutImage, ManifestSpool,
+};
 use imgsync_layout::{Layout, QualifiedRepositoryName};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, Reference, Tag};
@@ -23,6 +25,11 @@ struct CollectedContent {
     blobs: HashMap<Digest, Arc<dyn ArchivedBlob>>,
     /// Layouts that images come from, by place: each is opened once, for its index takes memory.
     layouts: HashMap<String, Layout>,
+    /// Whether the source of each blob is asked for it while images are collected, so that one image without a blob does
+    /// not stop the archive of all.
+    checks_presence: bool,
+    /// The archive that is replaced. What it has was at the source before, and is not asked for.
+    former: Option<Layout>,
 }
 
 /// Content of a blob that was not read yet.
@@ -35,6 +42,9 @@ pub(super) trait ArchivedBlob: Send + Sync {
     fn is_streamed(&self, _digest: &Digest) -> bool {
         false
     }
+
+    /// Returns the name of the source and the offset there, for a source that can only be read forward.
+    fn position(&self, digest: &Digest) -> Option<(String, u64)>;
 }
 
 /// A repository of an archive, as the target of a copy.
@@ -53,6 +63,8 @@ impl ArchiveCollector {
             manifests: ManifestSpool::default(),
             blobs: HashMap::new(),
             layouts: HashMap::new(),
+            checks_presence: false,
+            former: None,
         };
         ArchiveCollector(Arc::new(Mutex::new(content)))
     }
@@ -62,6 +74,25 @@ impl ArchiveCollector {
         let mut planner = self.content().planner.take().ok_or_else(already_planned)?;
         change(&mut planner)?;
         planner.build()
+    }
+
+    /// Asks the source of each blob for it while images are collected.
+    pub fn checking_presence(self) -> ArchiveCollector {
+        self.content().checks_presence = true;
+        self
+    }
+
+    /// Sets the archive that is replaced. What it has was at the source before, and is not asked for.
+    pub fn set_former(&self, former: Layout) {
+        self.content().former = Some(former);
+    }
+
+    /// Plans an archive of the collected images that need none of the content that is missing. Also returns the others.
+    pub fn plan_without(&self, missing: &HashSet<Digest>) -> Result<(ArchivePlan, Vec<LeftOutImage>)> {
+        let planner = self.content().planner.clone();
+        let mut planner = planner.ok_or_else(already_planned)?;
+        let left_out = planner.leave_out(missing);
+        planner.build().map(|plan| (plan, left_out))
     }
 
     fn content(&self) -> MutexGuard<'_, CollectedContent> {
@@ -130,12 +161,33 @@ impl ArchiveTarget {
         ArchiveTarget { collector: collector.clone(), name }
     }
 
-    /// Remembers where a blob is.
-    pub(super) fn put_blob(&self, blob: &Descriptor, content: impl ArchivedBlob + 'static) -> Result<()> {
+    /// Remembers where a blob is. Returns whether it is new: no other image has named it before.
+    pub(super) fn put_blob(&self, blob: &Descriptor, content: impl ArchivedBlob + 'static) -> Result<bool> {
         let mut collected = self.collector.content();
         collected.planner.as_mut().ok_or_else(already_planned)?.add_blob(blob)?;
-        collected.blobs.entry(blob.digest.clone()).or_insert_with(|| Arc::new(content));
-        Ok(())
+        let is_new = !collected.blobs.contains_key(&blob.digest);
+        if is_new {
+            if let (Some((source, offset)), Some(planner)) = (content.position(&blob.digest), &mut collected.planner) {
+                planner.set_position(&blob.digest, &source, offset);
+            }
+            collected.blobs.insert(blob.digest.clone(), Arc::new(content));
+        }
+        Ok(is_new)
+    }
+
+    /// Whether the source must be asked for a blob before it is remembered.
+    pub(super) async fn requires_check(&self, blob: &Descriptor) -> bool {
+        let former = {
+            let collected = self.collector.content();
+            if !collected.checks_presence || collected.blobs.contains_key(&blob.digest) {
+                return false;
+            }
+            collected.former.clone()
+        };
+        match former {
+            Some(former) => !former.has_file(blob).await.unwrap_or_default(),
+            None => true,
+        }
     }
 
     /// Collects a manifest under a tag, as a referrer, or as a child of another.

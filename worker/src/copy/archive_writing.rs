@@ -1,15 +1,22 @@
 //! Collects images for an archive, and writes it: blobs are read from their sources, each once, and resumed there.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use imgsync_archive::{ArchivePlan, ArchiveSink, ArchiveSource, ContentStream, Member, MemberContent, write_archive};
+use imgsync_archive::{
+    ArchivePlan, ArchiveSink, ArchiveSource, ContentStream, Member, MemberContent, WriteFailure, is_whole_archive,
+    write_archive,
+};
+use imgsync_layout::{HashPolicy, OpenedArchiveFile, ReadAt as _};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::retry::RetryBudget;
+use imgsync_oci::retry::{self, RetryBudget};
 use imgsync_oci::{Descriptor, Digest, MediaType};
 use imgsync_registry::event::{BlobOutcome, Event, Events, Observer};
 use imgsync_registry::{BandwidthMeter, Context, TrafficCounters};
@@ -58,7 +65,7 @@ impl Copier {
         sink: &mut dyn ArchiveSink,
         resume_from: u64,
         context: &Context,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), WriteFailure> {
         let context = self.image_context(context);
         let (blobs, blob_bytes) = plan.blobs();
         if let Some(digest) = plan.members().iter().find_map(Member::digest) {
@@ -75,8 +82,61 @@ impl Copier {
             }
         }
         let source = CollectedSource { collector: collector.clone(), context: context.clone() };
-        let work = Box::pin(write_archive(plan, &source, sink, resume_from));
-        self.with_deadline(&context, || "writing an archive".to_owned(), work).await
+        let bad_blob = Mutex::new(None);
+        let work = Box::pin(async {
+            let written = write_archive(plan, &source, sink, resume_from).await;
+            written.map_err(|WriteFailure { error, blob }| {
+                *bad_blob.lock().unwrap_or_else(PoisonError::into_inner) = blob;
+                error
+            })
+        });
+        let written = self.with_deadline(&context, || "writing an archive".to_owned(), work).await;
+        written.map_err(|error| {
+            let blob = bad_blob.into_inner().unwrap_or_else(PoisonError::into_inner);
+            WriteFailure { error, blob }
+        })
+    }
+
+    /// Whether a file is the archive of a plan. It is read once for each version of the file, or after it was written
+    /// here not at all.
+    pub async fn has_archive(&self, file: &Path, plan: &ArchivePlan, context: &Context) -> Result<bool> {
+        let operation = || format!("reading {}", file.display());
+        let opened = match OpenedArchiveFile::open(file) {
+            Ok(opened) if opened.len() == plan.total_size() => opened,
+            // Whatever else is there is replaced, or is an error of writing.
+            _ => return Ok(false),
+        };
+        let version = opened.version().ok().flatten().unwrap_or_default();
+        let (place, fingerprint) = (file.to_string_lossy().into_owned(), plan.fingerprint());
+        if let HashPolicy::Shared(known) = &self.hashing
+            && known.is_verified(&place, &fingerprint, &version).await
+        {
+            return Ok(true);
+        }
+        let (path, checked_plan, cancel) = (file.to_owned(), plan.clone(), context.cancel.clone());
+        let verify = move || is_whole_archive(&mut File::open(path)?, &checked_plan, &cancel);
+        let verified = tokio::task::spawn_blocking(verify).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        match verified {
+            Ok(is_whole) => {
+                if is_whole && let HashPolicy::Shared(known) = &self.hashing {
+                    known.record_verified(&place, &fingerprint, &version).await;
+                }
+                Ok(is_whole)
+            }
+            Err(_) if context.cancel.is_cancelled() => Err(Error::cancelled(operation())),
+            Err(error) => Err(Error::new(ErrorKind::Local, operation(), error.to_string()).with_source(error)),
+        }
+    }
+
+    /// Records that a file was just written as the archive of a plan.
+    pub async fn record_archive(&self, file: &Path, plan: &ArchivePlan) {
+        if let HashPolicy::Shared(known) = &self.hashing
+            && let Ok(opened) = OpenedArchiveFile::open(file)
+            && let Ok(Some(version)) = opened.version()
+            && opened.len() == plan.total_size()
+        {
+            known.record_verified(&file.to_string_lossy(), &plan.fingerprint(), &version).await;
+        }
     }
 }
 
@@ -130,17 +190,40 @@ struct SourceBlob {
 struct ReadBlob(Bytes);
 
 impl ImageTransfer {
-    /// Remembers where a blob is. It is read when the archive is written.
-    pub(super) fn collect_blob(&self, target: &ArchiveTarget, blob: &Descriptor) -> Result<BlobOutcome> {
-        match self.prefetched_blob(blob) {
+    /// Remembers where a blob is. It is read when the archive is written. What another image has named counts as reused.
+    pub(super) async fn collect_blob(&self, target: &ArchiveTarget, blob: &Descriptor) -> Result<BlobOutcome> {
+        let is_new = match self.prefetched_blob(blob) {
             Some(bytes) => target.put_blob(blob, ReadBlob(bytes))?,
             None => {
+                if target.requires_check(blob).await {
+                    self.require_at_source(blob).await?;
+                }
                 let inline = blob.data.is_some().then(|| Box::new(blob.clone()));
                 let (source, traffic) = (self.source.clone(), self.source_traffic.clone());
-                target.put_blob(blob, SourceBlob { source, traffic, inline })?;
+                target.put_blob(blob, SourceBlob { source, traffic, inline })?
             }
+        };
+        Ok(self.record_arrival(blob, if is_new { BlobOutcome::Copied } else { BlobOutcome::Reused }))
+    }
+
+    /// Fails if the source does not have a blob, with a HEAD or a look at a file. Some registries answer no HEADs of
+    /// blobs: then a read of the blob tells.
+    pub(super) async fn require_at_source(&self, blob: &Descriptor) -> Result<()> {
+        if blob.data.is_some() {
+            return Ok(());
         }
-        Ok(BlobOutcome::Copied)
+        match self.source.mentions_blob(blob).await {
+            Ok(false) => {
+                let hint = match self.source {
+                    CopySource::Registry(_) => "push the image to the source again, or leave it out by `tags`",
+                    CopySource::Layout(_) | CopySource::Bundle(_) => "the source is incomplete; export it again",
+                };
+                let detail = "the source has the manifest, but not this blob";
+                Err(Error::new(ErrorKind::NotFound, self.source.describe_read(&blob.digest), detail).with_hint(hint))
+            }
+            Err(error) if error.is_cancelled() || retry::is_transient(&error) => Err(error),
+            Ok(true) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -149,6 +232,10 @@ impl ArchivedBlob for ReadBlob {
     async fn open(&self, digest: &Digest, size: u64, context: &Context) -> Result<ContentStream> {
         context.events.emit(done_event(digest, size));
         Ok(futures_util::stream::iter([Ok(self.0.clone())]).boxed())
+    }
+
+    fn position(&self, _digest: &Digest) -> Option<(String, u64)> {
+        None
     }
 }
 
@@ -168,6 +255,11 @@ impl ArchivedBlob for SourceBlob {
 
     fn is_streamed(&self, digest: &Digest) -> bool {
         self.source.streamed_layout().is_some_and(|layout| !layout.is_in_memory(digest))
+    }
+
+    fn position(&self, digest: &Digest) -> Option<(String, u64)> {
+        let layout = self.source.sequential_layout()?;
+        Some((layout.dir().display().to_string(), layout.read_offset(digest)?))
     }
 }
 

@@ -123,9 +123,13 @@ impl Endpoints {
                 CopyTarget::Layout(layout.with_hash_policy(hashing).repository(name))
             }
             // Images are collected for an archive; here it is read, to compare.
-            ImageLocation::Archive(image) => {
-                CopyTarget::Layout(Layout::open_archive_file(image).await?.repository(image.repository()))
-            }
+            ImageLocation::Archive(image) => match Layout::open_archive_file(image).await {
+                Ok(layout) => CopyTarget::Layout(layout.repository(image.repository())),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    CopyTarget::Archive(ArchiveTarget::new(&ArchiveCollector::new(), image.repository()))
+                }
+                Err(error) => return Err(error),
+            },
         };
         Ok(Endpoints::with_target(request, copy_source, copy_target))
     }
@@ -284,6 +288,15 @@ impl CopySource {
         match self {
             CopySource::Registry(repository) => repository.head_blob(&blob.digest).await,
             CopySource::Layout(repository) => repository.layout().has_blob(blob).await,
+            CopySource::Bundle(repository) => Ok(repository.has_blob(blob)),
+        }
+    }
+
+    /// Whether the source says that it has a blob. A file is not read.
+    pub(crate) async fn mentions_blob(&self, blob: &Descriptor) -> Result<bool> {
+        match self {
+            CopySource::Registry(repository) => repository.head_blob(&blob.digest).await,
+            CopySource::Layout(repository) => repository.layout().has_file(blob).await,
             CopySource::Bundle(repository) => Ok(repository.has_blob(blob)),
         }
     }

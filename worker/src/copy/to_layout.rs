@@ -21,8 +21,16 @@ impl ImageTransfer {
         self.with_blob_slot(blob, |moved| self.write_blob(target.layout(), blob, moved)).await
     }
 
-    /// Notes a blob for a bundle. What the receiver has counts as reused.
-    pub(super) fn collect_for_bundle(&self, target: &CollectorRepository, blob: &Descriptor) -> Result<BlobOutcome> {
+    /// Notes a blob for a bundle, after asking the source whether it is there: a bundle is not stopped by an image without
+    /// a blob. What the receiver has counts as reused.
+    pub(super) async fn collect_for_bundle(
+        &self,
+        target: &CollectorRepository,
+        blob: &Descriptor,
+    ) -> Result<BlobOutcome> {
+        if !target.knows_blob(&blob.digest) {
+            self.require_at_source(blob).await?;
+        }
         let is_new = target.add_blob(blob, &self.source.provenance())?;
         let outcome = if is_new { BlobOutcome::Copied } else { BlobOutcome::Reused };
         Ok(self.record_arrival(blob, outcome))

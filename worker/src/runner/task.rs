@@ -60,17 +60,19 @@ pub(super) enum Disposition {
 }
 
 /// A successful attempt: what to record of it.
-struct CompletedCopy {
-    outcome: CopyOutcome,
-    bytes: BlobBytes,
+pub(super) struct CompletedCopy {
+    pub(super) outcome: CopyOutcome,
+    pub(super) bytes: BlobBytes,
     /// Entries for the digest cache.
-    tags: Vec<(Tag, CachedTag)>,
+    pub(super) tags: Vec<(Tag, CachedTag)>,
     /// Digest of the target tag, if the tag was put.
-    put: Option<Digest>,
+    pub(super) put: Option<Digest>,
     /// Lease of the target tag, if the tag was or could have been written: held until that is recorded.
-    lease: Option<LeaseGuard>,
+    pub(super) lease: Option<LeaseGuard>,
     /// Whether the tag, which may have been partial, is complete now.
-    is_whole: bool,
+    pub(super) is_whole: bool,
+    /// Report of the image, if it is only collected for an archive.
+    pub(super) collected: Option<CopyReport>,
 }
 
 impl CompletedCopy {
@@ -87,6 +89,7 @@ impl CompletedCopy {
             put: None,
             lease: None,
             is_whole: false,
+            collected: None,
         }
     }
 
@@ -119,6 +122,7 @@ impl CompletedCopy {
             put,
             lease,
             is_whole: false,
+            collected: None,
         }
     }
 }
@@ -180,7 +184,7 @@ impl LeasedTask<'_> {
     }
 
     /// Returns what the attempt has cost, whatever its outcome.
-    fn usage(&self, bytes: BlobBytes) -> Usage {
+    pub(super) fn usage(&self, bytes: BlobBytes) -> Usage {
         let requests =
             RequestCounts { source: self.traffic.0.snapshot().requests, target: self.traffic.1.snapshot().requests };
         Usage { bytes, requests, time: self.started.elapsed().saturating_sub(self.copy_slot.waited()) }
@@ -402,7 +406,8 @@ impl Runner {
         stop: &Shutdown,
         attempt: Result<CompletedCopy>,
     ) -> Result<Disposition> {
-        let CompletedCopy { outcome, bytes, tags, put, lease, is_whole } = match attempt {
+        let CompletedCopy { outcome, bytes, tags, put, lease, is_whole, .. } = match attempt {
+            Ok(CompletedCopy { collected: Some(report), .. }) => return self.keep_collected(task, &report).await,
             Ok(completed) => completed,
             Err(error) => return self.record_failure(task, stop, error).await,
         };
@@ -565,7 +570,7 @@ impl Runner {
         self.emit_end(task_ref, completion);
     }
 
-    fn emit_end(&self, task_ref: TaskRef, completion: TaskCompletion) {
+    pub(super) fn emit_end(&self, task_ref: TaskRef, completion: TaskCompletion) {
         self.events.emit_task(TaskEvent::Ended { task: task_ref, completion });
     }
 }

@@ -13,6 +13,10 @@ use crate::error::io_error;
 
 /// Maximum number of files looked at in a folder.
 const MAX_FILES: usize = 100_000;
+/// Name of the first member of a bundle, as its header begins.
+const FIRST_MEMBER: [u8; 11] = *b"oci-layout\0";
+/// Length of the empty blocks at the end of a tar in bytes.
+const TRAILER_BYTES: u64 = 1024;
 /// Maximum number of parts named in a message.
 const MAX_NAMES: usize = 5;
 
@@ -273,12 +277,24 @@ fn find_bundle(path: &Path) -> Result<Option<BundlePath>> {
         return Err(Error::new(ErrorKind::Invalid, operation, "it is not a regular file")
             .with_hint("a bundle is read at any offset: save it to a file"));
     }
-    if without_number.is_some() && path.exists() {
+    if without_number.is_some() && path.exists() && !is_whole_tar(path) {
         let operation = format!("opening the bundle {}", path.display());
         return Err(Error::new(ErrorKind::NotFound, operation, "the list of its parts (NAME.json) is not beside it")
             .with_hint("the list is written last: if it is missing, the bundle is not complete"));
     }
     Ok(path.exists().then(|| BundlePath::File(path.to_owned())))
+}
+
+/// Whether a file begins and ends as a tar of imgsync does: then it is a bundle in one file, whatever its name is.
+fn is_whole_tar(path: &Path) -> bool {
+    let mut first = [0; FIRST_MEMBER.len()];
+    let mut end = [0; TRAILER_BYTES as usize];
+    let read = File::open(path).and_then(|file| {
+        let start = file.metadata()?.len().checked_sub(TRAILER_BYTES).ok_or(io::ErrorKind::UnexpectedEof)?;
+        file.read_exact_at(&mut first, 0)?;
+        file.read_exact_at(&mut end, start)
+    });
+    read.is_ok() && first == FIRST_MEMBER && end == [0; TRAILER_BYTES as usize]
 }
 
 /// Lists the files that may be parts, with their sizes.

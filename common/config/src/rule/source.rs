@@ -152,7 +152,12 @@ fn read_repositories(reader: &ValueReader, node: &YamlNode) -> Option<Repository
 }
 
 /// Reads the file of a whole archive.
-fn read_archive_path(reader: &ValueReader, node: &YamlNode, format: ArchiveFormat, text: &str) -> Option<PathBuf> {
+pub(super) fn read_archive_path(
+    reader: &ValueReader,
+    node: &YamlNode,
+    format: ArchiveFormat,
+    text: &str,
+) -> Option<PathBuf> {
     let scheme = format.scheme();
     if text.is_empty() || text == "-" {
         reader.report(&node.at, format!("`{scheme}` in a rule needs the name of a file"));

@@ -134,7 +134,7 @@ pub(super) fn read_images(source: &Arc<dyn ReadAt>, members: &TarIndex) -> Resul
 }
 
 fn not_docker(members: &TarIndex) -> Result<LayoutError, LayoutError> {
-    let error = |detail: &str| LayoutError::new(ErrorKind::InvalidResponse, detail);
+    let error = |detail: &str| LayoutError::new(ErrorKind::Invalid, detail);
     if members.find(super::OCI_LAYOUT)?.is_some() {
         return Ok(error("it does not contain a manifest.json, but an image layout")
             .with_hint("it is in the OCI format: use oci-archive:FILE"));
@@ -149,7 +149,7 @@ fn not_docker(members: &TarIndex) -> Result<LayoutError, LayoutError> {
 pub(super) fn before_manifest_json() -> LayoutError {
     let detail =
         "it does not contain a manifest.json: it was written by Docker before 1.10, and no current Docker reads it";
-    LayoutError::new(ErrorKind::InvalidResponse, detail).with_hint("load it with a Docker before 23, and save it again")
+    LayoutError::new(ErrorKind::Invalid, detail).with_hint("load it with a Docker before 23, and save it again")
 }
 
 impl DockerReader<'_> {

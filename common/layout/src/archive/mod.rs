@@ -250,17 +250,16 @@ fn find_root(members: &TarIndex) -> Result<String, LayoutError> {
     match (roots.next(), roots.next()) {
         (Some(root), None) => Ok(format!("{root}/")),
         (Some(_), Some(_)) => {
-            Err(LayoutError::new(ErrorKind::InvalidResponse, "it has several image layouts in folders of their own")
+            Err(LayoutError::new(ErrorKind::Invalid, "it has several image layouts in folders of their own")
                 .with_hint("unpack it with tar and use the folders: oci:FOLDER"))
         }
-        (None, _) if members.find(MANIFEST_JSON)?.is_some() => Err(LayoutError::new(
-            ErrorKind::InvalidResponse,
-            format!("no member `{OCI_LAYOUT}`, but `{MANIFEST_JSON}`"),
-        )
-        .with_hint("it is in the format of `docker save`: use docker-archive:FILE")),
+        (None, _) if members.find(MANIFEST_JSON)?.is_some() => {
+            Err(LayoutError::new(ErrorKind::Invalid, format!("no member `{OCI_LAYOUT}`, but `{MANIFEST_JSON}`"))
+                .with_hint("it is in the format of `docker save`: use docker-archive:FILE"))
+        }
         (None, _) if members.find(REPOSITORIES)?.is_some() => Err(docker::before_manifest_json()),
         (None, _) => Err(LayoutError::new(
-            ErrorKind::InvalidResponse,
+            ErrorKind::Invalid,
             format!("it is a tar, but not an image archive: no member `{OCI_LAYOUT}`"),
         )),
     }

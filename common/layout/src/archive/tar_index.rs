@@ -466,7 +466,7 @@ fn resolve_symlink(path: &str, target: &str) -> Option<String> {
 }
 
 fn not_a_tar(reason: &str) -> LayoutError {
-    LayoutError::new(ErrorKind::InvalidResponse, format!("not an archive: {reason}"))
+    LayoutError::new(ErrorKind::Invalid, format!("not an archive: {reason}"))
         .with_hint("an archive is a tar file, plain or compressed with gzip, zstd or xz")
 }
 

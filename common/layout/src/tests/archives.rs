@@ -262,10 +262,10 @@ async fn damaged_content_and_headers_are_refused() {
 #[tokio::test]
 async fn what_is_no_image_archive_is_refused() {
     for (bytes, kind, wanted) in [
-        (b"".to_vec(), ErrorKind::InvalidResponse, "the file is empty"),
-        (vec![b'x'; 2000], ErrorKind::InvalidResponse, "does not begin with the header of a tar"),
-        (TarFile::new().file("a", b"b").finish(), ErrorKind::InvalidResponse, "no member `oci-layout`"),
-        (TarFile::new().file("manifest.json", b"[]").finish(), ErrorKind::InvalidResponse, "docker-archive:FILE"),
+        (b"".to_vec(), ErrorKind::Invalid, "the file is empty"),
+        (vec![b'x'; 2000], ErrorKind::Invalid, "does not begin with the header of a tar"),
+        (TarFile::new().file("a", b"b").finish(), ErrorKind::Invalid, "no member `oci-layout`"),
+        (TarFile::new().file("manifest.json", b"[]").finish(), ErrorKind::Invalid, "docker-archive:FILE"),
         (
             TarFile::new().file("oci-layout", br#"{"imageLayoutVersion":"2.0.0"}"#).finish(),
             ErrorKind::Unsupported,

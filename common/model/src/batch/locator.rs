@@ -21,7 +21,7 @@ pub enum Endpoint {
     Registry(RegistryName),
     /// The absolute path of an image layout on this machine. Works in one process only.
     Layout(Box<str>),
-    /// An archive on this machine, by its format and absolute path. Only a source.
+    /// An archive on this machine, by its format and absolute path. Works in one process only.
     Archive(ArchiveFormat, Box<str>),
 }
 

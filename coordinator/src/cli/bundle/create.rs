@@ -1,9 +1,11 @@
 //! `imgsync bundle create`: collects the images of the rules by an ordinary run, then writes them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
+use imgsync_archive::WriteFailure;
 use imgsync_bundle::{
     BUNDLE_REGISTRY, BundleCollector, BundleFiles, BundleHeader, BundleIndex, BundleSigningKey, Have, Inventory,
     MAX_INDEX_BYTES, OpenedBundle, PROGRAM_MEMBER, PartReader,
@@ -13,6 +15,7 @@ use imgsync_model::batch::{BatchId, TaskState};
 use imgsync_model::naming::TargetBase;
 use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
 use imgsync_store::Store;
 use imgsync_worker::copy::BundleSide;
 
@@ -27,7 +30,7 @@ use super::super::settings::Settings;
 use super::read_file;
 use super::work::{CollectedPlan, WorkFolder};
 use super::write::{BundleOutput, write_bundle};
-use crate::bundle::{WantedTag, build_index};
+use crate::bundle::{WantedTag, build_index, split_by_content};
 use crate::orchestrator::{Backend, fingerprint};
 
 /// Maximum size of a file that says what the receiver has.
@@ -39,6 +42,8 @@ const MAX_KEY_BYTES: u64 = 64 << 10;
 const MIN_PART_BYTES: u64 = 4096;
 /// Name of a bundle in a folder.
 const DEFAULT_NAME: &str = "bundle.tar";
+/// Maximum number of images that a message names.
+const MAX_NAMED: usize = 5;
 /// Rows of the ledger read at once.
 const PAGE: usize = 2_000;
 
@@ -170,7 +175,7 @@ fn add_have(have: &mut Have, path: &Path) -> Result<String> {
     }
     let bundle =
         OpenedBundle::open(PartReader::open(&[path.to_owned()])?, None).map_err(|error| match error.kind() {
-            ErrorKind::Corrupt | ErrorKind::InvalidResponse => error
+            ErrorKind::Corrupt | ErrorKind::Invalid => error
                 .with_kind(ErrorKind::Invalid)
                 .with_hint("--have takes a file of `bundle inventory`, the index of an earlier bundle, or that bundle"),
             _ => error,
@@ -227,7 +232,12 @@ fn check_existing(output: &BundleOutput, work: &WorkFolder, program: Option<&[u8
         // The same program may be there already, such as the one that runs.
         existing.extend((std::fs::read(&path).ok().as_deref() != Some(program)).then_some(path));
     }
-    match existing.iter().find(|path| path.exists() && !work.has_written()) {
+    // An incomplete bundle is made again by the same command.
+    let is_incomplete = || {
+        let index = std::fs::read(files.index()).ok().and_then(|bytes| BundleIndex::decode(&bytes, "it").ok());
+        index.is_some_and(|index| index.header.missing_count > 0)
+    };
+    match existing.iter().find(|path| path.exists() && !work.has_written() && !is_incomplete()) {
         Some(existing) => {
             let detail = format!("{} exists", existing.display());
             Err(Error::new(ErrorKind::Invalid, "writing the bundle", detail)
@@ -263,7 +273,7 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
     }
     let context =
         RunContext::new(&run_args, settings, &backend, printer)?.with_bundle(BundleSide::Collect(collector.clone()));
-    let (plan, index) = match work.read_plan() {
+    let (mut plan, mut index) = match work.read_plan() {
         Some((plan, index)) => {
             printer.line("going on with a bundle whose images are already chosen; --restart chooses them again");
             (plan, index)
@@ -281,8 +291,8 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
             if matches!(exit, Exit::Interrupted | Exit::CouldNotStart) {
                 return Ok(exit);
             }
-            let wanted = wanted_tags(&*backend.store, id).await?;
-            if wanted.is_empty() {
+            let chosen = ChosenImages::read(&*backend.store, id, exit != Exit::Done).await?;
+            if chosen.wanted.is_empty() {
                 printer.error(
                     "no bundle is made: no image was found",
                     Some("`imgsync run --dry-run` shows what the rules select"),
@@ -295,28 +305,25 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
                 title: name.map_or_else(|| crate::report::rules_title(&settings.config), str::to_owned),
                 have: collector.have().labels().to_vec(),
                 program: inputs.program.as_ref().map(|program| Digest::sha256(program)),
+                missing_count: 0,
+                missing: Vec::new(),
             };
-            let index = build_index(&collector, &wanted, header)?.encode();
-            if index.len() as u64 > MAX_INDEX_BYTES {
-                let detail = format!("its index would have {}", ByteSize(index.len() as u64));
-                return Err(Error::new(ErrorKind::Refused, "making the bundle", detail).with_hint(format!(
-                    "at most {} can be read: make several bundles, with --rule",
-                    ByteSize(MAX_INDEX_BYTES)
-                )));
-            }
-            let signature = inputs.key.as_ref().map(|key| key.sign(&index)).transpose()?;
-            let is_incomplete = exit != Exit::Done;
-            let plan = CollectedPlan { batch: id, is_incomplete, index: Digest::sha256(&index), signature };
+            let (plan, index) = make_plan(&collector, id, chosen, header, inputs.key.as_ref(), BTreeMap::new())?;
             work.write_plan(&plan, &index)?;
             (plan, index)
         }
     };
-    let stop = context.stop_token();
-    let written =
-        write_bundle(&collector, &output, &work, (&plan, &index), inputs.program, context.client(), stop, printer);
-    let summary = match Box::pin(written).await {
-        Ok(summary) => summary,
-        Err(error) => {
+    let summary = loop {
+        let (stop, program) = (context.stop_token(), inputs.program.clone());
+        let written =
+            write_bundle(&collector, &output, &work, (&plan, &index), program, context.client(), stop, printer);
+        let WriteFailure { error, blob } = match Box::pin(written).await {
+            Ok(summary) => break summary,
+            Err(failure) => failure,
+        };
+        let Some(blob) =
+            blob.filter(|blob| matches!(output, BundleOutput::Files(_)) && !plan.bad_blobs.contains_key(blob))
+        else {
             printer.failure(&error);
             if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) {
                 printer.line(
@@ -325,7 +332,15 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
                 );
             }
             return Ok(for_copy_error(&error, true));
-        }
+        };
+        // The index comes first, and it does not fit any more.
+        printer.warning(&format!("{error}; writing the bundle again without the images that need it"));
+        let mut bad_blobs = plan.bad_blobs.clone();
+        bad_blobs.insert(blob, error.to_string());
+        let header = BundleIndex::decode(&index, "the index of the bundle")?.header;
+        let chosen = ChosenImages::read(&*backend.store, plan.batch, plan.is_incomplete).await?;
+        (plan, index) = make_plan(&collector, plan.batch, chosen, header, inputs.key.as_ref(), bad_blobs)?;
+        work.write_plan(&plan, &index)?;
     };
     printer.line(&summary.to_string());
     if run_args.json {
@@ -338,27 +353,87 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
     drop(context);
     drop((backend, collector));
     work.remove()?;
-    Ok(if plan.is_incomplete { Exit::Failed } else { Exit::Done })
+    if !plan.left_out.is_empty() {
+        let count = pluralize(plan.left_out.len() as u64, "image", "images");
+        printer.error(
+            &format!("the bundle is incomplete: {count} could not be read: {}", name_first(&plan.left_out)),
+            Some("push them to their source again, and run the same command again"),
+        );
+    }
+    Ok(if plan.is_incomplete || !plan.left_out.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-/// Returns the tags whose images were collected.
-async fn wanted_tags(store: &dyn Store, batch: BatchId) -> Result<Vec<WantedTag>> {
-    let (mut wanted, mut from) = (Vec::new(), 0);
-    loop {
-        let rows = store.tasks(batch, None, from, PAGE).await?;
-        let Some(last) = rows.last() else { return Ok(wanted) };
-        from = last.task.index + 1;
-        for row in &rows {
-            let (source, target) = (&row.task.spec.source, &row.task.spec.target);
-            let is_collected = matches!(row.state, TaskState::Copied | TaskState::Unchanged);
-            if let Some((_, path)) = target.repository.registry().filter(|_| is_collected) {
-                wanted.push(WantedTag {
-                    path,
-                    tag: target.tag.clone(),
-                    source: source.repository.to_string(),
-                    source_tag: source.tag.clone(),
-                });
+/// What a batch has chosen.
+struct ChosenImages {
+    /// Tags whose images were collected.
+    wanted: Vec<WantedTag>,
+    /// Whether the batch has not collected all that its rules select.
+    is_incomplete: bool,
+    /// What it has not collected, as far as it has names.
+    missing: Vec<String>,
+}
+
+impl ChosenImages {
+    async fn read(store: &dyn Store, batch: BatchId, is_incomplete: bool) -> Result<ChosenImages> {
+        let (mut wanted, mut missing, mut from) = (Vec::new(), Vec::new(), 0);
+        for unlisted in store.listing_failures(batch).await? {
+            missing.push(unlisted.repository);
+        }
+        loop {
+            let rows = store.tasks(batch, None, from, PAGE).await?;
+            let Some(last) = rows.last() else { return Ok(ChosenImages { wanted, is_incomplete, missing }) };
+            from = last.task.index + 1;
+            for row in &rows {
+                let (source, target) = (&row.task.spec.source, &row.task.spec.target);
+                let is_collected = matches!(row.state, TaskState::Copied | TaskState::Unchanged);
+                match target.repository.registry() {
+                    Some((_, path)) if is_collected => wanted.push(WantedTag {
+                        path,
+                        tag: target.tag.clone(),
+                        source: source.repository.to_string(),
+                        source_tag: source.tag.clone(),
+                    }),
+                    _ => missing.push(source.to_string()),
+                }
             }
         }
+    }
+}
+
+/// Makes the plan of a bundle and its index, without the images that need blobs which turned out to be bad.
+fn make_plan(
+    collector: &BundleCollector,
+    batch: BatchId,
+    chosen: ChosenImages,
+    mut header: BundleHeader,
+    key: Option<&BundleSigningKey>,
+    bad_blobs: BTreeMap<Digest, String>,
+) -> Result<(CollectedPlan, Vec<u8>)> {
+    let ChosenImages { wanted, is_incomplete, missing } = chosen;
+    let (wanted, lacking) = split_by_content(collector, wanted, &bad_blobs.keys().cloned().collect())?;
+    if wanted.is_empty() {
+        let detail = "no image can be read from its source";
+        return Err(Error::new(ErrorKind::NotFound, "making the bundle", detail));
+    }
+    let left_out: Vec<String> = lacking.iter().map(|tag| format!("{}:{}", tag.source, tag.source_tag)).collect();
+    header.set_missing(missing.into_iter().chain(left_out.iter().cloned()));
+    let index = build_index(collector, &wanted, header)?.encode();
+    if index.len() as u64 > MAX_INDEX_BYTES {
+        let detail = format!("its index would have {}", ByteSize(index.len() as u64));
+        return Err(Error::new(ErrorKind::Refused, "making the bundle", detail).with_hint(format!(
+            "at most {} can be read: make several bundles, with --rule",
+            ByteSize(MAX_INDEX_BYTES)
+        )));
+    }
+    let signature = key.map(|key| key.sign(&index)).transpose()?;
+    let digest = Digest::sha256(&index);
+    Ok((CollectedPlan { batch, is_incomplete, index: digest, signature, bad_blobs, left_out }, index))
+}
+
+fn name_first(names: &[String]) -> String {
+    let named = names[..names.len().min(MAX_NAMED)].join(", ");
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }

@@ -82,6 +82,9 @@ async fn load(args: LoadArgs, settings: &mut Settings, printer: &Printer) -> Res
         imgsync_oci::sanitize::sanitize_within(&header.imgsync, 40),
         pluralize(bundle.index.tags().count() as u64, "tag", "tags")
     ));
+    if let Some(missing) = header.describe_missing() {
+        printer.warning(&format!("the bundle is incomplete: {missing}"));
+    }
     let state = state_dir(args.state.as_ref())?;
     let target_text = args.to.to_string();
     let key = Digest::sha256(format!("{}\n{target_text}", Digest::sha256(&bundle.index_bytes)).as_bytes());

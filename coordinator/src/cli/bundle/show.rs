@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use clap::Args;
 use imgsync_bundle::{BundleImages, BundleIndex, ContentSize, MAX_INDEX_BYTES};
-use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::{Descriptor, Digest, Hasher, MediaType};
 use serde_json::json;
@@ -95,6 +95,9 @@ async fn find_faults(args: &BundleVerifyArgs, printer: &Printer) -> Result<u64> 
         printer.line(&format!("damaged: {}: {detail}", content.digest));
         faults += 1;
     }
+    if let Some(missing) = bundle.index.header.describe_missing() {
+        printer.warning(&format!("the bundle is incomplete: {missing}"));
+    }
     if faults == 0 {
         let contents = pluralize(checked.len() as u64, "content", "contents");
         printer.line(&format!("{}: {contents} verified ({})", bundle.reader.label(), ByteSize(bytes)));
@@ -150,6 +153,9 @@ pub(super) fn list(args: &BundleListArgs, printer: &Printer) -> Exit {
         true => String::new(),
         false => format!("; without what the receiver has: {}", header.have.join(", ")),
     };
+    if let Some(missing) = header.describe_missing() {
+        printer.warning(&format!("the bundle is incomplete: {missing}"));
+    }
     let made = format!("`{}` made {} by imgsync {}{have}", header.title, header.created, header.imgsync);
     printer.line(&format!(
         "{}, {} in all; {}",
@@ -221,11 +227,7 @@ fn read_index(path: &Path, printer: &Printer) -> Result<BundleIndex> {
         let bytes = read_file(path, MAX_INDEX_BYTES)?;
         return BundleIndex::decode(&bytes, &path.display().to_string());
     }
-    let bundle = open_bundle(&[path.to_owned()], None, printer).map_err(|error| match error.kind() {
-        ErrorKind::InvalidResponse => Error::new(ErrorKind::Invalid, error.operation(), error.message()),
-        _ => error,
-    })?;
-    Ok((*bundle.index).clone())
+    open_bundle(&[path.to_owned()], None, printer).map(|bundle| (*bundle.index).clone())
 }
 
 /// Returns the bytes of all content in a bundle.

@@ -1,5 +1,6 @@
 //! The folder in which `bundle create` keeps what it has done, so that the next call goes on after a kill.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,12 @@ pub(super) struct CollectedPlan {
     pub(super) index: Digest,
     /// Signature of the index.
     pub(super) signature: Option<String>,
+    /// Blobs that turned out to be missing or wrong while the bundle was written, with the errors.
+    #[serde(default)]
+    pub(super) bad_blobs: BTreeMap<Digest, String>,
+    /// Images that are left out because of these.
+    #[serde(default)]
+    pub(super) left_out: Vec<String>,
 }
 
 impl WorkFolder {

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use imgsync_archive::{
-    ArchivePlan, ArchiveSink, MAX_SMALL_BLOB_BYTES, Member, MemberContent, ThreadSink, verified_length, write_archive,
+    ArchivePlan, ArchiveSink, MAX_SMALL_BLOB_BYTES, Member, MemberContent, ThreadSink, WriteFailure, verified_length,
+    write_archive,
 };
 use imgsync_bundle::{
     BundleCollector, BundleFiles, BundleIndex, BundlePart, PROGRAM_MEMBER, PartList, PartWriter, free_space,
@@ -70,6 +71,8 @@ pub(super) struct BundleSummary {
     left_out_manifests: u64,
     left_out_blobs: u64,
     left_out_bytes: u64,
+    /// Images that could not be read while the bundle was written, and are not in it.
+    unreadable: Vec<String>,
     is_signed: bool,
 }
 
@@ -114,7 +117,7 @@ pub(super) async fn write_bundle(
     client: &Client,
     stop: CancellationToken,
     printer: &Printer,
-) -> Result<BundleSummary> {
+) -> std::result::Result<BundleSummary, WriteFailure> {
     let index = BundleIndex::decode(index_bytes, "the index of the bundle")?;
     let (inside, beside) = match output {
         BundleOutput::Stdout => (program.map(Bytes::from), None),
@@ -175,12 +178,12 @@ async fn write_all<S: ArchiveSink>(
     position: u64,
     progress: &Progress,
     stop: &CancellationToken,
-) -> Result<()> {
+) -> std::result::Result<(), WriteFailure> {
     progress.begin(position);
     let mut sink = CountingSink { inner: sink, written: progress.written.clone() };
     tokio::select! {
         written = write_archive(archive, source, &mut sink, position) => written,
-        () = stop.cancelled() => Err(Error::cancelled(OPERATION)),
+        () = stop.cancelled() => Err(Error::cancelled(OPERATION).into()),
     }
 }
 
@@ -255,7 +258,8 @@ fn remove_abandoned(files: &BundleFiles, work: &WorkFolder) -> Result<()> {
 fn remove_old(files: &BundleFiles) -> Result<()> {
     let list = PartList::read(&files.list()).ok();
     let others = [files.list(), files.checksums(), files.index(), files.folder.join(&files.name)];
-    let parts = list.iter().flat_map(|list| &list.parts).map(|part| files.folder.join(&part.name));
+    let parts = list.iter().flat_map(|list| &list.parts).filter(|part| files.is_part_name(&part.name));
+    let parts = parts.map(|part| files.folder.join(&part.name));
     for path in others.into_iter().chain(parts) {
         remove_if_there(&path)?;
     }
@@ -346,6 +350,7 @@ fn summarize(
         left_out_manifests: index.repositories.iter().map(|entry| entry.left_out_manifests.len() as u64).sum(),
         left_out_blobs: left_out.clone().count() as u64,
         left_out_bytes: left_out.map(|blob| blob.size).sum(),
+        unreadable: plan.left_out.clone(),
         is_signed: plan.signature.is_some(),
     }
 }

@@ -1,7 +1,7 @@
 //! The shape of the file: what crane, hauler, regctl and containerd look for, and that the bytes depend on the images alone.
 
 use imgsync_tests::fault::{FaultRegistry, RequestType};
-use imgsync_tests::images::{self, sha256};
+use imgsync_tests::images::{self, TestImage, sha256};
 use imgsync_tests::program::Imgsync;
 
 use super::{file_names, json_member, members, sync};
@@ -213,4 +213,40 @@ async fn a_signed_image_keeps_its_tag_on_the_way_back_and_a_link_in_place_of_the
     assert_ne!(output.code, Some(0));
     assert!(output.stderr.contains("is a link"), "{}", output.stderr);
     assert!(!program.work_dir().join("elsewhere").exists());
+}
+
+#[tokio::test]
+async fn blobs_of_a_source_that_is_read_forward_are_written_in_its_order() {
+    let source = FaultRegistry::start().await;
+    let images = ["order-app", "order-tool"].map(|name| TestImage::single(name).layers(3, 40_000).build());
+    let program = Imgsync::new();
+    for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+        source.push("app", tag, image);
+    }
+    let names = ["1", "2"].map(|tag| format!("{}/app:{tag}", source.host()));
+    sync(&program, &[&names[0], &names[1], "oci-archive:a.tar"]).run().await.assert_code(0);
+    let mut written = members(&program.work_dir().join("a.tar"));
+    // As a tool that orders content by something else has it.
+    written.sort_by_key(|(path, _)| (path.starts_with("blobs/"), std::cmp::Reverse(path.clone())));
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in &written {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, &content[..]).unwrap();
+    }
+    let plain = program.file("b.tar", tar.into_inner().unwrap());
+    let is_blob =
+        |path: &&String| images.iter().flat_map(|image| &image.blobs).any(|(digest, _)| path.ends_with(&digest[7..]));
+    let expected: Vec<&String> = written.iter().map(|(path, _)| path).filter(is_blob).collect();
+    for tool in ["zstd", "xz"] {
+        let packed = std::process::Command::new(tool).arg("-kq").arg(&plain).status();
+        assert!(packed.unwrap().success());
+        let suffix = if tool == "zstd" { "zst" } else { "xz" };
+        let from = names.clone().map(|name| format!("oci-archive:b.tar.{suffix}:{name}"));
+        sync(&program, &[&from[0], &from[1], "oci-archive:c.tar"]).run().await.assert_code(0);
+        let copied = members(&program.work_dir().join("c.tar"));
+        let found: Vec<&String> = copied.iter().map(|(path, _)| path).filter(is_blob).collect();
+        assert_eq!(found, expected, "{tool}");
+    }
 }

@@ -34,8 +34,8 @@ impl ImageTransfer {
         let target = match &self.target {
             CopyTarget::Registry(target) => target,
             CopyTarget::Layout(target) => return self.ensure_in_layout(target, blob).await,
-            CopyTarget::Archive(target) => return self.collect_blob(target, blob),
-            CopyTarget::Bundle(target) => return self.collect_for_bundle(target, blob),
+            CopyTarget::Archive(target) => return self.collect_blob(target, blob).await,
+            CopyTarget::Bundle(target) => return self.collect_for_bundle(target, blob).await,
         };
         let (registry, name) = (target.registry(), target.name());
         if self.target_cache.has_blob(registry, name, &blob.digest) {

@@ -24,13 +24,13 @@ impl ImageTransfer {
         match &present[..] {
             [] => error,
             [only] => error.with_hint(format!(
-                "only the platform {only} of this image is there: copy it with `--platform {only}`, in a rule with `platforms`"
+                "only the platform {only} of this image is there: copy it with `--platform {only}`, or in a rule with `platforms: [{only}]`"
             )),
             [first, ..] => {
                 let listed = present.join(", ");
                 let hint = format!(
-                    "only some platforms of this image are there: {listed}; copy one with `--platform {first}`, in a rule \
-                     several with `platforms`"
+                    "only some platforms of this image are there: {listed}; copy one with `--platform {first}`, or several in \
+                     a rule with `platforms: [{listed}]`"
                 );
                 error.with_hint(hint)
             }

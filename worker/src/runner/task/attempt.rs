@@ -7,7 +7,7 @@ use std::time::Duration;
 use imgsync_layout::{ArchiveRef, ImageName, LayoutRef};
 use imgsync_model::batch::{BatchOptions, Endpoint, ForeignLayers, Message, RuleOptions, TagLocator};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::{Digest, DigestTagHints, Reference, RepositoryName, Tag};
+use imgsync_oci::{ArchiveFormat, Digest, DigestTagHints, Reference, RepositoryName, Tag};
 use imgsync_registry::{Access, Context, ManifestRef, Repository};
 use imgsync_store::{CachedTag, age};
 use jiff::Timestamp;
@@ -40,6 +40,18 @@ impl Runner {
         if let Some(verify) = &options.verify {
             self.acquire_copy_slot(task).await?;
             return Box::pin(self.verify(task, verify)).await;
+        }
+        if matches!(target.repository.endpoint(), Endpoint::Archive(..)) && !options.prime {
+            self.acquire_copy_slot(task).await?;
+            let collector = self.archive_collector(task).await?;
+            let listed = message.digest.clone().filter(|_| !task.is_plan_old(self.clock.now()));
+            let request = CopyRequest {
+                policy: rule.policy.clone().map(Arc::new),
+                ..self.copy_request(task, listed, ReferrerRefresh::All)?
+            };
+            let collecting =
+                Box::pin(async { self.copier_with_timeout(options).collect(&request, &collector, context).await });
+            return collecting.await.map(CompletedCopy::collected);
         }
         let cached = match options.force {
             true => None,
@@ -260,7 +272,12 @@ impl Runner {
 
 /// Returns the registries to which a rule copies.
 fn target_registries(rule: &RuleOptions) -> HashSet<&str> {
-    rule.to.iter().map(|to| to.split_once('/').map_or(to.as_str(), |(registry, _)| registry)).collect()
+    let is_local = |to: &str| to.starts_with("oci:") || ArchiveFormat::split_scheme(to).is_some();
+    rule.to
+        .iter()
+        .filter(|to| !is_local(to))
+        .map(|to| to.split_once('/').map_or(to.as_str(), |(registry, _)| registry))
+        .collect()
 }
 
 /// Whether the copies of an image to the registries of a rule share one read of the source.

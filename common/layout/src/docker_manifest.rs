@@ -1,0 +1,223 @@
+//! `manifest.json`: one platform of each image, as `docker save` writes it. Beside the index of a layout, it lets docker
+//! and podman load a tar of the layout; podman refuses one without it whose index has several entries.
+
+use std::io::{Read as _, Write as _};
+
+use imgsync_oci::error::ErrorKind;
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, Platform, Reference, Tag};
+use imgsync_registry::ManifestRef;
+use serde::{Deserialize, Serialize};
+
+use super::error::LayoutError;
+use super::index::{IndexChange, LayoutIndex};
+use super::reference::QualifiedRepositoryName;
+use super::safe_dir::SafeDir;
+use super::{BLOBS, LayoutInner};
+
+/// Name of the file.
+pub(super) const MANIFEST_JSON: &str = "manifest.json";
+/// At most one exists at a time, under the lock.
+const NEW_MANIFEST_JSON: &str = ".imgsync-manifest.json";
+/// Upper limit for `manifest.json`: as for `index.json`, and an image has several layers.
+const MAX_BYTES: u64 = 256 << 20;
+/// Maximum nesting of indexes; real images have two levels.
+const MAX_INDEX_DEPTH: usize = 16;
+
+/// An image in `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DockerImage {
+    /// Path of the config.
+    pub config: String,
+    /// Names as docker shows them.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub repo_tags: Vec<String>,
+    /// Paths of the layers, the lowest first.
+    pub layers: Vec<String>,
+}
+
+fn null_as_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Whether a config is of an image, not of an artifact.
+pub fn is_image_config(media_type: &MediaType) -> bool {
+    matches!(
+        media_type.as_str(),
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
+/// Selects the preferred platform, else linux/amd64, else the first.
+pub fn choose_platform<'a, T>(
+    children: &'a [(Option<Platform>, T)],
+    preferred: &Platform,
+) -> Option<&'a (Option<Platform>, T)> {
+    let find = |wanted: &Platform| {
+        children.iter().find(|(platform, _)| platform.as_ref().is_some_and(|platform| platform.satisfies(wanted)))
+    };
+    find(preferred).or_else(|| find(&linux("amd64"))).or_else(|| children.first())
+}
+
+/// Returns the platform of this machine's containers.
+pub fn machine_platform() -> Platform {
+    linux(std::env::consts::ARCH).normalized()
+}
+
+fn linux(architecture: &str) -> Platform {
+    Platform { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None, os_version: None }
+}
+
+/// Returns the path of content in an image layout.
+pub fn blob_path(digest: &Digest) -> String {
+    format!("{BLOBS}/{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+/// Returns the name that docker shows: short for Docker Hub.
+pub fn familiar_name(name: &Reference) -> Option<String> {
+    name.tag_or_latest().map(|tag| familiar(&QualifiedRepositoryName::from_reference(name), &tag))
+}
+
+fn familiar(QualifiedRepositoryName { registry, repository }: &QualifiedRepositoryName, tag: &Tag) -> String {
+    let repository = repository.as_str();
+    match registry.is_docker_hub() {
+        true => format!("{}:{tag}", repository.strip_prefix("library/").unwrap_or(repository)),
+        false => format!("{registry}/{repository}:{tag}"),
+    }
+}
+
+/// Serializes `manifest.json`, one image per line.
+pub fn encode_images(images: &[DockerImage]) -> serde_json::Result<Vec<u8>> {
+    let mut text = b"[".to_vec();
+    for (at, image) in images.iter().enumerate() {
+        text.extend_from_slice(if at == 0 { b"\n" } else { b",\n" });
+        serde_json::to_writer(&mut text, image)?;
+    }
+    text.extend_from_slice(b"\n]\n");
+    Ok(text)
+}
+
+impl LayoutInner {
+    /// Brings `manifest.json` up to date with an index that is not written yet: what it lists is in the layout. The
+    /// caller holds the lock.
+    pub(super) fn write_docker_manifest(
+        &self,
+        index: &LayoutIndex,
+        changes: &[&IndexChange],
+    ) -> Result<(), LayoutError> {
+        let root: &SafeDir = self.folder()?;
+        let known = read_images(root)?;
+        let mut images = DockerImages { images: known.clone().unwrap_or_default() };
+        match known {
+            Some(_) => {
+                for change in changes {
+                    if let (Some(repository), ManifestRef::Tag(tag)) = (&change.repository, &change.reference) {
+                        self.set_docker_image(&mut images, repository, tag, &change.descriptor);
+                    }
+                }
+            }
+            // Another tool has written the layout, or only bare tags are in it so far.
+            None => {
+                for entry in index.entries() {
+                    if let (Some(repository), Some(tag)) = (&entry.repository, &entry.tag) {
+                        self.set_docker_image(&mut images, repository, tag, &entry.descriptor);
+                    }
+                }
+            }
+        }
+        let images = images.images;
+        if images.is_empty() || known_equals(root, &images)? {
+            return Ok(());
+        }
+        let bytes = encode_images(&images).map_err(|error| {
+            LayoutError::new(ErrorKind::Invalid, format!("its {MANIFEST_JSON} cannot be written: {error}"))
+        })?;
+        root.remove(NEW_MANIFEST_JSON)?;
+        let mut file = root.create_file(NEW_MANIFEST_JSON)?;
+        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+        let written = written.map_err(|error| root.io_error(MANIFEST_JSON, "writing", error));
+        written.and_then(|()| root.rename(NEW_MANIFEST_JSON, root, MANIFEST_JSON)).inspect_err(|_| {
+            let _ = root.remove(NEW_MANIFEST_JSON);
+        })
+    }
+
+    fn set_docker_image(
+        &self,
+        images: &mut DockerImages,
+        repository: &QualifiedRepositoryName,
+        tag: &Tag,
+        root: &Descriptor,
+    ) {
+        if DigestTag::parse_tag(tag.as_str()).is_none() {
+            images.set(familiar(repository, tag), self.find_docker_image(root, 0).map(|(_, image)| image));
+        }
+    }
+
+    /// Returns config and layers of an image that is whole here; of several platforms, this machine's.
+    fn find_docker_image(&self, root: &Descriptor, depth: usize) -> Option<(Option<Platform>, DockerImage)> {
+        let manifest = self.read_manifest(root).ok().filter(|_| depth < MAX_INDEX_DEPTH)?;
+        match manifest.kind() {
+            ManifestKind::Image { config, layers } => {
+                let config = config.as_ref().filter(|config| is_image_config(&config.media_type))?;
+                let is_here = |blob: &Descriptor| {
+                    self.open_blob_file(&blob.digest).is_ok_and(|file| file.is_some_and(|file| file.len() == blob.size))
+                };
+                let is_whole = is_here(config) && layers.iter().all(is_here);
+                let layers = layers.iter().map(|layer| blob_path(&layer.digest)).collect();
+                let image = DockerImage { config: blob_path(&config.digest), repo_tags: Vec::new(), layers };
+                is_whole.then_some((root.platform.clone(), image))
+            }
+            ManifestKind::Index { .. } => {
+                let names_one = |platform: &Platform| !platform.os.is_empty() && platform.os != "unknown";
+                let children = children(&manifest).filter(|child| child.platform.as_ref().is_none_or(names_one));
+                let found: Vec<_> = children.filter_map(|child| self.find_docker_image(child, depth + 1)).collect();
+                choose_platform(&found, &machine_platform()).cloned()
+            }
+        }
+    }
+}
+
+fn children(manifest: &Manifest) -> impl Iterator<Item = &Descriptor> {
+    manifest.children().into_iter()
+}
+
+/// Images by name, in the order in which they came.
+struct DockerImages {
+    images: Vec<DockerImage>,
+}
+
+impl DockerImages {
+    /// Sets the image with a name; `None` if docker's format has no form for it.
+    fn set(&mut self, name: String, image: Option<DockerImage>) {
+        for known in &mut self.images {
+            known.repo_tags.retain(|other| *other != name);
+        }
+        self.images.retain(|known| !known.repo_tags.is_empty());
+        let Some(image) = image else { return };
+        let same = |known: &&mut DockerImage| known.config == image.config && known.layers == image.layers;
+        match self.images.iter_mut().find(same) {
+            Some(known) => known.repo_tags.push(name),
+            None => self.images.push(DockerImage { repo_tags: vec![name], ..image }),
+        }
+    }
+}
+
+/// Reads the images listed so far; `None` if there is no list, or none that can be read.
+fn read_images(root: &SafeDir) -> Result<Option<Vec<DockerImage>>, LayoutError> {
+    Ok(read_bytes(root)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+fn known_equals(root: &SafeDir, images: &[DockerImage]) -> Result<bool, LayoutError> {
+    Ok(read_bytes(root)?.zip(encode_images(images).ok()).is_some_and(|(known, new)| known == new))
+}
+
+fn read_bytes(root: &SafeDir) -> Result<Option<Vec<u8>>, LayoutError> {
+    let Some((file, size)) = root.open_file(MANIFEST_JSON)? else { return Ok(None) };
+    if size > MAX_BYTES {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_BYTES).read_to_end(&mut bytes);
+    read.map_err(|error| root.io_error(MANIFEST_JSON, "reading", error))?;
+    Ok(Some(bytes))
+}

@@ -1,0 +1,307 @@
+//! Writes the archives that the tasks of a batch have collected images for. An archive is written once no other task of
+//! the batch can add an image, and its tasks end when it is in its place.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use futures_util::future::BoxFuture;
+use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, WriteFailure};
+use imgsync_layout::{ArchiveRef, ImageName, Layout};
+use imgsync_model::batch::{BatchId, Endpoint, Failure, TaskResult, TaskState};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::humanize::pluralize;
+use imgsync_oci::sanitize::sanitize;
+use imgsync_oci::{ArchiveFormat, Digest, retry};
+use imgsync_registry::Context;
+use imgsync_registry::event::Event;
+use imgsync_store::{BatchState, Store};
+use imgsync_worker::copy::{Copier, CopyRequest, ImageLocation};
+use imgsync_worker::runner::{ArchiveTargets, CollectedArchive, CollectedTask};
+use imgsync_worker::task_events::TaskEvents;
+use tokio_util::sync::CancellationToken;
+
+/// Interval between checks whether all images are collected.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Interval between checks whether the batch was cancelled while an archive is written.
+const CANCEL_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Results recorded at once.
+const CONCURRENT_RESULTS: usize = 64;
+/// Rows of the ledger read at once.
+const PAGE: usize = 1_000;
+
+/// Writes the archives of a batch.
+pub(super) struct ArchiveWriter<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) copier: &'a Copier,
+    pub(super) archives: &'a ArchiveTargets,
+    pub(super) batch: BatchId,
+    /// Whether archives are also written if their files have that content.
+    pub(super) force: bool,
+    /// Maximum attempts after transient errors.
+    pub(super) attempts: u32,
+    pub(super) events: &'a TaskEvents,
+    pub(super) context: Context,
+}
+
+/// Result of writing an archive.
+enum ArchiveResult {
+    Written,
+    /// The file has that content already.
+    Unchanged,
+}
+
+/// Content that could not be read, by digest.
+type BadContent = HashMap<Digest, Error>;
+
+impl ArchiveWriter<'_> {
+    /// Writes archives until the worker that collects images has ended. What is collected then returns to the plan.
+    pub(super) async fn run(&self, worker_over: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = worker_over.cancelled() => break,
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+            }
+            if self.archives.collected() > 0 {
+                match self.is_all_collected().await {
+                    Ok(true) => self.write_all().await,
+                    Ok(false) => {}
+                    Err(error) => self.warn_of_ledger(&error),
+                }
+            }
+        }
+        for task in self.archives.take().into_values().flat_map(|archive| archive.tasks) {
+            if let Err(error) = task.give_back(self.store, self.events).await {
+                self.warn_of_ledger(&error);
+            }
+        }
+    }
+
+    /// Whether all tasks that have not ended have collected their images.
+    async fn is_all_collected(&self) -> Result<bool> {
+        let collected = self.archives.collected();
+        let Some(batch) = self.store.batch(self.batch).await? else { return Ok(false) };
+        let is_planned = batch.plan_completed_at.is_some() && batch.state == BatchState::Running;
+        Ok(is_planned && batch.counts.waiting == 0 && batch.counts.running == collected)
+    }
+
+    async fn write_all(&self) {
+        for (place, archive) in self.archives.take() {
+            let Endpoint::Archive(format, file) = &place else { continue };
+            let context = Context { cancel: self.context.cancel.child_token(), ..self.context.clone() };
+            let mut bad = BadContent::new();
+            let written = tokio::select! {
+                written = self.write(*format, Path::new(&**file), &archive, &mut bad, &context) => written,
+                () = self.batch_stopped() => Err(Error::cancelled(format!("writing {place}"))),
+            };
+            if let Err(error) = self.finish(&archive, written, &bad).await {
+                self.warn_of_ledger(&error);
+            }
+        }
+    }
+
+    /// Writes an archive, without the images whose content cannot be read: that is added to `bad`.
+    async fn write(
+        &self,
+        format: ArchiveFormat,
+        file: &Path,
+        archive: &CollectedArchive,
+        bad: &mut BadContent,
+        context: &Context,
+    ) -> Result<ArchiveResult> {
+        let operation = format!("writing {}{}", format.scheme(), file.display());
+        let mut attempt = 1;
+        if self.is_incomplete(archive).await? {
+            self.keep_former(file, archive, bad, context).await;
+        }
+        loop {
+            let missing: HashSet<Digest> = bad.keys().cloned().collect();
+            let (plan, _) = archive.collector.plan_without(&missing)?;
+            if plan.is_empty() {
+                let detail = "the content of no image can be read";
+                return Err(Error::new(ErrorKind::NotFound, operation, detail));
+            }
+            plan.docker().check(format, &operation)?;
+            if !self.force && self.copier.has_archive(file, &plan, context).await? {
+                if !bad.is_empty() {
+                    ArchiveOutput::discard_unfinished(file);
+                }
+                return Ok(ArchiveResult::Unchanged);
+            }
+            let WriteFailure { error, blob } = match self.write_once(file, archive, &plan, context).await {
+                Ok(()) => {
+                    self.describe(format, file, &plan);
+                    return Ok(ArchiveResult::Written);
+                }
+                Err(failure) => failure,
+            };
+            match blob {
+                Some(digest) if !bad.contains_key(&digest) => {
+                    self.warn(format!("{error}; writing {} without the images that need it", file.display()));
+                    bad.insert(digest, error);
+                    self.keep_former(file, archive, bad, context).await;
+                }
+                None if retry::is_transient(&error) && attempt < self.attempts => {
+                    let wait = Duration::from_secs(1 << attempt.min(6));
+                    self.warn(format!("{error}; trying again in {}", retry::format_duration(wait)));
+                    attempt += 1;
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = context.cancel.cancelled() => return Err(Error::cancelled(operation)),
+                    }
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+
+    async fn write_once(
+        &self,
+        file: &Path,
+        archive: &CollectedArchive,
+        plan: &ArchivePlan,
+        context: &Context,
+    ) -> std::result::Result<(), WriteFailure> {
+        let mut output = ArchiveOutput::open(file, plan, Compression::None, context).await?;
+        let resumed = output.resume_from();
+        self.copier.write_collected(&archive.collector, plan, &mut output, resumed, context).await?;
+        output.commit().await?;
+        self.copier.record_archive(file, plan).await;
+        Ok(())
+    }
+
+    /// Whether the batch lacks images that the archive should have: some could not be listed or collected, or were
+    /// collected before the batch was requeued.
+    async fn is_incomplete(&self, archive: &CollectedArchive) -> Result<bool> {
+        let Some(place) = archive.tasks.first().map(|task| task.target.repository.endpoint().clone()) else {
+            return Ok(true);
+        };
+        if !self.store.listing_failures(self.batch).await?.is_empty() {
+            return Ok(true);
+        }
+        let batch = self.store.batch(self.batch).await?;
+        if batch.is_some_and(|batch| batch.counts.running == batch.counts.total) {
+            return Ok(false);
+        }
+        let mut from = 0;
+        loop {
+            let rows = self.store.tasks(self.batch, None, from, PAGE).await?;
+            let Some(last) = rows.last() else { return Ok(false) };
+            from = last.task.index.saturating_add(1);
+            let is_other = |state: TaskState| state != TaskState::Running;
+            if rows.iter().any(|row| is_other(row.state) && *row.task.spec.target.repository.endpoint() == place) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Collects the images of the former file that this run cannot write: as at any other target, they stay.
+    async fn keep_former(&self, file: &Path, archive: &CollectedArchive, bad: &BadContent, context: &Context) {
+        let former = ArchiveRef { format: ArchiveFormat::Oci, file: file.to_owned(), image: None };
+        let missing: HashSet<Digest> = bad.keys().cloned().collect();
+        let left_out = archive.collector.plan_without(&missing).map(|(_, left_out)| left_out).unwrap_or_default();
+        let left_out: HashSet<Digest> = left_out.into_iter().map(|image| image.image.root.digest).collect();
+        let written = archive.tasks.iter().filter(|task| !left_out.contains(&task.digest));
+        let written: HashSet<String> =
+            written.map(|task| format!("{}:{}", task.target.repository.path(), task.target.tag)).collect();
+        let images = async { Layout::open_archive_file(&former).await?.images().await }.await;
+        let images = match images {
+            Ok(images) => images,
+            Err(error) if error.kind() == ErrorKind::NotFound => return,
+            Err(error) => {
+                return self.warn(format!("{error}: images in it that this run cannot write do not stay"));
+            }
+        };
+        let mut kept = 0;
+        for entry in images {
+            let name = entry.repository.zip(entry.tag).map(|(repository, tag)| format!("{repository}:{tag}"));
+            let Some(name) = name.filter(|name| !written.contains(name)) else { continue };
+            let Ok(reference) = name.parse() else { continue };
+            let image =
+                ImageLocation::Archive(ArchiveRef { image: Some(ImageName::Full(reference)), ..former.clone() });
+            let request = CopyRequest::new(image.clone(), image);
+            match self.copier.collect(&request, &archive.collector, context).await {
+                Ok(_) => kept += 1,
+                Err(error) => self.warn(format!("{name} in the former {} does not stay: {error}", file.display())),
+            }
+        }
+        if kept > 0 {
+            let images = pluralize(kept, "image", "images");
+            self.notice(format!("{}: {images} of the former file stay, which this run cannot replace", file.display()));
+        }
+    }
+
+    /// Records the results of the tasks of an archive.
+    async fn finish(&self, archive: &CollectedArchive, written: Result<ArchiveResult>, bad: &BadContent) -> Result<()> {
+        let missing = bad.keys().cloned().collect();
+        let left_out = archive.collector.plan_without(&missing).map(|(_, left_out)| left_out).unwrap_or_default();
+        let left_out: HashMap<Digest, &Error> = left_out
+            .into_iter()
+            .filter_map(|image| Some((image.image.root.digest, bad.get(&image.missing)?)))
+            .collect();
+        for tasks in archive.tasks.chunks(CONCURRENT_RESULTS) {
+            // Together, so that they share transactions of the ledger.
+            let finished =
+                tasks.iter().map(|task| self.finish_task(task, &written, left_out.get(&task.digest).copied()));
+            futures_util::future::try_join_all(finished.collect::<Vec<_>>()).await?;
+        }
+        Ok(())
+    }
+
+    /// Records the result of a task, or returns it to the plan if this process shuts down.
+    fn finish_task<'b>(
+        &'b self,
+        task: &'b CollectedTask,
+        written: &Result<ArchiveResult>,
+        bad: Option<&Error>,
+    ) -> BoxFuture<'b, Result<()>> {
+        let result = match (written, bad) {
+            (Err(error), _) if error.is_cancelled() && self.context.cancel.is_cancelled() => {
+                return Box::pin(task.give_back(self.store, self.events));
+            }
+            (Err(error), _) if error.is_cancelled() => TaskResult::Cancelled,
+            (_, Some(error)) => TaskResult::Failed(Failure::from_error(error, 1)),
+            (Err(error), None) => TaskResult::Failed(Failure::from_error(error, 1)),
+            (Ok(ArchiveResult::Unchanged), None) => TaskResult::Unchanged,
+            (Ok(ArchiveResult::Written), None) => TaskResult::Copied,
+        };
+        Box::pin(task.finish(self.store, result, self.events))
+    }
+
+    /// Waits until the batch was cancelled or superseded.
+    async fn batch_stopped(&self) {
+        loop {
+            tokio::time::sleep(CANCEL_POLL_INTERVAL).await;
+            if matches!(self.store.batch(self.batch).await, Ok(Some(batch)) if batch.state.is_stopped()) {
+                return;
+            }
+        }
+    }
+
+    fn describe(&self, format: ArchiveFormat, file: &Path, plan: &ArchivePlan) {
+        for DockerFact { text, is_loss } in plan.docker().describe() {
+            match format {
+                ArchiveFormat::Docker if is_loss => self.warn(text),
+                _ => self.notice(text),
+            }
+        }
+        let (blobs, _) = plan.blobs();
+        let (blobs, size) = (pluralize(blobs as u64, "blob", "blobs"), ByteSize(plan.total_size()));
+        self.notice(format!("wrote {}{}: {size}, {blobs}", format.scheme(), file.display()));
+    }
+
+    fn notice(&self, message: String) {
+        let message = sanitize(&message).into_owned();
+        self.context.events.emit(Event::Notice { message });
+    }
+
+    fn warn(&self, message: String) {
+        self.context.warn(message);
+    }
+
+    fn warn_of_ledger(&self, error: &Error) {
+        let (kind, message) = (format!("ledger: {}", error.kind()), format!("the ledger is unavailable: {error}"));
+        self.context.events.emit(Event::RepeatedWarning { kind, message });
+    }
+}
