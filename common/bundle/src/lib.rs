@@ -7,6 +7,8 @@
 mod collector;
 mod compact;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod have;
 mod images;
 mod index;

@@ -20,6 +20,8 @@ mod archive_reference;
 mod blobs;
 pub mod docker_manifest;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod hauler;
 mod index;
 mod index_entry;

@@ -89,6 +89,11 @@ impl ArchiveFiles {
         Ok(ArchiveFiles { source, members, content, index, turns: None, stream: None })
     }
 
+    #[cfg(test)]
+    pub(super) fn member_paths(&self) -> impl Iterator<Item = &str> {
+        self.members.paths()
+    }
+
     pub(super) fn index(&self) -> &Arc<LayoutIndex> {
         &self.index
     }

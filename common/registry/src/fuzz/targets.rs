@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::fuzz;
+use super::engine::fuzz;
 use crate::ssrf::{self, AllowedAddresses, NetworkScope};
 use crate::{auth, catalog, challenge, error_body, link, quota_headers, range, referrers, retry_after, tags};
 use imgsync_oci::{Digest, Manifest, MediaType};

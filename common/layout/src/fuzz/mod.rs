@@ -1,0 +1,7 @@
+//! Fuzzing of archives and of the files of layouts. The engine is that of `imgsync-registry`.
+
+#[path = "../../../registry/src/fuzz/engine.rs"]
+mod engine;
+#[path = "../../../registry/src/fuzz/mutate.rs"]
+mod mutate;
+mod targets;
