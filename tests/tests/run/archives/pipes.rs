@@ -226,7 +226,7 @@ async fn a_pipe_that_ends_early_or_lies_leaves_no_tag() {
     let output = piped(&program, "cat wrong.tar", &["oci-archive:-", &to]).run().await.assert_code(1);
     assert!(output.stderr.contains("the content has the digest"), "{layer}: {}", output.stderr);
     assert_no_tag(&target, &output);
-    let empty = piped(&program, "true", &["oci-archive:-", &to]).run().await.assert_code(1);
+    let empty = piped(&program, "true", &["oci-archive:-", &to]).run().await.assert_code(2);
     assert!(empty.stderr.contains("the file is empty"), "{}", empty.stderr);
 }
 
