@@ -216,8 +216,12 @@ const FOREIGN_OPTIONS: &[ForeignOption] = &[
     configured(&["--src-cert-dir", "--cert-dir"], true, Reason::Source(certificates)),
     configured(&["--dest-cert-dir"], true, Reason::Target(certificates)),
     configured(&["--proxy", "--http-proxy", "--https-proxy"], true, Reason::Source(proxy)),
-    dropped(&["--insecure-policy"], false, "there is no signature policy"),
-    dropped(&["--policy"], true, "there is no signature policy"),
+    dropped(
+        &["--insecure-policy"],
+        false,
+        "signatures are demanded by --signed-by or by `policy` in the configuration",
+    ),
+    dropped(&["--policy"], true, "the keys that must have signed are named by --signed-by"),
     dropped(
         &["--authfile", "--src-authfile", "--dest-authfile"],
         true,
