@@ -98,6 +98,6 @@ fn texts(walker: &mut Walker<'_>, node: &DocumentNode) {
 fn record(text: &str, certainty: Certainty, line: usize, path: &str, recorder: &mut Recorder) {
     match expand(strip_scheme(text), &|_| None) {
         Ok(image) => recorder.image_field(&image, certainty, line, path),
-        Err(reason) => recorder.undecided(text, reason, line, path),
+        Err(reason) => recorder.undecided(text, certainty, reason, line, path),
     }
 }

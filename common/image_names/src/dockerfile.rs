@@ -2,8 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::heredocs;
 use crate::recorder::{Certainty, Recorder};
 use crate::variables::expand;
+
+/// Maximum number of here-documents without an end in a file.
+const MAX_OPEN_HEREDOCS: usize = 16;
 
 /// An instruction whose lines are joined.
 struct Instruction {
@@ -18,7 +22,11 @@ pub(crate) fn scan(text: &str, first_line: usize, path: &str, recorder: &mut Rec
         recorder.image_field(&image, Certainty::Sure, first_line + line, path);
     }
     let mut file = Dockerfile { stages: HashSet::new(), stage_count: 0, args: HashMap::new(), path, recorder };
-    for instruction in join_lines(text, escape) {
+    let (instructions, problems) = join_lines(text, escape);
+    for (line, reason) in problems {
+        file.recorder.problem(reason, first_line + line, path);
+    }
+    for instruction in instructions {
         if file.recorder.is_full() {
             return;
         }
@@ -41,14 +49,17 @@ fn read_directives(text: &str) -> (Option<(usize, String)>, char) {
     (syntax, escape)
 }
 
-/// Joins continued lines, and drops comments and here-documents.
-fn join_lines(text: &str, escape: char) -> Vec<Instruction> {
-    let mut instructions = Vec::new();
-    let mut lines = text.lines().enumerate();
-    while let Some((at, line)) = lines.next() {
+/// Joins continued lines, and drops comments and here-documents. Returns also the lines with here-documents that do not
+/// end, and why these are problems; what follows them is read as instructions.
+fn join_lines(text: &str, escape: char) -> (Vec<Instruction>, Vec<(usize, String)>) {
+    let (mut instructions, mut problems) = (Vec::new(), Vec::new());
+    let lines: Vec<&str> = text.lines().collect();
+    let mut next = 0;
+    while next < lines.len() {
+        let at = next;
         let mut joined = String::new();
-        let mut line = line;
-        loop {
+        while let Some(line) = lines.get(next) {
+            next += 1;
             let trimmed = line.trim();
             // Comments and blank lines may stand between continued lines.
             if !(trimmed.starts_with('#') || trimmed.is_empty() && !joined.is_empty()) {
@@ -65,38 +76,30 @@ fn join_lines(text: &str, escape: char) -> Vec<Instruction> {
             } else if joined.is_empty() {
                 break;
             }
-            match lines.next() {
-                Some((_, next)) => line = next,
-                None => break,
-            }
         }
-        for end in here_document_ends(&joined) {
-            for (_, line) in lines.by_ref() {
-                if line.trim_start_matches('\t').trim_end() == end {
+        let mut after = next;
+        for document in heredocs::find(&joined) {
+            match lines[after..].iter().position(|line| document.is_end(line)) {
+                Some(length) => after += length + 1,
+                None => {
+                    let reason = format!("the here-document does not end: no line is `{}`", document.end());
+                    problems.push((at + 1, reason));
+                    after = next;
                     break;
                 }
             }
         }
+        next = after;
         if !joined.trim().is_empty() {
             instructions.push(Instruction { line: at + 1, text: joined });
         }
+        // Each of them has searched all lines.
+        if problems.len() >= MAX_OPEN_HEREDOCS {
+            problems.push((at + 1, "too many here-documents do not end: the rest of it is not read".to_owned()));
+            break;
+        }
     }
-    instructions
-}
-
-/// Returns the words that end the here-documents of an instruction.
-fn here_document_ends(instruction: &str) -> Vec<String> {
-    let word = instruction.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
-    if !matches!(word.as_str(), "RUN" | "COPY" | "ADD") {
-        return Vec::new();
-    }
-    instruction
-        .split_whitespace()
-        .filter_map(|word| word.strip_prefix("<<"))
-        .map(|word| word.trim_start_matches('-').trim_matches(['"', '\'']))
-        .filter(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
-        .map(str::to_owned)
-        .collect()
+    (instructions, problems)
 }
 
 struct Dockerfile<'a> {
@@ -118,7 +121,8 @@ impl Dockerfile<'_> {
         }
         let words: Vec<&str> = words.collect();
         match keyword.as_str() {
-            "ARG" => words.iter().for_each(|word| self.read_argument(word)),
+            // Those of a stage hold for the stage alone, and no builder expands them in the names of images.
+            "ARG" if self.stage_count == 0 => words.iter().for_each(|word| self.read_argument(word)),
             "FROM" => self.read_stage(&words, line),
             "COPY" | "ADD" => {
                 for from in words.iter().map_while(|word| word.strip_prefix("--")) {
@@ -140,8 +144,7 @@ impl Dockerfile<'_> {
         }
     }
 
-    /// Records the default of a build argument. One without a default keeps what it has: a stage that uses a global
-    /// argument declares it again.
+    /// Records the default of a build argument.
     fn read_argument(&mut self, word: &str) {
         let Some((name, value)) = word.split_once('=') else { return };
         let value = value.trim_matches(['"', '\'']);
@@ -169,7 +172,7 @@ impl Dockerfile<'_> {
         let written = written.trim_matches(['"', '\'']);
         let image = match expand(written, &|name| self.args.get(name).cloned()) {
             Ok(image) => image,
-            Err(reason) => return self.recorder.undecided(written, reason, line, self.path),
+            Err(reason) => return self.recorder.undecided(written, Certainty::Sure, reason, line, self.path),
         };
         let is_stage = self.stages.contains(&image.to_ascii_lowercase())
             || image.parse::<usize>().is_ok_and(|number| number < self.stage_count);
@@ -177,7 +180,7 @@ impl Dockerfile<'_> {
             return;
         }
         match image.is_empty() {
-            true => self.recorder.undecided(written, "its variables are empty", line, self.path),
+            true => self.recorder.undecided(written, Certainty::Sure, "its variables are empty", line, self.path),
             false => self.recorder.image_field(&image, Certainty::Sure, line, self.path),
         }
     }

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use imgsync_oci::humanize::pluralize;
+
 use crate::recorder::{Certainty, Recorder};
-use crate::templates::{has_template, image_line};
+use crate::templates::{has_template, image_line, strip_scheme};
 use crate::walker::Walker;
 use crate::yaml::{self, DocumentNode, Value};
 use crate::{compose, kubernetes, packages};
@@ -18,12 +20,12 @@ pub(crate) fn scan(name: &str, text: &str, recorder: &mut Recorder) {
         }
         recorder.set_line_offset(offset);
         let (mut roots, mut error) = yaml::parse(text);
-        if roots.is_empty()
-            && error.as_ref().is_some_and(|error| error.is_syntax)
-            && text.trim_start().starts_with(['{', '['])
-            && let Some(values) = yaml::parse_json(text)
-        {
-            (roots, error) = (values, None);
+        let is_json = text.trim_start().starts_with(['{', '[']);
+        if is_json && error.as_ref().is_some_and(|error| error.is_syntax) {
+            let (values, json_error) = yaml::parse_json(text);
+            if json_error.is_none() || values.len() > roots.len() {
+                (roots, error) = (values, json_error);
+            }
         }
         for root in &roots {
             number += 1;
@@ -33,7 +35,9 @@ pub(crate) fn scan(name: &str, text: &str, recorder: &mut Recorder) {
         if let Some(error) = error {
             number += 1;
             let what = format!("document {number} is not read: {}", error.message);
-            match error.is_syntax && has_template(text) {
+            // JSON has `}}` without any template.
+            let is_template = if is_json { text.contains("{{") || text.contains("{%") } else { has_template(text) };
+            match error.is_syntax && is_template {
                 true => {
                     let hint = "it looks like a template; render it first, as with `helm template`";
                     recorder.problem(format!("{what} ({hint})"), error.line, "");
@@ -85,17 +89,42 @@ fn document(name: &str, root: &DocumentNode, label: &str, recorder: &mut Recorde
             root.line,
             label,
         ),
-        Value::List(items) => {
-            for (at, item) in items.iter().enumerate() {
-                let label = format!("{label}[{at}]");
-                match &item.value {
-                    Value::Text(text) => recorder.image_field(text, Certainty::Sure, item.line, &label),
-                    _ => document(name, item, &label, recorder),
-                }
-            }
-        }
+        Value::List(items) => list(name, items, label, recorder),
         Value::Map(_) => mapping(name, root, label, recorder),
     }
+}
+
+/// Records the images of a list. Its values are images if all of them look so, or if the name of the file says so.
+fn list(name: &str, items: &[DocumentNode], label: &str, recorder: &mut Recorder) {
+    let are_images = items.iter().any(|item| item.text().is_some_and(has_name_form))
+        && items.iter().all(|item| item.text().is_some_and(|text| has_name_form(text) || has_template(text)));
+    let certainty = if are_images || name.contains("image") { Certainty::Sure } else { Certainty::Perhaps };
+    let (mut others, mut first) = (0_u64, None);
+    for (at, item) in items.iter().enumerate() {
+        let label = format!("{label}[{at}]");
+        match &item.value {
+            Value::Text(text) if certainty == Certainty::Sure || has_name_form(text) || has_template(text) => {
+                recorder.image_field(text, certainty, item.line, &label);
+            }
+            Value::Text(text) => {
+                others += 1;
+                first = first.or(Some((text, item.line, label)));
+            }
+            _ => document(name, item, &label, recorder),
+        }
+    }
+    if let Some((text, line, label)) = first {
+        let values = pluralize(others, "value of the list has", "values of the list have");
+        let reason = format!("{values} no registry, tag or digest, and may name something else");
+        recorder.undecided(text, Certainty::Perhaps, reason, line, &label);
+    }
+}
+
+/// Returns whether a value has the form of a name with a registry, a path, a tag or a digest.
+fn has_name_form(text: &str) -> bool {
+    let text = strip_scheme(text.trim());
+    let is_number = text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(['/', '@']);
+    text.contains(['/', ':', '@']) && !text.contains("://") && !text.contains(char::is_whitespace) && !is_number
 }
 
 fn mapping(name: &str, root: &DocumentNode, label: &str, recorder: &mut Recorder) {

@@ -9,6 +9,7 @@ mod compose;
 mod dockerfile;
 mod documents;
 mod format;
+mod heredocs;
 mod image_list;
 mod kubernetes;
 mod limits;

@@ -35,7 +35,13 @@ pub(crate) fn chart(root: &DocumentNode, recorder: &mut Recorder) {
             let line = value.line_at(line);
             match item.get_text("image").or(item.text()) {
                 Some(image) => recorder.image_field(image, Certainty::Sure, line, &path),
-                None => recorder.undecided(item.get_text("name").unwrap_or_default(), "it has no image", line, &path),
+                None => recorder.undecided(
+                    item.get_text("name").unwrap_or_default(),
+                    Certainty::Sure,
+                    "it has no image",
+                    line,
+                    &path,
+                ),
             }
         }
     }
@@ -65,6 +71,7 @@ fn replaced_images(images: Option<&DocumentNode>, path: &str, recorder: &mut Rec
             (None, None) => {
                 recorder.undecided(
                     name,
+                    Certainty::Sure,
                     "its tag is in the resources: build it with `kustomize build`",
                     image.line,
                     &path,
@@ -89,7 +96,13 @@ pub(crate) fn oci_repository(root: &DocumentNode, label: &str, recorder: &mut Re
     match (part("digest"), part("semver"), part("tag")) {
         (Some(digest), ..) => recorder.image_field(&format!("{url}@{digest}"), Certainty::Sure, line, &path),
         (None, Some(range), _) => {
-            recorder.undecided(&format!("{url} {range}"), "Flux chooses its tag by a range of versions", line, &path);
+            recorder.undecided(
+                &format!("{url} {range}"),
+                Certainty::Sure,
+                "Flux chooses its tag by a range of versions",
+                line,
+                &path,
+            );
         }
         (None, None, tag) => {
             let tag = tag.unwrap_or("latest");
@@ -110,7 +123,7 @@ fn named_images(images: Option<&DocumentNode>, path: &str, recorder: &mut Record
         let path = format!("{path}[{at}]");
         match image.text().or_else(|| image.get_text("name")) {
             Some(name) => recorder.image_field(name, Certainty::Sure, image.line, &path),
-            None => recorder.undecided("", "it has no name", image.line, &path),
+            None => recorder.undecided("", Certainty::Sure, "it has no name", image.line, &path),
         }
     }
 }
@@ -148,7 +161,7 @@ pub(crate) fn images_lock(root: &DocumentNode, label: &str, recorder: &mut Recor
         let path = format!("{label} images[{at}].image");
         match image.get_text("image") {
             Some(name) => recorder.image_field(name, Certainty::Sure, image.line, &path),
-            None => recorder.undecided("", "it has no image", image.line, &path),
+            None => recorder.undecided("", Certainty::Sure, "it has no image", image.line, &path),
         }
     }
 }

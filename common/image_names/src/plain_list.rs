@@ -21,7 +21,7 @@ fn scan_line(line: &str, number: usize, recorder: &mut Recorder) {
     let mut words = line.split_whitespace();
     let word = words.next().unwrap_or_default();
     if words.next().is_some_and(|next| !next.starts_with('#') && !next.starts_with("//")) {
-        recorder.undecided(line, "a line of a list has one name", number, "");
+        recorder.undecided(line, Certainty::Sure, "a line of a list has one name", number, "");
         return;
     }
     let name = word.trim_end_matches(',').trim_matches(['"', '\'']);

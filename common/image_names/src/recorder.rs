@@ -49,6 +49,8 @@ pub struct FoundImage {
 pub struct UndecidedName {
     /// The value as written, safe to print.
     pub text: String,
+    /// How certain it is that it should name an image.
+    pub certainty: Certainty,
     /// Why it names no image.
     pub reason: String,
     /// Where it stands.
@@ -170,13 +172,20 @@ impl Recorder {
     }
 
     /// Records a value that cannot be decided.
-    pub(crate) fn undecided(&mut self, text: &str, reason: impl Into<String>, line: usize, path: &str) {
+    pub(crate) fn undecided(
+        &mut self,
+        text: &str,
+        certainty: Certainty,
+        reason: impl Into<String>,
+        line: usize,
+        path: &str,
+    ) {
         if !self.has_room(line) {
             return;
         }
         let text = sanitize_within(text.trim(), MAX_QUOTED_CHARS).into_owned();
         let place = self.place(line, path);
-        self.scan.undecided.push(UndecidedName { text, reason: reason.into(), place });
+        self.scan.undecided.push(UndecidedName { text, certainty, reason: reason.into(), place });
     }
 
     /// Records a part that is not understood.
@@ -207,7 +216,7 @@ impl Recorder {
                 _ => self.found(image, certainty, line, path),
             },
             Err(_) if certainty == Certainty::Perhaps && !crate::templates::has_template(text) => {}
-            Err(reason) => self.undecided(text, reason, line, path),
+            Err(reason) => self.undecided(text, certainty, reason, line, path),
         }
     }
 }

@@ -36,8 +36,21 @@ pub(crate) fn strip_scheme(text: &str) -> &str {
 pub(crate) fn image_line(line: &str) -> Option<&str> {
     let line = line.trim().trim_start_matches("- ").trim_start_matches(['"', '\'']);
     let value = line.strip_prefix("image")?.trim_start_matches(['"', '\'']).strip_prefix(':')?;
+    let value = value.split_once(" #").map_or(value, |(value, _)| value);
     let value = value.trim().trim_end_matches(',').trim_matches(['"', '\'']);
     (!value.is_empty()).then_some(value)
+}
+
+/// Returns the values of `image: VALUE` in a line, or of `"image": "VALUE"` in JSON.
+pub(crate) fn image_values(line: &str) -> Vec<&str> {
+    if let Some(value) = image_line(line) {
+        return vec![value];
+    }
+    let value = |(at, key): (usize, &str)| {
+        let rest = line[at + key.len()..].trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+        rest.split_once('"').map(|(value, _)| value)
+    };
+    line.match_indices("\"image\"").filter_map(value).collect()
 }
 
 #[cfg(test)]
@@ -81,8 +94,11 @@ mod tests {
             ("\"image\": \"a:1\",", Some("a:1")),
             ("imagePullPolicy: Always", None),
             ("image:", None),
+            ("image: a:1 # old", Some("a:1")),
         ] {
             assert_eq!(image_line(line), value, "{line}");
         }
+        assert_eq!(image_values("{\"image\": \"a:1\", \"x\": {\"image\":\"b:1\"}}"), ["a:1", "b:1"]);
+        assert_eq!(image_values("{\"image\": {}, \"images\": \"x\"} \"image\""), [""; 0]);
     }
 }

@@ -11,12 +11,9 @@ use crate::templates::{has_template, strip_scheme};
 /// Maximum length of a name: a registry and repository of 255 characters, a tag and a sha512 digest.
 const MAX_TOKEN_BYTES: usize = 600;
 
-/// Returns the words of a text that may be names of images, each with its line in the text, from 0.
-pub(crate) fn images_in(text: &str) -> impl Iterator<Item = (usize, Reference)> {
-    text.lines().enumerate().flat_map(|(line, text)| {
-        let words = text.split(|c: char| c.is_whitespace() || "\"'`=,;|\\".contains(c));
-        words.filter_map(move |word| Some((line, parse_token(word)?)))
-    })
+/// Returns the words of a line that may be names of images.
+pub(crate) fn images_in(line: &str) -> impl Iterator<Item = Reference> {
+    line.split(|c: char| c.is_whitespace() || "\"'`=,;|\\".contains(c)).filter_map(parse_token)
 }
 
 /// Parses a word that may be the name of an image.
@@ -37,8 +34,7 @@ fn parse_token(word: &str) -> Option<Reference> {
         None => (is_plain_word(before_tag) && is_version(tag)).then_some(image),
         Some((first, _)) => {
             let has_registry = first.contains(['.', ':']) || first == "localhost";
-            let is_port = tag.as_str().bytes().all(|byte| byte.is_ascii_digit());
-            (has_registry && is_host(first) || !has_registry && !is_port && !is_mode(tag)).then_some(image)
+            (has_registry && is_host(first) || !has_registry && !is_port(tag) && !is_mode(tag)).then_some(image)
         }
     }
 }
@@ -48,7 +44,14 @@ fn is_plain_word(name: &str) -> bool {
     !name.contains('.') && name.starts_with(|c: char| c.is_ascii_lowercase()) && !matches!(name, "sha256" | "sha512")
 }
 
-/// Returns whether a tag is a version such as `1.25`, `v2.0-alpine`, or `latest`.
+/// Returns whether a tag looks like the port of a service (`namespace/service:6379`), rather than a version (`org/app:7`).
+fn is_port(tag: &Tag) -> bool {
+    let tag = tag.as_str();
+    let is_small = tag.len() <= 2 && !matches!(tag, "21" | "22" | "23" | "25" | "53" | "80" | "88");
+    tag.bytes().all(|byte| byte.is_ascii_digit()) && !is_small
+}
+
+/// Returns whether a tag is a version such as `1.25`, `v2.0-alpine`, `18-alpine`, or `latest`.
 fn is_version(tag: &Tag) -> bool {
     let text = tag.as_str();
     let number = text.strip_prefix('v').unwrap_or(text);
@@ -57,7 +60,12 @@ fn is_version(tag: &Tag) -> bool {
             && major.bytes().all(|byte| byte.is_ascii_digit())
             && rest.starts_with(|c: char| c.is_ascii_digit())
     });
-    text == "latest" || has_dot
+    let is_variant = number.split_once('-').is_some_and(|(major, rest)| {
+        !major.is_empty()
+            && major.bytes().all(|byte| byte.is_ascii_digit())
+            && rest.starts_with(|c: char| c.is_ascii_alphabetic())
+    });
+    text == "latest" || has_dot || is_variant
 }
 
 /// Returns whether the part before the first slash can be a registry: `1.2` and `v1.2` are versions.
@@ -78,7 +86,7 @@ mod tests {
     use super::*;
 
     fn names(text: &str) -> Vec<String> {
-        images_in(text).map(|(_, image)| image.to_string()).collect()
+        text.lines().flat_map(images_in).map(|image| image.to_string()).collect()
     }
 
     #[test]
@@ -92,6 +100,8 @@ mod tests {
             ("(see r.example/a:1)", "r.example/a:1"),
             ("r.example/my_team/my_app:1", "r.example/my_team/my_app:1"),
             ("use busybox:1.36.", "docker.io/library/busybox:1.36"),
+            ("--img=node:18-alpine", "docker.io/library/node:18-alpine"),
+            ("bitnami/redis:7", "docker.io/bitnami/redis:7"),
             ("busybox:latest", "docker.io/library/busybox:latest"),
             ("localhost:5000/a:b", "localhost:5000/a:b"),
             ("oci://ghcr.io/org/chart:1.0.0", "ghcr.io/org/chart:1.0.0"),
@@ -113,6 +123,10 @@ mod tests {
             "http://prometheus:9090/api",
             "https://example.com/a:1.0",
             "default/redis:6379",
+            "default/web:80",
+            "interval:10m",
+            "date:2024-05-01",
+            "id:3f2504e0-4f89-11d3",
             "/etc/config:ro",
             "data/files:ro",
             "2024-05-01T10:00:00Z",

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use imgsync_oci::Reference;
 
 use crate::recorder::{Certainty, Recorder};
-use crate::templates::{TEMPLATE_REASON, has_template, image_line, parse_image};
+use crate::templates::{has_template, image_values, parse_image};
 use crate::tokens::images_in;
 use crate::yaml::{DocumentNode, Value};
 
@@ -33,6 +33,10 @@ const IGNORED_KEYS: [&str; 15] = [
 /// Keys that show that the mapping describes a container.
 const CONTAINER_KEYS: [&str; 8] =
     ["name", "command", "args", "env", "imagePullPolicy", "resources", "script", "source"];
+/// Keys of lists of containers.
+const CONTAINER_LISTS: [&str; 5] = ["containers", "initContainers", "ephemeralContainers", "sidecars", "steps"];
+/// Keys from which an operator completes an image.
+const VERSION_KEYS: [&str; 5] = ["version", "tag", "imageTag", "digest", "sha"];
 /// Placeholder that Istio replaces when it injects its proxy.
 const INJECTED_IMAGE: &str = "auto";
 
@@ -117,7 +121,7 @@ impl<'a> Walker<'a> {
             return;
         }
         self.at_key(key, |walker| match &value.value {
-            Value::Text(text) if IMAGE_KEYS.contains(&key) => walker.image(mapping, text, value.line),
+            Value::Text(text) if IMAGE_KEYS.contains(&key) => walker.image(mapping, key, text, value.line),
             Value::Text(text) if is_image_like(key) => match parse_image(text.trim()) {
                 Ok(image) if image.tag.is_some() || image.digest.is_some() => {
                     walker.recorder.found(image, Certainty::Perhaps, value.line, &walker.path);
@@ -129,26 +133,33 @@ impl<'a> Walker<'a> {
     }
 
     /// Records the value of a field that names an image.
-    fn image(&mut self, mapping: &DocumentNode, text: &str, line: usize) {
+    fn image(&mut self, mapping: &DocumentNode, key: &str, text: &str, line: usize) {
         let text = text.trim();
         if text == INJECTED_IMAGE {
             let reason = "Istio replaces it by the image of its proxy";
-            return self.recorder.undecided(text, reason, line, &self.path);
+            return self.recorder.undecided(text, self.certainty, reason, line, &self.path);
         }
-        let is_container = || CONTAINER_KEYS.iter().any(|key| mapping.get(key).is_some());
         if self.certainty == Certainty::Sure
             && !self.allows_bare_names
-            && !has_template(text)
-            && is_bare(text)
-            && !is_container()
+            && parse_image(text).is_ok_and(|image| image.tag.is_none() && image.digest.is_none())
+            && !(key == "image" && self.is_container(mapping))
         {
-            if !text.is_empty() {
-                let reason = "it has no registry, tag or digest: it may name something else";
-                self.recorder.undecided(text, reason, line, &self.path);
-            }
-            return;
+            let reason = match is_bare(text) {
+                true => "it has no registry, tag or digest: it may name something else",
+                false => "it has no tag: its operator chooses one",
+            };
+            return self.recorder.undecided(text, Certainty::Sure, reason, line, &self.path);
         }
         self.recorder.image_field(text, self.certainty, line, &self.path);
+    }
+
+    /// Returns whether a mapping describes a container, whose image is `latest` without a tag. Containers have no field
+    /// for a version.
+    fn is_container(&self, mapping: &DocumentNode) -> bool {
+        let list = self.path.rsplit(['.', ' ']).nth(1).unwrap_or_default();
+        let is_listed = list.split_once('[').is_some_and(|(list, _)| CONTAINER_LISTS.contains(&list));
+        (is_listed || CONTAINER_KEYS.iter().any(|key| mapping.get(key).is_some()))
+            && VERSION_KEYS.iter().all(|key| mapping.get(key).is_none())
     }
 
     /// Records an image that a mapping names in parts. Returns the keys that it used.
@@ -167,6 +178,10 @@ impl<'a> Walker<'a> {
         }
         // The operator of NVIDIA: repository, image and version.
         let image = node.get_text("image");
+        if image.is_some_and(|image| !has_template(image) && image.contains(['/', ':', '@'])) {
+            // It is complete, and the repository is that of something else.
+            return Vec::new();
+        }
         let tag = node.get_text("tag").or_else(|| node.get_text("version").filter(|_| image.is_some()));
         let digest = node.get_text("digest").or_else(|| node.get_text("sha256")).or_else(|| node.get_text("sha"));
         if tag.is_none() && digest.is_none() && !is_image {
@@ -179,7 +194,7 @@ impl<'a> Walker<'a> {
             Ok(image) if image.tag.is_none() && image.digest.is_none() => {
                 if self.certainty == Certainty::Sure {
                     let reason = "it has no tag: its operator or chart chooses one";
-                    self.recorder.undecided(&written, reason, line, self.path.trim_end());
+                    self.recorder.undecided(&written, Certainty::Sure, reason, line, self.path.trim_end());
                 }
             }
             _ => self.recorder.image_field(&written, self.certainty, line, self.path.trim_end()),
@@ -190,14 +205,17 @@ impl<'a> Walker<'a> {
     /// Records the images that a text may name.
     pub(crate) fn text(&mut self, node: &DocumentNode) {
         let Some(text) = node.text() else { return };
-        for (offset, image) in images_in(text) {
-            self.recorder.found(image, Certainty::Perhaps, node.line_at(offset), &self.path);
-        }
-        if text.contains('\n') && text.contains("image") {
-            for (offset, line) in text.lines().enumerate() {
-                if let Some(value) = image_line(line).filter(|value| has_template(value)) {
-                    self.recorder.undecided(value, TEMPLATE_REASON, node.line_at(offset), &self.path);
+        for (offset, line) in text.lines().enumerate() {
+            let words: Vec<Reference> = images_in(line).collect();
+            let number = node.line_at(offset);
+            for value in image_values(line) {
+                // Most are found as words, too.
+                if !parse_image(value).is_ok_and(|image| words.contains(&image)) {
+                    self.recorder.image_field(value, Certainty::Perhaps, number, &self.path);
                 }
+            }
+            for image in words {
+                self.recorder.found(image, Certainty::Perhaps, number, &self.path);
             }
         }
     }

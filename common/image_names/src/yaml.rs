@@ -115,13 +115,19 @@ pub(crate) fn parse(text: &str) -> (Vec<DocumentNode>, Option<TreeError>) {
 }
 
 /// Parses a stream of JSON values, for JSON that is not YAML: indented by tabs, or several values in a row. Lines are
-/// unknown.
-pub(crate) fn parse_json(text: &str) -> Option<Vec<DocumentNode>> {
+/// unknown. After an error, the values before it are kept.
+pub(crate) fn parse_json(text: &str) -> (Vec<DocumentNode>, Option<TreeError>) {
     let mut roots = Vec::new();
     for value in serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>() {
-        roots.push(json_node(value.ok()?));
+        match value {
+            Ok(value) => roots.push(json_node(value)),
+            Err(error) => {
+                let error = TreeError { line: error.line(), message: error.to_string(), is_syntax: true };
+                return (roots, Some(error));
+            }
+        }
     }
-    Some(roots)
+    (roots, None)
 }
 
 fn json_node(value: serde_json::Value) -> DocumentNode {
@@ -227,39 +233,39 @@ impl TreeBuilder {
         }
     }
 
+    /// Reads a mapping. `{{ x }}` without quotes is a mapping with a mapping as its key, and becomes that text.
     fn map(&mut self, parser: &mut EventParser<'_>, depth: usize) -> Result<Value, TreeError> {
         let mut entries: Vec<(Box<str>, DocumentNode)> = Vec::new();
         let mut merged: Vec<(Box<str>, DocumentNode)> = Vec::new();
+        let mut templates = 0;
         loop {
             let (event, span) = match self.next(parser)? {
                 None | Some((Event::MappingEnd, _)) => break,
                 Some(next) => next,
             };
-            let key: Option<Box<str>> = match event {
-                Event::Scalar(text, ..) => Some(text.into_owned().into()),
-                // A list or mapping as a key names nothing.
-                event => {
-                    self.node(parser, event, &span, depth + 1)?;
-                    None
-                }
+            let (key, is_template): (Box<str>, bool) = match event {
+                Event::Scalar(text, ..) => (text.into_owned().into(), false),
+                event => template_key(&self.node(parser, event, &span, depth + 1)?),
             };
             let Some((event, span)) = self.next(parser)? else { break };
             let value = self.node(parser, event, &span, depth + 1)?;
-            match key {
-                Some(key) if &*key == "<<" => {
-                    let nodes = match value.value {
-                        Value::List(nodes) => nodes,
-                        _ => vec![value],
-                    };
-                    for node in nodes {
-                        if let Value::Map(more) = node.value {
-                            merged.extend(more);
-                        }
+            templates += usize::from(is_template && matches!(value.value, Value::Null));
+            if &*key == "<<" {
+                let nodes = match value.value {
+                    Value::List(nodes) => nodes,
+                    _ => vec![value],
+                };
+                for node in nodes {
+                    if let Value::Map(more) = node.value {
+                        merged.extend(more);
                     }
                 }
-                Some(key) => entries.push((key, value)),
-                None => {}
+            } else {
+                entries.push((key, value));
             }
+        }
+        if templates == 1 && entries.len() == 1 && merged.is_empty() {
+            return Ok(entries.pop().map_or(Value::Null, |(template, _)| Value::Text(template)));
         }
         if !merged.is_empty() {
             let mut known: HashSet<Box<str>> = entries.iter().map(|(key, _)| key.clone()).collect();
@@ -270,6 +276,19 @@ impl TreeBuilder {
             }
         }
         Ok(Value::Map(entries))
+    }
+}
+
+/// Returns the text of a key that is no scalar, and whether it is a template without quotes: `{{ x }}`.
+fn template_key(key: &DocumentNode) -> (Box<str>, bool) {
+    match &key.value {
+        Value::Map(entries) if entries.iter().all(|(_, value)| matches!(value.value, Value::Null)) => {
+            let words: Vec<&str> = entries.iter().map(|(key, _)| &**key).collect();
+            (format!("{{{{ {} }}}}", words.join(", ")).into(), true)
+        }
+        // `{{{ x }}}`.
+        Value::Text(text) => (text.clone(), text.starts_with("{{")),
+        _ => ("?".into(), false),
     }
 }
 
@@ -302,7 +321,7 @@ mod tests {
         assert!(error.is_some());
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(parse(&deep).1.is_some());
-        assert!(parse_json(&deep).is_none());
+        assert!(parse_json(&deep).1.is_some());
     }
 
     #[test]
@@ -310,6 +329,8 @@ mod tests {
         let (roots, error) = parse("a: 1\n---\nb: [\n");
         assert_eq!(roots.len(), 1);
         assert!(error.unwrap().line >= 3);
-        assert_eq!(parse_json("{\"a\":1}\n{\"b\":2}").unwrap().len(), 2);
+        assert_eq!(parse_json("{\"a\":1}\n{\"b\":2}").0.len(), 2);
+        let (roots, error) = parse_json("{\"a\":1}\n{\"b\":");
+        assert_eq!((roots.len(), error.unwrap().line), (1, 2));
     }
 }

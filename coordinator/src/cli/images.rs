@@ -5,7 +5,7 @@ mod output;
 mod probe;
 mod to_config;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -108,12 +108,15 @@ async fn execute(args: &ImagesArgs, settings: Option<&Settings>, debug: bool, pr
     };
     let has_none_missing = match (&args.check, &args.to, settings) {
         (Some(target), _, Some(settings)) => {
-            let checked = check::check(args, target, &search, &chosen, settings, &context, printer).await?;
+            let checked =
+                check::check(args, target, &search, &wanted(args, &search, &chosen), settings, &context, printer)
+                    .await?;
             checked.print_summary(printer);
             checked.is_complete()
         }
         (_, Some(target), _) => {
-            to_config::print(target, args.naming.as_ref(), &wanted(args, &search, chosen.iter()), printer);
+            let wanted = wanted(args, &search, &chosen);
+            to_config::print(target, args.naming.as_ref(), wanted.keys(), printer);
             true
         }
         _ => {
@@ -128,13 +131,17 @@ async fn execute(args: &ImagesArgs, settings: Option<&Settings>, debug: bool, pr
     })
 }
 
-/// Returns the images, with the digests that run in place of tags if these are wanted.
+/// Returns the images, with the digests that run in place of tags if these are wanted, and for each the image as the
+/// files name it.
 fn wanted<'i>(
     args: &ImagesArgs,
     search: &ImageSearch,
-    chosen: impl Iterator<Item = &'i Reference>,
-) -> BTreeSet<Reference> {
-    chosen.flat_map(|image| output::names(args, image, search.images.get(image))).collect()
+    chosen: &'i BTreeSet<Reference>,
+) -> BTreeMap<Reference, &'i Reference> {
+    let names = |image: &'i Reference| {
+        output::names(args, image, search.images.get(image)).into_iter().map(move |name| (name, image))
+    };
+    chosen.iter().flat_map(names).collect()
 }
 
 /// Returns the settings of the registry client with those of the flags.

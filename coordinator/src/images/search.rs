@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use imgsync_image_names::{
-    FileScan, ImageList, ImagePlace, MAX_FILE_BYTES, ScanProblem, UndecidedName, is_candidate, scan_file,
+    Certainty, FileScan, ImageList, ImagePlace, MAX_FILE_BYTES, ScanProblem, UndecidedName, is_candidate, scan_file,
 };
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize;
@@ -24,8 +24,8 @@ const MAX_REMARKS: usize = 100_000;
 pub struct ImageSearch {
     /// The images.
     pub images: ImageList,
-    /// Values that should name an image, and cannot be decided.
-    pub undecided: Vec<UndecidedName>,
+    /// Values that should name an image, or may, and cannot be decided.
+    undecided: Vec<UndecidedName>,
     /// Files and documents that were not understood.
     pub problems: Vec<ScanProblem>,
     /// Parts whose images are elsewhere, as in charts that are not rendered.
@@ -74,9 +74,14 @@ impl ImageSearch {
         self.omitted += append(&mut self.elsewhere, elsewhere);
     }
 
-    /// Returns whether everything was understood and decided.
+    /// Returns the values of a certainty that cannot be decided.
+    pub fn undecided(&self, certainty: Certainty) -> impl Iterator<Item = &UndecidedName> {
+        self.undecided.iter().filter(move |name| name.certainty == certainty)
+    }
+
+    /// Returns whether everything was understood, and all values decided that name an image for sure.
     pub fn is_complete(&self) -> bool {
-        self.undecided.is_empty() && self.problems.is_empty() && self.omitted == 0
+        self.undecided(Certainty::Sure).next().is_none() && self.problems.is_empty() && self.omitted == 0
     }
 
     fn add_folder(&mut self, folder: &Path) -> Result<()> {

@@ -46,15 +46,15 @@ pub(super) async fn list_images(paths: Vec<PathBuf>, context: &Context) -> Resul
             }
             None => {
                 let place = listed.places.first().map(|(_, place)| place.to_string()).unwrap_or_default();
-                failures.add(image.to_string(), format!("no tag has room for a sha512 ({place})"));
+                failures.add_name(image.to_string(), format!("no tag has room for a sha512 ({place})"));
             }
         }
     }
-    for name in &search.undecided {
-        failures.add(format!("`{}` at {}", name.text, name.place), name.reason.clone());
+    for name in search.undecided(Certainty::Sure) {
+        failures.add_name(format!("`{}` at {}", name.text, name.place), name.reason.clone());
     }
     for ScanProblem { reason, place } in &search.problems {
-        failures.add(place.to_string(), reason.clone());
+        failures.add(place.to_string(), Error::new(ErrorKind::Invalid, format!("reading {place}"), reason.clone()));
     }
     let mut items = failures.finish(&label);
     if repositories.is_empty() && items.is_empty() {
@@ -72,7 +72,7 @@ pub(super) async fn list_images(paths: Vec<PathBuf>, context: &Context) -> Resul
 
 /// Warns of strings that may be images, and of images that are in charts, catalogs or other files.
 fn warn_of_other_images(search: &ImageSearch, label: &str, context: &Context) {
-    let perhaps = search.images.count(Certainty::Perhaps);
+    let perhaps = search.images.count(Certainty::Perhaps) + search.undecided(Certainty::Perhaps).count();
     if perhaps > 0 {
         let strings = pluralize(perhaps as u64, "string", "strings");
         context.warn(format!(
@@ -89,27 +89,32 @@ fn warn_of_other_images(search: &ImageSearch, label: &str, context: &Context) {
     }
 }
 
-/// Names that cannot be copied: the first ones, and the number of the others.
+/// Names that cannot be copied and files that cannot be read: the first ones, and the number of the others.
 struct Failures {
     items: Vec<DiscoveryItem>,
     omitted: usize,
 }
 
 impl Failures {
-    fn add(&mut self, name: String, reason: String) {
+    /// Adds a name that cannot be copied.
+    fn add_name(&mut self, name: String, reason: String) {
+        let error = Error::new(ErrorKind::Invalid, format!("copying {name}"), reason)
+            .with_hint("write the name of the image, or render the template first");
+        self.add(name, error);
+    }
+
+    fn add(&mut self, name: String, error: Error) {
         if self.items.len() >= MAX_REPORTED_FAILURES {
             self.omitted += 1;
             return;
         }
-        let error = Error::new(ErrorKind::Invalid, format!("copying {name}"), reason)
-            .with_hint("write the name of the image, or render the template first");
         self.items.push(DiscoveryItem::Failed(DiscoveryFailure { repository: name, error }));
     }
 
     fn finish(mut self, label: &str) -> Vec<DiscoveryItem> {
         if self.omitted > 0 {
-            let count = pluralize(self.omitted as u64, "other name", "other names");
-            let detail = format!("{count} cannot be decided");
+            let count = pluralize(self.omitted as u64, "other name or file", "other names and files");
+            let detail = format!("{count} cannot be decided or read");
             let error = Error::new(ErrorKind::Invalid, format!("copying the images of {label}"), detail);
             self.items.push(DiscoveryItem::Failed(DiscoveryFailure { repository: label.to_owned(), error }));
         }

@@ -139,10 +139,15 @@ impl Planner {
         let candidates =
             listing.tags.iter().map(|listed| TagCandidate { tag: listed.tag.clone(), created: listed.created });
         let listed = listing.tags.len();
-        let evaluation = match part {
+        let mut evaluation = match part {
             Some(part) => part.evaluate(&rule.selection, candidates, now),
             None => rule.selection.evaluate(candidates, now),
         };
+        if listing.is_named {
+            // Files of zarf name signatures by their tags.
+            let named = evaluation.dropped.extract_if(.., |(_, reason)| *reason == DropReason::DigestTag);
+            evaluation.kept.extend(named.map(|(candidate, _)| candidate));
+        }
         let lacks_dates = |(_, reason): &(TagCandidate, DropReason)| *reason == DropReason::NoDate;
         if evaluation.kept.is_empty() && listing.is_undated() && evaluation.dropped.iter().any(lacks_dates) {
             return RepositoryPlan { refused: Some(listing.no_dates_error()), ..RepositoryPlan::default() };

@@ -90,6 +90,16 @@ async fn digests_that_run_take_the_place_of_tags() {
     assert_eq!(images(&[]).run().await.assert_code(0).stdout, "r.example/a:1\n");
     let output = images(&["--running"]).run().await.assert_code(0);
     assert_eq!(output.stdout, format!("r.example/a:1@{digest}\n"));
+
+    // A mirror with another image under the tag lacks what runs.
+    let mirror = DockerRegistry::start(DockerRegistryAuth::None).await;
+    mirror.push("m/r.example_a", "1", &images::single("moved")).await;
+    let target = format!("{}/m", mirror.host());
+    images(&["--check", &target]).run().await.assert_code(0);
+    let output = images(&["--check", &target, "--running", "--places"]).run().await.assert_code(1);
+    assert!(output.stdout.starts_with(&format!("r.example/a:1@{digest}\n  stdin:4 (")), "{}", output.stdout);
+    mirror.push("m/r.example_a", "running", &images::single("running")).await;
+    images(&["--check", &target, "--running"]).run().await.assert_code(0);
 }
 
 #[tokio::test]

@@ -87,6 +87,62 @@ async fn names_that_cannot_be_decided_fail_and_the_others_are_copied() {
 }
 
 #[tokio::test]
+async fn templates_in_config_maps_are_a_warning_and_unreadable_files_a_failure_of_their_own() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    source.push("a", "1", &images::single("beside-templates"));
+    let program = configured(&format!("rules:\n- images: manifests/\n  to: {}/m\n  naming: keep\n", target.host()));
+    std::fs::create_dir_all(program.work_dir().join("manifests")).unwrap();
+    program.file("manifests/images.txt", format!("{}/a:1\n", source.host()));
+    program.file(
+        "manifests/inject.yaml",
+        "kind: ConfigMap\ndata:\n  inject: |\n    containers:\n    - image: '{{ .ProxyImage }}'\n",
+    );
+    let output = run(&program, &[]).await.assert_code(0);
+    assert!(
+        output.stderr.contains("1 string in arguments, variables or ConfigMaps may name images"),
+        "{}",
+        output.stderr
+    );
+    let output = program.again().args(["images", "manifests"]).run().await.assert_code(0);
+    assert!(output.stderr.contains("perhaps undecided: `{{ .ProxyImage }}` at manifests/inject.yaml:5"), "{output:?}");
+
+    std::fs::write(program.work_dir().join("manifests/binary.yaml"), b"\x7fELF\0").unwrap();
+    let output = run(&program, &[]).await.assert_code(1);
+    assert!(output.stderr.contains("binary.yaml: it is not text"), "{}", output.stderr);
+    assert!(!output.stderr.contains("copying manifests"), "{}", output.stderr);
+    assert!(!output.stderr.contains("render the template"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_signature_that_a_file_names_by_its_tag_is_copied() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let (image, signature) = (images::single("signed-for-zarf"), images::single("signature-for-zarf"));
+    let tag = format!("{}.sig", image.root.replace(':', "-"));
+    source.push("app", "1", &image);
+    source.push("app", &tag, &signature);
+    let zarf = |names: &[&str]| {
+        let lines: String = names.iter().map(|name| format!("  - {}/app:{name}\n", source.host())).collect();
+        format!("kind: ZarfPackageConfig\ncomponents:\n- name: app\n  images:\n{lines}")
+    };
+    let program = configured(&format!("rules:\n- images: zarf.yaml\n  to: {}/m\n  naming: keep\n", target.host()));
+    program.file("zarf.yaml", zarf(&[&tag]));
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!(json["counts"]["copied"], 1, "{json}");
+    target.assert_holds("m/app", &tag, &signature);
+    assert_eq!(target.tags("m/app").len(), 1, "{:?}", target.tags("m/app"));
+
+    program.file("zarf.yaml", zarf(&["1", &tag]));
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!((&json["counts"]["total"], &json["counts"]["failed"]), (&2.into(), &0.into()), "{json}");
+    target.assert_holds("m/app", "1", &image);
+    let to = format!("{}/m", target.host());
+    let output = program.again().args(["images", "zarf.yaml", "--to-config", "--to", &to]).run().await.assert_code(0);
+    let command = format!("imgsync sync {}/app:{tag} {to}/", source.host());
+    assert!(output.stdout.lines().any(|line| line.starts_with('#') && line.contains(&command)), "{}", output.stdout);
+    assert!(output.stdout.contains("include: [\"1\"]"), "{}", output.stdout);
+}
+
+#[tokio::test]
 async fn a_cluster_becomes_a_configuration_that_copies_exactly_its_images() {
     let (source, target) =
         tokio::join!(DockerRegistry::start(DockerRegistryAuth::None), DockerRegistry::start(DockerRegistryAuth::None));

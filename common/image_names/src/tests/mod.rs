@@ -2,6 +2,7 @@
 
 mod formats;
 mod hostile;
+mod uncertain;
 
 use std::collections::BTreeSet;
 

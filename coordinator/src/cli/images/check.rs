@@ -1,6 +1,6 @@
 //! `--check`: looks for the images in a mirror.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use futures_util::StreamExt as _;
 use imgsync_config::{RuleSource, RuleTarget};
@@ -49,12 +49,13 @@ impl Checked {
     }
 }
 
-/// Prints the images that are missing in a mirror. An image by digest is there if the mirror has the digest.
+/// Prints the images that are missing in a mirror. An image by digest is there if the mirror has the digest. `wanted` has
+/// the name of each image as the files have it.
 pub(super) async fn check(
     args: &ImagesArgs,
     target: &RuleTarget,
     search: &ImageSearch,
-    chosen: &BTreeSet<Reference>,
+    wanted: &BTreeMap<Reference, &Reference>,
     settings: &Settings,
     context: &Context,
     printer: &Printer,
@@ -87,21 +88,23 @@ pub(super) async fn check(
         };
         Ok(found.is_none().then(|| format!("{}/{}", name.registry, name.repository)))
     };
-    let answers = futures_util::stream::iter(chosen)
-        .map(|image| {
+    let answers = futures_util::stream::iter(wanted)
+        .map(|(image, written)| {
             let find = &find;
-            async move { (image, find(image).await) }
+            async move { (image, *written, find(image).await) }
         })
         .buffered(MAX_CONCURRENT_CHECKS);
     let mut answers = std::pin::pin!(answers);
     let mut checked = Checked { present: 0, missing: 0, failed: 0, target: target.to_string() };
-    while let Some((image, answer)) = answers.next().await {
+    while let Some((image, written, answer)) = answers.next().await {
         match answer {
             Ok(None) => checked.present += 1,
             Ok(Some(place)) => {
                 checked.missing += 1;
                 printer.line(&format!("missing: {image} in {place}"));
-                output::print_images(args, search, std::iter::once(image), printer);
+                if let Some(listed) = search.images.get(written) {
+                    output::print_image(args, image, std::slice::from_ref(image), listed, printer);
+                }
             }
             Err(error) if error.is_cancelled() => return Err(error),
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use imgsync_image_names::{Certainty, ListedImage, ScanProblem};
+use imgsync_image_names::{Certainty, ListedImage, ScanProblem, UndecidedName};
 use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::{Digest, Reference};
 use serde::Serialize;
@@ -44,15 +44,21 @@ pub(super) fn print_images<'i>(
 ) {
     for image in chosen {
         let Some(listed) = search.images.get(image) else { continue };
-        if !print_image(args, image, listed, printer) {
+        if !print_image(args, image, &names(args, image, Some(listed)), listed, printer) {
             // The reader has closed the pipe: `| head`.
             return;
         }
     }
 }
 
-/// Prints an image. Returns false if the output is closed.
-fn print_image(args: &ImagesArgs, image: &Reference, listed: &ListedImage, printer: &Printer) -> bool {
+/// Prints an image, in text under the given names. Returns false if the output is closed.
+pub(super) fn print_image(
+    args: &ImagesArgs,
+    image: &Reference,
+    names: &[Reference],
+    listed: &ListedImage,
+    printer: &Printer,
+) -> bool {
     if args.json {
         let places = listed.places.iter().map(|(_, place)| PlaceOutput {
             file: &place.file,
@@ -69,7 +75,6 @@ fn print_image(args: &ImagesArgs, image: &Reference, listed: &ListedImage, print
         // Texts and numbers always serialize.
         return printer.data(&serde_json::to_string(&line).unwrap_or_default());
     }
-    let names = names(args, image, Some(listed));
     let mut is_open = names.iter().all(|name| printer.data(&name.to_string()));
     if args.places {
         is_open &= listed.places.iter().all(|(_, place)| printer.data(&format!("  {place}")));
@@ -123,9 +128,13 @@ pub(super) fn print_remarks(
     }
     let elsewhere: Vec<String> = search.elsewhere.iter().map(|part| format!("elsewhere: {}", describe(part))).collect();
     print_some(&elsewhere, limit, printer);
-    let undecided =
-        search.undecided.iter().map(|name| format!("undecided: `{}` at {}: {}", name.text, name.place, name.reason));
-    print_some(&undecided.collect::<Vec<_>>(), limit, printer);
+    for certainty in [Certainty::Perhaps, Certainty::Sure] {
+        let prefix = if certainty == Certainty::Sure { "" } else { "perhaps " };
+        let lines = search.undecided(certainty).map(|UndecidedName { text, reason, place, .. }| {
+            format!("{prefix}undecided: `{text}` at {place}: {reason}")
+        });
+        print_some(&lines.collect::<Vec<_>>(), limit, printer);
+    }
     let problems: Vec<String> = search.problems.iter().map(|part| format!("not read: {}", describe(part))).collect();
     print_some(&problems, limit, printer);
 
@@ -138,7 +147,10 @@ pub(super) fn print_remarks(
     };
     let count = search.images.count(Certainty::Perhaps);
     add(count, format!("{} perhaps", group_digits(count as u64)));
-    add(search.undecided.len(), format!("{} undecided", group_digits(search.undecided.len() as u64)));
+    let count = search.undecided(Certainty::Perhaps).count();
+    add(count, format!("{} perhaps undecided", group_digits(count as u64)));
+    let count = search.undecided(Certainty::Sure).count();
+    add(count, format!("{} undecided", group_digits(count as u64)));
     add(search.problems.len(), format!("{} not read", of(search.problems.len(), "part", "parts")));
     add(search.omitted, format!("{} not listed", of(search.omitted, "remark", "remarks")));
     let mut line = format!("{} in {}", parts.join(", "), of(search.files, "file", "files"));

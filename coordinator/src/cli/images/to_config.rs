@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use imgsync_config::{RuleTarget, YamlList, YamlText, is_empty_list, to_yaml, yaml_list};
 use imgsync_model::naming::NamingStyle;
-use imgsync_oci::{Digest, Reference, Tag};
+use imgsync_oci::{Digest, DigestTag, Reference, Tag};
 use serde::Serialize;
 
 use crate::cli::printer::Printer;
@@ -40,15 +40,23 @@ struct RepositoryImages<'a> {
     digests: BTreeSet<&'a Digest>,
 }
 
-/// Prints the configuration. A digest that no rule can copy is a comment with the command that can.
-pub(super) fn print(to: &RuleTarget, naming: Option<&NamingStyle>, images: &BTreeSet<Reference>, printer: &Printer) {
+/// Prints the configuration. An image that no rule can select is a comment with the command that copies it.
+pub(super) fn print<'i>(
+    to: &RuleTarget,
+    naming: Option<&NamingStyle>,
+    images: impl Iterator<Item = &'i Reference>,
+    printer: &Printer,
+) {
     let mut repositories: BTreeMap<String, RepositoryImages<'_>> = BTreeMap::new();
     let mut others = Vec::new();
     for image in images {
         let repository = repositories.entry(image.name()).or_default();
         match (&image.digest, &image.tag) {
-            (Some(digest), _) if digest.pinned_tag().is_none() => others.push(image),
+            (Some(digest), _) if digest.pinned_tag().is_none() => others.push((image, "an image by sha512")),
             (Some(digest), _) => _ = repository.digests.insert(digest),
+            (None, Some(tag)) if DigestTag::parse_tag(tag.as_str()).is_some() => {
+                others.push((image, "a signature or attestation by its tag"));
+            }
             (None, Some(tag)) => _ = repository.tags.insert(tag),
             (None, None) => {}
         }
@@ -65,7 +73,7 @@ pub(super) fn print(to: &RuleTarget, naming: Option<&NamingStyle>, images: &BTre
     }
     let defaults = DefaultsOutput { to: YamlText::new(to), naming: naming.map(YamlText::new) };
     printer.data(to_yaml(&ConfigOutput { defaults, rules }).trim_end());
-    for image in others {
-        printer.data(&format!("# No rule copies an image by sha512: imgsync sync {image} {to}/…"));
+    for (image, what) in others {
+        printer.data(&format!("# No rule with `from` copies {what}: imgsync sync {image} {to}/…"));
     }
 }
