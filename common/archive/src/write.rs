@@ -1,5 +1,7 @@
 //! Streams the members of a plan into a sink.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -200,8 +202,10 @@ impl OffsetSink<'_> {
 
     /// Writes all members: first those that are at hand, then the others in the order in which they come out of a pipe.
     async fn write_streamed(&mut self, plan: &[Member], source: &dyn ArchiveSource) -> Result<()> {
-        let (mut streamed, at_hand): (Vec<&Member>, Vec<&Member>) =
+        let (streamed, at_hand): (Vec<&Member>, Vec<&Member>) =
             plan.iter().partition(|member| is_streamed(member, source));
+        let by_digest = streamed.iter().filter_map(|member| Some((member.digest()?, *member)));
+        let mut left: HashMap<&Digest, &Member> = by_digest.collect();
         let mut planned = plan.iter();
         for member in at_hand {
             if !self.has_next(member, planned.next()).await? {
@@ -209,14 +213,13 @@ impl OffsetSink<'_> {
             }
         }
         while let Some(digest) = source.next_streamed().await? {
-            let Some(at) = streamed.iter().position(|member| member.digest() == Some(&digest)) else { continue };
-            let member = streamed.remove(at);
+            let Some(member) = left.remove(&digest) else { continue };
             if !self.has_next(member, planned.next()).await? {
                 self.write_member(member, source).await?;
             }
         }
         // The pipe did not have it: reading it says so.
-        match streamed.first() {
+        match streamed.iter().find(|member| member.digest().is_some_and(|digest| left.contains_key(digest))) {
             Some(member) => self.write_member(member, source).await,
             None => Ok(()),
         }

@@ -8,6 +8,7 @@
 //! (meaning). `schema_table` is the table of all keys, from which unknown keys and the JSON Schema follow. `to_yaml` converts the
 //! meaning back to YAML, through views that serde serializes.
 
+mod absolute_path;
 mod broker;
 #[cfg(test)]
 mod docs_tables;
@@ -44,6 +45,7 @@ use imgsync_model::naming::TargetBase;
 use imgsync_oci::RegistryName;
 use imgsync_oci::secret::Secret;
 
+pub use absolute_path::absolute_path;
 pub use broker::{BROKER_SCHEMES, BrokerUrlsError, check_broker_urls, split_broker_urls};
 pub use errors::{ConfigErrors, ConfigProblem};
 pub use hooks::{HookAuth, HookConfig, HookKind, SECRET_PARAMETER, unprotected_hook};

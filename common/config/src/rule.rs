@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use self::policy::read_policy;
 use self::source::{read_archive_path, read_layout_path, read_source};
+use super::absolute_path::absolute_path;
 use super::preset::{Preset, PresetInfo};
 use super::reader::{SectionFields, ValueReader};
 use super::retention::{self, PruneConfig};
@@ -162,9 +163,7 @@ impl RuleTarget {
     /// Returns the file of an archive, in one spelling.
     pub fn archive_file(&self) -> Option<PathBuf> {
         match self {
-            RuleTarget::Archive(_, file) => {
-                Some(file.components().filter(|step| *step != std::path::Component::CurDir).collect())
-            }
+            RuleTarget::Archive(_, file) => Some(absolute_path(file)),
             RuleTarget::Registry(_) | RuleTarget::Layout(_) => None,
         }
     }

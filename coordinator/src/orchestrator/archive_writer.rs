@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use futures_util::future::BoxFuture;
+use futures_util::StreamExt as _;
 use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, WriteFailure};
 use imgsync_layout::{ArchiveRef, ImageName, Layout};
 use imgsync_model::batch::{BatchId, Endpoint, Failure, TaskResult, TaskState};
@@ -20,12 +20,15 @@ use imgsync_store::{BatchState, Store};
 use imgsync_worker::copy::{Copier, CopyRequest, ImageLocation};
 use imgsync_worker::runner::{ArchiveTargets, CollectedArchive, CollectedTask};
 use imgsync_worker::task_events::TaskEvents;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Interval between checks whether all images are collected.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval between checks whether the batch was cancelled while an archive is written.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between attempts to record results that the ledger did not take.
+const LEDGER_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Results recorded at once.
 const CONCURRENT_RESULTS: usize = 64;
 /// Rows of the ledger read at once.
@@ -52,41 +55,59 @@ enum ArchiveResult {
     Unchanged,
 }
 
+/// How a task ends.
+enum TaskEnd {
+    Result(TaskResult),
+    /// It returns to the plan.
+    GivenBack,
+}
+
+type EndedTask = (CollectedTask, TaskEnd);
+
 /// Content that could not be read, by digest.
 type BadContent = HashMap<Digest, Error>;
 
 impl ArchiveWriter<'_> {
     /// Writes archives until the worker that collects images has ended. What is collected then returns to the plan.
     pub(super) async fn run(&self, worker_over: &CancellationToken) {
+        // What the ledger did not take is recorded later: nobody else ends these tasks.
+        let (mut unrecorded, mut recorded_at) = (Vec::new(), Instant::now());
         loop {
             tokio::select! {
                 () = worker_over.cancelled() => break,
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
+            if !unrecorded.is_empty() && recorded_at.elapsed() >= LEDGER_RETRY_INTERVAL {
+                unrecorded = self.record(unrecorded).await;
+                recorded_at = Instant::now();
+            }
             if self.archives.collected() > 0 {
-                match self.is_all_collected().await {
-                    Ok(true) => self.write_all().await,
+                match self.is_all_collected(unrecorded.len() as u64).await {
+                    Ok(true) => {
+                        unrecorded.extend(self.write_all().await);
+                        recorded_at = Instant::now();
+                    }
                     Ok(false) => {}
                     Err(error) => self.warn_of_ledger(&error),
                 }
             }
         }
-        for task in self.archives.take().into_values().flat_map(|archive| archive.tasks) {
-            if let Err(error) = task.give_back(self.store, self.events).await {
-                self.warn_of_ledger(&error);
-            }
-        }
+        let left = self.archives.take().into_values().flat_map(|archive| archive.tasks);
+        unrecorded.extend(left.map(|task| (task, TaskEnd::GivenBack)));
+        self.record(unrecorded).await;
     }
 
-    /// Whether all tasks that have not ended have collected their images.
-    async fn is_all_collected(&self) -> Result<bool> {
+    /// Whether all tasks that have not ended have collected their images. `unrecorded` ones have ended.
+    async fn is_all_collected(&self, unrecorded: u64) -> Result<bool> {
         let collected = self.archives.collected();
         let Some(batch) = self.store.batch(self.batch).await? else { return Ok(false) };
         let is_planned = batch.plan_completed_at.is_some() && batch.state == BatchState::Running;
-        Ok(is_planned && batch.counts.waiting == 0 && batch.counts.running == collected)
+        Ok(is_planned && batch.counts.waiting == 0 && batch.counts.running == collected + unrecorded)
     }
 
-    async fn write_all(&self) {
+    /// Writes all archives. Returns the tasks whose results the ledger did not take.
+    async fn write_all(&self) -> Vec<EndedTask> {
+        let mut unrecorded = Vec::new();
         for (place, archive) in self.archives.take() {
             let Endpoint::Archive(format, file) = &place else { continue };
             let context = Context { cancel: self.context.cancel.child_token(), ..self.context.clone() };
@@ -95,10 +116,9 @@ impl ArchiveWriter<'_> {
                 written = self.write(*format, Path::new(&**file), &archive, &mut bad, &context) => written,
                 () = self.batch_stopped() => Err(Error::cancelled(format!("writing {place}"))),
             };
-            if let Err(error) = self.finish(&archive, written, &bad).await {
-                self.warn_of_ledger(&error);
-            }
+            unrecorded.extend(self.record(self.results(archive, &written, &bad)).await);
         }
+        unrecorded
     }
 
     /// Writes an archive, without the images whose content cannot be read: that is added to `bad`.
@@ -113,7 +133,7 @@ impl ArchiveWriter<'_> {
         let operation = format!("writing {}{}", format.scheme(), file.display());
         let mut attempt = 1;
         if self.is_incomplete(archive).await? {
-            self.keep_former(file, archive, bad, context).await;
+            self.keep_former(file, archive, bad, context).await?;
         }
         loop {
             let missing: HashSet<Digest> = bad.keys().cloned().collect();
@@ -137,10 +157,13 @@ impl ArchiveWriter<'_> {
                 Err(failure) => failure,
             };
             match blob {
+                Some(digest) if self.reads_former(archive, &plan, &digest).await => {
+                    self.notice(format!("{error}; reading it from the former {}", file.display()));
+                }
                 Some(digest) if !bad.contains_key(&digest) => {
                     self.warn(format!("{error}; writing {} without the images that need it", file.display()));
                     bad.insert(digest, error);
-                    self.keep_former(file, archive, bad, context).await;
+                    self.keep_former(file, archive, bad, context).await?;
                 }
                 None if retry::is_transient(&error) && attempt < self.attempts => {
                     let wait = Duration::from_secs(1 << attempt.min(6));
@@ -153,6 +176,15 @@ impl ArchiveWriter<'_> {
                 }
                 _ => return Err(error),
             }
+        }
+    }
+
+    /// Whether the former file has a blob that the source does not have any more. It is then read from there.
+    async fn reads_former(&self, archive: &CollectedArchive, plan: &ArchivePlan, digest: &Digest) -> bool {
+        let member = plan.members().iter().find(|member| member.digest() == Some(digest));
+        match member {
+            Some(member) => archive.collector.read_from_former(digest, member.size).await,
+            None => false,
         }
     }
 
@@ -197,7 +229,16 @@ impl ArchiveWriter<'_> {
     }
 
     /// Collects the images of the former file that this run cannot write: as at any other target, they stay.
-    async fn keep_former(&self, file: &Path, archive: &CollectedArchive, bad: &BadContent, context: &Context) {
+    ///
+    /// # Errors
+    /// If the former file cannot be read, and may have images: it is not replaced.
+    async fn keep_former(
+        &self,
+        file: &Path,
+        archive: &CollectedArchive,
+        bad: &BadContent,
+        context: &Context,
+    ) -> Result<()> {
         let former = ArchiveRef { format: ArchiveFormat::Oci, file: file.to_owned(), image: None };
         let missing: HashSet<Digest> = bad.keys().cloned().collect();
         let left_out = archive.collector.plan_without(&missing).map(|(_, left_out)| left_out).unwrap_or_default();
@@ -208,10 +249,12 @@ impl ArchiveWriter<'_> {
         let images = async { Layout::open_archive_file(&former).await?.images().await }.await;
         let images = match images {
             Ok(images) => images,
-            Err(error) if error.kind() == ErrorKind::NotFound => return,
-            Err(error) => {
-                return self.warn(format!("{error}: images in it that this run cannot write do not stay"));
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if is_damage(&error) => {
+                self.warn(format!("{error}: images in it that this run cannot write do not stay"));
+                return Ok(());
             }
+            Err(error) => return Err(error),
         };
         let mut kept = 0;
         for entry in images {
@@ -223,50 +266,60 @@ impl ArchiveWriter<'_> {
             let request = CopyRequest::new(image.clone(), image);
             match self.copier.collect(&request, &archive.collector, context).await {
                 Ok(_) => kept += 1,
-                Err(error) => self.warn(format!("{name} in the former {} does not stay: {error}", file.display())),
+                Err(error) if is_damage(&error) || error.kind() == ErrorKind::NotFound => {
+                    self.warn(format!("{name} in the former {} does not stay: {error}", file.display()));
+                }
+                Err(error) => return Err(error),
             }
         }
         if kept > 0 {
             let images = pluralize(kept, "image", "images");
             self.notice(format!("{}: {images} of the former file stay, which this run cannot replace", file.display()));
         }
+        Ok(())
     }
 
-    /// Records the results of the tasks of an archive.
-    async fn finish(&self, archive: &CollectedArchive, written: Result<ArchiveResult>, bad: &BadContent) -> Result<()> {
+    /// Returns the results of the tasks of an archive.
+    fn results(&self, archive: CollectedArchive, written: &Result<ArchiveResult>, bad: &BadContent) -> Vec<EndedTask> {
         let missing = bad.keys().cloned().collect();
         let left_out = archive.collector.plan_without(&missing).map(|(_, left_out)| left_out).unwrap_or_default();
         let left_out: HashMap<Digest, &Error> = left_out
             .into_iter()
             .filter_map(|image| Some((image.image.root.digest, bad.get(&image.missing)?)))
             .collect();
-        for tasks in archive.tasks.chunks(CONCURRENT_RESULTS) {
-            // Together, so that they share transactions of the ledger.
-            let finished =
-                tasks.iter().map(|task| self.finish_task(task, &written, left_out.get(&task.digest).copied()));
-            futures_util::future::try_join_all(finished.collect::<Vec<_>>()).await?;
-        }
-        Ok(())
+        let end = |task: CollectedTask| {
+            let end = self.result(written, left_out.get(&task.digest).copied());
+            (task, end)
+        };
+        archive.tasks.into_iter().map(end).collect()
     }
 
-    /// Records the result of a task, or returns it to the plan if this process shuts down.
-    fn finish_task<'b>(
-        &'b self,
-        task: &'b CollectedTask,
-        written: &Result<ArchiveResult>,
-        bad: Option<&Error>,
-    ) -> BoxFuture<'b, Result<()>> {
-        let result = match (written, bad) {
-            (Err(error), _) if error.is_cancelled() && self.context.cancel.is_cancelled() => {
-                return Box::pin(task.give_back(self.store, self.events));
-            }
+    /// Returns the result of a task; it returns to the plan if this process shuts down.
+    fn result(&self, written: &Result<ArchiveResult>, bad: Option<&Error>) -> TaskEnd {
+        TaskEnd::Result(match (written, bad) {
+            (Err(error), _) if error.is_cancelled() && self.context.cancel.is_cancelled() => return TaskEnd::GivenBack,
             (Err(error), _) if error.is_cancelled() => TaskResult::Cancelled,
             (_, Some(error)) => TaskResult::Failed(Failure::from_error(error, 1)),
             (Err(error), None) => TaskResult::Failed(Failure::from_error(error, 1)),
             (Ok(ArchiveResult::Unchanged), None) => TaskResult::Unchanged,
             (Ok(ArchiveResult::Written), None) => TaskResult::Copied,
-        };
-        Box::pin(task.finish(self.store, result, self.events))
+        })
+    }
+
+    /// Records how tasks have ended. Returns those that the ledger did not take.
+    async fn record(&self, ended: Vec<EndedTask>) -> Vec<EndedTask> {
+        // Together, so that they share transactions of the ledger.
+        let recorded = futures_util::stream::iter(ended).map(|(task, end)| async move {
+            let recorded = match &end {
+                TaskEnd::Result(result) => task.finish(self.store, result.clone(), self.events).await,
+                TaskEnd::GivenBack => task.give_back(self.store, self.events).await,
+            };
+            recorded.err().map(|error| {
+                self.warn_of_ledger(&error);
+                (task, end)
+            })
+        });
+        recorded.buffer_unordered(CONCURRENT_RESULTS).filter_map(std::future::ready).collect().await
     }
 
     /// Waits until the batch was cancelled or superseded.
@@ -304,4 +357,9 @@ impl ArchiveWriter<'_> {
         let (kind, message) = (format!("ledger: {}", error.kind()), format!("the ledger is unavailable: {error}"));
         self.context.events.emit(Event::RepeatedWarning { kind, message });
     }
+}
+
+/// Whether a file was read, and is not what it should be.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidResponse | ErrorKind::Corrupt | ErrorKind::Unsupported)
 }

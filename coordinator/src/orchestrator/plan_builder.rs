@@ -3,12 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use imgsync_config::{Rule, RuleSource};
+use imgsync_config::{Rule, RuleSource, absolute_path};
 use imgsync_model::batch::{
     BatchId, Endpoint, Failure, PushedRepository, RepositoryLocator, RequestCounts, TagLocator, TaskResult, TaskSpec,
 };
@@ -450,16 +450,6 @@ fn archive_endpoint(format: ArchiveFormat, file: &Path) -> Result<Endpoint> {
         let operation = format!("planning {format}:{}", file.display());
         Error::new(ErrorKind::Invalid, operation, "the path of an archive must be absolute UTF-8 text")
     })
-}
-
-/// Returns one path for a directory however it is written, so that the same layout is the same endpoint. It need not
-/// exist.
-fn absolute_path(path: &Path) -> PathBuf {
-    let canonical = std::fs::canonicalize(path).or_else(|error| match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => std::fs::canonicalize(parent).map(|parent| parent.join(name)),
-        _ => Err(error),
-    });
-    canonical.or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Creates locators for planned tasks; tasks of one repository share its locator.

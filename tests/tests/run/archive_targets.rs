@@ -207,6 +207,43 @@ async fn an_image_that_fails_is_named_and_its_former_version_stays() {
 }
 
 #[tokio::test]
+async fn what_the_source_has_lost_is_read_from_the_former_file() {
+    let (mirror, _, tool) = Mirror::new("targets-lost", "oci-archive").await;
+    run(&mirror.program, &[]).await.assert_code(0);
+
+    // An image that has not changed loses a layer at the source, and another one comes.
+    mirror.source.delete_blob("team/tool", &tool.largest_blob());
+    let new = images::single("targets-lost-new");
+    mirror.source.push("team/app", "1.1", &new);
+    let output = run(&mirror.program, &[]).await.assert_code(0);
+    assert_eq!(counts(&output.json()), [3, 0, 0], "{}", output.stderr);
+    assert!(output.stderr.contains("reading it from the former"), "{}", output.stderr);
+    let expected = [mirror.name("app:1.0"), mirror.name("app:1.1"), mirror.name("tool:2")];
+    assert_eq!(names(&mirror.program, &mirror.archive).await, expected);
+    let target = FaultRegistry::start().await;
+    for (name, tag, image) in [("tool", "2", &tool), ("app", "1.1", &new)] {
+        let from = format!("oci-archive:{}:{}", mirror.archive.display(), mirror.name(&format!("{name}:{tag}")));
+        let to = format!("{}/{name}:{tag}", target.host());
+        mirror.program.again().args(["sync", &from, &to]).run().await.assert_code(0);
+        target.assert_holds(name, tag, image);
+    }
+
+    // Nor does the former file have it whole: the image is named, and does not stay.
+    let bytes = std::fs::read(&mirror.archive).unwrap();
+    let layer = &tool.blobs[&tool.largest_blob()];
+    let layer = layer.read(0..layer.size());
+    let at = bytes.windows(layer.len()).position(|window| window == layer).expect("the layer is in the archive");
+    let mut damaged = bytes.clone();
+    damaged[at + layer.len() / 2] ^= 1;
+    std::fs::write(&mirror.archive, damaged).unwrap();
+    mirror.source.push("team/app", "1.2", &images::single("targets-lost-newer"));
+    let json = run(&mirror.program, &[]).await.assert_code(1).json();
+    assert_eq!(counts(&json), [3, 0, 1], "{json}");
+    let left = [mirror.name("app:1.0"), mirror.name("app:1.1"), mirror.name("app:1.2")];
+    assert_eq!(names(&mirror.program, &mirror.archive).await, left);
+}
+
+#[tokio::test]
 async fn killed_while_it_writes_the_next_run_reads_only_what_is_missing() {
     let source = FaultRegistry::start().await;
     let image = TestImage::single("targets-kill").layers(4, 1_500_000).build();

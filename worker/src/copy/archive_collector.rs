@@ -30,6 +30,8 @@ struct CollectedContent {
     checks_presence: bool,
     /// The archive that is replaced. What it has was at the source before, and is not asked for.
     former: Option<Layout>,
+    /// Blobs that are read from there, because they could not be read elsewhere.
+    from_former: HashSet<Digest>,
 }
 
 /// Content of a blob that was not read yet.
@@ -65,6 +67,7 @@ impl ArchiveCollector {
             layouts: HashMap::new(),
             checks_presence: false,
             former: None,
+            from_former: HashSet::new(),
         };
         ArchiveCollector(Arc::new(Mutex::new(content)))
     }
@@ -85,6 +88,20 @@ impl ArchiveCollector {
     /// Sets the archive that is replaced. What it has was at the source before, and is not asked for.
     pub fn set_former(&self, former: Layout) {
         self.content().former = Some(former);
+    }
+
+    pub(super) fn former(&self) -> Option<Layout> {
+        self.content().former.clone()
+    }
+
+    /// Replaces the place of a blob by the archive that is replaced. Returns `false` if it was before.
+    pub(super) fn replace_blob(&self, digest: &Digest, former: impl ArchivedBlob + 'static) -> bool {
+        let mut content = self.content();
+        let is_first = content.from_former.insert(digest.clone());
+        if is_first {
+            content.blobs.insert(digest.clone(), Arc::new(former));
+        }
+        is_first
     }
 
     /// Plans an archive of the collected images that need none of the content that is missing. Also returns the others.

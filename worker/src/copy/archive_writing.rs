@@ -189,6 +189,19 @@ struct SourceBlob {
 /// A blob that was read to find out that it is one.
 struct ReadBlob(Bytes);
 
+impl ArchiveCollector {
+    /// Reads a blob from the archive that is replaced, if it has it. Returns `false` if that was tried before.
+    pub async fn read_from_former(&self, digest: &Digest, size: u64) -> bool {
+        let Some(former) = self.former() else { return false };
+        let blob = Descriptor::new(MediaType::Missing, digest.clone(), size);
+        if !former.has_file(&blob).await.unwrap_or_default() {
+            return false;
+        }
+        let source = CopySource::Layout(former.repository(None));
+        self.replace_blob(digest, SourceBlob { source, traffic: Arc::default(), inline: None })
+    }
+}
+
 impl ImageTransfer {
     /// Remembers where a blob is. It is read when the archive is written. What another image has named counts as reused.
     pub(super) async fn collect_blob(&self, target: &ArchiveTarget, blob: &Descriptor) -> Result<BlobOutcome> {

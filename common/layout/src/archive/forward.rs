@@ -124,6 +124,10 @@ impl ForwardArchive {
             if is_kept || !matches!(member.kind, TarMemberKind::File(_)) {
                 continue;
             }
+            if is_index {
+                let detail = format!("`{}` is no JSON of at most {} MiB", shorten(&member.path), limit >> 20);
+                return Err(LayoutError::new(ErrorKind::InvalidResponse, detail));
+            }
             if !has_index {
                 let detail = format!("its index does not come first: `{}` does", shorten(&member.path));
                 return Err(LayoutError::new(ErrorKind::Unsupported, detail).with_hint(SAVE_STREAM_HINT));

@@ -34,7 +34,7 @@ impl KeptContents {
         let mut content = vec![0; start_length];
         scanner.read_part(&member.path, &mut content)?;
         let length = usize::try_from(size).unwrap_or(usize::MAX);
-        let is_json = matches!(content.first(), Some(b'{' | b'['));
+        let is_json = matches!(content.trim_ascii_start().first(), Some(b'{' | b'['));
         if !is_json || size > limit || self.bytes + length > MAX_KEPT_BYTES {
             // Enough to recognize a compression.
             self.contents.insert(start, content.into());

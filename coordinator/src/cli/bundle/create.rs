@@ -219,25 +219,31 @@ fn find_output(args: &CreateArgs) -> Result<BundleOutput> {
     Ok(BundleOutput::Files(BundleFiles { folder, name, part_size: args.part_size }))
 }
 
-/// Refuses to replace a bundle, unless it is what an interrupted call has written.
-fn check_existing(output: &BundleOutput, work: &WorkFolder, program: Option<&[u8]>) -> Result<()> {
+/// Refuses to replace a bundle, unless it is what an interrupted call has written, or an incomplete one of the same rules,
+/// which `title` names. Another program is never replaced.
+fn check_existing(output: &BundleOutput, work: &WorkFolder, program: Option<&[u8]>, title: &str) -> Result<()> {
     let BundleOutput::Files(files) = output else { return Ok(()) };
-    let mut existing = vec![files.list(), files.folder.join(&files.name), files.index(), files.checksums()];
+    let bundle = [files.list(), files.folder.join(&files.name), files.index(), files.checksums()];
+    let mut existing = bundle.iter().find(|path| path.exists() && !work.has_written()).cloned();
+    if existing.is_some() {
+        let index = std::fs::read(files.index()).ok().and_then(|bytes| BundleIndex::decode(&bytes, "it").ok());
+        if index.is_some_and(|index| index.header.missing_count > 0 && index.header.title == title) {
+            existing = None;
+        }
+    }
     if let Some(program) = program {
         let path = files.folder.join(PROGRAM_MEMBER);
-        if path == existing[1] {
+        if path == bundle[1] {
             let detail = format!("{} is the name of the program of --with-program", path.display());
             return Err(Error::new(ErrorKind::Invalid, "writing the bundle", detail).with_hint("choose another --out"));
         }
         // The same program may be there already, such as the one that runs.
-        existing.extend((std::fs::read(&path).ok().as_deref() != Some(program)).then_some(path));
+        let is_other = || std::fs::read(&path).ok().as_deref() != Some(program);
+        if path.exists() && !work.has_written() && is_other() {
+            existing = Some(path);
+        }
     }
-    // An incomplete bundle is made again by the same command.
-    let is_incomplete = || {
-        let index = std::fs::read(files.index()).ok().and_then(|bytes| BundleIndex::decode(&bytes, "it").ok());
-        index.is_some_and(|index| index.header.missing_count > 0)
-    };
-    match existing.iter().find(|path| path.exists() && !work.has_written() && !is_incomplete()) {
+    match existing {
         Some(existing) => {
             let detail = format!("{} exists", existing.display());
             Err(Error::new(ErrorKind::Invalid, "writing the bundle", detail)
@@ -260,12 +266,15 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
     let parameters = Digest::sha256(parameters.to_string().as_bytes());
     let state = state_dir(args.state.as_ref())?;
     let work = WorkFolder::open(&state, &output.to_string(), &parameters, args.restart)?;
-    if !args.overwrite {
-        check_existing(&output, &work, inputs.program.as_deref())?;
+    let overwrite = args.overwrite;
+    let run_args = RunArgs::from(args.run);
+    let name = run_args.report.report_name.as_deref();
+    let title = name.map_or_else(|| crate::report::rules_title(&settings.config), str::to_owned);
+    if !overwrite {
+        check_existing(&output, &work, inputs.program.as_deref(), &title)?;
     }
     let collector = BundleCollector::open(&work.file("collected"), inputs.have)?;
     let backend = Backend::embedded(&work.file("store")).await?;
-    let run_args = RunArgs::from(args.run);
     let options = run_args.report.resolve(settings)?;
     if matches!(output, BundleOutput::Stdout) && (options.on_stdout || run_args.json) {
         let error = Error::new(ErrorKind::Invalid, "writing the bundle", "a report on stdout would be in the bundle");
@@ -286,7 +295,6 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
             let _lock = made.lock.take();
             let id = made.id;
             let ended = context.follow(id, &notifier, async |run| run.list_and_run(*made).await).await?;
-            let name = run_args.report.report_name.as_deref();
             let exit = context.report(&ended, (&options, name), false, &notifier, printer).await?;
             if matches!(exit, Exit::Interrupted | Exit::CouldNotStart) {
                 return Ok(exit);
@@ -302,7 +310,7 @@ async fn create(args: CreateArgs, inputs: Inputs, settings: &Settings, printer: 
             let header = BundleHeader {
                 created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
                 imgsync: env!("CARGO_PKG_VERSION").to_owned(),
-                title: name.map_or_else(|| crate::report::rules_title(&settings.config), str::to_owned),
+                title,
                 have: collector.have().labels().to_vec(),
                 program: inputs.program.as_ref().map(|program| Digest::sha256(program)),
                 missing_count: 0,
