@@ -23,13 +23,13 @@ fn coordinator_limits() -> Vec<Limit> {
             DocsPage::Security,
             "the body of a notification of a registry",
             crate::serve::MAX_HOOK_BYTES as u64,
-            "the notification is refused (413)",
+            "the notification is refused, with a warning",
         ),
         Limit::count(
             DocsPage::Security,
             "notifications in a request",
             crate::hooks::MAX_NOTIFICATIONS as u64,
-            "the request is refused (400)",
+            "the request is refused, with a warning",
         ),
     ]
 }

@@ -2,7 +2,10 @@
 
 use imgsync_oci::limits::{DocsPage, Limit};
 
-use crate::{CLOCK_TOLERANCE, MAX_DEADLINE_AHEAD, MAX_PENDING_PUSHES, PROOF_TTL, PUSH_ID_TTL, log_throttle};
+use crate::{
+    CLOCK_TOLERANCE, MAX_ALL_PUSHES, MAX_DEADLINE_AHEAD, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PROOF_TTL, PUSH_ID_TTL,
+    log_throttle,
+};
 
 /// Returns the documented limits of the store.
 pub fn limits() -> Vec<Limit> {
@@ -36,6 +39,18 @@ pub fn limits() -> Vec<Limit> {
             "pending pushes of a rule",
             MAX_PENDING_PUSHES as u64,
             "beyond it, the whole rule runs once",
+        ),
+        Limit::count(
+            DocsPage::Operating,
+            "pending pushes of a rule, with those that are tried again later",
+            MAX_ALL_PUSHES as u64,
+            "beyond it, the whole rule runs once",
+        ),
+        Limit::count(
+            DocsPage::Operating,
+            "ids of notifications that are remembered",
+            MAX_PUSH_IDS as u64,
+            "the oldest are forgotten",
         ),
         Limit::time(
             DocsPage::Operating,

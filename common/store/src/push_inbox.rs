@@ -9,8 +9,10 @@ use imgsync_model::batch::PushedReference;
 use imgsync_oci::error::Result;
 use imgsync_oci::{Digest, RegistryName, RepositoryName};
 
-/// Maximum pending pushes of a rule. Beyond it, the whole rule is due.
+/// Maximum pending pushes of a rule that are not postponed. Beyond it, the whole rule is due.
 pub const MAX_PENDING_PUSHES: usize = 1_000;
+/// Maximum pending pushes of a rule, with those that are postponed.
+pub const MAX_ALL_PUSHES: usize = 5_000;
 /// How long the ids of notifications are remembered, and how many at most, the newest.
 pub const PUSH_ID_TTL: Duration = Duration::from_secs(60 * 60);
 /// Maximum number of ids of notifications that are remembered.
@@ -21,7 +23,7 @@ const ID_LENGTH: usize = 32;
 /// A push as a hook tells it, for the rules that want it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceivedPush {
-    /// Identifies the notification ([`hash_push_id`]); `None` if the sender gives it no id.
+    /// Identifies the notification of this push ([`hash_push_id`]); `None` if the sender gives it no id.
     pub id: Option<String>,
     /// The registry.
     pub registry: RegistryName,
@@ -63,17 +65,25 @@ pub struct KeptPushes {
     pub repeated: u64,
 }
 
-/// Returns the id under which a notification of a hook is remembered: bounded, whatever the sender writes.
-pub fn hash_push_id(hook: &str, id: &str) -> String {
-    Digest::sha256(format!("{hook}\n{id}").as_bytes()).hex()[..ID_LENGTH].to_owned()
+/// Returns the id under which a notification of a hook is remembered: bounded, whatever the sender writes. Senders may
+/// give the same id to notifications of different pushes.
+pub fn hash_push_id(hook: &str, id: &str, repository: &RepositoryName, reference: &PushedReference) -> String {
+    let what = match reference {
+        PushedReference::Tag(tag, digest) => {
+            format!(":{tag}@{}", digest.as_ref().map_or(String::new(), Digest::to_string))
+        }
+        PushedReference::Manifest(digest) => format!("@{digest}"),
+        PushedReference::Unknown => String::new(),
+    };
+    Digest::sha256(format!("{hook}\n{repository}{what}\n{id}").as_bytes()).hex()[..ID_LENGTH].to_owned()
 }
 
 /// Pending pushes of rules.
 ///
 /// # Contract
 /// What [`PushInbox::keep_pushes`] confirms survives the process. A push is pending once per rule, repository and
-/// reference; the digest of the last notification counts. A rule with [`MAX_PENDING_PUSHES`] gets an entry for the whole
-/// rule instead of more. A notification whose id is remembered changes nothing. Removing keeps what has arrived since it
+/// reference; the digest of the last notification counts. A rule with [`MAX_PENDING_PUSHES`] that are not postponed, or
+/// [`MAX_ALL_PUSHES`], gets an entry for the whole rule instead of more. A notification whose id is remembered changes nothing. Removing keeps what has arrived since it
 /// was read.
 #[async_trait]
 pub trait PushInbox: Send + Sync {
@@ -142,6 +152,26 @@ pub(crate) fn parse_push_key(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_is_that_of_one_push() {
+        let reference = |tag: &str| PushedReference::Tag(tag.parse().unwrap(), None);
+        let hash = |hook: &str, id: &str, repository: &str, tag: &str| {
+            hash_push_id(hook, id, &repository.parse().unwrap(), &reference(tag))
+        };
+        let first = hash("hook", "7", "a", "1");
+        assert_eq!(hash("hook", "7", "a", "1"), first);
+        for other in [
+            hash("other", "7", "a", "1"),
+            hash("hook", "8", "a", "1"),
+            hash("hook", "7", "b", "1"),
+            hash("hook", "7", "a", "2"),
+        ] {
+            assert_ne!(other, first);
+        }
+        let unknown = hash_push_id("hook", "7", &"a".parse().unwrap(), &PushedReference::Unknown);
+        assert_ne!(unknown, first);
+    }
 
     #[test]
     fn a_key_says_what_was_pushed() {

@@ -35,6 +35,8 @@ use crate::presets::preset_contains;
 
 mod pushed;
 
+pub(crate) use pushed::describe_push;
+
 /// Maximum number of repositories filtered and appended concurrently.
 const MAX_CONCURRENT_REPOSITORIES: usize = 16;
 /// Tasks per segment of a slice, which is not divided by repository.

@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 /// Outcomes of notifications and pushes.
-const OUTCOMES: [&str; 15] = [
+const OUTCOMES: [&str; 19] = [
     // Received.
     "accepted",
     "coalesced",
@@ -26,10 +26,14 @@ const OUTCOMES: [&str; 15] = [
     "foreign_host",
     "invalid_name",
     "store",
+    "timed_out",
+    "unknown_hook",
+    "host",
     // Found later.
     "loop",
     "outdated",
     "rule_gone",
+    "given_up",
 ];
 
 /// Buckets of the time from a push to its copy, in seconds.

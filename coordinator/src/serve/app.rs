@@ -52,6 +52,8 @@ pub struct AppState {
     pub(super) report_permits: Semaphore,
     /// Limits the memory of notifications that are read.
     pub(super) hook_permits: Semaphore,
+    /// The same for bodies that prove their sender.
+    pub(super) unproved_hook_permits: Semaphore,
     /// Notified of pushes that this process has received.
     pub(super) push_arrived: Arc<Notify>,
     pub(super) auth: AuthPolicy,

@@ -18,9 +18,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use imgsync_oci::Digest;
 use imgsync_oci::sanitize::sanitize;
+use imgsync_store::log_throttle;
 use imgsync_worker::host_check::{authorities, host_of, is_loopback_name};
 
 use super::error_response::ErrorResponse;
+use crate::orchestrator::push_metrics;
 
 /// Allows only resources of this server, and no framing.
 const CSP_DIRECTIVES: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
@@ -187,7 +189,11 @@ pub(super) async fn guard_probes(State(access): State<AuthPolicy>, request: Requ
 pub(super) async fn guard_hooks(State(access): State<AuthPolicy>, request: Request, next: Next) -> Response {
     match access.check_hosts(&authorities(request.uri(), request.headers())) {
         Ok(()) => next.run(request).await,
-        Err(error) => deny(error),
+        Err(error) => {
+            push_metrics::count("host", 1);
+            log_throttle::warn("hooks: host", &format!("refused a notification: {}", error.details()["message"]));
+            deny(error)
+        }
     }
 }
 

@@ -49,6 +49,11 @@ impl ErrorResponse {
         self
     }
 
+    /// Returns what went wrong, as JSON.
+    pub(super) fn details(&self) -> serde_json::Value {
+        json!({"kind": self.kind, "message": self.message, "hint": self.hint})
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
@@ -86,7 +91,6 @@ impl From<Error> for ErrorResponse {
 
 impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
-        let ErrorResponse { status, kind, message, hint } = self;
-        (status, Json(json!({"error": {"kind": kind, "message": message, "hint": hint}}))).into_response()
+        (self.status, Json(json!({"error": self.details()}))).into_response()
     }
 }

@@ -27,7 +27,7 @@ use super::auth::AuthPolicy;
 use super::event_poller;
 use super::event_stream::EventHub;
 use super::failure_group_cache::FailureGroupCache;
-use super::hooks::{BODY_PERMITS, PushService};
+use super::hooks::{BODY_PERMITS, PushService, UNPROVED_BODY_PERMITS};
 use super::router::router;
 use super::rules::RuleCache;
 use super::scheduler::Scheduler;
@@ -107,6 +107,7 @@ impl Server {
             search_permits: Semaphore::new(MAX_CONCURRENT_SEARCHES),
             report_permits: Semaphore::new(MAX_CONCURRENT_REPORTS),
             hook_permits: Semaphore::new(BODY_PERMITS),
+            unproved_hook_permits: Semaphore::new(UNPROVED_BODY_PERMITS),
             push_arrived: Arc::new(Notify::new()),
             auth: binding.auth,
             ready,

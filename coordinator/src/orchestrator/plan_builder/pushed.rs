@@ -12,7 +12,7 @@ use imgsync_model::batch::{Failure, PushedReference, PushedRepository, TagLocato
 use imgsync_model::select::TagSelection;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::RetryBudget;
-use imgsync_oci::{Digest, DigestTag, Tag};
+use imgsync_oci::{Digest, DigestTag, RegistryName, RepositoryName, Tag};
 use imgsync_registry::{Access, Context, ListedTag, ManifestRef, Repository};
 use imgsync_store::{TagProvenance, tag_lease_name};
 use jiff::Timestamp;
@@ -112,16 +112,26 @@ impl PlanBuilder<'_> {
     /// Asks the registry what was pushed, and lists the repository. Returns `None` if nothing of it is there.
     async fn read_pushes(&self, pushed: &PushedRepository) -> Result<Option<(ShownPushes, RepositoryListing)>> {
         let context = Context { budget: RetryBudget::default(), ..self.context.clone() };
-        let PushedRepository { registry, repository, references } = pushed;
-        let repository = self.client.repository(registry, repository, Access::Pull, &context, &self.counters.0)?;
+        let PushedRepository { registry, repository: name, references } = pushed;
+        let repository = self.client.repository(registry, name, Access::Pull, &context, &self.counters.0)?;
         let mut reads: Vec<BoxFuture<'_, _>> = Vec::with_capacity(references.len());
         for reference in references {
-            reads.push(self.read_push(&repository, reference).boxed());
+            let repository = &repository;
+            reads.push(async move { (reference, self.read_push(repository, reference).await) }.boxed());
         }
         let mut answers = futures_util::stream::iter(reads).buffer_unordered(MAX_CONCURRENT_REQUESTS);
         let mut pushes = ShownPushes::default();
-        while let Some(answer) = answers.next().await {
-            match answer? {
+        while let Some((reference, answer)) = answers.next().await {
+            let shown = match answer {
+                Ok(shown) => shown,
+                Err(error) if error.is_cancelled() => return Err(error),
+                // The other pushes of the repository count.
+                Err(error) => {
+                    self.record_unlisted(describe_push((registry, name), reference), &error).await?;
+                    continue;
+                }
+            };
+            match shown {
                 Shown::Tag(tag, digest) => {
                     // What is pushed under a digest tag belongs to the image that it names.
                     if let Some((stem, _)) = DigestTag::parse_tag(tag.as_str()) {
@@ -155,6 +165,11 @@ impl PlanBuilder<'_> {
                         Ok(Shown::Subject(manifest.parsed().subject.as_ref().map(|subject| subject.digest.clone())))
                     }
                     Err(error) if error.kind() == ErrorKind::NotFound => Ok(Shown::Subject(None)),
+                    // What imgsync cannot read names no image that it copies.
+                    Err(error) if is_unreadable(error.kind()) => {
+                        tracing::info!("ignored what was pushed: {error}");
+                        Ok(Shown::Subject(None))
+                    }
                     Err(error) => Err(error),
                 }
             }
@@ -383,6 +398,24 @@ impl PlanBuilder<'_> {
         };
         Ok(taken.into_iter().map(failed).collect())
     }
+}
+
+/// Names a push, as failures of listings do.
+pub(crate) fn describe_push(
+    (registry, repository): (&RegistryName, &RepositoryName),
+    reference: &PushedReference,
+) -> String {
+    let repository = format!("{registry}/{repository}");
+    match reference {
+        PushedReference::Tag(tag, _) => format!("{repository}:{tag}"),
+        PushedReference::Manifest(digest) => format!("{repository}@{digest}"),
+        PushedReference::Unknown => repository,
+    }
+}
+
+/// Whether a manifest is none that imgsync can read, and will not be one later.
+fn is_unreadable(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unsupported | ErrorKind::Outdated | ErrorKind::InvalidResponse | ErrorKind::Corrupt)
 }
 
 /// Sets the digests of these tags in a listing, and adds those that it lacks: it may be older than the push. A tag that

@@ -1,4 +1,4 @@
-//! Hooks: `POST /hooks/NAME` keeps what registries say was pushed (`receive`), and the leader copies it (`service`). A
+//! Hooks: `POST /hooks/NAME` stores what registries say was pushed (`receive`), and the leader copies it (`service`). A
 //! notification says where to look, never what to copy.
 
 mod debounce;
@@ -8,5 +8,5 @@ mod service;
 
 #[cfg(test)]
 pub(crate) use receive::MAX_HOOK_BYTES;
-pub(super) use receive::{BODY_PERMITS, routes};
+pub(super) use receive::{BODY_PERMITS, UNPROVED_BODY_PERMITS, routes};
 pub(super) use service::PushService;

@@ -1,4 +1,7 @@
-//! `POST /hooks/NAME`: checks the sender, reads the notifications, and keeps what rules may want before it confirms.
+//! `POST /hooks/NAME`: checks the sender, reads the notifications, and stores what rules may want before it confirms.
+//!
+//! A proved sender is answered 202 also if its payload cannot be read: some send the same again for ever, and nothing
+//! behind it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +33,11 @@ pub(crate) const MAX_HOOK_BYTES: usize = 1 << 20;
 /// Memory for the bodies that are read at a time, in units of [`PERMIT_BYTES`].
 pub(in crate::serve) const BODY_PERMITS: usize = 16 << 10;
 const PERMIT_BYTES: usize = 1 << 10;
+/// The same for the bodies of senders that only their body can prove.
+pub(in crate::serve) const UNPROVED_BODY_PERMITS: usize = 4 << 10;
+/// How long a body may take, with the wait for memory.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const UNPROVED_READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the store may take. Senders wait for seconds at most, and send again.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 /// When senders that obey it send again, in seconds.
@@ -45,9 +53,12 @@ async fn receive(State(app): State<Arc<AppState>>, PathId(name): PathId, request
     let current = app.active_config.borrow().clone();
     let Some(hook) = current.hooks.get(&name) else {
         let name = sanitize_within(&name, 100);
+        push_metrics::count("unknown_hook", 1);
+        let line = format!("refused a notification to the hook {name}, which the configuration does not have");
+        log_throttle::warn("hooks: unknown hook", &line);
         return ErrorResponse::not_found(format!("the configuration has no hook {name}")).into_response();
     };
-    match keep(&app, &name, hook, request).await {
+    match receive_from(&app, &name, hook, request).await {
         Ok(answer) => answer,
         Err(error) => {
             let mut answer = error.into_response();
@@ -59,23 +70,49 @@ async fn receive(State(app): State<Arc<AppState>>, PathId(name): PathId, request
     }
 }
 
-async fn keep(app: &AppState, name: &str, hook: &ActiveHook, request: Request) -> Result<Response, ErrorResponse> {
+async fn receive_from(
+    app: &AppState,
+    name: &str,
+    hook: &ActiveHook,
+    request: Request,
+) -> Result<Response, ErrorResponse> {
     let (head, body) = request.into_parts();
     let is_local = app.auth.is_from_this_machine(&head.uri, &head.headers);
     let check = check_head(&hook.config.auth, &head.headers, head.uri.query().unwrap_or_default(), is_local);
     if check == HeadCheck::Refused {
         return Err(unproved(name));
     }
-    let permits = body_permits(&head.headers);
-    let _permits = app.hook_permits.acquire_many(permits).await;
-    let body = read_limited(body, MAX_HOOK_BYTES).await.inspect_err(|error| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => push_metrics::count("too_large", 1),
-        _ => push_metrics::count("malformed", 1),
-    })?;
-    if check == HeadCheck::NeedsBody && !is_signed(&hook.config.auth, &head.headers, &body) {
+    let is_proved = check == HeadCheck::Proved;
+    let (permits, read_timeout) = match is_proved {
+        true => (&app.hook_permits, READ_TIMEOUT),
+        // Whoever cannot prove itself yet does not take the memory of those who can.
+        false => (&app.unproved_hook_permits, UNPROVED_READ_TIMEOUT),
+    };
+    let read = async {
+        let _permits = permits.acquire_many(body_permits(&head.headers)).await;
+        read_limited(body, MAX_HOOK_BYTES).await
+    };
+    let body = match tokio::time::timeout(read_timeout, read).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            push_metrics::count("too_large", 1);
+            let line = format!("hook {name}: refused a payload of more than {MAX_HOOK_BYTES} bytes");
+            log_throttle::warn(&format!("hook {name}: too large"), &line);
+            return if is_proved { Ok(unreadable(&error)) } else { Err(error) };
+        }
+        Ok(Err(error)) => {
+            push_metrics::count("malformed", 1);
+            return Err(error);
+        }
+        Err(_) => return Err(read_timed_out(name, read_timeout)),
+    };
+    if !is_proved && !is_signed(&hook.config.auth, &head.headers, &body) {
         return Err(unproved(name));
     }
-    let notifications = parse(hook.config.kind, &head.headers, &body).map_err(|error| malformed(name, hook, error))?;
+    let notifications = match parse(hook.config.kind, &head.headers, &body) {
+        Ok(notifications) => notifications,
+        Err(error) => return Ok(unreadable(&malformed(name, hook, error))),
+    };
     drop(body);
     let (mut pushes, mut unwanted, mut refused, mut is_ping) = (Vec::new(), 0, 0, false);
     for notification in &notifications {
@@ -131,12 +168,12 @@ async fn keep(app: &AppState, name: &str, hook: &ActiveHook, request: Request) -
             unwanted += 1;
             continue;
         }
-        let id = notification.id.as_deref().map(|id| hash_push_id(name, id));
+        let id = notification.id.as_deref().map(|id| hash_push_id(name, id, &repository, &reference));
         pushes.push(ReceivedPush { id, registry: hook.config.registry.clone(), repository, reference, rules });
     }
     let kept = match pushes.is_empty() {
         true => KeptPushes::default(),
-        false => keep_pushes(app, name, pushes).await?,
+        false => store_pushes(app, name, pushes).await?,
     };
     push_metrics::count("accepted", kept.added);
     push_metrics::count("coalesced", kept.coalesced);
@@ -156,7 +193,7 @@ async fn keep(app: &AppState, name: &str, hook: &ActiveHook, request: Request) -
     Ok((status, Json(answer)).into_response())
 }
 
-async fn keep_pushes(app: &AppState, name: &str, pushes: Vec<ReceivedPush>) -> Result<KeptPushes, ErrorResponse> {
+async fn store_pushes(app: &AppState, name: &str, pushes: Vec<ReceivedPush>) -> Result<KeptPushes, ErrorResponse> {
     let kept = tokio::time::timeout(STORE_TIMEOUT, app.store().keep_pushes(pushes)).await;
     let why = match kept {
         Ok(Ok(kept)) => return Ok(kept),
@@ -174,6 +211,26 @@ fn body_permits(headers: &HeaderMap) -> u32 {
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     let bytes = length.unwrap_or(MAX_HOOK_BYTES).min(MAX_HOOK_BYTES);
     u32::try_from(bytes.div_ceil(PERMIT_BYTES).max(1)).unwrap_or(u32::MAX)
+}
+
+/// Answers a proved sender whose payload cannot be read: with an error status it would send it again.
+fn unreadable(error: &ErrorResponse) -> Response {
+    let answer = json!({
+        "accepted": 0,
+        "coalesced": 0,
+        "repeated": 0,
+        "unwanted": 0,
+        "refused": 1,
+        "error": error.details(),
+    });
+    (StatusCode::ACCEPTED, Json(answer)).into_response()
+}
+
+fn read_timed_out(name: &str, limit: Duration) -> ErrorResponse {
+    push_metrics::count("timed_out", 1);
+    let why = format!("the body did not arrive within {} s", limit.as_secs());
+    log_throttle::warn(&format!("hook {name}: timed out"), &format!("hook {name}: {why}"));
+    ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why).hint("send it again")
 }
 
 fn unproved(name: &str) -> ErrorResponse {

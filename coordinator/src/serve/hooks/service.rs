@@ -9,31 +9,38 @@ use imgsync_oci::Digest;
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_registry::event::Events;
-use imgsync_store::{PendingPush, ReceivedPush};
+use imgsync_store::{BatchState, PendingPush, ReceivedPush};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::debounce::Debounce;
-use crate::orchestrator::{Backend, Leadership, is_leader, push_metrics};
+use crate::orchestrator::{Backend, Leadership, describe_push, is_leader, push_metrics};
 use crate::serve::active_config::{ActiveConfig, ActiveRule};
 use crate::serve::scheduler::Scheduler;
 use crate::serve::{emit_notice, warn, warn_repeatedly};
 
-/// Interval between looks for pushes that another coordinator has received, or that become due.
+/// Interval between checks for pushes that another coordinator has received, or that become due.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The same without hooks: only pushes of an earlier configuration can be pending.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a batch could not begin because another one of its rule is running.
 const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
-/// Interval between looks at the runs of whole rules.
+/// Interval between checks of the runs of whole rules.
 const RUN_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Delays between the checks of an image that the policy of its rule refuses: 1, 5 and 15 minutes after the push, because
 /// signatures come later.
 const RECHECK_DELAYS: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(240), Duration::from_secs(600)];
+/// Delay between further attempts to find a push, after those of [`RECHECK_DELAYS`].
+const RETRY_DELAY: Duration = Duration::from_secs(60 * 60);
+/// Attempts to find a push, over a day, and to run a whole rule.
+const MAX_ATTEMPTS: u32 = 26;
+const MAX_WHOLE_ATTEMPTS: u32 = 4;
+/// How long the pushes of a rule that the configuration does not have are left to another coordinator, which may have it.
+const UNKNOWN_RULE_REST: SignedDuration = SignedDuration::from_mins(10);
 /// Failures of a batch that are read at a time.
 const FAILURES_PER_PAGE: usize = 1_000;
-/// Minimum interval between two looks, however many notifications arrive.
+/// Minimum interval between two checks, however many notifications arrive.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Copies what was pushed.
@@ -47,7 +54,7 @@ pub(in crate::serve) struct PushService {
     pub(in crate::serve) stop: CancellationToken,
 }
 
-/// What this process remembers between its looks.
+/// What this process remembers between its checks.
 #[derive(Default)]
 struct PushState {
     debounce: Debounce,
@@ -77,7 +84,7 @@ impl PushService {
                 };
                 // A process that was suspended goes no step further once another one leads.
                 if let Some(lease) = lease
-                    && let Some(Err(error)) = lease.run(self.look(&mut state)).await
+                    && let Some(Err(error)) = lease.run(self.check(&mut state)).await
                 {
                     warn_repeatedly(&self.events, "copying what was pushed", &error);
                 }
@@ -97,10 +104,13 @@ impl PushService {
     }
 
     /// Begins the batches that are due.
-    async fn look(&self, state: &mut PushState) -> Result<()> {
+    async fn check(&self, state: &mut PushState) -> Result<()> {
         self.observe_ended(state).await?;
         self.count_missed(state).await?;
         let pending = self.backend.store.pending_pushes().await?;
+        let running: HashSet<_> = state.running.values().flatten().map(identify).collect();
+        let pending: Vec<PendingPush> = pending.into_iter().filter(|push| !running.contains(&identify(push))).collect();
+        drop(running);
         push_metrics::set_pending(pending.len());
         if pending.is_empty() {
             return Ok(());
@@ -116,7 +126,7 @@ impl PushService {
         for push in &pending {
             let (all, is_whole) = rules.entry(&push.rule).or_default();
             all.push(push);
-            *is_whole |= push.pushed.is_none();
+            *is_whole |= push.pushed.is_none() && !is_postponed(push);
         }
         for (id, (all, is_whole)) in rules {
             let Some(rule) = current.rules.iter().find(|rule| rule.id == id) else {
@@ -156,8 +166,8 @@ impl PushService {
             state.blocked.insert(rule.id.clone(), Instant::now() + BLOCKED_PAUSE);
             return Ok(());
         };
-        // From here on, the ledger has them.
-        self.remove_or_postpone(rule, &pushes).await?;
+        // They stay until the batch has found them; if this process does not see that, another one tries again.
+        self.postpone(&pushes).await?;
         state.debounce.remove(&pushes);
         state.running.insert(batch, pushes);
         match is_whole {
@@ -171,23 +181,16 @@ impl PushService {
         Ok(())
     }
 
-    /// Removes pushes whose batch has begun. Those of a rule with a policy stay for a later check, in case this process
-    /// does not see that they were not refused.
-    async fn remove_or_postpone(&self, rule: &ActiveRule, pushes: &[PendingPush]) -> Result<()> {
-        let has_policy = rule.config().rules.iter().any(|rule| rule.policy.is_some());
-        let delay = |push: &PendingPush| {
-            let is_tag = matches!(push.pushed, Some((_, _, PushedReference::Tag(..))));
-            RECHECK_DELAYS.get(push.postponed as usize).filter(|_| has_policy && is_tag)
-        };
-        let removed: Vec<PendingPush> = pushes.iter().filter(|push| delay(push).is_none()).cloned().collect();
-        self.backend.store.remove_pushes(&removed).await?;
-        for wait in RECHECK_DELAYS {
-            let postponed: Vec<PendingPush> =
-                pushes.iter().filter(|push| delay(push) == Some(&wait)).cloned().collect();
-            if !postponed.is_empty() {
-                let until = self.backend.clock.now().saturating_add(SignedDuration::try_from(wait).unwrap_or_default());
-                self.backend.store.postpone_pushes(&postponed, until.unwrap_or(Timestamp::MAX)).await?;
-            }
+    /// Postpones pushes whose batch has begun, in case it does not find them, or the policy of the rule refuses them.
+    async fn postpone(&self, pushes: &[PendingPush]) -> Result<()> {
+        let mut delays: BTreeMap<Duration, Vec<PendingPush>> = BTreeMap::new();
+        for push in pushes {
+            let delay = RECHECK_DELAYS.get(push.postponed as usize).unwrap_or(&RETRY_DELAY);
+            delays.entry(*delay).or_default().push(push.clone());
+        }
+        for (delay, pushes) in delays {
+            let until = self.backend.clock.now().saturating_add(SignedDuration::try_from(delay).unwrap_or_default());
+            self.backend.store.postpone_pushes(&pushes, until.unwrap_or(Timestamp::MAX)).await?;
         }
         Ok(())
     }
@@ -205,34 +208,50 @@ impl PushService {
         }
     }
 
-    /// Records how long the batches that have ended took since their pushes, and forgets those that were not refused.
+    /// Records how long the batches that have ended took since their pushes, and removes those that they found: the
+    /// plan is complete, the repository was listed, and the policy did not refuse the image.
     async fn observe_ended(&self, state: &mut PushState) -> Result<()> {
         let running: Vec<BatchId> = state.running.keys().copied().collect();
         for id in running {
-            let batch = self.backend.store.batch(id).await?;
-            let ended = match batch {
-                Some(batch) => match batch.ended_at {
-                    Some(ended) => Some(ended),
-                    None => continue,
-                },
-                None => None,
+            let Some(batch) = self.backend.store.batch(id).await? else {
+                // Its record was removed: they are tried again.
+                state.running.remove(&id);
+                continue;
             };
-            let pushes = state.running.remove(&id).unwrap_or_default();
-            let Some(ended) = ended else { continue };
-            // What is checked again was pushed long before.
-            for push in pushes.iter().filter(|push| push.postponed == 0) {
+            let Some(ended) = batch.ended_at else { continue };
+            let refused = self.refused_sources(id).await?;
+            let unlisted: HashSet<String> =
+                self.backend.store.listing_failures(id).await?.into_iter().map(|failure| failure.repository).collect();
+            // Who cancels a batch does not want its pushes.
+            let is_complete = batch.plan_completed_at.is_some() || batch.state == BatchState::Cancelled;
+            let pushes = state.running.get(&id).map(Vec::as_slice).unwrap_or_default();
+            let (mut done, mut given_up) = (Vec::new(), Vec::new());
+            for push in pushes {
+                let is_missing = !is_complete || is_unlisted(push, &unlisted);
+                let limit = if push.pushed.is_some() { MAX_ATTEMPTS } else { MAX_WHOLE_ATTEMPTS };
+                match is_missing {
+                    true if push.postponed + 1 < limit => {}
+                    true => given_up.push(push.clone()),
+                    false if is_refused(push, &refused) && (push.postponed as usize) < RECHECK_DELAYS.len() => {}
+                    false => done.push(push.clone()),
+                }
+            }
+            self.backend.store.remove_pushes(&done).await?;
+            self.backend.store.remove_pushes(&given_up).await?;
+            for push in &given_up {
+                let (name, attempts) = (describe(push), push.postponed + 1);
+                warn(
+                    &self.events,
+                    &format!("gave up {name}, which was pushed: none of {attempts} attempts to find it succeeded"),
+                );
+            }
+            push_metrics::count("given_up", given_up.len() as u64);
+            // What is tried again was pushed long before.
+            for push in done.iter().filter(|push| push.postponed == 0) {
                 let lag = ended.duration_since(push.first_at);
                 push_metrics::observe_lag(Duration::try_from(lag).unwrap_or_default());
             }
-            let refused = self.refused_sources(id).await?;
-            let is_refused = |push: &PendingPush| match &push.pushed {
-                Some((registry, repository, PushedReference::Tag(tag, _))) => {
-                    refused.contains(&format!("{registry}/{repository}:{tag}"))
-                }
-                _ => false,
-            };
-            let done: Vec<PendingPush> = pushes.into_iter().filter(|push| !is_refused(push)).collect();
-            self.backend.store.remove_pushes(&done).await?;
+            state.running.remove(&id);
         }
         Ok(())
     }
@@ -269,28 +288,29 @@ impl PushService {
         Ok(())
     }
 
-    /// Gives the pushes of a rule that the configuration no longer has to those that want them now.
+    /// Gives the pushes of a rule that the configuration no longer has to those that want them now. Those that none
+    /// wants are dropped later, because another coordinator may have another configuration.
     async fn move_pushes(&self, current: &ActiveConfig, pushes: Vec<&PendingPush>) -> Result<()> {
-        let mut moved = Vec::new();
+        let (mut moved, mut removed) = (Vec::new(), Vec::new());
         let mut lost = 0;
-        for push in &pushes {
-            let Some((registry, repository, reference)) = &push.pushed else {
+        let time = self.backend.clock.now();
+        for push in pushes {
+            let mut rules: Vec<String> = Vec::new();
+            if let Some((registry, repository, reference)) = &push.pushed {
+                let hooks = current.hooks.values().filter(|hook| hook.config.registry == *registry);
+                rules.extend(hooks.flat_map(|hook| hook.wanted_by(repository, reference)));
+                rules.sort_unstable();
+                rules.dedup();
+                if !rules.is_empty() {
+                    let (registry, repository, reference) = (registry.clone(), repository.clone(), reference.clone());
+                    moved.push(ReceivedPush { id: None, registry, repository, reference, rules });
+                    removed.push(push.clone());
+                    continue;
+                }
+            }
+            if time.duration_since(push.last_at) >= UNKNOWN_RULE_REST {
                 lost += push.notifications;
-                continue;
-            };
-            let hooks = current.hooks.values().filter(|hook| hook.config.registry == *registry);
-            let mut rules: Vec<String> = hooks.flat_map(|hook| hook.wanted_by(repository, reference)).collect();
-            rules.sort_unstable();
-            rules.dedup();
-            match rules.is_empty() {
-                true => lost += push.notifications,
-                false => moved.push(ReceivedPush {
-                    id: None,
-                    registry: registry.clone(),
-                    repository: repository.clone(),
-                    reference: reference.clone(),
-                    rules,
-                }),
+                removed.push(push.clone());
             }
         }
         if !moved.is_empty() {
@@ -301,8 +321,35 @@ impl PushService {
             let pushes = pluralize(lost, "notification", "notifications");
             warn(&self.events, &format!("dropped {pushes} of pushes: their rule is not in the configuration any more"));
         }
-        let pushes: Vec<PendingPush> = pushes.into_iter().cloned().collect();
-        self.backend.store.remove_pushes(&pushes).await
+        self.backend.store.remove_pushes(&removed).await
+    }
+}
+
+/// Identifies a push, until its next notification.
+fn identify(push: &PendingPush) -> (&str, String, i64, u64) {
+    (&push.rule, describe(push), push.first_at.as_millisecond(), push.notifications)
+}
+
+/// Returns whether what was pushed is among what could not be listed. Any failure counts for the run of a whole rule.
+fn is_unlisted(push: &PendingPush, unlisted: &HashSet<String>) -> bool {
+    let Some((registry, repository, _)) = &push.pushed else { return !unlisted.is_empty() };
+    let repository = format!("{registry}/{repository}");
+    let concerns = |failed: &String| {
+        *failed == repository || failed.strip_prefix(&repository).is_some_and(|rest| rest.starts_with(" (by"))
+    };
+    unlisted.contains(&describe(push)) || unlisted.iter().any(concerns)
+}
+
+/// Returns whether the policy refused a pushed tag.
+fn is_refused(push: &PendingPush, refused: &HashSet<String>) -> bool {
+    matches!(push.pushed, Some((_, _, PushedReference::Tag(..)))) && refused.contains(&describe(push))
+}
+
+/// Names what was pushed.
+fn describe(push: &PendingPush) -> String {
+    match &push.pushed {
+        Some((registry, repository, reference)) => describe_push((registry, repository), reference),
+        None => format!("a run of the whole rule {}", push.rule),
     }
 }
 

@@ -1,16 +1,28 @@
 -- KEYS: the set of rules with pending pushes, whose hashes are the key, a colon and the rule: key of a push =
--- first|last|notifications|not before|postponed|digest; then the ids of notifications by time. ARGV: maximum pending pushes of a rule, maximum
--- ids, their TTL in milliseconds; then for each push its id (may be empty), key, digest, number of rules, and the rules.
+-- first|last|notifications|not before|postponed|digest; then the ids of notifications by time. ARGV: maximum pending pushes of a rule that are
+-- not postponed, and with those that are, maximum ids, their TTL in milliseconds; then for each push its id (may be empty), key, digest, number of rules, and the rules.
 -- Replies the number of new, of pending and of repeated pushes.
 local time = now()
-local most, most_ids = tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, most_of_all, most_ids = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local added, coalesced, repeated = 0, 0, 0
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. integer_text(time - tonumber(ARGV[4])))
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. integer_text(time - tonumber(ARGV[5])))
+
+-- Whether a rule has too many pushes. Those that are postponed are counted only if they may make the difference.
+local function is_full(pending)
+    local all = redis.call('HLEN', pending)
+    if all < most then return false end
+    if all >= most_of_all then return true end
+    local due = 0
+    for _, value in ipairs(redis.call('HVALS', pending)) do
+        if string.find(value, '^%d+|%d+|%d+|0|') then due = due + 1 end
+    end
+    return due >= most
+end
 
 local function keep(rule, key, digest)
     local pending = b .. ':' .. rule
     local found = redis.call('HGET', pending, key)
-    if not found and redis.call('HLEN', pending) >= most then
+    if not found and is_full(pending) then
         -- The whole rule is due.
         key, digest = '', ''
         found = redis.call('HGET', pending, key)
@@ -26,7 +38,7 @@ local function keep(rule, key, digest)
     return not found or key == ''
 end
 
-local at = 5
+local at = 6
 while at <= #ARGV do
     local id, key, digest, rules = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
     if id ~= '' and redis.call('ZADD', KEYS[2], 'NX', integer_text(time), id) == 0 then
