@@ -199,11 +199,11 @@ impl Config {
         self.defaults.policy.as_ref().filter(|policy| !policy.is_empty())
     }
 
-    /// Returns the keys of all policies, for the caller to read their files.
-    pub fn policy_keys_mut(&mut self) -> impl Iterator<Item = &mut PolicyKey> {
+    /// Returns the keys of all policies, for the caller to read their files: a list for each policy.
+    pub fn policy_keys_mut(&mut self) -> impl Iterator<Item = &mut Vec<PolicyKey>> {
         let of_rules = self.rules.iter_mut().map(|rule| &mut rule.policy);
         let policies = of_rules.chain([&mut self.defaults.policy]).flatten();
-        policies.filter_map(|policy| policy.signed.as_mut()).flat_map(|signed| &mut signed.keys)
+        policies.filter_map(|policy| policy.signed.as_mut()).map(|signed| &mut signed.keys)
     }
 
     /// Returns the Docker Hub user in `read_registries`, with or without a password.

@@ -14,23 +14,29 @@ const MAX_KEY_BYTES: u64 = 64 << 10;
 
 /// Reads the keys of all policies of a configuration. Their files are relative to `folder`.
 pub(crate) fn read_policy_keys(config: &mut Config, folder: &Path) -> Result<()> {
-    for key in config.policy_keys_mut() {
-        key.pem = read_key(&folder.join(&key.name), &key.name)?;
+    for keys in config.policy_keys_mut() {
+        let mut read = Vec::new();
+        for key in keys {
+            key.pem = read_key(&folder.join(&key.name), &key.name, &mut read)?;
+        }
     }
     Ok(())
 }
 
 /// Returns the policy that one of these keys has signed.
 pub(crate) fn signed_by(files: &[impl AsRef<Path>]) -> Result<ImagePolicy> {
+    let mut read = Vec::new();
     let keys = files.iter().map(|file| {
         let name = file.as_ref().display().to_string();
-        Ok(PolicyKey { pem: read_key(file.as_ref(), &name)?, name })
+        Ok(PolicyKey { pem: read_key(file.as_ref(), &name, &mut read)?, name })
     });
     let signed = RequiredSignatures { keys: keys.collect::<Result<_>>()?, need: SignatureNeed::Any };
     Ok(ImagePolicy { signed: Some(signed), ..ImagePolicy::default() })
 }
 
-fn read_key(path: &Path, name: &str) -> Result<String> {
+/// Reads a key of a policy. `read` has the other keys of it, with their names. With the same key in two files, `need: all`
+/// would be content with one signature for both.
+fn read_key(path: &Path, name: &str, read: &mut Vec<(PublicKey, String)>) -> Result<String> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Invalid, format!("reading the public key {}", path.display()), error.to_string())
             .with_source(error)
@@ -38,7 +44,13 @@ fn read_key(path: &Path, name: &str) -> Result<String> {
     let mut text = String::new();
     let file = File::open(path).map_err(failed)?;
     file.take(MAX_KEY_BYTES).read_to_string(&mut text).map_err(failed)?;
-    PublicKey::from_pem(&text, name)?;
+    let key = PublicKey::from_pem(&text, name)?;
+    if let Some((_, other)) = read.iter().find(|(other, _)| *other == key) {
+        let detail = format!("{other} of the same policy has the same key");
+        return Err(Error::new(ErrorKind::Invalid, format!("reading the public key {}", path.display()), detail)
+            .with_hint("name each key once"));
+    }
+    read.push((key, name.to_owned()));
     // The rest of the file, such as a comment, does not travel.
     let (begin, end) = ("-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----");
     let block = text.find(begin).zip(text.find(end)).and_then(|(from, to)| text.get(from..to + end.len()));

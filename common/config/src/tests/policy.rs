@@ -34,11 +34,11 @@ fn a_rule_replaces_the_policy_of_the_defaults_or_switches_it_off() {
     assert_eq!(of(&config, 2), None);
     assert!(config.default_policy().is_some());
     // Keys of rules and of the defaults.
-    config.policy_keys_mut().for_each(|key| key.pem = "K".to_owned());
+    config.policy_keys_mut().flatten().for_each(|key| key.pem = "K".to_owned());
     let pem = |policy: Option<ImagePolicy>| policy.unwrap().signed.unwrap().keys[0].pem.clone();
     assert_eq!([pem(of(&config, 0)), pem(config.default_policy().cloned())], ["K", "K"]);
     let identity = config.rules[0].identity();
-    config.policy_keys_mut().for_each(|key| key.pem = "L".to_owned());
+    config.policy_keys_mut().flatten().for_each(|key| key.pem = "L".to_owned());
     assert_ne!(config.rules[0].identity(), identity, "another key is another rule");
     assert_eq!(good(&rule("policy: false")).default_policy(), None);
 }
