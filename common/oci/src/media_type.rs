@@ -84,6 +84,17 @@ impl MediaType {
             if text.contains(".image.layer.") || text.contains(".image.rootfs.") || text.starts_with("application/vnd.buildkit.cacheconfig"))
     }
 
+    /// Whether content of this type makes up an image that can be run: a layer, a config, or something without a type,
+    /// which some programs take for a layer. Documents of signatures, attestations and SBOMs have types of their own.
+    pub fn is_image_content(&self) -> bool {
+        let text = self.as_str().to_ascii_lowercase();
+        let starts =
+            ["application/vnd.oci.image.", "application/vnd.docker.image.", "application/vnd.docker.container."];
+        text.is_empty()
+            || starts.iter().any(|start| text.starts_with(start))
+            || [".image.layer.", ".image.rootfs."].iter().any(|part| text.contains(part))
+    }
+
     /// Whether this is a foreign ("non-distributable") layer, which is served from its `urls` and which registries need
     /// not hold.
     pub fn is_foreign_layer(&self) -> bool {
@@ -113,6 +124,34 @@ impl<'de> Deserialize<'de> for MediaType {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_of_signatures_are_not_the_content_of_an_image() {
+        for image in [
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "Application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.docker.container.image.v1+json",
+            "application/vnd.oci.image.config.v1+json",
+            "",
+        ] {
+            assert!(MediaType::new(image).is_image_content(), "{image}");
+        }
+        for document in [
+            "application/vnd.dev.cosign.simplesigning.v1+json",
+            "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "application/vnd.dsse.envelope.v1+json",
+            "application/vnd.in-toto+json",
+            "application/vnd.cncf.notary.signature",
+            "application/jose+json",
+            "application/spdx+json",
+            "application/vnd.cyclonedx+json",
+            "text/spdx",
+            "application/vnd.oci.empty.v1+json",
+        ] {
+            assert!(!MediaType::new(document).is_image_content(), "{document}");
+        }
+    }
 
     #[test]
     fn parameters_and_case_do_not_matter() {

@@ -345,6 +345,16 @@ impl IndexBuilder {
         self
     }
 
+    /// Adds an annotation to the last added entry.
+    ///
+    /// # Panics
+    /// If there is no entry yet.
+    #[must_use]
+    pub fn listed_with(mut self, key: &str, value: &str) -> Self {
+        self.entries.last_mut().expect("there is an entry")["annotations"][key] = json!(value);
+        self
+    }
+
     /// Sets the media type of the last added entry, or removes it with `None`.
     ///
     /// # Panics

@@ -1,7 +1,8 @@
 //! Copies what belongs to an image: its referrers (signatures, SBOMs, attestations), their referrers in turn, and the
 //! cosign tags named by its digest.
 //!
-//! They are copied before the tag, so that whoever sees the tag also finds the signature.
+//! They are copied before the tag, so that whoever sees the tag also finds the signature. If the policy demands
+//! signatures, images among them are left out: an image that nobody signed would be at the target under a digest tag.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -24,6 +25,8 @@ const MAX_CONCURRENT_REFERRERS: usize = 4;
 const MAX_LEVELS: usize = 16;
 /// Maximum referrers of one image; more than any has.
 pub(super) const MAX_REFERRERS: usize = 10_000;
+/// Maximum refused referrers that a warning names.
+const MAX_NAMED_REFERRERS: usize = 3;
 
 /// A manifest whose referrers are copied.
 struct ReferrerSubject {
@@ -49,6 +52,30 @@ struct ReferrerContext<'a> {
     /// Put by digest before its referrers, if its tag is put later.
     root: Option<&'a Manifest>,
     root_put: tokio::sync::OnceCell<()>,
+    refused: Mutex<RefusedReferrers>,
+}
+
+/// Referrers that the policy does not allow.
+#[derive(Default)]
+struct RefusedReferrers {
+    count: usize,
+    /// Names of the first few.
+    named: Vec<String>,
+}
+
+impl<'a> ReferrerContext<'a> {
+    fn new(root: Option<&'a Manifest>) -> ReferrerContext<'a> {
+        let (seen, root_put, refused) = Default::default();
+        ReferrerContext { seen, root, root_put, refused }
+    }
+
+    fn record_refused(&self, name: &str, reason: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.count += 1;
+        if refused.named.len() < MAX_NAMED_REFERRERS {
+            refused.named.push(format!("{name} {reason}"));
+        }
+    }
 }
 
 impl ImageTransfer {
@@ -95,9 +122,23 @@ impl ImageTransfer {
     where
         F: Future<Output = Result<SelectedImage>>,
     {
-        let shared = ReferrerContext { seen: DigestSet::default(), root: None, root_put: tokio::sync::OnceCell::new() };
+        let shared = ReferrerContext::new(None);
+        let copied = self.copy_referrers_unread(root, read, &shared).await;
+        self.warn_refused(root, &shared);
+        copied
+    }
+
+    async fn copy_referrers_unread<F>(
+        &self,
+        root: &Digest,
+        read: impl FnOnce() -> F,
+        shared: &ReferrerContext<'_>,
+    ) -> Result<u64>
+    where
+        F: Future<Output = Result<SelectedImage>>,
+    {
         let first = ReferrerSubject { digest: root.clone(), has_cosign_tags: true };
-        let found = self.copy_referrers_of(first, &shared).await?;
+        let found = self.copy_referrers_of(first, shared).await?;
         if !found.has_any {
             return Ok(0);
         }
@@ -109,7 +150,7 @@ impl ImageTransfer {
         let mut next: Vec<ReferrerSubject> =
             found.referrers.into_iter().map(|digest| self.make_subject(digest, false)).collect();
         next.extend(children.into_iter().map(|digest| self.make_subject(digest, true)));
-        Ok(found.copied + self.copy_levels(next, &shared).await?)
+        Ok(found.copied + self.copy_levels(next, shared).await?)
     }
 
     /// Copies the referrers of an image and of all its children, and returns the number copied. `is_at_source`: the
@@ -118,13 +159,22 @@ impl ImageTransfer {
         if !self.referrers.copies_any() {
             return Ok(0);
         }
-        let first = Some(root).filter(|_| put_first);
-        let shared =
-            ReferrerContext { seen: DigestSet::default(), root: first, root_put: tokio::sync::OnceCell::new() };
+        let shared = ReferrerContext::new(Some(root).filter(|_| put_first));
+        let copied = self.copy_all_referrers(root, is_at_source, &shared).await;
+        self.warn_refused(root.digest(), &shared);
+        copied
+    }
+
+    async fn copy_all_referrers(
+        &self,
+        root: &Manifest,
+        is_at_source: bool,
+        shared: &ReferrerContext<'_>,
+    ) -> Result<u64> {
         let mut found = ReferrersFound::default();
         if is_at_source {
             found = self
-                .copy_referrers_of(ReferrerSubject { digest: root.digest().clone(), has_cosign_tags: true }, &shared)
+                .copy_referrers_of(ReferrerSubject { digest: root.digest().clone(), has_cosign_tags: true }, shared)
                 .await?;
         }
         let children = self.list_descendants(root).await?;
@@ -132,7 +182,26 @@ impl ImageTransfer {
         let mut next: Vec<ReferrerSubject> =
             found.referrers.into_iter().map(|digest| self.make_subject(digest, false)).collect();
         next.extend(children.into_iter().map(|digest| self.make_subject(digest, tags)));
-        Ok(found.copied + self.copy_levels(next, &shared).await?)
+        Ok(found.copied + self.copy_levels(next, shared).await?)
+    }
+
+    /// Warns about referrers that the policy does not allow.
+    fn warn_refused(&self, root: &Digest, shared: &ReferrerContext<'_>) {
+        let refused = shared.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.count == 0 {
+            return;
+        }
+        let more = match refused.count - refused.named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let source = self.source_locator.as_ref().map(|source| format!("{source}@")).unwrap_or_default();
+        self.context.warn(format!(
+            "{source}{root}: referrers that are images are not copied, because `policy.signed` does not check them: \
+             {} ({}{more})",
+            refused.count,
+            refused.named.join(", ")
+        ));
     }
 
     /// Looks for cosign's tags if a listing showed some in the repository, or if `has_cosign_tags` is set.
@@ -239,7 +308,7 @@ impl ImageTransfer {
                     if is_there {
                         return Ok(Some((referrer.digest, false)));
                     }
-                    let Some(manifest) = self.read_referrer(&referrer).await? else { return Ok(None) };
+                    let Some(manifest) = self.read_referrer(&referrer, shared).await? else { return Ok(None) };
                     self.ensure_content(&manifest, 0).await?;
                     let reference = ManifestRef::Digest(referrer.digest.clone());
                     let put = self
@@ -265,10 +334,17 @@ impl ImageTransfer {
         Ok(found)
     }
 
-    /// Reads a referrer from the source, if it is selected.
-    async fn read_referrer(&self, referrer: &Descriptor) -> Result<Option<Manifest>> {
+    /// Reads a referrer from the source, if it is selected and the policy allows it.
+    async fn read_referrer(&self, referrer: &Descriptor, shared: &ReferrerContext<'_>) -> Result<Option<Manifest>> {
         match self.source.resolve_entry(referrer, &self.source_traffic).await {
-            Ok(EntryContent::Manifest(manifest)) => Ok(Some(manifest).filter(|manifest| self.wants(manifest))),
+            Ok(EntryContent::Manifest(manifest)) if self.wants(&manifest) => match self.find_image_in(&manifest) {
+                Some(reason) => {
+                    shared.record_refused(&referrer.digest.to_string(), reason);
+                    Ok(None)
+                }
+                None => Ok(Some(manifest)),
+            },
+            Ok(EntryContent::Manifest(_)) => Ok(None),
             Ok(EntryContent::Blob(_)) => {
                 let digest = &referrer.digest;
                 self.context.warn(format!("{digest} is listed as a referrer but is a blob: skipped"));
@@ -324,6 +400,10 @@ impl ImageTransfer {
         if !self.wants(&manifest) {
             return Ok(found);
         }
+        if let Some(reason) = self.find_image_in(&manifest) {
+            shared.record_refused(tag.as_str(), reason);
+            return Ok(found);
+        }
         self.put_root_first(shared).await?;
         self.ensure_content(&manifest, 0).await?;
         self.put_manifest(&manifest, PutTarget::DigestTag(&tag)).await.map_err(with_referrers_hint)?;
@@ -367,6 +447,19 @@ impl ImageTransfer {
             ManifestKind::Index { .. } => false,
         };
         self.wants_all() || manifest.artifact_type().is_some_and(|kind| self.wants_type(kind)) || of_layers()
+    }
+
+    /// Returns what shows that a referrer is an image, if the policy demands signatures. The config does not: cosign gives
+    /// its signatures that of an image.
+    pub(super) fn find_image_in(&self, manifest: &Manifest) -> Option<&'static str> {
+        match manifest.kind() {
+            _ if !self.is_signature_required => None,
+            ManifestKind::Index { .. } => Some("is an index"),
+            ManifestKind::Image { layers, .. } => {
+                let is_image = layers.iter().any(|layer| layer.media_type.is_image_content());
+                is_image.then_some("has layers of an image")
+            }
+        }
     }
 }
 

@@ -86,6 +86,8 @@ pub(crate) struct ImageTransfer {
     /// Children of the indexes read so far.
     index_children: Mutex<HashMap<Digest, Vec<Descriptor>>>,
     pub(super) referrers: Referrers,
+    /// Whether the policy demands signatures, so that no image may pass as a referrer.
+    pub(super) is_signature_required: bool,
     pub(super) root_referrers: Mutex<Option<RootReferrers>>,
     pub(super) digest_tag_hints: DigestTagHints,
     foreign_layers: bool,
@@ -171,6 +173,7 @@ impl ImageTransfer {
             selected_children: None,
             index_children: Mutex::default(),
             referrers: request.referrers.clone(),
+            is_signature_required: request.policy.as_ref().is_some_and(|policy| policy.signed.is_some()),
             root_referrers: Mutex::default(),
             digest_tag_hints: request.digest_tag_hints,
             foreign_layers: request.foreign_layers == ForeignLayers::Copy,

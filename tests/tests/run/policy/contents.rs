@@ -1,7 +1,7 @@
 //! `max_age`, `max_size`, `labels` and `requires_platforms`, decided before any layer is read.
 
 use imgsync_tests::fault::{FaultRegistry, RequestType};
-use imgsync_tests::images::{self, TestImage, media};
+use imgsync_tests::images::{self, Blob, Layer, TestImage, media};
 use serde_json::{Value, json};
 
 use super::{assert_refused, counts, rule};
@@ -121,4 +121,49 @@ async fn sizes_and_platforms_are_those_of_what_is_copied() {
         1,
     )
     .await;
+}
+
+#[tokio::test]
+async fn an_index_that_hides_its_images_from_the_policy_is_refused() {
+    let source = FaultRegistry::start().await;
+    let now = jiff::Timestamp::now().to_string();
+    let config = |labels: Value| config_of("linux/amd64", &now, labels);
+    let good = with_config("hiding-good", config(json!({"team": "web"})));
+    let plain = with_config("hiding-plain", config(json!(null)));
+    let subject = "vnd.docker.reference.digest";
+    let index = |tag: &str| TestImage::index(&format!("hiding-{tag}"));
+    let push = |tag: &str, builder: images::IndexBuilder| source.push("app", tag, &builder.build());
+    push("good", index("good").child(&good, "linux/amd64").attestation(&images::artifact("hiding-provenance"), &good));
+    // An image that poses as an attestation, and one that is listed as an attestation before it is listed as an image.
+    push("posing", index("posing").child(&plain, "linux/amd64").listed_with(subject, &plain.root));
+    push("untold", index("untold").bare_child(&plain).listed_with(subject, &plain.root));
+    push("twice", index("twice").attestation(&plain, &plain).child(&plain, "linux/amd64"));
+    // An image whose manifest is also a layer of another one.
+    let layer = Layer::Blob(Blob::Bytes(plain.root_manifest().bytes.clone()));
+    let carrier =
+        TestImage::single("hiding-carrier").config(media::OCI_CONFIG, config(json!({"team": "web"})).to_string());
+    let carrier = carrier.layer(layer).build();
+    push("layer", index("layer").child(&carrier, "linux/amd64").child(&plain, "linux/arm64"));
+    // No image at all.
+    push("attestations", index("attestations").attestation(&images::artifact("hiding-provenance"), &good));
+    push("blobs", index("blobs").blob(media::OCI_LAYER, Blob::synthetic("hiding-blob", 700)));
+    push("empty", index("empty"));
+    let (missing, none) = ("the config has no such label", "there is no image in it");
+    check(
+        &source,
+        "labels: team, max_size: 1GiB",
+        &[
+            ("posing", missing),
+            ("untold", missing),
+            ("twice", missing),
+            ("layer", missing),
+            ("attestations", none),
+            ("blobs", none),
+            ("empty", none),
+        ],
+        1,
+    )
+    .await;
+    let none = "`max_age`: there is no image in it";
+    check(&source, "max_age: 90d", &[("attestations", none), ("blobs", none), ("empty", none)], 5).await;
 }

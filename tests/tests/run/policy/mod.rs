@@ -1,6 +1,7 @@
 //! `policy`: what an image must be before it is copied.
 
 mod contents;
+mod referrers;
 mod signatures;
 mod unchanged;
 mod ways;

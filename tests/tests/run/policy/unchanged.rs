@@ -163,3 +163,28 @@ async fn pruning_leaves_what_was_refused_and_removes_what_is_gone() {
     target.assert_holds("m/app", "3", &signed[2]);
     assert_eq!(target.tag_digest("m/app", "2"), None, "{json:#}");
 }
+
+#[tokio::test]
+async fn an_image_that_grows_old_at_the_target_is_not_refused_whatever_is_known_of_it() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    // Made in 2024.
+    let old = images::multi_platform("policy-aged");
+    source.push("app", "1", &old);
+    let program = rule(&source.host(), &target.host(), &[], "");
+    assert_eq!(counts(&run(&program, &[]).await.assert_code(0).json()), (1, 0, 0));
+    // A policy that has not seen it, with what the run before has recorded and with nothing recorded.
+    reconfigure(&program, &source, &target, ", policy: {max_age: 90d}");
+    run(&program, &["--dry-run"]).await.assert_code(0);
+    assert_eq!(counts(&run(&program, &[]).await.assert_code(0).json()), (0, 1, 0));
+    let fresh = rule(&source.host(), &target.host(), &[], "policy: {max_age: 90d}");
+    run(&fresh, &["--dry-run"]).await.assert_code(0);
+    assert_eq!(counts(&run(&fresh, &[]).await.assert_code(0).json()), (0, 1, 0));
+    // What is copied now must not be old, also under a tag that is there, and when the image is sent again.
+    source.push("app", "2", &old);
+    source.push("app", "1", &images::single("policy-aged-other"));
+    let json = run(&fresh, &[]).await.assert_code(1).json();
+    assert_eq!(counts(&json), (0, 0, 2), "{json:#}");
+    assert_refused(&json, "1", "`max_age`: it was created at 2024-01-01T00:00:00Z");
+    assert_refused(&json, "2", "`max_age`: linux/");
+    target.assert_holds("m/app", "1", &old);
+}

@@ -177,6 +177,44 @@ async fn keys_that_cannot_be_used_are_errors_of_the_configuration() {
         assert!(wrong.stderr.contains(said) && wrong.stderr.contains("cosign.pub"), "{}", wrong.stderr);
     }
     assert_eq!((all.source.total(), all.target.total()), (0, 0));
+    // With one key in two files, one signature would be enough for `need: all`.
+    let key = all.key.public();
+    program.file("cosign.pub", &key);
+    let copy = program.file("copy.pub", format!("A comment.\n{}", key.replace('\n', "\r\n")));
+    let (source, target) = (all.source.host(), all.target.host());
+    let policy = "policy: {signed: {keys: [cosign.pub, copy.pub], need: all}}";
+    program.file("imgsync.yaml", format!("rules:\n- {{from: {source}/app, to: {target}/m, {policy}}}\n"));
+    let wrong = run(&program, &[]).await.assert_code(2);
+    assert!(wrong.stderr.contains("cosign.pub of the same policy has the same key"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("copy.pub"), "{}", wrong.stderr);
+    let (one, two) = (program.work_dir().join("cosign.pub"), copy);
+    let twice = ["--signed-by", one.to_str().unwrap(), "--signed-by", two.to_str().unwrap()];
+    let wrong = all.sync(&Imgsync::new(), "signed", &format!("{target}/s:1"), &twice).await.assert_code(2);
+    assert!(wrong.stderr.contains("has the same key"), "{}", wrong.stderr);
+    // Two rules may have the same key.
+    let rule =
+        |to: &str| format!("- {{from: {source}/app, to: {target}/{to}, policy: {{signed: {{keys: cosign.pub}}}}}}\n");
+    program.file("imgsync.yaml", format!("rules:\n{}{}", rule("a"), rule("b")));
+    run(&program, &["--dry-run"]).await.assert_code(1);
+    assert_eq!(all.target.count_where(|request| !matches!(&*request.method, "GET" | "HEAD")), 0);
+}
+
+#[tokio::test]
+async fn a_requeue_uses_the_policy_that_its_batch_was_made_with_and_a_run_the_configured_one() {
+    let all = Registries::new("policy-requeue").await;
+    let program = all.program();
+    assert_eq!(counts(&run(&program, &[]).await.assert_code(1).json()), (1, 0, 1));
+    // Another key in the file: the batch still has the first one.
+    let other = CosignKey::new();
+    program.file("cosign.pub", other.public());
+    sign(&all.source, &all.unsigned, &all.key);
+    let file = program.work_dir().join("imgsync.yaml");
+    let requeue = program.again().args(["batch", "requeue", "--json", "-c"]).arg(&file).run().await;
+    assert_eq!(counts(&requeue.assert_code(0).json()), (2, 0, 0));
+    all.target.assert_holds("m/app", "unsigned", &all.unsigned);
+    let json = run(&program, &[]).await.assert_code(1).json();
+    assert_eq!(counts(&json), (0, 0, 2), "{json:#}");
+    assert_refused(&json, "unsigned", "not made with the key");
 }
 
 #[tokio::test]

@@ -27,9 +27,15 @@ pub(super) struct ContentCheck<'a> {
     image: &'a CheckedImage<'a>,
     policy: &'a ImagePolicy,
     now: Timestamp,
-    /// Blobs and manifests that were counted.
-    seen: HashSet<Digest>,
+    /// Of an image that is copied: one that grows old at the target stays.
+    max_age_seconds: Option<u64>,
+    /// Entries of indexes that were checked, and whether as an attestation.
+    seen: HashSet<(Digest, bool)>,
+    /// Blobs that were counted.
+    counted: HashSet<Digest>,
     size: u64,
+    /// Whether there was an image, and not only attestations and blobs.
+    has_image: bool,
     platforms: Vec<Platform>,
 }
 
@@ -38,8 +44,10 @@ struct ImageConfig(Value);
 
 impl<'a> ContentCheck<'a> {
     pub(super) fn new(image: &'a CheckedImage<'a>, policy: &'a ImagePolicy) -> ContentCheck<'a> {
-        let (seen, platforms) = Default::default();
-        ContentCheck { image, policy, now: Timestamp::now(), seen, size: 0, platforms }
+        let (seen, counted, platforms) = Default::default();
+        let max_age_seconds = policy.max_age_seconds.filter(|_| !image.is_at_target);
+        let now = Timestamp::now();
+        ContentCheck { image, policy, now, max_age_seconds, seen, counted, size: 0, has_image: false, platforms }
     }
 
     /// Fails if the policy does not allow the image.
@@ -47,6 +55,10 @@ impl<'a> ContentCheck<'a> {
         let image = self.image;
         if self.reads_manifests() || !self.policy.requires_platforms.is_empty() {
             self.check_manifest(&image.selected.root, None, &BTreeMap::new(), 0).await?;
+        }
+        if self.reads_configs() && !self.has_image {
+            let part = if self.policy.labels.is_empty() { "max_age" } else { "labels" };
+            return Err(image.refusal(&format!("`{part}`: there is no image in it, of which this could be checked")));
         }
         let is_missing = |wanted: &&Platform| !self.platforms.iter().any(|there| there.satisfies(wanted));
         let Some(missing) = self.policy.requires_platforms.iter().find(is_missing) else { return Ok(()) };
@@ -63,7 +75,7 @@ impl<'a> ContentCheck<'a> {
     }
 
     fn reads_configs(&self) -> bool {
-        self.policy.max_age_seconds.is_some() || !self.policy.labels.is_empty()
+        self.max_age_seconds.is_some() || !self.policy.labels.is_empty()
     }
 
     /// Checks a manifest and everything in it. `annotations` are those of the index that contains it.
@@ -116,7 +128,7 @@ impl<'a> ContentCheck<'a> {
             self.platforms.push(platform.clone());
             return Ok(());
         }
-        if !self.seen.insert(child.digest.clone()) {
+        if !self.seen.insert((child.digest.clone(), is_attestation(child))) {
             return Ok(());
         }
         let endpoints = self.image.endpoints;
@@ -124,19 +136,15 @@ impl<'a> ContentCheck<'a> {
             EntryContent::Manifest(manifest) => {
                 self.check_manifest(&manifest, Some(child), annotations, depth + 1).await
             }
-            EntryContent::Blob(_) => self.add_size(child.size),
+            EntryContent::Blob(_) => self.count(&child.digest, child.size),
         }
     }
 
     /// Counts a blob, once.
     fn count(&mut self, digest: &Digest, size: u64) -> Result<()> {
-        if self.policy.max_size.is_none() || !self.seen.insert(digest.clone()) {
+        if self.policy.max_size.is_none() || !self.counted.insert(digest.clone()) {
             return Ok(());
         }
-        self.add_size(size)
-    }
-
-    fn add_size(&mut self, size: u64) -> Result<()> {
         self.size = self.size.saturating_add(size);
         match self.policy.max_size {
             Some(max) if self.size > max => {
@@ -155,9 +163,10 @@ impl<'a> ContentCheck<'a> {
         config: Option<&Descriptor>,
         annotations: &BTreeMap<String, String>,
     ) -> Result<()> {
-        if entry.is_some_and(|entry| entry.annotations.contains_key(ATTESTATION_SUBJECT)) {
+        if entry.is_some_and(is_attestation) {
             return Ok(());
         }
+        self.has_image = true;
         let named = entry.and_then(|entry| entry.platform.clone()).filter(names_machine);
         let needs_platform = named.is_none() && !self.policy.requires_platforms.is_empty();
         let config = match self.reads_configs() || needs_platform {
@@ -178,7 +187,7 @@ impl<'a> ContentCheck<'a> {
             };
             return Err(self.image.refusal(&format!("`labels`: {label}`{wanted}` is required, and {found}")));
         }
-        let Some(seconds) = self.policy.max_age_seconds else { return Ok(()) };
+        let Some(seconds) = self.max_age_seconds else { return Ok(()) };
         let max_age = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
         let of_annotation = || {
             let all = [&manifest.parsed().annotations, annotations];
@@ -204,6 +213,13 @@ impl<'a> ContentCheck<'a> {
             endpoints.source.read_small_blob(config, &endpoints.source_traffic, &AtomicBool::new(false)).await?;
         Ok(ImageConfig(serde_json::from_slice(&bytes).unwrap_or_default()))
     }
+}
+
+/// Whether an entry of an index is an attestation of BuildKit. No machine runs it, whatever is in it: what has no platform,
+/// or an incomplete one, is run by some.
+fn is_attestation(entry: &Descriptor) -> bool {
+    let of_none = |platform: &Platform| platform.os == "unknown" && platform.architecture == "unknown";
+    entry.annotations.contains_key(ATTESTATION_SUBJECT) && entry.platform.as_ref().is_some_and(of_none)
 }
 
 /// Whether a platform is one of a machine, and not of an attestation.

@@ -42,7 +42,8 @@ pub(super) async fn check_policy(request: &CopyRequest, endpoints: &Endpoints, f
             &read
         }
     };
-    let image = CheckedImage { request, endpoints, source_digest, selected };
+    let is_at_target = matches!(found.root, RootStatus::Unchanged(..));
+    let image = CheckedImage { request, endpoints, source_digest, selected, is_at_target };
     image.check(policy).await
 }
 
@@ -54,6 +55,8 @@ struct CheckedImage<'a> {
     source_digest: &'a Digest,
     /// What is copied of it.
     selected: &'a SelectedImage,
+    /// Whether the target has it already.
+    is_at_target: bool,
 }
 
 impl CheckedImage<'_> {

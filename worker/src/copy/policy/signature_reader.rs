@@ -1,5 +1,6 @@
 //! Reads the signatures of a manifest, in both formats of cosign: a manifest under the tag `sha256-….sig`, and referrers.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
@@ -15,11 +16,16 @@ use crate::copy::endpoints::Endpoints;
 pub(crate) const MAX_SIGNATURES: usize = 64;
 /// Maximum size of a signed document.
 pub(crate) const MAX_SIGNATURE_BYTES: u64 = 256 << 10;
+/// Maximum number of referrers that are read to find them: some do not tell that they are attestations.
+const MAX_REFERRERS_READ: usize = 4 * MAX_SIGNATURES;
 /// Maximum number of reasons in a message.
 const MAX_REASONS: usize = 4;
 
 /// Artifact type of simple signing in a referrer, which cosign 2 wrote as an experiment.
 const COSIGN_SIGNATURE_TYPE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+
+/// Annotation of a bundle with the type of its statement.
+const PREDICATE_ANNOTATION: &str = "dev.sigstore.bundle.predicateType";
 
 /// The signatures of a manifest.
 pub(super) struct FoundSignatures<'a> {
@@ -116,12 +122,19 @@ impl<'a> FoundSignatures<'a> {
                 sigstore_bundle::is_media_type(kind) || kind.eq_ignore_ascii_case(COSIGN_SIGNATURE_TYPE)
             })
         });
-        referrers.sort_by_key(|referrer| referrer.artifact_type.is_none());
+        let all = referrers.len();
+        referrers.retain(|referrer| !is_attestation(&referrer.annotations));
+        (referrers.len()..all).for_each(|_| self.add_attestation());
+        referrers.sort_by_key(|referrer| {
+            let is_named = referrer.annotations.contains_key(PREDICATE_ANNOTATION);
+            (referrer.artifact_type.is_none(), !is_named)
+        });
+        let mut attestations = 0;
         for (number, referrer) in referrers.iter().enumerate() {
             if self.keys.suffice(&self.signers) {
                 break;
             }
-            if number >= MAX_SIGNATURES {
+            if number - attestations >= MAX_SIGNATURES || number >= MAX_REFERRERS_READ {
                 self.unread += referrers.len() - number;
                 break;
             }
@@ -130,6 +143,10 @@ impl<'a> FoundSignatures<'a> {
                 continue;
             }
             match source.manifest_by_digest(&referrer.digest).await {
+                Ok(manifest) if is_attestation(&manifest.parsed().annotations) => {
+                    attestations += 1;
+                    self.add_attestation();
+                }
                 Ok(manifest) => self.read_layers(&manifest).await?,
                 Err(error) => self.record_error("a referrer", error)?,
             }
@@ -185,6 +202,10 @@ impl<'a> FoundSignatures<'a> {
         })
     }
 
+    fn add_attestation(&mut self) {
+        self.add_reason(SignatureFormat::SigstoreBundle.as_str(), "an attestation, and not a signature");
+    }
+
     /// Records why a signature does not count.
     fn add_reason(&mut self, what: &str, reason: &str) {
         let reason = format!("{what}: {reason}");
@@ -210,6 +231,11 @@ impl<'a> FoundSignatures<'a> {
             _ => Err(error),
         }
     }
+}
+
+/// Whether annotations are those of a bundle with another statement than a signature.
+fn is_attestation(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.get(PREDICATE_ANNOTATION).is_some_and(|predicate| predicate != sigstore_bundle::SIGNATURE_PREDICATE)
 }
 
 /// Says that a document is too large to be read.

@@ -20,7 +20,7 @@ const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 /// Beginning of the type of a statement; its version follows.
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v";
 /// Type of the statement that is a signature of an image. Others are attestations.
-const SIGNATURE_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
+pub(super) const SIGNATURE_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
 /// Maximum number of signatures of an envelope.
 const MAX_SIGNATURES: usize = 16;
 

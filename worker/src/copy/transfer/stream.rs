@@ -103,7 +103,7 @@ impl ImageTransfer {
                 }
                 // An error of reading it is one of the ordinary transfer.
                 let Ok(manifest) = self.source.manifest_by_digest(&referrer).await else { continue };
-                if !self.wants(&manifest) {
+                if !self.wants(&manifest) || self.find_image_in(&manifest).is_some() {
                     continue;
                 }
                 let content = self.collect_content(&manifest).await;

@@ -119,7 +119,6 @@ impl Runner {
             target_tag: fresh.map_or(TargetTagState::Unknown, |cached| TargetTagState::Cached(cached.target)),
             head_digest,
             overwrite: overwrite_policy(rule, never_moves)?,
-            policy: rule.policy.clone().map(Arc::new),
             accepted,
             ..self.copy_request(task, listed, referrer_refresh)?
         };
@@ -174,6 +173,7 @@ impl Runner {
             referrer_refresh,
             digest_tag_hints,
             foreign_layers: rule.foreign_layers,
+            policy: rule.policy.clone().map(Arc::new),
             fan_out: self.join_fan_out(task),
             listed_digest,
             traffic: traffic.clone(),
