@@ -94,7 +94,7 @@ pub(super) fn lock_with_timeout(
 }
 
 /// Locks a file until it is closed, and returns it. File systems without locks are used unlocked. Waits for another
-/// process with warnings, and gives up after [`LOCK_TIMEOUT`].
+/// process with warnings, and gives up after 60 seconds.
 pub async fn lock_file(file: File, path: &Path, operation: &str, context: &Context) -> Result<File, Error> {
     let (path, wait) = (path.to_owned(), LockWait::from(context));
     super::run_blocking(operation, move || {
