@@ -11,8 +11,11 @@ async fn completions_are_printed_for_each_shell_and_bash_takes_them() {
         }
     }
     let script = Imgsync::new().args(["completions", "bash"]).run().await.assert_code(0).stdout;
+    // The script is longer than an argument may be.
     let asks = "COMP_WORDS=(imgsync ba); COMP_CWORD=1; _imgsync imgsync ba imgsync; echo \"${COMPREPLY[@]}\"";
-    let bash = Imgsync::at("/bin/bash").args(["-c", &format!("{script}\n{asks}")]).run().await.assert_code(0);
+    let bash = Imgsync::at("/bin/bash");
+    let file = bash.file("script", format!("{script}\n{asks}"));
+    let bash = bash.args([file]).run().await.assert_code(0);
     assert_eq!(bash.stdout.trim(), "batch");
     let wrong = Imgsync::new().args(["completions", "tcsh"]).run().await.assert_code(2);
     assert!(wrong.stderr.contains("possible values"), "{}", wrong.stderr);

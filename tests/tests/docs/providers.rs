@@ -43,7 +43,7 @@ const EXCEPTIONS: [(&str, &str); 23] = [
     ("common/model/src/select/repositories.rs", "a pattern without a registry is of docker.io"),
     ("common/layout/src/manifests.rs", "an example of a full name"),
     ("common/layout/src/index_entry.rs", "an annotation of imgsync's own begins with the address of the project"),
-    ("common/archive/src/index.rs", "docker shows images of docker.io under short names"),
+    ("common/layout/src/docker_manifest.rs", "docker shows images of docker.io under short names"),
     ("common/config/src/lib.rs", "the default target is docker.io/<user>"),
     ("common/config/src/rule.rs", "the default target is docker.io/<user>"),
     ("common/config/src/schema_table.rs", "documents the values of `listing` and what `create` creates"),
