@@ -363,7 +363,7 @@ fn read_auth(
 fn read_secret(reader: &ValueReader, node: &YamlNode) -> Option<Secret> {
     let secret = reader.secret(node)?;
     let text = secret.expose();
-    if text.len() < MIN_SECRET_CHARS {
+    if text.chars().count() < MIN_SECRET_CHARS {
         let hint = "`openssl rand -hex 32` makes one";
         let why = format!("a secret of fewer than {MIN_SECRET_CHARS} characters can be guessed");
         reader.report_with_hint(&node.at, why, hint);

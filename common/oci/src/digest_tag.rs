@@ -49,6 +49,12 @@ impl DigestTag {
         is_hex.then_some((stem, kind))
     }
 
+    /// Returns the digest of the manifest that a digest tag names; `None` if the tag has only a part of it, or is another
+    /// tag.
+    pub fn subject(tag: &str) -> Option<Digest> {
+        Self::parse_tag(tag)?.0.replacen('-', ":", 1).parse().ok()
+    }
+
     fn bit(self) -> u8 {
         match self {
             DigestTag::Signature => 4,

@@ -32,4 +32,6 @@ pub use digest_tag::{DigestTag, DigestTagHints};
 pub use manifest::{Manifest, ManifestError, ManifestKind, ParsedManifest};
 pub use media_type::MediaType;
 pub use platform::{ParsePlatformError, Platform};
-pub use reference::{ParseReferenceError, Reference, RegistryName, RepositoryName, Tag, strip_transport};
+pub use reference::{
+    ParseReferenceError, Reference, RegistryName, RepositoryName, Tag, is_registry_part, strip_transport,
+};

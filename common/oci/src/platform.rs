@@ -28,6 +28,11 @@ pub struct Platform {
 pub struct ParsePlatformError(String);
 
 impl Platform {
+    /// Whether it is one of a machine: attestations have `unknown`, or nothing.
+    pub fn names_a_system(&self) -> bool {
+        !self.os.is_empty() && self.os != "unknown"
+    }
+
     /// Whether an image for this platform satisfies a request for `wanted`. Names are compared after normalization
     /// (`x86_64` is `amd64`, `aarch64` is `arm64`); arm64 without a variant is v8, arm without one v7; a request
     /// without a variant accepts any.

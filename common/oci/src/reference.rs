@@ -294,11 +294,16 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Splits off the registry: the first component, if it cannot be part of a Docker Hub path (it has a dot, a colon or a
-/// bracket, or is `localhost`).
+/// Whether the first component of a name is its registry: it cannot be part of a Docker Hub path, because it has a dot, a
+/// colon or a bracket, or is `localhost`.
+pub fn is_registry_part(first: &str) -> bool {
+    first.contains(['.', ':', '[']) || first == "localhost"
+}
+
+/// Splits off the registry, if the first component is one.
 fn split_registry(name: &str) -> (Option<&str>, &str) {
     match name.split_once('/') {
-        Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => (Some(first), path),
+        Some((first, path)) if is_registry_part(first) => (Some(first), path),
         None if name.contains('[') => (Some(name), ""),
         _ => (None, name),
     }

@@ -13,7 +13,7 @@ use imgsync_oci::{Digest, RegistryName, RepositoryName};
 pub const MAX_PENDING_PUSHES: usize = 1_000;
 /// Maximum pending pushes of a rule, with those that are postponed.
 pub const MAX_ALL_PUSHES: usize = 5_000;
-/// How long the ids of notifications are remembered, and how many at most, the newest.
+/// How long the ids of notifications are remembered.
 pub const PUSH_ID_TTL: Duration = Duration::from_secs(60 * 60);
 /// Maximum number of ids of notifications that are remembered.
 pub const MAX_PUSH_IDS: usize = 20_000;
@@ -56,7 +56,7 @@ pub struct PendingPush {
 
 /// Result of keeping pushes. Each push is counted once, however many rules want it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct KeptPushes {
+pub struct AddedPushes {
     /// Pushes that are pending now and were not before.
     pub added: u64,
     /// Pushes that were pending already.
@@ -81,14 +81,14 @@ pub fn hash_push_id(hook: &str, id: &str, repository: &RepositoryName, reference
 /// Pending pushes of rules.
 ///
 /// # Contract
-/// What [`PushInbox::keep_pushes`] confirms survives the process. A push is pending once per rule, repository and
+/// What [`PushInbox::add_pushes`] confirms survives the process. A push is pending once per rule, repository and
 /// reference; the digest of the last notification counts. A rule with [`MAX_PENDING_PUSHES`] that are not postponed, or
 /// [`MAX_ALL_PUSHES`], gets an entry for the whole rule instead of more. A notification whose id is remembered changes nothing. Removing keeps what has arrived since it
 /// was read.
 #[async_trait]
 pub trait PushInbox: Send + Sync {
     /// Keeps pushes, all in one step.
-    async fn keep_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<KeptPushes>;
+    async fn add_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<AddedPushes>;
 
     /// Returns the pending pushes of all rules.
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>>;
@@ -100,24 +100,15 @@ pub trait PushInbox: Send + Sync {
     async fn remove_pushes(&self, pushes: &[PendingPush]) -> Result<()>;
 }
 
-/// Key of a push in its rule: repository and reference; empty for the whole rule.
-pub(crate) fn push_key(registry: &RegistryName, repository: &RepositoryName, reference: &PushedReference) -> String {
-    match reference {
-        PushedReference::Tag(tag, _) => format!("{registry}/{repository}:{tag}"),
-        PushedReference::Manifest(digest) => format!("{registry}/{repository}@{digest}"),
-        PushedReference::Unknown => format!("{registry}/{repository}"),
-    }
-}
-
-/// Returns the key of a pending push.
+/// Returns the key of a pending push in its rule: repository and reference; empty for the whole rule.
 pub(crate) fn pending_key(pending: &PendingPush) -> String {
     match &pending.pushed {
-        Some((registry, repository, reference)) => push_key(registry, repository, reference),
+        Some((registry, repository, reference)) => reference.name_in(registry, repository),
         None => String::new(),
     }
 }
 
-/// Returns the digest of a pushed tag, as stores keep it: empty if it is unknown.
+/// Returns the digest of a pushed tag, as it is stored: empty if it is unknown.
 pub(crate) fn tag_digest(reference: &PushedReference) -> String {
     match reference {
         PushedReference::Tag(_, Some(digest)) => digest.to_string(),
@@ -183,7 +174,7 @@ mod tests {
             PushedReference::Manifest(digest),
             PushedReference::Unknown,
         ] {
-            let key = push_key(&registry, &repository, &reference);
+            let key = reference.name_in(&registry, &repository);
             let again = parse_push_key(&key, &tag_digest(&reference)).unwrap();
             assert_eq!(again, Some((registry.clone(), repository.clone(), reference)), "{key}");
         }

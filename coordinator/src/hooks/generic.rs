@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::{NotifiedAction, PayloadError, RegistryNotification, bounded_list, parse_json, split_image};
+use super::{NotifiedAction, PayloadError, RegistryNotification, bounded_list, check_length, parse_json, split_image};
 
 #[derive(Deserialize)]
 struct Payload {
@@ -20,6 +20,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Vec<RegistryNotification>, PayloadErr
     if image.is_none() && images.is_empty() {
         return Err(PayloadError::Malformed("it has neither `image` nor `images`"));
     }
+    id.as_deref().map_or(Ok(()), check_length)?;
     let notification = |(number, image): (usize, String)| {
         let id = id.as_ref().map(|id| format!("{id} {number}"));
         // What is no image has an invalid name, and is refused by itself.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{NotifiedAction, PayloadError, RegistryNotification, bounded_list, parse_json};
+use super::{NotifiedAction, PayloadError, RegistryNotification, bounded_list, check_length, parse_json};
 
 #[derive(Deserialize)]
 struct Payload {
@@ -47,6 +47,8 @@ pub(super) fn parse(body: &[u8]) -> Result<Vec<RegistryNotification>, PayloadErr
     };
     let EventData { resources, repository } = event_data.ok_or(PayloadError::Malformed("it has no event data"))?;
     let repository = repository.repo_full_name.unwrap_or_default();
+    check_length(&repository)?;
+    id.as_deref().map_or(Ok(()), check_length)?;
     let notification = |(number, Resource { tag, digest }): (usize, Resource)| {
         // One id for all of its resources.
         let id = id.as_ref().map(|id| format!("{id} {number}"));

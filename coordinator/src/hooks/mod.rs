@@ -28,6 +28,8 @@ use serde::{Deserialize, Deserializer};
 
 /// Maximum number of notifications in a request; senders put one, or a few.
 pub(crate) const MAX_NOTIFICATIONS: usize = 1_000;
+/// Maximum size of a text that goes into each notification of a payload, in bytes.
+const MAX_TEXT_BYTES: usize = 1 << 10;
 
 /// A notification as its sender writes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -178,6 +180,14 @@ fn bounded_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D)
     }
 
     deserializer.deserialize_any(BoundedListVisitor(std::marker::PhantomData))
+}
+
+/// Fails if a text that goes into each notification of a payload is longer than any real one.
+fn check_length(text: &str) -> Result<(), PayloadError> {
+    match text.len() <= MAX_TEXT_BYTES {
+        true => Ok(()),
+        false => Err(PayloadError::Malformed("a name is too long")),
+    }
 }
 
 /// Returns a header as text.

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{NotifiedAction, PayloadError, RegistryNotification, bounded_list, parse_json};
+use super::{NotifiedAction, PayloadError, RegistryNotification, bounded_list, check_length, parse_json};
 
 #[derive(Deserialize)]
 struct Payload {
@@ -15,6 +15,8 @@ struct Payload {
 
 pub(super) fn parse(body: &[u8]) -> Result<Vec<RegistryNotification>, PayloadError> {
     let Payload { repository, docker_url, updated_tags } = parse_json(body)?;
+    check_length(&repository)?;
+    docker_url.as_deref().map_or(Ok(()), check_length)?;
     let host = docker_url.and_then(|url| Some(url.split_once('/')?.0.to_owned()));
     let action = NotifiedAction::Push;
     let whole = RegistryNotification { action, host, repository, ..RegistryNotification::default() };

@@ -5,7 +5,9 @@ use imgsync_config::HookKind;
 use imgsync_model::batch::PushedReference;
 use imgsync_oci::{Digest, RegistryName};
 
-use super::{NotificationRefusal, NotifiedAction, PayloadError, RegistryNotification, parse};
+use serde_json::json;
+
+use super::{MAX_NOTIFICATIONS, NotificationRefusal, NotifiedAction, PayloadError, RegistryNotification, parse};
 
 fn payload(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/src/hooks/payloads/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -172,4 +174,19 @@ fn names_are_data() {
     // Some senders write the digest where a tag is expected.
     assert!(matches!(push("a", Some(&digest), Some(&digest)), Ok((_, PushedReference::Manifest(_)))));
     assert!(matches!(push("a", Some(""), Some(&digest)), Ok((_, PushedReference::Manifest(_)))));
+}
+
+#[test]
+fn a_text_that_would_be_copied_into_each_notification_is_short() {
+    let long = "a".repeat(2_000);
+    let tags = vec![""; MAX_NOTIFICATIONS];
+    for (kind, payload) in [
+        (HookKind::Quay, json!({"repository": long, "updated_tags": tags})),
+        (HookKind::Quay, json!({"repository": "a/b", "docker_url": format!("{long}/a"), "updated_tags": tags})),
+        (HookKind::Harbor, json!({"type": "PUSH_ARTIFACT", "id": long, "event_data": {"resources": [{"tag": "1"}]}})),
+        (HookKind::Generic, json!({"id": long, "images": ["r.example/a:1"]})),
+    ] {
+        let parsed = parse(kind, &HeaderMap::new(), payload.to_string().as_bytes());
+        assert!(matches!(parsed, Err(PayloadError::Malformed("a name is too long"))), "{kind}: {parsed:?}");
+    }
 }

@@ -31,7 +31,11 @@ impl ActiveHook {
         let may_trigger = |rule: &Rule| config.rules.is_empty() || config.rules.contains(&rule.title());
         let named = rules.iter().filter(|(_, rule)| may_trigger(rule));
         let triggered = named.map(|(id, rule)| TriggeredRule::new(id, rule));
-        let rules = triggered.filter(|rule| rule.reads_from(&config.registry)).collect();
+        let rules: Vec<TriggeredRule> = triggered.filter(|rule| rule.reads_from(&config.registry)).collect();
+        if rules.is_empty() {
+            let HookConfig { registry, kind, .. } = &config;
+            tracing::warn!("the hook for {registry} ({kind}) can trigger no rule: none that it names reads from there");
+        }
         ActiveHook { config, rules }
     }
 
@@ -76,10 +80,10 @@ impl TriggeredRule {
                 self.reads_referrers && parts.next().is_some()
             }
             PushedReference::Tag(tag, _) => parts.any(|(_, selections)| {
-                let keeps = |selection: &TagSelection| {
+                let selects = |selection: &TagSelection| {
                     !selection.evaluate([TagCandidate::new(tag.as_str())], Timestamp::UNIX_EPOCH).kept.is_empty()
                 };
-                selections.iter().all(keeps)
+                selections.iter().all(selects)
             }),
             PushedReference::Manifest(_) => self.reads_referrers && parts.next().is_some(),
             PushedReference::Unknown => parts.next().is_some(),
@@ -89,6 +93,6 @@ impl TriggeredRule {
 
 /// Returns the part of a selection that one tag alone decides.
 fn without_context(selection: &TagSelection) -> TagSelection {
-    let TagSelection { include, exclude, .. } = selection.clone();
-    TagSelection { include, exclude, ..TagSelection::default() }
+    let TagSelection { include, exclude, range, .. } = selection.clone();
+    TagSelection { include, exclude, range, ..TagSelection::default() }
 }

@@ -34,9 +34,9 @@ use super::scheduler::Scheduler;
 use super::workers::WorkerSamples;
 use crate::orchestrator::{Backend, LeaderConfig, LocalWorker, ReclaimPolicy, WatchedRule, run_leader};
 
-/// Batches checked at startup for tasks of a previous process.
 /// Interval between requests to the broker.
 const BROKER_WATCH_INTERVAL: Duration = Duration::from_secs(5);
+/// Batches checked at startup for tasks of a previous process.
 const MAX_RECLAIMED_BATCHES: usize = 1_000;
 const MAX_CONCURRENT_SEARCHES: usize = 2;
 const MAX_CONCURRENT_REPORTS: usize = 2;

@@ -28,6 +28,17 @@ pub enum PushedReference {
     Unknown,
 }
 
+impl PushedReference {
+    /// Names it in a repository, without the digest of a tag.
+    pub fn name_in(&self, registry: &RegistryName, repository: &RepositoryName) -> String {
+        match self {
+            PushedReference::Tag(tag, _) => format!("{registry}/{repository}:{tag}"),
+            PushedReference::Manifest(digest) => format!("{registry}/{repository}@{digest}"),
+            PushedReference::Unknown => format!("{registry}/{repository}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::StoreUnderTest;
-use crate::{KeptPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, ReceivedPush, hash_push_id};
+use crate::{AddedPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, ReceivedPush, hash_push_id};
 use imgsync_model::batch::PushedReference;
 use imgsync_oci::Digest;
 
@@ -19,8 +19,8 @@ fn push(id: Option<&str>, tag: &str, content: &str, rules: &[&str]) -> ReceivedP
     }
 }
 
-fn kept(added: u64, coalesced: u64, repeated: u64) -> KeptPushes {
-    KeptPushes { added, coalesced, repeated }
+fn kept(added: u64, coalesced: u64, repeated: u64) -> AddedPushes {
+    AddedPushes { added, coalesced, repeated }
 }
 
 async fn pending(subject: &StoreUnderTest) -> Vec<PendingPush> {
@@ -33,10 +33,10 @@ pub async fn a_push_is_pending_once_for_each_rule_with_its_last_digest(subject: 
     assert_eq!(pending(&subject).await, []);
     let first_at = (subject.now)();
     let store = &subject.store;
-    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a", "b"])]).await.unwrap(), kept(1, 0, 0));
+    assert_eq!(store.add_pushes(vec![push(Some("1"), "v1", "x", &["a", "b"])]).await.unwrap(), kept(1, 0, 0));
     (subject.advance)(Duration::from_secs(2));
     let again = vec![push(Some("2"), "v1", "y", &["a"]), push(Some("3"), "v2", "z", &["a"])];
-    assert_eq!(store.keep_pushes(again).await.unwrap(), kept(1, 1, 0));
+    assert_eq!(store.add_pushes(again).await.unwrap(), kept(1, 1, 0));
     let found = pending(&subject).await;
     let v1 = |content: &str| push(None, "v1", content, &[]).reference;
     let references: Vec<_> = found.iter().map(|push| (push.rule.as_str(), push.pushed.clone().unwrap().2)).collect();
@@ -47,31 +47,31 @@ pub async fn a_push_is_pending_once_for_each_rule_with_its_last_digest(subject: 
 
 pub async fn a_repeated_notification_changes_nothing(subject: StoreUnderTest) {
     let store = &subject.store;
-    store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap();
+    store.add_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap();
     let before = pending(&subject).await;
     (subject.advance)(Duration::from_secs(2));
     let again = vec![push(Some("1"), "v1", "x", &["a"]), push(Some("1"), "v1", "x", &["a"])];
-    assert_eq!(store.keep_pushes(again).await.unwrap(), kept(0, 0, 2));
+    assert_eq!(store.add_pushes(again).await.unwrap(), kept(0, 0, 2));
     assert_eq!(pending(&subject).await, before);
     // Some senders give one id to several pushes.
-    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v9", "x", &["a"])]).await.unwrap(), kept(1, 0, 0));
+    assert_eq!(store.add_pushes(vec![push(Some("1"), "v9", "x", &["a"])]).await.unwrap(), kept(1, 0, 0));
     store.remove_pushes(&pending(&subject).await).await.unwrap();
-    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(0, 0, 1));
+    assert_eq!(store.add_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(0, 0, 1));
     assert_eq!(pending(&subject).await, [], "also once it is copied");
     (subject.advance)(PUSH_ID_TTL + Duration::from_secs(1));
-    assert_eq!(store.keep_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(1, 0, 0));
+    assert_eq!(store.add_pushes(vec![push(Some("1"), "v1", "x", &["a"])]).await.unwrap(), kept(1, 0, 0));
 }
 
 pub async fn what_arrives_after_the_read_stays_pending(subject: StoreUnderTest) {
     let store = &subject.store;
-    store.keep_pushes(vec![push(None, "v1", "x", &["a"]), push(None, "v2", "x", &["a"])]).await.unwrap();
+    store.add_pushes(vec![push(None, "v1", "x", &["a"]), push(None, "v2", "x", &["a"])]).await.unwrap();
     let read = pending(&subject).await;
-    store.keep_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
+    store.add_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
     store.remove_pushes(&read).await.unwrap();
     store.remove_pushes(&read).await.unwrap();
     // The same push again is another one, also if it has had as many notifications.
     (subject.advance)(Duration::from_secs(1));
-    store.keep_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap();
+    store.add_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap();
     store.remove_pushes(&read).await.unwrap();
     store.postpone_pushes(&read, (subject.now)()).await.unwrap();
     let mut left = pending(&subject).await;
@@ -83,9 +83,9 @@ pub async fn what_arrives_after_the_read_stays_pending(subject: StoreUnderTest) 
 
 pub async fn a_postponed_push_is_due_again_with_its_next_notification(subject: StoreUnderTest) {
     let store = &subject.store;
-    store.keep_pushes(vec![push(None, "v1", "x", &["a"]), push(None, "v2", "x", &["a"])]).await.unwrap();
+    store.add_pushes(vec![push(None, "v1", "x", &["a"]), push(None, "v2", "x", &["a"])]).await.unwrap();
     let read = pending(&subject).await;
-    store.keep_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
+    store.add_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
     let until = (subject.now)() + Duration::from_secs(60);
     store.postpone_pushes(&read, until).await.unwrap();
     let postponed = pending(&subject).await;
@@ -94,7 +94,7 @@ pub async fn a_postponed_push_is_due_again_with_its_next_notification(subject: S
     assert_eq!(times(&postponed), [(Some(until), 1), (None, 0)], "the second one has arrived again");
     store.postpone_pushes(&postponed[..1], until).await.unwrap();
     assert_eq!(times(&pending(&subject).await), [(Some(until), 2), (None, 0)]);
-    assert_eq!(store.keep_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap(), kept(0, 1, 0));
+    assert_eq!(store.add_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap(), kept(0, 1, 0));
     let again = pending(&subject).await;
     assert_eq!(times(&again), [(None, 0), (None, 0)]);
     assert_eq!(again[0].pushed.clone().unwrap().2, push(None, "v1", "z", &[]).reference);
@@ -105,11 +105,11 @@ pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
     let many = |from: usize, to: usize| -> Vec<ReceivedPush> {
         (from..to).map(|number| push(None, &format!("v{number}"), "x", &["a"])).collect()
     };
-    store.keep_pushes(many(0, MAX_PENDING_PUSHES)).await.unwrap();
+    store.add_pushes(many(0, MAX_PENDING_PUSHES)).await.unwrap();
     assert!(pending(&subject).await.iter().all(|pending| pending.pushed.is_some()));
     let more = many(MAX_PENDING_PUSHES - 1, MAX_PENDING_PUSHES + 20);
-    assert_eq!(store.keep_pushes(more).await.unwrap(), kept(20, 1, 0));
-    store.keep_pushes(vec![push(None, "v1", "x", &["b"])]).await.unwrap();
+    assert_eq!(store.add_pushes(more).await.unwrap(), kept(20, 1, 0));
+    store.add_pushes(vec![push(None, "v1", "x", &["b"])]).await.unwrap();
     let found = pending(&subject).await;
     assert_eq!(found.len(), MAX_PENDING_PUSHES + 2);
     let whole: Vec<_> = found.iter().filter(|pending| pending.pushed.is_none()).collect();
@@ -117,7 +117,7 @@ pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
     // Those that are postponed leave room, also the whole rule; the next notification makes it due again.
     store.postpone_pushes(&found, (subject.now)() + Duration::from_secs(60)).await.unwrap();
     let last = MAX_PENDING_PUSHES + 20;
-    assert_eq!(store.keep_pushes(many(last, last + MAX_PENDING_PUSHES + 1)).await.unwrap().added, 1_001);
+    assert_eq!(store.add_pushes(many(last, last + MAX_PENDING_PUSHES + 1)).await.unwrap().added, 1_001);
     let found = pending(&subject).await;
     assert_eq!(found.len(), 2 * MAX_PENDING_PUSHES + 2);
     let whole = found.iter().find(|pending| pending.pushed.is_none()).unwrap();

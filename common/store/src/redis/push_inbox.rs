@@ -6,31 +6,31 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
-use crate::push_inbox::{parse_push_key, pending_key, push_key, tag_digest};
+use crate::push_inbox::{parse_push_key, pending_key, tag_digest};
 use crate::{
-    KeptPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
 };
 use imgsync_oci::error::Result;
 
 #[async_trait]
 impl PushInbox for RedisStore {
-    async fn keep_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<KeptPushes> {
+    async fn add_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<AddedPushes> {
         let operation = "keeping pushes";
         self.write_version(operation).await?;
         let mut call = ScriptCall::new(self.key("pushes")).key(self.key("push_ids"));
         call = call.arg(MAX_PENDING_PUSHES).arg(MAX_ALL_PUSHES).arg(MAX_PUSH_IDS).arg(duration_ms(PUSH_ID_TTL));
         for push in &pushes {
             let ReceivedPush { id, registry, repository, reference, rules } = push;
-            let key = push_key(registry, repository, reference);
+            let key = reference.name_in(registry, repository);
             call = call.arg(id.as_deref().unwrap_or_default()).arg(key).arg(tag_digest(reference)).arg(rules.len());
             for rule in rules {
                 call = call.arg(rule);
             }
         }
-        let (added, coalesced, repeated) = self.run_script(operation, &self.0.scripts.keep_pushes, call).await?;
+        let (added, coalesced, repeated) = self.run_script(operation, &self.0.scripts.add_pushes, call).await?;
         // A store that loses what it confirmed notices that.
         self.count_write().await;
-        Ok(KeptPushes { added, coalesced, repeated })
+        Ok(AddedPushes { added, coalesced, repeated })
     }
 
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {

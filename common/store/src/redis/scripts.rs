@@ -42,7 +42,7 @@ scripts!(
     forget_blob,
     forget_provenance,
     forget_tags,
-    keep_pushes,
+    add_pushes,
     mark_published,
     postpone_pushes,
     reclaim,

@@ -7,23 +7,24 @@ use rusqlite::Connection;
 use super::SqliteStore;
 use super::error::{SqliteError, corrupt_store};
 use super::rows::{duration_ms, timestamp};
-use crate::push_inbox::{parse_push_key, pending_key, push_key, tag_digest};
+use crate::push_inbox::{parse_push_key, pending_key, tag_digest};
 use crate::{
-    KeptPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
 };
 use imgsync_oci::error::Result;
 
 #[async_trait]
 impl PushInbox for SqliteStore {
-    async fn keep_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<KeptPushes> {
+    async fn add_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<AddedPushes> {
         let now = self.now();
-        self.write("keeping pushes", move |connection| {
-            forget_ids(connection, now)?;
-            let mut kept = KeptPushes::default();
+        self.write("storing pushes", move |connection| {
+            forget_expired_ids(connection, now)?;
+            let mut added = AddedPushes::default();
             for push in &pushes {
-                keep(connection, push, now, &mut kept)?;
+                add_push(connection, push, now, &mut added)?;
             }
-            Ok(kept)
+            forget_oldest_ids(connection)?;
+            Ok(added)
         })
         .await
     }
@@ -89,28 +90,38 @@ impl PushInbox for SqliteStore {
     }
 }
 
-/// Forgets the ids of old notifications, and the oldest beyond the limit.
-fn forget_ids(connection: &Connection, now: i64) -> Result<(), SqliteError> {
+/// Forgets the ids of notifications that are older than their time to live.
+fn forget_expired_ids(connection: &Connection, now: i64) -> Result<(), SqliteError> {
     let before = now.saturating_sub(duration_ms(PUSH_ID_TTL));
     connection.prepare_cached("DELETE FROM push_id WHERE at < ?1")?.execute([before])?;
+    Ok(())
+}
+
+/// Forgets the oldest ids beyond the limit.
+fn forget_oldest_ids(connection: &Connection) -> Result<(), SqliteError> {
     connection
-        .prepare_cached("DELETE FROM push_id WHERE at <= (SELECT at FROM push_id ORDER BY at DESC LIMIT 1 OFFSET ?1)")?
+        .prepare_cached("DELETE FROM push_id WHERE id IN (SELECT id FROM push_id ORDER BY at DESC LIMIT -1 OFFSET ?1)")?
         .execute([i64::try_from(MAX_PUSH_IDS).unwrap_or(i64::MAX)])?;
     Ok(())
 }
 
-fn keep(connection: &Connection, push: &ReceivedPush, now: i64, kept: &mut KeptPushes) -> Result<(), SqliteError> {
+fn add_push(
+    connection: &Connection,
+    push: &ReceivedPush,
+    now: i64,
+    added: &mut AddedPushes,
+) -> Result<(), SqliteError> {
     if let Some(id) = &push.id {
         let new = connection
             .prepare_cached("INSERT INTO push_id (id, at) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
             .execute((id, now))?;
         if new == 0 {
-            kept.repeated += 1;
+            added.repeated += 1;
             return Ok(());
         }
     }
     let mut is_new = false;
-    let (key, digest) = (push_key(&push.registry, &push.repository, &push.reference), tag_digest(&push.reference));
+    let (key, digest) = (push.reference.name_in(&push.registry, &push.repository), tag_digest(&push.reference));
     let mut update = connection.prepare_cached(
         "UPDATE pending_push
          SET digest = ?3, last_at = ?4, notifications = notifications + 1, not_before = NULL, postponed = 0
@@ -137,9 +148,9 @@ fn keep(connection: &Connection, push: &ReceivedPush, now: i64, kept: &mut KeptP
             .execute((rule, key, digest, now))?;
     }
     if is_new {
-        kept.added += 1
+        added.added += 1
     } else {
-        kept.coalesced += 1
+        added.coalesced += 1
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Plans what was pushed, as hooks told: the rules as always, limited to these tags. A notification says where to look;
 //! what is copied is what the source shows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,14 +96,18 @@ impl PlanBuilder<'_> {
             if self.context.cancel.is_cancelled() {
                 return Ok(());
             }
-            match read {
-                Ok(Some((pushes, listing))) => self.plan_pushes(&mut planner, &pushes, listing, done).await?,
-                Ok(None) => {}
-                Err(error) if error.is_cancelled() => return Ok(()),
+            let planned = match read {
+                Ok(Some((pushes, listing))) => self.plan_pushes(&mut planner, &pushes, listing, done).await,
+                Ok(None) => Ok(()),
+                Err(error) if error.is_cancelled() => Err(error),
                 Err(error) => {
                     let repository = format!("{}/{}", pushed.registry, pushed.repository);
-                    self.record_unlisted(repository, &error).await?;
+                    self.record_unlisted(repository, &error).await
                 }
+            };
+            match planned {
+                Err(error) if error.is_cancelled() => return Ok(()),
+                planned => planned?,
             }
         }
         Ok(())
@@ -134,8 +138,14 @@ impl PlanBuilder<'_> {
             match shown {
                 Shown::Tag(tag, digest) => {
                     // What is pushed under a digest tag belongs to the image that it names.
-                    if let Some((stem, _)) = DigestTag::parse_tag(tag.as_str()) {
-                        pushes.images.extend(stem.replacen('-', ":", 1).parse::<Digest>());
+                    if DigestTag::parse_tag(tag.as_str()).is_some() {
+                        match DigestTag::subject(tag.as_str()) {
+                            Some(image) => _ = pushes.images.insert(image),
+                            None => self.context.warn(format!(
+                                "{registry}/{name}:{tag} was pushed and names only a part of the digest of its image: the next \
+                                 run of the rule finds it"
+                            )),
+                        }
                     }
                     pushes.tags.insert(tag, digest);
                 }
@@ -167,7 +177,7 @@ impl PlanBuilder<'_> {
                     Err(error) if error.kind() == ErrorKind::NotFound => Ok(Shown::Subject(None)),
                     // What imgsync cannot read names no image that it copies.
                     Err(error) if is_unreadable(error.kind()) => {
-                        tracing::info!("ignored what was pushed: {error}");
+                        self.context.warn(format!("ignored what was pushed: {error}"));
                         Ok(Shown::Subject(None))
                     }
                     Err(error) => Err(error),
@@ -249,14 +259,14 @@ impl PlanBuilder<'_> {
         pushes: &ShownPushes,
     ) -> Result<()> {
         let RepositoryPlan { tasks: planned, failed, digest_tags, memory: _memory, .. } = plan;
-        let mut homes = LocatorCache {
+        let mut locators = LocatorCache {
             folder: self.folder,
             local_source: local_source(rule, self.folder)?,
             locators: HashMap::new(),
         };
         let mut tasks = Vec::with_capacity(planned.len());
         for task in &planned {
-            tasks.push(homes.task_spec(task)?);
+            tasks.push(locators.task_spec(task)?);
         }
         let of_images = self.find_images(&tasks, &pushes.images).await?;
         let is_pushed = |task: &TaskSpec| {
@@ -272,7 +282,7 @@ impl PlanBuilder<'_> {
         }
         tasks.extend(taken);
         for failed in failed.into_iter().filter(|failed| pushes.tags.contains_key(&failed.source.tag)) {
-            match homes.failed_task_spec(number, &failed) {
+            match locators.failed_task_spec(number, &failed) {
                 Some(task) => tasks.push((task, Some(TaskResult::Failed(Failure::from_error(&failed.error, 1))))),
                 None => self.record_unlisted(failed.source.to_string(), &failed.error).await?,
             }
@@ -288,7 +298,7 @@ impl PlanBuilder<'_> {
         }
         let known = self.unchanged_filter.source_digests(tasks).await?;
         let mut found = HashSet::new();
-        let mut unknown: HashMap<&Tag, &TagLocator> = HashMap::new();
+        let mut unknown: BTreeMap<&Tag, &TagLocator> = BTreeMap::new();
         for (task, known) in tasks.iter().zip(&known) {
             match known {
                 Some(digest) if images.contains(digest) => _ = found.insert(task.source.tag.clone()),
@@ -298,20 +308,29 @@ impl PlanBuilder<'_> {
         }
         if unknown.len() > MAX_ASKED_TAGS {
             let (all, name) = (unknown.len(), &tasks[0].source.repository);
-            tracing::info!("{name}: asking for {MAX_ASKED_TAGS} of {all} tags to find the image of what was pushed");
+            self.context.warn(format!(
+                "{name}: only {MAX_ASKED_TAGS} of {all} tags are asked for the image of what was pushed; the next run of the \
+                 rule finds the others"
+            ));
         }
         let mut reads: Vec<BoxFuture<'_, _>> = Vec::new();
         for source in unknown.into_values().take(MAX_ASKED_TAGS) {
             reads.push(async move { (source, self.head_source(source).await) }.boxed());
         }
+        let mut unread = None;
         let mut answers = futures_util::stream::iter(reads).buffer_unordered(MAX_CONCURRENT_REQUESTS);
         while let Some((source, answer)) = answers.next().await {
             match answer {
                 Ok(Some(digest)) if images.contains(&digest) => _ = found.insert(source.tag.clone()),
                 Ok(_) => {}
                 Err(error) if error.is_cancelled() => return Err(error),
-                Err(error) => self.context.warn(error.to_string()),
+                Err(error) => unread = Some((source.repository.to_string(), error)),
             }
+        }
+        drop(answers);
+        // What was pushed stays pending, and is tried again.
+        if let Some((repository, error)) = unread {
+            self.record_unlisted(repository, &error).await?;
         }
         Ok(found)
     }
@@ -331,8 +350,17 @@ impl PlanBuilder<'_> {
         // The notification of a copy comes before the copy is recorded.
         let leases: Vec<String> = tasks.iter().map(|task| tag_lease_name(&task.source)).collect();
         let began = Instant::now();
-        while began.elapsed() < WRITE_DEADLINE && store.first_held(&leases).await?.is_some() {
-            tokio::time::sleep(WRITE_POLL_INTERVAL).await;
+        while let Some((lease, _)) = store.first_held(&leases).await? {
+            if began.elapsed() >= WRITE_DEADLINE {
+                let waited = WRITE_DEADLINE.as_secs();
+                self.context
+                    .warn(format!("{lease} is still held after {waited} s: a circle of rules may not be noticed"));
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(WRITE_POLL_INTERVAL) => {}
+                () = self.context.cancel.cancelled() => return Err(Error::cancelled("waiting for a copy to a source tag")),
+            }
         }
         let mut written: HashMap<_, Vec<TagProvenance>> = HashMap::new();
         for task in tasks.iter() {
@@ -405,12 +433,7 @@ pub(crate) fn describe_push(
     (registry, repository): (&RegistryName, &RepositoryName),
     reference: &PushedReference,
 ) -> String {
-    let repository = format!("{registry}/{repository}");
-    match reference {
-        PushedReference::Tag(tag, _) => format!("{repository}:{tag}"),
-        PushedReference::Manifest(digest) => format!("{repository}@{digest}"),
-        PushedReference::Unknown => repository,
-    }
+    reference.name_in(registry, repository)
 }
 
 /// Whether a manifest is none that imgsync can read, and will not be one later.

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use imgsync_oci::sanitize::sanitize_within;
-use imgsync_store::{KeptPushes, ReceivedPush, hash_push_id, log_throttle};
+use imgsync_store::{AddedPushes, ReceivedPush, hash_push_id, log_throttle};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -172,7 +172,7 @@ async fn receive_from(
         pushes.push(ReceivedPush { id, registry: hook.config.registry.clone(), repository, reference, rules });
     }
     let kept = match pushes.is_empty() {
-        true => KeptPushes::default(),
+        true => AddedPushes::default(),
         false => store_pushes(app, name, pushes).await?,
     };
     push_metrics::count("accepted", kept.added);
@@ -193,8 +193,8 @@ async fn receive_from(
     Ok((status, Json(answer)).into_response())
 }
 
-async fn store_pushes(app: &AppState, name: &str, pushes: Vec<ReceivedPush>) -> Result<KeptPushes, ErrorResponse> {
-    let kept = tokio::time::timeout(STORE_TIMEOUT, app.store().keep_pushes(pushes)).await;
+async fn store_pushes(app: &AppState, name: &str, pushes: Vec<ReceivedPush>) -> Result<AddedPushes, ErrorResponse> {
+    let kept = tokio::time::timeout(STORE_TIMEOUT, app.store().add_pushes(pushes)).await;
     let why = match kept {
         Ok(Ok(kept)) => return Ok(kept),
         Ok(Err(error)) => error.to_string(),

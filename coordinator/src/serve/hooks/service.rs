@@ -77,6 +77,7 @@ impl PushService {
             loop {
                 if !is_leader(&leadership.borrow()) {
                     state = PushState::default();
+                    push_metrics::set_pending(0);
                 }
                 let lease = match leadership.wait_for(is_leader).await {
                     Ok(lease) => lease.clone(),
@@ -269,14 +270,16 @@ impl PushService {
             return Ok(());
         }
         let rules: Vec<Digest> = triggered.iter().map(|rule| rule.batch_identity.clone()).collect();
+        state.last_runs.retain(|rule, _| rules.contains(rule));
         for batch in self.backend.store.newest_batches(&rules, None, 1).await? {
             if batch.ended_at.is_none() {
                 continue;
             }
             // The first run that this process sees may be the first of the rule, which copies all.
             let is_new = state.last_runs.insert(batch.rules.clone(), batch.id).is_some_and(|last| last != batch.id);
+            let is_whole = state.whole_runs.remove(&batch.id);
             let copied = batch.counts.copied;
-            if !is_new || state.whole_runs.remove(&batch.id) || copied == 0 {
+            if !is_new || is_whole || copied == 0 {
                 continue;
             }
             push_metrics::count_missed(copied);
@@ -314,7 +317,7 @@ impl PushService {
             }
         }
         if !moved.is_empty() {
-            self.backend.store.keep_pushes(moved).await?;
+            self.backend.store.add_pushes(moved).await?;
         }
         if lost > 0 {
             push_metrics::count("rule_gone", lost);

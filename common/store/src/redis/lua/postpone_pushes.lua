@@ -1,4 +1,4 @@
--- KEYS: the set of rules with pending pushes (keep_pushes.lua). ARGV: until when; for each push its rule, its key, the
+-- KEYS: the set of rules with pending pushes (add_pushes.lua). ARGV: until when; for each push its rule, its key, the
 -- number of its notifications and the time of the first one when it was read, and how often it is postponed now: one that
 -- has had a notification since, or is another one, is not postponed.
 for at = 3, #ARGV, 5 do

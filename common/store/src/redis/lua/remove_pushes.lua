@@ -1,4 +1,4 @@
--- KEYS: the set of rules with pending pushes (keep_pushes.lua). ARGV: for each push its rule, its key, and the number of
+-- KEYS: the set of rules with pending pushes (add_pushes.lua). ARGV: for each push its rule, its key, and the number of
 -- its notifications and the time of the first one when it was read: one that has had more since, or is another one, stays.
 for at = 2, #ARGV, 4 do
     local rule, key = ARGV[at], ARGV[at + 1]

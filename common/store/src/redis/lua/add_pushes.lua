@@ -7,22 +7,28 @@ local most, most_of_all, most_ids = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumb
 local added, coalesced, repeated = 0, 0, 0
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. integer_text(time - tonumber(ARGV[5])))
 
+-- Pushes of each rule that are not postponed, for rules that may have too many: counted once.
+local DUE, due_of = '^%d+|%d+|%d+|0|', {}
+
 -- Whether a rule has too many pushes. Those that are postponed are counted only if they may make the difference.
-local function is_full(pending)
+local function is_full(rule, pending)
     local all = redis.call('HLEN', pending)
     if all < most then return false end
     if all >= most_of_all then return true end
-    local due = 0
-    for _, value in ipairs(redis.call('HVALS', pending)) do
-        if string.find(value, '^%d+|%d+|%d+|0|') then due = due + 1 end
+    if not due_of[rule] then
+        local due = 0
+        for _, value in ipairs(redis.call('HVALS', pending)) do
+            if string.find(value, DUE) then due = due + 1 end
+        end
+        due_of[rule] = due
     end
-    return due >= most
+    return due_of[rule] >= most
 end
 
-local function keep(rule, key, digest)
+local function add_push(rule, key, digest)
     local pending = b .. ':' .. rule
     local found = redis.call('HGET', pending, key)
-    if not found and is_full(pending) then
+    if not found and is_full(rule, pending) then
         -- The whole rule is due.
         key, digest = '', ''
         found = redis.call('HGET', pending, key)
@@ -34,6 +40,7 @@ local function keep(rule, key, digest)
     end
     local value = first .. '|' .. integer_text(time) .. '|' .. integer_text(notifications) .. '|0|0|' .. digest
     redis.call('HSET', pending, key, value)
+    if due_of[rule] and not (found and string.find(found, DUE)) then due_of[rule] = due_of[rule] + 1 end
     redis.call('SADD', b, rule)
     return not found or key == ''
 end
@@ -46,7 +53,7 @@ while at <= #ARGV do
     else
         local is_new = false
         for number = 1, rules do
-            if keep(ARGV[at + 3 + number], key, digest) then is_new = true end
+            if add_push(ARGV[at + 3 + number], key, digest) then is_new = true end
         end
         if is_new then added = added + 1 else coalesced = coalesced + 1 end
     end
