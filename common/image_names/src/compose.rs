@@ -71,26 +71,8 @@ fn read_service(name: &str, service: &DocumentNode, recorder: &mut Recorder) {
     }
     for key in ["command", "entrypoint", "environment"] {
         if let Some(value) = service.get(key) {
-            Walker::new(recorder, "", Certainty::Perhaps).at_key(&path(key), |walker| texts(walker, value));
+            Walker::new(recorder, "", Certainty::Perhaps).at_key(&path(key), |walker| walker.texts(value));
         }
-    }
-}
-
-/// Records what the texts in a value may name.
-fn texts(walker: &mut Walker<'_>, node: &DocumentNode) {
-    match &node.value {
-        Value::Text(_) => walker.text(node),
-        Value::List(items) => {
-            for (at, item) in items.iter().enumerate() {
-                walker.at_index(at, |walker| texts(walker, item));
-            }
-        }
-        Value::Map(entries) => {
-            for (key, value) in entries {
-                walker.at_key(key, |walker| texts(walker, value));
-            }
-        }
-        Value::Null => {}
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn object(node: &DocumentNode, kind: Option<&str>, recorder: &mut Rec
             let mut walker = Walker::new(recorder, &label, Certainty::Perhaps);
             for key in ["metadata", "data"] {
                 if let Some(value) = node.get(key) {
-                    walker.at_key(key, |walker| texts(walker, value));
+                    walker.at_key(key, |walker| walker.texts(value));
                 }
             }
         }
@@ -85,27 +85,6 @@ fn label(node: &DocumentNode, kind: &str) -> String {
     match name {
         Some(name) => format!("{kind}/{name}"),
         None => kind.to_owned(),
-    }
-}
-
-/// Records what all texts in a value may name.
-fn texts(walker: &mut Walker<'_>, node: &DocumentNode) {
-    match &node.value {
-        Value::Map(entries) => {
-            for (key, value) in entries {
-                // The keys of a ConfigMap are file names, and no fields.
-                if !["kubectl.kubernetes.io/last-applied-configuration", "managedFields"].contains(&&**key) {
-                    walker.at_key(key, |walker| texts(walker, value));
-                }
-            }
-        }
-        Value::List(items) => {
-            for (at, item) in items.iter().enumerate() {
-                walker.at_index(at, |walker| texts(walker, item));
-            }
-        }
-        Value::Text(_) => walker.text(node),
-        Value::Null => {}
     }
 }
 

@@ -40,7 +40,7 @@ pub struct FoundImage {
     pub certainty: Certainty,
     /// Digest that runs under this name, from the status of a pod or node.
     pub running: Option<Digest>,
-    /// Where it stands.
+    /// Its place.
     pub place: ImagePlace,
 }
 
@@ -53,7 +53,7 @@ pub struct UndecidedName {
     pub certainty: Certainty,
     /// Why it names no image.
     pub reason: String,
-    /// Where it stands.
+    /// Its place.
     pub place: ImagePlace,
 }
 

@@ -4,7 +4,7 @@
 //! such as `host:port`, `namespace/service:port` or the roles of Kubernetes (`system:auth-delegator`), so a word without
 //! a registry must look more like an image than like those.
 
-use imgsync_oci::{Reference, Tag};
+use imgsync_oci::{Reference, Tag, is_registry_part};
 
 use crate::templates::{has_template, strip_scheme};
 
@@ -33,7 +33,7 @@ fn parse_token(word: &str) -> Option<Reference> {
     match before_tag.split_once('/') {
         None => (is_plain_word(before_tag) && is_version(tag)).then_some(image),
         Some((first, _)) => {
-            let has_registry = first.contains(['.', ':']) || first == "localhost";
+            let has_registry = is_registry_part(first);
             (has_registry && is_host(first) || !has_registry && !is_port(tag) && !is_mode(tag)).then_some(image)
         }
     }

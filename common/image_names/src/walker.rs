@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use imgsync_oci::Reference;
+use imgsync_oci::{Reference, is_registry_part};
 
 use crate::recorder::{Certainty, Recorder};
 use crate::templates::{has_template, image_values, parse_image};
@@ -202,6 +202,27 @@ impl<'a> Walker<'a> {
         used
     }
 
+    /// Records the images that all texts in a value may name.
+    pub(crate) fn texts(&mut self, node: &DocumentNode) {
+        match &node.value {
+            Value::Map(entries) => {
+                for (key, value) in entries {
+                    // Kubernetes repeats there what the object has.
+                    if !["kubectl.kubernetes.io/last-applied-configuration", "managedFields"].contains(&&**key) {
+                        self.at_key(key, |walker| walker.texts(value));
+                    }
+                }
+            }
+            Value::List(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    self.at_index(at, |walker| walker.texts(item));
+                }
+            }
+            Value::Text(_) => self.text(node),
+            Value::Null => {}
+        }
+    }
+
     /// Records the images that a text may name.
     pub(crate) fn text(&mut self, node: &DocumentNode) {
         let Some(text) = node.text() else { return };
@@ -228,8 +249,7 @@ fn is_image_like(key: &str) -> bool {
 
 /// Returns whether a name has neither registry, tag nor digest.
 fn is_bare(text: &str) -> bool {
-    let has_registry =
-        text.split_once('/').is_some_and(|(first, _)| first.contains(['.', ':']) || first == "localhost");
+    let has_registry = text.split_once('/').is_some_and(|(first, _)| is_registry_part(first));
     !has_registry && text.parse::<Reference>().is_ok_and(|image| image.tag.is_none() && image.digest.is_none())
 }
 

@@ -14,7 +14,6 @@ use imgsync_image_names::Certainty;
 use imgsync_model::naming::NamingStyle;
 use imgsync_oci::Reference;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::retry::RetryPolicy;
 use imgsync_registry::{ClientSettings, Context};
 
 use super::exit::{self, Exit};
@@ -147,8 +146,6 @@ fn wanted<'i>(
 /// Returns the settings of the registry client with those of the flags.
 fn client_settings(args: &ImagesArgs, settings: &Settings) -> Result<ClientSettings> {
     let mut client = settings.client()?;
-    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
-    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.retry.stall_timeout;
+    args.retry.apply(&mut client);
     Ok(client)
 }

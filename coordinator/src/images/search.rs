@@ -41,8 +41,8 @@ pub struct ImageSearch {
 }
 
 impl ImageSearch {
-    /// Reads a file, or the files in a folder and below. Fails if the path itself cannot be read, or if there are too
-    /// many files or images.
+    /// Reads a file, or the files in a folder and below. Fails if the path itself cannot be read, or if a folder has
+    /// too many files or images.
     pub fn add_path(&mut self, path: &Path) -> Result<()> {
         let failed = |error: std::io::Error| cannot_read(path, &error.to_string());
         match std::fs::metadata(path).map_err(failed)?.is_dir() {

@@ -1,14 +1,7 @@
 //! Formats beside manifests.
 
-use super::results;
+use super::found;
 use crate::{Certainty, ImageList, scan_file};
-
-fn found(name: &str, text: &str) -> Vec<String> {
-    results(&scan_file(name, text.as_bytes()))
-        .into_iter()
-        .map(|(line, mark, text)| format!("{line}{mark}{text}"))
-        .collect()
-}
 
 #[test]
 fn lists_are_read_line_by_line() {

@@ -66,6 +66,18 @@ fn ten_thousand_images_are_found() {
 }
 
 #[test]
+fn json_that_is_not_yaml_has_the_same_limit_of_values() {
+    let text = format!("[1]\t[{}0]", "0,".repeat(2_000_000));
+    let scan = scan_file("x.json", text.as_bytes());
+    assert!(scan.found.is_empty(), "{:?}", scan.found);
+    assert!(
+        scan.problems.iter().any(|problem| problem.reason.contains("more than 2000000 values")),
+        "{:?}",
+        scan.problems
+    );
+}
+
+#[test]
 fn control_characters_do_not_reach_the_terminal() {
     let text = "kind: Pod\nmetadata: {name: \"\\e[2Jx\"}\nspec: {containers: [{name: a, image: \"\\e[31mA\"}]}\n";
     let scan = scan_file("\u{1b}[1m.yaml", text.as_bytes());

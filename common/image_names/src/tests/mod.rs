@@ -43,6 +43,12 @@ macro_rules! charts {
     };
 }
 
+/// Returns what was found in a text, in lines such as `3=docker.io/library/nginx:latest`.
+fn found(name: &str, text: &str) -> Vec<String> {
+    let found = results(&scan_file(name, text.as_bytes()));
+    found.into_iter().map(|(line, mark, text)| format!("{line}{mark}{text}")).collect()
+}
+
 #[test]
 fn all_and_only_the_images_of_rendered_charts_are_found_with_their_lines() {
     for (name, text) in charts!(

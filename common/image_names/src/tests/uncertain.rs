@@ -1,14 +1,7 @@
 //! Names that must be neither guessed nor lost.
 
-use super::results;
+use super::found;
 use crate::{Certainty, scan_file};
-
-fn found(name: &str, text: &str) -> Vec<String> {
-    results(&scan_file(name, text.as_bytes()))
-        .into_iter()
-        .map(|(line, mark, text)| format!("{line}{mark}{text}"))
-        .collect()
-}
 
 #[test]
 fn templates_without_quotes_are_undecided() {

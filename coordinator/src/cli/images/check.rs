@@ -69,7 +69,7 @@ pub(super) async fn check(
     let style = rule.style_at(target);
     let client = Client::new(client_settings(args, settings)?, CredentialEnvironment::from_process());
     let find = async |image: &Reference| -> Result<Option<String>> {
-        // A digest is looked for as a digest, whatever its tag in the mirror.
+        // An image by digest is requested by its digest, whatever its tag in the mirror.
         let tag = image.tag_or_latest().unwrap_or_else(imgsync_oci::Tag::latest);
         let source = SourceName { registry: &image.registry, repository: &image.repository, tag: &tag, original: None };
         let name = style.target_name(base, &source).map_err(|error| {

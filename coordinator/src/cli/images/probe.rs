@@ -29,7 +29,7 @@ enum Answer {
 }
 
 /// Asks the registries which of these are images. It sends no credentials. A registry that the configuration does not
-/// name must have a public address: the text that names it is nobody's setting.
+/// name must have a public address: the user has not configured it.
 pub(super) async fn probe(
     candidates: Vec<Reference>,
     mut settings: ClientSettings,
