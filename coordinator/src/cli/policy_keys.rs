@@ -1,7 +1,5 @@
 //! Public keys of policies, read from their files.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use imgsync_bundle::PublicKey;
@@ -9,8 +7,7 @@ use imgsync_config::{Config, ImagePolicy, PolicyKey};
 use imgsync_model::batch::{RequiredSignatures, SignatureNeed};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
-/// Maximum size of the file of a key. One of RSA with 8192 bits has 2 KiB.
-const MAX_KEY_BYTES: u64 = 64 << 10;
+use super::bundle::{MAX_KEY_BYTES, read_file};
 
 /// Reads the keys of all policies of a configuration. Their files are relative to `folder`.
 pub(crate) fn read_policy_keys(config: &mut Config, folder: &Path) -> Result<()> {
@@ -37,13 +34,7 @@ pub(crate) fn signed_by(files: &[impl AsRef<Path>]) -> Result<ImagePolicy> {
 /// Reads a key of a policy. `read` has the other keys of it, with their names. With the same key in two files, `need: all`
 /// would be content with one signature for both.
 fn read_key(path: &Path, name: &str, read: &mut Vec<(PublicKey, String)>) -> Result<String> {
-    let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Invalid, format!("reading the public key {}", path.display()), error.to_string())
-            .with_source(error)
-    };
-    let mut text = String::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(MAX_KEY_BYTES).read_to_string(&mut text).map_err(failed)?;
+    let text = String::from_utf8_lossy(&read_file(path, MAX_KEY_BYTES)?).into_owned();
     let key = PublicKey::from_pem(&text, name)?;
     if let Some((_, other)) = read.iter().find(|(other, _)| *other == key) {
         let detail = format!("{other} of the same policy has the same key");

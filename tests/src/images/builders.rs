@@ -428,6 +428,21 @@ pub(super) fn finish(name: &str, media_type: &str, manifest: &Value) -> TestImag
     }
 }
 
+/// Builds indexes of indexes, `levels` deep and `width` wide: each lists all of the level below, the lowest these images.
+/// There are few manifests, and `width` to the power of `levels` ways to them.
+pub fn nested_indexes(name: &str, levels: usize, width: usize, images: &[TestImage]) -> TestImage {
+    let mut below = images.to_vec();
+    for level in 0..levels {
+        let index = |number: usize| {
+            let index = TestImage::index(&format!("{name}-{level}-{number}"));
+            let index = index.annotation("number", &number.to_string());
+            below.iter().fold(index, IndexBuilder::bare_child).build()
+        };
+        below = (0..width).map(index).collect();
+    }
+    below.iter().fold(TestImage::index(name), IndexBuilder::bare_child).build()
+}
+
 /// Builds a gzipped tar with one file of `size` bytes seeded by the name. Returns it with the digest of the tar.
 pub fn tarball(name: &str, size: u64) -> (Blob, String) {
     let content = Blob::Synthetic(Synthetic::new(seed_from_name(name), size)).read(0..size);

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 pub use blob::{Blob, Synthetic, digest_with, seed_from_name, sha256, sha512};
-pub use builders::{ImageBuilder, IndexBuilder, Layer, tarball};
+pub use builders::{ImageBuilder, IndexBuilder, Layer, nested_indexes, tarball};
 pub use fixtures::{
     artifact, big, cosign, empty_layer, foreign_layer, helm_chart, inline_data, layer_twice, multi_platform, nested,
     referrer, sha512_blobs, shared_child, shared_layers, single, single_docker,

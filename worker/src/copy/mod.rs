@@ -555,19 +555,24 @@ impl Copier {
         Ok(CopyReport { outcome, referrers_checked: check_all, ..CopyReport::unchanged(digest, source_digest) })
     }
 
-    /// Returns the digests of both endpoints if they are equal, with as few requests as possible. Fails if the policy of
-    /// the request does not allow the image.
+    /// Returns the digests of both endpoints if they are equal, with as few requests as possible, and those that the policy
+    /// of the request needs. Fails if it does not allow the image.
     pub async fn compare(&self, request: &CopyRequest, context: &Context) -> Result<Option<ObservedDigests>> {
-        let endpoints =
-            Endpoints::open(&self.client, request, self.hashing_for(request), self.bundle.as_ref(), context).await?;
-        let found = compare_endpoints(request, &endpoints, &mut TagMoves::default()).await?;
-        policy::check_policy(request, &endpoints, &found).await?;
-        Ok(match found.root {
-            RootStatus::Unchanged(target, _) => {
-                let source = found.head_digest.or(found.source_digest).unwrap_or_else(|| target.clone());
-                Some(ObservedDigests { source, target })
-            }
-            RootStatus::Changed(_) => None,
-        })
+        let context = self.image_context(context);
+        let hashing = self.hashing_for(request);
+        let endpoints = Endpoints::open(&self.client, request, hashing, self.bundle.as_ref(), &context).await?;
+        let work = Box::pin(async {
+            let found = compare_endpoints(request, &endpoints, &mut TagMoves::default()).await?;
+            policy::check_policy(request, &endpoints, &found).await?;
+            Ok(match found.root {
+                RootStatus::Unchanged(target, _) => {
+                    let source = found.head_digest.or(found.source_digest).unwrap_or_else(|| target.clone());
+                    Some(ObservedDigests { source, target })
+                }
+                RootStatus::Changed(_) => None,
+            })
+        });
+        let operation = || format!("comparing {} with {}", request.source, request.target);
+        self.with_deadline(&context, operation, work).await
     }
 }

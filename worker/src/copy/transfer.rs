@@ -34,7 +34,7 @@ pub(crate) use missing_content::CONSISTENCY_WAIT;
 /// Maximum children of one index processed concurrently; blobs have their own limit.
 const MAX_CONCURRENT_CHILDREN: usize = 4;
 /// Maximum nesting of indexes; real images have two levels.
-const MAX_INDEX_DEPTH: usize = 16;
+pub(super) const MAX_INDEX_DEPTH: usize = 16;
 /// Estimated requests, at both endpoints, of a child with one layer.
 const REQUESTS_PER_CHILD: usize = 8;
 /// Minimum estimated requests of an image that justify a request which may turn out to be useless.

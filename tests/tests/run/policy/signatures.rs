@@ -397,3 +397,18 @@ async fn more_signatures_than_anybody_makes_cost_a_bounded_number_of_requests() 
     }
     assert_eq!(source.count(RequestType::BlobGet), 2 * 64, "{}", source.describe_requests());
 }
+
+#[tokio::test]
+async fn indexes_that_list_each_other_in_many_ways_are_checked_once() {
+    let key = CosignKey::new();
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let leaf = images::single("policy-nested");
+    source.push("app", "deep", &images::nested_indexes("policy-nested", 10, 4, std::slice::from_ref(&leaf)));
+    source.push("app", &leaf.digest_tag("sig"), &simple_signatures(&[key.simple_signature(&leaf.root)]));
+    let program = signed_rule(&source.host(), &target.host(), &key);
+    let json = run(&program, &[]).await.assert_code(0).json();
+    assert_eq!(counts(&json), (1, 0, 0), "{json:#}");
+    // 42 manifests, each with a look for both formats of signatures, and read for the check and the copy.
+    let requests = source.count(RequestType::ManifestHead) + source.count(RequestType::ManifestGet);
+    assert!(requests < 42 * 6, "{requests}");
+}

@@ -218,7 +218,7 @@ async fn a_requeue_uses_the_policy_that_its_batch_was_made_with_and_a_run_the_co
 }
 
 #[tokio::test]
-async fn a_check_costs_the_requests_that_the_page_says() {
+async fn a_check_of_signatures_costs_the_requests_that_the_page_says() {
     let (source, key) = (FaultRegistry::start().await, CosignKey::new());
     let image = |name: &str| images::single(&format!("policy-cost-{name}"));
     for tag in ["simple", "bundle", "unsigned"] {

@@ -16,11 +16,10 @@ use super::{CheckedImage, shorten};
 use crate::copy::index_entry::EntryContent;
 use crate::copy::inspect::MAX_CONFIG_BYTES;
 use crate::copy::platform_filter::ATTESTATION_SUBJECT;
+use crate::copy::transfer::MAX_INDEX_DEPTH;
 
 /// Annotation with the time at which an image was made, for configs that do not say it.
 const CREATED_ANNOTATION: &str = "org.opencontainers.image.created";
-/// Maximum depth of nested indexes.
-const MAX_DEPTH: usize = 8;
 
 /// A walk through the copied manifests of an image.
 pub(super) struct ContentCheck<'a> {
@@ -96,7 +95,7 @@ impl<'a> ContentCheck<'a> {
                     self.check_image(manifest, entry, config.as_deref(), annotations).await
                 }
                 ManifestKind::Index { manifests } => {
-                    if depth > MAX_DEPTH {
+                    if depth > MAX_INDEX_DEPTH {
                         return Err(self.image.refusal("its indexes are nested too deep"));
                     }
                     let only = self.image.selected.selected_children.as_ref().filter(|_| depth == 0);
@@ -129,6 +128,10 @@ impl<'a> ContentCheck<'a> {
             return Ok(());
         }
         if !self.seen.insert((child.digest.clone(), is_attestation(child))) {
+            return Ok(());
+        }
+        // Only its size would count.
+        if self.policy.max_size.is_none() && is_attestation(child) && !child.media_type.is_index() {
             return Ok(());
         }
         let endpoints = self.image.endpoints;

@@ -11,9 +11,7 @@ use super::keys::{KeyRing, Signers};
 use super::signature_reader::FoundSignatures;
 use super::{CheckedImage, shorten};
 use crate::copy::endpoints::Endpoints;
-
-/// Maximum depth of nested indexes.
-const MAX_DEPTH: usize = 8;
+use crate::copy::transfer::MAX_INDEX_DEPTH;
 
 /// The keys of a policy, and where signatures are read.
 pub(super) struct SignatureCheck<'a> {
@@ -59,7 +57,7 @@ impl<'a> SignatureCheck<'a> {
             ManifestKind::Image { .. } => refuse(format!("{}: {reasons}", self.keys.describe_need())),
             ManifestKind::Index { .. } => {
                 let index = CopiedIndex { manifest: root, only: selected.selected_children.as_ref(), signers };
-                match self.find_unsigned(index, 0).await? {
+                match self.find_unsigned(index, 0, &mut HashSet::new()).await? {
                     None => Ok(()),
                     Some(child) => refuse(format!("{}: the index: {reasons}; {child}", self.keys.describe_need())),
                 }
@@ -68,31 +66,41 @@ impl<'a> SignatureCheck<'a> {
     }
 
     /// Looks for a manifest in an index that is copied and not signed. Describes it.
-    fn find_unsigned<'b>(&'b self, index: CopiedIndex<'b>, depth: usize) -> BoxFuture<'b, Result<Option<String>>> {
+    /// Each is checked once for the keys that have signed what contains it, which `seen` has.
+    fn find_unsigned<'b>(
+        &'b self,
+        index: CopiedIndex<'b>,
+        depth: usize,
+        seen: &'b mut HashSet<(Digest, Signers)>,
+    ) -> BoxFuture<'b, Result<Option<String>>> {
         Box::pin(async move {
-            let mut seen = HashSet::new();
+            let mut is_empty = true;
             let is_copied = |child: &&Descriptor| index.only.is_none_or(|only| only.contains(&child.digest));
             let ManifestKind::Index { manifests } = index.manifest.kind() else {
                 return Ok(Some("it is listed as an index, and is none".to_owned()));
             };
             // Also blobs, which some indexes list: they are copied, too.
-            for child in manifests.iter().filter(is_copied).filter(|child| seen.insert(&child.digest)) {
+            for child in manifests.iter().filter(is_copied) {
+                is_empty = false;
+                if !seen.insert((child.digest.clone(), index.signers.clone())) {
+                    continue;
+                }
                 let found = self.read_signatures(&child.digest).await?;
                 let signers: Signers = found.signers.union(&index.signers).copied().collect();
                 if self.keys.suffice(&signers) {
                     continue;
                 }
                 let unsigned = format!("{}: {}", describe_child(child), found.describe());
-                if !child.media_type.is_index() || depth == MAX_DEPTH {
+                if !child.media_type.is_index() || depth == MAX_INDEX_DEPTH {
                     return Ok(Some(unsigned));
                 }
                 let manifest = self.endpoints.source.child_manifest(child).await?;
                 let nested = CopiedIndex { manifest: &manifest, only: None, signers };
-                if let Some(below) = self.find_unsigned(nested, depth + 1).await? {
+                if let Some(below) = self.find_unsigned(nested, depth + 1, seen).await? {
                     return Ok(Some(format!("{unsigned}; {below}")));
                 }
             }
-            Ok(seen.is_empty().then(|| "there is nothing in it".to_owned()))
+            Ok(is_empty.then(|| "there is nothing in it".to_owned()))
         })
     }
 
@@ -103,7 +111,7 @@ impl<'a> SignatureCheck<'a> {
 
 /// Names a child of an index by its platform and digest.
 fn describe_child(child: &Descriptor) -> String {
-    match child.platform.as_ref().filter(|platform| !platform.os.is_empty() && platform.os != "unknown") {
+    match child.platform.as_ref().filter(|platform| platform.names_a_system()) {
         Some(platform) => format!("{platform} ({})", shorten(&child.digest)),
         None => shorten(&child.digest),
     }

@@ -45,10 +45,7 @@ impl Runner {
             self.acquire_copy_slot(task).await?;
             let collector = self.archive_collector(task).await?;
             let listed = message.digest.clone().filter(|_| !task.is_plan_old(self.clock.now()));
-            let request = CopyRequest {
-                policy: rule.policy.clone().map(Arc::new),
-                ..self.copy_request(task, listed, ReferrerRefresh::All)?
-            };
+            let request = self.copy_request(task, listed, ReferrerRefresh::All)?;
             let collecting =
                 Box::pin(async { self.copier_with_timeout(options).collect(&request, &collector, context).await });
             return collecting.await.map(CompletedCopy::collected);
