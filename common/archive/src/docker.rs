@@ -1,5 +1,6 @@
 //! `manifest.json` of an archive: one platform of each image, for docker, podman and crane.
 
+use imgsync_layout::docker_manifest::{MAX_IMAGES, MAX_MANIFEST_JSON_BYTES};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::{ArchiveFormat, Platform};
@@ -20,6 +21,10 @@ pub struct DockerSummary {
     pub left_out: usize,
     /// Names of the first of these.
     pub left_out_names: Vec<String>,
+    /// Number of names in it.
+    pub names: usize,
+    /// Its size in bytes.
+    pub list_size: u64,
 }
 
 /// What loaders of docker's format get of an archive.
@@ -50,8 +55,15 @@ impl DockerSummary {
         lines
     }
 
-    /// Fails if an archive in this format would have no image at all.
+    /// Fails if an archive in this format would have no image at all, or more than imgsync reads of that format.
     pub fn check(&self, format: ArchiveFormat, operation: &str) -> Result<()> {
+        let is_beyond = self.images.max(self.names) > MAX_IMAGES || self.list_size > MAX_MANIFEST_JSON_BYTES;
+        if format == ArchiveFormat::Docker && is_beyond {
+            let most = MAX_MANIFEST_JSON_BYTES >> 20;
+            let detail = format!("manifest.json would have more than {MAX_IMAGES} images or names, or than {most} MiB");
+            return Err(Error::new(ErrorKind::Unsupported, operation, detail)
+                .with_hint("write several archives, or one as oci-archive:FILE"));
+        }
         if format != ArchiveFormat::Docker || self.images > 0 {
             return Ok(());
         }

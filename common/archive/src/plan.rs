@@ -189,7 +189,7 @@ impl ArchivePlanner {
         self.images.sort_by_cached_key(ArchiveImage::sort_key);
         self.images.dedup();
         check_names(&self.images)?;
-        let (docker_images, docker) = self.docker_images();
+        let (docker_images, mut docker) = self.docker_images();
         let mut members = vec![
             Member::inline("oci-layout", LAYOUT_MARKER),
             Member::inline("index.json", encode_index(&self.images)?),
@@ -197,6 +197,8 @@ impl ArchivePlanner {
         if !docker_images.is_empty() {
             let encoded = encode_images(&docker_images)
                 .map_err(|error| Error::new(ErrorKind::Invalid, OPERATION, error.to_string()))?;
+            docker.names = docker_images.iter().map(|image| image.repo_tags.len()).sum();
+            docker.list_size = encoded.len() as u64;
             members.push(Member::inline("manifest.json", encoded));
         }
         let files = std::mem::take(&mut self.files);
@@ -308,12 +310,11 @@ impl ArchivePlanner {
         let mut open = vec![(None, *root)];
         let mut seen = HashSet::new();
         while let Some((platform, number)) = open.pop() {
-            let names_one = |platform: &Platform| !platform.os.is_empty() && platform.os != "unknown";
             match self.references.get(&number) {
                 Some(References::Index { children }) if seen.insert(number) => {
                     open.extend(children.iter().rev().cloned());
                 }
-                Some(References::Image { .. }) if platform.as_ref().is_none_or(names_one) => {
+                Some(References::Image { .. }) if platform.as_ref().is_none_or(Platform::names_a_system) => {
                     candidates.extend(whole(&number).map(|image| (platform, image)));
                 }
                 _ => {}

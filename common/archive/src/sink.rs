@@ -44,7 +44,9 @@ pub trait SinkOutput: Send + 'static {
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
     /// Goes back to an offset; see [`ArchiveSink::rewind`].
-    fn rewind(&mut self, offset: u64) -> Result<bool>;
+    fn rewind(&mut self, _offset: u64) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Ends the output. If the sink was dropped or closed before, or a write has failed, this is not called: the output
     /// stays incomplete.
@@ -62,10 +64,6 @@ impl<W: Write + Send + 'static> SinkOutput for Pipe<W> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.output.write_all(bytes).map_err(|error| write_error(&self.operation, error))
-    }
-
-    fn rewind(&mut self, _offset: u64) -> Result<bool> {
-        Ok(false)
     }
 
     fn finish(mut self: Box<Self>) -> Result<Option<File>> {
@@ -87,10 +85,6 @@ impl SinkOutput for GzipFile {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.output.write_all(bytes).map_err(|error| write_error(&self.operation, error))
-    }
-
-    fn rewind(&mut self, _offset: u64) -> Result<bool> {
-        Ok(false)
     }
 
     fn finish(mut self: Box<Self>) -> Result<Option<File>> {

@@ -1,10 +1,11 @@
 //! `manifest.json`: one platform of each image, as `docker save` writes it. Beside the index of a layout, it lets docker
 //! and podman load a tar of the layout; podman refuses one without it whose index has several entries.
 
+use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
 
 use imgsync_oci::error::ErrorKind;
-use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, ManifestKind, MediaType, Platform, Reference, Tag};
+use imgsync_oci::{Descriptor, Digest, DigestTag, ManifestKind, MediaType, Platform, Reference, Tag};
 use imgsync_registry::ManifestRef;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,10 @@ use super::{BLOBS, LayoutInner};
 
 /// Name of the file.
 pub(super) const MANIFEST_JSON: &str = "manifest.json";
+/// Upper limit for the file in an archive of docker's format, in bytes.
+pub const MAX_MANIFEST_JSON_BYTES: u64 = 8 << 20;
+/// Upper limit for the images of such an archive, and for their names.
+pub const MAX_IMAGES: usize = 50_000;
 /// At most one exists at a time, under the lock.
 const NEW_MANIFEST_JSON: &str = ".imgsync-manifest.json";
 /// Upper limit for `manifest.json`: as for `index.json`, and an image has several layers.
@@ -33,6 +38,7 @@ pub struct DockerImage {
     #[serde(default, deserialize_with = "null_as_empty")]
     pub repo_tags: Vec<String>,
     /// Paths of the layers, the lowest first.
+    #[serde(default, deserialize_with = "null_as_empty")]
     pub layers: Vec<String>,
 }
 
@@ -106,10 +112,12 @@ impl LayoutInner {
         changes: &[&IndexChange],
     ) -> Result<(), LayoutError> {
         let root: &SafeDir = self.folder()?;
-        let known = read_images(root)?;
-        let mut images = DockerImages { images: known.clone().unwrap_or_default() };
-        match known {
-            Some(_) => {
+        let written = read_bytes(root)?;
+        let known: Option<Vec<DockerImage>> = written.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let is_known = known.is_some();
+        let mut images = DockerImages { images: known.unwrap_or_default() };
+        match is_known {
+            true => {
                 for change in changes {
                     if let (Some(repository), ManifestRef::Tag(tag)) = (&change.repository, &change.reference) {
                         self.set_docker_image(&mut images, repository, tag, &change.descriptor);
@@ -117,7 +125,7 @@ impl LayoutInner {
                 }
             }
             // Another tool has written the layout, or only bare tags are in it so far.
-            None => {
+            false => {
                 for entry in index.entries() {
                     if let (Some(repository), Some(tag)) = (&entry.repository, &entry.tag) {
                         self.set_docker_image(&mut images, repository, tag, &entry.descriptor);
@@ -126,12 +134,15 @@ impl LayoutInner {
             }
         }
         let images = images.images;
-        if images.is_empty() || known_equals(root, &images)? {
+        if images.is_empty() {
             return Ok(());
         }
         let bytes = encode_images(&images).map_err(|error| {
             LayoutError::new(ErrorKind::Invalid, format!("its {MANIFEST_JSON} cannot be written: {error}"))
         })?;
+        if written.is_some_and(|written| written == bytes) {
+            return Ok(());
+        }
         root.remove(NEW_MANIFEST_JSON)?;
         let mut file = root.create_file(NEW_MANIFEST_JSON)?;
         let written = file.write_all(&bytes).and_then(|()| file.sync_all());
@@ -149,13 +160,23 @@ impl LayoutInner {
         root: &Descriptor,
     ) {
         if DigestTag::parse_tag(tag.as_str()).is_none() {
-            images.set(familiar(repository, tag), self.find_docker_image(root, 0).map(|(_, image)| image));
+            let found = self.find_docker_image(root, 0, &mut HashSet::new());
+            images.set(familiar(repository, tag), found.map(|(_, image)| image));
         }
     }
 
-    /// Returns config and layers of an image that is whole here; of several platforms, this machine's.
-    fn find_docker_image(&self, root: &Descriptor, depth: usize) -> Option<(Option<Platform>, DockerImage)> {
-        let manifest = self.read_manifest(root).ok().filter(|_| depth < MAX_INDEX_DEPTH)?;
+    /// Returns config and layers of an image that is whole here; of several platforms, this machine's. Each manifest is read
+    /// once, however many indexes list it.
+    fn find_docker_image(
+        &self,
+        root: &Descriptor,
+        depth: usize,
+        seen: &mut HashSet<Digest>,
+    ) -> Option<(Option<Platform>, DockerImage)> {
+        if depth == MAX_INDEX_DEPTH || !seen.insert(root.digest.clone()) {
+            return None;
+        }
+        let manifest = self.read_manifest(root).ok()?;
         match manifest.kind() {
             ManifestKind::Image { config, layers } => {
                 let config = config.as_ref().filter(|config| is_image_config(&config.media_type))?;
@@ -168,17 +189,16 @@ impl LayoutInner {
                 is_whole.then_some((root.platform.clone(), image))
             }
             ManifestKind::Index { .. } => {
-                let names_one = |platform: &Platform| !platform.os.is_empty() && platform.os != "unknown";
-                let children = children(&manifest).filter(|child| child.platform.as_ref().is_none_or(names_one));
-                let found: Vec<_> = children.filter_map(|child| self.find_docker_image(child, depth + 1)).collect();
+                let is_candidate = |child: &Descriptor| {
+                    child.media_type.is_index() || child.platform.as_ref().is_none_or(Platform::names_a_system)
+                };
+                let candidates = manifest.children().into_iter().filter(|child| is_candidate(child));
+                let found: Vec<_> =
+                    candidates.filter_map(|child| self.find_docker_image(child, depth + 1, seen)).collect();
                 choose_platform(&found, &machine_platform()).cloned()
             }
         }
     }
-}
-
-fn children(manifest: &Manifest) -> impl Iterator<Item = &Descriptor> {
-    manifest.children().into_iter()
 }
 
 /// Images by name, in the order in which they came.
@@ -200,15 +220,6 @@ impl DockerImages {
             None => self.images.push(DockerImage { repo_tags: vec![name], ..image }),
         }
     }
-}
-
-/// Reads the images listed so far; `None` if there is no list, or none that can be read.
-fn read_images(root: &SafeDir) -> Result<Option<Vec<DockerImage>>, LayoutError> {
-    Ok(read_bytes(root)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
-}
-
-fn known_equals(root: &SafeDir, images: &[DockerImage]) -> Result<bool, LayoutError> {
-    Ok(read_bytes(root)?.zip(encode_images(images).ok()).is_some_and(|(known, new)| known == new))
 }
 
 fn read_bytes(root: &SafeDir) -> Result<Option<Vec<u8>>, LayoutError> {

@@ -40,7 +40,7 @@ impl LayoutError {
             io::ErrorKind::ConnectionAborted => return LayoutError::new(ErrorKind::Cancelled, "cancelled"),
             io::ErrorKind::TimedOut => {
                 return LayoutError::new(ErrorKind::TimedOut, error.to_string())
-                    .with_hint("if the program that writes the archive needs longer, allow it with --stall-timeout");
+                    .with_hint("if the program that writes the archive needs longer, allow it with that option");
             }
             _ => return LayoutError::io(name.as_ref(), "reading", error),
         };

@@ -56,6 +56,7 @@ pub use manifests::LayoutRepository;
 pub use pipe_reader::PipeTimeouts;
 pub use read_at::{OpenedArchiveFile, ReadAt};
 pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
+pub use stream::save_pipe;
 pub use verification::{HashPolicy, VerifiedFileCache};
 pub use writer::BlobWriter;
 

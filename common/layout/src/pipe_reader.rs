@@ -112,7 +112,8 @@ impl PipeReader {
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) if began.elapsed() < limit => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    let message = format!("nothing came through the pipe for {}", format_duration(limit));
+                    let option = if self.has_started { "--stall-timeout" } else { "--timeout" };
+                    let message = format!("nothing came through the pipe for {} ({option})", format_duration(limit));
                     return Err(io::Error::new(io::ErrorKind::TimedOut, message));
                 }
             }

@@ -1,14 +1,37 @@
 //! Archives that come out of a pipe, such as stdin: read once, forward.
 
 use std::fs::File;
+use std::io;
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{ArchiveFormat, Digest};
 use tokio_util::sync::CancellationToken;
 
-use super::error::SAVE_STREAM_HINT;
+use super::error::{LayoutError, SAVE_STREAM_HINT};
 use super::pipe_reader::{PipeReader, PipeTimeouts};
 use super::{ArchiveRef, Layout, LayoutFiles, open, run_blocking};
+
+/// Saves what comes out of a pipe, until its end.
+pub async fn save_pipe(
+    pipe: File,
+    mut file: File,
+    timeouts: PipeTimeouts,
+    operation: &str,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let cancel = cancel.clone();
+    run_blocking(operation, move || {
+        let mut reader = PipeReader::start(pipe, timeouts, cancel).map_err(|error| LayoutError::reading("", error))?;
+        let failure = reader.failure();
+        let saved = io::copy(&mut reader, &mut file);
+        saved.map(drop).map_err(|error| match failure.take() {
+            Some(failure) => LayoutError::reading("", failure),
+            None => LayoutError::new(ErrorKind::Local, error.to_string())
+                .with_hint("choose a folder with enough space for the whole archive"),
+        })
+    })
+    .await
+}
 
 impl Layout {
     /// Opens an archive that comes out of a pipe, and reads its index and manifests, which must come before the layers.

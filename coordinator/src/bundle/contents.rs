@@ -10,7 +10,7 @@ use imgsync_bundle::{
 };
 use imgsync_layout::{ImageName, LayoutRef};
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::{Algorithm, Descriptor, Digest, DigestTag, Manifest, MediaType, Reference, RepositoryName, Tag};
+use imgsync_oci::{Descriptor, Digest, DigestTag, Manifest, MediaType, Reference, RepositoryName, Tag};
 
 const OPERATION: &str = "planning the bundle";
 
@@ -36,12 +36,16 @@ pub(crate) fn split_by_content(
     if missing.is_empty() {
         return Ok((wanted, Vec::new()));
     }
-    let mut repositories: HashMap<RepositoryName, CollectedRepository> = HashMap::new();
+    let mut repositories: HashMap<RepositoryName, (CollectedRepository, Referrers)> = HashMap::new();
     let (mut whole, mut lacking) = (Vec::new(), Vec::new());
     for tag in wanted {
-        let collected = repositories.entry(tag.path.clone()).or_insert_with(|| collector.collected(&tag.path));
+        let (collected, referrers) = repositories.entry(tag.path.clone()).or_insert_with(|| {
+            let collected = collector.collected(&tag.path);
+            let referrers = referrers_by_subject(&collected);
+            (collected, referrers)
+        });
         let root = collector.tag(&tag.path, &tag.tag).ok_or_else(|| lost(&tag.path, &tag.tag))?;
-        let lacks = needs_any(collector, collected, root, missing)?;
+        let lacks = needs_any(collector, (collected, referrers), root, missing)?;
         if lacks { &mut lacking } else { &mut whole }.push(tag);
     }
     Ok((whole, lacking))
@@ -50,7 +54,7 @@ pub(crate) fn split_by_content(
 /// Whether an image, or what refers to it, needs some of this content.
 fn needs_any(
     collector: &BundleCollector,
-    collected: &CollectedRepository,
+    (collected, referrers): (&CollectedRepository, &Referrers),
     root: Digest,
     content: &HashSet<Digest>,
 ) -> Result<bool> {
@@ -67,17 +71,23 @@ fn needs_any(
             }
             open.push(part.digest.clone());
         }
-        let referrers = collected.referrers.iter().filter(|(subject, _)| *subject == digest);
-        open.extend(referrers.map(|(_, referrer)| referrer.clone()));
-        let signatures = collected.tags.iter().filter(|(tag, _)| subject_of(tag).as_ref() == Some(&digest));
-        open.extend(signatures.map(|(_, signature)| signature.clone()));
+        open.extend(referrers.get(&digest).into_iter().flatten().cloned());
     }
     Ok(false)
 }
 
-/// Returns the digest that a digest tag names.
-fn subject_of(tag: &Tag) -> Option<Digest> {
-    DigestTag::parse_tag(tag.as_str()).and_then(|(stem, _)| parse_stem(stem))
+/// What refers to each manifest of a repository, also by a digest tag.
+type Referrers = HashMap<Digest, Vec<Digest>>;
+
+fn referrers_by_subject(collected: &CollectedRepository) -> Referrers {
+    let mut referrers = Referrers::new();
+    let tagged =
+        collected.tags.iter().filter_map(|(tag, manifest)| Some((DigestTag::subject(tag.as_str())?, manifest)));
+    let listed = collected.referrers.iter().map(|(subject, manifest)| (subject.clone(), manifest));
+    for (subject, manifest) in listed.chain(tagged) {
+        referrers.entry(subject).or_default().push(manifest.clone());
+    }
+    referrers
 }
 
 /// Builds the index of a bundle.
@@ -117,8 +127,11 @@ fn build_repository(
         }
     }
     // What refers to an image that could not be collected whole stays behind with it.
-    let mut signatures: Vec<(&Tag, &Digest, Digest)> =
-        collected.tags.iter().filter_map(|(tag, digest)| Some((tag, digest, subject_of(tag)?))).collect();
+    let mut signatures: Vec<(&Tag, &Digest, Digest)> = collected
+        .tags
+        .iter()
+        .filter_map(|(tag, digest)| Some((tag, digest, DigestTag::subject(tag.as_str())?)))
+        .collect();
     let mut referrers: Vec<&(Digest, Digest)> = collected.referrers.iter().collect();
     loop {
         let before = signatures.len() + referrers.len();
@@ -275,7 +288,7 @@ pub(crate) fn build_plan(
             // Of two images with one source name, such as those of two platform selections, the first has the name.
             let name =
                 name.filter(|name| names.entry(name.to_string()).or_insert_with(|| tag.digest.clone()) == &tag.digest);
-            let subject = DigestTag::parse_tag(tag.tag.as_str()).and_then(|(stem, _)| parse_stem(stem));
+            let subject = DigestTag::subject(tag.tag.as_str());
             planner.add_image(ArchiveImage { name: name.map(ArchivedName::Full), root, subject });
         }
         for (subject, referrer) in &repository.referrers {
@@ -313,11 +326,4 @@ fn parse_source(source: &str) -> Option<Reference> {
         Some(ImageName::Full(reference)) => Some(reference),
         _ => None,
     }
-}
-
-/// Returns the digest that a digest tag names.
-fn parse_stem(stem: &str) -> Option<Digest> {
-    let (algorithm, hex) = stem.split_once('-')?;
-    let is_known = [Algorithm::Sha256, Algorithm::Sha512].iter().any(|known| known.as_str() == algorithm);
-    is_known.then(|| format!("{algorithm}:{hex}").parse().ok()).flatten()
 }

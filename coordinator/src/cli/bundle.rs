@@ -7,6 +7,7 @@ mod show;
 mod work;
 mod write;
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -64,21 +65,26 @@ pub(crate) async fn run(args: BundleArgs, global: &GlobalArgs, printer: &Printer
     }
 }
 
+/// Maximum size of the file of a key. One of RSA with 8192 bits has 2 KiB.
+pub(super) const MAX_KEY_BYTES: u64 = 64 << 10;
+
 /// Reads a file whole, within a limit.
-fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(super) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let operation = format!("reading {}", path.display());
     let failed =
         |error: std::io::Error| Error::new(ErrorKind::Invalid, &operation, error.to_string()).with_source(error);
-    let length = std::fs::metadata(path).map_err(failed)?.len();
-    if length > limit {
-        return Err(Error::new(ErrorKind::Invalid, &operation, format!("it has {length} bytes: more than {limit}")));
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    // A pipe says nothing of its length.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 > limit {
+        true => Err(Error::new(ErrorKind::Invalid, &operation, format!("it has more than {limit} bytes"))),
+        false => Ok(bytes),
     }
-    std::fs::read(path).map_err(failed)
 }
 
 /// Reads a public key, if one is named.
 fn read_public_key(path: Option<&PathBuf>) -> Result<Option<PublicKey>> {
-    const MAX_KEY_BYTES: u64 = 64 << 10;
     let Some(path) = path else { return Ok(None) };
     let text = read_file(path, MAX_KEY_BYTES)?;
     PublicKey::from_pem(&String::from_utf8_lossy(&text), &path.display().to_string()).map(Some)

@@ -5,7 +5,6 @@ use clap::Args;
 use imgsync_oci::MediaType;
 use imgsync_oci::error::Result;
 use imgsync_oci::humanize::pluralize;
-use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
@@ -74,9 +73,7 @@ pub(crate) async fn run(args: InspectArgs, global: &GlobalArgs, printer: &Printe
 
 async fn inspect_image(args: &InspectArgs, settings: &Settings, printer: &Printer) -> Result<ManifestTree> {
     let mut client = settings.client()?;
-    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
-    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.retry.stall_timeout;
+    args.retry.apply(&mut client);
     let context = Context { events: Events::new(BatchProgress::new(printer, false)), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
     let client = Client::new(client, CredentialEnvironment::from_process());

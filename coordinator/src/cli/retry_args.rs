@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
+use imgsync_oci::retry::RetryPolicy;
+use imgsync_registry::ClientSettings;
 use imgsync_worker::cli::parse_duration;
 
 /// Retries and timeouts.
@@ -19,4 +21,13 @@ pub(crate) struct RetryArgs {
     /// Abort a response or stream that makes no or too little progress for this long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, hide_short_help = true)]
     pub(crate) stall_timeout: Duration,
+}
+
+impl RetryArgs {
+    /// Applies them to the settings of a client.
+    pub(crate) fn apply(&self, client: &mut ClientSettings) {
+        client.retry = RetryPolicy { attempts: self.attempts, first_delay: self.retry_delay, ..client.retry };
+        client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
+        client.stall_timeout = self.stall_timeout;
+    }
 }

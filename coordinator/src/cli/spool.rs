@@ -7,11 +7,12 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use imgsync_layout::ArchiveRef;
+use imgsync_layout::{ArchiveRef, PipeTimeouts, save_pipe};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_worker::copy::ImageLocation;
+use tokio_util::sync::CancellationToken;
 
-use super::stdin_archive::is_stdin;
+use super::stdin_archive::{is_stdin, open_pipe};
 
 /// An archive that was saved from stdin. Its file disappears when it is dropped, and when the process ends.
 #[derive(Debug)]
@@ -21,17 +22,20 @@ pub(crate) struct SpooledArchive {
 
 impl SpooledArchive {
     /// Saves stdin to a file in a folder, if one of the sources is an archive from stdin and a folder is given.
-    pub(crate) async fn save(sources: &[ImageLocation], folder: Option<&Path>) -> Result<Option<SpooledArchive>> {
+    pub(crate) async fn save(
+        sources: &[ImageLocation],
+        folder: Option<&Path>,
+        timeouts: PipeTimeouts,
+        cancel: &CancellationToken,
+    ) -> Result<Option<SpooledArchive>> {
         let source = sources.iter().find(|source| is_stdin(source));
         let (Some(source), Some(folder)) = (source, folder) else { return Ok(None) };
-        let (operation, folder) = (format!("saving {source} in {}", folder.display()), folder.to_owned());
-        match tokio::task::spawn_blocking(move || save_stdin(&folder)).await {
-            Ok(Ok(file)) => Ok(Some(SpooledArchive { file })),
-            Ok(Err(error)) => Err(Error::new(ErrorKind::Local, operation, error.to_string())
-                .with_source(error)
-                .with_hint("choose a folder with enough space for the whole archive")),
-            Err(error) => Err(Error::new(ErrorKind::Local, operation, "the blocking task panicked").with_source(error)),
-        }
+        let operation = format!("saving {source} in {}", folder.display());
+        let failed = |error: io::Error| Error::new(ErrorKind::Local, &operation, error.to_string()).with_source(error);
+        let file = create_nameless(folder).map_err(failed)?;
+        let copy = file.try_clone().map_err(failed)?;
+        save_pipe(open_pipe(&operation)?, copy, timeouts, &operation, cancel).await?;
+        Ok(Some(SpooledArchive { file }))
     }
 
     /// Returns the location of the saved file for a source from stdin, and other sources unchanged.
@@ -46,11 +50,10 @@ impl SpooledArchive {
     }
 }
 
-fn save_stdin(folder: &Path) -> io::Result<File> {
+/// Creates a file that is removed whatever happens.
+fn create_nameless(folder: &Path) -> io::Result<File> {
     let path = folder.join(format!(".imgsync-spool-{:016x}", rand::random::<u64>()));
-    let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    // From here on it has no name, and is removed whatever happens.
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     std::fs::remove_file(&path)?;
-    io::copy(&mut io::stdin().lock(), &mut file)?;
     Ok(file)
 }

@@ -31,13 +31,17 @@ pub(crate) async fn open_stdin(
     let Some(first) = archives.first() else { return Ok(None) };
     // The other format is an error.
     let archive = archives.iter().find(|archive| archive.format == ArchiveFormat::Docker).unwrap_or(first);
-    let operation = || format!("opening {}", archive.without_image());
+    let pipe = open_pipe(&format!("opening {}", archive.without_image()))?;
+    Layout::open_stream(pipe, archive, timeouts, cancel).await.map(Some)
+}
+
+/// Opens stdin, unless it is a terminal.
+pub(crate) fn open_pipe(operation: &str) -> Result<File> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
-        let error = Error::new(ErrorKind::Invalid, operation(), "stdin is a terminal");
+        let error = Error::new(ErrorKind::Invalid, operation, "stdin is a terminal");
         return Err(error.with_hint("pipe an archive into the command: `cat FILE | imgsync sync oci-archive:- TARGET`"));
     }
     let pipe = stdin.as_fd().try_clone_to_owned().map(File::from);
-    let pipe = pipe.map_err(|error| Error::new(ErrorKind::Local, operation(), error.to_string()).with_source(error))?;
-    Layout::open_stream(pipe, archive, timeouts, cancel).await.map(Some)
+    pipe.map_err(|error| Error::new(ErrorKind::Local, operation, error.to_string()).with_source(error))
 }

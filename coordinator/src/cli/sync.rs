@@ -13,7 +13,7 @@ use imgsync_config::{Config, ImagePolicy};
 use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef, PipeTimeouts};
 use imgsync_model::batch::ForeignLayers;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::retry::{RetryPolicy, format_duration};
+use imgsync_oci::retry::format_duration;
 use imgsync_oci::secret::Secret;
 use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::{Credential, CredentialEnvironment};
@@ -240,10 +240,7 @@ async fn execute(
         return Err(Error::new(ErrorKind::Invalid, "reading stdin", detail));
     }
     let password = read_password(args.user.as_deref(), args.password.as_ref(), args.password_stdin)?;
-    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
-    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.retry.stall_timeout;
-    let spooled = SpooledArchive::save(&sources, args.spool.as_deref()).await?;
+    args.retry.apply(&mut client);
     let defaults = CopyLimits::default();
     let limits = CopyLimits {
         concurrent_blobs: args.concurrency.into(),
@@ -252,12 +249,11 @@ async fn execute(
     };
     let context = Context { events: Events::new(observer.clone()), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
+    let timeouts = PipeTimeouts { start: limits.timeout, stall: client.stall_timeout };
+    let spooled = SpooledArchive::save(&sources, args.spool.as_deref(), timeouts, &context.cancel).await?;
     let stdin_archive = match &spooled {
         Some(_) => None,
-        None => {
-            let timeouts = PipeTimeouts { start: limits.timeout, stall: client.stall_timeout };
-            open_stdin(&sources, timeouts, &context.cancel).await?
-        }
+        None => open_stdin(&sources, timeouts, &context.cancel).await?,
     };
     let mut resolved = Vec::new();
     for source in &sources {

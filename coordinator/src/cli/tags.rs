@@ -11,7 +11,7 @@ use imgsync_model::select::{
 };
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
-use imgsync_oci::retry::{RetryPolicy, format_duration};
+use imgsync_oci::retry::format_duration;
 use imgsync_oci::sanitize::sanitize;
 use imgsync_oci::{ArchiveFormat, Digest, RegistryName, RepositoryName, strip_transport};
 use imgsync_registry::credentials::CredentialEnvironment;
@@ -148,9 +148,7 @@ pub(crate) async fn run(args: TagsArgs, global: &GlobalArgs, printer: &Printer) 
 async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Printer) -> Result<Exit> {
     let selection = build_selection(args)?;
     let mut client = settings.client()?;
-    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
-    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.retry.stall_timeout;
+    args.retry.apply(&mut client);
     let client = Client::new(client, CredentialEnvironment::from_process());
     let context = Context { events: Events::new(Arc::new(RequestEventPrinter(printer.clone()))), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());

@@ -6,7 +6,6 @@ use std::time::Duration;
 use clap::Args;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
-use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::{Digest, Platform};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
@@ -208,9 +207,7 @@ async fn compare_image(
     printer: &Printer,
 ) -> Result<Exit> {
     let mut client = settings.client()?;
-    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
-    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.retry.stall_timeout;
+    args.retry.apply(&mut client);
     let context = Context { events: Events::new(BatchProgress::new(printer, false)), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
     let defaults = CopyLimits::default();

@@ -27,10 +27,12 @@ use tokio_util::sync::CancellationToken;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval between checks whether the batch was cancelled while an archive is written.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of blobs that cannot be read, after which the archive fails: each costs another start from its beginning.
+const MAX_BAD_BLOBS: usize = 32;
 /// Interval between attempts to record results that the ledger did not take.
 const LEDGER_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Results recorded at once.
-const CONCURRENT_RESULTS: usize = 64;
+const MAX_CONCURRENT_RESULTS: usize = 64;
 /// Rows of the ledger read at once.
 const PAGE: usize = 1_000;
 
@@ -111,6 +113,8 @@ impl ArchiveWriter<'_> {
         for (place, archive) in self.archives.take() {
             let Endpoint::Archive(format, file) = &place else { continue };
             let context = Context { cancel: self.context.cancel.child_token(), ..self.context.clone() };
+            // Also ends what reads files in other threads.
+            let _stop = context.cancel.clone().drop_guard();
             let mut bad = BadContent::new();
             let written = tokio::select! {
                 written = self.write(*format, Path::new(&**file), &archive, &mut bad, &context) => written,
@@ -160,7 +164,7 @@ impl ArchiveWriter<'_> {
                 Some(digest) if self.reads_former(archive, &plan, &digest).await => {
                     self.notice(format!("{error}; reading it from the former {}", file.display()));
                 }
-                Some(digest) if !bad.contains_key(&digest) => {
+                Some(digest) if !bad.contains_key(&digest) && bad.len() < MAX_BAD_BLOBS => {
                     self.warn(format!("{error}; writing {} without the images that need it", file.display()));
                     bad.insert(digest, error);
                     self.keep_former(file, archive, bad, context).await?;
@@ -256,11 +260,16 @@ impl ArchiveWriter<'_> {
             }
             Err(error) => return Err(error),
         };
-        let mut kept = 0;
+        let (mut kept, mut nameless) = (0_u64, 0_u64);
         for entry in images {
             let name = entry.repository.zip(entry.tag).map(|(repository, tag)| format!("{repository}:{tag}"));
-            let Some(name) = name.filter(|name| !written.contains(name)) else { continue };
-            let Ok(reference) = name.parse() else { continue };
+            let Some((name, reference)) = name.and_then(|name| Some((name.clone(), name.parse().ok()?))) else {
+                nameless += 1;
+                continue;
+            };
+            if written.contains(&name) {
+                continue;
+            }
             let image =
                 ImageLocation::Archive(ArchiveRef { image: Some(ImageName::Full(reference)), ..former.clone() });
             let request = CopyRequest::new(image.clone(), image);
@@ -271,6 +280,10 @@ impl ArchiveWriter<'_> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+        if nameless > 0 {
+            let images = pluralize(nameless, "image", "images");
+            self.warn(format!("{}: {images} of the former file without a full name do not stay", file.display()));
         }
         if kept > 0 {
             let images = pluralize(kept, "image", "images");
@@ -319,7 +332,7 @@ impl ArchiveWriter<'_> {
                 (task, end)
             })
         });
-        recorded.buffer_unordered(CONCURRENT_RESULTS).filter_map(std::future::ready).collect().await
+        recorded.buffer_unordered(MAX_CONCURRENT_RESULTS).filter_map(std::future::ready).collect().await
     }
 
     /// Waits until the batch was cancelled or superseded.

@@ -337,3 +337,16 @@ async fn the_quickstart_copies_the_examples_and_then_finds_all_unchanged() {
     assert_eq!(run(&program, &[]).await.assert_code(0).json()["counts"]["copied"], 5);
     assert_eq!(run(&program, &[]).await.assert_code(0).json()["counts"]["unchanged"], 5);
 }
+
+#[tokio::test]
+async fn indexes_that_list_each_other_in_many_ways_are_read_once() {
+    let source = FaultRegistry::start().await;
+    let image = images::nested_indexes("layouts-nested", 14, 4, &[images::single("layouts-nested")]);
+    source.push("app", "1", &image);
+    let program = Imgsync::new();
+    let from = format!("{}/app:1", source.host());
+    program.again().args(["sync", &from, "oci:there:r.example/app:1"]).run().await.assert_code(0);
+    let listed: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(program.work_dir().join("there/manifest.json")).unwrap()).unwrap();
+    assert_eq!(listed[0]["RepoTags"], serde_json::json!(["r.example/app:1"]), "{listed}");
+}

@@ -232,7 +232,7 @@ impl ArchiveTarget {
 
     /// Collects what cosign stores under a tag. It has a name and a subject.
     pub(crate) fn put_digest_tag(&self, tag: &Tag, manifest: &Manifest) -> Result<ManifestPut> {
-        let subject = DigestTag::parse_tag(tag.as_str()).and_then(|(stem, _)| stem.replacen('-', ":", 1).parse().ok());
+        let subject = DigestTag::subject(tag.as_str());
         self.collect(
             manifest,
             Some(ArchiveImage { name: Some(self.name_of(tag)), root: manifest.descriptor(), subject }),

@@ -106,7 +106,7 @@ impl Copier {
             // Whatever else is there is replaced, or is an error of writing.
             _ => return Ok(false),
         };
-        let version = opened.version().ok().flatten().unwrap_or_default();
+        let Ok(Some(version)) = opened.version() else { return Ok(false) };
         let (place, fingerprint) = (file.to_string_lossy().into_owned(), plan.fingerprint());
         if let HashPolicy::Shared(known) = &self.hashing
             && known.is_verified(&place, &fingerprint, &version).await

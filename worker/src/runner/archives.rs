@@ -77,9 +77,14 @@ impl ArchiveTargets {
         (archive.collector.clone(), archive.former_opened.clone())
     }
 
-    fn add(&self, archive: &Endpoint, task: CollectedTask) {
-        if let Some(archive) = self.archives().get_mut(archive) {
-            archive.tasks.push(task);
+    /// Adds a task. Returns it if the archive was written meanwhile.
+    fn add(&self, archive: &Endpoint, task: CollectedTask) -> Option<CollectedTask> {
+        match self.archives().get_mut(archive) {
+            Some(archive) => {
+                archive.tasks.push(task);
+                None
+            }
+            None => Some(task),
         }
     }
 
@@ -153,7 +158,7 @@ impl Runner {
         };
         let TransferStats { copied, mounted, reused } = report.bytes;
         let usage = task.usage(BlobBytes { copied, mounted, reused });
-        archives.add(
+        let rejected = archives.add(
             target.repository.endpoint(),
             CollectedTask {
                 task_ref: *task_ref,
@@ -166,6 +171,9 @@ impl Runner {
                 time: usage.time,
             },
         );
+        if let Some(task) = rejected {
+            task.give_back(&*self.store, &self.events).await?;
+        }
         Ok(Disposition::Done)
     }
 }

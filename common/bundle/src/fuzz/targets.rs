@@ -5,10 +5,9 @@ use std::path::Path;
 use imgsync_oci::error::Error;
 
 use super::engine::fuzz;
+use super::tar_checksums::with_checksums;
 use crate::parts::{PartList, PartReader};
 use crate::{BundleIndex, Inventory, OpenedBundle};
-
-const BLOCK_BYTES: usize = 512;
 
 fn describe(error: &Error) -> String {
     assert!(!error.message().chars().any(char::is_control), "a message is safe to print: {error}");
@@ -24,31 +23,6 @@ fn open_bundle(folder: &Path, input: &[u8]) -> String {
         Ok(bundle) => format!("{} tags, signed: {}", bundle.index.tags().count(), bundle.signature.is_some()),
         Err(error) => describe(&error),
     }
-}
-
-/// Corrects the checksums of the headers of a tar, without which all that follows a changed header is not read.
-fn with_checksums(input: &[u8]) -> Vec<u8> {
-    let (mut bytes, mut at) = (input.to_vec(), 0_usize);
-    while let Some(block) = at.checked_add(BLOCK_BYTES).and_then(|end| bytes.get_mut(at..end)) {
-        let mut header = tar::Header::new_old();
-        header.as_mut_bytes().copy_from_slice(block);
-        if block.iter().any(|byte| *byte != 0) {
-            header.set_cksum();
-            block.copy_from_slice(header.as_bytes());
-        }
-        let size = header.entry_size().unwrap_or_default().min(input.len() as u64) as usize;
-        at += BLOCK_BYTES + size.next_multiple_of(BLOCK_BYTES);
-    }
-    bytes
-}
-
-macro_rules! targets {
-    ($($name:ident = $target:expr;)*) => {
-        $(#[test]
-        fn $name() {
-            fuzz(stringify!($name), $target);
-        })*
-    };
 }
 
 targets! {

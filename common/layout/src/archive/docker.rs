@@ -8,19 +8,16 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::super::docker_manifest::{DockerImage, MANIFEST_JSON, MAX_IMAGES, MAX_MANIFEST_JSON_BYTES};
 use super::super::error::LayoutError;
 use super::super::index::LayoutIndex;
 use super::super::index_entry::REF_NAME;
 use super::super::read_at::{FileSection, ReadAt, read_exact_at};
+use super::REPOSITORIES;
 use super::tar_index::{TarContent, TarIndex, clean_path, shorten};
-use super::{MANIFEST_JSON, REPOSITORIES};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{Algorithm, Descriptor, Digest, Hasher, MediaType, Platform, Reference};
 
-/// Upper limit for `manifest.json`.
-const MAX_MANIFEST_JSON_BYTES: u64 = 8 << 20;
-/// Upper limit for the images of an archive, and for their names.
-const MAX_IMAGES: usize = 50_000;
 /// Upper limit for the config of an image.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Upper limit for the layers of an image; Docker's own is 127.
@@ -33,15 +30,6 @@ pub(super) struct DockerImages {
     pub(super) index: LayoutIndex,
     pub(super) manifests: HashMap<Digest, Bytes>,
     pub(super) blobs: HashMap<Digest, TarContent>,
-}
-
-/// An entry of `manifest.json`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct DockerImage {
-    config: String,
-    repo_tags: Option<Vec<String>>,
-    layers: Option<Vec<String>>,
 }
 
 /// What is read of a config.
@@ -104,7 +92,7 @@ pub(super) fn read_images(source: &Arc<dyn ReadAt>, members: &TarIndex) -> Resul
     let images: Vec<DockerImage> = serde_json::from_slice(&text).map_err(|error| {
         LayoutError::new(ErrorKind::InvalidResponse, format!("its {MANIFEST_JSON} cannot be parsed: {error}"))
     })?;
-    let tags = images.iter().map(|image| image.repo_tags.as_ref().map_or(0, Vec::len)).sum::<usize>();
+    let tags = images.iter().map(|image| image.repo_tags.len()).sum::<usize>();
     if images.len().max(tags) > MAX_IMAGES {
         let detail = format!("its {MANIFEST_JSON} has more than {MAX_IMAGES} images or names");
         return Err(LayoutError::new(ErrorKind::Refused, detail));
@@ -117,7 +105,7 @@ pub(super) fn read_images(source: &Arc<dyn ReadAt>, members: &TarIndex) -> Resul
         let digest = Digest::sha256(&manifest);
         let descriptor = Descriptor::new(MediaType::OciManifest, digest.clone(), manifest.len() as u64);
         manifests.insert(digest, manifest);
-        let tags = image.repo_tags.as_deref().unwrap_or_default();
+        let tags = &image.repo_tags;
         // Docker writes names as its users type them.
         let names =
             tags.iter().map(|tag| tag.parse::<Reference>().map_or_else(|_| tag.clone(), |name| name.to_string()));
@@ -166,7 +154,7 @@ impl DockerReader<'_> {
             let detail = format!("config `{}` cannot be parsed: {error}", shorten(&image.config));
             LayoutError::new(ErrorKind::InvalidResponse, detail)
         })?;
-        let paths = image.layers.as_deref().unwrap_or_default();
+        let paths = &image.layers;
         let diff_ids = &parsed.rootfs.diff_ids;
         if paths.len() != diff_ids.len() || paths.len() > MAX_LAYERS {
             let detail = format!("it has {} layers, its config has {}", paths.len(), diff_ids.len());

@@ -21,6 +21,7 @@ use self::sequential::{SequentialFile, scan_stream};
 use self::tar_index::{SeekingInput, TarContent, TarIndex, TarScanner, shorten};
 pub use self::turns::ReadTurn;
 use self::turns::ReadTurns;
+use super::docker_manifest::MANIFEST_JSON;
 use super::error::{LayoutError, SAVE_STREAM_HINT};
 use super::index::LayoutIndex;
 use super::index_file::{INDEX_JSON, MAX_INDEX_BYTES};
@@ -31,7 +32,6 @@ use super::{BLOBS, OCI_LAYOUT};
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{ArchiveFormat, Digest};
 
-const MANIFEST_JSON: &str = "manifest.json";
 /// What Docker wrote before `manifest.json`, and still writes beside it.
 const REPOSITORIES: &str = "repositories";
 

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use imgsync_oci::{ArchiveFormat, Descriptor};
 
 use super::engine::fuzz;
+use super::tar_checksums::with_checksums;
 use crate::docker_manifest::DockerImage;
 use crate::error::LayoutError;
 use crate::index::LayoutIndex;
 use crate::read_at::{InlineFile, ReadAt};
 use crate::{LayoutFiles, LayoutInner, open};
 
-const BLOCK_BYTES: usize = 512;
 /// Entries, and parts of each, that are read.
 const MAX_READ: usize = 16;
 /// Bytes that are read of a blob.
@@ -69,31 +69,6 @@ fn read_blob(layout: &LayoutInner, blob: &Descriptor) -> String {
         }
         Err(error) => format!("{:?} ", error.kind()),
     }
-}
-
-/// Corrects the checksums of the headers of a tar, without which all that follows a changed header is not read.
-fn with_checksums(input: &[u8]) -> Vec<u8> {
-    let (mut bytes, mut at) = (input.to_vec(), 0_usize);
-    while let Some(block) = at.checked_add(BLOCK_BYTES).and_then(|end| bytes.get_mut(at..end)) {
-        let mut header = tar::Header::new_old();
-        header.as_mut_bytes().copy_from_slice(block);
-        if block.iter().any(|byte| *byte != 0) {
-            header.set_cksum();
-            block.copy_from_slice(header.as_bytes());
-        }
-        let size = header.entry_size().unwrap_or_default().min(input.len() as u64) as usize;
-        at += BLOCK_BYTES + size.next_multiple_of(BLOCK_BYTES);
-    }
-    bytes
-}
-
-macro_rules! targets {
-    ($($name:ident = $target:expr;)*) => {
-        $(#[test]
-        fn $name() {
-            fuzz(stringify!($name), $target);
-        })*
-    };
 }
 
 targets! {

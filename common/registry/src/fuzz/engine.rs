@@ -24,6 +24,16 @@ const MAX_INPUTS: usize = 4000;
 /// Limit of this process's peak memory, in KiB.
 const MAX_MEMORY_KIB: u64 = 512 << 10;
 
+/// Makes a test of each fuzz target.
+macro_rules! targets {
+    ($($name:ident = $target:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            fuzz(stringify!($name), $target);
+        })*
+    };
+}
+
 /// Parses an input and describes the result; the shape of the text identifies the code path.
 pub(super) type FuzzTarget = fn(&[u8]) -> String;
 

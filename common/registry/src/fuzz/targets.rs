@@ -18,15 +18,6 @@ fn text(input: &[u8]) -> String {
     String::from_utf8_lossy(input).into_owned()
 }
 
-macro_rules! targets {
-    ($($name:ident = $target:expr;)*) => {
-        $(#[test]
-        fn $name() {
-            fuzz(stringify!($name), $target);
-        })*
-    };
-}
-
 targets! {
     challenges = |input| {
         let lines = lines(input);

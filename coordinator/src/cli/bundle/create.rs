@@ -27,9 +27,9 @@ use super::super::rule_selection::select_rules;
 use super::super::run::{RunContext, StartOutcome, build_notifier};
 use super::super::run_args::{ResumeArgs, RunArgs};
 use super::super::settings::Settings;
-use super::read_file;
 use super::work::{CollectedPlan, WorkFolder};
 use super::write::{BundleOutput, write_bundle};
+use super::{MAX_KEY_BYTES, read_file};
 use crate::bundle::{WantedTag, build_index, split_by_content};
 use crate::orchestrator::{Backend, fingerprint};
 
@@ -37,7 +37,6 @@ use crate::orchestrator::{Backend, fingerprint};
 const MAX_HAVE_BYTES: u64 = 1 << 30;
 /// Maximum size of a program.
 const MAX_PROGRAM_BYTES: u64 = 256 << 20;
-const MAX_KEY_BYTES: u64 = 64 << 10;
 /// Smallest part, in bytes.
 const MIN_PART_BYTES: u64 = 4096;
 /// Name of a bundle in a folder.

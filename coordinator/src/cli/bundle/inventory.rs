@@ -9,7 +9,6 @@ use imgsync_model::naming::TargetBase;
 use imgsync_model::select::RepositoryPattern;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
-use imgsync_oci::retry::RetryPolicy;
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::event::Events;
 use imgsync_registry::{Client, Context};
@@ -57,9 +56,7 @@ pub(super) async fn run(args: &InventoryArgs, global: &GlobalArgs, printer: &Pri
 
 async fn inventory(args: &InventoryArgs, settings: &Settings, printer: &Printer) -> Result<Exit> {
     let mut client = settings.client()?;
-    client.retry = RetryPolicy { attempts: args.retry.attempts, first_delay: args.retry.retry_delay, ..client.retry };
-    client.retry.max_delay = client.retry.max_delay.max(client.retry.first_delay);
-    client.stall_timeout = args.retry.stall_timeout;
+    args.retry.apply(&mut client);
     let client = Client::new(client, CredentialEnvironment::from_process());
     let events = Events::new(BatchProgress::new(printer, false));
     let context = Context { events, ..Context::default() };

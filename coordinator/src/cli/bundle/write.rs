@@ -242,7 +242,7 @@ fn remove_abandoned(files: &BundleFiles, work: &WorkFolder) -> Result<()> {
     let record = work.abandoned_record();
     let Ok(text) = std::fs::read(&record) else { return Ok(()) };
     let parts: Vec<BundlePart> = serde_json::from_slice(&text).unwrap_or_default();
-    // The part after the last whole one may be begun, or whole and not recorded.
+    // The part after the last whole one may be started, or whole and not recorded.
     let next = parts.len() + 1;
     let next = format!("{}.{next:03}", files.name);
     for name in parts.iter().map(|part| &part.name).chain([&next]) {

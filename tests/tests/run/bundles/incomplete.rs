@@ -55,7 +55,7 @@ async fn an_image_without_a_blob_is_counted_as_failed_and_the_others_are_carried
     let json = made.json();
     assert_eq!((&json["report"]["counts"]["copied"], &json["report"]["counts"]["failed"]), (&9.into(), &1.into()));
     assert!(made.stderr.contains(&image(4).largest_blob()), "{}", made.stderr);
-    // One question for each blob.
+    // One request for each blob, or two if two images that share it are collected at the same moment.
     let blobs = (0..IMAGES).map(|number| image(number).blobs.len() as u64).sum::<u64>() + 2;
     assert!(source.count(RequestType::BlobHead) <= blobs + 2, "{}", source.describe_requests());
     assert_others_are_there(&near, &made, &source.host()).await;
