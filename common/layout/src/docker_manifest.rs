@@ -2,7 +2,7 @@
 //! and podman load a tar of the layout; podman refuses one without it whose index has several entries.
 
 use std::collections::HashSet;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 
 use imgsync_oci::error::ErrorKind;
 use imgsync_oci::{Descriptor, Digest, DigestTag, ManifestKind, MediaType, Platform, Reference, Tag};
@@ -22,7 +22,7 @@ pub const MAX_MANIFEST_JSON_BYTES: u64 = 8 << 20;
 /// Upper limit for the images of such an archive, and for their names.
 pub const MAX_IMAGES: usize = 50_000;
 /// At most one exists at a time, under the lock.
-const NEW_MANIFEST_JSON: &str = ".imgsync-manifest.json";
+pub(super) const NEW_MANIFEST_JSON: &str = ".imgsync-manifest.json";
 /// Upper limit for `manifest.json`: as for `index.json`, and an image has several layers.
 const MAX_BYTES: u64 = 256 << 20;
 /// Maximum nesting of indexes; real images have two levels.
@@ -104,13 +104,13 @@ pub fn encode_images(images: &[DockerImage]) -> serde_json::Result<Vec<u8>> {
 }
 
 impl LayoutInner {
-    /// Brings `manifest.json` up to date with an index that is not written yet: what it lists is in the layout. The
-    /// caller holds the lock.
-    pub(super) fn write_docker_manifest(
+    /// Returns the content of `manifest.json` for an index that is not written yet, if it changes. What it lists is in the
+    /// layout. The caller holds the lock.
+    pub(super) fn update_docker_manifest(
         &self,
         index: &LayoutIndex,
         changes: &[&IndexChange],
-    ) -> Result<(), LayoutError> {
+    ) -> Result<Option<Vec<u8>>, LayoutError> {
         let root: &SafeDir = self.folder()?;
         let written = read_bytes(root)?;
         let known: Option<Vec<DockerImage>> = written.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
@@ -135,21 +135,12 @@ impl LayoutInner {
         }
         let images = images.images;
         if images.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let bytes = encode_images(&images).map_err(|error| {
             LayoutError::new(ErrorKind::Invalid, format!("its {MANIFEST_JSON} cannot be written: {error}"))
         })?;
-        if written.is_some_and(|written| written == bytes) {
-            return Ok(());
-        }
-        root.remove(NEW_MANIFEST_JSON)?;
-        let mut file = root.create_file(NEW_MANIFEST_JSON)?;
-        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        let written = written.map_err(|error| root.io_error(MANIFEST_JSON, "writing", error));
-        written.and_then(|()| root.rename(NEW_MANIFEST_JSON, root, MANIFEST_JSON)).inspect_err(|_| {
-            let _ = root.remove(NEW_MANIFEST_JSON);
-        })
+        Ok((written.as_ref() != Some(&bytes)).then_some(bytes))
     }
 
     fn set_docker_image(

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::docker_manifest::{MANIFEST_JSON, NEW_MANIFEST_JSON};
 use super::error::LayoutError;
 use super::index::{IndexChange, LayoutIndex};
 use super::lock::lock;
@@ -87,18 +88,18 @@ impl LayoutInner {
         }
         let index = Arc::new(parse_index(root, &file, size)?);
         if SystemTime::now().duration_since(file_version.modified).is_ok_and(|age| age > TIMESTAMP_GRANULARITY) {
-            self.cache_index(file, file_version, index.clone());
+            self.cache_index(Arc::new(file), file_version, index.clone());
         }
         Ok(Some(index))
     }
 
-    fn cache_index(&self, file: File, version: FileVersion, index: Arc<LayoutIndex>) {
-        let known = CachedIndex { version, index, _file: Arc::new(file) };
+    fn cache_index(&self, file: Arc<File>, version: FileVersion, index: Arc<LayoutIndex>) {
+        let known = CachedIndex { version, index, _file: file };
         *self.index.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 
-    /// Replaces `index.json`. The caller holds the lock.
-    pub(super) fn write_index(&self, index: LayoutIndex) -> Result<(), LayoutError> {
+    /// Replaces `index.json`, and `manifest.json` if it changes. The caller holds the lock.
+    pub(super) fn write_index(&self, index: LayoutIndex, docker_manifest: Option<Vec<u8>>) -> Result<(), LayoutError> {
         let bytes = index.to_bytes()?;
         if bytes.len() as u64 > MAX_INDEX_BYTES {
             let detail = format!("{INDEX_JSON} would be larger than {} MiB", MAX_INDEX_BYTES >> 20);
@@ -113,20 +114,27 @@ impl LayoutInner {
             }
             folders.push(blobs);
         }
-        root.remove(NEW_INDEX)?;
-        let mut file = root.create_file(NEW_INDEX)?;
+        let create = |hidden, name, bytes| {
+            root.remove(hidden)?;
+            Ok(NewFile { root, file: Arc::new(root.create_file(hidden)?), hidden, name, bytes, is_in_place: false })
+        };
+        let docker_manifest =
+            docker_manifest.map(|bytes| create(NEW_MANIFEST_JSON, MANIFEST_JSON, bytes)).transpose()?;
+        let new_index = create(NEW_INDEX, INDEX_JSON, bytes)?;
         // Together: each would wait for a write of the file system's journal, and one is enough for all.
-        let written = std::thread::scope(|scope| {
-            let syncs: Vec<_> = folders.iter().map(|folder| scope.spawn(|| folder.sync())).collect();
-            let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-            let written = written.map_err(|error| root.io_error(INDEX_JSON, "writing", error));
-            let panicked = || LayoutError::new(ErrorKind::Local, "syncing a folder panicked");
+        std::thread::scope(|scope| {
+            let mut syncs: Vec<_> = folders.iter().map(|folder| scope.spawn(|| folder.sync())).collect();
+            syncs.extend(docker_manifest.as_ref().map(|file| scope.spawn(|| file.write())));
+            let written = new_index.write();
+            let panicked = || LayoutError::new(ErrorKind::Local, "syncing a folder or file panicked");
             let synced = syncs.into_iter().try_for_each(|sync| sync.join().unwrap_or_else(|_| Err(panicked())));
             written.and(synced)
-        });
-        written.and_then(|()| root.rename(NEW_INDEX, root, INDEX_JSON)).inspect_err(|_| {
-            let _ = root.remove(NEW_INDEX);
         })?;
+        // The index counts: what it lists comes first.
+        if let Some(file) = docker_manifest {
+            file.rename()?;
+        }
+        let file = new_index.rename()?;
         root.sync()?;
         if let Ok(file_version) = FileVersion::from_file(&file) {
             self.cache_index(file, file_version, Arc::new(index));
@@ -150,8 +158,41 @@ impl LayoutInner {
         if !changed {
             return Ok(());
         }
-        self.write_docker_manifest(&index, changes)?;
-        self.write_index(index)
+        let docker_manifest = self.update_docker_manifest(&index, changes)?;
+        self.write_index(index, docker_manifest)
+    }
+}
+
+/// A hidden file that replaces another one once it is synced. Dropped before, it is removed.
+struct NewFile<'a> {
+    root: &'a SafeDir,
+    file: Arc<File>,
+    hidden: &'static str,
+    name: &'static str,
+    bytes: Vec<u8>,
+    is_in_place: bool,
+}
+
+impl NewFile<'_> {
+    /// Writes and syncs it.
+    fn write(&self) -> Result<(), LayoutError> {
+        let written = (&*self.file).write_all(&self.bytes).and_then(|()| self.file.sync_all());
+        written.map_err(|error| self.root.io_error(self.name, "writing", error))
+    }
+
+    /// Puts it in its place, and returns it.
+    fn rename(mut self) -> Result<Arc<File>, LayoutError> {
+        self.root.rename(self.hidden, self.root, self.name)?;
+        self.is_in_place = true;
+        Ok(self.file.clone())
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if !self.is_in_place {
+            let _ = self.root.remove(self.hidden);
+        }
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn open_or_create(dir: &Path, wait: LockWait) -> Result<Layout, Layou
     remove_leftovers(&layout.0)?;
     match layout.0.read_index_or_none()? {
         Some(_) => {}
-        None => layout.0.write_index(LayoutIndex::empty())?,
+        None => layout.0.write_index(LayoutIndex::empty(), None)?,
     }
     Ok(layout)
 }

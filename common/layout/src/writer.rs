@@ -17,6 +17,10 @@ use imgsync_oci::{Descriptor, Digest, Hasher};
 /// Smallest unfinished file that is worth resuming, in bytes.
 pub(super) const MIN_RESUMABLE_BYTES: u64 = 1 << 20;
 
+/// Bytes after which the kernel is asked to write them to the disk while more are hashed. Otherwise it would begin when the
+/// blob is synced.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+
 /// A blob being written. Dropped before [`BlobWriter::commit`], it leaves no blob; a large unfinished file stays hidden
 /// and is resumed by the next writer of the same blob.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(super) struct PartialBlob {
     name: String,
     hasher: Hasher,
     written: u64,
+    /// How much of it the kernel was asked to write to the disk.
+    sent_to_disk: u64,
     disposition: PartialDisposition,
 }
 
@@ -145,6 +151,7 @@ impl PartialBlob {
             name,
             hasher: hasher.clone(),
             written: 0,
+            sent_to_disk: 0,
             disposition,
         };
         loop {
@@ -192,6 +199,7 @@ impl PartialBlob {
                 }
             }
         }
+        self.sent_to_disk = self.written;
         self.file.seek(SeekFrom::Start(self.written)).map_err(|error| self.write_error(error))?;
         Ok(())
     }
@@ -205,6 +213,10 @@ impl PartialBlob {
         self.file.write_all(bytes).map_err(|error| self.write_error(error))?;
         self.hasher.update(bytes);
         self.written += bytes.len() as u64;
+        if self.written - self.sent_to_disk >= WRITEBACK_BYTES {
+            start_writeback(&self.file, self.sent_to_disk, self.written - self.sent_to_disk);
+            self.sent_to_disk = self.written;
+        }
         Ok(())
     }
 
@@ -233,6 +245,18 @@ impl PartialBlob {
         self.root.io_error(&self.name, "writing", error)
     }
 }
+
+/// Asks the kernel to write a part of a file to the disk, without waiting for it. The sync afterwards reports its errors.
+#[cfg(target_os = "linux")]
+fn start_writeback(file: &File, offset: u64, length: u64) {
+    // Content that will not be read soon: dirty pages are written, and clean ones leave the cache. It is advice: errors
+    // do not matter.
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::DontNeed);
+}
+
+/// Other systems have no such advice.
+#[cfg(not(target_os = "linux"))]
+fn start_writeback(_: &File, _: u64, _: u64) {}
 
 impl Drop for PartialBlob {
     fn drop(&mut self) {
