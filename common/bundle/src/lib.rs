@@ -19,6 +19,7 @@ mod open;
 mod parts;
 mod public_key;
 mod signature;
+mod stream;
 
 pub use collector::{BlobToCarry, BundleCollector, CollectedRepository, CollectorRepository};
 pub use have::Have;
@@ -32,6 +33,7 @@ pub use parts::{
 };
 pub use public_key::PublicKey;
 pub use signature::BundleSigningKey;
+pub use stream::{BundleStream, StreamedContents};
 
 /// Registry name of images in a bundle, in locators of tasks. The domain `invalid` is reserved (RFC 2606).
 pub const BUNDLE_REGISTRY: &str = "bundle.invalid";

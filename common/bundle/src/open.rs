@@ -1,5 +1,6 @@
 //! Opens a bundle: finds its index, and checks the signature before anything in it is believed.
 
+use std::io;
 use std::sync::Arc;
 
 use imgsync_oci::Digest;
@@ -13,7 +14,7 @@ use crate::public_key::PublicKey;
 use crate::{INDEX_MEMBER, SIGNATURE_MEMBER};
 
 /// Size of a block of a tar in bytes.
-const BLOCK_BYTES: u64 = 512;
+pub(crate) const BLOCK_BYTES: u64 = 512;
 /// Maximum number of members before the index.
 const MAX_MEMBERS_BEFORE: usize = 64;
 /// Maximum size of a signature in bytes.
@@ -35,7 +36,8 @@ pub struct OpenedBundle {
 impl OpenedBundle {
     /// Reads the index of a bundle. With a key, the signature must hold.
     pub fn open(reader: PartReader, key: Option<&PublicKey>) -> Result<OpenedBundle> {
-        let (index_bytes, signature) = read_index(&reader)?;
+        let read = &mut |buffer: &mut [u8], offset| reader.read_exact_at(buffer, offset);
+        let (index_bytes, signature) = read_index(reader.label(), read)?;
         check_signature(reader.label(), &index_bytes, signature.as_deref(), key)?;
         let digest = Digest::sha256(&index_bytes);
         if let Some(list) = reader.list()
@@ -68,9 +70,13 @@ pub(crate) fn check_signature(
         .with_hint("nothing was loaded; make sure that the bundle and the public key are from whom you expect"))
 }
 
-/// Reads the index and the signature, which are before all content.
-fn read_index(reader: &PartReader) -> Result<(Vec<u8>, Option<String>)> {
-    let operation = format!("opening the bundle {}", reader.label());
+/// Reads the index and the signature, which are before all content. `read_exact_at` fills a buffer from an offset, which only grows.
+/// It reads up to and with the header of the first content.
+pub(crate) fn read_index(
+    label: &str,
+    read_exact_at: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
+) -> Result<(Vec<u8>, Option<String>)> {
+    let operation = format!("opening the bundle {label}");
     let corrupt = |detail: String| {
         Error::new(ErrorKind::Corrupt, &operation, detail)
             .with_hint("`imgsync bundle verify` names damaged parts; carry them over again")
@@ -79,7 +85,7 @@ fn read_index(reader: &PartReader) -> Result<(Vec<u8>, Option<String>)> {
     let (mut index, mut signature) = (None, None);
     for number in 0..MAX_MEMBERS_BEFORE {
         let mut block = [0; BLOCK_BYTES as usize];
-        reader.read_exact_at(&mut block, offset).map_err(|error| match number {
+        read_exact_at(&mut block, offset).map_err(|error| match number {
             0 => corrupt("it is no tar: it is too short".to_owned()),
             _ => corrupt(format!("it is truncated at byte {offset}: {error}")),
         })?;
@@ -101,13 +107,13 @@ fn read_index(reader: &PartReader) -> Result<(Vec<u8>, Option<String>)> {
         let size = header.entry_size().map_err(|error| corrupt(format!("the tar header at byte {offset}: {error}")))?;
         let path = header.path_bytes();
         offset += BLOCK_BYTES;
-        let read = |limit: u64| {
+        let mut read = |limit: u64| {
             if size > limit {
                 let path = String::from_utf8_lossy(&path);
                 return Err(corrupt(format!("{} has {size} bytes", sanitize_within(&path, 80))));
             }
             let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
-            reader.read_exact_at(&mut bytes, offset).map_err(|error| corrupt(format!("at byte {offset}: {error}")))?;
+            read_exact_at(&mut bytes, offset).map_err(|error| corrupt(format!("at byte {offset}: {error}")))?;
             Ok(bytes)
         };
         if *path == *INDEX_MEMBER.as_bytes() && index.is_none() {

@@ -11,7 +11,7 @@ use imgsync_oci::retry;
 
 /// What to do with an archive that cannot be read in one pass.
 pub(super) const SAVE_STREAM_HINT: &str =
-    "save it to a file, or give --spool DIR, which saves it for the time of the copy";
+    "save it to a file, or give --spool DIR, which saves it for the time of the command";
 
 /// Cheap to clone: one failed index write is reported to all tasks that wait for it.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ impl LayoutError {
             io::ErrorKind::ConnectionAborted => return LayoutError::new(ErrorKind::Cancelled, "cancelled"),
             io::ErrorKind::TimedOut => {
                 return LayoutError::new(ErrorKind::TimedOut, error.to_string())
-                    .with_hint("if the program that writes the archive needs longer, allow it with that option");
+                    .with_hint("if the program that writes the archive needs longer, raise the limit, or save the archive to a file first");
             }
             _ => return LayoutError::io(name.as_ref(), "reading", error),
         };

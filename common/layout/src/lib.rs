@@ -53,7 +53,7 @@ pub use index_entry::{DIGEST_TAG_NAME, IndexEntry};
 pub use limits::limits;
 pub use lock::lock_file;
 pub use manifests::LayoutRepository;
-pub use pipe_reader::PipeTimeouts;
+pub use pipe_reader::{PipeReader, PipeTimeout, PipeTimeouts};
 pub use read_at::{OpenedArchiveFile, ReadAt};
 pub use reference::{ImageName, LayoutRef, ParseLayoutRefError, QualifiedRepositoryName};
 pub use stream::save_pipe;
@@ -157,7 +157,8 @@ impl Layout {
             let error = Error::new(
                 ErrorKind::Unsupported,
                 operation,
-                "stdin can be read only once, and only `imgsync sync` copies an archive while it is read",
+                "stdin can be read only once, and only `sync`, `inspect`, `tags` and `verify SOURCE TARGET` read an archive \
+                 from it",
             );
             return Err(error.with_hint("save it to a file"));
         }

@@ -22,14 +22,23 @@ const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy)]
 pub struct PipeTimeouts {
     /// For the first byte: the other program may have much to prepare.
-    pub start: Duration,
+    pub start: PipeTimeout,
     /// For each byte after it.
-    pub stall: Duration,
+    pub stall: PipeTimeout,
+}
+
+/// One of these time limits.
+#[derive(Debug, Clone, Copy)]
+pub struct PipeTimeout {
+    /// The time.
+    pub limit: Duration,
+    /// The option that changes it, for messages.
+    pub option: Option<&'static str>,
 }
 
 /// Reads a pipe in a thread of its own, so that a wait has a limit and can be cancelled.
 #[derive(Debug)]
-pub(super) struct PipeReader {
+pub struct PipeReader {
     chunks: Receiver<io::Result<Vec<u8>>>,
     /// The current chunk, and how much of it was read.
     chunk: (Vec<u8>, usize),
@@ -61,7 +70,8 @@ impl PipeFailure {
 }
 
 impl PipeReader {
-    pub(super) fn start(mut pipe: File, timeouts: PipeTimeouts, cancel: CancellationToken) -> io::Result<PipeReader> {
+    /// Starts the thread.
+    pub fn start(mut pipe: File, timeouts: PipeTimeouts, cancel: CancellationToken) -> io::Result<PipeReader> {
         let (sender, chunks) = sync_channel(QUEUED_CHUNKS);
         // A read cannot be interrupted: the thread ends with the pipe, with its reader or with the process.
         std::thread::Builder::new().name("archive-pipe".to_owned()).spawn(move || {
@@ -99,7 +109,8 @@ impl PipeReader {
 
     /// Waits for the next chunk; `None` at the end.
     fn next_chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let (began, limit) = (Instant::now(), if self.has_started { self.timeouts.stall } else { self.timeouts.start });
+        let PipeTimeout { limit, option } = if self.has_started { self.timeouts.stall } else { self.timeouts.start };
+        let began = Instant::now();
         loop {
             if self.cancel.is_cancelled() {
                 return Err(io::ErrorKind::ConnectionAborted.into());
@@ -112,8 +123,8 @@ impl PipeReader {
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) if began.elapsed() < limit => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    let option = if self.has_started { "--stall-timeout" } else { "--timeout" };
-                    let message = format!("nothing came through the pipe for {} ({option})", format_duration(limit));
+                    let option = option.map(|option| format!(" ({option})")).unwrap_or_default();
+                    let message = format!("nothing came through the pipe for {}{option}", format_duration(limit));
                     return Err(io::Error::new(io::ErrorKind::TimedOut, message));
                 }
             }

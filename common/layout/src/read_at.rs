@@ -149,7 +149,11 @@ impl OpenedArchiveFile {
     pub fn open(path: &Path) -> io::Result<OpenedArchiveFile> {
         // A FIFO would block until somebody writes to it.
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+        OpenedArchiveFile::new(File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?))
+    }
+
+    /// Reads a file that is open.
+    pub(super) fn new(file: File) -> io::Result<OpenedArchiveFile> {
         let data = file.metadata()?;
         if data.is_dir() {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder, not a file"));

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{ArchiveFormat, Digest};
@@ -9,22 +10,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{LayoutError, SAVE_STREAM_HINT};
 use super::pipe_reader::{PipeReader, PipeTimeouts};
+use super::read_at::OpenedArchiveFile;
 use super::{ArchiveRef, Layout, LayoutFiles, open, run_blocking};
 
-/// Saves what comes out of a pipe, until its end.
+/// Saves what comes out of a pipe, until its end, and returns the file.
 pub async fn save_pipe(
     pipe: File,
     mut file: File,
     timeouts: PipeTimeouts,
     operation: &str,
     cancel: &CancellationToken,
-) -> Result<()> {
+) -> Result<File> {
     let cancel = cancel.clone();
     run_blocking(operation, move || {
         let mut reader = PipeReader::start(pipe, timeouts, cancel).map_err(|error| LayoutError::reading("", error))?;
         let failure = reader.failure();
         let saved = io::copy(&mut reader, &mut file);
-        saved.map(drop).map_err(|error| match failure.take() {
+        saved.map(|_| file).map_err(|error| match failure.take() {
             Some(failure) => LayoutError::reading("", failure),
             None => LayoutError::new(ErrorKind::Local, error.to_string())
                 .with_hint("choose a folder with enough space for the whole archive"),
@@ -54,6 +56,18 @@ impl Layout {
         let input = PipeReader::start(pipe, timeouts, cancel)
             .map_err(|error| Error::new(ErrorKind::Local, local, error.to_string()).with_source(error))?;
         run_blocking(&operation, move || open::open_stream(input, label)).await
+    }
+
+    /// Opens an archive whose file has no name any more, under the name that the user knows.
+    pub async fn open_spooled(file: File, archive: &ArchiveRef) -> Result<Layout> {
+        let label = archive.without_image().to_string();
+        let operation = format!("opening {label}");
+        let format = archive.format;
+        run_blocking(&operation, move || {
+            let source = OpenedArchiveFile::new(file).map_err(|error| LayoutError::reading("", error))?;
+            open::open_archive(Arc::new(source), format, label)
+        })
+        .await
     }
 
     /// Whether the archive comes out of a pipe, so that each blob is read while it passes, or never.

@@ -7,12 +7,14 @@ mod show;
 mod work;
 mod write;
 
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use imgsync_bundle::{OpenedBundle, PartReader, PublicKey};
+use imgsync_bundle::{BundleStream, OpenedBundle, PartReader, PublicKey};
+use imgsync_layout::{PipeReader, PipeTimeout, PipeTimeouts};
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use tokio_util::sync::CancellationToken;
 
 use self::create::CreateArgs;
 use self::inventory::InventoryArgs;
@@ -21,6 +23,10 @@ use self::show::{BundleDiffArgs, BundleListArgs, BundleVerifyArgs};
 use super::exit::Exit;
 use super::global::GlobalArgs;
 use super::printer::Printer;
+use super::stdin::open_pipe;
+use super::stdin_archive::START_TIMEOUT;
+
+const OPENING: &str = "opening a bundle";
 
 /// `imgsync bundle`.
 #[derive(Debug, Args)]
@@ -90,18 +96,74 @@ fn read_public_key(path: Option<&PathBuf>) -> Result<Option<PublicKey>> {
     PublicKey::from_pem(&String::from_utf8_lossy(&text), &path.display().to_string()).map(Some)
 }
 
-/// Opens a bundle, and says whether its signature was verified.
+/// Name of stdin as a bundle.
+const STDIN: &str = "-";
+
+/// Whether the bundle comes from stdin, which is then all of it.
+fn is_stdin(paths: &[PathBuf]) -> Result<bool> {
+    let is_named = paths.iter().any(|path| path == Path::new(STDIN));
+    if is_named && paths.len() > 1 {
+        let error =
+            Error::new(ErrorKind::Invalid, OPENING, "stdin is a whole bundle, and other paths are named beside it");
+        return Err(error.with_hint("join the parts in their order: `cat bundle.tar.0* | imgsync bundle …`"));
+    }
+    Ok(is_named)
+}
+
+/// Opens a bundle in files, and says whether its signature was verified.
 fn open_bundle(paths: &[PathBuf], key: Option<&PathBuf>, printer: &Printer) -> Result<OpenedBundle> {
-    if paths.iter().any(|path| path == Path::new("-")) {
-        return Err(Error::new(ErrorKind::Invalid, "opening a bundle", "a bundle cannot be read from stdin")
+    if is_stdin(paths)? {
+        return Err(Error::new(ErrorKind::Invalid, OPENING, "this command does not read a bundle from stdin")
             .with_hint("save it to a file first: `cat > bundle.tar`"));
     }
+    open_parts(PartReader::open(paths)?, key, printer)
+}
+
+fn open_parts(reader: PartReader, key: Option<&PathBuf>, printer: &Printer) -> Result<OpenedBundle> {
     let key = read_public_key(key)?;
-    let bundle = OpenedBundle::open(PartReader::open(paths)?, key.as_ref())?;
-    match (&key, &bundle.signature) {
-        (Some(_), _) => printer.line("signature verified"),
-        (None, Some(_)) => printer.warning("the signature is not verified: pass --public-key FILE to verify it"),
-        (None, None) => printer.warning("the bundle is not signed, and so not verified"),
-    }
+    let bundle = OpenedBundle::open(reader, key.as_ref())?;
+    print_signature(key.is_some(), bundle.signature.is_some(), printer);
     Ok(bundle)
+}
+
+/// Saves a bundle from stdin to a file without a name, and opens it.
+async fn open_spooled_bundle(
+    spool: &Path,
+    timeouts: PipeTimeouts,
+    key: Option<&PathBuf>,
+    printer: &Printer,
+) -> Result<OpenedBundle> {
+    // Nothing waits for the end of a signal: it ends the program, and the file with it.
+    let file = super::stdin::spool("a bundle", spool, timeouts, &CancellationToken::new()).await?;
+    open_parts(PartReader::open_nameless(file, STDIN)?, key, printer)
+}
+
+/// Opens a bundle that is read forward, and says whether its signature was verified.
+fn open_stream(
+    input: Box<dyn Read + Send>,
+    key: Option<&PathBuf>,
+    printer: &Printer,
+) -> Result<BundleStream<Box<dyn Read + Send>>> {
+    let key = read_public_key(key)?;
+    let bundle = tokio::task::block_in_place(|| BundleStream::open(input, STDIN, key.as_ref()))?;
+    print_signature(key.is_some(), bundle.signature.is_some(), printer);
+    Ok(bundle)
+}
+
+/// Opens stdin for reading forward, with time limits.
+fn open_input() -> Result<Box<dyn Read + Send>> {
+    let stdin = open_pipe(OPENING, "a bundle")?;
+    let limit = PipeTimeout { limit: START_TIMEOUT, option: None };
+    let timeouts = PipeTimeouts { start: limit, stall: limit };
+    let reader = PipeReader::start(stdin, timeouts, CancellationToken::new());
+    let reader = reader.map_err(|error| Error::new(ErrorKind::Local, OPENING, error.to_string()).with_source(error))?;
+    Ok(Box::new(reader))
+}
+
+fn print_signature(is_verified: bool, is_signed: bool, printer: &Printer) {
+    match (is_verified, is_signed) {
+        (true, _) => printer.line("signature verified"),
+        (false, true) => printer.warning("the signature is not verified: pass --public-key FILE to verify it"),
+        (false, false) => printer.warning("the bundle is not signed, and so not verified"),
+    }
 }

@@ -1,5 +1,7 @@
 //! `imgsync inspect REF`: shows the content of an image as a tree or as JSON.
 
+use std::path::PathBuf;
+
 use bytesize::ByteSize;
 use clap::Args;
 use imgsync_oci::MediaType;
@@ -19,18 +21,22 @@ use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
+use super::stdin_archive::{StdinOptions, open_stdin, pipe_timeouts};
 use super::values::parse_location;
 
 /// Shows the platforms, layers, sizes and referrers of an image.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The image: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG,
-    /// oci-archive:FILE:TAG, docker-archive:FILE:TAG
+    /// oci-archive:FILE:TAG, docker-archive:FILE:TAG; as FILE, - is stdin
     #[arg(value_name = "REF", value_parser = parse_location)]
     pub(crate) reference: ImageLocation,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    /// Save an archive from stdin to a temporary file in this folder first: for those whose index comes last
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) spool: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) retry: RetryArgs,
 }
@@ -76,8 +82,11 @@ async fn inspect_image(args: &InspectArgs, settings: &Settings, printer: &Printe
     args.retry.apply(&mut client);
     let context = Context { events: Events::new(BatchProgress::new(printer, false)), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
+    let timeouts = pipe_timeouts(None, client.stall_timeout);
+    let options = StdinOptions { spool: args.spool.as_deref(), timeouts };
+    let stdin = open_stdin([&args.reference], options, &context.cancel).await?;
     let client = Client::new(client, CredentialEnvironment::from_process());
-    inspect(&client, &args.reference, &context).await
+    inspect(&client, &args.reference, stdin.as_ref(), &context).await
 }
 
 /// Formats a manifest in one line.

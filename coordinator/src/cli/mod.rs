@@ -33,7 +33,7 @@ mod serve;
 mod settings;
 mod show;
 mod signals;
-mod spool;
+mod stdin;
 mod stdin_archive;
 mod sync;
 mod sync_archive;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use imgsync_config::{Config, ImagePolicy};
-use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef, PipeTimeouts};
+use imgsync_layout::{ArchiveRef, ImageName, IndexEntry, Layout, LayoutRef};
 use imgsync_model::batch::ForeignLayers;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::format_duration;
@@ -32,8 +32,7 @@ use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
-use super::spool::SpooledArchive;
-use super::stdin_archive::{is_stdin, open_stdin};
+use super::stdin_archive::{StdinOptions, finish_stdin, is_stdin, open_stdin, pipe_timeouts};
 use super::sync_archive::{ArchiveOptions, CompressionOption, copy_to_archive};
 use super::sync_stats::{CopyStats, EndpointRequests, EndpointTraffic, format_requests};
 use super::target::{docker_hub, read_password};
@@ -46,7 +45,7 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub(crate) struct SyncArgs {
     /// The image to copy: alpine, gcr.io/distroless/static:nonroot, host:5000/a/b@sha256:…, oci:DIR:TAG,
-    /// oci-archive:FILE:TAG, docker-archive:FILE:TAG
+    /// oci-archive:FILE:TAG, docker-archive:FILE:TAG; as FILE, - is stdin
     #[arg(value_name = "SOURCE", value_parser = parse_location)]
     pub(crate) source: ImageLocation,
     /// The target; without a tag, the source's tag is used [default: docker.io/<user>/<source's name with _ for />]
@@ -249,16 +248,12 @@ async fn execute(
     };
     let context = Context { events: Events::new(observer.clone()), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
-    let timeouts = PipeTimeouts { start: limits.timeout, stall: client.stall_timeout };
-    let spooled = SpooledArchive::save(&sources, args.spool.as_deref(), timeouts, &context.cancel).await?;
-    let stdin_archive = match &spooled {
-        Some(_) => None,
-        None => open_stdin(&sources, timeouts, &context.cancel).await?,
-    };
+    let timeouts = pipe_timeouts(Some(limits.timeout), client.stall_timeout);
+    let options = StdinOptions { spool: args.spool.as_deref(), timeouts };
+    let stdin_archive = open_stdin(&sources, options, &context.cancel).await?;
     let mut resolved = Vec::new();
     for source in &sources {
-        let source = spooled.as_ref().map_or_else(|| source.clone(), |spooled| spooled.replace_stdin(source));
-        resolved.push(resolve_single_image(&source, stdin_archive.as_ref()).await?);
+        resolved.push(resolve_single_image(source, stdin_archive.as_ref()).await?);
     }
     let source = resolved[0].clone();
     let target = with_source_tag(resolve_target(args, given_target.as_ref(), &mut client, password).await?, &source);
@@ -306,14 +301,6 @@ async fn execute(
     finish_stdin(stdin_archive.as_ref()).await?;
     print_result(args, &target, &copied, printer);
     Ok(())
-}
-
-/// Reads what was not needed of an archive from stdin, so that its writer can finish.
-async fn finish_stdin(archive: Option<&Layout>) -> Result<()> {
-    match archive {
-        Some(archive) => archive.finish_stream().await,
-        None => Ok(()),
-    }
 }
 
 /// Returns the target: the given one, else the source's flat name below the user at Docker Hub. Given credentials

@@ -1,10 +1,12 @@
 //! `imgsync tags`: previews what a rule would select.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use imgsync_config::{Preset, RuleSource};
+use imgsync_layout::ArchiveRef;
 use imgsync_model::select::{
     Newest, NewestBy, RepositoryPattern, RepositoryPatternError, Since, TagCandidate, TagPattern, TagSelection,
     VersionRange,
@@ -27,6 +29,7 @@ use super::printer::Printer;
 use super::retry_args::RetryArgs;
 use super::settings::Settings;
 use super::signals;
+use super::stdin_archive::{StdinOptions, finish_stdin, open_stdin_archive, pipe_timeouts};
 use crate::discovery::{DiscoveryItem, DiscoveryOptions, RepositoryListing, RepositoryOrder};
 use crate::orchestrator::{Listings, RuleListing};
 use crate::presets::SourceSelector;
@@ -35,7 +38,7 @@ use crate::presets::SourceSelector;
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// Repository pattern: gcr.io/distroless/static, gcr.io/distroless/* (one level), gcr.io/istio-release/** (all
-    /// levels), oci:DIR, oci-archive:FILE or docker-archive:FILE
+    /// levels), oci:DIR, oci-archive:FILE or docker-archive:FILE (- is stdin)
     #[arg(value_name = "PATTERN", value_parser = parse_pattern, required_unless_present = "preset")]
     pub(crate) pattern: Option<RuleSource>,
     /// List the tags of a preset instead of a pattern: kubeadm, "kubeadm >=1.30"
@@ -60,6 +63,9 @@ pub(crate) struct TagsArgs {
     /// dates
     #[arg(long, value_name = "WHEN", value_parser = |text: &str| text.parse::<Since>())]
     pub(crate) since: Option<Since>,
+    /// Save an archive from stdin to a temporary file in this folder first: for those whose index comes last
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) spool: Option<PathBuf>,
     /// Print each tag as a JSON object, with digest and date if the registry lists them
     #[arg(long)]
     pub(crate) json: bool,
@@ -86,14 +92,17 @@ impl From<NewestByArg> for NewestBy {
     }
 }
 
+/// Name of stdin as the file of an archive.
+const STDIN: &str = "-";
+
 fn parse_pattern(text: &str) -> std::result::Result<RuleSource, String> {
     if let Some(folder) = text.strip_prefix("oci:") {
         let absolute = std::path::absolute(folder).map_err(|error| format!("not a folder: {error}"))?;
         return Ok(RuleSource::Layout(absolute));
     }
     if let Some((format, file)) = ArchiveFormat::split_scheme(text) {
-        if file == "-" {
-            return Err("tags needs a file: stdin can be read only once".to_owned());
+        if file == STDIN {
+            return Ok(RuleSource::Archive(format, PathBuf::from(file)));
         }
         let absolute = std::path::absolute(file).map_err(|error| format!("not a file: {error}"))?;
         return Ok(RuleSource::Archive(format, absolute));
@@ -149,6 +158,7 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
     let selection = build_selection(args)?;
     let mut client = settings.client()?;
     args.retry.apply(&mut client);
+    let timeouts = pipe_timeouts(None, client.stall_timeout);
     let client = Client::new(client, CredentialEnvironment::from_process());
     let context = Context { events: Events::new(Arc::new(RequestEventPrinter(printer.clone()))), ..Context::default() };
     signals::cancel_on_signal(context.cancel.clone(), printer.clone());
@@ -158,7 +168,18 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
     let Some(source) = args.preset.clone().map(RuleSource::Preset).or_else(|| args.pattern.clone()) else {
         return Err(Error::new(ErrorKind::Invalid, "listing tags", "pass a pattern or --preset"));
     };
-    let mut listings = Listings::new(&source, settings.folder(), &client, options, &context, &counters)?;
+    let stdin = match &source {
+        RuleSource::Archive(format, file) if file == Path::new(STDIN) => {
+            let archive = ArchiveRef { format: *format, file: file.clone(), image: None };
+            let options = StdinOptions { spool: args.spool.as_deref(), timeouts };
+            Some(open_stdin_archive(&archive, options, &context.cancel).await?)
+        }
+        _ => None,
+    };
+    let mut listings = match &stdin {
+        Some(layout) => Listings::of_layout(layout.clone(), &context),
+        None => Listings::new(&source, settings.folder(), &client, options, &context, &counters)?,
+    };
     let mut output =
         TagPrinter { args, debug, printer, dropped: DroppedTags::default(), kept: 0, listed: 0, unlisted: 0 };
     let now = Timestamp::now();
@@ -182,6 +203,7 @@ async fn execute(args: &TagsArgs, settings: &Settings, debug: bool, printer: &Pr
             }
         }
     }
+    finish_stdin(stdin.as_ref()).await?;
     output.print_summary();
     tracing::info!(traffic = ?counters.snapshot(), "done");
     Ok(if output.unlisted > 0 { Exit::Failed } else { Exit::Done })

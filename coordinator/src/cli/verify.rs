@@ -29,6 +29,7 @@ use super::rule_selection::{select_rules, settings_of_batch};
 use super::run::{RunContext, StartOutcome, build_notifier, refuse_layouts};
 use super::run_args::{ResumeArgs, RunArgs};
 use super::settings::Settings;
+use super::stdin_archive::{StdinOptions, finish_stdin, is_stdin, open_stdin, pipe_timeouts};
 use super::sync_stats::format_requests;
 use super::values::parse_location;
 use super::{backend, signals};
@@ -61,6 +62,9 @@ pub(crate) struct VerifyArgs {
     /// Do not compare signatures and other referrers of the image
     #[arg(long, requires = "source")]
     pub(crate) no_referrers: bool,
+    /// Save an archive from stdin to a temporary file in this folder first: for those whose index comes last
+    #[arg(long, value_name = "DIR", requires = "source", hide_short_help = true)]
+    pub(crate) spool: Option<PathBuf>,
     /// Print the result as one JSON object on stdout
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -222,13 +226,23 @@ async fn compare_image(
         let operation = format!("comparing {source} with {target}");
         return Err(Error::new(ErrorKind::NotFound, operation, format!("there is no folder {}", image.dir.display())));
     }
+    if is_stdin(source) && is_stdin(target) {
+        let operation = format!("comparing {source} with {target}");
+        return Err(Error::new(ErrorKind::Invalid, operation, "stdin cannot be both the source and the target")
+            .with_hint("save one of the archives to a file"));
+    }
+    let timeouts = pipe_timeouts(Some(limits.timeout), client.stall_timeout);
+    let options = StdinOptions { spool: args.spool.as_deref(), timeouts };
+    let stdin_archive = open_stdin([source, target], options, &context.cancel).await?;
     let copier = Copier::new(Client::new(client, CredentialEnvironment::from_process()), limits);
     let job = CopyRequest {
         platforms: args.platform.clone().map_or(PlatformSelection::All, PlatformSelection::One),
+        stdin_archive: stdin_archive.clone(),
         ..CopyRequest::new(source.clone(), target.clone())
     };
     let referrers = if args.no_referrers { RequiredReferrers::None } else { RequiredReferrers::All };
     let verified = copier.verify(&job, &VerifySettings { deep: args.deep, referrers }, &context).await?;
+    finish_stdin(stdin_archive.as_ref()).await?;
     let stats = VerifyStats {
         digest: &verified.digest,
         manifests: verified.manifests,

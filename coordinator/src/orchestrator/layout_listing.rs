@@ -25,6 +25,8 @@ pub(super) enum LocalImages {
     Layout(PathBuf),
     /// In an archive.
     Archive(ArchiveRef),
+    /// In an archive that is open.
+    Opened(Layout),
 }
 
 impl fmt::Display for LocalImages {
@@ -32,6 +34,7 @@ impl fmt::Display for LocalImages {
         match self {
             LocalImages::Layout(folder) => write!(f, "oci:{}", folder.display()),
             LocalImages::Archive(archive) => archive.fmt(f),
+            LocalImages::Opened(layout) => write!(f, "{}:{}", layout.scheme(), layout.dir().display()),
         }
     }
 }
@@ -43,6 +46,7 @@ pub(super) async fn list_layout(place: &LocalImages) -> Result<Vec<DiscoveryItem
         LocalImages::Layout(folder) if folder.is_file() => return list_bundle(folder),
         LocalImages::Layout(folder) => Layout::open(folder).await?,
         LocalImages::Archive(archive) => Layout::open_archive_file(archive).await?,
+        LocalImages::Opened(layout) => layout.clone(),
     };
     let (mut named, mut nameless) =
         (BTreeMap::<QualifiedRepositoryName, BTreeMap<String, Vec<IndexEntry>>>::new(), Vec::new());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use imgsync_config::RuleSource;
-use imgsync_layout::ArchiveRef;
+use imgsync_layout::{ArchiveRef, Layout};
 use imgsync_oci::error::{Error, Result};
 use imgsync_registry::{Client, Context, TrafficCounters};
 use tokio::sync::Semaphore;
@@ -85,6 +85,12 @@ impl Listings {
             }
         };
         Ok(Listings { strategy, context: context.clone(), failed: None })
+    }
+
+    /// Creates the listings of an archive that is open.
+    pub fn of_layout(layout: Layout, context: &Context) -> Listings {
+        let strategy = ListingStrategy::UnreadLayout(LocalImages::Opened(layout));
+        Listings { strategy, context: context.clone(), failed: None }
     }
 
     /// Shares these slots for requests with other listings. Returns whether it does: the parts of a preset have the whole

@@ -92,10 +92,9 @@ impl Endpoints {
             (None, ImageLocation::Layout(image)) => {
                 CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
             }
-            (None, ImageLocation::Archive(image)) => match &request.stdin_archive {
-                Some(opened) if image.is_stdio() => CopySource::Layout(opened.repository(image.repository())),
-                _ => CopySource::open_archive(image, context).await?,
-            },
+            (None, ImageLocation::Archive(image)) => {
+                CopySource::open_archive(image, request.stdin_archive.as_ref(), context).await?
+            }
         };
         if let Some(bundled) = bundled_target {
             return Ok(Endpoints::with_target(request, copy_source, CopyTarget::Bundle(bundled)));
@@ -123,7 +122,7 @@ impl Endpoints {
                 CopyTarget::Layout(layout.with_hash_policy(hashing).repository(name))
             }
             // Images are collected for an archive; here it is read, to compare.
-            ImageLocation::Archive(image) => match Layout::open_archive_file(image).await {
+            ImageLocation::Archive(image) => match open_archive(image, request.stdin_archive.as_ref()).await {
                 Ok(layout) => CopyTarget::Layout(layout.repository(image.repository())),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     CopyTarget::Archive(ArchiveTarget::new(&ArchiveCollector::new(), image.repository()))
@@ -153,6 +152,14 @@ impl Endpoints {
             source_traffic: source_traffic.clone(),
             target_traffic: target_traffic.clone(),
         }
+    }
+}
+
+/// Opens an archive: the one from stdin, if that is named and was opened.
+async fn open_archive(image: &ArchiveRef, stdin: Option<&Layout>) -> Result<Layout> {
+    match stdin {
+        Some(opened) if image.is_stdio() => Ok(opened.clone()),
+        _ => Layout::open_archive_file(image).await,
     }
 }
 
@@ -189,8 +196,12 @@ fn archived_repository(target: &ImageLocation, source: &ImageLocation) -> Option
 
 impl CopySource {
     /// Opens an archive, and warns if its images have no manifests.
-    pub(crate) async fn open_archive(image: &ArchiveRef, context: &Context) -> Result<CopySource> {
-        let layout = Layout::open_archive_file(image).await?;
+    pub(crate) async fn open_archive(
+        image: &ArchiveRef,
+        stdin: Option<&Layout>,
+        context: &Context,
+    ) -> Result<CopySource> {
+        let layout = open_archive(image, stdin).await?;
         if layout.has_made_manifests() {
             let layout_hint = match layout.also_holds_layout() {
                 true => {

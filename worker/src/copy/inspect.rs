@@ -94,8 +94,13 @@ impl ManifestTree {
     }
 }
 
-/// Reads the manifest tree of an image.
-pub async fn inspect(client: &Client, location: &ImageLocation, context: &Context) -> Result<ManifestTree> {
+/// Reads the manifest tree of an image. `stdin` is the archive from stdin, if the location names it; it is read to its end.
+pub async fn inspect(
+    client: &Client,
+    location: &ImageLocation,
+    stdin: Option<&Layout>,
+    context: &Context,
+) -> Result<ManifestTree> {
     let source = match location {
         ImageLocation::Registry(reference) => CopySource::Registry(client.repository(
             &reference.registry,
@@ -107,7 +112,7 @@ pub async fn inspect(client: &Client, location: &ImageLocation, context: &Contex
         ImageLocation::Layout(image) => {
             CopySource::Layout(Layout::open(&image.dir).await?.repository(image.repository()))
         }
-        ImageLocation::Archive(image) => CopySource::open_archive(image, context).await?,
+        ImageLocation::Archive(image) => CopySource::open_archive(image, stdin, context).await?,
     };
     let reference =
         location.digest().cloned().map(ManifestRef::Digest).or_else(|| location.tag().map(ManifestRef::Tag));
@@ -118,6 +123,9 @@ pub async fn inspect(client: &Client, location: &ImageLocation, context: &Contex
         image.platform = reader.platform_from_config(&image).await?;
     }
     reader.add_cosign_tags(&mut image).await?;
+    if let Some(stream) = stdin {
+        stream.finish_stream().await?;
+    }
     Ok(image)
 }
 
@@ -217,6 +225,12 @@ impl TreeReader {
         };
         let named =
             Descriptor::new(imgsync_oci::MediaType::new(&config.media_type), config.digest.clone(), config.size);
+        if let Some(layout) = self.source.streamed_layout()
+            && !layout.is_in_memory(&config.digest)
+        {
+            // It is read while it passes.
+            while layout.next_streamed_blob().await?.is_some_and(|digest| digest != config.digest) {}
+        }
         let (mut stream, _) = self.source.blob_open(&named, 0, &TrafficCounters::new()).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next_chunk().await? {

@@ -43,7 +43,7 @@ pub struct CopyRequest {
     pub overwrite: Overwrite,
     /// Membership among copies of the same image to other registries.
     pub fan_out: Option<Arc<FanOutMember>>,
-    /// The archive from stdin, if `source` names it.
+    /// The archive from stdin, if one of the endpoints that are read names it.
     pub stdin_archive: Option<Layout>,
     /// Traffic counters of source and target; they also count for a copy that fails.
     pub traffic: (Arc<TrafficCounters>, Arc<TrafficCounters>),

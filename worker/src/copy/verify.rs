@@ -2,16 +2,18 @@
 //! Writes nothing. Equal digests imply equal content, so only presence has to be checked, and, for a deep check, that
 //! the content matches its digest.
 
+mod blobs;
+
 use std::collections::{BTreeMap, HashSet};
 
-use futures_util::StreamExt as _;
 use imgsync_model::batch::ForeignLayers;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{Descriptor, Digest, Hasher, Manifest, Tag};
+use imgsync_oci::{Descriptor, Digest, Manifest, Tag};
 use imgsync_registry::{Context, ManifestRef, TrafficSnapshot};
 use serde::Serialize;
 
+use self::blobs::check_blobs;
 use super::endpoints::{CopySource, CopyTarget, Endpoints};
 use super::index_entry::EntryContent;
 use super::platform_filter::{SelectedImage, select_platforms};
@@ -198,12 +200,7 @@ pub(super) async fn verify(
             verification.check_manifest(next, &mut pending).await?;
         }
         let blobs: Vec<(Descriptor, String)> = verification.blobs.values().cloned().collect();
-        let mut found = futures_util::stream::iter(blobs)
-            .map(|(blob, of)| async move { check_blob(&endpoints.target, &blob, &of, settings.deep, context).await })
-            .buffer_unordered(concurrency.max(1));
-        while let Some(finding) = found.next().await {
-            verification.findings.extend(finding?);
-        }
+        verification.findings.extend(check_blobs(&endpoints.target, blobs, settings.deep, concurrency, context).await?);
     }
     verification.findings.sort();
     Ok(VerifyReport {
@@ -509,84 +506,5 @@ pub(super) async fn list_source_referrers(source: &CopySource, digest: &Digest) 
         CopySource::Registry(repository) => repository.list_referrers(digest).await,
         CopySource::Layout(repository) => repository.list_referrers(digest).await,
         CopySource::Bundle(repository) => Ok(repository.list_referrers(digest)),
-    }
-}
-
-/// Checks one blob of the target.
-async fn check_blob(
-    target: &CopyTarget,
-    blob: &Descriptor,
-    of: &str,
-    deep: bool,
-    context: &Context,
-) -> Result<Option<Finding>> {
-    let finding = |kind, how: &str| {
-        let detail = format!("blob {} of {of} {how}", blob.digest);
-        Ok(Some(Finding { kind, digest: blob.digest.clone(), detail: sanitize(&detail).into_owned() }))
-    };
-    if !deep {
-        return match target.has_blob(blob).await? {
-            true => Ok(None),
-            false => finding(FindingKind::MissingBlob, "is missing"),
-        };
-    }
-    match hash_blob(target, blob, context).await {
-        Ok(found) if found == blob.digest => Ok(None),
-        Ok(found) => finding(FindingKind::CorruptBlob, &format!("is corrupt: its content has the digest {found}")),
-        Err(error) if error.kind() == ErrorKind::NotFound => finding(FindingKind::MissingBlob, "is missing"),
-        Err(error) if error.kind() == ErrorKind::Corrupt => {
-            finding(FindingKind::CorruptBlob, &format!("is corrupt: {}", error.message()))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Returns the digest of a blob's content. A broken connection is retried from the start.
-async fn hash_blob(target: &CopyTarget, blob: &Descriptor, context: &Context) -> Result<Digest> {
-    match target {
-        // It has no blobs yet.
-        CopyTarget::Bundle(_) => Ok(blob.digest.clone()),
-        CopyTarget::Layout(repository) => {
-            let mut stream = repository.layout().open_blob(blob, 0).await?.stream;
-            let mut hasher = Hasher::new(blob.digest.algorithm());
-            while let Some(chunk) = stream.next_chunk().await? {
-                context.clock.record_received(chunk.len() as u64);
-                hasher.update(&chunk);
-            }
-            Ok(hasher.finish())
-        }
-        CopyTarget::Archive(target) => Err(target.not_readable()),
-        CopyTarget::Registry(repository) => {
-            let mut retry = repository.new_retry();
-            loop {
-                let read = async {
-                    let mut stream = repository.open_blob(blob, 0).await?.stream;
-                    let mut hasher = Hasher::new(blob.digest.algorithm());
-                    let mut length = 0_u64;
-                    while let Some(chunk) = stream.next_chunk().await? {
-                        length += chunk.len() as u64;
-                        if length > blob.size {
-                            break;
-                        }
-                        hasher.update(&chunk);
-                    }
-                    match length {
-                        length if length < blob.size => {
-                            let detail = format!("the stream ended after {length} of {} bytes", blob.size);
-                            Err(Error::new(ErrorKind::Unreachable, repository.read_operation(&blob.digest), detail))
-                        }
-                        length if length > blob.size => {
-                            let detail = format!("longer than the expected {} bytes", blob.size);
-                            Err(Error::new(ErrorKind::Corrupt, repository.read_operation(&blob.digest), detail))
-                        }
-                        _ => Ok(hasher.finish()),
-                    }
-                };
-                match read.await {
-                    Ok(found) => return Ok(found),
-                    Err(error) => repository.wait_before_retry(&mut retry, error).await?,
-                }
-            }
-        }
     }
 }

@@ -87,6 +87,16 @@ impl PartReader {
         Ok(PartReader { parts, size, list: None, label: path.display().to_string(), folder, name })
     }
 
+    /// Reads a bundle in one file that has no name. The label is for messages.
+    pub fn open_nameless(file: File, label: &str) -> Result<PartReader> {
+        let metadata = file.metadata();
+        let size =
+            metadata.map_err(|error| io_error(&format!("opening the bundle {label}"), label.as_ref(), error))?.len();
+        let (folder, name) = split_path(label.as_ref());
+        let parts = vec![FoundPart { file, path: label.into(), start: 0, size }];
+        Ok(PartReader { parts, size, list: None, label: label.to_owned(), folder, name })
+    }
+
     fn open_parts(list_path: &Path, paths: &[PathBuf]) -> Result<PartReader> {
         let list = PartList::read(list_path)?;
         let operation = format!("opening the bundle {}", list_path.display());

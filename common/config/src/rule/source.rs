@@ -159,8 +159,14 @@ pub(super) fn read_archive_path(
     text: &str,
 ) -> Option<PathBuf> {
     let scheme = format.scheme();
-    if text.is_empty() || text == "-" {
+    if text.is_empty() {
         reader.report(&node.at, format!("`{scheme}` in a rule needs the name of a file"));
+        return None;
+    }
+    if text == "-" || text.starts_with("-:") {
+        let hint = format!("write `{scheme}FILE`; `imgsync sync` copies from and to a pipe");
+        let error = "an archive in a rule is a file, not stdin or stdout: the next run reads it again";
+        reader.report_value(node, error, Some(hint));
         return None;
     }
     if let Some((file, tag)) = text.rsplit_once(':')

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::archives::{TarFile, index_json};
 use super::*;
 
-const TIMEOUTS: PipeTimeouts = PipeTimeouts { start: Duration::from_secs(60), stall: Duration::from_secs(60) };
+const MINUTE: PipeTimeout = PipeTimeout { limit: Duration::from_secs(60), option: None };
+const TIMEOUTS: PipeTimeouts = PipeTimeouts { start: MINUTE, stall: MINUTE };
 
 /// Content that can be told apart at every offset.
 fn content(seed: u8, bytes: usize) -> Vec<u8> {
@@ -154,6 +155,7 @@ async fn a_pipe_that_stalls_ends_at_its_limit_and_by_cancellation() {
             let (reader, mut writer) = std::io::pipe().unwrap();
             // A decoder reads ahead.
             writer.write_all(&bytes[..60_000]).unwrap();
+            let stall = PipeTimeout { limit: stall, option: Some("--stall-timeout") };
             let timeouts = PipeTimeouts { stall, ..TIMEOUTS };
             let pipe = File::from(OwnedFd::from(reader));
             let layout = Layout::open_stream(pipe, &"oci-archive:-".parse().unwrap(), timeouts, cancel).await.unwrap();
@@ -165,7 +167,7 @@ async fn a_pipe_that_stalls_ends_at_its_limit_and_by_cancellation() {
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
         assert!(error.to_string().contains("--stall-timeout"), "{error:?}");
         let cancel = CancellationToken::new();
-        let (layout, _writer) = opened(TIMEOUTS.stall, &cancel).await;
+        let (layout, _writer) = opened(MINUTE.limit, &cancel).await;
         let (done, ()) = tokio::join!(layout.finish_stream(), async { cancel.cancel() });
         assert!(done.unwrap_err().is_cancelled());
     }

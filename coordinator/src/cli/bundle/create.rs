@@ -183,10 +183,13 @@ fn add_have(have: &mut Have, path: &Path) -> Result<String> {
     Ok(Digest::sha256(&bundle.index_bytes).to_string())
 }
 
+/// Bytes that tell what a file is.
+pub(super) const HEAD_BYTES: u64 = 64;
+
 pub(super) fn read_head(path: &Path) -> Vec<u8> {
     use std::io::Read as _;
     let mut head = Vec::new();
-    let _ = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut head));
+    let _ = std::fs::File::open(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
     head
 }
 

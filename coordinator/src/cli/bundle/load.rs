@@ -22,7 +22,8 @@ use super::super::printer::Printer;
 use super::super::run::{RunContext, StartOutcome, build_notifier};
 use super::super::run_args::{ResumeArgs, RunArgs};
 use super::super::settings::Settings;
-use super::open_bundle;
+use super::super::stdin_archive::pipe_timeouts;
+use super::{is_stdin, open_bundle, open_spooled_bundle};
 use crate::bundle::{Completeness, check_completeness};
 use crate::orchestrator::Backend;
 
@@ -32,7 +33,8 @@ const MAX_PRINTED: usize = 20;
 /// `imgsync bundle load`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
-    /// The bundle: its folder, its list of parts (FILE.json), one of its parts, or its file; then other folders with parts
+    /// The bundle: its folder, its list of parts (FILE.json), one of its parts, or its file; then other folders with parts;
+    /// - is stdin, with --spool
     #[arg(value_name = "BUNDLE", required = true)]
     pub(crate) bundle: Vec<PathBuf>,
     /// Registry and path below which the images are put: registry.example.com/mirror
@@ -41,6 +43,9 @@ pub(crate) struct LoadArgs {
     /// Load only if the bundle is signed by the key of this public key (PEM)
     #[arg(long, value_name = "FILE", visible_alias = "verify-key")]
     pub(crate) public_key: Option<PathBuf>,
+    /// Save a bundle from stdin (-) to a temporary file in this folder first; needed for stdin
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) spool: Option<PathBuf>,
     /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) state: Option<PathBuf>,
@@ -73,7 +78,7 @@ pub(super) async fn run(args: LoadArgs, global: &GlobalArgs, printer: &Printer) 
 }
 
 async fn load(args: LoadArgs, settings: &mut Settings, printer: &Printer) -> Result<Exit> {
-    let bundle = open_bundle(&args.bundle, args.public_key.as_ref(), printer)?;
+    let bundle = open(&args, printer).await?;
     let header = &bundle.index.header;
     printer.line(&format!(
         "bundle `{}` made {} by imgsync {}: {}",
@@ -126,10 +131,30 @@ async fn load(args: LoadArgs, settings: &mut Settings, printer: &Printer) -> Res
             drop((lock, backend));
             work.remove();
         }
-        Exit::Failed if has_damage(&*backend.store, ended.batch.id).await? => name_damage(&bundle, printer),
+        Exit::Failed if bundle.reader.list().is_some() && has_damage(&*backend.store, ended.batch.id).await? => {
+            name_damage(&bundle, printer)
+        }
         _ => {}
     }
     Ok(exit)
+}
+
+/// Opens the bundle, which is saved first if it comes from stdin.
+async fn open(args: &LoadArgs, printer: &Printer) -> Result<OpenedBundle> {
+    let key = args.public_key.as_ref();
+    match (is_stdin(&args.bundle)?, &args.spool) {
+        (false, _) => open_bundle(&args.bundle, key, printer),
+        (true, Some(folder)) => {
+            let timeouts = pipe_timeouts(None, args.run.retry.stall_timeout);
+            open_spooled_bundle(folder, timeouts, key, printer).await
+        }
+        (true, None) => {
+            let detail =
+                "whether a bundle is complete is checked before anything is pushed, and a pipe cannot be read twice";
+            Err(Error::new(ErrorKind::Invalid, "loading a bundle from stdin", detail)
+                .with_hint("give --spool DIR, a folder with space for the whole bundle, or save it to a file first"))
+        }
+    }
 }
 
 fn report_missing(checked: &Completeness, bundle: &OpenedBundle, printer: &Printer) -> Exit {

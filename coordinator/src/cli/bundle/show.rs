@@ -1,25 +1,27 @@
 //! `imgsync bundle verify`, `list` and `diff`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::{Cursor, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
-use imgsync_bundle::{BundleImages, BundleIndex, ContentSize, MAX_INDEX_BYTES};
-use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_bundle::{BundleHeader, BundleImages, BundleIndex, ContentSize, MAX_INDEX_BYTES, StreamedContents};
+use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_oci::{Descriptor, Digest, Hasher, MediaType};
 use serde_json::json;
 
 use super::super::exit::{Exit, fail};
 use super::super::printer::Printer;
-use super::create::read_head;
-use super::{open_bundle, read_file};
+use super::create::{HEAD_BYTES, read_head};
+use super::{OPENING, STDIN, is_stdin, open_bundle, open_input, open_stream, read_file};
 
 /// `imgsync bundle verify`.
 #[derive(Debug, Args)]
 pub(crate) struct BundleVerifyArgs {
-    /// The bundle: its folder, its list of parts (FILE.json), one of its parts, or its file; then other folders with parts
+    /// The bundle: its folder, its list of parts (FILE.json), one of its parts, or its file; then other folders with parts;
+    /// - is stdin
     #[arg(value_name = "BUNDLE", required = true)]
     bundle: Vec<PathBuf>,
     /// Demand a signature by the key of this public key (PEM)
@@ -30,7 +32,7 @@ pub(crate) struct BundleVerifyArgs {
 /// `imgsync bundle list`.
 #[derive(Debug, Args)]
 pub(crate) struct BundleListArgs {
-    /// The bundle, or its index
+    /// The bundle, or its index; - is stdin
     #[arg(value_name = "BUNDLE", required = true)]
     bundle: Vec<PathBuf>,
     /// Demand a signature by the key of this public key (PEM)
@@ -73,6 +75,9 @@ pub(super) async fn verify(args: &BundleVerifyArgs, printer: &Printer) -> Exit {
 }
 
 async fn find_faults(args: &BundleVerifyArgs, printer: &Printer) -> Result<u64> {
+    if is_stdin(&args.bundle)? {
+        return find_streamed_faults(args, printer);
+    }
     let bundle = open_bundle(&args.bundle, args.public_key.as_ref(), printer)?;
     let mut faults = 0;
     for damage in tokio::task::block_in_place(|| bundle.reader.find_damage(|_| {})) {
@@ -95,14 +100,28 @@ async fn find_faults(args: &BundleVerifyArgs, printer: &Printer) -> Result<u64> 
         printer.line(&format!("damaged: {}: {detail}", content.digest));
         faults += 1;
     }
-    if let Some(missing) = bundle.index.header.describe_missing() {
+    print_verified(&bundle.index.header, bundle.reader.label(), (checked.len() as u64, bytes, faults), printer);
+    Ok(faults)
+}
+
+/// Checks a bundle while it comes out of stdin.
+fn find_streamed_faults(args: &BundleVerifyArgs, printer: &Printer) -> Result<u64> {
+    let bundle = open_stream(open_input()?, args.public_key.as_ref(), printer)?;
+    let header = bundle.index.header.clone();
+    let verify = || bundle.verify_contents(|fault| printer.line(&format!("damaged: {fault}")));
+    let StreamedContents { contents, bytes, faults } = tokio::task::block_in_place(verify)?;
+    print_verified(&header, STDIN, (contents, bytes, faults), printer);
+    Ok(faults)
+}
+
+fn print_verified(header: &BundleHeader, label: &str, (contents, bytes, faults): (u64, u64, u64), printer: &Printer) {
+    if let Some(missing) = header.describe_missing() {
         printer.warning(&format!("the bundle is incomplete: {missing}"));
     }
     if faults == 0 {
-        let contents = pluralize(checked.len() as u64, "content", "contents");
-        printer.line(&format!("{}: {contents} verified ({})", bundle.reader.label(), ByteSize(bytes)));
+        let contents = pluralize(contents, "content", "contents");
+        printer.line(&format!("{label}: {contents} verified ({})", ByteSize(bytes)));
     }
-    Ok(faults)
 }
 
 async fn hash_content(images: &BundleImages, content: &ContentSize) -> Result<Digest> {
@@ -118,6 +137,7 @@ async fn hash_content(images: &BundleImages, content: &ContentSize) -> Result<Di
 /// Lists the tags of a bundle.
 pub(super) fn list(args: &BundleListArgs, printer: &Printer) -> Exit {
     let index = match &args.bundle[..] {
+        paths if paths.iter().any(|path| path == Path::new(STDIN)) => list_stdin(args, printer),
         [path] if args.public_key.is_none() => read_index(path, printer),
         paths => open_bundle(paths, args.public_key.as_ref(), printer).map(|bundle| (*bundle.index).clone()),
     };
@@ -164,6 +184,31 @@ pub(super) fn list(args: &BundleListArgs, printer: &Printer) -> Exit {
         imgsync_oci::sanitize::sanitize_within(&made, 1000)
     ));
     Exit::Done
+}
+
+/// Reads the index of the bundle, or the index alone, that comes out of stdin.
+fn list_stdin(args: &BundleListArgs, printer: &Printer) -> Result<BundleIndex> {
+    is_stdin(&args.bundle)?;
+    let mut input = open_input()?;
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Local, OPENING, error.to_string()).with_source(error);
+    let mut head = Vec::new();
+    tokio::task::block_in_place(|| input.by_ref().take(HEAD_BYTES).read_to_end(&mut head)).map_err(failed)?;
+    let is_index = BundleIndex::is_index(&head);
+    let mut input = Cursor::new(head).chain(input);
+    if is_index && args.public_key.is_none() {
+        let mut bytes = Vec::new();
+        let mut limited = input.by_ref().take(MAX_INDEX_BYTES + 1);
+        tokio::task::block_in_place(|| limited.read_to_end(&mut bytes)).map_err(failed)?;
+        if bytes.len() as u64 > MAX_INDEX_BYTES {
+            let detail = format!("the index has more than {MAX_INDEX_BYTES} bytes");
+            return Err(Error::new(ErrorKind::Invalid, OPENING, detail));
+        }
+        return BundleIndex::decode(&bytes, STDIN);
+    }
+    let bundle = open_stream(Box::new(input), args.public_key.as_ref(), printer)?;
+    let index = bundle.index.clone();
+    tokio::task::block_in_place(|| bundle.skip_contents())?;
+    Ok(index)
 }
 
 /// Compares the tags of two bundles.

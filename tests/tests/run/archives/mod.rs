@@ -2,6 +2,7 @@
 
 mod pipes;
 mod shapes;
+mod stdin;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -26,7 +26,7 @@ fn piped(program: &Imgsync, producer: &str, arguments: &[&str]) -> Imgsync {
 
 /// Pushes an image with two platforms and a large layer, and its signatures: one whose content is JSON, and one that
 /// does not fit into memory.
-fn push_signed(registry: &FaultRegistry, name: &str) -> (TestImage, TestImage, TestImage) {
+pub(super) fn push_signed(registry: &FaultRegistry, name: &str) -> (TestImage, TestImage, TestImage) {
     let amd = TestImage::single(&format!("{name}-amd")).layer(Layer::Synthetic(3 * MIB)).layers(2, 9000).build();
     let arm = TestImage::single(&format!("{name}-arm")).layer(Layer::Synthetic(5 * MIB)).layers(2, 9000).build();
     let app = TestImage::index(name).child(&amd, "linux/amd64").child(&arm, "linux/arm64").build();

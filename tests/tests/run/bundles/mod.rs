@@ -6,6 +6,7 @@ mod incomplete;
 mod interruptions;
 mod parts;
 mod signed;
+mod stdin;
 
 use std::path::{Path, PathBuf};
 
@@ -169,8 +170,6 @@ async fn what_cannot_be_made_or_loaded_says_so_and_leaves_nothing() {
         assert_eq!(refused.code, Some(if name == "zeros" { 2 } else { 1 }), "{name}");
         assert!(refused.stderr.contains(reason), "{name}: {}", refused.stderr);
     }
-    let refused = load(&far, Path::new("-"), &to, &[]).await.assert_code(2);
-    assert!(refused.stderr.contains("cannot be read from stdin"), "{}", refused.stderr);
     let refused = load(&far, &far.work_dir().join("missing.tar"), &to, &[]).await.assert_code(1);
     assert!(refused.stderr.contains("no such file"), "{}", refused.stderr);
 }

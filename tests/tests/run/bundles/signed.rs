@@ -9,7 +9,7 @@ use imgsync_tests::program::Imgsync;
 use super::{bundle, create, load, rules};
 
 /// The key of RFC 8410, section 10.3.
-const ED25519: [&str; 2] = [
+pub(super) const ED25519: [&str; 2] = [
     "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n",
     "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n",
 ];
