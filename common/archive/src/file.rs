@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,6 +13,8 @@ use imgsync_layout::lock_file;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_registry::Context;
 use imgsync_registry::event::Event;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::partial::verified_length;
 use super::plan::ArchivePlan;
@@ -19,6 +22,8 @@ use super::sink::{ArchiveSink, Compression, SinkOutput, ThreadSink, write_error}
 
 /// How often the hidden file is opened, if others replace it meanwhile.
 const MAX_OPENS: usize = 100;
+/// How often a FIFO without a reader is opened.
+const READER_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Suffix of the hidden file.
 const PARTIAL_SUFFIX: &str = ".imgsync-partial";
 
@@ -45,9 +50,11 @@ impl ArchiveOutput {
         let operation = format!("writing {}", path.display());
         // The target of a link is replaced, not the link.
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        if std::fs::metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-            let opened = OpenOptions::new().write(true).open(&path);
-            let file = opened.map_err(|error| write_error(&operation, error))?;
+        if let Ok(found) = std::fs::metadata(&path)
+            && !found.is_file()
+            && !found.is_dir()
+        {
+            let file = open_special(&path, found.file_type().is_fifo(), &operation, context).await?;
             return Ok(ArchiveOutput::pipe(file, compression, operation));
         }
         let partial = partial_path(&path, &operation)?;
@@ -169,6 +176,28 @@ impl SinkOutput for PlainFile {
     }
 }
 
+/// Opens a pipe or device for writing. A FIFO without a reader is waited for, until that is cancelled.
+async fn open_special(path: &Path, is_fifo: bool, operation: &str, context: &Context) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let mut is_waiting = false;
+    loop {
+        let opened = rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::empty());
+        match opened.and_then(|fd| rustix::fs::fcntl_setfl(&fd, OFlags::WRONLY).map(|()| fd)) {
+            Ok(fd) => return Ok(File::from(fd)),
+            Err(Errno::NXIO) if is_fifo => {}
+            Err(error) => return Err(write_error(operation, error.into())),
+        }
+        if !std::mem::replace(&mut is_waiting, true) {
+            let message = format!("waiting for a program that reads {}", path.display());
+            context.events.emit(Event::Notice { message: imgsync_oci::sanitize::sanitize(&message).into_owned() });
+        }
+        tokio::select! {
+            () = tokio::time::sleep(READER_POLL_INTERVAL) => {}
+            () = context.cancel.cancelled() => return Err(Error::cancelled(operation)),
+        }
+    }
+}
+
 /// Returns the path of the hidden file beside an archive.
 fn partial_path(path: &Path, operation: &str) -> Result<PathBuf> {
     let invalid = |detail: &str| Error::new(ErrorKind::Invalid, operation, detail);
@@ -184,13 +213,13 @@ fn partial_path(path: &Path, operation: &str) -> Result<PathBuf> {
 
 /// Opens or creates the hidden file, and locks it. A link in its place is not followed.
 async fn open_locked(partial: &Path, operation: &str, context: &Context) -> Result<File> {
-    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
     for _ in 0..MAX_OPENS {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).custom_flags(no_follow);
         let file = options.open(partial).map_err(|error| {
             let missing = error.kind() == io::ErrorKind::NotFound;
-            let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+            let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
             let error = write_error(operation, error);
             match () {
                 () if missing => error.with_hint("make the folder first"),

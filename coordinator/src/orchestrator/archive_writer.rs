@@ -12,8 +12,9 @@ use imgsync_layout::{ArchiveRef, ImageName, Layout};
 use imgsync_model::batch::{BatchId, Endpoint, Failure, TaskResult, TaskState};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
+use imgsync_oci::retry::{RetryBudget, RetryPolicy, RetryState, format_duration};
 use imgsync_oci::sanitize::sanitize;
-use imgsync_oci::{ArchiveFormat, Digest, retry};
+use imgsync_oci::{ArchiveFormat, Digest};
 use imgsync_registry::Context;
 use imgsync_registry::event::Event;
 use imgsync_store::{BatchState, Store};
@@ -44,8 +45,8 @@ pub(super) struct ArchiveWriter<'a> {
     pub(super) batch: BatchId,
     /// Whether archives are also written if their files have that content.
     pub(super) force: bool,
-    /// Maximum attempts after transient errors.
-    pub(super) attempts: u32,
+    /// Attempts after transient errors.
+    pub(super) retry: RetryPolicy,
     pub(super) events: &'a TaskEvents,
     pub(super) context: Context,
 }
@@ -135,7 +136,9 @@ impl ArchiveWriter<'_> {
         context: &Context,
     ) -> Result<ArchiveResult> {
         let operation = format!("writing {}{}", format.scheme(), file.display());
-        let mut attempt = 1;
+        let mut retry = RetryState::new(self.retry, &RetryBudget::default());
+        let mut reached = 0;
+        self.check_former(file, &operation).await?;
         if self.is_incomplete(archive).await? {
             self.keep_former(file, archive, bad, context).await?;
         }
@@ -153,13 +156,14 @@ impl ArchiveWriter<'_> {
                 }
                 return Ok(ArchiveResult::Unchanged);
             }
-            let WriteFailure { error, blob } = match self.write_once(file, archive, &plan, context).await {
-                Ok(()) => {
-                    self.describe(format, file, &plan);
-                    return Ok(ArchiveResult::Written);
-                }
-                Err(failure) => failure,
-            };
+            let WriteFailure { error, blob } =
+                match self.write_once(file, archive, &plan, (&mut retry, &mut reached), context).await {
+                    Ok(()) => {
+                        self.describe(format, file, &plan);
+                        return Ok(ArchiveResult::Written);
+                    }
+                    Err(failure) => failure,
+                };
             match blob {
                 Some(digest) if self.reads_former(archive, &plan, &digest).await => {
                     self.notice(format!("{error}; reading it from the former {}", file.display()));
@@ -169,16 +173,19 @@ impl ArchiveWriter<'_> {
                     bad.insert(digest, error);
                     self.keep_former(file, archive, bad, context).await?;
                 }
-                None if retry::is_transient(&error) && attempt < self.attempts => {
-                    let wait = Duration::from_secs(1 << attempt.min(6));
-                    self.warn(format!("{error}; trying again in {}", retry::format_duration(wait)));
-                    attempt += 1;
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        () = context.cancel.cancelled() => return Err(Error::cancelled(operation)),
-                    }
+                None => {
+                    let sleep = async |wait| {
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => true,
+                            () = context.cancel.cancelled() => false,
+                        }
+                    };
+                    let warn = |error: &Error, _, wait| {
+                        self.warn(format!("{error}; trying again in {}", format_duration(wait)));
+                    };
+                    retry.wait_before_retry(error, sleep, warn).await?;
                 }
-                _ => return Err(error),
+                Some(_) => return Err(error),
             }
         }
     }
@@ -197,10 +204,16 @@ impl ArchiveWriter<'_> {
         file: &Path,
         archive: &CollectedArchive,
         plan: &ArchivePlan,
+        (retry, reached): (&mut RetryState, &mut u64),
         context: &Context,
     ) -> std::result::Result<(), WriteFailure> {
         let mut output = ArchiveOutput::open(file, plan, Compression::None, context).await?;
         let resumed = output.resume_from();
+        if resumed > *reached {
+            // An attempt that makes progress does not count.
+            retry.reset();
+            *reached = resumed;
+        }
         self.copier.write_collected(&archive.collector, plan, &mut output, resumed, context).await?;
         output.commit().await?;
         self.copier.record_archive(file, plan).await;
@@ -229,6 +242,29 @@ impl ArchiveWriter<'_> {
             if rows.iter().any(|row| is_other(row.state) && *row.task.spec.target.repository.endpoint() == place) {
                 return Ok(true);
             }
+        }
+    }
+
+    /// Fails if the archive's place is taken by something that a run must not replace: a folder, a pipe, or a file that is no
+    /// archive. A damaged archive is replaced, and a warning says so.
+    async fn check_former(&self, file: &Path, operation: &str) -> Result<()> {
+        if std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.len() == 0) {
+            return Ok(());
+        }
+        let former = ArchiveRef { format: ArchiveFormat::Oci, file: file.to_owned(), image: None };
+        let Err(error) = Layout::open_archive_file(&former).await else { return Ok(()) };
+        match error.kind() {
+            ErrorKind::NotFound => Ok(()),
+            ErrorKind::Corrupt => {
+                self.warn(format!("{} is damaged, and is replaced: {}", file.display(), error.message()));
+                Ok(())
+            }
+            ErrorKind::Invalid | ErrorKind::InvalidResponse | ErrorKind::Unsupported => {
+                let detail = format!("what is there is not replaced: {}", error.message());
+                Err(Error::new(ErrorKind::Invalid, operation, detail)
+                    .with_hint("remove it, or name another file: a run replaces only archives"))
+            }
+            _ => Err(error),
         }
     }
 
@@ -312,8 +348,8 @@ impl ArchiveWriter<'_> {
         TaskEnd::Result(match (written, bad) {
             (Err(error), _) if error.is_cancelled() && self.context.cancel.is_cancelled() => return TaskEnd::GivenBack,
             (Err(error), _) if error.is_cancelled() => TaskResult::Cancelled,
-            (_, Some(error)) => TaskResult::Failed(Failure::from_error(error, 1)),
-            (Err(error), None) => TaskResult::Failed(Failure::from_error(error, 1)),
+            (_, Some(error)) => TaskResult::Failed(Failure::from_error(error, error.attempts())),
+            (Err(error), None) => TaskResult::Failed(Failure::from_error(error, error.attempts())),
             (Ok(ArchiveResult::Unchanged), None) => TaskResult::Unchanged,
             (Ok(ArchiveResult::Written), None) => TaskResult::Copied,
         })

@@ -484,7 +484,7 @@ impl Run<'_> {
             archives,
             batch: id,
             force: self.settings.force,
-            attempts: self.settings.attempts,
+            retry: self.client.settings().retry,
             events: &self.events,
             context: Context {
                 cancel: abort.child_token(),

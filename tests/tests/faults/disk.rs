@@ -153,6 +153,18 @@ impl Tmpfs {
     }
 }
 
+impl Tmpfs {
+    /// Fills it to the last byte, as another program does, and returns the file with these bytes.
+    fn fill(&self) -> std::path::PathBuf {
+        let path = self.0.path().join("filler");
+        let filler = std::fs::File::create(&path).unwrap();
+        let bytes = vec![1; 64 << 10];
+        while std::io::Write::write_all(&mut &filler, &bytes).is_ok() {}
+        while std::io::Write::write_all(&mut &filler, &[1]).is_ok() {}
+        path
+    }
+}
+
 fn call(program: &str, arguments: &[&str]) -> bool {
     let quiet = std::process::Stdio::null;
     let mut command = std::process::Command::new(program);
@@ -183,11 +195,7 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
     let running = ["run", "--state", &state.display().to_string(), "--concurrency", "30"];
     let mut running = program.again().args(running).spawn();
     source.wait_until(|source| source.count(RequestType::ManifestGet) > 60, Duration::from_secs(60)).await;
-    // Another program fills it to the last byte.
-    let filler = std::fs::File::create(disk.0.path().join("filler")).unwrap();
-    let bytes = vec![1; 64 << 10];
-    while std::io::Write::write_all(&mut &filler, &bytes).is_ok() {}
-    while std::io::Write::write_all(&mut &filler, &[1]).is_ok() {}
+    disk.fill();
     gate.add_permits(10_000);
     let output = running.wait().await.assert_code(3);
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning:")).collect();
@@ -198,4 +206,30 @@ async fn a_disk_that_fills_in_the_middle_of_a_run_is_warned_of_once() {
     assert!(plain.iter().chain(&counted).all(|line| line.contains("the disk is full")), "{}", output.stderr);
     assert!(output.stderr.contains("error:") && output.stderr.contains("hint:"), "{}", output.stderr);
     target.assert_tags_complete();
+}
+
+#[tokio::test]
+async fn results_of_an_archive_are_recorded_once_the_ledger_has_room_again() {
+    let Some(disk) = Tmpfs::mount("4m") else {
+        return imgsync_tests::skipped("a full disk while an archive is written: a tmpfs cannot be mounted here");
+    };
+    let source = FaultRegistry::start().await;
+    for tag in 0..20 {
+        source.push("a", &tag.to_string(), &images::single(&format!("ledger-{tag}")));
+    }
+    let program = Imgsync::new();
+    program.file("imgsync.yaml", format!("rules:\n- {{from: {}/a, to: \"oci-archive:a.tar\"}}\n", source.host()));
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    source.on(RequestType::BlobGet).always().act(FaultAction::Gate(gate.clone()));
+    let state = disk.0.path().join("state").display().to_string();
+    let mut running = program.again().args(["run", "--json", "--state", &state]).spawn();
+    // All images are collected: the archive is being written.
+    source.wait_until(|source| source.count(RequestType::BlobGet) > 0, Duration::from_secs(60)).await;
+    let filler = disk.fill();
+    gate.add_permits(10_000);
+    running.wait_for_line(|line| line.contains("the ledger is unavailable"), Duration::from_secs(60)).await;
+    assert!(program.work_dir().join("a.tar").exists());
+    std::fs::remove_file(filler).unwrap();
+    let json = running.wait().await.assert_code(0).json();
+    assert_eq!((&json["counts"]["copied"], &json["counts"]["total"]), (&20.into(), &20.into()), "{json}");
 }

@@ -285,6 +285,71 @@ async fn killed_while_it_writes_the_next_run_reads_only_what_is_missing() {
 }
 
 #[tokio::test]
+async fn what_is_no_archive_is_not_replaced_and_a_damaged_one_is_with_a_warning() {
+    let (mirror, _, _) = Mirror::new("targets-foreign", "oci-archive").await;
+    let archive = &mirror.archive;
+    let foreign_tar = || {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(5);
+        tar.append_data(&mut header, "notes.txt", &b"notes"[..]).unwrap();
+        tar.into_inner().unwrap()
+    };
+    for (content, reason) in [
+        (b"the notes of somebody else, which are not an archive of images".repeat(20), "not an archive"),
+        (foreign_tar(), "it is a tar, but not an image archive"),
+    ] {
+        std::fs::write(archive, &content).unwrap();
+        let output = run(&mirror.program, &[]).await.assert_code(1);
+        let json = output.json();
+        assert_eq!(counts(&json), [0, 0, 2], "{json}");
+        let error = json["failures"][0]["error"].as_str().unwrap();
+        assert!(error.contains("is not replaced") && error.contains(reason), "{error}");
+        assert!(error.contains("name another file"), "{error}");
+        assert!(std::fs::read(archive).unwrap() == content);
+    }
+    std::fs::remove_file(archive).unwrap();
+    std::fs::create_dir(archive).unwrap();
+    let json = run(&mirror.program, &[]).await.assert_code(1).json();
+    assert!(json["failures"][0]["error"].as_str().unwrap().contains("is a folder"), "{json}");
+    std::fs::remove_dir(archive).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(archive).status().unwrap().success());
+    let json = run(&mirror.program, &[]).await.assert_code(1).json();
+    assert!(json["failures"][0]["error"].as_str().unwrap().contains("not a regular file"), "{json}");
+    std::fs::remove_file(archive).unwrap();
+
+    // An empty file is nothing, and a truncated archive is worth nothing.
+    std::fs::write(archive, "").unwrap();
+    let output = run(&mirror.program, &[]).await.assert_code(0);
+    assert_eq!(counts(&output.json()), [2, 0, 0], "{}", output.stderr);
+    assert!(!output.stderr.contains("warning:"), "{}", output.stderr);
+    let whole = std::fs::read(archive).unwrap();
+    std::fs::write(archive, &whole[..whole.len() / 2]).unwrap();
+    let output = run(&mirror.program, &[]).await.assert_code(0);
+    assert_eq!(counts(&output.json()), [2, 0, 0], "{}", output.stderr);
+    assert!(output.stderr.contains("is damaged, and is replaced"), "{}", output.stderr);
+    assert!(std::fs::read(archive).unwrap() == whole);
+}
+
+#[tokio::test]
+async fn a_source_that_fails_while_the_archive_is_written_gets_as_many_attempts_as_elsewhere() {
+    let (mirror, _, _) = Mirror::new("targets-retry", "oci-archive").await;
+    let failing = mirror.source.on(RequestType::BlobGet).always().act(FaultAction::error(503, "UNAVAILABLE"));
+    let retries = ["--attempts", "3"];
+    let json = run(&mirror.program, &retries).await.assert_code(1).json();
+    assert_eq!(counts(&json), [0, 0, 2], "{json}");
+    assert_eq!(json["failures"][0]["attempts"], 3, "{json}");
+    let mut asked = std::collections::BTreeMap::<String, u32>::new();
+    for request in mirror.source.requests_of_kind(RequestType::BlobGet) {
+        *asked.entry(request.reference.unwrap_or_default()).or_default() += 1;
+    }
+    assert_eq!(asked.values().max(), Some(&3), "{}", mirror.source.describe_requests());
+    failing.remove();
+    let json = run(&mirror.program, &retries).await.assert_code(0).json();
+    assert_eq!(counts(&json), [2, 0, 0], "{json}");
+}
+
+#[tokio::test]
 async fn what_would_write_a_part_of_an_archive_is_refused() {
     let (mirror, _, _) = Mirror::new("targets-part", "oci-archive").await;
     let output = run(&mirror.program, &["--rule", "1"]).await.assert_code(2);
@@ -298,7 +363,9 @@ async fn what_would_write_a_part_of_an_archive_is_refused() {
         ("[{from: a.io/b, to: ['oci-archive:x.tar', 'docker-archive:./x.tar']}]", "is also written as"),
         ("[{from: 'oci-archive:x.tar', to: 'oci-archive:x.tar'}]", "source and target are the same"),
         ("[{from: a.io/b, to: 'oci-archive:x.tar', prune: {keep_days: 1}}]", "`prune` needs registries"),
-        ("[{from: a.io/b, to: 'oci-archive:-'}]", "needs the name of a file"),
+        ("[{from: a.io/b, to: 'oci-archive:-'}]", "an archive in a rule is a file, not stdin or stdout"),
+        ("[{from: 'docker-archive:-', to: a.io/b}]", "`imgsync sync` copies from and to a pipe"),
+        ("[{from: 'oci-archive:-:1.0', to: a.io/b}]", "write `oci-archive:FILE`"),
     ] {
         let program = configured(&format!("rules: {rules}\n"));
         let output = run(&program, &[]).await.assert_code(2);
