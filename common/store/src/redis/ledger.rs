@@ -65,9 +65,12 @@ impl Ledger for RedisStore {
             Some(_) => self.append_signed(&operation, batch, &packed).await?,
         };
         match answer.as_slice() {
-            [0, first, ..] => Ok(AppendResult::Appended(
-                u32::try_from(*first).map_err(|_| corrupt_store(&operation, "no such index"))?,
-            )),
+            [0, first, ..] => {
+                // A lost segment would be noticed at the end of the plan only.
+                self.count_write_soon();
+                let first = u32::try_from(*first).map_err(|_| corrupt_store(&operation, "no such index"))?;
+                Ok(AppendResult::Appended(first))
+            }
             [1, ..] => Ok(AppendResult::AlreadyPlanned),
             [2, code, ..] => Ok(AppendResult::Closed(decode_batch_state(&operation, *code)?)),
             _ => Err(no_such_batch(&operation)),
@@ -129,6 +132,7 @@ impl Ledger for RedisStore {
             [2, segments, tasks] => {
                 // Later positions were known only from what is lost.
                 self.0.chunks().remove(&batch);
+                self.record_lost_plan();
                 Ok(PlanCompletion::Incomplete(PlanSize { segments: *segments, tasks: *tasks }))
             }
             _ => Err(no_such_batch(&operation)),

@@ -1,14 +1,14 @@
 //! Detection of lost writes: a store that a failover or a restore from a backup has set back.
 //!
-//! Each process increments a counter of its own in the store, every second and after some changes. A reply that is not
-//! greater than the one before says that the store has lost writes that it had confirmed. This needs no permission
-//! beyond those of other calls, and does not take a failover that has lost nothing for a loss.
+//! Each process increments a counter of its own in the store, every second and after changes that nobody would make
+//! again. A reply that is not greater than the one before says that the store has lost writes that it had confirmed. This
+//! needs no permission beyond those of other calls, and does not take a failover that has lost nothing for a loss.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::{Inner, RedisStore};
@@ -66,6 +66,8 @@ pub(super) struct WriteCounter {
     key: String,
     /// Locked during an increment: replies are compared in the order of the increments.
     detector: tokio::sync::Mutex<LossDetector>,
+    /// Notified when the next increment should not wait.
+    is_due: Arc<Notify>,
 }
 
 impl RedisStore {
@@ -73,8 +75,10 @@ impl RedisStore {
     /// [`Ledger::write_losses`](crate::Ledger::write_losses).
     pub(super) fn start_write_loss_watch(&self) {
         let key = self.key(&format!("writes:{}", IdempotencyKey::generate()));
-        if self.0.write_counter.set(WriteCounter { key, detector: tokio::sync::Mutex::default() }).is_ok() {
-            tokio::spawn(watch(Arc::downgrade(&self.0)));
+        let is_due = Arc::new(Notify::new());
+        let counter = WriteCounter { key, detector: tokio::sync::Mutex::default(), is_due: is_due.clone() };
+        if self.0.write_counter.set(counter).is_ok() {
+            tokio::spawn(watch(Arc::downgrade(&self.0), is_due));
         }
     }
 
@@ -82,10 +86,24 @@ impl RedisStore {
         self.0.write_losses.subscribe()
     }
 
+    /// Increments the counter soon, without waiting for it. Called after changes that are frequent.
+    pub(super) fn count_write_soon(&self) {
+        if let Some(counter) = self.0.write_counter.get() {
+            counter.is_due.notify_one();
+        }
+    }
+
+    /// Reports a loss that a reply to another call has shown, so that all tasks are swept. The counter reports
+    /// it to the subscribers of the store's health.
+    pub(super) fn record_lost_plan(&self) {
+        self.0.write_losses.send_modify(|losses| *losses += 1);
+        self.count_write_soon();
+    }
+
     /// Increments the counter, and reports a loss that the reply shows. Called after a change that nobody else would
     /// make again: a store that loses it then loses the increment, too.
     pub(super) async fn count_write(&self) {
-        let Some(WriteCounter { key, detector }) = self.0.write_counter.get() else { return };
+        let Some(WriteCounter { key, detector, .. }) = self.0.write_counter.get() else { return };
         let mut detector = detector.lock().await;
         let mut pipe = redis::pipe();
         pipe.incr(key, 1).pexpire(key, super::duration_ms(COUNTER_TTL)).ignore();
@@ -102,11 +120,12 @@ impl RedisStore {
     }
 }
 
-async fn watch(store: Weak<Inner>) {
+async fn watch(store: Weak<Inner>, is_due: Arc<Notify>) {
     while let Some(store) = store.upgrade().map(RedisStore) {
         store.count_write().await;
         drop(store);
-        tokio::time::sleep(COUNT_INTERVAL).await;
+        // Several changes share an increment. An error means that the interval is over.
+        let _ = tokio::time::timeout(COUNT_INTERVAL, is_due.notified()).await;
     }
 }
 
