@@ -78,7 +78,7 @@ impl SentinelServers {
             let mut extra_config = vec![
                 format!("sentinel monitor {MASTER_NAME} 127.0.0.1 {master_port} 2"),
                 format!("sentinel down-after-milliseconds {MASTER_NAME} {DOWN_AFTER_MS}"),
-                format!("sentinel failover-timeout {MASTER_NAME} 20000"),
+                format!("sentinel failover-timeout {MASTER_NAME} 6000"),
             ];
             let auth = |password| format!("sentinel auth-pass {MASTER_NAME} {password}");
             extra_config.extend(options.password.as_ref().map(auth));
