@@ -12,6 +12,7 @@ pub mod images;
 pub mod import;
 #[cfg(test)]
 mod limits;
+mod mirrors;
 pub mod notify;
 pub mod orchestrator;
 pub mod presets;

@@ -1,5 +1,6 @@
 //! Debian's podman, with storage of its own.
 
+use std::path::Path;
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
@@ -50,11 +51,20 @@ impl Podman {
     /// # Panics
     /// If it is not installed.
     pub async fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(&[], arguments).await
+    }
+
+    /// Runs podman with variables.
+    ///
+    /// # Panics
+    /// If it is not installed.
+    pub async fn run_with(&self, environment: &[(&str, &Path)], arguments: &[&str]) -> Output {
         let at = |name: &str| self.folder.path().join(name);
         let mut command = Command::new(find_program("podman").expect("podman is installed"));
         command.arg("--root").arg(at("root")).arg("--runroot").arg(at("run"));
         command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
         command.args(arguments).env("HOME", self.folder.path()).env("TMPDIR", self.folder.path());
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("podman runs")
     }
 }

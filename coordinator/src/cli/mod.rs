@@ -20,6 +20,7 @@ mod import;
 mod inspect;
 mod legacy;
 mod legacy_args;
+mod mirrors;
 mod notify;
 mod policy_keys;
 mod presets;
@@ -67,6 +68,7 @@ use self::images::ImagesArgs;
 use self::inspect::InspectArgs;
 use self::legacy::{GcrArgs, LegacyArgs};
 pub(crate) use self::legacy_args::{LegacyCommand, LegacySource};
+use self::mirrors::MirrorsArgs;
 use self::presets::PresetsArgs;
 use self::printer::Printer;
 use self::run::RunCommand;
@@ -155,6 +157,13 @@ pub(crate) enum Command {
     /// not rendered, and what was not understood is listed on stderr. The exit code is 1 if something was not decided or
     /// not understood, or missing for --check. See docs/how-to/cluster-images.md.
     Images(Box<ImagesArgs>),
+    /// Write the configuration that makes nodes pull from the mirror
+    ///
+    /// Writes it for containerd, CRI-O and podman, Docker, K3s and RKE2, OpenShift, Kyverno or kustomize: for the images
+    /// that the rules copied, by what the store knows, else for those that the rules name. Credentials are never written.
+    /// Names that the consumer cannot pull from the mirror are listed on stderr, and the exit code is 1. See
+    /// docs/how-to/cluster-nodes.md.
+    Mirrors(Box<MirrorsArgs>),
     /// Check, show, test and import configurations
     Config {
         #[command(subcommand)]
@@ -205,6 +214,7 @@ pub fn main() -> ExitCode {
             Some(Command::Batch(args)) => batch::run(*args, &cli.global, &printer).await,
             Some(Command::Sync(args)) => sync::run(*args, &cli.global, &printer).await,
             Some(Command::Images(args)) => images::run(*args, &cli.global, &printer).await,
+            Some(Command::Mirrors(args)) => mirrors::run(*args, &cli.global, &printer).await,
             Some(Command::Tags(args)) => tags::run(*args, &cli.global, &printer).await,
             Some(Command::Verify(args)) => verify::run(*args, &cli.global, &printer).await,
             Some(Command::Inspect(args)) => inspect::run(args, &cli.global, &printer).await,

@@ -86,6 +86,19 @@ impl Containerd {
         }
     }
 
+    /// Pulls a reference with the `hosts.toml` files of a folder, and unpacks it.
+    ///
+    /// # Errors
+    /// Returns the output of `ctr`.
+    pub async fn pull(&self, reference: &str, hosts: &Path) -> Result<(), String> {
+        let hosts = hosts.display().to_string();
+        let output = self.ctr(&["images", "pull", "--hosts-dir", &hosts, "--snapshotter", "native", reference]).await;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
     /// Lists the images, each with its digest.
     pub async fn images(&self) -> Vec<(String, String)> {
         let output = self.ctr(&["images", "list"]).await;

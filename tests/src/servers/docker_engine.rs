@@ -10,6 +10,9 @@ use tempfile::TempDir;
 use super::firewall::Firewall;
 use super::process::{Process, find_program};
 
+/// Options of an engine without networks, which does not touch the machine's firewall.
+const ALONE: [&str; 4] = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"];
+
 /// The engine, stopped on drop.
 #[derive(Debug)]
 pub struct DockerEngine {
@@ -39,8 +42,15 @@ impl DockerEngine {
     /// # Errors
     /// Returns its output if it does not come up.
     pub async fn start() -> Result<Self, String> {
-        let alone = ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"];
-        Self::start_with(&alone, None).await
+        Self::start_with(&ALONE, "{}", None).await
+    }
+
+    /// Starts an engine without networks, with this `daemon.json`.
+    ///
+    /// # Errors
+    /// Returns its output if it does not come up.
+    pub async fn start_configured(daemon_json: &str) -> Result<Self, String> {
+        Self::start_with(&ALONE, daemon_json, None).await
     }
 
     /// Starts an engine with container networks. It changes the machine's firewall, which is restored on drop.
@@ -52,16 +62,16 @@ impl DockerEngine {
             return Err("iptables is not installed (apt install iptables)".to_owned());
         }
         // The caller creates the networks.
-        Self::start_with(&["--bridge=none"], Some(Firewall::remember()?)).await
+        Self::start_with(&["--bridge=none"], "{}", Some(Firewall::remember()?)).await
     }
 
-    async fn start_with(options: &[&str], firewall: Option<Firewall>) -> Result<Self, String> {
+    async fn start_with(options: &[&str], daemon_json: &str, firewall: Option<Firewall>) -> Result<Self, String> {
         Self::available()?;
         let folder = tempfile::Builder::new().prefix("dockerd-").tempdir().map_err(|error| error.to_string())?;
         let at = |name: &str| folder.path().join(name);
         let log = File::create(at("log")).map_err(|error| error.to_string())?;
         let dockerd = find_program("dockerd").ok_or("dockerd is not installed")?;
-        fs::write(at("daemon.json"), "{}").map_err(|error| error.to_string())?;
+        fs::write(at("daemon.json"), daemon_json).map_err(|error| error.to_string())?;
         let mut command = Command::new(dockerd);
         command.arg("--config-file").arg(at("daemon.json"));
         command.arg("--data-root").arg(at("data")).arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));

@@ -15,6 +15,7 @@ mod discovery;
 mod discovery_stream;
 mod google_listings;
 mod hostile_registries;
+mod mirrors;
 mod named_images;
 mod selection;
 mod tags;

@@ -115,7 +115,7 @@ fn find(name: &RegistryName) -> Option<&'static Provider> {
 }
 
 /// Returns the base URL of a registry, where it is not its host's.
-pub(crate) fn endpoint(name: &RegistryName) -> Option<&'static str> {
+pub fn endpoint(name: &RegistryName) -> Option<&'static str> {
     find(name)?.endpoint
 }
 

@@ -1,0 +1,164 @@
+//! Names of rules from the store: what they copied.
+
+use std::collections::{BTreeMap, HashMap};
+
+use imgsync_config::Rule;
+use imgsync_model::batch::{RepositoryLocator, TagLocator, TaskState};
+use imgsync_model::naming::SourceName;
+use imgsync_oci::error::Result;
+use imgsync_oci::{Reference, RegistryName, RepositoryName, Tag, is_registry_part};
+use imgsync_store::Store;
+
+use super::name_mapping::{MappingScope, NameMapping, NamePrefix};
+use super::rule_names::{RuleNames, keeps_digests, reads, registry_targets};
+use crate::presets::{SourceSelector, source_selectors};
+
+/// Maximum number of batches in which the tasks of a rule are searched, newest first.
+const MAX_BATCHES: usize = 10;
+const TASK_PAGE_SIZE: usize = 5000;
+
+/// Repositories that rules copied, by what the store knows.
+pub(super) struct CopiedNames<'a> {
+    rules: Vec<(&'a Rule, Vec<SourceSelector>)>,
+    copied: Vec<CopiedByRule>,
+    /// The rule that writes a repository, for rules whose names do not depend on tags.
+    decided: HashMap<(NamePrefix, NamePrefix), Option<usize>>,
+}
+
+/// Repositories that one rule copied: source and target, and a tag that has another name there.
+#[derive(Debug, Default)]
+pub(super) struct CopiedByRule(BTreeMap<(NamePrefix, NamePrefix), Option<(Tag, Tag)>>);
+
+impl<'a> CopiedNames<'a> {
+    /// Creates an empty collection.
+    pub(super) fn for_rules(rules: &'a [Rule]) -> Result<CopiedNames<'a>> {
+        let rules: Vec<_> =
+            rules.iter().map(|rule| Ok((rule, source_selectors(&rule.source)?))).collect::<Result<_>>()?;
+        let copied = rules.iter().map(|_| CopiedByRule::default()).collect();
+        Ok(CopiedNames { rules, copied, decided: HashMap::new() })
+    }
+
+    /// Adds the target tags that imgsync wrote.
+    pub(super) async fn read_provenance(&mut self, store: &dyn Store) -> Result<()> {
+        for source in store.provenance_sources().await? {
+            let Some(name) = source_name(&source) else { continue };
+            for record in store.provenance_by_source(&source).await?.into_iter().filter(|record| record.is_authentic) {
+                self.add(&name, &record.source_tag, &record.target);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the images that the newest batches copied or found unchanged, until each rule has some.
+    pub(super) async fn read_batches(&mut self, store: &dyn Store) -> Result<()> {
+        let mut is_seen = vec![false; self.rules.len()];
+        for batch in store.batches(MAX_BATCHES).await? {
+            for state in [TaskState::Copied, TaskState::Unchanged] {
+                let mut from = 0;
+                loop {
+                    let page = store.tasks(batch.id, Some(state), from, TASK_PAGE_SIZE).await?;
+                    let Some(last) = page.last() else { break };
+                    from = last.task.index.saturating_add(1);
+                    for spec in page.iter().map(|row| &row.task.spec) {
+                        let Some(name) = source_name(&spec.source.repository) else { continue };
+                        if let Some(rule) = self.add(&name, &spec.source.tag, &spec.target) {
+                            is_seen[rule] = true;
+                        }
+                    }
+                }
+            }
+            if is_seen.iter().all(|is_seen| *is_seen) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what each rule copied.
+    pub(super) fn into_names(self) -> Vec<CopiedByRule> {
+        self.copied
+    }
+
+    /// Adds a tag to the rule that writes it, and returns the rule. Tags that no rule writes any more are left out.
+    fn add(&mut self, source: &(RegistryName, RepositoryName), tag: &Tag, target: &TagLocator) -> Option<usize> {
+        let (registry, repository) = target.repository.registry()?;
+        let names = (NamePrefix::repository(&source.0, &source.1), NamePrefix::repository(registry, &repository));
+        let rule = match self.decided.get(&names) {
+            Some(decided) => *decided,
+            None => {
+                let found = self.find_rule(source, tag, target);
+                // A style that depends on tags may write other tags of this repository elsewhere.
+                if !self.rules.iter().any(|(rule, _)| registry_targets(rule).any(|(_, style)| style.depends_on_tag())) {
+                    self.decided.insert(names.clone(), found);
+                }
+                found
+            }
+        }?;
+        let renamed = self.copied[rule].0.entry(names).or_default();
+        if *tag != target.tag && renamed.is_none() {
+            *renamed = Some((tag.clone(), target.tag.clone()));
+        }
+        Some(rule)
+    }
+
+    fn find_rule(&self, source: &(RegistryName, RepositoryName), tag: &Tag, target: &TagLocator) -> Option<usize> {
+        let (registry, repository) = target.repository.registry()?;
+        self.rules.iter().position(|(rule, parts)| {
+            let mut originals: Vec<Option<String>> =
+                parts.iter().map(|part| part.original_name(&source.0, &source.1)).collect();
+            originals.push(None);
+            reads(rule, parts, &source.0, &source.1)
+                && registry_targets(rule).any(|(base, style)| {
+                    originals.iter().any(|original| {
+                        let name = SourceName {
+                            registry: &source.0,
+                            repository: &source.1,
+                            tag,
+                            original: original.as_deref(),
+                        };
+                        style.target_name(base, &name).is_ok_and(|name| {
+                            name.registry == *registry && name.repository == repository && name.tag == target.tag
+                        })
+                    })
+                })
+        })
+    }
+}
+
+impl CopiedByRule {
+    /// Whether the store knows nothing of the rule.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the number of repositories.
+    pub(super) fn repositories(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns the names of the rule.
+    pub(super) fn into_rule_names(self, rule: &Rule) -> RuleNames {
+        let mut names = RuleNames::default();
+        names.add_local_targets(rule);
+        for ((source, target), renamed) in self.0 {
+            if let Some((tag, other)) = renamed {
+                let reason = "tags have other names in the mirror, and clusters cannot rename them; a naming template \
+                              without `:` keeps them";
+                names.add_unreachable(format!("{source}:{tag} in {target}:{other}"), reason);
+            }
+            let (scope, keeps_digests) = (MappingScope::Repository, keeps_digests(rule));
+            names.mappings.push(NameMapping { source, target, scope, keeps_digests });
+        }
+        names
+    }
+}
+
+/// Returns the name that clusters use for a source; `None` for an image of a layout or archive without a full name.
+fn source_name(source: &RepositoryLocator) -> Option<(RegistryName, RepositoryName)> {
+    if let Some((registry, repository)) = source.registry() {
+        return Some((registry.clone(), repository));
+    }
+    let (first, _) = source.path().split_once('/').filter(|(first, _)| is_registry_part(first))?;
+    let name: Reference = source.path().parse().ok()?;
+    (!first.is_empty() && name.tag.is_none() && name.digest.is_none()).then_some((name.registry, name.repository))
+}

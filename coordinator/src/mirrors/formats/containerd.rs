@@ -1,0 +1,102 @@
+//! containerd: `hosts.toml` for each source registry, in the tree of `/etc/containerd/certs.d`.
+
+use std::collections::BTreeMap;
+
+use imgsync_oci::RegistryName;
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use serde::{Serialize, Serializer};
+
+use super::{
+    AddedPrefix, Expressed, FileKind, OutputFile, RenderedMirrors, added_prefix, certificate_file, endpoint_notes,
+    file_header, shared_prefix_notes, sources_of_prefixes, target_registries,
+};
+use crate::mirrors::MirroredNames;
+
+const FORMAT: &str = "containerd";
+
+/// A `hosts.toml`. The server stands before the hosts, or TOML would make it a part of the last one.
+#[derive(Serialize)]
+struct HostsFile {
+    server: String,
+    host: Hosts,
+}
+
+/// Hosts by their URLs, in the order in which they are asked.
+struct Hosts(Vec<(String, HostEntry)>);
+
+impl Serialize for Hosts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(url, entry)| (url, entry)))
+    }
+}
+
+#[derive(Serialize)]
+struct HostEntry {
+    capabilities: [&'static str; 2],
+    /// The URL has the whole path of the API; without it, containerd appends `/v2` to the path.
+    #[serde(skip_serializing_if = "is_false")]
+    override_path: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    skip_verify: bool,
+    /// Relative to the folder of the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Renders a folder for each source registry.
+pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
+    let expressed = Expressed::split(&names.mappings, |mapping| added_prefix(mapping, FORMAT));
+    let mut folders: BTreeMap<&RegistryName, Vec<AddedPrefix>> = BTreeMap::new();
+    for (mapping, added) in &expressed.mappings {
+        let mirrors = folders.entry(&mapping.source.registry).or_default();
+        let mirror = (mapping.target.registry.clone(), added.clone());
+        if !mirrors.contains(&mirror) {
+            mirrors.push(mirror);
+        }
+    }
+    let mut files = Vec::new();
+    for (source, mirrors) in &folders {
+        // A port's colon is valid in the name of the folder.
+        let folder = source.as_str();
+        let mut hosts = Vec::new();
+        let mut certificates: Vec<OutputFile> = Vec::new();
+        for (registry, added) in mirrors {
+            let mirror = names.registries.get(registry)?;
+            let url = match added.is_empty() {
+                true => mirror.url.clone(),
+                false => format!("{}/v2/{added}", mirror.url),
+            };
+            let certificate = certificate_file(&mirror, format!("{folder}/{}", mirror.ca_file()), FORMAT);
+            let entry = HostEntry {
+                capabilities: ["pull", "resolve"],
+                override_path: !added.is_empty(),
+                skip_verify: mirror.skips_verification,
+                ca: certificate.as_ref().map(|_| mirror.ca_file()),
+            };
+            hosts.push((url, entry));
+            certificates.extend(certificate.filter(|file| !certificates.contains(file)));
+        }
+        let file = HostsFile { server: names.registries.get(source)?.url, host: Hosts(hosts) };
+        let text = toml::to_string(&file)
+            .map_err(|error| Error::new(ErrorKind::Local, "writing hosts.toml", error.to_string()))?;
+        let text = format!("{}{text}", file_header(FORMAT));
+        files.push(OutputFile { path: format!("{folder}/hosts.toml"), kind: FileKind::Main, text });
+        files.extend(certificates);
+    }
+    let kept = || expressed.mappings.iter().map(|(mapping, _)| *mapping);
+    let mut notes = shared_prefix_notes(&sources_of_prefixes(kept()));
+    notes.extend(endpoint_notes(&target_registries(&names.registries, kept())?));
+    if !files.is_empty() {
+        notes.push(
+            "the tree belongs in the folder that `config_path` of containerd's registry section names, such as \
+             /etc/containerd/certs.d"
+                .to_owned(),
+        );
+    }
+    let reachable = expressed.reachable();
+    Ok(RenderedMirrors { files, unreachable: expressed.unreachable, notes, reachable })
+}

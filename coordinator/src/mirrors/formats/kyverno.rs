@@ -1,0 +1,236 @@
+//! Kyverno: policies that replace the images of Pods by those of the mirror.
+
+use std::collections::HashSet;
+
+use imgsync_config::to_yaml;
+use imgsync_oci::error::Result;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Expressed, RenderedMirrors, yaml_file};
+use crate::mirrors::MirroredNames;
+use crate::mirrors::name_mapping::{MappingScope, NameMapping, NamePrefix, escape_regex, join};
+
+const FORMAT: &str = "kyverno";
+const FILE: &str = "imgsync-mirrors.yaml";
+/// Maximum number of mappings in a policy: an object of Kubernetes has at most 1.5 MiB, and a mapping takes 3 KiB.
+const MAX_MAPPINGS: usize = 200;
+/// The lists of containers in a Pod.
+const CONTAINER_LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
+
+/// Steps that complete the name of an image: those of Docker Hub are written without it, and official ones without
+/// `library/`. A first level without a dot or a colon is no registry, except `localhost`.
+const DOCKER_HUB_STEPS: [(&str, &str); 5] = [
+    ("^index[.]docker[.]io/(.+)$", "docker.io/$1"),
+    ("^localhost/(.+)$", "localhost:/$1"),
+    ("^([^/]+)$", "docker.io/library/$1"),
+    ("^([^/.:]+/.+)$", "docker.io/$1"),
+    ("^docker[.]io/([^/]+)$", "docker.io/library/$1"),
+];
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ClusterPolicy {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Metadata,
+    spec: PolicySpec,
+}
+
+#[derive(Serialize)]
+struct Metadata {
+    name: String,
+    annotations: Value,
+}
+
+#[derive(Serialize)]
+struct PolicySpec {
+    background: bool,
+    rules: Vec<PolicyRule>,
+}
+
+#[derive(Serialize)]
+struct PolicyRule {
+    name: String,
+    #[serde(rename = "match")]
+    selected: Value,
+    preconditions: Value,
+    mutate: Mutation,
+}
+
+#[derive(Serialize)]
+struct Mutation {
+    foreach: Vec<Replacement>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Replacement {
+    list: String,
+    preconditions: Value,
+    patch_strategic_merge: Value,
+}
+
+/// Renders one file with a policy, or with several if there are many names.
+pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
+    let mut done = HashSet::new();
+    // An image has one name: the first target.
+    let mappings: Vec<&NameMapping> =
+        names.mappings.iter().filter(|mapping| done.insert((&mapping.source, mapping.scope))).collect();
+    if mappings.is_empty() {
+        return Ok(RenderedMirrors::default());
+    }
+    let documents: Vec<String> =
+        mappings.chunks(MAX_MAPPINGS).enumerate().map(|(number, part)| to_yaml(&policy(number, part))).collect();
+    let mut notes = vec![
+        "the policies change the images of Pods as they are created; nodes must be able to pull from the mirror"
+            .to_owned(),
+    ];
+    if mappings.iter().any(|mapping| mapping.scope != MappingScope::Repository) {
+        notes.push(
+            "all names of the patterns are changed, whether the mirror has them or not: write the policy again after a run"
+                .to_owned(),
+        );
+    }
+    let reachable = Expressed::split(&names.mappings, |_| Ok(())).reachable();
+    Ok(RenderedMirrors { files: vec![yaml_file(FILE, FORMAT, &documents)], unreachable: Vec::new(), notes, reachable })
+}
+
+fn policy(number: usize, mappings: &[&NameMapping]) -> ClusterPolicy {
+    let name = match number {
+        0 => "imgsync-mirrors".to_owned(),
+        number => format!("imgsync-mirrors-{}", number + 1),
+    };
+    // Deployments stay as they are, as in Git.
+    let annotations = json!({"pod-policies.kyverno.io/autogen-controllers": "none"});
+    let rules = CONTAINER_LISTS.iter().map(|list| rule(list, mappings)).collect();
+    ClusterPolicy {
+        api_version: "kyverno.io/v1",
+        kind: "ClusterPolicy",
+        metadata: Metadata { name, annotations },
+        spec: PolicySpec { background: false, rules },
+    }
+}
+
+/// Returns the rule of a list of containers.
+fn rule(list: &str, mappings: &[&NameMapping]) -> PolicyRule {
+    let operation = "{{ request.operation || 'BACKGROUND' }}";
+    let length = format!("{{{{ request.object.spec.{list}[] || `[]` | length(@) }}}}");
+    PolicyRule {
+        name: format!("mirror-{}", list.to_ascii_lowercase()),
+        selected: json!({"any": [{"resources": {"kinds": ["Pod"]}}]}),
+        preconditions: json!({"all": [
+            {"key": operation, "operator": "AnyIn", "value": ["CREATE", "UPDATE"]},
+            {"key": length, "operator": "GreaterThanOrEquals", "value": 1},
+        ]}),
+        mutate: Mutation { foreach: mappings.iter().map(|mapping| replacement(list, mapping)).collect() },
+    }
+}
+
+/// Returns the replacement of the images of one mapping.
+fn replacement(list: &str, mapping: &NameMapping) -> Replacement {
+    let (pattern, target) = (image_pattern(mapping), image_target(mapping));
+    let image = full_name(&mapping.source);
+    let matches = format!("{{{{ regex_match('{pattern}', {image}) }}}}");
+    let replaced = format!("{{{{ regex_replace_all('{pattern}', {image}, '{target}') }}}}");
+    Replacement {
+        list: format!("request.object.spec.{list}"),
+        preconditions: json!({"all": [{"key": matches, "operator": "Equals", "value": true}]}),
+        patch_strategic_merge: json!({"spec": {list: [{"name": "{{ element.name }}", "image": replaced}]}}),
+    }
+}
+
+/// Returns the regular expression of a mapping's images, with tag and digest.
+fn image_pattern(mapping: &NameMapping) -> String {
+    let source = escape_regex(&mapping.source.to_string());
+    match mapping.scope {
+        MappingScope::Repository => format!("^{source}([:@].*)?$"),
+        MappingScope::OneLevel => format!("^{source}/([^/]+)$"),
+        MappingScope::AllLevels => format!("^{source}/(.+)$"),
+    }
+}
+
+/// Returns what replaces the images of a mapping.
+fn image_target(mapping: &NameMapping) -> String {
+    match mapping.scope {
+        MappingScope::Repository => format!("{}$1", mapping.target),
+        MappingScope::OneLevel | MappingScope::AllLevels => join(&mapping.target.to_string(), "$1"),
+    }
+}
+
+/// Returns the expression of an image with its registry.
+fn full_name(source: &NamePrefix) -> String {
+    let image = "element.image".to_owned();
+    if !source.registry.is_docker_hub() {
+        return image;
+    }
+    DOCKER_HUB_STEPS
+        .iter()
+        .fold(image, |image, (pattern, name)| format!("regex_replace_all('{pattern}', {image}, '{name}')"))
+}
+
+#[cfg(test)]
+mod tests {
+    use regex::Regex;
+
+    use super::*;
+
+    /// Does what the policy does with an image; none if it does not match.
+    fn replaced(mapping: &NameMapping, image: &str) -> Option<String> {
+        let replace =
+            |pattern: &str, image: &str, name: &str| Regex::new(pattern).unwrap().replace_all(image, name).into_owned();
+        let mut full = image.to_owned();
+        if mapping.source.registry.is_docker_hub() {
+            for (pattern, name) in DOCKER_HUB_STEPS {
+                full = replace(pattern, &full, name);
+            }
+        }
+        let pattern = image_pattern(mapping);
+        Regex::new(&pattern).unwrap().is_match(&full).then(|| replace(&pattern, &full, &image_target(mapping)))
+    }
+
+    fn mapping(source: &str, scope: MappingScope, target: &str) -> NameMapping {
+        let prefix = |text: &str| {
+            let (registry, path) = text.split_once('/').unwrap_or((text, ""));
+            NamePrefix { registry: registry.parse().unwrap(), path: path.to_owned() }
+        };
+        NameMapping { source: prefix(source), target: prefix(target), scope, keeps_digests: true }
+    }
+
+    #[test]
+    fn images_are_replaced_in_every_spelling_and_no_others() {
+        let nginx = mapping("docker.io/library/nginx", MappingScope::Repository, "m.example/m/docker.io_library_nginx");
+        for (image, suffix) in [
+            ("nginx", ""),
+            ("nginx:1.25", ":1.25"),
+            ("library/nginx:1.25", ":1.25"),
+            ("docker.io/nginx@sha256:00", "@sha256:00"),
+            ("docker.io/library/nginx:1.25@sha256:00", ":1.25@sha256:00"),
+            ("index.docker.io/library/nginx:1", ":1"),
+        ] {
+            let expected = format!("m.example/m/docker.io_library_nginx{suffix}");
+            assert_eq!(replaced(&nginx, image).as_deref(), Some(expected.as_str()), "{image}");
+        }
+        for other in [
+            "nginx-unprivileged:1",
+            "localhost/nginx",
+            "localhost:5000/library/nginx",
+            "quay.io/library/nginx",
+            "a/nginx",
+        ] {
+            assert_eq!(replaced(&nginx, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn patterns_keep_what_is_below_them() {
+        let all = mapping("docker.io", MappingScope::AllLevels, "m.example/m");
+        assert_eq!(replaced(&all, "org/app:1").unwrap(), "m.example/m/org/app:1");
+        assert_eq!(replaced(&all, "nginx").unwrap(), "m.example/m/library/nginx");
+        assert_eq!(replaced(&all, "localhost/app:1"), None);
+        let one = mapping("ghcr.io/team", MappingScope::OneLevel, "m.example:5000");
+        assert_eq!(replaced(&one, "ghcr.io/team/app:1").unwrap(), "m.example:5000/app:1");
+        assert_eq!(replaced(&one, "ghcr.io/team/app/sub:1"), None);
+        assert_eq!(replaced(&one, "ghcrxio/team/app:1"), None);
+    }
+}

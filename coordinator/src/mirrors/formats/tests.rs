@@ -1,0 +1,250 @@
+use std::path::Path;
+
+use imgsync_config::{Config, ConfigFile};
+
+use super::*;
+use crate::mirrors::collect_names;
+
+/// Renders a configuration without a store.
+async fn rendered(text: &str, format: MirrorFormat) -> RenderedMirrors {
+    let presets = crate::presets::known_presets();
+    let file = ConfigFile { name: "imgsync.yaml", text, environment: &|_| None, presets: Some(&presets) };
+    let config = Config::read(&file).unwrap();
+    render(&collect_names(&config, Path::new(""), None).await.unwrap(), format).unwrap()
+}
+
+/// Returns the only file of an output, without its head.
+fn text(rendered: &RenderedMirrors) -> &str {
+    assert_eq!(rendered.files.len(), 1, "{rendered:?}");
+    let (head, text) = rendered.files[0].text.split_once('\n').unwrap();
+    assert!(head.starts_with(WRITTEN_BY));
+    text
+}
+
+/// Returns the names that are not reachable, without the reasons.
+fn unreachable_names(rendered: &RenderedMirrors) -> Vec<&str> {
+    rendered.unreachable.iter().map(|unreachable| unreachable.name.as_str()).collect()
+}
+
+const RULES: &str = "\
+registries:
+  r.example:5000: {tls: off}
+  s.example: {insecure: true, username: me, password: hidden}
+rules:
+- {from: docker.io/library/**, to: r.example/mirror, naming: keep}
+- {from: quay.io/org/app, to: \"r.example:5000/flat\"}
+- {from: ghcr.io/team/*, to: s.example/ghcr, naming: basename}
+- {from: gcr.io/a/**, to: r.example/all, naming: full, platforms: [linux/amd64]}
+- {from: quay.io/x/**, to: s.example/flat}
+";
+
+#[tokio::test]
+async fn containerd_has_a_folder_for_each_registry_with_the_whole_path_of_the_mirror() {
+    let rendered = rendered(RULES, MirrorFormat::Containerd).await;
+    let paths: Vec<&str> = rendered.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(paths, ["docker.io/hosts.toml", "gcr.io/hosts.toml"]);
+    assert_eq!(
+        rendered.files[0].text.split_once('\n').unwrap().1,
+        "server = \"https://registry-1.docker.io\"\n\n\
+         [host.\"https://r.example/v2/mirror\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true\n"
+    );
+    assert!(rendered.files[1].text.contains("[host.\"https://r.example/v2/all/gcr.io\"]"));
+    assert_eq!(
+        unreachable_names(&rendered),
+        [
+            "ghcr.io/team/* in s.example/ghcr/*",
+            "quay.io/org/app in r.example:5000/flat/quay.io_org_app",
+            "quay.io/x/** in s.example/flat"
+        ]
+    );
+    assert!(rendered.unreachable[0].reason.contains("use `naming: keep` or `naming: full`"));
+    assert!(rendered.unreachable[2].reason.contains("known after the first run"));
+    assert_eq!(rendered.reachable, 2);
+}
+
+#[tokio::test]
+async fn mirrors_of_a_registry_are_asked_in_the_order_of_the_rules() {
+    let rules = "registries: {b.example: {tls: off}}\nrules: [{from: docker.io/a/b, to: [z.example, b.example/x], naming: keep}, \
+                 {from: docker.io/c/d, to: a.example, naming: keep}]";
+    let rendered = rendered(rules, MirrorFormat::Containerd).await;
+    let hosts: Vec<&str> = text(&rendered).lines().filter(|line| line.starts_with('[')).collect();
+    assert_eq!(
+        hosts,
+        ["[host.\"https://z.example\"]", "[host.\"http://b.example/v2/x\"]", "[host.\"https://a.example\"]"]
+    );
+    assert_eq!(text(&rendered).matches("override_path").count(), 1, "only where the URL has a path");
+}
+
+#[tokio::test]
+async fn registries_conf_has_the_longest_prefix_that_keeps_names() {
+    let rendered = rendered(RULES, MirrorFormat::RegistriesConf).await;
+    assert_eq!(
+        text(&rendered),
+        "[[registry]]\nprefix = \"docker.io\"\nlocation = \"docker.io\"\n\n\
+         [[registry.mirror]]\nlocation = \"r.example/mirror\"\n\n\
+         [[registry]]\nprefix = \"gcr.io\"\nlocation = \"gcr.io\"\n\n\
+         [[registry.mirror]]\nlocation = \"r.example/all/gcr.io\"\npull-from-mirror = \"tag-only\"\n\n\
+         [[registry]]\nprefix = \"ghcr.io/team\"\nlocation = \"ghcr.io/team\"\n\n\
+         [[registry.mirror]]\nlocation = \"s.example/ghcr\"\ninsecure = true\n\n\
+         [[registry]]\nprefix = \"quay.io/org/app\"\nlocation = \"quay.io/org/app\"\n\n\
+         [[registry.mirror]]\nlocation = \"r.example:5000/flat/quay.io_org_app\"\ninsecure = true\n"
+    );
+    assert_eq!(unreachable_names(&rendered), ["quay.io/x/** in s.example/flat"]);
+    assert!(rendered.notes[0].contains("`sparse: true` keeps the digests"), "{:?}", rendered.notes);
+}
+
+#[tokio::test]
+async fn registries_that_share_a_mirror_are_told_apart_where_the_format_can() {
+    let rules = "rules: [{from: docker.io/a/b, to: m.example/m, naming: keep}, {from: quay.io/c/d, to: m.example/m, naming: keep}]";
+    let conf = rendered(rules, MirrorFormat::RegistriesConf).await;
+    let prefixes: Vec<&str> = text(&conf).lines().filter(|line| line.starts_with("prefix")).collect();
+    assert_eq!(prefixes, ["prefix = \"docker.io/a/b\"", "prefix = \"quay.io/c/d\""]);
+    let k3s = rendered(rules, MirrorFormat::K3s).await;
+    assert!(text(&k3s).contains("^a/b$: m/a/b"), "{}", text(&k3s));
+    let containerd = rendered(rules, MirrorFormat::Containerd).await;
+    assert!(
+        containerd.notes[0].starts_with("warning: m.example/m holds names of docker.io, quay.io"),
+        "{:?}",
+        containerd.notes
+    );
+}
+
+#[tokio::test]
+async fn openshift_has_an_object_for_digests_and_one_for_tags() {
+    let rendered = rendered(RULES, MirrorFormat::OpenShift).await;
+    let documents: Vec<&str> = text(&rendered).split("---\n").collect();
+    assert_eq!(documents.len(), 2);
+    assert!(documents[0].starts_with(
+        "apiVersion: config.openshift.io/v1\nkind: ImageDigestMirrorSet\nmetadata:\n  name: imgsync-mirrors\nspec:\n  \
+         imageDigestMirrors:\n    - source: docker.io\n      mirrors:\n        - r.example/mirror\n      \
+         mirrorSourcePolicy: AllowContactingSource\n"
+    ));
+    assert!(!documents[0].contains("gcr.io\n"), "its digests are not those of the source: {}", documents[0]);
+    assert!(documents[1].contains("kind: ImageTagMirrorSet\n") && documents[1].contains("  imageTagMirrors:\n"));
+    assert!(documents[1].contains("    - source: gcr.io\n      mirrors:\n        - r.example/all/gcr.io\n"));
+    assert!(rendered.notes.iter().any(|note| note.contains("insecureRegistries")), "{:?}", rendered.notes);
+}
+
+#[tokio::test]
+async fn k3s_rewrites_paths_by_regular_expressions() {
+    let rendered = rendered(RULES, MirrorFormat::K3s).await;
+    assert_eq!(
+        text(&rendered),
+        "mirrors:\n  docker.io:\n    endpoint:\n      - https://r.example\n    rewrite:\n      ^(.*)$: mirror/$1\n  \
+         gcr.io:\n    endpoint:\n      - https://r.example\n    rewrite:\n      ^(.*)$: all/gcr.io/$1\n  \
+         ghcr.io:\n    endpoint:\n      - https://s.example\n    rewrite:\n      \"^team/([^/]+)$\": ghcr/$1\n  \
+         quay.io:\n    endpoint:\n      - http://r.example:5000\n    rewrite:\n      ^org/app$: flat/quay.io_org_app\n\
+         configs:\n  s.example:\n    tls:\n      insecure_skip_verify: true\n"
+    );
+}
+
+#[tokio::test]
+async fn k3s_has_no_two_rewrites_for_one_name() {
+    let rules = "rules: [{from: docker.io/library/**, to: m.example/m, naming: keep}, {from: docker.io/library/nginx, to: \
+                 m.example/other}, {from: docker.io/library/redis, to: [m.example/a, n.example/b]}]";
+    let rendered = rendered(rules, MirrorFormat::K3s).await;
+    assert_eq!(
+        unreachable_names(&rendered),
+        [
+            "docker.io/library/nginx in m.example/other/docker.io_library_nginx",
+            "docker.io/library/redis in m.example/a/docker.io_library_redis"
+        ]
+    );
+    assert!(text(&rendered).contains("rewrite:\n      ^(.*)$: m/$1"), "{}", text(&rendered));
+    assert!(rendered.notes.iter().any(|note| note.contains("not from n.example/b")), "{:?}", rendered.notes);
+}
+
+#[tokio::test]
+async fn docker_mirrors_docker_hub_without_a_path_and_nothing_else() {
+    let rules = "registries: {m.example: {insecure: true}}\nrules: [{from: nginx, to: m.example, naming: keep}, {from: redis, to: \
+                 m.example/path, naming: keep}, {from: quay.io/a/b, to: m.example, naming: keep}]";
+    let rendered = rendered(rules, MirrorFormat::Docker).await;
+    let json: serde_json::Value = serde_json::from_str(&rendered.files[0].text).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({"registry-mirrors": ["https://m.example"], "insecure-registries": ["m.example"]})
+    );
+    let mut names = unreachable_names(&rendered);
+    names.sort_unstable();
+    assert_eq!(names, ["docker.io/library/redis in m.example/path/library/redis", "quay.io/a/b in m.example/a/b"]);
+}
+
+#[tokio::test]
+async fn kustomize_has_an_entry_for_each_spelling() {
+    let rules = "rules: [{from: nginx, to: m.example/m}, {from: docker.io/org/app, to: m.example/m}, {from: quay.io/a/b, to: \
+                 m.example/m}, {from: ghcr.io/a/**, to: m.example/m, naming: keep}]";
+    let rendered = rendered(rules, MirrorFormat::Kustomize).await;
+    let entries: Vec<(&str, &str)> = text(&rendered)
+        .split("  - name: ")
+        .skip(1)
+        .map(|entry| entry.trim_end().split_once("\n    newName: ").unwrap())
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            ("docker.io/library/nginx", "m.example/m/docker.io_library_nginx"),
+            ("library/nginx", "m.example/m/docker.io_library_nginx"),
+            ("docker.io/nginx", "m.example/m/docker.io_library_nginx"),
+            ("nginx", "m.example/m/docker.io_library_nginx"),
+            ("docker.io/org/app", "m.example/m/docker.io_org_app"),
+            ("org/app", "m.example/m/docker.io_org_app"),
+            ("quay.io/a/b", "m.example/m/quay.io_a_b"),
+        ]
+    );
+    assert_eq!(unreachable_names(&rendered), ["ghcr.io/a/** in m.example/m/a/**"]);
+}
+
+#[tokio::test]
+async fn kyverno_has_a_rule_for_each_list_of_containers_and_a_replacement_for_each_name() {
+    let rendered = rendered(RULES, MirrorFormat::Kyverno).await;
+    let policy = imgsync_config::parse_yaml_tree(text(&rendered)).unwrap();
+    assert_eq!((&policy["apiVersion"], &policy["kind"]), (&"kyverno.io/v1".into(), &"ClusterPolicy".into()));
+    let rules = policy["spec"]["rules"].as_array().unwrap();
+    for (rule, list) in rules.iter().zip(["containers", "initContainers", "ephemeralContainers"]) {
+        assert_eq!(rule["name"], format!("mirror-{}", list.to_lowercase()));
+        let foreach = rule["mutate"]["foreach"].as_array().unwrap();
+        assert_eq!(foreach.len(), 4);
+        assert_eq!(foreach[1]["list"], format!("request.object.spec.{list}"));
+        assert_eq!(
+            foreach[1]["preconditions"]["all"][0]["key"],
+            "{{ regex_match('^quay[.]io/org/app([:@].*)?$', element.image) }}"
+        );
+        assert_eq!(
+            foreach[1]["patchStrategicMerge"]["spec"][list][0]["image"],
+            "{{ regex_replace_all('^quay[.]io/org/app([:@].*)?$', element.image, \
+             'r.example:5000/flat/quay.io_org_app$1') }}"
+        );
+    }
+    assert_eq!(rules.len(), 3);
+}
+
+#[tokio::test]
+async fn odd_names_are_quoted_and_credentials_are_in_no_format() {
+    let rules = "registries: {\"[::1]:5000\": {username: me, password: hidden, tls: off}, on: {insecure: true}}\n\
+                 rules: [{from: \"[2001:db8::1]:5000/no/1.0\", to: \"[::1]:5000/0x1f\", naming: keep}, {from: quay.io/null/1e3, \
+                 to: \"[::1]:5000/true\", naming: full}, {from: localhost:1/a/b, to: \"[::1]:5000/y\", naming: keep}]";
+    let formats = [
+        MirrorFormat::Containerd,
+        MirrorFormat::RegistriesConf,
+        MirrorFormat::K3s,
+        MirrorFormat::OpenShift,
+        MirrorFormat::Kyverno,
+        MirrorFormat::Kustomize,
+    ];
+    for format in formats {
+        let rendered = rendered(rules, format).await;
+        assert_eq!((rendered.unreachable.as_slice(), rendered.reachable), ([].as_slice(), 3), "{format:?}");
+        for OutputFile { path, text, .. } in &rendered.files {
+            assert!(!text.contains("hidden") && !text.contains("username"), "{text}");
+            let is_toml = path.ends_with(".toml") || path.ends_with(".conf");
+            let parsed = match is_toml {
+                true => toml::from_str::<toml::Table>(text).map(drop).map_err(|error| error.to_string()),
+                false => text.split("---\n").try_for_each(|part| imgsync_config::parse_yaml_tree(part).map(drop)),
+            };
+            parsed.unwrap_or_else(|error| panic!("{path}: {error}\n{text}"));
+        }
+    }
+    let containerd = rendered(rules, MirrorFormat::Containerd).await;
+    assert_eq!(containerd.files[0].path, "[2001:db8::1]:5000/hosts.toml");
+    assert!(containerd.files[0].text.contains("[host.\"http://[::1]:5000/v2/0x1f\"]"), "{}", containerd.files[0].text);
+}
