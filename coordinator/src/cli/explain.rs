@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use imgsync_config::{Config, RuleSource};
+use imgsync_config::{Config, Rule, RuleSource};
+use imgsync_image_names::Certainty;
 use imgsync_model::batch::{BatchOptions, RepositoryLocator, TagLocator};
 use imgsync_model::select::TagCandidate;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
-use imgsync_oci::{ParseReferenceError, Reference, Tag};
+use imgsync_oci::{Digest, ParseReferenceError, Reference, RegistryName, RepositoryName, Tag};
 use imgsync_registry::credentials::CredentialEnvironment;
 use imgsync_registry::{Access, Client, Context, TrafficCounters};
 use imgsync_store::{CacheScope, Store};
@@ -21,6 +22,7 @@ use super::global::GlobalArgs;
 use super::printer::Printer;
 use super::settings::Settings;
 use crate::discovery::list_repository;
+use crate::images::ImageSearch;
 use crate::presets::source_selectors;
 
 /// Limit of searched batches, newest first.
@@ -66,8 +68,14 @@ pub(crate) async fn run(args: ExplainArgs, global: &GlobalArgs, printer: &Printe
 }
 
 async fn explain(args: &ExplainArgs, settings: &Settings, printer: &Printer) -> Result<bool> {
-    let tag = args.reference.tag_or_latest().ok_or_else(|| {
-        Error::new(ErrorKind::Invalid, format!("explaining {}", args.reference), "expected a tag, got a digest")
+    // An image that a rule names by digest has a tag made of it.
+    let pinned = args.reference.digest.as_ref().and_then(Digest::pinned_tag);
+    let tag = pinned.or_else(|| args.reference.tag_or_latest()).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Invalid,
+            format!("explaining {}", args.reference),
+            "expected a tag or a sha256, got another digest",
+        )
     })?;
     let by_rules = explain_rules(&args.reference, &tag, settings, printer).await?;
     let store = backend::open_store(settings, args.state.as_ref()).await?;
@@ -99,6 +107,11 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
     let mut found = false;
     let Config { rules, .. } = &settings.config;
     for (number, rule) in rules.iter().enumerate() {
+        if let Some(named) = explain_named(rule, reference, tag, settings)? {
+            found = true;
+            let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+            printer.text(&format!("rule {}{name} (line {}, {}): {named}", number + 1, rule.line, rule.source));
+        }
         for part in source_selectors(&rule.source)? {
             let pattern = &part.pattern;
             if *pattern.registry() != reference.registry || !pattern.matches(reference.repository.as_str()) {
@@ -145,6 +158,42 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
         }
     }
     Ok(found)
+}
+
+/// Explains whether a rule that names each image names this one; `None` if it does not name the repository.
+fn explain_named(rule: &Rule, reference: &Reference, tag: &Tag, settings: &Settings) -> Result<Option<String>> {
+    let condition = if rule.policy.is_some() { ", if its `policy` allows the image" } else { "" };
+    let is_same = |registry: &RegistryName, repository: &RepositoryName| {
+        *registry == reference.registry && *repository == reference.repository
+    };
+    match &rule.source {
+        RuleSource::Digests(source) if is_same(&source.registry, &source.repository) => {
+            let is_named = source.digests.iter().any(|digest| digest.pinned_tag().as_ref() == Some(tag));
+            Ok(Some(match is_named {
+                true => format!("selected, by its digest{condition}"),
+                false => format!("not copied: {tag} is none of its digests"),
+            }))
+        }
+        RuleSource::Images(paths) => {
+            let mut search = ImageSearch::default();
+            paths.iter().try_for_each(|path| search.add_path(&settings.folder().join(path)))?;
+            let mut others = 0;
+            for (image, listed) in search.images.iter(Certainty::Sure) {
+                if !is_same(&image.registry, &image.repository) {
+                    continue;
+                }
+                let its = image.digest.as_ref().map_or_else(|| image.tag_or_latest(), Digest::pinned_tag);
+                if its.as_ref() == Some(tag) {
+                    let place = listed.places.first().map(|(_, place)| place.to_string()).unwrap_or_default();
+                    return Ok(Some(format!("selected, named at {place}{condition}")));
+                }
+                others += 1;
+            }
+            let images = pluralize(others, "other image", "other images");
+            Ok((others > 0).then(|| format!("not copied: its files name {images} of this repository, not {tag}")))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Prints the tag's results in the newest batches, as a source or as a target.

@@ -1,5 +1,6 @@
 //! Images named in files: reads files and folders, and finds the registries of their images.
 
+mod file_versions;
 mod search;
 
 use std::collections::BTreeSet;
@@ -9,6 +10,7 @@ use imgsync_config::RuleSource;
 use imgsync_image_names::Certainty;
 use imgsync_oci::RegistryName;
 
+pub(crate) use file_versions::FileVersions;
 pub use search::ImageSearch;
 
 /// Returns the registries of a source that names each image. Files that cannot be read have none: their listing fails.

@@ -85,10 +85,9 @@ impl ImageSearch {
     }
 
     fn add_folder(&mut self, folder: &Path) -> Result<()> {
-        let mut files = Vec::new();
-        self.find_files(folder, 0, &mut files)?;
-        files.sort();
-        for file in files {
+        let FolderFiles { candidates, skipped } = find_files(folder)?;
+        self.skipped += skipped;
+        for file in candidates {
             let name = file.display().to_string();
             match read_file(&file) {
                 Ok(bytes) => self.add_bytes(&name, &bytes),
@@ -104,10 +103,28 @@ impl ImageSearch {
         }
         Ok(())
     }
+}
 
-    /// Finds the files below a folder. Hidden files and folders are left out, as those of Git; links to folders are not
-    /// followed.
-    fn find_files(&mut self, folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Files in a folder and below.
+#[derive(Debug, Default)]
+pub(super) struct FolderFiles {
+    /// Files to read, in order.
+    pub(super) candidates: Vec<PathBuf>,
+    /// Number of other files, by their names or types.
+    pub(super) skipped: usize,
+}
+
+/// Finds the files below a folder. Hidden files and folders are left out, as those of Git; links to folders are not
+/// followed.
+pub(super) fn find_files(folder: &Path) -> Result<FolderFiles> {
+    let mut found = FolderFiles::default();
+    found.add_folder(folder, 0)?;
+    found.candidates.sort();
+    Ok(found)
+}
+
+impl FolderFiles {
+    fn add_folder(&mut self, folder: &Path, depth: usize) -> Result<()> {
         let failed = |error: std::io::Error| cannot_read(folder, &error.to_string());
         if depth > MAX_DEPTH {
             return Err(cannot_read(folder, &format!("it is more than {MAX_DEPTH} folders deep")));
@@ -119,13 +136,13 @@ impl ImageSearch {
             }
             let path = entry.path();
             if entry.file_type().map_err(failed)?.is_dir() {
-                self.find_files(&path, depth + 1, files)?;
+                self.add_folder(&path, depth + 1)?;
             } else if is_candidate(&path) && std::fs::metadata(&path).is_ok_and(|found| found.is_file()) {
-                files.push(path);
+                self.candidates.push(path);
             } else {
                 self.skipped += 1;
             }
-            if files.len() > MAX_FILES {
+            if self.candidates.len() > MAX_FILES {
                 return Err(cannot_read(folder, &format!("it has more than {MAX_FILES} files")));
             }
         }

@@ -19,6 +19,7 @@ mod extract;
 mod failed_rules;
 mod failure_group_cache;
 mod hooks;
+mod image_files;
 mod overview;
 mod router;
 mod routes;

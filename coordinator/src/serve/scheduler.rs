@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::active_config::{ActiveConfig, ActiveRule, config_of_batch};
+use super::image_files::ImageFiles;
 use super::store_contact::StoreContact;
-use super::{warn, warn_repeatedly};
+use super::{emit_notice, warn, warn_repeatedly};
 use crate::orchestrator::{Backend, CreatedBatch, Leadership, Obstacle, Run, is_leader};
 
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,6 +61,8 @@ struct Inner {
     /// Serializes starts, which first check whether the rule is running.
     start_lock: tokio::sync::Mutex<()>,
     store_contact: StoreContact,
+    /// Files of rules that name their images in files.
+    image_files: tokio::sync::Mutex<ImageFiles>,
 }
 
 /// A rule with its schedule and its runs.
@@ -108,6 +111,7 @@ impl Scheduler {
             unknown: Mutex::default(),
             start_lock: tokio::sync::Mutex::default(),
             store_contact: StoreContact::default(),
+            image_files: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -155,6 +159,9 @@ impl Scheduler {
         }
         if let Err(error) = self.start_due_rules().await {
             warn_repeatedly(&inner.events, "starting the rules that are due", &error);
+        }
+        if let Err(error) = self.start_changed_rules(turn == 0).await {
+            warn_repeatedly(&inner.events, "starting the rules whose files have changed", &error);
         }
         are_found
     }
@@ -338,6 +345,29 @@ impl Scheduler {
                 Ok(id) => {
                     self.record_start(&rule.id, LastRun { at: next, batch: Some(id), skipped: 0 }).await?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the rules whose images are named in files that have changed. `is_new`: this process has begun to lead.
+    async fn start_changed_rules(&self, is_new: bool) -> Result<()> {
+        let inner = &self.0;
+        let current = inner.active_config.borrow().clone();
+        let mut image_files = inner.image_files.lock().await;
+        if is_new {
+            image_files.forget();
+        }
+        let last_runs = match image_files.has_new_rules(&current) {
+            true => self.last_runs().await?,
+            false => BTreeMap::new(),
+        };
+        for (id, version) in image_files.find_changed(&current, &last_runs).await? {
+            let Some(rule) = current.rules.iter().find(|rule| rule.id == id) else { continue };
+            // While a batch of the rule is running, the next turn tries again.
+            if let Ok(batch) = self.start_whole(&current, rule).await? {
+                image_files.record_start(&id, version);
+                emit_notice(&inner.events, &format!("{}: its files have changed, batch {batch}", rule.title()));
             }
         }
         Ok(())

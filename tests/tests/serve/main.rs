@@ -6,6 +6,7 @@ mod batch_control;
 mod cluster;
 mod dashboard;
 mod hooks;
+mod image_files;
 mod metrics;
 mod openapi_conformance;
 mod pruning;
