@@ -59,6 +59,11 @@ impl LayoutError {
         }
     }
 
+    /// Whether the operation was cancelled.
+    pub(super) fn is_cancelled(&self) -> bool {
+        matches!(self, LayoutError::Other { kind: ErrorKind::Cancelled, .. })
+    }
+
     /// Names the part of the layout in which the error is.
     pub(super) fn in_part(self, part: &str) -> LayoutError {
         match self {

@@ -1,10 +1,11 @@
 //! Reads and changes `index.json`. Concurrent changes are committed together: a run of thousands of tags would
 //! otherwise rewrite the growing file once per tag.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
@@ -26,12 +27,49 @@ pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// a new timestamp.
 const TIMESTAMP_GRANULARITY: Duration = Duration::from_millis(10);
 
+type OpenedIndexes = HashMap<String, Weak<IndexFile>>;
+
+/// Index files of the folders that this process has open, by device and inode of the folder.
+static OPENED_INDEXES: Mutex<Option<OpenedIndexes>> = Mutex::new(None);
+
+/// `index.json` of a folder. Each task of a run opens its target: all layouts of this process in a folder share it, so
+/// that their changes are committed together.
 #[derive(Debug, Default)]
 pub(super) struct IndexFile {
     /// The index last read or written.
     cached: Mutex<Option<CachedIndex>>,
     pending: Mutex<Vec<PendingChange>>,
     commit_lock: tokio::sync::Mutex<()>,
+    #[cfg(test)]
+    pub(super) commits: std::sync::atomic::AtomicUsize,
+}
+
+impl IndexFile {
+    /// Returns the index file of a folder.
+    pub(super) fn open(root: &SafeDir) -> Arc<IndexFile> {
+        let Some(identity) = root.identity() else { return Arc::default() };
+        let mut opened = OPENED_INDEXES.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = opened.get_or_insert_default();
+        if let Some(index) = opened.get(&identity).and_then(Weak::upgrade) {
+            return index;
+        }
+        opened.retain(|_, index| index.strong_count() > 0);
+        let index = Arc::default();
+        opened.insert(identity, Arc::downgrade(&index));
+        index
+    }
+
+    /// Returns the number of changes that wait for the task that commits.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether a task commits now.
+    #[cfg(test)]
+    pub(super) fn is_committing(&self) -> bool {
+        self.commit_lock.try_lock().is_err()
+    }
 }
 
 type CommitSender = oneshot::Sender<Result<(), LayoutError>>;
@@ -149,6 +187,8 @@ impl LayoutInner {
         root.open_file(OCI_LAYOUT)?.ok_or_else(missing)?;
         let marker = root.open_or_create_file(OCI_LAYOUT)?;
         lock(root, &marker, &self.lock_wait)?;
+        #[cfg(test)]
+        self.index.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let index = self.read_index_or_none()?;
         let mut index = index.map_or_else(LayoutIndex::empty, Arc::unwrap_or_clone);
         let mut changed = false;
@@ -212,7 +252,7 @@ fn parse_index(root: &SafeDir, file: &File, size: u64) -> Result<LayoutIndex, La
 impl Layout {
     /// Adds an image to the index, together with all pending changes.
     pub(super) async fn add_to_index(&self, change: IndexChange, operation: &str) -> Result<()> {
-        let file = &self.0.index;
+        let file = &*self.0.index;
         let (done, mut entered) = oneshot::channel();
         file.pending.lock().unwrap_or_else(PoisonError::into_inner).push(PendingChange { change, done });
         // The task that gets the lock commits all pending changes.
@@ -227,12 +267,20 @@ impl Layout {
             let shared = self.0.clone();
             let made = tokio::task::spawn_blocking(move || {
                 let result = shared.apply_changes(&wanted.iter().map(|wanted| &wanted.change).collect::<Vec<_>>());
+                if result.as_ref().is_err_and(LayoutError::is_cancelled) {
+                    // This task was cancelled, the others are not: the next of them commits.
+                    shared.index.pending.lock().unwrap_or_else(PoisonError::into_inner).append(&mut wanted);
+                    return true;
+                }
                 for PendingChange { done, .. } in wanted {
                     let _ = done.send(result.clone());
                 }
+                false
             });
             // After a panic the senders are dropped, and the waiting tasks get an error.
-            let _ = made.await;
+            if made.await.unwrap_or_default() {
+                return Err(Error::cancelled(operation));
+            }
         }
         drop(turn);
         commit_result(entered.await, operation)

@@ -100,7 +100,7 @@ struct LayoutInner {
     label: String,
     /// The folder or file, as given.
     path: PathBuf,
-    index: IndexFile,
+    index: Arc<IndexFile>,
     /// Subjects of manifests without a tag, each read once.
     subjects: Mutex<GenerationalCache<Digest, Option<Digest>>>,
     /// Cancellation and events of a wait for the lock.

@@ -112,11 +112,15 @@ pub(super) fn open_stream(input: PipeReader, label: String) -> Result<Layout, La
 }
 
 fn new_layout(files: LayoutFiles, label: String, dir: &Path, lock_wait: LockWait) -> Layout {
+    let index = match &files {
+        LayoutFiles::Folder(root) => IndexFile::open(root),
+        LayoutFiles::Archive(_) => Arc::default(),
+    };
     Layout(Arc::new(LayoutInner {
         files,
         label,
         path: dir.to_owned(),
-        index: IndexFile::default(),
+        index,
         subjects: Mutex::new(GenerationalCache::new(MAX_CACHED_SUBJECTS)),
         lock_wait,
         canonical_dir: canonical_dir_name(dir),

@@ -42,6 +42,12 @@ impl SafeDir {
         &self.path
     }
 
+    /// Returns device and inode of the folder: as a text, for their types depend on the system.
+    pub(super) fn identity(&self) -> Option<String> {
+        let stat = rustix::fs::fstat(&self.fd).ok()?;
+        Some(format!("{}:{}", stat.st_dev, stat.st_ino))
+    }
+
     /// Opens a file for reading and returns its size in bytes; `None` if it does not exist.
     pub(super) fn open_file(&self, name: &str) -> Result<Option<(File, u64)>> {
         if !self.exists_as(name, FileType::RegularFile, "a file")? {

@@ -266,3 +266,49 @@ async fn processes_that_are_killed_leave_nothing_wrong_and_the_next_ones_end_it(
     assert_eq!(layout.entries().await.unwrap().len(), 20);
     assert_eq!(hidden(dir.path()), 0);
 }
+
+/// Waits until something is so.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn changes_of_several_tasks_are_committed_together_and_a_cancelled_task_stops_no_other() {
+    let (dir, layout) = layout().await;
+    for bytes in [&b"{}"[..], b"one"] {
+        layout.write_blob(&blob(bytes), pieces(bytes)).await.unwrap();
+    }
+    let image = manifest(&[b"one"]);
+    let open = async |context: &Context| Layout::open_or_create_with_context(dir.path(), context).await.unwrap();
+    let cancelled = Context::default();
+    let first = open(&cancelled).await;
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        others.push(open(&Context::default()).await);
+    }
+    // Another process writes to the folder.
+    let marker = std::fs::File::open(dir.path().join("oci-layout")).unwrap();
+    marker.lock().unwrap();
+    let commit = |layout: Layout, number: usize| {
+        let image = image.clone();
+        tokio::spawn(async move { layout.repository(None).put_manifest(&tag(&number.to_string()), &image).await })
+    };
+    let index = layout.0.index.clone();
+    let before = index.commits.load(std::sync::atomic::Ordering::Relaxed);
+    let first = commit(first, 99);
+    until(|| index.is_committing()).await;
+    let others: Vec<_> = others.into_iter().enumerate().map(|(number, layout)| commit(layout, number)).collect();
+    until(|| index.waiting() == others.len()).await;
+    cancelled.cancel.cancel();
+    assert!(first.await.unwrap().unwrap_err().is_cancelled());
+    drop(marker);
+    for other in others {
+        other.await.unwrap().unwrap();
+    }
+    assert_eq!(index.commits.load(std::sync::atomic::Ordering::Relaxed) - before, 1);
+    let mut tags: Vec<_> = layout.entries().await.unwrap().into_iter().filter_map(|entry| entry.tag).collect();
+    tags.sort();
+    assert_eq!(tags.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0", "1", "2", "3", "4", "5", "6", "7"]);
+}
