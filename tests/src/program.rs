@@ -330,7 +330,7 @@ fn is_unwanted(name: &str) -> bool {
     lower.ends_with("_proxy")
         || lower.starts_with("imgsync_")
         || lower.starts_with("xdg_")
-        || lower.starts_with("aws_")
+        || ["aws_", "azure_", "google_", "gce_", "cloudsdk_", "identity_"].iter().any(|cloud| lower.starts_with(cloud))
         || matches!(lower.as_str(), "registry_auth_file" | "docker_host" | "rust_log" | "no_color" | "ssl_cert_file")
 }
 

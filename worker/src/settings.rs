@@ -77,6 +77,7 @@ fn registry_settings(written: &imgsync_config::RegistryConfig, folder: &Path) ->
         public_only: false,
         allow_metadata: written.allow_metadata.clone(),
         credentials: written.credential.iter().map(credential).collect(),
+        credential_source: written.credential_source,
         pull_credentials: written.pull_credentials.iter().map(credential).collect(),
         requests_per_second: written.requests_per_second,
         concurrency: written.concurrency,

@@ -13,7 +13,7 @@ use super::yaml::{YamlNode, YamlValue};
 use imgsync_oci::RegistryName;
 use imgsync_oci::secret::Secret;
 use imgsync_oci::secret_url::SecretUrl;
-use imgsync_registry::providers::{self, ListingMethod};
+use imgsync_registry::providers::{self, CredentialSource, ListingMethod};
 
 /// Settings of a registry. All are optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +22,8 @@ pub struct RegistryConfig {
     pub username: Option<String>,
     /// Credential for pulling and pushing.
     pub credential: Option<CredentialConfig>,
+    /// Where credentials come from, if there is no `credential`.
+    pub credential_source: CredentialSource,
     /// Additional accounts, for pulling only.
     pub pull_credentials: Vec<CredentialConfig>,
     /// URL to use instead of the registry's own; disables its provider's API, unless `api` is set. http or https.
@@ -178,6 +180,7 @@ pub(super) fn read(reader: &ValueReader, node: &YamlNode, name: Option<&Registry
     let settings = RegistryConfig {
         username: fields.get("username").and_then(|node| reader.username(node)),
         credential: read_credential(reader, &fields, true),
+        credential_source: read_credential_source(reader, &fields),
         pull_credentials: read_pull_credentials(reader, &fields),
         endpoint: url("endpoint"),
         mirrors: match fields.get("mirrors") {
@@ -284,8 +287,24 @@ fn read_credential(reader: &ValueReader, fields: &SectionFields<'_>, user_alone:
     }
 }
 
+/// Whether a value is a word, and not a list.
+fn is_word(node: &YamlNode) -> bool {
+    matches!(&node.value, YamlValue::Scalar(_))
+}
+
+/// Reads `credentials`, if it is a word: a list holds more accounts.
+fn read_credential_source(reader: &ValueReader, fields: &SectionFields<'_>) -> CredentialSource {
+    let Some(node) = fields.get("credentials").filter(|node| is_word(node)) else { return CredentialSource::default() };
+    let source = reader.parse(node).unwrap_or_default();
+    let other = ["username", "password", "identity_token"].into_iter().find(|name| fields.get(name).is_some());
+    if let (Some(other), Some(entry), false) = (other, fields.entry("credentials"), source == CredentialSource::Auto) {
+        reader.report(&entry.key_at, format!("`credentials: {source}` contradicts `{other}`; write one of the two"));
+    }
+    source
+}
+
 fn read_pull_credentials(reader: &ValueReader, fields: &SectionFields<'_>) -> Vec<CredentialConfig> {
-    let Some(node) = fields.get("credentials") else { return Vec::new() };
+    let Some(node) = fields.get("credentials").filter(|node| !is_word(node)) else { return Vec::new() };
     reader
         .list(node)
         .iter()

@@ -154,8 +154,10 @@ pub(super) static REGISTRY: ConfigSection = ConfigSection {
         key("identity_token", ValueKind::Secret, "A refresh token in place of user and password."),
         key(
             "credentials",
-            ValueKind::List(&ValueKind::Section(&CREDENTIAL)),
-            "Additional accounts for pulling; their limits add up.",
+            ValueKind::Either(&[ValueKind::Text, ValueKind::List(&ValueKind::Section(&CREDENTIAL))]),
+            "Where credentials come from: aws, gcp or azure (the identity of the machine, before docker's files), auto \
+             (docker's files, else that of the cloud of the registry's name) or none. A list holds additional accounts for \
+             pulling; their limits add up.",
         ),
         key(
             "endpoint",

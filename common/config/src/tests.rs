@@ -3,6 +3,7 @@ use imgsync_model::naming::NamingStyle;
 use imgsync_model::select::{Newest, NewestBy};
 use proptest::prelude::*;
 
+mod credential_sources;
 mod named_images;
 mod policy;
 mod secrets;

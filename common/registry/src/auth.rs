@@ -3,6 +3,7 @@
 //! Tokens are cached by repository and action, fetched once for concurrent requests, renewed before they expire, and
 //! dropped when the registry rejects them.
 
+mod find;
 mod login_check;
 mod token;
 
@@ -17,14 +18,17 @@ use url::Url;
 use super::challenge::{self, Challenge, Scheme};
 use super::context::RequestKind;
 use super::credentials::Credential;
+use super::providers::CredentialSource;
 use super::request_body::RequestBody;
 use super::request_class::RequestClass;
-use super::{Client, Registry, Repository, failure, ssrf};
+use super::{Repository, ssrf};
 use imgsync_oci::RepositoryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::secret::Secret;
 
+use find::credential_host;
+pub(crate) use find::{find_credential, user};
 pub(super) use token::MAX_TOKEN_BYTES;
 #[cfg(test)]
 pub(super) use token::fuzz_parse;
@@ -278,7 +282,14 @@ impl Repository {
         if self.registry.credential_pool.get(credential_index).credential.is_some() {
             return false;
         }
-        self.client.0.credentials.forget(&credential_host(&self.registry), before).await
+        let (registry, client) = (&self.registry, &self.client.0);
+        let (may_be_issued, may_be_stored) = match registry.settings.credential_source {
+            CredentialSource::Anonymous => (false, false),
+            CredentialSource::Machine(_) => (true, false),
+            CredentialSource::Auto => (true, true),
+        };
+        let was_issued = may_be_issued && client.identities.forget(&registry.name, before).await;
+        was_issued || (may_be_stored && client.credentials.forget(&credential_host(registry), before).await)
     }
 
     /// Whether requests carry tokens, which can expire.
@@ -353,14 +364,24 @@ impl Repository {
             Some(_) => format!(" for {}", self.registry.name),
             None => String::new(),
         };
-        match with_credentials {
-            true => format!(
+        let is_anonymous = self.registry.settings.credential_source == CredentialSource::Anonymous;
+        let identity = self.client.0.identities.describe(&self.registry.name);
+        match (with_credentials, identity) {
+            (true, Some(holder)) => format!(
+                "check that {holder} may {wants} at {registry}; some registries answer like this for what is missing, too"
+            ),
+            (true, None) => format!(
                 "check the user and password for {registry}, and that they may {wants}; some registries answer like \
                  this for what is missing, too"
             ),
-            false => format!(
-                "no credentials for {registry} were found: run `docker login {host}`, or set them{of} under `registries`"
-            ),
+            (false, _) if is_anonymous => format!("`credentials: none` of {registry} under `registries` sends none"),
+            (false, why) => {
+                let why = why.map(|why| format!("; {why}")).unwrap_or_default();
+                format!(
+                    "no credentials for {registry} were found: run `docker login {host}`, or set them{of} under \
+                     `registries`{why}"
+                )
+            }
         }
     }
 
@@ -377,42 +398,6 @@ impl Repository {
                 }
             }
         })
-    }
-}
-
-/// Returns the credentials for a registry: from its settings, else those of docker and containers for the actual host.
-pub(crate) async fn find_credential(
-    client: &Client,
-    registry: &Registry,
-    repository: &str,
-    credential_index: usize,
-) -> Result<Option<Credential>> {
-    if let Some(credential) = &registry.credential_pool.get(credential_index).credential {
-        return Ok(Some(credential.clone()));
-    }
-    let host = credential_host(registry);
-    client.0.credentials.lookup(&host, repository).await.map_err(|error| {
-        Error::new(ErrorKind::Local, format!("finding credentials for {host}"), failure::error_chain(&error))
-            .with_source(error)
-    })
-}
-
-/// Returns the actual host, as docker's files name it.
-fn credential_host(registry: &Registry) -> String {
-    match &registry.settings.endpoint {
-        None => registry.name.to_string(),
-        Some(endpoint) => {
-            let host = endpoint.host_str().unwrap_or_default();
-            endpoint.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-        }
-    }
-}
-
-/// Returns the user name of a credential, if it has one.
-pub(crate) fn user(credential: Credential) -> Option<String> {
-    match credential {
-        Credential::Basic { username, .. } => Some(username),
-        Credential::IdentityToken { username, .. } => username,
     }
 }
 

@@ -15,6 +15,7 @@ use super::http::{ClientPurpose, HttpClients};
 use super::mirrors::MirrorState;
 use super::mount_support::MountSupport;
 use super::providers::api::ProviderApiState;
+use super::providers::identity::MachineIdentities;
 use super::providers::provisioning::ProvisionState;
 use super::referrers::FallbackLocks;
 use super::{
@@ -37,6 +38,7 @@ type RegistryKey = (RegistryName, Option<Url>);
 pub(crate) struct ClientInner {
     pub(crate) settings: ClientSettings,
     pub(crate) credentials: CredentialStore,
+    pub(crate) identities: MachineIdentities,
     pub(crate) http: HttpClients,
     pub(crate) registries: Mutex<HashMap<RegistryName, Arc<Registry>>>,
     /// Listing APIs by the registries that they list.
@@ -62,6 +64,7 @@ impl Client {
             settings,
             _environment_secrets: providers::environment_secrets(&environment),
             credentials: CredentialStore::new(Default::default(), environment),
+            identities: MachineIdentities::default(),
             http: HttpClients::default(),
             registries: Mutex::default(),
             apis: Mutex::default(),
@@ -109,6 +112,9 @@ impl Client {
     /// Returns the user name of the credentials found for a registry, if any.
     pub async fn find_username(&self, registry: &RegistryName) -> Result<Option<String>> {
         let registry = self.registry(registry)?;
+        if let Some(issued) = registry.issued_username(0) {
+            return Ok(Some(issued.to_owned()));
+        }
         Ok(auth::find_credential(self, &registry, "", 0).await?.and_then(auth::user))
     }
 

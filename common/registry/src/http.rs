@@ -14,7 +14,8 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret::Secret;
 
 /// `User-Agent` header.
-const USER_AGENT: &str = concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
+pub(crate) const USER_AGENT: &str =
+    concat!("imgsync/", env!("CARGO_PKG_VERSION"), " (+", env!("CARGO_PKG_REPOSITORY"), ")");
 
 /// HTTP/2 flow control window of a stream in bytes: large enough for long distances, small enough for many streams.
 const STREAM_WINDOW: u32 = 512 << 10;
@@ -191,7 +192,7 @@ pub fn non_registry_client(url: &Url) -> Result<reqwest::Client> {
 }
 
 /// Returns the system's authorities for the HTTP client, without those that it cannot parse.
-fn system_certificates() -> Vec<reqwest::Certificate> {
+pub(crate) fn system_certificates() -> Vec<reqwest::Certificate> {
     static ROOTS: OnceLock<Vec<reqwest::Certificate>> = OnceLock::new();
     let read =
         || imgsync_tls::system_roots().iter().filter_map(|der| reqwest::Certificate::from_der(der).ok()).collect();

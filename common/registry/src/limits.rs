@@ -1,6 +1,7 @@
 //! Limits of the registry client, as listed in the documentation.
 
 use super::credentials::HELPER_TIMEOUT;
+use super::providers::identity;
 use super::{
     ClientSettings, MAX_CACHED_REPOSITORIES, auth, catalog, listing_memory, page_reader, pagination, referrers,
     response, retry_after, send_progress, tags, transport,
@@ -58,6 +59,18 @@ pub fn limits() -> Vec<Limit> {
             "waiting for a credential helper",
             HELPER_TIMEOUT,
             "the helper is killed; the task fails",
+        ),
+        Limit::time(
+            Security,
+            "waiting for an answer of a cloud's metadata service",
+            identity::METADATA_TIMEOUT,
+            "the service counts as absent for a minute",
+        ),
+        Limit::bytes(
+            Security,
+            "an answer of a metadata service or a cloud's token service",
+            identity::MAX_ANSWER_BYTES as u64,
+            "the login fails",
         ),
         Limit::time(
             Operating,

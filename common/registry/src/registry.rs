@@ -59,6 +59,15 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    /// Returns the user name of the credentials that the cloud which the settings name issues to this machine. It is known
+    /// without a login.
+    pub(crate) fn issued_username(&self, credential_index: usize) -> Option<&'static str> {
+        match (&self.credential_pool.get(credential_index).credential, self.settings.credential_source) {
+            (None, providers::CredentialSource::Machine(provider)) => provider.issued_username(),
+            _ => None,
+        }
+    }
+
     /// Describes how requests to a URL are sent. Fails if the proxy that the environment sets for it is invalid.
     pub(crate) fn request_target(&self, url: &Url) -> Result<RequestTarget> {
         let proxy = match &self.settings.proxy {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::credentials::Credential;
-use super::providers::ListingMethod;
+use super::providers::{CredentialSource, ListingMethod};
 use super::ssrf::AllowedAddresses;
 use imgsync_oci::RegistryName;
 use imgsync_oci::retry::RetryPolicy;
@@ -49,6 +49,8 @@ pub struct RegistrySettings {
     pub allow_metadata: Vec<IpAddr>,
     /// Credentials that take precedence over those of docker and containers; the first is used.
     pub credentials: Vec<Credential>,
+    /// Where its credentials come from, if `credentials` is empty.
+    pub credential_source: CredentialSource,
     /// Additional credentials for pulling only, rotated with the first of `credentials` if there is one. Each has its
     /// own rate limit and quota.
     pub pull_credentials: Vec<Credential>,

@@ -196,6 +196,9 @@ impl Repository {
 impl Client {
     /// Returns the account that the registry counts requests of one credential for.
     pub(super) async fn account(&self, registry: &Registry, credential_index: usize) -> Account {
+        if let Some(issued) = registry.issued_username(credential_index) {
+            return Account::new(&registry.name, issued);
+        }
         let user = match auth::find_credential(self, registry, "", credential_index).await.ok().flatten() {
             Some(credential) => {
                 let fallback = || registry.credential_pool.get(credential_index).fallback_name.clone();

@@ -99,6 +99,7 @@ fn required_scopes(record: &RecordedRequest) -> Vec<(String, Vec<&'static str>)>
         | RequestType::ApiTags
         | RequestType::ApiLogin
         | RequestType::ApiCreate
+        | RequestType::Exchange
         | RequestType::Other => {
             return Vec::new();
         }
@@ -225,6 +226,33 @@ pub(super) async fn token(
         answer["access_token"] = json!(token);
     }
     Ok(FaultResponse::json(StatusCode::OK, &answer))
+}
+
+/// Returns the user and the password of Basic authentication that are valid now.
+pub(super) fn current_basic(inner: &Inner) -> Option<(&str, &str)> {
+    let AuthMode::Basic(user, password) = &inner.options.auth else { return None };
+    let next = inner.options.quirks.next_password.filter(|_| inner.first_valid_token() > 0);
+    Some((user, next.unwrap_or(password)))
+}
+
+/// Exchanges an access token of the provider for a refresh token.
+pub(super) async fn exchange(inner: &Arc<Inner>, body: &mut IncomingBody) -> Result<FaultResponse, BodyError> {
+    let form = body.all(64 * 1024).await?.unwrap_or_default();
+    let form = String::from_utf8_lossy(&form).into_owned();
+    let field = |name| parameter(&form, name).unwrap_or_default();
+    let (AuthMode::Bearer(bearer), Some(wanted)) = (&inner.options.auth, inner.options.quirks.exchanged_token) else {
+        return Ok(FaultResponse::not_found("NOT_FOUND"));
+    };
+    let RefreshPolicy::Accept(identity) = &bearer.refresh else { return Ok(FaultResponse::not_found("NOT_FOUND")) };
+    if field("grant_type") != "access_token" || field("service") != service(inner, bearer) {
+        return Ok(FaultResponse::error(StatusCode::BAD_REQUEST, "BAD_REQUEST", "grant_type or service is wrong"));
+    }
+    if field("access_token") != wanted {
+        let message = "CONNECTIVITY_REFRESH_TOKEN_ERROR: the access token was not issued for this registry";
+        return Ok(FaultResponse::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message));
+    }
+    let next = inner.options.quirks.next_password.filter(|_| inner.first_valid_token() > 0);
+    Ok(FaultResponse::json(StatusCode::OK, &json!({"refresh_token": next.unwrap_or(identity)})))
 }
 
 /// Returns what an anonymous client is granted of a scope.

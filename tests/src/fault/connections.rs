@@ -197,6 +197,7 @@ async fn handle_request(
             | RequestType::ApiTags
             | RequestType::ApiLogin
             | RequestType::ApiCreate
+            | RequestType::Exchange
             | RequestType::Signed
     );
     if let Some(refusal) = if has_its_own_way { None } else { auth::check(inner, record) } {
@@ -212,6 +213,7 @@ async fn handle_request(
             .header("docker-distribution-api-version", "registry/2.0")),
         RequestType::Token => auth::token(inner, record, body).await,
         RequestType::ApiCreate => create_api::create(inner, record, body).await,
+        RequestType::Exchange => auth::exchange(inner, body).await,
         RequestType::ApiLogin => vendor::login(inner, body).await,
         RequestType::ApiRepositories | RequestType::ApiTags => Ok(vendor::list(inner, record)),
         RequestType::Tags => Ok(listing::tags(inner, record)),

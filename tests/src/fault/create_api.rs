@@ -1,18 +1,24 @@
-//! APIs that create repositories and projects: ECR's, whose signature is verified by hand, and Harbor's.
+//! APIs that create repositories and projects: ECR's, whose signature is verified by hand and which hands out passwords,
+//! too, and Harbor's.
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use ring::hmac;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::auth::basic;
+use super::auth::{self, basic};
 use super::incoming_body::{BodyError, IncomingBody};
 use super::request_log::RecordedRequest;
 use super::response::FaultResponse;
 use super::state::Inner;
+
+/// Action that hands out a password.
+const GET_PASSWORD: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
 
 /// API that creates repositories or projects.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +58,7 @@ pub(super) async fn create(
     Ok(match inner.options.quirks.create_api {
         Some(CreateApi::Ecr { account, .. }) => match check(inner, record, &body) {
             Err((code, message)) => ecr_error(code, &message),
+            Ok(()) if record.header("x-amz-target") == Some(GET_PASSWORD) => password(inner, &json),
             Ok(()) if json["registryId"] != account => ecr_error("InvalidParameterException", "another registryId"),
             Ok(()) => repository(inner, account, json["repositoryName"].as_str().unwrap_or_default()),
         },
@@ -63,6 +70,21 @@ pub(super) async fn create(
         }
         None => FaultResponse::not_found("NOT_FOUND"),
     })
+}
+
+/// Answers `GetAuthorizationToken` with the password that is valid now.
+fn password(inner: &Inner, body: &Value) -> FaultResponse {
+    if *body != json!({}) {
+        return ecr_error("InvalidParameterException", "registryIds is deprecated");
+    }
+    let Some((user, password)) = auth::current_basic(inner) else {
+        return ecr_error("ServerException", "no password is in use");
+    };
+    let lifetime = inner.options.quirks.password_seconds.unwrap_or(12 * 3600);
+    let ends = Timestamp::now().as_duration().as_secs_f64() + lifetime as f64;
+    let token = STANDARD.encode(format!("{user}:{password}"));
+    let data = json!({"authorizationToken": token, "expiresAt": ends, "proxyEndpoint": inner.url()});
+    FaultResponse::json(StatusCode::OK, &json!({"authorizationData": [data]}))
 }
 
 fn repository(inner: &Inner, account: &str, name: &str) -> FaultResponse {
@@ -101,7 +123,7 @@ fn check(inner: &Inner, record: &RecordedRequest, body: &[u8]) -> Result<(), (&'
         return Err(("InternalFailure", String::new()));
     };
     let header = |name: &str| record.header(name).unwrap_or_default();
-    if header("x-amz-target") != "AmazonEC2ContainerRegistry_V20150921.CreateRepository" {
+    if !["AmazonEC2ContainerRegistry_V20150921.CreateRepository", GET_PASSWORD].contains(&header("x-amz-target")) {
         return Err(("UnknownOperationException", header("x-amz-target").to_owned()));
     }
     if header("content-type") != "application/x-amz-json-1.1" {

@@ -31,6 +31,10 @@ pub struct Quirks {
     pub bare_401: bool,
     /// Status and message for an expired token, in place of a 401 with a challenge.
     pub expired_response: Option<(u16, &'static str)>,
+    /// Life in seconds of a password that its API hands out, if not twelve hours.
+    pub password_seconds: Option<u64>,
+    /// Access token that it exchanges for a refresh token at `/oauth2/exchange`.
+    pub exchanged_token: Option<&'static str>,
     /// Password of Basic authentication after [`super::FaultRegistry::expire_tokens`].
     pub next_password: Option<&'static str>,
     /// Status of the token service for a request with several scopes.

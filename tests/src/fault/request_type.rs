@@ -30,6 +30,8 @@ pub enum RequestType {
     ApiTags,
     /// Vendor API: login.
     ApiLogin,
+    /// Vendor API: exchanges a token of the provider for one of the registry.
+    Exchange,
     /// Blob at its signed URL on another host.
     Signed,
     /// Vendor API: creates a repository or a project.
@@ -49,6 +51,9 @@ pub(super) fn parse_request(method: &Method, path: &str, query: &str) -> ParsedR
     let plain = |kind| ParsedRequest { kind, repository: None, reference: None };
     if *method == Method::POST && super::create_api::is_path(path) {
         return plain(RequestType::ApiCreate);
+    }
+    if path == "/oauth2/exchange" && *method == Method::POST {
+        return plain(RequestType::Exchange);
     }
     if path == "/token" {
         return plain(RequestType::Token);

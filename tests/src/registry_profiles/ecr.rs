@@ -18,8 +18,8 @@ pub(super) fn profile() -> RegistryProfile {
         other_repository: "mirror/other",
         login: ProfileLogin::Helper { user: "AWS", passwords: ["twelve-hours", "twelve-more"] },
         settings: "",
-        required_setup: "create the repositories, or `create: true`; use the credential helper `ecr-login`, because a \
-                         password of `aws ecr get-login-password` expires after 12 hours",
+        required_setup: "create the repositories, or `create: true`; use `credentials: aws` or the credential helper \
+                         `ecr-login`, because a password of `aws ecr get-login-password` expires after 12 hours",
         quirks: "Basic auth with a password that expires (403); repositories must exist; responses to GETs lack \
                  `Docker-Content-Digest`; `n` above 1000 and `last` are rejected; opaque cursors for pages; the first \
                  PATCH of an upload gets 201, and later ones are dropped; only blobs that a manifest references can be \

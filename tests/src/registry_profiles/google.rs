@@ -17,7 +17,7 @@ pub(super) fn profile() -> RegistryProfile {
             password: "{\"type\":\"service_account\"}",
         },
         settings: "",
-        required_setup: "nothing; log in with `_json_key` or the helper `gcloud`",
+        required_setup: "nothing; log in with `credentials: gcp`, `_json_key` or the helper `gcloud`",
         quirks: "token service at `/v2/token`; one scope per token (several get 403); 401 without a challenge except \
                  at `/v2/`; only one PATCH per upload; listings contain digests, children and times; blobs redirect \
                  with 302",

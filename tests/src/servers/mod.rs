@@ -7,6 +7,7 @@ mod docker_engine;
 mod docker_registry;
 mod ferro_registry;
 mod firewall;
+mod identity;
 pub(crate) mod process;
 mod rabbitmq;
 mod redis;
@@ -25,6 +26,9 @@ pub use containerd::Containerd;
 pub use docker_engine::DockerEngine;
 pub use docker_registry::{DockerRegistry, DockerRegistryAuth, DockerRegistryOptions};
 pub use ferro_registry::FerroRegistry;
+pub use identity::{
+    IdentityBehavior, IdentityGrants, IdentityServices, RecordedIdentityRequest, SERVICE_ACCOUNT, SERVICE_ACCOUNT_KEY,
+};
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;
 pub use redis::{RedisServer, RedisServerOptions, StoreSnapshot};

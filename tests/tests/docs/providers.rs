@@ -66,7 +66,7 @@ const EXCEPTIONS: [(&str, &str); 25] = [
 ];
 
 /// What the providers share, beside them, must not name one either.
-const SHARED: [&str; 4] = ["mod.rs", "api", "listing.rs", "provisioning.rs"];
+const SHARED: [&str; 5] = ["mod.rs", "api", "identity", "listing.rs", "provisioning.rs"];
 
 const PROVIDERS: &str = "common/registry/src/providers";
 

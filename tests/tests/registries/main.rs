@@ -13,6 +13,7 @@ mod ferro_registry;
 mod http2;
 mod http2_streams;
 mod index_entries;
+mod machine_identity;
 mod media_types;
 mod mirrors;
 mod oci_subject;

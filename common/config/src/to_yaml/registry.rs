@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::super::{CredentialConfig, PullReserve, RegistryConfig, SecretUrl, StoreUrl};
 use super::{MASK, YamlList, YamlNumber, YamlText, is_empty_list, yaml_list};
-use imgsync_registry::providers::ListingMethod;
+use imgsync_registry::providers::{CredentialSource, ListingMethod};
 
 /// Address of a server. Shows that there is a login, but not the user: user and password are easily swapped.
 #[derive(Serialize)]
@@ -78,6 +78,14 @@ impl From<&CredentialConfig> for CredentialView {
     }
 }
 
+/// A source of credentials, or accounts.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum CredentialsView {
+    Source(YamlText),
+    Accounts(Vec<CredentialView>),
+}
+
 /// A number or a percentage.
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -100,8 +108,8 @@ impl From<PullReserve> for AmountView {
 pub(super) struct RegistryView {
     #[serde(flatten)]
     credential: CredentialView,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    credentials: Vec<CredentialView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credentials: Option<CredentialsView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<YamlText>,
     #[serde(skip_serializing_if = "is_empty_list")]
@@ -156,7 +164,13 @@ impl From<&RegistryConfig> for RegistryView {
         let identity = settings.client_identity.as_ref();
         RegistryView {
             credential,
-            credentials: settings.pull_credentials.iter().map(CredentialView::from).collect(),
+            credentials: match settings.credential_source {
+                CredentialSource::Auto if settings.pull_credentials.is_empty() => None,
+                CredentialSource::Auto => Some(CredentialsView::Accounts(
+                    settings.pull_credentials.iter().map(CredentialView::from).collect(),
+                )),
+                source => Some(CredentialsView::Source(YamlText::new(source))),
+            },
             endpoint: settings.endpoint.as_ref().map(YamlText::new),
             mirrors: yaml_list(&settings.mirrors),
             listing: (settings.listing != ListingMethod::Auto).then(|| YamlText::new(settings.listing)),

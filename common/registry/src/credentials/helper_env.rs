@@ -6,7 +6,7 @@ use std::{env, fmt};
 
 /// Variables by full name. Names are case-insensitive: proxies are written in either case, and Windows does not
 /// distinguish.
-const NAMES: [&str; 56] = [
+const NAMES: [&str; 57] = [
     // The user, the terminal, the language, temporary files.
     "PATH",
     "HOME",
@@ -45,6 +45,7 @@ const NAMES: [&str; 56] = [
     // Metadata services of Google and Azure.
     "GCE_METADATA_HOST",
     "GCE_METADATA_IP",
+    "NO_GCE_CHECK",
     "IDENTITY_ENDPOINT",
     "IDENTITY_HEADER",
     "MSI_ENDPOINT",

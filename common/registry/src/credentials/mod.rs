@@ -126,6 +126,8 @@ pub struct CredentialEnvironment {
     pub path: Option<OsString>,
     /// Variables passed to credential helpers besides `PATH` and `HOME`.
     pub helpers: HelperVariables,
+    /// Folder in which the system shows what the firmware says of the machine, such as its vendor.
+    pub firmware: Option<PathBuf>,
 }
 
 impl CredentialEnvironment {
@@ -141,6 +143,7 @@ impl CredentialEnvironment {
             xdg_config_home: variable("XDG_CONFIG_HOME").map(PathBuf::from),
             path: variable("PATH"),
             helpers: HelperVariables::from_process(),
+            firmware: Some(PathBuf::from("/sys/devices/virtual/dmi/id")),
         }
     }
 

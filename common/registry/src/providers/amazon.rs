@@ -1,43 +1,43 @@
 //! Amazon Elastic Container Registry (ECR). Repositories are created by `CreateRepository` of its own API (Amazon ECR API
-//! reference; JSON 1.1, Signature Version 4), which requires AWS keys and not the password for pushing.
+//! reference; JSON 1.1, Signature Version 4), which requires AWS keys and not the password for pushing. The same keys log in.
 
+mod api;
 mod keys;
+mod login;
+mod roles;
 mod sigv4;
 
 use std::sync::Arc;
 
-use ::http::header::CONTENT_TYPE;
-use ::http::{HeaderName, HeaderValue, Method, header};
+use ::http::Method;
 use async_trait::async_trait;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{RegistryName, RepositoryName};
 use imgsync_rate_limit::RateLimitCategory;
-use jiff::Timestamp;
 use serde_json::json;
 use url::Url;
 
+use self::api::ApiCall;
+use super::Provider;
+use super::api::api_host_name;
+use super::identity::{CredentialSource, Search, SigningKeys};
 use super::provisioning::{Provisioner, Provisioning, RefusalKind};
-use super::{Provider, api};
 use crate::context::RequestKind;
 use crate::credentials::Credential;
 use crate::request_body::RequestBody;
 use crate::transport::RequestSpec;
 use crate::{Access, Registry, RegistrySettings, Repository, is_loopback, ssrf};
-use keys::{AwsEnvironment, AwsKeys};
-use sigv4::SignableRequest;
 
 pub(super) static AMAZON: Provider = Provider {
     name: "ECR",
     hosts: &[".amazonaws.com"],
     per_operation: &[(RateLimitCategory::ManifestPuts, 10.0), (RateLimitCategory::UploadStarts, 100.0)],
     source: "https://docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html (PutImage 10, InitiateLayerUpload 100 a second)",
-    secret_variables: &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"],
+    secret_variables: &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"],
     provisioning: Some(&EcrRepositories),
+    identity: Some(&login::EcrIdentity),
     ..Provider::NONE
 };
-
-/// Content type of requests.
-const JSON: &str = "application/x-amz-json-1.1";
 
 /// An Amazon registry (ECR) with its account and region, parsed from its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,27 +51,35 @@ struct EcrHost {
 }
 
 impl EcrHost {
-    /// Parses `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), or `public.ecr.aws`.
+    /// Parses `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), `<account>.dkr-ecr.<region>.on.aws`,
+    /// or `public.ecr.aws`.
     fn from_registry(registry: &RegistryName) -> Option<EcrHost> {
         if registry.port().is_some() {
             return None;
         }
+        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let is_account = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         if registry.host() == "public.ecr.aws" {
             let (region, api) = ("us-east-1".to_owned(), "api.ecr-public.us-east-1.amazonaws.com".to_owned());
             return Some(EcrHost { account: None, region, api });
         }
+        if let Some((account, rest)) = registry.host().split_once(".dkr-ecr.") {
+            // Its name for IPv4 and IPv6.
+            let region = rest.strip_suffix(".on.aws").filter(|region| is_plain(region))?;
+            let api = format!("ecr.{region}.api.aws");
+            let (account, region) = (Some(account.to_owned()), region.to_owned());
+            return is_account(account.as_deref()?).then_some(EcrHost { account, region, api });
+        }
         let (account, rest) = registry.host().split_once(".dkr.")?;
         let (service, rest) = rest.split_once('.')?;
         let (region, domain) = rest.split_once('.')?;
-        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        let is_account = !account.is_empty() && account.bytes().all(|byte| byte.is_ascii_digit());
         let is_amazons = matches!(domain, "amazonaws.com" | "amazonaws.com.cn");
         let api = match service {
             "ecr" => format!("api.ecr.{region}.{domain}"),
             "ecr-fips" => format!("ecr-fips.{region}.{domain}"),
             _ => return None,
         };
-        (is_account && is_amazons && is_plain(region)).then(|| EcrHost {
+        (is_account(account) && is_amazons && is_plain(region)).then(|| EcrHost {
             account: Some(account.to_owned()),
             region: region.to_owned(),
             api,
@@ -130,11 +138,15 @@ impl Provisioner for EcrProvisioner {
     async fn create(&self, repository: &Repository, operation: &str) -> Result<()> {
         let host = &self.0;
         let name = host.repository_name(repository.name.as_str());
-        let keys = keys::find(&AwsEnvironment::new(repository.client.0.credentials.environment())).await;
-        let keys = keys
-            .map_err(|why| Error::new(ErrorKind::Local, operation, why))?
-            .ok_or_else(|| no_keys(host, name, operation))?;
-        let api = ecr_api(repository, host, &keys, operation)?;
+        let (identities, environment) =
+            (&repository.client.0.identities, repository.client.0.credentials.environment());
+        let is_explicit = matches!(repository.registry.settings.credential_source, CredentialSource::Machine(_));
+        let mut search = identities.search(&repository.registry, environment, is_explicit, operation);
+        let keys = match keys::find(&mut search, &host.region).await? {
+            Some(keys) => keys,
+            None => return Err(no_keys(host, name, &search, operation)),
+        };
+        let api = ecr_api(repository, login::api_url(&search, host)?, &keys, operation)?;
         let body = match &host.account {
             Some(account) => json!({"repositoryName": name, "registryId": account}),
             None => json!({"repositoryName": name}),
@@ -152,21 +164,21 @@ fn classify_refusal(error: &Error) -> RefusalKind {
     }
 }
 
-fn no_keys(host: &EcrHost, name: &str, operation: &str) -> Error {
+fn no_keys(host: &EcrHost, name: &str, search: &Search<'_>, operation: &str) -> Error {
     // Short, since reports truncate errors.
     let detail = "no AWS keys were found, and a helper's password only allows pushing";
     let command = if host.account.is_some() { "ecr" } else { "ecr-public" };
+    tracing::info!("{operation}: no AWS keys: {}", search.shown_misses());
     Error::new(ErrorKind::Denied, operation, detail).with_hint(format!(
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or create it manually: aws {command} \
-         create-repository --repository-name {name} --region {}",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role; or create it \
+         manually: aws {command} create-repository --repository-name {name} --region {}",
         host.region
     ))
 }
 
 /// Returns a handle to ECR's own API, with the registry's connection settings.
-fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &str) -> Result<Repository> {
+fn ecr_api(repository: &Repository, base: Url, keys: &SigningKeys, operation: &str) -> Result<Repository> {
     let settings = &repository.registry.settings;
-    let base = settings.api.clone().unwrap_or_else(|| host.api());
     if base.scheme() == "http" && !base.host_str().is_some_and(is_loopback) {
         let detail = format!("a signed request would be sent over plain HTTP to {}", ssrf::origin(&base));
         let hint = format!("write `api:` of {} with https://", repository.registry.name);
@@ -176,7 +188,7 @@ fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &
     let registry = match state.api.get() {
         Some(registry) => registry.clone(),
         None => {
-            let name = api::api_host_name(&base)?;
+            let name = api_host_name(&base)?;
             let own = RegistrySettings {
                 endpoint: None,
                 mirrors: Vec::new(),
@@ -195,77 +207,39 @@ fn ecr_api(repository: &Repository, host: &EcrHost, keys: &AwsKeys, operation: &
 }
 
 async fn send_create_request(
-    api: &Repository,
+    api_side: &Repository,
     host: &EcrHost,
-    keys: &AwsKeys,
+    keys: &SigningKeys,
     body: String,
     operation: &str,
 ) -> Result<()> {
-    let base = &api.registry.base;
-    let authority = base.host_str().unwrap_or_default();
-    let authority = base.port().map_or_else(|| authority.to_owned(), |port| format!("{authority}:{port}"));
     let (service, target) = match host.account {
         Some(_) => ("ecr", "AmazonEC2ContainerRegistry_V20150921.CreateRepository"),
         None => ("ecr-public", "SpencerFrontendService.CreateRepository"),
     };
-    let date = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let mut headers = vec![
-        ("content-type", JSON),
-        ("host", authority.as_str()),
-        ("x-amz-date", date.as_str()),
-        ("x-amz-target", target),
-    ];
-    if let Some(session) = &keys.session {
-        headers.insert(3, ("x-amz-security-token", session.expose()));
-    }
-    let request = SignableRequest { path: base.path(), headers: &headers, body: body.as_bytes() };
-    let signature = sigv4::authorization(&request, keys, &date, &host.region, service);
-    let mut outgoing = RequestSpec::new(Method::POST, base.clone(), operation)
-        .header(CONTENT_TYPE, JSON)
-        .header(HeaderName::from_static("x-amz-date"), &date)
-        .header(HeaderName::from_static("x-amz-target"), target)
+    let url = &api_side.registry.base;
+    let region = &host.region;
+    let call = ApiCall { url, region, service, content_type: api::JSON, target: Some(target), body: body.as_bytes() };
+    let headers = call.headers(keys, operation)?;
+    let mut outgoing = RequestSpec::new(Method::POST, url.clone(), operation)
         .body(RequestBody::Bytes(body.into()))
         .kind(RequestKind::Request);
-    let secret = |text: &str| {
-        let mut value = HeaderValue::from_str(text).map_err(|_| {
-            Error::new(ErrorKind::Invalid, operation, "an AWS key holds characters that no header can carry")
-        })?;
-        value.set_sensitive(true);
-        Ok::<_, Error>(value)
-    };
-    outgoing.headers.insert(header::AUTHORIZATION, secret(&signature)?);
-    if let Some(session) = &keys.session {
-        outgoing.headers.insert(HeaderName::from_static("x-amz-security-token"), secret(session.expose())?);
-    }
-    let response = api.send_as(outgoing, 0, None).await?;
+    outgoing.headers = headers;
+    let response = api_side.send_as(outgoing, 0, None).await?;
     if response.status().is_success() {
         response.drain().await;
         return Ok(());
     }
     let kind = response.class();
-    let error = response.into_error(operation).await.with_registry(&api.registry.name);
-    let code = error.code().map(|code| code.rsplit('#').next().unwrap_or(code).to_owned()).unwrap_or_default();
-    let error = match code.as_str() {
-        // Created by another client in the meantime.
-        "RepositoryAlreadyExistsException" => return Ok(()),
-        "ThrottlingException" | "TooManyRequestsException" => error.with_kind(ErrorKind::RateLimited),
-        "ServerException" | "InternalFailure" | "ServiceUnavailable" => error.with_kind(ErrorKind::ServerError),
-        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => error.with_kind(ErrorKind::Denied).with_hint(
-            format!("allow `{service}:CreateRepository` for these AWS keys, or create the repository manually"),
-        ),
-        "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "ExpiredTokenException"
-        | "ExpiredToken"
-        | "InvalidSignatureException"
-        | "IncompleteSignature"
-        | "MissingAuthenticationToken" => error.with_kind(ErrorKind::Denied).with_hint(
-            "check the AWS keys (AWS_ACCESS_KEY_ID and related variables, or the profile in ~/.aws/credentials), and \
-             this machine's clock",
-        ),
-        _ => error,
-    };
-    Err(api.observe_error(kind, error).await)
+    let error = response.into_error(operation).await.with_registry(&api_side.registry.name);
+    let code = error.code().map(|code| api::short_code(code).to_owned()).unwrap_or_default();
+    // Created by another client in the meantime.
+    if code == "RepositoryAlreadyExistsException" {
+        return Ok(());
+    }
+    let action = format!("{service}:CreateRepository");
+    let error = api::classify(error, &code, &action, ", or create the repository manually");
+    Err(api_side.observe_error(kind, error).await)
 }
 
 #[cfg(test)]
@@ -297,6 +271,8 @@ mod tests {
         assert_eq!(fips.1, "https://ecr-fips.us-gov-west-1.amazonaws.com/");
         let china = of("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn").unwrap();
         assert_eq!(china.1, "https://api.ecr.cn-north-1.amazonaws.com.cn/");
+        let both = of("123456789012.dkr-ecr.eu-west-1.on.aws").unwrap();
+        assert_eq!(both, (Some("123456789012".to_owned()), "https://ecr.eu-west-1.api.aws/".to_owned()));
         assert_eq!(of("public.ecr.aws").unwrap().0, None);
         let public = EcrHost::from_registry(&"public.ecr.aws".parse().unwrap()).unwrap();
         assert_eq!(public.repository_name("alias/team/app"), "team/app");

@@ -2,7 +2,7 @@
 //! the API that creates what a push needs, and their hints. Nothing else in this crate names a provider.
 //!
 //! Beside the providers is what they share: `api` sends requests to a listing API and reads its pages, `listing`
-//! chooses the API, `provisioning` creates what is missing. Limits and endpoints apply to the providers' own hosts, and
+//! chooses the API, `provisioning` creates what is missing, `identity` logs in with the identity of the machine. Limits and endpoints apply to the providers' own hosts, and
 //! only where the configuration sets nothing else.
 
 mod amazon;
@@ -12,6 +12,7 @@ mod docker_hub;
 mod github;
 mod google;
 mod harbor;
+pub(crate) mod identity;
 mod listing;
 mod nexus;
 pub(crate) mod provisioning;
@@ -19,12 +20,14 @@ mod quay;
 
 use std::fmt;
 
+pub use identity::{CredentialSource, identity_names};
 pub use listing::{ListingEndpoint, ListingMethod, listing_names, resolve_listing};
 pub use provisioning::creating_names;
 
 use super::RegistrySettings;
 use super::credentials::CredentialEnvironment;
 use api::ListingApi;
+use identity::MachineIdentity;
 use imgsync_oci::RegistryName;
 use imgsync_oci::secret::Secret;
 use imgsync_rate_limit::RateLimitCategory;
@@ -69,6 +72,8 @@ pub struct Provider {
     listing: Option<&'static dyn ListingApi>,
     /// What a push needs there first, and how it is created.
     provisioning: Option<&'static dyn Provisioning>,
+    /// How it logs in a machine that has an identity of its own.
+    identity: Option<&'static dyn MachineIdentity>,
 }
 
 impl Provider {
@@ -86,7 +91,13 @@ impl Provider {
         secret_variables: &[],
         listing: None,
         provisioning: None,
+        identity: None,
     };
+
+    /// Returns the user name of the credentials that it issues to machines.
+    pub(crate) fn issued_username(&self) -> Option<&'static str> {
+        self.identity.map(|identity| identity.username())
+    }
 
     fn serves(&self, host: &str) -> bool {
         self.hosts.iter().any(|pattern| match pattern.starts_with('.') {

@@ -5,6 +5,7 @@ use imgsync_oci::Reference;
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
 use imgsync_registry::credentials::CredentialEnvironment;
+use imgsync_registry::providers::CredentialSource;
 use imgsync_registry::{Access, Client, ClientSettings, Context, ManifestRef, RegistrySettings, TrafficCounters};
 
 use crate::cli::printer::Printer;
@@ -44,6 +45,7 @@ pub(super) async fn probe(
         registry.credentials.clear();
         registry.pull_credentials.clear();
         registry.identity = None;
+        registry.credential_source = CredentialSource::Anonymous;
     }
     let client = Client::new(settings, CredentialEnvironment::default());
     let answers = futures_util::stream::iter(candidates)

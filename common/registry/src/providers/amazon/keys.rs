@@ -1,98 +1,210 @@
-//! Finds AWS keys where Amazon's SDKs look first: the environment, then the shared credentials file (AWS SDKs and tools
-//! reference guide, "Understand credentials"). Keys of roles, SSO and instances are not supported.
+//! Finds AWS keys where Amazon's SDKs look (AWS SDKs and tools reference guide, "Standardized credential providers"), in
+//! this order: the environment; the profile in the shared files; a web identity (EKS: IRSA); the service of the container
+//! (EKS pod identity, ECS); the role of the instance. IAM Identity Center and `credential_process` are not supported,
+//! and an error says so.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use crate::credentials::CredentialEnvironment;
+use futures_util::future::BoxFuture;
+use imgsync_oci::error::Result;
+use imgsync_oci::sanitize::sanitize_within;
 use imgsync_oci::secret::Secret;
 
-/// Size limit of a credentials file.
-const LARGEST_FILE: usize = 1 << 20;
+use super::roles;
+use crate::providers::identity::{Search, SigningKeys};
 
-/// Where keys are: variables of the environment, by the names of Amazon's SDKs.
-#[derive(Debug, Clone, Default)]
-pub(super) struct AwsEnvironment {
-    /// `AWS_ACCESS_KEY_ID`.
-    access_key_id: Option<String>,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    secret_access_key: Option<Secret>,
-    /// `AWS_SESSION_TOKEN`.
-    session_token: Option<Secret>,
-    /// `AWS_PROFILE`: the profile in the file.
-    profile: Option<String>,
-    /// `AWS_SHARED_CREDENTIALS_FILE`, else `~/.aws/credentials`.
-    credentials_file: Option<PathBuf>,
+/// Profiles that refer to each other at most.
+const MAX_PROFILES: usize = 5;
+
+/// Returns the keys of this machine, known ones if they are still valid.
+pub(super) async fn find(search: &mut Search<'_>, region: &str) -> Result<Option<SigningKeys>> {
+    if let Some(keys) = search.known_keys().await {
+        return Ok(Some(keys));
+    }
+    let keys = find_anew(search, region).await?;
+    if let Some(keys) = &keys {
+        search.remember_keys(Some(keys)).await;
+    }
+    Ok(keys)
 }
 
-impl AwsEnvironment {
-    /// Reads the variables. Empty ones count as unset.
-    pub(super) fn new(environment: &CredentialEnvironment) -> AwsEnvironment {
-        let variable = |name: &str| environment.helpers.get(name).filter(|value| !value.is_empty());
-        let text = |name: &str| variable(name).and_then(|value| value.to_str()).map(str::to_owned);
-        AwsEnvironment {
-            access_key_id: text("AWS_ACCESS_KEY_ID"),
-            secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::from),
-            session_token: text("AWS_SESSION_TOKEN").map(Secret::from),
-            profile: text("AWS_PROFILE"),
-            credentials_file: variable("AWS_SHARED_CREDENTIALS_FILE")
-                .map(PathBuf::from)
-                .or_else(|| Some(environment.home.as_ref()?.join(".aws/credentials"))),
+async fn find_anew(search: &mut Search<'_>, region: &str) -> Result<Option<SigningKeys>> {
+    if let Some(keys) = from_environment(search) {
+        return Ok(Some(keys));
+    }
+    let name = search.variable("AWS_PROFILE");
+    let profiles = Profiles::read(search).await?;
+    if let Some(keys) = from_profile(search, &profiles, name.as_deref(), region, 0).await? {
+        return Ok(Some(keys));
+    }
+    if let Some(keys) = roles::from_web_identity(search, region).await? {
+        return Ok(Some(keys));
+    }
+    if let Some(keys) = roles::from_container(search).await? {
+        return Ok(Some(keys));
+    }
+    roles::from_instance(search).await
+}
+
+fn from_environment(search: &mut Search<'_>) -> Option<SigningKeys> {
+    let (id, secret) = (search.variable("AWS_ACCESS_KEY_ID"), search.variable("AWS_SECRET_ACCESS_KEY"));
+    match (id, secret) {
+        (Some(id), Some(secret)) => Some(SigningKeys {
+            id,
+            secret: Secret::new(secret),
+            session: search.variable("AWS_SESSION_TOKEN").map(Secret::from),
+            lifetime: None,
+            origin: "the keys in AWS_ACCESS_KEY_ID".to_owned(),
+        }),
+        (Some(_), None) => {
+            search.missed("AWS_SECRET_ACCESS_KEY is not set, though AWS_ACCESS_KEY_ID is");
+            None
+        }
+        _ => {
+            search.missed("AWS_ACCESS_KEY_ID is not set");
+            None
         }
     }
 }
 
-/// Keys that sign requests.
-#[derive(Debug, Clone)]
-pub(super) struct AwsKeys {
-    pub(super) id: String,
-    pub(super) secret: Secret,
-    /// Session token of temporary keys.
-    pub(super) session: Option<Secret>,
+/// The profiles in the shared files.
+#[derive(Debug, Default)]
+struct Profiles {
+    by_name: BTreeMap<String, BTreeMap<String, String>>,
+    files: Vec<PathBuf>,
 }
 
-/// Returns the keys, if there are any. The error says which file is unusable, and why.
-pub(super) async fn find(env: &AwsEnvironment) -> Result<Option<AwsKeys>, String> {
-    if let (Some(id), Some(secret)) = (&env.access_key_id, &env.secret_access_key) {
-        return Ok(Some(AwsKeys { id: id.clone(), secret: secret.clone(), session: env.session_token.clone() }));
+impl Profiles {
+    async fn read(search: &Search<'_>) -> Result<Profiles> {
+        let in_home = |name: &str| Some(search.environment.home.as_ref()?.join(".aws").join(name));
+        let credentials = search.path("AWS_SHARED_CREDENTIALS_FILE").or_else(|| in_home("credentials"));
+        let config = search.path("AWS_CONFIG_FILE").or_else(|| in_home("config"));
+        let mut profiles = Profiles::default();
+        // The file of credentials goes before the other.
+        for (file, is_config) in [(credentials, false), (config, true)] {
+            let Some(file) = file else { continue };
+            if let Some(text) = search.read_file_if_any(&file).await? {
+                profiles.add(text.expose(), is_config);
+            }
+            profiles.files.push(file);
+        }
+        Ok(profiles)
     }
-    let Some(file) = &env.credentials_file else { return Ok(None) };
-    let Some(text) = read(file).await? else { return Ok(None) };
-    let profile = env.profile.as_deref().unwrap_or("default");
-    Ok(parse_profile(&text, profile))
+
+    /// Adds the profiles of a file. Values that are known already stay.
+    fn add(&mut self, text: &str, is_config: bool) {
+        let mut section: Option<&mut BTreeMap<String, String>> = None;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with(['#', ';']) {
+                continue;
+            }
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
+                let name = name.trim();
+                let name = match name.strip_prefix("profile").filter(|_| is_config) {
+                    Some(rest) if rest.starts_with(char::is_whitespace) => Some(rest.trim()),
+                    _ if is_config && name != "default" => None,
+                    _ => Some(name),
+                };
+                section = name.map(|name| self.by_name.entry(name.to_owned()).or_default());
+                continue;
+            }
+            let (Some(section), Some((key, value))) = (section.as_mut(), line.split_once('=')) else { continue };
+            section.entry(key.trim().to_ascii_lowercase()).or_insert_with(|| value.trim().to_owned());
+        }
+    }
+
+    fn shown_files(&self) -> String {
+        let files: Vec<String> = self.files.iter().map(|file| file.display().to_string()).collect();
+        files.join(" and ")
+    }
 }
 
-async fn read(file: &Path) -> Result<Option<String>, String> {
-    match tokio::fs::read(file).await {
-        Ok(bytes) if bytes.len() > LARGEST_FILE => {
-            Err(format!("{} is too large for an AWS credentials file", file.display()))
+/// Returns the keys of a profile. `name` is `None` if nobody named one.
+fn from_profile<'a>(
+    search: &'a mut Search<'_>,
+    profiles: &'a Profiles,
+    name: Option<&'a str>,
+    region: &'a str,
+    depth: usize,
+) -> BoxFuture<'a, Result<Option<SigningKeys>>> {
+    Box::pin(async move {
+        let shown = sanitize_within(name.unwrap_or("default"), 100).into_owned();
+        let Some(profile) = profiles.by_name.get(name.unwrap_or("default")) else {
+            let detail = format!("there is no profile {shown} in {}", profiles.shown_files());
+            if name.is_some() {
+                return Err(search.invalid(format!("{detail}, though AWS_PROFILE or another profile names it")));
+            }
+            search.missed(detail);
+            return Ok(None);
+        };
+        let get = |key: &str| profile.get(key).filter(|value| !value.is_empty()).cloned();
+        if let Some(role) = get("role_arn") {
+            if let Some(file) = get("web_identity_token_file") {
+                let session = get("role_session_name");
+                let origin = format!("`web_identity_token_file` of the profile {shown}");
+                let token = search.read_file(&PathBuf::from(file), &origin).await?;
+                let keys = roles::assume_with_token(search, &role, session, &token, region).await?;
+                return Ok(Some(keys));
+            }
+            if depth >= MAX_PROFILES {
+                return Err(search.invalid(format!("the profile {shown} refers to too many other profiles")));
+            }
+            let source = match (get("source_profile"), get("credential_source").as_deref()) {
+                // A profile may name itself: its own keys assume its role.
+                (Some(source), _) if source == shown => static_keys(profile, &shown),
+                (Some(source), _) => from_profile(search, profiles, Some(&source), region, depth + 1).await?,
+                (None, Some("Environment")) => from_environment(search),
+                (None, Some("EcsContainer")) => roles::from_container(search).await?,
+                (None, Some("Ec2InstanceMetadata")) => roles::from_instance(search).await?,
+                _ => {
+                    let detail = "has a `role_arn`, but neither `source_profile`, `credential_source` nor \
+                                  `web_identity_token_file`";
+                    return Err(search.invalid(format!("the profile {shown} {detail}")));
+                }
+            };
+            let Some(source) = source else {
+                return Err(search.invalid(format!("the keys that assume the role of the profile {shown} are missing")));
+            };
+            let external = get("external_id");
+            let keys = roles::assume(search, &source, &role, get("role_session_name"), external, region).await?;
+            return Ok(Some(keys));
         }
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{} cannot be read: {error}", file.display())),
-    }
+        if let Some(keys) = static_keys(profile, &shown) {
+            return Ok(Some(keys));
+        }
+        let unsupported =
+            ["credential_process", "sso_session", "sso_start_url"].into_iter().find(|key| get(key).is_some());
+        match unsupported {
+            Some(key) if name.is_some() => {
+                let detail = format!("the profile {shown} uses `{key}`, which imgsync does not support");
+                Err(search.invalid(detail).with_hint(format!(
+                    "export its keys before the run: eval \"$(aws configure export-credentials --profile {shown} --format env)\""
+                )))
+            }
+            Some(key) => {
+                search.missed(format!("the profile {shown} uses `{key}`, which imgsync does not support"));
+                Ok(None)
+            }
+            None if name.is_some() => Err(search
+                .invalid(format!("the profile {shown} has neither keys nor a role in {}", profiles.shown_files()))),
+            None => {
+                search.missed(format!("the profile {shown} has no keys"));
+                Ok(None)
+            }
+        }
+    })
 }
 
-/// Returns the keys of a profile.
-fn parse_profile(text: &str, profile: &str) -> Option<AwsKeys> {
-    let (mut is_here, mut id, mut secret, mut session) = (false, None, None, None);
-    for line in text.lines().map(str::trim) {
-        if line.starts_with(['#', ';']) {
-            continue;
-        }
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
-            is_here = name.trim() == profile;
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=').filter(|_| is_here) else { continue };
-        let value = value.trim().to_owned();
-        match key.trim().to_ascii_lowercase().as_str() {
-            "aws_access_key_id" => id = Some(value),
-            "aws_secret_access_key" => secret = Some(Secret::from(value)),
-            "aws_session_token" => session = Some(Secret::from(value)),
-            _ => {}
-        }
-    }
-    Some(AwsKeys { id: id.filter(|id| !id.is_empty())?, secret: secret?, session })
+fn static_keys(profile: &BTreeMap<String, String>, shown: &str) -> Option<SigningKeys> {
+    let get = |key: &str| profile.get(key).filter(|value| !value.is_empty()).cloned();
+    Some(SigningKeys {
+        id: get("aws_access_key_id")?,
+        secret: Secret::new(get("aws_secret_access_key")?),
+        session: get("aws_session_token").map(Secret::from),
+        lifetime: None,
+        origin: format!("the keys of the profile {shown}"),
+    })
 }
 
 #[cfg(test)]
@@ -102,51 +214,29 @@ mod tests {
     const FILE: &str = "# keys\n[default]\naws_access_key_id = AKIA1\naws_secret_access_key=a/b=\n\n[ work ]\n\
                         AWS_ACCESS_KEY_ID=AKIA2\naws_secret_access_key = two\naws_session_token = for a while\n[half]\n\
                         aws_access_key_id = AKIA3\n";
+    const CONFIG: &str = "[default]\nregion = eu-west-1\naws_access_key_id = OTHER\n[profile role]\nrole_arn = arn:x\n\
+                          source_profile = work\n[profile\twide]\naws_access_key_id = AKIA4\n\
+                          aws_secret_access_key = four\n[work]\naws_access_key_id = nobody\n[sso-session a]\nx = y\n";
 
-    fn found(profile: &str) -> Option<(String, String, Option<String>)> {
-        let keys = parse_profile(FILE, profile)?;
-        let session = keys.session.map(|session| session.expose().to_owned());
-        Some((keys.id, keys.secret.expose().to_owned(), session))
+    fn profiles() -> Profiles {
+        let mut profiles = Profiles::default();
+        profiles.add(FILE, false);
+        profiles.add(CONFIG, true);
+        profiles
     }
 
     #[test]
     fn the_profile_that_is_named_is_read_and_no_other() {
+        let profiles = profiles();
+        let found = |name: &str| {
+            let keys = static_keys(profiles.by_name.get(name)?, name)?;
+            Some((keys.id, keys.secret.expose().to_owned(), keys.session.map(|session| session.expose().to_owned())))
+        };
         assert_eq!(found("default"), Some(("AKIA1".to_owned(), "a/b=".to_owned(), None)));
         assert_eq!(found("work"), Some(("AKIA2".to_owned(), "two".to_owned(), Some("for a while".to_owned()))));
-        assert_eq!((found("half"), found("none")), (None, None));
-    }
-
-    #[tokio::test]
-    async fn the_environment_goes_before_the_file_and_a_file_that_is_missing_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("credentials");
-        let mut env = AwsEnvironment { credentials_file: Some(file.clone()), ..AwsEnvironment::default() };
-        assert!(find(&env).await.unwrap().is_none());
-        std::fs::write(&file, FILE).unwrap();
-        assert_eq!(find(&env).await.unwrap().unwrap().id, "AKIA1");
-        env.profile = Some("work".to_owned());
-        assert_eq!(find(&env).await.unwrap().unwrap().id, "AKIA2");
-        (env.access_key_id, env.secret_access_key) = (Some("AKIA0".to_owned()), Some(Secret::new("zero")));
-        let keys = find(&env).await.unwrap().unwrap();
-        assert_eq!((keys.id.as_str(), keys.secret.expose(), keys.session.is_some()), ("AKIA0", "zero", false));
-        env.access_key_id = None;
-        env.credentials_file = Some(folder.path().to_owned());
-        assert!(find(&env).await.unwrap_err().contains("cannot be read"));
-    }
-
-    #[test]
-    fn the_variables_of_amazons_sdks_are_read_and_empty_ones_are_unset() {
-        let variables = [("AWS_ACCESS_KEY_ID", "AKIA0"), ("AWS_SECRET_ACCESS_KEY", "zero"), ("AWS_PROFILE", "")];
-        let mut environment = CredentialEnvironment {
-            home: Some("/home/me".into()),
-            helpers: variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            ..CredentialEnvironment::default()
-        };
-        let read = AwsEnvironment::new(&environment);
-        assert_eq!((read.access_key_id.as_deref(), read.profile), (Some("AKIA0"), None));
-        assert_eq!(read.secret_access_key.unwrap().expose(), "zero");
-        assert_eq!(read.credentials_file, Some("/home/me/.aws/credentials".into()));
-        environment.helpers = [("AWS_SHARED_CREDENTIALS_FILE".into(), "/keys".into())].into_iter().collect();
-        assert_eq!(AwsEnvironment::new(&environment).credentials_file, Some("/keys".into()));
+        assert_eq!(found("wide"), Some(("AKIA4".to_owned(), "four".to_owned(), None)));
+        assert_eq!((found("half"), found("none"), found("role")), (None, None, None));
+        assert_eq!(profiles.by_name["role"]["source_profile"], "work");
+        assert!(!profiles.by_name.contains_key("sso-session a"));
     }
 }

@@ -1,0 +1,331 @@
+//! Keys of roles: by a web identity, by other keys, from the service of the container, from the instance's metadata.
+
+use std::time::Duration;
+
+use ::http::{Method, StatusCode};
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::sanitize::sanitize_within;
+use imgsync_oci::secret::Secret;
+use jiff::Timestamp;
+use serde::Deserialize;
+use url::Url;
+
+use super::api::{self, ApiCall};
+use crate::providers::identity::{IdentityRequest, IdentityResponse, Search, SigningKeys, form};
+use crate::ssrf;
+
+/// Address of the service of containers for a relative address (Amazon ECS developer guide, "Task IAM role").
+const CONTAINER_SERVICE: &str = "http://169.254.170.2";
+/// Addresses of the instance metadata service (Amazon EC2 user guide, "Instance metadata").
+const INSTANCE_SERVICE: &str = "http://169.254.169.254/";
+const INSTANCE_SERVICE_IPV6: &str = "http://[fd00:ec2::254]/";
+/// Requested life of a session token of the instance metadata service in seconds. It is used for two requests.
+const INSTANCE_TOKEN_SECONDS: &str = "300";
+/// Name of the sessions of roles where nobody chose another.
+const SESSION: &str = "imgsync";
+
+/// Assumes the role of the environment with the token in a file that the cluster renews (EKS user guide, "IAM roles for
+/// service accounts").
+pub(super) async fn from_web_identity(search: &mut Search<'_>, region: &str) -> Result<Option<SigningKeys>> {
+    let (file, role) = (search.path("AWS_WEB_IDENTITY_TOKEN_FILE"), search.variable("AWS_ROLE_ARN"));
+    match (file, role) {
+        (Some(file), Some(role)) => {
+            let token = search.read_file(&file, "AWS_WEB_IDENTITY_TOKEN_FILE").await?;
+            let session = search.variable("AWS_ROLE_SESSION_NAME");
+            assume_with_token(search, &role, session, &token, region).await.map(Some)
+        }
+        (Some(_), None) => Err(search.invalid("AWS_WEB_IDENTITY_TOKEN_FILE is set, but AWS_ROLE_ARN is not")),
+        (None, _) => {
+            search.missed("AWS_WEB_IDENTITY_TOKEN_FILE is not set (IRSA)");
+            Ok(None)
+        }
+    }
+}
+
+/// Assumes a role with a web identity.
+pub(super) async fn assume_with_token(
+    search: &Search<'_>,
+    role: &str,
+    session: Option<String>,
+    token: &Secret,
+    region: &str,
+) -> Result<SigningKeys> {
+    let url = sts(search, region)?;
+    let fields = [
+        ("Action", "AssumeRoleWithWebIdentity"),
+        ("Version", "2011-06-15"),
+        ("RoleArn", role),
+        ("RoleSessionName", session.as_deref().unwrap_or(SESSION)),
+        ("WebIdentityToken", token.expose().trim()),
+    ];
+    let answer = search.post_form(url, &fields).await?;
+    let action = "sts:AssumeRoleWithWebIdentity";
+    let hint = format!("check the trust policy of {role}: it must name this service account and the cluster's issuer");
+    read_sts(search, &answer, role, action, &hint)
+}
+
+/// Assumes a role with other keys.
+pub(super) async fn assume(
+    search: &Search<'_>,
+    keys: &SigningKeys,
+    role: &str,
+    session: Option<String>,
+    external_id: Option<String>,
+    region: &str,
+) -> Result<SigningKeys> {
+    let url = sts(search, region)?;
+    let mut fields = vec![
+        ("Action", "AssumeRole"),
+        ("Version", "2011-06-15"),
+        ("RoleArn", role),
+        ("RoleSessionName", session.as_deref().unwrap_or(SESSION)),
+    ];
+    fields.extend(external_id.as_deref().map(|id| ("ExternalId", id)));
+    let body = form(&fields);
+    let call = ApiCall { url: &url, region, service: "sts", content_type: api::FORM, target: None, body: &body };
+    let headers = call.headers(keys, &search.operation)?;
+    let answer =
+        search.ask_service(IdentityRequest::new(Method::POST, url.clone()).headers(headers).body(body)).await?;
+    let hint = format!("allow `sts:AssumeRole` on {role} for {}, and name them in its trust policy", keys.origin);
+    read_sts(search, &answer, role, "sts:AssumeRole", &hint)
+}
+
+/// Returns the address of the token service: from the variables of Amazon's SDKs, else that of the region.
+fn sts(search: &Search<'_>, region: &str) -> Result<Url> {
+    for name in ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"] {
+        if let Some(url) = search.url(name)? {
+            return Ok(url);
+        }
+    }
+    let region =
+        search.variable("AWS_REGION").or_else(|| search.variable("AWS_DEFAULT_REGION")).unwrap_or(region.to_owned());
+    let is_plain = !region.is_empty() && region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    Url::parse(&format!("https://sts.{region}.{domain}/"))
+        .ok()
+        .filter(|_| is_plain)
+        .ok_or_else(|| search.invalid("AWS_REGION is not the name of a region"))
+}
+
+fn read_sts(
+    search: &Search<'_>,
+    answer: &IdentityResponse,
+    role: &str,
+    action: &str,
+    hint: &str,
+) -> Result<SigningKeys> {
+    let text = String::from_utf8_lossy(&answer.body);
+    if answer.status != StatusCode::OK {
+        let (code, message) = (element(&text, "Code"), element(&text, "Message"));
+        let error = answer.error(code.as_deref(), message.as_deref(), &search.operation);
+        let is_denied = error.kind() == ErrorKind::Denied;
+        let error = if is_denied { error.with_hint(hint) } else { error };
+        return Err(match code.as_deref() {
+            Some("AccessDenied") | None => error,
+            Some(code) => api::classify(error, code, action, ""),
+        });
+    }
+    let (id, secret) = (element(&text, "AccessKeyId"), element(&text, "SecretAccessKey"));
+    let (Some(id), Some(secret), Some(session)) = (id, secret, element(&text, "SessionToken")) else {
+        let detail = format!("{} answered with something else than keys: {}", answer.origin, answer.describe());
+        return Err(Error::new(ErrorKind::InvalidResponse, &search.operation, detail));
+    };
+    let expiration = element(&text, "Expiration");
+    Ok(SigningKeys {
+        id,
+        secret: Secret::new(secret),
+        session: Some(Secret::new(session)),
+        lifetime: lifetime(search, expiration.as_deref())?,
+        origin: format!("the role {role}"),
+    })
+}
+
+/// Returns the text of the first XML element with a name. Answers of STS have no attributes there.
+fn element(text: &str, name: &str) -> Option<String> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    let (inner, _) = rest.split_once(&format!("</{name}>"))?;
+    let inner = inner.trim();
+    let plain = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
+    (!inner.is_empty()).then(|| plain.iter().fold(inner.to_owned(), |text, (from, to)| text.replace(from, to)))
+}
+
+/// Returns how long keys are valid from now on.
+fn lifetime(search: &Search<'_>, expiration: Option<&str>) -> Result<Option<Duration>> {
+    let Some(text) = expiration else { return Ok(None) };
+    let wrong = |why: &str| Error::new(ErrorKind::InvalidResponse, &search.operation, why);
+    let end: Timestamp = text.parse().map_err(|_| wrong("the keys have an end that is not a date"))?;
+    let left = end.duration_since(Timestamp::now());
+    Duration::try_from(left)
+        .map(Some)
+        .map_err(|_| wrong("the keys that were issued have ended already").with_hint("check this machine's clock"))
+}
+
+/// Keys as the services of containers and instances issue them.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct IssuedKeys {
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+    #[serde(default)]
+    access_key_id: String,
+    #[serde(default)]
+    secret_access_key: Option<Secret>,
+    #[serde(default)]
+    token: Option<Secret>,
+    #[serde(default)]
+    expiration: Option<String>,
+}
+
+/// The error that the service of a container writes.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ContainerError {
+    #[serde(alias = "Code")]
+    code: Option<String>,
+    #[serde(alias = "Message")]
+    message: Option<String>,
+}
+
+fn read_keys(search: &Search<'_>, answer: &IdentityResponse, origin: String) -> Result<SigningKeys> {
+    let keys: IssuedKeys = answer.json("keys", &search.operation)?;
+    if keys.code.as_deref().is_some_and(|code| code != "Success") {
+        return Err(answer
+            .error(keys.code.as_deref(), keys.message.as_deref(), &search.operation)
+            .with_kind(ErrorKind::Denied));
+    }
+    let secret = keys.secret_access_key.filter(|secret| !secret.expose().is_empty() && !keys.access_key_id.is_empty());
+    let Some(secret) = secret else {
+        let detail = format!("{} answered without keys: {}", answer.origin, answer.describe());
+        return Err(Error::new(ErrorKind::InvalidResponse, &search.operation, detail));
+    };
+    Ok(SigningKeys {
+        id: keys.access_key_id,
+        secret,
+        session: keys.token,
+        lifetime: lifetime(search, keys.expiration.as_deref())?,
+        origin,
+    })
+}
+
+/// Requests keys from the service of the container.
+pub(super) async fn from_container(search: &mut Search<'_>) -> Result<Option<SigningKeys>> {
+    let relative = search.variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
+    let (url, named_by) = match relative {
+        Some(path) => {
+            let url = Url::parse(CONTAINER_SERVICE).and_then(|base| base.join(&path));
+            // `//host` would leave the service.
+            let url = url.ok().filter(|url| path.starts_with('/') && url.as_str().starts_with(CONTAINER_SERVICE));
+            let wrong = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is not a path";
+            (Some(url.ok_or_else(|| search.invalid(wrong))?), "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+        }
+        None => (search.url("AWS_CONTAINER_CREDENTIALS_FULL_URI")?, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    };
+    let Some(url) = url else {
+        search.missed("AWS_CONTAINER_CREDENTIALS_FULL_URI is not set (EKS pod identity, ECS)");
+        return Ok(None);
+    };
+    let mut request = IdentityRequest::new(Method::GET, url);
+    if let Some(file) = search.path("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
+        let token = search.read_file(&file, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").await?;
+        request = request.header("authorization", token.expose().trim())?;
+    } else if let Some(token) = search.variable("AWS_CONTAINER_AUTHORIZATION_TOKEN") {
+        request = request.header("authorization", Secret::new(token).expose())?;
+    }
+    let answer = search.ask_container_service(request, named_by).await?;
+    if answer.status != StatusCode::OK {
+        let said: ContainerError = serde_json::from_slice(&answer.body).unwrap_or_default();
+        return Err(answer.error(said.code.as_deref(), said.message.as_deref(), &search.operation));
+    }
+    read_keys(search, &answer, "the role of the container".to_owned()).map(Some)
+}
+
+/// Requests keys of the instance's role: a session token first (IMDSv2).
+pub(super) async fn from_instance(search: &mut Search<'_>) -> Result<Option<SigningKeys>> {
+    if search.variable("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        search.missed("AWS_EC2_METADATA_DISABLED is true");
+        return Ok(None);
+    }
+    let named = search.url("AWS_EC2_METADATA_SERVICE_ENDPOINT")?;
+    if named.is_none() && !search.is_machine_of("sys_vendor", &["Amazon"]).await {
+        search.missed("this is no machine of EC2");
+        return Ok(None);
+    }
+    let is_ipv6 =
+        search.variable("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE").is_some_and(|mode| mode.eq_ignore_ascii_case("ipv6"));
+    let known = if is_ipv6 { INSTANCE_SERVICE_IPV6 } else { INSTANCE_SERVICE };
+    let mut base = match named {
+        Some(url) => url,
+        None => Url::parse(known).map_err(|error| search.invalid(error.to_string()))?,
+    };
+    if !base.path().ends_with('/') {
+        base.set_path(&format!("{}/", base.path()));
+    }
+    let origin = ssrf::origin(&base);
+    let request = IdentityRequest::new(Method::PUT, join(search, &base, "latest/api/token")?)
+        .header("x-aws-ec2-metadata-token-ttl-seconds", INSTANCE_TOKEN_SECONDS)?;
+    let answer = match search.ask_metadata(request).await {
+        Ok(answer) => answer,
+        Err(why) => {
+            // In a container, the answer may be dropped on the way.
+            let detail = format!(
+                "the instance metadata service at {origin} did not answer: {why} (in a container, its hop limit must be 2)"
+            );
+            search.missed(detail);
+            return Ok(None);
+        }
+    };
+    if answer.status != StatusCode::OK {
+        search.missed(format!("the instance metadata service at {origin} gave no session: {}", answer.describe()));
+        return Ok(None);
+    }
+    let session = Secret::new(String::from_utf8_lossy(&answer.body).trim());
+    let roles = ask_instance(search, &base, &session, "latest/meta-data/iam/security-credentials/").await?;
+    if roles.status == StatusCode::NOT_FOUND {
+        search.missed("the instance has no role");
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&roles.body);
+    let role = text.lines().next().unwrap_or_default().trim();
+    let is_name = |role: &str| {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-".contains(&byte);
+        !role.is_empty() && role.len() <= 128 && role.bytes().all(is_plain)
+    };
+    if roles.status != StatusCode::OK || !is_name(role) {
+        let detail = format!("the instance metadata service at {origin} named no role: {}", roles.describe());
+        return Err(Error::new(ErrorKind::InvalidResponse, &search.operation, detail));
+    }
+    let path = format!("latest/meta-data/iam/security-credentials/{role}");
+    let answer = ask_instance(search, &base, &session, &path).await?;
+    if answer.status != StatusCode::OK {
+        return Err(answer.error(None, None, &search.operation));
+    }
+    read_keys(search, &answer, format!("the instance's role {}", sanitize_within(role, 128))).map(Some)
+}
+
+fn join(search: &Search<'_>, base: &Url, path: &str) -> Result<Url> {
+    base.join(path).map_err(|error| search.invalid(error.to_string()))
+}
+
+/// Asks the instance metadata service within a session.
+async fn ask_instance(search: &Search<'_>, base: &Url, session: &Secret, path: &str) -> Result<IdentityResponse> {
+    let request = IdentityRequest::new(Method::GET, join(search, base, path)?)
+        .header("x-aws-ec2-metadata-token", session.expose())?;
+    search.ask_metadata(request).await.map_err(|why| {
+        search.invalid(format!("the instance metadata service at {} did not answer: {why}", ssrf::origin(base)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_is_found_and_unescaped_and_what_is_not_there_is_none() {
+        let text = "<R><Error><Code>AccessDenied</Code><Message>Not &quot;a&amp;lt;b&quot; </Message></Error></R>";
+        assert_eq!(element(text, "Code").as_deref(), Some("AccessDenied"));
+        assert_eq!(element(text, "Message").as_deref(), Some("Not \"a&lt;b\""));
+        assert_eq!((element(text, "Token"), element("<A><B>", "B"), element("<A></A>", "A")), (None, None, None));
+    }
+}

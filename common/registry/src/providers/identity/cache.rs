@@ -1,0 +1,258 @@
+//! Credentials that were issued, renewed before they end, and identities that were not found.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::generational::GenerationalCache;
+use imgsync_oci::retry;
+
+use super::http::IdentityHttp;
+use super::{CredentialSource, MachineLogin, Provider, Search, SigningKeys, provider_by_name};
+use crate::credentials::{Credential, CredentialEnvironment};
+use crate::{Registry, RegistrySettings};
+use imgsync_oci::RegistryName;
+
+/// Registries whose logins are cached.
+const MAX_REGISTRIES: usize = 1000;
+/// A failed search is not repeated for this long: it may take seconds, and each request would start one.
+const FAILURE_CACHE_TTL: Duration = Duration::from_secs(60);
+/// Time limit of a login as a whole; a login is some requests to services close by.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(45);
+/// A credential is renewed this long before it ends, or after three quarters of a shorter life.
+const RENEWAL_MARGIN: Duration = Duration::from_secs(5 * 60);
+/// Longest life that is believed: that of the longest known, twelve hours.
+const MAX_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+/// While a valid credential cannot be renewed, renewal is tried again after this time.
+const RENEWAL_RETRY: Duration = Duration::from_secs(30);
+/// A refused credential that was issued less than this ago is not requested again.
+const MIN_LOGIN_AGE: Duration = Duration::from_secs(1);
+
+/// The identities of this machine, and the credentials that it was issued with them.
+#[derive(Debug)]
+pub(crate) struct MachineIdentities {
+    http: IdentityHttp,
+    keys: tokio::sync::Mutex<Option<CachedKeys>>,
+    logins: Mutex<GenerationalCache<RegistryName, Slot>>,
+}
+
+/// Login at one registry. The lock is held during a login.
+type Slot = Arc<tokio::sync::Mutex<Option<CachedLogin>>>;
+
+#[derive(Debug)]
+enum CachedLogin {
+    LoggedIn { credential: Credential, at: Instant, renew_at: Instant, ends_at: Instant, holder: Option<String> },
+    Failed { kind: ErrorKind, message: String, hint: Option<String>, at: Instant },
+}
+
+/// Signing keys, and until when they are used.
+#[derive(Debug)]
+pub(super) struct CachedKeys {
+    pub(super) keys: SigningKeys,
+    renew_at: Option<Instant>,
+}
+
+impl CachedKeys {
+    pub(super) fn new(keys: SigningKeys) -> CachedKeys {
+        let renew_at = keys.lifetime.map(|lifetime| Instant::now() + until_renewal(lifetime));
+        CachedKeys { keys, renew_at }
+    }
+
+    pub(super) fn is_fresh(&self) -> bool {
+        // Keys without an end are in the environment or in a file, and are read anew.
+        self.renew_at.is_some_and(|at| Instant::now() < at)
+    }
+}
+
+/// Returns after which time a credential with this life is renewed.
+fn until_renewal(lifetime: Duration) -> Duration {
+    let lifetime = lifetime.min(MAX_LIFETIME);
+    lifetime - RENEWAL_MARGIN.min(lifetime / 4)
+}
+
+impl Default for MachineIdentities {
+    fn default() -> MachineIdentities {
+        MachineIdentities {
+            http: IdentityHttp::default(),
+            keys: tokio::sync::Mutex::default(),
+            logins: Mutex::new(GenerationalCache::new(MAX_REGISTRIES)),
+        }
+    }
+}
+
+impl RegistrySettings {
+    /// Returns the provider whose identity a registry's requests use, and whether the user named it. `auto` applies to
+    /// the providers' own hosts only.
+    pub(crate) fn identity_provider(&self, name: &RegistryName) -> Option<(&'static Provider, bool)> {
+        match self.credential_source {
+            CredentialSource::Machine(provider) => Some((provider, true)),
+            CredentialSource::Anonymous => None,
+            CredentialSource::Auto if self.endpoint.is_some() || self.public_only => None,
+            CredentialSource::Auto => provider_by_name(name).map(|provider| (provider, false)),
+        }
+    }
+}
+
+impl MachineIdentities {
+    /// Begins a search for an identity that is used at a registry.
+    pub(in crate::providers) fn search<'a>(
+        &'a self,
+        registry: &'a Registry,
+        environment: &'a CredentialEnvironment,
+        is_explicit: bool,
+        operation: &str,
+    ) -> Search<'a> {
+        Search {
+            registry,
+            environment,
+            is_explicit,
+            operation: operation.to_owned(),
+            http: &self.http,
+            keys: &self.keys,
+            missed: Vec::new(),
+        }
+    }
+
+    /// Returns the credential that the machine was issued for a registry. `None` if the user did not name the cloud, and
+    /// there is no identity or it is refused.
+    pub(crate) async fn log_in(
+        &self,
+        registry: &Registry,
+        environment: &CredentialEnvironment,
+        (provider, is_explicit): (&'static Provider, bool),
+    ) -> Result<Option<Credential>> {
+        let slot = self.slot(&registry.name);
+        let mut known = slot.lock().await;
+        let now = Instant::now();
+        let valid = match &*known {
+            Some(CachedLogin::LoggedIn { credential, renew_at, .. }) if now < *renew_at => {
+                return Ok(Some(credential.clone()));
+            }
+            Some(CachedLogin::LoggedIn { credential, ends_at, .. }) => (now < *ends_at).then(|| credential.clone()),
+            Some(CachedLogin::Failed { kind, message, hint, at }) if at.elapsed() < FAILURE_CACHE_TTL => {
+                if !is_explicit {
+                    return Ok(None);
+                }
+                let error = Error::new(*kind, operation(registry, provider), message).with_registry(&registry.name);
+                return Err(hint.iter().fold(error, Error::with_hint));
+            }
+            _ => None,
+        };
+        match self.request(registry, environment, (provider, is_explicit)).await {
+            Ok(login) => {
+                let (at, lifetime) = (Instant::now(), login.lifetime.min(MAX_LIFETIME));
+                *known = Some(CachedLogin::LoggedIn {
+                    credential: login.credential.clone(),
+                    at,
+                    renew_at: at + until_renewal(lifetime),
+                    ends_at: at + lifetime,
+                    holder: login.holder,
+                });
+                Ok(Some(login.credential))
+            }
+            Err(error) => {
+                if let (Some(credential), Some(CachedLogin::LoggedIn { renew_at, .. })) = (valid, known.as_mut()) {
+                    tracing::warn!("{error}; the credential that is in use is valid for some minutes more");
+                    *renew_at = Instant::now() + RENEWAL_RETRY;
+                    return Ok(Some(credential));
+                }
+                if retry::is_transient(&error) {
+                    return Err(error);
+                }
+                let hint = error.hint().map(str::to_owned);
+                let failed = CachedLogin::Failed {
+                    kind: error.kind(),
+                    message: error.message().to_owned(),
+                    hint,
+                    at: Instant::now(),
+                };
+                *known = Some(failed);
+                if is_explicit {
+                    return Err(error);
+                }
+                tracing::debug!("{error}; continuing without credentials");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        registry: &Registry,
+        environment: &CredentialEnvironment,
+        (provider, is_explicit): (&'static Provider, bool),
+    ) -> Result<MachineLogin> {
+        let operation = operation(registry, provider);
+        let Some(identity) = provider.identity else {
+            return Err(Error::new(ErrorKind::Invalid, operation, "this provider issues no identities"));
+        };
+        let mut search = self.search(registry, environment, is_explicit, &operation);
+        let login = tokio::time::timeout(LOGIN_TIMEOUT, identity.log_in(&mut search)).await;
+        let error = match login {
+            Ok(Ok(Some(login))) => return Ok(login),
+            Ok(Ok(None)) => Search::nothing_found(&search.missed, identity.key(), identity.setup_hint(), &operation),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let limit = retry::format_duration(LOGIN_TIMEOUT);
+                Error::new(ErrorKind::TimedOut, operation, format!("the login took longer than {limit}"))
+            }
+        };
+        let error = match (error.kind(), error.hint()) {
+            (ErrorKind::Denied, None) => error.with_hint(identity.setup_hint()),
+            _ => error,
+        };
+        Err(error.with_registry(&registry.name))
+    }
+
+    /// Drops a credential that was issued before an instant, so that another is requested. Returns whether there was
+    /// one, also if another request has dropped or replaced it already.
+    pub(crate) async fn forget(&self, registry: &RegistryName, before: Instant) -> bool {
+        let slot = self.logins.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned();
+        let Some(slot) = slot else { return false };
+        let mut known = slot.lock().await;
+        match &*known {
+            Some(CachedLogin::LoggedIn { at, .. }) => {
+                if *at < before && at.elapsed() >= MIN_LOGIN_AGE {
+                    *known = None;
+                }
+                true
+            }
+            None => true,
+            Some(CachedLogin::Failed { .. }) => false,
+        }
+    }
+
+    /// Describes the identity that is used at a registry, or why there is none, for hints.
+    pub(crate) fn describe(&self, registry: &RegistryName) -> Option<String> {
+        let slot = self.logins.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()?;
+        let known = slot.try_lock().ok()?;
+        match known.as_ref()? {
+            CachedLogin::LoggedIn { holder, .. } => holder.clone(),
+            CachedLogin::Failed { message, .. } => Some(message.clone()),
+        }
+    }
+
+    fn slot(&self, registry: &RegistryName) -> Slot {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.get_or_insert_with(registry, Slot::default).clone()
+    }
+}
+
+fn operation(registry: &Registry, provider: &Provider) -> String {
+    let key = provider.identity.map(|identity| identity.key()).unwrap_or_default();
+    format!("logging in at {} with the machine's identity (`{key}`)", registry.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_is_renewed_before_it_ends_however_short_its_life_is() {
+        let seconds = |lifetime| until_renewal(Duration::from_secs(lifetime)).as_secs();
+        assert_eq!(seconds(12 * 3600), 12 * 3600 - 300);
+        assert_eq!(seconds(3600), 3300);
+        assert_eq!((seconds(60), seconds(4), seconds(0)), (45, 3, 0));
+        assert_eq!(seconds(u64::MAX / 2), 12 * 3600 - 300);
+    }
+}
