@@ -457,6 +457,29 @@ async fn without_a_word_the_stored_login_is_used_and_else_the_identity() {
 }
 
 #[tokio::test]
+async fn an_identity_that_nobody_asked_for_does_not_keep_from_pulling_what_is_public() {
+    let builder = || {
+        let host = "europe-docker.pkg.dev";
+        let bearer = Bearer::user("oauth2accesstoken", "another").field(TokenField::Both).service(host);
+        let bearer = bearer.anonymous_pull(true);
+        FaultRegistry::builder().bearer(bearer).google().quirks(Quirks {
+            host: Some(host),
+            token_path: Some("/v2/token"),
+            realm: Some("https://europe-docker.pkg.dev/v2/token"),
+            ..Quirks::default()
+        })
+    };
+    for (settings, code) in [("", 0), ("credentials: gcp", 1)] {
+        let cloud = Cloud::start(RegistryProfile { settings, builder, ..google() }).await;
+        cloud.registry.registry.push(cloud.registry.profile.repository, "1", &cloud.image);
+        let program = cloud.program.again().env("GCE_METADATA_HOST", cloud.services.host());
+        let to = format!("{}/b:1", cloud.source.host());
+        program.args(["sync", &cloud.registry.reference("1"), &to]).run().await.assert_code(code);
+        assert!(!cloud.services.paths().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn none_sends_neither_a_stored_login_nor_the_identity() {
     let cloud = Cloud::start(RegistryProfile { settings: "credentials: none", ..google() }).await;
     let host = cloud.registry.profile.registry;

@@ -2,7 +2,7 @@
 
 use super::super::credentials::Credential;
 use super::super::providers::CredentialSource;
-use super::super::{Client, Registry, failure};
+use super::super::{Client, Registry, Repository, failure};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
 /// Returns the credentials for a registry, in this order: from its settings; those that the cloud issues to this machine,
@@ -34,6 +34,15 @@ pub(crate) async fn find_credential(
     match (stored, provider) {
         (None, Some(provider)) => identities.log_in(registry, environment, provider).await,
         (stored, _) => Ok(stored),
+    }
+}
+
+impl Repository {
+    /// Whether images may be read without the credential in use: nobody asked for it, and the machine happens to have it.
+    /// A machine may be allowed less than everybody.
+    pub(super) fn may_be_anonymous(&self) -> bool {
+        let (settings, name) = (&self.registry.settings, &self.registry.name);
+        settings.credential_source == CredentialSource::Auto && self.client.0.identities.has_login(name)
     }
 }
 

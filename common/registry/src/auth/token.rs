@@ -12,7 +12,7 @@ use super::super::request_body::RequestBody;
 use super::super::request_class::RequestClass;
 use super::super::transport::Response;
 use super::super::{Repository, ssrf};
-use super::{Authorization, CachedToken, TokenScope, basic_header};
+use super::{Access, Authorization, CachedToken, TokenScope, basic_header};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret::Secret;
 
@@ -47,11 +47,21 @@ impl Repository {
                 let before = Instant::now().checked_sub(MIN_CREDENTIAL_AGE).unwrap_or_else(Instant::now);
                 let is_theirs = self.refresh_credential(scope.credential_index, before).await;
                 let fresh = if is_theirs { self.find_credential(scope.credential_index).await? } else { None };
-                if fresh.is_none() || fresh == credential {
+                let is_same = fresh.is_none() || fresh == credential;
+                if !is_same {
+                    credential = fresh;
+                    ask(&credential).await?
+                } else if scope.access == Access::Pull && self.may_be_anonymous() {
+                    match ask(&None).await {
+                        Ok(response) => {
+                            credential = None;
+                            response
+                        }
+                        Err(_) => return Err(error),
+                    }
+                } else {
                     return Err(error);
                 }
-                credential = fresh;
-                ask(&credential).await?
             }
             answer => answer?,
         };

@@ -222,6 +222,12 @@ impl MachineIdentities {
         }
     }
 
+    /// Whether the machine was issued a credential for a registry.
+    pub(crate) fn has_login(&self, registry: &RegistryName) -> bool {
+        let slot = self.logins.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned();
+        slot.is_some_and(|slot| matches!(slot.try_lock().as_deref(), Ok(Some(CachedLogin::LoggedIn { .. }))))
+    }
+
     /// Describes the identity that is used at a registry, or why there is none, for hints.
     pub(crate) fn describe(&self, registry: &RegistryName) -> Option<String> {
         let slot = self.logins.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()?;
