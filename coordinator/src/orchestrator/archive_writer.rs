@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_util::StreamExt as _;
-use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, WriteFailure};
+use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, WriteFailure, begins_as_image_archive};
 use imgsync_layout::{ArchiveRef, ImageName, Layout};
 use imgsync_model::batch::{BatchId, Endpoint, Failure, TaskResult, TaskState};
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -255,11 +255,12 @@ impl ArchiveWriter<'_> {
         let Err(error) = Layout::open_archive_file(&former).await else { return Ok(()) };
         match error.kind() {
             ErrorKind::NotFound => Ok(()),
-            ErrorKind::Corrupt => {
+            // Other files can look damaged, too.
+            ErrorKind::Corrupt if begins_as_image_archive(file).unwrap_or(false) => {
                 self.warn(format!("{} is damaged, and is replaced: {}", file.display(), error.message()));
                 Ok(())
             }
-            ErrorKind::Invalid | ErrorKind::InvalidResponse | ErrorKind::Unsupported => {
+            ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::InvalidResponse | ErrorKind::Unsupported => {
                 let detail = format!("what is there is not replaced: {}", error.message());
                 Err(Error::new(ErrorKind::Invalid, operation, detail)
                     .with_hint("remove it, or name another file: a run replaces only archives"))

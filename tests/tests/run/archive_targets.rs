@@ -297,7 +297,10 @@ async fn what_is_no_archive_is_not_replaced_and_a_damaged_one_is_with_a_warning(
     };
     for (content, reason) in [
         (b"the notes of somebody else, which are not an archive of images".repeat(20), "not an archive"),
+        (b"a few notes".to_vec(), "is not replaced"),
         (foreign_tar(), "it is a tar, but not an image archive"),
+        (foreign_tar()[..514].to_vec(), "is not replaced"),
+        (b"\x1f\x8b what begins like gzip and is something else".to_vec(), "is not replaced"),
     ] {
         std::fs::write(archive, &content).unwrap();
         let output = run(&mirror.program, &[]).await.assert_code(1);
