@@ -17,6 +17,8 @@ use imgsync_oci::error::Result;
 
 /// Interval between increments.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum time between increments after frequent changes, so that the remembered replies cover a minute at least.
+const MIN_COUNT_INTERVAL: Duration = Duration::from_millis(100);
 /// TTL of a counter after the last increment.
 const COUNTER_TTL: Duration = Duration::from_secs(3600);
 /// Number of replies that are remembered, to tell how much was lost.
@@ -125,7 +127,8 @@ async fn watch(store: Weak<Inner>, is_due: Arc<Notify>) {
         store.count_write().await;
         drop(store);
         // Several changes share an increment. An error means that the interval is over.
-        let _ = tokio::time::timeout(COUNT_INTERVAL, is_due.notified()).await;
+        tokio::time::sleep(MIN_COUNT_INTERVAL).await;
+        let _ = tokio::time::timeout(COUNT_INTERVAL - MIN_COUNT_INTERVAL, is_due.notified()).await;
     }
 }
 
