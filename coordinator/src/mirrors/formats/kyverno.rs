@@ -140,13 +140,17 @@ fn replacement(list: &str, mapping: &NameMapping) -> Replacement {
     }
 }
 
-/// Returns the regular expression of a mapping's images, with tag and digest.
+/// Returns the regular expression of a mapping's images, with tag and digest. Images by digest stay as they are if the
+/// mirror has other digests.
 fn image_pattern(mapping: &NameMapping) -> String {
     let source = escape_regex(&mapping.source.to_string());
-    match mapping.scope {
-        MappingScope::Repository => format!("^{source}([:@].*)?$"),
-        MappingScope::OneLevel => format!("^{source}/([^/]+)$"),
-        MappingScope::AllLevels => format!("^{source}/(.+)$"),
+    match (mapping.scope, mapping.keeps_digests) {
+        (MappingScope::Repository, true) => format!("^{source}([:@].*)?$"),
+        (MappingScope::Repository, false) => format!("^{source}(:[^@]*)?$"),
+        (MappingScope::OneLevel, true) => format!("^{source}/([^/]+)$"),
+        (MappingScope::OneLevel, false) => format!("^{source}/([^/@]+)$"),
+        (MappingScope::AllLevels, true) => format!("^{source}/(.+)$"),
+        (MappingScope::AllLevels, false) => format!("^{source}/([^@]+)$"),
     }
 }
 
@@ -219,6 +223,20 @@ mod tests {
             "a/nginx",
         ] {
             assert_eq!(replaced(&nginx, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn images_by_digest_stay_as_they_are_if_the_mirror_has_other_digests() {
+        for (source, scope) in [
+            ("quay.io/a/b", MappingScope::Repository),
+            ("quay.io/a", MappingScope::OneLevel),
+            ("quay.io", MappingScope::AllLevels),
+        ] {
+            let cut = NameMapping { keeps_digests: false, ..mapping(source, scope, "m.example/m") };
+            assert!(replaced(&cut, "quay.io/a/b:1").is_some_and(|image| image.starts_with("m.example/m")), "{scope:?}");
+            assert_eq!(replaced(&cut, "quay.io/a/b@sha256:00"), None, "{scope:?}");
+            assert_eq!(replaced(&cut, "quay.io/a/b:1@sha256:00"), None, "{scope:?}");
         }
     }
 
