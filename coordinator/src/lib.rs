@@ -16,5 +16,6 @@ mod mirrors;
 pub mod notify;
 pub mod orchestrator;
 pub mod presets;
+mod push_rechecks;
 pub mod report;
 pub mod serve;

@@ -1,12 +1,17 @@
 //! An independent registry client: plain requests, and every byte hashed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
 use serde_json::Value;
 
 use crate::images::{TestImage, TestManifest, blobs, children, digest_with, media, sha256, untyped_entries};
+
+/// Further reads of a tag that is being written, and the pause before each.
+const MAX_TAG_READS: usize = 50;
+const TAG_READ_PAUSE: Duration = Duration::from_millis(20);
 
 /// A tree as served by a registry.
 #[derive(Clone, Debug)]
@@ -133,7 +138,16 @@ impl RegistryClient {
     /// Returns the digest of a reference, or `None` if it does not exist.
     pub(crate) async fn digest(&self, repository: &str, reference: &str) -> Option<String> {
         let url = format!("/v2/{repository}/manifests/{reference}");
-        let response = self.send(Method::GET, &url, &[(header::ACCEPT, media::ACCEPT)], Bytes::new()).await;
+        let get = async || self.send(Method::GET, &url, &[(header::ACCEPT, media::ACCEPT)], Bytes::new()).await;
+        let mut response = get().await;
+        for _ in 0..MAX_TAG_READS {
+            // distribution 2.8 answers so while a tag is being written.
+            if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
+                break;
+            }
+            tokio::time::sleep(TAG_READ_PAUSE).await;
+            response = get().await;
+        }
         if response.status() == StatusCode::NOT_FOUND {
             return None;
         }

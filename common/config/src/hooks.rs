@@ -283,8 +283,10 @@ fn read_hook(reader: &ValueReader, node: &YamlNode, rules: &[Rule], listen: Opti
     let may_read = |rule: &Rule| match &rule.source {
         RuleSource::Repositories(pattern) => *pattern.registry() == hook.registry,
         // The sources of presets are known elsewhere.
-        RuleSource::Preset(_) => true,
-        RuleSource::Layout(_) | RuleSource::Archive(..) | RuleSource::Images(_) | RuleSource::Digests(_) => false,
+        // So are the registries of images in files.
+        RuleSource::Preset(_) | RuleSource::Images(_) => true,
+        RuleSource::Digests(source) => source.registry == hook.registry,
+        RuleSource::Layout(_) | RuleSource::Archive(..) => false,
     };
     // What is wrong with the rules themselves is reported there.
     if fields.get("rules").is_none() && !rules.is_empty() && !rules.iter().any(may_read) {
@@ -390,15 +392,19 @@ fn read_rules(reader: &ValueReader, node: &YamlNode, rules: &[Rule], registry: O
             reader.report_value(item, format!("no rule has the name `{name}`"), Some(hint));
             continue;
         };
-        if let (RuleSource::Repositories(pattern), Some(registry)) = (&rule.source, registry)
-            && pattern.registry() != registry
+        let read = match &rule.source {
+            RuleSource::Repositories(pattern) => Some(pattern.registry()),
+            RuleSource::Digests(source) => Some(&source.registry),
+            RuleSource::Preset(_) | RuleSource::Images(_) | RuleSource::Layout(_) | RuleSource::Archive(..) => None,
+        };
+        if let (Some(read), Some(registry)) = (read, registry)
+            && read != registry
         {
-            let why = format!("the rule `{name}` reads from {}, not from {registry}", pattern.registry());
-            reader.report_value(item, why, None);
+            reader.report_value(item, format!("the rule `{name}` reads from {read}, not from {registry}"), None);
             continue;
         }
-        if !matches!(rule.source, RuleSource::Repositories(_) | RuleSource::Preset(_)) {
-            let why = format!("the rule `{name}` does not read tags of repositories, of which a hook can tell");
+        if rule.source.is_local() {
+            let why = format!("the rule `{name}` does not read from a registry, of which a hook can tell");
             reader.report_value(item, why, None);
             continue;
         }

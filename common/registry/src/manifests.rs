@@ -102,6 +102,12 @@ impl Repository {
         self.head_manifest_as(reference, RequestKind::Request).await
     }
 
+    /// Returns what [`Repository::head_manifest`] does, but asks only the registry itself: a mirror may still have what
+    /// a tag showed before.
+    pub async fn head_manifest_at_registry(&self, reference: &ManifestRef) -> Result<Option<ManifestHead>> {
+        self.head_manifest_here(reference, RequestKind::Request).await
+    }
+
     pub(crate) async fn head_manifest_as(
         &self,
         reference: &ManifestRef,

@@ -31,8 +31,17 @@ pub struct ReceivedPush {
     pub repository: RepositoryName,
     /// What was pushed.
     pub reference: PushedReference,
-    /// Ids of the rules; at least one.
-    pub rules: Vec<String>,
+    /// The rules; at least one.
+    pub rules: Vec<PushRule>,
+}
+
+/// A rule that wants a push.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PushRule {
+    /// Its id, which changes when the rule is edited.
+    pub id: String,
+    /// Its name, by which a pending run of the whole rule finds the edited rule.
+    pub name: String,
 }
 
 /// A pending push of a rule.
@@ -40,6 +49,8 @@ pub struct ReceivedPush {
 pub struct PendingPush {
     /// Id of the rule.
     pub rule: String,
+    /// Name of the rule, if the whole rule is due; else empty.
+    pub rule_name: String,
     /// What was pushed; `None` if there were too many pushes, and the whole rule is due.
     pub pushed: Option<(RegistryName, RepositoryName, PushedReference)>,
     /// When the first notification of it arrived, to the millisecond.
@@ -74,6 +85,7 @@ pub fn hash_push_id(hook: &str, id: &str, repository: &RepositoryName, reference
         }
         PushedReference::Manifest(digest) => format!("@{digest}"),
         PushedReference::Unknown => String::new(),
+        PushedReference::Deletion => " deletion".to_owned(),
     };
     Digest::sha256(format!("{hook}\n{repository}{what}\n{id}").as_bytes()).hex()[..ID_LENGTH].to_owned()
 }
@@ -83,12 +95,15 @@ pub fn hash_push_id(hook: &str, id: &str, repository: &RepositoryName, reference
 /// # Contract
 /// What [`PushInbox::add_pushes`] confirms survives the process. A push is pending once per rule, repository and
 /// reference; the digest of the last notification counts. A rule with [`MAX_PENDING_PUSHES`] that are not postponed, or
-/// [`MAX_ALL_PUSHES`], gets an entry for the whole rule instead of more. A notification whose id is remembered changes nothing. Removing keeps what has arrived since it
-/// was read.
+/// [`MAX_ALL_PUSHES`], gets an entry for the whole rule instead of more. A notification whose id is remembered changes
+/// nothing. Removing keeps what has arrived since it was read.
 #[async_trait]
 pub trait PushInbox: Send + Sync {
     /// Keeps pushes, all in one step.
     async fn add_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<AddedPushes>;
+
+    /// Makes whole rules due.
+    async fn add_whole_runs(&self, rules: Vec<PushRule>) -> Result<()>;
 
     /// Returns the pending pushes of all rules.
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>>;
@@ -108,6 +123,11 @@ pub(crate) fn pending_key(pending: &PendingPush) -> String {
     }
 }
 
+/// Returns the name of the rule that is stored in place of a digest, if the key is that of a whole rule; else "".
+pub(crate) fn stored_rule_name(key: &str, digest: &str) -> String {
+    if key.is_empty() { digest.to_owned() } else { String::new() }
+}
+
 /// Returns the digest of a pushed tag, as it is stored: empty if it is unknown.
 pub(crate) fn tag_digest(reference: &PushedReference) -> String {
     match reference {
@@ -124,6 +144,11 @@ pub(crate) fn parse_push_key(
 ) -> std::result::Result<Option<(RegistryName, RepositoryName, PushedReference)>, ()> {
     if key.is_empty() {
         return Ok(None);
+    }
+    if let Some(name) = PushedReference::strip_deletion(key) {
+        let (registry, repository) = name.split_once('/').ok_or(())?;
+        let place = (registry.parse().map_err(drop)?, repository.parse().map_err(drop)?);
+        return Ok(Some((place.0, place.1, PushedReference::Deletion)));
     }
     let (registry, rest) = key.split_once('/').ok_or(())?;
     let (repository, reference) = match (rest.split_once('@'), rest.split_once(':')) {
@@ -161,7 +186,8 @@ mod tests {
             assert_ne!(other, first);
         }
         let unknown = hash_push_id("hook", "7", &"a".parse().unwrap(), &PushedReference::Unknown);
-        assert_ne!(unknown, first);
+        let deletion = hash_push_id("hook", "7", &"a".parse().unwrap(), &PushedReference::Deletion);
+        assert!(unknown != first && unknown != deletion);
     }
 
     #[test]
@@ -173,6 +199,7 @@ mod tests {
             PushedReference::Tag("1.0".parse().unwrap(), None),
             PushedReference::Manifest(digest),
             PushedReference::Unknown,
+            PushedReference::Deletion,
         ] {
             let key = reference.name_in(&registry, &repository);
             let again = parse_push_key(&key, &tag_digest(&reference)).unwrap();

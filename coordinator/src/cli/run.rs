@@ -35,8 +35,9 @@ use super::{backend, signals};
 use crate::batch_view::GLOBAL_LEADER;
 use crate::notify::{Notifier, deliver_once};
 use crate::orchestrator::{
-    AdmissionResult, Backend, BatchWaitResult, CreatedBatch, RUN_ROLE, ReclaimPolicy, Run, RunResult, RunSettings,
-    Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over, watch_throttling,
+    AdmissionResult, Backend, BatchWaitResult, CreatedBatch, LaggingPushes, RUN_ROLE, ReclaimPolicy, Run, RunResult,
+    RunSettings, Slice, build_copier, coordinator_name, find_active_leader, tidy_provenance, wait_until_over,
+    watch_throttling,
 };
 use crate::report::{self, Report, ReportLevel};
 use clap::Args;
@@ -333,6 +334,7 @@ impl<'a> RunContext<'a> {
                 manifests: args.manifests.clone(),
                 slice,
                 pushed: None,
+                lagging_pushes: LaggingPushes::default(),
                 priority: args.priority,
                 query_limit: args.query_limit.into(),
                 concurrency: args.concurrency.or(args.process_limit).map_or(settings.config.concurrency, usize::from),

@@ -120,7 +120,7 @@ impl RegistryNotification {
         RegistryNotification { action, ..RegistryNotification::default() }
     }
 
-    /// Returns the repository and what was pushed to it, if the names are names and the registry is this one.
+    /// Returns the repository and what was pushed to it, or that something was deleted, if the names are names and the registry is this one.
     pub(crate) fn push(
         &self,
         registry: &RegistryName,
@@ -132,6 +132,9 @@ impl RegistryNotification {
         }
         let invalid = NotificationRefusal::InvalidName;
         let repository = self.repository.parse().map_err(|_| invalid)?;
+        if self.action == NotifiedAction::Delete {
+            return Ok((repository, PushedReference::Deletion));
+        }
         let digest = |text: &str| text.parse::<Digest>().map_err(|_| invalid);
         let known = self.digest.as_deref().filter(|text| !text.is_empty()).map(digest).transpose()?;
         let reference = match (self.tag.as_deref().filter(|tag| !tag.is_empty()), known) {

@@ -21,13 +21,14 @@ fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
 fn read(kind: HookKind, name: &str, pairs: &[(&'static str, &'static str)], registry: &str) -> Vec<String> {
     let registry: RegistryName = registry.parse().unwrap();
     let say = |notification: RegistryNotification| match notification.action {
-        NotifiedAction::Push => match notification.push(&registry) {
+        NotifiedAction::Push | NotifiedAction::Delete => match notification.push(&registry) {
             Ok((repository, PushedReference::Tag(tag, Some(digest)))) => {
                 format!("{repository}:{tag} {}", digest.short())
             }
             Ok((repository, PushedReference::Tag(tag, None))) => format!("{repository}:{tag}"),
             Ok((repository, PushedReference::Manifest(digest))) => format!("{repository}@{}", digest.short()),
             Ok((repository, PushedReference::Unknown)) => format!("{repository} ?"),
+            Ok((repository, PushedReference::Deletion)) => format!("{repository} deletion"),
             Err(refusal) => refusal.as_str().to_owned(),
         },
         action => format!("{action:?}"),
@@ -46,18 +47,18 @@ fn documented_payloads_of_all_senders_are_read() {
             "distribution.json",
             &[][..],
             "r.example",
-            &["Other", "team/app@aaaaaaaaaaaa", "team/app:1.0 bbbbbbbbbbbb", "Other", "Delete"][..],
+            &["Other", "team/app@aaaaaaaaaaaa", "team/app:1.0 bbbbbbbbbbbb", "Other", "team/app deletion"][..],
         ),
         (
             HookKind::GitLab,
             "distribution.json",
             &[],
             "r.example",
-            &["Other", "team/app@aaaaaaaaaaaa", "team/app:1.0 bbbbbbbbbbbb", "Other", "Delete"],
+            &["Other", "team/app@aaaaaaaaaaaa", "team/app:1.0 bbbbbbbbbbbb", "Other", "team/app deletion"],
         ),
         (HookKind::Harbor, "harbor.json", &[], "r.example", &["team/app:1.0 aaaaaaaaaaaa", "team/app@bbbbbbbbbbbb"]),
         (HookKind::Harbor, "harbor-cloudevents.json", &[], "r.example", &["team/app:1.0 aaaaaaaaaaaa"]),
-        (HookKind::Harbor, "harbor-deleted.json", &[], "r.example", &["Delete"]),
+        (HookKind::Harbor, "harbor-deleted.json", &[], "r.example", &["team/app deletion"]),
         (HookKind::DockerHub, "docker-hub.json", &[], "docker.io", &["svendowideit/testhook:latest"]),
         (HookKind::Quay, "quay.json", &[], "quay.io", &["mynamespace/repository:latest", "mynamespace/repository:1.0"]),
         (HookKind::Quay, "quay.json", &[], "quay.example", &["foreign_host", "foreign_host"]),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use imgsync_config::{Config, Rule};
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::retry::format_duration;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::notification::Notification;
 use super::{Notifier, send_to};
+use crate::push_rechecks::are_failures_rechecked;
 use crate::report::{Report, ReportLevel};
 
 /// Time after the end of a batch when undelivered notifications are given up.
@@ -122,13 +124,13 @@ pub(crate) fn is_within_delivery_window(batch: &Batch, now: Timestamp) -> bool {
 pub(crate) async fn deliver(
     (store, clock): (&Arc<dyn Store>, &dyn Clock),
     id: BatchId,
-    notifier: impl Fn() -> Arc<Notifier>,
+    current: impl Fn() -> (Arc<Notifier>, Arc<Config>),
     (events, holder): (&Events, &str),
     stop: &CancellationToken,
 ) -> Result<bool> {
     let mut rounds: u32 = 0;
     while !stop.is_cancelled() {
-        let notifier = notifier();
+        let (notifier, config) = current();
         let mut report = Report::load(&**store, id).await?;
         report.dashboard = notifier.dashboard().map(str::to_owned);
         if notifier.is_empty() || report.batch.ended_at.is_none() {
@@ -136,6 +138,11 @@ pub(crate) async fn deliver(
         }
         if report.options.pushed.is_some() && report.is_ok() {
             // There may be thousands a day, and a ping would hide that no run of the whole rule ends.
+            return Ok(true);
+        }
+        if report.options.pushed.is_some() && has_only_rechecked_failures(&**store, clock, &report, &config).await? {
+            // Signatures come after the push. The last check is notified of.
+            store.record_notification(id, &all_delivered_mark(&report.batch)).await?;
             return Ok(true);
         }
         let pause = match deliver_once(store, &report, &notifier, ReportLevel::Failures, holder).await? {
@@ -166,6 +173,21 @@ pub(crate) async fn deliver(
         }
     }
     Ok(false)
+}
+
+/// Returns whether all that failed in a batch of pushes was refused by policy, and is checked again within minutes.
+async fn has_only_rechecked_failures(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    report: &Report<'_>,
+    config: &Config,
+) -> Result<bool> {
+    if !report.has_only_failed_images() {
+        return Ok(false);
+    }
+    let is_of_batch = |rule: &&Rule| report.options.rules.iter().any(|its| its.name == rule.title());
+    let rules = config.rules.iter().filter(is_of_batch).map(Rule::id).collect();
+    are_failures_rechecked(store, &report.batch, &rules, clock.now()).await
 }
 
 fn warn(events: &Events, message: &str) {

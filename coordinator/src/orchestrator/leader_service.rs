@@ -158,9 +158,12 @@ impl LeaderContext {
 
     /// Sends the notifications of a batch that has ended until all are delivered.
     async fn notify(&self, id: BatchId, stop: &CancellationToken) -> Result<()> {
-        let notifier = || self.leader_config.borrow().notifier.clone();
+        let current = || {
+            let LeaderConfig { notifier, config, .. } = &*self.leader_config.borrow();
+            (notifier.clone(), config.clone())
+        };
         let at = (&self.backend.store, &*self.backend.clock);
-        let is_delivered = match deliver(at, id, notifier, (&self.events, &self.name), stop).await {
+        let is_delivered = match deliver(at, id, current, (&self.events, &self.name), stop).await {
             // A batch that was tampered with cannot be reported, however often it is read.
             Err(error) if error.kind() == ErrorKind::Insecure => {
                 warn(&self.events, &format!("no notifications for batch {id}: {error}"));

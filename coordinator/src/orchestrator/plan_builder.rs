@@ -35,6 +35,7 @@ use crate::presets::preset_contains;
 
 mod pushed;
 
+pub use pushed::LaggingPushes;
 pub(crate) use pushed::describe_push;
 
 /// Maximum number of repositories filtered and appended concurrently.
@@ -54,6 +55,8 @@ pub(super) struct PlanBuilder<'a> {
     pub(super) slice: Option<Slice>,
     /// The pushes that the plan is limited to.
     pub(super) pushed: Option<&'a [PushedRepository]>,
+    /// Receives the pushes whose tags do not show yet what was pushed.
+    pub(super) lagging_pushes: &'a LaggingPushes,
     /// Whether to look for target tags whose source is gone.
     pub(super) prunes: bool,
     pub(super) query_limit: usize,

@@ -27,7 +27,7 @@ use super::leader::{Leader, ReclaimPolicy, cancel_tampered_batch};
 use super::listing_lease::ListingLease;
 use super::local_worker::LocalWorker;
 use super::plan::Slice;
-use super::plan_builder::{ListingSummary, PlanBuilder};
+use super::plan_builder::{LaggingPushes, ListingSummary, PlanBuilder};
 use super::plan_source::{PlanSource, PlanWatch, lost_completion_warning, plan_lost, plan_verification};
 use super::prune_plan::PrunePlan;
 use super::pruner::Pruner;
@@ -66,6 +66,8 @@ pub struct RunSettings {
     pub slice: Option<Slice>,
     /// The pushes that the batch is limited to.
     pub pushed: Option<Vec<PushedRepository>>,
+    /// Receives the pushes whose tags do not show yet what was pushed.
+    pub lagging_pushes: LaggingPushes,
     /// Priority of all tasks, in place of each rule's.
     pub priority: Option<Priority>,
     /// Maximum number of repositories listed concurrently.
@@ -528,6 +530,7 @@ impl Run<'_> {
             batch,
             slice: self.settings.slice,
             pushed: pushed.as_deref(),
+            lagging_pushes: &self.settings.lagging_pushes,
             prunes,
             query_limit: self.settings.query_limit,
             unchanged_filter: &unchanged_filter,

@@ -54,6 +54,11 @@ impl SourceSelector {
         SourceSelector { pattern, selection: TagSelection::default(), expectation: None, home: None }
     }
 
+    /// Returns whether it reads a repository.
+    pub fn reads(&self, registry: &RegistryName, repository: &RepositoryName) -> bool {
+        self.pattern.registry() == registry && self.pattern.matches(repository.as_str())
+    }
+
     /// Returns a repository's name in imgsync 2.1, as `registry/repository`; `None` if it was not read there.
     pub fn original_name(&self, registry: &RegistryName, repository: &RepositoryName) -> Option<String> {
         self.home.as_ref()?.original_name(&format!("{registry}/{repository}"))

@@ -224,10 +224,20 @@ impl<'a> Report<'a> {
         BatchView { batch: self.batch.clone(), state: self.state, owner: self.owner.clone() }
     }
 
+    /// Returns whether the batch has ended with failed images, and nothing else failed.
+    pub(crate) fn has_only_failed_images(&self) -> bool {
+        let counts = &self.batch.counts;
+        counts.failed > 0 && self.is_ok_but_for(counts.failed)
+    }
+
     /// Returns whether nothing failed: no image, no listing, and nothing that was to be pruned.
     pub(crate) fn is_ok(&self) -> bool {
+        self.is_ok_but_for(0)
+    }
+
+    fn is_ok_but_for(&self, failed: u64) -> bool {
         let counts = &self.batch.counts;
-        counts.failed + counts.cancelled + counts.unfinished() == 0
+        counts.failed + counts.cancelled + counts.unfinished() == failed
             && self.unlisted.is_empty()
             && !self.pruned.iter().any(|line| line.outcome.needs_attention())
     }

@@ -1,7 +1,7 @@
-//! The active configuration, and its reload while serving.
+//! The active configuration.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,29 +9,25 @@ use imgsync_config::{Config, HookConfig, NotifyConfig, Rule, RuleTarget, unprote
 use imgsync_model::batch::BatchOptions;
 use imgsync_model::schedule::Schedule;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::humanize::pluralize;
 use imgsync_oci::retry::RetryPolicy;
 use imgsync_oci::{Digest, Reference};
 use imgsync_registry::credentials::CredentialEnvironment;
-use imgsync_registry::event::Events;
 use imgsync_registry::{Client, ClientSettings, SharedRateLimit};
-use imgsync_store::Batch;
+use imgsync_store::{Batch, PushRule};
 use imgsync_worker::copy::{Copier, CopyLimits};
 use imgsync_worker::settings::{MAX_WAIT_IN_SLOT, RATE_LIMIT_DEADLINE_IN_SLOT};
 use imgsync_worker::task_events::TaskEvents;
 use jiff::Timestamp;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::active_hook::ActiveHook;
-use super::{emit_notice, warn};
+use super::active_hook::{ActiveHook, HookRule};
+use super::named_images::NamedImages;
 use crate::notify::Notifier;
 use crate::orchestrator::{
-    Backend, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint, pushes_fingerprint,
+    Backend, LaggingPushes, ReclaimPolicy, Run, RunSettings, SERVE_ROLE, WatchedRule, build_copier, fingerprint,
+    pushes_fingerprint,
 };
 use crate::presets::source_selectors;
-
-const CONFIG_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A loaded configuration.
 #[derive(Debug, Clone)]
@@ -113,6 +109,8 @@ pub struct ActiveRule {
     pub schedule: Option<Schedule>,
     /// Longest time between two scheduled runs, as of the load.
     interval: Option<Duration>,
+    /// The images of a rule that names each.
+    named_images: Option<Arc<NamedImages>>,
     /// The configuration with this rule alone.
     config: Config,
 }
@@ -166,6 +164,7 @@ impl ActiveConfig {
             verify: None,
             slice: None,
             pushed: None,
+            lagging_pushes: LaggingPushes::default(),
             query_limit: options.query_limit,
             concurrency: options.concurrency.unwrap_or(config.concurrency),
             attempts: options.attempts,
@@ -176,7 +175,8 @@ impl ActiveConfig {
         };
         let mut without_rules = config.clone();
         without_rules.rules.clear();
-        let rules: Vec<ActiveRule> = config.rules.iter().map(|rule| ActiveRule::new(rule, &without_rules)).collect();
+        let rules: Vec<ActiveRule> =
+            config.rules.iter().map(|rule| ActiveRule::new(rule, &without_rules, &folder)).collect();
         Ok(ActiveConfig {
             hooks: config.hooks.iter().map(|(name, hook)| (name.clone(), active_hook(hook, &rules))).collect(),
             notifier: Arc::new(
@@ -213,6 +213,15 @@ impl ActiveConfig {
         [rule.batch_identity.clone(), self.all_rules_identity.clone()]
     }
 
+    /// Returns the identities of all batches of a rule: those of [`ActiveConfig::identities_of`], and of pushes.
+    pub(super) fn all_identities_of(&self, rule: &ActiveRule) -> Vec<Digest> {
+        let mut identities = Vec::from(rule.own_identities());
+        if self.all_rules_identity != rule.batch_identity {
+            identities.push(self.all_rules_identity.clone());
+        }
+        identities
+    }
+
     /// Returns the identity of the batches that run all rules together.
     pub(super) fn all_rules_identity(&self) -> &Digest {
         &self.all_rules_identity
@@ -230,6 +239,12 @@ impl ActiveConfig {
     /// Returns the rule that batches with this identity run alone.
     pub(super) fn rule_of_batch(&self, identity: &Digest) -> Option<&ActiveRule> {
         self.rules.iter().find(|rule| rule.batch_identity == *identity || rule.pushes_identity == *identity)
+    }
+
+    /// Returns the named images of the rules that hooks may trigger.
+    pub(super) fn triggered_images(&self) -> Vec<Arc<NamedImages>> {
+        let is_triggered = |rule: &&ActiveRule| self.hooks.values().any(|hook| hook.triggers(&rule.id));
+        self.rules.iter().filter(is_triggered).filter_map(|rule| rule.named_images.clone()).collect()
     }
 
     /// Returns the rules as metrics describe them.
@@ -286,7 +301,7 @@ pub fn config_of_batch(config: &Config, batch: &Batch) -> Option<Config> {
 }
 
 impl ActiveRule {
-    fn new(rule: &Rule, without_rules: &Config) -> ActiveRule {
+    fn new(rule: &Rule, without_rules: &Config, folder: &Path) -> ActiveRule {
         let mut config = without_rules.clone();
         config.rules = vec![rule.clone()];
         let (batch_identity, pushes_identity) = (fingerprint(&config, None), pushes_fingerprint(&config));
@@ -302,8 +317,30 @@ impl ActiveRule {
             from: rule.source_label(),
             to: rule.target_labels(),
             schedule: rule.schedule.clone(),
+            named_images: NamedImages::from_rule(rule, folder).map(Arc::new),
             config,
         }
+    }
+
+    /// Returns the identities of the batches of this rule alone, and of pushes.
+    pub(super) fn own_identities(&self) -> [Digest; 2] {
+        [self.batch_identity.clone(), self.pushes_identity.clone()]
+    }
+
+    /// Returns whether a batch copied what was pushed, by this rule.
+    pub(super) fn is_of_pushes(&self, batch: &Batch) -> bool {
+        batch.rules == self.pushes_identity
+    }
+
+    /// Returns the rule as hooks trigger it.
+    fn hook_rule(&self) -> Option<HookRule<'_>> {
+        let rule = self.config.rules.first()?;
+        Some(HookRule { id: &self.id, rule, named: self.named_images.as_ref() })
+    }
+
+    /// Returns the rule as pushes name it.
+    pub(super) fn push_rule(&self) -> PushRule {
+        PushRule { id: self.id.clone(), name: self.name.clone() }
     }
 
     /// Returns the rule's name in metric labels.
@@ -340,8 +377,7 @@ impl ActiveRule {
 }
 
 fn active_hook(hook: &HookConfig, rules: &[ActiveRule]) -> ActiveHook {
-    let rules: Vec<(&str, &Rule)> =
-        rules.iter().flat_map(|active| active.config.rules.iter().map(|rule| (active.id.as_str(), rule))).collect();
+    let rules: Vec<HookRule<'_>> = rules.iter().filter_map(ActiveRule::hook_rule).collect();
     ActiveHook::new(hook.clone(), &rules)
 }
 
@@ -369,88 +405,6 @@ fn refuse_layouts(config: &Config) -> Result<()> {
             ))
         }
         None => Ok(()),
-    }
-}
-
-/// Reloads the configuration on SIGHUP and when its file changes, until stopped. An invalid configuration is
-/// reported, and the previous one stays in use.
-pub(super) async fn watch_config(
-    source: &ConfigSource,
-    (backend, options): (&Backend, &RuntimeOptions),
-    active_config: &watch::Sender<Arc<ActiveConfig>>,
-    reload_status: &watch::Sender<ReloadStatus>,
-    events: &Events,
-    stop: &CancellationToken,
-) {
-    let mut sighups = SighupStream::new();
-    let mut known = source.content();
-    while !stop.is_cancelled() {
-        let requested = tokio::select! {
-            () = sighups.recv() => true,
-            () = tokio::time::sleep(CONFIG_POLL_INTERVAL) => false,
-            () = stop.cancelled() => return,
-        };
-        let content = source.content();
-        // A missing file is being replaced.
-        if !requested && (content == known || content.is_none()) {
-            continue;
-        }
-        known = content;
-        let made = (source.read)().and_then(|loaded| {
-            ActiveConfig::new(loaded, backend, options).map_err(|error| match error.hint() {
-                Some(hint) => format!("{error}\nhint: {hint}"),
-                None => error.to_string(),
-            })
-        });
-        let error = match made {
-            Ok(next) => {
-                emit_notice(
-                    events,
-                    &format!("configuration reloaded: {}", pluralize(next.rules.len() as u64, "rule", "rules")),
-                );
-                active_config.send_replace(Arc::new(next));
-                None
-            }
-            Err(error) => {
-                warn(
-                    events,
-                    &format!("cannot reload the configuration; the previous one stays in use:\n{}", error.trim()),
-                );
-                Some(error)
-            }
-        };
-        reload_status.send_replace(ReloadStatus { at: Timestamp::now(), error });
-    }
-}
-
-impl ConfigSource {
-    fn content(&self) -> Option<Vec<u8>> {
-        std::fs::read(self.file.as_ref()?).ok()
-    }
-}
-
-/// SIGHUP, which requests a reload of the configuration.
-struct SighupStream(#[cfg(unix)] Option<tokio::signal::unix::Signal>);
-
-impl SighupStream {
-    #[cfg(unix)]
-    fn new() -> SighupStream {
-        SighupStream(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok())
-    }
-
-    #[cfg(not(unix))]
-    fn new() -> SighupStream {
-        SighupStream()
-    }
-
-    async fn recv(&mut self) {
-        #[cfg(unix)]
-        if let Some(signal) = &mut self.0
-            && signal.recv().await.is_some()
-        {
-            return;
-        }
-        std::future::pending().await
     }
 }
 

@@ -1,11 +1,15 @@
 //! Hooks of the active configuration, and which pushes their rules may want.
 
+use std::sync::Arc;
+
 use imgsync_config::{HookConfig, Rule};
 use imgsync_model::batch::PushedReference;
 use imgsync_model::select::{RepositoryPattern, TagCandidate, TagSelection};
 use imgsync_oci::{DigestTag, RegistryName, RepositoryName};
+use imgsync_store::PushRule;
 use jiff::Timestamp;
 
+use super::named_images::NamedImages;
 use crate::presets::{SourceSelector, source_selectors};
 
 /// A hook of the active configuration.
@@ -19,18 +23,29 @@ pub(super) struct ActiveHook {
 /// What a rule reads, as far as one tag shows it: limits that depend on other tags are applied when it is copied.
 #[derive(Debug)]
 struct TriggeredRule {
-    id: String,
+    rule: PushRule,
     /// Whether signatures and other referrers matter.
     reads_referrers: bool,
+    /// Whether it removes what its source no longer has.
+    prunes: bool,
     parts: Vec<(RepositoryPattern, [TagSelection; 2])>,
+    /// The images of a rule that names each.
+    named: Option<Arc<NamedImages>>,
+}
+
+/// A rule that hooks may trigger.
+pub(super) struct HookRule<'a> {
+    pub(super) id: &'a str,
+    pub(super) rule: &'a Rule,
+    /// The images of a rule that names each.
+    pub(super) named: Option<&'a Arc<NamedImages>>,
 }
 
 impl ActiveHook {
-    /// Creates a hook with its rules, each with its id.
-    pub(super) fn new(config: HookConfig, rules: &[(&str, &Rule)]) -> ActiveHook {
+    /// Creates a hook with its rules.
+    pub(super) fn new(config: HookConfig, rules: &[HookRule<'_>]) -> ActiveHook {
         let may_trigger = |rule: &Rule| config.rules.is_empty() || config.rules.contains(&rule.title());
-        let named = rules.iter().filter(|(_, rule)| may_trigger(rule));
-        let triggered = named.map(|(id, rule)| TriggeredRule::new(id, rule));
+        let triggered = rules.iter().filter(|rule| may_trigger(rule.rule)).map(TriggeredRule::new);
         let rules: Vec<TriggeredRule> = triggered.filter(|rule| rule.reads_from(&config.registry)).collect();
         if rules.is_empty() {
             let HookConfig { registry, kind, .. } = &config;
@@ -41,18 +56,23 @@ impl ActiveHook {
 
     /// Returns whether it may trigger a rule.
     pub(super) fn triggers(&self, rule: &str) -> bool {
-        self.rules.iter().any(|triggered| triggered.id == rule)
+        self.rules.iter().any(|triggered| triggered.rule.id == rule)
     }
 
-    /// Returns the ids of the rules that may copy a push.
-    pub(super) fn wanted_by(&self, repository: &RepositoryName, reference: &PushedReference) -> Vec<String> {
+    /// Returns whether a rule that it may trigger prunes.
+    pub(super) fn follows_deletions(&self) -> bool {
+        self.rules.iter().any(|rule| rule.prunes)
+    }
+
+    /// Returns the rules that may copy a push.
+    pub(super) fn wanted_by(&self, repository: &RepositoryName, reference: &PushedReference) -> Vec<PushRule> {
         let wanted = self.rules.iter().filter(|rule| rule.wants(&self.config.registry, repository, reference));
-        wanted.map(|rule| rule.id.clone()).collect()
+        wanted.map(|rule| rule.rule.clone()).collect()
     }
 }
 
 impl TriggeredRule {
-    fn new(id: &str, rule: &Rule) -> TriggeredRule {
+    fn new(HookRule { id, rule, named }: &HookRule<'_>) -> TriggeredRule {
         let selectors = source_selectors(&rule.source).unwrap_or_default();
         let own = without_context(&rule.selection);
         let part = |selector: SourceSelector| {
@@ -60,17 +80,24 @@ impl TriggeredRule {
             (selector.pattern, [first, own.clone()])
         };
         TriggeredRule {
-            id: id.to_owned(),
+            rule: PushRule { id: (*id).to_owned(), name: rule.title() },
             reads_referrers: rule.referrers.copies_any() || rule.policy.is_some(),
+            prunes: rule.prune.is_some(),
             parts: selectors.into_iter().map(part).collect(),
+            named: named.cloned(),
         }
     }
 
     fn reads_from(&self, registry: &RegistryName) -> bool {
         self.parts.iter().any(|(pattern, _)| pattern.registry() == registry)
+            || self.named.as_ref().is_some_and(|named| named.may_read_from(registry))
     }
 
     fn wants(&self, registry: &RegistryName, repository: &RepositoryName, reference: &PushedReference) -> bool {
+        if let Some(named) = &self.named {
+            return *reference != PushedReference::Deletion
+                && named.may_have((registry, repository), reference, self.reads_referrers);
+        }
         let mut parts = self
             .parts
             .iter()
@@ -87,6 +114,7 @@ impl TriggeredRule {
             }),
             PushedReference::Manifest(_) => self.reads_referrers && parts.next().is_some(),
             PushedReference::Unknown => parts.next().is_some(),
+            PushedReference::Deletion => self.prunes && parts.next().is_some(),
         }
     }
 }

@@ -55,7 +55,7 @@ pub(super) async fn batches(State(app): SharedState, RawQuery(query): RawQuery) 
         Some(id) => {
             let current = app.active_config.borrow().clone();
             let rule = current.rule(id).ok_or_else(|| ErrorResponse::no_rule(id))?;
-            Some([rule.batch_identity.clone()])
+            Some(rule.own_identities())
         }
     };
     let page = if state.is_some() { BATCHES_PER_PAGE } else { limit };

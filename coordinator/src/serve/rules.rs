@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::active_config::ActiveConfig;
+use super::active_config::{ActiveConfig, ActiveRule};
 use super::failed_rules::read_failed_rules;
 use super::scheduler::{ScheduleEntry, Scheduler};
 use crate::batch_view::{BatchStatus, BatchView, is_good, or_removed};
@@ -130,6 +130,8 @@ pub(super) struct HistoryEntry {
     state: BatchStatus,
     /// Whether it ran all rules of the configuration.
     shared: bool,
+    /// Whether a push started it, as a hook told: it copied nothing else.
+    pushed: bool,
     /// Whether it ended with everything listed and nothing failed.
     good: bool,
     started: Timestamp,
@@ -243,12 +245,12 @@ impl RuleCache {
     pub(super) async fn history(
         &self,
         store: &dyn Store,
-        identities: &[Digest; 2],
+        (current, rule): (&ActiveConfig, &ActiveRule),
         before: Option<BatchId>,
         limit: usize,
     ) -> Result<Vec<HistoryEntry>> {
-        let identities = if identities[0] == identities[1] { &identities[..1] } else { &identities[..] };
-        let mut batches = store.newest_batches(identities, before, limit).await?;
+        let [own, all] = current.identities_of(rule);
+        let mut batches = store.newest_batches(&current.all_identities_of(rule), before, limit).await?;
         batches.sort_unstable_by_key(|batch| std::cmp::Reverse(batch.id));
         batches.truncate(limit);
         let records = count_records(store, batches.iter()).await?;
@@ -256,13 +258,15 @@ impl RuleCache {
         for batch in batches {
             let records = records.get(&batch.id).copied().unwrap_or_default();
             let good = self.0.lock().await.is_good(&batch, records, store).await?;
-            let shared = identities.len() > 1 && batch.rules == identities[1];
+            let shared = own != all && batch.rules == all;
+            let pushed = rule.is_of_pushes(&batch);
             let BatchView { batch, state, .. } = BatchView::load(store, batch).await?;
             let end = batch.ended_at.unwrap_or_else(Timestamp::now);
             entries.push(HistoryEntry {
                 batch: batch.id,
                 state,
                 shared,
+                pushed,
                 good,
                 started: batch.created_at,
                 ended: batch.ended_at,

@@ -80,7 +80,7 @@ pub(super) async fn history(
     let limit = query.parse_integer("limit", 1, MAX_HISTORY)?.unwrap_or(DEFAULT_HISTORY);
     let current = app.active_config.borrow().clone();
     let rule = current.rule(&id).ok_or_else(|| ErrorResponse::no_rule(&id))?;
-    let runs = app.rule_cache.history(app.store(), &current.identities_of(rule), before, limit).await?;
+    let runs = app.rule_cache.history(app.store(), (&current, rule), before, limit).await?;
     let next = runs.last().filter(|_| runs.len() == limit).map(super::rules::HistoryEntry::batch);
     Ok(Json(json!({"rule": rule.id, "runs": runs, "next": next})))
 }

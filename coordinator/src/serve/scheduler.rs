@@ -21,7 +21,7 @@ use super::active_config::{ActiveConfig, ActiveRule, config_of_batch};
 use super::image_files::ImageFiles;
 use super::store_contact::StoreContact;
 use super::{emit_notice, warn, warn_repeatedly};
-use crate::orchestrator::{Backend, CreatedBatch, Leadership, Obstacle, Run, is_leader};
+use crate::orchestrator::{Backend, CreatedBatch, LaggingPushes, Leadership, Obstacle, Run, is_leader};
 
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between looks for interrupted listings, in turns of [`SCHEDULE_POLL_INTERVAL`].
@@ -198,14 +198,16 @@ impl Scheduler {
         Ok(started)
     }
 
-    /// Starts a batch of what was pushed, as a rule says; or returns the obstacle: another one of the rule.
+    /// Starts a batch of what was pushed, as a rule says; or returns the obstacle: another one of the rule. `lagging`
+    /// receives the pushes that the batch has not found.
     pub(super) async fn start_pushes(
         &self,
         current: &Arc<ActiveConfig>,
         rule: &ActiveRule,
         pushed: Vec<PushedRepository>,
+        lagging: &LaggingPushes,
     ) -> Result<std::result::Result<BatchId, Obstacle>> {
-        self.start_rule(current, rule, Some(pushed)).await
+        self.start_rule(current, rule, Some((pushed, lagging.clone()))).await
     }
 
     /// Returns the rules of a configuration with their schedules, without their running batches.
@@ -394,7 +396,7 @@ impl Scheduler {
         &self,
         current: &Arc<ActiveConfig>,
         rule: &ActiveRule,
-        pushed: Option<Vec<PushedRepository>>,
+        pushed: Option<(Vec<PushedRepository>, LaggingPushes)>,
     ) -> Result<std::result::Result<BatchId, Obstacle>> {
         let (batch_sender, started) = oneshot::channel();
         let (this, current, title) = (self.clone(), current.clone(), rule.title());
@@ -409,14 +411,16 @@ impl Scheduler {
         &self,
         current: &ActiveConfig,
         rule: &ActiveRule,
-        pushed: Option<Vec<PushedRepository>>,
+        pushed: Option<(Vec<PushedRepository>, LaggingPushes)>,
         batch_sender: oneshot::Sender<Result<std::result::Result<BatchId, Obstacle>>>,
     ) {
         let inner = &self.0;
         let mut run = current.build_run(&inner.backend, rule.config(), inner.events.clone(), &inner.stop);
         let permits = if pushed.is_some() { &inner.push_permits } else { &inner.listing_permits };
         run.settings.priority = pushed.is_some().then_some(Priority::High);
-        run.settings.pushed = pushed;
+        if let Some((pushed, lagging)) = pushed {
+            (run.settings.pushed, run.settings.lagging_pushes) = (Some(pushed), lagging);
+        }
         let made = match self.create_batch(&run).await {
             Ok(Ok(made)) => made,
             Ok(Err(obstacle)) => return drop(batch_sender.send(Ok(Err(obstacle)))),

@@ -21,13 +21,14 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::active_config::{ActiveConfig, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions, watch_config};
+use super::active_config::{ActiveConfig, ConfigSource, LoadedConfig, ReloadStatus, RuntimeOptions};
 use super::app::{AppState, StateConfirmations};
 use super::auth::AuthPolicy;
+use super::config_watch::watch_config;
 use super::event_poller;
 use super::event_stream::EventHub;
 use super::failure_group_cache::FailureGroupCache;
-use super::hooks::{BODY_PERMITS, PushService, UNPROVED_BODY_PERMITS};
+use super::hooks::{BODY_PERMITS, PushService, UNPROVED_BODY_PERMITS, watch_named_images};
 use super::router::router;
 use super::rules::RuleCache;
 use super::scheduler::Scheduler;
@@ -141,6 +142,7 @@ impl Server {
             run_leader(backend, ReclaimPolicy::default(), &watched, (&work_available, &leadership), events, drain),
             scheduler.run(leadership.subscribe()),
             pushes.run(leadership.subscribe()),
+            watch_named_images(self.active_config.subscribe(), drain),
             self.run_local_workers(stop),
             event_poller::run_poller(&app, drain),
             report_health_events(backend, events, drain),

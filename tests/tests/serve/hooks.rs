@@ -13,7 +13,11 @@ use imgsync_tests::servers::{DockerRegistry, DockerRegistryOptions, free_port};
 use imgsync_tests::{Imgsync, ServeProcess, TestCluster};
 use serde_json::{Value, json};
 
+mod edits;
 mod failures;
+mod rechecks;
+mod requests;
+mod scope;
 
 const SECRET: &str = "a-secret-of-this-test";
 const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -41,15 +45,20 @@ struct HookFixture {
 impl HookFixture {
     /// Writes a configuration with the rule `apps` for all repositories below `apps`.
     async fn new(rule: &str) -> HookFixture {
+        HookFixture::with_more(rule, "").await
+    }
+
+    /// The same with more lines of the configuration, in which SOURCE is the source.
+    async fn with_more(rule: &str, more: &str) -> HookFixture {
         let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
         let program = Imgsync::new();
         let config = format!(
             "rules:\n- {{name: apps, from: {0}/apps/**, to: {1}/m, naming: keep{rule}}}\nhooks:\n  pushes: {{registry: \
-             {0}, kind: generic, secret: {SECRET}}}\n",
+             {0}, kind: generic, secret: {SECRET}}}\n{more}",
             source.host(),
             target.host()
         );
-        program.file("imgsync.yaml", config);
+        program.file("imgsync.yaml", config.replace("SOURCE", &source.host()));
         HookFixture { source, target, program }
     }
 
@@ -212,13 +221,13 @@ async fn a_repeated_notification_copies_nothing_and_a_tag_that_is_not_set_yet_is
     wait_until("it is asked again", async || metric(&served, "imgsync_hook_tag_waits_total").await >= 2.0).await;
     fixture.source.move_tag("apps/a", "1", &app.root);
     fixture.wait_for_copy("apps/a", "1", &app).await;
-    served.wait_for_ended_batches(1).await;
-    let requests = fixture.source.total();
+    wait_until("nothing is pending", async || metric(&served, "imgsync_hook_pending_pushes").await == 0.0).await;
+    let (requests, batches) = (fixture.source.total(), served.wait_for_ended_batches(1).await.len());
     assert_eq!(send().await.1["repeated"], 1);
     assert_eq!(send().await.1["repeated"], 1);
     wait_until("nothing is pending", async || metric(&served, "imgsync_hook_pending_pushes").await == 0.0).await;
     assert_eq!(fixture.source.total(), requests);
-    assert_eq!(served.wait_for_ended_batches(1).await.len(), 1);
+    assert_eq!(served.wait_for_ended_batches(1).await.len(), batches);
     served.stop().await.assert_code(0);
 }
 

@@ -26,7 +26,12 @@ pub enum PushedReference {
     Manifest(Digest),
     /// The sender did not say what.
     Unknown,
+    /// Something was deleted.
+    Deletion,
 }
+
+/// What the name of a deletion ends with.
+const DELETION_SUFFIX: &str = " (deletion)";
 
 impl PushedReference {
     /// Names it in a repository, without the digest of a tag.
@@ -35,7 +40,13 @@ impl PushedReference {
             PushedReference::Tag(tag, _) => format!("{registry}/{repository}:{tag}"),
             PushedReference::Manifest(digest) => format!("{registry}/{repository}@{digest}"),
             PushedReference::Unknown => format!("{registry}/{repository}"),
+            PushedReference::Deletion => format!("{registry}/{repository}{DELETION_SUFFIX}"),
         }
+    }
+
+    /// Returns the repository in the name of a deletion, as `registry/repository`.
+    pub fn strip_deletion(name: &str) -> Option<&str> {
+        name.strip_suffix(DELETION_SUFFIX)
     }
 }
 
@@ -51,6 +62,7 @@ mod tests {
             PushedReference::Tag("latest".parse().unwrap(), None),
             PushedReference::Manifest(digest.clone()),
             PushedReference::Unknown,
+            PushedReference::Deletion,
         ];
         let pushed =
             PushedRepository { registry: "r.example".parse().unwrap(), repository: "a/b".parse().unwrap(), references };
@@ -58,7 +70,7 @@ mod tests {
         assert_eq!(
             text,
             format!(
-                r#"{{"registry":"r.example","repository":"a/b","references":[{{"tag":["1.0","{digest}"]}},{{"tag":["latest",null]}},{{"manifest":"{digest}"}},"unknown"]}}"#
+                r#"{{"registry":"r.example","repository":"a/b","references":[{{"tag":["1.0","{digest}"]}},{{"tag":["latest",null]}},{{"manifest":"{digest}"}},"unknown","deletion"]}}"#
             )
         );
         assert_eq!(serde_json::from_str::<PushedRepository>(&text).unwrap(), pushed);

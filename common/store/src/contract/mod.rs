@@ -131,7 +131,8 @@ macro_rules! store_contract_tests {
             a_repeated_notification_changes_nothing,
             what_arrives_after_the_read_stays_pending,
             a_postponed_push_is_due_again_with_its_next_notification,
-            too_many_pushes_make_the_whole_rule_due
+            too_many_pushes_make_the_whole_rule_due,
+            a_whole_rule_is_due_on_request
         );
         $crate::store_contract_tests!($make: records:
             the_holder_of_a_tag_lease_records_the_tag,

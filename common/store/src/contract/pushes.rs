@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::StoreUnderTest;
-use crate::{AddedPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, ReceivedPush, hash_push_id};
+use crate::{AddedPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, PushRule, ReceivedPush, hash_push_id};
 use imgsync_model::batch::PushedReference;
 use imgsync_oci::Digest;
 
@@ -15,8 +15,12 @@ fn push(id: Option<&str>, tag: &str, content: &str, rules: &[&str]) -> ReceivedP
         registry: "r.example".parse().unwrap(),
         repository,
         reference,
-        rules: rules.iter().map(ToString::to_string).collect(),
+        rules: rules.iter().map(|id| rule(id)).collect(),
     }
+}
+
+fn rule(id: &str) -> PushRule {
+    PushRule { id: id.to_owned(), name: format!("name | of {id}") }
 }
 
 fn kept(added: u64, coalesced: u64, repeated: u64) -> AddedPushes {
@@ -114,6 +118,8 @@ pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
     assert_eq!(found.len(), MAX_PENDING_PUSHES + 2);
     let whole: Vec<_> = found.iter().filter(|pending| pending.pushed.is_none()).collect();
     assert_eq!((whole.len(), whole[0].rule.as_str(), whole[0].notifications), (1, "a", 20));
+    assert_eq!(whole[0].rule_name, rule("a").name);
+    assert!(found.iter().filter(|pending| pending.pushed.is_some()).all(|pending| pending.rule_name.is_empty()));
     // Those that are postponed leave room, also the whole rule; the next notification makes it due again.
     store.postpone_pushes(&found, (subject.now)() + Duration::from_secs(60)).await.unwrap();
     let last = MAX_PENDING_PUSHES + 20;
@@ -123,5 +129,23 @@ pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
     let whole = found.iter().find(|pending| pending.pushed.is_none()).unwrap();
     assert_eq!((whole.notifications, whole.not_before, whole.postponed), (21, None, 0));
     store.remove_pushes(&found).await.unwrap();
+    assert_eq!(pending(&subject).await, []);
+}
+
+pub async fn a_whole_rule_is_due_on_request(subject: StoreUnderTest) {
+    let store = &subject.store;
+    store.add_whole_runs(vec![rule("a"), rule("b")]).await.unwrap();
+    let found = pending(&subject).await;
+    let names: Vec<_> = found.iter().map(|push| (push.rule.as_str(), push.rule_name.clone())).collect();
+    assert_eq!(names, [("a", rule("a").name), ("b", rule("b").name)]);
+    assert!(found.iter().all(|push| push.pushed.is_none() && push.notifications == 1 && push.not_before.is_none()));
+    // One that is pending stays one.
+    store.postpone_pushes(&found[..1], (subject.now)() + Duration::from_secs(60)).await.unwrap();
+    let renamed = PushRule { name: "another name".to_owned(), ..rule("a") };
+    store.add_whole_runs(vec![renamed]).await.unwrap();
+    let again = pending(&subject).await;
+    assert_eq!((again.len(), again[0].rule_name.as_str()), (2, "another name"));
+    assert_eq!((again[0].notifications, again[0].not_before, again[0].postponed), (2, None, 0));
+    store.remove_pushes(&again).await.unwrap();
     assert_eq!(pending(&subject).await, []);
 }

@@ -6,31 +6,34 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
-use crate::push_inbox::{parse_push_key, pending_key, tag_digest};
+use crate::push_inbox::{parse_push_key, pending_key, stored_rule_name, tag_digest};
 use crate::{
-    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, PushRule,
+    ReceivedPush,
 };
 use imgsync_oci::error::Result;
 
 #[async_trait]
 impl PushInbox for RedisStore {
     async fn add_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<AddedPushes> {
-        let operation = "keeping pushes";
-        self.write_version(operation).await?;
-        let mut call = ScriptCall::new(self.key("pushes")).key(self.key("push_ids"));
-        call = call.arg(MAX_PENDING_PUSHES).arg(MAX_ALL_PUSHES).arg(MAX_PUSH_IDS).arg(duration_ms(PUSH_ID_TTL));
+        let mut call = self.add_pushes_call();
         for push in &pushes {
             let ReceivedPush { id, registry, repository, reference, rules } = push;
             let key = reference.name_in(registry, repository);
             call = call.arg(id.as_deref().unwrap_or_default()).arg(key).arg(tag_digest(reference)).arg(rules.len());
-            for rule in rules {
-                call = call.arg(rule);
+            for PushRule { id, name } in rules {
+                call = call.arg(id).arg(name);
             }
         }
-        let (added, coalesced, repeated) = self.run_script(operation, &self.0.scripts.add_pushes, call).await?;
-        // A store that loses what it confirmed notices that.
-        self.count_write().await;
-        Ok(AddedPushes { added, coalesced, repeated })
+        self.run_add_pushes("keeping pushes", call).await
+    }
+
+    async fn add_whole_runs(&self, rules: Vec<PushRule>) -> Result<()> {
+        let mut call = self.add_pushes_call();
+        for PushRule { id, name } in &rules {
+            call = call.arg("").arg("").arg("").arg(1).arg(id).arg(name);
+        }
+        self.run_add_pushes("keeping runs of whole rules", call).await.map(drop)
     }
 
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {
@@ -77,6 +80,21 @@ impl PushInbox for RedisStore {
     }
 }
 
+impl RedisStore {
+    fn add_pushes_call(&self) -> ScriptCall {
+        let call = ScriptCall::new(self.key("pushes")).key(self.key("push_ids"));
+        call.arg(MAX_PENDING_PUSHES).arg(MAX_ALL_PUSHES).arg(MAX_PUSH_IDS).arg(duration_ms(PUSH_ID_TTL))
+    }
+
+    async fn run_add_pushes(&self, operation: &str, call: ScriptCall) -> Result<AddedPushes> {
+        self.write_version(operation).await?;
+        let (added, coalesced, repeated) = self.run_script(operation, &self.0.scripts.add_pushes, call).await?;
+        // A store that loses what it confirmed notices that.
+        self.count_write().await;
+        Ok(AddedPushes { added, coalesced, repeated })
+    }
+}
+
 fn read_pending(rule: &str, key: &str, value: &str) -> Option<PendingPush> {
     let mut fields = value.splitn(6, '|');
     let mut number = || fields.next()?.parse::<i64>().ok();
@@ -84,6 +102,16 @@ fn read_pending(rule: &str, key: &str, value: &str) -> Option<PendingPush> {
     let notifications = number()?.unsigned_abs();
     let not_before = Some(number()?).filter(|at| *at > 0).map(timestamp);
     let postponed = u32::try_from(number()?).ok()?;
-    let pushed = parse_push_key(key, fields.next()?).ok()?;
-    Some(PendingPush { rule: rule.to_owned(), pushed, first_at, last_at, notifications, not_before, postponed })
+    let digest = fields.next()?;
+    let (pushed, rule_name) = (parse_push_key(key, digest).ok()?, stored_rule_name(key, digest));
+    Some(PendingPush {
+        rule: rule.to_owned(),
+        rule_name,
+        pushed,
+        first_at,
+        last_at,
+        notifications,
+        not_before,
+        postponed,
+    })
 }

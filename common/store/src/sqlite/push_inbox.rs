@@ -7,9 +7,10 @@ use rusqlite::Connection;
 use super::SqliteStore;
 use super::error::{SqliteError, corrupt_store};
 use super::rows::{duration_ms, timestamp};
-use crate::push_inbox::{parse_push_key, pending_key, tag_digest};
+use crate::push_inbox::{parse_push_key, pending_key, stored_rule_name, tag_digest};
 use crate::{
-    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, ReceivedPush,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, PushRule,
+    ReceivedPush,
 };
 use imgsync_oci::error::Result;
 
@@ -29,6 +30,14 @@ impl PushInbox for SqliteStore {
         .await
     }
 
+    async fn add_whole_runs(&self, rules: Vec<PushRule>) -> Result<()> {
+        let now = self.now();
+        self.write("storing runs of whole rules", move |connection| {
+            rules.iter().try_for_each(|rule| insert_push(connection, rule, "", "", now))
+        })
+        .await
+    }
+
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {
         self.read("reading the pending pushes", |connection| {
             let mut statement = connection.prepare_cached(
@@ -42,6 +51,7 @@ impl PushInbox for SqliteStore {
                 let pushed = parse_push_key(&key, &digest).map_err(|()| corrupt_store("a push cannot be read"))?;
                 pending.push(PendingPush {
                     rule: row.get(0)?,
+                    rule_name: stored_rule_name(&key, &digest),
                     pushed,
                     first_at: timestamp(row.get(3)?),
                     last_at: timestamp(row.get(4)?),
@@ -128,29 +138,36 @@ fn add_push(
          WHERE rule = ?1 AND key = ?2",
     )?;
     for rule in &push.rules {
-        if update.execute((rule, &key, &digest, now))? > 0 {
+        if update.execute((&rule.id, &key, &digest, now))? > 0 {
             continue;
         }
         is_new = true;
         let (all, due): (i64, i64) = connection
             .prepare_cached("SELECT count(*), count(*) - count(not_before) FROM pending_push WHERE rule = ?1")?
-            .query_row([rule], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            .query_row([&rule.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let is_beyond = |number: i64, most: usize| usize::try_from(number).unwrap_or_default() >= most;
         let is_full = is_beyond(due, MAX_PENDING_PUSHES) || is_beyond(all, MAX_ALL_PUSHES);
         let (key, digest) = if is_full { ("", "") } else { (key.as_str(), digest.as_str()) };
-        connection
-            .prepare_cached(
-                "INSERT INTO pending_push (rule, key, digest, first_at, last_at, notifications)
-                 VALUES (?1, ?2, ?3, ?4, ?4, 1)
-                 ON CONFLICT DO UPDATE SET last_at = excluded.last_at, notifications = notifications + 1,
-                    not_before = NULL, postponed = 0",
-            )?
-            .execute((rule, key, digest, now))?;
+        insert_push(connection, rule, key, digest, now)?;
     }
     if is_new {
         added.added += 1
     } else {
         added.coalesced += 1
     }
+    Ok(())
+}
+
+/// Adds a push, or a run of the whole rule (without a key), which may be pending.
+fn insert_push(connection: &Connection, rule: &PushRule, key: &str, digest: &str, now: i64) -> Result<(), SqliteError> {
+    let digest = if key.is_empty() { &rule.name } else { digest };
+    connection
+        .prepare_cached(
+            "INSERT INTO pending_push (rule, key, digest, first_at, last_at, notifications)
+             VALUES (?1, ?2, ?3, ?4, ?4, 1)
+             ON CONFLICT DO UPDATE SET digest = excluded.digest, last_at = excluded.last_at,
+                notifications = notifications + 1, not_before = NULL, postponed = 0",
+        )?
+        .execute((&rule.id, key, digest, now))?;
     Ok(())
 }

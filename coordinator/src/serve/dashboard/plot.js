@@ -106,7 +106,7 @@ export function historyPlot(runs) {
   });
   runs.forEach((run, at) => {
     const x = LEFT + (columns - runs.length + at) * wide;
-    const words = `${new Date(run.started).toLocaleString("en")}: ${number(run.copied)} copied, ${number(run.failed)} failed, ${number(run.unlisted)} not listed, ${bytes(run.bytes)}, ${seconds(run.seconds)}`;
+    const words = `${new Date(run.started).toLocaleString("en")}${run.pushed ? " by a push" : ""}: ${number(run.copied)} copied, ${number(run.failed)} failed, ${number(run.unlisted)} not listed, ${bytes(run.bytes)}, ${seconds(run.seconds)}`;
     const anchor = s("a", { href: `#${batchPath(run.batch)}`, "aria-label": words });
     anchor.append(s("title", {}, words), s("rect", { class: "hit", x, y: 0, width: wide, height }));
     svg.append(anchor);

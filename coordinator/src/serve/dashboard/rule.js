@@ -91,7 +91,7 @@ function runTable(runs) {
   const head = [["Run"], ["State"], ["Copied", "number"], ["Unchanged", "number"], ["Failed", "number"], ["Not listed", "number"], ["Bytes copied", "number"], ["Duration", "number"]];
   const amount = (label, value, style = "") => h("td", { class: `number ${value > 0 ? style : "zero"}`, "data-label": label }, number(value));
   const row = (run) => h("tr", {},
-    h("td", { class: "name" }, link(batchPath(run.batch), when(run.started), { key: run.batch }), run.shared ? h("span", { class: "dim" }, " all rules") : null),
+    h("td", { class: "name" }, link(batchPath(run.batch), when(run.started), { key: run.batch }), run.shared ? h("span", { class: "dim" }, " all rules") : null, run.pushed ? h("span", { class: "dim" }, " by a push") : null),
     h("td", { class: "state" }, batchMark({ state: run.state, planned: run.total > 0 || run.ended, unlisted: run.unlisted, counts: run })),
     amount("Copied", run.copied), amount("Unchanged", run.unchanged), amount("Failed", run.failed, "bad"), amount("Not listed", run.unlisted, "bad"),
     h("td", { class: "number", "data-label": "Bytes copied" }, bytes(run.bytes)),

@@ -90,7 +90,7 @@ fn begins_at_once(push: &PendingPush) -> bool {
     match &push.pushed {
         Some((_, _, PushedReference::Tag(tag, _))) => DigestTag::parse_tag(tag.as_str()).is_none(),
         Some((_, _, PushedReference::Unknown)) => true,
-        Some((_, _, PushedReference::Manifest(_))) | None => false,
+        Some((_, _, PushedReference::Manifest(_) | PushedReference::Deletion)) | None => false,
     }
 }
 
@@ -107,6 +107,7 @@ mod tests {
         };
         PendingPush {
             rule: "rule".to_owned(),
+            rule_name: String::new(),
             pushed: Some(("r.example".parse().unwrap(), repository.parse().unwrap(), reference)),
             first_at: Timestamp::UNIX_EPOCH,
             last_at: Timestamp::UNIX_EPOCH,

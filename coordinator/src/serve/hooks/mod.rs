@@ -2,10 +2,12 @@
 //! notification says where to look, never what to copy.
 
 mod debounce;
+mod image_reader;
 mod proof;
 mod receive;
 mod service;
 
+pub(super) use image_reader::watch_named_images;
 #[cfg(test)]
 pub(crate) use receive::MAX_HOOK_BYTES;
 pub(super) use receive::{BODY_PERMITS, UNPROVED_BODY_PERMITS, routes};

@@ -120,8 +120,10 @@ async fn receive_from(
             NotifiedAction::Push => {}
             NotifiedAction::Delete => {
                 push_metrics::count("deletion", 1);
-                unwanted += 1;
-                continue;
+                if !hook.follows_deletions() {
+                    unwanted += 1;
+                    continue;
+                }
             }
             NotifiedAction::Ping => {
                 push_metrics::count("ping", 1);

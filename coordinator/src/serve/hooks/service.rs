@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use imgsync_model::batch::{BatchId, PushedReference, PushedRepository};
 use imgsync_oci::Digest;
-use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_oci::error::Result;
 use imgsync_oci::humanize::pluralize;
 use imgsync_registry::event::Events;
-use imgsync_store::{BatchState, PendingPush, ReceivedPush};
+use imgsync_store::{BatchState, PendingPush, PushRule, ReceivedPush};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::debounce::Debounce;
-use crate::orchestrator::{Backend, Leadership, describe_push, is_leader, push_metrics};
+use crate::orchestrator::{Backend, LaggingPushes, Leadership, describe_push, is_leader, push_metrics};
+use crate::push_rechecks::{PushFailures, RECHECK_DELAYS};
 use crate::serve::active_config::{ActiveConfig, ActiveRule};
 use crate::serve::scheduler::Scheduler;
 use crate::serve::{emit_notice, warn, warn_repeatedly};
@@ -28,9 +29,14 @@ const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
 /// Interval between checks of the runs of whole rules.
 const RUN_POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// Delays between the checks of an image that the policy of its rule refuses: 1, 5 and 15 minutes after the push, because
-/// signatures come later.
-const RECHECK_DELAYS: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(240), Duration::from_secs(600)];
+/// Delays before a tag is asked for again that does not show what was pushed. Then what it shows counts.
+const LAG_DELAYS: [Duration; 5] = [
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+    Duration::from_secs(900),
+];
 /// Delay between further attempts to find a push, after those of [`RECHECK_DELAYS`].
 const RETRY_DELAY: Duration = Duration::from_secs(60 * 60);
 /// Attempts to find a push, over a day, and to run a whole rule.
@@ -38,8 +44,6 @@ const MAX_ATTEMPTS: u32 = 26;
 const MAX_WHOLE_ATTEMPTS: u32 = 4;
 /// How long the pushes of a rule that the configuration does not have are left to another coordinator, which may have it.
 const UNKNOWN_RULE_REST: SignedDuration = SignedDuration::from_mins(10);
-/// Failures of a batch that are read at a time.
-const FAILURES_PER_PAGE: usize = 1_000;
 /// Minimum interval between two checks, however many notifications arrive.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -61,12 +65,19 @@ struct PushState {
     /// Rules of which a batch is running, until when they are left alone.
     blocked: HashMap<String, Instant>,
     /// Running batches, with their pushes.
-    running: HashMap<BatchId, Vec<PendingPush>>,
+    running: HashMap<BatchId, RunningPushes>,
     /// Runs of whole rules because of too many pushes.
     whole_runs: HashSet<BatchId>,
     /// The newest ended run of each rule that hooks trigger.
     last_runs: HashMap<Digest, BatchId>,
     runs_read_at: Option<Instant>,
+}
+
+/// The pushes of a running batch.
+struct RunningPushes {
+    pushes: Vec<PendingPush>,
+    /// Those whose tags do not show what was pushed.
+    lagging: LaggingPushes,
 }
 
 impl PushService {
@@ -109,7 +120,7 @@ impl PushService {
         self.observe_ended(state).await?;
         self.count_missed(state).await?;
         let pending = self.backend.store.pending_pushes().await?;
-        let running: HashSet<_> = state.running.values().flatten().map(identify).collect();
+        let running: HashSet<_> = state.running.values().flat_map(|running| &running.pushes).map(identify).collect();
         let pending: Vec<PendingPush> = pending.into_iter().filter(|push| !running.contains(&identify(push))).collect();
         drop(running);
         push_metrics::set_pending(pending.len());
@@ -159,9 +170,10 @@ impl PushService {
         rule: &ActiveRule,
         (pushes, is_whole): (Vec<PendingPush>, bool),
     ) -> Result<()> {
+        let lagging = LaggingPushes::default();
         let started = match is_whole {
             true => self.scheduler.start_whole(current, rule).await?,
-            false => self.scheduler.start_pushes(current, rule, group(&pushes)).await?,
+            false => self.scheduler.start_pushes(current, rule, group(&pushes), &lagging).await?,
         };
         let Ok(batch) = started else {
             state.blocked.insert(rule.id.clone(), Instant::now() + BLOCKED_PAUSE);
@@ -170,7 +182,7 @@ impl PushService {
         // They stay until the batch has found them; if this process does not see that, another one tries again.
         self.postpone(&pushes).await?;
         state.debounce.remove(&pushes);
-        state.running.insert(batch, pushes);
+        state.running.insert(batch, RunningPushes { pushes, lagging });
         match is_whole {
             true => {
                 push_metrics::count_whole_rule();
@@ -189,24 +201,15 @@ impl PushService {
             let delay = RECHECK_DELAYS.get(push.postponed as usize).unwrap_or(&RETRY_DELAY);
             delays.entry(*delay).or_default().push(push.clone());
         }
+        self.postpone_by(delays).await
+    }
+
+    async fn postpone_by(&self, delays: BTreeMap<Duration, Vec<PendingPush>>) -> Result<()> {
         for (delay, pushes) in delays {
             let until = self.backend.clock.now().saturating_add(SignedDuration::try_from(delay).unwrap_or_default());
             self.backend.store.postpone_pushes(&pushes, until.unwrap_or(Timestamp::MAX)).await?;
         }
         Ok(())
-    }
-
-    /// Returns the source tags of a batch that the policy of its rule has refused.
-    async fn refused_sources(&self, batch: BatchId) -> Result<HashSet<String>> {
-        let mut refused = HashSet::new();
-        let mut from = 0;
-        loop {
-            let failures = self.backend.store.failures(batch, from, FAILURES_PER_PAGE).await?;
-            let Some(last) = failures.last() else { return Ok(refused) };
-            from = last.task.index + 1;
-            let of_policy = failures.iter().filter(|failed| failed.failure.kind == ErrorKind::RefusedByPolicy);
-            refused.extend(of_policy.map(|failed| failed.task.spec.source.to_string()));
-        }
     }
 
     /// Records how long the batches that have ended took since their pushes, and removes those that they found: the
@@ -220,23 +223,38 @@ impl PushService {
                 continue;
             };
             let Some(ended) = batch.ended_at else { continue };
-            let refused = self.refused_sources(id).await?;
+            let refused = PushFailures::read(&*self.backend.store, id).await?.refused;
             let unlisted: HashSet<String> =
                 self.backend.store.listing_failures(id).await?.into_iter().map(|failure| failure.repository).collect();
             // Who cancels a batch does not want its pushes.
             let is_complete = batch.plan_completed_at.is_some() || batch.state == BatchState::Cancelled;
-            let pushes = state.running.get(&id).map(Vec::as_slice).unwrap_or_default();
+            let Some(RunningPushes { pushes, lagging }) = state.running.get(&id) else { continue };
             let (mut done, mut given_up) = (Vec::new(), Vec::new());
+            let mut asked_again: BTreeMap<Duration, Vec<PendingPush>> = BTreeMap::new();
             for push in pushes {
                 let is_missing = !is_complete || is_unlisted(push, &unlisted);
+                let is_lagging = lagging.contains(&describe(push));
+                let lag_delay = LAG_DELAYS.get(push.postponed as usize).filter(|_| is_lagging && !is_missing);
+                if let Some(delay) = lag_delay {
+                    asked_again.entry(*delay).or_default().push(push.clone());
+                    continue;
+                }
                 let limit = if push.pushed.is_some() { MAX_ATTEMPTS } else { MAX_WHOLE_ATTEMPTS };
                 match is_missing {
                     true if push.postponed + 1 < limit => {}
                     true => given_up.push(push.clone()),
                     false if is_refused(push, &refused) && (push.postponed as usize) < RECHECK_DELAYS.len() => {}
-                    false => done.push(push.clone()),
+                    false => {
+                        if is_lagging {
+                            // Pushed or deleted again since.
+                            push_metrics::count("outdated", 1);
+                            tracing::info!("{} does not show what was pushed, as a hook told", describe(push));
+                        }
+                        done.push(push.clone());
+                    }
                 }
             }
+            self.postpone_by(asked_again).await?;
             self.backend.store.remove_pushes(&done).await?;
             self.backend.store.remove_pushes(&given_up).await?;
             for push in &given_up {
@@ -291,14 +309,21 @@ impl PushService {
         Ok(())
     }
 
-    /// Gives the pushes of a rule that the configuration no longer has to those that want them now. Those that none
-    /// wants are dropped later, because another coordinator may have another configuration.
+    /// Gives the pushes of a rule that the configuration no longer has to those that want them now, and a run of the whole
+    /// rule to the rule of its name. What none wants is dropped later, because another coordinator may have another configuration.
     async fn move_pushes(&self, current: &ActiveConfig, pushes: Vec<&PendingPush>) -> Result<()> {
-        let (mut moved, mut removed) = (Vec::new(), Vec::new());
+        let (mut moved, mut whole, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         let mut lost = 0;
         let time = self.backend.clock.now();
         for push in pushes {
-            let mut rules: Vec<String> = Vec::new();
+            if push.pushed.is_none()
+                && let Some(edited) = current.rules.iter().find(|rule| rule.name == push.rule_name)
+            {
+                whole.push(edited.push_rule());
+                removed.push(push.clone());
+                continue;
+            }
+            let mut rules: Vec<PushRule> = Vec::new();
             if let Some((registry, repository, reference)) = &push.pushed {
                 let hooks = current.hooks.values().filter(|hook| hook.config.registry == *registry);
                 rules.extend(hooks.flat_map(|hook| hook.wanted_by(repository, reference)));
@@ -318,6 +343,9 @@ impl PushService {
         }
         if !moved.is_empty() {
             self.backend.store.add_pushes(moved).await?;
+        }
+        if !whole.is_empty() {
+            self.backend.store.add_whole_runs(whole).await?;
         }
         if lost > 0 {
             push_metrics::count("rule_gone", lost);

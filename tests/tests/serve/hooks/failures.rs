@@ -83,8 +83,8 @@ async fn a_server_that_is_killed_loses_no_notification_that_it_confirmed() {
         fixture.source.push("apps/a", tag, &app);
     }
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let lists = RequestMatcher::kind(RequestType::Tags);
-    let held = fixture.source.on(lists).always().act(FaultAction::Gate(gate.clone()));
+    let reads = RequestMatcher::kind(RequestType::ManifestHead);
+    let held = fixture.source.on(reads).always().act(FaultAction::Gate(gate.clone()));
     // Killed with one batch that is being listed, and pushes that wait.
     let mut served = fixture.serve().await;
     fixture.notify(&served, "apps/a:v0").await;
@@ -104,8 +104,9 @@ async fn a_server_that_is_killed_loses_no_notification_that_it_confirmed() {
 }
 
 #[tokio::test]
-async fn thousands_of_notifications_lose_none_and_run_the_whole_rule() {
-    const TAGS: usize = 3_000;
+async fn ten_thousand_notifications_lose_none_and_run_the_whole_rule() {
+    const NOTIFICATIONS: usize = 10_000;
+    const TAGS: usize = 2_500;
     let fixture = HookFixture::new("").await;
     let app = image("app");
     for number in 0..TAGS {
@@ -113,11 +114,12 @@ async fn thousands_of_notifications_lose_none_and_run_the_whole_rule() {
     }
     // No batch ends before the last notification.
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let lists = RequestMatcher::kind(RequestType::Tags);
-    let held = fixture.source.on(lists).always().act(FaultAction::Gate(gate.clone()));
+    let reads = RequestMatcher::kind(RequestType::ManifestHead);
+    let held = fixture.source.on(reads).always().act(FaultAction::Gate(gate.clone()));
     let served = fixture.serve().await;
-    let sent = futures_util::stream::iter(0..TAGS).map(async |number| {
-        let payload = json!({"id": number.to_string(), "image": format!("{}/apps/a:v{number}", fixture.source.host())});
+    let sent = futures_util::stream::iter(0..NOTIFICATIONS).map(async |number| {
+        let image = format!("{}/apps/a:v{}", fixture.source.host(), number % TAGS);
+        let payload = json!({"id": number.to_string(), "image": image});
         loop {
             match send_json(served.notification("pushes").bearer_auth(SECRET).json(&payload)).await {
                 // Senders send it again.
@@ -131,7 +133,7 @@ async fn thousands_of_notifications_lose_none_and_run_the_whole_rule() {
     for name in ["accepted", "coalesced", "repeated"] {
         confirmed += outcome(&served, name).await;
     }
-    assert_eq!(confirmed, TAGS as f64);
+    assert_eq!(confirmed, NOTIFICATIONS as f64);
     held.remove();
     gate.add_permits(10_000);
     let (mut copied, mut last_change) = (0, Instant::now());

@@ -1,0 +1,105 @@
+//! Further checks of pushed images that the policy of their rule refuses: signatures come after the push.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use imgsync_model::batch::{BatchId, PushedReference};
+use imgsync_oci::error::{ErrorKind, Result};
+use imgsync_store::{Batch, PendingPush, Store};
+use jiff::Timestamp;
+
+/// Delays between the checks of an image that the policy of its rule refuses: 1, 5 and 15 minutes after the push.
+pub(crate) const RECHECK_DELAYS: [Duration; 3] =
+    [Duration::from_secs(60), Duration::from_secs(240), Duration::from_secs(600)];
+/// Failures of a batch that are read at a time.
+const FAILURES_PER_PAGE: usize = 1_000;
+
+/// Failed images of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct PushFailures {
+    /// Source tags that the policy of the rule refused.
+    pub(crate) refused: HashSet<String>,
+    /// Whether there are other failures.
+    has_others: bool,
+}
+
+impl PushFailures {
+    /// Reads the failures of a batch.
+    pub(crate) async fn read(store: &dyn Store, batch: BatchId) -> Result<PushFailures> {
+        let (mut failures, mut from) = (PushFailures::default(), 0);
+        loop {
+            let page = store.failures(batch, from, FAILURES_PER_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(failures) };
+            from = last.task.index + 1;
+            for failed in page {
+                match failed.failure.kind {
+                    ErrorKind::RefusedByPolicy => _ = failures.refused.insert(failed.task.spec.source.to_string()),
+                    _ => failures.has_others = true,
+                }
+            }
+        }
+    }
+}
+
+/// Returns whether all failures of an ended batch of pushes are refusals by policy that are checked again within
+/// minutes. `rules` are the ids of its rules.
+pub(crate) async fn are_failures_rechecked(
+    store: &dyn Store,
+    batch: &Batch,
+    rules: &HashSet<String>,
+    now: Timestamp,
+) -> Result<bool> {
+    let failures = PushFailures::read(store, batch.id).await?;
+    if failures.has_others || failures.refused.is_empty() {
+        return Ok(false);
+    }
+    let pending = store.pending_pushes().await?.into_iter().filter(|push| rules.contains(&push.rule));
+    let rechecked: HashSet<String> = pending.filter_map(|push| name_rechecked(&push, now)).collect();
+    Ok(failures.refused.is_subset(&rechecked))
+}
+
+/// Returns the name of a pushed tag, if it is checked again within minutes.
+fn name_rechecked(push: &PendingPush, now: Timestamp) -> Option<String> {
+    let (registry, repository, reference) = push.pushed.as_ref()?;
+    let is_left = match push.postponed as usize {
+        // The batch has just begun, or it was pushed again.
+        0 => true,
+        checks => checks <= RECHECK_DELAYS.len() && push.not_before.is_some_and(|until| until > now),
+    };
+    let is_tag = matches!(reference, PushedReference::Tag(..));
+    (is_left && is_tag).then(|| reference.name_in(registry, repository))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_checked_again_until_the_last_check() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let later = Some(now + Duration::from_secs(60));
+        let push = |postponed: u32, not_before: Option<Timestamp>, reference: PushedReference| PendingPush {
+            rule: "rule".to_owned(),
+            rule_name: String::new(),
+            pushed: Some(("r.example".parse().unwrap(), "a".parse().unwrap(), reference)),
+            first_at: now,
+            last_at: now,
+            notifications: 1,
+            not_before,
+            postponed,
+        };
+        let tag = || PushedReference::Tag("1".parse().unwrap(), None);
+        for (postponed, not_before, is_rechecked) in [
+            (0, None, true),
+            (1, later, true),
+            (3, later, true),
+            // The last check has begun.
+            (3, Some(now), false),
+            (4, later, false),
+        ] {
+            let name = name_rechecked(&push(postponed, not_before, tag()), now);
+            assert_eq!(name.as_deref(), is_rechecked.then_some("r.example/a:1"), "{postponed} {not_before:?}");
+        }
+        assert_eq!(name_rechecked(&push(0, None, PushedReference::Unknown), now), None);
+    }
+}

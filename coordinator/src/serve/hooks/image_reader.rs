@@ -1,0 +1,30 @@
+//! Reads the files that name images, so that pushes of these images trigger the rules.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::serve::active_config::ActiveConfig;
+
+/// Interval between reads of the files.
+const READ_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Reads the files of the rules that hooks may trigger, again and again, until stopped.
+pub(in crate::serve) async fn watch_named_images(
+    mut active_config: watch::Receiver<Arc<ActiveConfig>>,
+    stop: &CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let named = active_config.borrow_and_update().triggered_images();
+        for images in named {
+            images.read().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(READ_INTERVAL) => {}
+            changed = active_config.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What else hooks trigger: rules that name images, and the grace period of `prune`; and where their batches are shown.
+
+use imgsync_model::batch::RepositoryLocator;
+use imgsync_store::ProvenanceStore as _;
+
+use super::*;
+
+#[tokio::test]
+async fn a_push_of_an_image_that_a_rule_names_triggers_the_rule() {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let program = Imgsync::new();
+    let config = format!(
+        "rules:\n- {{name: deployed, images: deploy, to: {1}/m, naming: keep}}\nhooks:\n  pushes: {{registry: {0}, kind: \
+         generic, secret: {SECRET}, rules: [deployed]}}\n",
+        source.host(),
+        target.host()
+    );
+    program.file("imgsync.yaml", config);
+    let (app, pinned, other) = (image("app"), image("pinned"), image("other"));
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers:\n  - {{name: a, image: \"{0}/team/app:1\"}}\n  \
+         - {{name: b, image: \"{0}/team/tool@{1}\"}}\n",
+        source.host(),
+        pinned.root
+    );
+    std::fs::create_dir_all(program.work_dir().join("deploy")).unwrap();
+    program.file("deploy/pod.yaml", pod);
+    let served = ServeProcess::start(&program, &[]).await;
+    source.push("team/app", "1", &app);
+    source.push("team/app", "2", &other);
+    source.push("team/tool", "latest", &pinned);
+    source.push("team/other", "1", &other);
+    let images = [
+        "team/app:1".to_owned(),
+        "team/app:2".to_owned(),
+        format!("team/tool:latest@{}", pinned.root),
+        "team/other:1".to_owned(),
+    ];
+    let images = images.map(|image| format!("{}/{image}", source.host()));
+    let request = served.notification("pushes").bearer_auth(SECRET).json(&json!({"images": images}));
+    assert_eq!(send_json(request).await.0, 202);
+    wait_until("the tag", async || target.tag_digest("m/team/app", "1").as_deref() == Some(&*app.root)).await;
+    wait_until("the digest", async || target.tags("m/team/tool").len() == 1).await;
+    wait_until("nothing is pending", async || metric(&served, "imgsync_hook_pending_pushes").await == 0.0).await;
+    assert_eq!((target.tags_in_all(), target.tags("m/team/app")), (2, vec!["1".to_owned()]));
+    target.assert_tags_complete();
+    served.stop().await.assert_code(0);
+}
+
+#[tokio::test]
+async fn the_history_of_a_rule_has_the_batches_that_pushes_started() {
+    let fixture = HookFixture::new("").await;
+    let app = image("app");
+    fixture.source.push("apps/a", "1", &app);
+    let served = fixture.serve().await;
+    fixture.notify(&served, "apps/a:1").await;
+    fixture.wait_for_copy("apps/a", "1", &app).await;
+    served.wait_for_ended_batches(1).await;
+    assert_eq!(served.post("rules/apps/start", &json!({})).await.0, 202);
+    let batches = served.wait_for_ended_batches(2).await;
+    let (_, history) = served.get("rules/apps/history").await;
+    let runs: Vec<(&Value, &Value)> =
+        history["runs"].as_array().unwrap().iter().map(|run| (&run["batch"], &run["pushed"])).collect();
+    assert_eq!(runs, [(&batches[0]["batch"], &json!(false)), (&batches[1]["batch"], &json!(true))], "{history:#}");
+    let (_, of_rule) = served.get("batches?rule=apps").await;
+    assert_eq!(of_rule["batches"].as_array().unwrap().len(), 2, "{of_rule:#}");
+    served.stop().await.assert_code(0);
+}
+
+#[tokio::test]
+async fn a_deletion_begins_the_grace_period_and_removes_nothing() {
+    let fixture = HookFixture::new(", prune: {keep_days: 0, limit: 100%}").await;
+    let config = std::fs::read_to_string(fixture.program.work_dir().join("imgsync.yaml")).unwrap();
+    let hook = format!("  registry: {{registry: {}, kind: distribution, secret: {SECRET}}}\n", fixture.source.host());
+    fixture.program.file("imgsync.yaml", format!("{config}{hook}"));
+    let app = image("app");
+    for tag in ["1", "2"] {
+        fixture.source.push("apps/a", tag, &app);
+    }
+    let served = fixture.serve().await;
+    let start = async || assert_eq!(served.post("rules/apps/start", &json!({})).await.0, 202);
+    start().await;
+    served.wait_for_ended_batches(1).await;
+    fixture.source.delete_tag("apps/a", "2");
+    let deletion = json!({"events": [{"id": "1", "action": "delete", "target": {"repository": "apps/a", "tag": "2"}}]});
+    let (status, answer) = send_json(served.notification("registry").bearer_auth(SECRET).json(&deletion)).await;
+    assert_eq!((status, &answer["accepted"]), (202, &json!(1)), "{answer:#}");
+    let store = fixture.store().await;
+    let home = RepositoryLocator::in_registry(fixture.source.host().parse().unwrap(), &"apps/a".parse().unwrap());
+    let missing = async || -> Vec<String> {
+        let made = store.provenance_by_source(&home).await.unwrap();
+        made.iter().filter(|made| made.missing_since.is_some()).map(|made| made.source_tag.to_string()).collect()
+    };
+    wait_until("it is missing", async || missing().await == ["2"]).await;
+    served.wait_for_ended_batches(2).await;
+    assert_eq!(fixture.target.tags("m/apps/a"), ["1", "2"], "a hook removes nothing");
+    assert_eq!(outcome(&served, "deletion").await, 1.0);
+    start().await;
+    served.wait_for_ended_batches(3).await;
+    wait_until("the run removes it", async || fixture.target.tags("m/apps/a") == ["1"]).await;
+    served.stop().await.assert_code(0);
+}
