@@ -147,13 +147,14 @@ impl CopiedByRule {
         let mut names = RuleNames::default();
         names.add_local_targets(rule);
         for ((source, target), renamed) in self.0 {
+            let is_exact = renamed.is_none();
             if let Some((tag, other)) = renamed {
                 let reason = "tags have other names in the mirror, and clusters cannot rename them; a naming template \
                               without `:` keeps them";
                 names.add_unreachable(format!("{source}:{tag} in {target}:{other}"), reason);
             }
             let (scope, keeps_digests) = (MappingScope::Repository, keeps_digests(rule));
-            names.mappings.push(NameMapping { source, target, scope, keeps_digests });
+            names.mappings.push(NameMapping { source, target, scope, keeps_digests, is_exact });
         }
         names
     }

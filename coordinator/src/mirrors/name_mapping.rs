@@ -35,6 +35,9 @@ pub(crate) struct NameMapping {
     pub(crate) scope: MappingScope,
     /// Whether the mirror has the digests of the source. A selection of platforms changes those of indexes.
     pub(crate) keeps_digests: bool,
+    /// Whether the mirror has all names to which it applies, as far as is known: not if a pattern matches only a part of
+    /// them, or if tags have other names there.
+    pub(crate) is_exact: bool,
 }
 
 impl NamePrefix {
@@ -108,6 +111,7 @@ mod tests {
             target: prefix(target),
             scope: MappingScope::Repository,
             keeps_digests: true,
+            is_exact: true,
         }
     }
 

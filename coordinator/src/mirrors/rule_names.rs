@@ -116,6 +116,7 @@ fn add_repository(
             target: NamePrefix::repository(&target.registry, &target.repository),
             scope: MappingScope::Repository,
             keeps_digests: keeps_digests(rule),
+            is_exact: true,
         }),
         Err(error) => names.add_unreachable(name, format!("the target rejects its name: {error}")),
     }
@@ -153,7 +154,19 @@ fn add_pattern(rule: &Rule, part: &SourceSelector, base: &TargetBase, style: &Na
         target: NamePrefix { registry: base.registry.clone(), path },
         scope: if is_one_level(pattern) { MappingScope::OneLevel } else { MappingScope::AllLevels },
         keeps_digests: keeps_digests(rule),
+        is_exact: matches_all_below_prefix(pattern),
     });
+}
+
+/// Whether a pattern matches all names one level below its prefix, or all at any level.
+fn matches_all_below_prefix(pattern: &RepositoryPattern) -> bool {
+    let whole = join(pattern.registry().as_str(), pattern.prefix());
+    let text = pattern.to_string();
+    pattern.excluded().is_empty()
+        && text
+            .strip_prefix(&whole)
+            .and_then(|rest| rest.strip_prefix('/'))
+            .is_some_and(|rest| matches!(rest, "*" | "**"))
 }
 
 /// Returns the path that `naming: full` puts before the paths of a registry.

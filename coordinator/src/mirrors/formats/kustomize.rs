@@ -1,12 +1,12 @@
 //! kustomize: a component with an `images` entry for each spelling of each repository.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use imgsync_config::to_yaml;
 use imgsync_oci::error::Result;
 use serde::Serialize;
 
-use super::{Expressed, RenderedMirrors, yaml_file};
+use super::{Expressed, RenderedMirrors, check_exact, yaml_file};
 use crate::mirrors::MirroredNames;
 use crate::mirrors::name_mapping::{MappingScope, NamePrefix};
 
@@ -31,7 +31,7 @@ struct ImageEntry {
 /// Renders one file.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
     let expressed = Expressed::split(&names.mappings, |mapping| match mapping.scope {
-        MappingScope::Repository => Ok(()),
+        MappingScope::Repository => check_exact(mapping),
         MappingScope::OneLevel | MappingScope::AllLevels => {
             Err("kustomize has an entry for each repository, and those of a pattern are known after the first run"
                 .to_owned())
@@ -47,6 +47,15 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
         }
     }
     let mut rendered = RenderedMirrors { reachable: expressed.reachable(), ..RenderedMirrors::default() };
+    let with_other_digests = expressed.mappings.iter().filter(|(mapping, ())| !mapping.keeps_digests);
+    let others: BTreeSet<String> = with_other_digests.map(|(mapping, ())| mapping.source.to_string()).collect();
+    if !others.is_empty() {
+        let names: Vec<String> = others.into_iter().collect();
+        rendered.notes.push(format!(
+            "kustomize also changes images that are named by digest, and the mirror has other digests of {}",
+            names.join(", ")
+        ));
+    }
     rendered.unreachable = expressed.unreachable;
     if images.is_empty() {
         return Ok(rendered);

@@ -7,7 +7,7 @@ use imgsync_oci::error::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Expressed, RenderedMirrors, yaml_file};
+use super::{Expressed, RenderedMirrors, check_exact, yaml_file};
 use crate::mirrors::MirroredNames;
 use crate::mirrors::name_mapping::{MappingScope, NameMapping, NamePrefix, escape_regex, join};
 
@@ -15,8 +15,8 @@ const FORMAT: &str = "kyverno";
 const FILE: &str = "imgsync-mirrors.yaml";
 /// Maximum number of mappings in a policy: an object of Kubernetes has at most 1.5 MiB, and a mapping takes 3 KiB.
 const MAX_MAPPINGS: usize = 200;
-/// The lists of containers in a Pod.
-const CONTAINER_LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
+/// The lists of containers that a Pod is created with. A change of a running Pod's image would restart its container.
+const CONTAINER_LISTS: [&str; 2] = ["containers", "initContainers"];
 
 /// Steps that complete the name of an image: those of Docker Hub are written without it, and official ones without
 /// `library/`. A first level without a dot or a colon is no registry, except `localhost`.
@@ -73,27 +73,36 @@ struct Replacement {
 
 /// Renders one file with a policy, or with several if there are many names.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
+    let expressed = Expressed::split(&names.mappings, check_exact);
+    let mut rendered = RenderedMirrors { reachable: expressed.reachable(), ..RenderedMirrors::default() };
     let mut done = HashSet::new();
     // An image has one name: the first target.
-    let mappings: Vec<&NameMapping> =
-        names.mappings.iter().filter(|mapping| done.insert((&mapping.source, mapping.scope))).collect();
+    let mappings: Vec<&NameMapping> = expressed
+        .mappings
+        .iter()
+        .map(|(mapping, ())| *mapping)
+        .filter(|mapping| done.insert((&mapping.source, mapping.scope)))
+        .collect();
+    rendered.unreachable = expressed.unreachable;
     if mappings.is_empty() {
-        return Ok(RenderedMirrors::default());
+        return Ok(rendered);
     }
     let documents: Vec<String> =
         mappings.chunks(MAX_MAPPINGS).enumerate().map(|(number, part)| to_yaml(&policy(number, part))).collect();
-    let mut notes = vec![
-        "the policies change the images of Pods as they are created; nodes must be able to pull from the mirror"
+    rendered.files.push(yaml_file(FILE, FORMAT, &documents));
+    let notes = &mut rendered.notes;
+    notes.push(
+        "the policies change the images of Pods as they are created, whichever tags the mirror has; nodes must be able to \
+         pull from the mirror"
             .to_owned(),
-    ];
+    );
     if mappings.iter().any(|mapping| mapping.scope != MappingScope::Repository) {
         notes.push(
             "all names of the patterns are changed, whether the mirror has them or not: write the policy again after a run"
                 .to_owned(),
         );
     }
-    let reachable = Expressed::split(&names.mappings, |_| Ok(())).reachable();
-    Ok(RenderedMirrors { files: vec![yaml_file(FILE, FORMAT, &documents)], unreachable: Vec::new(), notes, reachable })
+    Ok(rendered)
 }
 
 fn policy(number: usize, mappings: &[&NameMapping]) -> ClusterPolicy {
@@ -120,7 +129,7 @@ fn rule(list: &str, mappings: &[&NameMapping]) -> PolicyRule {
         name: format!("mirror-{}", list.to_ascii_lowercase()),
         selected: json!({"any": [{"resources": {"kinds": ["Pod"]}}]}),
         preconditions: json!({"all": [
-            {"key": operation, "operator": "AnyIn", "value": ["CREATE", "UPDATE"]},
+            {"key": operation, "operator": "Equals", "value": "CREATE"},
             {"key": length, "operator": "GreaterThanOrEquals", "value": 1},
         ]}),
         mutate: Mutation { foreach: mappings.iter().map(|mapping| replacement(list, mapping)).collect() },
@@ -198,7 +207,7 @@ mod tests {
             let (registry, path) = text.split_once('/').unwrap_or((text, ""));
             NamePrefix { registry: registry.parse().unwrap(), path: path.to_owned() }
         };
-        NameMapping { source: prefix(source), target: prefix(target), scope, keeps_digests: true }
+        NameMapping { source: prefix(source), target: prefix(target), scope, keeps_digests: true, is_exact: true }
     }
 
     #[test]

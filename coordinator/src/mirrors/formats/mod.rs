@@ -130,6 +130,18 @@ fn unreachable(mapping: &NameMapping, reason: impl Into<String>) -> UnreachableN
     UnreachableName { reason: reason.into(), name }
 }
 
+/// Refuses names of which the mirror may lack some, for formats without a way back to the source.
+fn check_exact(mapping: &NameMapping) -> Result<(), String> {
+    match mapping.is_exact {
+        true => Ok(()),
+        false => Err(
+            "the mirror has only a part of these names, or other tags, and there is no way back to the source: write \
+                      after a run, and use a naming template that keeps tags"
+                .to_owned(),
+        ),
+    }
+}
+
 /// Returns the path that a mapping adds before the source path, for formats that can do no more.
 fn added_prefix(mapping: &NameMapping, consumer: &str) -> Result<String, String> {
     mapping.added_prefix().map(str::to_owned).ok_or_else(|| {

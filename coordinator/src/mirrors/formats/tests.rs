@@ -200,7 +200,7 @@ async fn kyverno_has_a_rule_for_each_list_of_containers_and_a_replacement_for_ea
     let policy = imgsync_config::parse_yaml_tree(text(&rendered)).unwrap();
     assert_eq!((&policy["apiVersion"], &policy["kind"]), (&"kyverno.io/v1".into(), &"ClusterPolicy".into()));
     let rules = policy["spec"]["rules"].as_array().unwrap();
-    for (rule, list) in rules.iter().zip(["containers", "initContainers", "ephemeralContainers"]) {
+    for (rule, list) in rules.iter().zip(["containers", "initContainers"]) {
         assert_eq!(rule["name"], format!("mirror-{}", list.to_lowercase()));
         let foreach = rule["mutate"]["foreach"].as_array().unwrap();
         assert_eq!(foreach.len(), 4);
@@ -214,8 +214,28 @@ async fn kyverno_has_a_rule_for_each_list_of_containers_and_a_replacement_for_ea
             "{{ regex_replace_all('^quay[.]io/org/app([:@].*)?$', element.image, \
              'r.example:5000/flat/quay.io_org_app$1') }}"
         );
+        let operation = &rule["preconditions"]["all"][0];
+        assert_eq!((&operation["operator"], &operation["value"]), (&"Equals".into(), &"CREATE".into()));
     }
-    assert_eq!(rules.len(), 3);
+    assert_eq!(rules.len(), 2);
+}
+
+#[tokio::test]
+async fn formats_without_a_way_back_have_no_pattern_that_matches_only_a_part() {
+    let rules = "rules: [{from: \"quay.io/a/web-*\", to: m.example/m, naming: keep}, {from: quay.io/b/**, to: m.example/m, naming: \
+                 keep}, {from: {repositories: quay.io/c/*, exclude: [c/x]}, to: m.example/m, naming: keep}]";
+    let policy = rendered(rules, MirrorFormat::Kyverno).await;
+    assert_eq!(unreachable_names(&policy), ["quay.io/a/* in m.example/m/a/*", "quay.io/c/* in m.example/m/c/*"]);
+    assert!(text(&policy).contains("quay[.]io/b/") && !text(&policy).contains("web-"));
+    assert_eq!(unreachable_names(&rendered(rules, MirrorFormat::RegistriesConf).await), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_name_with_several_mirrors_is_counted_once_by_k3s() {
+    let rules = "rules: [{from: docker.io/library/**, to: m.example/x, naming: keep}, {from: docker.io/library/redis, to: \
+                 [a.example/p, b.example/p, c.example/p]}]";
+    let mirrors = rendered(rules, MirrorFormat::K3s).await;
+    assert!(mirrors.reachable <= 2, "{}", mirrors.reachable);
 }
 
 #[tokio::test]
