@@ -28,7 +28,7 @@ use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::secret::Secret;
 
 use find::credential_host;
-pub(crate) use find::{find_credential, user};
+pub(crate) use find::{FoundLogin, find_credential, find_login, user};
 pub(super) use token::MAX_TOKEN_BYTES;
 #[cfg(test)]
 pub(super) use token::fuzz_parse;
@@ -387,12 +387,17 @@ impl Repository {
 
     /// Returns the credentials for this repository, `None` if there are none. A failing credential helper is an error
     /// for reads as well: the anonymous view of a registry lacks private repositories and looks complete.
-    pub(crate) fn find_credential(&self, credential_index: usize) -> BoxFuture<'_, Result<Option<Credential>>> {
+    pub(crate) async fn find_credential(&self, credential_index: usize) -> Result<Option<Credential>> {
+        Ok(self.find_login(credential_index).await?.credential)
+    }
+
+    /// Returns the credentials for this repository, and whether a cloud issued them to this machine.
+    pub(crate) fn find_login(&self, credential_index: usize) -> BoxFuture<'_, Result<FoundLogin>> {
         // Boxed: part of nearly every request, whose futures are large already.
         Box::pin(async move {
             let name = if self.access == Access::Catalog { "" } else { self.name.as_str() };
             tokio::select! {
-                found = find_credential(&self.client, &self.registry, name, credential_index) => found,
+                found = find_login(&self.client, &self.registry, name, credential_index) => found,
                 () = self.context.cancel.cancelled() => {
                     Err(Error::cancelled(format!("finding credentials for {}", credential_host(&self.registry))))
                 }

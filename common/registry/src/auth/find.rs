@@ -5,24 +5,51 @@ use super::super::providers::CredentialSource;
 use super::super::{Client, Registry, Repository, failure};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
-/// Returns the credentials for a registry, in this order: from its settings; those that the cloud issues to this machine,
-/// if the settings name the cloud; those of docker and containers for the actual host; those of the cloud that the
-/// registry's name tells.
+/// A credential, and whether a cloud issued it to this machine.
+#[derive(Debug, Default)]
+pub(crate) struct FoundLogin {
+    pub(crate) credential: Option<Credential>,
+    pub(crate) is_issued: bool,
+}
+
+impl FoundLogin {
+    fn known(credential: Option<Credential>) -> FoundLogin {
+        FoundLogin { credential, is_issued: false }
+    }
+
+    fn issued(credential: Option<Credential>) -> FoundLogin {
+        FoundLogin { is_issued: credential.is_some(), credential }
+    }
+}
+
+/// Returns the credentials for a registry, as [`find_login`] does.
 pub(crate) async fn find_credential(
     client: &Client,
     registry: &Registry,
     repository: &str,
     credential_index: usize,
 ) -> Result<Option<Credential>> {
+    Ok(find_login(client, registry, repository, credential_index).await?.credential)
+}
+
+/// Returns the credentials for a registry, in this order: from its settings; those that the cloud issues to this machine,
+/// if the settings name the cloud; those of docker and containers for the actual host; those of the cloud that the
+/// registry's name tells.
+pub(crate) async fn find_login(
+    client: &Client,
+    registry: &Registry,
+    repository: &str,
+    credential_index: usize,
+) -> Result<FoundLogin> {
     if let Some(credential) = &registry.credential_pool.get(credential_index).credential {
-        return Ok(Some(credential.clone()));
+        return Ok(FoundLogin::known(Some(credential.clone())));
     }
     let provider = registry.settings.identity_provider(&registry.name);
     let (identities, environment) = (&client.0.identities, client.0.credentials.environment());
     match (registry.settings.credential_source, provider) {
-        (CredentialSource::Anonymous, _) => return Ok(None),
+        (CredentialSource::Anonymous, _) => return Ok(FoundLogin::default()),
         (CredentialSource::Machine(_), Some(provider)) => {
-            return identities.log_in(registry, environment, provider).await;
+            return identities.log_in(registry, environment, provider).await.map(FoundLogin::issued);
         }
         _ => {}
     }
@@ -32,8 +59,8 @@ pub(crate) async fn find_credential(
             .with_source(error)
     })?;
     match (stored, provider) {
-        (None, Some(provider)) => identities.log_in(registry, environment, provider).await,
-        (stored, _) => Ok(stored),
+        (None, Some(provider)) => identities.log_in(registry, environment, provider).await.map(FoundLogin::issued),
+        (stored, _) => Ok(FoundLogin::known(stored)),
     }
 }
 

@@ -8,6 +8,7 @@ use url::Url;
 
 use super::super::context::RequestKind;
 use super::super::credentials::Credential;
+use super::super::providers::refuse_foreign_realm;
 use super::super::request_body::RequestBody;
 use super::super::request_class::RequestClass;
 use super::super::transport::Response;
@@ -40,13 +41,20 @@ impl Repository {
             let requester = (scope.credential_index, credential.as_ref());
             self.with_retries(|| self.request_token(realm, service, &written, requester, &operation)).await
         };
-        let mut credential = self.find_credential(scope.credential_index).await?;
+        let login = async || {
+            let found = self.find_login(scope.credential_index).await?;
+            if found.is_issued {
+                refuse_foreign_realm(&self.registry, realm, &operation)?;
+            }
+            Ok(found.credential)
+        };
+        let mut credential = login().await?;
         let response = match ask(&credential).await {
             // A credential from a helper may have expired since, as the tokens of clouds do.
             Err(error) if error.kind() == ErrorKind::Denied && credential.is_some() => {
                 let before = Instant::now().checked_sub(MIN_CREDENTIAL_AGE).unwrap_or_else(Instant::now);
                 let is_theirs = self.refresh_credential(scope.credential_index, before).await;
-                let fresh = if is_theirs { self.find_credential(scope.credential_index).await? } else { None };
+                let fresh = if is_theirs { login().await? } else { None };
                 let is_same = fresh.is_none() || fresh == credential;
                 if !is_same {
                     credential = fresh;

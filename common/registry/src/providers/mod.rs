@@ -28,6 +28,7 @@ use super::RegistrySettings;
 use super::credentials::CredentialEnvironment;
 use api::ListingApi;
 use identity::MachineIdentity;
+pub(crate) use identity::refuse_foreign_realm;
 use imgsync_oci::RegistryName;
 use imgsync_oci::secret::Secret;
 use imgsync_rate_limit::RateLimitCategory;

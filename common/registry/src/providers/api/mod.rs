@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use url::Url;
 
-use super::{ListingMethod, PROVIDERS, Provider, listing};
+use super::{CredentialSource, ListingMethod, PROVIDERS, Provider, listing};
 use crate::credential_pool::CredentialPool;
 use crate::credentials::Credential;
 use crate::{Access, Client, Context, MAX_CACHED_REPOSITORIES, Registry, RegistryCatalog, Repository, base_url, ssrf};
@@ -171,8 +171,11 @@ impl Client {
         };
         let mut settings = settings.clone();
         if !is_same {
-            // It was configured for the registry alone.
+            // They were configured for the registry alone.
             settings.identity = None;
+            if matches!(settings.credential_source, CredentialSource::Machine(_)) {
+                settings.credential_source = CredentialSource::Anonymous;
+            }
         }
         let found = Arc::new(ProviderApiState {
             provider,

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::retry;
+use url::Url;
 
 use super::http::IdentityHttp;
 use super::{CredentialSource, MachineLogin, Provider, Search, SigningKeys, provider_by_name};
 use crate::credentials::{Credential, CredentialEnvironment};
-use crate::{Registry, RegistrySettings};
+use crate::{Registry, RegistrySettings, is_loopback, ssrf};
 use imgsync_oci::RegistryName;
 
 /// Registries whose logins are cached.
@@ -82,12 +83,13 @@ impl Default for MachineIdentities {
 
 impl RegistrySettings {
     /// Returns the provider whose identity a registry's requests use, and whether the user named it. `auto` applies to
-    /// the providers' own hosts only.
+    /// the providers' own hosts only, over TLS whose certificates are verified.
     pub(crate) fn identity_provider(&self, name: &RegistryName) -> Option<(&'static Provider, bool)> {
         match self.credential_source {
             CredentialSource::Machine(provider) => Some((provider, true)),
             CredentialSource::Anonymous => None,
             CredentialSource::Auto if self.endpoint.is_some() || self.public_only => None,
+            CredentialSource::Auto if self.insecure || self.plain_http == Some(true) => None,
             CredentialSource::Auto => provider_by_name(name).map(|provider| (provider, false)),
         }
     }
@@ -183,6 +185,7 @@ impl MachineIdentities {
         (provider, is_explicit): (&'static Provider, bool),
     ) -> Result<MachineLogin> {
         let operation = operation(registry, provider);
+        refuse_unverified(registry, &operation)?;
         let Some(identity) = provider.identity else {
             return Err(Error::new(ErrorKind::Invalid, operation, "this provider issues no identities"));
         };
@@ -244,6 +247,50 @@ impl MachineIdentities {
     }
 }
 
+/// Refuses a registry that anybody on the way could play: what the cloud issues is worth more than this registry.
+fn refuse_unverified(registry: &Registry, operation: &str) -> Result<()> {
+    let base = &registry.base;
+    if base.host_str().is_some_and(is_loopback) {
+        return Ok(());
+    }
+    let refused = |detail: String, hint: &str| {
+        Err(Error::new(ErrorKind::Insecure, operation, detail).with_registry(&registry.name).with_hint(hint))
+    };
+    if base.scheme() != "https" {
+        let detail = format!("the machine's credentials would be sent without TLS to {}", ssrf::origin(base));
+        return refused(detail, "remove `tls: off`, or choose other `credentials` for this registry");
+    }
+    if registry.settings.insecure {
+        let detail = "with `insecure: true`, the machine's credentials could reach somebody else";
+        return refused(
+            detail.to_owned(),
+            "name the certificate authority with `ca`, or choose other `credentials` for this registry",
+        );
+    }
+    Ok(())
+}
+
+/// Returns an error if a token service may not get what the cloud issued for a registry: it goes to the registry's own
+/// host, or to a host of the cloud.
+pub(crate) fn refuse_foreign_realm(registry: &Registry, realm: &Url, operation: &str) -> Result<()> {
+    let base = &registry.base;
+    let is_here = |url: &Url| url.host_str().is_some_and(is_loopback);
+    let is_own = realm.host() == base.host() && realm.scheme() == base.scheme();
+    let name: Option<RegistryName> = realm.host_str().and_then(|host| host.parse().ok());
+    let identity = registry.settings.identity_provider(&registry.name).and_then(|(provider, _)| provider.identity);
+    let is_clouds = realm.scheme() == "https"
+        && realm.port().is_none()
+        && identity.zip(name).is_some_and(|(identity, name)| identity.serves(&name));
+    if is_own || is_clouds || (is_here(base) && is_here(realm)) {
+        return Ok(());
+    }
+    let detail = format!("it asks for the machine's credentials at another host, {}", ssrf::origin(realm));
+    Err(Error::new(ErrorKind::Insecure, operation, detail).with_registry(&registry.name).with_hint(
+        "credentials that a cloud issues go only to the registry's own host and to hosts of the cloud; choose other \
+         `credentials` for this registry",
+    ))
+}
+
 fn operation(registry: &Registry, provider: &Provider) -> String {
     let key = provider.identity.map(|identity| identity.key()).unwrap_or_default();
     format!("logging in at {} with the machine's identity (`{key}`)", registry.name)
@@ -252,6 +299,74 @@ fn operation(registry: &Registry, provider: &Provider) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Client, ClientSettings};
+
+    fn registry(name: &str, settings: RegistrySettings) -> Arc<Registry> {
+        let name: RegistryName = name.parse().unwrap();
+        let registries = [(name.clone(), settings)].into_iter().collect();
+        let settings = ClientSettings { registries, ..ClientSettings::default() };
+        Client::new(settings, CredentialEnvironment::default()).registry(&name).unwrap()
+    }
+
+    fn named(cloud: &str) -> RegistrySettings {
+        RegistrySettings { credential_source: cloud.parse().unwrap(), ..RegistrySettings::default() }
+    }
+
+    #[test]
+    fn without_a_word_no_identity_is_used_where_somebody_else_could_answer() {
+        let name: RegistryName = "europe-docker.pkg.dev".parse().unwrap();
+        let settings = RegistrySettings::default;
+        let endpoint = Some("https://europe-docker.pkg.dev".parse().unwrap());
+        for (settings, is_used) in [
+            (settings(), true),
+            (RegistrySettings { plain_http: Some(false), ..settings() }, true),
+            (RegistrySettings { insecure: true, ..settings() }, false),
+            (RegistrySettings { plain_http: Some(true), ..settings() }, false),
+            (RegistrySettings { public_only: true, ..settings() }, false),
+            (RegistrySettings { endpoint, ..settings() }, false),
+        ] {
+            assert_eq!(settings.identity_provider(&name).is_some(), is_used, "{settings:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cloud_that_was_named_issues_nothing_for_a_connection_that_is_not_verified() {
+        for cloud in ["aws", "gcp", "azure"] {
+            for (settings, words) in [
+                (RegistrySettings { plain_http: Some(true), ..named(cloud) }, "without TLS to http://r.example.com"),
+                (RegistrySettings { insecure: true, ..named(cloud) }, "`insecure: true`"),
+            ] {
+                let registry = registry("r.example.com", settings);
+                let provider = registry.settings.identity_provider(&registry.name).unwrap();
+                let environment = CredentialEnvironment::default();
+                let identities = MachineIdentities::default();
+                let error = identities.log_in(&registry, &environment, provider).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Insecure);
+                assert!(error.message().contains(words) && error.hint().is_some(), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_cloud_issued_goes_to_the_token_service_of_the_registry_or_of_the_cloud_alone() {
+        for (name, cloud, realm, is_allowed) in [
+            ("europe-docker.pkg.dev", "auto", "https://europe-docker.pkg.dev/v2/token", true),
+            ("europe-docker.pkg.dev", "auto", "https://evil.example/token", false),
+            ("europe-docker.pkg.dev", "auto", "http://europe-docker.pkg.dev/v2/token", false),
+            ("images.corp.example", "gcp", "https://images.corp.example/v2/token", true),
+            ("images.corp.example", "gcp", "https://images.corp.example:8443/v2/token", true),
+            ("images.corp.example", "gcp", "https://europe-docker.pkg.dev/v2/token", true),
+            ("images.corp.example", "gcp", "https://team.azurecr.io/oauth2/token", false),
+            ("images.corp.example", "gcp", "https://auth.corp.example/token", false),
+            ("images.corp.example", "gcp", "https://pkg.dev.evil.example/token", false),
+            ("127.0.0.1:5000", "gcp", "http://127.0.0.1:5001/token", true),
+            ("127.0.0.1:5000", "gcp", "https://evil.example/token", false),
+        ] {
+            let registry = registry(name, named(cloud));
+            let allowed = refuse_foreign_realm(&registry, &realm.parse().unwrap(), "logging in");
+            assert_eq!(allowed.is_ok(), is_allowed, "{name} {realm}: {allowed:?}");
+        }
+    }
 
     #[test]
     fn a_credential_is_renewed_before_it_ends_however_short_its_life_is() {
