@@ -50,6 +50,14 @@ struct EcrHost {
     api: String,
 }
 
+/// Returns the domain of the APIs of a region.
+fn domain_of(region: &str) -> &'static str {
+    match region.starts_with("cn-") {
+        true => "amazonaws.com.cn",
+        false => "amazonaws.com",
+    }
+}
+
 impl EcrHost {
     /// Parses `<account>.dkr.ecr.<region>.amazonaws.com` (also `-fips`, also in China), `<account>.dkr-ecr.<region>.on.aws`,
     /// or `public.ecr.aws`.

@@ -14,9 +14,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use url::Url;
 
-use super::EcrHost;
 use super::api::{self, ApiCall};
 use super::keys;
+use super::{EcrHost, domain_of};
 use crate::credentials::Credential;
 use crate::providers::identity::{
     IdentityRequest, IdentityResponse, MachineIdentity, MachineLogin, Search, SigningKeys,
@@ -72,9 +72,11 @@ fn host_or_region(search: &Search<'_>) -> Result<EcrHost> {
     let region = search.variable("AWS_REGION").or_else(|| search.variable("AWS_DEFAULT_REGION"));
     let is_plain = |region: &String| region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     match region.filter(is_plain) {
-        Some(region) => {
-            Ok(EcrHost { account: Some(String::new()), api: format!("api.ecr.{region}.amazonaws.com"), region })
-        }
+        Some(region) => Ok(EcrHost {
+            account: Some(String::new()),
+            api: format!("api.ecr.{region}.{}", domain_of(&region)),
+            region,
+        }),
         None => Err(search
             .invalid("the registry's name does not tell its region, and AWS_REGION is not set")
             .with_hint("set AWS_REGION to the region of the registry")),

@@ -50,7 +50,7 @@ pub(super) async fn assume_with_token(
     token: &Secret,
     region: &str,
 ) -> Result<SigningKeys> {
-    let url = sts(search, region)?;
+    let (url, _) = sts(search, region)?;
     let fields = [
         ("Action", "AssumeRoleWithWebIdentity"),
         ("Version", "2011-06-15"),
@@ -73,7 +73,7 @@ pub(super) async fn assume(
     external_id: Option<String>,
     region: &str,
 ) -> Result<SigningKeys> {
-    let url = sts(search, region)?;
+    let (url, region) = sts(search, region)?;
     let mut fields = vec![
         ("Action", "AssumeRole"),
         ("Version", "2011-06-15"),
@@ -82,7 +82,8 @@ pub(super) async fn assume(
     ];
     fields.extend(external_id.as_deref().map(|id| ("ExternalId", id)));
     let body = form(&fields);
-    let call = ApiCall { url: &url, region, service: "sts", content_type: api::FORM, target: None, body: &body };
+    let call =
+        ApiCall { url: &url, region: &region, service: "sts", content_type: api::FORM, target: None, body: &body };
     let headers = call.headers(keys, &search.operation)?;
     let answer =
         search.ask_service(IdentityRequest::new(Method::POST, url.clone()).headers(headers).body(body)).await?;
@@ -90,21 +91,22 @@ pub(super) async fn assume(
     read_sts(search, &answer, role, "sts:AssumeRole", &hint)
 }
 
-/// Returns the address of the token service: from the variables of Amazon's SDKs, else that of the region.
-fn sts(search: &Search<'_>, region: &str) -> Result<Url> {
-    for name in ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"] {
-        if let Some(url) = search.url(name)? {
-            return Ok(url);
-        }
-    }
+/// Returns the address of the token service, from the variables of Amazon's SDKs or by the region, and the region that
+/// signatures for it name: AWS_REGION, else that of the registry.
+fn sts(search: &Search<'_>, region: &str) -> Result<(Url, String)> {
     let region =
         search.variable("AWS_REGION").or_else(|| search.variable("AWS_DEFAULT_REGION")).unwrap_or(region.to_owned());
     let is_plain = !region.is_empty() && region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-    Url::parse(&format!("https://sts.{region}.{domain}/"))
-        .ok()
-        .filter(|_| is_plain)
-        .ok_or_else(|| search.invalid("AWS_REGION is not the name of a region"))
+    if !is_plain {
+        return Err(search.invalid("AWS_REGION is not the name of a region"));
+    }
+    for name in ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"] {
+        if let Some(url) = search.url(name)? {
+            return Ok((url, region));
+        }
+    }
+    let url = Url::parse(&format!("https://sts.{region}.{}/", super::domain_of(&region)));
+    url.map(|url| (url, region)).map_err(|error| search.invalid(error.to_string()))
 }
 
 fn read_sts(
@@ -320,6 +322,29 @@ async fn ask_instance(search: &Search<'_>, base: &Url, session: &Secret, path: &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::CredentialEnvironment;
+    use crate::{Client, ClientSettings};
+
+    #[test]
+    fn a_signature_for_sts_names_the_region_of_its_address() {
+        let endpoint = ("AWS_ENDPOINT_URL_STS", "https://sts.corp.example/");
+        for (variables, registry_region, url, region) in [
+            (vec![], "eu-west-1", "https://sts.eu-west-1.amazonaws.com/", "eu-west-1"),
+            (vec![("AWS_REGION", "us-east-2")], "eu-west-1", "https://sts.us-east-2.amazonaws.com/", "us-east-2"),
+            (vec![("AWS_DEFAULT_REGION", "cn-north-1")], "a", "https://sts.cn-north-1.amazonaws.com.cn/", "cn-north-1"),
+            (vec![endpoint], "eu-west-1", endpoint.1, "eu-west-1"),
+            (vec![endpoint, ("AWS_REGION", "us-east-2")], "eu-west-1", endpoint.1, "us-east-2"),
+        ] {
+            let helpers = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            let environment = CredentialEnvironment { helpers, ..CredentialEnvironment::default() };
+            let client = Client::new(ClientSettings::default(), environment);
+            let registry = client.registry(&"r.example.com".parse().unwrap()).unwrap();
+            let environment = client.0.credentials.environment();
+            let search = client.0.identities.search(&registry, environment, true, "logging in");
+            let (found, signed) = sts(&search, registry_region).unwrap();
+            assert_eq!((found.as_str(), signed.as_str()), (url, region));
+        }
+    }
 
     #[test]
     fn an_element_is_found_and_unescaped_and_what_is_not_there_is_none() {
