@@ -61,7 +61,7 @@ pub(crate) async fn are_failures_rechecked(
 /// Returns the name of a pushed tag, if it is checked again within minutes.
 fn name_rechecked(push: &PendingPush, now: Timestamp) -> Option<String> {
     let (registry, repository, reference) = push.pushed.as_ref()?;
-    let is_left = match push.postponed as usize {
+    let is_left = match usize::from(push.postponed.checks) {
         // The batch has just begun, or it was pushed again.
         0 => true,
         checks => checks <= RECHECK_DELAYS.len() && push.not_before.is_some_and(|until| until > now),
@@ -73,12 +73,13 @@ fn name_rechecked(push: &PendingPush, now: Timestamp) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use imgsync_store::Postponed;
 
     #[test]
     fn a_refusal_is_checked_again_until_the_last_check() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let later = Some(now + Duration::from_secs(60));
-        let push = |postponed: u32, not_before: Option<Timestamp>, reference: PushedReference| PendingPush {
+        let push = |checks: u8, not_before: Option<Timestamp>, reference: PushedReference| PendingPush {
             rule: "rule".to_owned(),
             rule_name: String::new(),
             pushed: Some(("r.example".parse().unwrap(), "a".parse().unwrap(), reference)),
@@ -86,10 +87,10 @@ mod tests {
             last_at: now,
             notifications: 1,
             not_before,
-            postponed,
+            postponed: Postponed { checks, lags: 5, failures: 7 },
         };
         let tag = || PushedReference::Tag("1".parse().unwrap(), None);
-        for (postponed, not_before, is_rechecked) in [
+        for (checks, not_before, is_rechecked) in [
             (0, None, true),
             (1, later, true),
             (3, later, true),
@@ -97,8 +98,8 @@ mod tests {
             (3, Some(now), false),
             (4, later, false),
         ] {
-            let name = name_rechecked(&push(postponed, not_before, tag()), now);
-            assert_eq!(name.as_deref(), is_rechecked.then_some("r.example/a:1"), "{postponed} {not_before:?}");
+            let name = name_rechecked(&push(checks, not_before, tag()), now);
+            assert_eq!(name.as_deref(), is_rechecked.then_some("r.example/a:1"), "{checks} {not_before:?}");
         }
         assert_eq!(name_rechecked(&push(0, None, PushedReference::Unknown), now), None);
     }

@@ -55,8 +55,8 @@ pub use limits::limits;
 pub use plan::{PlanBlock, PlanCompletion, PlanSegment, PlanSize};
 pub use provenance::{ProvenanceStore, PruneOutcome, PruneRecord, TagProvenance};
 pub use push_inbox::{
-    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, PushRule,
-    ReceivedPush, hash_push_id,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, Postponed, PushInbox,
+    PushRule, ReceivedPush, hash_push_id,
 };
 pub use records::{ProvenanceUpdate, TagRecord, TagRecorder};
 pub use replication::{StoreReplica, StoreReplication};

@@ -61,8 +61,32 @@ pub struct PendingPush {
     pub notifications: u64,
     /// When it is looked at again, to the millisecond; `None`: now.
     pub not_before: Option<Timestamp>,
-    /// How often it was postponed since the last notification.
-    pub postponed: u32,
+    /// Why and how often it was postponed since the last notification.
+    pub postponed: Postponed,
+}
+
+/// How often a push was postponed since its last notification, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Postponed {
+    /// Because its batch had begun: a check of what the policy of the rule refused follows.
+    pub checks: u8,
+    /// Because its tag did not show what was pushed.
+    pub lags: u8,
+    /// Because it could not be read.
+    pub failures: u8,
+}
+
+impl Postponed {
+    /// Returns the number that stores keep.
+    pub(crate) fn to_number(self) -> u32 {
+        u32::from_le_bytes([self.checks, self.lags, self.failures, 0])
+    }
+
+    /// Returns the numbers of times of a stored number.
+    pub(crate) fn from_number(number: u32) -> Postponed {
+        let [checks, lags, failures, _] = number.to_le_bytes();
+        Postponed { checks, lags, failures }
+    }
 }
 
 /// Result of keeping pushes. Each push is counted once, however many rules want it.
@@ -108,7 +132,8 @@ pub trait PushInbox: Send + Sync {
     /// Returns the pending pushes of all rules.
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>>;
 
-    /// Postpones pushes that have had no notification since they were read. The next notification makes them due again.
+    /// Postpones pushes that have had no notification since they were read, and keeps their `postponed` as it is here. The next
+    /// notification makes them due again.
     async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()>;
 
     /// Removes pushes that have had no notification since they were read.

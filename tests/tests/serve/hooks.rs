@@ -301,7 +301,7 @@ async fn an_image_that_is_signed_after_its_push_arrives_by_itself_and_an_unsigne
     fixture.source.push("apps/a", &images[1].digest_tag("sig"), &key.sign_simply(&images[1].root));
     let store = fixture.store().await;
     let pending = store.pending_pushes().await.unwrap();
-    assert!(pending.iter().all(|push| push.postponed >= 1 && push.not_before.is_some()), "{pending:#?}");
+    assert!(pending.iter().all(|push| push.postponed.checks >= 1 && push.not_before.is_some()), "{pending:#?}");
     store.postpone_pushes(&pending, jiff::Timestamp::now()).await.unwrap();
     drop(store);
     let served = fixture.serve().await;

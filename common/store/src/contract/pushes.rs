@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use super::StoreUnderTest;
-use crate::{AddedPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, PushRule, ReceivedPush, hash_push_id};
+use crate::{
+    AddedPushes, MAX_PENDING_PUSHES, PUSH_ID_TTL, PendingPush, Postponed, PushRule, ReceivedPush, hash_push_id,
+};
 use imgsync_model::batch::PushedReference;
 use imgsync_oci::Digest;
+
+const NEVER: Postponed = Postponed { checks: 0, lags: 0, failures: 0 };
 
 fn push(id: Option<&str>, tag: &str, content: &str, rules: &[&str]) -> ReceivedPush {
     let repository = "a/b".parse().unwrap();
@@ -80,7 +84,7 @@ pub async fn what_arrives_after_the_read_stays_pending(subject: StoreUnderTest) 
     store.postpone_pushes(&read, (subject.now)()).await.unwrap();
     let mut left = pending(&subject).await;
     let again = left.remove(0);
-    assert_eq!((again.pushed.unwrap().2, again.postponed), (push(None, "v1", "z", &[]).reference, 0));
+    assert_eq!((again.pushed.unwrap().2, again.postponed), (push(None, "v1", "z", &[]).reference, NEVER));
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].pushed.clone().unwrap().2, push(None, "v2", "y", &[]).reference);
 }
@@ -91,16 +95,18 @@ pub async fn a_postponed_push_is_due_again_with_its_next_notification(subject: S
     let read = pending(&subject).await;
     store.add_pushes(vec![push(None, "v2", "y", &["a"])]).await.unwrap();
     let until = (subject.now)() + Duration::from_secs(60);
+    let counts = Postponed { checks: 1, lags: 255, failures: 26 };
+    let read: Vec<_> = read.into_iter().map(|push| PendingPush { postponed: counts, ..push }).collect();
     store.postpone_pushes(&read, until).await.unwrap();
     let postponed = pending(&subject).await;
     let times =
         |pending: &[PendingPush]| -> Vec<_> { pending.iter().map(|push| (push.not_before, push.postponed)).collect() };
-    assert_eq!(times(&postponed), [(Some(until), 1), (None, 0)], "the second one has arrived again");
+    assert_eq!(times(&postponed), [(Some(until), counts), (None, NEVER)], "the second one has arrived again");
     store.postpone_pushes(&postponed[..1], until).await.unwrap();
-    assert_eq!(times(&pending(&subject).await), [(Some(until), 2), (None, 0)]);
+    assert_eq!(times(&pending(&subject).await), [(Some(until), counts), (None, NEVER)]);
     assert_eq!(store.add_pushes(vec![push(None, "v1", "z", &["a"])]).await.unwrap(), kept(0, 1, 0));
     let again = pending(&subject).await;
-    assert_eq!(times(&again), [(None, 0), (None, 0)]);
+    assert_eq!(times(&again), [(None, NEVER), (None, NEVER)]);
     assert_eq!(again[0].pushed.clone().unwrap().2, push(None, "v1", "z", &[]).reference);
 }
 
@@ -127,7 +133,7 @@ pub async fn too_many_pushes_make_the_whole_rule_due(subject: StoreUnderTest) {
     let found = pending(&subject).await;
     assert_eq!(found.len(), 2 * MAX_PENDING_PUSHES + 2);
     let whole = found.iter().find(|pending| pending.pushed.is_none()).unwrap();
-    assert_eq!((whole.notifications, whole.not_before, whole.postponed), (21, None, 0));
+    assert_eq!((whole.notifications, whole.not_before, whole.postponed), (21, None, NEVER));
     store.remove_pushes(&found).await.unwrap();
     assert_eq!(pending(&subject).await, []);
 }
@@ -145,7 +151,7 @@ pub async fn a_whole_rule_is_due_on_request(subject: StoreUnderTest) {
     store.add_whole_runs(vec![renamed]).await.unwrap();
     let again = pending(&subject).await;
     assert_eq!((again.len(), again[0].rule_name.as_str()), (2, "another name"));
-    assert_eq!((again[0].notifications, again[0].not_before, again[0].postponed), (2, None, 0));
+    assert_eq!((again[0].notifications, again[0].not_before, again[0].postponed), (2, None, NEVER));
     store.remove_pushes(&again).await.unwrap();
     assert_eq!(pending(&subject).await, []);
 }

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::{RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
 use crate::push_inbox::{parse_push_key, pending_key, stored_rule_name, tag_digest};
 use crate::{
-    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, PushRule,
-    ReceivedPush,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, Postponed, PushInbox,
+    PushRule, ReceivedPush,
 };
 use imgsync_oci::error::Result;
 
@@ -63,9 +63,8 @@ impl PushInbox for RedisStore {
     async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()> {
         let mut call = ScriptCall::new(self.key("pushes")).arg(until.as_millisecond());
         for push in pushes {
-            let postponed = push.postponed.saturating_add(1);
             call = call.arg(&push.rule).arg(pending_key(push)).arg(push.notifications);
-            call = call.arg(push.first_at.as_millisecond()).arg(postponed);
+            call = call.arg(push.first_at.as_millisecond()).arg(push.postponed.to_number());
         }
         self.run_script::<i64>("postponing pushes", &self.0.scripts.postpone_pushes, call).await.map(drop)
     }
@@ -101,7 +100,7 @@ fn read_pending(rule: &str, key: &str, value: &str) -> Option<PendingPush> {
     let (first_at, last_at) = (timestamp(number()?), timestamp(number()?));
     let notifications = number()?.unsigned_abs();
     let not_before = Some(number()?).filter(|at| *at > 0).map(timestamp);
-    let postponed = u32::try_from(number()?).ok()?;
+    let postponed = Postponed::from_number(u32::try_from(number()?).ok()?);
     let digest = fields.next()?;
     let (pushed, rule_name) = (parse_push_key(key, digest).ok()?, stored_rule_name(key, digest));
     Some(PendingPush {

@@ -9,8 +9,8 @@ use super::error::{SqliteError, corrupt_store};
 use super::rows::{duration_ms, timestamp};
 use crate::push_inbox::{parse_push_key, pending_key, stored_rule_name, tag_digest};
 use crate::{
-    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, PushInbox, PushRule,
-    ReceivedPush,
+    AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, Postponed, PushInbox,
+    PushRule, ReceivedPush,
 };
 use imgsync_oci::error::Result;
 
@@ -57,7 +57,7 @@ impl PushInbox for SqliteStore {
                     last_at: timestamp(row.get(4)?),
                     notifications: u64::try_from(row.get::<_, i64>(5)?).unwrap_or_default(),
                     not_before: row.get::<_, Option<i64>>(6)?.map(timestamp),
-                    postponed: row.get(7)?,
+                    postponed: Postponed::from_number(row.get(7)?),
                 });
             }
             Ok(pending)
@@ -74,7 +74,7 @@ impl PushInbox for SqliteStore {
             )?;
             for push in &pushes {
                 let notifications = i64::try_from(push.notifications).unwrap_or(i64::MAX);
-                let postponed = push.postponed.saturating_add(1);
+                let postponed = push.postponed.to_number();
                 let first_at = push.first_at.as_millisecond();
                 statement.execute((&push.rule, pending_key(push), notifications, until, postponed, first_at))?;
             }

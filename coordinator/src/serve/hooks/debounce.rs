@@ -98,6 +98,7 @@ fn begins_at_once(push: &PendingPush) -> bool {
 mod tests {
     use super::*;
     use imgsync_oci::Digest;
+    use imgsync_store::Postponed;
     use jiff::Timestamp;
 
     fn push(repository: &str, tag: &str, notifications: u64) -> PendingPush {
@@ -113,7 +114,7 @@ mod tests {
             last_at: Timestamp::UNIX_EPOCH,
             notifications,
             not_before: None,
-            postponed: 0,
+            postponed: Postponed::default(),
         }
     }
 

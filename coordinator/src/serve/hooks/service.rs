@@ -9,7 +9,7 @@ use imgsync_oci::Digest;
 use imgsync_oci::error::Result;
 use imgsync_oci::humanize::pluralize;
 use imgsync_registry::event::Events;
-use imgsync_store::{BatchState, PendingPush, PushRule, ReceivedPush};
+use imgsync_store::{BatchState, PendingPush, Postponed, PushRule, ReceivedPush};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -37,11 +37,11 @@ const LAG_DELAYS: [Duration; 5] = [
     Duration::from_secs(300),
     Duration::from_secs(900),
 ];
-/// Delay between further attempts to find a push, after those of [`RECHECK_DELAYS`].
+/// Delay between further attempts to find a push, after those of [`RECHECK_DELAYS`]; also of a push whose batch does not end.
 const RETRY_DELAY: Duration = Duration::from_secs(60 * 60);
 /// Attempts to find a push, over a day, and to run a whole rule.
-const MAX_ATTEMPTS: u32 = 26;
-const MAX_WHOLE_ATTEMPTS: u32 = 4;
+const MAX_ATTEMPTS: u8 = 26;
+const MAX_WHOLE_ATTEMPTS: u8 = 4;
 /// How long the pushes of a rule that the configuration does not have are left to another coordinator, which may have it.
 const UNKNOWN_RULE_REST: SignedDuration = SignedDuration::from_mins(10);
 /// Minimum interval between two checks, however many notifications arrive.
@@ -194,12 +194,14 @@ impl PushService {
         Ok(())
     }
 
-    /// Postpones pushes whose batch has begun, in case it does not find them, or the policy of the rule refuses them.
+    /// Postpones pushes whose batch has begun, in case this process does not see its end, or the policy of the rule refuses
+    /// them.
     async fn postpone(&self, pushes: &[PendingPush]) -> Result<()> {
         let mut delays: BTreeMap<Duration, Vec<PendingPush>> = BTreeMap::new();
         for push in pushes {
-            let delay = RECHECK_DELAYS.get(push.postponed as usize).unwrap_or(&RETRY_DELAY);
-            delays.entry(*delay).or_default().push(push.clone());
+            let (checks, delay) = (push.postponed.checks, delay_after(push.postponed.checks));
+            let postponed = Postponed { checks: checks.saturating_add(1), ..push.postponed };
+            delays.entry(delay).or_default().push(PendingPush { postponed, ..push.clone() });
         }
         self.postpone_by(delays).await
     }
@@ -230,20 +232,26 @@ impl PushService {
             let is_complete = batch.plan_completed_at.is_some() || batch.state == BatchState::Cancelled;
             let Some(RunningPushes { pushes, lagging }) = state.running.get(&id) else { continue };
             let (mut done, mut given_up) = (Vec::new(), Vec::new());
-            let mut asked_again: BTreeMap<Duration, Vec<PendingPush>> = BTreeMap::new();
+            // Neither counts as a check of what the policy refuses.
+            let mut again: BTreeMap<Duration, Vec<PendingPush>> = BTreeMap::new();
             for push in pushes {
+                let Postponed { checks, lags, failures } = push.postponed;
                 let is_missing = !is_complete || is_unlisted(push, &unlisted);
                 let is_lagging = lagging.contains(&describe(push));
-                let lag_delay = LAG_DELAYS.get(push.postponed as usize).filter(|_| is_lagging && !is_missing);
+                let lag_delay = LAG_DELAYS.get(usize::from(lags)).filter(|_| is_lagging && !is_missing);
                 if let Some(delay) = lag_delay {
-                    asked_again.entry(*delay).or_default().push(push.clone());
+                    let postponed = Postponed { lags: lags + 1, ..push.postponed };
+                    again.entry(*delay).or_default().push(PendingPush { postponed, ..push.clone() });
                     continue;
                 }
                 let limit = if push.pushed.is_some() { MAX_ATTEMPTS } else { MAX_WHOLE_ATTEMPTS };
                 match is_missing {
-                    true if push.postponed + 1 < limit => {}
+                    true if failures.saturating_add(1) < limit => {
+                        let postponed = Postponed { failures: failures.saturating_add(1), ..push.postponed };
+                        again.entry(delay_after(failures)).or_default().push(PendingPush { postponed, ..push.clone() });
+                    }
                     true => given_up.push(push.clone()),
-                    false if is_refused(push, &refused) && (push.postponed as usize) < RECHECK_DELAYS.len() => {}
+                    false if is_refused(push, &refused) && usize::from(checks) < RECHECK_DELAYS.len() => {}
                     false => {
                         if is_lagging {
                             // Pushed or deleted again since.
@@ -254,11 +262,11 @@ impl PushService {
                     }
                 }
             }
-            self.postpone_by(asked_again).await?;
+            self.postpone_by(again).await?;
             self.backend.store.remove_pushes(&done).await?;
             self.backend.store.remove_pushes(&given_up).await?;
             for push in &given_up {
-                let (name, attempts) = (describe(push), push.postponed + 1);
+                let (name, attempts) = (describe(push), push.postponed.failures.saturating_add(1));
                 warn(
                     &self.events,
                     &format!("gave up {name}, which was pushed: none of {attempts} attempts to find it succeeded"),
@@ -266,7 +274,7 @@ impl PushService {
             }
             push_metrics::count("given_up", given_up.len() as u64);
             // What is tried again was pushed long before.
-            for push in done.iter().filter(|push| push.postponed == 0) {
+            for push in done.iter().filter(|push| push.postponed == Postponed::default()) {
                 let lag = ended.duration_since(push.first_at);
                 push_metrics::observe_lag(Duration::try_from(lag).unwrap_or_default());
             }
@@ -354,6 +362,11 @@ impl PushService {
         }
         self.backend.store.remove_pushes(&removed).await
     }
+}
+
+/// Returns the delay after a number of attempts to find a push, or of checks of it.
+fn delay_after(attempts: u8) -> Duration {
+    *RECHECK_DELAYS.get(usize::from(attempts)).unwrap_or(&RETRY_DELAY)
 }
 
 /// Identifies a push, until its next notification.
