@@ -118,7 +118,7 @@ impl PlanBuilder<'_> {
         }
         match list_repository(&repository).await {
             // The whole repository was deleted, of which a run of the whole rule decides.
-            Err(error) if error.kind() == ErrorKind::NotFound && pushes.has_deletion && pushes.tags.is_empty() => {
+            Err(error) if error.kind() == ErrorKind::NotFound && pushes.has_deletion && !pushes.has_tag() => {
                 Ok((pushes, None))
             }
             listing => Ok((pushes, Some(listing?))),

@@ -75,8 +75,12 @@ impl ShownPushes {
 
     /// Returns whether there is something to do for rules that read repositories.
     pub(super) fn has_repository(&self) -> bool {
-        let has_tag = self.tags.values().any(Option::is_some);
-        has_tag || !self.images.is_empty() || self.is_unknown || self.has_deletion
+        self.has_tag() || !self.images.is_empty() || self.is_unknown || self.has_deletion
+    }
+
+    /// Returns whether a pushed tag exists.
+    pub(super) fn has_tag(&self) -> bool {
+        self.tags.values().any(Option::is_some)
     }
 
     /// Returns whether the pushed tags alone decide what these selections select of them: no other tag counts.
