@@ -107,18 +107,30 @@ impl PlanBuilder<'_> {
         if !pushes.has_repository() {
             return Ok((pushes, None));
         }
-        let needs_others = |rule: &Rule| {
-            let parts = source_selectors(&rule.source).unwrap_or_default();
-            let mut reads = parts.iter().filter(|part| part.reads(registry, name));
-            let follows_deletion = pushes.has_deletion && rule.prune.is_some();
-            reads.any(|part| follows_deletion || !pushes.decides([&part.selection, &rule.selection]))
-        };
-        if !self.rules.iter().any(needs_others) {
+        let (mut follows_deletion, mut needs_others) = (false, false);
+        for rule in self.rules {
+            for part in source_selectors(&rule.source).unwrap_or_default() {
+                if part.reads(registry, name) {
+                    follows_deletion |= pushes.has_deletion && rule.prune.is_some();
+                    needs_others |= !pushes.decides([&part.selection, &rule.selection]);
+                }
+            }
+        }
+        if !follows_deletion && !needs_others {
             return Ok((pushes, None));
         }
         match list_repository(&repository).await {
             // The whole repository was deleted, of which a run of the whole rule decides.
             Err(error) if error.kind() == ErrorKind::NotFound && pushes.has_deletion && !pushes.has_tag() => {
+                Ok((pushes, None))
+            }
+            // What the pushed tags alone decide is copied. What needs the listing stays pending.
+            Err(error) if !error.is_cancelled() => {
+                let unlisted = match needs_others {
+                    true => format!("{registry}/{name}"),
+                    false => describe_push((registry, name), &PushedReference::Deletion),
+                };
+                self.record_unlisted(unlisted, &error).await?;
                 Ok((pushes, None))
             }
             listing => Ok((pushes, Some(listing?))),
