@@ -81,6 +81,8 @@ pub struct ActiveConfig {
     pub notifier: Arc<Notifier>,
     /// The rules, in the order of the file.
     pub rules: Vec<ActiveRule>,
+    /// When this process loaded the configuration.
+    pub(super) loaded_at: Timestamp,
     /// The hooks by name.
     pub(super) hooks: BTreeMap<String, ActiveHook>,
     /// Identity of a batch of all rules.
@@ -184,6 +186,7 @@ impl ActiveConfig {
             ),
             copier: build_copier(backend, &client, limits),
             rules,
+            loaded_at: backend.clock.now(),
             all_rules_identity: fingerprint(&config, None),
             config,
             folder,

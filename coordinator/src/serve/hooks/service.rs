@@ -42,7 +42,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(60 * 60);
 /// Attempts to find a push, over a day, and to run a whole rule.
 const MAX_ATTEMPTS: u8 = 26;
 const MAX_WHOLE_ATTEMPTS: u8 = 4;
-/// How long the pushes of a rule that the configuration does not have are left to another coordinator, which may have it.
+/// How long pushes of a rule that the configuration does not have are left to another coordinator, which may have it.
 const UNKNOWN_RULE_REST: SignedDuration = SignedDuration::from_mins(10);
 /// Minimum interval between two checks, however many notifications arrive.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -318,12 +318,18 @@ impl PushService {
     }
 
     /// Gives the pushes of a rule that the configuration no longer has to those that want them now, and a run of the whole
-    /// rule to the rule of its name. What none wants is dropped later, because another coordinator may have another configuration.
+    /// rule to the rule of its name. What none wants is dropped. Both later if another coordinator may have received them
+    /// with a newer configuration, which may want something else of them.
     async fn move_pushes(&self, current: &ActiveConfig, pushes: Vec<&PendingPush>) -> Result<()> {
         let (mut moved, mut whole, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         let mut lost = 0;
         let time = self.backend.clock.now();
         for push in pushes {
+            let has_rested = time.duration_since(push.last_at) >= UNKNOWN_RULE_REST;
+            let is_older = !self.backend.is_cluster() || push.last_at < current.loaded_at;
+            if !is_older && !has_rested {
+                continue;
+            }
             if push.pushed.is_none()
                 && let Some(edited) = current.rules.iter().find(|rule| rule.name == push.rule_name)
             {
@@ -344,7 +350,7 @@ impl PushService {
                     continue;
                 }
             }
-            if time.duration_since(push.last_at) >= UNKNOWN_RULE_REST {
+            if has_rested {
                 lost += push.notifications;
                 removed.push(push.clone());
             }

@@ -27,23 +27,23 @@ async fn a_pending_run_of_a_whole_rule_goes_to_the_edited_rule_of_its_name() {
 }
 
 #[tokio::test]
-async fn pushes_for_a_rule_that_the_leader_does_not_have_wait_for_one_that_has_it() {
+async fn a_leader_that_has_the_former_rule_leaves_pushes_to_one_that_has_the_edited_rule() {
     let cluster = TestCluster::start();
     let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
-    let config = |name: &str, repository: &str| {
+    let config = |folder: &str| {
         format!(
-            "rules:\n- {{name: {name}, from: {0}/{repository}/**, to: {1}/m, naming: keep}}\nhooks:\n  pushes: {{registry: \
+            "rules:\n- {{name: apps, from: {0}/apps/**, to: {1}/{folder}, naming: keep}}\nhooks:\n  pushes: {{registry: \
              {0}, kind: generic, secret: {SECRET}}}\n",
             source.host(),
             target.host()
         )
     };
     let app = image("app");
-    source.push("new/a", "1", &app);
-    let mut leader = ServeProcess::start(&cluster.imgsync(&config("old", "old")), &[]).await;
-    let standby = ServeProcess::start(&cluster.imgsync(&config("new", "new")), &[]).await;
+    source.push("apps/a", "1", &app);
+    let mut leader = ServeProcess::start(&cluster.imgsync(&config("old")), &[]).await;
+    let standby = ServeProcess::start(&cluster.imgsync(&config("new")), &[]).await;
     standby.running.wait_for_line(|line| line.contains("standby"), WAIT_TIMEOUT).await;
-    let payload = json!({"image": format!("{}/new/a:1", source.host())});
+    let payload = json!({"image": format!("{}/apps/a:1", source.host())});
     let (status, answer) = send_json(standby.notification("pushes").bearer_auth(SECRET).json(&payload)).await;
     assert_eq!((status, &answer["accepted"]), (202, &json!(1)), "{answer:#}");
     wait_until("the leader sees it", async || metric(&leader, "imgsync_hook_pending_pushes").await == 1.0).await;
@@ -51,6 +51,7 @@ async fn pushes_for_a_rule_that_the_leader_does_not_have_wait_for_one_that_has_i
     let _workers = cluster.start_workers(1, 2).await;
     leader.running.signal(Signal::KILL);
     leader.running.wait().await;
-    wait_until("the copy", async || target.tag_digest("m/new/a", "1").as_deref() == Some(&*app.root)).await;
+    wait_until("the copy", async || target.tag_digest("new/apps/a", "1").as_deref() == Some(&*app.root)).await;
+    assert_eq!(target.tags_in_all(), 1, "nothing is copied by the former rule");
     standby.stop().await.assert_code(0);
 }
