@@ -6,11 +6,13 @@ use std::time::Duration;
 use imgsync_model::batch::{BatchId, PushedReference};
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_store::{Batch, PendingPush, Store};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// Delays between the checks of an image that the policy of its rule refuses: 1, 5 and 15 minutes after the push.
 pub(crate) const RECHECK_DELAYS: [Duration; 3] =
     [Duration::from_secs(60), Duration::from_secs(240), Duration::from_secs(600)];
+/// How long after the first notification of a push its refusals are not notified of, however often it is pushed again.
+const QUIET_TIME: Duration = Duration::from_secs(16 * 60);
 /// Failures of a batch that are read at a time.
 const FAILURES_PER_PAGE: usize = 1_000;
 
@@ -58,7 +60,8 @@ pub(crate) async fn are_failures_rechecked(
     Ok(failures.refused.is_subset(&rechecked))
 }
 
-/// Returns the name of a pushed tag, if it is checked again within minutes.
+/// Returns the name of a pushed tag, if it is checked again within minutes. One that is pushed again and again counts as
+/// one that is not: its last check may never come.
 fn name_rechecked(push: &PendingPush, now: Timestamp) -> Option<String> {
     let (registry, repository, reference) = push.pushed.as_ref()?;
     let is_left = match usize::from(push.postponed.checks) {
@@ -66,8 +69,10 @@ fn name_rechecked(push: &PendingPush, now: Timestamp) -> Option<String> {
         0 => true,
         checks => checks <= RECHECK_DELAYS.len() && push.not_before.is_some_and(|until| until > now),
     };
+    let quiet_until = push.first_at.saturating_add(SignedDuration::try_from(QUIET_TIME).unwrap_or_default());
+    let is_recent = quiet_until.is_ok_and(|until| now < until);
     let is_tag = matches!(reference, PushedReference::Tag(..));
-    (is_left && is_tag).then(|| reference.name_in(registry, repository))
+    (is_left && is_recent && is_tag).then(|| reference.name_in(registry, repository))
 }
 
 #[cfg(test)]
@@ -102,5 +107,11 @@ mod tests {
             assert_eq!(name.as_deref(), is_rechecked.then_some("r.example/a:1"), "{checks} {not_before:?}");
         }
         assert_eq!(name_rechecked(&push(0, None, PushedReference::Unknown), now), None);
+        // Pushed again every few minutes, and never checked to the end.
+        for (minutes, is_quiet) in [(15, true), (16, false), (600, false)] {
+            let first_at = now - Duration::from_secs(minutes * 60);
+            let pushed_again = PendingPush { first_at, notifications: 9, ..push(1, later, tag()) };
+            assert_eq!(name_rechecked(&pushed_again, now).is_some(), is_quiet, "{minutes}");
+        }
     }
 }
