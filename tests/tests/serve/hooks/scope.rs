@@ -1,7 +1,8 @@
 //! What else hooks trigger: rules that name images, and the grace period of `prune`; and where their batches are shown.
 
-use imgsync_model::batch::RepositoryLocator;
+use imgsync_model::batch::{PushedReference, RepositoryLocator};
 use imgsync_store::ProvenanceStore as _;
+use imgsync_tests::fault::{FaultAction, RequestMatcher, RequestType};
 
 use super::*;
 
@@ -98,5 +99,40 @@ async fn a_deletion_begins_the_grace_period_and_removes_nothing() {
     start().await;
     served.wait_for_ended_batches(3).await;
     wait_until("the run removes it", async || fixture.target.tags("m/apps/a") == ["1"]).await;
+    served.stop().await.assert_code(0);
+}
+
+#[tokio::test]
+async fn a_listing_that_a_deletion_needs_holds_up_no_push() {
+    let hook = format!("  registry: {{registry: SOURCE, kind: distribution, secret: {SECRET}}}\n");
+    let fixture = HookFixture::with_more(", prune: {keep_days: 0, limit: 100%}", &hook).await;
+    let app = image("app");
+    fixture.source.push("apps/a", "1", &app);
+    let served = fixture.serve().await;
+    // A tag that is pushed and deleted together with another one.
+    let notify = async |id: &str, repository: &str| {
+        let event = |action: &str, tag: &str| {
+            let target = json!({"repository": repository, "tag": tag});
+            json!({"id": format!("{id}-{action}"), "action": action, "target": target})
+        };
+        let events = json!({"events": [event("push", "1"), event("delete", "2")]});
+        let (status, answer) = send_json(served.notification("registry").bearer_auth(SECRET).json(&events)).await;
+        assert_eq!((status, &answer["accepted"]), (202, &json!(2)), "{answer:#}");
+    };
+    notify("a", "apps/gone").await;
+    let batches = served.wait_for_ended_batches(1).await;
+    assert_eq!(batches[0]["unlisted"], json!(0), "the repository is deleted: {batches:#?}");
+
+    let listing = RequestMatcher::kind(RequestType::Tags).repository("apps/a");
+    let held = fixture.source.on(listing).always().act(FaultAction::status(403));
+    notify("b", "apps/a").await;
+    fixture.wait_for_copy("apps/a", "1", &app).await;
+    let store = fixture.store().await;
+    let pending = async || -> Vec<PushedReference> {
+        let pushed = store.pending_pushes().await.unwrap().into_iter().filter_map(|push| push.pushed);
+        pushed.filter(|(_, repository, _)| repository.as_str() == "apps/a").map(|(_, _, reference)| reference).collect()
+    };
+    wait_until("the deletion alone waits", async || pending().await == [PushedReference::Deletion]).await;
+    held.remove();
     served.stop().await.assert_code(0);
 }
