@@ -45,7 +45,8 @@ pub enum Access {
     Push,
     /// Delete, which some registries also require to cancel an upload.
     Delete,
-    /// List repositories. Only for [`Client::open_catalog`]: it concerns the registry, whatever the repository.
+    /// List repositories. Only for [`Client::open_catalog`](crate::Client::open_catalog): it concerns the registry, whatever
+    /// the repository.
     Catalog,
 }
 
