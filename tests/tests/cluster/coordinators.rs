@@ -93,7 +93,7 @@ async fn each_batch_is_notified_once_by_its_run_or_by_a_coordinator() {
 
     let ran = fixture.cluster.imgsync(&config).args(["run", "--json"]).run().await.assert_code(0);
     // A coordinator that is sending it may need a moment more.
-    until("the first batch is told of", WAIT_TIMEOUT, || webhook.received().len() == 1).await;
+    until("the first batch is notified", WAIT_TIMEOUT, || webhook.received().len() == 1).await;
     assert_eq!(batch(0), ran.json()["batch"].as_str().unwrap_or_default());
 
     let detached = fixture.cluster.imgsync(&config).args(["run", "--detach", "--force"]).run().await.assert_code(0);

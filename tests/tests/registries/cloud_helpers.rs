@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use imgsync_tests::fault::{Bearer, FaultAction, FaultRegistry, Quirks, RefreshPolicy, RequestType, TokenField};
+use imgsync_tests::fault::{
+    Bearer, FaultAction, FaultRegistry, FaultRegistryBuilder, Quirks, RefreshPolicy, RequestType, TokenField,
+};
 use imgsync_tests::images;
 use imgsync_tests::program::Imgsync;
 use imgsync_tests::registry_profiles::{self, ProfileLogin, RegistryProfile, RunningProfile};
@@ -13,6 +15,20 @@ use serde_json::{Value, json};
 
 fn named(name: &str) -> RegistryProfile {
     registry_profiles::all().into_iter().find(|profile| profile.name == name).expect("there is such a one")
+}
+
+/// Returns an Artifact Registry that takes two access tokens, one after the other, as the password of a user.
+pub(crate) fn artifact_registry(user: &'static str) -> FaultRegistryBuilder {
+    let host = "europe-docker.pkg.dev";
+    let bearer = Bearer::user(user, "ya29.first").field(TokenField::Both).service(host);
+    FaultRegistry::builder().bearer(bearer).google().quirks(Quirks {
+        host: Some(host),
+        token_path: Some("/v2/token"),
+        realm: Some("https://europe-docker.pkg.dev/v2/token"),
+        next_password: Some("ya29.next"),
+        multi_scope_status: Some(403),
+        ..Quirks::default()
+    })
 }
 
 /// Writes `docker-credential-NAME` into the folder that is the program's PATH. It knows one host, records each call,
@@ -77,18 +93,7 @@ async fn ecr_login_gives_passwords_of_twelve_hours() {
 async fn gcloud_gives_access_tokens_of_an_hour() {
     let mut profile = named("GCR, Artifact Registry");
     profile.login = ProfileLogin::None;
-    profile.builder = || {
-        let host = "europe-docker.pkg.dev";
-        let bearer = Bearer::user("_dcgcloud_token", "ya29.first").field(TokenField::Both).service(host);
-        FaultRegistry::builder().bearer(bearer).google().quirks(Quirks {
-            host: Some(host),
-            token_path: Some("/v2/token"),
-            realm: Some("https://europe-docker.pkg.dev/v2/token"),
-            next_password: Some("ya29.next"),
-            multi_scope_status: Some(403),
-            ..Quirks::default()
-        })
-    };
+    profile.builder = || artifact_registry("_dcgcloud_token");
     let running = profile.start().await;
     let program = running.configure(Imgsync::new());
     let host = running.profile.registry;

@@ -16,6 +16,8 @@ use imgsync_tests::servers::{
 use serde_json::json;
 use tokio::sync::Semaphore;
 
+use crate::cloud_helpers::artifact_registry;
+
 const KEYS: (&str, &str, &str) =
     ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "of some/hours+==");
 const WORKLOAD_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.workload.c2ln";
@@ -113,18 +115,7 @@ fn ecr() -> RegistryProfile {
 }
 
 fn google() -> RegistryProfile {
-    let builder = || {
-        let host = "europe-docker.pkg.dev";
-        let bearer = Bearer::user("oauth2accesstoken", ACCESS_TOKEN).field(TokenField::Both).service(host);
-        FaultRegistry::builder().bearer(bearer).google().quirks(Quirks {
-            host: Some(host),
-            token_path: Some("/v2/token"),
-            realm: Some("https://europe-docker.pkg.dev/v2/token"),
-            next_password: Some("ya29.next"),
-            multi_scope_status: Some(403),
-            ..Quirks::default()
-        })
-    };
+    let builder = || artifact_registry("oauth2accesstoken");
     RegistryProfile { settings: "credentials: gcp", builder, ..named("GCR, Artifact Registry") }
 }
 
@@ -242,7 +233,7 @@ async fn a_password_of_ecr_that_ends_while_blobs_are_copied_is_renewed_with_the_
 }
 
 #[tokio::test]
-async fn a_password_of_ecr_is_renewed_before_it_ends() {
+async fn a_password_of_ecr_is_renewed_when_its_time_is_over() {
     let mut profile = ecr();
     profile.builder = || {
         let host = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -268,7 +259,7 @@ async fn a_password_of_ecr_is_renewed_before_it_ends() {
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_hears_it_in_the_words_of_amazon() {
+async fn a_refused_role_fails_with_the_error_of_amazon() {
     let cloud = Cloud::start(ecr()).await;
     cloud.services.behave(IdentityBehavior::Refuse);
     let words =
@@ -381,7 +372,7 @@ async fn each_identity_of_google_logs_in_and_is_renewed_while_blobs_are_copied()
 }
 
 #[tokio::test]
-async fn an_identity_of_google_that_is_refused_hears_why() {
+async fn a_refused_identity_of_google_fails_with_the_reason() {
     let cloud = Cloud::start(google()).await;
     cloud.services.behave(IdentityBehavior::Refuse);
     cloud.assert_denied(&key_file(&cloud), &["invalid_grant: Invalid grant: account not found"]).await;
@@ -426,7 +417,7 @@ async fn each_identity_of_azure_logs_in_and_is_renewed_while_blobs_are_copied() 
 }
 
 #[tokio::test]
-async fn an_identity_of_azure_that_is_refused_hears_why() {
+async fn a_refused_identity_of_azure_fails_with_the_reason() {
     let cloud = Cloud::start(acr()).await;
     cloud.services.behave(IdentityBehavior::Refuse);
     cloud.assert_denied(&workload_identity(&cloud), &["AADSTS700016: Application was not found"]).await;
@@ -438,7 +429,7 @@ async fn an_identity_of_azure_that_is_refused_hears_why() {
 }
 
 #[tokio::test]
-async fn without_a_word_the_stored_login_is_used_and_else_the_identity() {
+async fn auto_uses_a_stored_login_before_the_identity() {
     let cloud = Cloud::start(RegistryProfile { settings: "", ..google() }).await;
     let host = cloud.registry.profile.registry;
     cloud.program.write_docker_config(&[(host, "oauth2accesstoken", ACCESS_TOKEN)]);
@@ -457,7 +448,7 @@ async fn without_a_word_the_stored_login_is_used_and_else_the_identity() {
 }
 
 #[tokio::test]
-async fn an_identity_that_nobody_asked_for_does_not_keep_from_pulling_what_is_public() {
+async fn auto_pulls_anonymously_if_the_identity_is_refused() {
     let builder = || {
         let host = "europe-docker.pkg.dev";
         let bearer = Bearer::user("oauth2accesstoken", "another").field(TokenField::Both).service(host);

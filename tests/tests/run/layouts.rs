@@ -339,7 +339,7 @@ async fn the_quickstart_copies_the_examples_and_then_finds_all_unchanged() {
 }
 
 #[tokio::test]
-async fn indexes_that_list_each_other_in_many_ways_are_read_once() {
+async fn indexes_that_list_each_other_in_many_ways_are_exported() {
     let source = FaultRegistry::start().await;
     let image = images::nested_indexes("layouts-nested", 14, 4, &[images::single("layouts-nested")]);
     source.push("app", "1", &image);

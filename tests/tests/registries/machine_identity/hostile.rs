@@ -7,15 +7,16 @@ use imgsync_tests::servers::IdentityBehavior;
 use super::{Cloud, acr, assert_no_secret, ecr, google, instance_role, irsa, key_file, workload_identity};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_metadata_service_that_stalls_or_lies_is_asked_once_and_leads_nowhere() {
+async fn a_metadata_service_that_stalls_or_lies_is_not_asked_again() {
     type Start = fn() -> RegistryProfile;
     type Variables = fn(&Cloud) -> Vec<(&'static str, String)>;
-    let clouds: [(Start, Variables); 3] = [
-        (ecr, instance_role),
-        (google, |cloud| vec![("GCE_METADATA_HOST", cloud.services.host())]),
-        (acr, |cloud| vec![("AZURE_POD_IDENTITY_AUTHORITY_HOST", cloud.services.url())]),
+    // Amazon's service may answer anything to the request for a session, which fails with the next one.
+    let clouds: [(Start, Variables, usize); 3] = [
+        (ecr, instance_role, 2),
+        (google, |cloud| vec![("GCE_METADATA_HOST", cloud.services.host())], 1),
+        (acr, |cloud| vec![("AZURE_POD_IDENTITY_AUTHORITY_HOST", cloud.services.url())], 1),
     ];
-    for (start, variables) in clouds {
+    for (start, variables, limit) in clouds {
         let cloud = Cloud::start(start()).await;
         for behavior in
             [IdentityBehavior::Stall, IdentityBehavior::Huge, IdentityBehavior::Html, IdentityBehavior::Redirect]
@@ -24,8 +25,7 @@ async fn a_metadata_service_that_stalls_or_lies_is_asked_once_and_leads_nowhere(
             let before = cloud.services.paths().len();
             let output = cloud.sync(&variables(&cloud)).run().await.assert_code(1);
             let asked = cloud.services.paths().split_off(before);
-            // Amazon's service may answer anything to the request for a session, which fails with the next one.
-            assert!((1..=2).contains(&asked.len()), "{behavior:?}: {asked:?} {}", output.stderr);
+            assert!((1..=limit).contains(&asked.len()), "{behavior:?}: {asked:?} {}", output.stderr);
             assert!(!asked.iter().any(|asked| asked.contains("elsewhere")), "{behavior:?}: {asked:?}");
             let words = match behavior {
                 IdentityBehavior::Stall => "no answer within 2.0 s",

@@ -95,12 +95,21 @@ async fn the_signature_of_a_moved_tag_is_followed_without_a_further_check() {
     let is_refused =
         |value: &Value| value["batches"].as_array().unwrap().iter().any(|batch| batch["counts"]["failed"] == json!(1));
     served.wait_for("batches", is_refused).await;
+    let store = fixture.store().await;
+    wait_until("its further check is planned", async || {
+        let pending = store.pending_pushes().await.unwrap();
+        pending.len() == 1 && pending[0].not_before.is_some()
+    })
+    .await;
+    // That check takes no part.
+    let in_an_hour = jiff::Timestamp::now() + Duration::from_secs(3600);
+    let later = jiff::Timestamp::from_millisecond(in_an_hour.as_millisecond()).unwrap();
+    store.postpone_pushes(&store.pending_pushes().await.unwrap(), later).await.unwrap();
     sign(&new);
     fixture.notify(&served, &format!("apps/a:{}", new.digest_tag("sig"))).await;
     fixture.wait_for_copy("apps/a", "latest", &new).await;
-    // Its own further check is still to come.
-    let pending = fixture.store().await.pending_pushes().await.unwrap();
-    let waits = pending.iter().filter(|push| push.not_before.is_some_and(|until| until > jiff::Timestamp::now()));
+    let pending = store.pending_pushes().await.unwrap();
+    let waits = pending.iter().filter(|push| push.not_before == Some(later));
     assert!(waits.count() >= 1, "{pending:#?}");
     served.stop().await.assert_code(0);
 }
