@@ -38,6 +38,24 @@ pub struct RepositoryListing {
 }
 
 impl RepositoryListing {
+    /// Creates a listing of tags that were named one by one.
+    pub fn from_named_tags(registry: RegistryName, repository: RepositoryName, mut tags: Vec<ListedTag>) -> Self {
+        tags.sort_by(|a, b| a.tag.cmp(&b.tag));
+        // The same digest may be written with several tags.
+        tags.dedup_by(|a, b| a.tag == b.tag);
+        Self {
+            registry,
+            repository,
+            tags,
+            children: Vec::new(),
+            manifests: 0,
+            is_named: true,
+            is_tree: false,
+            missing_dates_reason: None,
+            memory: None,
+        }
+    }
+
     /// Whether the listing is empty. Registries that list trees return an empty one for repositories that do not exist.
     pub fn is_empty(&self) -> bool {
         self.tags.is_empty() && self.children.is_empty() && self.manifests == 0

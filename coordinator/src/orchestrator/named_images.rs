@@ -21,7 +21,7 @@ const MAX_NAMED_PARTS: usize = 10;
 /// Lists the images of a repository that a rule names by digest.
 pub(super) fn list_digests(source: &DigestsSource) -> DiscoveryItem {
     let tags = source.digests.iter().filter_map(pinned).collect();
-    DiscoveryItem::Listed(named_listing(source.registry.clone(), source.repository.clone(), tags))
+    DiscoveryItem::Listed(RepositoryListing::from_named_tags(source.registry.clone(), source.repository.clone(), tags))
 }
 
 /// Reads files and folders, and lists the images that they name for sure. What cannot be decided or read is a failure of
@@ -62,11 +62,9 @@ pub(super) async fn list_images(paths: Vec<PathBuf>, context: &Context) -> Resul
         let hint = format!("`imgsync images {}` shows what is found", label.replace(", ", " "));
         return Err(Error::new(ErrorKind::NotFound, operation, detail).with_hint(hint));
     }
-    items.extend(
-        repositories
-            .into_iter()
-            .map(|((registry, repository), tags)| DiscoveryItem::Listed(named_listing(registry, repository, tags))),
-    );
+    items.extend(repositories.into_iter().map(|((registry, repository), tags)| {
+        DiscoveryItem::Listed(RepositoryListing::from_named_tags(registry, repository, tags))
+    }));
     Ok(items)
 }
 
@@ -136,21 +134,4 @@ fn named_tag(image: &Reference) -> Option<ListedTag> {
 fn pinned(digest: &Digest) -> Option<ListedTag> {
     let tag = digest.pinned_tag()?.to_string();
     Some(ListedTag { tag, digest: Some(digest.clone()), created: None, media_type: None })
-}
-
-fn named_listing(registry: RegistryName, repository: RepositoryName, mut tags: Vec<ListedTag>) -> RepositoryListing {
-    tags.sort_by(|a, b| a.tag.cmp(&b.tag));
-    // The same digest may be written with several tags.
-    tags.dedup_by(|a, b| a.tag == b.tag);
-    RepositoryListing {
-        registry,
-        repository,
-        tags,
-        children: Vec::new(),
-        manifests: 0,
-        is_tree: false,
-        is_named: true,
-        missing_dates_reason: None,
-        memory: None,
-    }
 }

@@ -66,7 +66,9 @@ impl PlanBuilder<'_> {
             let key = format!("{number} {}/{}", pushed.registry, pushed.repository);
             let Some(listing) = listings.iter().find(is_here).filter(|_| !shared.done.contains(&key)) else { continue };
             let part = RulePart { number: *number, rule: &self.rules[*number], selector: None };
-            let listing = RepositoryListing { tags: pin_named_tags(&listing.tags, pushes), ..copy_head(listing) };
+            let tags = pin_named_tags(&listing.tags, pushes);
+            let listing =
+                RepositoryListing::from_named_tags(listing.registry.clone(), listing.repository.clone(), tags);
             self.plan_part(shared, (key, now), &part, &listing, pushes).await?;
         }
         Ok(())
@@ -84,19 +86,4 @@ fn pin_named_tags(named: &[ListedTag], pushes: &ShownPushes) -> Vec<ListedTag> {
         }
     };
     named.iter().filter_map(pin).collect()
-}
-
-/// Returns a listing of the same repository without tags.
-fn copy_head(listing: &RepositoryListing) -> RepositoryListing {
-    RepositoryListing {
-        registry: listing.registry.clone(),
-        repository: listing.repository.clone(),
-        tags: Vec::new(),
-        children: Vec::new(),
-        manifests: 0,
-        is_named: true,
-        is_tree: false,
-        missing_dates_reason: None,
-        memory: None,
-    }
 }

@@ -105,19 +105,8 @@ impl ShownPushes {
             let digest = Some(digest.clone()?);
             Some(ListedTag { tag: tag.to_string(), digest, created: None, media_type: None })
         };
-        let mut tags: Vec<ListedTag> = self.tags.iter().filter(is_image).filter_map(listed).collect();
-        tags.sort_unstable_by(|one, other| one.tag.cmp(&other.tag));
-        RepositoryListing {
-            registry: registry.clone(),
-            repository: repository.clone(),
-            tags,
-            children: Vec::new(),
-            manifests: 0,
-            is_named: true,
-            is_tree: false,
-            missing_dates_reason: None,
-            memory: None,
-        }
+        let tags = self.tags.iter().filter(is_image).filter_map(listed).collect();
+        RepositoryListing::from_named_tags(registry.clone(), repository.clone(), tags)
     }
 
     /// Returns the part of a listing that has the pushed tags and the digest tags.
