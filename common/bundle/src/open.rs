@@ -81,13 +81,20 @@ pub(crate) fn read_index(
         Error::new(ErrorKind::Corrupt, &operation, detail)
             .with_hint("`imgsync bundle verify` names damaged parts; carry them over again")
     };
+    let unreadable = |error: io::Error, detail: String| match error.kind() {
+        io::ErrorKind::TimedOut => Error::new(ErrorKind::TimedOut, &operation, error.to_string()),
+        _ => corrupt(detail),
+    };
     let mut offset = 0;
     let (mut index, mut signature) = (None, None);
     for number in 0..MAX_MEMBERS_BEFORE {
         let mut block = [0; BLOCK_BYTES as usize];
         read_exact_at(&mut block, offset).map_err(|error| match number {
-            0 => corrupt("it is no tar: it is too short".to_owned()),
-            _ => corrupt(format!("it is truncated at byte {offset}: {error}")),
+            0 => unreadable(error, "it is no tar: it is too short".to_owned()),
+            _ => {
+                let detail = format!("it is truncated at byte {offset}: {error}");
+                unreadable(error, detail)
+            }
         })?;
         if block.iter().all(|byte| *byte == 0) {
             break;
@@ -113,7 +120,10 @@ pub(crate) fn read_index(
                 return Err(corrupt(format!("{} has {size} bytes", sanitize_within(&path, 80))));
             }
             let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
-            read_exact_at(&mut bytes, offset).map_err(|error| corrupt(format!("at byte {offset}: {error}")))?;
+            read_exact_at(&mut bytes, offset).map_err(|error| {
+                let detail = format!("at byte {offset}: {error}");
+                unreadable(error, detail)
+            })?;
             Ok(bytes)
         };
         if *path == *INDEX_MEMBER.as_bytes() && index.is_none() {

@@ -1,7 +1,7 @@
 //! Bundles that come out of a pipe: read once, forward. Their index comes first, so that a signature is verified before
 //! anything is believed; all content is hashed while it passes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Cursor, Read};
 
 use imgsync_oci::error::{Error, ErrorKind, Result};
@@ -14,6 +14,8 @@ use crate::public_key::PublicKey;
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Size limit of the name of a member.
+const MAX_NAME_BYTES: u64 = 4096;
 /// Folder of all content.
 const BLOBS: &str = "blobs/";
 
@@ -85,13 +87,13 @@ impl<R: Read> BundleStream<R> {
         let BundleStream { input: HeadReader { input, last, .. }, label, index, .. } = self;
         let operation = format!("verifying {label}");
         let failed = |error: io::Error| read_error(&operation, error);
-        let mut pending: HashMap<&Digest, u64> = HashMap::new();
+        let mut contents: HashMap<&Digest, u64> = HashMap::new();
         for entry in &index.repositories {
-            pending.extend(entry.manifests.iter().chain(&entry.blobs).map(|content| (&content.digest, content.size)));
+            contents.extend(entry.manifests.iter().chain(&entry.blobs).map(|content| (&content.digest, content.size)));
         }
         let mut read = StreamedContents {
-            contents: pending.len() as u64,
-            bytes: pending.values().fold(0, |sum, size| u64::saturating_add(sum, *size)),
+            contents: contents.len() as u64,
+            bytes: contents.values().fold(0, |sum, size| u64::saturating_add(sum, *size)),
             faults: 0,
         };
         let mut fault = |text: String| {
@@ -99,25 +101,40 @@ impl<R: Read> BundleStream<R> {
             report(text);
         };
         let mut archive = tar::Archive::new(Cursor::new(last).chain(input));
-        let mut known = std::collections::HashSet::new();
-        for member in archive.entries().map_err(failed)? {
+        let (mut seen, mut long_name) = (HashSet::new(), None);
+        // Raw: without the records for long names, which may be of any size.
+        for member in archive.entries().map_err(failed)?.raw(true) {
             let mut member = member.map_err(failed)?;
-            let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
-            let Some(digest) = content_digest(&path) else { continue };
-            let size = member.size();
-            let found = hash(&mut member, size, &digest).map_err(failed)?;
-            if !known.insert(digest.clone()) {
-                fault(format!("{}: it is there twice", sanitize_within(&path, 200)));
+            let kind = member.header().entry_type();
+            if kind.is_gnu_longname() {
+                long_name = Some(read_name(&mut member).map_err(failed)?);
                 continue;
             }
-            let Some(expected) = pending.remove(&digest) else { continue };
-            if size != expected {
+            if kind.is_pax_local_extensions() {
+                let detail = "it has extended headers, which bundles do not have: another program has packed it again";
+                return Err(Error::new(ErrorKind::Unsupported, &operation, detail)
+                    .with_hint("write the bundle to a file, and verify that"));
+            }
+            let path = long_name.take().unwrap_or_else(|| member.path_bytes().into_owned());
+            let path = String::from_utf8_lossy(&path).into_owned();
+            let Some(digest) = content_digest(&path) else { continue };
+            // What the index does not have is not loaded either.
+            let Some((&digest, &expected)) = contents.get_key_value(&digest) else { continue };
+            let size = member.size();
+            if !seen.insert(digest) {
+                fault(format!("{}: it is there twice", sanitize_within(&path, 200)));
+            } else if !kind.is_file() {
+                fault(format!("{digest}: it is no regular file"));
+            } else if size != expected {
                 fault(format!("{digest}: it has {size} bytes, and the index has {expected}"));
-            } else if found != digest {
-                fault(format!("{digest}: its content has the digest {found}"));
+            } else {
+                let found = hash(&mut member, size, digest).map_err(failed)?;
+                if found != *digest {
+                    fault(format!("{digest}: its content has the digest {found}"));
+                }
             }
         }
-        let mut missing: Vec<&Digest> = pending.into_keys().collect();
+        let mut missing: Vec<&Digest> = contents.into_keys().filter(|digest| !seen.contains(digest)).collect();
         missing.sort();
         missing.into_iter().for_each(|digest| fault(format!("{digest}: it is not in the bundle")));
         io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
@@ -133,6 +150,19 @@ impl<R: Read> BundleStream<R> {
 fn content_digest(path: &str) -> Option<Digest> {
     let (algorithm, hex) = path.strip_prefix(BLOBS)?.split_once('/')?;
     format!("{algorithm}:{hex}").parse().ok()
+}
+
+/// Reads the name of the next member.
+fn read_name(member: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut name = Vec::new();
+    member.take(MAX_NAME_BYTES + 1).read_to_end(&mut name)?;
+    if name.len() as u64 > MAX_NAME_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the name of a member is too long"));
+    }
+    while name.last() == Some(&0) {
+        name.pop();
+    }
+    Ok(name)
 }
 
 /// Hashes the content of a member, which must have all bytes of its header.
