@@ -73,6 +73,13 @@ pub fn limits() -> Vec<Limit> {
             "the login fails",
         ),
         Limit::time(
+            Security,
+            "waiting for an answer of a cloud's token service",
+            identity::SERVICE_TIMEOUT,
+            "the login fails",
+        ),
+        Limit::time(Security, "a login with the identity of a machine", identity::LOGIN_TIMEOUT, "the login fails"),
+        Limit::time(
             Operating,
             "a `Retry-After` that no quota header confirms",
             retry_after::MAX_UNCONFIRMED_DELAY,

@@ -20,6 +20,7 @@ const USERNAME: &str = "oauth2accesstoken";
 const METADATA_HOST: &str = "metadata.google.internal";
 /// Path of the access token of the service account.
 const TOKEN_PATH: &str = "computeMetadata/v1/instance/service-accounts/default/token";
+
 pub(super) struct GoogleIdentity;
 
 #[async_trait]

@@ -16,10 +16,13 @@ use imgsync_oci::RegistryName;
 
 /// Registries whose logins are cached.
 const MAX_REGISTRIES: usize = 1000;
-/// A failed search is not repeated for this long: it may take seconds, and each request would start one.
+/// A search that failed for good is not repeated for this long: it may take seconds, and each request would start one.
 const FAILURE_CACHE_TTL: Duration = Duration::from_secs(60);
+/// A login that failed for a reason that may pass is not repeated for this long: requests that waited for it share the
+/// error.
+const OUTAGE_CACHE_TTL: Duration = Duration::from_secs(3);
 /// Time limit of a login as a whole; a login is some requests to services close by.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(45);
+pub(crate) const LOGIN_TIMEOUT: Duration = Duration::from_secs(45);
 /// A credential is renewed this long before it ends, or after three quarters of a shorter life.
 const RENEWAL_MARGIN: Duration = Duration::from_secs(5 * 60);
 /// Longest life that is believed: that of the longest known, twelve hours.
@@ -131,12 +134,14 @@ impl MachineIdentities {
                 return Ok(Some(credential.clone()));
             }
             Some(CachedLogin::LoggedIn { credential, ends_at, .. }) => (now < *ends_at).then(|| credential.clone()),
-            Some(CachedLogin::Failed { kind, message, hint, at }) if at.elapsed() < FAILURE_CACHE_TTL => {
-                if !is_explicit {
-                    return Ok(None);
-                }
+            Some(CachedLogin::Failed { kind, message, hint, at }) => {
                 let error = Error::new(*kind, operation(registry, provider), message).with_registry(&registry.name);
-                return Err(hint.iter().fold(error, Error::with_hint));
+                let is_transient = retry::is_transient(&error);
+                match at.elapsed() < if is_transient { OUTAGE_CACHE_TTL } else { FAILURE_CACHE_TTL } {
+                    true if is_explicit || is_transient => return Err(hint.iter().fold(error, Error::with_hint)),
+                    true => return Ok(None),
+                    false => None,
+                }
             }
             _ => None,
         };
@@ -158,9 +163,6 @@ impl MachineIdentities {
                     *renew_at = Instant::now() + RENEWAL_RETRY;
                     return Ok(Some(credential));
                 }
-                if retry::is_transient(&error) {
-                    return Err(error);
-                }
                 let hint = error.hint().map(str::to_owned);
                 let failed = CachedLogin::Failed {
                     kind: error.kind(),
@@ -169,7 +171,7 @@ impl MachineIdentities {
                     at: Instant::now(),
                 };
                 *known = Some(failed);
-                if is_explicit {
+                if is_explicit || retry::is_transient(&error) {
                     return Err(error);
                 }
                 tracing::debug!("{error}; continuing without credentials");

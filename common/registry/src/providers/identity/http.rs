@@ -20,7 +20,7 @@ pub(crate) const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 /// A metadata service that did not answer is not asked again for this long.
 const METADATA_SILENCE: Duration = Duration::from_secs(60);
 /// Time limit for an answer of a token service.
-const SERVICE_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const SERVICE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Size limit of an answer: tokens have some kilobytes.
 pub(crate) const MAX_ANSWER_BYTES: usize = 128 << 10;
 /// Characters quoted of an answer.

@@ -21,9 +21,9 @@ use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
 use imgsync_oci::secret::Secret;
 
-pub(crate) use cache::{MachineIdentities, refuse_foreign_realm};
+pub(crate) use cache::{LOGIN_TIMEOUT, MachineIdentities, refuse_foreign_realm};
 pub(super) use http::{IdentityRequest, IdentityResponse, form};
-pub(crate) use http::{MAX_ANSWER_BYTES, METADATA_TIMEOUT};
+pub(crate) use http::{MAX_ANSWER_BYTES, METADATA_TIMEOUT, SERVICE_TIMEOUT};
 pub(super) use search::Search;
 
 use super::{PROVIDERS, Provider};
