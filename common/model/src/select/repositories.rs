@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use imgsync_oci::{RegistryName, RepositoryName};
+use imgsync_oci::{RegistryName, RepositoryName, is_registry_part};
 
 /// A pattern for repositories of one registry: `gcr.io/istio-release/pilot` matches one, `gcr.io/istio-release/*` all
 /// one level below, `gcr.io/istio-release/**` all below at any depth, and `registry.example.com/**` all of the
@@ -60,7 +60,7 @@ impl RepositoryPattern {
     /// Parses an excluded pattern: one of this pattern's registry, or without a registry.
     pub fn parse_exclusion(&self, text: &str) -> Result<RepositoryPattern, RepositoryPatternError> {
         let (first, rest) = text.split_once('/').unwrap_or((text, ""));
-        let names_registry = !rest.is_empty() && (first.contains(['.', ':', '[']) || first == "localhost");
+        let names_registry = !rest.is_empty() && is_registry_part(first);
         let pattern: RepositoryPattern = match names_registry {
             true => text.parse()?,
             false => format!("{}/{text}", self.registry).parse()?,
@@ -178,7 +178,7 @@ impl FromStr for RepositoryPattern {
             );
         }
         let (host, path) = match text.split_once('/') {
-            Some((first, path)) if first.contains(['.', ':', '[']) || first == "localhost" => (first, path.to_owned()),
+            Some((first, path)) if is_registry_part(first) => (first, path.to_owned()),
             Some(_) => ("docker.io", text.to_owned()),
             None if text.contains(['.', ':']) || text == "localhost" => {
                 return pattern_error(
