@@ -279,6 +279,8 @@ impl Layout {
             });
             // After a panic the senders are dropped, and the waiting tasks get an error.
             if made.await.unwrap_or_default() {
+                // Before the turn ends: the next task leaves out changes that nobody waits for.
+                drop(entered);
                 return Err(Error::cancelled(operation));
             }
         }
