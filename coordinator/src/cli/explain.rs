@@ -107,20 +107,24 @@ async fn explain_rules(reference: &Reference, tag: &Tag, settings: &Settings, pr
     let mut found = false;
     let Config { rules, .. } = &settings.config;
     for (number, rule) in rules.iter().enumerate() {
-        if let Some(named) = explain_named(rule, reference, tag, settings)? {
+        // Files that cannot be read do not hide what other rules do.
+        let named = explain_named(rule, reference, tag, settings).unwrap_or_else(|error| {
+            printer.warning(&error.to_string());
+            None
+        });
+        if let Some(named) = named {
             found = true;
             let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
             printer.text(&format!("rule {}{name} (line {}, {}): {named}", number + 1, rule.line, rule.source));
         }
         for part in source_selectors(&rule.source)? {
-            let pattern = &part.pattern;
-            if *pattern.registry() != reference.registry || !pattern.matches(reference.repository.as_str()) {
+            if !part.reads(&reference.registry, &reference.repository) {
                 continue;
             }
             found = true;
             let from = match &rule.source {
                 RuleSource::Preset(preset) => format!("preset {preset}"),
-                _ => format!("from {pattern}"),
+                _ => format!("from {}", part.pattern),
             };
             let name = rule.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
             let label = format!("rule {}{name} (line {}, {from})", number + 1, rule.line);
@@ -182,8 +186,8 @@ fn explain_named(rule: &Rule, reference: &Reference, tag: &Tag, settings: &Setti
                 if !is_same(&image.registry, &image.repository) {
                     continue;
                 }
-                let its = image.digest.as_ref().map_or_else(|| image.tag_or_latest(), Digest::pinned_tag);
-                if its.as_ref() == Some(tag) {
+                let image_tag = image.digest.as_ref().map_or_else(|| image.tag_or_latest(), Digest::pinned_tag);
+                if image_tag.as_ref() == Some(tag) {
                     let place = listed.places.first().map(|(_, place)| place.to_string()).unwrap_or_default();
                     return Ok(Some(format!("selected, named at {place}{condition}")));
                 }

@@ -192,10 +192,7 @@ pub(super) fn reads(
     repository: &RepositoryName,
 ) -> bool {
     match &rule.source {
-        RuleSource::Repositories(_) => {
-            let of = |part: &SourceSelector| part.pattern.registry() == registry;
-            parts.iter().any(|part| of(part) && part.pattern.matches(repository.as_str()))
-        }
+        RuleSource::Repositories(_) => parts.iter().any(|part| part.reads(registry, repository)),
         RuleSource::Digests(source) => source.registry == *registry && source.repository == *repository,
         // A preset also reads from its former locations; files and layouts are not read again.
         RuleSource::Preset(_) | RuleSource::Images(_) | RuleSource::Layout(_) | RuleSource::Archive(..) => true,

@@ -83,8 +83,7 @@ impl<'a> RuleClaims<'a> {
         let Some((registry, repository)) = source.registry() else { return self.is_unknown };
         let reads = |rule: &Rule, part: &SourceSelector| {
             // A preset also reads from its former locations.
-            matches!(rule.source, RuleSource::Preset(_))
-                || part.pattern.registry() == registry && part.pattern.matches(repository.as_str())
+            matches!(rule.source, RuleSource::Preset(_)) || part.reads(registry, &repository)
         };
         let makes = |(rule, parts): &(&Rule, Vec<SourceSelector>)| {
             parts.iter().any(|part| reads(rule, part) && would_make(rule, Some(part), (registry, &repository), record))

@@ -369,9 +369,7 @@ impl ActiveRule {
     /// Returns whether the rule reads the repository of a reference.
     pub(super) fn reads_repository(&self, reference: &Reference) -> bool {
         let sources = self.config.rules.iter().flat_map(|rule| source_selectors(&rule.source).unwrap_or_default());
-        sources.into_iter().any(|source| {
-            *source.pattern.registry() == reference.registry && source.pattern.matches(reference.repository.as_str())
-        })
+        sources.into_iter().any(|source| source.reads(&reference.registry, &reference.repository))
     }
 
     pub(super) fn config(&self) -> &Config {
