@@ -121,7 +121,9 @@ async fn execute(args: &MirrorsArgs, settings: &mut Settings, printer: &Printer)
                 write_file(folder, file)?;
                 printer.line(&format!("written: {}", folder.join(&file.path).display()));
             }
-            warn_of_stale_files(folder, &rendered.files, printer);
+            if args.rules.is_empty() {
+                warn_of_stale_files(folder, &rendered.files, printer);
+            }
         }
         None => print_files(&rendered.files, printer),
     }
@@ -181,9 +183,9 @@ fn write_file(folder: &Path, file: &OutputFile) -> Result<()> {
             let error = Error::new(
                 ErrorKind::Invalid,
                 format!("writing {}", path.display()),
-                "the file exists and was not written by this command",
+                "the file exists with other content, and nothing in it says that this command wrote it",
             );
-            return Err(error.with_hint("write to another folder, and merge the files"));
+            return Err(error.with_hint("remove it, or write to another folder and merge the files"));
         }
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -199,7 +201,7 @@ fn write_file(folder: &Path, file: &OutputFile) -> Result<()> {
     std::fs::rename(&part, &path).map_err(failed)
 }
 
-/// Warns of files of an earlier run in a tree of folders: of registries from which no rule copies any more.
+/// Warns of files of an earlier run, in a tree of folders, that this run did not write.
 fn warn_of_stale_files(folder: &Path, files: &[OutputFile], printer: &Printer) {
     let Some(name) = files.iter().find_map(|file| file.path.split_once('/').map(|(_, name)| name)) else { return };
     let written: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
@@ -211,6 +213,6 @@ fn warn_of_stale_files(folder: &Path, files: &[OutputFile], printer: &Printer) {
         .collect();
     stale.sort();
     for path in stale {
-        printer.warning(&format!("{} is of an earlier run, and no rule copies from there", path.display()));
+        printer.warning(&format!("{} is of an earlier run, and this run did not write it", path.display()));
     }
 }

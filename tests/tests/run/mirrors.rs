@@ -257,13 +257,13 @@ async fn files_of_others_are_kept_and_files_of_registries_that_are_gone_are_name
 
     program.file("imgsync.yaml", "rules: [{from: gcr.io/a/b, to: m.example/m, naming: keep}]\n");
     let output = write().await.assert_code(0);
-    let stale = "warning: certs.d/quay.io/hosts.toml is of an earlier run, and no rule copies from there\n";
+    let stale = "warning: certs.d/quay.io/hosts.toml is of an earlier run, and this run did not write it\n";
     assert!(output.stderr.contains(stale), "{}", output.stderr);
 
     let gcr = program.work_dir().join("certs.d/gcr.io/hosts.toml");
     std::fs::write(&gcr, "server = \"https://mine.example\"\n").unwrap();
     let output = write().await.assert_code(2);
-    assert!(output.stderr.contains("the file exists and was not written by this command"), "{}", output.stderr);
+    assert!(output.stderr.contains("and nothing in it says that this command wrote it"), "{}", output.stderr);
     assert_eq!(std::fs::read_to_string(&gcr).unwrap(), "server = \"https://mine.example\"\n");
     let none = Imgsync::new().args(["mirrors", "--format", "k3s"]).run().await.assert_code(2);
     assert!(none.stderr.contains("the configuration has no rules"), "{}", none.stderr);

@@ -1,6 +1,6 @@
 //! K3s and RKE2: `registries.yaml`. Each registry has mirrors and rewrites of paths; a rewrite applies to all its mirrors.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use imgsync_config::to_yaml;
 use imgsync_oci::RegistryName;
@@ -8,8 +8,8 @@ use imgsync_oci::error::Result;
 use serde::Serialize;
 
 use super::{
-    AddedPrefix, RenderedMirrors, certificate_file, endpoint_notes, shared_prefix_notes, sources_of_prefixes,
-    target_registries, unreachable, yaml_file,
+    AddedPrefix, RenderedMirrors, certificate_file, count_names, endpoint_notes, shared_prefix_notes,
+    sources_of_prefixes, target_registries, unreachable, yaml_file,
 };
 use crate::mirrors::MirroredNames;
 use crate::mirrors::name_mapping::{MappingScope, NameMapping, escape_regex, join};
@@ -110,8 +110,7 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
     rendered.notes.push(format!(
         "{FILE} belongs in {NODE_FOLDER}, or in /etc/rancher/rke2; K3s and RKE2 read it when they start"
     ));
-    let reachable: HashSet<_> = used.iter().map(|mapping| (&mapping.source, mapping.scope)).collect();
-    rendered.reachable = reachable.len();
+    rendered.reachable = count_names(used.into_iter());
     Ok(rendered)
 }
 

@@ -116,8 +116,13 @@ impl<'a, T> Expressed<'a, T> {
 
     /// Returns the number of different source names.
     fn reachable(&self) -> usize {
-        self.mappings.iter().map(|(mapping, _)| (&mapping.source, mapping.scope)).collect::<HashSet<_>>().len()
+        count_names(self.mappings.iter().map(|(mapping, _)| *mapping))
     }
+}
+
+/// Returns the number of different source names.
+fn count_names<'a>(mappings: impl Iterator<Item = &'a NameMapping>) -> usize {
+    mappings.map(|mapping| (&mapping.source, mapping.scope)).collect::<HashSet<_>>().len()
 }
 
 fn unreachable(mapping: &NameMapping, reason: impl Into<String>) -> UnreachableName {
