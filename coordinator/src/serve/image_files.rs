@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::active_config::{ActiveConfig, ActiveRule};
 use crate::images::FileVersions;
 
-/// The pause between two looks is this many times as long as a look, however many files there are.
+/// The pause between two checks is this many times as long as a check, however many files there are.
 const MIN_PAUSE_FACTOR: u32 = 20;
 
 /// What is known of the files of rules. Of this process, and for as long as it leads.
@@ -20,14 +20,14 @@ const MIN_PAUSE_FACTOR: u32 = 20;
 pub(super) struct ImageFiles {
     /// By rule.
     known: HashMap<String, KnownFiles>,
-    next_look: Option<Instant>,
+    next_check: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct KnownFiles {
     /// Version that the newest run has read; `None` if a run is due.
     started: Option<FileVersions>,
-    /// Version at the last look: a file that is being written changes from one look to the next.
+    /// Version at the last check: a file that is being written changes from one check to the next.
     seen: FileVersions,
 }
 
@@ -37,12 +37,15 @@ impl ImageFiles {
         *self = ImageFiles::default();
     }
 
-    /// Whether a rule of the configuration was never looked at, so that its last run decides what is new.
+    /// Whether the next check includes a rule that was never checked, so that its last run decides what is new.
     pub(super) fn has_new_rules(&self, current: &ActiveConfig) -> bool {
+        if self.is_paused() {
+            return false;
+        }
         current.rules.iter().filter_map(|rule| files(rule, current)).any(|(rule, _)| !self.known.contains_key(&rule.id))
     }
 
-    /// Returns the ids of the rules with a schedule whose files have changed since their last start, once two looks have
+    /// Returns the ids of the rules with a schedule whose files have changed since their last start, once two checks have
     /// found the same.
     pub(super) async fn find_changed(
         &mut self,
@@ -52,7 +55,7 @@ impl ImageFiles {
         let rules: Vec<_> = current.rules.iter().filter_map(|rule| files(rule, current)).collect();
         let ids: HashSet<&str> = rules.iter().map(|(rule, _)| rule.id.as_str()).collect();
         self.known.retain(|id, _| ids.contains(id.as_str()));
-        if rules.is_empty() || self.next_look.is_some_and(|time| time > Instant::now()) {
+        if rules.is_empty() || self.is_paused() {
             return Ok(Vec::new());
         }
         let paths: Vec<Vec<PathBuf>> = rules.iter().map(|(_, paths)| paths.clone()).collect();
@@ -62,7 +65,7 @@ impl ImageFiles {
         let versions = tokio::task::spawn_blocking(read)
             .await
             .map_err(|error| Error::new(ErrorKind::Local, "looking for changed files", error.to_string()))?;
-        self.next_look = Some(Instant::now() + started_at.elapsed().saturating_mul(MIN_PAUSE_FACTOR));
+        self.next_check = Some(Instant::now() + started_at.elapsed().saturating_mul(MIN_PAUSE_FACTOR));
         let mut changed = Vec::new();
         for ((rule, _), found) in rules.into_iter().zip(versions) {
             // A file that is missing is being replaced.
@@ -79,6 +82,11 @@ impl ImageFiles {
             }
         }
         Ok(changed)
+    }
+
+    /// Whether the next check is not due yet.
+    fn is_paused(&self) -> bool {
+        self.next_check.is_some_and(|time| time > Instant::now())
     }
 
     /// Records that a rule was started, and reads this version of its files.
