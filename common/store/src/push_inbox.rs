@@ -89,7 +89,7 @@ impl Postponed {
     }
 }
 
-/// Result of keeping pushes. Each push is counted once, however many rules want it.
+/// Result of adding pushes. Each push is counted once, however many rules want it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AddedPushes {
     /// Pushes that are pending now and were not before.
@@ -123,7 +123,7 @@ pub fn hash_push_id(hook: &str, id: &str, repository: &RepositoryName, reference
 /// nothing. Removing keeps what has arrived since it was read.
 #[async_trait]
 pub trait PushInbox: Send + Sync {
-    /// Keeps pushes, all in one step.
+    /// Adds pushes, all in one step.
     async fn add_pushes(&self, pushes: Vec<ReceivedPush>) -> Result<AddedPushes>;
 
     /// Makes whole rules due.

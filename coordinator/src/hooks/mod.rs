@@ -189,7 +189,7 @@ fn bounded_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D)
 fn check_length(text: &str) -> Result<(), PayloadError> {
     match text.len() <= MAX_TEXT_BYTES {
         true => Ok(()),
-        false => Err(PayloadError::Malformed("a name is too long")),
+        false => Err(PayloadError::Malformed("a text is too long")),
     }
 }
 

@@ -188,6 +188,6 @@ fn a_text_that_would_be_copied_into_each_notification_is_short() {
         (HookKind::Generic, json!({"id": long, "images": ["r.example/a:1"]})),
     ] {
         let parsed = parse(kind, &HeaderMap::new(), payload.to_string().as_bytes());
-        assert!(matches!(parsed, Err(PayloadError::Malformed("a name is too long"))), "{kind}: {parsed:?}");
+        assert!(matches!(parsed, Err(PayloadError::Malformed("a text is too long"))), "{kind}: {parsed:?}");
     }
 }

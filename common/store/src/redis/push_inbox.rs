@@ -25,7 +25,7 @@ impl PushInbox for RedisStore {
                 call = call.arg(id).arg(name);
             }
         }
-        self.run_add_pushes("keeping pushes", call).await
+        self.run_add_pushes("storing pushes", call).await
     }
 
     async fn add_whole_runs(&self, rules: Vec<PushRule>) -> Result<()> {
@@ -33,7 +33,7 @@ impl PushInbox for RedisStore {
         for PushRule { id, name } in &rules {
             call = call.arg("").arg("").arg("").arg(1).arg(id).arg(name);
         }
-        self.run_add_pushes("keeping runs of whole rules", call).await.map(drop)
+        self.run_add_pushes("storing runs of whole rules", call).await.map(drop)
     }
 
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {
