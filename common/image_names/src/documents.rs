@@ -23,8 +23,8 @@ pub(crate) fn scan(name: &str, text: &str, recorder: &mut Recorder) {
         let is_json = text.trim_start().starts_with(['{', '[']);
         if is_json && error.as_ref().is_some_and(|error| error.is_syntax) {
             let (values, json_error) = yaml::parse_json(text);
-            let is_json_error = json_error.as_ref().is_none_or(|error| !error.is_syntax);
-            if is_json_error || values.len() > roots.len() {
+            let is_valid_json = json_error.as_ref().is_none_or(|error| !error.is_syntax);
+            if is_valid_json || values.len() > roots.len() {
                 (roots, error) = (values, json_error);
             }
         }
