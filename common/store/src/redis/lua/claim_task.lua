@@ -1,7 +1,7 @@
 -- ARGV: index, run, worker, TTL, number and mark of the task's chunk (empty: any). First reply: 0 claimed, 1 already
 -- owned, 2 ended, 3 cancelled, 4 held by another, 5 stale run, 6 paused, 7 unknown, 8 not in the plan.
 local index, run, worker = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local found = redis.call('HMGET', b, 'state', 'total')
+local found = redis.call('HMGET', b, 'state', 'total', 'last_token')
 if not found[1] then return {7} end
 if ARGV[6] ~= '' then
     local key, at = b .. KEY_SUFFIXES.chunk_marks, 4 * tonumber(ARGV[6])
@@ -34,7 +34,7 @@ if batch_state == BATCH_PAUSED then
 end
 if token then redis.call('HINCRBY', b .. KEY_SUFFIXES.losses, index, 1) end
 local losses = tonumber(redis.call('HGET', b .. KEY_SUFFIXES.losses, index) or '0')
-token = next_token(redis.call('HGET', b, 'last_token'))
+token = next_token(found[3])
 redis.call('HSET', b, 'last_token', integer_text(token))
 set_lease(b, index, token, time + tonumber(ARGV[5]), worker)
 if from == RETRY then redis.call('ZREM', b .. KEY_SUFFIXES.retries, index) end

@@ -58,10 +58,23 @@ local function integer_text(number)
     return string.format('%.0f', number)
 end
 
+-- The time in microseconds since 1970, the same throughout a script.
+local script_time
+local function now_micros()
+    if not script_time then
+        if ARGV[1] ~= '' then
+            script_time = tonumber(ARGV[1]) * 1000
+        else
+            local time = redis.call('TIME')
+            script_time = time[1] * 1000000 + time[2]
+        end
+    end
+    return script_time
+end
+
+-- The time in milliseconds since 1970.
 local function now()
-    if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
-    local time = redis.call('TIME')
-    return time[1] * 1000 + math.floor(time[2] / 1000)
+    return math.floor(now_micros() / 1000)
 end
 
 -- Whether a deadline is still ahead. One more than 25 hours ahead (MAX_DEADLINE_AHEAD) was written by a wrong clock.
@@ -72,14 +85,7 @@ end
 -- The next fencing token: greater than the last, and never below this server's time in microseconds, so that a store
 -- that lost its latest writes does not issue a token twice.
 local function next_token(last)
-    local floor
-    if ARGV[1] ~= '' then
-        floor = tonumber(ARGV[1]) * 1000
-    else
-        local time = redis.call('TIME')
-        floor = time[1] * 1000000 + time[2]
-    end
-    return math.max((tonumber(last or '0') or 0) + 1, floor)
+    return math.max((tonumber(last or '0') or 0) + 1, now_micros())
 end
 
 -- Whether a request that adds is new. A client without a reply repeats it under the same id, and it may have taken
@@ -133,8 +139,10 @@ end
 local function record_slow_task(b, index, worker, from)
     local key, bytes, millis = b .. KEY_SUFFIXES.slowest, ARGV[from], ARGV[from + 5]
     if millis == '0' then return end
+    -- Few of many tasks are.
+    if redis.call('ZCOUNT', key, millis, '+inf') >= MAX_SLOWEST then return end
     redis.call('ZADD', key, millis, index .. '|' .. bytes .. '|' .. worker)
-    if redis.call('ZCARD', key) > MAX_SLOWEST then redis.call('ZPOPMIN', key) end
+    redis.call('ZREMRANGEBYRANK', key, 0, -MAX_SLOWEST - 1)
 end
 
 local function move_task(b, index, from, to)
