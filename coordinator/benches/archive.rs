@@ -1,7 +1,7 @@
 //! Wall time and memory of writing an archive from an image layout and loading it into another one, by a rule and image by
 //! image, compared with `cat` plus hashing of the same bytes in the same run. The aims are a ratio of 1.2 and 64 MiB.
 //!
-//! `cargo bench --bench archive [-- size=GIB images=N]`; needs four times the size in TMPDIR.
+//! `cargo bench --bench archive [-- size=GIB images=N]`; needs twice the size in TMPDIR.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and fails where it cannot go on")]
 
 use std::fs::File;

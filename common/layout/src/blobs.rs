@@ -15,7 +15,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest};
 
 /// Size of a chunk in bytes.
-const CHUNK_BYTES: u64 = 256 << 10;
+const CHUNK_BYTES: u64 = 128 << 10;
 
 /// Contents of a blob, read in chunks.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct OpenedLayoutBlob {
 }
 
 impl LayoutBlobStream {
-    /// Reads the next chunk of at most 256 KiB; `None` at the end. A truncated file fails with
+    /// Reads the next chunk of at most 128 KiB; `None` at the end. A truncated file fails with
     /// [`ErrorKind::Corrupt`].
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         if self.offset == self.size {
@@ -64,10 +64,9 @@ impl LayoutBlobStream {
     fn start_read(&self) -> JoinHandle<io::Result<Bytes>> {
         let (file, at) = (self.file.clone(), self.offset);
         let want = usize::try_from((self.size - at).min(CHUNK_BYTES)).unwrap_or_default();
-        tokio::task::spawn_blocking(move || {
-            let mut chunk = vec![0; want];
-            read_exact_at(&*file, &mut chunk, at).map(|()| Bytes::from(chunk))
-        })
+        // Allocated here: the allocator keeps memory for each thread, and there are many for blocking work.
+        let mut chunk = vec![0; want];
+        tokio::task::spawn_blocking(move || read_exact_at(&*file, &mut chunk, at).map(|()| Bytes::from(chunk)))
     }
 
     fn read_error(&self, error: io::Error) -> Error {
