@@ -1,5 +1,6 @@
 //! Pushes that hooks told of, until they are copied. See [`PushInbox`].
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -7,7 +8,11 @@ use jiff::Timestamp;
 
 use imgsync_model::batch::PushedReference;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::pluralize;
+use imgsync_oci::sanitize::sanitize_within;
 use imgsync_oci::{Digest, RegistryName, RepositoryName};
+
+use crate::log_throttle;
 
 /// Maximum pending pushes of a rule that are not postponed. Beyond it, the whole rule is due.
 pub const MAX_PENDING_PUSHES: usize = 1_000;
@@ -19,6 +24,8 @@ pub const PUSH_ID_TTL: Duration = Duration::from_secs(60 * 60);
 pub const MAX_PUSH_IDS: usize = 20_000;
 /// Hex digits of the hash that stands for an id.
 const ID_LENGTH: usize = 32;
+/// Characters of a push that cannot be read, in messages.
+const MAX_NAME_LENGTH: usize = 200;
 
 /// A push as a hook tells it, for the rules that want it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +127,8 @@ pub fn hash_push_id(hook: &str, id: &str, repository: &RepositoryName, reference
 /// What [`PushInbox::add_pushes`] confirms survives the process. A push is pending once per rule, repository and
 /// reference; the digest of the last notification counts. A rule with [`MAX_PENDING_PUSHES`] that are not postponed, or
 /// [`MAX_ALL_PUSHES`], gets an entry for the whole rule instead of more. A notification whose id is remembered changes
-/// nothing. Removing keeps what has arrived since it was read.
+/// nothing. Removing keeps what has arrived since it was read. A stored push that cannot be read, as one of another version,
+/// stays and does not hold up the others.
 #[async_trait]
 pub trait PushInbox: Send + Sync {
     /// Adds pushes, all in one step.
@@ -132,12 +140,37 @@ pub trait PushInbox: Send + Sync {
     /// Returns the pending pushes of all rules.
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>>;
 
+    /// Returns how many stored pushes the last call of [`PushInbox::pending_pushes`] could not read.
+    fn unreadable_pushes(&self) -> u64;
+
     /// Postpones pushes that have had no notification since they were read, and keeps their `postponed` as it is here. The next
     /// notification makes them due again.
     async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()>;
 
     /// Removes pushes that have had no notification since they were read.
     async fn remove_pushes(&self, pushes: &[PendingPush]) -> Result<()>;
+}
+
+/// Counts the stored pushes that cannot be read.
+#[derive(Debug, Default)]
+pub(crate) struct UnreadablePushes(AtomicU64);
+
+impl UnreadablePushes {
+    /// Sets their number, and logs one of them.
+    pub(crate) fn set(&self, number: u64, example: Option<&str>) {
+        self.0.store(number, Ordering::Relaxed);
+        if let Some(example) = example {
+            let (pushes, example) =
+                (pluralize(number, "pending push", "pending pushes"), sanitize_within(example, MAX_NAME_LENGTH));
+            let line =
+                format!("left {pushes} in the store that this version of imgsync cannot read, such as {example}");
+            log_throttle::warn("unreadable pushes", &line);
+        }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Returns the key of a pending push in its rule: repository and reference; empty for the whole rule.

@@ -46,6 +46,7 @@ struct PushMetrics {
     whole_rules: Counter,
     missed: Counter,
     pending: Gauge,
+    unreadable: Gauge,
     last: Gauge<f64, AtomicU64>,
     lag: Histogram,
 }
@@ -57,6 +58,7 @@ static METRICS: LazyLock<PushMetrics> = LazyLock::new(|| PushMetrics {
     whole_rules: Counter::default(),
     missed: Counter::default(),
     pending: Gauge::default(),
+    unreadable: Gauge::default(),
     last: Gauge::default(),
     lag: Histogram::new(LAG_BUCKETS),
 });
@@ -76,6 +78,8 @@ pub(super) fn register(registry: &mut Registry) {
     let help = "Tags that runs of whole rules copied although a hook should have told of them";
     registry.register("hook_missed_tags", help, METRICS.missed.clone());
     registry.register("hook_pending_pushes", "Pushes that wait for their batch", METRICS.pending.clone());
+    let help = "Pending pushes in the store that this version cannot read";
+    registry.register("hook_unreadable_pushes", help, METRICS.unreadable.clone());
     let help = "When a notification was last accepted";
     registry.register_with_unit("hook_last_notification_timestamp", help, Unit::Seconds, METRICS.last.clone());
     let help = "Time from the first notification of a push to the end of its batch";
@@ -111,6 +115,11 @@ pub(crate) fn count_missed(tags: u64) {
 /// Sets the number of pending pushes.
 pub(crate) fn set_pending(pushes: usize) {
     METRICS.pending.set(i64::try_from(pushes).unwrap_or(i64::MAX));
+}
+
+/// Sets the number of pending pushes that cannot be read.
+pub(crate) fn set_unreadable(pushes: u64) {
+    METRICS.unreadable.set(i64::try_from(pushes).unwrap_or(i64::MAX));
 }
 
 /// Sets the time of the last accepted notification.

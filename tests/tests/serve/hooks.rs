@@ -378,6 +378,13 @@ async fn in_a_cluster_any_coordinator_receives_and_the_leader_copies() {
     // The batch is counted after it has begun.
     wait_until("the batch", async || metric(&leader, "imgsync_hook_batches_total").await >= 1.0).await;
 
+    // What another version has stored stays, and holds up nothing.
+    let pushes = cluster.store.cli(&["KEYS", "*push_ids"]).trim().replace("push_ids", "pushes");
+    cluster.store.cli(&["SADD", &pushes, "later"]);
+    let key = "r.example/a (a later kind)";
+    assert_eq!(cluster.store.cli(&["HSET", &format!("{pushes}:later"), key, "1|1|1|0|0|"]).trim(), "1");
+    wait_until("it is counted", async || metric(&leader, "imgsync_hook_unreadable_pushes").await == 1.0).await;
+
     // Without the store, the sender is told to send again, and does.
     cluster.store.kill();
     source.push("apps/b", "1", &second).await;

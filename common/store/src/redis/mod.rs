@@ -45,6 +45,7 @@ use super::clock::Clock;
 use super::{IdempotencyKey, StoreReplication, WorkerRegistry as _};
 use crate::log_throttle;
 use crate::outage::{OutageKind, ServerHealth};
+use crate::push_inbox::UnreadablePushes;
 use imgsync_model::batch::{BatchId, SigningKey};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
@@ -153,6 +154,7 @@ struct Inner {
     write_losses: tokio::sync::watch::Sender<u64>,
     /// The scope that an export is reading, in order.
     export_page: Mutex<Option<cache::ExportPage>>,
+    unreadable_pushes: UnreadablePushes,
 }
 
 /// Size of a plan: its tasks and its chunks.
@@ -185,6 +187,7 @@ impl RedisStore {
             write_counter: OnceLock::new(),
             write_losses: tokio::sync::watch::Sender::new(0),
             export_page: Mutex::default(),
+            unreadable_pushes: UnreadablePushes::default(),
         }));
         store.check_server().await?;
         store.check_version().await?;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{RedisStore, ScriptCall, corrupt_store, duration_ms, timestamp};
+use super::{RedisStore, ScriptCall, duration_ms, timestamp};
 use crate::push_inbox::{parse_push_key, pending_key, stored_rule_name, tag_digest};
 use crate::{
     AddedPushes, MAX_ALL_PUSHES, MAX_PENDING_PUSHES, MAX_PUSH_IDS, PUSH_ID_TTL, PendingPush, Postponed, PushInbox,
@@ -42,6 +42,7 @@ impl PushInbox for RedisStore {
         pipe.smembers(self.key("pushes"));
         let (mut rules,): (Vec<String>,) = self.query(operation, &pipe).await?;
         if rules.is_empty() {
+            self.0.unreadable_pushes.set(0, None);
             return Ok(Vec::new());
         }
         rules.sort_unstable();
@@ -50,14 +51,21 @@ impl PushInbox for RedisStore {
             pipe.hgetall(self.key(&format!("pushes:{rule}")));
         }
         let found: Vec<HashMap<String, String>> = self.query(operation, &pipe).await?;
-        let mut pending = Vec::new();
+        let (mut pending, mut unreadable) = (Vec::new(), Vec::new());
         for (rule, pushes) in rules.into_iter().zip(found) {
             for (key, value) in pushes {
-                let read = read_pending(&rule, &key, &value);
-                pending.push(read.ok_or_else(|| corrupt_store(operation, "a push cannot be read"))?);
+                match read_pending(&rule, &key, &value) {
+                    Some(push) => pending.push(push),
+                    None => unreadable.push(key),
+                }
             }
         }
+        self.0.unreadable_pushes.set(unreadable.len() as u64, unreadable.first().map(String::as_str));
         Ok(pending)
+    }
+
+    fn unreadable_pushes(&self) -> u64 {
+        self.0.unreadable_pushes.number()
     }
 
     async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()> {
@@ -113,4 +121,23 @@ fn read_pending(rule: &str, key: &str, value: &str) -> Option<PendingPush> {
         not_before,
         postponed,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_of_another_version_is_none() {
+        let read = |key: &str, value: &str| read_pending("rule", key, value).is_some();
+        assert!(read("r.example/a:1", "1|2|3|0|0|") && read("", "1|2|3|0|0|a rule"));
+        for (key, value) in [
+            ("r.example/a (a later kind)", "1|2|3|0|0|"),
+            ("r.example/a:1", "1|2|3|0|0|md5:later"),
+            ("r.example/a:1", "{\"first_at\": 1}"),
+            ("r.example/a:1", ""),
+        ] {
+            assert!(!read(key, value), "{key} {value}");
+        }
+    }
 }

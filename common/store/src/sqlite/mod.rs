@@ -34,6 +34,7 @@ use self::write_group::WriteGroup;
 use self::writer::Writer;
 use super::clock::Clock;
 use crate::private_files;
+use crate::push_inbox::UnreadablePushes;
 use imgsync_model::batch::BatchId;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 
@@ -70,6 +71,7 @@ struct Inner {
     concurrency_allocators: rate_limit::ConcurrencyAllocators,
     /// Batches that this process has ended.
     ended_batches: watch::Sender<u64>,
+    unreadable_pushes: UnreadablePushes,
 }
 
 impl SqliteStore {
@@ -150,6 +152,7 @@ impl SqliteStore {
             rate_allocators,
             concurrency_allocators,
             ended_batches: watch::Sender::default(),
+            unreadable_pushes: UnreadablePushes::default(),
         }))
     }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use super::SqliteStore;
-use super::error::{SqliteError, corrupt_store};
+use super::error::SqliteError;
 use super::rows::{duration_ms, timestamp};
 use crate::push_inbox::{parse_push_key, pending_key, stored_rule_name, tag_digest};
 use crate::{
@@ -39,16 +39,19 @@ impl PushInbox for SqliteStore {
     }
 
     async fn pending_pushes(&self) -> Result<Vec<PendingPush>> {
-        self.read("reading the pending pushes", |connection| {
+        let read = self.read("reading the pending pushes", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT rule, key, digest, first_at, last_at, notifications, not_before, postponed
                  FROM pending_push ORDER BY rule, key",
             )?;
             let mut rows = statement.query([])?;
-            let mut pending = Vec::new();
+            let (mut pending, mut unreadable) = (Vec::new(), Vec::new());
             while let Some(row) = rows.next()? {
                 let (key, digest): (String, String) = (row.get(1)?, row.get(2)?);
-                let pushed = parse_push_key(&key, &digest).map_err(|()| corrupt_store("a push cannot be read"))?;
+                let Ok(pushed) = parse_push_key(&key, &digest) else {
+                    unreadable.push(key);
+                    continue;
+                };
                 pending.push(PendingPush {
                     rule: row.get(0)?,
                     rule_name: stored_rule_name(&key, &digest),
@@ -60,9 +63,15 @@ impl PushInbox for SqliteStore {
                     postponed: Postponed::from_number(row.get(7)?),
                 });
             }
-            Ok(pending)
-        })
-        .await
+            Ok((pending, unreadable))
+        });
+        let (pending, unreadable) = read.await?;
+        self.0.unreadable_pushes.set(unreadable.len() as u64, unreadable.first().map(String::as_str));
+        Ok(pending)
+    }
+
+    fn unreadable_pushes(&self) -> u64 {
+        self.0.unreadable_pushes.number()
     }
 
     async fn postpone_pushes(&self, pushes: &[PendingPush], until: Timestamp) -> Result<()> {

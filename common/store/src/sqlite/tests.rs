@@ -5,10 +5,10 @@ use super::*;
 use crate::contract::{StoreUnderTest, locator, random_calls, tasks};
 use crate::{
     AppendResult, BatchState, CacheScope, CachedTag, ClaimResult, DigestCache, FinishReply, LEASE_TTL, LeaseResult,
-    Leases, Ledger, LockUse, ManualClock, NewBatch, PlanSegment, PlanSize, ProvenanceStore, ReclaimScope, SystemClock,
-    TaskHolder, Usage,
+    Leases, Ledger, LockUse, ManualClock, NewBatch, PlanSegment, PlanSize, ProvenanceStore, PushInbox, PushRule,
+    ReceivedPush, ReclaimScope, SystemClock, TaskHolder, Usage,
 };
-use imgsync_model::batch::{Failure, TagLocator, TaskRef, TaskResult, TaskState};
+use imgsync_model::batch::{Failure, PushedReference, TagLocator, TaskRef, TaskResult, TaskState};
 use imgsync_oci::Digest;
 
 async fn subject(folder: Option<&Path>, guard: impl std::any::Any + Send + Sync) -> StoreUnderTest {
@@ -407,6 +407,31 @@ async fn an_unreadable_missing_since_is_an_error_and_no_reason_to_prune() {
     connection.execute("UPDATE provenance SET missing_since = ?1", [i64::MAX]).unwrap();
     let error = store.provenance_by_source(&source.repository).await.unwrap_err();
     assert!(error.to_string().contains("invalid timestamp"), "{error}");
+}
+
+#[tokio::test]
+async fn a_push_of_another_version_stays_and_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await.unwrap();
+    let push = |tag: &str| ReceivedPush {
+        id: None,
+        registry: "r.example".parse().unwrap(),
+        repository: "a".parse().unwrap(),
+        reference: PushedReference::Tag(tag.parse().unwrap(), None),
+        rules: vec![PushRule { id: "rule".to_owned(), name: "rule".to_owned() }],
+    };
+    store.add_pushes(vec![push("1"), push("2")]).await.unwrap();
+    let connection = Connection::open(folder.path().join(DATABASE_FILE)).unwrap();
+    let sql = "UPDATE pending_push SET key = 'r.example/a (a later kind)' WHERE key = 'r.example/a:1'";
+    assert_eq!(connection.execute(sql, []).unwrap(), 1);
+    for _ in 0..2 {
+        let pending = store.pending_pushes().await.unwrap();
+        assert_eq!((pending.len(), store.unreadable_pushes()), (1, 1));
+        store.remove_pushes(&pending).await.unwrap();
+        store.add_pushes(vec![push("2")]).await.unwrap();
+    }
+    connection.execute("DELETE FROM pending_push", []).unwrap();
+    assert_eq!((store.pending_pushes().await.unwrap().len(), store.unreadable_pushes()), (0, 0));
 }
 
 #[tokio::test]

@@ -120,6 +120,7 @@ impl PushService {
         self.observe_ended(state).await?;
         self.count_missed(state).await?;
         let pending = self.backend.store.pending_pushes().await?;
+        push_metrics::set_unreadable(self.backend.store.unreadable_pushes());
         let running: HashSet<_> = state.running.values().flat_map(|running| &running.pushes).map(identify).collect();
         let pending: Vec<PendingPush> = pending.into_iter().filter(|push| !running.contains(&identify(push))).collect();
         drop(running);
