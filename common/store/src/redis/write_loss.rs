@@ -17,12 +17,14 @@ use imgsync_oci::error::Result;
 
 /// Interval between increments.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum time between increments after frequent changes, so that the remembered replies cover a minute at least.
+/// Minimum time between increments after frequent changes.
 const MIN_COUNT_INTERVAL: Duration = Duration::from_millis(100);
 /// TTL of a counter after the last increment.
 const COUNTER_TTL: Duration = Duration::from_secs(3600);
 /// Number of replies that are remembered, to tell how much was lost.
 const MAX_REPLIES: usize = 600;
+/// Minimum time between two remembered replies, besides the newest, so that they cover a minute at least.
+const MIN_REPLY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a comparison with the last reply says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub(super) struct WriteLoss {
 /// Compares the replies of the counter.
 #[derive(Debug, Default)]
 pub(super) struct LossDetector {
-    /// Replies with the time when they arrived, in order.
+    /// Replies with the time when they arrived, in order. Of many in a short time, the first and the newest.
     replies: VecDeque<(u64, Instant)>,
 }
 
@@ -53,6 +55,12 @@ impl LossDetector {
         });
         if loss.is_some() {
             self.replies.clear();
+        }
+        let mut times = self.replies.iter().rev().map(|(_, at)| *at);
+        if let (Some(newest), Some(before)) = (times.next(), times.next())
+            && newest.duration_since(before) < MIN_REPLY_INTERVAL
+        {
+            self.replies.pop_back();
         }
         self.replies.push_back((value, now));
         if self.replies.len() > MAX_REPLIES {
@@ -163,12 +171,33 @@ mod tests {
     }
 
     #[test]
-    fn a_detector_remembers_so_many_replies_and_no_more() {
+    fn a_detector_covers_a_minute_at_any_rate_with_so_many_replies_and_no_more() {
+        let began = Instant::now();
+        for rate in [1, 10, 100, 1_000, 5_000] {
+            let at = |value: u64| began + Duration::from_secs(value) / rate;
+            let last = 100 * u64::from(rate);
+            let mut detector = LossDetector::default();
+            for value in 1..=last {
+                assert_eq!(detector.record(value, at(value)), None);
+                assert!(detector.replies.len() <= MAX_REPLIES);
+            }
+            // Back to where it was 50 s ago, at an interval more or less.
+            let lost = last - 50 * u64::from(rate);
+            let within = detector.record(lost + 1, at(last)).unwrap().within.unwrap();
+            let wanted = Duration::from_secs(50);
+            assert!(within >= wanted && within <= wanted + 2 * MIN_REPLY_INTERVAL, "{rate}: {within:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_lost_of_many_replies_in_a_short_time_is_known() {
         let began = Instant::now();
         let mut detector = LossDetector::default();
-        for value in 1..=2 * MAX_REPLIES as u64 {
-            assert_eq!(detector.record(value, began), None);
+        for value in 1..=1_000 {
+            assert_eq!(detector.record(value, began + Duration::from_micros(value)), None);
         }
-        assert_eq!(detector.replies.len(), MAX_REPLIES);
+        let now = began + Duration::from_secs(7);
+        let loss = WriteLoss { within: Some(now - (began + Duration::from_micros(1))) };
+        assert_eq!(detector.record(500, now), Some(loss), "since the first of them at most");
     }
 }
