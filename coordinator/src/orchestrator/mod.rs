@@ -55,8 +55,8 @@ pub use owner::{AbandonmentDetector, BatchWaitResult, wait_until_over};
 pub use plan::{
     PlanFailure, PlannedTarget, PlannedTask, Planner, RepositoryPlan, Slice, SourceTag, cut_slice, resolve_conflicts,
 };
-pub use plan_builder::LaggingPushes;
 pub(crate) use plan_builder::describe_push;
+pub use plan_builder::{LaggingByBatch, LaggingPushes};
 pub use provenance::tidy_provenance;
 pub use prune_plan::{PruneCandidate, PrunePlan};
 #[cfg(test)]

@@ -35,8 +35,8 @@ use crate::presets::preset_contains;
 
 mod pushed;
 
-pub use pushed::LaggingPushes;
 pub(crate) use pushed::describe_push;
+pub use pushed::{LaggingByBatch, LaggingPushes};
 
 /// Maximum number of repositories filtered and appended concurrently.
 const MAX_CONCURRENT_REPOSITORIES: usize = 16;

@@ -21,7 +21,7 @@ use super::active_config::{ActiveConfig, ActiveRule, config_of_batch};
 use super::image_files::ImageFiles;
 use super::store_contact::StoreContact;
 use super::{emit_notice, warn, warn_repeatedly};
-use crate::orchestrator::{Backend, CreatedBatch, LaggingPushes, Leadership, Obstacle, Run, is_leader};
+use crate::orchestrator::{Backend, CreatedBatch, LaggingByBatch, LaggingPushes, Leadership, Obstacle, Run, is_leader};
 
 const SCHEDULE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between looks for interrupted listings, in turns of [`SCHEDULE_POLL_INTERVAL`].
@@ -61,6 +61,8 @@ struct Inner {
     /// Serializes starts, which first check whether the rule is running.
     start_lock: tokio::sync::Mutex<()>,
     store_contact: StoreContact,
+    /// Pushes that the batches of pushes have not found, for listings that break off.
+    lagging: Mutex<LaggingByBatch>,
     /// Files of rules that name their images in files.
     image_files: tokio::sync::Mutex<ImageFiles>,
 }
@@ -111,6 +113,7 @@ impl Scheduler {
             unknown: Mutex::default(),
             start_lock: tokio::sync::Mutex::default(),
             store_contact: StoreContact::default(),
+            lagging: Mutex::default(),
             image_files: tokio::sync::Mutex::default(),
         }))
     }
@@ -284,7 +287,8 @@ impl Scheduler {
         self.in_progress().insert(id);
         self.0.tasks.spawn(async move {
             let inner = &this.0;
-            let run = current.build_run(&inner.backend, &config, inner.events.clone(), &inner.stop);
+            let mut run = current.build_run(&inner.backend, &config, inner.events.clone(), &inner.stop);
+            run.settings.lagging_pushes = this.lagging().find(id);
             if let Err(error) = run.resume(id).await {
                 warn_repeatedly(&inner.events, "resuming interrupted batches", &error);
                 let mut failed = this.failed_resumptions();
@@ -428,6 +432,7 @@ impl Scheduler {
         };
         let id = made.id;
         self.in_progress().insert(id);
+        self.lagging().insert(id, &run.settings.lagging_pushes);
         let _ = batch_sender.send(Ok(Ok(id)));
         inner.work_available.notify_one();
         if let Ok(_place) = permits.acquire().await {
@@ -463,6 +468,10 @@ impl Scheduler {
 
     fn failed_resumptions(&self) -> std::sync::MutexGuard<'_, HashMap<BatchId, (u32, Instant)>> {
         self.0.failed_resumptions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lagging(&self) -> std::sync::MutexGuard<'_, LaggingByBatch> {
+        self.0.lagging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_progress(&self) -> std::sync::MutexGuard<'_, HashSet<BatchId>> {

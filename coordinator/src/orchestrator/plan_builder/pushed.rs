@@ -23,11 +23,12 @@ use crate::presets::{SourceSelector, source_selectors};
 
 mod conflicts;
 mod images;
+mod lagging;
 mod named;
 mod read;
 
+pub use lagging::{LaggingByBatch, LaggingPushes};
 use named::NamedListings;
-pub use read::LaggingPushes;
 use read::{ShownPushes, pin_tags};
 
 /// Time for which a batch waits until tags show what was pushed. Those that do not are asked for again in another batch.

@@ -1,7 +1,6 @@
 //! Asks registries what was pushed, and lists the repository if the pushed tags alone do not decide what is selected.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -21,26 +20,6 @@ use crate::orchestrator::push_metrics;
 /// registries notify before they set the tag.
 const FIRST_TAG_PAUSE: Duration = Duration::from_millis(50);
 const MAX_TAG_PAUSE: Duration = Duration::from_secs(1);
-
-/// Pushes of a batch whose tags do not show what was pushed. They are asked for again in another batch. Clones share
-/// them.
-#[derive(Debug, Clone, Default)]
-pub struct LaggingPushes(Arc<Mutex<HashSet<String>>>);
-
-impl LaggingPushes {
-    /// Returns whether a push is one of them, by its name ([`describe_push`]).
-    pub(crate) fn contains(&self, push: &str) -> bool {
-        self.pushes().contains(push)
-    }
-
-    fn insert(&self, push: String) {
-        self.pushes().insert(push);
-    }
-
-    fn pushes(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What was pushed to a repository, as its registry shows it.
 #[derive(Debug, Default)]
