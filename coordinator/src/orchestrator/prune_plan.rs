@@ -45,6 +45,8 @@ pub struct PrunePlan {
     waiting: u64,
     refusal: Option<String>,
     sources: HashSet<RepositoryLocator>,
+    /// Source tags that may be there although listings do not show them.
+    uncertain: HashSet<Tag>,
 }
 
 impl PrunePlan {
@@ -60,12 +62,18 @@ impl PrunePlan {
             waiting: 0,
             refusal: None,
             sources: HashSet::new(),
+            uncertain: HashSet::new(),
         })
     }
 
     /// Blocks the removal of anything. The first reason is kept.
     pub fn refuse(&mut self, why: impl Into<String>) {
         self.refusal.get_or_insert_with(|| why.into());
+    }
+
+    /// Excepts source tags that may be there although listings do not show them: nothing is recorded of them.
+    pub fn except(&mut self, uncertain: impl IntoIterator<Item = Tag>) {
+        self.uncertain.extend(uncertain);
     }
 
     /// Returns the number of tags whose source has not been gone for long enough.
@@ -113,6 +121,9 @@ impl PrunePlan {
                 if record.missing_since.is_some() {
                     changes.push((record.target, None));
                 }
+                continue;
+            }
+            if self.uncertain.contains(&record.source_tag) {
                 continue;
             }
             // A time in the future is unknown: the tag counts as missing from now on.

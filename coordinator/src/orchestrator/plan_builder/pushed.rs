@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use imgsync_config::Rule;
-use imgsync_model::batch::{Failure, PushedReference, PushedRepository, TaskResult, TaskSpec};
+use imgsync_model::batch::{Failure, PushedReference, PushedRepository, RepositoryLocator, TaskResult, TaskSpec};
 use imgsync_oci::error::{ErrorKind, Result};
 use imgsync_oci::retry::RetryBudget;
-use imgsync_oci::{RegistryName, RepositoryName};
+use imgsync_oci::{RegistryName, RepositoryName, Tag};
 use imgsync_registry::{Access, Context};
 use jiff::Timestamp;
 
@@ -152,6 +152,7 @@ impl PlanBuilder<'_> {
         let PushedRepository { registry, repository, .. } = pushed;
         let now = self.backend.clock.now();
         let name = format!("{registry}/{repository}");
+        self.clear_missing_tags(pushed, pushes).await?;
         for (number, rule) in self.rules.iter().enumerate() {
             for (part, selector) in source_selectors(&rule.source).unwrap_or_default().iter().enumerate() {
                 let key = format!("{number} {part} {name}");
@@ -174,6 +175,22 @@ impl PlanBuilder<'_> {
         Ok(())
     }
 
+    /// Ends the grace periods of pushed tags that exist, if a rule prunes.
+    async fn clear_missing_tags(&self, pushed: &PushedRepository, pushes: &ShownPushes) -> Result<()> {
+        let is_there = |tag: &Tag| matches!(pushes.tags.get(tag), Some(Some(_)));
+        if !pushes.has_tag() || self.rules.iter().all(|rule| rule.prune.is_none()) {
+            return Ok(());
+        }
+        let source = RepositoryLocator::in_registry(pushed.registry.clone(), &pushed.repository);
+        let made = self.backend.store.provenance_by_source(&source).await?;
+        let back = made.into_iter().filter(|made| made.missing_since.is_some() && is_there(&made.source_tag));
+        let changes: Vec<_> = back.map(|made| (made.target, None)).collect();
+        match changes.is_empty() {
+            true => Ok(()),
+            false => self.backend.store.set_missing_since(&source, changes).await,
+        }
+    }
+
     /// Records which sources of mirrored tags are missing after a deletion, for a rule that prunes: the grace period begins
     /// now. Only a run of the whole rule removes them, with all limits of `prune`.
     async fn record_missing_tags(
@@ -186,6 +203,8 @@ impl PlanBuilder<'_> {
         let Some(mut pruning) = PrunePlan::for_rule(rule, number).filter(|_| pushes.has_deletion) else {
             return Ok(());
         };
+        // A pushed tag that does not exist may be one that is not set yet.
+        pruning.except(pushes.tags.iter().filter(|(_, digest)| digest.is_none()).map(|(tag, _)| tag.clone()));
         pruning.compare_listing(&*self.backend.store, (rule, Some(selector)), listing, now, true).await
     }
 

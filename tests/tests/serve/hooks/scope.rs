@@ -136,3 +136,123 @@ async fn a_listing_that_a_deletion_needs_holds_up_no_push() {
     held.remove();
     served.stop().await.assert_code(0);
 }
+
+#[tokio::test]
+async fn a_tag_that_is_back_or_not_there_yet_has_no_grace_period() {
+    let hook = format!("  registry: {{registry: SOURCE, kind: distribution, secret: {SECRET}}}\n");
+    let fixture = HookFixture::with_more(", prune: {keep_days: 1, limit: 100%}", &hook).await;
+    let app = image("app");
+    for tag in ["1", "2", "3"] {
+        fixture.source.push("apps/a", tag, &app);
+    }
+    let served = fixture.serve().await;
+    assert_eq!(served.post("rules/apps/start", &json!({})).await.0, 202);
+    served.wait_for_ended_batches(1).await;
+    let store = fixture.store().await;
+    let home = RepositoryLocator::in_registry(fixture.source.host().parse().unwrap(), &"apps/a".parse().unwrap());
+    let missing = async || -> Vec<String> {
+        let made = store.provenance_by_source(&home).await.unwrap();
+        made.iter().filter(|made| made.missing_since.is_some()).map(|made| made.source_tag.to_string()).collect()
+    };
+    let notify = async |id: &str, events: &[(&str, &str)]| {
+        let event = |(number, (action, tag)): (usize, &(&str, &str))| {
+            let target = json!({"repository": "apps/a", "tag": tag, "digest": app.root});
+            json!({"id": format!("{id}-{number}"), "action": action, "target": target})
+        };
+        let events: Vec<Value> = events.iter().enumerate().map(event).collect();
+        let request = served.notification("registry").bearer_auth(SECRET).json(&json!({"events": events}));
+        let (status, answer) = send_json(request).await;
+        assert_eq!((status, &answer["accepted"]), (202, &json!(events.len())), "{answer:#}");
+    };
+    // Deleted, and restored with the same digest: nothing is copied.
+    fixture.source.delete_tag("apps/a", "2");
+    notify("gone", &[("delete", "2")]).await;
+    wait_until("it is missing", async || missing().await == ["2"]).await;
+    served.wait_for_ended_batches(2).await;
+    fixture.source.move_tag("apps/a", "2", &app.root);
+    notify("back", &[("push", "2")]).await;
+    let batches = served.wait_for_ended_batches(3).await;
+    assert_eq!(batches[0]["counts"]["unchanged"], json!(1), "{batches:#?}");
+    assert_eq!(missing().await, Vec::<String>::new());
+
+    // The registry notifies before it sets the tag, together with a deletion.
+    for tag in ["1", "3"] {
+        fixture.source.delete_tag("apps/a", tag);
+    }
+    notify("late", &[("push", "3"), ("delete", "1")]).await;
+    served.wait_for_ended_batches(4).await;
+    assert_eq!(missing().await, ["1"]);
+    fixture.source.move_tag("apps/a", "3", &app.root);
+    wait_until("nothing is pending", async || metric(&served, "imgsync_hook_pending_pushes").await == 0.0).await;
+    assert_eq!(missing().await, ["1"]);
+    served.stop().await.assert_code(0);
+}
+
+/// A rule that names its images in a list, and nothing else starts it.
+async fn serve_list(list: Option<&str>) -> (HookFixture, ServeProcess) {
+    let (source, target) = tokio::join!(FaultRegistry::start(), FaultRegistry::start());
+    let fixture = HookFixture { source, target, program: Imgsync::new() };
+    fixture.program.file("imgsync.yaml", list_config(&fixture));
+    for (repository, tag) in [("team/app", "1"), ("team/new", "1"), ("team/other", "1")] {
+        fixture.source.push(repository, tag, &image(repository));
+    }
+    if let Some(list) = list {
+        fixture.program.file("images.txt", list.replace("SOURCE", &fixture.source.host()));
+    }
+    let served = fixture.serve().await;
+    (fixture, served)
+}
+
+fn list_config(fixture: &HookFixture) -> String {
+    format!(
+        "rules:\n- {{name: listed, images: images.txt, to: {1}/m, naming: keep}}\nhooks:\n  pushes: {{registry: {0}, kind: \
+         generic, secret: {SECRET}}}\n",
+        fixture.source.host(),
+        fixture.target.host()
+    )
+}
+
+#[tokio::test]
+async fn a_new_image_of_a_list_is_wanted_at_once_and_a_reload_forgets_none() {
+    let (fixture, served) = serve_list(Some("SOURCE/team/app:1\n")).await;
+    let accepted = |answer: &Value| (answer["accepted"].as_u64().unwrap(), answer["unwanted"].as_u64().unwrap());
+    assert_eq!(accepted(&fixture.notify(&served, "team/new:1").await), (0, 1));
+    let list = "SOURCE/team/app:1\nSOURCE/team/new:1\n".replace("SOURCE", &fixture.source.host());
+    fixture.program.file("images.txt", &list);
+    assert_eq!(accepted(&fixture.notify(&served, "team/new:1").await), (1, 0));
+    fixture.wait_for_copy("team/new", "1", &image("team/new")).await;
+    served.wait_for_ended_batches(1).await;
+
+    // The list is gone when the configuration is loaded again: what it named last counts, and nothing else.
+    std::fs::remove_file(fixture.program.work_dir().join("images.txt")).unwrap();
+    fixture.program.file("imgsync.yaml", format!("# changed\n{}", list_config(&fixture)));
+    served.running.wait_for_line(|line| line.contains("configuration reloaded"), WAIT_TIMEOUT).await;
+    assert_eq!(accepted(&fixture.notify(&served, "team/other:1").await), (0, 1));
+    fixture.program.file("images.txt", &list);
+    assert_eq!(accepted(&fixture.notify(&served, "team/app:1").await), (1, 0));
+    fixture.wait_for_copy("team/app", "1", &image("team/app")).await;
+    assert_eq!(fixture.target.tags_in_all(), 2);
+    served.stop().await.assert_code(0);
+}
+
+#[tokio::test]
+async fn pushes_wait_as_one_run_of_the_rule_until_a_list_can_be_read() {
+    let (fixture, served) = serve_list(None).await;
+    for image in ["team/app:1", "team/new:1", "team/other:1"] {
+        assert_eq!(fixture.notify(&served, image).await["accepted"], 1);
+    }
+    wait_until("one run waits", async || metric(&served, "imgsync_hook_pending_pushes").await == 1.0).await;
+    served.running.wait_for_line(|line| line.contains("images.txt") && line.contains("wait"), WAIT_TIMEOUT).await;
+    // Longer than a run of the whole rule waits for others.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(served.get("batches").await.1["batches"].as_array().unwrap().is_empty());
+    let list = "SOURCE/team/app:1\nSOURCE/team/new:1\n".replace("SOURCE", &fixture.source.host());
+    fixture.program.file("images.txt", list);
+    for name in ["team/app", "team/new"] {
+        fixture.wait_for_copy(name, "1", &image(name)).await;
+    }
+    wait_until("nothing is pending", async || metric(&served, "imgsync_hook_pending_pushes").await == 0.0).await;
+    assert_eq!(served.wait_for_ended_batches(1).await.len(), 1);
+    assert_eq!(fixture.target.tags_in_all(), 2);
+    served.stop().await.assert_code(0);
+}
