@@ -208,6 +208,17 @@ impl HookAuth {
         }
     }
 
+    /// Describes where the sender shows its secret.
+    pub fn describe(&self) -> String {
+        match self {
+            HookAuth::Hmac { header, .. } => format!("signature in {header}"),
+            HookAuth::Header { header, .. } => format!("secret in {header}"),
+            HookAuth::Basic { .. } => "secret as the password of basic authentication".to_owned(),
+            HookAuth::Query { .. } => format!("secret at the end of the URL: ?{SECRET_PARAMETER}=…"),
+            HookAuth::None => "no secret".to_owned(),
+        }
+    }
+
     /// Returns the header that carries the proof, if the configuration can name one.
     pub fn header(&self) -> Option<&HeaderName> {
         match self {
@@ -440,6 +451,8 @@ mod tests {
         assert_eq!((hook.kind, hook.rules.as_slice()), (HookKind::Distribution, &["apps".to_owned()][..]));
         assert_eq!(hook.auth.header().unwrap(), "authorization");
         assert_eq!(config.hooks["signed"].auth.header().unwrap(), "x-hub-signature-256");
+        assert_eq!(config.hooks["signed"].auth.describe(), "signature in x-hub-signature-256");
+        assert_eq!(config.hooks["hub"].auth.describe(), "secret at the end of the URL: ?secret=…");
         assert!(matches!(config.hooks["hub"].auth, HookAuth::Query { .. }));
         let shown = config.to_yaml_redacted();
         assert!(shown.contains("kind: docker-hub") && !shown.contains("hush"), "{shown}");

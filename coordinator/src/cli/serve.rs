@@ -178,8 +178,8 @@ fn print_banner(address: SocketAddr, token: &ApiToken, settings: &Settings, prin
     }
     let Config { rules, hooks, .. } = &settings.config;
     for (name, hook) in hooks {
-        printer
-            .line(&format!("hook {name}: POST http://{address}/hooks/{name}, from {} ({})", hook.registry, hook.kind));
+        let (registry, kind, proof) = (&hook.registry, hook.kind, hook.auth.describe());
+        printer.line(&format!("hook {name}: POST http://{address}/hooks/{name}, from {registry} ({kind}, {proof})"));
     }
     match rules.iter().filter(|rule| rule.schedule.is_some()).count() {
         0 => printer.line("no rule has a `schedule:`; start rules from the dashboard or the API"),

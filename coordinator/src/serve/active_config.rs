@@ -127,11 +127,17 @@ pub struct ReloadStatus {
 }
 
 impl ActiveConfig {
-    /// Builds clients and rules from a loaded configuration.
+    /// Builds clients and rules from a loaded configuration. What is known of files that name images is kept from the one
+    /// before.
     ///
     /// # Errors
     /// `Invalid` if a rule cannot run here or a template is wrong.
-    pub fn new(loaded: LoadedConfig, backend: &Backend, options: &RuntimeOptions) -> Result<ActiveConfig> {
+    pub fn new(
+        loaded: LoadedConfig,
+        backend: &Backend,
+        options: &RuntimeOptions,
+        former: Option<&ActiveConfig>,
+    ) -> Result<ActiveConfig> {
         let LoadedConfig { config, folder, mut client, notify } = loaded;
         if backend.is_cluster() {
             refuse_layouts(&config)?;
@@ -177,8 +183,11 @@ impl ActiveConfig {
         };
         let mut without_rules = config.clone();
         without_rules.rules.clear();
-        let rules: Vec<ActiveRule> =
+        let mut rules: Vec<ActiveRule> =
             config.rules.iter().map(|rule| ActiveRule::new(rule, &without_rules, &folder)).collect();
+        for rule in &mut rules {
+            rule.keep_named_images(former);
+        }
         Ok(ActiveConfig {
             hooks: config.hooks.iter().map(|(name, hook)| (name.clone(), active_hook(hook, &rules))).collect(),
             notifier: Arc::new(
@@ -248,6 +257,12 @@ impl ActiveConfig {
     pub(super) fn triggered_images(&self) -> Vec<Arc<NamedImages>> {
         let is_triggered = |rule: &&ActiveRule| self.hooks.values().any(|hook| hook.triggers(&rule.id));
         self.rules.iter().filter(is_triggered).filter_map(|rule| rule.named_images.clone()).collect()
+    }
+
+    /// Returns whether pushes of a rule wait until its images, which files name, are known.
+    pub(super) fn waits_for_files(&self, rule: &ActiveRule) -> bool {
+        rule.named_images.as_ref().is_some_and(|images| images.is_unread())
+            && self.hooks.values().any(|hook| hook.triggers(&rule.id))
     }
 
     /// Returns the rules as metrics describe them.
@@ -322,6 +337,15 @@ impl ActiveRule {
             schedule: rule.schedule.clone(),
             named_images: NamedImages::from_rule(rule, folder).map(Arc::new),
             config,
+        }
+    }
+
+    /// Takes over what a former configuration has read of the same files.
+    fn keep_named_images(&mut self, former: Option<&ActiveConfig>) {
+        let Some(images) = &mut self.named_images else { return };
+        let former = former.iter().flat_map(|former| &former.rules).filter_map(|rule| rule.named_images.as_ref());
+        if let Some(same) = former.into_iter().find(|former| former.has_files_of(images)) {
+            *images = same.clone();
         }
     }
 

@@ -64,6 +64,27 @@ impl ActiveHook {
         self.rules.iter().any(|rule| rule.prunes)
     }
 
+    /// Returns the rules whose images are named in files that could not be read yet: they may want any push.
+    pub(super) fn unread_rules(&self) -> impl Iterator<Item = &PushRule> {
+        self.rules
+            .iter()
+            .filter(|rule| rule.named.as_ref().is_some_and(|named| named.is_unread()))
+            .map(|rule| &rule.rule)
+    }
+
+    /// Returns whether a rule other than these names images in files, which may have changed.
+    pub(super) fn reads_files_beside(&self, rules: &[PushRule]) -> bool {
+        let reads_files = |rule: &&TriggeredRule| rule.named.as_ref().is_some_and(|named| named.is_in_files());
+        self.rules.iter().filter(reads_files).any(|rule| !rules.contains(&rule.rule))
+    }
+
+    /// Reads the files that name images, if they have changed.
+    pub(super) async fn refresh_images(&self) {
+        for named in self.rules.iter().filter_map(|rule| rule.named.as_ref()) {
+            named.refresh().await;
+        }
+    }
+
     /// Returns the rules that may copy a push.
     pub(super) fn wanted_by(&self, repository: &RepositoryName, reference: &PushedReference) -> Vec<PushRule> {
         let wanted = self.rules.iter().filter(|rule| rule.wants(&self.config.registry, repository, reference));

@@ -40,8 +40,9 @@ pub(super) async fn watch_config(
             continue;
         }
         known = content;
+        let former = active_config.borrow().clone();
         let made = (source.read)().and_then(|loaded| {
-            ActiveConfig::new(loaded, backend, options).map_err(|error| match error.hint() {
+            ActiveConfig::new(loaded, backend, options, Some(&former)).map_err(|error| match error.hint() {
                 Some(hint) => format!("{error}\nhint: {hint}"),
                 None => error.to_string(),
             })

@@ -3,14 +3,21 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use imgsync_config::{Rule, RuleSource};
 use imgsync_image_names::Certainty;
 use imgsync_model::batch::PushedReference;
+use imgsync_oci::error::Result;
 use imgsync_oci::{Digest, DigestTag, Reference, RegistryName, RepositoryName, Tag};
 use imgsync_store::log_throttle;
 
-use crate::images::ImageSearch;
+use crate::images::{FileVersions, ImageSearch};
+
+/// The pause between two checks of files is this many times as long as a check.
+const MIN_PAUSE_FACTOR: u32 = 20;
+/// How long a call waits at most for the end of that pause.
+const MAX_PAUSE_WAIT: Duration = Duration::from_millis(250);
 
 /// The images that a rule names.
 #[derive(Debug)]
@@ -19,6 +26,18 @@ pub(super) struct NamedImages {
     paths: Vec<PathBuf>,
     /// `None` until the files have been read.
     images: RwLock<Option<Images>>,
+    /// Locked during a check of the files.
+    last_check: tokio::sync::Mutex<LastCheck>,
+}
+
+/// The last check of the files.
+#[derive(Debug, Default)]
+struct LastCheck {
+    began_at: Option<Instant>,
+    /// When the next one may begin.
+    next_at: Option<Instant>,
+    /// Version that it found, and that was read unless that failed; `None` if a file was missing.
+    version: Option<FileVersions>,
 }
 
 type Images = HashMap<(RegistryName, RepositoryName), NamedReferences>;
@@ -38,11 +57,10 @@ impl NamedImages {
                 let digests = source.digests.iter().cloned().collect();
                 let named = NamedReferences { digests, ..NamedReferences::default() };
                 let images = HashMap::from([((source.registry.clone(), source.repository.clone()), named)]);
-                Some(NamedImages { paths: Vec::new(), images: RwLock::new(Some(images)) })
+                Some(NamedImages::new(Vec::new(), Some(images)))
             }
             RuleSource::Images(paths) => {
-                let paths = paths.iter().map(|path| folder.join(path)).collect();
-                Some(NamedImages { paths, images: RwLock::default() })
+                Some(NamedImages::new(paths.iter().map(|path| folder.join(path)).collect(), None))
             }
             RuleSource::Repositories(_) | RuleSource::Preset(_) | RuleSource::Layout(_) | RuleSource::Archive(..) => {
                 None
@@ -50,13 +68,33 @@ impl NamedImages {
         }
     }
 
-    /// Returns whether an image may be at a registry. Until the files have been read, any may.
-    pub(super) fn may_read_from(&self, registry: &RegistryName) -> bool {
-        let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
-        !self.paths.is_empty() || images.as_ref().is_some_and(|images| images.keys().any(|(at, _)| at == registry))
+    fn new(paths: Vec<PathBuf>, images: Option<Images>) -> NamedImages {
+        NamedImages { paths, images: RwLock::new(images), last_check: tokio::sync::Mutex::default() }
     }
 
-    /// Returns whether a push may be of one of the images, or with `reads_referrers` of a signature or another referrer.
+    /// Returns whether these are the images of the same files.
+    pub(super) fn has_files_of(&self, other: &NamedImages) -> bool {
+        !self.paths.is_empty() && self.paths == other.paths
+    }
+
+    /// Returns whether the images are named in files.
+    pub(super) fn is_in_files(&self) -> bool {
+        !self.paths.is_empty()
+    }
+
+    /// Returns whether the files could not be read yet.
+    pub(super) fn is_unread(&self) -> bool {
+        self.images.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Returns whether an image may be at a registry. In files, any may be named later.
+    pub(super) fn may_read_from(&self, registry: &RegistryName) -> bool {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
+        self.is_in_files() || images.as_ref().is_some_and(|images| images.keys().any(|(at, _)| at == registry))
+    }
+
+    /// Returns whether a push may be of one of the images, or with `reads_referrers` of a signature or another referrer. Of
+    /// files that are unread, no image is known.
     pub(super) fn may_have(
         &self,
         (registry, repository): (&RegistryName, &RepositoryName),
@@ -64,7 +102,7 @@ impl NamedImages {
         reads_referrers: bool,
     ) -> bool {
         let images = self.images.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(images) = &*images else { return true };
+        let Some(images) = &*images else { return false };
         let Some(named) = images.get(&(registry.clone(), repository.clone())) else { return false };
         match reference {
             PushedReference::Tag(tag, digest) => {
@@ -81,26 +119,61 @@ impl NamedImages {
         }
     }
 
-    /// Reads the files again. If that fails, what was read before counts.
-    pub(super) async fn read(self: Arc<Self>) {
-        if self.paths.is_empty() {
+    /// Reads the files if they have changed since they were read. If that fails, what was read before counts. A check
+    /// that began after the call counts for it; a call does not wait for one if checks are long.
+    pub(super) async fn refresh(self: &Arc<Self>) {
+        if !self.is_in_files() {
             return;
         }
-        let (this, paths) = (self.clone(), self.paths.clone());
-        let read = move || {
-            let mut search = ImageSearch::default();
-            paths.iter().try_for_each(|path| search.add_path(path))?;
-            let mut images = Images::new();
-            for (image, _) in search.images.iter(Certainty::Sure) {
-                add_image(&mut images, image);
+        let called_at = Instant::now();
+        let mut last = self.last_check.lock().await;
+        if last.began_at.is_some_and(|began| began >= called_at) {
+            return;
+        }
+        if let Some(next) = last.next_at {
+            if next > Instant::now() + MAX_PAUSE_WAIT {
+                return;
             }
-            Ok::<_, imgsync_oci::error::Error>(images)
-        };
-        match tokio::task::spawn_blocking(read).await {
-            Ok(Ok(images)) => *this.images.write().unwrap_or_else(PoisonError::into_inner) = Some(images),
-            Ok(Err(error)) => log_throttle::warn("hooks: named images", &format!("hooks: {error}")),
+            tokio::time::sleep_until(next.into()).await;
+        }
+        let (this, known, began) = (self.clone(), last.version, Instant::now());
+        match tokio::task::spawn_blocking(move || this.check(known)).await {
+            Ok(version) => last.version = version,
             Err(error) => log_throttle::warn("hooks: named images", &format!("hooks: reading named images: {error}")),
         }
+        last.began_at = Some(began);
+        last.next_at = Some(Instant::now() + began.elapsed().saturating_mul(MIN_PAUSE_FACTOR));
+    }
+
+    /// Reads the files unless they have a known version, and returns the version that they have now.
+    fn check(&self, known: Option<FileVersions>) -> Option<FileVersions> {
+        let found = FileVersions::read(&self.paths);
+        if found.is_some() && found == known {
+            return found;
+        }
+        match self.read_files() {
+            Ok(images) => *self.images.write().unwrap_or_else(PoisonError::into_inner) = Some(images),
+            // A file that is missing once is being replaced.
+            Err(_) if found.is_none() && known.is_some() => {}
+            Err(error) => {
+                let meanwhile = match self.is_unread() {
+                    true => "pushes of its images wait",
+                    false => "what was read before counts",
+                };
+                log_throttle::warn("hooks: named images", &format!("hooks: {error}; {meanwhile}"));
+            }
+        }
+        found
+    }
+
+    fn read_files(&self) -> Result<Images> {
+        let mut search = ImageSearch::default();
+        self.paths.iter().try_for_each(|path| search.add_path(path))?;
+        let mut images = Images::new();
+        for (image, _) in search.images.iter(Certainty::Sure) {
+            add_image(&mut images, image);
+        }
+        Ok(images)
     }
 }
 
@@ -119,12 +192,12 @@ mod tests {
     #[test]
     fn a_push_is_of_a_named_image_by_tag_or_digest() {
         let digest = Digest::sha256(b"x");
-        let images = NamedImages { paths: vec!["images.txt".into()], images: RwLock::default() };
+        let images = NamedImages::new(vec!["images.txt".into()], None);
         let place = ("r.example".parse().unwrap(), "a/b".parse().unwrap());
         let other = "a/c".parse().unwrap();
         let tag = |tag: &str, digest: Option<&Digest>| PushedReference::Tag(tag.parse().unwrap(), digest.cloned());
         let has = |reference: &PushedReference| images.may_have((&place.0, &place.1), reference, false);
-        assert!(has(&tag("9", None)), "the files were not read yet");
+        assert!(images.is_unread() && !has(&tag("9", None)), "the files were not read yet");
         let mut known = Images::new();
         add_image(&mut known, &"r.example/a/b:1".parse().unwrap());
         *images.images.write().unwrap() = Some(known);
@@ -138,5 +211,31 @@ mod tests {
         );
         assert!(has(&tag("2", Some(&digest))) && has(&tag("3", None)), "the sender does not say which digest it has");
         assert!(has(&PushedReference::Manifest(digest)) && !has(&tag("3", Some(&Digest::sha256(b"y")))));
+    }
+    #[tokio::test]
+    async fn files_are_read_when_they_have_changed_and_a_call_sees_what_was_written_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("images.txt");
+        let images = Arc::new(NamedImages::new(vec![file.clone()], None));
+        let place = ("r.example".parse().unwrap(), "a".parse().unwrap());
+        let has =
+            |tag: &str| images.may_have((&place.0, &place.1), &PushedReference::Tag(tag.parse().unwrap(), None), false);
+        images.refresh().await;
+        assert!(images.is_unread(), "there is no file");
+        let mut lines = String::new();
+        for number in 0..20 {
+            lines.push_str(&format!("r.example/a:{number}\n"));
+            std::fs::write(&file, &lines).unwrap();
+            images.refresh().await;
+            assert!(has(&number.to_string()) && !has(&(number + 1).to_string()), "{number}");
+        }
+        let version = images.last_check.lock().await.version;
+        assert_eq!(version, FileVersions::read(&images.paths));
+        // What cannot be read changes nothing.
+        std::fs::remove_file(&file).unwrap();
+        for _ in 0..3 {
+            images.refresh().await;
+            assert!(has("19"));
+        }
     }
 }

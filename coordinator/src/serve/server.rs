@@ -74,7 +74,7 @@ impl Server {
         options: RuntimeOptions,
         events: TaskEvents,
     ) -> Result<Server> {
-        let active_config = watch::Sender::new(Arc::new(ActiveConfig::new(first, &backend, &options)?));
+        let active_config = watch::Sender::new(Arc::new(ActiveConfig::new(first, &backend, &options, None)?));
         Ok(Server { backend, config_source, options, events, active_config })
     }
 

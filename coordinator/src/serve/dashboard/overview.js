@@ -89,7 +89,7 @@ export function overviewPage({ main, parameters, known, change, setParameters, s
 
   function hookSums({ last, pending, outcomes }) {
     const sum = (...names) => names.reduce((all, name) => all + (outcomes[name] ?? 0), 0);
-    const refused = sum("secret", "malformed", "too_large", "foreign_host", "invalid_name", "store");
+    const refused = sum("secret", "malformed", "too_large", "foreign_host", "invalid_name", "store", "timed_out", "unknown_hook", "host");
     return h("span", { id: "hooks" }, h("b", {}, number(sum("accepted", "coalesced"))), " pushes by hooks",
       pending > 0 ? `, ${number(pending)} pending` : "",
       refused > 0 ? `, ${number(refused)} refused` : "",

@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::serve::active_config::ActiveConfig;
 
-/// Interval between reads of the files.
-const READ_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval between checks whether the files have changed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reads the files of the rules that hooks may trigger, again and again, until stopped.
+/// Reads the files of the rules that hooks may trigger, again when they change, until stopped.
 pub(in crate::serve) async fn watch_named_images(
     mut active_config: watch::Receiver<Arc<ActiveConfig>>,
     stop: &CancellationToken,
@@ -19,10 +19,10 @@ pub(in crate::serve) async fn watch_named_images(
     while !stop.is_cancelled() {
         let named = active_config.borrow_and_update().triggered_images();
         for images in named {
-            images.read().await;
+            images.refresh().await;
         }
         tokio::select! {
-            () = tokio::time::sleep(READ_INTERVAL) => {}
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
             changed = active_config.changed() => if changed.is_err() { return },
             () = stop.cancelled() => {}
         }

@@ -3,6 +3,7 @@
 //! A proved sender is answered 202 also if its payload cannot be read: some send the same again for ever, and nothing
 //! behind it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,10 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use imgsync_model::batch::PushedReference;
+use imgsync_oci::error::Error;
 use imgsync_oci::sanitize::sanitize_within;
-use imgsync_store::{AddedPushes, ReceivedPush, hash_push_id, log_throttle};
+use imgsync_store::{AddedPushes, PushRule, ReceivedPush, hash_push_id, log_throttle};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -80,7 +83,7 @@ async fn receive_from(
     let is_local = app.auth.is_from_this_machine(&head.uri, &head.headers);
     let check = check_head(&hook.config.auth, &head.headers, head.uri.query().unwrap_or_default(), is_local);
     if check == HeadCheck::Refused {
-        return Err(unproved(name));
+        return Err(unproved(name, hook));
     }
     let is_proved = check == HeadCheck::Proved;
     let (permits, read_timeout) = match is_proved {
@@ -107,7 +110,7 @@ async fn receive_from(
         Err(_) => return Err(read_timed_out(name, read_timeout)),
     };
     if !is_proved && !is_signed(&hook.config.auth, &head.headers, &body) {
-        return Err(unproved(name));
+        return Err(unproved(name, hook));
     }
     let notifications = match parse(hook.config.kind, &head.headers, &body) {
         Ok(notifications) => notifications,
@@ -115,6 +118,7 @@ async fn receive_from(
     };
     drop(body);
     let (mut pushes, mut unwanted, mut refused, mut is_ping) = (Vec::new(), 0, 0, false);
+    let (mut whole, mut is_refreshed) = (WholeRules::default(), false);
     for notification in &notifications {
         match notification.action {
             NotifiedAction::Push => {}
@@ -163,7 +167,18 @@ async fn receive_from(
                 continue;
             }
         };
-        let rules = hook.wanted_by(&repository, &reference);
+        let mut rules = hook.wanted_by(&repository, &reference);
+        if !is_refreshed && reference != PushedReference::Deletion && hook.reads_files_beside(&rules) {
+            // A new image may be in the files already.
+            hook.refresh_images().await;
+            is_refreshed = true;
+            rules = hook.wanted_by(&repository, &reference);
+        }
+        let is_whole = reference != PushedReference::Deletion && whole.add(hook.unread_rules());
+        if rules.is_empty() && is_whole {
+            whole.pushes += 1;
+            continue;
+        }
         if rules.is_empty() {
             push_metrics::count("unwanted", 1);
             tracing::debug!("hook {name}: no rule selects {repository} {reference:?}");
@@ -173,10 +188,7 @@ async fn receive_from(
         let id = notification.id.as_deref().map(|id| hash_push_id(name, id, &repository, &reference));
         pushes.push(ReceivedPush { id, registry: hook.config.registry.clone(), repository, reference, rules });
     }
-    let kept = match pushes.is_empty() {
-        true => AddedPushes::default(),
-        false => store_pushes(app, name, pushes).await?,
-    };
+    let kept = store_pushes(app, name, pushes, whole).await?;
     push_metrics::count("accepted", kept.added);
     push_metrics::count("coalesced", kept.coalesced);
     push_metrics::count("repeated", kept.repeated);
@@ -195,9 +207,46 @@ async fn receive_from(
     Ok((status, Json(answer)).into_response())
 }
 
-async fn store_pushes(app: &AppState, name: &str, pushes: Vec<ReceivedPush>) -> Result<AddedPushes, ErrorResponse> {
-    let kept = tokio::time::timeout(STORE_TIMEOUT, app.store().add_pushes(pushes)).await;
-    let why = match kept {
+/// Rules of which all is due, because it is not known yet which images their files name.
+#[derive(Default)]
+struct WholeRules {
+    rules: BTreeSet<PushRule>,
+    /// Pushes that only they may want.
+    pushes: u64,
+}
+
+impl WholeRules {
+    /// Adds rules. Returns whether there were any.
+    fn add<'a>(&mut self, rules: impl Iterator<Item = &'a PushRule>) -> bool {
+        let mut has_any = false;
+        for rule in rules {
+            has_any = true;
+            if !self.rules.contains(rule) {
+                self.rules.insert(rule.clone());
+            }
+        }
+        has_any
+    }
+}
+
+async fn store_pushes(
+    app: &AppState,
+    name: &str,
+    pushes: Vec<ReceivedPush>,
+    whole: WholeRules,
+) -> Result<AddedPushes, ErrorResponse> {
+    let store = async {
+        let mut kept = AddedPushes::default();
+        if !pushes.is_empty() {
+            kept = app.store().add_pushes(pushes).await?;
+        }
+        if !whole.rules.is_empty() {
+            app.store().add_whole_runs(whole.rules.into_iter().collect()).await?;
+            kept.added += whole.pushes;
+        }
+        Ok::<_, Error>(kept)
+    };
+    let why = match tokio::time::timeout(STORE_TIMEOUT, store).await {
         Ok(Ok(kept)) => return Ok(kept),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("the store did not respond within {} s", STORE_TIMEOUT.as_secs()),
@@ -235,9 +284,10 @@ fn read_timed_out(name: &str, limit: Duration) -> ErrorResponse {
     ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, "timed_out", why).hint("send it again")
 }
 
-fn unproved(name: &str) -> ErrorResponse {
+fn unproved(name: &str, hook: &ActiveHook) -> ErrorResponse {
     push_metrics::count("secret", 1);
-    let line = format!("hook {name}: refused a request without its secret, or with another one");
+    let wanted = hook.config.auth.describe();
+    let line = format!("hook {name}: refused a request without its secret, or with another one (expected: {wanted})");
     log_throttle::warn(&format!("hook {name}: secret"), &line);
     ErrorResponse::new(StatusCode::UNAUTHORIZED, "denied", "the secret is missing or wrong")
 }

@@ -146,7 +146,7 @@ impl PushService {
                 self.move_pushes(&current, all).await?;
                 continue;
             };
-            if state.blocked.contains_key(id) {
+            if state.blocked.contains_key(id) || current.waits_for_files(rule) {
                 continue;
             }
             let due = due.iter().filter(|push| push.rule == id);
@@ -339,9 +339,13 @@ impl PushService {
                 continue;
             }
             let mut rules: Vec<PushRule> = Vec::new();
+            let mut may_be_wanted = false;
             if let Some((registry, repository, reference)) = &push.pushed {
                 let hooks = current.hooks.values().filter(|hook| hook.config.registry == *registry);
-                rules.extend(hooks.flat_map(|hook| hook.wanted_by(repository, reference)));
+                for hook in hooks {
+                    rules.extend(hook.wanted_by(repository, reference));
+                    may_be_wanted |= hook.unread_rules().next().is_some();
+                }
                 rules.sort_unstable();
                 rules.dedup();
                 if !rules.is_empty() {
@@ -351,7 +355,8 @@ impl PushService {
                     continue;
                 }
             }
-            if has_rested {
+            // Files that name images and are not read yet may name it.
+            if has_rested && !may_be_wanted {
                 lost += push.notifications;
                 removed.push(push.clone());
             }
