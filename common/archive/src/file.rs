@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
-use imgsync_layout::lock_file;
+use imgsync_layout::{PipeTimeout, lock_file};
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry::format_duration;
 use imgsync_registry::Context;
 use imgsync_registry::event::Event;
 use rustix::fs::{Mode, OFlags};
@@ -40,11 +41,13 @@ pub struct ArchiveOutput {
 
 impl ArchiveOutput {
     /// Opens the hidden file of a plan, waiting for another process that writes it. What it has of the plan, as left by
-    /// a killed process, is verified and kept. Fails if the disk has too little space for the rest.
+    /// a killed process, is verified and kept. Fails if the disk has too little space for the rest, or if no program opens a
+    /// FIFO for reading within `reader_timeout`.
     pub async fn open(
         path: &Path,
         plan: &ArchivePlan,
         compression: Compression,
+        reader_timeout: PipeTimeout,
         context: &Context,
     ) -> Result<ArchiveOutput> {
         let operation = format!("writing {}", path.display());
@@ -54,7 +57,8 @@ impl ArchiveOutput {
             && !found.is_file()
             && !found.is_dir()
         {
-            let file = open_special(&path, found.file_type().is_fifo(), &operation, context).await?;
+            let reader_timeout = found.file_type().is_fifo().then_some(reader_timeout);
+            let file = open_special(&path, reader_timeout, &operation, context).await?;
             return Ok(ArchiveOutput::pipe(file, compression, operation));
         }
         let partial = partial_path(&path, &operation)?;
@@ -176,16 +180,25 @@ impl SinkOutput for PlainFile {
     }
 }
 
-/// Opens a pipe or device for writing. A FIFO without a reader is waited for, until that is cancelled.
-async fn open_special(path: &Path, is_fifo: bool, operation: &str, context: &Context) -> Result<File> {
+/// Opens a pipe or device for writing. A FIFO, which has a timeout, waits for its reader until then, or until that is
+/// cancelled.
+async fn open_special(
+    path: &Path,
+    reader_timeout: Option<PipeTimeout>,
+    operation: &str,
+    context: &Context,
+) -> Result<File> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let mut is_waiting = false;
+    let (began, mut is_waiting) = (Instant::now(), false);
     loop {
         let opened = rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::empty());
         match opened.and_then(|fd| rustix::fs::fcntl_setfl(&fd, OFlags::WRONLY).map(|()| fd)) {
             Ok(fd) => return Ok(File::from(fd)),
-            Err(Errno::NXIO) if is_fifo => {}
-            Err(error) => return Err(write_error(operation, error.into())),
+            Err(error) => match reader_timeout.filter(|_| error == Errno::NXIO) {
+                None => return Err(write_error(operation, error.into())),
+                Some(timeout) if began.elapsed() >= timeout.limit => return Err(no_reader(timeout, operation)),
+                Some(_) => {}
+            },
         }
         if !std::mem::replace(&mut is_waiting, true) {
             let message = format!("waiting for a program that reads {}", path.display());
@@ -196,6 +209,12 @@ async fn open_special(path: &Path, is_fifo: bool, operation: &str, context: &Con
             () = context.cancel.cancelled() => return Err(Error::cancelled(operation)),
         }
     }
+}
+
+fn no_reader(PipeTimeout { limit, option }: PipeTimeout, operation: &str) -> Error {
+    let option = option.map(|option| format!(" ({option})")).unwrap_or_default();
+    let detail = format!("no program opened the FIFO for reading within {}{option}", format_duration(limit));
+    Error::new(ErrorKind::TimedOut, operation, detail).with_hint("start the program that reads it, and run this again")
 }
 
 /// Returns the path of the hidden file beside an archive.

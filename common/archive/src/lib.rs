@@ -28,6 +28,6 @@ pub use member::{Member, MemberContent};
 pub use partial::{is_whole_archive, verified_length};
 pub use plan::{ArchivePlan, ArchivePlanner};
 pub use reach::LeftOutImage;
-pub use recognition::begins_as_image_archive;
+pub use recognition::{begins_as_image_archive, is_cut_image_archive};
 pub use sink::{ArchiveSink, Compression, SinkOutput, ThreadSink};
 pub use write::{ArchiveSource, ContentStream, MAX_SMALL_BLOB_BYTES, WriteFailure, write_archive};

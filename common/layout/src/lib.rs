@@ -149,6 +149,22 @@ impl Layout {
         run_blocking(&operation, move || open::open_archive(source, ArchiveFormat::Oci, label)).await
     }
 
+    /// Opens a file that may be an archive of either format, and returns its format. One that has an image layout is read as
+    /// such. The error of a file that is neither says why it has no layout.
+    pub async fn open_any_archive(file: &Path) -> Result<(ArchiveFormat, Layout)> {
+        let archive = |format| ArchiveRef { format, file: file.to_owned(), image: None };
+        let error = match Layout::open_archive_file(&archive(ArchiveFormat::Oci)).await {
+            Ok(layout) => return Ok((ArchiveFormat::Oci, layout)),
+            Err(error) if error.kind() == ErrorKind::Invalid => error,
+            Err(error) => return Err(error),
+        };
+        match Layout::open_archive_file(&archive(ArchiveFormat::Docker)).await {
+            Ok(layout) => Ok((ArchiveFormat::Docker, layout)),
+            Err(other) if other.kind() == ErrorKind::Invalid => Err(error),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Opens the file of an archive for reading.
     pub async fn open_archive_file(archive: &ArchiveRef) -> Result<Layout> {
         let label = archive.without_image().to_string();

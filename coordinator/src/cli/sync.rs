@@ -281,8 +281,12 @@ async fn execute(
         printer.line("--download-manifests is superseded by --dry-run, and does the same: nothing is copied");
     }
     if let ImageLocation::Archive(archive) = &target {
-        let options =
-            ArchiveOptions { dry_run: args.is_dry_run(), json: args.json, compression: args.archive_compress };
+        let options = ArchiveOptions {
+            dry_run: args.is_dry_run(),
+            json: args.json,
+            compression: args.archive_compress,
+            reader_timeout: timeouts.start,
+        };
         return copy_to_archive(options, resolved, archive, job, &copier, &context, (progress, printer)).await;
     }
     if args.is_dry_run() {

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use clap::ValueEnum;
 use futures_util::StreamExt as _;
 use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, Member, MemberContent};
-use imgsync_layout::{ArchiveRef, ImageName};
+use imgsync_layout::{ArchiveRef, ImageName, PipeTimeout};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
 use imgsync_oci::retry::format_duration;
@@ -44,6 +44,8 @@ pub(super) struct ArchiveOptions {
     pub(super) dry_run: bool,
     pub(super) json: bool,
     pub(super) compression: CompressionOption,
+    /// How long to wait for the reader of a FIFO.
+    pub(super) reader_timeout: PipeTimeout,
 }
 
 /// Images that were collected for one archive.
@@ -216,7 +218,7 @@ async fn write(
     let CollectedImages { collector, plan, .. } = collected;
     let mut file = match target.is_stdio() {
         true => ArchiveOutput::pipe(stdout_file()?, compression, "writing to stdout"),
-        false => ArchiveOutput::open(&target.file, plan, compression, context).await?,
+        false => ArchiveOutput::open(&target.file, plan, compression, options.reader_timeout, context).await?,
     };
     let resumed = file.resume_from();
     copier.write_collected(collector, plan, &mut file, resumed, context).await?;

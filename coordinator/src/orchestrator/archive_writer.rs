@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures_util::StreamExt as _;
-use imgsync_archive::{ArchiveOutput, ArchivePlan, Compression, DockerFact, WriteFailure, begins_as_image_archive};
-use imgsync_layout::{ArchiveRef, ImageName, Layout};
+use imgsync_archive::{
+    ArchiveOutput, ArchivePlan, Compression, DockerFact, WriteFailure, begins_as_image_archive, is_cut_image_archive,
+};
+use imgsync_layout::{ArchiveRef, ImageName, Layout, PipeTimeout};
 use imgsync_model::batch::{BatchId, Endpoint, Failure, TaskResult, TaskState};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::pluralize;
@@ -30,6 +32,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of blobs that cannot be read, after which the archive fails: each costs another start from its beginning.
 const MAX_BAD_BLOBS: usize = 32;
+/// A FIFO is refused before; one that takes the place of the file meanwhile is not waited for for ever.
+const READER_TIMEOUT: PipeTimeout = PipeTimeout { limit: Duration::from_secs(60), option: None };
 /// Interval between attempts to record results that the ledger did not take.
 const LEDGER_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Results recorded at once.
@@ -207,7 +211,7 @@ impl ArchiveWriter<'_> {
         (retry, reached): (&mut RetryState, &mut u64),
         context: &Context,
     ) -> std::result::Result<(), WriteFailure> {
-        let mut output = ArchiveOutput::open(file, plan, Compression::None, context).await?;
+        let mut output = ArchiveOutput::open(file, plan, Compression::None, READER_TIMEOUT, context).await?;
         let resumed = output.resume_from();
         if resumed > *reached {
             // An attempt that makes progress does not count.
@@ -251,16 +255,18 @@ impl ArchiveWriter<'_> {
         if std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.len() == 0) {
             return Ok(());
         }
-        let former = ArchiveRef { format: ArchiveFormat::Oci, file: file.to_owned(), image: None };
-        let Err(error) = Layout::open_archive_file(&former).await else { return Ok(()) };
+        let Err(error) = Layout::open_any_archive(file).await else { return Ok(()) };
         match error.kind() {
-            ErrorKind::NotFound => Ok(()),
-            // Other files can look damaged, too.
-            ErrorKind::Corrupt if begins_as_image_archive(file).unwrap_or(false) => {
+            ErrorKind::NotFound if !file.exists() => Ok(()),
+            _ if is_damaged_archive(file, &error) => {
                 self.warn(format!("{} is damaged, and is replaced: {}", file.display(), error.message()));
                 Ok(())
             }
-            ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::InvalidResponse | ErrorKind::Unsupported => {
+            ErrorKind::Corrupt
+            | ErrorKind::NotFound
+            | ErrorKind::Invalid
+            | ErrorKind::InvalidResponse
+            | ErrorKind::Unsupported => {
                 let detail = format!("what is there is not replaced: {}", error.message());
                 Err(Error::new(ErrorKind::Invalid, operation, detail)
                     .with_hint("remove it, or name another file: a run replaces only archives"))
@@ -280,18 +286,20 @@ impl ArchiveWriter<'_> {
         bad: &BadContent,
         context: &Context,
     ) -> Result<()> {
-        let former = ArchiveRef { format: ArchiveFormat::Oci, file: file.to_owned(), image: None };
         let missing: HashSet<Digest> = bad.keys().cloned().collect();
         let left_out = archive.collector.plan_without(&missing).map(|(_, left_out)| left_out).unwrap_or_default();
         let left_out: HashSet<Digest> = left_out.into_iter().map(|image| image.image.root.digest).collect();
         let written = archive.tasks.iter().filter(|task| !left_out.contains(&task.digest));
         let written: HashSet<String> =
             written.map(|task| format!("{}:{}", task.target.repository.path(), task.target.tag)).collect();
-        let images = async { Layout::open_archive_file(&former).await?.images().await }.await;
-        let images = match images {
+        let images = async {
+            let (format, layout) = Layout::open_any_archive(file).await?;
+            Ok::<_, Error>((format, layout.images().await?))
+        };
+        let (format, images) = match images.await {
             Ok(images) => images,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) if is_damage(&error) => {
+            Err(error) if error.kind() == ErrorKind::NotFound && !file.exists() => return Ok(()),
+            Err(error) if is_damage(&error) || is_damaged_archive(file, &error) => {
                 self.warn(format!("{error}: images in it that this run cannot write do not stay"));
                 return Ok(());
             }
@@ -307,8 +315,8 @@ impl ArchiveWriter<'_> {
             if written.contains(&name) {
                 continue;
             }
-            let image =
-                ImageLocation::Archive(ArchiveRef { image: Some(ImageName::Full(reference)), ..former.clone() });
+            let reference = ArchiveRef { format, file: file.to_owned(), image: Some(ImageName::Full(reference)) };
+            let image = ImageLocation::Archive(reference);
             let request = CopyRequest::new(image.clone(), image);
             match self.copier.collect(&request, &archive.collector, context).await {
                 Ok(_) => kept += 1,
@@ -412,4 +420,17 @@ impl ArchiveWriter<'_> {
 /// Whether a file was read, and is not what it should be.
 fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidResponse | ErrorKind::Corrupt | ErrorKind::Unsupported)
+}
+
+/// Whether a file that could not be opened is a damaged archive of images. Other files can look damaged, too.
+fn is_damaged_archive(file: &Path, error: &Error) -> bool {
+    if !std::fs::metadata(file).is_ok_and(|found| found.is_file()) {
+        return false;
+    }
+    let is_damaged = match error.kind() {
+        ErrorKind::Corrupt | ErrorKind::NotFound => begins_as_image_archive(file),
+        ErrorKind::Invalid => is_cut_image_archive(file),
+        _ => Ok(false),
+    };
+    is_damaged.unwrap_or(false)
 }

@@ -335,6 +335,66 @@ async fn what_is_no_archive_is_not_replaced_and_a_damaged_one_is_with_a_warning(
 }
 
 #[tokio::test]
+async fn a_file_that_docker_podman_or_skopeo_has_saved_is_replaced_and_keeps_what_the_run_lacks() {
+    let (mirror, app, _) = Mirror::new("targets-saved", "docker-archive").await;
+    let names = ["app:1.0", "tool:2"].map(|image| mirror.name(image));
+    let saved = |program: &str| mirror.program.work_dir().join(format!("{program}.tar"));
+    let file = |program: &str| saved(program).display().to_string();
+    let mut programs = vec!["skopeo"];
+    let to = format!("docker-archive:{}:{}", file("skopeo"), names[0]);
+    Skopeo::new().copy_docker_archive_to(&format!("docker://{}", names[0]), &to).await.unwrap();
+    match DockerEngine::start().await {
+        Ok(engine) => {
+            for name in &names {
+                engine.pull(name).await.unwrap();
+            }
+            let output = engine.docker(&["save", "-o", &file("docker"), &names[0], &names[1]]).await;
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            programs.push("docker");
+        }
+        Err(reason) => imgsync_tests::skipped(&format!("docker save: {reason}")),
+    }
+    match Podman::available() {
+        Ok(()) => {
+            let podman = Podman::new();
+            for name in &names {
+                let output = podman.run(&["pull", "--tls-verify=false", name]).await;
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            }
+            let output = podman.run(&["save", "-o", &file("podman"), &names[0]]).await;
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            programs.push("podman");
+        }
+        Err(reason) => imgsync_tests::skipped(&format!("podman save: {reason}")),
+    }
+    let target = FaultRegistry::start().await;
+    for program in programs {
+        // An image that the source does not give now stays as it was saved.
+        std::fs::copy(saved(program), &mirror.archive).unwrap();
+        let broken = RequestMatcher::kinds(&[RequestType::ManifestHead, RequestType::ManifestGet]).reference("1.0");
+        let held = mirror.source.on(broken).always().act(FaultAction::status(403));
+        let output = run(&mirror.program, &[]).await.assert_code(1);
+        assert_eq!(counts(&output.json()), [1, 0, 1], "{program}: {}", output.stderr);
+        assert!(output.stderr.contains("1 image of the former file stay"), "{program}: {}", output.stderr);
+        held.remove();
+        for name in &names {
+            let from = format!("docker-archive:{}:{name}", mirror.archive.display());
+            let to = format!("docker://{}/{program}/saved:1", target.host());
+            Skopeo::new().copy_docker_archive(&from, &to).await.unwrap();
+        }
+        // A cut one is damaged.
+        let whole = std::fs::read(saved(program)).unwrap();
+        std::fs::write(&mirror.archive, &whole[..whole.len() / 3]).unwrap();
+        let output = run(&mirror.program, &[]).await.assert_code(0);
+        assert_eq!(counts(&output.json()), [2, 0, 0], "{program}: {}", output.stderr);
+        assert!(output.stderr.contains("is damaged, and is replaced"), "{program}: {}", output.stderr);
+        let from = format!("oci-archive:{}:{}", mirror.archive.display(), names[0]);
+        Skopeo::new().copy_any(&from, &format!("docker://{}/{program}/whole:1", target.host())).await.unwrap();
+        target.assert_holds(&format!("{program}/whole"), "1", &app);
+    }
+}
+
+#[tokio::test]
 async fn a_source_that_fails_while_the_archive_is_written_gets_as_many_attempts_as_elsewhere() {
     let (mirror, _, _) = Mirror::new("targets-retry", "oci-archive").await;
     let failing = mirror.source.on(RequestType::BlobGet).always().act(FaultAction::error(503, "UNAVAILABLE"));

@@ -2,14 +2,15 @@
 //! written: only then is its image there.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use imgsync_layout::{ArchiveRef, Layout};
+use imgsync_layout::Layout;
 use imgsync_model::batch::{BlobBytes, Endpoint, RequestCounts, TagLocator, TaskRef, TaskResult};
 use imgsync_model::event::{TaskCompletion, TaskEvent};
+use imgsync_oci::Digest;
 use imgsync_oci::error::{Error, ErrorKind, Result};
-use imgsync_oci::{ArchiveFormat, Digest};
 use imgsync_registry::TrafficCounters;
 use imgsync_store::{FinishReply, LeaseStatus, Store, TaskHolder, Usage};
 use tokio::sync::OnceCell;
@@ -138,9 +139,8 @@ impl Runner {
         })?;
         let open_former = async {
             let Endpoint::Archive(_, file) = archive else { return };
-            let former = ArchiveRef { format: ArchiveFormat::Oci, file: file.to_string().into(), image: None };
-            // Whatever else is there is replaced.
-            if let Ok(former) = Layout::open_archive_file(&former).await {
+            // Whatever else is there has no images to keep.
+            if let Ok((_, former)) = Layout::open_any_archive(Path::new(&**file)).await {
                 collector.set_former(former);
             }
         };

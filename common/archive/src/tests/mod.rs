@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use imgsync_layout::PipeTimeout;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{Descriptor, Digest, Manifest, MediaType};
 use imgsync_registry::Context;
@@ -309,13 +311,16 @@ async fn long_digests_and_blobs_over_eight_gib_have_headers_that_tar_reads() {
     assert_eq!((entry.path().unwrap().display().to_string(), entry.size()), (path, 9 << 30));
 }
 
+/// How long to wait for the reader of a FIFO.
+const NO_WAIT: PipeTimeout = PipeTimeout { limit: Duration::ZERO, option: Some("--timeout") };
+
 async fn write_file(
     path: &std::path::Path,
     plan: &ArchivePlan,
     contents: &Contents,
     compression: Compression,
 ) -> Result<u64> {
-    let mut file = ArchiveOutput::open(path, plan, compression, &Context::default()).await?;
+    let mut file = ArchiveOutput::open(path, plan, compression, NO_WAIT, &Context::default()).await?;
     let resumed = file.resume_from();
     write_archive(plan, contents, &mut file, resumed).await?;
     file.commit().await?;
@@ -344,7 +349,7 @@ async fn a_file_appears_when_it_is_whole_and_a_partial_one_is_verified_and_resum
             bytes[at] ^= 1;
         }
         std::fs::write(&partial, bytes).unwrap();
-        let file = ArchiveOutput::open(&path, &plan, Compression::None, &Context::default()).await.unwrap();
+        let file = ArchiveOutput::open(&path, &plan, Compression::None, NO_WAIT, &Context::default()).await.unwrap();
         let resumed = file.resume_from();
         let ends: Vec<u64> = plan
             .members()
@@ -400,10 +405,32 @@ async fn what_is_no_place_for_a_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (path, reason) in [(dir.path().to_owned(), "is a folder"), (dir.path().join("no/such.tar"), "make the folder")]
     {
-        let error = ArchiveOutput::open(&path, &plan, Compression::None, &Context::default()).await.unwrap_err();
+        let error =
+            ArchiveOutput::open(&path, &plan, Compression::None, NO_WAIT, &Context::default()).await.unwrap_err();
         let text = format!("{error} {}", error.hint().unwrap_or_default());
         assert!(text.contains(reason), "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_fifo_waits_for_its_reader_as_long_as_it_may() {
+    let (contents, plan) = two_images();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = write_file(&path, &plan, &contents, Compression::None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(
+        error.to_string().contains("no program opened the FIFO") && error.to_string().contains("--timeout"),
+        "{error}"
+    );
+    let reading = path.clone();
+    let reader = tokio::task::spawn_blocking(move || std::fs::read(reading).unwrap());
+    let timeout = PipeTimeout { limit: Duration::from_secs(60), option: None };
+    let mut file = ArchiveOutput::open(&path, &plan, Compression::None, timeout, &Context::default()).await.unwrap();
+    write_archive(&plan, &contents, &mut file, 0).await.unwrap();
+    file.commit().await.unwrap();
+    assert!(reader.await.unwrap() == written(&plan, &contents).await);
 }
 
 #[tokio::test]

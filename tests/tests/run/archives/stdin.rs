@@ -157,4 +157,9 @@ async fn a_fifo_as_a_target_waits_for_its_reader() {
     waiting.wait_for_line(|line| line.contains("waiting for a program that reads"), LIMIT).await;
     waiting.signal(imgsync_tests::program::Signal::INT);
     waiting.wait().await.assert_code(4);
+
+    let fifo = format!("oci-archive:{}", path(&program, "fifo"));
+    let output = sync(&program, &[&from, &fifo, "--timeout", "300ms"]).run().await.assert_code(1);
+    let wanted = "no program opened the FIFO for reading within 0.3 s (--timeout)";
+    assert!(output.stderr.contains(wanted) && output.stderr.contains("start the program that reads it"), "{output:?}");
 }
