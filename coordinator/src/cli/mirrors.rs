@@ -1,11 +1,14 @@
 //! `imgsync mirrors`: writes the configuration that makes nodes pull from the mirror.
 
-use std::path::{Path, PathBuf};
+mod output_folder;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::humanize::{group_digits, pluralize};
 
+use self::output_folder::OutputFolder;
 use super::backend;
 use super::exit::{Exit, fail};
 use super::global::GlobalArgs;
@@ -13,11 +16,13 @@ use super::printer::Printer;
 use super::rule_selection::select_rules;
 use super::settings::Settings;
 use crate::mirrors::{
-    FileKind, MirrorFormat, NameOrigin, OutputFile, RenderedMirrors, UnreachableName, WRITTEN_BY, collect_names, render,
+    FileKind, MirrorFormat, NameOrigin, OutputFile, RenderedMirrors, UnreachableName, collect_names, render,
 };
 
 /// More names with the same reason are counted instead of named.
 const MAX_NAMED: usize = 20;
+/// Names with more reasons are counted instead of named.
+const MAX_REASONS: usize = 20;
 
 /// A consumer, and where to write its files.
 #[derive(Debug, Args)]
@@ -34,6 +39,9 @@ pub(crate) struct MirrorsArgs {
     /// Take all names from the rules, without the store
     #[arg(long, conflicts_with = "state")]
     pub(crate) from_rules: bool,
+    /// Also write mirrors in which images of several sources have the same name
+    #[arg(long)]
+    pub(crate) shared_names: bool,
     /// State folder [default: $XDG_STATE_HOME/imgsync, else ~/.local/state/imgsync]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
@@ -103,26 +111,49 @@ async fn execute(args: &MirrorsArgs, settings: &mut Settings, printer: &Printer)
             })?)
         }
     };
-    let names = collect_names(&settings.config, settings.folder(), store.as_deref()).await?;
+    let mut names = collect_names(&settings.config, settings.folder(), store.as_deref()).await?;
+    names.allows_shared_names = args.shared_names;
+    if let Some(whole) = &settings.unlimited {
+        let mut others = (**whole).clone();
+        others.rules.retain(|rule| !settings.config.rules.contains(rule));
+        match collect_names(&others, settings.folder(), store.as_deref()).await {
+            Ok(others) => names.add_other_rules(others),
+            Err(error) => printer.warning(&format!(
+                "names that other rules write to the mirrors are not known, and nodes may pull them for others: {error}"
+            )),
+        }
+    }
     for (rule, origin) in &names.origins {
         printer.line(&match origin {
-            NameOrigin::Store(repositories) => {
-                let repositories = pluralize(*repositories as u64, "repository", "repositories");
-                format!("{rule}: {repositories}, from what was copied")
+            NameOrigin::Store { copied, not_copied } => {
+                let repositories = pluralize(*copied as u64, "repository", "repositories");
+                let more = match not_copied {
+                    0 => String::new(),
+                    more => {
+                        let names = pluralize(*more as u64, "name", "names");
+                        format!(", and {names} from the rule of which nothing was copied yet")
+                    }
+                };
+                format!("{rule}: {repositories}, from what was copied{more}")
             }
             NameOrigin::Rule if args.from_rules => format!("{rule}: names from the rule"),
             NameOrigin::Rule => format!("{rule}: names from the rule, nothing was copied yet"),
         });
     }
-    let rendered = render(&names, args.format.into())?;
+    let format = MirrorFormat::from(args.format);
+    let rendered = render(&names, format)?;
     match &args.out {
         Some(folder) => {
+            let folder = OutputFolder::new(folder);
             for file in &rendered.files {
-                write_file(folder, file)?;
-                printer.line(&format!("written: {}", folder.join(&file.path).display()));
+                let path = folder.write(file)?;
+                printer.line(&format!("written: {}", path.display()));
             }
             if args.rules.is_empty() {
-                warn_of_stale_files(folder, &rendered.files, printer);
+                for path in folder.stale_files(format, &rendered.files) {
+                    let path = path.display();
+                    printer.warning(&format!("{path} is of an earlier run, and this run did not write it"));
+                }
             }
         }
         None => print_files(&rendered.files, printer),
@@ -149,7 +180,8 @@ fn print_files(files: &[OutputFile], printer: &Printer) {
 
 /// Prints what cannot be reached, remarks and totals.
 fn print_remarks(rendered: &RenderedMirrors, printer: &Printer) {
-    for group in rendered.unreachable.chunk_by(|a, b| a.reason == b.reason) {
+    let mut groups = rendered.unreachable.chunk_by(|a, b| a.reason == b.reason);
+    for group in groups.by_ref().take(MAX_REASONS) {
         for UnreachableName { name, .. } in group.iter().take(MAX_NAMED) {
             printer.line(&format!("not reachable: {name}"));
         }
@@ -160,6 +192,10 @@ fn print_remarks(rendered: &RenderedMirrors, printer: &Printer) {
             printer.line(&format!("  because {reason}"));
         }
     }
+    let more = groups.map(<[_]>::len).sum::<usize>();
+    if more > 0 {
+        printer.line(&format!("not reachable: {} more, for other reasons", group_digits(more as u64)));
+    }
     for note in &rendered.notes {
         match note.strip_prefix("warning: ") {
             Some(warning) => printer.warning(warning),
@@ -169,50 +205,4 @@ fn print_remarks(rendered: &RenderedMirrors, printer: &Printer) {
     let names = pluralize(rendered.reachable as u64, "name", "names");
     let unreachable = group_digits(rendered.unreachable.len() as u64);
     printer.line(&format!("{names} (repositories or patterns) reachable in the mirror, {unreachable} not"));
-}
-
-/// Writes a file as a whole. A file that somebody else wrote is kept.
-fn write_file(folder: &Path, file: &OutputFile) -> Result<()> {
-    let path = folder.join(&file.path);
-    let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Local, format!("writing {}", path.display()), error.to_string()).with_source(error)
-    };
-    match std::fs::read(&path) {
-        Ok(found) if found == file.text.as_bytes() => return Ok(()),
-        Ok(found) if !found.starts_with(WRITTEN_BY.as_bytes()) => {
-            let error = Error::new(
-                ErrorKind::Invalid,
-                format!("writing {}", path.display()),
-                "the file exists with other content, and nothing in it says that this command wrote it",
-            );
-            return Err(error.with_hint("remove it, or write to another folder and merge the files"));
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    // A temporary file, so that a consumer never reads half of it.
-    let mut part = path.clone().into_os_string();
-    part.push(".part");
-    std::fs::write(&part, &file.text).map_err(failed)?;
-    std::fs::rename(&part, &path).map_err(failed)
-}
-
-/// Warns of files of an earlier run, in a tree of folders, that this run did not write.
-fn warn_of_stale_files(folder: &Path, files: &[OutputFile], printer: &Printer) {
-    let Some(name) = files.iter().find_map(|file| file.path.split_once('/').map(|(_, name)| name)) else { return };
-    let written: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.path)).collect();
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    let mut stale: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path().join(name)))
-        .filter(|path| !written.contains(path))
-        .filter(|path| std::fs::read(path).is_ok_and(|found| found.starts_with(WRITTEN_BY.as_bytes())))
-        .collect();
-    stale.sort();
-    for path in stale {
-        printer.warning(&format!("{} is of an earlier run, and this run did not write it", path.display()));
-    }
 }

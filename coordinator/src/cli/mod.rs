@@ -160,7 +160,7 @@ pub(crate) enum Command {
     /// Write the configuration that makes nodes pull from the mirror
     ///
     /// Writes it for containerd, CRI-O and podman, Docker, K3s and RKE2, OpenShift, Kyverno or kustomize: for the images
-    /// that the rules copied, by what the store knows, else for those that the rules name. Credentials are never written.
+    /// that the rules copied, by what the store knows, and that they name. Credentials are never written.
     /// Names that the consumer cannot pull from the mirror are listed on stderr, and the exit code is 1. See
     /// docs/how-to/cluster-nodes.md.
     Mirrors(Box<MirrorsArgs>),

@@ -1,6 +1,6 @@
 //! Names of rules from the store: what they copied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use imgsync_config::Rule;
 use imgsync_model::batch::{RepositoryLocator, TagLocator, TaskState};
@@ -9,8 +9,9 @@ use imgsync_oci::error::Result;
 use imgsync_oci::{Reference, RegistryName, RepositoryName, Tag, is_registry_part};
 use imgsync_store::Store;
 
-use super::name_mapping::{MappingScope, NameMapping, NamePrefix};
-use super::rule_names::{RuleNames, keeps_digests, reads, registry_targets};
+use super::copied_by_rule::CopiedByRule;
+use super::name_mapping::NamePrefix;
+use super::rule_names::{reads, registry_targets};
 use crate::presets::{SourceSelector, source_selectors};
 
 /// Maximum number of batches in which the tasks of a rule are searched, newest first.
@@ -24,10 +25,6 @@ pub(super) struct CopiedNames<'a> {
     /// The rules that write a repository, for rules whose names do not depend on tags.
     decided: HashMap<(NamePrefix, NamePrefix), Vec<usize>>,
 }
-
-/// Repositories that one rule copied: source and target, and a tag that has another name there.
-#[derive(Debug, Default)]
-pub(super) struct CopiedByRule(BTreeMap<(NamePrefix, NamePrefix), Option<(Tag, Tag)>>);
 
 impl<'a> CopiedNames<'a> {
     /// Creates an empty collection.
@@ -95,10 +92,7 @@ impl<'a> CopiedNames<'a> {
             }
         };
         for rule in &rules {
-            let renamed = self.copied[*rule].0.entry(names.clone()).or_default();
-            if *tag != target.tag && renamed.is_none() {
-                *renamed = Some((tag.clone(), target.tag.clone()));
-            }
+            self.copied[*rule].add(names.clone(), (*tag != target.tag).then(|| (tag.clone(), target.tag.clone())));
         }
         rules
     }
@@ -129,35 +123,6 @@ fn writes(
     };
     reads(rule, parts, registry, repository)
         && registry_targets(rule).any(|(base, style)| originals.iter().any(|original| is_it(base, &style, original)))
-}
-
-impl CopiedByRule {
-    /// Whether the store knows nothing of the rule.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Returns the number of repositories.
-    pub(super) fn repositories(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Returns the names of the rule.
-    pub(super) fn into_rule_names(self, rule: &Rule) -> RuleNames {
-        let mut names = RuleNames::default();
-        names.add_local_targets(rule);
-        for ((source, target), renamed) in self.0 {
-            let is_exact = renamed.is_none();
-            if let Some((tag, other)) = renamed {
-                let reason = "tags have other names in the mirror, and clusters cannot rename them; a naming template \
-                              without `:` keeps them";
-                names.add_unreachable(format!("{source}:{tag} in {target}:{other}"), reason);
-            }
-            let (scope, keeps_digests) = (MappingScope::Repository, keeps_digests(rule));
-            names.mappings.push(NameMapping { source, target, scope, keeps_digests, is_exact });
-        }
-        names
-    }
 }
 
 /// Returns the name that clusters use for a source; `None` for an image of a layout or archive without a full name.
@@ -206,7 +171,7 @@ mod tests {
         let copied: Vec<Vec<String>> = names
             .into_names()
             .into_iter()
-            .map(|copied| copied.0.keys().map(|(source, target)| format!("{source} {target}")).collect())
+            .map(|copied| copied.iter().map(|((source, target), _)| format!("{source} {target}")).collect())
             .collect();
         let shared = ["gcr.io/a/b m.example/m/b"];
         assert_eq!(copied[..2], [shared, shared]);

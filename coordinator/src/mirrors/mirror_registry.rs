@@ -69,6 +69,11 @@ impl MirrorRegistry {
         self.url.split_once("://").map_or(self.name.as_str(), |(_, host)| host)
     }
 
+    /// Whether it has no TLS, or none to verify.
+    pub(super) fn is_insecure(&self) -> bool {
+        self.is_plain || self.skips_verification
+    }
+
     /// Returns the name of the file with its certificates.
     pub(super) fn ca_file(&self) -> String {
         format!("ca-{}.pem", self.name.as_str().replace([':', '[', ']'], "_"))

@@ -1,7 +1,9 @@
 //! Mappings of source names to names in a mirror.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
+use imgsync_model::naming::TargetBase;
 use imgsync_oci::{RegistryName, RepositoryName};
 
 /// A registry and a path there, for all names at or below it.
@@ -35,9 +37,30 @@ pub(crate) struct NameMapping {
     pub(crate) scope: MappingScope,
     /// Whether the mirror has the digests of the source. A selection of platforms changes those of indexes.
     pub(crate) keeps_digests: bool,
-    /// Whether the mirror has all names to which it applies, as far as is known: not if a pattern matches only a part of
-    /// them, or if tags have other names there.
-    pub(crate) is_exact: bool,
+    /// What the mirror lacks of these names, as far as is known.
+    pub(crate) gap: Option<MirrorGap>,
+}
+
+/// What a mirror lacks of the names of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum MirrorGap {
+    /// Names that the pattern of the rule does not match.
+    OtherNames,
+    /// Tags have other names there.
+    OtherTags,
+    /// Nothing was copied yet.
+    NotCopied,
+}
+
+impl MappingScope {
+    /// Returns how many levels below the prefix its names are.
+    pub(crate) fn levels(self) -> RangeInclusive<usize> {
+        match self {
+            MappingScope::Repository => 0..=0,
+            MappingScope::OneLevel => 1..=1,
+            MappingScope::AllLevels => 1..=usize::MAX,
+        }
+    }
 }
 
 impl NamePrefix {
@@ -46,11 +69,46 @@ impl NamePrefix {
         NamePrefix { registry: registry.clone(), path: repository.as_str().to_owned() }
     }
 
+    /// Creates the prefix of a target.
+    pub(crate) fn target(base: &TargetBase) -> NamePrefix {
+        let path = base.prefix.as_ref().map(|prefix| prefix.as_str().to_owned()).unwrap_or_default();
+        NamePrefix { registry: base.registry.clone(), path }
+    }
+
+    /// Returns the prefix of a whole registry.
+    pub(crate) fn whole(registry: &RegistryName) -> NamePrefix {
+        NamePrefix { registry: registry.clone(), path: String::new() }
+    }
+
     /// Whether it has all names of another prefix.
     pub(crate) fn contains(&self, other: &NamePrefix) -> bool {
-        self.registry == other.registry
-            && (self.path.is_empty()
-                || other.path.strip_prefix(&self.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        other.path_below(self).is_some()
+    }
+
+    /// Returns the path below another prefix, empty if they are the same; `None` if it is not there.
+    pub(crate) fn path_below<'a>(&'a self, above: &NamePrefix) -> Option<&'a str> {
+        if self.registry != above.registry {
+            return None;
+        }
+        if above.path.is_empty() {
+            return Some(&self.path);
+        }
+        let rest = self.path.strip_prefix(&above.path)?;
+        if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
+    }
+
+    /// Returns the prefix of a path below it.
+    pub(crate) fn child(&self, path: &str) -> NamePrefix {
+        NamePrefix { registry: self.registry.clone(), path: join(&self.path, path) }
+    }
+
+    /// Returns itself and the prefixes that contain it, the longest first.
+    pub(crate) fn with_ancestors(&self) -> impl Iterator<Item = NamePrefix> {
+        let above = |prefix: &NamePrefix| {
+            let path = prefix.path.rsplit_once('/').map(|(above, _)| above).unwrap_or_default();
+            (!prefix.path.is_empty()).then(|| NamePrefix { registry: prefix.registry.clone(), path: path.to_owned() })
+        };
+        std::iter::successors(Some(self.clone()), above)
     }
 }
 
@@ -74,6 +132,11 @@ impl NameMapping {
             false => before.strip_suffix('/'),
         }
     }
+}
+
+/// Returns the number of levels of a path.
+pub(crate) fn count_levels(path: &str) -> usize {
+    path.split('/').filter(|level| !level.is_empty()).count()
 }
 
 /// Joins two parts of a path; either may be empty.
@@ -111,7 +174,7 @@ mod tests {
             target: prefix(target),
             scope: MappingScope::Repository,
             keeps_digests: true,
-            is_exact: true,
+            gap: None,
         }
     }
 
@@ -141,6 +204,14 @@ mod tests {
         assert!(!contains("docker.io/a", "docker.io/ab"));
         assert!(!contains("docker.io/a/b", "docker.io/a"));
         assert!(!contains("docker.io", "quay.io/a"));
+    }
+
+    #[test]
+    fn prefixes_are_listed_from_the_longest_to_the_whole_registry() {
+        let all: Vec<String> =
+            mapping("quay.io/a/b", "r.example").source.with_ancestors().map(|prefix| prefix.to_string()).collect();
+        assert_eq!(all, ["quay.io/a/b", "quay.io/a", "quay.io"]);
+        assert_eq!(mapping("quay.io", "r.example").source.with_ancestors().count(), 1);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::{RegistryName, RepositoryName, Tag};
 
 use super::UnreachableName;
-use super::name_mapping::{MappingScope, NameMapping, NamePrefix, join};
+use super::copied_by_rule::CopiedByRule;
+use super::name_mapping::{MappingScope, MirrorGap, NameMapping, NamePrefix, count_levels, join};
 use crate::images::ImageSearch;
 use crate::presets::{SourceSelector, source_selectors};
 
@@ -22,6 +23,8 @@ pub(super) struct RuleNames {
     pub(super) mappings: Vec<NameMapping>,
     /// Names that no format can reach.
     pub(super) unreachable: Vec<UnreachableName>,
+    /// Remarks.
+    pub(super) notes: Vec<String>,
 }
 
 impl RuleNames {
@@ -40,41 +43,75 @@ impl RuleNames {
 }
 
 /// Whether the mirror has the digests of the source: a selection of platforms changes those of indexes.
-pub(super) fn keeps_digests(rule: &Rule) -> bool {
+fn keeps_digests(rule: &Rule) -> bool {
     rule.platforms.is_empty() || rule.sparse
 }
 
-/// Returns the names that a rule will write, as far as they are known before the first run.
-pub(super) async fn names_of_rule(rule: &Rule, folder: &Path) -> Result<RuleNames> {
+/// Returns the names that a rule copied.
+pub(super) fn names_of_copies(rule: &Rule, copied: &CopiedByRule) -> RuleNames {
+    let mut names = RuleNames::default();
+    for ((source, target), renamed) in copied.iter() {
+        let gap = renamed.as_ref().map(|_| MirrorGap::OtherTags);
+        if let Some((tag, other)) = renamed {
+            let reason = "tags have other names in the mirror, and clusters cannot rename them; a naming template without \
+                          `:` keeps them";
+            names.add_unreachable(format!("{source}:{tag} in {target}:{other}"), reason);
+        }
+        let (scope, keeps_digests) = (MappingScope::Repository, keeps_digests(rule));
+        let (source, target) = (source.clone(), target.clone());
+        names.mappings.push(NameMapping { source, target, scope, keeps_digests, gap });
+    }
+    names
+}
+
+/// Returns the names that a rule will write, as far as they are known before the first run. Leaves out what was copied.
+pub(super) async fn names_of_rule(rule: &Rule, folder: &Path, copied: &CopiedByRule) -> Result<RuleNames> {
     let mut names = RuleNames::default();
     names.add_local_targets(rule);
     let bases: Vec<(&TargetBase, NamingStyle)> = registry_targets(rule).collect();
     if bases.is_empty() {
         return Ok(names);
     }
+    let is_copied = |(registry, repository): (&RegistryName, &RepositoryName), base: &TargetBase| {
+        copied.has_repository(&NamePrefix::repository(registry, repository), base)
+    };
     match &rule.source {
         RuleSource::Repositories(_) | RuleSource::Preset(_) => {
             for part in source_selectors(&rule.source)? {
-                for (base, style) in &bases {
+                for (base, style) in bases.iter().filter(|(base, _)| !copied.has_pattern(&part.pattern, base)) {
                     add_pattern(rule, &part, base, style, &mut names);
                 }
             }
         }
         RuleSource::Digests(source) => {
-            for (base, style) in &bases {
-                add_repository(rule, (&source.registry, &source.repository), None, base, style, &mut names);
+            let repository = (&source.registry, &source.repository);
+            for (base, style) in bases.iter().filter(|(base, _)| !is_copied(repository, base)) {
+                add_repository(rule, repository, None, base, style, &mut names);
             }
         }
         RuleSource::Images(paths) => {
-            for (registry, repository) in named_repositories(paths, folder).await? {
-                for (base, style) in &bases {
-                    add_repository(rule, (&registry, &repository), None, base, style, &mut names);
+            let named = match named_repositories(paths, folder).await {
+                Err(error) if !copied.is_empty() => {
+                    names.notes.push(format!(
+                        "warning: {}: images that were not copied yet are not known: {error}",
+                        rule.label()
+                    ));
+                    BTreeSet::new()
+                }
+                named => named?,
+            };
+            for (registry, repository) in named {
+                let repository = (&registry, &repository);
+                for (base, style) in bases.iter().filter(|(base, _)| !is_copied(repository, base)) {
+                    add_repository(rule, repository, None, base, style, &mut names);
                 }
             }
         }
         RuleSource::Layout(_) | RuleSource::Archive(..) => {
-            let reason = "the names in a layout or archive are known after its first run";
-            names.add_unreachable(rule.source_label(), reason);
+            if copied.is_empty() {
+                let reason = "the names in a layout or archive are known after its first run";
+                names.add_unreachable(rule.source_label(), reason);
+            }
         }
     }
     Ok(names)
@@ -116,7 +153,7 @@ fn add_repository(
             target: NamePrefix::repository(&target.registry, &target.repository),
             scope: MappingScope::Repository,
             keeps_digests: keeps_digests(rule),
-            is_exact: true,
+            gap: None,
         }),
         Err(error) => names.add_unreachable(name, format!("the target rejects its name: {error}")),
     }
@@ -154,7 +191,7 @@ fn add_pattern(rule: &Rule, part: &SourceSelector, base: &TargetBase, style: &Na
         target: NamePrefix { registry: base.registry.clone(), path },
         scope: if is_one_level(pattern) { MappingScope::OneLevel } else { MappingScope::AllLevels },
         keeps_digests: keeps_digests(rule),
-        is_exact: matches_all_below_prefix(pattern),
+        gap: (!matches_all_below_prefix(pattern)).then_some(MirrorGap::OtherNames),
     });
 }
 
@@ -180,8 +217,7 @@ fn full_registry_path(base: &TargetBase, registry: &RegistryName) -> Option<Stri
 /// Whether all matches are one level below the prefix of the pattern.
 fn is_one_level(pattern: &RepositoryPattern) -> bool {
     let Some(shortest) = pattern.shortest_match() else { return false };
-    let levels = |path: &str| path.split('/').filter(|level| !level.is_empty()).count();
-    levels(shortest.as_str()) == levels(pattern.prefix()) + 1 && !pattern.can_match_below(shortest.as_str())
+    count_levels(shortest.as_str()) == count_levels(pattern.prefix()) + 1 && !pattern.can_match_below(shortest.as_str())
 }
 
 /// Whether a rule would read this repository.

@@ -37,7 +37,7 @@ const PROVIDER_NAMES: [&str; 26] = [
 ];
 
 /// Files that name providers, with the reason. Presets name them as data, in presets.toml.
-const EXCEPTIONS: [(&str, &str); 25] = [
+const EXCEPTIONS: [(&str, &str); 26] = [
     ("common/oci/src/reference.rs", "a reference without a registry is of docker.io, which has several names"),
     ("common/model/src/naming.rs", "references of docker.io have two levels"),
     ("common/model/src/select/repositories.rs", "a pattern without a registry is of docker.io"),
@@ -61,6 +61,7 @@ const EXCEPTIONS: [(&str, &str); 25] = [
     ("common/config/src/hooks.rs", "the kinds of hooks are named after their senders"),
     ("coordinator/src/mirrors/formats", "clusters and engines have short names and mirrors for docker.io alone"),
     ("coordinator/src/mirrors/rule_names.rs", "names of docker.io have two levels"),
+    ("coordinator/src/mirrors/shared_names.rs", "names of docker.io have two levels"),
     ("coordinator/src/hooks", "payloads of notifications, a file for each sender"),
     ("worker/src/copy/transfer/missing_content.rs", "Harbor is built on distribution and has its settings"),
 ];

@@ -263,8 +263,130 @@ async fn files_of_others_are_kept_and_files_of_registries_that_are_gone_are_name
     let gcr = program.work_dir().join("certs.d/gcr.io/hosts.toml");
     std::fs::write(&gcr, "server = \"https://mine.example\"\n").unwrap();
     let output = write().await.assert_code(2);
-    assert!(output.stderr.contains("and nothing in it says that this command wrote it"), "{}", output.stderr);
+    assert!(
+        output.stderr.contains("the file exists with other content, and nothing says that this command wrote it"),
+        "{}",
+        output.stderr
+    );
     assert_eq!(std::fs::read_to_string(&gcr).unwrap(), "server = \"https://mine.example\"\n");
     let none = Imgsync::new().args(["mirrors", "--format", "k3s"]).run().await.assert_code(2);
     assert!(none.stderr.contains("the configuration has no rules"), "{}", none.stderr);
+}
+
+#[tokio::test]
+async fn no_consumer_pulls_an_image_of_another_registry_from_a_shared_mirror() {
+    if let Err(reason) = Podman::available() {
+        return skipped(&reason);
+    }
+    let other = FaultRegistry::start().await;
+    let image = images::single("mirrors-shared");
+    other.push("team/app", "1.0", &image);
+    let rules = format!(
+        "- {{from: docker.io/library/app, to: \"{{mirror}}/m\", naming: keep}}\n\
+         - {{from: {}/team/app, to: \"{{mirror}}/m\", naming: keep}}\n",
+        other.host()
+    );
+    let mirror = Mirror::filled("shared", &rules).await;
+    let file = mirror.written("registries.conf", "imgsync-mirrors.conf").await;
+    let podman = Podman::new();
+    podman_pull(&podman, &file, "docker.io/library/app:1.0").await;
+    mirror.assert_asked("m/library/app");
+    // The mirror has m/library/app, but not that of the other registry, which has none.
+    let environment: [(&str, &Path); 1] = [("CONTAINERS_REGISTRIES_CONF", &file)];
+    let refused = podman.run_with(&environment, &["pull", &format!("{}/library/app:1.0", other.host())]).await;
+    assert!(!refused.status.success());
+    assert_eq!(mirror.registry.requests().len(), 0, "{:?}", mirror.registry.requests());
+
+    // containerd and Docker cannot tell them apart.
+    let ours = format!("docker.io/library/app in {0}/m/library/app\n", mirror.registry.host());
+    let output = mirror.write("containerd", &["--out", "certs.d"]).await.assert_code(1);
+    assert!(output.stderr.contains(&format!("not reachable: {ours}")), "{}", output.stderr);
+    let reason = format!(
+        "because nodes might pull an image of {}/team/app for docker.io/team/app, as both are {}/m/team/app in the mirror",
+        other.host(),
+        mirror.registry.host()
+    );
+    assert!(output.stderr.contains(&reason), "{}", output.stderr);
+    // Also if the rule of the other registry is not chosen.
+    let output = mirror.write("containerd", &["--out", "certs.d", "--rule", "1"]).await.assert_code(1);
+    assert!(output.stderr.contains(&reason), "{}", output.stderr);
+    assert!(!mirror.program.work_dir().join("certs.d").exists());
+    let output = mirror.write("containerd", &["--out", "certs.d", "--shared-names"]).await.assert_code(0);
+    assert!(output.stderr.contains("warning: nodes may pull an image of "), "{}", output.stderr);
+    let output = mirror.write("containerd", &["--out", "certs.d"]).await.assert_code(1);
+    let stale = "warning: certs.d/docker.io/hosts.toml is of an earlier run, and this run did not write it\n";
+    assert!(output.stderr.contains(stale), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn podman_finds_a_name_below_one_with_another_name_in_the_mirror() {
+    if let Err(reason) = Podman::available() {
+        return skipped(&reason);
+    }
+    let source = FaultRegistry::start().await;
+    let (app, sub) = (images::single("mirrors-hides"), images::single("mirrors-hidden"));
+    source.push("org/app", "1.0", &app);
+    source.push("org/app/sub", "1.0", &sub);
+    let host = source.host();
+    let rules = format!(
+        "- {{from: {host}/org/app, to: \"{{mirror}}/flat\"}}\n- {{from: {host}/org/app/sub, to: \"{{mirror}}/m\", naming: keep}}\n"
+    );
+    let mirror = Mirror::filled("hidden", &rules).await;
+    let file = mirror.written("registries.conf", "imgsync-mirrors.conf").await;
+    drop(source);
+    let podman = Podman::new();
+    podman_pull(&podman, &file, &format!("{host}/org/app/sub:1.0")).await;
+    mirror.assert_asked("m/org/app/sub");
+    podman_pull(&podman, &file, &format!("{host}/org/app:1.0")).await;
+    mirror.assert_asked(&format!("flat/{}_org_app", host.replace(':', "_")));
+}
+
+#[tokio::test]
+async fn containerd_goes_back_to_a_source_with_an_authority_of_its_own() {
+    if let Err(reason) = Containerd::available() {
+        return skipped(&reason);
+    }
+    let authority = Arc::new(Authority::default());
+    let (source, mirror) =
+        tokio::join!(FaultRegistry::builder().tls(Arc::clone(&authority)).start(), FaultRegistry::start());
+    let image = images::single("mirrors-way-back");
+    source.push("team/app", "1.0", &image);
+    let rules = format!("rules: [{{from: {}/team/*, to: \"{}/m\", naming: keep}}]\n", source.host(), mirror.host());
+    let program = configured(&format!("registries: {{\"{}\": {{ca: ca.pem}}}}\n{rules}", source.host()));
+    program.file("ca.pem", authority.pem());
+    let write = || program.again().args(["mirrors", "--format", "containerd", "--from-rules", "--out", "certs.d"]);
+    write().run().await.assert_code(0);
+    let hosts = program.work_dir().join("certs.d");
+    let containerd = Containerd::start().await.unwrap();
+    let name = format!("{}/team/app:1.0", source.host());
+    containerd.pull(&name, &hosts).await.unwrap();
+    assert!(
+        mirror.requests().iter().any(|request| request.path.starts_with("/v2/m/team/app/")),
+        "the mirror was asked first"
+    );
+
+    program.file("imgsync.yaml", format!("registries: {{\"{}\": {{insecure: true}}}}\n{rules}", source.host()));
+    write().run().await.assert_code(0);
+    std::fs::remove_file(hosts.join(source.host()).join(format!("ca-{}.pem", source.host().replace(':', "_"))))
+        .unwrap();
+    let by_digest = format!("{}/team/app@{}", source.host(), image.root);
+    containerd.pull(&by_digest, &hosts).await.unwrap();
+}
+
+#[tokio::test]
+async fn docker_settings_of_an_earlier_run_are_replaced_and_those_of_others_are_kept() {
+    let rules = |mirror: &str| format!("rules: [{{from: docker.io/library/app, to: {mirror}, naming: keep}}]\n");
+    let program = configured(&rules("a.example"));
+    let write =
+        async || program.again().args(["mirrors", "--format", "docker", "--from-rules", "--out", "out"]).run().await;
+    write().await.assert_code(0);
+    program.file("imgsync.yaml", rules("b.example"));
+    write().await.assert_code(0);
+    let file = program.work_dir().join("out/daemon.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("https://b.example") && !text.contains("a.example"), "{text}");
+    std::fs::write(&file, text.replace('{', "{\"debug\": true,")).unwrap();
+    let output = write().await.assert_code(2);
+    assert!(output.stderr.contains("nothing says that this command wrote it"), "{}", output.stderr);
+    assert!(std::fs::read_to_string(&file).unwrap().contains("debug"));
 }

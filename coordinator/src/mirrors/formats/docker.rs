@@ -3,11 +3,14 @@
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use serde::Serialize;
 
-use super::{Expressed, FileKind, OutputFile, RenderedMirrors, certificate_file, endpoint_notes, target_registries};
+use super::{
+    Expressed, FileKind, NameRange, OutputFile, RenderedMirrors, SharedNames, certificate_file, endpoint_notes,
+    target_registries,
+};
 use crate::mirrors::MirroredNames;
 
 const FORMAT: &str = "docker";
-const FILE: &str = "daemon.json";
+pub(super) const FILE: &str = "daemon.json";
 
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -19,6 +22,7 @@ struct DaemonFile {
 
 /// Renders one file.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
+    let mut shared = SharedNames::new(names);
     let expressed = Expressed::split(&names.mappings, |mapping| {
         if !mapping.source.registry.is_docker_hub() {
             return Err(
@@ -26,7 +30,7 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
             );
         }
         match mapping.added_prefix() {
-            Some("") => Ok(()),
+            Some("") => shared.check(&NameRange::of_registry(&mapping.source.registry, &mapping.target.registry, "")),
             _ => Err("Docker's mirrors have no path and change no name: use `naming: keep` and a `to` without a path"
                 .to_owned()),
         }
@@ -37,7 +41,7 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
     if mirrors.is_empty() {
         return Ok(rendered);
     }
-    let insecure = mirrors.iter().filter(|mirror| mirror.is_plain || mirror.skips_verification);
+    let insecure = mirrors.iter().filter(|mirror| mirror.is_insecure());
     let file = DaemonFile {
         registry_mirrors: mirrors.iter().map(|mirror| mirror.url.clone()).collect(),
         insecure_registries: insecure.map(|mirror| mirror.host().to_owned()).collect(),
@@ -45,7 +49,9 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
     let text = serde_json::to_string_pretty(&file)
         .map_err(|error| Error::new(ErrorKind::Local, format!("writing {FILE}"), error.to_string()))?;
     rendered.files.push(OutputFile { path: FILE.to_owned(), kind: FileKind::Main, text: format!("{text}\n") });
-    rendered.notes = endpoint_notes(&mirrors);
+    rendered.notes = shared.into_warnings();
+    rendered.notes.extend(expressed.notes);
+    rendered.notes.extend(endpoint_notes(&mirrors));
     rendered.notes.push("merge the keys into /etc/docker/daemon.json, and reload dockerd".to_owned());
     for mirror in &mirrors {
         let path = format!("certs.d/{}/ca.crt", mirror.host());

@@ -1,6 +1,6 @@
 //! K3s and RKE2: `registries.yaml`. Each registry has mirrors and rewrites of paths; a rewrite applies to all its mirrors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use imgsync_config::to_yaml;
 use imgsync_oci::RegistryName;
@@ -8,14 +8,14 @@ use imgsync_oci::error::Result;
 use serde::Serialize;
 
 use super::{
-    AddedPrefix, RenderedMirrors, certificate_file, count_names, endpoint_notes, shared_prefix_notes,
-    sources_of_prefixes, target_registries, unreachable, yaml_file,
+    Expressed, NameRange, RenderedMirrors, SharedNames, certificate_file, count_names, endpoint_notes, limited,
+    target_registries, unreachable, yaml_file,
 };
 use crate::mirrors::MirroredNames;
-use crate::mirrors::name_mapping::{MappingScope, NameMapping, escape_regex, join};
+use crate::mirrors::name_mapping::{MappingScope, NameMapping, NamePrefix, escape_regex, join};
 
 const FORMAT: &str = "k3s";
-const FILE: &str = "registries.yaml";
+pub(super) const FILE: &str = "registries.yaml";
 /// Where nodes have the file.
 const NODE_FOLDER: &str = "/etc/rancher/k3s";
 
@@ -50,31 +50,41 @@ struct TlsAccess {
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
     let mut rendered = RenderedMirrors::default();
     let mut by_registry: BTreeMap<&RegistryName, Vec<&NameMapping>> = BTreeMap::new();
-    for mapping in &names.mappings {
+    let mut first_mappings: HashMap<(&NamePrefix, MappingScope), &NameMapping> = HashMap::new();
+    let mut left_out = Vec::new();
+    let mut shared = SharedNames::new(names);
+    let expressed = Expressed::split(&names.mappings, |mapping| shared.check(&NameRange::of_mapping(mapping)));
+    rendered.unreachable = expressed.unreachable;
+    rendered.notes = expressed.notes;
+    for (mapping, ()) in expressed.mappings {
         let chosen = by_registry.entry(&mapping.source.registry).or_default();
-        match chosen.iter().find(|other| (&other.source, other.scope) == (&mapping.source, mapping.scope)) {
-            None => chosen.push(mapping),
+        match first_mappings.get(&(&mapping.source, mapping.scope)) {
+            None => {
+                first_mappings.insert((&mapping.source, mapping.scope), mapping);
+                chosen.push(mapping);
+            }
             // Another path needs another rewrite, and there is one for all mirrors of a registry.
-            Some(first) if first.target.path != mapping.target.path => rendered
-                .notes
+            Some(first) if first.target.path != mapping.target.path => left_out
                 .push(format!("{} is pulled from {}, not from {}", mapping.source, first.target, mapping.target)),
             Some(_) => chosen.push(mapping),
         }
     }
-    let sources = sources_of_prefixes(names.mappings.iter());
-    rendered.notes.extend(shared_prefix_notes(&BTreeMap::from_iter(
-        // Rewrites of single repositories keep the registries apart.
-        sources.iter().filter(|((_, path), _)| path.is_empty()).map(|(mirror, of)| (mirror.clone(), of.clone())),
-    )));
+    rendered.notes.extend(limited(left_out));
     let mut mirrors = BTreeMap::new();
     let mut used: Vec<&NameMapping> = Vec::new();
     for (registry, mut chosen) in by_registry {
         drop_overlapping(&mut chosen, &mut rendered);
-        let rewrite = match common_prefix(&chosen, &sources) {
+        let rewrite = match common_prefix(&chosen, &mut shared) {
             Some(prefix) if prefix.is_empty() => BTreeMap::new(),
             Some(prefix) => BTreeMap::from([("^(.*)$".to_owned(), format!("{prefix}/$1"))]),
-            None => chosen.iter().filter_map(|mapping| rewrite_of(mapping)).collect(),
+            None => {
+                drop_shared(&mut chosen, &mut shared, &mut rendered);
+                chosen.iter().filter_map(|mapping| rewrite_of(mapping)).collect()
+            }
         };
+        if chosen.is_empty() {
+            continue;
+        }
         let mut endpoint: Vec<String> = Vec::new();
         for mapping in &chosen {
             let url = names.registries.get(&mapping.target.registry)?.url;
@@ -85,11 +95,19 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
         mirrors.insert(registry.to_string(), RegistryMirrors { endpoint, rewrite });
         used.extend(chosen);
     }
+    rendered.notes.extend(shared.into_warnings());
     if mirrors.is_empty() {
         return Ok(rendered);
     }
-    let registries = target_registries(&names.registries, used.iter().copied())?;
+    let mut registries = target_registries(&names.registries, used.iter().copied())?;
     rendered.notes.extend(endpoint_notes(&registries));
+    // The sources are asked last, and the file replaces what nodes know of them.
+    for source in used.iter().map(|mapping| &mapping.source.registry).collect::<BTreeSet<_>>() {
+        let source = names.registries.get(source)?;
+        if !registries.contains(&source) {
+            registries.push(source);
+        }
+    }
     let mut configs = BTreeMap::new();
     for mirror in &registries {
         let certificate = certificate_file(mirror, mirror.ca_file(), FORMAT);
@@ -138,15 +156,28 @@ fn drop_overlapping(chosen: &mut Vec<&NameMapping>, rendered: &mut RenderedMirro
     });
 }
 
-/// Returns the path that is added before all names, if one is, and no other registry has names there.
-fn common_prefix(chosen: &[&NameMapping], sources: &BTreeMap<AddedPrefix, BTreeSet<&RegistryName>>) -> Option<String> {
+/// Returns the path that is added before all names, if one is, and no other source has images there.
+fn common_prefix(chosen: &[&NameMapping], shared: &mut SharedNames<'_>) -> Option<String> {
     let first = chosen.first()?.added_prefix()?;
     let is_common = chosen.iter().all(|mapping| mapping.added_prefix() == Some(first));
     let is_alone = |mapping: &&NameMapping| {
-        let mirror = (mapping.target.registry.clone(), first.to_owned());
-        sources.get(&mirror).is_some_and(|registries| registries.len() == 1)
+        !shared.is_shared(&NameRange::of_registry(&mapping.source.registry, &mapping.target.registry, first))
     };
-    (is_common && (first.is_empty() || chosen.iter().all(is_alone))).then(|| first.to_owned())
+    (is_common && chosen.iter().all(is_alone)).then(|| first.to_owned())
+}
+
+/// Drops mappings of names under which the mirrors have images of another source, and all of them if names without a rewrite
+/// do. Each mirror of the registry is asked for each name.
+fn drop_shared(chosen: &mut Vec<&NameMapping>, shared: &mut SharedNames<'_>, rendered: &mut RenderedMirrors) {
+    let mirrors: BTreeSet<&RegistryName> = chosen.iter().map(|mapping| &mapping.target.registry).collect();
+    chosen.retain(|mapping| {
+        let checked = mirrors.iter().try_for_each(|mirror| {
+            shared.check_unchanged(&mapping.source.registry, mirror)?;
+            let NameRange { source, target, levels } = NameRange::of_mapping(mapping);
+            shared.check(&NameRange { source, target: NamePrefix::whole(mirror).child(&target.path), levels })
+        });
+        checked.map_err(|reason| rendered.unreachable.push(unreachable(mapping, reason))).is_ok()
+    });
 }
 
 /// Returns the pattern of a mapping and its replacement; `None` if the path stays as it is.

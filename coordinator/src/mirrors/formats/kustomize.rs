@@ -6,12 +6,12 @@ use imgsync_config::to_yaml;
 use imgsync_oci::error::Result;
 use serde::Serialize;
 
-use super::{Expressed, RenderedMirrors, check_exact, yaml_file};
+use super::{Expressed, NameRange, RenderedMirrors, SharedNames, check_complete, yaml_file};
 use crate::mirrors::MirroredNames;
 use crate::mirrors::name_mapping::{MappingScope, NamePrefix};
 
 const FORMAT: &str = "kustomize";
-const FILE: &str = "kustomization.yaml";
+pub(super) const FILE: &str = "kustomization.yaml";
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -30,8 +30,12 @@ struct ImageEntry {
 
 /// Renders one file.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
+    let mut shared = SharedNames::new(names);
     let expressed = Expressed::split(&names.mappings, |mapping| match mapping.scope {
-        MappingScope::Repository => check_exact(mapping),
+        MappingScope::Repository => {
+            check_complete(mapping)?;
+            shared.check(&NameRange::of_mapping(mapping))
+        }
         MappingScope::OneLevel | MappingScope::AllLevels => {
             Err("kustomize has an entry for each repository, and those of a pattern are known after the first run"
                 .to_owned())
@@ -47,12 +51,14 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
         }
     }
     let mut rendered = RenderedMirrors { reachable: expressed.reachable(), ..RenderedMirrors::default() };
+    rendered.notes = shared.into_warnings();
+    rendered.notes.extend(expressed.notes.iter().cloned());
     let with_other_digests = expressed.mappings.iter().filter(|(mapping, ())| !mapping.keeps_digests);
     let others: BTreeSet<String> = with_other_digests.map(|(mapping, ())| mapping.source.to_string()).collect();
     if !others.is_empty() {
         let names: Vec<String> = others.into_iter().collect();
         rendered.notes.push(format!(
-            "kustomize also changes images that are named by digest, and the mirror has other digests of {}",
+            "warning: kustomize also changes images that are named by digest, and the mirror has other digests of {}",
             names.join(", ")
         ));
     }

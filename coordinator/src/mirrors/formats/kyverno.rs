@@ -1,20 +1,22 @@
 //! Kyverno: policies that replace the images of Pods by those of the mirror.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use imgsync_config::to_yaml;
 use imgsync_oci::error::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Expressed, RenderedMirrors, check_exact, yaml_file};
+use super::{Expressed, NameRange, RenderedMirrors, SharedNames, check_complete, unreachable, yaml_file};
 use crate::mirrors::MirroredNames;
-use crate::mirrors::name_mapping::{MappingScope, NameMapping, NamePrefix, escape_regex, join};
+use crate::mirrors::name_mapping::{MappingScope, NameMapping, NamePrefix, count_levels, escape_regex, join};
 
 const FORMAT: &str = "kyverno";
-const FILE: &str = "imgsync-mirrors.yaml";
+pub(super) const FILE: &str = "imgsync-mirrors.yaml";
 /// Maximum number of mappings in a policy: an object of Kubernetes has at most 1.5 MiB, and a mapping takes 3 KiB.
 const MAX_MAPPINGS: usize = 200;
+/// Maximum number of names that are excepted from a pattern: with more, a policy becomes too large.
+const MAX_EXCEPTIONS: usize = 2000;
 /// The lists of containers that a Pod is created with. A change of a running Pod's image would restart its container.
 const CONTAINER_LISTS: [&str; 2] = ["containers", "initContainers"];
 
@@ -73,7 +75,11 @@ struct Replacement {
 
 /// Renders one file with a policy, or with several if there are many names.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
-    let expressed = Expressed::split(&names.mappings, check_exact);
+    let mut shared = SharedNames::new(names);
+    let expressed = Expressed::split(&names.mappings, |mapping| {
+        check_complete(mapping)?;
+        shared.check(&NameRange::of_mapping(mapping))
+    });
     let mut rendered = RenderedMirrors { reachable: expressed.reachable(), ..RenderedMirrors::default() };
     let mut done = HashSet::new();
     // An image has one name: the first target.
@@ -84,12 +90,25 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
         .filter(|mapping| done.insert((&mapping.source, mapping.scope)))
         .collect();
     rendered.unreachable = expressed.unreachable;
-    if mappings.is_empty() {
+    let mut replacements: Vec<(&NameMapping, Vec<String>)> = Vec::new();
+    for mapping in &mappings {
+        let exceptions = exceptions(mapping, &mappings);
+        if exceptions.len() > MAX_EXCEPTIONS {
+            rendered.reachable -= 1;
+            let reason = "too many names below it have other names in the mirror: write after a run";
+            rendered.unreachable.push(unreachable(mapping, reason));
+            continue;
+        }
+        replacements.push((mapping, exceptions));
+    }
+    if replacements.is_empty() {
         return Ok(rendered);
     }
     let documents: Vec<String> =
-        mappings.chunks(MAX_MAPPINGS).enumerate().map(|(number, part)| to_yaml(&policy(number, part))).collect();
+        replacements.chunks(MAX_MAPPINGS).enumerate().map(|(number, part)| to_yaml(&policy(number, part))).collect();
     rendered.files.push(yaml_file(FILE, FORMAT, &documents));
+    rendered.notes = shared.into_warnings();
+    rendered.notes.extend(expressed.notes);
     let notes = &mut rendered.notes;
     notes.push(
         "the policies change the images of Pods as they are created, whichever tags the mirror has; nodes must be able to \
@@ -105,14 +124,14 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
     Ok(rendered)
 }
 
-fn policy(number: usize, mappings: &[&NameMapping]) -> ClusterPolicy {
+fn policy(number: usize, replacements: &[(&NameMapping, Vec<String>)]) -> ClusterPolicy {
     let name = match number {
         0 => "imgsync-mirrors".to_owned(),
         number => format!("imgsync-mirrors-{}", number + 1),
     };
     // Deployments stay as they are, as in Git.
     let annotations = json!({"pod-policies.kyverno.io/autogen-controllers": "none"});
-    let rules = CONTAINER_LISTS.iter().map(|list| rule(list, mappings)).collect();
+    let rules = CONTAINER_LISTS.iter().map(|list| rule(list, replacements)).collect();
     ClusterPolicy {
         api_version: "kyverno.io/v1",
         kind: "ClusterPolicy",
@@ -122,7 +141,7 @@ fn policy(number: usize, mappings: &[&NameMapping]) -> ClusterPolicy {
 }
 
 /// Returns the rule of a list of containers.
-fn rule(list: &str, mappings: &[&NameMapping]) -> PolicyRule {
+fn rule(list: &str, replacements: &[(&NameMapping, Vec<String>)]) -> PolicyRule {
     let operation = "{{ request.operation || 'BACKGROUND' }}";
     let length = format!("{{{{ request.object.spec.{list}[] || `[]` | length(@) }}}}");
     PolicyRule {
@@ -132,34 +151,75 @@ fn rule(list: &str, mappings: &[&NameMapping]) -> PolicyRule {
             {"key": operation, "operator": "Equals", "value": "CREATE"},
             {"key": length, "operator": "GreaterThanOrEquals", "value": 1},
         ]}),
-        mutate: Mutation { foreach: mappings.iter().map(|mapping| replacement(list, mapping)).collect() },
+        mutate: Mutation {
+            foreach: replacements.iter().map(|(mapping, exceptions)| replacement(list, mapping, exceptions)).collect(),
+        },
     }
 }
 
-/// Returns the replacement of the images of one mapping.
-fn replacement(list: &str, mapping: &NameMapping) -> Replacement {
+/// Returns the replacement of the images of one mapping, except those that the exceptions match.
+fn replacement(list: &str, mapping: &NameMapping, exceptions: &[String]) -> Replacement {
     let (pattern, target) = (image_pattern(mapping), image_target(mapping));
     let image = full_name(&mapping.source);
-    let matches = format!("{{{{ regex_match('{pattern}', {image}) }}}}");
+    let condition = |pattern: &str, value: bool| {
+        let key = format!("{{{{ regex_match('{pattern}', {image}) }}}}");
+        json!({"key": key, "operator": "Equals", "value": value})
+    };
+    let mut conditions = vec![condition(&pattern, true)];
+    if !exceptions.is_empty() {
+        conditions.push(condition(&format!("^({})$", exceptions.join("|")), false));
+    }
     let replaced = format!("{{{{ regex_replace_all('{pattern}', {image}, '{target}') }}}}");
     Replacement {
         list: format!("request.object.spec.{list}"),
-        preconditions: json!({"all": [{"key": matches, "operator": "Equals", "value": true}]}),
+        preconditions: json!({"all": conditions}),
         patch_strategic_merge: json!({"spec": {list: [{"name": "{{ element.name }}", "image": replaced}]}}),
     }
 }
 
-/// Returns the regular expression of a mapping's images, with tag and digest. Images by digest stay as they are if the
-/// mirror has other digests.
+/// Returns regular expressions of the images of a pattern that it must leave alone: those of narrower mappings, because
+/// versions of Kyverno differ in which of two replacements wins, and those that have their name in a mirror already.
+fn exceptions(mapping: &NameMapping, all: &[&NameMapping]) -> Vec<String> {
+    if mapping.scope == MappingScope::Repository {
+        return Vec::new();
+    }
+    let mut exceptions = BTreeSet::new();
+    for other in all {
+        if is_narrower(other, mapping) {
+            exceptions.insert(image_body(other));
+        }
+        if mapping.source.contains(&other.target) {
+            exceptions.insert(format!("{}([/:@].*)?", escape_regex(&other.target.to_string())));
+        }
+    }
+    exceptions.into_iter().collect()
+}
+
+/// Whether a mapping has a part of the names of another.
+fn is_narrower(mapping: &NameMapping, other: &NameMapping) -> bool {
+    let Some(below) = mapping.source.path_below(&other.source) else { return false };
+    let below = count_levels(below);
+    let (levels, others) = (mapping.scope.levels(), other.scope.levels());
+    let is_within = below + levels.start() >= *others.start() && levels.end().saturating_add(below) <= *others.end();
+    is_within && (below > 0 || levels != others)
+}
+
+/// Returns the regular expression of a mapping's images.
 fn image_pattern(mapping: &NameMapping) -> String {
+    format!("^{}$", image_body(mapping))
+}
+
+/// Returns what a mapping's images consist of, with tag and digest. Images by digest stay as they are if the mirror has other
+/// digests.
+fn image_body(mapping: &NameMapping) -> String {
     let source = escape_regex(&mapping.source.to_string());
     match (mapping.scope, mapping.keeps_digests) {
-        (MappingScope::Repository, true) => format!("^{source}([:@].*)?$"),
-        (MappingScope::Repository, false) => format!("^{source}(:[^@]*)?$"),
-        (MappingScope::OneLevel, true) => format!("^{source}/([^/]+)$"),
-        (MappingScope::OneLevel, false) => format!("^{source}/([^/@]+)$"),
-        (MappingScope::AllLevels, true) => format!("^{source}/(.+)$"),
-        (MappingScope::AllLevels, false) => format!("^{source}/([^@]+)$"),
+        (MappingScope::Repository, true) => format!("{source}([:@].*)?"),
+        (MappingScope::Repository, false) => format!("{source}(:[^@]*)?"),
+        (MappingScope::OneLevel, true) => format!("{source}/([^/]+)"),
+        (MappingScope::OneLevel, false) => format!("{source}/([^/@]+)"),
+        (MappingScope::AllLevels, true) => format!("{source}/(.+)"),
+        (MappingScope::AllLevels, false) => format!("{source}/([^@]+)"),
     }
 }
 
@@ -190,6 +250,10 @@ mod tests {
 
     /// Does what the policy does with an image; none if it does not match.
     fn replaced(mapping: &NameMapping, image: &str) -> Option<String> {
+        replaced_except(mapping, &[], image)
+    }
+
+    fn replaced_except(mapping: &NameMapping, exceptions: &[String], image: &str) -> Option<String> {
         let replace =
             |pattern: &str, image: &str, name: &str| Regex::new(pattern).unwrap().replace_all(image, name).into_owned();
         let mut full = image.to_owned();
@@ -199,7 +263,10 @@ mod tests {
             }
         }
         let pattern = image_pattern(mapping);
-        Regex::new(&pattern).unwrap().is_match(&full).then(|| replace(&pattern, &full, &image_target(mapping)))
+        let is_match = Regex::new(&pattern).unwrap().is_match(&full);
+        let is_excepted =
+            !exceptions.is_empty() && Regex::new(&format!("^({})$", exceptions.join("|"))).unwrap().is_match(&full);
+        (is_match && !is_excepted).then(|| replace(&pattern, &full, &image_target(mapping)))
     }
 
     fn mapping(source: &str, scope: MappingScope, target: &str) -> NameMapping {
@@ -207,7 +274,7 @@ mod tests {
             let (registry, path) = text.split_once('/').unwrap_or((text, ""));
             NamePrefix { registry: registry.parse().unwrap(), path: path.to_owned() }
         };
-        NameMapping { source: prefix(source), target: prefix(target), scope, keeps_digests: true, is_exact: true }
+        NameMapping { source: prefix(source), target: prefix(target), scope, keeps_digests: true, gap: None }
     }
 
     #[test]
@@ -259,5 +326,33 @@ mod tests {
         assert_eq!(replaced(&one, "ghcr.io/team/app:1").unwrap(), "m.example:5000/app:1");
         assert_eq!(replaced(&one, "ghcr.io/team/app/sub:1"), None);
         assert_eq!(replaced(&one, "ghcrxio/team/app:1"), None);
+    }
+
+    #[test]
+    fn of_two_mappings_the_narrower_one_replaces_an_image() {
+        let all = mapping("docker.io", MappingScope::AllLevels, "m.example/all");
+        let official = mapping("docker.io/library", MappingScope::OneLevel, "m.example/official");
+        let nginx = mapping("docker.io/library/nginx", MappingScope::Repository, "m.example/nginx");
+        let mappings = [&all, &official, &nginx];
+        for (image, expected) in [
+            ("nginx:1", "m.example/nginx:1"),
+            ("redis:7", "m.example/official/redis:7"),
+            ("org/app:2", "m.example/all/org/app:2"),
+        ] {
+            let replacements: Vec<String> = mappings
+                .iter()
+                .filter_map(|mapping| replaced_except(mapping, &exceptions(mapping, &mappings), image))
+                .collect();
+            assert_eq!(replacements, [expected], "{image}");
+        }
+    }
+
+    #[test]
+    fn images_that_have_their_name_in_the_mirror_stay_as_they_are() {
+        let all = mapping("m.example", MappingScope::AllLevels, "m.example/copies");
+        let exceptions = exceptions(&all, &[&all]);
+        assert_eq!(replaced_except(&all, &exceptions, "m.example/a/b:1").unwrap(), "m.example/copies/a/b:1");
+        assert_eq!(replaced_except(&all, &exceptions, "m.example/copies/a/b:1"), None);
+        assert!(replaced_except(&all, &exceptions, "m.example/copies-of/b:1").is_some());
     }
 }

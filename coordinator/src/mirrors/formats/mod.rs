@@ -9,14 +9,19 @@ mod mirror_entries;
 mod openshift;
 mod registries_conf;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use imgsync_oci::RegistryName;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::group_digits;
 
 use super::mirror_registry::{MirrorRegistries, MirrorRegistry};
-use super::name_mapping::{MappingScope, NameMapping, NamePrefix};
+use super::name_mapping::{MappingScope, MirrorGap, NameMapping};
+use super::shared_names::{NameRange, SharedNames};
 use super::{MirroredNames, UnreachableName};
+
+/// More mirrors that are left out are counted.
+const MAX_LEFT_OUT: usize = 20;
 
 /// How each written file begins, if its format has comments: such files may be written again.
 pub(crate) const WRITTEN_BY: &str = "# Written by `imgsync mirrors`";
@@ -38,6 +43,21 @@ pub(crate) enum MirrorFormat {
     Kyverno,
     /// kustomize: a component with `images`.
     Kustomize,
+}
+
+impl MirrorFormat {
+    /// Returns the name of its main file. containerd has one in the folder of each registry.
+    pub(crate) fn file_name(self) -> &'static str {
+        match self {
+            MirrorFormat::Containerd => containerd::FILE,
+            MirrorFormat::RegistriesConf => registries_conf::FILE,
+            MirrorFormat::Docker => docker::FILE,
+            MirrorFormat::K3s => k3s::FILE,
+            MirrorFormat::OpenShift => openshift::FILE,
+            MirrorFormat::Kyverno => kyverno::FILE,
+            MirrorFormat::Kustomize => kustomize::FILE,
+        }
+    }
 }
 
 /// What a file is for.
@@ -95,12 +115,17 @@ pub(crate) fn render(names: &MirroredNames, format: MirrorFormat) -> Result<Rend
 struct Expressed<'a, T> {
     mappings: Vec<(&'a NameMapping, T)>,
     unreachable: Vec<UnreachableName>,
+    /// Remarks about mirrors that are left out because the format cannot express them, for names that have another.
+    notes: Vec<String>,
 }
 
 impl<'a, T> Expressed<'a, T> {
     /// Splits mappings into those that a format can express, and the others with the reason. A name is unreachable only if
     /// it has no other mapping that is expressed.
-    fn split(mappings: &'a [NameMapping], express: impl Fn(&'a NameMapping) -> Result<T, String>) -> Expressed<'a, T> {
+    fn split(
+        mappings: &'a [NameMapping],
+        mut express: impl FnMut(&'a NameMapping) -> Result<T, String>,
+    ) -> Expressed<'a, T> {
         let (mut expressed, mut refused) = (Vec::new(), Vec::new());
         for mapping in mappings {
             match express(mapping) {
@@ -109,9 +134,17 @@ impl<'a, T> Expressed<'a, T> {
             }
         }
         let reached: HashSet<_> = expressed.iter().map(|(mapping, _)| (&mapping.source, mapping.scope)).collect();
-        refused.retain(|(mapping, _)| !reached.contains(&(&mapping.source, mapping.scope)));
+        let (left_out, refused): (Vec<_>, Vec<_>) =
+            refused.into_iter().partition(|(mapping, _)| reached.contains(&(&mapping.source, mapping.scope)));
+        let notes = left_out
+            .into_iter()
+            .map(|(mapping, reason)| {
+                format!("left out: {}, which has another mirror, because {reason}", label(mapping))
+            })
+            .collect();
+        let notes = limited(notes);
         let unreachable = refused.into_iter().map(|(mapping, reason)| unreachable(mapping, reason)).collect();
-        Expressed { mappings: expressed, unreachable }
+        Expressed { mappings: expressed, unreachable, notes }
     }
 
     /// Returns the number of different source names.
@@ -126,25 +159,40 @@ fn count_names<'a>(mappings: impl Iterator<Item = &'a NameMapping>) -> usize {
 }
 
 fn unreachable(mapping: &NameMapping, reason: impl Into<String>) -> UnreachableName {
+    UnreachableName { reason: reason.into(), name: label(mapping) }
+}
+
+/// Returns the first remarks about mirrors that are left out, and the number of the others.
+fn limited(mut notes: Vec<String>) -> Vec<String> {
+    let more = notes.len().saturating_sub(MAX_LEFT_OUT);
+    notes.truncate(MAX_LEFT_OUT);
+    if more > 0 {
+        notes.push(format!("left out: {} more mirrors of names that have another", group_digits(more as u64)));
+    }
+    notes
+}
+
+/// Returns the names of a mapping, and its mirror.
+fn label(mapping: &NameMapping) -> String {
     let below = match mapping.scope {
         MappingScope::Repository => "",
         MappingScope::OneLevel => "/*",
         MappingScope::AllLevels => "/**",
     };
-    let name = format!("{}{below} in {}{below}", mapping.source, mapping.target);
-    UnreachableName { reason: reason.into(), name }
+    format!("{}{below} in {}{below}", mapping.source, mapping.target)
 }
 
 /// Refuses names of which the mirror may lack some, for formats without a way back to the source.
-fn check_exact(mapping: &NameMapping) -> Result<(), String> {
-    match mapping.is_exact {
-        true => Ok(()),
-        false => Err(
-            "the mirror has only a part of these names, or other tags, and there is no way back to the source: write \
-                      after a run, and use a naming template that keeps tags"
-                .to_owned(),
-        ),
-    }
+fn check_complete(mapping: &NameMapping) -> Result<(), String> {
+    let missing = match mapping.gap {
+        None => return Ok(()),
+        Some(MirrorGap::OtherNames) => {
+            "the rule copies only a part of these names: write after a run, when each repository has its own name here"
+        }
+        Some(MirrorGap::OtherTags) => "tags have other names in the mirror: use a naming template that keeps tags",
+        Some(MirrorGap::NotCopied) => "nothing of it was copied yet: write after a run, or with --from-rules",
+    };
+    Err(format!("there is no way back to the source, and {missing}"))
 }
 
 /// Returns the path that a mapping adds before the source path, for formats that can do no more.
@@ -156,36 +204,6 @@ fn added_prefix(mapping: &NameMapping, consumer: &str) -> Result<String, String>
 
 /// A mirror: registry and added path.
 type AddedPrefix = (RegistryName, String);
-
-/// Returns the source registries of each mirror to which names are added under the same path.
-fn sources_of_prefixes<'a>(
-    mappings: impl Iterator<Item = &'a NameMapping>,
-) -> BTreeMap<AddedPrefix, BTreeSet<&'a RegistryName>> {
-    let mut sources = BTreeMap::<AddedPrefix, BTreeSet<&RegistryName>>::new();
-    for mapping in mappings {
-        if let Some(added) = mapping.added_prefix() {
-            let mirror = (mapping.target.registry.clone(), added.to_owned());
-            sources.entry(mirror).or_default().insert(&mapping.source.registry);
-        }
-    }
-    sources
-}
-
-/// Warns of mirrors in which the names of several registries cannot be told apart.
-fn shared_prefix_notes(sources: &BTreeMap<AddedPrefix, BTreeSet<&RegistryName>>) -> Vec<String> {
-    let shared = sources.iter().filter(|(_, registries)| registries.len() > 1);
-    shared
-        .map(|((registry, path), registries)| {
-            let names: Vec<&str> = registries.iter().map(|name| name.as_str()).collect();
-            let mirror = NamePrefix { registry: registry.clone(), path: path.clone() };
-            format!(
-                "warning: {mirror} holds names of {} without their registries: a node that pulls a name of one may get the \
-                 image of another; `naming: full` keeps them apart",
-                names.join(", ")
-            )
-        })
-        .collect()
-}
 
 /// Returns the registries of mirrors, in order, each once.
 fn target_registries<'a>(

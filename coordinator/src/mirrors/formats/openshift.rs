@@ -5,15 +5,19 @@ use imgsync_config::to_yaml;
 use imgsync_oci::error::Result;
 use serde::Serialize;
 
-use super::mirror_entries::mirror_entries;
-use super::{Expressed, RenderedMirrors, endpoint_notes, target_registries, yaml_file};
+use super::mirror_entries::{MirrorEntries, mirror_entries};
+use super::{RenderedMirrors, SharedNames, endpoint_notes, target_registries, yaml_file};
 use crate::mirrors::MirroredNames;
+use crate::mirrors::name_mapping::NameMapping;
 
 const FORMAT: &str = "openshift";
-const FILE: &str = "imgsync-mirrors.yaml";
+pub(super) const FILE: &str = "imgsync-mirrors.yaml";
 const API_VERSION: &str = "config.openshift.io/v1";
-/// Name of both objects.
+/// Name of the objects; the second of a kind has a number.
 const OBJECT_NAME: &str = "imgsync-mirrors";
+/// Maximum number of sources in an object: an object of Kubernetes has at most 1.5 MiB, and a source with two mirrors takes
+/// 300 bytes.
+const MAX_SOURCES: usize = 2000;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,19 +30,19 @@ struct MirrorSet<S> {
 
 #[derive(Serialize)]
 struct Metadata {
-    name: &'static str,
+    name: String,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct DigestMirrors {
-    image_digest_mirrors: Vec<SourceMirrors>,
+struct DigestMirrors<'a> {
+    image_digest_mirrors: &'a [SourceMirrors],
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct TagMirrors {
-    image_tag_mirrors: Vec<SourceMirrors>,
+struct TagMirrors<'a> {
+    image_tag_mirrors: &'a [SourceMirrors],
 }
 
 #[derive(Serialize)]
@@ -51,7 +55,8 @@ struct SourceMirrors {
 
 /// Renders one file with both objects.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
-    let entries = mirror_entries(&names.mappings);
+    let mut shared = SharedNames::new(names);
+    let MirrorEntries { entries, expressed } = mirror_entries(&names.mappings, &mut shared, check_hosts);
     let sources = |with_digests: bool| -> Vec<SourceMirrors> {
         let mut sources = Vec::new();
         for (source, mirrors) in &entries {
@@ -64,23 +69,28 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
         }
         sources
     };
-    let metadata = || Metadata { name: OBJECT_NAME };
     let mut documents = Vec::new();
-    let image_digest_mirrors = sources(true);
-    if !image_digest_mirrors.is_empty() {
-        let (kind, spec) = ("ImageDigestMirrorSet", DigestMirrors { image_digest_mirrors });
-        documents.push(to_yaml(&MirrorSet { api_version: API_VERSION, kind, metadata: metadata(), spec }));
+    for (number, part) in sources(true).chunks(MAX_SOURCES).enumerate() {
+        let spec = DigestMirrors { image_digest_mirrors: part };
+        documents.push(to_yaml(&mirror_set("ImageDigestMirrorSet", number, spec)));
     }
     let image_tag_mirrors = sources(false);
-    if image_tag_mirrors.is_empty() {
-        return Ok(RenderedMirrors::default());
+    for (number, part) in image_tag_mirrors.chunks(MAX_SOURCES).enumerate() {
+        let spec = TagMirrors { image_tag_mirrors: part };
+        documents.push(to_yaml(&mirror_set("ImageTagMirrorSet", number, spec)));
     }
-    let (kind, spec) = ("ImageTagMirrorSet", TagMirrors { image_tag_mirrors });
-    documents.push(to_yaml(&MirrorSet { api_version: API_VERSION, kind, metadata: metadata(), spec }));
-    let mirrors = target_registries(&names.registries, names.mappings.iter())?;
-    let mut notes = endpoint_notes(&mirrors);
+    let mut rendered = RenderedMirrors { reachable: expressed.reachable(), ..RenderedMirrors::default() };
+    rendered.notes = shared.into_warnings();
+    rendered.notes.extend(expressed.notes.iter().cloned());
+    let mirrors = target_registries(&names.registries, expressed.mappings.iter().map(|(mapping, ())| *mapping))?;
+    rendered.unreachable = expressed.unreachable;
+    if image_tag_mirrors.is_empty() {
+        return Ok(rendered);
+    }
+    let notes = &mut rendered.notes;
+    notes.extend(endpoint_notes(&mirrors));
     for mirror in &mirrors {
-        if mirror.is_plain || mirror.skips_verification {
+        if mirror.is_insecure() {
             notes.push(format!(
                 "mirror sets cannot say that {} has no TLS, or none to verify: add it to \
                  `spec.registrySources.insecureRegistries` of image.config.openshift.io/cluster",
@@ -95,7 +105,23 @@ pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
             ));
         }
     }
-    let files = vec![yaml_file(FILE, FORMAT, &documents)];
-    let reachable = Expressed::split(&names.mappings, |_| Ok(())).reachable();
-    Ok(RenderedMirrors { files, unreachable: Vec::new(), notes, reachable })
+    rendered.files.push(yaml_file(FILE, FORMAT, &documents));
+    Ok(rendered)
+}
+
+fn mirror_set<S>(kind: &'static str, number: usize, spec: S) -> MirrorSet<S> {
+    let name = match number {
+        0 => OBJECT_NAME.to_owned(),
+        number => format!("{OBJECT_NAME}-{}", number + 1),
+    };
+    MirrorSet { api_version: API_VERSION, kind, metadata: Metadata { name }, spec }
+}
+
+/// Refuses registries that the schema of mirror sets does not allow: it has names and IPv4 addresses, with a port or without.
+fn check_hosts(mapping: &NameMapping) -> Result<(), String> {
+    let is_host = |host: &str| host.starts_with(|c: char| c.is_ascii_alphanumeric()) && !host.contains('_');
+    match [&mapping.source.registry, &mapping.target.registry].iter().all(|registry| is_host(registry.as_str())) {
+        true => Ok(()),
+        false => Err("OpenShift's mirror sets allow no IPv6 addresses and no `_` in the name of a registry".to_owned()),
+    }
 }

@@ -3,14 +3,15 @@
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use serde::Serialize;
 
-use super::mirror_entries::mirror_entries;
+use super::mirror_entries::{MirrorEntries, mirror_entries};
 use super::{
-    Expressed, FileKind, OutputFile, RenderedMirrors, certificate_file, endpoint_notes, file_header, target_registries,
+    FileKind, OutputFile, RenderedMirrors, SharedNames, certificate_file, endpoint_notes, file_header,
+    target_registries,
 };
 use crate::mirrors::MirroredNames;
 
 const FORMAT: &str = "registries.conf";
-const FILE: &str = "imgsync-mirrors.conf";
+pub(super) const FILE: &str = "imgsync-mirrors.conf";
 
 #[derive(Serialize)]
 struct RegistriesFile {
@@ -22,6 +23,9 @@ struct SourceEntry {
     prefix: String,
     /// The source itself; as deep as the prefix.
     location: String,
+    /// Plain HTTP, or TLS with any certificate.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    insecure: bool,
     mirror: Vec<MirrorEntry>,
 }
 
@@ -38,36 +42,43 @@ struct MirrorEntry {
 
 /// Renders one file.
 pub(super) fn render(names: &MirroredNames) -> Result<RenderedMirrors> {
+    let mut shared = SharedNames::new(names);
+    let MirrorEntries { entries, expressed } = mirror_entries(&names.mappings, &mut shared, |_| Ok(()));
+    let mut rendered = RenderedMirrors { reachable: expressed.reachable(), ..RenderedMirrors::default() };
+    rendered.notes = shared.into_warnings();
+    rendered.notes.extend(expressed.notes.iter().cloned());
     let mut registry = Vec::new();
-    for (source, mirrors) in mirror_entries(&names.mappings) {
+    for (source, mirrors) in entries {
         let mut mirror = Vec::new();
         for entry in mirrors {
-            let settings = names.registries.get(&entry.target.registry)?;
             mirror.push(MirrorEntry {
                 location: entry.target.to_string(),
-                insecure: settings.is_plain || settings.skips_verification,
+                insecure: names.registries.get(&entry.target.registry)?.is_insecure(),
                 pull_from_mirror: (!entry.keeps_digests).then_some("tag-only"),
             });
         }
-        registry.push(SourceEntry { prefix: source.to_string(), location: source.to_string(), mirror });
+        let insecure = names.registries.get(&source.registry)?.is_insecure();
+        registry.push(SourceEntry { prefix: source.to_string(), location: source.to_string(), insecure, mirror });
     }
+    let mirrors = target_registries(&names.registries, expressed.mappings.iter().map(|(mapping, ())| *mapping))?;
+    rendered.unreachable = expressed.unreachable;
     if registry.is_empty() {
-        return Ok(RenderedMirrors::default());
+        return Ok(rendered);
     }
     let text = toml::to_string(&RegistriesFile { registry })
         .map_err(|error| Error::new(ErrorKind::Local, format!("writing {FILE}"), error.to_string()))?;
     let text = format!("{}{text}", file_header(FORMAT));
-    let mut files = vec![OutputFile { path: FILE.to_owned(), kind: FileKind::Main, text }];
-    let mirrors = target_registries(&names.registries, names.mappings.iter())?;
-    let mut notes = endpoint_notes(&mirrors);
-    notes.push(format!("{FILE} belongs in /etc/containers/registries.conf.d"));
+    rendered.files.push(OutputFile { path: FILE.to_owned(), kind: FileKind::Main, text });
+    rendered.notes.extend(endpoint_notes(&mirrors));
+    rendered.notes.push(format!("{FILE} belongs in /etc/containers/registries.conf.d"));
     for mirror in &mirrors {
         let path = format!("certs.d/{}/ca.crt", mirror.name);
         if let Some(file) = certificate_file(mirror, path.clone(), FORMAT) {
-            notes.push(format!("nodes trust {} by the file {path} (--out writes it) in /etc/containers", mirror.name));
-            files.push(file);
+            rendered
+                .notes
+                .push(format!("nodes trust {} by the file {path} (--out writes it) in /etc/containers", mirror.name));
+            rendered.files.push(file);
         }
     }
-    let reachable = Expressed::split(&names.mappings, |_| Ok(())).reachable();
-    Ok(RenderedMirrors { files, unreachable: Vec::new(), notes, reachable })
+    Ok(rendered)
 }

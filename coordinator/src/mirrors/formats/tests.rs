@@ -5,12 +5,38 @@ use imgsync_config::{Config, ConfigFile};
 use super::*;
 use crate::mirrors::collect_names;
 
-/// Renders a configuration without a store.
-async fn rendered(text: &str, format: MirrorFormat) -> RenderedMirrors {
+mod shared_names;
+
+/// Reads a configuration without a store.
+async fn names(text: &str) -> MirroredNames {
     let presets = crate::presets::known_presets();
     let file = ConfigFile { name: "imgsync.yaml", text, environment: &|_| None, presets: Some(&presets) };
     let config = Config::read(&file).unwrap();
-    render(&collect_names(&config, Path::new(""), None).await.unwrap(), format).unwrap()
+    collect_names(&config, Path::new(""), None).await.unwrap()
+}
+
+/// Renders a configuration without a store.
+async fn rendered(text: &str, format: MirrorFormat) -> RenderedMirrors {
+    render(&names(text).await, format).unwrap()
+}
+
+/// Does the same, and takes the risk of shared names.
+async fn rendered_with_shared_names(text: &str, format: MirrorFormat) -> RenderedMirrors {
+    let names = MirroredNames { allows_shared_names: true, ..names(text).await };
+    render(&names, format).unwrap()
+}
+
+/// Returns the mirrors of each prefix of a registries.conf.
+fn mirrors_of_prefixes(rendered: &RenderedMirrors) -> Vec<(String, Vec<String>)> {
+    let table: toml::Table = toml::from_str(&rendered.files[0].text).unwrap();
+    let text = |value: &toml::Value, key: &str| value[key].as_str().unwrap().to_owned();
+    let entries = table["registry"].as_array().unwrap().iter();
+    entries
+        .map(|entry| {
+            let mirrors = entry["mirror"].as_array().unwrap().iter();
+            (text(entry, "prefix"), mirrors.map(|mirror| text(mirror, "location")).collect())
+        })
+        .collect()
 }
 
 /// Returns the only file of an output, without its head.
@@ -24,6 +50,12 @@ fn text(rendered: &RenderedMirrors) -> &str {
 /// Returns the names that are not reachable, without the reasons.
 fn unreachable_names(rendered: &RenderedMirrors) -> Vec<&str> {
     rendered.unreachable.iter().map(|unreachable| unreachable.name.as_str()).collect()
+}
+
+fn sorted_unreachable(rendered: &RenderedMirrors) -> Vec<&str> {
+    let mut names = unreachable_names(rendered);
+    names.sort_unstable();
+    names
 }
 
 const RULES: &str = "\
@@ -94,19 +126,45 @@ async fn registries_conf_has_the_longest_prefix_that_keeps_names() {
 }
 
 #[tokio::test]
-async fn registries_that_share_a_mirror_are_told_apart_where_the_format_can() {
-    let rules = "rules: [{from: docker.io/a/b, to: m.example/m, naming: keep}, {from: quay.io/c/d, to: m.example/m, naming: keep}]";
-    let conf = rendered(rules, MirrorFormat::RegistriesConf).await;
-    let prefixes: Vec<&str> = text(&conf).lines().filter(|line| line.starts_with("prefix")).collect();
-    assert_eq!(prefixes, ["prefix = \"docker.io/a/b\"", "prefix = \"quay.io/c/d\""]);
-    let k3s = rendered(rules, MirrorFormat::K3s).await;
-    assert!(text(&k3s).contains("^a/b$: m/a/b"), "{}", text(&k3s));
-    let containerd = rendered(rules, MirrorFormat::Containerd).await;
-    assert!(
-        containerd.notes[0].starts_with("warning: m.example/m holds names of docker.io, quay.io"),
-        "{:?}",
-        containerd.notes
+async fn the_way_back_to_a_source_has_its_certificates_and_is_as_insecure() {
+    let authority = imgsync_tests::tls::Authority::default();
+    let ca: String = authority.pem().lines().map(|line| format!("      {line}\n")).collect();
+    let rules = &format!(
+        "registries:\n  plain.example: {{tls: off}}\n  any.example: {{insecure: true}}\n  own.example:\n    ca: |\n{ca}\
+         rules:\n- {{from: plain.example/a/b, to: m.example/p, naming: keep}}\n- {{from: any.example/a/b, to: m.example/q, \
+         naming: keep}}\n- {{from: own.example/a/b, to: m.example/r, naming: keep}}\n"
     );
+    let containerd = rendered(rules, MirrorFormat::Containerd).await;
+    let file = |path: &str| {
+        let file = containerd.files.iter().find(|file| file.path == path);
+        file.unwrap_or_else(|| panic!("{path}: {containerd:?}")).text.split_once('\n').unwrap().1
+    };
+    assert!(file("plain.example/hosts.toml").starts_with("server = \"http://plain.example\"\n\n[host."));
+    assert!(
+        file("any.example/hosts.toml").starts_with("server = \"https://any.example\"\nskip_verify = true\n\n[host.")
+    );
+    assert!(
+        file("own.example/hosts.toml")
+            .starts_with("server = \"https://own.example\"\nca = \"ca-own.example.pem\"\n\n[host.")
+    );
+    assert!(file("own.example/ca-own.example.pem").contains(authority.pem().trim()));
+
+    let conf = rendered(rules, MirrorFormat::RegistriesConf).await;
+    let table: toml::Table = toml::from_str(&conf.files[0].text).unwrap();
+    let insecure: Vec<(&str, bool)> = table["registry"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| {
+            (entry["prefix"].as_str().unwrap(), entry.get("insecure").is_some_and(|it| it.as_bool() == Some(true)))
+        })
+        .collect();
+    assert_eq!(insecure, [("any.example", true), ("own.example", false), ("plain.example", true)]);
+
+    let k3s = rendered(rules, MirrorFormat::K3s).await;
+    let registries = imgsync_config::parse_yaml_tree(&k3s.files[0].text).unwrap();
+    assert_eq!(registries["configs"]["any.example"]["tls"]["insecure_skip_verify"], "true");
+    assert_eq!(registries["configs"]["own.example"]["tls"]["ca_file"], "/etc/rancher/k3s/ca-own.example.pem");
 }
 
 #[tokio::test]
@@ -157,7 +215,7 @@ async fn k3s_has_no_two_rewrites_for_one_name() {
 #[tokio::test]
 async fn docker_mirrors_docker_hub_without_a_path_and_nothing_else() {
     let rules = "registries: {m.example: {insecure: true}}\nrules: [{from: nginx, to: m.example, naming: keep}, {from: redis, to: \
-                 m.example/path, naming: keep}, {from: quay.io/a/b, to: m.example, naming: keep}]";
+                 m.example/path, naming: keep}, {from: quay.io/a/b, to: n.example, naming: keep}]";
     let rendered = rendered(rules, MirrorFormat::Docker).await;
     let json: serde_json::Value = serde_json::from_str(&rendered.files[0].text).unwrap();
     assert_eq!(
@@ -166,7 +224,7 @@ async fn docker_mirrors_docker_hub_without_a_path_and_nothing_else() {
     );
     let mut names = unreachable_names(&rendered);
     names.sort_unstable();
-    assert_eq!(names, ["docker.io/library/redis in m.example/path/library/redis", "quay.io/a/b in m.example/a/b"]);
+    assert_eq!(names, ["docker.io/library/redis in m.example/path/library/redis", "quay.io/a/b in n.example/a/b"]);
 }
 
 #[tokio::test]
@@ -231,6 +289,62 @@ async fn formats_without_a_way_back_have_no_pattern_that_matches_only_a_part() {
 }
 
 #[tokio::test]
+async fn kyverno_excepts_narrower_names_from_a_pattern() {
+    let rules = "rules: [{from: docker.io/library/nginx, to: m.example/flat}, {from: docker.io/**, to: m.example/m, naming: keep}]";
+    let kyverno = rendered(rules, MirrorFormat::Kyverno).await;
+    let policy = imgsync_config::parse_yaml_tree(text(&kyverno)).unwrap();
+    let foreach = policy["spec"]["rules"][0]["mutate"]["foreach"].as_array().unwrap();
+    assert_eq!(foreach[0]["preconditions"]["all"].as_array().unwrap().len(), 1);
+    let except = &foreach[1]["preconditions"]["all"][1];
+    assert!(
+        except["key"].as_str().unwrap().starts_with("{{ regex_match('^(docker[.]io/library/nginx([:@].*)?)$', "),
+        "{except}"
+    );
+    assert_eq!((&except["operator"], &except["value"]), (&"Equals".into(), &"false".into()));
+}
+
+/// The patterns of `source` and `mirrors` in the CRDs of OpenShift 4.13 and later (openshift/api, config/v1).
+const OPENSHIFT_MIRROR: &str = concat!(
+    "^((?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])",
+    r"(?:(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))+)?(?::[0-9]+)?)",
+    "(?:(?:/[a-z0-9]+(?:(?:(?:[._]|__|[-]*)[a-z0-9]+)+)?)+)?$"
+);
+
+#[tokio::test]
+async fn mirror_sets_hold_what_the_schema_of_openshift_asks_for() {
+    let rules = "rules: [{from: \"[2001:db8::1]:5000/a/b\", to: m.example/m, naming: keep}, {from: \"reg.example:5000/a-b/c__d.e\", to: \
+                 \"10.0.0.1:5000/m\"}, {from: gcr.io/x/**, to: m.example/m, naming: full, platforms: [linux/amd64]}]";
+    let openshift = rendered(rules, MirrorFormat::OpenShift).await;
+    assert_eq!(unreachable_names(&openshift), ["[2001:db8::1]:5000/a/b in m.example/m/a/b"]);
+    let pattern = regex::Regex::new(OPENSHIFT_MIRROR).unwrap();
+    let mut seen = Vec::new();
+    for document in text(&openshift).split("---\n") {
+        let object = imgsync_config::parse_yaml_tree(document).unwrap();
+        assert_eq!(object["apiVersion"], "config.openshift.io/v1");
+        let (kind, list) = match object["kind"].as_str().unwrap() {
+            "ImageDigestMirrorSet" => ("digest", "imageDigestMirrors"),
+            "ImageTagMirrorSet" => ("tag", "imageTagMirrors"),
+            other => panic!("{other}"),
+        };
+        assert_eq!(object["spec"].as_object().unwrap().keys().collect::<Vec<_>>(), [list]);
+        for entry in object["spec"][list].as_array().unwrap() {
+            let source = entry["source"].as_str().unwrap();
+            let mut keys: Vec<&str> = entry.as_object().unwrap().keys().map(String::as_str).collect();
+            keys.sort_unstable();
+            assert_eq!(keys, ["mirrorSourcePolicy", "mirrors", "source"]);
+            assert_eq!(entry["mirrorSourcePolicy"], "AllowContactingSource");
+            assert!(pattern.is_match(source), "{source}");
+            let mirrors: Vec<&str> =
+                entry["mirrors"].as_array().unwrap().iter().map(|mirror| mirror.as_str().unwrap()).collect();
+            assert!(mirrors.iter().all(|mirror| pattern.is_match(mirror)), "{mirrors:?}");
+            assert_eq!(mirrors.iter().collect::<HashSet<_>>().len(), mirrors.len(), "the list is a set");
+            seen.push(format!("{kind} {source}"));
+        }
+    }
+    assert_eq!(seen, ["digest reg.example:5000/a-b/c__d.e", "tag gcr.io", "tag reg.example:5000/a-b/c__d.e"]);
+}
+
+#[tokio::test]
 async fn a_name_with_several_mirrors_is_counted_once_by_k3s() {
     let rules = "rules: [{from: docker.io/library/**, to: m.example/x, naming: keep}, {from: docker.io/library/redis, to: \
                  [a.example/p, b.example/p, c.example/p]}]";
@@ -247,7 +361,6 @@ async fn odd_names_are_quoted_and_credentials_are_in_no_format() {
         MirrorFormat::Containerd,
         MirrorFormat::RegistriesConf,
         MirrorFormat::K3s,
-        MirrorFormat::OpenShift,
         MirrorFormat::Kyverno,
         MirrorFormat::Kustomize,
     ];
