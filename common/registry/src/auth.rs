@@ -3,6 +3,7 @@
 //! Tokens are cached by repository and action, fetched once for concurrent requests, renewed before they expire, and
 //! dropped when the registry rejects them.
 
+mod fallback;
 mod find;
 mod login_check;
 mod token;
@@ -27,6 +28,7 @@ use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::secret::Secret;
 
+use fallback::AnonymousFallback;
 use find::credential_host;
 pub(crate) use find::{FoundLogin, find_credential, find_login, user};
 pub(super) use token::MAX_TOKEN_BYTES;
@@ -135,11 +137,16 @@ type TokenSlot = Arc<tokio::sync::Mutex<Option<CachedToken>>>;
 pub(crate) struct RegistryAuth {
     scheme: Mutex<AuthScheme>,
     tokens: Mutex<GenerationalCache<TokenScope, TokenSlot>>,
+    pub(crate) fallback: AnonymousFallback,
 }
 
 impl Default for RegistryAuth {
     fn default() -> RegistryAuth {
-        RegistryAuth { scheme: Mutex::default(), tokens: Mutex::new(GenerationalCache::new(MAX_TOKENS)) }
+        RegistryAuth {
+            scheme: Mutex::default(),
+            tokens: Mutex::new(GenerationalCache::new(MAX_TOKENS)),
+            fallback: AnonymousFallback::default(),
+        }
     }
 }
 
@@ -234,6 +241,10 @@ impl Repository {
             return Ok(Some(token.authorization.clone()));
         }
         *token = None;
+        if used.is_some_and(|used| !used.with_credentials) {
+            // Anonymous access is not enough here: the identity is asked for first.
+            self.registry.auth.fallback.record_refusal(false);
+        }
         // Two scopes come only from us (a mount); the registry's challenge would name only one.
         let scopes = (!bearer.scope.is_empty() && scope.mount_from.is_none()).then(|| scope.widen(&bearer.scope));
         let fresh = self.fetch_token(&realm, service.as_deref(), scope, scopes).await?;
@@ -389,7 +400,7 @@ impl Repository {
     /// Returns the credentials for this repository, `None` if there are none. A failing credential helper is an error
     /// for reads as well: the anonymous view of a registry lacks private repositories and looks complete.
     pub(crate) async fn find_credential(&self, credential_index: usize) -> Result<Option<Credential>> {
-        Ok(self.find_login(credential_index).await?.credential)
+        self.find_login(credential_index).await?.into_credential()
     }
 
     /// Returns the credentials for this repository, and whether a cloud issued them to this machine.

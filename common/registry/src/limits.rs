@@ -64,7 +64,7 @@ pub fn limits() -> Vec<Limit> {
             Security,
             "waiting for an answer of a cloud's metadata service",
             identity::METADATA_TIMEOUT,
-            "the service counts as absent for a minute",
+            "it is asked three times if it is expected to be there; else it counts as absent for a minute",
         ),
         Limit::bytes(
             Security,

@@ -471,6 +471,9 @@ impl Repository {
             )),
             ErrorKind::Denied => {
                 let hint = self.login_hint(with_credentials);
+                // With the identity, which is not there for now, it may succeed.
+                let is_outage = !with_credentials && self.registry.auth.fallback.has_outage();
+                let error = if is_outage { error.with_kind(ErrorKind::Unreachable) } else { error };
                 error.with_hint(hint)
             }
             ErrorKind::RateLimited if !with_credentials => {

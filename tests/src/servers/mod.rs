@@ -27,7 +27,8 @@ pub use docker_engine::DockerEngine;
 pub use docker_registry::{DockerRegistry, DockerRegistryAuth, DockerRegistryOptions};
 pub use ferro_registry::FerroRegistry;
 pub use identity::{
-    IdentityBehavior, IdentityGrants, IdentityServices, RecordedIdentityRequest, SERVICE_ACCOUNT, SERVICE_ACCOUNT_KEY,
+    APP_SECRET, IdentityBehavior, IdentityGrants, IdentityServices, RecordedIdentityRequest, SERVICE_ACCOUNT,
+    SERVICE_ACCOUNT_KEY,
 };
 pub use process::{find_program, free_port};
 pub use rabbitmq::RabbitMq;

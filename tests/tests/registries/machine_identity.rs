@@ -1,17 +1,20 @@
 //! `credentials: aws|gcp|azure`: logs in with the identity of the machine, at registries and services that check what the
 //! real ones document.
 
+mod auto;
 mod hostile;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgsync_tests::fault::{Bearer, FaultAction, FaultRegistry, Quirks, RefreshPolicy, RequestType, TokenField};
+use imgsync_tests::fault::{
+    Bearer, CreateApi, FaultAction, FaultRegistry, Quirks, RefreshPolicy, RequestType, TokenField,
+};
 use imgsync_tests::images::{self, TestImage};
 use imgsync_tests::program::{Imgsync, Output};
 use imgsync_tests::registry_profiles::{self, ProfileLogin, RegistryProfile, RunningProfile};
 use imgsync_tests::servers::{
-    IdentityBehavior, IdentityGrants, IdentityServices, SERVICE_ACCOUNT, SERVICE_ACCOUNT_KEY,
+    APP_SECRET, IdentityBehavior, IdentityGrants, IdentityServices, SERVICE_ACCOUNT, SERVICE_ACCOUNT_KEY,
 };
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -42,6 +45,7 @@ impl Cloud {
             access_token: ACCESS_TOKEN,
             lifetime: 3600,
             client_id: None,
+            every_token_differs: false,
         })
         .await;
         let source = FaultRegistry::start().await;
@@ -69,8 +73,14 @@ impl Cloud {
 
     /// Asserts that a copy fails with an error that says all of this.
     async fn assert_denied(&self, variables: &[(&str, String)], words: &[&str]) -> Output {
-        let output = self.sync(variables).run().await.assert_code(1);
-        assert_eq!(output.json()["kind"], "denied", "{output:?}");
+        self.assert_fails("denied", variables, words).await
+    }
+
+    /// The same, with an error of any kind.
+    async fn assert_fails(&self, kind: &str, variables: &[(&str, String)], words: &[&str]) -> Output {
+        let code = if kind == "unreachable" { 3 } else { 1 };
+        let output = self.sync(variables).run().await.assert_code(code);
+        assert_eq!(output.json()["kind"], kind, "{output:?}");
         for words in words {
             assert!(output.stderr.contains(words), "`{words}` is missing in {}", output.stderr);
         }
@@ -97,9 +107,17 @@ impl Cloud {
 
 #[track_caller]
 fn assert_no_secret(output: &Output) {
-    for secret in
-        [KEYS.1, KEYS.2, WORKLOAD_TOKEN, ACCESS_TOKEN, "ya29.next", "twelve-hours", "refresh-1", "entra-token"]
-    {
+    for secret in [
+        KEYS.1,
+        KEYS.2,
+        WORKLOAD_TOKEN,
+        ACCESS_TOKEN,
+        APP_SECRET,
+        "ya29.next",
+        "twelve-hours",
+        "refresh-1",
+        "entra-token",
+    ] {
         assert!(!output.stderr.contains(secret) && !output.stdout.contains(secret), "{secret}: {output:?}");
     }
 }
@@ -163,6 +181,13 @@ fn pod_identity(cloud: &Cloud) -> Vec<(&'static str, String)> {
     ]
 }
 
+fn task_role(cloud: &Cloud) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/v1/credentials", cloud.services.url())),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", WORKLOAD_TOKEN.to_owned()),
+    ]
+}
+
 fn instance_role(cloud: &Cloud) -> Vec<(&'static str, String)> {
     vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", cloud.services.url())]
 }
@@ -197,6 +222,7 @@ async fn each_identity_of_amazon_logs_in_at_ecr_once() {
         (profile_with_role, vec!["POST / 200".to_owned()]),
         (irsa, vec!["POST / 200".to_owned()]),
         (pod_identity, vec!["GET /v1/credentials 200".to_owned()]),
+        (task_role, vec!["GET /v1/credentials 200".to_owned()]),
         (
             instance_role,
             vec![
@@ -217,15 +243,6 @@ async fn each_identity_of_amazon_logs_in_at_ecr_once() {
 }
 
 #[tokio::test]
-async fn missing_repositories_of_ecr_are_created_with_the_keys_of_the_role() {
-    let cloud = Cloud::start(RegistryProfile { settings: "credentials: aws, create: true", ..ecr() }).await;
-    cloud.registry.registry.delete_repository(cloud.registry.profile.repository);
-    cloud.sync(&irsa(&cloud)).run().await.assert_code(0);
-    cloud.assert_arrived();
-    assert_eq!(cloud.services.paths(), ["POST / 200"], "the keys of the login create it, too");
-}
-
-#[tokio::test]
 async fn a_password_of_ecr_that_ends_while_blobs_are_copied_is_renewed_with_the_same_keys() {
     let cloud = Cloud::start(ecr()).await;
     cloud.sync_while_credentials_end(&instance_role(&cloud), |_| {}).await;
@@ -240,7 +257,7 @@ async fn a_password_of_ecr_is_renewed_when_its_time_is_over() {
         FaultRegistry::builder().basic("AWS", "twelve-hours").quirks(Quirks {
             host: Some(host),
             password_seconds: Some(2),
-            create_api: Some(imgsync_tests::fault::CreateApi::Ecr {
+            create_api: Some(CreateApi::Ecr {
                 account: "123456789012",
                 region: "eu-west-1",
                 key: (KEYS.0, KEYS.1),
@@ -296,7 +313,9 @@ async fn without_an_identity_the_error_says_what_was_looked_for() {
         "the instance metadata service at http://127.0.0.1:1 did not answer",
         "hint: give the pod, task or instance a role",
     ];
-    cloud.assert_denied(&[], &words).await;
+    cloud.assert_fails("unreachable", &[], &words).await;
+    let disabled = [("AWS_EC2_METADATA_DISABLED", "true".to_owned())];
+    cloud.assert_denied(&disabled, &[&words[..5], &["AWS_EC2_METADATA_DISABLED is true", words[6]]].concat()).await;
     let missing = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token".to_owned()), ("AWS_ROLE_ARN", "arn:x".to_owned())];
     cloud.assert_denied(&missing, &["/nowhere/token, named by AWS_WEB_IDENTITY_TOKEN_FILE, does not exist"]).await;
     let profile = [("AWS_PROFILE", "nobody".to_owned())];
@@ -312,15 +331,26 @@ async fn without_an_identity_the_error_says_what_was_looked_for() {
         "application_default_credentials.json does not exist",
         "the metadata server at http://127.0.0.1:1 did not answer",
     ];
-    cloud.assert_denied(&[], &words).await;
+    cloud.assert_fails("unreachable", &[], &words).await;
+    let disabled = [("NO_GCE_CHECK", "true".to_owned())];
+    cloud.assert_denied(&disabled, &[words[0], "NO_GCE_CHECK is true"]).await;
+    let keys = json!({"type": "external_account", "audience": "a", "subject_token_type": "t", "token_url": "https://x/",
+        "credential_source": {"environment_id": "aws1", "url": "http://169.254.169.254/latest/meta-data/x"}});
+    let keys =
+        [("GOOGLE_APPLICATION_CREDENTIALS", cloud.program.file("aws.json", keys.to_string()).display().to_string())];
+    let words = ["exchanges keys of AWS (`environment_id: aws1`), which is not supported", "--credential-source-file"];
+    cloud.assert_denied(&keys, &words).await;
 
     let cloud = Cloud::start(acr()).await;
     let words = [
         "this machine has no identity of `azure`",
         "AZURE_FEDERATED_TOKEN_FILE is not set",
+        "IDENTITY_ENDPOINT is not set",
         "the instance metadata service at http://127.0.0.1:1 did not answer",
     ];
-    cloud.assert_denied(&[], &words).await;
+    cloud.assert_fails("unreachable", &[], &words).await;
+    let arc = [("IDENTITY_ENDPOINT", "http://127.0.0.1:1/metadata/identity/oauth2/token".to_owned())];
+    cloud.assert_fails("unreachable", &arc, &["IDENTITY_HEADER is not (Azure Arc is not supported)"]).await;
     let half = [("AZURE_FEDERATED_TOKEN_FILE", "/t".to_owned())];
     cloud.assert_denied(&half, &["AZURE_CLIENT_ID or AZURE_TENANT_ID is not"]).await;
 }
@@ -335,8 +365,26 @@ fn key_file(cloud: &Cloud) -> Vec<(&'static str, String)> {
 }
 
 fn federation(cloud: &Cloud) -> Vec<(&'static str, String)> {
-    let url = cloud.services.url();
     let token = cloud.program.file("oidc.json", json!({"id_token": WORKLOAD_TOKEN}).to_string());
+    let format = json!({"type": "json", "subject_token_field_name": "id_token"});
+    federation_with(cloud, &json!({"file": token, "format": format}))
+}
+
+/// A federation as `gcloud iam workload-identity-pools create-cred-config --azure` writes it.
+fn federation_of_azure(cloud: &Cloud) -> Vec<(&'static str, String)> {
+    let query = "api-version=2018-02-01&resource=api://federation";
+    federation_with(
+        cloud,
+        &json!({
+            "url": format!("{}/metadata/identity/oauth2/token?{query}", cloud.services.url()),
+            "headers": {"Metadata": "True"},
+            "format": {"type": "json", "subject_token_field_name": "access_token"},
+        }),
+    )
+}
+
+fn federation_with(cloud: &Cloud, source: &serde_json::Value) -> Vec<(&'static str, String)> {
+    let url = cloud.services.url();
     let config = json!({
         "type": "external_account",
         "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/ci",
@@ -344,7 +392,7 @@ fn federation(cloud: &Cloud) -> Vec<(&'static str, String)> {
         "token_url": format!("{url}/v1/token"),
         "service_account_impersonation_url":
             format!("{url}/v1/projects/-/serviceAccounts/{SERVICE_ACCOUNT}:generateAccessToken"),
-        "credential_source": {"file": token, "format": {"type": "json", "subject_token_field_name": "id_token"}},
+        "credential_source": source,
     });
     let file = cloud.program.file("federation.json", config.to_string());
     vec![("GOOGLE_APPLICATION_CREDENTIALS", file.display().to_string())]
@@ -358,9 +406,12 @@ fn metadata_server(cloud: &Cloud) -> Vec<(&'static str, String)> {
 async fn each_identity_of_google_logs_in_and_is_renewed_while_blobs_are_copied() {
     let impersonation = format!("POST /v1/projects/-/serviceAccounts/{SERVICE_ACCOUNT}:generateAccessToken 200");
     type Variables = fn(&Cloud) -> Vec<(&'static str, String)>;
-    let ways: [(Variables, Vec<String>); 3] = [
+    let exchange = || "POST /v1/token 200".to_owned();
+    let subject = "GET /metadata/identity/oauth2/token 200".to_owned();
+    let ways: [(Variables, Vec<String>); 4] = [
         (key_file, vec!["POST /token 200".to_owned()]),
-        (federation, vec!["POST /v1/token 200".to_owned(), impersonation]),
+        (federation, vec![exchange(), impersonation.clone()]),
+        (federation_of_azure, vec![subject, exchange(), impersonation]),
         (metadata_server, vec!["GET /computeMetadata/v1/instance/service-accounts/default/token 200".to_owned()]),
     ];
     for (variables, login) in ways {
@@ -400,11 +451,20 @@ fn managed_identity(cloud: &Cloud) -> Vec<(&'static str, String)> {
     vec![("AZURE_POD_IDENTITY_AUTHORITY_HOST", cloud.services.url()), ("AZURE_CLIENT_ID", CLIENT.to_owned())]
 }
 
+fn app_identity(cloud: &Cloud) -> Vec<(&'static str, String)> {
+    vec![
+        ("IDENTITY_ENDPOINT", format!("{}/msi/token", cloud.services.url())),
+        ("IDENTITY_HEADER", APP_SECRET.to_owned()),
+        ("AZURE_CLIENT_ID", CLIENT.to_owned()),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_identity_of_azure_logs_in_and_is_renewed_while_blobs_are_copied() {
     type Variables = fn(&Cloud) -> Vec<(&'static str, String)>;
-    let ways: [(Variables, &str); 2] = [
+    let ways: [(Variables, &str); 3] = [
         (workload_identity, "POST /tenant-1/oauth2/v2.0/token 200"),
+        (app_identity, "GET /msi/token 200"),
         (managed_identity, "GET /metadata/identity/oauth2/token 200"),
     ];
     for (variables, login) in ways {
@@ -422,59 +482,11 @@ async fn a_refused_identity_of_azure_fails_with_the_reason() {
     cloud.services.behave(IdentityBehavior::Refuse);
     cloud.assert_denied(&workload_identity(&cloud), &["AADSTS700016: Application was not found"]).await;
     cloud.assert_denied(&managed_identity(&cloud), &["Identity not found"]).await;
+    cloud.assert_denied(&app_identity(&cloud), &["No User Assigned or Delegated Managed Identity"]).await;
+    let far = [("IDENTITY_ENDPOINT", "http://192.0.2.1/msi/token".to_owned()), ("IDENTITY_HEADER", "x".to_owned())];
+    cloud.assert_fails("insecure", &far, &["IDENTITY_ENDPOINT names http://192.0.2.1"]).await;
     cloud.services.behave(IdentityBehavior::Right);
     cloud.services.grant(|grants| grants.access_token = "ya29.next");
     let words = ["CONNECTIVITY_REFRESH_TOKEN_ERROR", "the role AcrPull", CLIENT];
     cloud.assert_denied(&managed_identity(&cloud), &words).await;
-}
-
-#[tokio::test]
-async fn auto_uses_a_stored_login_before_the_identity() {
-    let cloud = Cloud::start(RegistryProfile { settings: "", ..google() }).await;
-    let host = cloud.registry.profile.registry;
-    cloud.program.write_docker_config(&[(host, "oauth2accesstoken", ACCESS_TOKEN)]);
-    cloud.sync(&metadata_server(&cloud)).run().await.assert_code(0);
-    assert_eq!(cloud.services.paths().len(), 0, "a stored login goes first");
-    cloud.assert_arrived();
-
-    let cloud = Cloud::start(RegistryProfile { settings: "", ..google() }).await;
-    cloud.sync(&metadata_server(&cloud)).run().await.assert_code(0);
-    assert_eq!(cloud.services.paths().len(), 1);
-    cloud.assert_arrived();
-
-    let cloud = Cloud::start(RegistryProfile { settings: "", ..google() }).await;
-    let words = ["no credentials for europe-docker.pkg.dev were found", "this machine has no identity of `gcp`"];
-    cloud.assert_denied(&[], &words).await;
-}
-
-#[tokio::test]
-async fn auto_pulls_anonymously_if_the_identity_is_refused() {
-    let builder = || {
-        let host = "europe-docker.pkg.dev";
-        let bearer = Bearer::user("oauth2accesstoken", "another").field(TokenField::Both).service(host);
-        let bearer = bearer.anonymous_pull(true);
-        FaultRegistry::builder().bearer(bearer).google().quirks(Quirks {
-            host: Some(host),
-            token_path: Some("/v2/token"),
-            realm: Some("https://europe-docker.pkg.dev/v2/token"),
-            ..Quirks::default()
-        })
-    };
-    for (settings, code) in [("", 0), ("credentials: gcp", 1)] {
-        let cloud = Cloud::start(RegistryProfile { settings, builder, ..google() }).await;
-        cloud.registry.registry.push(cloud.registry.profile.repository, "1", &cloud.image);
-        let program = cloud.program.again().env("GCE_METADATA_HOST", cloud.services.host());
-        let to = format!("{}/b:1", cloud.source.host());
-        program.args(["sync", &cloud.registry.reference("1"), &to]).run().await.assert_code(code);
-        assert!(!cloud.services.paths().is_empty());
-    }
-}
-
-#[tokio::test]
-async fn none_sends_neither_a_stored_login_nor_the_identity() {
-    let cloud = Cloud::start(RegistryProfile { settings: "credentials: none", ..google() }).await;
-    let host = cloud.registry.profile.registry;
-    cloud.program.write_docker_config(&[(host, "oauth2accesstoken", ACCESS_TOKEN)]);
-    cloud.assert_denied(&metadata_server(&cloud), &["`credentials: none` of europe-docker.pkg.dev"]).await;
-    assert_eq!(cloud.services.paths().len(), 0);
 }

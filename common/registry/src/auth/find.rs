@@ -2,34 +2,45 @@
 
 use super::super::credentials::Credential;
 use super::super::providers::CredentialSource;
-use super::super::{Client, Registry, Repository, failure};
+use super::super::{Client, Registry, failure};
 use imgsync_oci::error::{Error, ErrorKind, Result};
+use imgsync_oci::retry;
 
 /// A credential, and whether a cloud issued it to this machine.
 #[derive(Debug, Default)]
 pub(crate) struct FoundLogin {
     pub(crate) credential: Option<Credential>,
     pub(crate) is_issued: bool,
+    /// Why the identity that `auto` found cannot be used for now.
+    pub(crate) outage: Option<Error>,
 }
 
 impl FoundLogin {
     fn known(credential: Option<Credential>) -> FoundLogin {
-        FoundLogin { credential, is_issued: false }
+        FoundLogin { credential, ..FoundLogin::default() }
     }
 
     fn issued(credential: Option<Credential>) -> FoundLogin {
-        FoundLogin { is_issued: credential.is_some(), credential }
+        FoundLogin { is_issued: credential.is_some(), credential, outage: None }
+    }
+
+    /// Returns the credential. An outage is an error.
+    pub(crate) fn into_credential(self) -> Result<Option<Credential>> {
+        match self.outage {
+            Some(outage) => Err(outage),
+            None => Ok(self.credential),
+        }
     }
 }
 
-/// Returns the credentials for a registry, as [`find_login`] does.
+/// Returns the credentials for a registry, as [`find_login`] does. An outage of the identity's services is an error.
 pub(crate) async fn find_credential(
     client: &Client,
     registry: &Registry,
     repository: &str,
     credential_index: usize,
 ) -> Result<Option<Credential>> {
-    Ok(find_login(client, registry, repository, credential_index).await?.credential)
+    find_login(client, registry, repository, credential_index).await?.into_credential()
 }
 
 /// Returns the credentials for a registry, in this order: from its settings; those that the cloud issues to this machine,
@@ -59,17 +70,13 @@ pub(crate) async fn find_login(
             .with_source(error)
     })?;
     match (stored, provider) {
-        (None, Some(provider)) => identities.log_in(registry, environment, provider).await.map(FoundLogin::issued),
+        (None, Some(provider)) => match identities.log_in(registry, environment, provider).await {
+            Err(error) if retry::is_transient(&error) && !error.is_out_of_files() => {
+                Ok(FoundLogin { outage: Some(error), ..FoundLogin::default() })
+            }
+            found => found.map(FoundLogin::issued),
+        },
         (stored, _) => Ok(FoundLogin::known(stored)),
-    }
-}
-
-impl Repository {
-    /// Whether images may be read without the credential in use: nobody asked for it, and the machine happens to have it.
-    /// A machine may be allowed less than everybody.
-    pub(super) fn may_be_anonymous(&self) -> bool {
-        let (settings, name) = (&self.registry.settings, &self.registry.name);
-        settings.credential_source == CredentialSource::Auto && self.client.0.identities.has_login(name)
     }
 }
 

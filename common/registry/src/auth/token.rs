@@ -8,12 +8,12 @@ use url::Url;
 
 use super::super::context::RequestKind;
 use super::super::credentials::Credential;
-use super::super::providers::refuse_foreign_realm;
+use super::super::providers::{CredentialSource, refuse_foreign_realm};
 use super::super::request_body::RequestBody;
 use super::super::request_class::RequestClass;
 use super::super::transport::Response;
 use super::super::{Repository, ssrf};
-use super::{Access, Authorization, CachedToken, TokenScope, basic_header};
+use super::{Access, Authorization, CachedToken, FoundLogin, TokenScope, basic_header};
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use imgsync_oci::secret::Secret;
 
@@ -21,10 +21,22 @@ use imgsync_oci::secret::Secret;
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 /// A refused credential that helpers and files returned less than this ago is not looked up again.
 const MIN_CREDENTIAL_AGE: Duration = Duration::from_secs(1);
+/// An anonymous token that stands in for the machine's identity is used for no longer than this.
+const OUTAGE_LIFETIME: Duration = Duration::from_secs(10);
 /// Size limit of a token response.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Size limit of a token: servers limit request headers to less, and many tokens are cached.
 pub(crate) const MAX_TOKEN_BYTES: usize = 32 << 10;
+
+/// What is asked of a token service.
+struct TokenRequest<'a> {
+    realm: &'a Url,
+    service: Option<&'a str>,
+    /// The scopes as they are written.
+    scopes: &'a [String],
+    scope: &'a TokenScope,
+    operation: &'a str,
+}
 
 impl Repository {
     /// Fetches a token from the token service.
@@ -37,42 +49,8 @@ impl Repository {
     ) -> Result<CachedToken> {
         let written = scopes.clone().unwrap_or_else(|| scope.to_scopes());
         let operation = format!("getting a token for {} from {}", self.label(), ssrf::origin(realm));
-        let ask = async |credential: &Option<Credential>| {
-            let requester = (scope.credential_index, credential.as_ref());
-            self.with_retries(|| self.request_token(realm, service, &written, requester, &operation)).await
-        };
-        let login = async || {
-            let found = self.find_login(scope.credential_index).await?;
-            if found.is_issued {
-                refuse_foreign_realm(&self.registry, realm, &operation)?;
-            }
-            Ok(found.credential)
-        };
-        let mut credential = login().await?;
-        let response = match ask(&credential).await {
-            // A credential from a helper may have expired since, as the tokens of clouds do.
-            Err(error) if error.kind() == ErrorKind::Denied && credential.is_some() => {
-                let before = Instant::now().checked_sub(MIN_CREDENTIAL_AGE).unwrap_or_else(Instant::now);
-                let is_theirs = self.refresh_credential(scope.credential_index, before).await;
-                let fresh = if is_theirs { login().await? } else { None };
-                let is_same = fresh.is_none() || fresh == credential;
-                if !is_same {
-                    credential = fresh;
-                    ask(&credential).await?
-                } else if scope.access == Access::Pull && self.may_be_anonymous() {
-                    match ask(&None).await {
-                        Ok(response) => {
-                            credential = None;
-                            response
-                        }
-                        Err(_) => return Err(error),
-                    }
-                } else {
-                    return Err(error);
-                }
-            }
-            answer => answer?,
-        };
+        let wanted = TokenRequest { realm, service, scopes: &written, scope, operation: &operation };
+        let (response, with_credentials) = Box::pin(self.request_with_login(&wanted)).await?;
         let text = response.token.or(response.access_token).filter(|token| !token.is_empty()).ok_or_else(|| {
             Error::new(ErrorKind::InvalidResponse, &operation, "the token service answered without a token")
         })?;
@@ -88,24 +66,98 @@ impl Repository {
         })?;
         header.set_sensitive(true);
         let since = Instant::now();
-        let lifetime = lifetime(response.expires_in);
+        let mut lifetime = lifetime(response.expires_in);
+        if !with_credentials && self.registry.auth.fallback.has_outage() {
+            lifetime = lifetime.min(OUTAGE_LIFETIME);
+        }
         let margin = (lifetime / 4).min(Duration::from_secs(30));
         Ok(CachedToken {
-            authorization: Authorization { header, since, with_credentials: credential.is_some() },
+            authorization: Authorization { header, since, with_credentials },
             renew_at: since + (lifetime - margin.min(lifetime)),
             scopes,
             _secret: secret,
         })
     }
 
-    async fn request_token(
+    /// Requests a token with the credentials of this repository. If nobody named the identity that the machine has, and it
+    /// is refused or not there for now, images are read anonymously: a machine may be allowed less than everybody. Returns
+    /// whether the token is that of a user.
+    async fn request_with_login(&self, wanted: &TokenRequest<'_>) -> Result<(TokenResponse, bool)> {
+        let TokenScope { access, credential_index, .. } = *wanted.scope;
+        let fallback = &self.registry.auth.fallback;
+        let is_denied = |error: &Error| error.kind() == ErrorKind::Denied;
+        let FoundLogin { credential, is_issued, outage } = self.find_login_for(wanted).await?;
+        let had_outage = fallback.record_outage(outage.is_some());
+        if let Some(outage) = outage {
+            if access != Access::Pull {
+                return Err(outage);
+            }
+            if !had_outage {
+                self.context
+                    .warn(format!("{outage}; meanwhile, images of {} are read anonymously", self.registry.name));
+            }
+            return match self.request_with_retries(wanted, None).await {
+                Err(error) if is_denied(&error) => Err(outage),
+                answer => Ok((answer?, false)),
+            };
+        }
+        let refused = match self.request_with_retries(wanted, credential.as_ref()).await {
+            Err(error) if is_denied(&error) && credential.is_some() => error,
+            answer => return Ok((answer?, credential.is_some())),
+        };
+        let is_auto = self.registry.settings.credential_source == CredentialSource::Auto;
+        let may_be_anonymous = is_auto && is_issued && access == Access::Pull;
+        // Where another login changed nothing, none is requested for each repository.
+        let was_refused = may_be_anonymous && fallback.refuses_identity();
+        if was_refused && let Ok(answer) = self.request_with_retries(wanted, None).await {
+            return Ok((answer, false));
+        }
+        // A credential from a helper may have expired since, as the tokens of clouds do.
+        let before = Instant::now().checked_sub(MIN_CREDENTIAL_AGE).unwrap_or_else(Instant::now);
+        let fresh = match self.refresh_credential(credential_index, before).await {
+            true => self.find_login_for(wanted).await?.into_credential(),
+            false => Ok(None),
+        };
+        let refused = match fresh {
+            Ok(Some(fresh)) if credential.as_ref() != Some(&fresh) => {
+                match self.request_with_retries(wanted, Some(&fresh)).await {
+                    Err(error) if is_denied(&error) => error,
+                    answer => return Ok((answer?, true)),
+                }
+            }
+            Ok(_) => refused,
+            Err(outage) => outage,
+        };
+        if may_be_anonymous
+            && !was_refused
+            && let Ok(answer) = self.request_with_retries(wanted, None).await
+        {
+            fallback.record_refusal(true);
+            return Ok((answer, false));
+        }
+        Err(refused)
+    }
+
+    /// Returns the credentials for a token service. Not every one gets what a cloud issued.
+    async fn find_login_for(&self, wanted: &TokenRequest<'_>) -> Result<FoundLogin> {
+        let found = self.find_login(wanted.scope.credential_index).await?;
+        if found.is_issued {
+            refuse_foreign_realm(&self.registry, wanted.realm, wanted.operation)?;
+        }
+        Ok(found)
+    }
+
+    async fn request_with_retries(
         &self,
-        realm: &Url,
-        service: Option<&str>,
-        scopes: &[String],
-        (credential_index, credential): (usize, Option<&Credential>),
-        operation: &str,
+        wanted: &TokenRequest<'_>,
+        credential: Option<&Credential>,
     ) -> Result<TokenResponse> {
+        self.with_retries(|| self.request_token(wanted, credential)).await
+    }
+
+    async fn request_token(&self, wanted: &TokenRequest<'_>, credential: Option<&Credential>) -> Result<TokenResponse> {
+        let TokenRequest { realm, service, scopes, operation, .. } = *wanted;
+        let credential_index = wanted.scope.credential_index;
         let http = self.http_client_for(realm, None);
         let kind = RequestClass::auxiliary(credential_index);
         self.await_rate(kind, operation).await?;

@@ -30,7 +30,7 @@ use crate::{Access, Registry, RegistrySettings, Repository, is_loopback, ssrf};
 
 pub(super) static AMAZON: Provider = Provider {
     name: "ECR",
-    hosts: &[".amazonaws.com"],
+    hosts: &[".amazonaws.com", ".amazonaws.com.cn", ".on.aws"],
     per_operation: &[(RateLimitCategory::ManifestPuts, 10.0), (RateLimitCategory::UploadStarts, 100.0)],
     source: "https://docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html (PutImage 10, InitiateLayerUpload 100 a second)",
     secret_variables: &["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"],
@@ -55,6 +55,17 @@ fn domain_of(region: &str) -> &'static str {
     match region.starts_with("cn-") {
         true => "amazonaws.com.cn",
         false => "amazonaws.com",
+    }
+}
+
+/// Returns the region that the variables of Amazon's SDKs name.
+fn region_of_environment(search: &Search<'_>) -> Result<Option<String>> {
+    let region = search.variable("AWS_REGION").or_else(|| search.variable("AWS_DEFAULT_REGION"));
+    match &region {
+        Some(text) if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') => {
+            Err(search.invalid("AWS_REGION or AWS_DEFAULT_REGION is not the name of a region"))
+        }
+        _ => Ok(region),
     }
 }
 
@@ -177,7 +188,7 @@ fn no_keys(host: &EcrHost, name: &str, search: &Search<'_>, operation: &str) -> 
     let detail = "no AWS keys were found, and a helper's password only allows pushing";
     let command = if host.account.is_some() { "ecr" } else { "ecr-public" };
     tracing::info!("{operation}: no AWS keys: {}", search.shown_misses());
-    Error::new(ErrorKind::Denied, operation, detail).with_hint(format!(
+    search.unavailable(detail).with_hint(format!(
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role; or create it \
          manually: aws {command} create-repository --repository-name {name} --region {}",
         host.region

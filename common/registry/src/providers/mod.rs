@@ -174,6 +174,9 @@ mod tests {
         assert_eq!(known("eu.gcr.io").unwrap(), known("gcr.io").unwrap());
         let ecr = known("123456789012.dkr.ecr.eu-west-1.amazonaws.com").unwrap();
         assert_eq!((ecr.requests_per_second, ecr.per_operation[0]), (None, (RateLimitCategory::ManifestPuts, 10.0)));
+        for other in ["123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "123456789012.dkr-ecr.eu-west-1.on.aws"] {
+            assert_eq!(known(other), Some(ecr), "{other}");
+        }
         for other in ["localhost:5000", "ghcr.io.example.com", "quay.io", "notgcr.io"] {
             assert_eq!(known(other), None, "{other}");
         }

@@ -1,15 +1,22 @@
 //! Azure's services: instance metadata, and the token service of Entra.
 
 use axum::http::Method;
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{Answer, Asked, IdentityGrants, json};
 
+/// Secret of the managed identity of an app.
+pub const APP_SECRET: &str = "853b9a84-app-secret";
+
 const RESOURCE: &str = "https://containerregistry.azure.net";
+/// Resource of tokens that Google's services exchange.
+const FEDERATION_RESOURCE: &str = "api://federation";
 
 pub(super) fn answer(asked: &Asked<'_>, grants: &IdentityGrants) -> Option<Answer> {
     match (asked.method, asked.path) {
         (&Method::GET, "/metadata/identity/oauth2/token") => Some(metadata(asked, grants)),
+        (&Method::GET, "/msi/token") => Some(app(asked, grants)),
         (&Method::POST, "/tenant-1/oauth2/v2.0/token") => Some(entra(asked, grants)),
         _ => None,
     }
@@ -20,7 +27,7 @@ fn refusal(status: u16, code: &str, description: &str) -> Answer {
 }
 
 fn metadata(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
-    if asked.header("metadata") != "true" || !asked.header("x-forwarded-for").is_empty() {
+    if !asked.header("metadata").eq_ignore_ascii_case("true") || !asked.header("x-forwarded-for").is_empty() {
         return refusal(400, "invalid_request", "Required metadata header not specified");
     }
     if asked.parameter("api-version") != "2018-02-01" {
@@ -30,14 +37,46 @@ fn metadata(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
     if asked.refuses || grants.client_id.is_some_and(|wanted| wanted != client) {
         return refusal(400, "invalid_request", "Identity not found");
     }
-    if asked.parameter("resource") != RESOURCE {
-        return refusal(400, "invalid_resource", "AADSTS500011: The resource principal was not found in the tenant");
-    }
+    let resource = asked.parameter("resource");
+    let token = match resource.as_str() {
+        RESOURCE => grants.access_token,
+        FEDERATION_RESOURCE => grants.workload_token,
+        _ => return unknown_resource(),
+    };
     // Numbers are strings there.
     let seconds = grants.lifetime.to_string();
+    json(200, &json!({"access_token": token, "expires_in": seconds, "resource": resource, "token_type": "Bearer"}))
+}
+
+fn unknown_resource() -> Answer {
+    refusal(400, "invalid_resource", "AADSTS500011: The resource principal was not found in the tenant")
+}
+
+/// The service of App Service, Functions and Container Apps.
+fn app(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
+    if asked.header("x-identity-header") != APP_SECRET {
+        return json(401, &json!({"statusCode": 401, "message": "X-IDENTITY-HEADER is not valid"}));
+    }
+    if asked.parameter("api-version") != "2019-08-01" {
+        return json(400, &json!({"statusCode": 400, "message": "Unsupported api-version"}));
+    }
+    let client = asked.parameter("client_id");
+    if asked.refuses || grants.client_id.is_some_and(|wanted| wanted != client) {
+        return json(
+            400,
+            &json!({"statusCode": 400, "message": "No User Assigned or Delegated Managed Identity found"}),
+        );
+    }
+    if asked.parameter("resource") != RESOURCE {
+        return unknown_resource();
+    }
+    let ends = Timestamp::now().as_second() + grants.lifetime as i64;
     json(
         200,
-        &json!({"access_token": grants.access_token, "expires_in": seconds, "resource": RESOURCE, "token_type": "Bearer"}),
+        &json!({
+            "access_token": grants.access_token, "expires_on": ends.to_string(), "resource": RESOURCE,
+            "token_type": "Bearer", "client_id": client,
+        }),
     )
 }
 

@@ -32,8 +32,12 @@ pub(super) fn answer(asked: &Asked<'_>, grants: &IdentityGrants) -> Option<Answe
     }
 }
 
-fn token(grants: &IdentityGrants) -> Value {
-    json!({"access_token": grants.access_token, "expires_in": grants.lifetime, "token_type": "Bearer"})
+fn token(asked: &Asked<'_>, grants: &IdentityGrants) -> Value {
+    let text = match grants.every_token_differs {
+        true => format!("{}-{}", grants.access_token, asked.number),
+        false => grants.access_token.to_owned(),
+    };
+    json!({"access_token": text, "expires_in": grants.lifetime, "token_type": "Bearer"})
 }
 
 fn metadata(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
@@ -41,7 +45,7 @@ fn metadata(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
         false => text(403, "Missing Metadata-Flavor:Google header."),
         true if !asked.header("x-forwarded-for").is_empty() => text(403, "X-Forwarded-For is not allowed"),
         true if asked.refuses => text(404, "the service account does not exist"),
-        true => json(200, &token(grants)),
+        true => json(200, &token(asked, grants)),
     };
     headers.push(("metadata-flavor", "Google".to_owned()));
     (status, headers, body)
@@ -59,7 +63,7 @@ fn key(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
     let assertion = asked.field("assertion");
     match check_assertion(&assertion, &format!("{}/token", asked.origin)) {
         _ if asked.refuses => refusal(400, "invalid_grant", "Invalid grant: account not found"),
-        Some(()) => json(200, &token(grants)),
+        Some(()) => json(200, &token(asked, grants)),
         None => refusal(400, "invalid_grant", "Invalid JWT Signature."),
     }
 }
@@ -99,7 +103,7 @@ fn exchange(asked: &Asked<'_>, grants: &IdentityGrants) -> Answer {
     if !asked.is_form() || asked.field("subject_token") != grants.workload_token || asked.refuses {
         return refusal(403, "unauthorized_client", "The given credential is rejected by the attribute condition.");
     }
-    let mut answer = token(grants);
+    let mut answer = token(asked, grants);
     answer["access_token"] = json!(FEDERATED);
     answer["issued_token_type"] = json!("urn:ietf:params:oauth:token-type:access_token");
     json(200, &answer)

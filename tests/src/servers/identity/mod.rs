@@ -16,6 +16,7 @@ use axum::response::{IntoResponse as _, Response};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use azure::APP_SECRET;
 pub use google::{SERVICE_ACCOUNT, SERVICE_ACCOUNT_KEY};
 
 /// A recorded request.
@@ -47,6 +48,8 @@ pub enum IdentityBehavior {
     Html,
     /// Redirects to another path of its own.
     Redirect,
+    /// Answers so many requests with 503, and the next ones as documented.
+    Busy(u32),
     /// Refuses the identity, in the words of the real service.
     Refuse,
 }
@@ -64,6 +67,8 @@ pub struct IdentityGrants {
     pub lifetime: u64,
     /// Client id of Azure's identity, if it must be named.
     pub client_id: Option<&'static str>,
+    /// Whether each access token of Google's services differs from the one before, as those of the real ones do.
+    pub every_token_differs: bool,
 }
 
 /// The services, stopped on drop.
@@ -89,6 +94,8 @@ struct Asked<'a> {
     headers: &'a HeaderMap,
     body: &'a str,
     refuses: bool,
+    /// How many requests came before.
+    number: usize,
     origin: String,
 }
 
@@ -203,7 +210,12 @@ async fn answer(
         });
     };
     match behavior {
-        IdentityBehavior::Right | IdentityBehavior::Refuse => {}
+        IdentityBehavior::Right | IdentityBehavior::Refuse | IdentityBehavior::Busy(0) => {}
+        IdentityBehavior::Busy(left) => {
+            *shared.behavior.lock().expect("it is whole") = IdentityBehavior::Busy(left - 1);
+            record(StatusCode::SERVICE_UNAVAILABLE);
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         IdentityBehavior::Stall => {
             record(StatusCode::REQUEST_TIMEOUT);
             return std::future::pending().await;
@@ -227,6 +239,7 @@ async fn answer(
         query: uri.query().unwrap_or_default(),
         headers: &headers,
         body: &body,
+        number: shared.requests.lock().expect("the memory is whole").len(),
         refuses: behavior == IdentityBehavior::Refuse,
         origin: format!("http://{address}"),
     };

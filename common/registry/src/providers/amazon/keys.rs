@@ -164,7 +164,9 @@ fn from_profile<'a>(
                 }
             };
             let Some(source) = source else {
-                return Err(search.invalid(format!("the keys that assume the role of the profile {shown} are missing")));
+                return Err(
+                    search.unavailable(format!("the keys that assume the role of the profile {shown} are missing"))
+                );
             };
             let external = get("external_id");
             let keys = roles::assume(search, &source, &role, get("role_session_name"), external, region).await?;

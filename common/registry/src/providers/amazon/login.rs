@@ -16,7 +16,7 @@ use url::Url;
 
 use super::api::{self, ApiCall};
 use super::keys;
-use super::{EcrHost, domain_of};
+use super::{EcrHost, domain_of, region_of_environment};
 use crate::credentials::Credential;
 use crate::providers::identity::{
     IdentityRequest, IdentityResponse, MachineIdentity, MachineLogin, Search, SigningKeys,
@@ -69,9 +69,7 @@ fn host_or_region(search: &Search<'_>) -> Result<EcrHost> {
     if let Some(host) = EcrHost::from_registry(search.name()) {
         return Ok(host);
     }
-    let region = search.variable("AWS_REGION").or_else(|| search.variable("AWS_DEFAULT_REGION"));
-    let is_plain = |region: &String| region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    match region.filter(is_plain) {
+    match region_of_environment(search)? {
         Some(region) => Ok(EcrHost {
             account: Some(String::new()),
             api: format!("api.ecr.{region}.{}", domain_of(&region)),

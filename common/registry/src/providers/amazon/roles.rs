@@ -1,5 +1,6 @@
 //! Keys of roles: by a web identity, by other keys, from the service of the container, from the instance's metadata.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ::http::{Method, StatusCode};
@@ -11,11 +12,20 @@ use serde::Deserialize;
 use url::Url;
 
 use super::api::{self, ApiCall};
-use crate::providers::identity::{IdentityRequest, IdentityResponse, Search, SigningKeys, form};
+use crate::providers::identity::{IdentityRequest, IdentityResponse, Presence, Search, SigningKeys, form};
 use crate::ssrf;
 
 /// Address of the service of containers for a relative address (Amazon ECS developer guide, "Task IAM role").
 const CONTAINER_SERVICE: &str = "http://169.254.170.2";
+/// Addresses of the services that hand out credentials to containers (AWS SDKs reference guide, "Container credential
+/// provider"): ECS, and the agent of EKS.
+const CONTAINER_SERVICES: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+];
+/// What the firmware of instances says: of those of today, and of those on Xen.
+const INSTANCE_SIGNS: [(&str, &str); 2] = [("sys_vendor", "Amazon"), ("bios_version", "amazon")];
 /// Addresses of the instance metadata service (Amazon EC2 user guide, "Instance metadata").
 const INSTANCE_SERVICE: &str = "http://169.254.169.254/";
 const INSTANCE_SERVICE_IPV6: &str = "http://[fd00:ec2::254]/";
@@ -94,12 +104,7 @@ pub(super) async fn assume(
 /// Returns the address of the token service, from the variables of Amazon's SDKs or by the region, and the region that
 /// signatures for it name: AWS_REGION, else that of the registry.
 fn sts(search: &Search<'_>, region: &str) -> Result<(Url, String)> {
-    let region =
-        search.variable("AWS_REGION").or_else(|| search.variable("AWS_DEFAULT_REGION")).unwrap_or(region.to_owned());
-    let is_plain = !region.is_empty() && region.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if !is_plain {
-        return Err(search.invalid("AWS_REGION is not the name of a region"));
-    }
+    let region = super::region_of_environment(search)?.unwrap_or_else(|| region.to_owned());
     for name in ["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"] {
         if let Some(url) = search.url(name)? {
             return Ok((url, region));
@@ -211,20 +216,24 @@ fn read_keys(search: &Search<'_>, answer: &IdentityResponse, origin: String) -> 
     })
 }
 
+/// Returns the address of the service of the container, and the variable that names it.
+fn container_service(search: &Search<'_>) -> Result<Option<(Url, &'static str)>> {
+    let (relative, full) = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI");
+    let Some(path) = search.variable(relative) else {
+        return Ok(search.url(full)?.map(|url| (url, full)));
+    };
+    let url = Url::parse(CONTAINER_SERVICE).and_then(|base| base.join(&path));
+    // `//host` would leave the service.
+    let is_there = |url: &Url| path.starts_with('/') && url.origin().ascii_serialization() == CONTAINER_SERVICE;
+    match url.ok().filter(is_there) {
+        Some(url) => Ok(Some((url, relative))),
+        None => Err(search.invalid(format!("{relative} is not a path"))),
+    }
+}
+
 /// Requests keys from the service of the container.
 pub(super) async fn from_container(search: &mut Search<'_>) -> Result<Option<SigningKeys>> {
-    let relative = search.variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
-    let (url, named_by) = match relative {
-        Some(path) => {
-            let url = Url::parse(CONTAINER_SERVICE).and_then(|base| base.join(&path));
-            // `//host` would leave the service.
-            let url = url.ok().filter(|url| path.starts_with('/') && url.as_str().starts_with(CONTAINER_SERVICE));
-            let wrong = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is not a path";
-            (Some(url.ok_or_else(|| search.invalid(wrong))?), "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-        }
-        None => (search.url("AWS_CONTAINER_CREDENTIALS_FULL_URI")?, "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
-    };
-    let Some(url) = url else {
+    let Some((url, named_by)) = container_service(search)? else {
         search.missed("AWS_CONTAINER_CREDENTIALS_FULL_URI is not set (EKS pod identity, ECS)");
         return Ok(None);
     };
@@ -235,7 +244,8 @@ pub(super) async fn from_container(search: &mut Search<'_>) -> Result<Option<Sig
     } else if let Some(token) = search.variable("AWS_CONTAINER_AUTHORIZATION_TOKEN") {
         request = request.header("authorization", Secret::new(token).expose())?;
     }
-    let answer = search.ask_container_service(request, named_by).await?;
+    let is_amazons = |address| CONTAINER_SERVICES.contains(&address);
+    let answer = search.ask_container_service(request, named_by, is_amazons).await?;
     if answer.status != StatusCode::OK {
         let said: ContainerError = serde_json::from_slice(&answer.body).unwrap_or_default();
         return Err(answer.error(said.code.as_deref(), said.message.as_deref(), &search.operation));
@@ -250,7 +260,8 @@ pub(super) async fn from_instance(search: &mut Search<'_>) -> Result<Option<Sign
         return Ok(None);
     }
     let named = search.url("AWS_EC2_METADATA_SERVICE_ENDPOINT")?;
-    if named.is_none() && !search.is_machine_of("sys_vendor", &["Amazon"]).await {
+    let presence = search.metadata_presence(named.is_some(), &INSTANCE_SIGNS).await;
+    if presence == Presence::Absent {
         search.missed("this is no machine of EC2");
         return Ok(None);
     }
@@ -267,7 +278,7 @@ pub(super) async fn from_instance(search: &mut Search<'_>) -> Result<Option<Sign
     let origin = ssrf::origin(&base);
     let request = IdentityRequest::new(Method::PUT, join(search, &base, "latest/api/token")?)
         .header("x-aws-ec2-metadata-token-ttl-seconds", INSTANCE_TOKEN_SECONDS)?;
-    let answer = match search.ask_metadata(request).await {
+    let answer = match search.ask_metadata(request, presence).await {
         Ok(answer) => answer,
         Err(why) => {
             // In a container, the answer may be dropped on the way.
@@ -278,15 +289,23 @@ pub(super) async fn from_instance(search: &mut Search<'_>) -> Result<Option<Sign
             return Ok(None);
         }
     };
+    if answer.is_busy() {
+        return Err(answer.error(None, None, &search.operation));
+    }
     if answer.status != StatusCode::OK {
         search.missed(format!("the instance metadata service at {origin} gave no session: {}", answer.describe()));
         return Ok(None);
     }
     let session = Secret::new(String::from_utf8_lossy(&answer.body).trim());
-    let roles = ask_instance(search, &base, &session, "latest/meta-data/iam/security-credentials/").await?;
+    let roles = "latest/meta-data/iam/security-credentials/";
+    let request = in_session(search, &base, &session, roles)?;
+    let roles = ask_instance(search, request, presence).await?;
     if roles.status == StatusCode::NOT_FOUND {
         search.missed("the instance has no role");
         return Ok(None);
+    }
+    if roles.is_busy() {
+        return Err(roles.error(None, None, &search.operation));
     }
     let text = String::from_utf8_lossy(&roles.body);
     let role = text.lines().next().unwrap_or_default().trim();
@@ -299,7 +318,8 @@ pub(super) async fn from_instance(search: &mut Search<'_>) -> Result<Option<Sign
         return Err(Error::new(ErrorKind::InvalidResponse, &search.operation, detail));
     }
     let path = format!("latest/meta-data/iam/security-credentials/{role}");
-    let answer = ask_instance(search, &base, &session, &path).await?;
+    let request = in_session(search, &base, &session, &path)?;
+    let answer = ask_instance(search, request, presence).await?;
     if answer.status != StatusCode::OK {
         return Err(answer.error(None, None, &search.operation));
     }
@@ -310,13 +330,21 @@ fn join(search: &Search<'_>, base: &Url, path: &str) -> Result<Url> {
     base.join(path).map_err(|error| search.invalid(error.to_string()))
 }
 
-/// Asks the instance metadata service within a session.
-async fn ask_instance(search: &Search<'_>, base: &Url, session: &Secret, path: &str) -> Result<IdentityResponse> {
-    let request = IdentityRequest::new(Method::GET, join(search, base, path)?)
-        .header("x-aws-ec2-metadata-token", session.expose())?;
-    search.ask_metadata(request).await.map_err(|why| {
-        search.invalid(format!("the instance metadata service at {} did not answer: {why}", ssrf::origin(base)))
-    })
+/// Builds a request within a session of the instance metadata service.
+fn in_session(search: &Search<'_>, base: &Url, session: &Secret, path: &str) -> Result<IdentityRequest> {
+    IdentityRequest::new(Method::GET, join(search, base, path)?).header("x-aws-ec2-metadata-token", session.expose())
+}
+
+async fn ask_instance(
+    search: &mut Search<'_>,
+    request: IdentityRequest,
+    presence: Presence,
+) -> Result<IdentityResponse> {
+    let origin = request.origin();
+    search
+        .ask_metadata(request, presence)
+        .await
+        .map_err(|why| search.unavailable(format!("the instance metadata service at {origin} did not answer: {why}")))
 }
 
 #[cfg(test)]
@@ -335,14 +363,54 @@ mod tests {
             (vec![endpoint], "eu-west-1", endpoint.1, "eu-west-1"),
             (vec![endpoint, ("AWS_REGION", "us-east-2")], "eu-west-1", endpoint.1, "us-east-2"),
         ] {
-            let helpers = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-            let environment = CredentialEnvironment { helpers, ..CredentialEnvironment::default() };
-            let client = Client::new(ClientSettings::default(), environment);
-            let registry = client.registry(&"r.example.com".parse().unwrap()).unwrap();
-            let environment = client.0.credentials.environment();
-            let search = client.0.identities.search(&registry, environment, true, "logging in");
-            let (found, signed) = sts(&search, registry_region).unwrap();
+            let (found, signed) = searching(&variables, |search| sts(search, registry_region)).unwrap();
             assert_eq!((found.as_str(), signed.as_str()), (url, region));
+        }
+        let error = searching(&[("AWS_REGION", "eu/west")], |search| sts(search, "a")).unwrap_err();
+        assert!(error.message().contains("not the name of a region"), "{error}");
+    }
+
+    /// Runs something with the variables of a process.
+    fn searching<T>(variables: &[(&str, &str)], run: impl FnOnce(&Search<'_>) -> T) -> T {
+        let helpers = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let environment = CredentialEnvironment { helpers, ..CredentialEnvironment::default() };
+        let client = Client::new(ClientSettings::default(), environment);
+        let registry = client.registry(&"r.example.com".parse().unwrap()).unwrap();
+        run(&client.0.identities.search(&registry, client.0.credentials.environment(), true, "logging in"))
+    }
+
+    #[test]
+    fn a_container_of_ecs_asks_its_own_service_and_no_other() {
+        let relative = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
+        let found = |variables: &[(&str, &str)]| {
+            let found = searching(variables, container_service).map_err(|error| error.message().to_owned())?;
+            Ok::<_, String>(found.map(|(url, named_by)| (url.to_string(), named_by)))
+        };
+        assert_eq!(
+            found(&[(relative, "/v2/credentials/7f3c?x=1")]),
+            Ok(Some(("http://169.254.170.2/v2/credentials/7f3c?x=1".to_owned(), relative)))
+        );
+        let full = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23/v1/credentials");
+        assert_eq!(found(&[full]), Ok(Some((full.1.to_owned(), full.0))));
+        assert_eq!(found(&[]), Ok(None));
+        for wrong in
+            ["//evil.example/x", "/\\evil.example/x", "http://evil.example/x", "@evil.example/", "v2/credentials"]
+        {
+            assert_eq!(found(&[(relative, wrong)]), Err(format!("{relative} is not a path")), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_credentials_of_containers_are_requested_nowhere_else_in_plain_http() {
+        let client = Client::new(ClientSettings::default(), CredentialEnvironment::default());
+        let registry = client.registry(&"r.example.com".parse().unwrap()).unwrap();
+        let environment = client.0.credentials.environment();
+        let mut search = client.0.identities.search(&registry, environment, true, "logging in");
+        for url in ["http://10.0.0.5/x", "http://169.254.169.254/x", "http://credentials.example.org/x"] {
+            let request = IdentityRequest::new(Method::GET, url.parse().unwrap());
+            let is_amazons = |address| CONTAINER_SERVICES.contains(&address);
+            let error = search.ask_container_service(request, "THE_VARIABLE", is_amazons).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Insecure, "{url}");
         }
     }
 

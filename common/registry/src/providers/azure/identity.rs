@@ -2,6 +2,7 @@
 //! `POST /oauth2/exchange`). In the order of Azure's libraries (`DefaultAzureCredential`): a workload identity, then the
 //! managed identity of an app or container, then that of the machine.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ::http::{Method, StatusCode};
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::credentials::Credential;
-use crate::providers::identity::{IdentityRequest, IdentityResponse, MachineIdentity, MachineLogin, Search};
+use crate::providers::identity::{IdentityRequest, IdentityResponse, MachineIdentity, MachineLogin, Presence, Search};
 use crate::ssrf;
 
 /// User name beside a refresh token.
@@ -52,11 +53,12 @@ struct ExchangeAnswer {
     refresh_token: Secret,
 }
 
-/// Errors of Entra, of the metadata service and of a registry.
+/// Errors of Entra, of the metadata service, of apps and of a registry.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ServiceError {
     error: Option<String>,
+    #[serde(alias = "message")]
     error_description: Option<String>,
     errors: Vec<RegistryError>,
 }
@@ -157,18 +159,43 @@ async fn from_workload(search: &mut Search<'_>) -> Result<Option<EntraToken>> {
     read_token(search, &answer, format!("the application {client}")).map(Some)
 }
 
-/// Asks the service of an app or container (App Service, Container Apps, Functions).
-async fn from_app(search: &mut Search<'_>) -> Result<Option<EntraToken>> {
-    let (Some(mut url), Some(header)) = (search.url("IDENTITY_ENDPOINT")?, search.variable("IDENTITY_HEADER")) else {
-        return Ok(None);
-    };
-    let client = search.variable("AZURE_CLIENT_ID");
-    url.query_pairs_mut().append_pair("api-version", "2019-08-01").append_pair("resource", RESOURCE);
-    if let Some(client) = &client {
+/// Whether the service of an app or container may be asked there in plain HTTP: App Service, Functions and Container
+/// Instances have it at link-local addresses, the latter also at private ones. The secret is this service's own.
+fn is_app_service(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if v4.is_link_local() || v4.octets()[0] == 10)
+}
+
+/// Builds the request to the service of an app or container, whose address and secret are in variables.
+fn app_request(mut url: Url, secret: &Secret, client: Option<&str>) -> Result<IdentityRequest> {
+    // Container Instances write the version into the address, and expect the secret under another name.
+    let has_version = url.query_pairs().any(|(name, _)| name == "api-version");
+    if !has_version {
+        url.query_pairs_mut().append_pair("api-version", "2019-08-01");
+    }
+    url.query_pairs_mut().append_pair("resource", RESOURCE);
+    if let Some(client) = client {
         url.query_pairs_mut().append_pair("client_id", client);
     }
-    let request = IdentityRequest::new(Method::GET, url).header("x-identity-header", Secret::new(header).expose())?;
-    let answer = search.ask_container_service(request, "IDENTITY_ENDPOINT").await?;
+    let name = if has_version { "secret" } else { "x-identity-header" };
+    IdentityRequest::new(Method::GET, url).header(name, secret.expose())
+}
+
+/// Asks the service of an app or container (App Service, Functions, Container Apps, Container Instances).
+async fn from_app(search: &mut Search<'_>) -> Result<Option<EntraToken>> {
+    let (url, secret) = match (search.url("IDENTITY_ENDPOINT")?, search.variable("IDENTITY_HEADER")) {
+        (Some(url), Some(secret)) => (url, Secret::new(secret)),
+        (Some(_), None) => {
+            search.missed("IDENTITY_ENDPOINT is set, but IDENTITY_HEADER is not (Azure Arc is not supported)");
+            return Ok(None);
+        }
+        (None, _) => {
+            search.missed("IDENTITY_ENDPOINT is not set (App Service, Container Apps)");
+            return Ok(None);
+        }
+    };
+    let client = search.variable("AZURE_CLIENT_ID");
+    let request = app_request(url, &secret, client.as_deref())?;
+    let answer = search.ask_container_service(request, "IDENTITY_ENDPOINT", is_app_service).await?;
     read_token(search, &answer, shown_identity(client.as_deref(), "app")).map(Some)
 }
 
@@ -181,7 +208,8 @@ fn shown_identity(client: Option<&str>, of: &str) -> String {
 
 async fn from_metadata(search: &mut Search<'_>) -> Result<Option<EntraToken>> {
     let named = search.url("AZURE_POD_IDENTITY_AUTHORITY_HOST")?;
-    if named.is_none() && !search.is_machine_of("chassis_asset_tag", &[ASSET_TAG]).await {
+    let presence = search.metadata_presence(named.is_some(), &[("chassis_asset_tag", ASSET_TAG)]).await;
+    if presence == Presence::Absent {
         search.missed("this is no machine of Azure's");
         return Ok(None);
     }
@@ -199,13 +227,17 @@ async fn from_metadata(search: &mut Search<'_>) -> Result<Option<EntraToken>> {
     }
     let origin = ssrf::origin(&url);
     let request = IdentityRequest::new(Method::GET, url).header("metadata", "true")?;
-    let answer = match search.ask_metadata(request).await {
+    let answer = match search.ask_metadata(request, presence).await {
         Ok(answer) => answer,
         Err(why) => {
             search.missed(format!("the instance metadata service at {origin} did not answer: {why}"));
             return Ok(None);
         }
     };
+    if answer.status == StatusCode::NOT_FOUND {
+        // It is being updated (error handling in the page above).
+        return Err(refusal(search, &answer).with_kind(ErrorKind::ServerError));
+    }
     read_token(search, &answer, shown_identity(client.as_deref(), "machine")).map(Some)
 }
 
@@ -262,6 +294,32 @@ fn lifetime_of(token: &Secret) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_app_asks_at_the_addresses_that_azure_gives_it_and_in_its_words() {
+        for address in ["169.254.129.2", "169.254.131.5", "169.254.255.2", "169.254.128.1", "10.92.0.7"] {
+            assert!(is_app_service(address.parse().unwrap()), "{address}");
+        }
+        for address in ["8.8.8.8", "192.168.0.1", "fe80::1", "fd00:ec2::23"] {
+            assert!(!is_app_service(address.parse().unwrap()), "{address}");
+        }
+        let asked = |url: &str, client| {
+            let request = app_request(url.parse().unwrap(), &Secret::new("s3cret"), client).unwrap();
+            let header = request.headers.iter().map(|(name, value)| (name.to_string(), value.clone())).next().unwrap();
+            (request.url.to_string(), header.0, header.1.to_str().unwrap().to_owned())
+        };
+        let resource = "resource=https%3A%2F%2Fcontainerregistry.azure.net";
+        let owned = |url: String, name: &str| (url, name.to_owned(), "s3cret".to_owned());
+        assert_eq!(
+            asked("http://169.254.129.2:8081/msi/token", Some("c")),
+            owned(
+                format!("http://169.254.129.2:8081/msi/token?api-version=2019-08-01&{resource}&client_id=c"),
+                "x-identity-header"
+            )
+        );
+        let container = "http://169.254.128.1:2377/metadata/identity/oauth2/token?api-version=1.0";
+        assert_eq!(asked(container, None), owned(format!("{container}&{resource}"), "secret"));
+    }
 
     #[test]
     fn the_life_of_a_refresh_token_is_read_from_it() {

@@ -1,4 +1,4 @@
-//! An access token of Google's services.
+//! An access token of Google's services, and the host that issues it on machines of Google's.
 
 use std::time::Duration;
 
@@ -8,6 +8,8 @@ use serde::Deserialize;
 
 use crate::providers::identity::IdentityResponse;
 
+/// Host of the metadata server (Compute Engine, "About VM metadata").
+pub(super) const METADATA_HOST: &str = "metadata.google.internal";
 /// Life of a token whose answer does not tell.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(300);
 

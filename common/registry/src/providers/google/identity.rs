@@ -8,16 +8,14 @@ use imgsync_oci::RegistryName;
 use imgsync_oci::error::{Error, ErrorKind, Result};
 use url::Url;
 
-use super::access_token::{AccessToken, FoundToken};
+use super::access_token::{AccessToken, FoundToken, METADATA_HOST};
 use super::{GOOGLE, key_file};
 use crate::credentials::Credential;
-use crate::providers::identity::{IdentityRequest, MachineIdentity, MachineLogin, Search};
+use crate::providers::identity::{IdentityRequest, MachineIdentity, MachineLogin, Presence, Search};
 use crate::ssrf;
 
 /// User name under which a registry takes access tokens (Artifact Registry, "Configure authentication": access token).
 const USERNAME: &str = "oauth2accesstoken";
-/// Host of the metadata server (Compute Engine, "About VM metadata").
-const METADATA_HOST: &str = "metadata.google.internal";
 /// Path of the access token of the service account.
 const TOKEN_PATH: &str = "computeMetadata/v1/instance/service-accounts/default/token";
 
@@ -60,7 +58,8 @@ async fn from_metadata(search: &mut Search<'_>) -> Result<Option<FoundToken>> {
         search.missed("NO_GCE_CHECK is true");
         return Ok(None);
     }
-    if named.is_none() && !search.is_machine_of("product_name", &["Google"]).await {
+    let presence = search.metadata_presence(named.is_some(), &[("product_name", "Google")]).await;
+    if presence == Presence::Absent {
         search.missed("this is no machine of Google's");
         return Ok(None);
     }
@@ -72,13 +71,16 @@ async fn from_metadata(search: &mut Search<'_>) -> Result<Option<FoundToken>> {
     };
     let origin = ssrf::origin(&url);
     let request = IdentityRequest::new(Method::GET, url).header("metadata-flavor", "Google")?;
-    let answer = match search.ask_metadata(request).await {
+    let answer = match search.ask_metadata(request, presence).await {
         Ok(answer) => answer,
         Err(why) => {
             search.missed(format!("the metadata server at {origin} did not answer: {why}"));
             return Ok(None);
         }
     };
+    if answer.is_busy() {
+        return Err(answer.error(None, None, &search.operation));
+    }
     // By this header a metadata server is told from whatever else answers at the address.
     let flavor = answer.headers.get("metadata-flavor").and_then(|value| value.to_str().ok());
     if flavor != Some("Google") {

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::access_token::{AccessToken, FoundToken};
+use super::access_token::{AccessToken, FoundToken, METADATA_HOST};
 use crate::providers::identity::{IdentityRequest, IdentityResponse, Search};
 
 /// Scope of the tokens, which Artifact Registry requires; what they may do is decided by roles.
@@ -61,6 +61,9 @@ enum KeyFile {
 /// Where the token of the other side is.
 #[derive(Deserialize)]
 struct TokenSource {
+    /// Which cloud's keys are used in place of a token.
+    #[serde(default)]
+    environment_id: Option<String>,
     #[serde(default)]
     file: Option<PathBuf>,
     #[serde(default)]
@@ -109,7 +112,7 @@ pub(super) async fn from_files(search: &mut Search<'_>) -> Result<Option<FoundTo
     }
 }
 
-async fn from_file(search: &Search<'_>, file: &Path, text: &Secret) -> Result<FoundToken> {
+async fn from_file(search: &mut Search<'_>, file: &Path, text: &Secret) -> Result<FoundToken> {
     let shown = file.display();
     // The parser's error would quote the file.
     let parsed = serde_json::from_str(text.expose()).map_err(|error| {
@@ -224,8 +227,16 @@ async fn impersonate(search: &Search<'_>, url: Url, token: &Secret) -> Result<Fo
 }
 
 /// Reads the token of the other side, that is exchanged.
-async fn read_subject_token(search: &Search<'_>, file: &Path, source: &TokenSource) -> Result<Secret> {
+async fn read_subject_token(search: &mut Search<'_>, file: &Path, source: &TokenSource) -> Result<Secret> {
     let shown = file.display();
+    if let Some(environment) = &source.environment_id {
+        let environment = sanitize_within(environment, 60);
+        let detail = format!("{shown} exchanges keys of AWS (`environment_id: {environment}`), which is not supported");
+        let hint = "use a provider of the pool that takes OIDC tokens, with `--credential-source-file` of `gcloud iam \
+                    workload-identity-pools create-cred-config` (in EKS: a projected token of the service account), or \
+                    the key of a service account";
+        return Err(search.invalid(detail).with_hint(hint));
+    }
     let (text, origin) = match (&source.file, &source.url) {
         (Some(token), _) => {
             let named_by = format!("`credential_source` in {shown}");
@@ -239,9 +250,9 @@ async fn read_subject_token(search: &Search<'_>, file: &Path, source: &TokenSour
                 })?;
                 request = request.named_header(name, value.expose())?;
             }
-            let answer = search.ask_service(request).await?;
+            let answer = search.ask_token_source(request, METADATA_HOST).await?;
             if answer.status != StatusCode::OK {
-                return Err(answer.error(None, None, &search.operation));
+                return Err(refusal(search, &answer));
             }
             (Secret::new(String::from_utf8_lossy(&answer.body)), answer.origin)
         }

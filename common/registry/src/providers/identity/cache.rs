@@ -8,7 +8,7 @@ use imgsync_oci::generational::GenerationalCache;
 use imgsync_oci::retry;
 use url::Url;
 
-use super::http::IdentityHttp;
+use super::http::{IdentityHttp, OUTAGE_CACHE_TTL};
 use super::{CredentialSource, MachineLogin, Provider, Search, SigningKeys, provider_by_name};
 use crate::credentials::{Credential, CredentialEnvironment};
 use crate::{Registry, RegistrySettings, is_loopback, ssrf};
@@ -16,11 +16,9 @@ use imgsync_oci::RegistryName;
 
 /// Registries whose logins are cached.
 const MAX_REGISTRIES: usize = 1000;
-/// A search that failed for good is not repeated for this long: it may take seconds, and each request would start one.
+/// A search that failed for good is not repeated for this long: it may take seconds, and each request would start one. An
+/// outage is not, either, once it lasts.
 const FAILURE_CACHE_TTL: Duration = Duration::from_secs(60);
-/// A login that failed for a reason that may pass is not repeated for this long: requests that waited for it share the
-/// error.
-const OUTAGE_CACHE_TTL: Duration = Duration::from_secs(3);
 /// Time limit of a login as a whole; a login is some requests to services close by.
 pub(crate) const LOGIN_TIMEOUT: Duration = Duration::from_secs(45);
 /// A credential is renewed this long before it ends, or after three quarters of a shorter life.
@@ -46,7 +44,44 @@ type Slot = Arc<tokio::sync::Mutex<Option<CachedLogin>>>;
 #[derive(Debug)]
 enum CachedLogin {
     LoggedIn { credential: Credential, at: Instant, renew_at: Instant, ends_at: Instant, holder: Option<String> },
-    Failed { kind: ErrorKind, message: String, hint: Option<String>, at: Instant },
+    Failed(FailedLogin),
+}
+
+/// A login that failed, which requests share until it is tried again.
+#[derive(Debug)]
+struct FailedLogin {
+    kind: ErrorKind,
+    operation: String,
+    message: String,
+    hint: Option<String>,
+    retry_at: Instant,
+    /// Logins in a row that failed for a reason that may pass.
+    outages: u32,
+}
+
+impl FailedLogin {
+    /// Remembers a failure, for the longer the more came before: requests would wait for each attempt.
+    fn new(error: &Error, outages_before: u32) -> FailedLogin {
+        let is_outage = retry::is_transient(error);
+        let outages = if is_outage { outages_before + 1 } else { 0 };
+        let pause = match is_outage {
+            true => OUTAGE_CACHE_TTL * 2_u32.saturating_pow(outages_before).min(16),
+            false => FAILURE_CACHE_TTL,
+        };
+        FailedLogin {
+            kind: error.kind(),
+            operation: error.operation().to_owned(),
+            message: error.message().to_owned(),
+            hint: error.hint().map(str::to_owned),
+            retry_at: Instant::now() + pause.min(FAILURE_CACHE_TTL),
+            outages,
+        }
+    }
+
+    fn to_error(&self, registry: &RegistryName) -> Error {
+        let error = Error::new(self.kind, &self.operation, &self.message).with_registry(registry);
+        self.hint.iter().fold(error, Error::with_hint)
+    }
 }
 
 /// Signing keys, and until when they are used.
@@ -91,10 +126,17 @@ impl RegistrySettings {
         match self.credential_source {
             CredentialSource::Machine(provider) => Some((provider, true)),
             CredentialSource::Anonymous => None,
-            CredentialSource::Auto if self.endpoint.is_some() || self.public_only => None,
+            CredentialSource::Auto if self.public_only || !self.leads_to(name) => None,
             CredentialSource::Auto if self.insecure || self.plain_http == Some(true) => None,
             CredentialSource::Auto => provider_by_name(name).map(|provider| (provider, false)),
         }
+    }
+
+    /// Whether requests go to the host that a registry's name tells. Mirrors have it as their endpoint.
+    fn leads_to(&self, name: &RegistryName) -> bool {
+        self.endpoint.as_ref().is_none_or(|endpoint| {
+            endpoint.scheme() == "https" && endpoint.port().is_none() && endpoint.host_str() == Some(name.host())
+        })
     }
 }
 
@@ -115,11 +157,12 @@ impl MachineIdentities {
             http: &self.http,
             keys: &self.keys,
             missed: Vec::new(),
+            has_outage: false,
         }
     }
 
     /// Returns the credential that the machine was issued for a registry. `None` if the user did not name the cloud, and
-    /// there is no identity or it is refused.
+    /// there is no identity or it is refused. A transient error is an outage of the cloud's services.
     pub(crate) async fn log_in(
         &self,
         registry: &Registry,
@@ -134,14 +177,9 @@ impl MachineIdentities {
                 return Ok(Some(credential.clone()));
             }
             Some(CachedLogin::LoggedIn { credential, ends_at, .. }) => (now < *ends_at).then(|| credential.clone()),
-            Some(CachedLogin::Failed { kind, message, hint, at }) => {
-                let error = Error::new(*kind, operation(registry, provider), message).with_registry(&registry.name);
-                let is_transient = retry::is_transient(&error);
-                match at.elapsed() < if is_transient { OUTAGE_CACHE_TTL } else { FAILURE_CACHE_TTL } {
-                    true if is_explicit || is_transient => return Err(hint.iter().fold(error, Error::with_hint)),
-                    true => return Ok(None),
-                    false => None,
-                }
+            Some(CachedLogin::Failed(failed)) if now < failed.retry_at => {
+                let error = failed.to_error(&registry.name);
+                return if is_explicit || failed.outages > 0 { Err(error) } else { Ok(None) };
             }
             _ => None,
         };
@@ -163,14 +201,15 @@ impl MachineIdentities {
                     *renew_at = Instant::now() + RENEWAL_RETRY;
                     return Ok(Some(credential));
                 }
-                let hint = error.hint().map(str::to_owned);
-                let failed = CachedLogin::Failed {
-                    kind: error.kind(),
-                    message: error.message().to_owned(),
-                    hint,
-                    at: Instant::now(),
+                if error.is_out_of_files() {
+                    return Err(error);
+                }
+                let outages = match &*known {
+                    // The requests of a cloud that was named can only wait.
+                    Some(CachedLogin::Failed(failed)) if !is_explicit => failed.outages,
+                    _ => 0,
                 };
-                *known = Some(failed);
+                *known = Some(CachedLogin::Failed(FailedLogin::new(&error, outages)));
                 if is_explicit || retry::is_transient(&error) {
                     return Err(error);
                 }
@@ -195,7 +234,7 @@ impl MachineIdentities {
         let login = tokio::time::timeout(LOGIN_TIMEOUT, identity.log_in(&mut search)).await;
         let error = match login {
             Ok(Ok(Some(login))) => return Ok(login),
-            Ok(Ok(None)) => Search::nothing_found(&search.missed, identity.key(), identity.setup_hint(), &operation),
+            Ok(Ok(None)) => search.nothing_found(identity.key(), identity.setup_hint()),
             Ok(Err(error)) => error,
             Err(_) => {
                 let limit = retry::format_duration(LOGIN_TIMEOUT);
@@ -223,14 +262,8 @@ impl MachineIdentities {
                 true
             }
             None => true,
-            Some(CachedLogin::Failed { .. }) => false,
+            Some(CachedLogin::Failed(_)) => false,
         }
-    }
-
-    /// Whether the machine was issued a credential for a registry.
-    pub(crate) fn has_login(&self, registry: &RegistryName) -> bool {
-        let slot = self.logins.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned();
-        slot.is_some_and(|slot| matches!(slot.try_lock().as_deref(), Ok(Some(CachedLogin::LoggedIn { .. }))))
     }
 
     /// Describes the identity that is used at a registry, or why there is none, for hints.
@@ -239,7 +272,7 @@ impl MachineIdentities {
         let known = slot.try_lock().ok()?;
         match known.as_ref()? {
             CachedLogin::LoggedIn { holder, .. } => holder.clone(),
-            CachedLogin::Failed { message, .. } => Some(message.clone()),
+            CachedLogin::Failed(failed) => Some(failed.message.clone()),
         }
     }
 
@@ -318,14 +351,19 @@ mod tests {
     fn without_a_word_no_identity_is_used_where_somebody_else_could_answer() {
         let name: RegistryName = "europe-docker.pkg.dev".parse().unwrap();
         let settings = RegistrySettings::default;
-        let endpoint = Some("https://europe-docker.pkg.dev".parse().unwrap());
+        let at = |endpoint: &str| RegistrySettings { endpoint: Some(endpoint.parse().unwrap()), ..settings() };
         for (settings, is_used) in [
             (settings(), true),
             (RegistrySettings { plain_http: Some(false), ..settings() }, true),
             (RegistrySettings { insecure: true, ..settings() }, false),
             (RegistrySettings { plain_http: Some(true), ..settings() }, false),
             (RegistrySettings { public_only: true, ..settings() }, false),
-            (RegistrySettings { endpoint, ..settings() }, false),
+            // A mirror's endpoint.
+            (at("https://europe-docker.pkg.dev"), true),
+            (at("https://europe-docker.pkg.dev/proxy"), true),
+            (at("http://europe-docker.pkg.dev"), false),
+            (at("https://europe-docker.pkg.dev:8443"), false),
+            (at("https://proxy.example.com"), false),
         ] {
             assert_eq!(settings.identity_provider(&name).is_some(), is_used, "{settings:?}");
         }
@@ -368,6 +406,61 @@ mod tests {
             let allowed = refuse_foreign_realm(&registry, &realm.parse().unwrap(), "logging in");
             assert_eq!(allowed.is_ok(), is_allowed, "{name} {realm}: {allowed:?}");
         }
+    }
+
+    /// Returns the variables of a federation whose token service is at an address.
+    fn federation(folder: &tempfile::TempDir, token_service: &str) -> CredentialEnvironment {
+        let token = folder.path().join("token");
+        std::fs::write(&token, "a.b.c").unwrap();
+        let config = serde_json::json!({
+            "type": "external_account", "audience": "a", "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": token_service, "credential_source": {"file": token},
+        });
+        let file = folder.path().join("federation.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let helpers = [("GOOGLE_APPLICATION_CREDENTIALS".into(), file.into())].into_iter().collect();
+        CredentialEnvironment { helpers, ..CredentialEnvironment::default() }
+    }
+
+    #[tokio::test]
+    async fn an_outage_of_a_token_service_is_found_once_by_all_who_wait() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counter = asked.clone();
+        tokio::spawn(async move {
+            // Each connection is closed without an answer.
+            while let Ok((connection, _)) = listener.accept().await {
+                counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                drop(connection);
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let environment = federation(&folder, &format!("http://{address}/token"));
+        for is_explicit in [true, false] {
+            asked.store(0, std::sync::atomic::Ordering::Relaxed);
+            let registry = registry("europe-docker.pkg.dev", RegistrySettings::default());
+            let (provider, _) = registry.settings.identity_provider(&registry.name).unwrap();
+            let identities = MachineIdentities::default();
+            let logins = (0..50).map(|_| identities.log_in(&registry, &environment, (provider, is_explicit)));
+            for login in futures_util::future::join_all(logins).await {
+                let error = login.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unreachable);
+                assert!(error.message().contains(&format!("http://{address} did not answer")), "{error}");
+            }
+            assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
+        }
+    }
+
+    #[test]
+    fn an_outage_that_lasts_is_looked_for_ever_more_rarely() {
+        let pause = |kind, outages| {
+            let failed = FailedLogin::new(&Error::new(kind, "logging in", "no answer"), outages);
+            (failed.retry_at.saturating_duration_since(Instant::now()).as_secs_f64().ceil(), failed.outages)
+        };
+        let down = ErrorKind::Unreachable;
+        assert_eq!([0, 1, 2, 3, 4, 99].map(|outages| pause(down, outages).0), [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]);
+        assert_eq!((pause(down, 3).1, pause(ErrorKind::Denied, 3)), (4, (60.0, 0)));
     }
 
     #[test]

@@ -17,21 +17,22 @@ use crate::{is_loopback, ssrf};
 
 /// Time limit for an answer of a metadata service: it is on the same machine. A machine that has none drops the packets.
 pub(crate) const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
-/// A metadata service that did not answer is not asked again for this long.
+/// Pauses before a metadata service that is expected to be there is asked again: those of GKE and EKS may not answer in
+/// the first seconds of a pod, and others throttle.
+const METADATA_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+/// A metadata service that nobody expected, and that did not answer, is not asked again for this long.
 const METADATA_SILENCE: Duration = Duration::from_secs(60);
+/// The same for one that is expected to be there.
+pub(super) const OUTAGE_CACHE_TTL: Duration = Duration::from_secs(5);
 /// Time limit for an answer of a token service.
 pub(crate) const SERVICE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Size limit of an answer: tokens have some kilobytes.
 pub(crate) const MAX_ANSWER_BYTES: usize = 128 << 10;
 /// Characters quoted of an answer.
 const MAX_QUOTED_CHARS: usize = 300;
-/// Addresses of the services that hand out credentials to containers (AWS SDKs reference guide, "Container credential
-/// provider"): ECS, and the agent of EKS.
-const CONTAINER_SERVICES: [IpAddr; 3] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
-    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
-];
+/// Addresses of metadata services, at which they also issue tokens for other clouds.
+const METADATA_SERVICES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254))];
 
 /// Sends requests for identities.
 #[derive(Debug, Default)]
@@ -39,15 +40,30 @@ pub(super) struct IdentityHttp {
     metadata: OnceLock<reqwest::Client>,
     /// Metadata services that did not answer, by origin, with the reason. Their addresses come from variables, so there
     /// are few.
-    silent: Mutex<HashMap<String, (Instant, String)>>,
+    silent: Mutex<HashMap<String, Silence>>,
+}
+
+/// A metadata service that did not answer.
+#[derive(Debug)]
+struct Silence {
+    no_answer: NoAnswer,
+    until: Instant,
+}
+
+/// Why a metadata service gave no answer that can be used.
+#[derive(Debug, Clone)]
+pub(super) struct NoAnswer {
+    pub(super) why: String,
+    /// Whether the service is expected to be there, and so may answer soon.
+    pub(super) is_outage: bool,
 }
 
 /// A request to a metadata service or a token service.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::providers) struct IdentityRequest {
     pub(super) method: Method,
-    pub(super) url: Url,
-    pub(super) headers: HeaderMap,
+    pub(in crate::providers) url: Url,
+    pub(in crate::providers) headers: HeaderMap,
     pub(super) body: Vec<u8>,
 }
 
@@ -69,6 +85,11 @@ pub(in crate::providers) fn form(fields: &[(&str, &str)]) -> Vec<u8> {
 impl IdentityRequest {
     pub(in crate::providers) fn new(method: Method, url: Url) -> IdentityRequest {
         IdentityRequest { method, url, headers: HeaderMap::new(), body: Vec::new() }
+    }
+
+    /// Returns who is asked, for errors.
+    pub(in crate::providers) fn origin(&self) -> String {
+        ssrf::origin(&self.url)
     }
 
     /// Adds a header. Its value may be a secret.
@@ -109,29 +130,43 @@ impl IdentityRequest {
 }
 
 impl IdentityHttp {
-    /// Asks a metadata service. The error says why there was no answer; it is remembered for a minute.
-    pub(super) async fn ask_metadata(&self, request: IdentityRequest) -> std::result::Result<IdentityResponse, String> {
+    /// Asks a metadata service; one that is expected to be there, up to three times. That there was no answer is remembered.
+    pub(super) async fn ask_metadata(
+        &self,
+        request: IdentityRequest,
+        is_expected: bool,
+    ) -> std::result::Result<IdentityResponse, NoAnswer> {
         let origin = ssrf::origin(&request.url);
         {
             let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((_, why)) = silent.get(&origin).filter(|(at, _)| at.elapsed() < METADATA_SILENCE) {
-                return Err(why.clone());
+            if let Some(known) = silent.get(&origin).filter(|known| Instant::now() < known.until) {
+                return Err(known.no_answer.clone());
             }
         }
         let client = self.metadata.get_or_init(metadata_client);
-        let answer = tokio::time::timeout(METADATA_TIMEOUT, send(client, request)).await;
-        let why = match answer {
-            Ok(Ok(answer)) => {
-                self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&origin);
-                return Ok(answer);
-            }
-            Ok(Err(Failure::TooLarge)) => return Err(too_large()),
-            Ok(Err(Failure::Transport(error))) => error_chain(&error.without_url()),
-            Err(_) => format!("no answer within {}", retry::format_duration(METADATA_TIMEOUT)),
+        let mut pauses = METADATA_PAUSES.iter().filter(|_| is_expected);
+        let why = loop {
+            let answer = tokio::time::timeout(METADATA_TIMEOUT, send(client, request.clone())).await;
+            let pause = pauses.next();
+            let why = match answer {
+                Ok(Ok(answer)) if pause.is_some() && answer.is_busy() => answer.describe(),
+                Ok(Ok(answer)) => {
+                    self.silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&origin);
+                    return Ok(answer);
+                }
+                Ok(Err(Failure::TooLarge)) => return Err(NoAnswer { why: too_large(), is_outage: false }),
+                Ok(Err(Failure::Transport(error))) => error_chain(&error.without_url()),
+                Err(_) => format!("no answer within {}", retry::format_duration(METADATA_TIMEOUT)),
+            };
+            let Some(pause) = pause else { break why };
+            tracing::debug!("{origin} did not answer: {why}; asking it again");
+            tokio::time::sleep(*pause).await;
         };
+        let until = Instant::now() + if is_expected { OUTAGE_CACHE_TTL } else { METADATA_SILENCE };
+        let no_answer = NoAnswer { why, is_outage: is_expected };
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        silent.insert(origin, (Instant::now(), why.clone()));
-        Err(why)
+        silent.insert(origin, Silence { no_answer: no_answer.clone(), until });
+        Err(no_answer)
     }
 
     /// Asks a token service over TLS, through the proxy of the environment.
@@ -154,7 +189,14 @@ pub(super) async fn ask(
         Ok(Err(Failure::TooLarge)) => Err(Error::new(ErrorKind::InvalidResponse, operation, too_large())),
         Ok(Err(Failure::Transport(error))) => {
             let target = RequestTarget { registry: origin.clone(), origin, ..RequestTarget::default() };
-            Err(transport_error(error, operation, &target))
+            let error = transport_error(error, operation, &target);
+            if error.is_out_of_files() || error.message().contains(&target.origin) {
+                return Err(error);
+            }
+            // The operation names only the registry.
+            let detail = format!("{} did not answer: {}", target.origin, error.message());
+            let named = Error::new(error.kind(), operation, detail);
+            Err(error.hint().into_iter().fold(named, Error::with_hint))
         }
         Err(_) => {
             let detail = format!("{origin} did not answer within {}", retry::format_duration(SERVICE_TIMEOUT));
@@ -217,17 +259,35 @@ pub(super) fn refuse_plain_http(url: &Url, operation: &str) -> Result<()> {
     }
 }
 
-/// Whether a container's credentials may be requested there: over TLS, on this machine, or at the known addresses.
-pub(super) fn is_container_service(url: &Url) -> bool {
+/// Whether the credentials of a container or an app may be requested there: over TLS, on this machine, or at the addresses
+/// that its cloud uses.
+pub(super) fn is_container_service(url: &Url, is_clouds: fn(IpAddr) -> bool) -> bool {
     let is_known = match url.host() {
-        Some(Host::Ipv4(address)) => CONTAINER_SERVICES.contains(&address.into()),
-        Some(Host::Ipv6(address)) => CONTAINER_SERVICES.contains(&address.into()),
+        Some(Host::Ipv4(address)) => is_clouds(address.into()),
+        Some(Host::Ipv6(address)) => is_clouds(address.into()),
         _ => false,
     };
     url.scheme() == "https" || (url.scheme() == "http" && (is_known || url.host_str().is_some_and(is_loopback)))
 }
 
+/// Whether a URL in plain HTTP leads to a metadata service, by its address or by a name of the cloud, or to this machine.
+pub(super) fn is_metadata_service(url: &Url, clouds_name: &str) -> bool {
+    let is_known = match url.host() {
+        Some(Host::Ipv4(address)) => METADATA_SERVICES.contains(&address.into()),
+        Some(Host::Ipv6(address)) => METADATA_SERVICES.contains(&address.into()),
+        Some(Host::Domain(name)) => name == clouds_name,
+        None => false,
+    };
+    url.scheme() == "http" && (is_known || url.host_str().is_some_and(is_loopback))
+}
+
 impl IdentityResponse {
+    /// Whether the service asks to come back. Azure's answers 410 while it is updated (Azure, "How to use managed
+    /// identities to acquire an access token", error handling).
+    pub(in crate::providers) fn is_busy(&self) -> bool {
+        self.status.is_server_error() || matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::GONE)
+    }
+
     /// Parses JSON. The error does not quote the answer, which may hold a secret.
     pub(in crate::providers) fn json<T: DeserializeOwned>(&self, what: &str, operation: &str) -> Result<T> {
         serde_json::from_slice(&self.body).map_err(|_| {
@@ -249,6 +309,7 @@ impl IdentityResponse {
     pub(in crate::providers) fn error(&self, code: Option<&str>, message: Option<&str>, operation: &str) -> Error {
         let status = self.status.as_u16();
         let kind = match retry::kind_of_status(status) {
+            _ if self.status == StatusCode::GONE => ErrorKind::ServerError,
             kind @ (ErrorKind::RateLimited | ErrorKind::ServerError | ErrorKind::InvalidResponse) => kind,
             _ => ErrorKind::Denied,
         };
@@ -268,12 +329,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_credentials_of_containers_are_requested_nowhere_else_in_plain_http() {
-        let allowed = |text: &str| is_container_service(&text.parse().unwrap());
+    fn the_credentials_of_containers_are_requested_in_plain_http_only_where_their_cloud_has_them() {
+        let is_clouds = |address: IpAddr| address == IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2));
+        let allowed = |text: &str| is_container_service(&text.parse().unwrap(), is_clouds);
         for url in [
             "http://169.254.170.2/v2/credentials",
-            "http://169.254.170.23/v1/credentials",
-            "http://[fd00:ec2::23]/v1/credentials",
             "http://127.0.0.1:4000/x",
             "http://localhost/x",
             "https://credentials.example.org/x",
@@ -281,6 +341,28 @@ mod tests {
             assert!(allowed(url), "{url}");
         }
         for url in ["http://10.0.0.5/x", "http://169.254.169.254/x", "http://credentials.example.org/x", "ftp://h/x"] {
+            assert!(!allowed(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn plain_http_is_only_for_the_metadata_services_of_clouds_and_this_machine() {
+        let allowed = |text: &str| is_metadata_service(&text.parse().unwrap(), "metadata.cloud.internal");
+        for url in [
+            "http://169.254.169.254/metadata/identity/oauth2/token?resource=x",
+            "http://[fd00:ec2::254]/latest/api/token",
+            "http://metadata.cloud.internal/computeMetadata/v1/x",
+            "http://127.0.0.1:4000/x",
+        ] {
+            assert!(allowed(url), "{url}");
+        }
+        for url in [
+            "http://169.254.170.2/v2/credentials",
+            "http://10.0.0.5/x",
+            "http://metadata.cloud.internal.example.org/x",
+            "http://tokens.example.org/x",
+            "https://169.254.169.254/x",
+        ] {
             assert!(!allowed(url), "{url}");
         }
     }

@@ -24,7 +24,7 @@ use imgsync_oci::secret::Secret;
 pub(crate) use cache::{LOGIN_TIMEOUT, MachineIdentities, refuse_foreign_realm};
 pub(super) use http::{IdentityRequest, IdentityResponse, form};
 pub(crate) use http::{MAX_ANSWER_BYTES, METADATA_TIMEOUT, SERVICE_TIMEOUT};
-pub(super) use search::Search;
+pub(super) use search::{Presence, Search};
 
 use super::{PROVIDERS, Provider};
 use crate::credentials::Credential;

@@ -1,5 +1,6 @@
 //! One search for an identity: what may be looked at, and what was missing.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ::http::Method;
@@ -10,7 +11,7 @@ use imgsync_oci::secret::Secret;
 use tokio::io::AsyncReadExt as _;
 use url::Url;
 
-use super::http::{IdentityHttp, IdentityRequest, IdentityResponse};
+use super::http::{IdentityHttp, IdentityRequest, IdentityResponse, NoAnswer};
 use super::{SigningKeys, http};
 use crate::credentials::CredentialEnvironment;
 use crate::{Registry, ssrf};
@@ -19,6 +20,18 @@ use crate::{Registry, ssrf};
 const LARGEST_FILE: u64 = 1 << 20;
 /// Size limit of what the firmware says.
 const LARGEST_FIRMWARE_TEXT: usize = 256;
+
+/// Whether a metadata service is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::providers) enum Presence {
+    /// A variable names it, the firmware says that the machine is the cloud's, or the user named the cloud and the
+    /// firmware says nothing. If it does not answer, that is an outage.
+    Expected,
+    /// The user named the cloud, and the firmware names another machine. If it does not answer, there is none.
+    Possible,
+    /// It is not asked.
+    Absent,
+}
 
 /// A search for an identity.
 pub(in crate::providers) struct Search<'a> {
@@ -32,6 +45,8 @@ pub(in crate::providers) struct Search<'a> {
     pub(super) http: &'a IdentityHttp,
     pub(super) keys: &'a tokio::sync::Mutex<Option<super::cache::CachedKeys>>,
     pub(super) missed: Vec<String>,
+    /// Whether a service that is expected to be there did not answer.
+    pub(super) has_outage: bool,
 }
 
 impl Search<'_> {
@@ -70,6 +85,12 @@ impl Search<'_> {
         Error::new(ErrorKind::Denied, &self.operation, detail)
     }
 
+    /// Returns the error of an identity that is not there: for now, if a service has an outage.
+    pub(in crate::providers) fn unavailable(&self, detail: impl AsRef<str>) -> Error {
+        let kind = if self.has_outage { ErrorKind::Unreachable } else { ErrorKind::Denied };
+        self.invalid(detail).with_kind(kind)
+    }
+
     /// Reads a file that a variable or another file names. It must exist.
     pub(in crate::providers) async fn read_file(&self, file: &Path, named_by: &str) -> Result<Secret> {
         match self.read_file_if_any(file).await? {
@@ -97,40 +118,59 @@ impl Search<'_> {
         }
     }
 
-    /// Whether a metadata service may be asked. Without a word of the user's, that is so only where the firmware says
-    /// that the machine is the cloud's.
-    pub(in crate::providers) async fn is_machine_of(&self, file: &str, beginnings: &[&str]) -> bool {
-        if self.is_explicit {
-            return true;
+    /// Returns whether the metadata service of a cloud is there. `signs` are files of the firmware and what they contain on
+    /// machines of this cloud. Without a word of the user's, the service is asked only on such a machine.
+    pub(in crate::providers) async fn metadata_presence(&self, is_named: bool, signs: &[(&str, &str)]) -> Presence {
+        match (is_named, self.is_machine_of(signs).await) {
+            (true, _) | (false, Some(true)) => Presence::Expected,
+            // Sandboxes hide the firmware.
+            (false, None) if self.is_explicit => Presence::Expected,
+            (false, Some(false)) if self.is_explicit => Presence::Possible,
+            (false, _) => Presence::Absent,
         }
-        let Some(folder) = &self.environment.firmware else { return false };
-        let Ok(text) = tokio::fs::read(folder.join(file)).await else { return false };
-        let text = String::from_utf8_lossy(&text[..text.len().min(LARGEST_FIRMWARE_TEXT)]).into_owned();
-        beginnings.iter().any(|begin| text.trim().starts_with(begin))
+    }
+
+    /// Whether the firmware says that this is a machine of a cloud; `None` if it says nothing.
+    async fn is_machine_of(&self, signs: &[(&str, &str)]) -> Option<bool> {
+        let folder = self.environment.firmware.as_ref()?;
+        let mut found = None;
+        for (file, words) in signs {
+            let Ok(text) = tokio::fs::read(folder.join(file)).await else { continue };
+            let text = String::from_utf8_lossy(&text[..text.len().min(LARGEST_FIRMWARE_TEXT)]).into_owned();
+            found = Some(found == Some(true) || text.contains(words));
+        }
+        found
     }
 
     /// Asks a metadata service. The error says why there was no answer.
     pub(in crate::providers) async fn ask_metadata(
-        &self,
+        &mut self,
         request: IdentityRequest,
+        presence: Presence,
     ) -> std::result::Result<IdentityResponse, String> {
-        self.http.ask_metadata(request).await
+        let answer = self.http.ask_metadata(request, presence == Presence::Expected).await;
+        answer.map_err(|NoAnswer { why, is_outage }| {
+            self.has_outage |= is_outage;
+            why
+        })
     }
 
-    /// Asks the service that hands out credentials to containers, at an address from a variable.
+    /// Asks the service that hands out credentials to containers or apps, at an address from a variable. In plain HTTP, it
+    /// is asked only on this machine and at addresses that its cloud uses.
     pub(in crate::providers) async fn ask_container_service(
-        &self,
+        &mut self,
         request: IdentityRequest,
         named_by: &str,
+        is_clouds: fn(IpAddr) -> bool,
     ) -> Result<IdentityResponse> {
         let origin = ssrf::origin(&request.url);
-        if !http::is_container_service(&request.url) {
+        if !http::is_container_service(&request.url, is_clouds) {
             let detail =
                 format!("{named_by} names {origin}, which is neither https nor a known address of this machine");
             return Err(Error::new(ErrorKind::Insecure, &self.operation, detail));
         }
-        let answer = self.http.ask_metadata(request).await;
-        answer.map_err(|why| self.invalid(format!("{origin}, named by {named_by}, did not answer: {why}")))
+        let answer = self.ask_metadata(request, Presence::Expected).await;
+        answer.map_err(|why| self.unavailable(format!("{origin}, named by {named_by}, did not answer: {why}")))
     }
 
     /// Asks a token service.
@@ -148,6 +188,21 @@ impl Search<'_> {
             false => &self.registry.http_redirect,
         };
         http::ask(client, request, &self.operation).await.map_err(|error| error.with_registry(&self.registry.name))
+    }
+
+    /// Asks a service for a token that another one exchanges: a metadata service, also by a name of the cloud, or one on
+    /// this machine; else over TLS.
+    pub(in crate::providers) async fn ask_token_source(
+        &mut self,
+        request: IdentityRequest,
+        clouds_name: &str,
+    ) -> Result<IdentityResponse> {
+        if !http::is_metadata_service(&request.url, clouds_name) {
+            return self.ask_service(request).await;
+        }
+        let origin = ssrf::origin(&request.url);
+        let answer = self.ask_metadata(request, Presence::Expected).await;
+        answer.map_err(|why| self.unavailable(format!("{origin} did not answer: {why}")))
     }
 
     /// Posts a form to a token service.
@@ -172,10 +227,9 @@ impl Search<'_> {
     }
 
     /// Returns the error of a machine that has no identity.
-    pub(super) fn nothing_found(missed: &[String], key: &str, hint: &str, operation: &str) -> Error {
-        let missed: Vec<String> = missed.iter().map(|what| sanitize_within(what, 300).into_owned()).collect();
-        let detail = format!("this machine has no identity of `{key}`: {}", missed.join("; "));
-        Error::new(ErrorKind::Denied, operation, detail).with_hint(hint)
+    pub(super) fn nothing_found(&self, key: &str, hint: &str) -> Error {
+        let missed: Vec<String> = self.missed.iter().map(|what| sanitize_within(what, 300).into_owned()).collect();
+        self.unavailable(format!("this machine has no identity of `{key}`: {}", missed.join("; "))).with_hint(hint)
     }
 }
 
@@ -187,27 +241,35 @@ impl std::fmt::Debug for Search<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::credentials::CredentialEnvironment;
+    use super::*;
     use crate::{Client, ClientSettings};
 
     #[tokio::test]
     async fn without_a_word_a_metadata_service_is_asked_only_where_the_firmware_names_the_cloud() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("vendor"), "Cloud Machines Inc.\n").unwrap();
-        let environment = CredentialEnvironment { firmware: Some(folder.path().to_owned()), ..Default::default() };
-        let client = Client::new(ClientSettings::default(), environment);
-        let registry = client.registry(&"r.example.com".parse().unwrap()).unwrap();
-        let (identities, environment) = (&client.0.identities, client.0.credentials.environment());
-        for (is_explicit, file, begin, is_asked) in [
-            (false, "vendor", "Cloud Machines", true),
-            (false, "vendor", "Machines", false),
-            (false, "product", "", false),
-            (true, "product", "Cloud Machines", true),
+        std::fs::write(folder.path().join("version"), "4.2.machines\n").unwrap();
+        let firmware = CredentialEnvironment { firmware: Some(folder.path().to_owned()), ..Default::default() };
+        let none = CredentialEnvironment::default();
+        let theirs = [("vendor", "Cloud Machines")];
+        let versioned = [("vendor", "Xen"), ("version", "machines")];
+        let (others, hidden) = ([("vendor", "Xen")], [("product", "")]);
+        for (environment, is_explicit, is_named, signs, presence) in [
+            (&firmware, false, false, &theirs[..], Presence::Expected),
+            (&firmware, false, false, &versioned, Presence::Expected),
+            (&firmware, false, false, &others, Presence::Absent),
+            (&firmware, false, false, &hidden, Presence::Absent),
+            (&firmware, false, true, &others, Presence::Expected),
+            (&firmware, true, false, &others, Presence::Possible),
+            (&firmware, true, false, &hidden, Presence::Expected),
+            (&none, false, false, &theirs, Presence::Absent),
+            (&none, true, false, &theirs, Presence::Expected),
         ] {
-            let search = identities.search(&registry, environment, is_explicit, "logging in");
-            assert_eq!(search.is_machine_of(file, &[begin]).await, is_asked, "{is_explicit} {file} {begin}");
+            let client = Client::new(ClientSettings::default(), environment.clone());
+            let registry = client.registry(&"r.example.com".parse().unwrap()).unwrap();
+            let search = client.0.identities.search(&registry, environment, is_explicit, "logging in");
+            let found = search.metadata_presence(is_named, signs).await;
+            assert_eq!(found, presence, "{is_explicit} {is_named} {signs:?}");
         }
-        let nowhere = CredentialEnvironment::default();
-        assert!(!identities.search(&registry, &nowhere, false, "logging in").is_machine_of("vendor", &[""]).await);
     }
 }
