@@ -228,9 +228,13 @@ pub(super) async fn token(
     Ok(FaultResponse::json(StatusCode::OK, &answer))
 }
 
-/// Returns the user and the password of Basic authentication that are valid now.
+/// Returns the user and the password that are valid now.
 pub(super) fn current_basic(inner: &Inner) -> Option<(&str, &str)> {
-    let AuthMode::Basic(user, password) = &inner.options.auth else { return None };
+    let (user, password) = match &inner.options.auth {
+        AuthMode::Basic(user, password) => (user, password),
+        AuthMode::Bearer(Bearer { user: Some((user, password)), .. }) => (user, password),
+        _ => return None,
+    };
     let next = inner.options.quirks.next_password.filter(|_| inner.first_valid_token() > 0);
     Some((user, next.unwrap_or(password)))
 }

@@ -17,14 +17,19 @@ use super::request_log::RecordedRequest;
 use super::response::FaultResponse;
 use super::state::Inner;
 
-/// Action that hands out a password.
-const GET_PASSWORD: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
+/// Returns the target of an action of ECR (`ecr`) or ECR Public (`ecr-public`).
+fn target(service: &str, action: &str) -> String {
+    let api = if service == "ecr" { "AmazonEC2ContainerRegistry_V20150921" } else { "SpencerFrontendService" };
+    format!("{api}.{action}")
+}
 
 /// API that creates repositories or projects.
 #[derive(Clone, Copy, Debug)]
 pub enum CreateApi {
-    /// ECR's `CreateRepository`.
+    /// `CreateRepository` of ECR or ECR Public.
     Ecr {
+        /// Name of the service in signatures: `ecr` or `ecr-public`.
+        service: &'static str,
         /// Account number, which `registryId` must match.
         account: &'static str,
         /// Region of the signature.
@@ -56,10 +61,14 @@ pub(super) async fn create(
     let body = body.all(64 * 1024).await?.unwrap_or_default();
     let json: Value = serde_json::from_slice(&body).unwrap_or_default();
     Ok(match inner.options.quirks.create_api {
-        Some(CreateApi::Ecr { account, .. }) => match check(inner, record, &body) {
+        Some(CreateApi::Ecr { service, account, .. }) => match check(inner, record, &body) {
             Err((code, message)) => ecr_error(code, &message),
-            Ok(()) if record.header("x-amz-target") == Some(GET_PASSWORD) => password(inner, &json),
-            Ok(()) if json["registryId"] != account => ecr_error("InvalidParameterException", "another registryId"),
+            Ok(()) if record.header("x-amz-target") == Some(target(service, "GetAuthorizationToken").as_str()) => {
+                password(inner, &json, service)
+            }
+            Ok(()) if service == "ecr" && json["registryId"] != account => {
+                ecr_error("InvalidParameterException", "another registryId")
+            }
             Ok(()) => repository(inner, account, json["repositoryName"].as_str().unwrap_or_default()),
         },
         Some(CreateApi::Harbor { user, password }) => {
@@ -73,7 +82,7 @@ pub(super) async fn create(
 }
 
 /// Answers `GetAuthorizationToken` with the password that is valid now.
-fn password(inner: &Inner, body: &Value) -> FaultResponse {
+fn password(inner: &Inner, body: &Value, service: &str) -> FaultResponse {
     if *body != json!({}) {
         return ecr_error("InvalidParameterException", "registryIds is deprecated");
     }
@@ -83,8 +92,11 @@ fn password(inner: &Inner, body: &Value) -> FaultResponse {
     let lifetime = inner.options.quirks.password_seconds.unwrap_or(12 * 3600);
     let ends = Timestamp::now().as_duration().as_secs_f64() + lifetime as f64;
     let token = STANDARD.encode(format!("{user}:{password}"));
-    let data = json!({"authorizationToken": token, "expiresAt": ends, "proxyEndpoint": inner.url()});
-    FaultResponse::json(StatusCode::OK, &json!({"authorizationData": [data]}))
+    let data = match service {
+        "ecr" => json!([{"authorizationToken": token, "expiresAt": ends, "proxyEndpoint": inner.url()}]),
+        _ => json!({"authorizationToken": token, "expiresAt": ends}),
+    };
+    FaultResponse::json(StatusCode::OK, &json!({"authorizationData": data}))
 }
 
 fn repository(inner: &Inner, account: &str, name: &str) -> FaultResponse {
@@ -119,11 +131,13 @@ fn ecr_error(code: &str, message: &str) -> FaultResponse {
 
 /// Checks the form and the signature (Signature Version 4) of a request to ECR.
 fn check(inner: &Inner, record: &RecordedRequest, body: &[u8]) -> Result<(), (&'static str, String)> {
-    let Some(CreateApi::Ecr { region, key: (id, secret), session, .. }) = inner.options.quirks.create_api else {
+    let Some(CreateApi::Ecr { service, region, key: (id, secret), session, .. }) = inner.options.quirks.create_api
+    else {
         return Err(("InternalFailure", String::new()));
     };
     let header = |name: &str| record.header(name).unwrap_or_default();
-    if !["AmazonEC2ContainerRegistry_V20150921.CreateRepository", GET_PASSWORD].contains(&header("x-amz-target")) {
+    let targets = ["CreateRepository", "GetAuthorizationToken"].map(|action| target(service, action));
+    if !targets.iter().any(|target| target == header("x-amz-target")) {
         return Err(("UnknownOperationException", header("x-amz-target").to_owned()));
     }
     if header("content-type") != "application/x-amz-json-1.1" {
@@ -148,7 +162,7 @@ fn check(inner: &Inner, record: &RecordedRequest, body: &[u8]) -> Result<(), (&'
     };
     let (credential, names, signature) = (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
     let day = &date[..8];
-    let scope = format!("{day}/{region}/ecr/aws4_request");
+    let scope = format!("{day}/{region}/{service}/aws4_request");
     if credential != format!("{id}/{scope}") {
         return Err(("UnrecognizedClientException", credential.to_owned()));
     }
@@ -157,7 +171,7 @@ fn check(inner: &Inner, record: &RecordedRequest, body: &[u8]) -> Result<(), (&'
             return Err(wrong(needed));
         }
     }
-    let host = format!("api.ecr.{region}.amazonaws.com");
+    let host = format!("api.{service}.{region}.amazonaws.com");
     let mut canonical = "POST\n/\n\n".to_owned();
     for name in names.split(';') {
         // HTTP/2 has no `Host`.
@@ -169,7 +183,7 @@ fn check(inner: &Inner, record: &RecordedRequest, body: &[u8]) -> Result<(), (&'
     let mac =
         |key: &[u8], text: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec();
     let first = format!("AWS4{secret}").into_bytes();
-    let key = [day, region, "ecr", "aws4_request"].iter().fold(first, |key, part| mac(&key, part));
+    let key = [day, region, service, "aws4_request"].iter().fold(first, |key, part| mac(&key, part));
     let right = hex::encode(mac(&key, &format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{digest}")));
     if right == signature { Ok(()) } else { Err(wrong("The request signature does not match")) }
 }

@@ -51,6 +51,7 @@ pub(super) fn profile() -> RegistryProfile {
                     next_password: Some("twelve-more"),
                     no_new_repositories: true,
                     create_api: Some(CreateApi::Ecr {
+                        service: "ecr",
                         account: "123456789012",
                         region: "eu-west-1",
                         key: ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),

@@ -3,6 +3,7 @@
 
 mod auto;
 mod hostile;
+mod roles;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -258,6 +259,7 @@ async fn a_password_of_ecr_is_renewed_when_its_time_is_over() {
             host: Some(host),
             password_seconds: Some(2),
             create_api: Some(CreateApi::Ecr {
+                service: "ecr",
                 account: "123456789012",
                 region: "eu-west-1",
                 key: (KEYS.0, KEYS.1),
