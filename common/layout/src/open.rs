@@ -151,7 +151,8 @@ fn remove_leftovers(shared: &LayoutInner) -> Result<(), LayoutError> {
             continue;
         };
         let Some((file, size)) = root.open_file(&name)? else { continue };
-        if file.try_lock().is_err() {
+        // Its writer may have finished between open and lock, and another may have begun.
+        if file.try_lock().is_err() || !root.is_same_file(&name, &file)? {
             continue;
         }
         // Only a file named by its digest alone can be resumed; a second writer's name has a suffix.

@@ -176,8 +176,9 @@ impl PartialBlob {
         loop {
             let name = format!("{base}.{:016x}{PARTIAL_SUFFIX}", rand::random::<u64>());
             let file = root.create_file(&name)?;
-            let _ = file.try_lock();
-            if root.is_same_file(&name, &file)? {
+            // Whoever removes leftovers may have been faster.
+            let is_taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+            if !is_taken && root.is_same_file(&name, &file)? {
                 return Ok(part(file, name, PartialDisposition::Remove));
             }
         }

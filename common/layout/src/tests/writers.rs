@@ -178,6 +178,30 @@ async fn two_who_write_the_same_blob_do_not_wait_for_each_other() {
     assert_eq!(hidden(dir.path()), 0);
 }
 
+const BLOBS_OF_EACH: u32 = 50;
+
+/// Each task opens the layout, as the tasks of a run do, and so removes leftovers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_opens_a_layout_removes_no_file_that_is_being_written() {
+    let (dir, _) = layout().await;
+    let write = |number: u32| {
+        let folder = dir.path().to_owned();
+        async move {
+            for written in 0..BLOBS_OF_EACH {
+                let layout = Layout::open_or_create(&folder).await.unwrap();
+                let content = Bytes::from(format!("{number} {written}"));
+                let stream = futures_util::stream::iter([Ok(content.clone())]);
+                layout.write_blob(&blob(&content), stream).await.unwrap();
+            }
+        }
+    };
+    let writers: Vec<_> = (0..16).map(|number| tokio::spawn(write(number))).collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("blobs/sha256")).unwrap().count(), 16 * BLOBS_OF_EACH as usize);
+}
+
 /// Layouts opened separately share only the files, like separate processes.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_tag_is_lost_when_many_write_at_once() {
