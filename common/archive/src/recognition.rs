@@ -26,13 +26,17 @@ pub fn begins_as_image_archive(file: &Path) -> io::Result<bool> {
     Ok(first.is_some_and(|entry| entry.is_ok_and(|entry| is_member_name(&entry.path_bytes()))))
 }
 
-/// Returns whether a file begins as an archive of images, and its end is missing: a tar ends with a block of zeros.
+/// Returns whether a file begins as a plain archive of images, and its end is missing: a tar ends with a block of zeros. A
+/// compressed one without its end cannot be unpacked.
 ///
 /// # Errors
 /// If the file cannot be opened or read.
 pub fn is_cut_image_archive(path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
+    let mut file = BufReader::new(File::open(path)?);
+    if file.fill_buf()?.starts_with(&GZIP_MAGIC) {
+        return Ok(false);
+    }
+    let length = file.get_ref().metadata()?.len();
     let mut last = [1; BLOCK_BYTES as usize];
     if length >= BLOCK_BYTES && length.is_multiple_of(BLOCK_BYTES) {
         file.seek(SeekFrom::End(-(BLOCK_BYTES as i64)))?;
@@ -109,6 +113,7 @@ mod tests {
         }
         assert!(begins_as_image_archive(&folder.path().join("none")).is_err());
     }
+
     #[test]
     fn an_archive_without_its_end_is_cut() {
         let folder = tempfile::tempdir().unwrap();
@@ -125,5 +130,9 @@ mod tests {
             is_cut(&whole[..7 * 512]) && is_cut(&whole[..6 * 512]) && is_cut(&whole[..700]) && !is_cut(&whole[..300])
         );
         assert!(!is_cut(&tar("notes.txt")[..7 * 512]) && !is_cut(b""));
+        // It may be somebody's archive with a folder `blobs`.
+        for length in [gzip(&whole).len(), 700] {
+            assert!(!is_cut(&gzip(&whole)[..length]), "{length}");
+        }
     }
 }
