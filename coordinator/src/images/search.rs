@@ -28,6 +28,8 @@ pub struct ImageSearch {
     undecided: Vec<UndecidedName>,
     /// Files and documents that were not understood.
     pub problems: Vec<ScanProblem>,
+    /// Number of files in folders that could not be read; they are among the problems.
+    pub unreadable: usize,
     /// Parts whose images are elsewhere, as in charts that are not rendered.
     pub elsewhere: Vec<ScanProblem>,
     /// Number of files read.
@@ -94,6 +96,7 @@ impl ImageSearch {
                 Err(error) => {
                     let place = ImagePlace { file: sanitize(&name).into(), line: 0, path: String::new() };
                     let reason = format!("it cannot be read: {error}");
+                    self.unreadable += 1;
                     self.omitted += append(&mut self.problems, vec![ScanProblem { reason, place }]);
                 }
             }

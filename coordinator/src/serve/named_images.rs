@@ -9,6 +9,7 @@ use imgsync_config::{Rule, RuleSource};
 use imgsync_image_names::Certainty;
 use imgsync_model::batch::PushedReference;
 use imgsync_oci::error::Result;
+use imgsync_oci::humanize::pluralize;
 use imgsync_oci::{Digest, DigestTag, Reference, RegistryName, RepositoryName, Tag};
 use imgsync_store::log_throttle;
 
@@ -17,7 +18,7 @@ use crate::images::{FileVersions, ImageSearch};
 /// The pause between two checks of files is this many times as long as a check.
 const MIN_PAUSE_FACTOR: u32 = 20;
 /// How long a call waits at most for the end of that pause.
-const MAX_PAUSE_WAIT: Duration = Duration::from_millis(250);
+const MAX_PAUSE_WAIT: Duration = Duration::from_secs(1);
 
 /// The images that a rule names.
 #[derive(Debug)]
@@ -26,8 +27,8 @@ pub(super) struct NamedImages {
     paths: Vec<PathBuf>,
     /// `None` until the files have been read.
     images: RwLock<Option<Images>>,
-    /// Locked during a check of the files.
-    last_check: tokio::sync::Mutex<LastCheck>,
+    /// Locked during a check of the files, also if nobody waits for it any more.
+    last_check: Arc<tokio::sync::Mutex<LastCheck>>,
 }
 
 /// The last check of the files.
@@ -69,7 +70,7 @@ impl NamedImages {
     }
 
     fn new(paths: Vec<PathBuf>, images: Option<Images>) -> NamedImages {
-        NamedImages { paths, images: RwLock::new(images), last_check: tokio::sync::Mutex::default() }
+        NamedImages { paths, images: RwLock::new(images), last_check: Arc::default() }
     }
 
     /// Returns whether these are the images of the same files.
@@ -126,7 +127,7 @@ impl NamedImages {
             return;
         }
         let called_at = Instant::now();
-        let mut last = self.last_check.lock().await;
+        let mut last = self.last_check.clone().lock_owned().await;
         if last.began_at.is_some_and(|began| began >= called_at) {
             return;
         }
@@ -136,44 +137,62 @@ impl NamedImages {
             }
             tokio::time::sleep_until(next.into()).await;
         }
-        let (this, known, began) = (self.clone(), last.version, Instant::now());
-        match tokio::task::spawn_blocking(move || this.check(known)).await {
-            Ok(version) => last.version = version,
-            Err(error) => log_throttle::warn("hooks: named images", &format!("hooks: reading named images: {error}")),
+        let this = self.clone();
+        let check = move || {
+            let began = Instant::now();
+            last.version = this.check(last.version);
+            last.began_at = Some(began);
+            last.next_at = Some(Instant::now() + began.elapsed().saturating_mul(MIN_PAUSE_FACTOR));
+        };
+        if let Err(error) = tokio::task::spawn_blocking(check).await {
+            log_throttle::warn("hooks: named images", &format!("hooks: reading named images: {error}"));
         }
-        last.began_at = Some(began);
-        last.next_at = Some(Instant::now() + began.elapsed().saturating_mul(MIN_PAUSE_FACTOR));
     }
 
-    /// Reads the files unless they have a known version, and returns the version that they have now.
+    /// Reads the files unless they have a known version. Returns the version that they have now, if all were read.
     fn check(&self, known: Option<FileVersions>) -> Option<FileVersions> {
         let found = FileVersions::read(&self.paths);
         if found.is_some() && found == known {
             return found;
         }
-        match self.read_files() {
-            Ok(images) => *self.images.write().unwrap_or_else(PoisonError::into_inner) = Some(images),
-            // A file that is missing once is being replaced.
-            Err(_) if found.is_none() && known.is_some() => {}
-            Err(error) => {
-                let meanwhile = match self.is_unread() {
-                    true => "pushes of its images wait",
-                    false => "what was read before counts",
-                };
-                log_throttle::warn("hooks: named images", &format!("hooks: {error}; {meanwhile}"));
+        let (why, images) = match self.read_files() {
+            Ok((images, 0)) => {
+                self.set_images(images);
+                return found;
             }
-        }
-        found
+            Ok((images, unreadable)) => {
+                let files = pluralize(unreadable as u64, "file that names", "files that name");
+                (format!("{files} images cannot be read"), Some(images))
+            }
+            // A file that is missing once is being replaced.
+            Err(_) if found.is_none() && known.is_some() => return None,
+            Err(error) => (error.to_string(), None),
+        };
+        let meanwhile = match (self.is_unread(), images) {
+            (true, Some(images)) => {
+                self.set_images(images);
+                "pushes of images in the others are accepted"
+            }
+            (true, None) => "pushes of its images wait",
+            (false, _) => "what was read before counts",
+        };
+        log_throttle::warn("hooks: named images", &format!("hooks: {why}; {meanwhile}"));
+        None
     }
 
-    fn read_files(&self) -> Result<Images> {
+    fn set_images(&self, images: Images) {
+        *self.images.write().unwrap_or_else(PoisonError::into_inner) = Some(images);
+    }
+
+    /// Returns the images in the files, and how many files of folders could not be read.
+    fn read_files(&self) -> Result<(Images, usize)> {
         let mut search = ImageSearch::default();
         self.paths.iter().try_for_each(|path| search.add_path(path))?;
         let mut images = Images::new();
         for (image, _) in search.images.iter(Certainty::Sure) {
             add_image(&mut images, image);
         }
-        Ok(images)
+        Ok((images, search.unreadable))
     }
 }
 
@@ -212,6 +231,7 @@ mod tests {
         assert!(has(&tag("2", Some(&digest))) && has(&tag("3", None)), "the sender does not say which digest it has");
         assert!(has(&PushedReference::Manifest(digest)) && !has(&tag("3", Some(&Digest::sha256(b"y")))));
     }
+
     #[tokio::test]
     async fn files_are_read_when_they_have_changed_and_a_call_sees_what_was_written_before() {
         let folder = tempfile::tempdir().unwrap();
@@ -237,5 +257,33 @@ mod tests {
             images.refresh().await;
             assert!(has("19"));
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_folder_with_a_file_that_cannot_be_read_is_read_again_until_it_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let write = |name: &str, tag: &str| {
+            let pod = format!("apiVersion: v1\nkind: Pod\nspec: {{containers: [{{image: 'r.example/a:{tag}'}}]}}\n");
+            std::fs::write(at(name), pod).unwrap();
+        };
+        write("a.yaml", "1");
+        let images = Arc::new(NamedImages::new(vec![folder.path().to_owned()], None));
+        let place = ("r.example".parse().unwrap(), "a".parse().unwrap());
+        let has =
+            |tag: &str| images.may_have((&place.0, &place.1), &PushedReference::Tag(tag.parse().unwrap(), None), false);
+        images.refresh().await;
+        assert!(has("1"));
+        // Nobody can read this file from its beginning, not even the administrator.
+        std::fs::remove_file(at("a.yaml")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/mem", at("a.yaml")).unwrap();
+        write("b.yaml", "2");
+        images.refresh().await;
+        assert!(has("1"), "what was read before counts");
+        std::fs::remove_file(at("a.yaml")).unwrap();
+        write("a.yaml", "3");
+        images.refresh().await;
+        assert!(has("2") && has("3") && !has("1"));
     }
 }

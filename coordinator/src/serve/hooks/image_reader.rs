@@ -18,8 +18,14 @@ pub(in crate::serve) async fn watch_named_images(
 ) {
     while !stop.is_cancelled() {
         let named = active_config.borrow_and_update().triggered_images();
-        for images in named {
-            images.refresh().await;
+        let refreshed = async {
+            for images in named {
+                images.refresh().await;
+            }
+        };
+        // A file system may hang.
+        if stop.run_until_cancelled(refreshed).await.is_none() {
+            return;
         }
         tokio::select! {
             () = tokio::time::sleep(CHECK_INTERVAL) => {}

@@ -43,6 +43,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const UNPROVED_READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the store may take. Senders wait for seconds at most, and send again.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time limit for looking at files of images.
+const FILES_TIMEOUT: Duration = Duration::from_secs(2);
 /// When senders that obey it send again, in seconds.
 const RETRY_SECONDS: &str = "10";
 
@@ -170,7 +172,12 @@ async fn receive_from(
         let mut rules = hook.wanted_by(&repository, &reference);
         if !is_refreshed && reference != PushedReference::Deletion && hook.reads_files_beside(&rules) {
             // A new image may be in the files already.
-            hook.refresh_images().await;
+            if tokio::time::timeout(FILES_TIMEOUT, hook.refresh_images()).await.is_err() {
+                log_throttle::warn(
+                    "hooks: slow files",
+                    "hooks: reading files of images takes long; pushes do not wait",
+                );
+            }
             is_refreshed = true;
             rules = hook.wanted_by(&repository, &reference);
         }
