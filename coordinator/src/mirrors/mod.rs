@@ -9,7 +9,7 @@ mod name_mapping;
 mod rule_names;
 mod shared_names;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use imgsync_config::{Config, RuleSource};
@@ -21,6 +21,7 @@ pub(crate) use self::formats::{FileKind, MirrorFormat, OutputFile, RenderedMirro
 use self::mirror_registry::MirrorRegistries;
 use self::name_mapping::{MirrorGap, NameMapping, NamePrefix};
 use self::rule_names::{names_of_copies, names_of_rule, registry_targets};
+use crate::presets;
 
 /// A name that cannot be pulled from the mirror, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,8 +59,7 @@ pub(crate) struct MirroredNames {
     pub(crate) origins: Vec<(String, NameOrigin)>,
     /// Remarks about rules.
     notes: Vec<String>,
-    /// Sources and targets of presets, of which several locations have the same images.
-    aliases: HashSet<(NamePrefix, NamePrefix)>,
+    aliases: Aliases,
     /// Targets of the rules that have a path.
     target_paths: HashSet<NamePrefix>,
     /// Whether images of several sources may have the same name in a mirror.
@@ -71,10 +71,15 @@ impl MirroredNames {
     /// Adds the names of rules that were not chosen, which nodes must not get in place of others.
     pub(crate) fn add_other_rules(&mut self, others: MirroredNames) {
         self.other_mappings.extend(others.mappings);
-        self.aliases.extend(others.aliases);
+        for (source_and_target, images) in others.aliases {
+            self.aliases.entry(source_and_target).or_default().extend(images);
+        }
         self.target_paths.extend(others.target_paths);
     }
 }
+
+/// Sources and targets of presets, with the images that are there: names at several locations of a preset may be of the same.
+type Aliases = HashMap<(NamePrefix, NamePrefix), BTreeSet<String>>;
 
 /// Collects the names that the rules write: of each rule, what it copied if the store knows that, and what the rule says of
 /// the rest. Without a store, all are from the rules. `folder`: base of relative paths of the configuration.
@@ -91,7 +96,7 @@ pub(crate) async fn collect_names(config: &Config, folder: &Path, store: Option<
         unreachable: Vec::new(),
         origins: Vec::new(),
         notes: Vec::new(),
-        aliases: HashSet::new(),
+        aliases: Aliases::new(),
         target_paths: HashSet::new(),
         allows_shared_names: false,
         registries,
@@ -120,9 +125,13 @@ pub(crate) async fn collect_names(config: &Config, folder: &Path, store: Option<
         }
         let targets = registry_targets(rule).map(|(base, _)| NamePrefix::target(base));
         names.target_paths.extend(targets.filter(|target| !target.path.is_empty()));
-        if matches!(rule.source, RuleSource::Preset(_)) {
-            let pairs = found.mappings.iter().map(|mapping| (mapping.source.clone(), mapping.target.clone()));
-            names.aliases.extend(pairs);
+        if let RuleSource::Preset(preset) = &rule.source {
+            let definition = presets::find(preset)?;
+            for NameMapping { source, target, .. } in &found.mappings {
+                let text = source.to_string();
+                let images = definition.paths_below(&text).map(|path| format!("{}: {path}", preset.name));
+                names.aliases.entry((source.clone(), target.clone())).or_default().extend(images);
+            }
         }
         for mapping in found.mappings {
             if known.insert(mapping.clone()) {

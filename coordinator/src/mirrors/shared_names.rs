@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use imgsync_model::naming::flatten_name;
 use imgsync_oci::RegistryName;
 
-use super::MirroredNames;
 use super::name_mapping::{NameMapping, NamePrefix, count_levels};
+use super::{Aliases, MirroredNames};
 
 /// More warnings are counted.
 const MAX_WARNINGS: usize = 20;
@@ -29,7 +29,7 @@ pub(super) struct NameRange {
 /// The names of all mappings in their mirrors.
 pub(super) struct SharedNames<'a> {
     by_target: BTreeMap<NamePrefix, Vec<&'a NameMapping>>,
-    aliases: &'a HashSet<(NamePrefix, NamePrefix)>,
+    aliases: &'a Aliases,
     target_paths: &'a HashSet<NamePrefix>,
     is_allowed: bool,
     known: HashMap<NameRange, Option<SharedName>>,
@@ -162,6 +162,12 @@ impl<'a> SharedNames<'a> {
         found
     }
 
+    /// Whether two sources are locations of the same image of a preset.
+    fn are_aliases(&self, sources: [&NamePrefix; 2], target: &NamePrefix) -> bool {
+        let [one, other] = sources.map(|source| self.aliases.get(&(source.clone(), target.clone())));
+        one.zip(other).is_some_and(|(one, other)| !one.is_disjoint(other))
+    }
+
     /// Returns a name that a range and a mapping have in the mirror for different sources.
     fn compare(&self, range: &NameRange, mapping: &NameMapping) -> Option<SharedName> {
         let (levels, theirs) = (range.levels.clone(), mapping.scope.levels());
@@ -183,7 +189,7 @@ impl<'a> SharedNames<'a> {
         let is_same = wanted == other
             || has_registry_level(&wanted, &other.registry)
             || has_registry_level(&other, &wanted.registry)
-            || [&wanted, &other].iter().all(|source| self.aliases.contains(&((*source).clone(), target.clone())));
+            || self.are_aliases([&wanted, &other], target);
         if least > most || is_same {
             return None;
         }
@@ -297,8 +303,12 @@ mod tests {
         assert_eq!(shared(vec![app("quay.io/a/app")], range.clone()).await, None);
         // Locations of a preset have the same images.
         let mut names = names(vec![app("quay.io/a/app"), app("quay.io/b/app")]).await;
-        names.aliases = names.mappings.iter().map(|it| (it.source.clone(), it.target.clone())).collect();
-        assert_eq!(SharedNames::new(&names).find(&range), None);
+        for (image, is_shared) in [("x", false), ("y", true)] {
+            let images = ["x", image].map(|image| BTreeSet::from([image.to_owned()]));
+            let sources = names.mappings.iter().map(|it| (it.source.clone(), it.target.clone()));
+            names.aliases = sources.zip(images).collect();
+            assert_eq!(SharedNames::new(&names).find(&range).is_some(), is_shared);
+        }
     }
 
     #[tokio::test]

@@ -98,3 +98,21 @@ async fn locations_of_a_preset_with_one_name_in_the_mirror_are_not_taken_for_oth
     let conf = render(&names, MirrorFormat::RegistriesConf).unwrap();
     assert_eq!((conf.unreachable.as_slice(), conf.reachable), ([].as_slice(), 5));
 }
+
+#[tokio::test]
+async fn images_of_presets_with_the_same_name_are_told_apart_and_locations_of_one_image_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = "rules: [{preset: kubeadm, to: m.example/m, naming: basename}, {preset: linkerd, to: m.example/m, naming: \
+                 basename}]";
+    let store = store_with(&[
+        ["registry.k8s.io", "pause", "m.example", "m/pause"],
+        ["k8s.gcr.io", "pause", "m.example", "m/pause"],
+        ["registry.k8s.io", "ingress-nginx/controller", "m.example", "m/controller"],
+        ["cr.l5d.io", "linkerd/controller", "m.example", "m/controller"],
+    ])
+    .await;
+    let names = collected(rules, folder.path(), &store).await;
+    let rendered = render(&names, MirrorFormat::Kyverno).unwrap();
+    let shared = |name: &str| rendered.unreachable.iter().any(|it| it.name.contains(name));
+    assert!(shared("m/controller") && !shared("m/pause"), "{:#?} {:?}", rendered.unreachable, mappings(&names));
+}

@@ -102,6 +102,16 @@ impl PresetDefinition {
         self.homes.iter().map(|home| (home.at.as_str(), home.former_homes.as_slice()))
     }
 
+    /// Returns the paths of a name (`registry/path`) below current and former locations of the preset. Names with the same
+    /// path are of the same image.
+    pub(crate) fn paths_below<'n>(&self, name: &'n str) -> impl Iterator<Item = &'n str> {
+        let homes = self.homes.iter().flat_map(|here| std::iter::once(&here.at).chain(&here.former_homes));
+        homes.filter_map(move |home| {
+            let rest = name.strip_prefix(home.as_str())?;
+            if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
+        })
+    }
+
     /// Whether the preset supports `versions`.
     pub fn has_versions(&self) -> bool {
         self.versions.is_some()
