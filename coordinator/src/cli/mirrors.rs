@@ -118,6 +118,12 @@ async fn execute(args: &MirrorsArgs, settings: &mut Settings, printer: &Printer)
         others.rules.retain(|rule| !settings.config.rules.contains(rule));
         match collect_names(&others, settings.folder(), store.as_deref()).await {
             Ok(others) => names.add_other_rules(others),
+            Err(error) if !args.shared_names => {
+                return Err(error.with_hint(
+                    "other rules may write the same names to the mirrors, and nodes would pull these images for others; \
+                     --shared-names ignores that",
+                ));
+            }
             Err(error) => printer.warning(&format!(
                 "names that other rules write to the mirrors are not known, and nodes may pull them for others: {error}"
             )),
